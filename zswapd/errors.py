@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every failure zswapd raises by itself, in one place.
+
+A failure is an exception; a refusal (a store that policy turns away) is a result and never passes through here. Each class
+carries what its two edges need: `exit_code` for the command line, `errno_` for FUSE. Exit codes are unique, so that a script
+can tell them apart; `tests/unit/test_errors.py` holds them to that. Low layers raise, only the edges (cli, fuse, control)
+translate.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class ZswapdError(Exception):
+    """Base of all failures with a message meant for a person.
+
+    Args:
+        message: what went wrong, naming the file, value or device.
+        hint: what to do about it, as a sentence or a command.
+    """
+
+    exit_code = 1
+    errno_ = errno.EIO
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(ZswapdError):
+    """A setting is unknown, of the wrong type or out of range; nothing was applied."""
+
+    exit_code = 2
+    errno_ = errno.EINVAL
+
+
+class MountError(ZswapdError):
+    """The file system cannot be mounted or unmounted; nothing was left mounted."""
+
+    exit_code = 3
+    errno_ = errno.EBUSY
+
+
+class PermissionsError(ZswapdError):
+    """The process lacks a privilege or a device node that the job needs."""
+
+    exit_code = 4
+    errno_ = errno.EPERM
+
+
+class ControlError(ZswapdError):
+    """The daemon cannot be reached over its control socket, or refused the command."""
+
+    exit_code = 5
+    errno_ = errno.EPROTO
+
+
+class SwapDeviceError(ZswapdError):
+    """Attaching or detaching the loop device or the swap on it failed; every step taken was undone."""
+
+    exit_code = 6
+    errno_ = errno.EBUSY
+
+
+class HeadroomError(SwapDeviceError):
+    """What is swapped out does not fit into memory, so swapoff was not tried."""
+
+    exit_code = 7
+    errno_ = errno.ENOMEM
+
+
+class ProtectionError(ZswapdError):
+    """A protection that keeps the box from hanging could not be had, and was not waived with --force."""
+
+    exit_code = 8
+    errno_ = errno.EPERM
+
+
+class ArenaError(ZswapdError):
+    """The shared memory that holds the pool cannot be made, mapped or populated."""
+
+    exit_code = 9
+    errno_ = errno.ENOMEM
+
+
+class CorruptedPageError(ZswapdError):
+    """A stored page does not decompress or does not match its checksum; its reader gets EIO.
+
+    Not raised for a page that was never stored or was discarded: those read as zeros.
+    """
+
+    exit_code = 10
+    errno_ = errno.EIO
+
+
+class LostPageError(ZswapdError):
+    """A page is read whose last write was refused, so that neither its old nor its new data exists."""
+
+    exit_code = 11
+    errno_ = errno.EIO
+
+
+class DiscardError(ZswapdError):
+    """Part of a page was to be discarded and the rest could not be kept; the page is lost if it had data."""
+
+    exit_code = 12
+    errno_ = errno.ENOSPC
+
+
+class InvariantError(ZswapdError):
+    """A `check()` found lists or counts that contradict each other: a bug, never a user's mistake."""
+
+    exit_code = 70
+    errno_ = errno.EIO

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page: its size, and the arithmetic that several layers share.
+
+The size is the system's (4096, 16384 or 65536 bytes), since the kernel swaps in its own pages. No layer below the composition
+root reads it from here by default: they take `page_size` as a plain value, so that tests run all three sizes on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+
+PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
+"""Bytes in a page of this system."""
+
+
+def round_down(value: int, unit: int) -> int:
+    """Return the largest multiple of `unit` that is not above `value`."""
+    return value - value % unit
+
+
+def round_up(value: int, unit: int) -> int:
+    """Return the smallest multiple of `unit` that is not below `value`."""
+    return -(-value // unit) * unit
