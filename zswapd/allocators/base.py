@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every allocator over page frames offers, as a protocol.
+
+A handle is the object's byte offset in the arena: a machine word, never 0, stable until the object is freed or compaction
+reports that it moved. Reading an object through a handle therefore needs no lookup and no copy.
+
+The first eight bytes of an object are its owner's word of life: `alloc` hands the object out with that word zero, the owner
+makes it non-zero when the object is complete, and `free` makes it zero again. Whoever finds the arena without an index (a
+successor process) can tell live objects from dead ones by it; so can compaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Allocator(Protocol):
+    """Objects of up to a page in frames of one arena.
+
+    Attributes:
+        memory: the arena's bytes; `memory[handle : handle + size]` is the object.
+        max_size: bytes of the largest object.
+    """
+
+    memory: memoryview
+    max_size: int
+
+    def alloc(self, size: int) -> int:
+        """Return the handle of a new object of at least `size` bytes, or 0 when no frame is free (counted)."""
+
+    def free(self, handle: int) -> None:
+        """Give an object back."""
+
+    def view(self, handle: int, size: int) -> memoryview:
+        """Return the first `size` bytes of an object, writable, without a copy; valid until it is freed or moved."""
+
+    def compact(self, moved: Callable[[int, int], None], max_moves: int) -> int:
+        """Pack objects together so that frames become free.
+
+        Args:
+            moved: called with (old handle, new handle) after an object was copied and before the old one is freed.
+            max_moves: stop after so many objects.
+
+        Returns:
+            Frames set free.
+        """
+
+    def used_frames(self) -> int:
+        """Return the number of frames held."""
+
+    def check(self) -> None:
+        """Prove the allocator's invariants; raises InvariantError."""

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""pageframes: the only owner of page memory, with a populated reserve so that no store asks the kernel for memory.
+
+A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a *hole* (address space without
+memory). The page path moves frames between used and free only, which costs a few table writes. Memory is asked for and given
+back by jobs, which work in three steps so that the part that blocks may run in another thread while this module stays without
+locks:
+
+    job = frames.begin_refill(n)     main thread: takes the frames off the books
+    job.work(arena)                  any thread: populates or punches; touches nothing of this object
+    frames.commit(job)               main thread: enters the outcome
+
+Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
+the list of its length; the counts agree with the frame table.
+
+Limits: one refill at a time; runs of at most 16 frames. Below `limit_frames` it is the layers above that stop asking: the
+limit is theirs to apply, since replacing a page may pass it for a moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from zswapd.allocators.frametable import BUSY, FREE, HOLE, MAX_RUN, STATE_MASK, USED, FrameTable
+from zswapd.errors import ArenaError, InvariantError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zswapd.allocators.arena import Arena
+
+CHUNK_BYTES = 2 << 20
+"""What one page of page tables maps, so populating a chunk costs one allocation beside its frames (4 KiB pages)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageFramesStatistics:
+    """Frames by state, and what happened to them since the start.
+
+    Attributes:
+        page_size: bytes in a frame.
+        total_frames: frames that exist, most of them holes.
+        used_frames: held by allocators.
+        used_frames_max: the most there ever were.
+        free_frames: populated and ready.
+        reserve_frames: those of them in runs long enough for any allocation; what refilling keeps up.
+        reserve_target_frames: what refilling aims at.
+        limit_frames: frames that may be used at once.
+        failed_get_free_pages: requests refused because no populated run was long enough (zcache's name).
+        refilled_frames: populated since the start, in total.
+        trimmed_frames: given back to the system since the start, in total.
+    """
+
+    page_size: int
+    total_frames: int
+    used_frames: int
+    used_frames_max: int
+    free_frames: int
+    reserve_frames: int
+    reserve_target_frames: int
+    limit_frames: int
+    failed_get_free_pages: int
+    refilled_frames: int
+    trimmed_frames: int
+
+
+@dataclass(slots=True)
+class Job:
+    """Runs of frames to be populated or given back; made by `begin_refill` and `begin_trim`, ended by `commit`."""
+
+    populate: bool
+    page_size: int
+    chunk_frames: int
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    done: int = 0
+    """How many of the runs the work got through."""
+
+    def work(self, arena: Arena) -> None:
+        """Populate or punch the runs, in any thread; stops at the first failure, `commit` then undoes the rest.
+
+        Raises:
+            ArenaError: the system has no memory to give.
+        """
+        for first, count in self.runs:
+            if self.populate:
+                # The whole chunk's part of the table: coalescing looks at a run's neighbours.
+                arena.populate_table(first - first % self.chunk_frames, self.chunk_frames)
+                arena.populate(first * self.page_size, count * self.page_size)
+            else:
+                arena.punch(first * self.page_size, count * self.page_size)
+            self.done += 1
+
+
+class PageFrames:
+    """The frames of one arena.
+
+    Args:
+        arena: the shared memory.
+        reserve_frames: populated frames to keep ready.
+        limit_frames: frames that allocators may hold at once; all that exist by default.
+
+    Attributes:
+        table: the frame table; allocators keep their words of a used run in it.
+        used_frames: frames held by allocators, for the limits of the layers above.
+        limit_frames: their limit; settable at any time, below the current use too.
+        reserve_target: frames that refilling keeps ready; settable at any time.
+    """
+
+    def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
+        self.arena = arena
+        self.page_size = arena.page_size
+        self.chunk_frames = max(MAX_RUN, CHUNK_BYTES // arena.page_size)
+        self.first_frame, self.end_frame = arena.first_frame, arena.total_frames
+        self.table = FrameTable(arena.table, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
+        self.limit_frames = limit_frames if limit_frames is not None else self.end_frame - self.first_frame
+        self.reserve_target = reserve_frames
+        self.used_frames = 0
+        self.used_frames_max = 0
+        self._busy_frames = 0
+        self._refilling = False
+        self._failed = 0
+        self._refilled = 0
+        self._trimmed = 0
+        self._holes = [
+            max(0, end - begin) for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))
+        ]
+        self._hole_frames = sum(self._holes)
+
+    def _bounds(self, chunk: int) -> tuple[int, int]:
+        """Return the first frame of a chunk that can be handed out and the end of it."""
+        begin = chunk * self.chunk_frames
+        return max(begin, self.first_frame), min(begin + self.chunk_frames, self.end_frame)
+
+    # The page path.
+
+    def alloc(self, count: int) -> int:
+        """Take `count` (1 to 16) populated frames side by side.
+
+        Returns:
+            The first frame's number, or 0 when no populated run is long enough (counted). Never asks the kernel for memory.
+        """
+        first = self.table.take(count)
+        if not first:
+            self._failed += 1
+            return 0
+        used = self.used_frames + count
+        self.used_frames = used
+        if used > self.used_frames_max:
+            self.used_frames_max = used
+        return first
+
+    def free(self, first: int) -> None:
+        """Put the used run that begins at frame `first` back into the reserve.
+
+        Raises:
+            InvariantError: no used run begins there.
+        """
+        words = self.table.words
+        if words[first * 4] & STATE_MASK != USED:
+            raise InvariantError(f"frame {first} is freed but does not begin a used run")
+        count = words[first * 4 + 1] & 255
+        self.used_frames -= count
+        self.table.put(first, count)
+
+    # Off the page path: refill and trim.
+
+    def wants_refill(self) -> bool:
+        """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
+        return (
+            self.table.long_frames + self._busy_frames < self.reserve_target - self.reserve_target // 4
+            and self._hole_frames > 0
+            and not self._refilling
+        )
+
+    def wants_trim(self) -> bool:
+        """Say whether so many frames are free that some should go back: half above the target, and two chunks."""
+        return self.table.free_frames > self.reserve_target + self.reserve_target // 2 + 2 * self.chunk_frames
+
+    def begin_refill(self, max_frames: int) -> Job:
+        """Take up to `max_frames` holes off the books, to be populated; lowest first, so that the file stays dense.
+
+        The job is empty when the reserve is full, when no holes are left, or while another refill is under way.
+        """
+        job = Job(True, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
+        if self._refilling:
+            return job
+        wanted = min(max_frames, self.reserve_target - self.table.long_frames)
+        chunk = 0
+        while wanted > 0 and chunk < len(self._holes):
+            for first, count in self._hole_runs(chunk) if self._holes[chunk] else ():
+                take = min(count, wanted)
+                if take > 0:
+                    job.runs.append((first, take))
+                    wanted -= take
+            chunk += 1
+        for first, count in job.runs:
+            self._add_holes(first, -count)
+            self._busy_frames += count
+        self._refilling = bool(job.runs)
+        return job
+
+    def _add_holes(self, first: int, count: int) -> None:
+        self._holes[first // self.chunk_frames] += count
+        self._hole_frames += count
+
+    def _hole_runs(self, chunk: int) -> list[tuple[int, int]]:
+        """Return (first, length) of each run of holes in a chunk; the table of a chunk that is all holes is not read."""
+        begin, end = self._bounds(chunk)
+        if self._holes[chunk] == end - begin:
+            return [(begin, end - begin)]
+        runs: list[tuple[int, int]] = []
+        frame = begin
+        while frame < end:
+            length, state = self.table.run_at(frame, end)
+            if state == HOLE:
+                runs.append((frame, length))
+            frame += length
+        return runs
+
+    def begin_trim(self, max_frames: int) -> Job:
+        """Take up to `max_frames` of what is free above the target (and a quarter) off the lists, to be given back."""
+        job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
+        surplus = self.table.free_frames - self.reserve_target - self.reserve_target // 4
+        job.runs = self.table.remove_longest(min(max_frames, surplus))
+        self._busy_frames += sum(count for _, count in job.runs)
+        return job
+
+    def commit(self, job: Job) -> None:
+        """Enter the outcome of a job: what was populated is free, what was punched a hole, the rest as it was before."""
+        for number, (first, count) in enumerate(job.runs):
+            finished = number < job.done
+            self._busy_frames -= count
+            if job.populate == finished:
+                self.table.put(first, count)
+            else:
+                if not job.populate:
+                    self.table.erase(first, count)
+                self._add_holes(first, count)
+            if finished and job.populate:
+                self._refilled += count
+            elif finished:
+                self._trimmed += count
+        if job.populate and job.runs:
+            self._refilling = False
+        job.runs = []
+
+    def refill_now(self) -> None:
+        """Fill the reserve to its target, blocking: at start, and in tests.
+
+        Raises:
+            ArenaError: the system has no memory; what was populated until then stays.
+        """
+        while (job := self.begin_refill(4 * self.chunk_frames)).runs:
+            self._run(job)
+
+    def trim_now(self) -> int:
+        """Give back all frames above the target (and a quarter), blocking; return how many."""
+        before = self._trimmed
+        while (job := self.begin_trim(4 * self.chunk_frames)).runs:
+            self._run(job)
+        return self._trimmed - before
+
+    def _run(self, job: Job) -> None:
+        try:
+            job.work(self.arena)
+        except ArenaError:
+            self.commit(job)
+            raise
+        self.commit(job)
+
+    def used_runs(self) -> Iterator[int]:
+        """Yield the first frame of every used run, by ascending number. Walks the table: never on the page path."""
+        for chunk, holes in enumerate(self._holes):
+            frame, end = self._bounds(chunk)
+            while frame < end and holes < end - frame:
+                length, state = self.table.run_at(frame, end)
+                if state == USED:
+                    yield frame
+                frame += length
+
+    def statistics(self) -> PageFramesStatistics:
+        """Return a frozen snapshot."""
+        return PageFramesStatistics(
+            page_size=self.page_size,
+            total_frames=self.end_frame - self.first_frame,
+            used_frames=self.used_frames,
+            used_frames_max=self.used_frames_max,
+            free_frames=self.table.free_frames,
+            reserve_frames=self.table.long_frames,
+            reserve_target_frames=self.reserve_target,
+            limit_frames=self.limit_frames,
+            failed_get_free_pages=self._failed,
+            refilled_frames=self._refilled,
+            trimmed_frames=self._trimmed,
+        )
+
+    def check(self) -> None:
+        """Walk the whole table and prove the invariants named in this file's header. Takes time: never on the page path.
+
+        Raises:
+            InvariantError: naming the frame or count that is wrong.
+        """
+        counts = dict.fromkeys((HOLE, FREE, USED, BUSY), 0)
+        listed = self.table.check_lists()
+        for chunk, holes in enumerate(self._holes):
+            frame, end = self._bounds(chunk)
+            if holes == end - frame:
+                counts[HOLE] += holes
+                continue
+            holes_seen = 0
+            while frame < end:
+                length, state = self.table.run_at(frame, end)
+                if state == FREE:
+                    self.table.check_free_run(frame, length)
+                    listed.discard(frame)
+                holes_seen += length if state == HOLE else 0
+                counts[state] += length
+                frame += length
+            # Holes that a refill has taken look like holes in the table until it is committed.
+            if frame > end or not 0 <= holes_seen - holes <= self._busy_frames:
+                raise InvariantError(f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at {frame}")
+        if listed:
+            raise InvariantError(f"free lists name runs that the table does not have: {sorted(listed)[:5]}")
+        if counts[USED] != self.used_frames or counts[FREE] != self.table.free_frames:
+            raise InvariantError(f"table: {counts}; books: used {self.used_frames}, free {self.table.free_frames}")
+        if self._hole_frames != sum(self._holes):
+            raise InvariantError(f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk")
