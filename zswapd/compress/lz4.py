@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""LZ4 blocks (python-lz4): the fastest to decompress, hence the default for swap."""
+
+from __future__ import annotations
+
+import lz4.block
+
+from zswapd.errors import CorruptedPageError
+
+_compress = lz4.block.compress
+_decompress = lz4.block.decompress
+
+
+class Lz4:
+    """LZ4's fast mode without a stored length: the page size is known."""
+
+    name = "lz4"
+    codec = 2
+
+    def compress(self, page: memoryview) -> bytes:
+        """Return the page as an LZ4 block."""
+        data: bytes = _compress(page, store_size=False)
+        return data
+
+    def decompress(self, data: memoryview, page_size: int) -> bytes:
+        """Return the page; raises CorruptedPageError if the block is damaged or does not make a whole page."""
+        try:
+            page: bytes = _decompress(data, uncompressed_size=page_size)
+        except lz4.block.LZ4BlockError as error:
+            raise CorruptedPageError(f"a stored page is no LZ4 block: {error}") from error
+        if len(page) != page_size:
+            raise CorruptedPageError(f"a stored page decompresses to {len(page)} bytes instead of {page_size}")
+        return page

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page accessible memory: what tmem asks of whoever keeps a page, the header of every stored object, and reasons to refuse.
+
+The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the same purpose):
+
+    0   u32 checksum    of everything behind it, header and data; 0 if checksums are off
+    4   u32 generation  serial number of the store, never 0: of two copies of a page, the later one counts
+    8   u64 oid         object in the pool
+    16  u32 index       page in the object
+    20  u16 length      bytes of data behind the header
+    22  u8  codec       how the data is compressed (compress/base.py)
+    23  u8  pool        tmem pool
+
+It names the page, so that eviction can say what it evicts and a successor can rebuild the index from the arena alone. The
+generation makes the first eight bytes non-zero, which is the allocators' word of life: it is written last.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADER = struct.Struct("=IIQIHBB")
+HEADER_BYTES = HEADER.size
+
+MAX_POOLS = 256
+MAX_OID = (1 << 64) - 1
+MAX_INDEX = (1 << 32) - 1
+
+
+class RejectReason(enum.IntEnum):
+    """Why a store was refused. The names are zcache's and zswap's where they mean the same."""
+
+    COMPRESS_POOR = 1
+    """The page compresses to more than zv_max_zsize, and poor pages are not wanted."""
+    MEAN_COMPRESS_POOR = 2
+    """It is above zv_max_mean_zsize while the pool's mean is too, and poor pages are not wanted."""
+    POOL_LIMIT_HIT = 3
+    """The pool holds pool.limit bytes."""
+    POLICY_PERCENT_EXCEEDED = 4
+    """The pool holds zv_page_count_policy_percent of the system's memory."""
+    FAILED_ALLOC = 5
+    """The reserve of populated frames is empty; it is refilled off the page path."""
+    FAILED_OBJNODE = 6
+    """The reserve of index nodes is empty; likewise."""
+    FROZEN = 7
+    """The front end is frozen."""
+    INDEX_LIMIT = 8
+    """The page's number is above what an index can hold."""
+
+    @property
+    def errno_(self) -> int:
+        """The errno that a writer gets: ENOSPC when it is a matter of room, else EIO."""
+        return errno.EIO if self in _NOT_ROOM else errno.ENOSPC
+
+
+_NOT_ROOM = frozenset(
+    {
+        RejectReason.FROZEN,
+        RejectReason.INDEX_LIMIT,
+        RejectReason.COMPRESS_POOR,
+        RejectReason.MEAN_COMPRESS_POOR,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PageKey:
+    """What a header says about the page behind it."""
+
+    pool: int
+    oid: int
+    index: int
+    generation: int
+
+
+class Pam(Protocol):
+    """A back end that keeps pages; a pampd (page descriptor) is an opaque machine word above 0 that finds one again."""
+
+    def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
+        """Keep a page.
+
+        Args:
+            pool: tmem pool, below MAX_POOLS.
+            oid: object, at most MAX_OID.
+            index: page in the object, at most MAX_INDEX.
+            page: its bytes.
+            replacing: an older copy will be freed right after, so limits on the total do not apply.
+
+        Returns:
+            The pampd, or the negated RejectReason.
+        """
+
+    def get(self, pampd: int, oid: int, index: int, out: memoryview) -> None:
+        """Write the page into `out`.
+
+        Raises:
+            CorruptedPageError: what is kept there is not that page, whole.
+        """
+
+    def free(self, pampd: int) -> None:
+        """Let go of a page."""
+
+    def key_of(self, pampd: int) -> PageKey:
+        """Return what the page's header says."""
+
+    def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int) -> int:
+        """Pack pages together.
+
+        Args:
+            moved: called with (pool, oid, index, old pampd, new pampd) while both are valid.
+            max_moves: stop after so many pages.
+
+        Returns:
+            Frames set free.
+        """
