@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A block device over one frontswap type: any byte range in, whole pages out.
+
+Whole pages, which is all that swap sends, go straight through; a partial page is read, changed and written. Discards arrive as
+ranges (2 MiB clusters, the whole device at swapon) and stay ranges. A page that was never written or was discarded reads as
+zeros.
+
+A page whose overwrite was refused has no copy left, old or new (frontswap's rule). Reading it must not give zeros, which would
+be wrong data: it is marked *lost* in a bitmap, and its reader gets an error until it is written or discarded. The kernel never
+reads a swap slot whose write failed; this is for everybody else.
+
+Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zswapd.block.segments import cut
+from zswapd.errors import DiscardError, LostPageError
+from zswapd.frontends.frontswap import MAX_OFFSET
+
+if TYPE_CHECKING:
+    from zswapd.frontends.frontswap import Frontswap
+    from zswapd.pam.base import RejectReason
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatistics:
+    """One device's traffic.
+
+    Attributes:
+        name, size: the device, and its bytes.
+        pages_read, pages_written, pages_discarded: pages since the start; of those read, zeros count too.
+        partial_reads, partial_writes: pages that were touched only in part.
+        refused_writes: requests that were not taken, or not to the end (zram's failed_writes).
+        failed_reads: requests that met a damaged or lost page (zram's failed_reads).
+        lost_pages: pages that have no data because an overwrite was refused.
+    """
+
+    name: str
+    size: int
+    pages_read: int
+    pages_written: int
+    pages_discarded: int
+    partial_reads: int
+    partial_writes: int
+    refused_writes: int
+    failed_reads: int
+    lost_pages: int
+
+
+class Device:
+    """A device of `size` bytes.
+
+    Args:
+        name: for messages and statistics.
+        size: in bytes, a multiple of the page.
+        frontswap: where pages go.
+        swap_type: the frontswap type that this device is; initialised here.
+        page_size: bytes in a page.
+
+    Raises:
+        ValueError: the size is 0, no multiple of the page, or has more pages than an index can name.
+    """
+
+    def __init__(self, name: str, size: int, frontswap: Frontswap, swap_type: int, *, page_size: int) -> None:
+        if size <= 0 or size % page_size or size // page_size - 1 > MAX_OFFSET:
+            raise ValueError(f"{size} bytes are not a number of {page_size}-byte pages from 1 to {MAX_OFFSET + 1}")
+        self.name = name
+        self.size = size
+        self.swap_type = swap_type
+        frontswap.init(swap_type)
+        self._frontswap = frontswap
+        self._store, self._load = frontswap.store, frontswap.load
+        self._page_size = page_size
+        self._zeros = bytes(page_size)
+        self._scratch = memoryview(bytearray(page_size))
+        # One bit a page, written once so that it is backed by memory before it is needed.
+        self._lost = bytearray(b"\0") * (size // page_size // 8 + 1)
+        self._lost_pages = 0
+        self._pages_read = self._pages_written = self._pages_discarded = 0
+        self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `offset` on.
+
+        Raises:
+            CorruptedPageError: a page in the range is damaged.
+            LostPageError: a page in the range has no data.
+        """
+        size = self._page_size
+        length = len(out)
+        try:
+            if offset % size == 0 and length % size == 0:
+                number = offset // size
+                for start in range(0, length, size):
+                    self._read_page(number, out[start : start + size])
+                    number += 1
+                self._pages_read += length // size
+            else:
+                self._read_parts(offset, out)
+        except Exception:
+            self._failed_reads += 1
+            raise
+
+    def _read_page(self, number: int, out: memoryview) -> None:
+        if not self._load(self.swap_type, number, out):
+            if self._lost_pages and self._is_lost(number):
+                self._raise_lost(number)
+            out[:] = self._zeros
+
+    def _read_parts(self, offset: int, out: memoryview) -> None:
+        parts = cut(offset, len(out), self._page_size)
+        if parts.head:
+            number, begin, end = parts.head
+            self._read_page(number, self._scratch)
+            out[: end - begin] = self._scratch[begin:end]
+        position = parts.first * self._page_size - offset
+        for number in range(parts.first, parts.end):
+            self._read_page(number, out[position : position + self._page_size])
+            position += self._page_size
+        if parts.tail:
+            number, _begin, end = parts.tail
+            self._read_page(number, self._scratch)
+            out[position:] = self._scratch[:end]
+        self._pages_read += parts.end - parts.first
+        self._partial_reads += (parts.head is not None) + (parts.tail is not None)
+
+    def write(self, offset: int, data: memoryview) -> RejectReason | None:
+        """Write bytes from `offset` on.
+
+        Returns:
+            None when all is stored. A reason when a page was refused: pages before it are stored, later ones untouched, and the
+            refused one is lost if it had data before.
+
+        Raises:
+            CorruptedPageError, LostPageError: a page that is written only in part cannot be read.
+        """
+        size = self._page_size
+        length = len(data)
+        if offset % size == 0 and length % size == 0:
+            number = offset // size
+            for start in range(0, length, size):
+                reason = self._store(self.swap_type, number, data[start : start + size])
+                if reason is not None:
+                    self._refused(number)
+                    return reason
+                if self._lost_pages:
+                    self._clear_lost(number, number)
+                number += 1
+            self._pages_written += length // size
+            return None
+        return self._write_parts(offset, data)
+
+    def _write_parts(self, offset: int, data: memoryview) -> RejectReason | None:
+        parts = cut(offset, len(data), self._page_size)
+        position = 0
+        if parts.head:
+            number, begin, end = parts.head
+            reason = self._modify(number, begin, data[: end - begin])
+            if reason is not None:
+                return reason
+            position = end - begin
+        if parts.first < parts.end:
+            whole = (parts.end - parts.first) * self._page_size
+            reason = self.write(offset + position, data[position : position + whole])
+            if reason is not None:
+                return reason
+            position += whole
+        if parts.tail:
+            return self._modify(parts.tail[0], 0, data[position:])
+        return None
+
+    def _modify(self, number: int, begin: int, data: memoryview) -> RejectReason | None:
+        """Change part of a page."""
+        self._read_page(number, self._scratch)
+        self._scratch[begin : begin + len(data)] = data
+        self._partial_writes += 1
+        reason = self._store(self.swap_type, number, self._scratch)
+        if reason is not None:
+            self._refused(number)
+        elif self._lost_pages:
+            self._clear_lost(number, number)
+        return reason
+
+    def discard(self, offset: int, length: int) -> None:
+        """Let go of a byte range, which reads as zeros afterwards.
+
+        Raises:
+            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read.
+            DiscardError: there is no room to keep the other part of such a page.
+        """
+        if not length:
+            return
+        parts = cut(offset, length, self._page_size)
+        for part in (parts.head, parts.tail):
+            if part:
+                number, begin, end = part
+                self._zero_part(number, begin, end)
+        if parts.first < parts.end:
+            last = parts.end - 1
+            self._frontswap.invalidate_range(self.swap_type, parts.first, last)
+            if self._lost_pages:
+                self._clear_lost(parts.first, last)
+            self._pages_discarded += parts.end - parts.first
+
+    def _zero_part(self, number: int, begin: int, end: int) -> None:
+        if not self._frontswap.load(self.swap_type, number, self._scratch):
+            if self._is_lost(number):
+                self._raise_lost(number)
+            return
+        reason = self._modify(number, begin, memoryview(self._zeros)[begin:end])
+        if reason is not None:
+            raise DiscardError(f"part of page {number} of {self.name} cannot be discarded: {reason.name.lower()}")
+
+    def invalidate(self) -> int:
+        """Let go of everything, as swapoff does; return how many pages there were."""
+        self._clear_lost(0, self.size // self._page_size - 1)
+        return self._frontswap.invalidate_area(self.swap_type)
+
+    # Lost pages: off the path while there are none.
+
+    def _is_lost(self, number: int) -> bool:
+        return bool(self._lost[number >> 3] >> (number & 7) & 1)
+
+    def _raise_lost(self, number: int) -> None:
+        raise LostPageError(
+            f"page {number} of {self.name} has no data: its last write was refused",
+            hint="write or discard it",
+        )
+
+    def _refused(self, number: int) -> None:
+        """Count a refused write, and mark the page lost if the refusal cost an older copy."""
+        self._refused_writes += 1
+        if self._frontswap.refusal_flushed and not self._is_lost(number):
+            self._lost[number >> 3] |= 1 << (number & 7)
+            self._lost_pages += 1
+
+    def _clear_lost(self, first: int, last: int) -> None:
+        """Say that pages first..last have data again, or may read as zeros."""
+        if not self._lost_pages:
+            return
+        number = first
+        while number <= last:
+            if number & 7 == 0 and number + 7 <= last:
+                self._lost_pages -= self._lost[number >> 3].bit_count()
+                self._lost[number >> 3] = 0
+                number += 8
+                continue
+            if self._is_lost(number):
+                self._lost[number >> 3] &= ~(1 << (number & 7))
+                self._lost_pages -= 1
+            number += 1
+
+    def statistics(self) -> DeviceStatistics:
+        """Return a frozen snapshot."""
+        return DeviceStatistics(
+            name=self.name,
+            size=self.size,
+            pages_read=self._pages_read,
+            pages_written=self._pages_written,
+            pages_discarded=self._pages_discarded,
+            partial_reads=self._partial_reads,
+            partial_writes=self._partial_writes,
+            refused_writes=self._refused_writes,
+            failed_reads=self._failed_reads,
+            lost_pages=self._lost_pages,
+        )

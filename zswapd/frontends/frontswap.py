@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""frontswap: the vocabulary of swap over tmem: store, load, invalidate_page, invalidate_area, by (type, offset).
+
+A type is one swap file; all types share one persistent tmem pool. Offsets are swizzled as in the kernel's frontswap for
+tmem: oid = type << 8 | low eight bits of the offset, index = the rest, which gives a swap file 256 objects of even size.
+
+Rules: a load does not remove the page; a store replaces the older page, and one that is refused leaves none; while frozen,
+stores are refused and flush the older page, loads and invalidates go on. invalidate_area ends with no page of the type left.
+
+Source of the ideas: frontswap (Dan Magenheimer, 2010-2012) and its zcache back end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zswapd.pam.base import MAX_INDEX, RejectReason
+
+if TYPE_CHECKING:
+    from zswapd.pam.base import Pam
+    from zswapd.tmem.core import Tmem
+
+MAX_SWAPFILES = 32
+SWIZ_BITS = 8
+_SWIZ = 1 << SWIZ_BITS
+_SWIZ_MASK = _SWIZ - 1
+MAX_OFFSET = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
+"""Highest page offset in a swap file."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontswapStatistics:
+    """Frontswap's own counters, by the kernel's names.
+
+    Attributes:
+        succ_stores, failed_stores: pages taken and refused.
+        loads: pages found.
+        failed_loads: loads of pages that are not there.
+        invalidates: pages let go by invalidation.
+        frozen: stores are being refused.
+    """
+
+    succ_stores: int
+    failed_stores: int
+    loads: int
+    failed_loads: int
+    invalidates: int
+    frozen: bool
+
+
+class Frontswap:
+    """All swap files over one persistent tmem pool.
+
+    Args:
+        tmem: the index.
+        pam: the back end that keeps the pages.
+
+    Attributes:
+        refusal_flushed: whether the last refused store cost an older copy of its page.
+    """
+
+    def __init__(self, tmem: Tmem, pam: Pam) -> None:
+        self._tmem = tmem
+        self._pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
+        self._put, self._get = tmem.put, tmem.get
+        self._types: set[int] = set()
+        self._frozen = False
+        self.refusal_flushed = False
+        self._succ_stores = self._failed_stores = self._loads = self._failed_loads = self._invalidates = 0
+
+    def init(self, swap_type: int) -> None:
+        """Begin with a swap file, empty.
+
+        Args:
+            swap_type: its number, below MAX_SWAPFILES.
+
+        Raises:
+            ValueError: the number is out of range or taken.
+        """
+        if not 0 <= swap_type < MAX_SWAPFILES:
+            raise ValueError(f"swap type {swap_type} is not below {MAX_SWAPFILES}")
+        if swap_type in self._types:
+            raise ValueError(f"swap type {swap_type} is in use")
+        self._types.add(swap_type)
+
+    def store(self, swap_type: int, offset: int, page: memoryview) -> RejectReason | None:
+        """Keep a page; return None, or why it was refused (then no older copy is left either)."""
+        if self._frozen:
+            self.refusal_flushed = self.invalidate_page(swap_type, offset)
+            self._failed_stores += 1
+            return RejectReason.FROZEN
+        reason = self._put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
+        if reason is None:
+            self._succ_stores += 1
+        else:
+            self._failed_stores += 1
+            self.refusal_flushed = self._tmem.refusal_flushed
+        return reason
+
+    def load(self, swap_type: int, offset: int, out: memoryview) -> bool:
+        """Write a page into `out`; return False if it is not there.
+
+        Raises:
+            CorruptedPageError: it is there, but damaged.
+        """
+        if self._get(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, out):
+            self._loads += 1
+            return True
+        self._failed_loads += 1
+        return False
+
+    def invalidate_page(self, swap_type: int, offset: int) -> bool:
+        """Let go of a page; return whether it was there."""
+        found = self._tmem.flush_page(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+        self._invalidates += found
+        return found
+
+    def invalidate_range(self, swap_type: int, first: int, last: int) -> int:
+        """Let go of the pages from offset `first` to `last`; return how many were there.
+
+        Costs what is there, plus 256 object look-ups: a discard of a whole swap file is one call.
+        """
+        if last - first < _SWIZ:
+            return sum(self.invalidate_page(swap_type, offset) for offset in range(first, last + 1))
+        flushed = 0
+        for low in range(_SWIZ):
+            # The offsets of this object in the range are low, low + 256, ...: round up at the first, down at the last.
+            begin = (first - low + _SWIZ_MASK) >> SWIZ_BITS
+            end = (last - low) >> SWIZ_BITS
+            flushed += self._tmem.flush_range(self._pool, swap_type << SWIZ_BITS | low, begin, end)
+        self._invalidates += flushed
+        return flushed
+
+    def invalidate_area(self, swap_type: int) -> int:
+        """Let go of all pages of a swap file, as swapoff does; return how many there were."""
+        flushed = sum(self._tmem.flush_object(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
+        self._invalidates += flushed
+        return flushed
+
+    def freeze(self) -> None:
+        """Refuse stores from now on; each flushes the older page."""
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Accept stores again."""
+        self._frozen = False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether stores are being refused."""
+        return self._frozen
+
+    def statistics(self) -> FrontswapStatistics:
+        """Return a frozen snapshot."""
+        return FrontswapStatistics(
+            succ_stores=self._succ_stores,
+            failed_stores=self._failed_stores,
+            loads=self._loads,
+            failed_loads=self._failed_loads,
+            invalidates=self._invalidates,
+            frozen=self._frozen,
+        )
