@@ -51,5 +51,8 @@ class Allocator(Protocol):
     def used_frames(self) -> int:
         """Return the number of frames held."""
 
+    def freeable_frames(self) -> int:
+        """Return the number of frames that compaction would set free."""
+
     def check(self) -> None:
         """Prove the allocator's invariants; raises InvariantError."""

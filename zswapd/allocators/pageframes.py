@@ -26,7 +26,7 @@ from zswapd.allocators.frametable import BUSY, FREE, HOLE, MAX_RUN, STATE_MASK, 
 from zswapd.errors import ArenaError, InvariantError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from zswapd.allocators.arena import Arena
 
@@ -92,6 +92,10 @@ class Job:
             self.done += 1
 
 
+def _ignore() -> None:
+    """Do nothing about a low reserve."""
+
+
 class PageFrames:
     """The frames of one arena.
 
@@ -105,6 +109,8 @@ class PageFrames:
         used_frames: frames held by allocators, for the limits of the layers above.
         limit_frames: their limit; settable at any time, below the current use too.
         reserve_target: frames that refilling keeps ready; settable at any time.
+        when_low: called once when the reserve falls below three quarters of that, from the page path: it may set a flag or wake
+            a task, no more. Called again only after a refill.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -115,6 +121,8 @@ class PageFrames:
         self.table = FrameTable(arena.table, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
         self.limit_frames = limit_frames if limit_frames is not None else self.end_frame - self.first_frame
         self.reserve_target = reserve_frames
+        self.when_low: Callable[[], None] = _ignore
+        self._low_called = False
         self.used_frames = 0
         self.used_frames_max = 0
         self._busy_frames = 0
@@ -122,15 +130,15 @@ class PageFrames:
         self._failed = 0
         self._refilled = 0
         self._trimmed = 0
-        self._holes = [
-            max(0, end - begin) for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))
-        ]
+        self._holes = [end - begin for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))]
         self._hole_frames = sum(self._holes)
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
         """Return the first frame of a chunk that can be handed out and the end of it."""
         begin = chunk * self.chunk_frames
-        return max(begin, self.first_frame), min(begin + self.chunk_frames, self.end_frame)
+        end = min(begin + self.chunk_frames, self.end_frame)
+        # The frame table may fill the first chunks.
+        return min(max(begin, self.first_frame), end), end
 
     # The page path.
 
@@ -140,7 +148,11 @@ class PageFrames:
         Returns:
             The first frame's number, or 0 when no populated run is long enough (counted). Never asks the kernel for memory.
         """
-        first = self.table.take(count)
+        table = self.table
+        first = table.take(count)
+        if not self._low_called and table.long_frames < self._low_mark:
+            self._low_called = True
+            self.when_low()
         if not first:
             self._failed += 1
             return 0
@@ -165,13 +177,19 @@ class PageFrames:
 
     # Off the page path: refill and trim.
 
+    @property
+    def reserve_target(self) -> int:
+        """Frames that refilling keeps ready."""
+        return self._reserve_target
+
+    @reserve_target.setter
+    def reserve_target(self, frames: int) -> None:
+        self._reserve_target = frames
+        self._low_mark = frames - frames // 4
+
     def wants_refill(self) -> bool:
         """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
-        return (
-            self.table.long_frames + self._busy_frames < self.reserve_target - self.reserve_target // 4
-            and self._hole_frames > 0
-            and not self._refilling
-        )
+        return self.table.long_frames < self._low_mark and self._hole_frames > 0 and not self._refilling
 
     def wants_trim(self) -> bool:
         """Say whether so many frames are free that some should go back: half above the target, and two chunks."""
@@ -242,7 +260,7 @@ class PageFrames:
             elif finished:
                 self._trimmed += count
         if job.populate and job.runs:
-            self._refilling = False
+            self._refilling = self._low_called = False
         job.runs = []
 
     def refill_now(self) -> None:

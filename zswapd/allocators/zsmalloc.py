@@ -312,6 +312,10 @@ class ZsPool:
         """Return the number of frames that zspages hold."""
         return sum(g.zspages * c.frames for c, g in zip(self.classes, self._groups, strict=True))
 
+    def freeable_frames(self) -> int:
+        """Return the number of frames that compaction would set free."""
+        return sum(self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True))
+
     def statistics(self) -> ZsStatistics:
         """Return a frozen snapshot, with the class table."""
         rows = []

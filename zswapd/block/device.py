@@ -32,6 +32,7 @@ class DeviceStatistics:
 
     Attributes:
         name, size: the device, and its bytes.
+        stored_pages: pages that are kept; all others read as zeros.
         pages_read, pages_written, pages_discarded: pages since the start; of those read, zeros count too.
         partial_reads, partial_writes: pages that were touched only in part.
         refused_writes: requests that were not taken, or not to the end (zram's failed_writes).
@@ -41,6 +42,7 @@ class DeviceStatistics:
 
     name: str
     size: int
+    stored_pages: int
     pages_read: int
     pages_written: int
     pages_discarded: int
@@ -259,6 +261,7 @@ class Device:
         return DeviceStatistics(
             name=self.name,
             size=self.size,
+            stored_pages=self._frontswap.pages(self.swap_type),
             pages_read=self._pages_read,
             pages_written=self._pages_written,
             pages_discarded=self._pages_discarded,

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from zswapd.pam.base import MAX_INDEX, RejectReason
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from zswapd.pam.base import Pam
     from zswapd.tmem.core import Tmem
 
@@ -38,6 +40,7 @@ class FrontswapStatistics:
         loads: pages found.
         failed_loads: loads of pages that are not there.
         invalidates: pages let go by invalidation.
+        rejects: refused stores by reason, the reasons by their names in small letters; those that occurred.
         frozen: stores are being refused.
     """
 
@@ -46,6 +49,7 @@ class FrontswapStatistics:
     loads: int
     failed_loads: int
     invalidates: int
+    rejects: Mapping[str, int]
     frozen: bool
 
 
@@ -67,6 +71,7 @@ class Frontswap:
         self._types: set[int] = set()
         self._frozen = False
         self.refusal_flushed = False
+        self._rejects = dict.fromkeys(RejectReason, 0)
         self._succ_stores = self._failed_stores = self._loads = self._failed_loads = self._invalidates = 0
 
     def init(self, swap_type: int) -> None:
@@ -89,12 +94,14 @@ class Frontswap:
         if self._frozen:
             self.refusal_flushed = self.invalidate_page(swap_type, offset)
             self._failed_stores += 1
+            self._rejects[RejectReason.FROZEN] += 1
             return RejectReason.FROZEN
         reason = self._put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
         if reason is None:
             self._succ_stores += 1
         else:
             self._failed_stores += 1
+            self._rejects[reason] += 1
             self.refusal_flushed = self._tmem.refusal_flushed
         return reason
 
@@ -138,6 +145,10 @@ class Frontswap:
         self._invalidates += flushed
         return flushed
 
+    def pages(self, swap_type: int) -> int:
+        """Return how many pages of a swap file are kept. Asks 256 objects."""
+        return sum(self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
+
     def freeze(self) -> None:
         """Refuse stores from now on; each flushes the older page."""
         self._frozen = True
@@ -159,5 +170,6 @@ class Frontswap:
             loads=self._loads,
             failed_loads=self._failed_loads,
             invalidates=self._invalidates,
+            rejects={reason.name.lower(): count for reason, count in self._rejects.items() if count},
             frozen=self._frozen,
         )

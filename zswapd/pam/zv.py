@@ -55,6 +55,7 @@ class ZvStatistics:
         curr_pages: pages kept now (zswap's stored_pages).
         curr_pages_max: the most there ever were.
         curr_zbytes: their data without headers, in bytes (zram's compr_data_size).
+        curr_object_bytes: the same with headers: what was asked of the allocator.
         curr_same_filled: same-filled pages among them.
         curr_incompressible: pages among them that are kept as they are (zram's huge_pages).
         stores: pages taken.
@@ -70,6 +71,7 @@ class ZvStatistics:
     curr_pages: int
     curr_pages_max: int
     curr_zbytes: int
+    curr_object_bytes: int
     curr_same_filled: int
     curr_incompressible: int
     stores: int
@@ -325,6 +327,7 @@ class Zv:
             curr_pages=self._pages,
             curr_pages_max=self._pages_max,
             curr_zbytes=self._zbytes,
+            curr_object_bytes=self._zbytes + self._pages * HEADER_BYTES + self._raw * 8,
             curr_same_filled=self._same_filled,
             curr_incompressible=self._raw,
             stores=self._stores,

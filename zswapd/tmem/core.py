@@ -263,6 +263,11 @@ class Tmem:
         """Return the number of pages in a pool."""
         return self._pool(number).pages
 
+    def object_pages(self, number: int, oid: int) -> int:
+        """Return the number of pages of an object; 0 if there is none."""
+        tree = self._pool(number).objects.get(oid)
+        return tree.pages if tree is not None else 0
+
     def statistics(self) -> TmemStatistics:
         """Return a frozen snapshot."""
         nodes = self.nodes.statistics()

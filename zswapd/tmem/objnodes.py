@@ -18,9 +18,13 @@ import errno
 import mmap
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from zswapd.errors import ArenaError
 from zswapd.pages import round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NODE_SHIFT = 6
 NODE_SLOTS = 1 << NODE_SHIFT
@@ -30,6 +34,20 @@ _MADV_POPULATE_WRITE = 23
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def nodes_for(pages: int, objects: int) -> int:
+    """Return how many nodes the trees of `objects` objects need at most for `pages` pages spread evenly over them."""
+    slots = -(-pages // objects)
+    nodes = 0
+    while slots > 1:
+        slots = -(-slots // NODE_SLOTS)
+        nodes += slots
+    return (nodes + 1) * objects
+
+
+def _ignore() -> None:
+    """Do nothing about a low reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,8 @@ class Objnodes:
     Attributes:
         words: all nodes' slots: slot s of node n is `words[n * 64 + s]`.
         used_slots: number of non-zero slots of each node; kept by whoever writes the slots.
+        when_low: called once when the reserve falls below its target, from the page path: it may set a flag or wake a task, no
+            more. Called again only after a refill.
 
     Raises:
         ArenaError: the kernel gives no address space or no memory for the first reserve.
@@ -80,6 +100,8 @@ class Objnodes:
         self._counts_offset = length
         self.words = view[:length].cast("Q")
         self.used_slots = view[length:]
+        self.when_low: Callable[[], None] = _ignore
+        self._low_called = False
         self._free = 0
         self._free_count = 0
         self._fresh = 1
@@ -102,6 +124,9 @@ class Objnodes:
             self._fresh = node + 1
         else:
             return 0
+        if not self._low_called and self.wants_refill():
+            self._low_called = True
+            self.when_low()
         self._in_use += 1
         if self._in_use > self._in_use_max:
             self._in_use_max = self._in_use
@@ -150,6 +175,7 @@ class Objnodes:
     def commit(self, end: int) -> None:
         """Put the nodes below `end`, populated by `refill`, into the reserve."""
         self._populated = end
+        self._low_called = False
 
     def _populate(self, start: int, end: int) -> None:
         start -= start % mmap.PAGESIZE
