@@ -1,0 +1,731 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What pyfuse3 lacks: FALLOCATE, reads and writes without a coroutine, and a queue that is drained instead of polled.
+ *
+ * This object is a Python extension and an interposer at once. Loaded with RTLD_GLOBAL before pyfuse3, it comes first in the
+ * search order, so that pyfuse3's calls of fuse_session_new() and fuse_session_receive_buf() end here; the real ones are
+ * found with dlsym(RTLD_NEXT). Until Python calls attach(), and for every session but the attached one, both only pass on.
+ *
+ *   fuse_session_new()          copies the table of operations and puts .read, .write, .fallocate and .init of its own into it.
+ *                               .write_buf is taken out: a process that may grow pipes (CAP_SYS_RESOURCE) would get written
+ *                               data as a pipe instead of memory.
+ *   fuse_session_receive_buf()  reads requests itself. READ, WRITE and FALLOCATE of block inodes are answered at once by plain
+ *                               Python functions, and the next request is taken without going back to the event loop; when
+ *                               the queue is empty it waits for a moment with the GIL released (see poll_request() and nap()). Every
+ *                               other request is handed to pyfuse3, which is told -EINTR, "try again", when there is none.
+ *
+ * Invariants
+ *   - Requests lie in `request`, replies are built in `reply`: two mappings made and touched by attach(). libfuse allocates some
+ *     160 bytes per request from the heap, Python an int or two; nothing on this path asks the kernel for memory.
+ *   - The written data of a request starts on a page boundary (the headers before it fill the end of the page before), so the
+ *     kernel copies whole pages and the compressor reads aligned ones.
+ *   - The memoryviews given to Python are made once per length and point into the two mappings, which outlive them: a callee that
+ *     keeps one sees other data later, but never freed memory. Data that lies elsewhere, or of a length that is not whole
+ *     pages, gets a view of its own that is released after the call.
+ *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
+ *
+ * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
+ * except the request buffer, which belongs to the one thread that runs the session.
+ */
+
+#define FUSE_USE_VERSION 31
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <malloc.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* libfuse 3.17 made this name a macro around fuse_session_new_versioned(). */
+#undef fuse_session_new
+
+#define INODE_LIMIT 65536
+#define OPERATIONS_MAX 1024 /* bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
+#define PENALTY_MAX 255   /* requests */
+#define NAP_NS 500000     /* longer, and the event loop may as well do the waiting */
+#define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+
+struct libfuse_version; /* only passed on */
+
+typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+                                                         const struct libfuse_version *, void *);
+typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
+
+static struct {
+	PyObject *read, *write, *fallocate; /* NULL unless attached */
+	struct fuse_session *session;       /* the session whose table carries our operations, NULL before */
+	int fd;                             /* of that session, -1 until the first receive */
+	struct fuse_lowlevel_ops original;  /* what pyfuse3 registered */
+	uint64_t blocks[INODE_LIMIT / 64];  /* bitmap of the inodes that the Python functions serve */
+	size_t page, max_io;                /* bytes */
+	char *mapping;                      /* both buffers */
+	size_t mapping_size;
+	char *request; /* headers; ends page-aligned after those of a WRITE */
+	char *reply;   /* max_io bytes */
+	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
+	uint64_t poll_ns, budget_ns;
+	uint64_t quiet_since;   /* end of the last request served here */
+	unsigned skip, penalty; /* requests to serve before the next poll, and after the next poll in vain */
+	unsigned max_background;
+} hook = {.fd = -1};
+
+static struct {
+	uint64_t read, write, fallocate;   /* requests of block inodes */
+	uint64_t read_bytes, write_bytes;  /* answered without an error */
+	uint64_t other;                    /* requests handed to pyfuse3 */
+	uint64_t drained;                  /* requests that cost no turn of the event loop */
+	uint64_t receives;                 /* calls of fuse_session_receive_buf() by pyfuse3 */
+	uint64_t polls, poll_hits, poll_ns; /* waits for the next request, those that saw one, time spent in them */
+	uint64_t naps, nap_hits;           /* waits asleep, without the event loop, and those ended by a request */
+	uint64_t budget_ends;              /* batches cut short to let the event loop run */
+	uint64_t errors;                   /* requests answered with an errno */
+	uint64_t exceptions;               /* of these: an exception or a nonsensical result of a Python function */
+	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
+	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
+} stats;
+
+static PyObject *release_name; /* "release", interned */
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static bool is_block(uint64_t ino)
+{
+	return ino < INODE_LIMIT && (hook.blocks[ino / 64] >> (ino % 64) & 1);
+}
+
+/* --- the operations ------------------------------------------------------------------------------------------------------ */
+
+static void note_reply(int res)
+{
+	if (res != 0)
+		stats.reply_errors++;
+}
+
+static void reply_error(fuse_req_t req, int error)
+{
+	stats.errors++;
+	note_reply(fuse_reply_err(req, error));
+}
+
+/* Call a Python function and return its int, at least -4095; an exception and a senseless result are -EIO. */
+static long call(PyObject *function, PyObject **args, size_t count, long most)
+{
+	PyObject *result = PyObject_Vectorcall(function, args, count, NULL);
+	long value = -EIO;
+
+	if (result != NULL) {
+		value = PyLong_AsLong(result);
+		Py_DECREF(result);
+		if (!PyErr_Occurred() && value <= most && value > -4096)
+			return value;
+		if (!PyErr_Occurred())
+			PyErr_Format(PyExc_SystemError, "%R returned %ld, which is neither a length nor an errno", function, value);
+	}
+	stats.exceptions++;
+	PyErr_WriteUnraisable(function);
+	return -EIO;
+}
+
+/* A view of `size` bytes at `data`: the one kept for this length if the data is at `home`, else a new one. */
+static PyObject *borrow_view(PyObject **kept, const char *home, const char *data, size_t size, int flags)
+{
+	if (data == home && size % hook.page == 0 && size <= hook.max_io)
+		return Py_NewRef(kept[size / hook.page]);
+	return PyMemoryView_FromMemory((char *)data, (Py_ssize_t)size, flags);
+}
+
+static void return_view(PyObject *view, PyObject **kept, size_t size)
+{
+	if (size > hook.max_io || view != kept[size / hook.page]) {
+		PyObject *none = PyObject_CallMethodNoArgs(view, release_name);
+
+		if (none == NULL) /* the callee kept a slice of it */
+			PyErr_WriteUnraisable(view);
+		Py_XDECREF(none);
+	}
+	Py_DECREF(view);
+}
+
+/* read(ino, offset, view) or write(ino, offset, view): a length or -errno. */
+static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObject *view, size_t size)
+{
+	PyObject *args[3] = {PyLong_FromUnsignedLong(ino), PyLong_FromLongLong(off), view};
+	long n = -ENOMEM;
+
+	if (args[0] != NULL && args[1] != NULL)
+		n = call(function, args, 3, (long)size);
+	else
+		PyErr_Clear();
+	Py_XDECREF(args[0]);
+	Py_XDECREF(args[1]);
+	return n;
+}
+
+static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	PyObject *view;
+	long n;
+
+	if (!is_block(ino)) {
+		if (hook.original.read != NULL)
+			hook.original.read(req, ino, size, off, fi);
+		else
+			fuse_reply_err(req, ENOSYS);
+		return;
+	}
+	stats.read++;
+	if (size > hook.max_io) { /* the kernel was told this limit when it mounted */
+		reply_error(req, EINVAL);
+		return;
+	}
+	view = borrow_view(hook.read_views, hook.reply, hook.reply, size, PyBUF_WRITE);
+	if (view == NULL) {
+		PyErr_Clear();
+		reply_error(req, ENOMEM);
+		return;
+	}
+	n = call_with_view(hook.read, ino, off, view, size);
+	return_view(view, hook.read_views, size);
+	if (n < 0) {
+		reply_error(req, (int)-n);
+		return;
+	}
+	stats.read_bytes += (uint64_t)n;
+	note_reply(fuse_reply_buf(req, hook.reply, (size_t)n));
+}
+
+static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t off,
+                       struct fuse_file_info *fi)
+{
+	PyObject *view;
+	long n;
+
+	if (!is_block(ino)) {
+		if (hook.original.write != NULL)
+			hook.original.write(req, ino, data, size, off, fi);
+		else
+			fuse_reply_err(req, ENOSYS);
+		return;
+	}
+	stats.write++;
+	view = borrow_view(hook.write_views, hook.request + WRITE_HEADERS, data, size, PyBUF_READ);
+	if (view == NULL) {
+		PyErr_Clear();
+		reply_error(req, ENOMEM);
+		return;
+	}
+	n = call_with_view(hook.write, ino, off, view, size);
+	return_view(view, hook.write_views, size);
+	if (n < 0) {
+		reply_error(req, (int)-n);
+		return;
+	}
+	stats.write_bytes += (uint64_t)n;
+	note_reply(fuse_reply_write(req, (size_t)n));
+}
+
+static void hook_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+                           struct fuse_file_info *fi)
+{
+	PyObject *args[4];
+	long n = -ENOMEM;
+
+	(void)fi;
+	if (!is_block(ino)) {
+		fuse_reply_err(req, EOPNOTSUPP);
+		return;
+	}
+	stats.fallocate++;
+	args[0] = PyLong_FromUnsignedLong(ino);
+	args[1] = PyLong_FromLong(mode);
+	args[2] = PyLong_FromLongLong(offset);
+	args[3] = PyLong_FromLongLong(length);
+	if (args[0] != NULL && args[1] != NULL && args[2] != NULL && args[3] != NULL)
+		n = call(hook.fallocate, args, 4, 0);
+	else
+		PyErr_Clear();
+	for (int i = 0; i < 4; i++)
+		Py_XDECREF(args[i]);
+	if (n < 0)
+		reply_error(req, (int)-n);
+	else
+		note_reply(fuse_reply_err(req, 0));
+}
+
+/* Direct I/O of the loop driver is asynchronous: the kernel counts it as background requests, 12 at a time unless told more. */
+static void hook_init(void *userdata, struct fuse_conn_info *conn)
+{
+	if (hook.original.init != NULL)
+		hook.original.init(userdata, conn);
+	if (conn->max_write > hook.max_io)
+		conn->max_write = (unsigned)hook.max_io;
+	conn->max_background = hook.max_background;
+	conn->congestion_threshold = hook.max_background - hook.max_background / 4;
+	stats.max_write = conn->max_write;
+	stats.max_background = conn->max_background;
+}
+
+/* --- interposed: fuse_session_new ---------------------------------------------------------------------------------------- */
+
+static bool attached(void)
+{
+	return hook.read != NULL;
+}
+
+/* The table to register in place of pyfuse3's, or pyfuse3's own when it is not for us. */
+static const struct fuse_lowlevel_ops *patched(const struct fuse_lowlevel_ops *op, size_t *op_size)
+{
+	static union {
+		struct fuse_lowlevel_ops ops;
+		char bytes[OPERATIONS_MAX];
+	} table;
+
+	if (!attached() || hook.session != NULL || *op_size > sizeof(table))
+		return op;
+	memset(&table, 0, sizeof(table));
+	memcpy(&table, op, *op_size);
+	hook.original = table.ops;
+	table.ops.init = hook_init;
+	table.ops.read = hook_read;
+	table.ops.write = hook_write;
+	table.ops.write_buf = NULL;
+	table.ops.fallocate = hook_fallocate;
+	if (*op_size < sizeof(table.ops))
+		*op_size = sizeof(table.ops);
+	return &table.ops;
+}
+
+static struct fuse_session *remember(struct fuse_session *session, bool is_ours)
+{
+	if (is_ours)
+		hook.session = session;
+	return session;
+}
+
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+                                      void *userdata);
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+                                      void *userdata)
+{
+	session_new_fn real = (session_new_fn)dlsym(RTLD_NEXT, "fuse_session_new");
+	const struct fuse_lowlevel_ops *ours = patched(op, &op_size);
+
+	return real == NULL ? NULL : remember(real(args, ours, op_size, userdata), ours != op);
+}
+
+static struct fuse_session *new_versioned(const char *name, struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+                                          size_t op_size, const struct libfuse_version *version, void *userdata)
+{
+	session_new_versioned_fn real = (session_new_versioned_fn)dlsym(RTLD_NEXT, name);
+	const struct fuse_lowlevel_ops *ours = patched(op, &op_size);
+
+	return real == NULL ? NULL : remember(real(args, ours, op_size, version, userdata), ours != op);
+}
+
+/* What fuse_session_new() is compiled to with the headers of libfuse 3.17.1 and later … */
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+                                                const struct libfuse_version *version, void *userdata)
+{
+	return new_versioned("fuse_session_new_versioned", args, op, op_size, version, userdata);
+}
+
+/* … and of 3.17.0. */
+struct fuse_session *_fuse_session_new_317(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+                                           const struct libfuse_version *version, void *userdata);
+struct fuse_session *_fuse_session_new_317(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+                                           const struct libfuse_version *version, void *userdata)
+{
+	return new_versioned("_fuse_session_new_317", args, op, op_size, version, userdata);
+}
+
+/* --- interposed: fuse_session_receive_buf -------------------------------------------------------------------------------- */
+
+/* Take one request without blocking: its length, 0 when the session has ended, -EAGAIN when there is none, or -errno. */
+static ssize_t read_request(struct fuse_session *se)
+{
+	for (;;) {
+		ssize_t n = read(hook.fd, hook.request, WRITE_HEADERS + hook.max_io);
+		int error = errno;
+
+		if (fuse_session_exited(se))
+			return 0;
+		if (n >= (ssize_t)sizeof(struct fuse_in_header))
+			return n;
+		if (n >= 0)
+			return -EIO;
+		if (error == ENODEV) { /* unmounted, or the connection was aborted */
+			fuse_session_exit(se);
+			return 0;
+		}
+		if (error != ENOENT) /* ENOENT: the request was interrupted while it was copied; take the next */
+			return -error;
+	}
+}
+
+/*
+ * Wait for the next request, for at most poll_us since the last, without the GIL. Waking a sleeping processor costs several times
+ * what a request does; a program that faults its pages in comes back within some ten microseconds.
+ *
+ * Each wait in vain in a row doubles the number of requests that are served without one, and the first that succeeds resets
+ * it. So a busy device is answered at once, and a slow trickle costs next to nothing; nor does a reader that cannot come back
+ * because this very wait keeps it from its processor.
+ */
+static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
+{
+	uint64_t start = now_ns(), now = start, end = hook.quiet_since + hook.poll_ns;
+	ssize_t n = -EAGAIN;
+	PyThreadState *thread;
+
+	if (end > deadline)
+		end = deadline;
+	if (now >= end || hook.skip > 0)
+		return -EAGAIN;
+	thread = PyEval_SaveThread();
+	while (n == -EAGAIN && now < end) {
+		/* Two processors: the kernel thread of the loop device, or kswapd, may have to run on this one. */
+		sched_yield();
+		n = read_request(se);
+		now = now_ns();
+	}
+	PyEval_RestoreThread(thread);
+	stats.polls++;
+	stats.poll_ns += now - start;
+	if (n != -EAGAIN) {
+		stats.poll_hits++;
+		hook.penalty = 0;
+	} else if (end == deadline) {
+		stats.budget_ends++;
+	} else {
+		hook.penalty = hook.penalty < PENALTY_MAX ? 2 * hook.penalty + 1 : PENALTY_MAX;
+		hook.skip = hook.penalty;
+	}
+	return n;
+}
+
+/*
+ * Sleep until the next request, for at most NAP_NS since the last. Where polling is off or in vain, a turn of the event loop
+ * would come now; it costs more than the wake-up itself (30 against 60 us for a 4 KiB read through a loop device).
+ */
+static bool nap(uint64_t deadline)
+{
+	uint64_t now = now_ns(), end = hook.quiet_since + NAP_NS;
+	struct pollfd fuse = {.fd = hook.fd, .events = POLLIN};
+	struct timespec timeout = {0, 0};
+	PyThreadState *thread;
+	bool is_ready;
+
+	if (end > deadline)
+		end = deadline;
+	if (now >= end)
+		return false;
+	timeout.tv_nsec = (long)(end - now); /* below a second, as NAP_NS is */
+	thread = PyEval_SaveThread();
+	is_ready = ppoll(&fuse, 1, &timeout, NULL) > 0; /* a signal ends it, too: Python has to see it */
+	PyEval_RestoreThread(thread);
+	stats.naps++;
+	stats.nap_hits += is_ready;
+	return is_ready;
+}
+
+/* Is this a request that the Python functions answer? Its length was checked against what the operation will read. */
+static bool served_here(const struct fuse_in_header *in, size_t length)
+{
+	const struct fuse_write_in *write = (const void *)(in + 1);
+
+	if (!is_block(in->nodeid))
+		return false;
+	switch (in->opcode) {
+	case FUSE_READ:
+		return length >= sizeof(*in) + sizeof(struct fuse_read_in);
+	case FUSE_WRITE:
+		return length >= WRITE_HEADERS && length - WRITE_HEADERS >= write->size;
+	case FUSE_FALLOCATE:
+		return length >= sizeof(*in) + sizeof(struct fuse_fallocate_in);
+	default:
+		return false;
+	}
+}
+
+/* Give pyfuse3 the request in its own buffer, which it frees: malloc()ed, and no larger than what came. */
+static int hand_over(struct fuse_buf *buf, size_t length)
+{
+	if (malloc_usable_size(buf->mem) < length) {
+		void *mem = realloc(buf->mem, length);
+
+		if (mem == NULL)
+			return -ENOMEM;
+		buf->mem = mem;
+	}
+	memcpy(buf->mem, hook.request, length);
+	buf->size = length;
+	buf->flags = 0;
+	stats.other++;
+	return (int)length;
+}
+
+static int drain(struct fuse_session *se, struct fuse_buf *buf)
+{
+	uint64_t start = now_ns();
+	uint64_t served = 0;
+
+	for (;;) {
+		struct fuse_buf request = {.mem = hook.request};
+		ssize_t n = read_request(se);
+
+		if (n == -EAGAIN)
+			n = poll_request(se, start + hook.budget_ns);
+		if (n == -EAGAIN && nap(start + hook.budget_ns))
+			continue;
+		if (n == -EAGAIN)
+			return -EINTR;
+		if (n <= 0)
+			return (int)n;
+		if (!served_here((const struct fuse_in_header *)hook.request, (size_t)n))
+			return hand_over(buf, (size_t)n);
+		request.size = (size_t)n;
+		fuse_session_process_buf(se, &request);
+		stats.drained += served++ > 0;
+		hook.skip -= hook.skip > 0;
+		hook.quiet_since = now_ns();
+		if (hook.quiet_since - start >= hook.budget_ns) {
+			stats.budget_ends++;
+			return -EINTR;
+		}
+	}
+}
+
+int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	PyGILState_STATE gil;
+	int n;
+
+	if (!attached() || se != hook.session) {
+		receive_fn real = (receive_fn)dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+
+		return real == NULL ? -ENOSYS : real(se, buf);
+	}
+	if (hook.fd == -1) {
+		hook.fd = fuse_session_fd(se);
+		if (fcntl(hook.fd, F_SETFL, fcntl(hook.fd, F_GETFL) | O_NONBLOCK) == -1)
+			return -errno;
+	}
+	gil = PyGILState_Ensure(); /* pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
+	stats.receives++;
+	n = drain(se, buf);
+	PyGILState_Release(gil);
+	return n;
+}
+
+/* --- Python -------------------------------------------------------------------------------------------------------------- */
+
+static void free_views(PyObject **views)
+{
+	if (views == NULL)
+		return;
+	for (size_t i = 0; i <= hook.max_io / hook.page; i++)
+		Py_XDECREF(views[i]);
+	PyMem_Free(views);
+}
+
+static PyObject **make_views(char *home, int flags)
+{
+	size_t count = hook.max_io / hook.page + 1;
+	PyObject **views = PyMem_Calloc(count, sizeof(*views));
+
+	if (views == NULL) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	for (size_t i = 0; i < count; i++) {
+		views[i] = PyMemoryView_FromMemory(home, (Py_ssize_t)(i * hook.page), flags);
+		if (views[i] == NULL) {
+			free_views(views);
+			return NULL;
+		}
+	}
+	return views;
+}
+
+static int make_buffers(void)
+{
+	hook.page = (size_t)sysconf(_SC_PAGESIZE);
+	hook.mapping_size = hook.page + 2 * hook.max_io;
+	hook.mapping = mmap(NULL, hook.mapping_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (hook.mapping == MAP_FAILED) {
+		hook.mapping = NULL;
+		PyErr_SetFromErrno(PyExc_OSError);
+		return -1;
+	}
+	hook.request = hook.mapping + hook.page - WRITE_HEADERS;
+	hook.reply = hook.mapping + hook.page + hook.max_io;
+	hook.write_views = make_views(hook.request + WRITE_HEADERS, PyBUF_READ);
+	hook.read_views = make_views(hook.reply, PyBUF_WRITE);
+	return hook.write_views != NULL && hook.read_views != NULL ? 0 : -1;
+}
+
+/* The mapping itself stays when anybody still holds one of its views. */
+static void forget_all(void)
+{
+	bool is_kept = false;
+
+	for (size_t i = 0; hook.write_views != NULL && hook.read_views != NULL && i <= hook.max_io / hook.page; i++)
+		is_kept |= Py_REFCNT(hook.write_views[i]) > 1 || Py_REFCNT(hook.read_views[i]) > 1;
+	free_views(hook.write_views);
+	free_views(hook.read_views);
+	if (hook.mapping != NULL && !is_kept)
+		munmap(hook.mapping, hook.mapping_size);
+	Py_CLEAR(hook.read);
+	Py_CLEAR(hook.write);
+	Py_CLEAR(hook.fallocate);
+	memset(&hook, 0, sizeof(hook));
+	hook.fd = -1;
+}
+
+PyDoc_STRVAR(attach_doc, "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background)");
+
+static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"read", "write", "fallocate", "poll_us", "budget_us", "max_io", "max_background", NULL};
+	PyObject *read_function, *write_function, *fallocate_function;
+	unsigned poll_us = 0, budget_us = 0, max_io = 0, max_background = 0;
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIII:attach", names, &read_function, &write_function,
+	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background))
+		return NULL;
+	if (attached()) {
+		PyErr_SetString(PyExc_RuntimeError, "already attached: one session per process");
+		return NULL;
+	}
+	if (max_io == 0 || max_io % page != 0 || max_io > 64u << 20) {
+		PyErr_SetString(PyExc_ValueError, "max_io must be a multiple of the page, at most 64 MiB");
+		return NULL;
+	}
+	if (max_background == 0 || max_background > 65535) {
+		PyErr_SetString(PyExc_ValueError, "max_background must be 1 to 65535");
+		return NULL;
+	}
+	hook.max_io = max_io;
+	hook.poll_ns = poll_us * 1000ull;
+	hook.budget_ns = budget_us * 1000ull;
+	hook.max_background = max_background;
+	if (make_buffers() != 0) {
+		forget_all();
+		return NULL;
+	}
+	hook.read = Py_NewRef(read_function);
+	hook.write = Py_NewRef(write_function);
+	hook.fallocate = Py_NewRef(fallocate_function);
+	memset(&stats, 0, sizeof(stats));
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_detach(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	forget_all();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_set_poll_us(PyObject *self, PyObject *number)
+{
+	unsigned long poll_us = PyLong_AsUnsignedLong(number);
+
+	(void)self;
+	if (poll_us == (unsigned long)-1 && PyErr_Occurred())
+		return NULL;
+	hook.poll_ns = poll_us * 1000ull;
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_hooked(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	return PyBool_FromLong(hook.session != NULL);
+}
+
+static PyObject *py_add_inode(PyObject *self, PyObject *number)
+{
+	unsigned long ino = PyLong_AsUnsignedLong(number);
+
+	(void)self;
+	if (ino == (unsigned long)-1 && PyErr_Occurred())
+		return NULL;
+	if (ino >= INODE_LIMIT)
+		return PyErr_Format(PyExc_ValueError, "inode %lu: block inodes are below %d", ino, INODE_LIMIT);
+	hook.blocks[ino / 64] |= (uint64_t)1 << (ino % 64);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_remove_inode(PyObject *self, PyObject *number)
+{
+	unsigned long ino = PyLong_AsUnsignedLong(number);
+
+	(void)self;
+	if (ino == (unsigned long)-1 && PyErr_Occurred())
+		return NULL;
+	if (ino < INODE_LIMIT)
+		hook.blocks[ino / 64] &= ~((uint64_t)1 << (ino % 64));
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_statistics(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
+	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
+	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
+	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
+	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "naps", stats.naps, "nap_hits", stats.nap_hits,
+	                     "budget_ends", stats.budget_ends,
+	                     "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
+	                     "max_write", stats.max_write, "max_background", stats.max_background);
+}
+
+static PyMethodDef methods[] = {
+    {"attach", (PyCFunction)(void (*)(void))py_attach, METH_VARARGS | METH_KEYWORDS, attach_doc},
+    {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
+    {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
+    {"hooked", py_hooked, METH_NOARGS, PyDoc_STR("hooked() -> bool")},
+    {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},
+    {"remove_inode", py_remove_inode, METH_O, PyDoc_STR("remove_inode(inode)")},
+    {"statistics", py_statistics, METH_NOARGS, PyDoc_STR("statistics() -> dict[str, int]")},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "zswapd.fuse._lowlevel",
+    .m_doc = PyDoc_STR("What pyfuse3 lacks: FALLOCATE, and requests answered without a turn of the event loop."),
+    .m_size = -1,
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__lowlevel(void)
+{
+	release_name = PyUnicode_InternFromString("release");
+	return release_name == NULL ? NULL : PyModule_Create(&module);
+}

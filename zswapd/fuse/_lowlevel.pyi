@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from collections.abc import Callable
+
+def attach(
+    read: Callable[[int, int, memoryview], int],
+    write: Callable[[int, int, memoryview], int],
+    fallocate: Callable[[int, int, int, int], int],
+    *,
+    poll_us: int,
+    budget_us: int,
+    max_io: int,
+    max_background: int,
+) -> None:
+    """Have the next FUSE session answer its block inodes through these functions; zeroes the counters.
+
+    The functions run in the session's thread and must not raise. `read(inode, offset, out)` fills `out` from
+    its beginning and returns how many bytes; `write(inode, offset, data)` returns how many it took;
+    `fallocate(inode, mode, offset, length)` returns 0; each may return -errno instead. The views are valid
+    during the call only (they are used again for the next request) and must not be released.
+
+    Args:
+        read: fills a view with data.
+        write: takes data from a view.
+        fallocate: punches or zeroes a range.
+        poll_us: the longest wait for the next request after one was answered, µs; 0 never waits.
+        budget_us: longest time between two turns of the event loop, µs.
+        max_io: longest read and longest write, bytes; a multiple of the page, up to 64 MiB.
+        max_background: asynchronous requests the kernel may have under way at once.
+
+    Raises:
+        RuntimeError: attached already.
+        ValueError: `max_io` or `max_background` is out of range.
+        OSError: no memory for the buffers.
+    """
+
+def detach() -> None:
+    """Forget functions, inodes and buffers; only when no session is served any more."""
+
+def set_poll_us(poll_us: int) -> None:
+    """Change the longest wait for the next request, µs."""
+
+def hooked() -> bool:
+    """Tell whether a session was created through this module since `attach()`."""
+
+def add_inode(inode: int) -> None:
+    """Have the attached functions serve this inode, a number below 65536 (ValueError otherwise)."""
+
+def remove_inode(inode: int) -> None:
+    """Leave this inode to pyfuse3's own handlers again."""
+
+def statistics() -> dict[str, int]:
+    """Return the counters since `attach()`; the meaning of each is in `session.SessionStatistics`."""

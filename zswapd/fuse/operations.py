@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the mount answers: FUSE requests in terms of `BlockFile`s, and the one place that makes FUSEError.
+
+Each file behaves as a block device of fixed size does, except that `stat` calls it a regular file (a loop
+device wants one): a read across the end is short, a write across the end is short, one that starts at the end
+gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and EINVAL without; its name, owner,
+mode, times and size cannot be changed (EPERM).
+
+There are two ways in. With the hook (`_lowlevel.c`), reads, writes and fallocate call `serve_read`,
+`serve_write` and `serve_fallocate`, plain functions that return a length or -errno: the page path. Everything
+else, and without the hook reads and writes too, comes as pyfuse3's coroutines. Requests that are not defined
+here (xattrs, access, poll) get ENOSYS from pyfuse3's class: the kernel then stops asking and answers by
+itself, for xattrs with EOPNOTSUPP.
+
+Invariant: no handler raises anything but FUSEError, which would end the daemon; what is not an Exception
+(trio.Cancelled, KeyboardInterrupt) passes through. Both decorators and `Failures` exist for that.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import FUSEError
+
+from zswapd.errors import ZswapdError
+from zswapd.pages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from zswapd.fuse.inodes import Directory, Node
+
+log = logging.getLogger(__name__)
+
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
+_DISCARDING = {
+    FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_ZERO_RANGE,
+    FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+}
+
+CACHE_SECONDS = 3600.0
+"""How long the kernel may remember names and attributes; none of them changes while the mount lives."""
+
+FAILURE_LOG_SECONDS = 1.0
+"""At most one failure in this time is logged with its traceback; all are counted."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Failures:
+    """Turns exceptions into errnos, counts them, and logs one a second.
+
+    The log record is made in the next turn of the event loop: formatting a traceback needs memory, and an
+    exception may come from the page path, where none may be asked for.
+
+    Attributes:
+        internal_errors: exceptions that are not `ZswapdError`, hence bugs; their requests got EIO.
+        failed_requests: `ZswapdError`s, such as a page that does not match its checksum.
+    """
+
+    def __init__(self) -> None:
+        self.internal_errors = 0
+        self.failed_requests = 0
+        self._next_log = 0.0
+        self._suppressed = 0
+
+    def errno_of(self, handler: str, error: Exception) -> int:
+        """Count the exception that left `handler` and return the errno for its request."""
+        is_internal = not isinstance(error, ZswapdError)
+        if is_internal:
+            self.internal_errors += 1
+        else:
+            self.failed_requests += 1
+        now = time.monotonic()
+        if now < self._next_log:
+            self._suppressed += 1
+        else:
+            self._next_log = now + FAILURE_LOG_SECONDS
+            report = functools.partial(self._report, handler, error, self._suppressed, is_internal=is_internal)
+            self._suppressed = 0
+            try:
+                trio.lowlevel.current_trio_token().run_sync_soon(report)
+            except RuntimeError:  # no event loop runs in this thread
+                report()
+        return error.errno_ if isinstance(error, ZswapdError) else errno.EIO
+
+    @staticmethod
+    def _report(handler: str, error: Exception, suppressed: int, *, is_internal: bool) -> None:
+        before = f" ({suppressed} more since the last one reported)" if suppressed else ""
+        if is_internal:
+            log.error("internal error in %s, answered with EIO%s", handler, before, exc_info=error)
+        else:
+            log.error("%s failed%s: %s", handler, before, error)
+
+
+def answering(
+    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """Decorate a coroutine handler: any exception becomes a FUSEError, as the invariant above has it."""
+
+    @functools.wraps(handler)
+    async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.other_requests += 1
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring
+            raise FUSEError(self.failures.errno_of(handler.__name__, error)) from None
+
+    return guarded
+
+
+def serving(handler: Callable[Concatenate[Operations, P], int]) -> Callable[Concatenate[Operations, P], int]:
+    """Decorate a function of the page path: any exception becomes -errno.
+
+    Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would fail
+    somebody's swap-in.
+    """
+
+    @functools.wraps(handler)
+    @trio.lowlevel.enable_ki_protection
+    def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return handler(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring
+            return -self.failures.errno_of(handler.__name__, error)
+
+    return guarded
+
+
+@dataclass(frozen=True, slots=True)
+class OperationsStatistics:
+    """Requests that came as coroutines, and what went wrong with any (the hook counts what it answers)."""
+
+    reads: int
+    """Reads that came as coroutines."""
+    writes: int
+    """Writes that came as coroutines."""
+    others: int
+    """All other coroutines: look-ups, opens, and so on."""
+    refused_writes: int
+    """Writes that the file turned away; the kernel keeps such pages."""
+    internal_errors: int
+    failed_requests: int
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount.
+
+    Args:
+        directory: names and inodes; its `block_files` are served.
+        page_size: what statfs reports as block size, bytes; a loop device takes it as the granularity of
+        discards.
+
+    Attributes:
+        failures: the counters and the log of what went wrong.
+        on_init: called when the kernel has agreed on the protocol, so that requests will be answered from now
+        on.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, directory: Directory, *, page_size: int = PAGE_SIZE) -> None:
+        super().__init__()
+        self.directory = directory
+        self.failures = Failures()
+        self.on_init: Callable[[], object] | None = None
+        self.other_requests = 0
+        self._page_size = page_size
+        self._files = directory.block_files
+        self._refused_writes = 0
+        self._reads = 0
+        self._writes = 0
+
+    def init(self) -> None:
+        """Take note that the kernel's first message was understood."""
+        if self.on_init is not None:
+            self.on_init()
+
+    def statistics(self) -> OperationsStatistics:
+        """Return the counters."""
+        return OperationsStatistics(
+            reads=self._reads,
+            writes=self._writes,
+            others=self.other_requests - self._reads - self._writes,
+            refused_writes=self._refused_writes,
+            internal_errors=self.failures.internal_errors,
+            failed_requests=self.failures.failed_requests,
+        )
+
+    # The page path.
+
+    @serving
+    def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
+        """Fill `out` from `offset` on; return how many bytes the file had for it, or -errno."""
+        file = self._files[inode]
+        length = len(out)
+        if offset + length > file.size:
+            length = max(file.size - offset, 0)
+            out = out[:length]
+            if not length:
+                return 0
+        file.read_into(offset, out)
+        return length
+
+    @serving
+    def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
+        """Store `data` at `offset`; return how many bytes fitted before the end of the file, or -errno.
+
+        A refused write is an error as a whole, even if some of its pages were stored: the kernel keeps them
+        all.
+        """
+        file = self._files[inode]
+        length = len(data)
+        if offset + length > file.size:
+            length = max(file.size - offset, 0)
+            data = data[:length]
+            if not length:
+                return -errno.ENOSPC
+        reason = file.write(offset, data)
+        if reason is None:
+            return length
+        self._refused_writes += 1
+        return -reason.errno_
+
+    @serving
+    def serve_fallocate(self, inode: int, mode: int, offset: int, length: int) -> int:
+        """Discard a range when that is what `mode` comes to; return 0 or -errno."""
+        file = self._files[inode]
+        if mode not in _DISCARDING:
+            return -errno.EOPNOTSUPP
+        if offset < 0 or length <= 0 or offset >= file.size:
+            return -errno.EINVAL
+        if offset + length > file.size:
+            if not mode & FALLOC_FL_KEEP_SIZE:  # would have to grow
+                return -errno.EINVAL
+            length = file.size - offset
+        file.discard(offset, length)
+        return 0
+
+    # Without the hook, the same as coroutines.
+
+    @answering
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Return up to `size` bytes from `off` on; fewer at the end of the file."""
+        self._reads += 1
+        out = bytearray(size)
+        n = self.serve_read(fh, off, memoryview(out))
+        if n < 0:
+            raise FUSEError(-n)
+        return bytes(memoryview(out)[:n])
+
+    @answering
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Store `buf` at `off` and return how many bytes of it were taken; fewer at the end of the file."""
+        self._writes += 1
+        n = self.serve_write(fh, off, memoryview(buf))
+        if n < 0:
+            raise FUSEError(-n)
+        return n
+
+    # The directory.
+
+    @answering
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return the attributes of what `name` is in a directory; ENOENT if there is nothing."""
+        return self._attributes(self.directory.lookup(parent_inode, name))
+
+    @answering
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return the attributes of an inode."""
+        return self._attributes(self.directory.node(inode))
+
+    @answering
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow."""
+        now = self._attributes(self.directory.node(inode))
+        # ftruncate asks for new times along with the size; alone, they are refused.
+        times = fields.update_atime or fields.update_mtime or fields.update_ctime
+        is_allowed = (
+            (not fields.update_size or attr.st_size == now.st_size)
+            and (not fields.update_mode or attr.st_mode & 0o7777 == now.st_mode & 0o7777)
+            and (not fields.update_uid or attr.st_uid == now.st_uid)
+            and (not fields.update_gid or attr.st_gid == now.st_gid)
+            and (not times or fields.update_size)
+        )
+        if not is_allowed:
+            raise FUSEError(errno.EPERM)
+        return now
+
+    @answering
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Describe a full file system of pages: without an answer, a loop device offers no discard."""
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = self._page_size
+        data.f_blocks = self.directory.total_size // self._page_size
+        data.f_files = len(self.directory)
+        data.f_namemax = 255
+        return data
+
+    @answering
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """Return the inode as handle."""
+        node = self._existing(inode)
+        if not node.is_directory:
+            raise FUSEError(errno.ENOTDIR)
+        return inode
+
+    @answering
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List the directory from behind `start_id` on; an entry's inode serves as its place."""
+        for node in self.directory.entries(fh, start_id):
+            if not pyfuse3.readdir_reply(token, node.name, self._attributes(node), node.inode):
+                break
+
+    # Files.
+
+    @answering
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open for direct I/O: a second copy of swapped pages in the page cache would defeat the purpose."""
+        node = self._existing(inode)
+        if node.is_directory:
+            raise FUSEError(errno.EISDIR)
+        if flags & os.O_TRUNC:  # granted, it would make the kernel take the file for empty
+            raise FUSEError(errno.EPERM)
+        return pyfuse3.FileInfo(fh=inode, direct_io=True, keep_cache=False)
+
+    @answering
+    async def release(self, fh: int) -> None:
+        """Nothing is kept per open file."""
+
+    @answering
+    async def releasedir(self, fh: int) -> None:
+        """Nothing is kept per open directory."""
+
+    @answering
+    async def flush(self, fh: int) -> None:
+        """Nothing is held back: a write is stored when it is answered."""
+
+    @answering
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        """Nothing is held back: a write is stored when it is answered."""
+
+    @answering
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        """Nothing is held back."""
+
+    async def forget(self, inode_list: Any) -> None:
+        """Inodes live as long as the mount."""
+
+    @answering
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """There are no symbolic links."""
+        raise FUSEError(errno.EINVAL)
+
+    @answering
+    async def _not_permitted(self, *request: Any) -> Any:
+        raise FUSEError(errno.EPERM)
+
+    # What the directory is made of is decided by the configuration.
+    create: Any = _not_permitted
+    mknod: Any = _not_permitted
+    mkdir: Any = _not_permitted
+    symlink: Any = _not_permitted
+    link: Any = _not_permitted
+    rename: Any = _not_permitted
+    unlink: Any = _not_permitted
+    rmdir: Any = _not_permitted
+
+    def _existing(self, inode: int) -> Node:
+        node = self.directory.node(inode)
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        return node
+
+    def _attributes(self, node: Node | None) -> pyfuse3.EntryAttributes:
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.inode
+        entry.st_mode = node.mode
+        entry.st_nlink = 2 if node.is_directory else 1
+        entry.st_size = node.size
+        entry.st_blksize = self._page_size
+        entry.st_blocks = node.size // 512  # no holes, as far as anybody outside is concerned
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.born_ns
+        entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
+        return entry
