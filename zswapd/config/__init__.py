@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Settings: one table (`table`), kinds of values (`kinds`, `sizes`), and their sources (`loading`)."""
+
+from zswapd.config.kinds import Context
+from zswapd.config.loading import Config, Origin, changed, describe, load, parse_assignment, reloadable_names
+from zswapd.config.sizes import parse_size
+from zswapd.config.table import SECTIONS, SETTINGS, Setting
+
+__all__ = [
+    "SECTIONS",
+    "SETTINGS",
+    "Config",
+    "Context",
+    "Origin",
+    "Setting",
+    "changed",
+    "describe",
+    "load",
+    "parse_assignment",
+    "parse_size",
+    "reloadable_names",
+]

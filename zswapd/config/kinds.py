@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a setting's value may be: one small class per kind, from its written form to its typed value.
+
+A value arrives either with a TOML type (from a file) or as text (command line, control socket). `from_text`
+gives the text its TOML type, `convert` checks that and returns what the program works with: bytes for a size,
+a Path for a path. Both refuse with ValueRefused, never with anything else: they also see what strangers write
+to the control socket. Pure: what a check needs to know of the machine comes in a Context.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Generic, Protocol, TypeVar
+
+from zswapd.config.sizes import EXAMPLES, Size, ValueRefused, parse_size
+from zswapd.pages import round_down, round_up
+
+T_co = TypeVar("T_co", covariant=True)
+
+_TRUE = {"true", "on", "yes", "1"}
+_FALSE = {"false", "off", "no", "0"}
+_SOCKET_PATH_LONGEST = 107  # sun_path of sockaddr_un, less the closing zero
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the checks know of the machine and of the program."""
+
+    memory_total: int
+    """MemTotal in bytes: 100 % of every size."""
+    page_size: int
+    """Bytes in a page."""
+    codecs: frozenset[str]
+    """Names that `pool.compressor` may have."""
+
+
+class Kind(Protocol[T_co]):
+    """How one kind of value is read, checked and described."""
+
+    def describe(self, context: Context) -> str:
+        """Return what is right, as a noun phrase for hints and reference pages."""
+        ...
+
+    def from_text(self, text: str) -> object:
+        """Return the TOML value that this text stands for."""
+        ...
+
+    def convert(self, value: object, context: Context) -> T_co:
+        """Return the typed value.
+
+        Raises:
+            ValueRefused: the value has the wrong type or is out of range.
+        """
+        ...
+
+
+def shown(value: object) -> str:
+    """Return a value as TOML would write it, for messages: at most 60 characters."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def nearest(name: str, names: frozenset[str] | set[str] | dict[str, object]) -> str | None:
+    """Return the one of `names` that `name` probably was meant to be."""
+    matches = difflib.get_close_matches(name, sorted(names), n=1)
+    return matches[0] if matches else None
+
+
+@dataclass(frozen=True, slots=True)
+class Boolean:
+    """True or false."""
+
+    def describe(self, context: Context) -> str:
+        """Return the two words."""
+        return "true or false"
+
+    def from_text(self, text: str) -> object:
+        """Return a bool for the usual words, else the text."""
+        word = text.strip().lower()
+        return True if word in _TRUE else False if word in _FALSE else text
+
+    def convert(self, value: object, context: Context) -> bool:
+        """Return the value if it is a bool."""
+        if not isinstance(value, bool):
+            raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """A whole number from `low` to `high`, or to the page size."""
+
+    low: int
+    high: int | None = None
+
+    def _high(self, context: Context) -> int:
+        return context.page_size if self.high is None else self.high
+
+    def describe(self, context: Context) -> str:
+        """Return the range."""
+        return f"a whole number from {self.low} to {self._high(context)}"
+
+    def from_text(self, text: str) -> object:
+        """Return an int if the text is one, else the text."""
+        return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) else text
+
+    def convert(self, value: object, context: Context) -> int:
+        """Return the value if it is an int in range; bool is none."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
+        if not self.low <= value <= self._high(context):
+            raise ValueRefused(f"is {shown(value)}, out of range", f"write {self.describe(context)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What all kinds that are a string share."""
+
+    def from_text(self, text: str) -> object:
+        """Return the text as it is."""
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(_Word):
+    """One of a few words; without words, a codec's name."""
+
+    words: tuple[str, ...] = ()
+
+    def _words(self, context: Context) -> tuple[str, ...]:
+        return self.words or tuple(sorted(context.codecs))
+
+    def describe(self, context: Context) -> str:
+        """Return the words."""
+        *others, last = self._words(context)
+        return f"{', '.join(others)} or {last}" if others else last
+
+    def convert(self, value: object, context: Context) -> str:
+        """Return the value if it is one of the words."""
+        words = self._words(context)
+        if not isinstance(value, str) or value not in words:
+            near = nearest(value, set(words)) if isinstance(value, str) else None
+            meant = f"did you mean {near}? " if near else ""
+            raise ValueRefused(f"is {shown(value)}, which is not known", f"{meant}write {self.describe(context)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class AbsolutePath(_Word):
+    """A path from the root directory; of a unix socket if `socket`, which the kernel wants short."""
+
+    socket: bool = False
+
+    def describe(self, context: Context) -> str:
+        """Return the rule."""
+        return f"an absolute path of at most {_SOCKET_PATH_LONGEST} bytes" if self.socket else "an absolute path"
+
+    def convert(self, value: object, context: Context) -> Path:
+        """Return the path, without trailing slashes and double ones."""
+        hint = f"write {self.describe(context)}"
+        if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+            raise ValueRefused(f"is {shown(value)}", hint)
+        path = PurePosixPath(value)
+        if ".." in path.parts or str(path) in ("/", "//"):
+            raise ValueRefused(f"is {shown(value)}", f"{hint}, without '..' and not the root directory")
+        if self.socket and len(bytes(path)) > _SOCKET_PATH_LONGEST:
+            raise ValueRefused(f"is {len(bytes(path))} bytes long", hint)
+        return Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySize(_Word):
+    """A size expression, rounded down to the page."""
+
+    def describe(self, context: Context) -> str:
+        """Return examples."""
+        return "a size such as 2G, 512M, 50% or min(50%, 4G)"
+
+    def convert(self, value: object, context: Context) -> int:
+        """Return the size in bytes."""
+        size = _evaluate(value, context)
+        rounded = round_down(size.bytes, context.page_size)
+        if not rounded:
+            raise ValueRefused(f"is {size.bytes} bytes, less than a page", f"write {context.page_size} or more; {EXAMPLES}")
+        return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class OptionalSize(MemorySize):
+    """A size, or an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return examples and the meaning of nothing."""
+        # Not super(): dataclass(slots=True) makes a new class, which a zero-argument super() would not know.
+        return f'{MemorySize.describe(self, context)}, or "" for none'
+
+    def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # None is the point
+        """Return the size in bytes, or None."""
+        return None if value == "" else MemorySize.convert(self, value, context)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapSize(MemorySize):
+    """The size of a swap file: whole pages, and at least the ten that mkswap asks for."""
+
+    def convert(self, value: object, context: Context) -> int:
+        """Return the size in bytes; whole numbers must be multiples of the page, the rest is rounded down."""
+        size, page = _evaluate(value, context), context.page_size
+        rounded = round_down(size.bytes, page)
+        if size.exact and rounded != size.bytes:
+            near = {max(rounded, 10 * page), max(round_up(size.bytes, page), 10 * page)}
+            raise ValueRefused(
+                f"is {size.bytes} bytes, not a multiple of the page ({page} bytes)",
+                f"write {' or '.join(str(right) for right in sorted(near))}",
+            )
+        if rounded < 10 * page:
+            raise ValueRefused(f"is {size.bytes} bytes, too small for a swap file", f"write {10 * page} or more; {EXAMPLES}")
+        return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Named(Generic[T_co]):
+    """A table of names, each with a value of one kind; every source adds to it."""
+
+    kind: Kind[T_co]
+    reserved: frozenset[str] = frozenset()
+    _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+    def describe(self, context: Context) -> str:
+        """Return the form of one entry."""
+        return f"NAME = {self.kind.describe(context)}"
+
+    def from_text(self, text: str) -> object:
+        """Return the text, which `convert` refuses: entries are written one by one."""
+        return text
+
+    def check_name(self, name: str) -> None:
+        """Refuse a name that cannot be a file's, or that means something else there.
+
+        Raises:
+            ValueRefused: the name is not usable.
+        """
+        if not self._NAME.fullmatch(name):
+            raise ValueRefused(
+                f"has the name {shown(name)}",
+                "use up to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+            )
+        if name in self.reserved:
+            raise ValueRefused(f"has the name {shown(name)}, which is taken", "choose another name")
+
+    def convert(self, value: object, context: Context) -> dict[str, T_co]:
+        """Return the table with each value converted."""
+        if not isinstance(value, dict):
+            raise ValueRefused(f"is {shown(value)}", f"write a table of {self.describe(context)}")
+        for name in value:
+            self.check_name(name)
+        return {name: self.kind.convert(item, context) for name, item in value.items()}
+
+
+def _evaluate(value: object, context: Context) -> Size:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueRefused(f"is {shown(value)}", EXAMPLES)
+    try:
+        return parse_size(str(value), memory_total=context.memory_total)
+    except ValueRefused as refused:
+        raise ValueRefused(f"is {shown(value)}; it {refused.message}", refused.hint) from None

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The settings, in one table: sections are frozen dataclasses, and each field carries what its setting needs.
+
+A field is declared once, as `name: type = setting(kind, default, help=…)`. From that come the typed attribute
+(`config.pool.compressor`), the key in the file (`[pool]` `compressor = "lz4"`), the command line's `--set
+pool.compressor=lz4`, the control socket's `get` and `set`, the checks, and the help. Its annotation is
+checked against its kind by the type checker.
+
+Defaults are written as a user would write them (`"min(50%, 4G)"`), since what they come to depends on the
+machine; hence no section can be built without `zswapd.config.load`, and `load()` without arguments gives the
+defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from zswapd.config.kinds import (
+    AbsolutePath,
+    Boolean,
+    Choice,
+    Context,
+    Integer,
+    Kind,
+    MemorySize,
+    Named,
+    OptionalSize,
+    SwapSize,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+T = TypeVar("T")
+
+RESERVED_FILE_NAMES = frozenset({"swap", "stats", "params", "cache"})
+"""Names in the mountpoint that are the daemon's own, now or by plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table."""
+
+    section: str
+    key: str
+    kind: Kind[object]
+    default: object
+    """As written in a file, or a function of the context that returns that."""
+    help: str
+    unit: str
+    reloadable: bool
+    """Can change while the daemon runs."""
+
+    @property
+    def dest(self) -> str:
+        """The setting's full name, `section.key`."""
+        return f"{self.section}.{self.key}"
+
+    def default_for(self, context: Context) -> object:
+        """Return the default in its written form."""
+        return self.default(context) if callable(self.default) else self.default
+
+
+def setting(
+    kind: Kind[T],
+    default: object | Callable[[Context], object],
+    *,
+    help: str,  # noqa: A002 - the table's own word, as in argparse
+    unit: str = "",
+    reloadable: bool = False,
+) -> T:
+    """Declare a section's field.
+
+    Args:
+        kind: how the value is read and checked; its type must be the field's.
+        default: the value as a user would write it, or a function that gives it.
+        help: one sentence, without the default and the range.
+        unit: of a plain number.
+        reloadable: whether it can change while the daemon runs.
+    """
+    row = {"kind": kind, "default": default, "help": help, "unit": unit, "reloadable": reloadable}
+    return cast("T", dataclasses.field(metadata=row))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseSection:
+    """[fuse]: where the files appear, and how requests are fetched."""
+
+    mountpoint: Path = setting(  # noqa: RUF009 - gives a dataclass field
+        AbsolutePath(), "/run/zswapd/mnt", help="Directory where the swap files appear."
+    )
+    hook: bool = setting(
+        Boolean(),
+        default=True,
+        help="Serve reads, writes and discards without pyfuse3's detour; without it there is no discard.",
+    )
+    poll_us: int = setting(
+        Integer(0, 100_000),
+        100,
+        help="How long to look out for the next request before going to sleep; 0 sleeps at once.",
+        unit="µs",
+    )
+    budget_us: int = setting(
+        Integer(100, 1_000_000),
+        2000,
+        help="Longest time to serve requests before other tasks get their turn.",
+        unit="µs",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSection:
+    """[swap]: the swap files, and how `zswapctl swapon` switches them on."""
+
+    size: int = setting(SwapSize(), "min(50%, 4G)", help="Size of the file `swap`.", unit="bytes")
+    files: Mapping[str, int] = setting(
+        Named(SwapSize(), reserved=RESERVED_FILE_NAMES), {}, help="Further swap files, by name.", unit="bytes"
+    )
+    priority: int = setting(Integer(0, 32767), 100, help="Swap priority: the kernel fills the highest first.", reloadable=True)
+    discard: bool = setting(
+        Boolean(),
+        default=True,
+        help="Have the kernel say which slots became free, so that their memory comes back.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSection:
+    """[pool]: how pages are compressed, and how much memory they may take."""
+
+    compressor: str = setting(Choice(), "lz4", help="Codec for new pages; stored pages keep theirs.", reloadable=True)
+    checksum: bool = setting(Boolean(), default=True, help="Checksum stored pages and check at each load.", reloadable=True)
+    limit: int | None = setting(
+        OptionalSize(), "", help="Most memory that stored pages may take.", unit="bytes", reloadable=True
+    )
+    incompressible: str = setting(
+        Choice(("store", "refuse")),
+        "store",
+        help="What becomes of a page that does not compress: stored as it is, or left to the kernel.",
+        reloadable=True,
+    )
+    zv_max_zsize: int = setting(
+        Integer(32),
+        lambda context: context.page_size * 7 // 8,
+        help="A page that compresses to more than this counts as incompressible.",
+        unit="bytes",
+        reloadable=True,
+    )
+    zv_max_mean_zsize: int = setting(
+        Integer(32),
+        lambda context: context.page_size * 5 // 8,
+        help="Stores that would raise the mean compressed size above this are refused while it is above.",
+        unit="bytes",
+        reloadable=True,
+    )
+    zv_page_count_policy_percent: int = setting(
+        Integer(1, 150),
+        75,
+        help="Most memory that stored pages may take, of all memory.",
+        unit="%",
+        reloadable=True,
+    )
+    max_zspage_frames: int = setting(
+        Integer(1, 16),
+        8,
+        help="Most page frames that one zspage may join to waste less at its end.",
+        unit="frames",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySection:
+    """[memory]: the shared memory that holds the pool."""
+
+    arena: str = setting(
+        Choice(("auto", "memfd", "tmpfs")),
+        "auto",
+        help="What the pool's memory is: a memfd, or a file on a tmpfs that is never swapped (kernel 6.4).",
+    )
+    reserve: int = setting(
+        MemorySize(),
+        "64M",
+        help="Free memory held ready, so that a store never has to ask the kernel.",
+        unit="bytes",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSection:
+    """[service]: what keeps the daemon from waiting for its own swap."""
+
+    lock_memory: bool = setting(Boolean(), default=True, help="Keep the daemon's memory from being swapped out.")
+    io_flusher: bool = setting(
+        Boolean(),
+        default=True,
+        help="Tell the kernel that the daemon writes out dirty memory (PR_SET_IO_FLUSHER).",
+    )
+    oom_score_adj: int = setting(Integer(-1000, 1000), -1000, help="The daemon's place on the OOM killer's list.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSection:
+    """[control]: how zswapctl reaches the daemon."""
+
+    socket: Path = setting(  # noqa: RUF009 - gives a dataclass field
+        AbsolutePath(socket=True), "/run/zswapd/zswapd.sock", help="Path of the control socket."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSection:
+    """[log]: what is written to the log."""
+
+    level: str = setting(
+        Choice(("debug", "info", "warning", "error")),
+        "info",
+        help="Least severity that is logged.",
+        reloadable=True,
+    )
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "fuse": FuseSection,
+    "swap": SwapSection,
+    "pool": PoolSection,
+    "memory": MemorySection,
+    "service": ServiceSection,
+    "control": ControlSection,
+    "log": LogSection,
+}
+"""The sections by their name in the file, in the order of the reference page."""
+
+
+def _rows() -> dict[str, Setting]:
+    rows = [
+        Setting(section=section, key=field.name, **field.metadata)
+        for section, cls in SECTIONS.items()
+        for field in dataclasses.fields(cls)
+    ]
+    return {row.dest: row for row in rows}
+
+
+SETTINGS: Mapping[str, Setting] = _rows()
+"""Every setting by its full name."""

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Logging: to stderr, in journald's form where journald reads it, and never at the price of serving pages.
+
+Modules use the standard library (`log = logging.getLogger(__name__)`, %-style arguments); `setup` is called
+once by the command line. A record may carry, through `extra`:
+
+- `rate_limit`: seconds in which a record of this logger with this message template is written at most once;
+  the next one that
+  passes says how many were held back;
+- `log_once`: True, and a record with the same template and arguments is written once only.
+
+Why not a StreamHandler: a daemon that serves swap must not wait for whoever reads its stderr. A reader that
+hangs (a stopped terminal, a full pipe, a journald that itself waits for swap-in) would hang the pages, and so
+the box. Hence lines go out only while the descriptor takes them at once; what it does not take is dropped and
+counted, and the count is written when it takes lines again. Invariant: `emit` neither blocks nor raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+"""The values of `log.level`."""
+
+_SYSLOG_PRIORITY = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+_WRITE_SIZE = 4096  # a pipe that polls writable has room for a page, a terminal and a socket for more
+_REMEMBERED = 1024  # templates and messages that the filter keeps in mind; the oldest are forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatistics:
+    """What became of the log records."""
+
+    written: int
+    dropped: int
+    """Not written, because stderr would have made us wait."""
+    held_back: int
+    """Not written, because of `rate_limit` or `log_once`."""
+
+
+class SystemdFormatter(logging.Formatter):
+    """`<N>message`, N being the syslog priority for journald; every line of a traceback has it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines, each with its priority."""
+        prefix = f"<{_SYSLOG_PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+class TerminalFormatter(logging.Formatter):
+    """`12:34:56 zswapd: message`, with the level named if it is not info."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"{clock} zswapd: {level}{super().format(record)}"
+
+
+class RepetitionFilter(logging.Filter):
+    """Holds back records that ask for it by `rate_limit` or `log_once`.
+
+    Args:
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.held_back = 0
+        self._clock = clock
+        self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        # (logger, template) → until when it is held back, and how many were
+        self._limited: OrderedDict[tuple[str, object], tuple[float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record may pass; one that follows others held back gets their count appended."""
+        if getattr(record, "log_once", False) and self._seen_before(record):
+            self.held_back += 1
+            return False
+        seconds = getattr(record, "rate_limit", None)
+        return seconds is None or self._within_limit(record, float(seconds))
+
+    def _seen_before(self, record: logging.LogRecord) -> bool:
+        key = (record.name, record.getMessage())
+        seen = key in self._seen
+        self._seen[key] = None
+        _forget_oldest(self._seen)
+        return seen
+
+    def _within_limit(self, record: logging.LogRecord, seconds: float) -> bool:
+        key = (record.name, record.msg)
+        now = self._clock()
+        until, count = self._limited.get(key, (now, 0))
+        if now < until:
+            self._limited[key] = (until, count + 1)
+            self.held_back += 1
+            return False
+        self._limited[key] = (now + seconds, 0)
+        _forget_oldest(self._limited)
+        if count:
+            record.msg = f"{record.getMessage()} (and {count} more like it)"
+            record.args = ()
+        return True
+
+
+class UnblockingHandler(logging.Handler):
+    """Writes to a descriptor as long as it takes data at once.
+
+    Args:
+        descriptor: where to write; stays open when the handler closes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.written = 0
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._unreported = 0
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, or drop it."""
+        try:
+            text = self.format(record)
+        except Exception as error:  # noqa: BLE001 - a record that cannot be formatted must not end the daemon
+            text = f"log record from {record.pathname}:{record.lineno} cannot be formatted: {error!r}"
+        if self._unreported and self._write(f"zswapd: {self._unreported} log lines were dropped: stderr was full\n"):
+            self._unreported = 0
+        if self._write(text + "\n"):
+            self.written += 1
+        else:
+            self.dropped += 1
+            self._unreported += 1
+
+    def _write(self, text: str) -> bool:
+        data = memoryview(text.encode(errors="backslashreplace"))
+        while data:
+            try:
+                if not any(events & select.POLLOUT for _, events in self._poll.poll(0)):
+                    return False
+                data = data[os.write(self._descriptor, data[:_WRITE_SIZE]) :]
+            except OSError:
+                return False
+        return True
+
+
+_filter = RepetitionFilter()
+_handler: UnblockingHandler | None = None
+
+
+def setup(level: str, *, descriptor: int = 2, environ: Mapping[str, str] = os.environ) -> None:
+    """Send the program's log to stderr, in place of any earlier set-up.
+
+    Args:
+        level: least severity to write, a key of LEVELS.
+        descriptor: what stands for stderr.
+        environ: where systemd says whether journald listens.
+    """
+    global _handler, _filter
+    logging.raiseExceptions = False
+    root = logging.getLogger()
+    if _handler is not None:
+        root.removeHandler(_handler)
+    _handler, _filter = UnblockingHandler(descriptor), RepetitionFilter()
+    _handler.setFormatter(SystemdFormatter() if _is_journal(descriptor, environ) else TerminalFormatter())
+    _handler.addFilter(_filter)
+    root.addHandler(_handler)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change the least severity that is written, a key of LEVELS."""
+    logging.getLogger().setLevel(LEVELS[level])
+
+
+def statistics() -> LogStatistics:
+    """Return what became of the records since `setup`."""
+    return LogStatistics(
+        written=_handler.written if _handler else 0,
+        dropped=_handler.dropped if _handler else 0,
+        held_back=_filter.held_back,
+    )
+
+
+def _is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Whether the descriptor is the stream that systemd connected to the journal.
+
+    JOURNAL_STREAM is inherited by children whose stderr goes elsewhere, so its device and inode have to
+    match.
+    """
+    device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def _forget_oldest(memory: OrderedDict[Any, Any]) -> None:
+    if len(memory) > _REMEMBERED:
+        memory.popitem(last=False)

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon and its system: when it is ready (`notify`), and what keeps it from hanging (`protections`)."""
+
+from zswapd.service.advice import advise
+from zswapd.service.heap import collect_garbage, freeze_garbage_collector
+from zswapd.service.notify import Notifier
+from zswapd.service.protections import Protection, protect, refreshed
+
+__all__ = [
+    "Notifier",
+    "Protection",
+    "advise",
+    "collect_garbage",
+    "freeze_garbage_collector",
+    "protect",
+    "refreshed",
+]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Heaps that are grown before use and never shrink, and a garbage collector that runs only when nobody waits.
+
+On the page path nothing may ask the kernel for memory. Two allocators stand between Python objects and the
+kernel:
+
+- malloc, for whatever is larger than 512 bytes. It is told to keep what it has (no trim), to take nothing by
+  mmap, and to serve
+  all threads from one heap; then the heap is grown by one large allocation that is touched and freed.
+- pymalloc, for small objects, in arenas of 1 MiB (256 KiB before Python 3.10) that go back to the kernel when
+  their last object
+  dies. So arenas are filled with small objects, of which a few stay for good, one at least in each arena.
+
+What is held is memory that the interpreter reuses for everything, not a reserve beside it. Limit: an
+allocation larger than what is left of either heap still goes to the kernel; LIBC_HEAP and PYTHON_HEAP are
+several times what the daemon uses when busy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+
+LIBC_HEAP = 32 << 20
+"""Bytes of malloc's heap at start."""
+PYTHON_HEAP = 24 << 20
+"""Bytes of Python's arenas at start."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+_TOP_PAD = 1 << 20
+
+_BLOCK = 512 - sys.getsizeof(b"")  # the largest object that pymalloc takes
+_WINDOW = 128 << 10  # half an old arena: every arena covers at least one aligned window of this size whole
+
+_held: list[bytes] = []
+
+
+def grow_libc_heap(libc: ctypes.CDLL, size: int) -> bool:
+    """Make malloc's heap `size` bytes larger and keep it so; return False if this libc cannot be told."""
+    if not hasattr(libc, "mallopt"):
+        return False
+    options = ((M_TRIM_THRESHOLD, -1), (M_TOP_PAD, _TOP_PAD), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1))
+    if not all(libc.mallopt(option, value) for option, value in options):
+        return False
+    libc.malloc.restype = ctypes.c_void_p
+    block = libc.malloc(ctypes.c_size_t(size))
+    if not block:
+        return False
+    ctypes.memset(block, 1, size)
+    libc.free(ctypes.c_void_p(block))
+    return True
+
+
+def grow_python_heap(size: int) -> int:
+    """Make Python's arenas `size` bytes larger and keep them; return the MiB held in all calls so far."""
+    blocks = [bytes(_BLOCK) for _ in range(size // 512)]
+    windows = {id(block) // _WINDOW: block for block in blocks}
+    _held.extend(windows.values())
+    return len(_held) * _WINDOW >> 20
+
+
+def freeze_garbage_collector() -> None:
+    """Move all objects that exist out of the collector's sight, and let it run only when asked.
+
+    To be called when the daemon is built and before it serves: a collection in the middle of a page's way
+    walks all containers, which takes milliseconds and touches memory all over the heap.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def collect_garbage() -> int:
+    """Collect now, while nobody waits for a page; return how many objects were found unreachable."""
+    return gc.collect()

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What systemd wants to hear: READY, STATUS, STOPPING and the watchdog's ping (the protocol of sd_notify(3)).
+
+One datagram each to the socket that NOTIFY_SOCKET names. The socket is made once, at start, and never blocks:
+a ping that systemd does not take at once is dropped, for a daemon that serves swap waits for nobody. Outside
+of systemd all calls do nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Notifier:
+    """The line to the service manager.
+
+    Args:
+        environ: where systemd says how to be reached.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._socket: socket.socket | None = None
+        if self._address.startswith(("/", "\0")):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.watchdog_interval = _watchdog_interval(environ) if self._socket else None
+        """Seconds between two pings: half of what systemd tolerates; None if it does not watch."""
+
+    def ready(self, status: str) -> bool:
+        """Say that the files are served; return whether somebody was told."""
+        return self._send(f"READY=1\nSTATUS={_one_line(status)}")
+
+    def status(self, text: str) -> bool:
+        """Set the line that `systemctl status` shows; return whether somebody was told."""
+        return self._send(f"STATUS={_one_line(text)}")
+
+    def stopping(self, status: str) -> bool:
+        """Say that the daemon is on its way out; return whether somebody was told."""
+        return self._send(f"STOPPING=1\nSTATUS={_one_line(status)}")
+
+    def watchdog(self) -> bool:
+        """Ping the watchdog; return whether somebody was told."""
+        return self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Give the socket back; later calls do nothing."""
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, message: str) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            # Not connected: systemd may bind its socket anew (daemon-reexec).
+            self._socket.sendto(message.encode(errors="replace"), self._address)
+        except OSError:
+            return False
+        return True
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    limit = environ.get("WATCHDOG_USEC", "")
+    return int(limit) / 2e6 if limit.isdecimal() and int(limit) > 0 else None

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What keeps a daemon that serves swap from waiting for its own swap, each item reported as on or off.
+
+None of these is enough alone, and none is needed for the daemon to start: the rule that counts is that
+nothing on the page path asks the kernel for memory. But a missing one has to be seen, so every function
+returns a Protection and never raises; `zswapctl swapon` looks at them.
+
+Order and timing: `protect` runs before any thread exists (PR_SET_IO_FLUSHER is per thread and inherited) and
+before the arena is mapped (MCL_FUTURE covers it then, and MCL_ONFAULT keeps it from being faulted in whole).
+The heaps grow first, while allocations may still wait for reclaim in the ordinary way.
+
+Sources: mlockall(2), prctl(2), proc(5), mallopt(3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import os
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap
+
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
+PR_SET_IO_FLUSHER = 57
+MADV_POPULATE_READ = 22
+CAP_IPC_LOCK, CAP_SYS_RESOURCE = 14, 24
+
+CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """One protection, or one recommended setting of the system."""
+
+    name: str
+    on: bool
+    detail: str
+    """What was reached, or why it was not, as a clause."""
+    hint: str | None = None
+    """What to do if it is off."""
+
+
+def protect(
+    *,
+    lock_memory: bool,
+    io_flusher: bool,
+    oom_score_adj: int,
+    libc_heap: int = LIBC_HEAP,
+    python_heap: int = PYTHON_HEAP,
+    root: Path = Path("/"),
+) -> tuple[Protection, ...]:
+    """Switch the protections on, before any thread exists.
+
+    Args:
+        lock_memory: lock present and future memory.
+        io_flusher: set PR_SET_IO_FLUSHER.
+        oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
+        libc_heap: bytes by which malloc's heap grows beforehand.
+        python_heap: bytes of Python's own arenas that are held.
+        root: where /proc is, for tests.
+
+    Returns:
+        Each protection as it is now, also those that were not asked for.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    return (
+        _grow_heaps(libc, libc_heap, python_heap),
+        _lock_memory(libc, root) if lock_memory else _not_wanted("lock_memory"),
+        _set_oom_score_adj(oom_score_adj, root),
+        _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
+    )
+
+
+def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
+    """Return the protections with the amount of locked memory as it is now: it grows as memory is touched."""
+    return tuple(
+        dataclasses.replace(item, detail=_locked_detail(root)) if item.name == "lock_memory" and item.on else item
+        for item in protections
+    )
+
+
+def _not_wanted(name: str) -> Protection:
+    return Protection(name, on=False, detail="switched off by configuration", hint=f"set service.{name}=true")
+
+
+def _grow_heaps(libc: ctypes.CDLL, libc_heap: int, python_heap: int) -> Protection:
+    arenas = grow_python_heap(python_heap)
+    detail = f"Python holds {arenas} MiB"
+    if not grow_libc_heap(libc, libc_heap):
+        return Protection("heap", on=False, detail=f"{detail}, but malloc cannot be told to keep its own", hint="use glibc")
+    return Protection("heap", on=True, detail=f"{detail}, malloc {libc_heap >> 20} MiB")
+
+
+def _lock_memory(libc: ctypes.CDLL, root: Path) -> Protection:
+    name = "lock_memory"
+    if not _may_lock_all(root):
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        # Locking up to the limit would be worse than not locking: with MCL_FUTURE, whatever goes beyond it
+        # cannot be mapped.
+        detail = f"only {limit >> 10} KiB may be locked (RLIMIT_MEMLOCK)"
+        return Protection(name, on=False, detail=detail, hint="run zswapd as root, or with RLIMIT_MEMLOCK unlimited")
+    if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
+        return Protection(name, on=False, detail=f"mlockall: {_last_error()}", hint="run zswapd as root")
+    _populate_code(libc, root)
+    if _status_field(root, "VmLck") == 0:
+        return Protection(name, on=False, detail="mlockall worked, but VmLck is 0", hint="check the kernel's version (4.4)")
+    return Protection(name, on=True, detail=_locked_detail(root))
+
+
+def _may_lock_all(root: Path) -> bool:
+    if _has_capability(root, CAP_IPC_LOCK):
+        return True
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+
+
+def _populate_code(libc: ctypes.CDLL, root: Path) -> None:
+    """Fault in programs and libraries, so that no page request waits for their disk; MCL_ONFAULT keeps them.
+
+    Best effort: older kernels (before 5.14) refuse, and their pages come and stay one by one.
+    """
+    for line in (root / "proc/self/maps").read_text().splitlines():
+        match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r-(?:x|-)p [0-9a-f]+ \S+ ([0-9]+) +/", line)
+        if match and match[3] != "0":
+            start, end = int(match[1], 16), int(match[2], 16)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_POPULATE_READ)
+
+
+def _locked_detail(root: Path) -> str:
+    return f"{_status_field(root, 'VmLck') >> 10} MiB mapped as locked, also what is still to come"
+
+
+def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:
+    name = "io_flusher"
+    threads = len(list((root / "proc/self/task").iterdir()))
+    if threads > 1:
+        return Protection(
+            name,
+            on=False,
+            detail=f"{threads} threads run already and would lack it",
+            hint="report this as a bug",
+        )
+    if libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0:
+        return Protection(name, on=True, detail="allocations by the daemon start no I/O to its own swap")
+    failed = ctypes.get_errno()
+    if failed == errno.EPERM:
+        return Protection(name, on=False, detail="not permitted", hint=CAPABILITY_HINT)
+    if failed == errno.EINVAL:
+        return Protection(name, on=False, detail="this kernel does not have it", hint="use Linux 5.6 or later")
+    return Protection(name, on=False, detail=f"prctl: {os.strerror(failed)}", hint=CAPABILITY_HINT)
+
+
+def _set_oom_score_adj(wanted: int, root: Path) -> Protection:
+    path = root / "proc/self/oom_score_adj"
+    reason = ""
+    try:
+        if int(path.read_text()) != wanted:
+            path.write_text(f"{wanted}\n")
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
+        reason = "not permitted" if missing else str(error)
+    try:
+        reached = int(path.read_text())
+    except (OSError, ValueError):
+        return Protection("oom_score_adj", on=False, detail=reason, hint="mount /proc")
+    if reached <= wanted:
+        return Protection("oom_score_adj", on=True, detail=f"{reached}")
+    return Protection(
+        "oom_score_adj",
+        on=False,
+        detail=f"{reached} instead of {wanted}: {reason}",
+        hint=CAPABILITY_HINT,
+    )
+
+
+def _status_field(root: Path, name: str) -> int:
+    """Return a field of /proc/self/status in KiB, 0 if it is not there."""
+    match = re.search(rf"^{name}:\s*(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def _has_capability(root: Path, bit: int) -> bool:
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", (root / "proc/self/status").read_text(), re.MULTILINE)
+    return match is not None and bool(int(match[1], 16) >> bit & 1)
+
+
+def _last_error() -> str:
+    return os.strerror(ctypes.get_errno())
