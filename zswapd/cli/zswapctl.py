@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`zswapctl`: shows what the daemon does, changes its settings, and switches its swap on and off.
+
+Each command is one function from the options to a report, which is printed as lines, or with --json as one JSON object. trio is
+not imported here, nor anything of the page path: a status should be there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from zswapd import __version__
+from zswapd.cli import rendering, swapping
+from zswapd.cli.failures import guarded
+from zswapd.config import SETTINGS, parse_assignment
+from zswapd.control.client import Client
+from zswapd.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from zswapd.control.protocol import StatusReport
+    from zswapd.swapdevice import Attachment
+
+    Command = Callable[[Client, argparse.Namespace], tuple[object, Iterable[str]]]
+    """Returns what --json prints, and the lines otherwise."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `zswapctl` and return its exit code.
+
+    Args:
+        argv: arguments in place of the process's own.
+    """
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: swapoff's child is told to give up as well
+    return guarded("zswapctl", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    with Client(options.socket) as client:
+        report, lines = options.run(client, options)
+        if options.json:
+            print(json.dumps(report, indent=2))
+        else:
+            for line in lines:
+                print(line)
+    return 0
+
+
+def _status(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    status = cast("StatusReport", client.call("status"))
+    attached = swapping.attachments(status)
+    files = [{**file, **_swap_report(attached[file["name"]])} for file in status["files"]]
+    return {**status, "files": files}, rendering.status_lines(status, attached)
+
+
+def _swap_report(loop: Attachment | None) -> dict[str, object]:
+    swap = loop.swap if loop else None
+    return {
+        "device": loop.device if loop else None,
+        "swapped_out": swap.used if swap else None,
+        "priority": swap.priority if swap else None,
+    }
+
+
+def _stats(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    statistics = cast("dict[str, Any]", client.call("stats"))
+    return statistics, rendering.statistics_lines(statistics)
+
+
+def _get(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    settings = cast("dict[str, Any]", client.call("get", keys=options.key))
+    return settings, rendering.setting_lines(settings)
+
+
+def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    settings = cast("dict[str, Any]", client.call("set", settings=dict(map(parse_assignment, options.assignment))))
+    return settings, rendering.setting_lines(settings)
+
+
+def _freeze(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    return client.call("freeze"), ["frozen: stores are refused until `zswapctl thaw`; what is stored can be read"]
+
+
+def _thaw(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    return client.call("thaw"), ["thawed: pages are stored again"]
+
+
+def _compact(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    report = cast("dict[str, int]", client.call("compact"))
+    before, after = report["frames_before"], report["frames_after"]
+    return report, [f"{before - after} of {before} frames freed, {after} in use"]
+
+
+def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    report = swapping.swapon(
+        client, options.name or ["swap"], priority=options.priority, discard=options.discard, force=options.force
+    )
+    if not options.json:
+        for warning in report["warnings"]:
+            print(f"zswapctl: warning: {warning}", file=sys.stderr)
+    return report, [
+        f"{row['file']} is swapped on as {row['device']}: {format_size(row['size'])}, priority {row['priority']}, "
+        f"{'with' if row['discard'] else 'without'} discard"
+        for row in report["swapped_on"]
+    ]
+
+
+def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    show = swapping.Progress(quiet=options.json)
+    report = swapping.swapoff(client, options.name, force=options.force, show=show)
+    return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
+
+
+def _priority(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value <= 32767:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 32767")
+    return value
+
+
+def _common(**defaults: object) -> argparse.ArgumentParser:
+    """Return the options that may stand before the command, which gives them their defaults, and after it."""
+    socket = SETTINGS["control.socket"].default
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {socket})")
+    common.add_argument("--json", action="store_true", help="print one JSON object")
+    common.set_defaults(**defaults)
+    return common
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zswapctl",
+        description="Show and steer a running zswapd, and switch its swap on and off.",
+        parents=[_common(socket=Path(str(SETTINGS["control.socket"].default)), json=False)],
+    )
+    parser.add_argument("--version", action="version", version=f"zswapctl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[_common()])
+        command.set_defaults(run=run)
+        return command
+
+    add("status", _status, "show what is stored, in how much memory, and which protections are on")
+    add("stats", _stats, "show all counters")
+    get = add("get", _get, "show settings and where they come from")
+    get.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
+    set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
+    set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE")
+    swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
+    swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
+    swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")
+    swapon.add_argument("--no-discard", dest="discard", action="store_false", help="do not discard freed slots")
+    swapon.add_argument("--force", action="store_true", help="swap on although the daemon's memory is not locked")
+    swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
+    swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
+    swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
+    add("freeze", _freeze, "refuse further stores; what is stored stays readable")
+    add("thaw", _thaw, "end a freeze")
+    add("compact", _compact, "move stored objects together and give memory back")
+    return parser

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""zswapctl's side of the control socket: a request, its progress, its result; without trio, which would slow its start."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from zswapd.control.protocol import MAX_REPLY, Progress, decode_reply, encode_request
+from zswapd.errors import ControlError, PermissionsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TIMEOUT_S = 30.0
+"""How long the daemon may be silent."""
+
+
+class Client:
+    """A connection to the daemon; a context manager.
+
+    Args:
+        path: the control socket.
+        timeout: seconds that the daemon may be silent.
+
+    Raises:
+        ControlError: nobody listens there.
+        PermissionsError: this user may not connect.
+    """
+
+    def __init__(self, path: Path, *, timeout: float = TIMEOUT_S) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._received = bytearray()
+        self._socket = _connect(path, timeout)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def call(self, command: str, *, progress: Callable[[object], None] | None = None, **arguments: object) -> object:
+        """Run a command in the daemon and return its result.
+
+        Args:
+            command: its name.
+            progress: called with every piece of news on the way.
+            arguments: the command's.
+
+        Raises:
+            ZswapdError: the command failed; of the class that the daemon raised.
+            ControlError: the daemon does not answer, or its answer makes no sense.
+        """
+        try:
+            self._socket.settimeout(self._timeout)
+            with contextlib.suppress(BrokenPipeError):  # turned away: the reason is there to be read
+                self._socket.sendall(encode_request(command, arguments))
+            while isinstance(reply := decode_reply(self._read_line()), Progress):
+                if progress:
+                    progress(reply.value)
+        except OSError as error:
+            raise self._silent(error) from error
+        return reply.value
+
+    def _read_line(self) -> bytes:
+        deadline = time.monotonic() + self._timeout
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > MAX_REPLY:
+                raise ControlError("the daemon's reply has no end", hint=f"is it zswapd that listens at {self._path}?")
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise ControlError("the daemon closed the connection", hint="look into its log")
+            self._received += data
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
+
+    def _silent(self, error: OSError) -> ControlError:
+        if isinstance(error, TimeoutError):
+            return ControlError(
+                f"zswapd does not answer within {self._timeout:g} s", hint="it hangs or is very busy; look into its log"
+            )
+        return ControlError(f"the connection to zswapd broke: {error.strerror}", hint="look into its log")
+
+
+def _connect(path: Path, timeout: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise PermissionsError(f"permission denied at {path}", hint="run zswapctl as root") from error
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.ENOTDIR):
+            raise ControlError(
+                f"zswapd does not run: nobody listens at {path}",
+                hint="start it with `zswapd run`, or name its socket with --socket",
+            ) from error
+        raise ControlError(f"cannot connect to {path}: {error}", hint="name the daemon's socket with --socket") from error
+    return connection

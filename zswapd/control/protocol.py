@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Messages on the control socket, as pure functions: JSON objects, one a line, each with the protocol's version.
+
+    → {"v": 1, "cmd": "get", "args": {"keys": ["pool.compressor"]}}
+    ← {"v": 1, "progress": {…}}                        any number of these, or none
+    ← {"v": 1, "ok": true, "result": {…}}
+    ← {"v": 1, "ok": false, "error": {"message": "…", "hint": "…", "code": 5}}
+
+`code` is the exit code that a command line should end with. A client may send its next request on the same
+connection when it has its result. COMMANDS is the one table of commands and their arguments: the server
+checks requests against it before a handler sees them. What arrives comes from strangers; whatever is wrong
+with it ends as a ControlError, never as another exception, and a message above MAX_REQUEST is not even
+parsed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+
+from zswapd.errors import ControlError, ZswapdError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION = 1
+"""Version of the protocol; both sides refuse another one."""
+MAX_REQUEST = 64 << 10
+"""Bytes of the longest request, newline included."""
+MAX_REPLY = 16 << 20
+"""Bytes of the longest reply that a client reads."""
+
+INTERNAL_ERROR = 70
+"""The error code of a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a command."""
+
+    name: str
+    kind: str
+    """`names`: a list of strings; `settings`: an object of strings, numbers and booleans."""
+    help: str
+
+
+COMMANDS: Mapping[str, tuple[Argument, ...]] = {
+    "status": (),
+    "stats": (),
+    "get": (Argument("keys", "names", "full names of settings; none for all"),),
+    "set": (Argument("settings", "settings", "new values by full name"),),
+    "freeze": (),
+    "thaw": (),
+    "compact": (),
+}
+"""Every command with its arguments, all of them optional."""
+
+
+class ProtectionReport(TypedDict):
+    """One protection or recommended setting."""
+
+    name: str
+    on: bool
+    detail: str
+    hint: str | None
+
+
+class FileReport(TypedDict):
+    """One swap file, in bytes and pages."""
+
+    name: str
+    size: int
+    stored_pages: int
+
+
+class PoolReport(TypedDict):
+    """What the files hold and what that costs; all sizes in bytes."""
+
+    compressor: str
+    stored_pages: int
+    """Pages that can be read back, same-filled ones included."""
+    same_filled_pages: int
+    incompressible_pages: int
+    """Stored as they are."""
+    compressed_bytes: int
+    """Of the stored objects, headers included."""
+    frames: int
+    """Page frames that hold objects."""
+    reserve_bytes: int
+    """Populated memory that is free for new pages."""
+    limit_bytes: int
+    """What `frames` may come to."""
+    refused: dict[str, int]
+    """Refused stores by reason."""
+
+
+class StatusReport(TypedDict):
+    """The result of `status`."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    state: str
+    """`serving`, `frozen` or `stopping`."""
+    mountpoint: str
+    page_size: int
+    discard: bool
+    """Whether the kernel's discards arrive (False without the hook)."""
+    pool: PoolReport
+    files: list[FileReport]
+    protections: list[ProtectionReport]
+    advice: list[ProtectionReport]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A valid request."""
+
+    command: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """News from a command that takes long."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The end of a command that worked."""
+
+    value: object
+
+
+def encode_request(command: str, arguments: Mapping[str, object]) -> bytes:
+    """Return the line that asks for a command."""
+    return _encode({"v": VERSION, "cmd": command, "args": dict(arguments)})
+
+
+def encode_progress(value: object) -> bytes:
+    """Return a line of progress."""
+    return _encode({"v": VERSION, "progress": value})
+
+
+def encode_result(value: object) -> bytes:
+    """Return the line that ends a command well."""
+    return _encode({"v": VERSION, "ok": True, "result": value})
+
+
+def encode_error(message: str, hint: str | None, code: int) -> bytes:
+    """Return the line that ends a command badly."""
+    return _encode({"v": VERSION, "ok": False, "error": {"message": message, "hint": hint, "code": code}})
+
+
+def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = COMMANDS) -> Request:
+    """Parse and check a request.
+
+    Args:
+        line: one line, with or without its newline.
+        commands: the commands that exist.
+
+    Raises:
+        ControlError: the line is no request, or the command or an argument is unknown or has the wrong type.
+    """
+    message = _decode(line, "request")
+    unknown = set(message) - {"v", "cmd", "args"}
+    command, arguments = message.get("cmd"), message.get("args", {})
+    if unknown or not isinstance(command, str) or not isinstance(arguments, dict):
+        _refuse("the request is no command", 'send {"v": 1, "cmd": NAME, "args": {…}}')
+    if command not in commands:
+        near = difflib.get_close_matches(command[:40], commands, n=1)
+        _refuse(
+            f"unknown command {command[:40]!r}", f"did you mean {near[0]}?" if near else f"commands are: {', '.join(commands)}"
+        )
+    known = {argument.name: argument for argument in commands[command]}
+    for name, value in arguments.items():
+        if name not in known:
+            _refuse(f"{command} has no argument {name[:40]!r}", f"its arguments are: {', '.join(known) or 'none'}")
+        if not _fits(value, known[name].kind):
+            _refuse(f"argument {name} of {command} has the wrong type", f"it is: {known[name].help}")
+    return Request(command, arguments)
+
+
+def decode_reply(line: bytes) -> Progress | Result:
+    """Parse a reply.
+
+    Raises:
+        ZswapdError: the reply is an error; of the class that has its code, so that the exit code comes
+            through.
+        ControlError: the line is no reply.
+    """
+    message = _decode(line, "reply")
+    if "progress" in message:
+        return Progress(message["progress"])
+    if message.get("ok") is True:
+        return Result(message.get("result"))
+    error = message.get("error")
+    if message.get("ok") is not False or not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        _refuse("the daemon's reply makes no sense", "use the zswapctl that came with this zswapd")
+    hint = error.get("hint")
+    raise _error_class(error.get("code"))(error["message"], hint=hint if isinstance(hint, str) else None)
+
+
+def _encode(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _decode(line: bytes, what: str) -> dict[str, Any]:
+    try:
+        message = json.loads(line, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # ValueError covers JSON, UTF-8 and numbers of thousands of digits
+        _refuse(f"the {what} is not JSON", "send one JSON object a line, in UTF-8")
+    if not isinstance(message, dict):
+        _refuse(f"the {what} is not a JSON object", "send one JSON object a line, in UTF-8")
+    version = message.get("v")
+    if type(version) is not int or version != VERSION:
+        _refuse(
+            f"the {what} has protocol version {version!r:.20}, not {VERSION}", "use the zswapctl that came with this zswapd"
+        )
+    return message
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind == "names":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, dict) and all(isinstance(item, str | int | float | bool) for item in value.values())
+
+
+def _error_class(code: object) -> type[ZswapdError]:
+    classes: list[type[ZswapdError]] = [ZswapdError]
+    found: dict[int, type[ZswapdError]] = {}
+    while classes:
+        cls = classes.pop()
+        found[cls.exit_code] = cls
+        classes += cls.__subclasses__()
+    return found.get(code, ControlError) if isinstance(code, int) else ControlError
+
+
+def _refuse(message: str, hint: str) -> NoReturn:
+    raise ControlError(message, hint=hint)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a file to a swap device and back: loop device, mkswap, swapon; head-room check, swapoff, detach.
+
+`attaching` and `detaching` are the two ways, `headroom` decides whether the way back is safe, `state` says what is there now,
+`kernel` holds the system calls. All synchronous, and without trio, since zswapctl uses it too; `draining` is the daemon's
+asynchronous way to call it.
+"""
+
+from zswapd.swapdevice.attaching import Attached, attach
+from zswapd.swapdevice.detaching import detach
+from zswapd.swapdevice.headroom import Headroom, measure
+from zswapd.swapdevice.state import Attachment, SwapArea, find_attached, swap_areas
+
+__all__ = [
+    "Attached",
+    "Attachment",
+    "Headroom",
+    "SwapArea",
+    "attach",
+    "detach",
+    "find_attached",
+    "measure",
+    "swap_areas",
+]

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A file becomes a swap device: loop device, mkswap, swapon. Either all of it, or nothing is left.
+
+Why a loop device: the kernel swaps to block devices, or to files of file systems that give it their block map; FUSE gives none.
+What the loop device has to be, or swap on it is slow or dangerous:
+
+- direct I/O, or each page is kept a second time in the page cache, and swapping out would need memory for that copy;
+- blocks of 4096 bytes, or the kernel may send parts of pages, each a read-modify-write;
+- not rotational, or the kernel spreads swap over the whole device.
+
+Undoing is the kernel's: the loop device detaches itself (see `kernel`) as soon as nobody has it open, and until swapon succeeds
+that is this process alone. Swapon is the last step. So an error, Ctrl-C or SIGKILL in the middle leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zswapd.errors import PermissionsError, SwapDeviceError
+from zswapd.pages import PAGE_SIZE
+from zswapd.swapdevice.kernel import SWAP_FLAG_DISCARD, SWAP_FLAG_PREFER, Kernel
+from zswapd.swapdevice.state import find_attached, mountpoint_of, read_sysfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_RACES = 8  # times that another process may take the free loop device before us
+LABEL = "zswapd"
+"""Label of the swap areas, as blkid shows it."""
+RELEASE_S = 5.0
+"""How long a loop device may stay attached after its last user has gone; udev may look at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A file that is swapped on."""
+
+    device: str
+    size: int
+    """In bytes."""
+    discard: bool
+    """Whether freed slots are discarded."""
+    warnings: tuple[str, ...]
+    """What works, but not as it should."""
+
+
+def attach(
+    file: Path,
+    *,
+    priority: int,
+    discard: bool,
+    page_size: int = PAGE_SIZE,
+    kernel: Kernel | None = None,
+    root: Path = Path("/"),
+) -> Attached:
+    """Swap on to a file.
+
+    Args:
+        file: an existing file, served by another process than this one.
+        priority: swap priority, 0 to 32767.
+        discard: have freed slots discarded.
+        page_size: bytes in a page.
+        kernel: system calls, for tests.
+        root: where /proc and /sys are, for tests.
+
+    Raises:
+        PermissionsError: not root, or no loop devices.
+        SwapDeviceError: the file is in use, or a step failed; nothing is left behind.
+    """
+    kernel = kernel or Kernel()
+    with _backing_file(file) as backing:
+        _refuse_if_attached(file, root)
+        with _loop_device(kernel, backing, file, min(page_size, 4096), root) as device:
+            warnings = [*_make_non_rotational(device, root)]
+            _make_swap(kernel, device)
+            if discard and read_sysfs(_name(device), "queue/discard_max_bytes", root) in ("", "0"):
+                discard = False
+                warnings.append(f"{device} takes no discards: memory of freed swap slots comes back only at swapoff")
+            _swap_on(kernel, device, priority, discard=discard)
+            return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
+
+
+def wait_for_release(device: str, backing: Path, root: Path = Path("/")) -> bool:
+    """Wait until a loop device has let go of its file; return False if that takes longer than RELEASE_S."""
+    deadline = time.monotonic() + RELEASE_S
+    while read_sysfs(_name(device), "loop/backing_file", root).startswith(str(backing)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _name(device: str) -> str:
+    return device.removeprefix("/dev/")
+
+
+@contextlib.contextmanager
+def _backing_file(file: Path) -> Iterator[int]:
+    try:
+        backing = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "is it one of the files that `zswapctl status` lists?"
+        if error.errno == errno.ENOTCONN:
+            hint = f"the daemon that served it is gone: umount --lazy {file.parent}, then start zswapd again"
+        cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else SwapDeviceError
+        raise cls(f"cannot open {file}: {error.strerror}", hint=hint) from error
+    try:
+        if not stat.S_ISREG(os.fstat(backing).st_mode):
+            raise SwapDeviceError(f"{file} is no regular file", hint="swap on one of the files that `zswapctl status` lists")
+        yield backing
+    finally:
+        os.close(backing)
+
+
+def _refuse_if_attached(file: Path, root: Path) -> None:
+    found = find_attached(file, root)
+    if found is None:
+        return
+    if found.swap:
+        raise SwapDeviceError(f"{file} is swapped on already, as {found.device}", hint="`zswapctl swapoff` switches it off")
+    mountpoint = mountpoint_of(found.device, root)
+    if mountpoint:
+        raise SwapDeviceError(f"{file} is mounted at {mountpoint}, by {found.device}", hint=f"umount {mountpoint}")
+    raise SwapDeviceError(
+        f"{file} is attached to {found.device} already, for something else", hint=f"losetup --detach {found.device}"
+    )
+
+
+@contextlib.contextmanager
+def _loop_device(kernel: Kernel, backing: int, file: Path, block_size: int, root: Path) -> Iterator[str]:
+    """Attach the file to a loop device for as long as the context lasts, or somebody else has it open."""
+    device, loop = _configure_free_loop(kernel, backing, file, block_size)
+    try:
+        _check_direct_io(device, file, root)
+        yield device
+    except BaseException:
+        kernel.close(loop)
+        wait_for_release(device, file, root)
+        raise
+    kernel.close(loop)
+
+
+def _configure_free_loop(kernel: Kernel, backing: int, file: Path, block_size: int) -> tuple[str, int]:
+    for _ in range(_RACES):
+        try:
+            device = f"/dev/loop{kernel.free_loop()}"
+            loop = kernel.open_loop(device)
+        except OSError as error:
+            raise _no_loop_device(error) from error
+        try:
+            kernel.configure_loop(loop, backing, str(file), block_size)
+        except OSError as error:
+            kernel.close(loop)
+            if error.errno == errno.EBUSY:
+                continue
+            raise SwapDeviceError(
+                f"{device} cannot be attached to {file}: {error.strerror}", hint="it takes Linux 5.8 or later"
+            ) from error
+        except BaseException:
+            kernel.close(loop)
+            raise
+        return device, loop
+    raise SwapDeviceError("all free loop devices were taken by others before us", hint="try again; look at losetup --list")
+
+
+def _check_direct_io(device: str, file: Path, root: Path) -> None:
+    if read_sysfs(_name(device), "loop/dio", root) != "1":
+        raise SwapDeviceError(
+            f"{device} got no direct I/O to {file}", hint="the file system has to support O_DIRECT, as zswapd's does"
+        )
+
+
+def _no_loop_device(error: OSError) -> PermissionsError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionsError(f"no permission for {error.filename}", hint="run zswapctl as root")
+    return PermissionsError(
+        f"no loop device: {error.filename}: {error.strerror}", hint="modprobe loop; in a container, let it have /dev/loop*"
+    )
+
+
+def _make_non_rotational(device: str, root: Path) -> Iterator[str]:
+    """Tell the kernel that seeks cost nothing; yield a warning if it does not listen."""
+    path = root / "sys/block" / _name(device) / "queue/rotational"
+    if read_sysfs(_name(device), "queue/rotational", root) != "0":
+        try:
+            path.write_text("0")
+        except OSError as error:
+            yield f"{device} stays rotational, which spreads swap out and slows it: {path}: {error.strerror}"
+
+
+def _make_swap(kernel: Kernel, device: str) -> None:
+    try:
+        code, said = kernel.run(("mkswap", "--label", LABEL, device))
+    except FileNotFoundError as error:
+        raise SwapDeviceError("mkswap is not installed", hint="install the package util-linux") from error
+    if code != 0:
+        raise SwapDeviceError(f"mkswap {device} failed: {said or f'exit code {code}'}", hint="the daemon's log may say why")
+
+
+def _swap_on(kernel: Kernel, device: str, priority: int, *, discard: bool) -> None:
+    flags = SWAP_FLAG_PREFER | priority | (SWAP_FLAG_DISCARD if discard else 0)
+    try:
+        kernel.swapon(device, flags)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise PermissionsError(f"swapon {device}: {error.strerror}", hint="run zswapctl as root") from error
+        raise SwapDeviceError(f"swapon {device} failed: {error.strerror}", hint="the kernel's log says why: dmesg") from error

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Swapoff as the daemon does it before it ends: in another thread, while it serves the very pages that come back.
+
+Apart from the other modules, because it needs trio, whose import would slow zswapctl down.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from zswapd.swapdevice.detaching import detach
+from zswapd.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+async def drain(files: Sequence[Path], *, pool_bytes: int, say: Callable[[str], object]) -> None:
+    """Swap off from all files, or from none if that does not fit into memory.
+
+    Everything that could wait for the daemon itself happens in a thread or in its child process. Cannot be cancelled: swapoff
+    ends when it ends.
+
+    Args:
+        files: the backing files, whether swapped on or not.
+        pool_bytes: memory that the pool would give back; 0 without discard.
+        say: told what is going on, in the daemon's thread; Notifier.status for example.
+
+    Raises:
+        HeadroomError: it does not fit; the daemon has to go on.
+        SwapDeviceError: a file is in use for something else, or swapoff failed; likewise.
+    """
+
+    def report(device: str, left: int, total: int) -> None:
+        text = f"swapping off {device}: {format_size(left)} of {format_size(total)} left"
+        log.info("%s", text, extra={"rate_limit": 5})
+        trio.from_thread.run_sync(say, text)
+
+    devices = await trio.to_thread.run_sync(partial(detach, *files, pool_bytes=pool_bytes, progress=report))
+    for device in devices:
+        log.info("swapped off and detached: %s", device)

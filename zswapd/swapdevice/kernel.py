@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system calls and programs behind swapon and swapoff, each as thin as can be, so that tests can stand in for all of them.
+
+Loop devices are configured with LO_FLAGS_AUTOCLEAR: the kernel detaches one by itself when its last user closes it. So whatever
+becomes of the process that attaches (SIGKILL included), a loop device never outlives both it and the swap on it.
+
+swapoff(2) always runs in a child process. The kernel marks the process that is in swapoff as the first victim of the OOM
+killer, whatever its oom_score_adj; were that the daemon, a shortage during swapoff would kill the one process that must not
+die. The child is made by posix_spawn through ctypes, which lets go of the interpreter's lock: `subprocess` and `os.posix_spawn`
+keep it until the child has called exec, and an exec that waits for memory would stop the page path. And the child may write to
+swap and call the OOM killer, so it must not inherit PR_SET_IO_FLUSHER.
+
+Sources: loop(4), linux/loop.h, swapon(2), posix_spawn(3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import struct
+import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LOOP_CTL_GET_FREE = 0x4C82
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CLR_FD = 0x4C01
+LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
+# struct loop_config: backing descriptor, block size, loop_info64, reserved
+_LOOP_CONFIG = struct.Struct("=II 5Q4I64s64s32s2Q 64x")
+
+SWAP_FLAG_PREFER = 0x8000
+SWAP_FLAG_DISCARD = 0x10000
+
+PR_SET_IO_FLUSHER, PR_GET_IO_FLUSHER = 57, 58
+
+SWAPOFF_NO_MEMORY = 2
+"""Exit code of swapoff(8), since util-linux 2.36, for ENOMEM."""
+
+
+class Child:
+    """A running program.
+
+    Args:
+        pid: its process id.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._descriptor = os.pidfd_open(pid)
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLIN)
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for its end; return the exit code, or minus the signal that killed it, or None if it still runs."""
+        if not self._poll.poll(seconds * 1000):
+            return None
+        _, status = os.waitpid(self._pid, 0)
+        os.close(self._descriptor)
+        return os.waitstatus_to_exitcode(status)
+
+    def interrupt(self) -> None:
+        """Make it give up, which swapoff(2) does at the next page; what it has not done stays as it was."""
+        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+
+class Kernel:
+    """The real ones. All raise OSError."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def free_loop(self) -> int:
+        """Return the number of a loop device that is free now; another process may take it before us."""
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+        finally:
+            os.close(control)
+
+    def open_loop(self, device: str) -> int:
+        """Open a loop device and return the descriptor."""
+        return os.open(device, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, loop: int) -> None:
+        """Close a loop device; it detaches itself if nobody else has it open."""
+        os.close(loop)
+
+    def configure_loop(self, loop: int, backing: int, name: str, block_size: int) -> None:
+        """Attach a file to a loop device, with direct I/O, until its last user closes it."""
+        flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO
+        shown = os.fsencode(name)[-63:]
+        config = _LOOP_CONFIG.pack(backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, flags, shown, b"", b"", 0, 0)
+        fcntl.ioctl(loop, LOOP_CONFIGURE, config)
+
+    def clear_loop(self, loop: int) -> None:
+        """Detach the file from a loop device, now or when its last other user closes it."""
+        fcntl.ioctl(loop, LOOP_CLR_FD)
+
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
+        """Run a program to its end; return its exit code and what it said."""
+        done = subprocess.run(
+            command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        return done.returncode, done.stdout.strip()
+
+    def swapon(self, device: str, flags: int) -> None:
+        """Switch swap on."""
+        if self._libc.swapon(os.fsencode(device), flags) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), device)
+
+    def start_swapoff(self, device: str) -> Child:
+        """Switch swap off in a child process, however long that takes."""
+        with self._without_io_flusher():
+            return Child(self._spawn(("swapoff", device)))
+
+    def _spawn(self, command: Sequence[str]) -> int:
+        pid = ctypes.c_int()
+        arguments = (ctypes.c_char_p * (len(command) + 1))(*map(os.fsencode, command), None)
+        variables = [os.fsencode(f"{name}={value}") for name, value in os.environ.items()]
+        environment = (ctypes.c_char_p * (len(variables) + 1))(*variables, None)
+        error = self._libc.posix_spawnp(ctypes.byref(pid), arguments[0], None, None, arguments, environment)
+        if error:
+            raise OSError(error, os.strerror(error), command[0])
+        return pid.value
+
+    @contextlib.contextmanager
+    def _without_io_flusher(self) -> Iterator[None]:
+        """Take the flag, which children inherit, off this thread for a moment."""
+        was_on = self._libc.prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) == 1
+        if was_on:
+            self._libc.prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0)
+        try:
+            yield
+        finally:
+            if was_on:
+                self._libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
