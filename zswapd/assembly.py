@@ -109,8 +109,10 @@ class Core:
         return self.zsmalloc.freeable_frames() > max(self.frames.used_frames // 16, 256)
 
     def compact_step(self) -> int:
-        """Move at most COMPACT_MOVES objects; return the frames set free."""
-        return self.tmem.compact(self.zv, COMPACT_MOVES)
+        """Move objects, COMPACT_MOVES at most; return how many."""
+        before = self.zsmalloc.objects_moved
+        self.tmem.compact(self.zv, COMPACT_MOVES)
+        return self.zsmalloc.objects_moved - before
 
     def self_test(self) -> None:
         """Keep a few pages of every kind with every codec and read them back, in a zv of their own over the same frames.

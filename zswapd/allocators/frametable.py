@@ -80,6 +80,8 @@ class FrameTable:
         if first % self._chunk_frames:
             tag = words[(first - 1) * 4] & STATE_MASK
             if tag in (FREE_TAIL, FREE):
+                # What was the head of a used run is in the middle of a free one now: its tag must not say "used" any more.
+                words[first * 4] = FREE_TAIL
                 length = words[(first - 1) * 4 + 1]
                 first -= length
                 self.remove(first, length)
@@ -137,7 +139,8 @@ class FrameTable:
                 following, length = self.words[first * 4 + 2], self.words[first * 4 + 1]
                 if length <= max_frames:
                     self.remove(first, length)
-                    self.words[first * 4] = BUSY
+                    # Both ends, or a neighbour that is freed meanwhile would join the run.
+                    self.words[first * 4] = self.words[(first + length - 1) * 4] = BUSY
                     taken.append((first, length))
                     max_frames -= length
                 first = following

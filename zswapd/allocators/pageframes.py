@@ -295,6 +295,8 @@ class PageFrames:
                 length, state = self.table.run_at(frame, end)
                 if state == USED:
                     yield frame
+                elif state == HOLE:
+                    holes -= length  # what is left of them decides whether anything follows
                 frame += length
 
     def statistics(self) -> PageFramesStatistics:

@@ -109,6 +109,9 @@ class ZsPool:
     Args:
         frames: where zspages come from and go to.
         max_zspage_frames: longest zspage in frames, 1 to 16. Longer ones waste less and are harder to empty.
+
+    Attributes:
+        objects_moved: objects that compaction moved since the start.
     """
 
     def __init__(self, frames: PageFrames, *, max_zspage_frames: int = 8) -> None:
@@ -127,7 +130,7 @@ class ZsPool:
         self._isolated = 0
         self._failed_alloc = 0
         self._pages_compacted = 0
-        self._objects_moved = 0
+        self.objects_moved = 0
 
     # The page path.
 
@@ -264,7 +267,7 @@ class ZsPool:
                 source = groups.heads[(groups.mask & -groups.mask).bit_length() - 1]
                 moves = self._empty_zspage(size_class, source, moved, max_moves)
                 max_moves -= moves
-                self._objects_moved += moves
+                self.objects_moved += moves
                 if self._words[source * 4] & STATE_MASK == USED:
                     break  # stopped by max_moves in the middle of it
                 freed += size_class.frames
@@ -339,7 +342,7 @@ class ZsPool:
             object_bytes=sum(row.used_objects * row.size for row in rows),
             failed_alloc=self._failed_alloc,
             pages_compacted=self._pages_compacted,
-            objects_moved=self._objects_moved,
+            objects_moved=self.objects_moved,
             classes=tuple(rows),
         )
 

@@ -145,16 +145,26 @@ class Device:
         if offset % size == 0 and length % size == 0:
             number = offset // size
             for start in range(0, length, size):
-                reason = self._store(self.swap_type, number, data[start : start + size])
+                reason = self._write_page(number, data[start : start + size])
                 if reason is not None:
-                    self._refused(number)
                     return reason
-                if self._lost_pages:
-                    self._clear_lost(number, number)
                 number += 1
             self._pages_written += length // size
             return None
         return self._write_parts(offset, data)
+
+    def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
+        """Store a whole page; a refusal or a failure may cost the older one."""
+        is_stored = False
+        try:
+            reason = self._store(self.swap_type, number, page)
+            is_stored = reason is None
+        finally:
+            if not is_stored:
+                self._refused(number)
+        if self._lost_pages and is_stored:
+            self._clear_lost(number, number)
+        return reason
 
     def _write_parts(self, offset: int, data: memoryview) -> RejectReason | None:
         parts = cut(offset, len(data), self._page_size)
@@ -180,12 +190,7 @@ class Device:
         self._read_page(number, self._scratch)
         self._scratch[begin : begin + len(data)] = data
         self._partial_writes += 1
-        reason = self._store(self.swap_type, number, self._scratch)
-        if reason is not None:
-            self._refused(number)
-        elif self._lost_pages:
-            self._clear_lost(number, number)
-        return reason
+        return self._write_page(number, self._scratch)
 
     def discard(self, offset: int, length: int) -> None:
         """Let go of a byte range, which reads as zeros afterwards.
@@ -234,7 +239,7 @@ class Device:
         )
 
     def _refused(self, number: int) -> None:
-        """Count a refused write, and mark the page lost if the refusal cost an older copy."""
+        """Count a write that was refused or failed, and mark the page lost if the refusal cost an older copy."""
         self._refused_writes += 1
         if self._frontswap.refusal_flushed and not self._is_lost(number):
             self._lost[number >> 3] |= 1 << (number & 7)

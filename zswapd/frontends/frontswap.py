@@ -61,7 +61,7 @@ class Frontswap:
         pam: the back end that keeps the pages.
 
     Attributes:
-        refusal_flushed: whether the last refused store cost an older copy of its page.
+        refusal_flushed: whether the last store that was refused or failed cost an older copy of its page.
     """
 
     def __init__(self, tmem: Tmem, pam: Pam) -> None:
@@ -96,7 +96,12 @@ class Frontswap:
             self._failed_stores += 1
             self._rejects[RejectReason.FROZEN] += 1
             return RejectReason.FROZEN
-        reason = self._put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
+        try:
+            reason = self._put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
+        except BaseException:
+            self._failed_stores += 1
+            self.refusal_flushed = self._tmem.refusal_flushed
+            raise
         if reason is None:
             self._succ_stores += 1
         else:

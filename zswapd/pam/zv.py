@@ -42,6 +42,7 @@ _Q = struct.Struct("=Q")
 _LIFE = struct.Struct("=II")
 _unpack_header = HEADER.unpack_from
 _pack_header = HEADER.pack_into
+_CHECK = 0xFFFFFFFF
 DIST_CHUNK = 64
 """Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
 MAX_POLICY_PERCENT = 150
@@ -64,6 +65,8 @@ class ZvStatistics:
         stored_poor: poor pages kept all the same.
         pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
         corrupted: loads that failed their check.
+        damaged_pages: pages that were damaged when they were let go. Nobody knows what they had been, so the counts of bytes
+            and of kinds keep them, and the body of a raw one is lost.
         curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up, header included; raw pages in the
             last column (zv_curr_dist_counts, zv_cumul_dist_counts).
     """
@@ -83,6 +86,7 @@ class ZvStatistics:
     policy_percent_exceeded: int
     failed_alloc: int
     corrupted: int
+    damaged_pages: int
     curr_dist_counts: tuple[int, ...]
     cumul_dist_counts: tuple[int, ...]
 
@@ -140,7 +144,7 @@ class Zv:
         self._generation = 0
         self._pages = self._pages_max = self._zbytes = self._same_filled = self._raw = 0
         self._stores = self._loads = self._poor = self._mean_poor = self._stored_poor = 0
-        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._corrupted = 0
+        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._corrupted = self._damaged = 0
         self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
         self._cumul_dist = list(self._curr_dist)
 
@@ -227,7 +231,7 @@ class Zv:
         memory[handle + HEADER_BYTES : end] = data
         _pack_header(memory, handle, 0, 0, oid, index, length, codec, pool)
         # The checksum covers what follows the word of life; the generation is in it as the seed.
-        check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & 0xFFFFFFFF or 1) if self.checksum else 0
+        check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & _CHECK or 1) if self.checksum else 0
         _LIFE.pack_into(memory, handle, check, generation)
 
     def _count(self, codec: int, length: int, zsize: int) -> None:
@@ -256,14 +260,13 @@ class Zv:
         start = pampd + HEADER_BYTES
         if its_oid != oid or its_index != index or not generation:
             raise self._corruption(oid, index, "its header is not that of the page")
-        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : start + length], generation) & 0xFFFFFFFF or 1):
+        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : start + length], generation) & _CHECK or 1):
             raise self._corruption(oid, index, "its checksum is wrong")
-        self._loads += 1
         if codec > RAW:
             try:
                 out[:] = self._compressors[codec].decompress(memory[start : start + length], self._page_size)
             except (CorruptedPageError, KeyError) as error:
-                raise self._corruption(oid, index, str(error)) from error
+                raise self._corruption(oid, index, f"{error} (codec {codec})") from error
         elif codec == SAME_FILLED:
             out[:] = bytes(memory[start : start + 8]) * self._words_a_page
         else:
@@ -272,6 +275,7 @@ class Zv:
             out[:] = memory[body : body + self._page_size]
             if check and word >> 40 != xxh3_64_intdigest(out) & 0xFFFFFF:
                 raise self._corruption(oid, index, "its checksum is wrong")
+        self._loads += 1
 
     def _corruption(self, oid: int, index: int, why: str) -> CorruptedPageError:
         self._corrupted += 1
@@ -286,12 +290,16 @@ class Zv:
         Raises:
             InvariantError: the pampd is not that of a page.
         """
-        _check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, pampd)
-        if not generation:
+        memory = self._memory
+        check, generation, _oid, _index, length, codec, _pool = _unpack_header(memory, pampd)
+        if not check and not generation:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
-        if codec == RAW:
-            (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
+        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : pampd + HEADER_BYTES + length], generation) & _CHECK or 1):
+            # Nothing in a damaged header may be believed: a length or a handle could be another page's.
+            self._damaged += 1
+        elif codec == RAW:
+            (word,) = _Q.unpack_from(memory, pampd + HEADER_BYTES)
             self._allocator.free(word & 0xFFFFFFFFFF)
             self._raw -= 1
             self._zbytes -= self._page_size
@@ -339,12 +347,13 @@ class Zv:
             policy_percent_exceeded=self._percent_exceeded,
             failed_alloc=self._failed_alloc,
             corrupted=self._corrupted,
+            damaged_pages=self._damaged,
             curr_dist_counts=tuple(self._curr_dist),
             cumul_dist_counts=tuple(self._cumul_dist),
         )
 
     def check(self, pampds: Iterable[int]) -> None:
-        """Prove that the pages an index names are those that are counted here.
+        """Prove that the pages an index names are those that are counted here; after damage, only how many there are.
 
         Args:
             pampds: of all pages kept, in any order.
@@ -364,5 +373,6 @@ class Zv:
             zbytes += self._page_size if codec == RAW else length
             dist[-1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += 1
         found = (pages, zbytes, same_filled, raw, dist)
-        if found != (self._pages, self._zbytes, self._same_filled, self._raw, self._curr_dist):
+        counted = (self._pages, self._zbytes, self._same_filled, self._raw, self._curr_dist)
+        if pages != self._pages or (not self._damaged and found != counted):
             raise InvariantError(f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages}, {zbytes}")

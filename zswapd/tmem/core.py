@@ -74,7 +74,7 @@ class Tmem:
         nodes: memory of the trees.
 
     Attributes:
-        refusal_flushed: whether the last refused put flushed an older copy of its page.
+        refusal_flushed: whether the last put that was refused or failed flushed an older copy of its page.
     """
 
     def __init__(self, nodes: Objnodes) -> None:
@@ -153,12 +153,14 @@ class Tmem:
             self.nodes.count_refusal()
             self.refusal_flushed = False
             return self._refused(pool, RejectReason.FAILED_OBJNODE)
-        pampd = pool.pam.create(number, oid, index, page, replacing=old != 0)
+        pampd = 0
+        try:
+            pampd = pool.pam.create(number, oid, index, page, replacing=old != 0)
+        finally:
+            # Refused or failed, the writer learns of it: what it wanted to replace is stale.
+            if pampd <= 0:
+                self._drop_stale(pool, oid, index, old)
         if pampd < 0:
-            self.refusal_flushed = old != 0
-            if old:
-                self._put_to_flush += 1
-                self._flush(pool, oid, index, index)
             return self._refused(pool, RejectReason(-pampd))
         if tree is None:
             tree = pool.objects[oid] = Radix(self.nodes)
@@ -172,6 +174,12 @@ class Tmem:
         else:
             pool.pages += 1
         return None
+
+    def _drop_stale(self, pool: Pool, oid: int, index: int, old: int) -> None:
+        self.refusal_flushed = old != 0
+        if old:
+            self._put_to_flush += 1
+            self._flush(pool, oid, index, index)
 
     def _refused(self, pool: Pool, reason: RejectReason) -> RejectReason:
         if pool.persistent:

@@ -62,7 +62,10 @@ class Radix:
         """
         nodes = self._nodes
         words = nodes.words
-        while index >> self._height * NODE_SHIFT or not self._root:
+        if not self._root:
+            self._root = self._new_node()
+            self._height = max(1, -(-index.bit_length() // NODE_SHIFT))
+        while index >> self._height * NODE_SHIFT:
             self._grow()
         shift = (self._height - 1) * NODE_SHIFT
         node = self._root
@@ -92,9 +95,8 @@ class Radix:
     def _grow(self) -> None:
         """Put a new root above the tree."""
         root = self._new_node()
-        if self._root:
-            self._nodes.words[root << NODE_SHIFT] = self._root
-            self._nodes.used_slots[root] = 1
+        self._nodes.words[root << NODE_SHIFT] = self._root
+        self._nodes.used_slots[root] = 1
         self._root = root
         self._height += 1
 

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the daemon tells about itself: snapshots of the parts, turned into the control protocol's reports. No decisions here."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING, Any
+
+from zswapd import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from zswapd.assembly import CoreStatistics
+    from zswapd.control.protocol import PoolReport, ProtectionReport
+    from zswapd.service import Protection
+
+
+def version() -> str:
+    """Return zswapd's version."""
+    return __version__
+
+
+def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
+    """Return what the files hold and what that costs, in pages and bytes."""
+    frames = core.frames
+    return {
+        "compressor": compressor,
+        "stored_pages": core.zv.curr_pages,
+        "same_filled_pages": core.zv.curr_same_filled,
+        "incompressible_pages": core.zv.curr_incompressible,
+        "compressed_bytes": core.zv.curr_object_bytes,
+        "frames": frames.used_frames,
+        "reserve_bytes": frames.free_frames * frames.page_size,
+        "limit_bytes": frames.limit_frames * frames.page_size,
+        "refused": dict(core.frontswap.rejects),
+    }
+
+
+def protection_reports(protections: Iterable[Protection]) -> list[ProtectionReport]:
+    """Return protections, or pieces of advice, as the protocol has them."""
+    return [{"name": item.name, "on": item.on, "detail": item.detail, "hint": item.hint} for item in protections]
+
+
+def plain(value: object) -> Any:
+    """Return snapshots, and tuples and mappings of them, as what JSON can say; field names become keys."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
