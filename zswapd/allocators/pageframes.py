@@ -259,8 +259,11 @@ class PageFrames:
                 self._refilled += count
             elif finished:
                 self._trimmed += count
-        if job.populate and job.runs:
-            self._refilling = self._low_called = False
+        if job.runs:
+            # After a trim too: it made holes, and the refill that was called for before may have found none.
+            self._low_called = False
+            if job.populate:
+                self._refilling = False
         job.runs = []
 
     def refill_now(self) -> None:
@@ -289,8 +292,8 @@ class PageFrames:
 
     def used_runs(self) -> Iterator[int]:
         """Yield the first frame of every used run, by ascending number. Walks the table: never on the page path."""
-        for chunk, holes in enumerate(self._holes):
-            frame, end = self._bounds(chunk)
+        for chunk, holes_left in enumerate(self._holes):
+            (frame, end), holes = self._bounds(chunk), holes_left
             while frame < end and holes < end - frame:
                 length, state = self.table.run_at(frame, end)
                 if state == USED:

@@ -396,10 +396,11 @@ class ZsPool:
             raise InvariantError(f"zspage at frame {first} has {chain & 255} frames, its class {size_class.frames}")
         number, free = chain >> 8, set[int]()
         while number:
-            handle = first * self._page_size + (number - 1) * size_class.size
-            life, following = _QQ.unpack_from(self.memory, handle)
-            if life or number in free or number > size_class.objects:
-                raise InvariantError(f"zspage at frame {first}: object {number - 1} is on the free list wrongly")
+            if number in free or number > size_class.objects:
+                raise InvariantError(f"zspage at frame {first}: its free list names object {number - 1} wrongly")
+            life, following = _QQ.unpack_from(self.memory, first * self._page_size + (number - 1) * size_class.size)
+            if life:
+                raise InvariantError(f"zspage at frame {first}: object {number - 1} is alive and on the free list")
             free.add(number)
             number = following
         if used + len(free) > size_class.objects or any(number > used + len(free) for number in free):

@@ -82,11 +82,11 @@ def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as columns: the first one flush left, numbers flush right, two blanks between."""
+    """Yield rows as columns, the first row as their heads: numbers flush right, the rest flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
-            cell.rjust(width) if place and _is_quantity(rows, place) else cell.ljust(width)
+            cell.rjust(width) if _is_quantity(rows, place) else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()

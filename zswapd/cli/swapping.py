@@ -50,7 +50,7 @@ def swapon(client: Client, names: Sequence[str], *, priority: int | None, discar
     discard = discard and settings["swap.discard"]["value"]
     if discard and not status["discard"]:
         discard = False
-        warnings.append("the daemon hears no discards: memory of freed swap slots comes back only at swapoff")
+        warnings.append("the daemon hears no discards: the memory of freed swap slots is kept until they are written again")
     chosen = settings["swap.priority"]["value"] if priority is None else priority
     done = []
     for file in files:

@@ -81,7 +81,6 @@ class _Parser:
     """One pass over the tokens of a text, with one token of look-ahead."""
 
     def __init__(self, text: str, memory_total: int) -> None:
-        self._text = text
         self._memory_total = memory_total
         self._tokens = self._tokenize(text)
         self._next = 0

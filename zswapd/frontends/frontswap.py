@@ -12,14 +12,13 @@ Source of the ideas: frontswap (Dan Magenheimer, 2010-2012) and its zcache back 
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - mypyc looks a dataclass's annotations up
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zswapd.pam.base import MAX_INDEX, RejectReason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from zswapd.pam.base import Pam
     from zswapd.tmem.core import Tmem
 

@@ -15,13 +15,12 @@
  *                               other request is handed to pyfuse3, which is told -EINTR, "try again", when there is none.
  *
  * Invariants
- *   - Requests lie in `request`, replies are built in `reply`: two mappings made and touched by attach(). libfuse allocates some
+ *   - Requests lie in `request`, replies are built in `reply`: two parts of a mapping made and touched by attach(). libfuse allocates some
  *     160 bytes per request from the heap, Python an int or two; nothing on this path asks the kernel for memory.
  *   - The written data of a request starts on a page boundary (the headers before it fill the end of the page before), so the
  *     kernel copies whole pages and the compressor reads aligned ones.
- *   - The memoryviews given to Python are made once per length and point into the two mappings, which outlive them: a callee that
- *     keeps one sees other data later, but never freed memory. Data that lies elsewhere, or of a length that is not whole
- *     pages, gets a view of its own that is released after the call.
+ *   - The memoryviews given to Python point into this mapping, which stays for the life of the process: a callee that keeps
+ *     one, or a slice of one, sees other data later, but never freed memory. Those of whole pages are made once per length.
  *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
  *
  * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
@@ -71,9 +70,7 @@ static struct {
 	struct fuse_lowlevel_ops original;  /* what pyfuse3 registered */
 	uint64_t blocks[INODE_LIMIT / 64];  /* bitmap of the inodes that the Python functions serve */
 	size_t page, max_io;                /* bytes */
-	char *mapping;                      /* both buffers */
-	size_t mapping_size;
-	char *request; /* headers; ends page-aligned after those of a WRITE */
+	char *request; /* its headers, and page-aligned behind those of a WRITE the data */
 	char *reply;   /* max_io bytes */
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
 	uint64_t poll_ns, budget_ns;
@@ -96,8 +93,6 @@ static struct {
 	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
-
-static PyObject *release_name; /* "release", interned */
 
 static uint64_t now_ns(void)
 {
@@ -145,24 +140,12 @@ static long call(PyObject *function, PyObject **args, size_t count, long most)
 	return -EIO;
 }
 
-/* A view of `size` bytes at `data`: the one kept for this length if the data is at `home`, else a new one. */
-static PyObject *borrow_view(PyObject **kept, const char *home, const char *data, size_t size, int flags)
+/* A view of the first `size` bytes at `home`: the one kept for this length, or a new one where it is not whole pages. */
+static PyObject *borrow_view(PyObject **kept, char *home, size_t size, int flags)
 {
-	if (data == home && size % hook.page == 0 && size <= hook.max_io)
+	if (size % hook.page == 0)
 		return Py_NewRef(kept[size / hook.page]);
-	return PyMemoryView_FromMemory((char *)data, (Py_ssize_t)size, flags);
-}
-
-static void return_view(PyObject *view, PyObject **kept, size_t size)
-{
-	if (size > hook.max_io || view != kept[size / hook.page]) {
-		PyObject *none = PyObject_CallMethodNoArgs(view, release_name);
-
-		if (none == NULL) /* the callee kept a slice of it */
-			PyErr_WriteUnraisable(view);
-		Py_XDECREF(none);
-	}
-	Py_DECREF(view);
+	return PyMemoryView_FromMemory(home, (Py_ssize_t)size, flags);
 }
 
 /* read(ino, offset, view) or write(ino, offset, view): a length or -errno. */
@@ -197,14 +180,14 @@ static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, st
 		reply_error(req, EINVAL);
 		return;
 	}
-	view = borrow_view(hook.read_views, hook.reply, hook.reply, size, PyBUF_WRITE);
+	view = borrow_view(hook.read_views, hook.reply, size, PyBUF_WRITE);
 	if (view == NULL) {
 		PyErr_Clear();
 		reply_error(req, ENOMEM);
 		return;
 	}
 	n = call_with_view(hook.read, ino, off, view, size);
-	return_view(view, hook.read_views, size);
+	Py_DECREF(view);
 	if (n < 0) {
 		reply_error(req, (int)-n);
 		return;
@@ -216,6 +199,7 @@ static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, st
 static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t off,
                        struct fuse_file_info *fi)
 {
+	char *home = hook.request + WRITE_HEADERS;
 	PyObject *view;
 	long n;
 
@@ -227,14 +211,20 @@ static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t 
 		return;
 	}
 	stats.write++;
-	view = borrow_view(hook.write_views, hook.request + WRITE_HEADERS, data, size, PyBUF_READ);
+	if (size > hook.max_io) {
+		reply_error(req, EINVAL);
+		return;
+	}
+	if (data != home) /* received by libfuse itself, into memory that does not last */
+		memcpy(home, data, size);
+	view = borrow_view(hook.write_views, home, size, PyBUF_READ);
 	if (view == NULL) {
 		PyErr_Clear();
 		reply_error(req, ENOMEM);
 		return;
 	}
 	n = call_with_view(hook.write, ino, off, view, size);
-	return_view(view, hook.write_views, size);
+	Py_DECREF(view);
 	if (n < 0) {
 		reply_error(req, (int)-n);
 		return;
@@ -565,34 +555,34 @@ static PyObject **make_views(char *home, int flags)
 	return views;
 }
 
+/* The mapping is used again by the next attach(), and never unmapped, since views of it may be anywhere. */
 static int make_buffers(void)
 {
-	hook.page = (size_t)sysconf(_SC_PAGESIZE);
-	hook.mapping_size = hook.page + 2 * hook.max_io;
-	hook.mapping = mmap(NULL, hook.mapping_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (hook.mapping == MAP_FAILED) {
-		hook.mapping = NULL;
-		PyErr_SetFromErrno(PyExc_OSError);
-		return -1;
+	static char *mapping;
+	static size_t mapping_size;
+	size_t size = hook.page + 2 * hook.max_io;
+
+	if (size > mapping_size) {
+		void *larger = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+		if (larger == MAP_FAILED) {
+			PyErr_SetFromErrno(PyExc_OSError);
+			return -1;
+		}
+		mapping = larger;
+		mapping_size = size;
 	}
-	hook.request = hook.mapping + hook.page - WRITE_HEADERS;
-	hook.reply = hook.mapping + hook.page + hook.max_io;
+	hook.request = mapping + hook.page - WRITE_HEADERS;
+	hook.reply = mapping + hook.page + hook.max_io;
 	hook.write_views = make_views(hook.request + WRITE_HEADERS, PyBUF_READ);
 	hook.read_views = make_views(hook.reply, PyBUF_WRITE);
 	return hook.write_views != NULL && hook.read_views != NULL ? 0 : -1;
 }
 
-/* The mapping itself stays when anybody still holds one of its views. */
 static void forget_all(void)
 {
-	bool is_kept = false;
-
-	for (size_t i = 0; hook.write_views != NULL && hook.read_views != NULL && i <= hook.max_io / hook.page; i++)
-		is_kept |= Py_REFCNT(hook.write_views[i]) > 1 || Py_REFCNT(hook.read_views[i]) > 1;
 	free_views(hook.write_views);
 	free_views(hook.read_views);
-	if (hook.mapping != NULL && !is_kept)
-		munmap(hook.mapping, hook.mapping_size);
 	Py_CLEAR(hook.read);
 	Py_CLEAR(hook.write);
 	Py_CLEAR(hook.fallocate);
@@ -625,6 +615,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "max_background must be 1 to 65535");
 		return NULL;
 	}
+	hook.page = page;
 	hook.max_io = max_io;
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
@@ -726,6 +717,5 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__lowlevel(void)
 {
-	release_name = PyUnicode_InternFromString("release");
-	return release_name == NULL ? NULL : PyModule_Create(&module);
+	return PyModule_Create(&module);
 }

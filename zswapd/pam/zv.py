@@ -45,7 +45,6 @@ _pack_header = HEADER.pack_into
 _CHECK = 0xFFFFFFFF
 DIST_CHUNK = 64
 """Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
-MAX_POLICY_PERCENT = 150
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_pyt
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
 MADV_POPULATE_READ = 22
-CAP_IPC_LOCK, CAP_SYS_RESOURCE = 14, 24
+CAP_IPC_LOCK = 14
 
 CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 

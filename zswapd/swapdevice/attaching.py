@@ -82,7 +82,9 @@ def attach(
             _make_swap(kernel, device)
             if discard and read_sysfs(_name(device), "queue/discard_max_bytes", root) in ("", "0"):
                 discard = False
-                warnings.append(f"{device} takes no discards: memory of freed swap slots comes back only at swapoff")
+                warnings.append(
+                    f"{device} takes no discards: the memory of freed swap slots is kept until they are written again"
+                )
             _swap_on(kernel, device, priority, discard=discard)
             return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
 

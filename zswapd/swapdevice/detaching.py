@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A swap device becomes a file again: head-room check, swapoff with progress, loop device detached.
+"""A swap device becomes a file again: head-room check, swapoff with progress, loop device detached, file emptied.
 
 swapoff(2) reads every page that is swapped out, so it takes as long as that takes; it runs in a child process (see `kernel`)
 while this one watches /proc/swaps. If it fails, is interrupted or is killed, the kernel leaves the area on with what is still
-in
-it: nothing is lost, and it can be tried again.
+in it: nothing is lost, and it can be tried again.
+
+The file is emptied because the kernel does not do it: at swapoff it discards nothing, and before that only clusters of slots
+(2 MiB) that become free as a whole. What is left means nothing any more, and would keep the pool's memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +120,7 @@ def _still_on(device: str, left: int) -> str:
 
 
 def _release(kernel: Kernel, item: Attachment, root: Path) -> None:
-    """Detach the loop device; one that `attach` made is gone by now, one that somebody made by hand is not."""
+    """Detach the loop device, unless it has gone by itself as those of `attach` do, and empty the file."""
     if read_sysfs(item.name, "loop/autoclear", root) == "0":
         loop = kernel.open_loop(item.device)
         try:
@@ -128,6 +131,8 @@ def _release(kernel: Kernel, item: Attachment, root: Path) -> None:
         raise SwapDeviceError(
             f"{item.device} is swapped off, but something still has it open", hint=f"fuser --verbose {item.device}"
         )
+    with contextlib.suppress(OSError):  # no discard without the daemon's hook; the next swapon overwrites
+        kernel.discard_file(item.backing)
 
 
 def _used(device: str, root: Path) -> int:
