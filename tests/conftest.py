@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What holds for every test: strict logs, a capability header, tiers, and nothing left behind.
+
+Tiers: tests marked `soak` or `bench` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
+`mount` or `kernel` are skipped, with the reason, where the machine cannot do what they need; they need not
+ask themselves.
+
+Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
+longer.
+
+On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits the check
+for leftovers to those that are certainly this run's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import capabilities, leftovers
+
+pytest_plugins = ["pytester", "tests.support.checklogs"]
+
+# No deadline: the machines are shared, and a slow example is not a wrong one. Counts are those at which all
+# model tests together stay well below a minute on two cores; "thorough" is for a change to the core, and
+# takes minutes.
+settings.register_profile("ci", max_examples=100, stateful_step_count=50, deadline=None, print_blob=True)
+settings.register_profile(
+    "thorough",
+    max_examples=1500,
+    stateful_step_count=120,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ci")
+
+TIERS = ("soak", "bench")
+_BEFORE = pytest.StashKey[leftovers.Leftovers]()
+_LEFT = pytest.StashKey[leftovers.Leftovers]()
+_SWEPT = pytest.StashKey[list[str]]()
+
+GRACE_S = 5.0
+"""How long a daemon that was told to stop may take to let go of its mount before it counts as left behind."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of this suite."""
+    group = parser.getgroup("zswapd")
+    group.addoption("--tier", action="append", default=[], choices=TIERS, help="run this tier too (off by default)")
+    group.addoption(
+        "--shared-machine",
+        action="store_true",
+        help="other zswapd daemons run here: let only leftovers below this run's own directory fail the run",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Clear away what dead runs left, and note what is there before the first test."""
+    config.stash[_SWEPT] = leftovers.sweep() if os.geteuid() == 0 else []
+    config.stash[_BEFORE] = leftovers.snapshot()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what the machine can do, and what had to be swept."""
+    return capabilities.report() + [f"zswapd: swept {line}" for line in config.stash[_SWEPT]]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Switch tiers off, and skip what this machine cannot do."""
+    asked = {*config.getoption("--tier"), *re.findall(r"\w+", config.option.markexpr)}
+    for item in items:
+        for tier in TIERS:
+            if item.get_closest_marker(tier) and tier not in asked:
+                item.add_marker(pytest.mark.skip(reason=f"the {tier} tier is off: ask for it with --tier {tier}"))
+        if item.get_closest_marker("mount"):
+            item.add_marker(capabilities.requires_fuse())
+        if item.get_closest_marker("kernel"):
+            item.add_marker(capabilities.requires_swap())
+
+
+def _left_behind(config: pytest.Config) -> leftovers.Leftovers:
+    new = leftovers.snapshot().since(config.stash[_BEFORE])
+    if not config.getoption("--shared-machine"):
+        return new
+
+    def mine(thing: str) -> bool:
+        directory = leftovers.run_directory(thing.rsplit(" on ", maxsplit=1)[-1])
+        return directory is not None and leftovers.run_pid(directory) == os.getpid()
+
+    own_loops = frozenset(filter(mine, new.loops))
+    names = {line.split(" on ")[0] for line in own_loops}
+    own_swaps = frozenset(path for path in new.swaps if path.rsplit("/", 1)[-1] in names)
+    own_cgroups = frozenset(path for path in new.cgroups if f"-{os.getpid()}" in path)
+    return leftovers.Leftovers(frozenset(filter(mine, new.mounts)), own_loops, own_swaps, own_cgroups)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves a mount, a loop device, swap or a cgroup behind."""
+    end = time.monotonic() + GRACE_S
+    while (left := _left_behind(session.config)).lines() and time.monotonic() < end:
+        time.sleep(0.2)
+    session.config.stash[_LEFT] = left
+    if left.lines():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name what was left behind, loudly."""
+    lines = config.stash.get(_LEFT, leftovers.Leftovers()).lines()
+    if not lines:
+        return
+    terminalreporter.section("left behind on this machine: the run FAILS", sep="!", red=True, bold=True)
+    for line in lines:
+        terminalreporter.line(line, red=True)
+    if not config.getoption("--shared-machine"):
+        terminalreporter.line("if another zswapd runs here at the same time, use --shared-machine")
+
+
+@pytest.fixture(params=(4096, 16384, 65536), ids=lambda size: f"{size // 1024}K")
+def page_size(request: pytest.FixtureRequest) -> int:
+    """Every page size Linux has; the core takes it as a plain value."""
+    size: int = request.param
+    return size

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The handlers, called as pyfuse3 and the hook call them, without a mount."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from tests.support.blockfile import BUG_PAGE, DAMAGED_PAGE, FROZEN_PAGE, FULL_PAGE, PAGE, MemoryFile
+from zswapd.errors import CorruptedPageError
+from zswapd.fuse import operations as operations_module
+from zswapd.fuse.inodes import ROOT_INODE, Directory
+from zswapd.fuse.operations import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    Operations,
+)
+
+SIZE = 200 * PAGE
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+ZERO_KEEP = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+CTX: Any = None
+
+
+@pytest.fixture
+def file() -> MemoryFile:
+    return MemoryFile(size=SIZE, faulty=True)
+
+
+@pytest.fixture
+def ops(file: MemoryFile) -> Operations:
+    directory = Directory()
+    assert directory.add_block_file(file) == SWAP
+    return Operations(directory, page_size=PAGE)
+
+
+SWAP = ROOT_INODE + 1
+MISSING = 77
+
+
+def read(ops: Operations, offset: int, size: int) -> bytes | int:
+    out = bytearray(b"\xee" * size)
+    n = ops.serve_read(SWAP, offset, memoryview(out))
+    if n >= 0:
+        assert out[n:] == b"\xee" * (size - n), "nothing may be written behind what was read"
+        return bytes(out[:n])
+    return n
+
+
+# Data.
+
+
+def test_write_then_read_gives_the_same_bytes(ops: Operations) -> None:
+    data = os.urandom(3 * PAGE + 5)
+    assert ops.serve_write(SWAP, 123, memoryview(data)) == len(data)
+    assert read(ops, 123, len(data)) == data
+    assert read(ops, 0, 123) == bytes(123)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "expected"),
+    [
+        (0, 0, 0),
+        (SIZE - PAGE, PAGE, PAGE),
+        (SIZE - 1, 1, 1),
+        (SIZE - 1, 2, 1),
+        (SIZE - 100, PAGE, 100),
+        (SIZE, 1, 0),
+        (SIZE, PAGE, 0),
+        (SIZE + 1, PAGE, 0),
+        (2**62, PAGE, 0),
+    ],
+)
+def test_read_at_the_end_is_short(ops: Operations, offset: int, size: int, expected: int) -> None:
+    assert read(ops, offset, size) == bytes(expected)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "expected"),
+    [
+        (SIZE - PAGE, PAGE, PAGE),
+        (SIZE - 1, 2, 1),
+        (SIZE - 100, PAGE, 100),
+        (SIZE, 1, -errno.ENOSPC),
+        (SIZE + PAGE, PAGE, -errno.ENOSPC),
+        (2**62, PAGE, -errno.ENOSPC),
+    ],
+)
+def test_write_at_the_end_is_short_or_has_no_space(
+    ops: Operations, file: MemoryFile, offset: int, size: int, expected: int
+) -> None:
+    assert ops.serve_write(SWAP, offset, memoryview(b"x" * size)) == expected
+    assert file.data.count(b"x") == max(expected, 0)
+
+
+@pytest.mark.parametrize("mode", [PUNCH, FALLOC_FL_ZERO_RANGE, ZERO_KEEP])
+def test_fallocate_that_discards_reaches_the_file_as_one_range(ops: Operations, file: MemoryFile, mode: int) -> None:
+    file.data[:] = b"x" * SIZE
+    assert ops.serve_fallocate(SWAP, mode, 5, 50 * PAGE) == 0
+    assert file.discards == [(5, 50 * PAGE)]
+    assert file.data.count(b"x") == SIZE - 50 * PAGE
+
+
+def test_fallocate_over_the_end_is_clipped_or_refused(ops: Operations, file: MemoryFile) -> None:
+    for mode in (PUNCH, ZERO_KEEP):
+        assert ops.serve_fallocate(SWAP, mode, SIZE - PAGE, 2**62) == 0
+    assert file.discards == [(SIZE - PAGE, PAGE)] * 2
+    assert ops.serve_fallocate(SWAP, FALLOC_FL_ZERO_RANGE, SIZE - PAGE, PAGE + 1) == -errno.EINVAL
+    assert len(file.discards) == 2
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 0), (0, -1), (-1, 5), (SIZE, 1), (SIZE + PAGE, PAGE)])
+@pytest.mark.parametrize("mode", [PUNCH, FALLOC_FL_ZERO_RANGE, ZERO_KEEP])
+def test_fallocate_of_no_range_is_invalid(ops: Operations, file: MemoryFile, mode: int, offset: int, length: int) -> None:
+    assert ops.serve_fallocate(SWAP, mode, offset, length) == -errno.EINVAL
+    assert not file.discards
+
+
+@pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, 0x08, 0x20, 0x40, PUNCH | 0x10])
+def test_fallocate_of_another_mode_is_not_supported(ops: Operations, file: MemoryFile, mode: int) -> None:
+    assert ops.serve_fallocate(SWAP, mode, 0, PAGE) == -errno.EOPNOTSUPP
+    assert not file.discards
+
+
+@pytest.mark.parametrize(("page", "expected"), [(FULL_PAGE, errno.ENOSPC), (FROZEN_PAGE, errno.EIO)])
+async def test_refused_write_gets_the_errno_of_its_reason(ops: Operations, page: int, expected: int) -> None:
+    assert ops.serve_write(SWAP, page * PAGE, memoryview(bytes(PAGE))) == -expected
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.write(SWAP, page * PAGE, bytes(PAGE))
+    assert raised.value.errno == expected
+    assert ops.statistics().refused_writes == 2
+    assert ops.statistics().internal_errors == 0
+
+
+async def test_coroutines_read_and_write_as_the_functions_do(ops: Operations) -> None:
+    assert await ops.write(SWAP, SIZE - 3, b"abcdef") == 3
+    assert await ops.read(SWAP, SIZE - 4, 10) == b"\0abc"
+    assert await ops.read(SWAP, SIZE, 10) == b""
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.write(SWAP, SIZE, b"x")
+    assert raised.value.errno == errno.ENOSPC
+    assert (ops.statistics().reads, ops.statistics().writes, ops.statistics().others) == (2, 2, 0)
+
+
+# The directory.
+
+
+async def test_lookup_finds_the_file_the_root_and_nothing_else(ops: Operations) -> None:
+    entry = await ops.lookup(ROOT_INODE, b"swap", CTX)
+    assert (entry.st_ino, entry.st_mode, entry.st_size) == (SWAP, stat.S_IFREG | 0o600, SIZE)
+    assert (entry.st_uid, entry.st_gid, entry.st_nlink) == (0, 0, 1)
+    for name in (b".", b".."):
+        root = await ops.lookup(ROOT_INODE, name, CTX)
+        assert (root.st_ino, root.st_mode) == (ROOT_INODE, stat.S_IFDIR | 0o700)
+    for parent, name in ((ROOT_INODE, b"other"), (SWAP, b"swap"), (MISSING, b".."), (MISSING, b".")):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await ops.lookup(parent, name, CTX)
+        assert raised.value.errno == errno.ENOENT
+
+
+async def test_getattr_of_root_and_of_an_unknown_inode(ops: Operations) -> None:
+    root = await ops.getattr(ROOT_INODE, CTX)
+    assert (root.st_mode, root.st_nlink) == (stat.S_IFDIR | 0o700, 2)
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.getattr(MISSING, CTX)
+    assert raised.value.errno == errno.ENOENT
+
+
+async def test_readdir_lists_each_file_once_however_small_the_buffer(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b", "a"):
+        ops.directory.add_block_file(MemoryFile(name))
+    listed: list[tuple[bytes, int]] = []
+    room = 0
+
+    def reply(token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
+        nonlocal room
+        if not room:
+            return False
+        room -= 1
+        listed.append((name, next_id))
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    handle = await ops.opendir(ROOT_INODE, CTX)
+    for _ in range(4):
+        room = 1
+        await ops.readdir(handle, listed[-1][1] if listed else 0, CTX)
+    await ops.releasedir(handle)
+    assert [name for name, _ in listed] == [b"swap", b"b", b"a"]
+
+
+async def test_open_is_direct_and_only_for_files(ops: Operations) -> None:
+    info = await ops.open(SWAP, os.O_RDWR, CTX)
+    assert (info.fh, info.direct_io, info.keep_cache) == (SWAP, True, False)
+    await ops.flush(info.fh)
+    await ops.fsync(info.fh, True)
+    await ops.fsyncdir(ROOT_INODE, False)
+    await ops.release(info.fh)
+    await ops.forget([(SWAP, 1)])
+    cases = [(ops.open(SWAP, os.O_RDWR | os.O_TRUNC, CTX), errno.EPERM)]
+    cases += [(ops.open(ROOT_INODE, os.O_RDONLY, CTX), errno.EISDIR), (ops.open(MISSING, 0, CTX), errno.ENOENT)]
+    cases += [(ops.opendir(SWAP, CTX), errno.ENOTDIR), (ops.opendir(MISSING, CTX), errno.ENOENT)]
+    for coroutine, expected in cases:
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await coroutine
+        assert raised.value.errno == expected
+
+
+async def test_statfs_reports_pages_for_the_loop_driver(ops: Operations) -> None:
+    data = await ops.statfs(CTX)
+    assert (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree) == (PAGE, PAGE, SIZE // PAGE, 0)
+    assert (data.f_files, data.f_namemax) == (2, 255)
+
+
+def change(**wanted: int) -> tuple[Any, Any]:
+    """The attributes and the field flags of a setattr request."""
+    attributes = pyfuse3.EntryAttributes()
+    names = ("size", "mode", "uid", "gid", "atime", "mtime", "ctime")
+    fields = SimpleNamespace(**{f"update_{name}": name in wanted for name in names})
+    for name, value in wanted.items():
+        setattr(attributes, f"st_{name}_ns" if name.endswith("time") else f"st_{name}", value)
+    return attributes, fields
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"size": SIZE},
+        {"size": SIZE, "mtime": 5, "ctime": 5},  # ftruncate
+        {"mode": stat.S_IFREG | 0o600},
+        {"uid": 0, "gid": 0},
+        {},
+    ],
+)
+async def test_setattr_that_changes_nothing_succeeds(ops: Operations, wanted: dict[str, int]) -> None:
+    entry = await ops.setattr(SWAP, *change(**wanted), None, CTX)
+    assert (entry.st_size, entry.st_mode) == (SIZE, stat.S_IFREG | 0o600)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"size": 0},
+        {"size": SIZE - 1},
+        {"size": SIZE + PAGE},
+        {"mode": stat.S_IFREG | 0o644},
+        {"mode": stat.S_IFREG | 0o4600},
+        {"uid": 1},
+        {"gid": 1},
+        {"atime": 5},
+        {"mtime": 5},
+        {"ctime": 5},
+        {"size": SIZE, "mode": stat.S_IFREG | 0o644},
+    ],
+)
+async def test_setattr_that_changes_something_is_not_permitted(ops: Operations, wanted: dict[str, int]) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.setattr(SWAP, *change(**wanted), SWAP, CTX)
+    assert raised.value.errno == errno.EPERM
+    assert (await ops.getattr(SWAP, CTX)).st_size == SIZE
+
+
+async def test_directory_changes_are_not_permitted(ops: Operations) -> None:
+    attempts = [
+        ops.create(ROOT_INODE, b"new", 0o600, os.O_RDWR, CTX),
+        ops.mknod(ROOT_INODE, b"new", stat.S_IFREG, 0, CTX),
+        ops.mkdir(ROOT_INODE, b"new", 0o700, CTX),
+        ops.symlink(ROOT_INODE, b"new", b"swap", CTX),
+        ops.link(SWAP, ROOT_INODE, b"new", CTX),
+        ops.rename(ROOT_INODE, b"swap", ROOT_INODE, b"new", 0, CTX),
+        ops.unlink(ROOT_INODE, b"swap", CTX),
+        ops.rmdir(ROOT_INODE, b"swap", CTX),
+    ]
+    for attempt in attempts:
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await attempt
+        assert raised.value.errno == errno.EPERM
+    assert len(ops.directory) == 2
+
+
+async def test_xattrs_poll_and_access_are_left_to_the_kernel(ops: Operations) -> None:
+    """ENOSYS makes it stop asking; to the caller it becomes EOPNOTSUPP (tests/mount)."""
+    attempts: list[Any] = [
+        ops.getxattr(SWAP, b"user.x", CTX),
+        ops.setxattr(SWAP, b"user.x", b"1", CTX),
+        ops.listxattr(SWAP, CTX),
+        ops.removexattr(SWAP, b"user.x", CTX),
+        ops.access(SWAP, os.R_OK, CTX),
+    ]
+    for attempt in attempts:
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await attempt
+        assert raised.value.errno == errno.ENOSYS
+
+
+async def test_readlink_is_invalid(ops: Operations) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.readlink(SWAP, CTX)
+    assert raised.value.errno == errno.EINVAL
+
+
+# Failures.
+
+
+async def settle() -> None:
+    """Let what waits for the next turn of the event loop happen."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_bug_in_a_function_is_eio_counted_and_logged_with_its_traceback(
+    ops: Operations, caplog: pytest.LogCaptureFixture, expect_log: Any
+) -> None:
+    expect_log(r"internal error in serve_read, answered with EIO", level=logging.ERROR)
+    assert read(ops, BUG_PAGE * PAGE, PAGE) == -errno.EIO
+    assert ops.statistics().internal_errors == 1
+    assert not caplog.records, "formatted on the page path"
+    await settle()
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[0] is RuntimeError
+
+
+async def test_failure_with_a_name_gets_its_errno_and_no_traceback(
+    ops: Operations, caplog: pytest.LogCaptureFixture, expect_log: Any
+) -> None:
+    expect_log(r"serve_read failed: page 101 does not match", level=logging.ERROR)
+    assert read(ops, DAMAGED_PAGE * PAGE, PAGE) == -CorruptedPageError.errno_
+    await settle()
+    assert caplog.records[0].exc_info is None
+    assert (ops.statistics().failed_requests, ops.statistics().internal_errors) == (1, 0)
+
+
+@pytest.mark.parametrize("call", ["write", "fallocate"])
+async def test_bug_in_any_function_of_the_page_path_is_eio(ops: Operations, call: str, expect_log: Any) -> None:
+    expect_log(rf"internal error in serve_{call}", level=logging.ERROR)
+    if call == "write":
+        assert ops.serve_write(SWAP, BUG_PAGE * PAGE, memoryview(bytes(PAGE))) == -errno.EIO
+    else:
+        assert ops.serve_fallocate(SWAP, PUNCH, BUG_PAGE * PAGE, PAGE) == -errno.EIO
+    await settle()
+
+
+def test_unknown_inode_on_the_page_path_is_eio_even_without_an_event_loop(ops: Operations, expect_log: Any) -> None:
+    expect_log(r"internal error in serve_read", level=logging.ERROR)
+    assert ops.serve_read(MISSING, 0, memoryview(bytearray(PAGE))) == -errno.EIO
+
+
+async def test_many_failures_are_counted_but_logged_once_a_second(
+    ops: Operations, caplog: pytest.LogCaptureFixture, expect_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_log(r"internal error", level=logging.ERROR, count=2)
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(operations_module.time, "monotonic", lambda: clock.now)
+    for _ in range(50):
+        assert read(ops, BUG_PAGE * PAGE, PAGE) == -errno.EIO
+        clock.now += 0.001
+    clock.now += 1
+    read(ops, BUG_PAGE * PAGE, PAGE)
+    await settle()
+    assert ops.statistics().internal_errors == 51
+    assert "(49 more since the last one reported)" in caplog.records[1].getMessage()
+
+
+async def test_bug_in_a_coroutine_is_eio_counted_and_logged(
+    ops: Operations, expect_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_log(r"internal error in getattr", level=logging.ERROR)
+    monkeypatch.setattr(ops.directory, "node", lambda inode: 1 // 0)
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.getattr(SWAP, CTX)
+    assert raised.value.errno == errno.EIO
+    assert ops.statistics().internal_errors == 1
+    await settle()
+
+
+async def test_cancellation_passes_through(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    @operations_module.answering
+    async def slow(self: Operations) -> None:
+        await trio.sleep_forever()
+
+    with trio.move_on_after(0.01) as scope:
+        await slow(ops)
+    assert scope.cancelled_caught
+    assert ops.statistics().internal_errors == 0
+
+
+def test_keyboard_interrupt_is_not_taken_for_a_bug(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(offset: int, out: memoryview) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops.directory.block_files[SWAP], "read_into", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ops.serve_read(SWAP, 0, memoryview(bytearray(PAGE)))
+    assert ops.statistics().internal_errors == 0
+
+
+def test_init_tells_who_waits_for_it(ops: Operations) -> None:
+    ops.init()
+    calls: list[int] = []
+    ops.on_init = lambda: calls.append(1)
+    ops.init()
+    assert calls == [1]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SIGTERM while swapped on: swapoff first, and where that cannot fit, go on serving. Never take the data along."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from scripts.zbench import system
+from scripts.zbench.system import MIB
+from tests.support.swap import Stage
+
+pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
+
+
+def test_sigterm_with_room_swaps_off_and_exits_cleanly(stage: Stage) -> None:
+    daemon = stage.daemon()
+    device = daemon.swapon()
+    cgroup = stage.cgroup(64)
+    phases = stage.workload(cgroup, 192, "fill", "verify", "rewrite", "verify").phases()
+    next(phases)
+    assert daemon.pool_sample().pages > 0
+    cgroup.set_limit(512 * MIB)
+
+    assert daemon.terminate() == 0
+
+    assert not system.is_swap(device)
+    assert daemon.loops() == []
+    assert system.mounts_below(daemon.directory) == []
+    assert [phase.mismatches for phase in phases] == [0, 0, 0]
+
+
+def test_sigterm_without_room_goes_on_serving(stage: Stage) -> None:
+    daemon = stage.daemon()
+    device = daemon.swapon()
+    cgroup = stage.cgroup(64)
+    phases = stage.workload(cgroup, 192, "fill", "verify", "rewrite", "verify").phases()
+    next(phases)
+
+    os.kill(daemon.pid, signal.SIGTERM)
+    end = time.monotonic() + 10
+    while "SIGTERM" not in daemon.log_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(1)
+
+    assert daemon.alive()
+    assert system.is_swap(device)
+    assert daemon.ctl_json("status")["state"] == "serving"
+    assert [phase.mismatches for phase in phases] == [0, 0, 0]
+    assert cgroup.oom_kills() == 0
+
+
+def test_sigterm_when_not_swapped_on_exits_cleanly(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M")
+
+    assert daemon.terminate(limit=20) == 0
+
+    assert system.mounts_below(daemon.directory) == []

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""swapon and swapoff, again and again: nothing may pile up, in the daemon or in the kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench import system
+from scripts.zbench.daemon import Daemon
+from scripts.zbench.system import MIB
+from tests.support import leftovers
+from tests.support.swap import Stage
+
+pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(200)]
+
+WARM_UP = 3
+CYCLES = 20
+GROWTH_ALLOWED = 2 * MIB
+"""Of the daemon's PSS over all cycles: a leak of one page a cycle and page would be ten times that."""
+
+
+def open_files(daemon: Daemon) -> int:
+    return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+
+
+def test_swapon_swapoff_twenty_times_leaks_nothing(stage: Stage) -> None:
+    daemon = stage.daemon(size="256M")
+    cgroup = stage.cgroup(32)
+    readings: list[tuple[int, int]] = []
+    loops_before = leftovers.loops()
+
+    for _cycle in range(WARM_UP + CYCLES):
+        device = daemon.swapon()
+        for phase in stage.workload(cgroup, 64, "fill", "verify").phases():
+            assert phase.mismatches == 0
+        daemon.swapoff()
+
+        assert not system.is_swap(device)
+        assert leftovers.loops() == loops_before
+        status = daemon.ctl_json("status")
+        # mkswap's header page is gone as well: swapoff leaves a file that holds nothing
+        assert (status["pool"]["stored_pages"], status["pool"]["frames"]) == (0, 0)
+        readings.append((system.process_memory(daemon.pid).pss, open_files(daemon)))
+
+    assert readings[-1][0] - readings[WARM_UP - 1][0] < GROWTH_ALLOWED, readings
+    assert readings[-1][1] == readings[WARM_UP - 1][1], readings

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The hook itself: what it does with functions that misbehave, and with inodes that are not its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.blockfile import PAGE
+from tests.support.misbehaving import (
+    CHECKS_KEPT,
+    KEEPS_SLICE,
+    KEEPS_VIEW,
+    NO_ERRNO,
+    NO_INT,
+    NOTE_SIZE,
+    NOTES,
+    RAISES,
+    TOO_MUCH,
+)
+from tests.support.mounting import KEEP_SIZE, PUNCH_HOLE, FileServer, fallocate, serving
+from zswapd.fuse import lowlevel, lowlevel_problem, session
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FileServer]:
+    with serving(tmp_path / "mnt", "--misbehave") as running:
+        assert running.first["hook_active"], running.first
+        yield running
+
+
+@pytest.fixture
+def fd(server: FileServer) -> Iterator[int]:
+    descriptor = os.open(server.path, os.O_RDWR)
+    yield descriptor
+    os.close(descriptor)
+
+
+def error_of(call: Any, *args: object) -> int:
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - its errno is what is looked at
+        call(*args)
+    assert raised.value.errno
+    return raised.value.errno
+
+
+@pytest.mark.parametrize("page", [RAISES, TOO_MUCH, NO_INT, NO_ERRNO])
+def test_misbehaving_function_is_eio_and_the_daemon_lives(server: FileServer, page: int) -> None:
+    descriptor = os.open(server.path, os.O_RDWR)
+    try:
+        assert error_of(os.pread, descriptor, PAGE, page * PAGE) == errno.EIO
+        assert error_of(os.pwrite, descriptor, bytes(PAGE), page * PAGE) == errno.EIO
+        assert error_of(os.pread, descriptor, 7, page * PAGE) == errno.EIO
+        assert os.pwrite(descriptor, b"alive", 50 * PAGE) == 5
+        assert os.pread(descriptor, 5, 50 * PAGE) == b"alive"
+    finally:
+        os.close(descriptor)
+    statistics = server.stop()["statistics"]
+    assert statistics["internal_errors"] == 3
+    assert statistics["request_errors"] == 3
+    assert server.log.count("Exception ignored in") == 3
+
+
+def test_views_that_are_kept_never_dangle(server: FileServer) -> None:
+    descriptor = os.open(server.path, os.O_RDWR)
+    try:
+        for length in (PAGE, 3 * PAGE, 100, PAGE + 1):
+            for page in (KEEPS_VIEW, KEEPS_SLICE):
+                os.pread(descriptor, length, page * PAGE)
+                os.pwrite(descriptor, b"k" * length, page * PAGE)
+        for _ in range(100):
+            os.pwrite(descriptor, os.urandom(64 * PAGE), 20 * PAGE)
+            os.pread(descriptor, PAGE, CHECKS_KEPT * PAGE)
+    finally:
+        os.close(descriptor)
+    statistics = server.stop()["statistics"]
+    assert server.exit_code == 0, "it looks at them once more after the session has ended"
+    assert statistics["internal_errors"] == 0
+
+
+@pytest.mark.parametrize("name", sorted(NOTES))
+def test_other_inodes_are_left_to_pyfuse3(server: FileServer, fd: int, name: bytes) -> None:
+    note = os.open(server.mountpoint / name.decode(), os.O_RDWR)
+    try:
+        data = os.urandom(NOTE_SIZE)
+        for start in range(0, NOTE_SIZE, 1 << 20):
+            assert os.pwrite(note, data[start : start + (1 << 20)], start) == 1 << 20
+            assert os.pwrite(fd, b"between", 20 * PAGE) == 7
+        assert os.pread(note, 100, 5) == data[5:105]
+        assert b"".join(os.pread(note, 1 << 20, start) for start in (0, 1 << 20)) == data
+        assert os.pread(fd, 7, 20 * PAGE) == b"between"
+        assert fallocate(note, PUNCH_HOLE | KEEP_SIZE, 0, PAGE) == errno.EOPNOTSUPP
+    finally:
+        os.close(note)
+    assert (lowlevel_problem, server.first["hook_problem"]) == ("", "")
+
+
+# The module, without a session.
+
+
+@pytest.fixture
+def hook() -> Iterator[Any]:
+    assert lowlevel is not None, lowlevel_problem
+    yield lowlevel
+    lowlevel.detach()
+
+
+def attach(hook: Any, **changed: int) -> None:
+    arguments = {"poll_us": 0, "budget_us": 0, "max_io": 1 << 20, "max_background": 1, **changed}
+    hook.attach(print, print, print, **arguments)
+
+
+def test_attach_twice_is_refused_and_detach_allows_it_again(hook: Any) -> None:
+    attach(hook)
+    with pytest.raises(RuntimeError, match="already attached"):
+        attach(hook)
+    hook.detach()
+    hook.detach()
+    attach(hook)
+    assert hook.hooked() is False
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"max_io": 0}, {"max_io": 5000}, {"max_io": 1 << 30}, {"max_background": 0}, {"max_background": 1 << 16}],
+)
+def test_attach_with_impossible_numbers_is_refused(hook: Any, changed: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"max_io|max_background"):
+        attach(hook, **changed)
+    attach(hook)
+
+
+def test_inode_numbers_have_a_limit(hook: Any) -> None:
+    hook.add_inode(65535)
+    hook.remove_inode(65535)
+    hook.remove_inode(1 << 40)
+    with pytest.raises(ValueError, match="below 65536"):
+        hook.add_inode(65536)
+    for number in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            hook.add_inode(number)
+
+
+def test_attach_gives_the_references_back(hook: Any) -> None:
+    import sys
+
+    def function() -> None: ...
+
+    before = sys.getrefcount(function)
+    for _ in range(3):
+        hook.attach(function, function, function, poll_us=0, budget_us=0, max_io=1 << 20, max_background=1)
+        assert sys.getrefcount(function) == before + 3
+        hook.detach()
+    assert sys.getrefcount(function) == before
+
+
+def test_every_counter_is_reported(hook: Any) -> None:
+    attach(hook)
+    counters = hook.statistics()
+    assert set(counters.values()) == {0}
+    assert set(session._COUNTERS) | {"max_write"} == set(counters)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A `BlockFile` without a pool behind it: bytes in memory, with faults and refusals at chosen pages."""
+
+from __future__ import annotations
+
+from zswapd.errors import CorruptedPageError
+from zswapd.pam.base import RejectReason
+
+PAGE = 4096
+
+BUG_PAGE, DAMAGED_PAGE, FULL_PAGE, FROZEN_PAGE = 100, 101, 102, 103
+"""Touching them raises RuntimeError or CorruptedPageError; writing them is refused for lack of room, or as frozen."""
+
+
+class MemoryFile:
+    """A file of bytes.
+
+    Args:
+        name: in the mount.
+        size: in bytes.
+        faulty: whether the four pages above misbehave.
+
+    Attributes:
+        data: what it holds.
+        discards: the ranges that were discarded, (offset, length).
+    """
+
+    def __init__(self, name: str = "swap", size: int = 1 << 20, *, faulty: bool = False) -> None:
+        self.name = name
+        self.size = size
+        self.data = bytearray(size)
+        self.faulty = faulty
+        self.discards: list[tuple[int, int]] = []
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Copy out."""
+        assert offset >= 0
+        assert offset + len(out) <= self.size
+        self._fail(offset)
+        out[:] = memoryview(self.data)[offset : offset + len(out)]
+
+    def write(self, offset: int, data: memoryview) -> RejectReason | None:
+        """Copy in, or refuse."""
+        assert offset >= 0
+        assert offset + len(data) <= self.size
+        self._fail(offset)
+        if self.faulty and offset // PAGE == FULL_PAGE:
+            return RejectReason.POOL_LIMIT_HIT
+        if self.faulty and offset // PAGE == FROZEN_PAGE:
+            return RejectReason.FROZEN
+        self.data[offset : offset + len(data)] = data
+        return None
+
+    def discard(self, offset: int, length: int) -> None:
+        """Zero a range and remember it."""
+        assert offset >= 0
+        assert offset + length <= self.size
+        self._fail(offset)
+        self.data[offset : offset + length] = bytes(length)
+        self.discards.append((offset, length))
+
+    def _fail(self, offset: int) -> None:
+        if self.faulty and offset // PAGE == BUG_PAGE:
+            raise RuntimeError("a bug, on purpose")
+        if self.faulty and offset // PAGE == DAMAGED_PAGE:
+            raise CorruptedPageError("page 101 does not match its checksum", hint="none in a test")

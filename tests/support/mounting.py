@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`fileserver.py` as a subprocess behind a real mount, and loop devices over it; both always taken down again."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parent.parent.parent
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 1, 2, 8, 16  # fallocate(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+TIMEOUT = 30  # seconds for anything that takes a fraction of one
+
+
+class FileServer:
+    """A running (or failed) file server.
+
+    Attributes:
+        mountpoint: where it serves.
+        path: the file.
+        first: its first message: ready, or the error that kept it from serving.
+        last: its last one, after `stop`: statistics and discards.
+        log: what it wrote to stderr, after `stop`.
+    """
+
+    def __init__(self, mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> None:
+        self.mountpoint = mountpoint
+        self.path = mountpoint / "swap"
+        self.last: dict[str, Any] = {}
+        self.log = ""
+        command = [*prefix, sys.executable, "-m", "tests.support.fileserver", str(mountpoint), *options]
+        self.process = subprocess.Popen(
+            command, cwd=TOP, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log = self.process.communicate(timeout=TIMEOUT)[1]
+            raise AssertionError(f"the file server said nothing and ended: {self.log}")
+        self.first: dict[str, Any] = json.loads(line)
+
+    def stop(self) -> dict[str, Any]:
+        """End it with SIGTERM, wait, and return its last message; may be called again."""
+        if not self.log and not self.last:
+            if self.process.poll() is None and "error" not in self.first:
+                self.process.terminate()
+            out, self.log = self.process.communicate(timeout=TIMEOUT)
+            self.last = json.loads(out) if out else {}
+        return self.last
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code, None while it runs."""
+        return self.process.poll()
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """fallocate(2) itself, which Python does not have: 0 or the errno."""
+    result = _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
+    return 0 if result == 0 else ctypes.get_errno()
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether something is mounted on `path`; does not ask the file system, which may be dead."""
+    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+@contextlib.contextmanager
+def serving(mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[FileServer]:
+    """Run a file server; whatever happens, no process and no mount stay."""
+    server: FileServer | None = None
+    try:
+        server = FileServer(mountpoint, *options, prefix=prefix)
+        yield server
+        server.stop()
+    finally:
+        if server is not None:
+            server.process.kill()
+            server.process.wait(TIMEOUT)
+            for pipe in (server.process.stdout, server.process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        if is_mounted(mountpoint):
+            subprocess.run(["umount", "--lazy", str(mountpoint)], check=False, timeout=TIMEOUT)
+
+
+@contextlib.contextmanager
+def loop_device(path: Path) -> Iterator[Path]:
+    """Attach a loop device the way zswapctl does."""
+    command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", str(path)]
+    name = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip()
+    try:
+        yield Path(name)
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True, timeout=TIMEOUT)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A stage for tests with real swap: daemons, cgroups and workloads that leave in the right order, whatever happens.
+
+Only the workload sits in a memory cgroup, never the daemon, and everything has a time limit. At the end of a
+test, failed or not, things go in the order in which nothing can hang: the workload is killed (its swapped
+pages are free then), its cgroup removed, swap switched off, the loop device detached, and the daemon, which
+all the others wait for, goes last. Each daemon's log is printed, so that pytest shows it with a failure and a
+traceback in it fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench import system
+from scripts.zbench.cgroup import MemoryCgroup
+from scripts.zbench.daemon import Daemon
+from scripts.zbench.system import MIB
+from scripts.zbench.workload import Workload, WorkloadOptions
+
+WORKLOAD_LIMIT_S = 100
+
+
+class Stage:
+    """What one test has running.
+
+    Args:
+        directory: for mountpoints, sockets and logs.
+        undo: takes what has to be undone, in reverse order.
+    """
+
+    def __init__(self, directory: Path, undo: contextlib.ExitStack) -> None:
+        self._directory = directory
+        self._undo = undo
+
+    def daemon(self, size: str = "1G", **settings: str) -> Daemon:
+        """Start a daemon whose swap goes before any other of the machine.
+
+        Args:
+            size: of its swap file.
+            settings: section__key=value.
+        """
+        named = {name.replace("__", "."): value for name, value in settings.items()}
+        named.setdefault("swap.priority", str(system.HIGHEST_PRIORITY))
+        daemon = Daemon(size=size, settings=named, parent=self._directory)
+        self._undo.callback(lambda: print(log.read_text(errors="replace")) if log.exists() else None)
+        log = self._directory / f"{daemon.directory.name}.log"
+
+        def stop() -> None:
+            with contextlib.suppress(OSError):
+                log.write_text(daemon.log_text())
+            daemon.stop()
+
+        self._undo.callback(stop)
+        daemon.start()
+        return daemon
+
+    def cgroup(self, mib: int) -> MemoryCgroup:
+        """Make a memory cgroup of `mib` MiB."""
+        return self._undo.enter_context(MemoryCgroup("test", mib * MIB))
+
+    def workload(self, cgroup: MemoryCgroup, mib: int, *phases: str, rewrites: int = 0) -> Workload:
+        """Start a workload with `mib` MiB of data in `cgroup`; it runs while its phases are asked for."""
+        options = WorkloadOptions(mib, phases=phases, rewrites=rewrites, time_limit=WORKLOAD_LIMIT_S)
+        return self._undo.enter_context(Workload(options, cgroup.path))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """Give the test a stage, and clear it afterwards."""
+    with contextlib.ExitStack() as undo:
+        yield Stage(tmp_path, undo)

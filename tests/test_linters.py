@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The linters, as tests: one gate, the same on every machine.
+
+Each tool is called by this interpreter's `-m`, so a missing tool fails instead of letting another version in
+from PATH. Only shellcheck, which is no Python package, may be absent.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+MODULES = sorted((TOP / "zswapd").rglob("*.py"))
+MAX_LINES = 450
+SNAPSHOTS = ("Statistics", "Report")
+LICENCE = "SPDX-License-Identifier: GPL-2.0-or-later"
+
+TOOLS = {
+    "ruff-check": ["-m", "ruff", "check", "."],
+    "ruff-format": ["-m", "ruff", "format", "--check", "--diff", "."],
+    "mypy": ["-m", "mypy", "--strict", "zswapd"],
+    "import-linter": [
+        "-c",
+        "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())",
+        "--no-cache",
+    ],
+}
+
+
+def _run(*command: str, timeout: float = 240) -> None:
+    result = subprocess.run(command, cwd=TOP, check=False, capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == 0, f"{' '.join(command[1:4])}\n{result.stdout}\n{result.stderr}"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_linter_finds_nothing(tool: str) -> None:
+    _run(sys.executable, *TOOLS[tool])
+
+
+def test_codespell_finds_nothing() -> None:
+    written = ("zswapd", "tests", "scripts", "docs", "systemd", ".ci", "README.md", "pyproject.toml", "setup.py")
+    _run(sys.executable, "-m", "codespell_lib", *(name for name in written if (TOP / name).exists()))
+
+
+def test_vulture_finds_no_dead_code(tmp_path: Path) -> None:
+    # Statistics are read by name, as JSON, by metrics and by people: a field that no line of code names is not dead.
+    fields = sorted({field for path in MODULES for field in _snapshot_fields(ast.parse(path.read_text()))})
+    snapshots = tmp_path / "snapshots.py"
+    snapshots.write_text("".join(f"_.{field}\n" for field in fields))
+    _run(sys.executable, "-m", "vulture", "zswapd", "tests/vulture_whitelist.py", str(snapshots))
+
+
+def _snapshot_fields(module: ast.Module) -> Iterator[str]:
+    """Yield the field names of the classes that are snapshots, by their names."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef) and node.name.endswith(SNAPSHOTS):
+            for line in node.body:
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                    yield line.target.id
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(TOP)))
+def test_module_is_short(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: is there a second concept in it?"
+
+
+def _sources() -> list[Path]:
+    found = [TOP / "setup.py"]
+    for directory in ("zswapd", "tests"):
+        found += [path for suffix in ("py", "c", "h") for path in (TOP / directory).rglob(f"*.{suffix}")]
+    for directory in ("scripts", ".ci"):
+        found += [path for path in (TOP / directory).rglob("*") if path.is_file() and _is_script(path)]
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
+def _is_script(path: Path) -> bool:
+    return path.suffix in {".py", ".sh"} or path.read_bytes()[:2] == b"#!"
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(TOP)))
+def test_source_names_its_licence_at_the_top(path: Path) -> None:
+    top = path.read_text().splitlines()[:2]  # the second line where the first is #!
+    assert any(LICENCE in line for line in top)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(TOP)))
+def test_module_explains_itself(path: Path) -> None:
+    text = path.read_text()
+    assert re.search(r'^r?"""', text, re.MULTILINE), "no docstring says what this module is for"
+    if path.name != "__init__.py":
+        assert "from __future__ import annotations" in text
+
+
+SHELL_SCRIPTS = [
+    path for path in _sources() if path.suffix != ".py" and re.match(rb"#!.*\b(ba|da)?sh\b", path.read_bytes()[:64])
+]
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed; install the package shellcheck")
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: str(path.relative_to(TOP)))
+def test_shell_script_is_clean(path: Path) -> None:
+    _run("shellcheck", "--severity=style", str(path), timeout=60)

@@ -1,0 +1,564 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command lines against a made-up daemon: what they print, what they refuse, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from zswapd import __version__, config, errors, swapdevice
+from zswapd.cli import rendering, swapping, zswapctl, zswapd
+from zswapd.cli.failures import guarded
+from zswapd.control.server import Server
+from zswapd.errors import HeadroomError, SwapDeviceError, ZswapdError
+
+MIB = 1 << 20
+TOP = Path(__file__).resolve().parent.parent.parent
+
+STATUS: dict[str, Any] = {
+    "version": "0.1.0",
+    "pid": 4711,
+    "uptime_s": 7503.2,
+    "state": "serving",
+    "mountpoint": "/run/zswapd/mnt",
+    "page_size": 4096,
+    "discard": True,
+    "pool": {
+        "compressor": "lz4",
+        "stored_pages": 262144,
+        "same_filled_pages": 12,
+        "incompressible_pages": 33,
+        "compressed_bytes": 380 * MIB,
+        "frames": 100000,
+        "reserve_bytes": 64 * MIB,
+        "limit_bytes": 3 << 30,
+        "refused": {"compress_poor": 12, "pool_limit_hit": 3, "frozen": 0},
+    },
+    "files": [
+        {"name": "swap", "size": 4 << 30, "stored_pages": 196608},
+        {"name": "second", "size": 1 << 30, "stored_pages": 65536},
+    ],
+    "protections": [
+        {"name": "lock_memory", "on": True, "detail": "4300 MiB mapped as locked", "hint": None},
+        {"name": "io_flusher", "on": False, "detail": "not permitted", "hint": "run zswapd as root " + "and so on " * 12},
+    ],
+    "advice": [
+        {"name": "vm.page-cluster", "on": False, "detail": "0", "hint": "sysctl vm.page-cluster=3"},
+        {"name": "kernel zswap", "on": True, "detail": "off, as it should be", "hint": None},
+    ],
+}
+
+
+class FakeDaemon:
+    """A control socket with the real Config behind it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.status: dict[str, Any] = json.loads(json.dumps(STATUS))
+        self.config = config.load(codecs=("lz4", "lzo"))
+        self.called: list[str] = []
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._scope = trio.CancelScope()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._run,))
+
+    async def _run(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        handlers: dict[str, Callable[..., object]] = {
+            "status": lambda: self.status,
+            "stats": lambda: {"core": {"frames": 3, "ratio": 2.5, "none": None, "classes": [{"size": 32, "by_group": [1, 0]}]}},
+            "get": lambda keys=(): config.describe(self.config, keys),
+            "set": self._set,
+            "freeze": lambda: self._note("freeze", {"frozen": True}),
+            "thaw": lambda: self._note("thaw", {"frozen": False}),
+            "compact": lambda: {"frames_before": 100, "frames_after": 70},
+        }
+        with self._scope, Server(self.path, handlers) as server:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.serve)
+                self._ready.set()
+
+    def _note(self, what: str, result: object) -> object:
+        self.called.append(what)
+        return result
+
+    def _set(self, settings: dict[str, object]) -> object:
+        self.config = config.changed(self.config, settings, source="zswapctl set")
+        return config.describe(self.config, list(settings))
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def stop(self) -> None:
+        assert self._token is not None
+        self._token.run_sync_soon(self._scope.cancel)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    daemon = FakeDaemon(tmp_path / "zswapd.sock")
+    daemon.start()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(autouse=True)
+def _no_loop_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test here sees, or touches, the machine's own; and SIGTERM is as it was afterwards."""
+    monkeypatch.setattr(swapdevice, "find_attached", lambda _: None)
+    monkeypatch.setattr(swapdevice, "attach", lambda *_, **__: pytest.fail("not expected"))
+    monkeypatch.setattr(swapdevice, "detach", lambda *_, **__: pytest.fail("not expected"))
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def swapped_on(monkeypatch: pytest.MonkeyPatch, *names: str, used: int = 700 * MIB) -> None:
+    def find(file: Path) -> swapdevice.Attachment | None:
+        if file.name not in names:
+            return None
+        device = f"/dev/loop{names.index(file.name)}"
+        return swapdevice.Attachment(device, file, swapdevice.SwapArea(device, 4 << 30, used, 100))
+
+    monkeypatch.setattr(swapdevice, "find_attached", find)
+
+
+def ctl(daemon: FakeDaemon, *arguments: str) -> int:
+    return zswapctl.main(["--socket", str(daemon.path), *arguments])
+
+
+# zswapctl: show and change
+
+
+def test_status_tells_what_is_stored_and_fits_80_columns(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped_on(monkeypatch, "swap")
+    assert ctl(daemon, "status") == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "zswapd 0.1.0, pid 4711, serving for 2 h 5 min"
+    assert "Stored     1.0 GiB, pages: 262144 (12 same-filled, 33 incompressible)" in lines
+    assert "Memory     390.6 MiB, frames: 100000, ratio 2.62, lz4" in lines
+    assert "Objects    380.0 MiB, 97.3% of the memory" in lines
+    assert "Limit      13% of 3.0 GiB; 64.0 MiB held ready" in lines
+    assert "Refused    12 compress_poor, 3 pool_limit_hit" in lines
+    assert "swap    4.0 GiB  768.0 MiB  /dev/loop0    700.0 MiB       100" in lines
+    assert "second  1.0 GiB  256.0 MiB  -           off          -" not in lines
+    assert any(line.startswith("second  1.0 GiB  256.0 MiB  -") for line in lines)
+    assert "  on   lock_memory     4300 MiB mapped as locked" in lines
+    assert "  OFF  io_flusher      not permitted" in lines
+    assert "  OFF  vm.page-cluster 0" in lines
+    assert "kernel zswap" not in text
+
+
+def test_status_of_an_empty_pool_divides_by_nothing(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.status["pool"] |= {"stored_pages": 0, "frames": 0, "compressed_bytes": 0, "limit_bytes": 0, "refused": {}}
+    daemon.status["discard"] = False
+    assert ctl(daemon, "status") == 0
+    text = capsys.readouterr().out
+    assert "WITHOUT discard" in text
+    assert "Memory     0 B, frames: 0, lz4" in text
+    assert "Limit      no limit" in text
+    assert "Refused    nothing" in text
+
+
+@pytest.mark.parametrize("arguments", [("--json", "status"), ("status", "--json")])
+def test_status_as_json_has_the_swap_of_each_file(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    swapped_on(monkeypatch, "swap")
+    assert ctl(daemon, *arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["files"] == [
+        {**STATUS["files"][0], "device": "/dev/loop0", "swapped_out": 700 * MIB, "priority": 100},
+        {**STATUS["files"][1], "device": None, "swapped_out": None, "priority": None},
+    ]
+    assert {name: value for name, value in report.items() if name != "files"} == {
+        name: value for name, value in STATUS.items() if name != "files"
+    }
+
+
+def test_stats_are_one_counter_a_line_and_tables(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "stats") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "core.frames 3",
+        "core.ratio 2.5",
+        "core.none -",
+        "",
+        "core.classes:",
+        "  size  by_group",
+        "    32       1 0",
+        "",
+    ]
+
+
+def test_get_shows_settings_as_a_config_file_has_them(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "get", "pool.checksum", "pool.limit", "log.level", "memory.reserve", "swap.files") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pool.checksum = true  # default",
+        'pool.limit = ""  # default',
+        'log.level = "info"  # default',
+        "memory.reserve = 67108864  # 64.0 MiB, default",
+        "swap.files = {}  # default",
+    ]
+    assert ctl(daemon, "get") == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(config.SETTINGS)
+
+
+def test_set_changes_all_or_nothing(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "set", "pool.compressor=lzo", "pool.checksum=off") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        'pool.compressor = "lzo"  # zswapctl set',
+        "pool.checksum = false  # zswapctl set",
+    ]
+    assert ctl(daemon, "set", "pool.compressor=lz4", "pool.checksum=maybe") == errors.ConfigError.exit_code
+    assert 'pool.checksum is "maybe"' in capsys.readouterr().err
+    assert daemon.config.pool.compressor == "lzo"
+    assert ctl(daemon, "set", "pool.compressor") == errors.ConfigError.exit_code
+    assert "is no assignment" in capsys.readouterr().err
+
+
+def test_freeze_thaw_and_compact_say_what_they_did(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "freeze") == 0
+    assert "frozen" in capsys.readouterr().out
+    assert ctl(daemon, "thaw", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"frozen": False}
+    assert ctl(daemon, "compact") == 0
+    assert capsys.readouterr().out == "30 of 100 frames freed, 70 in use\n"
+    assert daemon.called == ["freeze", "thaw"]
+
+
+def test_without_a_daemon_every_command_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["swapon"], ["swapoff"], ["get"], ["compact"]):
+        assert zswapctl.main(["--socket", str(tmp_path / "none"), *command]) == errors.ControlError.exit_code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.splitlines() == [
+            f"zswapctl: error: zswapd does not run: nobody listens at {tmp_path}/none",
+            "zswapctl: hint: start it with `zswapd run`, or name its socket with --socket",
+        ]
+
+
+# zswapctl: swapon and swapoff
+
+
+def fake_attach(monkeypatch: pytest.MonkeyPatch, *warnings: str) -> list[tuple[Path, dict[str, Any]]]:
+    calls: list[tuple[Path, dict[str, Any]]] = []
+
+    def attach(file: Path, **options: Any) -> swapdevice.Attached:
+        calls.append((file, options))
+        return swapdevice.Attached("/dev/loop5", 4 << 30, discard=options["discard"], warnings=warnings)
+
+    monkeypatch.setattr(swapdevice, "attach", attach)
+    return calls
+
+
+def test_swapon_uses_the_daemons_settings(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_attach(monkeypatch, "it is slow")
+    assert ctl(daemon, "swapon") == 0
+    assert calls == [(Path("/run/zswapd/mnt/swap"), {"priority": 100, "discard": True, "page_size": 4096})]
+    captured = capsys.readouterr()
+    assert captured.out == "/run/zswapd/mnt/swap is swapped on as /dev/loop5: 4.0 GiB, priority 100, with discard\n"
+    warnings = captured.err.splitlines()
+    assert warnings[0].startswith("zswapctl: warning: io_flusher: not permitted (run zswapd as root")
+    assert warnings[1] == "zswapctl: warning: vm.page-cluster: 0 (sysctl vm.page-cluster=3)"
+    assert warnings[2] == "zswapctl: warning: it is slow"
+    assert len(warnings) == 3
+
+
+def test_swapon_takes_name_priority_and_no_discard(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_attach(monkeypatch)
+    assert ctl(daemon, "swapon", "second", "--priority", "7", "--no-discard", "--json") == 0
+    assert calls == [(Path("/run/zswapd/mnt/second"), {"priority": 7, "discard": False, "page_size": 4096})]
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["swapped_on"] == [
+        {"file": "/run/zswapd/mnt/second", "device": "/dev/loop5", "size": 4 << 30, "priority": 7, "discard": False}
+    ]
+    assert captured.err == ""
+
+
+def test_swapon_where_the_daemon_hears_no_discards_says_so(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.status["discard"] = False
+    calls = fake_attach(monkeypatch)
+    assert ctl(daemon, "swapon") == 0
+    assert calls[0][1]["discard"] is False
+    assert "hears no discards" in capsys.readouterr().err
+
+
+def test_swapon_to_memory_that_is_not_locked_is_refused_unless_forced(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.status["protections"][0] |= {"on": False, "detail": "mlockall: no", "hint": "run zswapd as root"}
+    assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
+    text = capsys.readouterr().err
+    assert "not locked (mlockall: no)" in text
+    assert "run zswapd as root; --force swaps on all the same" in text
+    calls = fake_attach(monkeypatch)
+    assert ctl(daemon, "swapon", "--force") == 0
+    assert len(calls) == 1
+    assert "lock_memory: mlockall: no" in capsys.readouterr().err
+
+
+def test_swapon_of_an_unknown_file_names_those_there_are(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "swapon", "swap", "third") == errors.SwapDeviceError.exit_code
+    assert "no swap file 'third'\nzswapctl: hint: there are: swap, second\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("priority", ["-1", "32768", "high", "1.5"])
+def test_swapon_with_a_bad_priority_is_a_usage_error(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], priority: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        ctl(daemon, "swapon", f"--priority={priority}")
+    assert caught.value.code == 2
+    assert "from 0 to 32767" in capsys.readouterr().err
+
+
+def fake_detach(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Path, ...], dict[str, Any]]]:
+    calls: list[tuple[tuple[Path, ...], dict[str, Any]]] = []
+
+    def detach(*files: Path, progress: Callable[[str, int, int], None], **options: Any) -> list[str]:
+        calls.append((files, options))
+        for left in (100 * MIB, 50 * MIB, 0):
+            progress("/dev/loop0", left, 100 * MIB)
+        return [f"/dev/loop{number}" for number in range(len(files))]
+
+    monkeypatch.setattr(swapdevice, "detach", detach)
+    return calls
+
+
+def test_swapoff_without_a_name_takes_all_that_are_on(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped_on(monkeypatch, "swap", "second")
+    calls = fake_detach(monkeypatch)
+    assert ctl(daemon, "swapoff") == 0
+    files = (Path("/run/zswapd/mnt/swap"), Path("/run/zswapd/mnt/second"))
+    assert calls == [(files, {"force": False, "pool_bytes": 100000 * 4096})]
+    assert capsys.readouterr().out.splitlines() == [
+        "/dev/loop0 is swapped off and detached",
+        "/dev/loop1 is swapped off and detached",
+    ]
+
+
+def test_swapoff_of_one_file_counts_its_share_of_the_pool(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped_on(monkeypatch, "swap", "second")
+    calls = fake_detach(monkeypatch)
+    assert ctl(daemon, "swapoff", "second", "--force") == 0
+    assert calls == [((Path("/run/zswapd/mnt/second"),), {"force": True, "pool_bytes": 100000 * 4096 // 4})]
+
+
+def test_swapoff_without_discard_counts_on_no_memory_of_the_pool(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped_on(monkeypatch, "swap")
+    daemon.status["discard"] = False
+    calls = fake_detach(monkeypatch)
+    assert ctl(daemon, "swapoff") == 0
+    assert calls[0][1]["pool_bytes"] == 0
+
+
+@pytest.mark.parametrize(("names", "message"), [((), "swap, second"), (("second",), "second"), (("swap", "second"), "second")])
+def test_swapoff_of_what_is_not_on_is_refused(
+    daemon: FakeDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    message: str,
+) -> None:
+    if len(names) == 2:
+        swapped_on(monkeypatch, "swap")
+    assert ctl(daemon, "swapoff", *names) == errors.SwapDeviceError.exit_code
+    assert f"not swapped on: {message}\n" in capsys.readouterr().err
+
+
+def test_swapoff_that_does_not_fit_has_its_own_exit_code(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Path, **__: object) -> list[str]:
+        raise HeadroomError("too much", hint="end something")
+
+    swapped_on(monkeypatch, "swap")
+    monkeypatch.setattr(swapdevice, "detach", refuse)
+    assert ctl(daemon, "swapoff") == errors.HeadroomError.exit_code
+    assert capsys.readouterr().err == "zswapctl: error: too much\nzswapctl: hint: end something\n"
+
+
+def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    show = swapping.Progress(quiet=False)
+    show.update("/dev/loop12", 1023 * MIB, 4096 * MIB)
+    show.close()
+    text = capsys.readouterr().err
+    assert text.startswith("\r\x1b[K[##################......] /dev/loop12  1023.0 MiB of 4.0 GiB left, ")
+    assert text.endswith("/s\n")
+    assert len(text) < 90  # 80 columns, the line end and what clears the line
+
+
+def test_progress_elsewhere_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("zswapd.cli.swapping.time.monotonic", lambda: now[0])
+    show = swapping.Progress(quiet=False)
+    for left in range(10, 0, -1):
+        now[0] += 0.5
+        show.update("/dev/loop0", left * MIB, 10 * MIB)
+    show.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "/dev/loop0  7.0 MiB of 10.0 MiB left, 1.5 MiB/s"
+
+
+def test_quiet_progress_and_empty_swap_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    swapping.Progress(quiet=True).update("/dev/loop0", 1, 2)
+    swapping.Progress(quiet=False).update("/dev/loop0", 0, 0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.9, "0 s"), (59, "59 s"), (192, "3 min 12 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")]
+)
+def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
+    assert rendering.duration(seconds) == text
+
+
+# zswapd
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
+    """What the daemon was run with."""
+    seen: list[config.Config] = []
+
+    def run(loaded: config.Config) -> int:
+        seen.append(loaded)
+        return 0
+
+    monkeypatch.setattr("zswapd.daemon.run", run)
+    monkeypatch.setattr("zswapd.log.setup", lambda _: None)
+    return seen
+
+
+def test_run_builds_the_config_from_its_options(ran: list[config.Config], tmp_path: Path) -> None:
+    file = tmp_path / "z.toml"
+    file.write_text("[swap]\npriority = 3\nsize = '1G'\n")
+    command = ["run", "--config", str(file), "--size", "64M", "--mountpoint", "relative/dir"]
+    assert zswapd.main([*command, "--set", "pool.compressor=lzo", "--set", "swap.files.x=1G"]) == 0
+    (loaded,) = ran
+    assert (loaded.swap.priority, loaded.swap.size, loaded.pool.compressor) == (3, 64 * MIB, "lzo")
+    assert loaded.fuse.mountpoint == Path.cwd() / "relative/dir"
+    assert loaded.swap.files == {"x": 1 << 30}
+    assert config.describe(loaded, ["swap.size"])["swap.size"]["origin"] == "--size"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["--size", "0"], '--size: swap.size is "0"; it is 0 bytes', "2G"),
+        (["--size", "1000000"], "not a multiple of the page", "write 999424 or 1003520"),
+        (["--set", "pool.compressor=zstd"], '"zstd", which is not known', "write lz4"),
+        (["--set", "pool.compresor=lzo"], "unknown setting pool.compresor", "did you mean pool.compressor?"),
+        (["--set", "nonsense"], "no assignment", "section.key=value"),
+        (["--config", "/nonexistent.toml"], "cannot read /nonexistent.toml", "--config"),
+    ],
+)
+def test_run_refuses_a_users_mistake_in_two_lines(
+    ran: list[config.Config], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, hint: str
+) -> None:
+    assert zswapd.main(["run", *arguments]) == errors.ConfigError.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("zswapd: error: ")
+    assert message in lines[0]
+    assert lines[1].startswith("zswapd: hint: ")
+    assert hint in lines[1]
+    assert ran == []
+
+
+def test_run_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        zswapd.main(["run", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {dest} = " in text for dest in config.SETTINGS)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("program", ["zswapd", "zswapctl"])
+def test_version_and_help_of_the_real_programs(program: str) -> None:
+    call = f"import sys; from zswapd.cli.{program} import main; sys.exit(main())"
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-c", call, *arguments]
+        return subprocess.run(command, cwd=TOP, check=True, capture_output=True, text=True, timeout=30).stdout
+
+    assert run("--version") == f"{program} {__version__}\n"
+    assert "COMMAND" in run("--help")
+
+
+def test_zswapctl_does_not_import_trio() -> None:
+    code = "import sys, zswapd.cli.zswapctl; print([name for name in ('trio', 'pyfuse3', 'lz4') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "[]\n"
+
+
+# How commands end
+
+
+def fails(error: BaseException) -> Callable[[], int]:
+    def command() -> int:
+        raise error
+
+    return command
+
+
+def test_a_failure_is_two_lines_and_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded("prog", fails(HeadroomError("too much", hint="less"))) == 7
+    assert capsys.readouterr().err == "prog: error: too much\nprog: hint: less\n"
+    assert guarded("prog", fails(ZswapdError("odd"))) == 1
+    assert capsys.readouterr().err == "prog: error: odd\n"
+
+
+def test_a_failure_out_of_nurseries_is_a_failure_too(capsys: pytest.CaptureFixture[str]) -> None:
+    group = BaseExceptionGroup("outer", [ExceptionGroup("inner", [SwapDeviceError("busy")])])
+    assert guarded("prog", fails(group)) == SwapDeviceError.exit_code
+    assert capsys.readouterr().err == "prog: error: busy\n"
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), ExceptionGroup("g", [SwapDeviceError("busy"), KeyError("x")])])
+def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
+    with pytest.raises(type(bug)):
+        guarded("prog", fails(bug))
+
+
+def test_an_interrupt_ends_as_a_shell_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded("prog", fails(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "prog: interrupted\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(daemon: FakeDaemon) -> None:
+    call = "import sys; from zswapd.cli.zswapctl import main; sys.exit(main())"
+    command = [sys.executable, "-c", call, "--socket", str(daemon.path), "get"]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, cwd=TOP, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
