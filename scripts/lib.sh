@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# Shared by scripts/demo, scripts/test and scripts/bench: finds a Python, installs what is missing, makes the virtual environment.
+# To be sourced, by bash, after `set -euo pipefail`, with `top` set to the root of the checkout.
+#
+# Nothing is assumed but bash, apt and the internet. Everything is looked for before it is installed, so a second start takes no
+# noticeable time, and no root where nothing is missing.
+
+venv=${top:?is to be set by the script}/.venv
+python=$venv/bin/python
+me=scripts/$(basename "$0")
+
+say() { printf '%s\n' "$me: $*" >&2; }
+
+# die MESSAGE [HINT]: a message without something to do about it is half a message
+die() {
+    say "$1"
+    [ $# -lt 2 ] || printf '  %s\n' "$2" >&2
+    exit 2
+}
+
+require_root() {
+    [ "$(id -u)" -eq 0 ] || die "needs root: it $1" "sudo $me"
+}
+
+# Runs a command quietly; what it said is shown only when it failed.
+quietly() {
+    local log
+    log=$(mktemp)
+    if "$@" >"$log" 2>&1 </dev/null; then
+        rm -f "$log"
+        return 0
+    fi
+    tail -n 40 "$log" >&2
+    rm -f "$log"
+    return 1
+}
+
+# Prints those of the given packages that are not installed.
+missing_packages() {
+    local package
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || printf '%s\n' "$package"
+    done
+}
+
+apt_get() {
+    quietly env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q "$@"
+}
+
+# install_packages PACKAGE...: fails when one of them is missing and cannot be installed.
+install_packages() {
+    local missing
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        say "not Debian or Ubuntu: install by hand what these packages contain: $*"
+        return 0 # what is missing will name itself
+    fi
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" -eq 0 ] || die "packages are missing: ${missing[*]}" "sudo apt-get install ${missing[*]}"
+    say "installing ${missing[*]}"
+    apt_get update || say "apt-get update failed; trying with the package lists there are"
+    apt_get install -y --no-install-recommends "${missing[@]}"
+}
+
+# Whether "$1" is a Python that the project runs on.
+suits() {
+    command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+# Prints the Python to use: the system's own if it is new enough, else any other that is there.
+find_python() {
+    local candidate
+    for candidate in /usr/bin/python3 python3 python3.{11,12,13,14,15,16}; do
+        if suits "$candidate"; then
+            command -v "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Sets `base_python`; on releases whose own Python is too old (Ubuntu 22.04) a newer one comes from their archive.
+require_python() {
+    local version
+    base_python=$(find_python) || {
+        for version in 3.13 3.12 3.11; do
+            if apt-cache show "python$version" >/dev/null 2>&1; then
+                install_packages "python$version" "python$version-venv" "python$version-dev" || continue
+                break
+            fi
+        done
+        base_python=$(find_python) || die "no Python 3.11 or newer" "use Debian 12, Ubuntu 22.04 or anything newer"
+    }
+    # The parts that Debian splits off: ensurepip, and the headers for the C extension.
+    if ! "$base_python" - <<'PY' >/dev/null 2>&1; then
+import ensurepip, pathlib, sysconfig, venv
+assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()
+PY
+        version=$("$base_python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        install_packages "python$version-venv" "python$version-dev" ||
+            die "cannot install python$version-venv and python$version-dev"
+    fi
+}
+
+# What the package and its C extension are built from: when it changes, they are installed again.
+build_stamp() {
+    {
+        "$base_python" -V
+        cat "$top/pyproject.toml" "$top/setup.py" "$top/zswapd/fuse/_lowlevel.c"
+    } | sha256sum | cut -c1-16
+}
+
+# require_venv EXTRAS: makes .venv with this checkout in it; EXTRAS is "" or e.g. "[test]".
+require_venv() {
+    local extras=$1 stamp
+    mkdir -p "$top/build"
+    exec 9>"$top/build/.install.lock"
+    flock 9 # two scripts at once must not install into one another
+    stamp=$venv/.installed-$(build_stamp)
+    if ! suits "$python"; then
+        say "making $venv with $base_python"
+        quietly "$base_python" -m venv --clear "$venv" || die "cannot make $venv"
+    fi
+    if [ ! -e "$stamp$extras" ]; then
+        say "building zswapd and installing what it needs into $venv"
+        quietly "$python" -m pip install --disable-pip-version-check -e "$top$extras" ||
+            die "pip failed" "it needs the internet, or PIP_INDEX_URL of a mirror"
+        rm -f "$venv"/.installed-* # of older sources; each set of extras contains the plain one
+        touch "$stamp" "$stamp$extras"
+    fi
+    exec 9>&-
+}
+
+# What the daemon needs to be built and to run.
+runtime_packages=(gcc libc6-dev pkg-config libfuse3-dev fuse3 liblzo2-dev mount util-linux kmod)
+
+# prepare EXTRAS: all of the above.
+prepare() {
+    install_packages "${runtime_packages[@]}" || die "packages could not be installed (see above)"
+    require_python
+    require_venv "$1"
+}
+
+# run_python ARGUMENT...: becomes the Python of the environment. Modules of the checkout are found from any directory, and -P
+# keeps a directory named scripts or tests at the caller's place from being taken for ours.
+run_python() {
+    export PYTHONPATH=$top
+    exec "$python" -P "$@"
+}

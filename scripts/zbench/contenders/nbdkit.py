@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The nearest rival in user space: nbdkit's RAM disk with zstd, a file through nbdfuse, a loop device on it.
+
+The chain below the loop device is that of zswapd (kernel, FUSE, a process that compresses), in C throughout,
+with the network block device protocol between its two processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from .. import system
+from .base import Contender, MemoryUse
+
+START_LIMIT_S = 15.0
+
+
+class NbdkitZstd(Contender):
+    """`nbdfuse` with `nbdkit memory allocator=zstd` as its child, in a directory of its own."""
+
+    name: ClassVar[str] = "nbdkit-zstd"
+
+    def __init__(self) -> None:
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._device: str | None = None
+        self._peak = 0
+
+    def missing(self) -> str:
+        """Return which of the programs is not installed, or an empty string."""
+        absent = system.missing_programs(["nbdkit", "nbdfuse", "fusermount3", "losetup"])
+        if absent:
+            return f"{', '.join(absent)} not installed (apt-get install nbdkit libnbd-bin fuse3)"
+        try:
+            plugin = system.run("nbdkit", "memory", "--dump-plugin")
+        except system.HarnessError as exc:
+            return str(exc)
+        return "" if "zstd=yes" in plugin else "this nbdkit was built without zstd"
+
+    def start(self, size: int) -> None:
+        """Start both processes, wait for the file, attach it and swap on."""
+        self._directory = Path(tempfile.mkdtemp(prefix="zbench-nbdkit-"))
+        ready = self._directory / "ready"
+        mountpoint = self._directory / "mnt"
+        mountpoint.mkdir()
+        command = ["nbdfuse", "-P", str(ready), str(mountpoint / "nbd"), "--command"]
+        command += ["nbdkit", "-s", "memory", str(size), "allocator=zstd"]
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + START_LIMIT_S
+        while not ready.exists():
+            if self._process.poll() is not None or time.monotonic() > end:
+                words = (self._directory / "log").read_text().strip()
+                raise system.HarnessError(f"nbdfuse does not come up: {words or 'no message'}")
+            time.sleep(0.05)
+        self._device = system.attach_loop(mountpoint / "nbd")
+        system.swap_on(self._device)
+
+    def memory_used(self) -> MemoryUse:
+        """Return the PSS of both processes; the pool cannot be told from the rest."""
+        if self._process is None:
+            return MemoryUse(0)
+        each = {pid: system.process_memory(pid) for pid in system.children(self._process.pid)}
+        total = sum(memory.pss for memory in each.values())
+        self._peak = max(self._peak, total)
+        return MemoryUse(total, peak=self._peak, details={str(pid): memory.pss for pid, memory in each.items()})
+
+    def stop(self) -> None:
+        """Swap off, detach, unmount; both processes end with the mount."""
+        if self._device is not None:
+            system.swap_off(self._device)
+            system.detach_loop(self._device)
+            self._device = None
+        if self._directory is None:
+            return
+        for mountpoint, _ in system.mounts_below(self._directory):
+            system.unmount(mountpoint)
+        if self._process is not None:
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=10)
+        with contextlib.suppress(FileNotFoundError):
+            for name in ("ready", "log"):
+                (self._directory / name).unlink()
+            (self._directory / "mnt").rmdir()
+            self._directory.rmdir()
+        self._directory = None

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One real zswapd, driven as a user drives it: `zswapd run`, `zswapctl swapon`, `zswapctl swapoff`, SIGTERM.
+
+It has a directory of its own (mountpoint, socket, log), so that many can stand side by side. Ready is when
+it says so on the notification socket, as a systemd service does.
+
+`stop` leaves nothing behind, whatever state the daemon is in. The order matters: swapoff first, while the
+daemon can still answer; the daemon last. Only if swapoff fails is the FUSE connection aborted, which turns
+everything that waits on it into an I/O error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from . import system
+from .display import PoolSample
+from .system import HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+START_LIMIT_S = 60.0
+CTL_LIMIT_S = 60.0
+ASK_LIMIT_S = 20.0
+LOG_TAIL = 4000
+
+
+def program(name: str) -> list[str]:
+    """Return the command that starts `zswapd` or `zswapctl` of this interpreter's environment."""
+    script = Path(sys.executable).parent / name
+    return [str(script)] if script.exists() else [sys.executable, "-m", f"zswapd.cli.{name}"]
+
+
+class Daemon:
+    """A zswapd with its own mountpoint and socket; a context manager that starts and stops it.
+
+    Args:
+        size: of the swap file, as --size takes it.
+        settings: section.key → value, passed with --set.
+        parent: where to make its directory; None for the system's temporary directory.
+    """
+
+    def __init__(self, *, size: str, settings: Mapping[str, str] | None = None, parent: Path | None = None) -> None:
+        self._size = size
+        self._settings = dict(settings or {})
+        self.directory = Path(tempfile.mkdtemp(prefix="zswapd-run-", dir=parent))
+        self.mountpoint = self.directory / "mnt"
+        self.socket = self.directory / "zswapd.sock"
+        self._log = self.directory / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it, wait until it is ready."""
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        """Stop it."""
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the daemon."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def file(self) -> Path:
+        """The file that is the swap device; do not stat it while the daemon may hang."""
+        return self.mountpoint / "swap"
+
+    def log_text(self) -> str:
+        """Return all that it wrote to its standard output and error."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def start(self) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            HarnessError: it ended, or was not ready within `START_LIMIT_S`; with what it said.
+        """
+        self.mountpoint.mkdir(exist_ok=True)
+        command = [*program("zswapd"), "run", "--size", self._size, "--mountpoint", str(self.mountpoint)]
+        settings = {"control.socket": str(self.socket), **self._settings}
+        for name, value in settings.items():
+            command += ["--set", f"{name}={value}"]
+        address = self.directory / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self._log.open("ab") as log:
+            notify.bind(str(address))
+            notify.settimeout(0.2)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                start_new_session=True,
+            )
+            self._wait_ready(notify)
+        address.unlink()
+
+    def _wait_ready(self, notify: socket.socket) -> None:
+        assert self._process is not None
+        end = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                if b"READY=1" in notify.recv(4096).split(b"\n"):
+                    return
+            if self._process.poll() is not None:
+                words = self.log_text()[-LOG_TAIL:]
+                raise HarnessError(f"zswapd ended with {self._process.returncode} before it was ready:\n{words}")
+        raise HarnessError(f"zswapd was not ready after {START_LIMIT_S:.0f} s:\n{self.log_text()[-LOG_TAIL:]}")
+
+    def ctl(self, *arguments: str, limit: float = CTL_LIMIT_S) -> str:
+        """Run zswapctl with `arguments` and return what it printed.
+
+        Raises:
+            HarnessError: it failed or took longer than `limit` seconds.
+        """
+        return system.run(*program("zswapctl"), "--socket", self.socket, *arguments, limit=limit)
+
+    def ctl_json(self, *arguments: str) -> dict[str, Any]:
+        """Run zswapctl --json with `arguments` and return the answer."""
+        answer = json.loads(self.ctl("--json", *arguments))
+        assert isinstance(answer, dict)
+        return answer
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send one request to the control socket, without the price of starting zswapctl; return the result.
+
+        For readings while something is measured or shown; the protocol is one JSON object a line.
+
+        Raises:
+            HarnessError: the daemon does not answer, or says no.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(ASK_LIMIT_S)
+                connection.connect(str(self.socket))
+                connection.sendall(json.dumps({"v": 1, "cmd": command, "args": {}}).encode() + b"\n")
+                with connection.makefile("rb") as replies:
+                    reply = json.loads(replies.readline())
+        except (OSError, ValueError) as exc:
+            raise HarnessError(f"zswapd does not answer {command}: {exc}\n{self.log_text()[-LOG_TAIL:]}") from exc
+        if not reply.get("ok"):
+            raise HarnessError(f"zswapd refuses {command}: {reply}")
+        result = reply["result"]
+        assert isinstance(result, dict)
+        return result
+
+    def pool_sample(self) -> PoolSample:
+        """Return what it holds now."""
+        status = self.ask("status")
+        pool, page_size = status["pool"], status["page_size"]
+        pages = pool["stored_pages"]
+        return PoolSample(pages, pages * page_size, pool["compressed_bytes"], pool["frames"] * page_size)
+
+    def swapon(self, *arguments: str) -> str:
+        """Swap its file on with `zswapctl swapon`; return the loop device."""
+        before = set(self.loops())
+        self.ctl("swapon", *arguments)
+        added = [device for device in self.loops() if device not in before]
+        if len(added) != 1 or not system.is_swap(added[0]):
+            raise HarnessError(f"zswapctl swapon succeeded, but {added or 'no loop device'} is not swapped on")
+        return added[0]
+
+    def swapoff(self, *arguments: str, limit: float = 120.0) -> None:
+        """Swap off with `zswapctl swapoff`."""
+        self.ctl("swapoff", *arguments, limit=limit)
+
+    def loops(self) -> list[str]:
+        """Return the loop devices on its files."""
+        return system.loops_below(self.mountpoint)
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def terminate(self, *, limit: float = 60.0) -> int:
+        """Send SIGTERM and return the exit code.
+
+        Raises:
+            HarnessError: it still runs after `limit` seconds.
+        """
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise HarnessError(f"zswapd still runs {limit:.0f} s after SIGTERM") from None
+
+    def stop(self) -> None:
+        """Swap off, stop the daemon and remove its directory; does nothing when that is done.
+
+        Raises:
+            HarnessError: it did not stop by itself when it was told to; all is removed even then.
+        """
+        if not self.directory.exists():
+            return
+        complaint = ""
+        for device in self.loops():
+            try:
+                system.swap_off(device)
+                system.detach_loop(device)
+            except HarnessError as exc:
+                complaint = str(exc)
+        if self.alive():
+            try:
+                if not self.loops():
+                    self.terminate()
+            except HarnessError as exc:
+                complaint = str(exc)
+        self._remove_by_force()
+        if complaint:
+            raise HarnessError(complaint)
+
+    def _remove_by_force(self) -> None:
+        """Kill what still runs, cut off what still waits, unmount, delete."""
+        for _, number in system.mounts_below(self.directory):
+            system.abort_fuse(number)
+        if self._process is not None and self.alive():
+            self._process.kill()
+            self._process.wait(timeout=10)
+        for device in self.loops():
+            system.swap_off(device)
+            system.detach_loop(device)
+        for mountpoint, _ in system.mounts_below(self.directory):
+            system.unmount(mountpoint)
+        shutil.rmtree(self.directory)

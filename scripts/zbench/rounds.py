@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who runs when, and what one run yields.
+
+Each contender is alone on the box: its device is put on, the workload runs through all its phases, the
+device is taken off. Within a round every contender runs once, and the order turns by one from round to
+round, so that slow drift of the machine (a noisy neighbour, a warm cache) hits all of them alike. Ratios are
+taken within a round only.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .cgroup import MemoryCgroup
+from .contenders import REGISTRY, Contender, MemoryUse
+from .system import MIB, HarnessError, memory_available
+from .workload import Phase, Workload, WorkloadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every contender is put through.
+
+    Attributes:
+        data_mib: data of the workload.
+        memory_mib: limit of its cgroup.
+        device_mib: size of the swap device.
+        rounds: how often each contender runs.
+        faults: random faults measured.
+        time_limit: seconds one workload may take.
+    """
+
+    data_mib: int
+    memory_mib: int
+    device_mib: int
+    rounds: int
+    faults: int
+    time_limit: int = 300
+
+    def workload(self) -> WorkloadOptions:
+        """Return what the workload shall do.
+
+        A tenth of the cgroup is left out of what the fill writes before its clock starts: for page tables
+        and the program.
+        """
+        return WorkloadOptions(
+            self.data_mib, faults=self.faults, warm_mib=self.memory_mib * 9 // 10, time_limit=self.time_limit
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One contender in one round.
+
+    Attributes:
+        contender: its name.
+        round: from 0.
+        phases: what the workload reported, in order.
+        memory: what the contender took when all data was on swap (after the settling that follows the fill).
+        memory_peak: the largest of its readings at the ends of phases, and of its own record.
+        error: why it ended early; empty when it ran to its end with every byte verified.
+    """
+
+    contender: str
+    round: int
+    phases: tuple[Phase, ...]
+    memory: MemoryUse
+    memory_peak: int
+    error: str = ""
+
+    def _phase(self, name: str) -> Phase | None:
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte came back as it was written."""
+        last = self._phase("verify")
+        return not self.error and last is not None and last.mismatches == 0
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures by name; one whose phase is missing is left out.
+
+        out and seq are MiB/s of pages that went through the swap device while the phase ran; random, p50,
+        p99 and p999 are µs a fault; memory and peak are MiB.
+        """
+        found: dict[str, float] = {}
+        if fill := self._phase("fill"):
+            found["out"] = fill.pages_out * mmap.PAGESIZE / MIB / fill.seconds
+        if seq := self._phase("seq"):
+            found["seq"] = seq.pages_in * mmap.PAGESIZE / MIB / seq.seconds
+        if (random := self._phase("random")) and "us_mean" in random.more:
+            found["random"] = random.more["us_mean"]
+            found |= {name: random.more[f"us_{name}"] for name in ("p50", "p99", "p999")}
+        if self.memory.total:
+            found["memory"] = self.memory.total / MIB
+            found["peak"] = self.memory_peak / MIB
+        return found
+
+
+def run_once(contender: Contender, number: int, plan: Plan) -> Run:
+    """Run one contender once and take it off again, whatever happens."""
+    phases: list[Phase] = []
+    after_fill = MemoryUse(0)
+    peak = 0
+    error = ""
+    try:
+        try:
+            contender.start(plan.device_mib * MIB)
+            with (
+                MemoryCgroup(f"bench-{contender.name}", plan.memory_mib * MIB) as cgroup,
+                Workload(plan.workload(), cgroup.path) as workload,
+            ):
+                for phase in workload.phases():
+                    phases.append(phase)
+                    memory = contender.memory_used()
+                    peak = max(peak, memory.total, memory.peak)
+                    if phase.name == "settle":
+                        after_fill = memory
+        finally:
+            contender.stop()
+    except HarnessError as exc:
+        error = str(exc)
+    return Run(contender.name, number, tuple(phases), after_fill, peak, error)
+
+
+def check_room(plan: Plan) -> None:
+    """Refuse a plan that would push the machine itself into memory pressure.
+
+    Raises:
+        HarnessError: less than the whole data plus 512 MiB is available.
+    """
+    needed = (plan.data_mib + 512) * MIB
+    if memory_available() < needed:
+        raise HarnessError(
+            f"{plan.data_mib} MiB of data need {needed // MIB} MiB of memory, {memory_available() // MIB} are available",
+            hint="fewer --data-mib, or --quick",
+        )
+
+
+def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None]) -> list[Run]:
+    """Run all rounds and return all runs, those that failed included.
+
+    Args:
+        names: of contenders, in `REGISTRY`.
+        plan: what they are put through.
+        say: takes one line of progress at a time.
+    """
+    check_room(plan)
+    runs: list[Run] = []
+    for number in range(plan.rounds):
+        turn = number % len(names)
+        for name in [*names[turn:], *names[:turn]]:
+            run = run_once(REGISTRY[name](), number, plan)
+            runs.append(run)
+            figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures().items())
+            say(f"round {number + 1}/{plan.rounds} {name}: {run.error or figures}")
+    return runs
