@@ -33,10 +33,16 @@ PAGE_PATH = [
 
 
 def pkg_config(option: str) -> list[str]:
-    return shlex.split(subprocess.run(["pkg-config", option, "fuse3"], check=True, capture_output=True, text=True).stdout)
+    """Return what pkg-config says about libfuse3, or end with what to install."""
+    try:
+        result = subprocess.run(["pkg-config", option, "fuse3"], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit("libfuse3 was not found; install it with: apt install libfuse3-dev pkg-config") from None
+    return shlex.split(result.stdout)
 
 
 def compiled_page_path() -> list[Extension]:
+    """Return what mypyc makes of the page path; nothing when ZSWAPD_PURE is set."""
     if os.environ.get("ZSWAPD_PURE"):
         return []
     from mypyc.build import mypycify
