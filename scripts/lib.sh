@@ -108,7 +108,10 @@ PY
 build_stamp() {
     {
         "$base_python" -V
+        printf '%s\n' "${ZSWAPD_PURE:-}"
         cat "$top/pyproject.toml" "$top/setup.py" "$top/zswapd/fuse/_lowlevel.c"
+        # What setup.py compiles is Python: all of it, rather than a list that has to be kept.
+        find "$top/zswapd" -name '*.py' -print0 | sort -z | xargs -0 cat
     } | sha256sum | cut -c1-16
 }
 

@@ -21,7 +21,10 @@ import time
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import capabilities, leftovers
+from tests.support import capabilities, compiled, leftovers
+
+if compiled.WANTS_PURE:
+    compiled.use_pure()
 
 pytest_plugins = ["pytester", "tests.support.checklogs"]
 
@@ -61,6 +64,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Clear away what dead runs left, and note what is there before the first test."""
+    if not compiled.WANTS_PURE and compiled.stale():
+        names = ", ".join(str(path.relative_to(compiled.PACKAGE)) for path in compiled.stale())
+        pytest.exit(f"compiled modules are older than their source ({names}): run scripts/test, or set ZSWAPD_PURE=1", 3)
     config.stash[_SWEPT] = leftovers.sweep() if os.geteuid() == 0 else []
     config.stash[_BEFORE] = leftovers.snapshot()
 

@@ -116,6 +116,7 @@ class WorkloadOptions:
         rewrites: how many pages to change; 0 = an eighth of all.
         warm_mib: how much the fill may write before its clock starts; what fits into the cgroup without swap.
         time_limit: seconds after which it ends itself.
+        cpu: processor to stay on; None for any.
     """
 
     mib: int
@@ -125,6 +126,7 @@ class WorkloadOptions:
     rewrites: int = 0
     warm_mib: int = 0
     time_limit: int = 600
+    cpu: int | None = None
 
 
 def _nothing(phase: str, done: int, total: int) -> None:
@@ -160,6 +162,8 @@ class Workload:
         command += ["--seed", str(options.seed), "--time-limit", str(options.time_limit)]
         command += ["--faults", str(options.faults), "--rewrites", str(options.rewrites)]
         command += ["--warm-mib", str(options.warm_mib)]
+        if options.cpu is not None:
+            command += ["--cpu", str(options.cpu)]
         if self._cgroup is not None:
             command += ["--cgroup", str(self._cgroup)]
         if self._on_progress is not _nothing:

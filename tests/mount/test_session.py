@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.support import capabilities
 from tests.support.blockfile import MemoryFile
 from tests.support.mounting import TIMEOUT, TOP, FileServer, is_mounted, loop_device, serving
 from zswapd.errors import MountError, PermissionsError
+from zswapd.fuse import session as session_module
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
@@ -170,6 +173,28 @@ def test_of_daemons_started_at_once_one_serves(tmp_path: Path) -> None:
     assert not is_mounted(mountpoint)
 
 
+def test_mountpoint_that_another_daemon_has_just_locked_is_refused(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert "another zswapd is starting or stopping" in str(refusal(tmp_path))
+
+
+def test_mountpoint_that_is_covered_between_the_check_and_the_lock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def covered_first(descriptor: int, operation: int) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], check=True, timeout=TIMEOUT)
+
+    monkeypatch.setattr(session_module.fcntl, "flock", covered_first)
+    try:
+        with pytest.raises(MountError, match="a file system of type tmpfs is mounted"):
+            session(tmp_path).open()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True, timeout=TIMEOUT)
+
+
 def test_dead_mount_is_refused_and_the_hint_cures_it(tmp_path: Path) -> None:
     mountpoint = tmp_path / "mnt"
     with serving(mountpoint) as server:
@@ -304,20 +329,29 @@ def test_idle_session_sleeps(tmp_path: Path) -> None:
     assert statistics["drained"] > 1000, "taken one after the other, with few turns of the event loop between them"
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: whoever waits busily keeps the other from coming")
-def test_busy_reader_on_another_processor_is_waited_for(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def on_two_processors(pid: int) -> Iterator[None]:
+    """Keep a server and this process apart: on one processor, they take turns without ever waiting."""
     mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        pytest.skip("one processor: the reader and the server take turns on it, and neither waits")
     first, second = sorted(mine)[:2]
+    os.sched_setaffinity(pid, {first})
+    os.sched_setaffinity(0, {second})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+def test_busy_reader_is_waited_for(tmp_path: Path) -> None:
     with serving(tmp_path / "mnt") as server:
-        os.sched_setaffinity(server.process.pid, {first})
-        os.sched_setaffinity(0, {second})
-        try:
-            with server.path.open("rb", buffering=0) as file:
-                for _ in range(5000):
-                    os.pread(file.fileno(), PAGE, 0)
-        finally:
-            os.sched_setaffinity(0, mine)
-        assert server.stop()["statistics"]["poll_hits"] > 500
+        with on_two_processors(server.process.pid), server.path.open("rb", buffering=0) as file:
+            for _ in range(5000):
+                os.pread(file.fileno(), PAGE, 0)
+        statistics = server.stop()["statistics"]
+    assert statistics["poll_hits"] > 500
+    assert statistics["max_background"] == session_module.MAX_BACKGROUND
 
 
 def test_slow_trickle_is_not_waited_for(tmp_path: Path) -> None:
@@ -333,15 +367,14 @@ def test_slow_trickle_is_not_waited_for(tmp_path: Path) -> None:
     assert statistics["polls"] < 30
 
 
-def test_no_polling_when_it_is_switched_off(tmp_path: Path) -> None:
+def test_without_polling_it_sleeps_but_not_in_the_event_loop(tmp_path: Path) -> None:
     with serving(tmp_path / "mnt", "--poll-us", "0") as server:
-        with server.path.open("rb", buffering=0) as file:
-            for _ in range(100):
-                file.seek(0)
-                file.read(PAGE)
+        with on_two_processors(server.process.pid), server.path.open("rb", buffering=0) as file:
+            for _ in range(2000):
+                os.pread(file.fileno(), PAGE, 0)
         statistics = server.stop()["statistics"]
     assert statistics["polls"] == 0
-    assert statistics["drained"] > 50, "it sleeps, but does not go back to the event loop at once"
+    assert statistics["nap_hits"] > 200
 
 
 @pytest.mark.skipif(bool(capabilities.loop().missing), reason=capabilities.loop().missing)

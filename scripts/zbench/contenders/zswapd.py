@@ -40,8 +40,8 @@ class Zswapd(Contender):
             return MemoryUse(0)
         total = sum(system.process_memory(pid).pss for pid in system.children(self._daemon.pid))
         self._peak = max(self._peak, total)
-        stats = self._daemon.ctl_json("stats")
-        return MemoryUse(total, peak=self._peak, details=stats)
+        sample = self._daemon.pool_sample()
+        return MemoryUse(total, sample.pool_bytes, sample.stored_bytes, self._peak, self._daemon.ask("stats"))
 
     def stop(self) -> None:
         """Swap off, stop the daemon."""

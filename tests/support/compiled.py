@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page path comes compiled (mypyc) or as plain Python, from the same source; the tests run on either.
+
+With ZSWAPD_PURE in the environment the plain source is imported even where a compiled module lies beside it. Without it, a
+compiled module that is older than its source stops the run: it would test what is no longer there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+PACKAGE = Path(__file__).resolve().parents[2] / "zswapd"
+WANTS_PURE = bool(os.environ.get("ZSWAPD_PURE"))
+
+
+def compiled_modules() -> dict[Path, Path]:
+    """Return the compiled modules by their source."""
+    found = {}
+    for library in PACKAGE.rglob("*.so"):
+        source = library.with_name(library.name.partition(".")[0] + ".py")
+        if source.exists():
+            found[source] = library
+    return found
+
+
+def stale() -> list[Path]:
+    """Return the sources that are newer than what was compiled from them."""
+    return sorted(source for source, library in compiled_modules().items() if source.stat().st_mtime > library.stat().st_mtime)
+
+
+class _PureFinder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        source = PACKAGE.parent.joinpath(*fullname.split(".")).with_suffix(".py")
+        return importlib.util.spec_from_file_location(fullname, source) if source in self.sources else None
+
+    def __init__(self) -> None:
+        self.sources = frozenset(compiled_modules())
+
+
+def use_pure() -> None:
+    """Have the plain source imported from now on."""
+    sys.meta_path.insert(0, _PureFinder())
+
+
+def is_compiled() -> bool:
+    """Say which of the two is being tested."""
+    from zswapd.pam import zv
+
+    return not str(zv.__file__).endswith(".py")
