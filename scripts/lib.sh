@@ -127,8 +127,9 @@ require_venv() {
         quietly "$base_python" -m venv --clear "$venv" || die "cannot make $venv"
     fi
     if [ ! -e "$stamp$extras" ]; then
+        # compat: a mapping of packages alone would not find the library that the compiled modules share.
         say "building zswapd and installing what it needs into $venv"
-        quietly "$python" -m pip install --disable-pip-version-check -e "$top$extras" ||
+        quietly "$python" -m pip install --disable-pip-version-check --config-settings editable_mode=compat -e "$top$extras" ||
             die "pip failed" "it needs the internet, or PIP_INDEX_URL of a mirror"
         rm -f "$venv"/.installed-* # of older sources; each set of extras contains the plain one
         touch "$stamp" "$stamp$extras"

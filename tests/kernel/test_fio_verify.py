@@ -59,13 +59,15 @@ def test_loop_device_verifies_with_discards_mixed_in(stage: Stage, tmp_path: Pat
     daemon = stage.daemon(size="128M")
     device = system.attach_loop(daemon.file)
     try:
-        # every third write is trimmed again later; a trimmed block has to read as zeros
-        options = ("--rw=randwrite", "--size=96M", "--bs=16k", "--ioengine=libaio", "--iodepth=8")
+        # Each block is trimmed, then written; a third is trimmed again later and has to read as zeros in the end.
+        options = ("--rw=randtrimwrite", "--size=96M", "--bs=16k", "--ioengine=libaio", "--iodepth=8")
         trims = ("--trim_percentage=33", "--trim_verify_zero=1", "--trim_backlog=64", "--trim_backlog_batch=16")
 
         job = fio(tmp_path, "trim", device, *options, *trims)
 
-        assert job["trim"]["io_bytes"] > 0
+        assert job["read"]["io_bytes"] == 96 << 20  # what was verified
+        assert job["trim"]["io_bytes"] > 110 << 20
+        assert 0 < daemon.pool_sample().page_bytes < 80 << 20
         system.run("blkdiscard", device)
         assert daemon.pool_sample().pages == 0
     finally:
