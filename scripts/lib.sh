@@ -81,18 +81,23 @@ find_python() {
     return 1
 }
 
-# Sets `base_python`; on releases whose own Python is too old (Ubuntu 22.04) a newer one comes from their archive.
+# Sets `base_python`: on releases whose own Python is too old (Ubuntu 22.04), a newer one from their archive.
+install_newer_python() {
+    local version
+    [ "$(id -u)" -eq 0 ] || die "no Python 3.11 or newer" "sudo apt-get install python3.11 python3.11-venv python3.11-dev"
+    apt_get update || say "apt-get update failed; trying with the package lists there are"
+    for version in 3.13 3.12 3.11; do
+        if [ -n "$(apt-cache show "python$version" 2>/dev/null)" ]; then
+            install_packages "python$version" "python$version-venv" "python$version-dev" && break
+        fi
+    done
+    base_python=$(find_python) || die "no Python 3.11 or newer" "Debian 12, Ubuntu 22.04 (with updates and universe) or newer have one"
+}
+
+# Sets `base_python`, and sees to it that environments and extensions can be made with it.
 require_python() {
     local version
-    base_python=$(find_python) || {
-        for version in 3.13 3.12 3.11; do
-            if apt-cache show "python$version" >/dev/null 2>&1; then
-                install_packages "python$version" "python$version-venv" "python$version-dev" || continue
-                break
-            fi
-        done
-        base_python=$(find_python) || die "no Python 3.11 or newer" "use Debian 12, Ubuntu 22.04 or anything newer"
-    }
+    base_python=$(find_python) || install_newer_python
     # The parts that Debian splits off: ensurepip, and the headers for the C extension.
     if ! "$base_python" - <<'PY' >/dev/null 2>&1; then
 import ensurepip, pathlib, sysconfig, venv
@@ -129,7 +134,9 @@ require_venv() {
     if [ ! -e "$stamp$extras" ]; then
         # compat: a mapping of packages alone would not find the library that the compiled modules share.
         say "building zswapd and installing what it needs into $venv"
-        quietly "$python" -m pip install --disable-pip-version-check --config-settings editable_mode=compat -e "$top$extras" ||
+        # Ubuntu 22.04's pip is too old to be told; newer ones stay as they are.
+        quietly "$python" -m pip install --disable-pip-version-check 'pip>=22.1' &&
+            quietly "$python" -m pip install --disable-pip-version-check --config-settings editable_mode=compat -e "$top$extras" ||
             die "pip failed" "it needs the internet, or PIP_INDEX_URL of a mirror"
         rm -f "$venv"/.installed-* # of older sources; each set of extras contains the plain one
         touch "$stamp" "$stamp$extras"

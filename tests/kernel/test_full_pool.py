@@ -69,7 +69,7 @@ def read_direct(device: str, offset: int, length: int) -> bytes:
 
 
 def test_write_to_full_pool_is_refused_and_older_data_stays(stage: Stage) -> None:
-    daemon = stage.daemon(size="256M", pool__limit="32M", memory__reserve="16M")
+    daemon = stage.daemon(size="256M", pool__limit="32M")  # less than the reserve: only the limit refuses
     with loop_on(daemon) as device:
         written, error = fill_until_refused(device, 64)
 
@@ -97,8 +97,8 @@ def test_swap_onto_full_pool_keeps_pages_in_memory(stage: Stage) -> None:
     assert settled.pages_out > 0
     assert settled.more["resident"] > settled.pages // 2
     assert refused(daemon) > 0
-    sample = daemon.pool_sample()
-    assert 0 < sample.pool_bytes <= 16 * MIB
+    # the limit is looked at before a zspage is taken, and a zspage is at most eight frames by default
+    assert 15 * MIB < daemon.pool_sample().pool_bytes < 16 * MIB + 8 * mmap.PAGESIZE
     assert [phase.mismatches for phase in phases] == [0, 0, 0]
     assert cgroup.oom_kills() == 0
 

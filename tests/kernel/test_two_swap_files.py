@@ -20,9 +20,10 @@ def test_two_files_with_equal_priority_share_the_pages(stage: Stage) -> None:
     second = daemon.swapon("second")
     cgroup = stage.cgroup(64)
 
-    phases = list(stage.workload(cgroup, 256, "fill", "seq", "rewrite", "verify").phases())
+    phases = stage.workload(cgroup, 256, "fill", "seq", "rewrite", "verify").phases()
+    last = [next(phases) for _ in range(4)][-1]  # it still runs after the last one, and holds its pages
 
-    assert phases[-1].mismatches == 0
+    assert last.mismatches == 0
     used = {area.path: area.used for area in system.swaps()}
     assert min(used[first], used[second]) > 48 * MIB  # 192 MiB or more went out, in turn
     files = {file["name"]: file["stored_pages"] for file in daemon.ctl_json("status")["files"]}

@@ -367,6 +367,22 @@ def test_slow_trickle_is_not_waited_for(tmp_path: Path) -> None:
     assert statistics["polls"] < 30
 
 
+def test_waiting_gives_way_to_another_process(tmp_path: Path) -> None:
+    """Else every request would cost the server's time slice, and then the other's."""
+    with serving(tmp_path / "mnt") as server, on_two_processors(server.process.pid):
+        (processor,) = os.sched_getaffinity(server.process.pid)
+        with subprocess.Popen(["taskset", "-c", str(processor), sys.executable, "-c", "while 1: pass"]) as busy:
+            try:
+                with server.path.open("rb", buffering=0) as file:
+                    for _ in range(2000):
+                        os.pread(file.fileno(), PAGE, 0)
+            finally:
+                busy.kill()
+        statistics = server.stop()["statistics"]
+    assert statistics["crowded_polls"] >= 1
+    assert statistics["polls"] < 1000
+
+
 def test_without_polling_it_sleeps_but_not_in_the_event_loop(tmp_path: Path) -> None:
     with serving(tmp_path / "mnt", "--poll-us", "0") as server:
         with on_two_processors(server.process.pid), server.path.open("rb", buffering=0) as file:

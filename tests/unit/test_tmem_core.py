@@ -165,6 +165,15 @@ def test_refused_replacement_frees_the_old_copy(tmem: Tmem, pam: FakePam, pool: 
     assert (seen.put_to_flush, seen.failed_pers_puts, seen.failed_eph_puts) == (1, 2, 0)
 
 
+def test_refusal_past_the_limit_flushes_nothing(tmem: Tmem, pam: FakePam, pool: int) -> None:
+    tmem.put(pool, 1, 1, _page(1))
+    pam.refuse = RejectReason.FAILED_ALLOC
+    tmem.put(pool, 1, 1, _page(2))
+    assert tmem.refusal_flushed
+    assert tmem.put(pool, 1, MAX_INDEX + 1, _page(3)) is RejectReason.INDEX_LIMIT
+    assert not tmem.refusal_flushed
+
+
 def test_refused_put_of_an_ephemeral_pool_has_its_own_counter(tmem: Tmem, pam: FakePam) -> None:
     pool = tmem.new_pool(tmem.new_client(), pam, persistent=False)
     pam.refuse = RejectReason.COMPRESS_POOR

@@ -172,6 +172,22 @@ def test_compaction_frees_what_the_statistics_promise(make: MakePool, page_size:
     assert sum(row.freeable_frames for row in seen.classes) == 0
 
 
+def test_compaction_empties_the_sparsest_zspages(make: MakePool) -> None:
+    pool = make()
+    _, _, objects = _shape(pool, 300)
+    zspages = [[_live(pool, 300) for _ in range(objects)] for _ in range(6)]
+    kept = {}
+    for number, keep in enumerate((6, 2, 7, 1, 8, 3)):  # tenths
+        for handle in zspages[number][objects * keep // 10 :]:
+            pool.free(handle)
+        kept[number] = objects * keep // 10
+    moved: list[int] = []
+    pool.compact(lambda old, _new: moved.append(old))
+    # What tenths are left fill three zspages; the cheapest three to empty are those of one, two and three tenths.
+    assert len(moved) == kept[3] + kept[1] + kept[5]
+    assert set(moved) <= {*zspages[3], *zspages[1], *zspages[5]}
+
+
 def test_compaction_leaves_an_object_that_is_not_alive_yet(make: MakePool) -> None:
     # Between alloc and the owner's first write nobody knows whose it is, so it cannot be moved.
     pool = make()

@@ -401,6 +401,30 @@ def test_counters_of_a_quiet_life(stack: Stack, page_size: int) -> None:
     stack.zv.check(pampds)
 
 
+def test_check_finds_wrong_sums(stack: Stack, page_size: int) -> None:
+    pampds = [_create(stack, page(kind, 1, page_size), index) for index, kind in enumerate(KINDS)]
+    for name in ("_zbytes", "_same_filled", "_raw"):
+        setattr(stack.zv, name, getattr(stack.zv, name) + 1)
+        with pytest.raises(InvariantError):
+            stack.zv.check(pampds)
+        setattr(stack.zv, name, getattr(stack.zv, name) - 1)
+    stack.zv._curr_dist[3] += 1
+    with pytest.raises(InvariantError):
+        stack.zv.check(pampds)
+    stack.zv._curr_dist[3] -= 1
+    stack.zv.check(pampds)
+
+
+def test_check_after_damage_still_counts_the_pages(stack: Stack, page_size: int) -> None:
+    pampds = [_create(stack, page("words", index, page_size), index) for index in range(3)]
+    stack.arena.view[pampds[0] + HEADER_BYTES] ^= 1
+    stack.zv.free(pampds.pop(0))
+    assert stack.zv.statistics().damaged_pages == 1
+    stack.zv.check(pampds)
+    with pytest.raises(InvariantError):
+        stack.zv.check(pampds[:1])
+
+
 def test_object_bytes_are_what_the_allocator_was_asked_for(
     stack: Stack, page_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,9 @@
 #define INODE_LIMIT 65536
 #define OPERATIONS_MAX 1024 /* bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
 #define PENALTY_MAX 255   /* requests */
+#define CROWDED_NS 200000 /* out of the processor for so long: not a kernel thread that had a request to pass on */
+#define CROWDED_MIN 1023  /* requests */
+#define CROWDED_MAX 65535
 #define NAP_NS 500000     /* longer, and the event loop may as well do the waiting */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
@@ -75,7 +78,8 @@ static struct {
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
 	uint64_t poll_ns, budget_ns;
 	uint64_t quiet_since;   /* end of the last request served here */
-	unsigned skip, penalty; /* requests to serve before the next poll, and after the next poll in vain */
+	unsigned skip;          /* requests to serve before the next poll */
+	unsigned penalty, crowd; /* what skip becomes after the next poll: one in vain; one that was held up */
 	unsigned max_background;
 } hook = {.fd = -1};
 
@@ -86,6 +90,7 @@ static struct {
 	uint64_t drained;                  /* requests that cost no turn of the event loop */
 	uint64_t receives;                 /* calls of fuse_session_receive_buf() by pyfuse3 */
 	uint64_t polls, poll_hits, poll_ns; /* waits for the next request, those that saw one, time spent in them */
+	uint64_t crowded_polls;            /* of the waits: given up because another process took the processor */
 	uint64_t naps, nap_hits;           /* waits asleep, without the event loop, and those ended by a request */
 	uint64_t budget_ends;              /* batches cut short to let the event loop run */
 	uint64_t errors;                   /* requests answered with an errno */
@@ -378,30 +383,43 @@ static ssize_t read_request(struct fuse_session *se)
  * Each wait in vain in a row doubles the number of requests that are served without one, and the first that succeeds resets
  * it. So a busy device is answered at once, and a slow trickle costs next to nothing; nor does a reader that cannot come back
  * because this very wait keeps it from its processor.
+ *
+ * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that the next request needs, and
+ * giving way costs a whole one of the other's, some 3 ms. A sleeper is let in soon after it wakes. Hence the wait that was held
+ * up is the last for a thousand requests, then two, four, up to 65535; every one that succeeds takes one off that number.
  */
 static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
 {
 	uint64_t start = now_ns(), now = start, end = hook.quiet_since + hook.poll_ns;
 	ssize_t n = -EAGAIN;
 	PyThreadState *thread;
+	bool is_crowded = false;
 
 	if (end > deadline)
 		end = deadline;
 	if (now >= end || hook.skip > 0)
 		return -EAGAIN;
 	thread = PyEval_SaveThread();
-	while (n == -EAGAIN && now < end) {
+	while (n == -EAGAIN && now < end && !is_crowded) {
+		uint64_t before = now;
+
 		/* Two processors: the kernel thread of the loop device, or kswapd, may have to run on this one. */
 		sched_yield();
 		n = read_request(se);
 		now = now_ns();
+		is_crowded = now - before > CROWDED_NS;
 	}
 	PyEval_RestoreThread(thread);
 	stats.polls++;
 	stats.poll_ns += now - start;
-	if (n != -EAGAIN) {
-		stats.poll_hits++;
+	stats.poll_hits += n != -EAGAIN;
+	if (is_crowded) {
+		stats.crowded_polls++;
+		hook.skip = hook.crowd;
+		hook.crowd = hook.crowd < CROWDED_MAX ? 2 * hook.crowd + 1 : CROWDED_MAX;
+	} else if (n != -EAGAIN) {
 		hook.penalty = 0;
+		hook.crowd -= hook.crowd > CROWDED_MIN;
 	} else if (end == deadline) {
 		stats.budget_ends++;
 	} else {
@@ -620,6 +638,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
+	hook.crowd = CROWDED_MIN;
 	if (make_buffers() != 0) {
 		forget_all();
 		return NULL;
@@ -686,13 +705,12 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
+	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
 	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
 	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
 	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
-	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "naps", stats.naps, "nap_hits", stats.nap_hits,
-	                     "budget_ends", stats.budget_ends,
-	                     "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
+	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls,
+	                     "naps", stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends, "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
 	                     "max_write", stats.max_write, "max_background", stats.max_background);
 }
 

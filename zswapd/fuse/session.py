@@ -84,6 +84,8 @@ class SessionStatistics:
     """Those of them in which one came."""
     poll_seconds: float
     """Time spent in all of them; processor time, as long as no other process wanted it."""
+    crowded_polls: int
+    """Those of them that were given up, since another process wanted the processor."""
     naps: int
     """Times the session slept for the next request without going back to the event loop for it."""
     nap_hits: int
@@ -234,6 +236,7 @@ class Session:
             polls=hook["polls"],
             poll_hits=hook["poll_hits"],
             poll_seconds=hook["poll_ns"] / 1e9,
+            crowded_polls=hook["crowded_polls"],
             naps=hook["naps"],
             nap_hits=hook["nap_hits"],
             budget_ends=hook["budget_ends"],
@@ -412,6 +415,7 @@ _COUNTERS = (
     "polls",
     "poll_hits",
     "poll_ns",
+    "crowded_polls",
     "naps",
     "nap_hits",
     "budget_ends",
