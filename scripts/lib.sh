@@ -45,6 +45,11 @@ missing_packages() {
     done
 }
 
+# optional_packages PACKAGE...: as install_packages, but goes on without what cannot be had.
+optional_packages() {
+    (install_packages "$@") || say "going on without"
+}
+
 apt_get() {
     quietly env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q "$@"
 }
@@ -120,6 +125,11 @@ build_stamp() {
     } | sha256sum | cut -c1-16
 }
 
+pip_install() {
+    quietly "$python" -m pip install --disable-pip-version-check "$@" ||
+        die "pip failed" "it needs the internet, or PIP_INDEX_URL of a mirror"
+}
+
 # require_venv EXTRAS: makes .venv with this checkout in it; EXTRAS is "" or e.g. "[test]".
 require_venv() {
     local extras=$1 stamp
@@ -135,9 +145,8 @@ require_venv() {
         # compat: a mapping of packages alone would not find the library that the compiled modules share.
         say "building zswapd and installing what it needs into $venv"
         # Ubuntu 22.04's pip is too old to be told; newer ones stay as they are.
-        quietly "$python" -m pip install --disable-pip-version-check 'pip>=22.1' &&
-            quietly "$python" -m pip install --disable-pip-version-check --config-settings editable_mode=compat -e "$top$extras" ||
-            die "pip failed" "it needs the internet, or PIP_INDEX_URL of a mirror"
+        pip_install 'pip>=22.1'
+        pip_install --config-settings editable_mode=compat -e "$top$extras"
         rm -f "$venv"/.installed-* # of older sources; each set of extras contains the plain one
         touch "$stamp" "$stamp$extras"
     fi

@@ -49,7 +49,7 @@ class Plan:
         and the program.
         """
         return WorkloadOptions(
-            self.data_mib, faults=self.faults, warm_mib=self.memory_mib * 9 // 10, time_limit=self.time_limit, cpu=None
+            self.data_mib, faults=self.faults, warm_mib=self.memory_mib * 9 // 10, time_limit=self.time_limit
         )
 
 

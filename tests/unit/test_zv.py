@@ -450,3 +450,26 @@ def test_check_finds_a_page_that_no_index_names(stack: Stack, page_size: int) ->
     stack.zv.free(pampds[0])
     with pytest.raises(InvariantError):
         stack.zv.check(pampds)
+
+
+@pytest.mark.parametrize("generous", [False, True])
+def test_page_between_what_fits_behind_a_header_and_a_page_is_kept_as_it_is(
+    stack: Stack,
+    page_size: int,
+    generous: bool,
+) -> None:
+    class Barely:
+        name, codec = "barely", 200
+
+        def compress(self, page: memoryview) -> bytes:
+            return bytes(page[: page_size - HEADER_BYTES // 2])
+
+        def decompress(self, data: memoryview, page_size: int) -> bytes:
+            raise AssertionError("it was not to be compressed")
+
+    if generous:
+        stack.zv.max_zsize = stack.zv.max_mean_zsize = page_size
+    stack.zv.compressor = Barely()
+    data = page("noise", 1, page_size)
+    assert _get(stack, _create(stack, data)) == data
+    assert stack.zv.statistics().curr_incompressible == 1

@@ -347,5 +347,8 @@ class PageFrames:
             raise InvariantError(f"free lists name runs that the table does not have: {sorted(listed)[:5]}")
         if counts[USED] != self.used_frames or counts[FREE] != self.table.free_frames:
             raise InvariantError(f"table: {counts}; books: used {self.used_frames}, free {self.table.free_frames}")
+        accounted = self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
+        if accounted != self.end_frame - self.first_frame:
+            raise InvariantError(f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist")
         if self._hole_frames != sum(self._holes):
             raise InvariantError(f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk")

@@ -104,7 +104,7 @@ class Zv:
 
     Attributes:
         compressor, checksum, keep_poor: as above; settable at any time, for pages to come.
-        max_zsize: zv_max_zsize in bytes, at most 7/8 of a page (its default).
+        max_zsize: zv_max_zsize in bytes; 7/8 of a page by default.
         max_mean_zsize: zv_max_mean_zsize in bytes; 5/8 of a page by default.
         limit_frames: pool.limit in frames.
         policy_percent: zv_page_count_policy_percent.
@@ -176,7 +176,7 @@ class Zv:
             compressor = self.compressor
             data, codec = compressor.compress(page), compressor.codec
             zsize = len(data)
-            if zsize > self.max_zsize or zsize > self.max_mean_zsize:
+            if zsize > self.max_mean_zsize or zsize > self.max_zsize or zsize > self._max_data:
                 refused = self._judge(zsize)
                 if refused:
                     return refused
