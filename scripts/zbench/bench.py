@@ -38,6 +38,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--memory-mib", type=int, default=256, help="its memory cgroup (default 256)")
     parser.add_argument("--device-mib", type=int, default=2560, help="swap device, the same for all (default 2560)")
     parser.add_argument("--faults", type=int, default=0, help="random faults to time (default a quarter of the pages)")
+    parser.add_argument("--cpu", type=int, help="processor that the workload stays on (default: any)")
     parser.add_argument("--page-cluster", type=int, help="vm.page-cluster for the run only (default: as it is)")
     parser.add_argument("--quick", action="store_true", help="256 MiB through 64 MiB, one round: a trial, no measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
@@ -64,7 +65,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    plan = Plan(args.data_mib, args.memory_mib, args.device_mib, args.rounds, args.faults)
+    plan = Plan(args.data_mib, args.memory_mib, args.device_mib, args.rounds, args.faults, args.cpu)
     skipped: dict[str, str] = {}
     names: list[str] = []
     for name in args.contenders.split(","):

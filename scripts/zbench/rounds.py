@@ -32,6 +32,7 @@ class Plan:
         device_mib: size of the swap device.
         rounds: how often each contender runs.
         faults: random faults measured.
+        cpu: processor that the workload stays on; None for any.
         time_limit: seconds one workload may take.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     device_mib: int
     rounds: int
     faults: int
+    cpu: int | None = None
     time_limit: int = 300
 
     def workload(self) -> WorkloadOptions:
@@ -49,7 +51,11 @@ class Plan:
         and the program.
         """
         return WorkloadOptions(
-            self.data_mib, faults=self.faults, warm_mib=self.memory_mib * 9 // 10, time_limit=self.time_limit
+            self.data_mib,
+            faults=self.faults,
+            warm_mib=self.memory_mib * 9 // 10,
+            time_limit=self.time_limit,
+            cpu=self.cpu,
         )
 
 

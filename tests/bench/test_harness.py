@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the harness computes and decides, on made-up input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench import report, rounds
+from scripts.zbench.bench import _arguments
+from scripts.zbench.cgroup import MemoryCgroup, memory_hierarchy
+from scripts.zbench.contenders import REGISTRY, Contender, MemoryUse
+from scripts.zbench.display import Display, PoolSample, Traffic
+from scripts.zbench.rounds import Plan, Run, run_all, run_once
+from scripts.zbench.system import MIB, HarnessError
+from scripts.zbench.workload import Phase
+
+PLAN = Plan(data_mib=64, memory_mib=32, device_mib=256, rounds=2, faults=0)
+
+
+def phase(name: str, seconds: float = 1.0, *, out: int = 0, back: int = 0, mismatches: int = 0, **more: float) -> Phase:
+    return Phase(name, 1024, seconds, back, out, 0, mismatches, more)
+
+
+def run(contender: str, number: int, speed: float, memory: MemoryUse | None = None, *, error: str = "", wrong: int = 0) -> Run:
+    phases = (
+        phase("fill", out=round(25600 * speed)),
+        phase("seq", back=round(25600 * speed)),
+        phase("random", us_mean=100 / speed, us_p50=90 / speed, us_p99=300 / speed, us_p999=500 / speed),
+        phase("verify", mismatches=wrong),
+    )
+    use = memory or MemoryUse(100 * MIB)
+    return Run(contender, number, phases, use, use.total, error)
+
+
+def subject(number: int, speed: float, pool: float = 1.05, **more: object) -> Run:
+    memory = MemoryUse(500 * MIB, pool=round(400 * MIB * pool), stored=400 * MIB)
+    return run("zswapd", number, speed, memory, **more)  # type: ignore[arg-type]
+
+
+def test_ratios_are_taken_within_a_round_and_not_between_medians() -> None:
+    # round 0 was twice as slow for both, as on a machine with a noisy neighbour
+    runs = [run("nbdkit-zstd", 0, 0.5), subject(0, 1.5), run("nbdkit-zstd", 1, 1.0), subject(1, 3.0)]
+
+    ratios = report.ratios(runs, "nbdkit-zstd")
+
+    assert ratios["out"] == pytest.approx([3, 3])
+    assert ratios["random"] == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_figures_hold_exactly_from_their_bounds_on() -> None:
+    good = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.0, pool=1.10)]
+    assert [figure.holds for figure in report.figures_to_hold(good)] == [True] * 5
+
+    slow = [run("nbdkit-zstd", 0, 1.0), subject(0, 1.99)]
+    assert [figure.holds for figure in report.figures_to_hold(slow)] == [False, False, False, True, True]
+
+    wasteful = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.5, pool=1.11)]
+    assert [figure.holds for figure in report.figures_to_hold(wasteful)] == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize("bad", [{"wrong": 1}, {"error": "the workload was killed"}])
+def test_one_bad_run_fails_verification(bad: dict[str, object]) -> None:
+    runs = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.0), run("nbdkit-zstd", 1, 1.0), subject(1, 2.0, **bad)]
+
+    verified = report.figures_to_hold(runs)[-1]
+
+    assert verified.value == 0.75
+    assert not verified.holds
+
+
+def test_figures_that_were_not_measured_do_not_hold() -> None:
+    figures = report.figures_to_hold([run("zram-lz4", 0, 1.0)])
+
+    assert [figure.holds for figure in figures] == [False, False, False, False, True]
+    assert "not measured" in figures[0].line()
+
+
+def test_table_and_json_have_all_contenders() -> None:
+    runs = [run("zram-lz4", 0, 2.0), run("nbdkit-zstd", 0, 1.0), subject(0, 2.0)]
+
+    table = report.table(runs)
+    document = json.loads(json.dumps(report.as_json(runs, PLAN, 3, {})))
+
+    assert re.search(r"^zram-lz4 +200\.0 +200\.0 +50\.0", table, re.MULTILINE)
+    assert re.search(r"^zswapd ÷ nbdkit-zstd +2\.00 +2\.00 +0\.50", table, re.MULTILINE)
+    assert document["machine"]["page_cluster"] == 3
+    assert set(document["medians"]) == {"zram-lz4", "nbdkit-zstd", "zswapd"}
+    assert len(document["runs"]) == 3
+
+
+class Fake(Contender):
+    """A contender that notes what is done with it."""
+
+    name = "fake"
+    done: list[str]
+
+    def __init__(self, done: list[str], *, starts: bool = True) -> None:
+        self.done = done
+        self._starts = starts
+
+    def missing(self) -> str:
+        return ""
+
+    def start(self, size: int) -> None:
+        self.done.append(f"start {size // MIB}")
+        if not self._starts:
+            raise HarnessError("it does not come up")
+
+    def memory_used(self) -> MemoryUse:
+        return MemoryUse(1)
+
+    def stop(self) -> None:
+        self.done.append("stop")
+
+
+def test_contender_that_does_not_start_is_stopped_and_reported() -> None:
+    done: list[str] = []
+
+    result = run_once(Fake(done, starts=False), 0, PLAN)
+
+    assert done == ["start 256", "stop"]
+    assert result.error == "it does not come up"
+    assert not result.verified
+
+
+def test_order_turns_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[tuple[int, str]] = []
+
+    def note(contender: Contender, number: int, _plan: Plan) -> Run:
+        order.append((number, contender.name))
+        return run(contender.name, number, 1.0)
+
+    monkeypatch.setattr(rounds, "run_once", note)
+    run_all(list(REGISTRY), PLAN, lambda _line: None)
+
+    names = list(REGISTRY)
+    assert order == [(0, names[0]), (0, names[1]), (0, names[2]), (1, names[1]), (1, names[2]), (1, names[0])]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--contenders", "zram"], ["--rounds", "0"], ["--data-mib", "1024", "--device-mib", "1024"], ["--data-mib", "-4"]],
+)
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _arguments(arguments)
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def tree(root: Path, mounts: str) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/mounts").write_text(mounts)
+    return root
+
+
+def test_cgroup_v1_is_found_before_a_v2_without_memory(tmp_path: Path) -> None:
+    unified = tmp_path / "sys/fs/cgroup/unified"
+    unified.mkdir(parents=True)
+    (unified / "cgroup.controllers").write_text("cpu io\n")
+    lines = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
+
+    assert memory_hierarchy(tree(tmp_path, lines)) == (tmp_path / "sys/fs/cgroup/memory", 1)
+
+
+def test_cgroup_v2_gets_its_controller_switched_on(tmp_path: Path) -> None:
+    top = tmp_path / "sys/fs/cgroup"
+    top.mkdir(parents=True)
+    (top / "cgroup.controllers").write_text("cpu memory io\n")
+    (top / "cgroup.subtree_control").write_text("cpu\n")
+    tree(tmp_path, "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
+    cgroup = MemoryCgroup("x", 64 * MIB, root=tmp_path)
+
+    cgroup.__enter__()  # and never out: these are real files, which rmdir would not remove
+
+    assert (top / "cgroup.subtree_control").read_text() == "+memory"
+    assert (cgroup.path / "memory.max").read_text() == str(64 * MIB)
+
+
+def test_no_memory_cgroup_is_refused_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="cgroup_disable=memory"):
+        memory_hierarchy(tree(tmp_path, "proc /proc proc rw 0 0\n"))
+
+
+def test_traffic_is_a_rate_between_two_looks() -> None:
+    traffic = Traffic(4096)
+    traffic.update(10.0, "pswpin 100\npswpout 1000\n")
+    traffic.update(12.0, "pswpin 612\npswpout 3048\n")
+
+    assert (traffic.back, traffic.out) == (1.0, 4.0)
+
+
+def test_display_without_a_terminal_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    sample = PoolSample(pages=1000, page_bytes=4096000, stored_bytes=1500000, pool_bytes=1638400)
+    display = Display(lambda: sample, 4096, {"fill": "writing"})
+
+    display.update("fill", 50, 200)
+    display.update("fill", 51, 200)  # too early for another one
+    display.finished("done")
+
+    out = capsys.readouterr().out
+    assert out.count("\n") == 2
+    assert "25% writing; stored 1,000 pages" in out
+    assert "ratio 2.50" in out
+    assert "\x1b" not in out
