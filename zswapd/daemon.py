@@ -266,6 +266,7 @@ class Daemon:
         config = changed(self.config, settings, source="zswapctl set")
         self.config = config
         self.core.apply(config)
+        self.session.set_poll_us(config.fuse.poll_us)
         log_setup.set_level(config.log.level)
         return describe(config, list(settings))
 

@@ -102,6 +102,7 @@ class FuseSection:
         100,
         help="How long to look out for the next request before going to sleep; 0 sleeps at once.",
         unit="µs",
+        reloadable=True,
     )
     budget_us: int = setting(
         Integer(100, 1_000_000),
