@@ -88,6 +88,11 @@ class Run:
         last = self._phase("verify")
         return not self.error and last is not None and last.mismatches == 0
 
+    @property
+    def wrong_pages(self) -> int:
+        """How many pages differed."""
+        return max((phase.mismatches for phase in self.phases), default=0)
+
     def figures(self) -> dict[str, float]:
         """Return the figures by name; one whose phase is missing is left out.
 

@@ -108,9 +108,13 @@ def set_not_rotational(device: str | Path) -> None:
 
 
 def attach_loop(backing: Path) -> str:
-    """Attach a loop device to `backing`, direct I/O, 4096-byte blocks, not rotational; return its path."""
+    """Attach a loop device to `backing`, direct I/O, 4096-byte blocks, not rotational; return its path.
+
+    All else is as the kernel has it by default: a loop device keeps what its last user has set in queue/.
+    """
     device = run("losetup", "--find", "--show", "--direct-io=on", "--sector-size", "4096", backing).strip()
     set_not_rotational(device)
+    (Path("/sys/block") / Path(device).name / "queue/rq_affinity").write_text("1")
     return device
 
 

@@ -53,29 +53,37 @@ def test_ratios_are_taken_within_a_round_and_not_between_medians() -> None:
 
 def test_figures_hold_exactly_from_their_bounds_on() -> None:
     good = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.0, pool=1.10)]
-    assert [figure.holds for figure in report.figures_to_hold(good)] == [True] * 5
+    assert [figure.holds for figure in report.figures_to_hold(good)] == [True] * 6
 
     slow = [run("nbdkit-zstd", 0, 1.0), subject(0, 1.99)]
-    assert [figure.holds for figure in report.figures_to_hold(slow)] == [False, False, False, True, True]
+    assert [figure.holds for figure in report.figures_to_hold(slow)] == [False, False, False, True, True, True]
 
     wasteful = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.5, pool=1.11)]
-    assert [figure.holds for figure in report.figures_to_hold(wasteful)] == [True, True, True, False, True]
+    assert [figure.holds for figure in report.figures_to_hold(wasteful)] == [True, True, True, False, True, True]
 
 
 @pytest.mark.parametrize("bad", [{"wrong": 1}, {"error": "the workload was killed"}])
 def test_one_bad_run_fails_verification(bad: dict[str, object]) -> None:
     runs = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.0), run("nbdkit-zstd", 1, 1.0), subject(1, 2.0, **bad)]
 
-    verified = report.figures_to_hold(runs)[-1]
+    verified = report.figures_to_hold(runs)[4]
 
-    assert verified.value == 0.75
+    assert verified.value == 0.5
     assert not verified.holds
+
+
+def test_wrong_page_of_a_rival_fails_and_its_being_killed_does_not() -> None:
+    lost = [run("nbdkit-zstd", 0, 1.0), run("zram-lz4", 0, 1.0, wrong=3), subject(0, 2.0)]
+    assert (report.figures_to_hold(lost)[-1].value, report.figures_to_hold(lost)[-1].holds) == (3, False)
+
+    killed = [run("nbdkit-zstd", 0, 1.0), run("zram-lz4", 0, 1.0, error="killed"), subject(0, 2.0)]
+    assert all(figure.holds for figure in report.figures_to_hold(killed))
 
 
 def test_figures_that_were_not_measured_do_not_hold() -> None:
     figures = report.figures_to_hold([run("zram-lz4", 0, 1.0)])
 
-    assert [figure.holds for figure in figures] == [False, False, False, False, True]
+    assert [figure.holds for figure in figures] == [False, False, False, False, False, True]
     assert "not measured" in figures[0].line()
 
 

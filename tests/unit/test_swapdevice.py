@@ -288,6 +288,18 @@ def test_attach_where_rotational_cannot_be_cleared_goes_on_with_a_warning(
     assert "stays rotational" in attach(kernel, file).warnings[0]
 
 
+def test_attach_where_completion_cannot_be_set_goes_on(kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(self: Path, text: str) -> int:
+        if self.name == "rq_affinity":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return original(self, text)
+
+    original = Path.write_text
+    monkeypatch.setattr(Path, "write_text", read_only)
+    assert attach(kernel, file).warnings == ()
+    assert detach(kernel, file) == ["/dev/loop3"]
+
+
 def test_attach_of_a_file_that_is_on_already_is_refused(kernel: FakeKernel, file: Path) -> None:
     attach(kernel, file)
     with pytest.raises(SwapDeviceError, match="swapped on already, as /dev/loop3") as caught:
