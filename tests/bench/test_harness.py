@@ -146,7 +146,7 @@ def test_order_turns_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> Non
     run_all(list(REGISTRY), PLAN, lambda _line: None)
 
     names = list(REGISTRY)
-    assert order == [(0, names[0]), (0, names[1]), (0, names[2]), (1, names[1]), (1, names[2]), (1, names[0])]
+    assert order == [(0, name) for name in names] + [(1, name) for name in names[1:] + names[:1]]
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.blockfile import PAGE
+from tests.support.blockfile import DAMAGED_PAGE, PAGE
 from tests.support.misbehaving import (
     CHECKS_KEPT,
     KEEPS_SLICE,
@@ -97,6 +98,122 @@ def test_other_inodes_are_left_to_pyfuse3(server: FileServer, fd: int, name: byt
     finally:
         os.close(note)
     assert (lowlevel_problem, server.first["hook_problem"]) == ("", "")
+
+
+# Reading ahead for a sequential reader.
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[tuple[FileServer, int]]:
+    with serving(tmp_path / "mnt", "--size", str(2 << 20)) as running:
+        descriptor = os.open(running.path, os.O_RDWR)
+        try:
+            yield running, descriptor
+        finally:
+            os.close(descriptor)
+
+
+def two_in_a_row(descriptor: int, length: int, start: int) -> int:
+    """Read two pieces that follow upon each other, give the daemon time for the third, and return where that begins."""
+    os.pread(descriptor, length, start)
+    os.pread(descriptor, length, start + length)
+    time.sleep(0.005)
+    return start + 2 * length
+
+
+@pytest.mark.parametrize("length", [PAGE, 8 * PAGE, 1000])
+def test_sequential_reader_is_read_ahead_for(reader: tuple[FileServer, int], length: int) -> None:
+    server, descriptor = reader
+    data = os.urandom(64 * length)
+    for start in range(0, len(data), length):
+        os.pwrite(descriptor, data[start : start + length], start)
+
+    read = b""
+    for start in range(0, len(data), length):
+        read += os.pread(descriptor, length, start)
+        time.sleep(0.002)
+
+    assert read == data
+    statistics = stop(server, descriptor)
+    assert statistics["reads_ahead"] >= 62
+    assert statistics["reads_ahead_hits"] >= 60
+    assert statistics["read_bytes"] == len(data)
+
+
+@pytest.mark.parametrize(("at", "length"), [(0, 8 * PAGE), (0, 1), (8 * PAGE - 1, 1), (-PAGE, 2 * PAGE), (7 * PAGE, 3 * PAGE)])
+def test_write_to_what_was_read_ahead_is_seen(reader: tuple[FileServer, int], at: int, length: int) -> None:
+    server, descriptor = reader
+    image = bytearray(os.urandom(64 * PAGE))
+    os.pwrite(descriptor, image, 0)
+    third = two_in_a_row(descriptor, 8 * PAGE, 8 * PAGE)
+
+    new = os.urandom(length)
+    os.pwrite(descriptor, new, third + at)
+    image[third + at : third + at + length] = new
+
+    assert os.pread(descriptor, 8 * PAGE, third) == image[third : third + 8 * PAGE]
+    statistics = stop(server, descriptor)
+    assert statistics["reads_ahead"] >= 1
+    assert statistics["reads_ahead_hits"] == 0
+
+
+def test_discard_of_what_was_read_ahead_is_seen(reader: tuple[FileServer, int]) -> None:
+    server, descriptor = reader
+    os.pwrite(descriptor, b"x" * 64 * PAGE, 0)
+    third = two_in_a_row(descriptor, 8 * PAGE, 0)
+
+    assert fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, third + 3 * PAGE, PAGE) == 0
+
+    assert os.pread(descriptor, 8 * PAGE, third) == b"x" * 3 * PAGE + bytes(PAGE) + b"x" * 4 * PAGE
+    assert stop(server, descriptor)["reads_ahead"] >= 1
+
+
+def test_write_beside_what_was_read_ahead_leaves_it(reader: tuple[FileServer, int]) -> None:
+    server, descriptor = reader
+    os.pwrite(descriptor, b"x" * 64 * PAGE, 0)
+    third = two_in_a_row(descriptor, 8 * PAGE, 0)
+
+    os.pwrite(descriptor, b"y" * PAGE, third - PAGE)
+    os.pwrite(descriptor, b"y" * PAGE, third + 8 * PAGE)
+
+    assert os.pread(descriptor, 8 * PAGE, third) == b"x" * 8 * PAGE
+    assert stop(server, descriptor)["reads_ahead_hits"] == 1
+
+
+def test_nothing_is_read_ahead_past_the_end_for_random_or_long_reads(reader: tuple[FileServer, int]) -> None:
+    server, descriptor = reader
+    two_in_a_row(descriptor, PAGE, (2 << 20) - 2 * PAGE)  # ends where the file does
+    for page in (7, 3, 9, 1):
+        os.pread(descriptor, PAGE, page * PAGE)
+        time.sleep(0.002)
+    two_in_a_row(descriptor, 64 * PAGE, 0)
+
+    statistics = stop(server, descriptor)
+    assert statistics["reads_ahead"] <= 1  # that at the end of the file, which has nothing to give
+    assert statistics["reads_ahead_hits"] == 0
+    assert statistics["request_errors"] == 0
+
+
+def test_failure_ahead_of_a_reader_is_not_his(tmp_path: Path) -> None:
+    with serving(tmp_path / "mnt", "--size", str(2 << 20)) as server:
+        descriptor = os.open(server.path, os.O_RDONLY)
+        try:
+            damaged = two_in_a_row(descriptor, PAGE, (DAMAGED_PAGE + 1 - 4) * PAGE)
+            assert damaged == (DAMAGED_PAGE - 1) * PAGE  # a bug, and the page behind it is the damaged one
+            assert error_of(os.pread, descriptor, PAGE, damaged) == errno.EIO
+            assert len(os.pread(descriptor, PAGE, damaged - PAGE)) == PAGE
+        finally:
+            os.close(descriptor)
+        assert server.stop()["statistics"]["request_errors"] == 1
+
+
+def stop(server: FileServer, descriptor: int) -> dict[str, Any]:
+    """End a server whose file is still open here, and return its counters."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+    statistics: dict[str, Any] = server.stop()["statistics"]
+    return statistics
 
 
 # The module, without a session.

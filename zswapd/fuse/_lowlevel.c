@@ -11,12 +11,16 @@
  *                               data as a pipe instead of memory.
  *   fuse_session_receive_buf()  reads requests itself. READ, WRITE and FALLOCATE of block inodes are answered at once by plain
  *                               Python functions, and the next request is taken without going back to the event loop; when
- *                               the queue is empty it waits for a moment with the GIL released (poll_request(), nap()). Every
- *                               other request is handed to pyfuse3, which is told -EINTR, "try again", when there is none.
+ *                               the queue is empty it waits for a moment with the GIL released (poll_request(), nap()), after
+ *                               it has fetched what a sequential reader will ask for next (read_ahead()). Every other request
+ *                               is handed to pyfuse3, which is told -EINTR, "try again", when there is none.
  *
  * Invariants
- *   - Requests lie in `request`, replies are built in `reply`: two parts of a mapping made and touched by attach(). libfuse
- *     allocates some 160 bytes per request from the heap, Python an int or two; nothing on this path asks the kernel for memory.
+ *   - Requests lie in `request`, replies are built in `reply` or `ahead.data`: parts of a mapping made and touched by attach().
+ *     libfuse allocates some 160 bytes per request from the heap, Python an int or two; nothing on this path asks the kernel for
+ *     memory.
+ *   - What was read ahead is forgotten before any write or discard that touches it is passed on. All changes of a block inode come
+ *     through here, so a READ that is answered from it gets what Python would have given.
  *   - The written data of a request starts on a page boundary (the headers before it fill the end of the page before), so the
  *     kernel copies whole pages and the compressor reads aligned ones.
  *   - The memoryviews given to Python point into this mapping, which stays for the life of the process: a callee that keeps
@@ -56,6 +60,7 @@
 #define CROWDED_NS 200000 /* out of the processor for so long: not a kernel thread that had a request to pass on */
 #define CROWDED_MIN 1023  /* requests */
 #define CROWDED_MAX 65535
+#define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
 #define NAP_NS 500000     /* longer, and the event loop may as well do the waiting */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
@@ -83,6 +88,20 @@ static struct {
 	unsigned max_background;
 } hook = {.fd = -1};
 
+/* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
+static struct {
+	char *data;       /* AHEAD_MAX bytes, or max_io where that is less */
+	PyObject **views; /* of them, by number of pages */
+	size_t most;      /* bytes */
+	fuse_ino_t ino;   /* what the data is, */
+	off_t off;
+	size_t size;      /* 0: nothing */
+	fuse_ino_t last_ino; /* the last READ that was answered, */
+	off_t last_end;
+	size_t last_size;
+	bool wanted;      /* it began where the one before it ended, and nothing was read ahead since */
+} ahead;
+
 static struct {
 	uint64_t read, write, fallocate;   /* requests of block inodes */
 	uint64_t read_bytes, write_bytes;  /* answered without an error */
@@ -93,6 +112,7 @@ static struct {
 	uint64_t crowded_polls;            /* of the waits: given up because another process took the processor */
 	uint64_t naps, nap_hits;           /* waits asleep, without the event loop, and those ended by a request */
 	uint64_t budget_ends;              /* batches cut short to let the event loop run */
+	uint64_t aheads, ahead_hits;       /* reads ahead, and those that were asked for */
 	uint64_t errors;                   /* requests answered with an errno */
 	uint64_t exceptions;               /* of these: an exception or a nonsensical result of a Python function */
 	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
@@ -168,6 +188,46 @@ static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObje
 	return n;
 }
 
+static void note_read(fuse_ino_t ino, off_t off, size_t size)
+{
+	ahead.wanted = size <= ahead.most && ino == ahead.last_ino && off == ahead.last_end;
+	ahead.last_ino = ino;
+	ahead.last_end = off + (off_t)size;
+	ahead.last_size = size;
+}
+
+/* Any change of what was read ahead makes it old. */
+static void forget_ahead(fuse_ino_t ino, off_t off, off_t length)
+{
+	if (ino == ahead.ino && off < ahead.off + (off_t)ahead.size && ahead.off < off + length)
+		ahead.size = 0;
+}
+
+/*
+ * Fetch what comes after the last READ while its reader looks at that: eight pages take as long to decompress as it takes to wake
+ * a processor, and sequential swap-in gets half as fast again (measured). An error, or the end of the file, is left to
+ * the READ that may come.
+ */
+static void read_ahead(void)
+{
+	PyObject *view;
+
+	ahead.wanted = false;
+	ahead.size = 0;
+	view = borrow_view(ahead.views, ahead.data, ahead.last_size, PyBUF_WRITE);
+	if (view == NULL) {
+		PyErr_Clear();
+		return;
+	}
+	stats.aheads++;
+	if (call_with_view(hook.read, ahead.last_ino, ahead.last_end, view, ahead.last_size) == (long)ahead.last_size) {
+		ahead.ino = ahead.last_ino;
+		ahead.off = ahead.last_end;
+		ahead.size = ahead.last_size;
+	}
+	Py_DECREF(view);
+}
+
 static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
 	PyObject *view;
@@ -185,6 +245,14 @@ static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, st
 		reply_error(req, EINVAL);
 		return;
 	}
+	if (size == ahead.size && off == ahead.off && ino == ahead.ino) {
+		stats.ahead_hits++;
+		stats.read_bytes += size;
+		ahead.size = 0;
+		note_reply(fuse_reply_buf(req, ahead.data, size));
+		note_read(ino, off, size);
+		return;
+	}
 	view = borrow_view(hook.read_views, hook.reply, size, PyBUF_WRITE);
 	if (view == NULL) {
 		PyErr_Clear();
@@ -199,6 +267,7 @@ static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, st
 	}
 	stats.read_bytes += (uint64_t)n;
 	note_reply(fuse_reply_buf(req, hook.reply, (size_t)n));
+	note_read(ino, off, size);
 }
 
 static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t off,
@@ -216,6 +285,7 @@ static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t 
 		return;
 	}
 	stats.write++;
+	forget_ahead(ino, off, (off_t)size);
 	if (size > hook.max_io) {
 		reply_error(req, EINVAL);
 		return;
@@ -250,6 +320,7 @@ static void hook_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offse
 		return;
 	}
 	stats.fallocate++;
+	forget_ahead(ino, offset, length);
 	args[0] = PyLong_FromUnsignedLong(ino);
 	args[1] = PyLong_FromLong(mode);
 	args[2] = PyLong_FromLongLong(offset);
@@ -499,6 +570,11 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		struct fuse_buf request = {.mem = hook.request};
 		ssize_t n = read_request(se);
 
+		if (n == -EAGAIN && ahead.wanted) {
+			read_ahead();
+			hook.quiet_since = now_ns();
+			n = read_request(se);
+		}
 		if (n == -EAGAIN)
 			n = poll_request(se, start + hook.budget_ns);
 		if (n == -EAGAIN && nap(start + hook.budget_ns))
@@ -545,18 +621,18 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 
 /* --- Python -------------------------------------------------------------------------------------------------------------- */
 
-static void free_views(PyObject **views)
+static void free_views(PyObject **views, size_t most)
 {
 	if (views == NULL)
 		return;
-	for (size_t i = 0; i <= hook.max_io / hook.page; i++)
+	for (size_t i = 0; i <= most / hook.page; i++)
 		Py_XDECREF(views[i]);
 	PyMem_Free(views);
 }
 
-static PyObject **make_views(char *home, int flags)
+static PyObject **make_views(char *home, size_t most, int flags)
 {
-	size_t count = hook.max_io / hook.page + 1;
+	size_t count = most / hook.page + 1;
 	PyObject **views = PyMem_Calloc(count, sizeof(*views));
 
 	if (views == NULL) {
@@ -566,7 +642,7 @@ static PyObject **make_views(char *home, int flags)
 	for (size_t i = 0; i < count; i++) {
 		views[i] = PyMemoryView_FromMemory(home, (Py_ssize_t)(i * hook.page), flags);
 		if (views[i] == NULL) {
-			free_views(views);
+			free_views(views, most);
 			return NULL;
 		}
 	}
@@ -578,7 +654,7 @@ static int make_buffers(void)
 {
 	static char *mapping;
 	static size_t mapping_size;
-	size_t size = hook.page + 2 * hook.max_io;
+	size_t size = hook.page + 2 * hook.max_io + ahead.most;
 
 	if (size > mapping_size) {
 		void *larger = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -592,19 +668,23 @@ static int make_buffers(void)
 	}
 	hook.request = mapping + hook.page - WRITE_HEADERS;
 	hook.reply = mapping + hook.page + hook.max_io;
-	hook.write_views = make_views(hook.request + WRITE_HEADERS, PyBUF_READ);
-	hook.read_views = make_views(hook.reply, PyBUF_WRITE);
-	return hook.write_views != NULL && hook.read_views != NULL ? 0 : -1;
+	hook.write_views = make_views(hook.request + WRITE_HEADERS, hook.max_io, PyBUF_READ);
+	hook.read_views = make_views(hook.reply, hook.max_io, PyBUF_WRITE);
+	ahead.data = hook.reply + hook.max_io;
+	ahead.views = make_views(ahead.data, ahead.most, PyBUF_WRITE);
+	return hook.write_views != NULL && hook.read_views != NULL && ahead.views != NULL ? 0 : -1;
 }
 
 static void forget_all(void)
 {
-	free_views(hook.write_views);
-	free_views(hook.read_views);
+	free_views(hook.write_views, hook.max_io);
+	free_views(hook.read_views, hook.max_io);
+	free_views(ahead.views, ahead.most);
 	Py_CLEAR(hook.read);
 	Py_CLEAR(hook.write);
 	Py_CLEAR(hook.fallocate);
 	memset(&hook, 0, sizeof(hook));
+	memset(&ahead, 0, sizeof(ahead));
 	hook.fd = -1;
 }
 
@@ -635,6 +715,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	}
 	hook.page = page;
 	hook.max_io = max_io;
+	ahead.most = max_io < AHEAD_MAX ? max_io : AHEAD_MAX;
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
@@ -696,6 +777,8 @@ static PyObject *py_remove_inode(PyObject *self, PyObject *number)
 	(void)self;
 	if (ino == (unsigned long)-1 && PyErr_Occurred())
 		return NULL;
+	ahead.size = 0;
+	ahead.wanted = false;
 	if (ino < INODE_LIMIT)
 		hook.blocks[ino / 64] &= ~((uint64_t)1 << (ino % 64));
 	Py_RETURN_NONE;
@@ -705,12 +788,13 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
+	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
 	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
 	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
 	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
 	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls,
 	                     "naps", stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends,
+	                     "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
 	                     "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
 	                     "max_write", stats.max_write, "max_background", stats.max_background);
 }

@@ -92,6 +92,10 @@ class SessionStatistics:
     """Those of them that a request ended."""
     budget_ends: int
     """Times the queue was left, though busy, to let the event loop run."""
+    reads_ahead: int
+    """Times the next pages of a sequential reader were fetched before it asked."""
+    reads_ahead_hits: int
+    """Those of them that it then asked for. The pages of the others count as loaded all the same."""
     request_errors: int
     """Requests that the hook answered with an errno."""
     reply_errors: int
@@ -240,6 +244,8 @@ class Session:
             naps=hook["naps"],
             nap_hits=hook["nap_hits"],
             budget_ends=hook["budget_ends"],
+            reads_ahead=hook["aheads"],
+            reads_ahead_hits=hook["ahead_hits"],
             request_errors=hook["errors"],
             reply_errors=hook["reply_errors"],
             internal_errors=plain.internal_errors + hook["exceptions"],
@@ -419,6 +425,8 @@ _COUNTERS = (
     "naps",
     "nap_hits",
     "budget_ends",
+    "aheads",
+    "ahead_hits",
     "errors",
     "exceptions",
     "reply_errors",

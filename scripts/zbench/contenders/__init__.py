@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .base import Contender, MemoryUse
 from .nbdkit import NbdkitZstd
+from .ramfile import LoopRam
 from .zram import ZramLz4
 from .zswapd import Zswapd
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REGISTRY: dict[str, Callable[[], Contender]] = {
+    LoopRam.name: LoopRam,
     ZramLz4.name: ZramLz4,
     NbdkitZstd.name: NbdkitZstd,
     Zswapd.name: Zswapd,
