@@ -42,6 +42,10 @@ inode_list
 traceback
 _.raiseExceptions
 
+# What an allocator promises, and what whoever keeps an arena longer than a core lives asks for.
+_.max_size
+lost_bitmap_bytes
+
 # Public operations of the core that nothing above calls yet: what a pool's clients may ask for, and whole-pool steps that the
 # daemon does in pieces.
 _.destroy_client

@@ -4,6 +4,10 @@
 With daemon.py the only place that names concrete classes and knows the configuration; every part below gets plain values.
 Nothing in here awaits, and nothing but the jobs of `begin_refill` blocks.
 
+A Core is new, with an arena of its own, or a successor's: then the arena is `inherited` as a dead process left it, and
+everything else is made from it (`_recover`). A successor takes no memory beyond what its predecessor had; refilling the reserve
+is left to who drives the core.
+
 Sizes. The arena's address space is for all swap files filled with pages that do not compress, a quarter more for zspages that
 are not full, and the reserve: address space costs nothing until it is populated. The index has room for every page of every
 swap file.
@@ -12,26 +16,73 @@ swap file.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+import os
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zswapd import compress
 from zswapd.allocators.arena import Arena
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
-from zswapd.allocators.zsmalloc import ZsPool, ZsStatistics
-from zswapd.block.device import Device, DeviceStatistics
-from zswapd.errors import CorruptedPageError, InvariantError
+from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.block.device import Device, DeviceStatistics, lost_bytes
+from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
-from zswapd.pam.zv import Zv, ZvStatistics
+from zswapd.pam.zv import Zv
 from zswapd.tmem.core import Tmem, TmemStatistics
 from zswapd.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.allocators.zspages import ZsStatistics
     from zswapd.config import Config
+    from zswapd.pam.zvpages import ZvStatistics
 
 _NODE_RESERVE_BYTES = 1 << 20
 COMPACT_MOVES = 128
 """Objects that one step of compaction moves: about half a millisecond, in which no page is served."""
+
+
+_TEST_FRAMES = 64
+"""Frames of the self-test's own arena: the longest zspage and a body, several times over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a successor gets from its predecessor, as plain values.
+
+    Attributes:
+        arena_fd: the arena's file; stays the giver's.
+        lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
+    """
+
+    arena_fd: int
+    lost: Mapping[str, memoryview] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStatistics:
+    """Takeovers from a dead process.
+
+    Attributes:
+        takeovers: how many there were.
+        recovered_pages: pages that the last one found.
+        seconds: how long the last one took.
+        recovered_torn: stores that had been cut short; their writers were never told that they were done.
+        recovered_duplicates: pages found twice, of which one copy was kept.
+        freed_bodies: frames of pages that nothing named.
+        damaged: objects and zspages that no death leaves, so that memory must have changed by itself; what they were is lost.
+    """
+
+    takeovers: int = 0
+    recovered_pages: int = 0
+    seconds: float = 0.0
+    recovered_torn: int = 0
+    recovered_duplicates: int = 0
+    freed_bodies: int = 0
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +96,59 @@ class CoreStatistics:
     zv: ZvStatistics
     tmem: TmemStatistics
     frontswap: FrontswapStatistics
+    recovery: RecoveryStatistics
     devices: tuple[DeviceStatistics, ...]
+
+
+def make_arena(config: Config) -> Arena:
+    """Return a new arena for the settings, as `Core` makes it; for who keeps it longer than a Core lives.
+
+    Raises:
+        ArenaError: no shared memory.
+    """
+    page_size = config.context.page_size
+    pages = sum(config.swap_files().values()) // page_size
+    frames = pages + pages // 4 + 4 * _reserve_frames(config)
+    return Arena(frames, page_size, kind=config.memory.arena, label=_label(config))
+
+
+def lost_bitmap_bytes(config: Config) -> dict[str, int]:
+    """Return the length of the bitmap of lost pages by device."""
+    return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def _reserve_frames(config: Config) -> int:
+    pages = sum(config.swap_files().values()) // config.context.page_size
+    return min(config.memory.reserve // config.context.page_size, pages)
+
+
+def _label(config: Config) -> bytes:
+    """Return what a successor's settings must agree on: swap types and offsets stand in headers, classes in the frame table."""
+    geometry = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
+    return json.dumps(geometry, separators=(",", ":")).encode()
+
+
+def _adopt_arena(config: Config, fd: int) -> Arena:
+    """Return the arena in an inherited file, if it is one for these settings.
+
+    Raises:
+        ArenaError: it is not; nothing was changed.
+    """
+    fd = os.dup(fd)
+    try:
+        arena = Arena.adopt(fd)
+    except ArenaError:
+        os.close(fd)
+        raise
+    page_size, wanted = config.context.page_size, _label(config)
+    if arena.page_size == page_size and arena.label == wanted:
+        return arena
+    theirs = f"{arena.label.decode(errors='replace')}, pages of {arena.page_size}"
+    arena.close()
+    raise ArenaError(
+        f"the inherited arena is for other settings: {theirs}, not {wanted.decode()}, pages of {page_size}",
+        hint="undo the change of swap.size, swap.files or pool.max_zspage_frames; or swap off, and start anew",
+    )
 
 
 class Core:
@@ -53,24 +156,24 @@ class Core:
 
     Args:
         config: the settings.
+        inherited: what a dead process has left, to go on with.
 
     Attributes:
         devices: block devices by name, `swap` first.
 
     Raises:
-        ArenaError: no shared memory, or no memory for the reserve.
+        ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
         ConfigError: unknown compressor.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, inherited: Inherited | None = None) -> None:
+        started = time.perf_counter()
         page_size = config.context.page_size
         sizes = config.swap_files()
-        pages = sum(sizes.values()) // page_size
-        reserve = min(config.memory.reserve // page_size, pages)
         self._page_size = page_size
         self._total_frames = config.context.memory_total // page_size
-        self.arena = Arena(pages + pages // 4 + 4 * reserve, page_size, kind=config.memory.arena)
-        self.frames = PageFrames(self.arena, reserve_frames=reserve)
+        self.arena = _adopt_arena(config, inherited.arena_fd) if inherited else make_arena(config)
+        self.frames = PageFrames(self.arena, reserve_frames=_reserve_frames(config))
         self.zsmalloc = ZsPool(self.frames, max_zspage_frames=config.pool.max_zspage_frames)
         self.zv = Zv(
             self.zsmalloc,
@@ -81,15 +184,52 @@ class Core:
         )
         objects = 1 << SWIZ_BITS
         capacity = sum(nodes_for(size // page_size, objects) for size in sizes.values())
-        self.nodes = Objnodes(capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES)
+        self.nodes = Objnodes(capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None)
         self.tmem = Tmem(self.nodes)
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.devices = {
-            name: Device(name, size, self.frontswap, swap_type, page_size=page_size)
+            name: Device(
+                name,
+                size,
+                self.frontswap,
+                swap_type,
+                page_size=page_size,
+                lost=inherited.lost.get(name) if inherited else None,
+            )
             for swap_type, (name, size) in enumerate(sizes.items())
         }
         self.apply(config)
-        self.frames.refill_now()
+        self._recovery = RecoveryStatistics()
+        if inherited:
+            self._recover(started)
+        if not self.frames.used_frames and not self.frames.table.free_frames:
+            # Nobody has used this arena yet. One that is inherited in use has the reserve that its user left, and the kernel
+            # is not asked for more while requests wait.
+            self.frames.refill_now()
+
+    def _recover(self, started: float) -> None:
+        """Make frames, zsmalloc, zv, index and devices from the arena.
+
+        Raises:
+            ArenaError: no memory for the index; the arena is as good as before, for the next try.
+        """
+        wrong = self.frames.adopt()
+        wrong += self.zsmalloc.adopt()
+        findings = self.zv.adopt(self.frontswap)
+        damaged = wrong + findings.damaged
+        # Before anything damaged is freed: a death in between must not make the next process trust the rest.
+        for device in self.devices.values():
+            device.adopt(distrust=damaged > 0)
+        bodies = self.zv.end_adoption(findings)
+        self._recovery = RecoveryStatistics(
+            takeovers=1,
+            recovered_pages=self.zv.statistics().curr_pages,
+            seconds=time.perf_counter() - started,
+            recovered_torn=findings.torn,
+            recovered_duplicates=findings.duplicates,
+            freed_bodies=bodies,
+            damaged=damaged,
+        )
 
     def apply(self, config: Config) -> None:
         """Take over the settings that can change at run time; they were checked when the Config was made."""
@@ -115,18 +255,23 @@ class Core:
         return self.zsmalloc.objects_moved - before
 
     def self_test(self) -> None:
-        """Keep a few pages of every kind with every codec and read them back, in a zv of their own over the same frames.
+        """Keep a few pages of every kind with every codec and read them back, in a zv of their own over an arena of its own.
+
+        (In the common one, a death would leave test pages for a successor to find.)
 
         Raises:
             CorruptedPageError: something does not come back as it was; the daemon must not serve then.
         """
-        zv = Zv(
-            ZsPool(self.frames),
-            self.frames,
-            self.zv.compressor,
-            compress.by_codec(),
-            total_frames=self._total_frames,
-        )
+        arena = Arena(_TEST_FRAMES, self._page_size, kind="memfd")
+        try:
+            self._test_in(arena)
+        finally:
+            arena.close()
+
+    def _test_in(self, arena: Arena) -> None:
+        frames = PageFrames(arena, reserve_frames=_TEST_FRAMES)
+        frames.refill_now()
+        zv = Zv(ZsPool(frames), frames, self.zv.compressor, compress.by_codec(), total_frames=self._total_frames)
         out = memoryview(bytearray(self._page_size))
         for codec in compress.names():
             zv.compressor = compress.get(codec)
@@ -164,6 +309,7 @@ class Core:
             zv=self.zv.statistics(),
             tmem=self.tmem.statistics(),
             frontswap=self.frontswap.statistics(),
+            recovery=self._recovery,
             devices=tuple(device.statistics() for device in self.devices.values()),
         )
 

@@ -9,13 +9,18 @@ system frame by frame. Two kinds, best first:
   has no path and vanishes with the last descriptor.
 - `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped and locked.
 
-Layout, version 1 (offsets in frames; F = number of frames):
+Layout, version 2 (offsets in frames; F = number of frames):
 
-    0            superblock: magic, layout version, page size, F
-    1 .. T       frame table, 16 bytes a frame (pageframes.py says what they mean)
+    0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
+                 to know again to read the rest (assembly.py: the swap files and their sizes)
+    1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
     T .. F       frames that can be handed out
 
-Frame 0 is never handed out, so byte offset 0 means "none" everywhere.
+Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its magic, which is written last, is
+that of an arena whose maker died.
+
+Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe any note about it. Note what
+it counts: a page that fallocate(2) has taken and nobody has touched yet is memory, but no data.
 
 Limits: memory is asked for in `populate` only. Any other first touch of a page of the arena is a bug on the page path: the
 kernel would have to find memory while it waits for us to free some. Nothing here is called on that path.
@@ -29,16 +34,23 @@ import errno
 import mmap
 import os
 import struct
+from typing import TYPE_CHECKING, Self
 
 from zswapd.errors import ArenaError
 from zswapd.pages import round_up
 
-LAYOUT_VERSION = 1
-TABLE_ENTRY_BYTES = 16
-_SUPERBLOCK = struct.Struct("<8sIIQ")
-_MAGIC = b"zswapd\0A"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-_MADV_POPULATE_WRITE = 23
+LAYOUT_VERSION = 2
+TABLE_ENTRY_BYTES = 16
+_SUPERBLOCK = struct.Struct("<8sIIQIHH")
+"""Magic, layout version, page size, frames, first frame that can be handed out, kind, length of the label that follows."""
+_MAGIC = b"zswapd\0A"
+_KINDS = ("tmpfs", "memfd")
+"""By the number that the superblock has for them."""
+
+_MADV_DONTDUMP, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 16, 22, 23
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 # The mount API has the same numbers on every architecture (they were assigned after the tables were unified).
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
@@ -106,11 +118,15 @@ class Arena:
         frames: frames that can be handed out; superblock and table come on top.
         page_size: bytes in a frame, a power of two and a multiple of the system's page.
         kind: "tmpfs", "memfd", or "auto" for the first of the two that the kernel has.
+        label: bytes for whoever adopts the arena; what they mean is the maker's business.
 
     Attributes:
         fd: the file's descriptor.
         kind: "tmpfs" or "memfd".
+        label: as above.
         view: the whole mapping as bytes; a handle of an allocator is an offset into it.
+        words32, words64: the same as machine words. Setting one is a single store, which nothing can cut short: words that
+            others are to find after a sudden death are written so, and not through struct, which clears its place first.
         table: the frame table as 32-bit words, four a frame.
         first_frame: number of the first frame that can be handed out.
         total_frames: number of all frames, superblock and table included.
@@ -119,27 +135,85 @@ class Arena:
         ArenaError: the kernel gives neither file nor mapping.
     """
 
-    def __init__(self, frames: int, page_size: int, *, kind: str = "auto") -> None:
+    def __init__(self, frames: int, page_size: int, *, kind: str = "auto", label: bytes = b"") -> None:
         if frames < 1:
             raise ArenaError("an arena of no frames was asked for", hint="give the pool a limit of at least one page")
-        self.page_size = page_size
+        if len(label) > page_size - _SUPERBLOCK.size:
+            raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
         # The table describes itself as well: indexing by frame number then needs no subtraction.
         table_frames = round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
-        self.first_frame = 1 + table_frames
-        self.total_frames = self.first_frame + frames
-        self.fd, self.kind = _open_backing(kind)
-        length = self.total_frames * page_size
+        first_frame = 1 + table_frames
+        fd, kind = _open_backing(kind)
         try:
-            os.ftruncate(self.fd, length)
-            self._map = mmap.mmap(self.fd, length, mmap.MAP_SHARED)
+            os.ftruncate(fd, (first_frame + frames) * page_size)
+            self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)
         except (OSError, ValueError) as error:
-            os.close(self.fd)
-            raise ArenaError(f"cannot map an arena of {length} bytes: {error}", hint="lower pool.limit or swap.size") from error
-        self.view = memoryview(self._map)
-        self.table = self.view[page_size : page_size + self.total_frames * TABLE_ENTRY_BYTES].cast("I")
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+            os.close(fd)
+            raise ArenaError(
+                f"cannot map an arena of {frames} frames: {error}", hint="lower pool.limit or swap.size"
+            ) from error
         self.populate(0, page_size)
-        _SUPERBLOCK.pack_into(self.view, 0, _MAGIC, LAYOUT_VERSION, page_size, self.total_frames)
+        self.view[_SUPERBLOCK.size : _SUPERBLOCK.size + len(label)] = label
+        superblock = (LAYOUT_VERSION, page_size, self.total_frames, first_frame, _KINDS.index(kind), len(label))
+        _SUPERBLOCK.pack_into(self.view, 0, bytes(len(_MAGIC)), *superblock)
+        self.view[: len(_MAGIC)] = _MAGIC
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """Return the arena that another process made in the file of an inherited descriptor, exactly as it is.
+
+        Nothing is written, and nothing of the file is read but its superblock: what is in the frames is found by whoever owns
+        them. The descriptor is the arena's from then on.
+
+        Args:
+            fd: the file; it stays open when this fails.
+
+        Raises:
+            ArenaError: it is no arena, one of another layout or page size, or the kernel gives no mapping.
+        """
+        try:
+            head = os.pread(fd, _SUPERBLOCK.size, 0)
+            length = os.fstat(fd).st_size
+        except OSError as error:
+            raise ArenaError(f"cannot read the inherited arena: {error.strerror}", hint="start without one") from error
+        if len(head) < _SUPERBLOCK.size or head[: len(_MAGIC)] != _MAGIC:
+            raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
+        _magic, version, page_size, total_frames, first_frame, kind, label_bytes = _SUPERBLOCK.unpack(head)
+        if version != LAYOUT_VERSION:
+            raise ArenaError(
+                f"the inherited arena has layout {version}, this program reads {LAYOUT_VERSION}",
+                hint="let the version of zswapd that made it go on, swap off, then start this one",
+            )
+        if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
+            raise ArenaError(f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}")
+        table_end = page_size + total_frames * TABLE_ENTRY_BYTES
+        if (
+            length != total_frames * page_size
+            or not table_end <= first_frame * page_size < length
+            or kind >= len(_KINDS)
+            or label_bytes > page_size - _SUPERBLOCK.size
+        ):
+            raise ArenaError("the inherited arena's superblock contradicts its file", hint="start without it")
+        self = cls.__new__(cls)
+        label = os.pread(fd, label_bytes, _SUPERBLOCK.size)
+        try:
+            self._map_file(fd, _KINDS[kind], page_size, first_frame, total_frames, label)
+        except (OSError, ValueError) as error:
+            raise ArenaError(f"cannot map the inherited arena of {total_frames} frames: {error}") from error
+        return self
+
+    def _map_file(self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes) -> None:
+        """Map the whole file and fill in the attributes; touches no page of it."""
+        length = total_frames * page_size
+        self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
+        self.fd, self.kind, self.label = fd, kind, label
+        self.page_size, self.first_frame, self.total_frames = page_size, first_frame, total_frames
+        self.view = memoryview(self._map)
+        self.table = self.view[page_size : page_size + total_frames * TABLE_ENTRY_BYTES].cast("I")
+        self.words32, self.words64 = self.view.cast("I"), self.view.cast("Q")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        # Other people's memory has no business in our core dumps.
+        _libc.madvise(self._address, length, _MADV_DONTDUMP)
 
     def populate(self, offset: int, length: int) -> None:
         """Make the kernel back a byte range with memory, and map it. May block for long, with the GIL released.
@@ -171,9 +245,13 @@ class Arena:
                 return code
         return 0
 
+    def table_offset(self, frame: int) -> int:
+        """Return the byte offset of a frame's words in the table."""
+        return self.page_size + frame * TABLE_ENTRY_BYTES
+
     def populate_table(self, frame: int, count: int) -> None:
         """Populate the part of the frame table that describes `count` frames from `frame` on."""
-        self.populate(self.page_size + frame * TABLE_ENTRY_BYTES, count * TABLE_ENTRY_BYTES)
+        self.populate(self.table_offset(frame), count * TABLE_ENTRY_BYTES)
 
     def punch(self, offset: int, length: int) -> None:
         """Give the memory of a byte range back to the system; it reads as zeros afterwards, also when it was locked.
@@ -185,6 +263,31 @@ class Arena:
         if code:
             raise ArenaError(f"cannot give {length} bytes back: {os.strerror(code)}")
 
+    def data_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (begin, end) in bytes of every stretch of the file between two offsets whose pages exist and were touched.
+
+        The kernel says so (SEEK_DATA), by the system's pages; nothing is touched. Cut at `begin` and `end`.
+        """
+        while begin < end:
+            try:
+                first = os.lseek(self.fd, begin, os.SEEK_DATA)
+                last = os.lseek(self.fd, first, os.SEEK_HOLE) if first < end else end
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nothing but holes follows
+                    raise ArenaError(f"the arena's file cannot be searched: {error.strerror}") from error
+                return
+            if first < end:
+                yield first, min(last, end)
+            begin = last
+
+    def map_in(self, offset: int, length: int) -> None:
+        """Put pages that the file has into this process' page tables, so that the page path meets no fault. May block.
+
+        Reading them in maps them writable, 16 at a time, since shared memory is not tracked for write-back; that takes half
+        as long as populating for writing. Whether it worked does not matter to anybody's data.
+        """
+        _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ)
+
     def backed_bytes(self) -> int:
         """Return how much memory the file holds now, in bytes, as the kernel counts it."""
         return os.fstat(self.fd).st_blocks * 512
@@ -193,8 +296,8 @@ class Arena:
         """Let go of views, mapping and file; the memory is gone if no other process holds the descriptor."""
         if self.fd < 0:
             return
-        self.table.release()
-        self.view.release()
+        for view in (self.table, self.words32, self.words64, self.view):
+            view.release()
         # Somebody may still hold a slice; the mapping then ends with it.
         with contextlib.suppress(BufferError):
             self._map.close()

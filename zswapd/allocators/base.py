@@ -5,8 +5,12 @@ A handle is the object's byte offset in the arena: a machine word, never 0, stab
 reports that it moved. Reading an object through a handle therefore needs no lookup and no copy.
 
 The first eight bytes of an object are its owner's word of life: `alloc` hands the object out with that word zero, the owner
-makes it non-zero when the object is complete, and `free` makes it zero again. Whoever finds the arena without an index (a
-successor process) can tell live objects from dead ones by it; so can compaction.
+makes it non-zero when the object is complete, and `free` makes it zero again, in a single store each. Whoever finds the arena
+without an index (a successor process) can tell live objects from dead ones by it; so can compaction.
+
+Objects above `max_shared` are the exception. Such a *body* is all its owner's, to the first byte: it may hold a page as a
+process wrote it, which could imitate anything. So it has no word of life, compaction never moves it, and it outlives a takeover
+only if its owner claims it.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ class Allocator(Protocol):
     Attributes:
         memory: the arena's bytes; `memory[handle : handle + size]` is the object.
         max_size: bytes of the largest object.
+        max_shared: bytes of the largest object that shares its frames with others; a larger one is a body.
     """
 
     memory: memoryview
     max_size: int
+    max_shared: int
 
     def alloc(self, size: int) -> int:
         """Return the handle of a new object of at least `size` bytes, or 0 when no frame is free (counted)."""
@@ -47,6 +53,25 @@ class Allocator(Protocol):
         Returns:
             Frames set free.
         """
+
+    def adopt(self) -> int:
+        """Rebuild everything from the arena, as a successor's first step over adopted frames.
+
+        Every object with a word of life and every body is in use afterwards. Returns the number of frames' owners that made no
+        sense, which no death causes.
+        """
+
+    def each_object(self, found: Callable[[int, int], None]) -> None:
+        """Call `found` with (handle, bytes of room) of every object in use that is no body; it must not free or allocate."""
+
+    def claim(self, body: int) -> bool:
+        """Say that an adopted body is in use; return False if there is none, or if it has been claimed."""
+
+    def disclaim(self, body: int) -> None:
+        """Take a claim back."""
+
+    def free_unclaimed(self) -> int:
+        """Give back every adopted body that nobody has claimed; return how many there were."""
 
     def used_frames(self) -> int:
         """Return the number of frames held."""

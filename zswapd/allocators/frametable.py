@@ -8,12 +8,23 @@ always backed by memory.
 
 The table has four 32-bit words a frame (its counterpart in the kernel is struct page):
 
-    word 0   low 4 bits: state; the rest belongs to the owner of a used run
+    word 0   low 3 bits: state; bit 3: sealed; the rest belongs to the owner of a used run
     word 1   first frame of a run: its length, in the low 8 bits if used (the rest is the owner's);
              last frame of a free run: its length; other frames of a used run: the first frame
     word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the owner's
 
 An all-zero table, which is what a fresh file holds, says "holes", so nothing has to be initialised.
+
+A successor that finds the table after a death between any two of these words believes one thing in it, the *seal*: a run is
+used if and only if word 0 of its first frame says so with the bit SEALED. For that to hold at every instruction:
+
+- `take` gives runs out unsealed. The owner prepares the run (words of life) and then writes word 0 whole, seal and all, once;
+- the length stands in word 1 before the seal does, and its bits never change while it is there;
+- `put` begins with the one write that takes the seal away; what it does to neighbours comes after. So no frame inside a free
+  run, and none behind the first of a used one, has ever a seal left over.
+
+All other words are rebuilt by `adopt_run` from the seals and from what the kernel says is populated; it only ever writes
+unsealed words, so that dying in the middle of it changes nothing.
 
 Limits: a run has at most MAX_RUN frames when it is taken.
 """
@@ -23,9 +34,11 @@ from __future__ import annotations
 from zswapd.errors import InvariantError
 
 HOLE, FREE, FREE_TAIL, USED, USED_TAIL, BUSY = range(6)
-"""States in the low four bits of word 0. BUSY frames belong to a job under way."""
+"""States in the low three bits of word 0. BUSY frames belong to a job under way."""
 
-STATE_MASK = 15
+STATE_MASK = 7
+SEALED = 8
+"""In word 0 of the first frame of a used run whose owner has made it good for a successor to find."""
 LENGTH_MASK = 255
 MAX_RUN = 16
 """Free runs of this length and more share one list; it is also the longest run that can be taken."""
@@ -77,11 +90,11 @@ class FrameTable:
         """Make frames free, joined with free neighbours in the same chunk."""
         words = self.words
         end = first + count
+        # The end of the seal, in one write before all others (file header). Joined to the run before it, it keeps this tag.
+        words[first * 4] = FREE_TAIL
         if first % self._chunk_frames:
             tag = words[(first - 1) * 4] & STATE_MASK
             if tag in (FREE_TAIL, FREE):
-                # What was the head of a used run is in the middle of a free one now: its tag must not say "used" any more.
-                words[first * 4] = FREE_TAIL
                 length = words[(first - 1) * 4 + 1]
                 first -= length
                 self.remove(first, length)
@@ -145,6 +158,39 @@ class FrameTable:
                     max_frames -= length
                 first = following
         return taken
+
+    def adopt_run(self, first: int, end: int) -> tuple[int, int]:
+        """Rebuild the words of a stretch of populated frames, within a chunk and with holes around it, from the seals in it.
+
+        Returns:
+            Frames in used runs, and the number of seals that were wrong: their runs would have no frame or reach beyond the
+            stretch, which no death causes; such frames become free.
+        """
+        words = self.words
+        used = wrong = 0
+        frame = free_from = first
+        while frame < end:
+            word = frame * 4
+            if words[word] & (STATE_MASK | SEALED) != USED | SEALED:
+                frame += 1
+                continue
+            count = words[word + 1] & LENGTH_MASK
+            if not 0 < count <= min(end - frame, MAX_RUN):
+                wrong += 1
+                words[word] = FREE_TAIL
+                frame += 1
+                continue
+            if free_from < frame:
+                self._link(free_from, frame - free_from)
+            for tail in range(word + 4, word + count * 4, 4):
+                words[tail] = USED_TAIL
+                words[tail + 1] = frame
+            used += count
+            frame += count
+            free_from = frame
+        if free_from < end:
+            self._link(free_from, end - free_from)
+        return used, wrong
 
     def erase(self, first: int, count: int) -> None:
         """Say that frames are holes."""

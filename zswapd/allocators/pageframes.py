@@ -10,6 +10,9 @@ locks:
     job.work(arena)                  any thread: populates or punches; touches nothing of this object
     frames.commit(job)               main thread: enters the outcome
 
+A successor process begins with `adopt`: what is populated it asks the kernel, which of that is used the seals in the frame
+table (frametable.py says why they can be trusted). Frames that a job of the dead process had are therefore what they became.
+
 Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
 the list of its length; the counts agree with the frame table.
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
     from zswapd.allocators.arena import Arena
 
+_ZEROS_BYTES = 1 << 20
+"""Largest piece in which the table of holes is cleared."""
 CHUNK_BYTES = 2 << 20
 """What one page of page tables maps, so populating a chunk costs one allocation beside its frames (4 KiB pages)."""
 
@@ -289,6 +294,78 @@ class PageFrames:
             self.commit(job)
             raise
         self.commit(job)
+
+    # A successor's beginning.
+
+    def adopt(self) -> int:
+        """Rebuild the books of an arena that another process has left; once, before anything else.
+
+        Reads and writes only what is populated, takes no memory but for page tables, and gives back what the dead process had
+        taken without getting to use it. The used runs are those with a seal.
+
+        Returns:
+            The number of seals that were wrong, which no death causes but damage to the memory: what lay there is gone.
+
+        Raises:
+            ArenaError: populated frames without a table, for which there is no memory.
+        """
+        arena, size = self.arena, self.page_size
+        wrong = 0
+        hole = self.first_frame
+        for begin, end in arena.data_runs(self.first_frame * size, self.end_frame * size):
+            # Frames may be larger than the system's pages; one that is populated in part is none.
+            first, last = -(-begin // size), end // size
+            if first * size > begin:
+                arena.punch(begin, min(first * size, end) - begin)
+            if last * size < end and first <= last:
+                arena.punch(last * size, end - last * size)
+            if first >= last:
+                continue
+            arena.map_in(first * size, (last - first) * size)
+            self._forget(hole, first)
+            hole = last
+            while first < last:
+                stop = min(last, first - first % self.chunk_frames + self.chunk_frames)
+                wrong += self._adopt_run(first, stop)
+                first = stop
+        self._forget(hole, self.end_frame)
+        self.used_frames_max = self.used_frames
+        self._give_back_untouched()
+        return wrong
+
+    def _adopt_run(self, first: int, end: int) -> int:
+        """Enter populated frames of one chunk; return the number of wrong seals."""
+        chunk = first - first % self.chunk_frames
+        if self._holes[chunk // self.chunk_frames] == self._chunk_size(chunk // self.chunk_frames):
+            self.arena.populate_table(chunk, self.chunk_frames)
+        used, wrong = self.table.adopt_run(first, end)
+        self.used_frames += used
+        self._add_holes(first, first - end)
+        return wrong
+
+    def _chunk_size(self, chunk: int) -> int:
+        begin, end = self._bounds(chunk)
+        return end - begin
+
+    def _forget(self, first: int, end: int) -> None:
+        """Have the table say that frames are holes, where it is backed: a trim that was cut short has left other words."""
+        arena = self.arena
+        for begin, stop in arena.data_runs(arena.table_offset(first), arena.table_offset(end)):
+            for start in range(begin, stop, _ZEROS_BYTES):
+                length = min(_ZEROS_BYTES, stop - start)
+                arena.view[start : start + length] = bytes(length)
+
+    def _give_back_untouched(self) -> None:
+        """Punch the holes if the file has more memory than was found: a refill that died between its two steps took it."""
+        arena, size = self.arena, self.page_size
+        data = sum(end - begin for begin, end in arena.data_runs(0, self.end_frame * size))
+        if arena.backed_bytes() <= data:
+            return
+        hole = self.first_frame * size
+        for begin, end in [*arena.data_runs(hole, self.end_frame * size), (self.end_frame * size, 0)]:
+            if hole < begin:
+                arena.punch(hole, begin - hole)
+            hole = end
 
     def used_runs(self) -> Iterator[int]:
         """Yield the first frame of every used run, by ascending number. Walks the table: never on the page path."""

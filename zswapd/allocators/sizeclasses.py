@@ -4,7 +4,8 @@
 A class holds objects of one size in zspages of 1 to N frames; N frames side by side waste less at their end than one does.
 Sizes go from 32 bytes to a page in steps of page/256 (16 bytes for 4 KiB pages), so that rounding up costs under half a
 percent of a page. Neighbouring sizes that lead to the same zspage (as many frames, as many objects) are one class, of the
-largest of these sizes: that costs no memory and leaves fewer half-filled zspages.
+largest of these sizes: that costs no memory and leaves fewer half-filled zspages. So the class of a whole page, one object in
+one frame, has all sizes that gain nothing from sharing.
 
 Source of the ideas: zsmalloc (Nitin Gupta, 2012); its classes and merging, with a longer chain.
 """

@@ -9,6 +9,10 @@ A page whose overwrite was refused has no copy left, old or new (frontswap's rul
 be wrong data: it is marked *lost* in a bitmap, and its reader gets an error until it is written or discarded. The kernel never
 reads a swap slot whose write failed; this is for everybody else.
 
+The bitmap may lie in memory that outlives the process. A page is marked before its last copy goes and the mark is taken away
+after there is a new one, so that after a death at any point a page without data is marked; marks of pages that have data mean
+nothing and are cleared by `adopt`.
+
 Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end.
 """
 
@@ -53,6 +57,11 @@ class DeviceStatistics:
     lost_pages: int
 
 
+def lost_bytes(size: int, page_size: int) -> int:
+    """Return the length of the bitmap of lost pages for a device of `size` bytes: one bit a page."""
+    return size // page_size // 8 + 1
+
+
 class Device:
     """A device of `size` bytes.
 
@@ -62,25 +71,39 @@ class Device:
         frontswap: where pages go.
         swap_type: the frontswap type that this device is; initialised here.
         page_size: bytes in a page.
+        lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the process' own if there is none.
 
     Raises:
-        ValueError: the size is 0, no multiple of the page, or has more pages than an index can name.
+        ValueError: the size is 0, no multiple of the page, or has more pages than an index can name; or `lost` is too small.
     """
 
-    def __init__(self, name: str, size: int, frontswap: Frontswap, swap_type: int, *, page_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        frontswap: Frontswap,
+        swap_type: int,
+        *,
+        page_size: int,
+        lost: memoryview | None = None,
+    ) -> None:
         if size <= 0 or size % page_size or size // page_size - 1 > MAX_OFFSET:
             raise ValueError(f"{size} bytes are not a number of {page_size}-byte pages from 1 to {MAX_OFFSET + 1}")
         self.name = name
         self.size = size
         self.swap_type = swap_type
-        frontswap.init(swap_type)
+        frontswap.init(swap_type, size // page_size, when_losing=self._mark_lost)
         self._frontswap = frontswap
         self._store, self._load = frontswap.store, frontswap.load
         self._page_size = page_size
         self._zeros = bytes(page_size)
         self._scratch = memoryview(bytearray(page_size))
-        # One bit a page, written once so that it is backed by memory before it is needed.
-        self._lost = bytearray(b"\0") * (size // page_size // 8 + 1)
+        if lost is None:
+            # Written once, so that it is backed by memory before it is needed.
+            lost = memoryview(bytearray(b"\0") * lost_bytes(size, page_size))
+        elif len(lost) < lost_bytes(size, page_size):
+            raise ValueError(f"{len(lost)} bytes are no bitmap for {size // page_size} pages")
+        self._lost = lost[: lost_bytes(size, page_size)]
         self._lost_pages = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
@@ -154,14 +177,14 @@ class Device:
         return self._write_parts(offset, data)
 
     def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
-        """Store a whole page; a refusal or a failure may cost the older one."""
+        """Store a whole page; a refusal or a failure may cost the older one, which frontswap says through `_mark_lost`."""
         is_stored = False
         try:
             reason = self._store(self.swap_type, number, page)
             is_stored = reason is None
         finally:
             if not is_stored:
-                self._refused(number)
+                self._refused_writes += 1
         if self._lost_pages and is_stored:
             self._clear_lost(number, number)
         return reason
@@ -238,12 +261,30 @@ class Device:
             hint="write or discard it",
         )
 
-    def _refused(self, number: int) -> None:
-        """Count a write that was refused or failed, and mark the page lost if the refusal cost an older copy."""
-        self._refused_writes += 1
-        if self._frontswap.refusal_flushed and not self._is_lost(number):
+    def _mark_lost(self, number: int) -> None:
+        """Say that a page has no data any more; called before that is so."""
+        if not self._is_lost(number):
             self._lost[number >> 3] |= 1 << (number & 7)
             self._lost_pages += 1
+
+    def adopt(self, *, distrust: bool) -> None:
+        """Take over the marks that a dead process has left in the bitmap.
+
+        Args:
+            distrust: the arena was found damaged, so pages may be missing without a mark. Every page that is not kept is then
+                lost: an error is better than zeros that were something else.
+        """
+        pages = self.size // self._page_size
+        lost = self._lost
+        for place in range(len(lost)):
+            if not lost[place] and not distrust:
+                continue
+            for number in range(place << 3, (place << 3) + 8):
+                if number >= pages or self._frontswap.holds(self.swap_type, number):
+                    lost[place] &= ~(1 << (number & 7))
+                elif distrust:
+                    lost[place] |= 1 << (number & 7)
+        self._lost_pages = int.from_bytes(lost, "little").bit_count()
 
     def _clear_lost(self, first: int, last: int) -> None:
         """Say that pages first..last have data again, or may read as zeros."""

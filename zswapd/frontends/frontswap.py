@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from zswapd.pam.base import MAX_INDEX, RejectReason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zswapd.pam.base import Pam
     from zswapd.tmem.core import Tmem
 
@@ -67,30 +69,38 @@ class Frontswap:
         self._tmem = tmem
         self._pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
         self._put, self._get = tmem.put, tmem.get
-        self._types: set[int] = set()
+        tmem.when_flushing = self._flushing
+        self._sizes: dict[int, int] = {}
+        self._when_losing: dict[int, Callable[[int], None]] = {}
         self._frozen = False
         self.refusal_flushed = False
         self._rejects = dict.fromkeys(RejectReason, 0)
         self._succ_stores = self._failed_stores = self._loads = self._failed_loads = self._invalidates = 0
 
-    def init(self, swap_type: int) -> None:
+    def init(self, swap_type: int, pages: int = MAX_OFFSET + 1, *, when_losing: Callable[[int], None] | None = None) -> None:
         """Begin with a swap file, empty.
 
         Args:
             swap_type: its number, below MAX_SWAPFILES.
+            pages: its length.
+            when_losing: called with the offset of a page just before its last copy goes because a store of it was refused.
 
         Raises:
             ValueError: the number is out of range or taken.
         """
         if not 0 <= swap_type < MAX_SWAPFILES:
             raise ValueError(f"swap type {swap_type} is not below {MAX_SWAPFILES}")
-        if swap_type in self._types:
+        if swap_type in self._sizes:
             raise ValueError(f"swap type {swap_type} is in use")
-        self._types.add(swap_type)
+        self._sizes[swap_type] = pages
+        if when_losing is not None:
+            self._when_losing[swap_type] = when_losing
 
     def store(self, swap_type: int, offset: int, page: memoryview) -> RejectReason | None:
         """Keep a page; return None, or why it was refused (then no older copy is left either)."""
         if self._frozen:
+            if self.holds(swap_type, offset):
+                self._flushing(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
             self.refusal_flushed = self.invalidate_page(swap_type, offset)
             self._failed_stores += 1
             self._rejects[RejectReason.FROZEN] += 1
@@ -108,6 +118,12 @@ class Frontswap:
             self._rejects[reason] += 1
             self.refusal_flushed = self._tmem.refusal_flushed
         return reason
+
+    def _flushing(self, pool: int, oid: int, index: int) -> None:
+        """Tell whose page is about to go without its data being anywhere else."""
+        when_losing = self._when_losing.get(oid >> SWIZ_BITS)
+        if when_losing is not None and pool == self._pool:
+            when_losing(index << SWIZ_BITS | oid & _SWIZ_MASK)
 
     def load(self, swap_type: int, offset: int, out: memoryview) -> bool:
         """Write a page into `out`; return False if it is not there.
@@ -148,6 +164,27 @@ class Frontswap:
         flushed = sum(self._tmem.flush_object(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
         self._invalidates += flushed
         return flushed
+
+    # A successor's beginning: what pam.base.Adopter asks for.
+
+    def adopt_page(self, pool: int, oid: int, index: int, pampd: int) -> int:
+        """Take in a page that its back end has found; -1 if no swap file has such a page (see pam.base.Adopter)."""
+        pages = self._sizes.get(oid >> SWIZ_BITS, 0)
+        if pool != self._pool or index << SWIZ_BITS | oid & _SWIZ_MASK >= pages:
+            return -1
+        return self._tmem.adopt_page(pool, oid, index, pampd)
+
+    def find_page(self, pool: int, oid: int, index: int) -> int:
+        """Return the pampd of a page, or 0."""
+        return self._tmem.find(pool, oid, index) if pool == self._pool else 0
+
+    def replace_page(self, pool: int, oid: int, index: int, old: int, new: int) -> bool:
+        """Let another pampd stand for a page."""
+        return self._tmem.replace(pool, oid, index, old, new)
+
+    def holds(self, swap_type: int, offset: int) -> bool:
+        """Say whether a page is kept, without reading it."""
+        return self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS) != 0
 
     def pages(self, swap_type: int) -> int:
         """Return how many pages of a swap file are kept. Asks 256 objects."""

@@ -80,6 +80,26 @@ class PageKey:
     generation: int
 
 
+class Adopter(Protocol):
+    """The index, as a back end sees it that finds its pages again."""
+
+    def adopt_page(self, pool: int, oid: int, index: int, pampd: int) -> int:
+        """Take a page in if its place is empty.
+
+        Returns:
+            0, the pampd that has the place, or a negative number if there can be no such page.
+
+        Raises:
+            ArenaError: the index has no memory.
+        """
+
+    def find_page(self, pool: int, oid: int, index: int) -> int:
+        """Return the pampd of a page, or 0."""
+
+    def replace_page(self, pool: int, oid: int, index: int, old: int, new: int) -> bool:
+        """Let `new` stand for a page if `old` does; return whether it did."""
+
+
 class Pam(Protocol):
     """A back end that keeps pages; a pampd (page descriptor) is an opaque machine word above 0 that finds one again."""
 

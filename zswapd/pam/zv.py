@@ -6,91 +6,45 @@ What becomes of a page:
 - one machine word repeated (same-filled): header and that word, 32 bytes in all;
 - compressible: header and the compressed bytes;
 - poor, i.e. longer than zv_max_zsize, or longer than zv_max_mean_zsize while the pool's mean is: kept or refused, as
-  `keep_poor` says. A page that does not even fit behind its header is kept as it is in a frame of its own, and the object
-  holds the frame's handle: so no page ever takes more than a page and 32 bytes.
+  `keep_poor` says;
+- raw: compressed, it would need a frame of its own all the same. It is then kept as it is, which spares the decompression, and
+  the object holds the frame's handle: so no page ever takes more than a page and 32 bytes. No header and no user's bytes ever
+  share a frame in the wrong way: whatever a raw page holds, nobody looks for headers in it.
 
 zcache refused poor pages, having a disk behind it. A pool without one keeps them by default (as zram does): a swap device that
 refuses gives the kernel nothing but a page it must try to write again.
 
-Order of a store: data, then header, then checksum and word of life. A store cut short is therefore no live object, or one
-whose checksum fails.
+Order of a store: data, then header, then checksum, then generation. A store cut short is therefore no live object (zvpages.py,
+which has the books and what a successor does, and the counters).
 
-Counters count since the start unless they begin with `curr_`. The mean is of `zsize`, compressed bytes without headers.
+The mean is of `zsize`, compressed bytes without headers.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
 from zswapd.compress.base import RAW, SAME_FILLED
 from zswapd.errors import CorruptedPageError, InvariantError
-from zswapd.pam.base import HEADER, HEADER_BYTES, PageKey, RejectReason
+from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
+from zswapd.pam.zvpages import BODY_MASK, CHECK_MASK, DIST_CHUNK, ZvPages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from zswapd.allocators.base import Allocator
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.compress.base import Compressor
 
-_I = struct.Struct("=I")
 _Q = struct.Struct("=Q")
-_LIFE = struct.Struct("=II")
 _unpack_header = HEADER.unpack_from
 _pack_header = HEADER.pack_into
-_CHECK = 0xFFFFFFFF
-DIST_CHUNK = 64
-"""Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ZvStatistics:
-    """What zv keeps, what it turned away, and how sizes are spread.
-
-    Attributes:
-        curr_pages: pages kept now (zswap's stored_pages).
-        curr_pages_max: the most there ever were.
-        curr_zbytes: their data without headers, in bytes (zram's compr_data_size).
-        curr_object_bytes: the same with headers: what was asked of the allocator.
-        curr_same_filled: same-filled pages among them.
-        curr_incompressible: pages among them that are kept as they are (zram's huge_pages).
-        stores: pages taken.
-        loads: pages given out.
-        compress_poor, mean_compress_poor: pages that policy found poor, kept or not.
-        stored_poor: poor pages kept all the same.
-        pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
-        corrupted: loads that failed their check.
-        damaged_pages: pages that were damaged when they were let go. Nobody knows what they had been, so the counts of bytes
-            and of kinds keep them, and the body of a raw one is lost.
-        curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up, header included; raw pages in the
-            last column (zv_curr_dist_counts, zv_cumul_dist_counts).
-    """
-
-    curr_pages: int
-    curr_pages_max: int
-    curr_zbytes: int
-    curr_object_bytes: int
-    curr_same_filled: int
-    curr_incompressible: int
-    stores: int
-    loads: int
-    compress_poor: int
-    mean_compress_poor: int
-    stored_poor: int
-    pool_limit_hit: int
-    policy_percent_exceeded: int
-    failed_alloc: int
-    corrupted: int
-    damaged_pages: int
-    curr_dist_counts: tuple[int, ...]
-    cumul_dist_counts: tuple[int, ...]
-
-
-class Zv:
+class Zv(ZvPages):
     """Persistent pages in one allocator.
 
     Args:
@@ -121,13 +75,11 @@ class Zv:
         keep_poor: bool = True,
         checksum: bool = True,
     ) -> None:
-        self._allocator = allocator
+        super().__init__(allocator, frames, compressors)
         self._alloc = allocator.alloc
-        self._memory = allocator.memory
+        self._words32 = frames.arena.words32
         self._frames = frames
-        self._page_size = frames.page_size
-        self._max_data = allocator.max_size - HEADER_BYTES
-        self._compressors = compressors
+        self._max_data = allocator.max_shared - HEADER_BYTES
         self._total_frames = total_frames
         # First, middle and last word of a page in one call: pages that differ there, nearly all, cost 40 ns.
         half = frames.page_size // 2 - 8
@@ -140,12 +92,6 @@ class Zv:
         self.max_mean_zsize = frames.page_size // 8 * 5
         self.limit_frames = frames.limit_frames
         self.policy_percent = 75
-        self._generation = 0
-        self._pages = self._pages_max = self._zbytes = self._same_filled = self._raw = 0
-        self._stores = self._loads = self._poor = self._mean_poor = self._stored_poor = 0
-        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._corrupted = self._damaged = 0
-        self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
-        self._cumul_dist = list(self._curr_dist)
 
     @property
     def policy_percent(self) -> int:
@@ -176,12 +122,12 @@ class Zv:
             compressor = self.compressor
             data, codec = compressor.compress(page), compressor.codec
             zsize = len(data)
-            if zsize > self.max_mean_zsize or zsize > self.max_zsize or zsize > self._max_data:
+            if zsize > self.max_mean_zsize or zsize > self.max_zsize:
                 refused = self._judge(zsize)
                 if refused:
                     return refused
-                if zsize > self._max_data:
-                    return self._create_raw(pool, oid, index, page)
+            if zsize > self._max_data:
+                return self._create_raw(pool, oid, index, page)
         handle = self._alloc(HEADER_BYTES + len(data))
         if not handle:
             self._failed_alloc += 1
@@ -230,8 +176,11 @@ class Zv:
         memory[handle + HEADER_BYTES : end] = data
         _pack_header(memory, handle, 0, 0, oid, index, length, codec, pool)
         # The checksum covers what follows the word of life; the generation is in it as the seed.
-        check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & _CHECK or 1) if self.checksum else 0
-        _LIFE.pack_into(memory, handle, check, generation)
+        check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & CHECK_MASK or 1) if self.checksum else 0
+        # Two stores in this order: a successor takes nothing for a page that has no generation.
+        word = handle >> 2
+        self._words32[word] = check
+        self._words32[word + 1] = generation
 
     def _count(self, codec: int, length: int, zsize: int) -> None:
         self._stores += 1
@@ -259,7 +208,7 @@ class Zv:
         start = pampd + HEADER_BYTES
         if its_oid != oid or its_index != index or not generation:
             raise self._corruption(oid, index, "its header is not that of the page")
-        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : start + length], generation) & _CHECK or 1):
+        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : start + length], generation) & CHECK_MASK or 1):
             raise self._corruption(oid, index, "its checksum is wrong")
         if codec > RAW:
             try:
@@ -270,7 +219,7 @@ class Zv:
             out[:] = bytes(memory[start : start + 8]) * self._words_a_page
         else:
             (word,) = _Q.unpack_from(memory, start)
-            body = word & 0xFFFFFFFFFF
+            body = word & BODY_MASK
             out[:] = memory[body : body + self._page_size]
             if check and word >> 40 != xxh3_64_intdigest(out) & 0xFFFFFF:
                 raise self._corruption(oid, index, "its checksum is wrong")
@@ -294,25 +243,23 @@ class Zv:
         if not check and not generation:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
-        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : pampd + HEADER_BYTES + length], generation) & _CHECK or 1):
+        if not self._header_is_whole(pampd):
             # Nothing in a damaged header may be believed: a length or a handle could be another page's.
             self._damaged += 1
         elif codec == RAW:
             (word,) = _Q.unpack_from(memory, pampd + HEADER_BYTES)
-            self._allocator.free(word & 0xFFFFFFFFFF)
+            # First what names the body: a header without one would be taken for damage by a successor.
+            self._allocator.free(pampd)
+            self._allocator.free(word & BODY_MASK)
             self._raw -= 1
             self._zbytes -= self._page_size
             self._curr_dist[-1] -= 1
+            return
         else:
             self._same_filled -= codec == SAME_FILLED
             self._zbytes -= length
             self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] -= 1
         self._allocator.free(pampd)
-
-    def key_of(self, pampd: int) -> PageKey:
-        """Return what the page's header says."""
-        _check, generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, pampd)
-        return PageKey(pool, oid, index, generation)
 
     # Off the page path.
 
@@ -327,51 +274,3 @@ class Zv:
             moved(pool, oid, index, old, new)
 
         return self._allocator.compact(object_moved, max_moves)
-
-    def statistics(self) -> ZvStatistics:
-        """Return a frozen snapshot."""
-        return ZvStatistics(
-            curr_pages=self._pages,
-            curr_pages_max=self._pages_max,
-            curr_zbytes=self._zbytes,
-            curr_object_bytes=self._zbytes + self._pages * HEADER_BYTES + self._raw * 8,
-            curr_same_filled=self._same_filled,
-            curr_incompressible=self._raw,
-            stores=self._stores,
-            loads=self._loads,
-            compress_poor=self._poor,
-            mean_compress_poor=self._mean_poor,
-            stored_poor=self._stored_poor,
-            pool_limit_hit=self._limit_hit,
-            policy_percent_exceeded=self._percent_exceeded,
-            failed_alloc=self._failed_alloc,
-            corrupted=self._corrupted,
-            damaged_pages=self._damaged,
-            curr_dist_counts=tuple(self._curr_dist),
-            cumul_dist_counts=tuple(self._cumul_dist),
-        )
-
-    def check(self, pampds: Iterable[int]) -> None:
-        """Prove that the pages an index names are those that are counted here; after damage, only how many there are.
-
-        Args:
-            pampds: of all pages kept, in any order.
-
-        Raises:
-            InvariantError: a count is wrong.
-        """
-        pages = zbytes = same_filled = raw = 0
-        dist = [0] * len(self._curr_dist)
-        for pampd in pampds:
-            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, pampd)
-            if not generation:
-                raise InvariantError(f"the index names pampd {pampd:#x}, where no page is kept")
-            pages += 1
-            same_filled += codec == SAME_FILLED
-            raw += codec == RAW
-            zbytes += self._page_size if codec == RAW else length
-            dist[-1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += 1
-        found = (pages, zbytes, same_filled, raw, dist)
-        counted = (self._pages, self._zbytes, self._same_filled, self._raw, self._curr_dist)
-        if pages != self._pages or (not self._damaged and found != counted):
-            raise InvariantError(f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages}, {zbytes}")

@@ -28,9 +28,13 @@ from zswapd.tmem.pool import Pool
 from zswapd.tmem.radix import MAX_NEW_NODES, Radix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from zswapd.tmem.objnodes import Objnodes
+
+
+def _ignore(_pool: int, _oid: int, _index: int) -> None:
+    """Note nothing about a page that is flushed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class Tmem:
         nodes: memory of the trees.
 
     Attributes:
+        when_flushing: called with (pool, oid, index) just before a refused or failed put flushes the older copy of its page, so
+            that somebody can note that zeros would be wrong there; a death between the two must leave one or the other.
         refusal_flushed: whether the last put that was refused or failed flushed an older copy of its page.
     """
 
@@ -81,6 +87,7 @@ class Tmem:
         self.nodes = nodes
         self._pools: list[Pool | None] = [None] * MAX_POOLS
         self._clients: set[int] = set()
+        self.when_flushing: Callable[[int, int, int], None] = _ignore
         self.refusal_flushed = False
         self._objects = self._objects_max = 0
         self._flush_total = self._flush_found = self._flobj_total = self._flobj_found = 0
@@ -179,6 +186,7 @@ class Tmem:
         self.refusal_flushed = old != 0
         if old:
             self._put_to_flush += 1
+            self.when_flushing(pool.number, oid, index)
             self._flush(pool, oid, index, index)
 
     def _refused(self, pool: Pool, reason: RejectReason) -> RejectReason:
@@ -234,7 +242,39 @@ class Tmem:
             self._objects -= 1
         return flushed
 
+    # A successor's beginning.
+
+    def adopt_page(self, number: int, oid: int, index: int, pampd: int) -> int:
+        """Take in a page that its back end already keeps, if nothing is there.
+
+        Returns:
+            0, or the pampd that is there and stays.
+
+        Raises:
+            ArenaError: no memory for the index.
+            ValueError: no such pool.
+        """
+        pool = self._pool(number)
+        tree = pool.objects.get(oid)
+        if self.nodes.available() < MAX_NEW_NODES:
+            self.nodes.refill_now()
+        if tree is None:
+            tree = pool.objects[oid] = Radix(self.nodes)
+            self._objects += 1
+            self._objects_max = self._objects
+        old = tree.set(index, pampd)
+        if old:
+            tree.set(index, old)
+            return old
+        pool.pages += 1
+        return 0
+
     # Off the page path.
+
+    def find(self, number: int, oid: int, index: int) -> int:
+        """Return the pampd of a page, or 0."""
+        tree = self._pool(number).objects.get(oid)
+        return tree.get(index) if tree is not None else 0
 
     def replace(self, number: int, oid: int, index: int, expected: int, pampd: int) -> bool:
         """Let another pampd stand for a page, if `expected` still does; the caller frees whichever is left over.

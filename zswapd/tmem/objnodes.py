@@ -75,6 +75,7 @@ class Objnodes:
     Args:
         capacity: nodes at most.
         reserve: nodes to keep populated and free.
+        lenient: come up without the whole first reserve if there is no memory for it; it is refilled later.
 
     Attributes:
         words: all nodes' slots: slot s of node n is `words[n * 64 + s]`.
@@ -86,7 +87,7 @@ class Objnodes:
         ArenaError: the kernel gives no address space or no memory for the first reserve.
     """
 
-    def __init__(self, capacity: int, *, reserve: int) -> None:
+    def __init__(self, capacity: int, *, reserve: int, lenient: bool = False) -> None:
         self.capacity = capacity
         self._reserve_target = min(reserve, capacity)
         length = round_up((capacity + 1) * NODE_BYTES, mmap.PAGESIZE)
@@ -109,8 +110,12 @@ class Objnodes:
         self._in_use = 0
         self._in_use_max = 0
         self._failed = 0
-        while self.wants_refill():
-            self.commit(self.refill(self.begin_refill()))
+        try:
+            while self.wants_refill():
+                self.refill_now()
+        except ArenaError:
+            if not lenient:
+                raise
 
     def alloc(self) -> int:
         """Return the number of a node full of zeros, or 0 when the reserve is empty."""
@@ -176,6 +181,17 @@ class Objnodes:
         """Put the nodes below `end`, populated by `refill`, into the reserve."""
         self._populated = end
         self._low_called = False
+
+    def refill_now(self) -> None:
+        """Populate one step more, blocking: at start.
+
+        Raises:
+            ArenaError: there is no memory, or every node there may be is populated.
+        """
+        nodes = self.begin_refill()
+        if nodes[0] >= nodes[1]:
+            raise ArenaError(f"the index has no more than {self.capacity} nodes")
+        self.commit(self.refill(nodes))
 
     def _populate(self, start: int, end: int) -> None:
         start -= start % mmap.PAGESIZE

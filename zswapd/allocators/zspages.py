@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The books of zsmalloc: which zspages there are, which of them have room, and how a successor finds all that again.
+
+Everything about a zspage is in the frame table's words of its first frame, nothing in Python objects:
+
+    word 0   state and seal (4 bits) | class number (12) | objects in use (16)
+    word 1   frames (8 bits) | 1 + number of the first object on the free list, 0 if none (16)
+    word 2,3 next and previous zspage in the same fullness group (the full ones are on no list);
+             in a body's zspage, word 2 is 1 when it was adopted and claimed
+
+The class of a whole page is that of bodies (base.py) alone: one object in a zspage of one frame, of which neither the word of
+life nor a free list is ever read.
+
+What a successor finds after a death at any instruction: a zspage counts once it is sealed, which ZsPool does when all its words
+of life are zero, and until it gives its frames back, which unseals it first. Within one, the words of life are the truth, and
+each changes by one store; use, free list and groups are made from them again (`adopt`). Compaction writes a copy's word of life
+after all else of it, so that there are two whole objects for a moment, and never half a one.
+
+Free objects are chained through themselves: the first eight bytes are zero (the word of life, base.py), the next eight hold
+the chain in the same form as word 1. While the free list is empty, the objects never used so far begin at "objects in use",
+so no zspage has to be threaded when it is made.
+
+Invariants (`check` proves them): objects in use + free list + never used = objects of the class; a zspage with room is in the
+group that its use says and a full or empty one in none; the counts of objects, zspages and frames agree with the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zswapd.allocators.frametable import MAX_RUN, SEALED, USED
+from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass, build_classes
+from zswapd.errors import InvariantError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from zswapd.allocators.pageframes import PageFrames
+
+_MAX_PAGE = 64 << 10
+ONE_OBJECT = 1 << 16
+"""Added to word 0 for each object in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStatistics:
+    """One line of the class table, in the columns of the kernel's zsmalloc debugfs file.
+
+    Attributes:
+        size: bytes an object.
+        by_group: zspages by fullness group, emptiest first; the full ones last.
+        objects: room for objects in all zspages.
+        used_objects: objects in use.
+        used_frames: frames held.
+        frames_per_zspage: frames a zspage.
+        freeable_frames: frames that compaction would set free.
+    """
+
+    size: int
+    by_group: tuple[int, ...]
+    objects: int
+    used_objects: int
+    used_frames: int
+    frames_per_zspage: int
+    freeable_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZsStatistics:
+    """The pool as a whole.
+
+    Attributes:
+        objects: objects in use.
+        zspages: zspages that exist.
+        used_frames: frames they hold.
+        object_bytes: bytes of the objects in use, at their class's size.
+        failed_alloc: requests refused because pageframes had no run (zcache's name).
+        pages_compacted: frames that compaction set free since the start (zram's name).
+        objects_moved: objects that compaction moved since the start.
+        classes: the class table, without classes that hold nothing.
+    """
+
+    objects: int
+    zspages: int
+    used_frames: int
+    object_bytes: int
+    failed_alloc: int
+    pages_compacted: int
+    objects_moved: int
+    classes: tuple[ClassStatistics, ...]
+
+
+class Groups:
+    """The zspages of one class: heads of the fullness groups' lists, and counts."""
+
+    __slots__ = ("heads", "mask", "objects", "zspages")
+
+    def __init__(self) -> None:
+        self.heads = [0] * FULLNESS_GROUPS
+        self.mask = 0
+        self.objects = 0
+        self.zspages = 0
+
+
+class Zspages:
+    """The zspages of one pool; ZsPool adds and removes objects.
+
+    Args:
+        frames: where zspages come from and go to.
+        max_zspage_frames: longest zspage in frames, 1 to 16. Longer ones waste less and are harder to empty.
+
+    Attributes:
+        memory, max_size, max_shared: see base.Allocator.
+        classes: the size classes, smallest first; the last one is that of bodies.
+        objects_moved: objects that compaction moved since the start.
+    """
+
+    def __init__(self, frames: PageFrames, *, max_zspage_frames: int = 8) -> None:
+        if not 1 <= max_zspage_frames <= MAX_RUN:
+            raise ValueError(f"max_zspage_frames must be 1 to {MAX_RUN}, not {max_zspage_frames}")
+        if not 4096 <= frames.page_size <= _MAX_PAGE:
+            raise ValueError(f"pages of {frames.page_size} bytes do not fit the words of a zspage")
+        self.memory = frames.arena.view
+        self._lives = frames.arena.words64
+        self.max_size = frames.page_size
+        self._frames = frames
+        self._words = frames.table.words
+        self._page_size = frames.page_size
+        self._step = frames.page_size // 256
+        self.classes, self._class_of = build_classes(frames.page_size, max_zspage_frames)
+        self.max_shared = self.classes[-2].size
+        self._groups = [Groups() for _ in self.classes]
+        self._isolated = 0
+        self._failed_alloc = 0
+        self._pages_compacted = 0
+        self.objects_moved = 0
+
+    def _link(self, groups: Groups, group: int, first: int) -> None:
+        words = self._words
+        head = groups.heads[group]
+        words[first * 4 + 2] = head
+        words[first * 4 + 3] = 0
+        if head:
+            words[head * 4 + 3] = first
+        groups.heads[group] = first
+        groups.mask |= 1 << group
+
+    def _unlink(self, groups: Groups, group: int, first: int) -> None:
+        words = self._words
+        following, previous = words[first * 4 + 2], words[first * 4 + 3]
+        if previous:
+            words[previous * 4 + 2] = following
+        else:
+            groups.heads[group] = following
+            if not following:
+                groups.mask &= ~(1 << group)
+        if following:
+            words[following * 4 + 3] = previous
+
+    def _live_objects(self, first: int, size_class: SizeClass) -> Iterator[int]:
+        """Yield the handles of a zspage's objects whose word of life is not zero."""
+        base = first * self._page_size
+        for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
+            if self._lives[handle >> 3]:
+                yield handle
+
+    # A successor's beginning.
+
+    def adopt(self) -> int:
+        """Rebuild everything from the sealed zspages and their words of life (see base.Allocator)."""
+        words = self._words
+        empty: list[int] = []
+        wrong = 0
+        for first in self._frames.used_runs():
+            state, chain = words[first * 4], words[first * 4 + 1]
+            number = state >> 4 & 0xFFF
+            if number >= len(self.classes) or self.classes[number].frames != chain & 255:
+                wrong += 1
+                empty.append(first)
+                continue
+            size_class = self.classes[number]
+            groups = self._groups[number]
+            used = self._adopt_zspage(first, size_class)
+            if not used:
+                empty.append(first)
+                continue
+            groups.zspages += 1
+            groups.objects += used
+            if used < size_class.objects:
+                self._link(groups, size_class.group_of[used], first)
+        for first in empty:
+            self._frames.free(first)
+        return wrong
+
+    def _adopt_zspage(self, first: int, size_class: SizeClass) -> int:
+        """Rebuild use and free list of a zspage from its words of life; return how many objects are in use."""
+        words, lives = self._words, self._lives
+        if size_class.objects == 1:
+            words[first * 4] = USED | SEALED | size_class.number << 4 | ONE_OBJECT
+            words[first * 4 + 1] = size_class.frames
+            words[first * 4 + 2] = 0  # nobody has claimed it
+            return 1
+        used = chain = 0
+        base, step = first * self._page_size >> 3, size_class.size >> 3
+        for number in range(size_class.objects - 1, -1, -1):
+            place = base + number * step
+            if lives[place]:
+                used += 1
+            elif used:
+                lives[place + 1] = chain
+                chain = number + 1
+        # Those behind the last one in use count as never used: they need no place on the list.
+        words[first * 4] = USED | SEALED | size_class.number << 4 | used << 16
+        words[first * 4 + 1] = size_class.frames | chain << 8
+        return used
+
+    def each_object(self, found: Callable[[int, int], None]) -> None:
+        """Call `found` with (handle, bytes of room) of every object in use that is no body (see base.Allocator)."""
+        lives = self._lives
+        for first, size_class in self._zspages():
+            size = size_class.size
+            if size_class.objects > 1:
+                base = first * self._page_size
+                for handle in range(base, base + size_class.objects * size, size):
+                    if lives[handle >> 3]:
+                        found(handle, size)
+
+    def claim(self, body: int) -> bool:
+        """Say that an adopted body is in use; return False if there is none, or if it has been claimed."""
+        first, remainder = divmod(body, self._page_size)
+        if remainder or not self._frames.first_frame <= first < self._frames.end_frame or not self._is_body(first):
+            return False
+        if self._words[first * 4 + 2]:
+            return False
+        self._words[first * 4 + 2] = 1
+        return True
+
+    def disclaim(self, body: int) -> None:
+        """Take a claim back."""
+        self._words[body // self._page_size * 4 + 2] = 0
+
+    def _is_body(self, first: int) -> bool:
+        return self._words[first * 4] & 0xFFFF == USED | SEALED | self.classes[-1].number << 4
+
+    # What there is.
+
+    def _freeable(self, size_class: SizeClass, groups: Groups) -> int:
+        """Return how many zspages of a class the others have room for."""
+        return groups.zspages - -(-groups.objects // size_class.objects)
+
+    def _zspages(self) -> Iterator[tuple[int, SizeClass]]:
+        """Yield (first frame, class) of every zspage, from the frame table."""
+        for first in self._frames.used_runs():
+            yield first, self.classes[self._words[first * 4] >> 4 & 0xFFF]
+
+    def used_frames(self) -> int:
+        """Return the number of frames that zspages hold."""
+        return sum(g.zspages * c.frames for c, g in zip(self.classes, self._groups, strict=True))
+
+    def freeable_frames(self) -> int:
+        """Return the number of frames that compaction would set free."""
+        return sum(self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True))
+
+    def statistics(self) -> ZsStatistics:
+        """Return a frozen snapshot, with the class table."""
+        rows = []
+        for size_class, groups in zip(self.classes, self._groups, strict=True):
+            if groups.zspages:
+                rows.append(
+                    ClassStatistics(
+                        size=size_class.size,
+                        by_group=self._count_groups(size_class, groups),
+                        objects=groups.zspages * size_class.objects,
+                        used_objects=groups.objects,
+                        used_frames=groups.zspages * size_class.frames,
+                        frames_per_zspage=size_class.frames,
+                        freeable_frames=self._freeable(size_class, groups) * size_class.frames,
+                    )
+                )
+        return ZsStatistics(
+            objects=sum(row.used_objects for row in rows),
+            zspages=sum(groups.zspages for groups in self._groups),
+            used_frames=sum(row.used_frames for row in rows),
+            object_bytes=sum(row.used_objects * row.size for row in rows),
+            failed_alloc=self._failed_alloc,
+            pages_compacted=self._pages_compacted,
+            objects_moved=self.objects_moved,
+            classes=tuple(rows),
+        )
+
+    def _list(self, groups: Groups, group: int) -> Iterator[int]:
+        """Yield the zspages of one fullness group, proving the back links."""
+        first, previous = groups.heads[group], 0
+        while first:
+            if self._words[first * 4 + 3] != previous:
+                raise InvariantError(f"zspage at frame {first}: wrong back link in its fullness group")
+            yield first
+            previous, first = first, self._words[first * 4 + 2]
+
+    def _count_groups(self, size_class: SizeClass, groups: Groups) -> tuple[int, ...]:
+        counts = [sum(1 for _ in self._list(groups, group)) for group in range(FULLNESS_GROUPS)]
+        return (*counts, groups.zspages - sum(counts))
+
+    def check(self) -> None:
+        """Walk all lists and all zspages and prove the invariants named in this file's header. Never on the page path.
+
+        Raises:
+            InvariantError: naming the zspage or class that is wrong.
+        """
+        listed: dict[int, int] = {}
+        for groups in self._groups:
+            for group in range(FULLNESS_GROUPS):
+                if bool(groups.heads[group]) != bool(groups.mask >> group & 1):
+                    raise InvariantError(f"fullness group {group}: mask and head disagree")
+                listed.update((first, group) for first in self._list(groups, group))
+        zspages = [0] * len(self.classes)
+        objects = [0] * len(self.classes)
+        for first, size_class in self._zspages():
+            used = self._words[first * 4] >> 16
+            group = size_class.group_of[used]
+            if listed.pop(first, FULLNESS_GROUPS) != group or not used:
+                raise InvariantError(f"zspage at frame {first} with {used} objects is not in group {group}")
+            self._check_zspage(first, size_class, used)
+            zspages[size_class.number] += 1
+            objects[size_class.number] += used
+        if listed:
+            raise InvariantError(f"fullness groups name frames that are no zspages: {sorted(listed)[:5]}")
+        for groups, count, used in zip(self._groups, zspages, objects, strict=True):
+            if (groups.zspages, groups.objects) != (count, used):
+                raise InvariantError(
+                    f"a class counts {groups.zspages} zspages, {groups.objects} objects; found {count}, {used}"
+                )
+
+    def _check_zspage(self, first: int, size_class: SizeClass, used: int) -> None:
+        """Prove that a zspage's free list holds dead objects only, each once, and that the counts leave none out."""
+        chain = self._words[first * 4 + 1]
+        if chain & 255 != size_class.frames:
+            raise InvariantError(f"zspage at frame {first} has {chain & 255} frames, its class {size_class.frames}")
+        number, free = chain >> 8, set[int]()
+        while number:
+            if number in free or number > size_class.objects:
+                raise InvariantError(f"zspage at frame {first}: its free list names object {number - 1} wrongly")
+            place = first * self._page_size + (number - 1) * size_class.size >> 3
+            following = self._lives[place + 1]
+            if self._lives[place]:
+                raise InvariantError(f"zspage at frame {first}: object {number - 1} is alive and on the free list")
+            free.add(number)
+            number = following
+        if used + len(free) > size_class.objects or any(number > used + len(free) for number in free):
+            raise InvariantError(f"zspage at frame {first}: {used} objects in use, {len(free)} free of {size_class.objects}")

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The books of zv: what is kept, how that is counted, and how a successor finds it again.
+
+`adopt` walks the objects of an adopted allocator and offers each page to the index. What it may find after a death, and what it
+makes of it:
+
+- an object with a checksum and no generation: a store that was cut short between its last two words (*torn*). It is freed;
+- two objects for one page: a store that died between making the new copy live and freeing the old one, or a compaction at the
+  same place. Either may stay, since nobody was told of the store; the later generation does, if it is whole. Only here are
+  checksums of data compared: it costs as much as reading the page, and every reader does it anyway;
+- a body that no header names: a store or a free of a page that does not compress, cut short. It is freed.
+
+Anything else that makes no sense (a length beyond the object, a codec or a page that do not exist, a wrong checksum where one
+was compared) is not what a death leaves, since the word of life comes last: the memory is *damaged*. Such an object is never
+believed, and as it may have been any page, the caller has to see to it that no missing page is taken for zeros, before
+`end_adoption` frees what was dropped.
+
+Every step is harmless if it is the last one: the arena changes only in `end_adoption`, by frees.
+
+Generations are serial numbers, compared by their distance (RFC 1982). A page that is older than half their range could win
+against its successor; as said, that is allowed.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest
+
+from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.errors import InvariantError
+from zswapd.pam.base import HEADER, HEADER_BYTES, PageKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from zswapd.allocators.base import Allocator
+    from zswapd.allocators.pageframes import PageFrames
+    from zswapd.compress.base import Compressor
+    from zswapd.pam.base import Adopter
+
+_Q = struct.Struct("=Q")
+_unpack_header = HEADER.unpack_from
+CHECK_MASK = 0xFFFFFFFF
+DIST_CHUNK = 64
+"""Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
+
+
+BODY_MASK = (1 << 40) - 1
+"""Of the word that a raw page's object holds: the body's handle. The 24 bits above are the body's checksum."""
+_HALF = 1 << 31
+_CODEC_AT = 22
+"""Place of the codec in the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZvStatistics:
+    """What zv keeps, what it turned away, and how sizes are spread.
+
+    Attributes:
+        curr_pages: pages kept now (zswap's stored_pages).
+        curr_pages_max: the most there ever were.
+        curr_zbytes: their data without headers, in bytes (zram's compr_data_size).
+        curr_object_bytes: the same with headers: what was asked of the allocator.
+        curr_same_filled: same-filled pages among them.
+        curr_incompressible: pages among them that are kept as they are (zram's huge_pages).
+        stores: pages taken.
+        loads: pages given out.
+        compress_poor, mean_compress_poor: pages that policy found poor, kept or not.
+        stored_poor: poor pages kept all the same.
+        pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
+        corrupted: loads that failed their check.
+        damaged_pages: pages that were damaged when they were let go. Nobody knows what they had been, so the counts of bytes
+            and of kinds keep them, and the body of a raw one is lost.
+        curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up, header included; raw pages in the
+            last column (zv_curr_dist_counts, zv_cumul_dist_counts).
+    """
+
+    curr_pages: int
+    curr_pages_max: int
+    curr_zbytes: int
+    curr_object_bytes: int
+    curr_same_filled: int
+    curr_incompressible: int
+    stores: int
+    loads: int
+    compress_poor: int
+    mean_compress_poor: int
+    stored_poor: int
+    pool_limit_hit: int
+    policy_percent_exceeded: int
+    failed_alloc: int
+    corrupted: int
+    damaged_pages: int
+    curr_dist_counts: tuple[int, ...]
+    cumul_dist_counts: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What `adopt` came upon beside whole pages.
+
+    Attributes:
+        torn: stores that were cut short.
+        duplicates: pages found twice.
+        damaged: objects that no death leaves.
+        dropped: handles of the objects that are to be freed.
+    """
+
+    torn: int = 0
+    duplicates: int = 0
+    damaged: int = 0
+    dropped: list[int] = field(default_factory=list)
+
+
+class ZvPages:
+    """What zv keeps; Zv adds the ways in and out."""
+
+    def __init__(self, allocator: Allocator, frames: PageFrames, compressors: Mapping[int, Compressor]) -> None:
+        self._allocator = allocator
+        self._memory = allocator.memory
+        self._page_size = frames.page_size
+        self._compressors = compressors
+        self._generation = 0
+        self._pages = self._pages_max = self._zbytes = self._same_filled = self._raw = 0
+        self._stores = self._loads = self._poor = self._mean_poor = self._stored_poor = 0
+        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._corrupted = self._damaged = 0
+        self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
+        self._cumul_dist = list(self._curr_dist)
+
+    def key_of(self, pampd: int) -> PageKey:
+        """Return what the page's header says."""
+        _check, generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, pampd)
+        return PageKey(pool, oid, index, generation)
+
+    # A successor's beginning.
+
+    def adopt(self, index: Adopter) -> Findings:
+        """Offer every page of an adopted allocator to an index, and count those it takes.
+
+        Raises:
+            ArenaError: no memory for the index.
+        """
+        self._index = index
+        self._findings = Findings()
+        self._allocator.each_object(self._found)
+        self._pages_max = self._pages
+        return self._findings
+
+    def end_adoption(self, findings: Findings) -> int:
+        """Free what `adopt` dropped, and bodies that nobody names; return the number of these."""
+        for handle in findings.dropped:
+            self._allocator.free(handle)
+        findings.dropped = []
+        return self._allocator.free_unclaimed()
+
+    def _found(self, handle: int, room: int) -> None:
+        """Take in the object at a handle, `room` bytes long, or put it with those that are dropped."""
+        _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, handle)
+        if not generation:
+            self._findings.torn += 1
+            self._findings.dropped.append(handle)
+            return
+        if codec > RAW:
+            sound = codec in self._compressors and 0 < length <= room - HEADER_BYTES
+        else:
+            sound = length == 8 and (codec == SAME_FILLED or self._header_is_whole(handle))
+            if sound and codec == RAW and not self._allocator.claim(self._body(handle)):
+                self._drop_second_header(handle, self._index.find_page(pool, oid, index))
+                return
+        other = self._index.adopt_page(pool, oid, index, handle) if sound else -1
+        if not other:
+            self._keep(generation, codec, length)
+        elif other > 0:
+            self._settle(handle, other)
+        else:
+            self._drop(handle, disclaim=sound)
+
+    def _keep(self, generation: int, codec: int, length: int) -> None:
+        self._enter(codec, length, 1)
+        if not self._generation or (generation - self._generation) & CHECK_MASK < _HALF:
+            self._generation = generation
+
+    def _drop(self, handle: int, *, disclaim: bool) -> None:
+        """Let a damaged object go."""
+        self._findings.damaged += 1
+        self._findings.dropped.append(handle)
+        if disclaim:
+            self._disclaim(handle)
+
+    def _drop_second_header(self, handle: int, other: int) -> None:
+        """Let a raw page's header go whose body is claimed, or no body.
+
+        Where compaction died with two headers of one page, they are the same to the last byte, and `other` is the first.
+        """
+        size = HEADER_BYTES + 8
+        self._findings.dropped.append(handle)
+        if other > 0 and self._memory[other : other + size] == self._memory[handle : handle + size]:
+            self._findings.duplicates += 1
+        else:
+            self._findings.damaged += 1
+
+    def _settle(self, handle: int, other: int) -> None:
+        """Decide between two copies of a page, the second of which the index has."""
+        _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, handle)
+        _check, its_generation, _oid, _index, its_length, its_codec, _pool = _unpack_header(self._memory, other)
+        self._findings.duplicates += 1
+        loser = handle
+        if not self._is_whole(handle):
+            self._findings.damaged += 1
+        elif not self._is_whole(other):
+            self._findings.damaged += 1
+            loser = other
+        elif 0 < (generation - its_generation) & CHECK_MASK < _HALF:
+            loser = other
+        if loser == other:
+            self._index.replace_page(pool, oid, index, other, handle)
+            self._enter(its_codec, its_length, -1)
+            self._keep(generation, codec, length)
+        self._disclaim(loser)
+        self._findings.dropped.append(loser)
+
+    def _body(self, handle: int) -> int:
+        """Return the handle of a raw page's body."""
+        word: int = _Q.unpack_from(self._memory, handle + HEADER_BYTES)[0]
+        return word & BODY_MASK
+
+    def _disclaim(self, handle: int) -> None:
+        if self._memory[handle + _CODEC_AT] == RAW:
+            self._allocator.disclaim(self._body(handle))
+
+    def _header_is_whole(self, handle: int) -> bool:
+        """Say whether an object matches its checksum, if it has one; a raw page's body is not looked at."""
+        check, generation, _oid, _index, length, _codec, _pool = _unpack_header(self._memory, handle)
+        if not check:
+            return True
+        seen = xxh3_64_intdigest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK
+        return bool(check == (seen or 1))
+
+    def _is_whole(self, handle: int) -> bool:
+        """Say whether a page matches its checksums, if it has some."""
+        if not self._header_is_whole(handle):
+            return False
+        (word,) = _Q.unpack_from(self._memory, handle + HEADER_BYTES)
+        if self._memory[handle + _CODEC_AT] != RAW or not _unpack_header(self._memory, handle)[0]:
+            return True
+        body = word & BODY_MASK
+        return bool(word >> 40 == xxh3_64_intdigest(self._memory[body : body + self._page_size]) & 0xFFFFFF)
+
+    def _enter(self, codec: int, length: int, sign: int) -> None:
+        """Count a page that is kept already (1), or take it off the books again (-1)."""
+        self._pages += sign
+        if codec == RAW:
+            self._raw += sign
+            self._zbytes += sign * self._page_size
+            self._curr_dist[-1] += sign
+            return
+        self._same_filled += sign * (codec == SAME_FILLED)
+        self._zbytes += sign * length
+        self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += sign
+
+    # What there is.
+
+    def statistics(self) -> ZvStatistics:
+        """Return a frozen snapshot."""
+        return ZvStatistics(
+            curr_pages=self._pages,
+            curr_pages_max=self._pages_max,
+            curr_zbytes=self._zbytes,
+            curr_object_bytes=self._zbytes + self._pages * HEADER_BYTES + self._raw * 8,
+            curr_same_filled=self._same_filled,
+            curr_incompressible=self._raw,
+            stores=self._stores,
+            loads=self._loads,
+            compress_poor=self._poor,
+            mean_compress_poor=self._mean_poor,
+            stored_poor=self._stored_poor,
+            pool_limit_hit=self._limit_hit,
+            policy_percent_exceeded=self._percent_exceeded,
+            failed_alloc=self._failed_alloc,
+            corrupted=self._corrupted,
+            damaged_pages=self._damaged,
+            curr_dist_counts=tuple(self._curr_dist),
+            cumul_dist_counts=tuple(self._cumul_dist),
+        )
+
+    def check(self, pampds: Iterable[int]) -> None:
+        """Prove that the pages an index names are those that are counted here; after damage, only how many there are.
+
+        Args:
+            pampds: of all pages kept, in any order.
+
+        Raises:
+            InvariantError: a count is wrong.
+        """
+        pages = zbytes = same_filled = raw = 0
+        dist = [0] * len(self._curr_dist)
+        for pampd in pampds:
+            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, pampd)
+            if not generation:
+                raise InvariantError(f"the index names pampd {pampd:#x}, where no page is kept")
+            pages += 1
+            same_filled += codec == SAME_FILLED
+            raw += codec == RAW
+            zbytes += self._page_size if codec == RAW else length
+            dist[-1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += 1
+        found = (pages, zbytes, same_filled, raw, dist)
+        counted = (self._pages, self._zbytes, self._same_filled, self._raw, self._curr_dist)
+        if pages != self._pages or (not self._damaged and found != counted):
+            raise InvariantError(f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages}, {zbytes}")
