@@ -20,9 +20,9 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from zswapd import compress
+from zswapd import carry, compress
 from zswapd.allocators.arena import Arena
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
 from zswapd.allocators.zsmalloc import ZsPool
@@ -56,10 +56,12 @@ class Inherited:
     Attributes:
         arena_fd: the arena's file; stays the giver's.
         lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
+        counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
     """
 
     arena_fd: int
     lost: Mapping[str, memoryview] = field(default_factory=dict)
+    counters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,12 @@ class RecoveryStatistics:
     recovered_duplicates: int = 0
     freed_bodies: int = 0
     damaged: int = 0
+
+
+carry.declare(
+    RecoveryStatistics,
+    cumulative="takeovers recovered_torn recovered_duplicates freed_bodies damaged",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +179,7 @@ class Core:
         page_size = config.context.page_size
         sizes = config.swap_files()
         self._page_size = page_size
+        self._counters = inherited.counters if inherited else {}
         self._total_frames = config.context.memory_total // page_size
         self.arena = _adopt_arena(config, inherited.arena_fd) if inherited else make_arena(config)
         self.frames = PageFrames(self.arena, reserve_frames=_reserve_frames(config))
@@ -300,8 +309,8 @@ class Core:
             raise InvariantError(f"{self.frames.used_frames} frames in use, zsmalloc holds {self.zsmalloc.used_frames()}")
 
     def statistics(self) -> CoreStatistics:
-        """Return snapshots of all parts."""
-        return CoreStatistics(
+        """Return snapshots of all parts; what is cumulative counts from the first predecessor on."""
+        own = CoreStatistics(
             arena_kind=self.arena.kind,
             arena_backed_bytes=self.arena.backed_bytes(),
             frames=self.frames.statistics(),
@@ -312,6 +321,7 @@ class Core:
             recovery=self._recovery,
             devices=tuple(device.statistics() for device in self.devices.values()),
         )
+        return carry.added(own, self._counters)
 
     def close(self) -> None:
         """Let go of the arena."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from zswapd import carry
 from zswapd.allocators.frametable import BUSY, FREE, HOLE, MAX_RUN, STATE_MASK, USED, FrameTable
 from zswapd.errors import ArenaError, InvariantError
 
@@ -68,6 +69,13 @@ class PageFramesStatistics:
     failed_get_free_pages: int
     refilled_frames: int
     trimmed_frames: int
+
+
+carry.declare(
+    PageFramesStatistics,
+    cumulative="failed_get_free_pages refilled_frames trimmed_frames",
+    high_water="used_frames_max",
+)
 
 
 @dataclass(slots=True)

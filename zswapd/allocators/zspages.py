@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zswapd import carry
 from zswapd.allocators.frametable import MAX_RUN, SEALED, USED
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass, build_classes
 from zswapd.errors import InvariantError
@@ -89,6 +90,12 @@ class ZsStatistics:
     pages_compacted: int
     objects_moved: int
     classes: tuple[ClassStatistics, ...]
+
+
+carry.declare(
+    ZsStatistics,
+    cumulative="failed_alloc pages_compacted objects_moved",
+)
 
 
 class Groups:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zswapd import carry
 from zswapd.block.segments import cut
 from zswapd.errors import DiscardError, LostPageError
 from zswapd.frontends.frontswap import MAX_OFFSET
@@ -55,6 +56,12 @@ class DeviceStatistics:
     refused_writes: int
     failed_reads: int
     lost_pages: int
+
+
+carry.declare(
+    DeviceStatistics,
+    cumulative="pages_read pages_written pages_discarded partial_reads partial_writes refused_writes failed_reads",
+)
 
 
 def lost_bytes(size: int, page_size: int) -> int:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from zswapd import carry
 from zswapd.control.protocol import (
     COMMANDS,
     INTERNAL_ERROR,
@@ -72,6 +73,12 @@ class ControlStatistics:
     """Clients without the right to be there, or too many."""
     internal_errors: int
     """Handlers that raised something else than a ZswapdError."""
+
+
+carry.declare(
+    ControlStatistics,
+    cumulative="requests refused turned_away internal_errors",
+)
 
 
 class Server:

@@ -16,6 +16,7 @@ from collections.abc import Mapping  # noqa: TC003 - mypyc looks a dataclass's a
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zswapd import carry
 from zswapd.pam.base import MAX_INDEX, RejectReason
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class FrontswapStatistics:
     invalidates: int
     rejects: Mapping[str, int]
     frozen: bool
+
+
+carry.declare(
+    FrontswapStatistics,
+    cumulative="succ_stores failed_stores loads failed_loads invalidates rejects",
+)
 
 
 class Frontswap:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import pyfuse3
 import trio
 
+from zswapd import carry
 from zswapd.errors import MountError, PermissionsError
 from zswapd.fuse import lowlevel, lowlevel_problem
 
@@ -106,6 +107,16 @@ class SessionStatistics:
     """Requests that failed for a reason with a name, such as a page that does not match its checksum."""
     max_background: int
     """As agreed with the kernel; 0 if it was left at the kernel's own."""
+
+
+carry.declare(
+    SessionStatistics,
+    cumulative=(
+        "reads writes discards others read_bytes written_bytes refused_writes drained receives polls "
+        "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
+        "request_errors reply_errors internal_errors failed_requests"
+    ),
+)
 
 
 class Session:

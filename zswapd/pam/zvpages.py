@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
+from zswapd import carry
 from zswapd.compress.base import RAW, SAME_FILLED
 from zswapd.errors import InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, PageKey
@@ -96,6 +97,16 @@ class ZvStatistics:
     damaged_pages: int
     curr_dist_counts: tuple[int, ...]
     cumul_dist_counts: tuple[int, ...]
+
+
+carry.declare(
+    ZvStatistics,
+    cumulative=(
+        "stores loads compress_poor mean_compress_poor stored_poor pool_limit_hit policy_percent_exceeded "
+        "failed_alloc corrupted damaged_pages cumul_dist_counts"
+    ),
+    high_water="curr_pages_max",
+)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zswapd import carry
 from zswapd.errors import InvariantError
 from zswapd.pam.base import MAX_INDEX, MAX_OID, MAX_POOLS, Pam, RejectReason
 from zswapd.tmem.pool import Pool
@@ -69,6 +70,16 @@ class TmemStatistics:
     failed_eph_puts: int
     put_to_flush: int
     replaced: int
+
+
+carry.declare(
+    TmemStatistics,
+    cumulative=(
+        "failed_objnode_alloc flush_total flush_found flobj_total flobj_found failed_pers_puts "
+        "failed_eph_puts put_to_flush replaced"
+    ),
+    high_water="curr_obj_count_max curr_objnode_count_max",
+)
 
 
 class Tmem:

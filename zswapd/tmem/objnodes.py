@@ -20,6 +20,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zswapd import carry
 from zswapd.errors import ArenaError
 from zswapd.pages import round_up
 
@@ -67,6 +68,13 @@ class ObjnodeStatistics:
     reserve: int
     populated_bytes: int
     failed_objnode_alloc: int
+
+
+carry.declare(
+    ObjnodeStatistics,
+    cumulative="failed_objnode_alloc",
+    high_water="curr_objnode_count_max",
+)
 
 
 class Objnodes:
