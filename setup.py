@@ -24,6 +24,7 @@ PAGE_PATH = [
     "zswapd/block/device.py",
     "zswapd/compress/lz4.py",
     "zswapd/compress/lzo.py",
+    "zswapd/crashpoints.py",
     "zswapd/frontends/frontswap.py",
     "zswapd/pam/zv.py",
     "zswapd/pam/zvpages.py",

@@ -46,6 +46,10 @@ _.raiseExceptions
 _.max_size
 lost_bitmap_bytes
 
+# Tests arm crash points; nothing that ships does by itself.
+arm_from_environment
+disarm
+
 # Public operations of the core that nothing above calls yet: what a pool's clients may ask for, and whole-pool steps that the
 # daemon does in pieces.
 _.destroy_client

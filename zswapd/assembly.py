@@ -22,11 +22,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zswapd import carry, compress
+from zswapd import carry, compress, crashpoints
 from zswapd.allocators.arena import Arena
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
 from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.block.device import Device, DeviceStatistics, lost_bytes
+from zswapd.crashpoints import reach
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
 from zswapd.pam.zv import Zv
@@ -223,12 +224,16 @@ class Core:
             ArenaError: no memory for the index; the arena is as good as before, for the next try.
         """
         wrong = self.frames.adopt()
+        reach(crashpoints.TAKEOVER_FRAMES)
         wrong += self.zsmalloc.adopt()
+        reach(crashpoints.TAKEOVER_ZSPAGES)
         findings = self.zv.adopt(self.frontswap)
+        reach(crashpoints.TAKEOVER_INDEXED)
         damaged = wrong + findings.damaged
         # Before anything damaged is freed: a death in between must not make the next process trust the rest.
         for device in self.devices.values():
             device.adopt(distrust=damaged > 0)
+        reach(crashpoints.TAKEOVER_MARKED)
         bodies = self.zv.end_adoption(findings)
         self._recovery = RecoveryStatistics(
             takeovers=1,

@@ -31,6 +31,8 @@ Limits: a run has at most MAX_RUN frames when it is taken.
 
 from __future__ import annotations
 
+from zswapd import crashpoints
+from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 
 HOLE, FREE, FREE_TAIL, USED, USED_TAIL, BUSY = range(6)
@@ -76,11 +78,14 @@ class FrameTable:
         words = self.words
         length = words[first * 4 + 1]
         self.remove(first, length)
+        reach(crashpoints.FRAMES_OFF_LIST)
         if length > count:
             self._link(first + count, length - count)
+            reach(crashpoints.FRAMES_SPLIT)
         word = first * 4
         words[word] = USED
         words[word + 1] = count
+        reach(crashpoints.FRAMES_HEADED)
         for tail in range(word + 4, word + count * 4, 4):
             words[tail] = USED_TAIL
             words[tail + 1] = first
@@ -92,6 +97,7 @@ class FrameTable:
         end = first + count
         # The end of the seal, in one write before all others (file header). Joined to the run before it, it keeps this tag.
         words[first * 4] = FREE_TAIL
+        reach(crashpoints.FRAMES_UNSEALED)
         if first % self._chunk_frames:
             tag = words[(first - 1) * 4] & STATE_MASK
             if tag in (FREE_TAIL, FREE):
@@ -102,6 +108,7 @@ class FrameTable:
             length = words[end * 4 + 1]
             self.remove(end, length)
             end += length
+        reach(crashpoints.FRAMES_JOINED)
         self._link(first, end - first)
 
     def _link(self, first: int, length: int) -> None:
@@ -155,6 +162,7 @@ class FrameTable:
                     # Both ends, or a neighbour that is freed meanwhile would join the run.
                     self.words[first * 4] = self.words[(first + length - 1) * 4] = BUSY
                     taken.append((first, length))
+                    reach(crashpoints.TRIM_TAKEN)
                     max_frames -= length
                 first = following
         return taken
@@ -185,6 +193,7 @@ class FrameTable:
             for tail in range(word + 4, word + count * 4, 4):
                 words[tail] = USED_TAIL
                 words[tail + 1] = frame
+            reach(crashpoints.TAKEOVER_RUN)
             used += count
             frame += count
             free_from = frame

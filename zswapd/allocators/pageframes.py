@@ -25,8 +25,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from zswapd import carry
+from zswapd import carry, crashpoints
 from zswapd.allocators.frametable import BUSY, FREE, HOLE, MAX_RUN, STATE_MASK, USED, FrameTable
+from zswapd.crashpoints import reach
 from zswapd.errors import ArenaError, InvariantError
 
 if TYPE_CHECKING:
@@ -99,9 +100,12 @@ class Job:
             if self.populate:
                 # The whole chunk's part of the table: coalescing looks at a run's neighbours.
                 arena.populate_table(first - first % self.chunk_frames, self.chunk_frames)
+                reach(crashpoints.REFILL_TABLE)
                 arena.populate(first * self.page_size, count * self.page_size)
+                reach(crashpoints.REFILL_POPULATED)
             else:
                 arena.punch(first * self.page_size, count * self.page_size)
+                reach(crashpoints.TRIM_PUNCHED)
             self.done += 1
 
 
@@ -272,6 +276,7 @@ class PageFrames:
                 self._refilled += count
             elif finished:
                 self._trimmed += count
+            reach(crashpoints.JOB_COMMITTED)
         if job.runs:
             # After a trim too: it made holes, and the refill that was called for before may have found none.
             self._low_called = False

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zswapd import crashpoints
 from zswapd.allocators.frametable import SEALED, STATE_MASK, USED
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass
 from zswapd.allocators.zspages import ONE_OBJECT, Groups, Zspages
+from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
@@ -55,9 +57,11 @@ class ZsPool(Zspages):
         if chain > 255:
             handle = first * self._page_size + ((chain >> 8) - 1) * size_class.size
             words[word + 1] = chain & 255 | self._lives[(handle >> 3) + 1] << 8
+            reach(crashpoints.OBJECT_OFF_CHAIN)
         else:
             handle = first * self._page_size + used * size_class.size
         words[word] += ONE_OBJECT
+        reach(crashpoints.OBJECT_ALLOCATED)
         groups.objects += 1
         new_group = size_class.group_of[used + 1]
         if new_group != group:
@@ -92,14 +96,17 @@ class ZsPool(Zspages):
                 self._unlink(groups, group, first)
             groups.zspages -= 1
             # Its words of life stay as they are: what is not in a zspage is not looked at.
+            reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(first)
             return
         # Dead by this one store; what the chain takes of it later does not matter any more.
         self._lives[handle >> 3] = 0
+        reach(crashpoints.OBJECT_DEAD)
         chain = words[word + 1]
         self._lives[(handle >> 3) + 1] = chain >> 8
         words[word + 1] = chain & 255 | (number + 1) << 8
         words[word] = state - ONE_OBJECT
+        reach(crashpoints.OBJECT_FREED)
         new_group = size_class.group_of[used - 1]
         if new_group != group and first != self._isolated:
             if listed:
@@ -116,12 +123,15 @@ class ZsPool(Zspages):
         if not first:
             self._failed_alloc += 1
             return 0
+        reach(crashpoints.ZSPAGE_TAKEN)
         base = first * self._page_size
         # The frames may hold what an earlier owner left; only the words of life must not.
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
             self._lives[handle >> 3] = 0
+        reach(crashpoints.ZSPAGE_CLEARED)
         # From here on it counts.
         self._words[first * 4] = USED | SEALED | size_class.number << 4
+        reach(crashpoints.ZSPAGE_SEALED)
         groups.zspages += 1
         self._link(groups, 0, first)
         return first
@@ -171,9 +181,13 @@ class ZsPool(Zspages):
                 break
             new = self.alloc(size_class.size)
             self.memory[new + 8 : new + size_class.size] = self.memory[old + 8 : old + size_class.size]
+            reach(crashpoints.COMPACT_COPIED)
             self._lives[new >> 3] = self._lives[old >> 3]
+            reach(crashpoints.COMPACT_ALIVE)
             moved(old, new)
+            reach(crashpoints.COMPACT_INDEXED)
             self.free(old)
+            reach(crashpoints.COMPACT_FREED)
             moves += 1
         self._isolated = 0
         if self._words[word] & STATE_MASK == USED:

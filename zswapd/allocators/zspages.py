@@ -29,9 +29,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zswapd import carry
+from zswapd import carry, crashpoints
 from zswapd.allocators.frametable import MAX_RUN, SEALED, USED
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass, build_classes
+from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class Zspages:
             size_class = self.classes[number]
             groups = self._groups[number]
             used = self._adopt_zspage(first, size_class)
+            reach(crashpoints.TAKEOVER_ZSPAGE)
             if not used:
                 empty.append(first)
                 continue

@@ -21,8 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zswapd import carry
+from zswapd import carry, crashpoints
 from zswapd.block.segments import cut
+from zswapd.crashpoints import reach
 from zswapd.errors import DiscardError, LostPageError
 from zswapd.frontends.frontswap import MAX_OFFSET
 
@@ -193,6 +194,7 @@ class Device:
             if not is_stored:
                 self._refused_writes += 1
         if self._lost_pages and is_stored:
+            reach(crashpoints.STORE_STILL_LOST)
             self._clear_lost(number, number)
         return reason
 
@@ -240,6 +242,7 @@ class Device:
             last = parts.end - 1
             self._frontswap.invalidate_range(self.swap_type, parts.first, last)
             if self._lost_pages:
+                reach(crashpoints.DISCARD_STILL_LOST)
                 self._clear_lost(parts.first, last)
             self._pages_discarded += parts.end - parts.first
 

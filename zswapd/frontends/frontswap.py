@@ -16,7 +16,8 @@ from collections.abc import Mapping  # noqa: TC003 - mypyc looks a dataclass's a
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zswapd import carry
+from zswapd import carry, crashpoints
+from zswapd.crashpoints import reach
 from zswapd.pam.base import MAX_INDEX, RejectReason
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Frontswap:
         if self._frozen:
             if self.holds(swap_type, offset):
                 self._flushing(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+                reach(crashpoints.REFUSED_MARKED)
             self.refusal_flushed = self.invalidate_page(swap_type, offset)
             self._failed_stores += 1
             self._rejects[RejectReason.FROZEN] += 1

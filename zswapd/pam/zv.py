@@ -27,7 +27,9 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
+from zswapd import crashpoints
 from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.crashpoints import reach
 from zswapd.errors import CorruptedPageError, InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
 from zswapd.pam.zvpages import BODY_MASK, CHECK_MASK, DIST_CHUNK, ZvPages
@@ -154,6 +156,7 @@ class Zv(ZvPages):
     def _create_raw(self, pool: int, oid: int, index: int, page: memoryview) -> int:
         """Keep a page as it is in a frame of its own, and its header with the frame's handle in an object beside it."""
         body = self._alloc(self._page_size)
+        reach(crashpoints.STORE_BODY)
         handle = self._alloc(HEADER_BYTES + 8) if body else 0
         if not handle:
             if body:
@@ -161,6 +164,7 @@ class Zv(ZvPages):
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
         self._memory[body : body + self._page_size] = page
+        reach(crashpoints.STORE_BODY_WRITTEN)
         # The checksum of the header's object does not reach the body, so the body's own goes with the handle: 40 bits are
         # enough to address 1 TiB.
         check = xxh3_64_intdigest(page) & 0xFFFFFF if self.checksum else 0
@@ -174,13 +178,17 @@ class Zv(ZvPages):
         end = handle + HEADER_BYTES + length
         self._generation = generation = self._generation % 0xFFFFFFFF + 1
         memory[handle + HEADER_BYTES : end] = data
+        reach(crashpoints.STORE_DATA)
         _pack_header(memory, handle, 0, 0, oid, index, length, codec, pool)
         # The checksum covers what follows the word of life; the generation is in it as the seed.
         check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & CHECK_MASK or 1) if self.checksum else 0
         # Two stores in this order: a successor takes nothing for a page that has no generation.
         word = handle >> 2
+        reach(crashpoints.STORE_HEADER)
         self._words32[word] = check
+        reach(crashpoints.STORE_CHECKED)
         self._words32[word + 1] = generation
+        reach(crashpoints.STORE_ALIVE)
 
     def _count(self, codec: int, length: int, zsize: int) -> None:
         self._stores += 1
@@ -250,6 +258,7 @@ class Zv(ZvPages):
             (word,) = _Q.unpack_from(memory, pampd + HEADER_BYTES)
             # First what names the body: a header without one would be taken for damage by a successor.
             self._allocator.free(pampd)
+            reach(crashpoints.FREE_HEADER)
             self._allocator.free(word & BODY_MASK)
             self._raw -= 1
             self._zbytes -= self._page_size

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
-from zswapd import carry
+from zswapd import carry, crashpoints
 from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, PageKey
 
@@ -164,6 +165,7 @@ class ZvPages:
         """Free what `adopt` dropped, and bodies that nobody names; return the number of these."""
         for handle in findings.dropped:
             self._allocator.free(handle)
+            reach(crashpoints.TAKEOVER_DROPPED)
         findings.dropped = []
         return self._allocator.free_unclaimed()
 
@@ -182,6 +184,7 @@ class ZvPages:
                 self._drop_second_header(handle, self._index.find_page(pool, oid, index))
                 return
         other = self._index.adopt_page(pool, oid, index, handle) if sound else -1
+        reach(crashpoints.TAKEOVER_PAGE)
         if not other:
             self._keep(generation, codec, length)
         elif other > 0:
@@ -232,6 +235,7 @@ class ZvPages:
             self._keep(generation, codec, length)
         self._disclaim(loser)
         self._findings.dropped.append(loser)
+        reach(crashpoints.TAKEOVER_DUPLICATE)
 
     def _body(self, handle: int) -> int:
         """Return the handle of a raw page's body."""

@@ -22,7 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zswapd import carry
+from zswapd import carry, crashpoints
+from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 from zswapd.pam.base import MAX_INDEX, MAX_OID, MAX_POOLS, Pam, RejectReason
 from zswapd.tmem.pool import Pool
@@ -188,7 +189,9 @@ class Tmem:
         tree.set(index, pampd)
         if old:
             self._replaced += 1
+            reach(crashpoints.STORE_INDEXED)
             pool.pam.free(old)
+            reach(crashpoints.STORE_REPLACED)
         else:
             pool.pages += 1
         return None
@@ -198,7 +201,9 @@ class Tmem:
         if old:
             self._put_to_flush += 1
             self.when_flushing(pool.number, oid, index)
+            reach(crashpoints.REFUSED_MARKED)
             self._flush(pool, oid, index, index)
+            reach(crashpoints.REFUSED_FLUSHED)
 
     def _refused(self, pool: Pool, reason: RejectReason) -> RejectReason:
         if pool.persistent:

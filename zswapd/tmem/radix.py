@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zswapd import crashpoints
+from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 from zswapd.tmem.objnodes import NODE_SHIFT
 
@@ -137,6 +139,7 @@ class Radix:
                 words[base | slot] = 0
                 nodes.used_slots[node] -= 1
                 removed(child)
+                reach(crashpoints.DISCARD_PAGE)
                 continue
             start = slot << shift
             low, high = max(first - start, 0), min(last - start, (1 << shift) - 1)

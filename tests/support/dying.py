@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Processes that die at a crash point in the middle of their work, and what may be found after them.
+
+A `World` is what outlives a process: the arena, the bitmap of lost pages, and a model of what every page may hold. A life is a
+forked process that takes over, arms a crash point, does operations, and notes in shared memory which it began and which were
+acknowledged. The parent follows: an acknowledged operation has happened; of the one that was under way, each page is as before
+or as wanted (or lost, where a refusal was under way), and nothing else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.strategies import page
+from tests.support.successor import check_books, make_config
+from zswapd import compress, crashpoints
+from zswapd.assembly import Core, Inherited, lost_bitmap_bytes, make_arena
+from zswapd.errors import LostPageError
+
+Op = tuple[Any, ...]
+Held = bytes | str
+"""What a page may be: its bytes, if it is stored, or one of these two."""
+ABSENT = "absent"
+"""Not stored: reads as zeros."""
+LOST = "lost"
+"""Without data: reads as an error."""
+
+PAGES = 300
+"""More than 256, so that a range of offsets is a range of indexes of several objects."""
+
+_STORED, _REFUSED = 1, 2
+
+
+@dataclass
+class Life:
+    """What became of one process.
+
+    Attributes:
+        killed: it died at its crash point; otherwise it came to the end of its operations.
+        begun, done: operations that it began, and that were acknowledged.
+    """
+
+    killed: bool
+    begun: int
+    done: int
+
+
+class World:
+    """What outlives processes, and the model of it."""
+
+    def __init__(self, kind: str, page_size: int) -> None:
+        self.size = page_size
+        self.config = make_config(
+            f"swap.size={PAGES * page_size}",
+            f"memory.reserve={PAGES // 3 * page_size}",
+            f"memory.arena={kind}",
+            page_size=page_size,
+        )
+        self.arena = make_arena(self.config)
+        (length,) = lost_bitmap_bytes(self.config).values()
+        self.lost = memoryview(mmap.mmap(-1, length))
+        self.model: list[set[Held]] = [{ABSENT} for _ in range(PAGES)]
+
+    def take_over(self) -> Core:
+        """Return a core in this process."""
+        return Core(self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.arena.close()
+
+    def live(self, ops: list[Op], point: str, nth: int, *, in_takeover: bool = False) -> Life:
+        """Fork a process that does the operations and dies at the point, and enter into the model what that may have left.
+
+        Args:
+            ops: see `_Process`.
+            point, nth: for `crashpoints.arm`.
+            in_takeover: arm before the process takes over, not after it.
+        """
+        # Three words: operations begun, operations done, outcome of each in a byte from then on; and a traceback behind them.
+        notes = mmap.mmap(-1, 16 + len(ops) + 8192)
+        pid = os.fork()
+        if not pid:
+            try:
+                if in_takeover:
+                    crashpoints.arm(point, nth)
+                core = self.take_over()
+                if not in_takeover:
+                    crashpoints.arm(point, nth)
+                process = _Process(core, self.size)
+                for number, op in enumerate(ops):
+                    notes[0:4] = (number + 1).to_bytes(4, "little")
+                    notes[16 + number] = process.do(op)
+                    notes[4:8] = (number + 1).to_bytes(4, "little")
+            except BaseException:  # noqa: BLE001 - it must never come back into the test
+                text = traceback.format_exc().encode()[-8000:]
+                notes[16 + len(ops) : 16 + len(ops) + len(text)] = text
+                os._exit(1)
+            os._exit(0)
+        _pid, status = os.waitpid(pid, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        begun, done = int.from_bytes(notes[0:4], "little"), int.from_bytes(notes[4:8], "little")
+        assert killed or status == 0, notes[16 + len(ops) :].rstrip(b"\0").decode(errors="replace")
+        self._enter(ops, notes, begun, done)
+        return Life(killed, begun, done)
+
+    def _enter(self, ops: list[Op], notes: mmap.mmap, begun: int, done: int) -> None:
+        may_refuse = False
+        for number, op in enumerate(ops[:begun]):
+            may_refuse = may_refuse or op[0] in ("freeze", "keep_poor", "hog", "trim")
+            if op[0] == "write":
+                new = page(op[2], op[3], self.size)
+                before = self.model[op[1]]
+                refused: set[Held] = {held if isinstance(held, str) else LOST for held in before}
+                if number >= done:
+                    self.model[op[1]] = before | {new} | (refused if may_refuse else set())
+                elif notes[16 + number] == _STORED:
+                    self.model[op[1]] = {new}
+                else:
+                    assert may_refuse
+                    self.model[op[1]] = refused
+            elif op[0] == "discard":
+                for place in range(op[1], min(PAGES, op[1] + op[2])):
+                    self.model[place] = {ABSENT} if number < done else self.model[place] | {ABSENT}
+
+    def check(self) -> None:
+        """Take over in this process and prove everything; what was found is what the model holds from then on."""
+        core = self.take_over()
+        check_books(core)
+        assert core.statistics().recovery.damaged == 0
+        device = core.devices["swap"]
+        out = bytearray(self.size)
+        lost = 0
+        for number, allowed in enumerate(self.model):
+            found: Held
+            try:
+                device.read_into(number * self.size, memoryview(out))
+                found = bytes(out) if core.frontswap.holds(0, number) else ABSENT
+                assert found != ABSENT or not any(out)
+            except LostPageError:
+                found = LOST
+                lost += 1
+            assert found in allowed, f"page {number} holds neither what it held nor what was written"
+            self.model[number] = {found}
+        assert device.statistics().lost_pages == lost
+        stored = sum(core.frontswap.holds(0, number) for number in range(PAGES))
+        assert core.zv.statistics().curr_pages == stored
+        core.close()
+
+
+class _Process:
+    """Does operations on a core: tuples of a name and arguments."""
+
+    def __init__(self, core: Core, size: int) -> None:
+        self.core = core
+        self.size = size
+        self._refill()
+
+    def _refill(self) -> None:
+        """Do what the daemon's refill task does."""
+        if self.core.frames.wants_refill():
+            self.core.frames.refill_now()
+
+    def do(self, op: Op) -> int:
+        """Do one; return what the model has to know of the outcome."""
+        core, device = self.core, self.core.devices["swap"]
+        match op:
+            case ("write", number, kind, seed):
+                reason = device.write(number * self.size, memoryview(page(kind, seed, self.size)))
+                self._refill()
+                return _STORED if reason is None else _REFUSED
+            case ("discard", first, count):
+                device.discard(first * self.size, min(count, PAGES - first) * self.size)
+            case ("compact", moves):
+                core.tmem.compact(core.zv, moves)
+            case ("freeze", True):
+                core.frontswap.freeze()
+            case ("freeze", False):
+                core.frontswap.thaw()
+            case ("keep_poor", keep):
+                core.zv.keep_poor = keep
+            case ("codec", name):
+                core.zv.compressor = compress.get(name)
+            case ("checksum", on):
+                core.zv.checksum = on
+            case ("hog", leave):
+                while core.frames.table.free_frames > leave and core.zsmalloc.alloc(self.size):
+                    pass
+            case ("refill", target):
+                core.frames.reserve_target = target
+                core.frames.refill_now()
+            case ("trim", target):
+                core.frames.reserve_target = target
+                core.frames.trim_now()
+            case _:
+                raise ValueError(op)
+        return _STORED

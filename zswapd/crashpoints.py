@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Crash points: places in the core where a test can end the process, as SIGKILL would between two instructions.
+
+Each stands between two writes that a successor can tell apart, or where one might think that it cannot. `reach` costs a compare
+as long as nothing is armed (measured by tests/unit/test_crashpoints.py), so the points are in the code that users run: what the
+tests kill is what they ship.
+
+A test arms a point in the process that is to die:
+
+    crashpoints.arm("store_alive", 3)      dies when the point is reached for the third time from now on
+
+or, for a daemon, ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls `arm_from_environment`; nothing else
+ever reads it.
+
+The points are constants, so that the compiled code has numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FRAMES_OFF_LIST: Final = 1
+FRAMES_SPLIT: Final = 2
+FRAMES_HEADED: Final = 3
+FRAMES_UNSEALED: Final = 4
+FRAMES_JOINED: Final = 5
+ZSPAGE_TAKEN: Final = 6
+ZSPAGE_CLEARED: Final = 7
+ZSPAGE_SEALED: Final = 8
+OBJECT_OFF_CHAIN: Final = 9
+OBJECT_ALLOCATED: Final = 10
+OBJECT_DEAD: Final = 11
+OBJECT_FREED: Final = 12
+ZSPAGE_EMPTY: Final = 13
+STORE_BODY: Final = 14
+STORE_BODY_WRITTEN: Final = 15
+STORE_DATA: Final = 16
+STORE_HEADER: Final = 17
+STORE_CHECKED: Final = 18
+STORE_ALIVE: Final = 19
+STORE_INDEXED: Final = 20
+STORE_REPLACED: Final = 21
+STORE_STILL_LOST: Final = 22
+FREE_HEADER: Final = 23
+REFUSED_MARKED: Final = 24
+REFUSED_FLUSHED: Final = 25
+DISCARD_PAGE: Final = 26
+DISCARD_STILL_LOST: Final = 27
+COMPACT_COPIED: Final = 28
+COMPACT_ALIVE: Final = 29
+COMPACT_INDEXED: Final = 30
+COMPACT_FREED: Final = 31
+REFILL_TABLE: Final = 32
+REFILL_POPULATED: Final = 33
+JOB_COMMITTED: Final = 34
+TRIM_TAKEN: Final = 35
+TRIM_PUNCHED: Final = 36
+TAKEOVER_RUN: Final = 37
+TAKEOVER_FRAMES: Final = 38
+TAKEOVER_ZSPAGE: Final = 39
+TAKEOVER_ZSPAGES: Final = 40
+TAKEOVER_PAGE: Final = 41
+TAKEOVER_DUPLICATE: Final = 42
+TAKEOVER_INDEXED: Final = 43
+TAKEOVER_MARKED: Final = 44
+TAKEOVER_DROPPED: Final = 45
+
+POINTS: Final[dict[str, tuple[int, str]]] = {
+    "frames_off_list": (FRAMES_OFF_LIST, "take: a free run is off its list; nothing says yet what it becomes"),
+    "frames_split": (FRAMES_SPLIT, "take: what is left of the run is free again; the part that was taken still looks free"),
+    "frames_headed": (FRAMES_HEADED, 'take: the first frame says "used", the others do not'),
+    "frames_unsealed": (FRAMES_UNSEALED, "put: the seal is gone, nothing else"),
+    "frames_joined": (FRAMES_JOINED, "put: free neighbours are off their lists"),
+    "zspage_taken": (ZSPAGE_TAKEN, "a zspage has frames, full of what an earlier owner left"),
+    "zspage_cleared": (ZSPAGE_CLEARED, "its words of life are zero"),
+    "zspage_sealed": (ZSPAGE_SEALED, "it is sealed; no object lives in it"),
+    "object_off_chain": (OBJECT_OFF_CHAIN, "alloc: the object is off the free list, and not counted yet"),
+    "object_allocated": (OBJECT_ALLOCATED, "alloc: the object is counted"),
+    "object_dead": (OBJECT_DEAD, "free: the word of life is zero, nothing else"),
+    "object_freed": (OBJECT_FREED, "free: the object is on the free list"),
+    "zspage_empty": (ZSPAGE_EMPTY, "free: the last object goes with its zspage, which is sealed still"),
+    "store_body": (STORE_BODY, "a raw page has a frame and no header"),
+    "store_body_written": (STORE_BODY_WRITTEN, "the frame holds the page"),
+    "store_data": (STORE_DATA, "the data is behind where the header will be"),
+    "store_header": (STORE_HEADER, "header and data, no checksum"),
+    "store_checked": (STORE_CHECKED, "the checksum, and no generation"),
+    "store_alive": (STORE_ALIVE, "the object lives; the index does not know it"),
+    "store_indexed": (STORE_INDEXED, "the index names it; the older copy is there"),
+    "store_replaced": (STORE_REPLACED, "the older copy is freed"),
+    "store_still_lost": (STORE_STILL_LOST, "a lost page is stored again and still marked"),
+    "free_header": (FREE_HEADER, "a raw page's header is freed, its body is not"),
+    "refused_marked": (REFUSED_MARKED, "a refused overwrite: the page is marked lost; its older copy is there"),
+    "refused_flushed": (REFUSED_FLUSHED, "the older copy is gone"),
+    "discard_page": (DISCARD_PAGE, "one page of a range is gone"),
+    "discard_still_lost": (DISCARD_STILL_LOST, "a range is gone, and its lost pages are still marked"),
+    "compact_copied": (COMPACT_COPIED, "an object is copied but for its word of life"),
+    "compact_alive": (COMPACT_ALIVE, "both copies live"),
+    "compact_indexed": (COMPACT_INDEXED, "the index names the new one"),
+    "compact_freed": (COMPACT_FREED, "the old one is freed"),
+    "refill_table": (REFILL_TABLE, "a refill has populated the table for its frames"),
+    "refill_populated": (REFILL_POPULATED, "a run is populated, and on no book"),
+    "job_committed": (JOB_COMMITTED, "one run of a job is on the books"),
+    "trim_taken": (TRIM_TAKEN, "a run that is to be trimmed is off its list"),
+    "trim_punched": (TRIM_PUNCHED, "a run has no memory any more, and the table does not know"),
+    "takeover_run": (TAKEOVER_RUN, "a stretch of frames has been rebuilt"),
+    "takeover_frames": (TAKEOVER_FRAMES, "all frames have been rebuilt"),
+    "takeover_zspage": (TAKEOVER_ZSPAGE, "a zspage has been rebuilt"),
+    "takeover_zspages": (TAKEOVER_ZSPAGES, "all zspages have been rebuilt"),
+    "takeover_page": (TAKEOVER_PAGE, "a page is in the index"),
+    "takeover_duplicate": (TAKEOVER_DUPLICATE, "one of two copies has been chosen"),
+    "takeover_indexed": (TAKEOVER_INDEXED, "the index is complete"),
+    "takeover_marked": (TAKEOVER_MARKED, "lost pages are marked; what was dropped is there still"),
+    "takeover_dropped": (TAKEOVER_DROPPED, "one object that was dropped is freed"),
+}
+"""By name: number, and what is true when the point is reached."""
+
+
+class _Trigger:
+    """What is armed: a point's number, 0 for none, and how often it has still to be reached."""
+
+    def __init__(self) -> None:
+        self.point = 0
+        self.left = 0
+
+
+_trigger: Final = _Trigger()
+
+
+def reach(point: int) -> None:
+    """Die here if this point is armed and has been reached often enough."""
+    if _trigger.point == point:
+        _count()
+
+
+def _count() -> None:
+    _trigger.left -= 1
+    if not _trigger.left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(name: str, nth: int = 1) -> None:
+    """Have this process die when it reaches a point for the nth time from now on; replaces what was armed.
+
+    Raises:
+        ValueError: there is no such point, or `nth` is below 1.
+    """
+    if name not in POINTS or nth < 1:
+        raise ValueError(f"there is no crash point {name!r} to be reached {nth} times; known: {', '.join(POINTS)}")
+    _trigger.left = nth
+    _trigger.point = POINTS[name][0]
+
+
+def disarm() -> None:
+    """Arm nothing any more."""
+    _trigger.point = 0
+
+
+def arm_from_environment(environment: Mapping[str, str]) -> bool:
+    """Arm what ZSWAPD_CRASH says, as `name` or `name:nth`; return whether it said anything.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    wanted = environment.get("ZSWAPD_CRASH", "")
+    if not wanted:
+        return False
+    name, _, nth = wanted.partition(":")
+    arm(name, int(nth or "1"))
+    return True
