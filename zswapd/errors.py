@@ -60,6 +60,13 @@ class ControlError(ZswapdError):
     errno_ = errno.EPROTO
 
 
+class AlreadyRunningError(ControlError):
+    """Another daemon has the control socket."""
+
+    exit_code = 14
+    errno_ = errno.EBUSY
+
+
 class SwapDeviceError(ZswapdError):
     """Attaching or detaching the loop device or the swap on it failed; every step taken was undone."""
 
@@ -110,6 +117,13 @@ class DiscardError(ZswapdError):
 
     exit_code = 12
     errno_ = errno.ENOSPC
+
+
+class HandoverError(ZswapdError):
+    """A running session cannot be taken over; whoever serves it goes on."""
+
+    exit_code = 13
+    errno_ = errno.EBUSY
 
 
 class InvariantError(ZswapdError):

@@ -22,6 +22,7 @@ from tests.support import capabilities
 from tests.support.blockfile import MemoryFile
 from tests.support.mounting import TIMEOUT, TOP, FileServer, is_mounted, loop_device, serving
 from zswapd.errors import MountError, PermissionsError
+from zswapd.fuse import mounting
 from zswapd.fuse import session as session_module
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
@@ -190,7 +191,7 @@ def test_mountpoint_that_is_covered_between_the_check_and_the_lock_is_refused(
     def covered_first(descriptor: int, operation: int) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], check=True, timeout=TIMEOUT)
 
-    monkeypatch.setattr(session_module.fcntl, "flock", covered_first)
+    monkeypatch.setattr(mounting.fcntl, "flock", covered_first)
     try:
         assert "a file system of type tmpfs is mounted" in str(refusal(tmp_path))
     finally:

@@ -25,6 +25,11 @@
  *     kernel copies whole pages and the compressor reads aligned ones.
  *   - The memoryviews given to Python point into this mapping, which stays for the life of the process: a callee that keeps
  *     one, or a slice of one, sees other data later, but never freed memory. Those of whole pages are made once per length.
+ *   - A session outlives its process. The request buffer may be shared memory, and says at any instruction what was under way: `len`
+ *     of the request's header is zero from before the read that fills it until it is answered, `active` names the request that is
+ *     being answered. A successor answers what is left (py_adopt()): the kernel is asked to send it again, or where it cannot
+ *     (before Linux 6.9), the last request is taken from the buffer. A second answer to one that was answered is refused with
+ *     ENOENT, and doing it a second time changes nothing, since nobody has answered anything in between.
  *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
  *
  * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
@@ -62,6 +67,9 @@
 #define CROWDED_MAX 65535
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
 #define NAP_NS 500000     /* longer, and the event loop may as well do the waiting */
+#define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
+#define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
+#define INIT_MAX 1024       /* bytes kept of FUSE_INIT; it has 104 */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct libfuse_version; /* only passed on */
@@ -71,6 +79,21 @@ typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *, con
                                                          const struct libfuse_version *, void *);
 typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 
+/*
+ * What outlives the process: the first page of the memory given to attach(). zswapd/handover.py describes the same words to the
+ * supervisor; both have to agree.
+ */
+struct survivor {
+	uint64_t requests;  /* taken off the queue: a sign of life */
+	uint64_t active;    /* number of the request that is being answered, 0 in between */
+	uint64_t opcode;    /* of that request, */
+	uint64_t offset;    /* and the offset that it names, if it is a READ, WRITE or FALLOCATE */
+	uint64_t poison;    /* number of the request to be answered with EIO unseen, 0 for none */
+	uint64_t poisoned;  /* how many were */
+	uint64_t init_size; /* bytes of the first FUSE_INIT, 0 until it was read */
+	char init[INIT_MAX];
+};
+
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
 	struct fuse_session *session;       /* the session whose table carries our operations, NULL before */
@@ -78,6 +101,9 @@ static struct {
 	struct fuse_lowlevel_ops original;  /* what pyfuse3 registered */
 	uint64_t blocks[INODE_LIMIT / 64];  /* bitmap of the inodes that the Python functions serve */
 	size_t page, max_io;                /* bytes */
+	Py_buffer shared; /* its memory, unless it is private */
+	struct survivor *survivor;
+	bool is_left_over;       /* the request buffer holds what a predecessor has read and not answered */
 	char *request; /* its headers, and page-aligned behind those of a WRITE the data */
 	char *reply;   /* max_io bytes */
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
@@ -116,6 +142,7 @@ static struct {
 	uint64_t errors;                   /* requests answered with an errno */
 	uint64_t exceptions;               /* of these: an exception or a nonsensical result of a Python function */
 	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
+	uint64_t resent;                   /* requests that came again after a predecessor had read them */
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
 
@@ -425,11 +452,19 @@ struct fuse_session *_fuse_session_new_317(struct fuse_args *args, const struct 
 
 /* --- interposed: fuse_session_receive_buf -------------------------------------------------------------------------------- */
 
+static struct fuse_in_header *header(void)
+{
+	return (struct fuse_in_header *)hook.request;
+}
+
 /* Take one request without blocking: its length, 0 when the session has ended, -EAGAIN when there is none, or -errno. */
 static ssize_t read_request(struct fuse_session *se)
 {
 	for (;;) {
-		ssize_t n = read(hook.fd, hook.request, WRITE_HEADERS + hook.max_io);
+		ssize_t n;
+
+		header()->len = 0;
+		n = read(hook.fd, hook.request, WRITE_HEADERS + hook.max_io);
 		int error = errno;
 
 		if (fuse_session_exited(se))
@@ -525,6 +560,48 @@ static bool nap(uint64_t deadline)
 	return is_ready;
 }
 
+/* Say what is being answered, so that the death of this process can be blamed on it. */
+static void note_active(size_t length)
+{
+	const struct fuse_in_header *in = header();
+	struct survivor *survivor = hook.survivor;
+
+	survivor->requests++;
+	survivor->opcode = in->opcode;
+	survivor->offset = 0;
+	if (in->opcode == FUSE_READ && length >= sizeof(*in) + sizeof(struct fuse_read_in))
+		survivor->offset = ((const struct fuse_read_in *)(in + 1))->offset;
+	else if (in->opcode == FUSE_WRITE && length >= WRITE_HEADERS)
+		survivor->offset = ((const struct fuse_write_in *)(in + 1))->offset;
+	else if (in->opcode == FUSE_FALLOCATE && length >= sizeof(*in) + sizeof(struct fuse_fallocate_in))
+		survivor->offset = ((const struct fuse_fallocate_in *)(in + 1))->offset;
+	stats.resent += (in->unique & RESENT) != 0;
+	survivor->active = in->unique & ~RESENT;
+}
+
+static void note_answered(void)
+{
+	header()->len = 0;
+	hook.survivor->active = 0;
+}
+
+/* Answer the request that has killed one process after the other, without looking at it. */
+static bool answer_poison(void)
+{
+	const struct fuse_in_header *in = header();
+	struct fuse_out_header out = {.len = sizeof(out), .error = -EIO, .unique = in->unique};
+
+	if (hook.survivor->poison == 0 || hook.survivor->poison != (in->unique & ~RESENT))
+		return false;
+	if (write(hook.fd, &out, sizeof(out)) != (ssize_t)sizeof(out))
+		stats.reply_errors++;
+	stats.errors++;
+	hook.survivor->poisoned++;
+	hook.survivor->poison = 0;
+	header()->len = 0;
+	return true;
+}
+
 /* Is this a request that the Python functions answer? Its length was checked against what the operation will read. */
 static bool served_here(const struct fuse_in_header *in, size_t length)
 {
@@ -545,7 +622,7 @@ static bool served_here(const struct fuse_in_header *in, size_t length)
 }
 
 /* Give pyfuse3 the request in its own buffer, which it frees: malloc()ed, and no larger than what came. */
-static int hand_over(struct fuse_buf *buf, size_t length)
+static int hand_over(struct fuse_buf *buf, const char *request, size_t length)
 {
 	if (malloc_usable_size(buf->mem) < length) {
 		void *mem = realloc(buf->mem, length);
@@ -554,11 +631,22 @@ static int hand_over(struct fuse_buf *buf, size_t length)
 			return -ENOMEM;
 		buf->mem = mem;
 	}
-	memcpy(buf->mem, hook.request, length);
+	memcpy(buf->mem, request, length);
 	buf->size = length;
 	buf->flags = 0;
 	stats.other++;
 	return (int)length;
+}
+
+/* Keep the kernel's first request for the successors: each of them has to hear it, or libfuse takes no other. */
+static void keep_init(size_t length)
+{
+	struct survivor *survivor = hook.survivor;
+
+	if (header()->opcode != FUSE_INIT || length > INIT_MAX)
+		return;
+	memcpy(survivor->init, hook.request, length);
+	__atomic_store_n(&survivor->init_size, length, __ATOMIC_RELEASE);
 }
 
 static int drain(struct fuse_session *se, struct fuse_buf *buf)
@@ -568,8 +656,9 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 
 	for (;;) {
 		struct fuse_buf request = {.mem = hook.request};
-		ssize_t n = read_request(se);
+		ssize_t n = hook.is_left_over ? (ssize_t)header()->len : read_request(se);
 
+		hook.is_left_over = false;
 		if (n == -EAGAIN && ahead.wanted) {
 			read_ahead();
 			hook.quiet_since = now_ns();
@@ -583,10 +672,18 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			return -EINTR;
 		if (n <= 0)
 			return (int)n;
-		if (!served_here((const struct fuse_in_header *)hook.request, (size_t)n))
-			return hand_over(buf, (size_t)n);
+		if (answer_poison())
+			continue;
+		note_active((size_t)n);
+		if (!served_here(header(), (size_t)n)) {
+			keep_init((size_t)n);
+			n = hand_over(buf, hook.request, (size_t)n);
+			/* Answered by a coroutine, some time later: `active` stays until the next request. */
+			return (int)n;
+		}
 		request.size = (size_t)n;
 		fuse_session_process_buf(se, &request);
+		note_answered();
 		stats.drained += served++ > 0;
 		hook.skip -= hook.skip > 0;
 		hook.quiet_since = now_ns();
@@ -595,6 +692,13 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			return -EINTR;
 		}
 	}
+}
+
+/* Remember the session's descriptor, and never wait in a read of it. */
+static bool find_descriptor(struct fuse_session *se)
+{
+	hook.fd = fuse_session_fd(se);
+	return fcntl(hook.fd, F_SETFL, fcntl(hook.fd, F_GETFL) | O_NONBLOCK) != -1;
 }
 
 int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
@@ -607,11 +711,8 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 
 		return real == NULL ? -ENOSYS : real(se, buf);
 	}
-	if (hook.fd == -1) {
-		hook.fd = fuse_session_fd(se);
-		if (fcntl(hook.fd, F_SETFL, fcntl(hook.fd, F_GETFL) | O_NONBLOCK) == -1)
-			return -errno;
-	}
+	if (hook.fd == -1 && !find_descriptor(se))
+		return -errno;
 	gil = PyGILState_Ensure(); /* pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
 	stats.receives++;
 	n = drain(se, buf);
@@ -649,12 +750,17 @@ static PyObject **make_views(char *home, size_t most, int flags)
 	return views;
 }
 
-/* The mapping is used again by the next attach(), and never unmapped, since views of it may be anywhere. */
-static int make_buffers(void)
+/*
+ * The mapping is used again by the next attach(), and never unmapped, since views of it may be anywhere. `given` is the shared
+ * memory for survivor and request, or NULL for private memory.
+ */
+static int make_buffers(char *given)
 {
 	static char *mapping;
 	static size_t mapping_size;
-	size_t size = hook.page + 2 * hook.max_io + ahead.most;
+	size_t shared_size = 2 * hook.page + hook.max_io;
+	size_t size = shared_size + hook.max_io + ahead.most;
+	char *shared;
 
 	if (size > mapping_size) {
 		void *larger = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -666,8 +772,18 @@ static int make_buffers(void)
 		mapping = larger;
 		mapping_size = size;
 	}
-	hook.request = mapping + hook.page - WRITE_HEADERS;
-	hook.reply = mapping + hook.page + hook.max_io;
+	shared = given != NULL ? given : mapping;
+	/*
+	 * Every page is touched now. MAP_POPULATE does nothing under mlockall(MCL_ONFAULT), and a page that is first touched by the
+	 * kernel, as it copies a request here, has to be found while reclaim waits for this very process.
+	 */
+	memset(mapping, 0, size);
+	if (given != NULL)
+		for (size_t at = 0; at < shared_size; at += hook.page)
+			*(volatile char *)(given + at) = given[at];
+	hook.survivor = (struct survivor *)shared;
+	hook.request = shared + 2 * hook.page - WRITE_HEADERS;
+	hook.reply = mapping + shared_size;
 	hook.write_views = make_views(hook.request + WRITE_HEADERS, hook.max_io, PyBUF_READ);
 	hook.read_views = make_views(hook.reply, hook.max_io, PyBUF_WRITE);
 	ahead.data = hook.reply + hook.max_io;
@@ -683,23 +799,44 @@ static void forget_all(void)
 	Py_CLEAR(hook.read);
 	Py_CLEAR(hook.write);
 	Py_CLEAR(hook.fallocate);
+	if (hook.shared.obj != NULL)
+		PyBuffer_Release(&hook.shared);
 	memset(&hook, 0, sizeof(hook));
 	memset(&ahead, 0, sizeof(ahead));
 	hook.fd = -1;
 }
 
-PyDoc_STRVAR(attach_doc, "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background)");
+PyDoc_STRVAR(attach_doc,
+             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None)");
+
+/* The address of shared memory for survivor and request, NULL with an exception set if it does not do. */
+static char *shared_memory(PyObject *shared)
+{
+	size_t wanted = 2 * hook.page + hook.max_io;
+	char *given = NULL;
+
+	if (PyObject_GetBuffer(shared, &hook.shared, PyBUF_WRITABLE) != 0)
+		return NULL;
+	given = hook.shared.buf;
+	if ((size_t)hook.shared.len < wanted || (uintptr_t)given % hook.page != 0) {
+		PyErr_Format(PyExc_ValueError, "shared must be %zu bytes that begin on a page", wanted);
+		return NULL;
+	}
+	return given;
+}
 
 static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"read", "write", "fallocate", "poll_us", "budget_us", "max_io", "max_background", NULL};
-	PyObject *read_function, *write_function, *fallocate_function;
+	static char *names[] = {"read",   "write",          "fallocate", "poll_us", "budget_us",
+	                        "max_io", "max_background", "shared",    NULL};
+	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None;
+	char *given = NULL;
 	unsigned poll_us = 0, budget_us = 0, max_io = 0, max_background = 0;
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIII:attach", names, &read_function, &write_function,
-	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIO:attach", names, &read_function, &write_function,
+	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background, &shared))
 		return NULL;
 	if (attached()) {
 		PyErr_SetString(PyExc_RuntimeError, "already attached: one session per process");
@@ -720,7 +857,9 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
 	hook.crowd = CROWDED_MIN;
-	if (make_buffers() != 0) {
+	if (shared != Py_None)
+		given = shared_memory(shared);
+	if ((shared != Py_None && given == NULL) || make_buffers(given) != 0) {
 		forget_all();
 		return NULL;
 	}
@@ -737,6 +876,47 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
 	(void)unused;
 	forget_all();
 	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(adopt_doc, "adopt() -> bool");
+
+/*
+ * Have libfuse hear FUSE_INIT again (the answer goes nowhere, the kernel has had one), then have what the predecessor read and
+ * did not answer sent again. True: the kernel cannot, and the buffer has the only copy; it is answered with the next request.
+ */
+static PyObject *py_adopt(PyObject *self, PyObject *unused)
+{
+	struct fuse_out_header resend = {.len = sizeof(resend), .error = NOTIFY_RESEND, .unique = 0};
+	char init[INIT_MAX];
+	struct fuse_buf request = {.mem = init};
+	size_t length;
+
+	(void)self;
+	(void)unused;
+	if (hook.session == NULL || !find_descriptor(hook.session)) {
+		PyErr_SetString(PyExc_RuntimeError, "there is no session to adopt");
+		return NULL;
+	}
+	length = header()->len;
+	/* What its header cannot be, a torn or foreign one is. */
+	if (length < sizeof(struct fuse_in_header) || length > WRITE_HEADERS + hook.max_io)
+		length = 0;
+	if (hook.survivor->init_size == 0 && length > 0)
+		keep_init(length); /* its reader died before it could */
+	if (length > 0 && header()->opcode == FUSE_INIT)
+		length = 0;
+	request.size = hook.survivor->init_size;
+	if (request.size > 0 && request.size <= INIT_MAX) {
+		memcpy(init, hook.survivor->init, request.size);
+		fuse_session_process_buf(hook.session, &request);
+	}
+	if (write(hook.fd, &resend, sizeof(resend)) == (ssize_t)sizeof(resend)) {
+		header()->len = 0;
+		Py_RETURN_FALSE;
+	}
+	stats.resent += length > 0;
+	hook.is_left_over = length > 0;
+	return PyBool_FromLong(length > 0);
 }
 
 static PyObject *py_set_poll_us(PyObject *self, PyObject *number)
@@ -788,13 +968,13 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
+	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
 	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
 	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
 	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
 	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls,
 	                     "naps", stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends,
-	                     "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
+	                     "resent", stats.resent, "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
 	                     "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
 	                     "max_write", stats.max_write, "max_background", stats.max_background);
 }
@@ -802,6 +982,7 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
     {"attach", (PyCFunction)(void (*)(void))py_attach, METH_VARARGS | METH_KEYWORDS, attach_doc},
     {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
+    {"adopt", py_adopt, METH_NOARGS, adopt_doc},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
     {"hooked", py_hooked, METH_NOARGS, PyDoc_STR("hooked() -> bool")},
     {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},

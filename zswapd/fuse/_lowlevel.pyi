@@ -10,6 +10,7 @@ def attach(
     budget_us: int,
     max_io: int,
     max_background: int,
+    shared: memoryview | None = None,
 ) -> None:
     """Have the next FUSE session answer its block inodes through these functions; zeroes the counters.
 
@@ -26,11 +27,25 @@ def attach(
         budget_us: longest time between two turns of the event loop, µs.
         max_io: longest read and longest write, bytes; a multiple of the page, up to 64 MiB.
         max_background: asynchronous requests the kernel may have under way at once.
+        shared: writable memory that outlives the process, for the request buffer and what a successor needs (a
+            survivor page; `handover.hook_bytes(max_io)` bytes on a page boundary). Private memory if None.
 
     Raises:
         RuntimeError: attached already.
-        ValueError: `max_io` or `max_background` is out of range.
+        ValueError: `max_io` or `max_background` is out of range, or `shared` too small.
         OSError: no memory for the buffers.
+    """
+
+def adopt() -> bool:
+    """Take over a session that another process has served with the same `shared`, before the first request is received.
+
+    FUSE_INIT is repeated to libfuse, and the kernel asked to send again what was read and not answered (Linux 6.9).
+
+    Returns:
+        True if the kernel cannot, and a request is left in the buffer: it is answered when the next one comes.
+
+    Raises:
+        RuntimeError: no session was created since `attach()`.
     """
 
 def detach() -> None:

@@ -87,13 +87,17 @@ class Directory:
 
     Everything belongs to root and is closed to everybody else: files have mode 0600, the root has 0700.
 
+    Args:
+        born_ns: when the mount was made, ns since the epoch; now by default.
+
     Attributes:
         block_files: the files with data, by inode, for the page path: one look-up per request.
+        born_ns: as above.
     """
 
-    def __init__(self) -> None:
-        self._born_ns = time.time_ns()
-        root = Node(ROOT_INODE, ROOT_INODE, b"", stat.S_IFDIR | 0o700, 0, self._born_ns)
+    def __init__(self, *, born_ns: int | None = None) -> None:
+        self.born_ns = time.time_ns() if born_ns is None else born_ns
+        root = Node(ROOT_INODE, ROOT_INODE, b"", stat.S_IFDIR | 0o700, 0, self.born_ns)
         self._nodes: dict[int, Node] = {ROOT_INODE: root}
         self._names: dict[tuple[int, bytes], Node] = {}
         self.block_files: dict[int, BlockFile] = {}
@@ -108,7 +112,7 @@ class Directory:
         if (ROOT_INODE, name) in self._names:
             raise ConfigError(f"two files are named {file.name!r}", hint="give each swap file a name of its own")
         inode = max(self._nodes) + 1
-        node = Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self._born_ns, file)
+        node = Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self.born_ns, file)
         self._nodes[inode] = node
         self._names[ROOT_INODE, name] = node
         self.block_files[inode] = file

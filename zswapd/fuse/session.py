@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mount, serve, unmount: the life of one FUSE session.
+"""Serve one FUSE session: pyfuse3 on a mount's descriptor, with the hook in front of it.
 
-The session opens /dev/fuse and calls mount(2) itself, and gives pyfuse3 `/dev/fd/N` as mountpoint. fusermount3
-is not needed then, a mount option less is trusted to a parser, and a later process can take over a descriptor
-that it was handed. Without allow_other the kernel keeps every other user out, even of `stat`.
-
-All checks come before the first step, each step registers its undoing before the next, and `close` undoes them
-in reverse, whatever failed. The directory that will be covered is locked with flock while the session lives: of
-two daemons started at once on one mountpoint, one is refused. (The lock lies on the covered directory, which
-nobody reaches through its name any more once it is covered; from then on mountinfo tells.)
+pyfuse3 gets `/dev/fd/N` as mountpoint, so that it neither mounts nor unmounts: a session is begun on a new mount, or taken over
+in the middle from a process that has died (`adopt`), which only the hook makes possible.
 
 The hook (`_lowlevel.c`) is switched on here. Without it, on purpose or because the dynamic linker bound pyfuse3
-elsewhere, everything works but discards: freed swap slots are then never heard of.
+elsewhere, everything works but discards (freed swap slots are then never heard of) and being taken over.
 
 Limits: one session per process, since pyfuse3 keeps its session in module globals.
 """
@@ -19,9 +13,6 @@ Limits: one session per process, since pyfuse3 keeps its session in module globa
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import logging
 import os
 from dataclasses import dataclass
@@ -32,8 +23,9 @@ import pyfuse3
 import trio
 
 from zswapd import carry
-from zswapd.errors import MountError, PermissionsError
+from zswapd.errors import MountError
 from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.fuse.mounting import MAX_IO, Mount
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,18 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_IO = 1 << 20
-"""Longest read and write in bytes; 256 pages of 4 KiB are the most that the kernel puts into one request."""
-
 MAX_BACKGROUND = 64
 """Asynchronous requests under way at once. The kernel's own 12 cost a quarter of the random reads at queue
 depth 32 (109 000 a second against 148 000); 32, 64 and 128 are the same."""
-
-_FILESYSTEM = b"fuse.zswapd"
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 2, 4, 8, 1024
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +80,8 @@ class SessionStatistics:
     """Times the next pages of a sequential reader were fetched before it asked."""
     reads_ahead_hits: int
     """Those of them that it then asked for. The pages of the others count as loaded all the same."""
+    resent: int
+    """Requests that came again, because a worker had died before it answered them."""
     request_errors: int
     """Requests that the hook answered with an errno."""
     reply_errors: int
@@ -114,22 +99,24 @@ carry.declare(
     cumulative=(
         "reads writes discards others read_bytes written_bytes refused_writes drained receives polls "
         "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
-        "request_errors reply_errors internal_errors failed_requests"
+        "resent request_errors reply_errors internal_errors failed_requests"
     ),
 )
 
 
 class Session:
-    """One mounted file system; a context manager around its mount, with `serve` for the time in between.
+    """The service of one mounted file system; a context manager, with `serve` for the time in between.
 
     Args:
         operations: what answers; its directory must be complete.
-        mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700) and removed
-            at the end.
-        hook: False to go without `_lowlevel.c`: slower, and without discard.
+        mount: what to serve: an open `Mount`, which stays when the session ends, or the mountpoint of one to be
+            made and undone with the session.
+        hook: False to go without `_lowlevel.c`: slower, without discard, and no process can take the session over.
         poll_us: longest wait for the next request after one was answered, µs; 0 sleeps at once.
         budget_us: longest time for which a full queue keeps the event loop from its other tasks, µs.
-        device: the FUSE device node.
+        device: the FUSE device node, for a mount to be made.
+        shared: memory that outlives the process, `handover.hook_bytes(MAX_IO)` bytes, for the hook.
+        adopt: whether a process before us has served this mount, with the same `shared`.
 
     Attributes:
         hook_active: whether the hook serves this session; known once it is open.
@@ -141,22 +128,36 @@ class Session:
     def __init__(
         self,
         operations: Operations,
-        mountpoint: Path,
+        mount: Mount | Path,
         *,
         hook: bool = True,
         poll_us: int = 100,
         budget_us: int = 2000,
         device: Path = Path("/dev/fuse"),
+        shared: memoryview | None = None,
+        adopt: bool = False,
     ) -> None:
         self.operations = operations
-        self.mountpoint = _without_links(mountpoint)
+        self._mount = Mount(mount, device=device) if isinstance(mount, Path) else mount
+        self._is_own_mount = isinstance(mount, Path)
         self.hook_active = False
         self.hook_problem = "" if hook else "it is switched off (fuse.hook)"
         self._poll_us = poll_us
         self._budget_us = budget_us
-        self._device = device
+        self._shared = shared
+        self._adopt = adopt
         self._undo = contextlib.ExitStack()
         self._is_terminating = False
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the files are, by the name that mountinfo has."""
+        return self._mount.mountpoint
+
+    @property
+    def descriptor(self) -> int:
+        """The FUSE connection's descriptor, the mount's own."""
+        return self._mount.descriptor
 
     def __enter__(self) -> Self:
         self.open()
@@ -166,30 +167,27 @@ class Session:
         self.close()
 
     def open(self) -> None:
-        """Mount, so that the files can be opened as soon as `serve` runs.
+        """Mount if that is left to do, so that the files can be opened as soon as `serve` runs.
 
         Raises:
             PermissionsError: no FUSE device, or not allowed to mount.
-            MountError: the mountpoint cannot be used, or this process has a session already. In both cases
-                everything is as before.
+            MountError: the mountpoint cannot be used, this process has a session already, or a session is to be taken
+                over without the hook. In all cases everything is as before.
         """
         if Session._current is not None:
             raise MountError("this process serves a mount already", hint="run one daemon per mountpoint")
-        self._check_privileges()
-        self._check_not_mounted()
         with contextlib.ExitStack() as undo:
             Session._current = self
             undo.callback(setattr, Session, "_current", None)
-            self._make_mountpoint(undo)
-            self._lock_mountpoint(undo)
-            descriptor = self._mount(undo)
-            self._start_pyfuse3(descriptor, undo)
+            if self._is_own_mount:
+                undo.enter_context(self._mount)
+            self._start_pyfuse3(undo)
             self._undo = undo.pop_all()
         if not self.hook_active:
             log.warning("discard is off, since the FUSE hook is not in use: %s", self.hook_problem)
 
     def close(self) -> None:
-        """Unmount and give everything back; does nothing on a closed session. `serve` must have returned."""
+        """Give everything back, unmount if `open` mounted; does nothing on a closed session. `serve` must have returned."""
         self._undo.close()
         self.hook_active = False
 
@@ -208,6 +206,8 @@ class Session:
         self.operations.on_init = agreed.set
         async with trio.open_nursery() as nursery:
             nursery.start_soon(announce)
+            if self._adopt and lowlevel is not None and lowlevel.adopt():
+                nursery.start_soon(self._poke)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
         if self._is_terminating:
@@ -220,6 +220,10 @@ class Session:
                 "the kernel and libfuse could not agree on a protocol",
                 hint="see the messages above; kernel 5.10 and libfuse 3.10 or later are needed",
             )
+
+    async def _poke(self) -> None:
+        """Make a request of our own, so that the one left behind is looked at although no other comes."""
+        await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
 
     def terminate(self) -> None:
         """Make `serve` return. To be called from the event loop's thread."""
@@ -257,6 +261,7 @@ class Session:
             budget_ends=hook["budget_ends"],
             reads_ahead=hook["aheads"],
             reads_ahead_hits=hook["ahead_hits"],
+            resent=hook["resent"],
             request_errors=hook["errors"],
             reply_errors=hook["reply_errors"],
             internal_errors=plain.internal_errors + hook["exceptions"],
@@ -264,81 +269,10 @@ class Session:
             max_background=hook["max_background"],
         )
 
-    # Checks: nothing is changed by them.
-
-    def _check_privileges(self) -> None:
-        if not self._device.exists():
-            raise PermissionsError(f"{self._device} does not exist", hint="load the FUSE module: modprobe fuse")
-        if not os.access(self._device, os.R_OK | os.W_OK) or os.geteuid() != 0:
-            raise PermissionsError("mounting needs root's privileges", hint="start zswapd as root")
-
-    def _check_not_mounted(self) -> None:
-        kind = _mounted_kind(self.mountpoint)
-        if kind is None:
-            return
-        try:
-            self.mountpoint.stat()
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                raise MountError(
-                    f"{self.mountpoint} is the mount of a daemon that has died",
-                    hint=f"umount -l {self.mountpoint}",
-                ) from None
-        if kind == _FILESYSTEM.decode():
-            raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
-        raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
-
-    # Steps: each leaves its undoing behind.
-
-    def _make_mountpoint(self, undo: contextlib.ExitStack) -> None:
-        try:
-            missing = [path for path in (self.mountpoint, *self.mountpoint.parents) if not path.exists()]
-            for path in reversed(missing):
-                path.mkdir(mode=0o700 if path == self.mountpoint else 0o755)
-                undo.callback(_remove_if_empty, path)
-            if not self.mountpoint.is_dir():
-                raise MountError(f"{self.mountpoint} is not a directory", hint="choose another --mountpoint")
-            if any(self.mountpoint.iterdir()):
-                raise MountError(
-                    f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
-                )
-        except OSError as error:
-            raise MountError(
-                f"{self.mountpoint} cannot be used as mountpoint: {error.strerror}",
-                hint="choose another --mountpoint",
-            ) from error
-
-    def _lock_mountpoint(self, undo: contextlib.ExitStack) -> None:
-        descriptor = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        undo.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MountError(
-                f"another zswapd is starting or stopping on {self.mountpoint}",
-                hint="stop it, or choose another --mountpoint",
-            ) from None
-        self._check_not_mounted()  # by one that was faster: then it is its root that was locked
-
-    def _mount(self, undo: contextlib.ExitStack) -> int:
-        """Mount; return the descriptor of the session, which closing it leaves to pyfuse3 once that has it."""
-        descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
-        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_IO}"
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
-        target = os.fsencode(self.mountpoint)
-        if _libc.mount(b"zswapd", target, _FILESYSTEM, flags, options.encode()) != 0:
-            number = ctypes.get_errno()
-            os.close(descriptor)
-            message = f"mounting on {self.mountpoint} failed: {os.strerror(number)}"
-            if number == errno.EPERM:
-                raise PermissionsError(message, hint="the process needs CAP_SYS_ADMIN")
-            raise MountError(message, hint="see dmesg for the kernel's reason")
-        undo.callback(self._unmount)
-        return descriptor
-
-    def _start_pyfuse3(self, descriptor: int, undo: contextlib.ExitStack) -> None:
+    def _start_pyfuse3(self, undo: contextlib.ExitStack) -> None:
         if not self.hook_problem:
             self._attach_hook(undo)
+        descriptor = os.dup(self._mount.descriptor)
         try:
             pyfuse3.init(self.operations, f"/dev/fd/{descriptor}", set())
         except BaseException as error:
@@ -346,15 +280,16 @@ class Session:
             if isinstance(error, RuntimeError):
                 raise MountError(f"libfuse: {error}", hint="see the messages above") from error
             raise
-        undo.callback(pyfuse3.close, unmount=False)  # closes the descriptor
-        # The order of undoing matters: unmount while the connection lives, then close it.
-        undo.callback(self._unmount)
-        if self.hook_problem or lowlevel is None:
-            return
-        if lowlevel.hooked():
+        undo.callback(pyfuse3.close, unmount=False)  # closes the duplicate
+        if self._is_own_mount:
+            # Unmount while somebody has the connection open: a mount without one cannot be told from a dead one.
+            undo.callback(self._mount.unmount)
+        if not self.hook_problem and lowlevel is not None and lowlevel.hooked():
             self.hook_active = True
-        else:
-            self.hook_problem = "pyfuse3 was loaded before zswapd.fuse, or calls libfuse by another name"
+            return
+        self.hook_problem = self.hook_problem or "pyfuse3 was loaded before zswapd.fuse, or calls libfuse by another name"
+        if self._adopt:
+            raise MountError(f"the session cannot be taken over without the FUSE hook: {self.hook_problem}")
 
     def _attach_hook(self, undo: contextlib.ExitStack) -> None:
         if lowlevel is None:
@@ -368,56 +303,11 @@ class Session:
             budget_us=self._budget_us,
             max_io=MAX_IO,
             max_background=MAX_BACKGROUND,
+            shared=self._shared,
         )
         undo.callback(lowlevel.detach)
         for inode in self.operations.directory.block_files:
             lowlevel.add_inode(inode)
-
-    def _unmount(self) -> None:
-        """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
-        if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
-            return
-        target = os.fsencode(self.mountpoint)
-        if _libc.umount2(target, _UMOUNT_NOFOLLOW) == 0:
-            return
-        reason = os.strerror(ctypes.get_errno())
-        log.warning("unmounting %s: %s; detached it instead, whoever uses it gets errors", self.mountpoint, reason)
-        if _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
-            log.error("%s stays mounted: %s", self.mountpoint, os.strerror(ctypes.get_errno()))
-
-
-def _mounted_kind(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:
-    """Return the type of the file system that is mounted on `path`, None if `path` is no mountpoint.
-
-    Asks the kernel's table, not the file system: one whose daemon hangs would hang the question.
-    """
-    kind = None
-    for line in mountinfo.read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        # Space, tab, newline and backslash are written in octal.
-        place = fields[4].encode(errors="surrogateescape").decode("unicode_escape")
-        if place.encode("latin-1") == os.fsencode(path):
-            kind = fields[fields.index("-") + 1]  # the last one covers those before it
-    return kind
-
-
-def _without_links(path: Path) -> Path:
-    """Return the absolute name under which mountinfo lists `path`.
-
-    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose daemon hangs
-    would hang as well, readlink fails without asking the daemon.
-    """
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps `..`
-    try:
-        path.readlink()
-    except OSError:
-        return Path(os.path.realpath(path.parent)) / path.name
-    return Path(os.path.realpath(path))
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        directory.rmdir()
 
 
 _COUNTERS = (
@@ -436,6 +326,7 @@ _COUNTERS = (
     "naps",
     "nap_hits",
     "budget_ends",
+    "resent",
     "aheads",
     "ahead_hits",
     "errors",

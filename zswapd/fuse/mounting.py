@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mount itself: /dev/fuse opened, mount(2) called, and all of it undone.
+
+Apart from the session (session.py), because it lives longer: the supervisor mounts once, and one worker after the other serves
+the descriptor. fusermount3 is not needed this way, and a mount option less is trusted to a parser. Without allow_other the
+kernel keeps every other user out, even of `stat`.
+
+All checks come before the first step, each step registers its undoing before the next, and `close` undoes them
+in reverse, whatever failed. The directory that will be covered is locked with flock while the mount lives: of
+two daemons started at once on one mountpoint, one is refused. (The lock lies on the covered directory, which
+nobody reaches through its name any more once it is covered; from then on mountinfo tells.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from zswapd.errors import MountError, PermissionsError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+MAX_IO = 1 << 20
+"""Longest read and write in bytes; 256 pages of 4 KiB are the most that the kernel puts into one request."""
+
+_FILESYSTEM = b"fuse.zswapd"
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 2, 4, 8, 1024
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mount:
+    """A mounted, not yet served FUSE file system; a context manager.
+
+    Args:
+        mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700) and removed
+            at the end.
+        device: the FUSE device node.
+
+    Attributes:
+        mountpoint: its name as mountinfo has it.
+        descriptor: of the FUSE connection while mounted, else -1.
+    """
+
+    def __init__(self, mountpoint: Path, *, device: Path = Path("/dev/fuse")) -> None:
+        self.mountpoint = _without_links(mountpoint)
+        self.descriptor = -1
+        self._device = device
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Mount.
+
+        Raises:
+            PermissionsError: no FUSE device, or not allowed to mount.
+            MountError: the mountpoint cannot be used. In both cases everything is as before.
+        """
+        self._check_privileges()
+        self._check_not_mounted()
+        with contextlib.ExitStack() as undo:
+            self._make_mountpoint(undo)
+            self._lock_mountpoint(undo)
+            self.descriptor = self._mount(undo)
+            self._undo = undo.pop_all()
+
+    def adopt(self, descriptor: int) -> None:
+        """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
+
+        Raises:
+            MountError: nothing of ours is mounted there any more.
+        """
+        if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
+            raise MountError(f"{self.mountpoint} is not mounted any more", hint="start zswapd anew")
+        self.descriptor = descriptor
+        self._undo.callback(_remove_if_empty, self.mountpoint)
+        self._undo.callback(os.close, descriptor)
+        self._undo.callback(self.unmount)
+
+    def close(self) -> None:
+        """Unmount and give everything back; does nothing when that is done."""
+        self._undo.close()
+        self.descriptor = -1
+
+    def forget(self) -> None:
+        """Keep the mount beyond this object: whoever has the descriptor sees to it."""
+        self._undo.pop_all()
+
+    def unmount(self) -> None:
+        """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
+        if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
+            return
+        target = os.fsencode(self.mountpoint)
+        if _libc.umount2(target, _UMOUNT_NOFOLLOW) == 0:
+            return
+        reason = os.strerror(ctypes.get_errno())
+        log.warning("unmounting %s: %s; detached it instead, whoever uses it gets errors", self.mountpoint, reason)
+        if _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            log.error("%s stays mounted: %s", self.mountpoint, os.strerror(ctypes.get_errno()))
+
+    # Checks: nothing is changed by them.
+
+    def _check_privileges(self) -> None:
+        if not self._device.exists():
+            raise PermissionsError(f"{self._device} does not exist", hint="load the FUSE module: modprobe fuse")
+        if not os.access(self._device, os.R_OK | os.W_OK) or os.geteuid() != 0:
+            raise PermissionsError("mounting needs root's privileges", hint="start zswapd as root")
+
+    def _check_not_mounted(self) -> None:
+        kind = _mounted_kind(self.mountpoint)
+        if kind is None:
+            return
+        try:
+            self.mountpoint.stat()
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                raise MountError(
+                    f"{self.mountpoint} is the mount of a daemon that has died",
+                    hint=f"umount -l {self.mountpoint}",
+                ) from None
+        if kind == _FILESYSTEM.decode():
+            raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
+        raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
+
+    # Steps: each leaves its undoing behind.
+
+    def _make_mountpoint(self, undo: contextlib.ExitStack) -> None:
+        try:
+            missing = [path for path in (self.mountpoint, *self.mountpoint.parents) if not path.exists()]
+            for path in reversed(missing):
+                path.mkdir(mode=0o700 if path == self.mountpoint else 0o755)
+                undo.callback(_remove_if_empty, path)
+            if not self.mountpoint.is_dir():
+                raise MountError(f"{self.mountpoint} is not a directory", hint="choose another --mountpoint")
+            if any(self.mountpoint.iterdir()):
+                raise MountError(
+                    f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
+                )
+        except OSError as error:
+            raise MountError(
+                f"{self.mountpoint} cannot be used as mountpoint: {error.strerror}",
+                hint="choose another --mountpoint",
+            ) from error
+
+    def _lock_mountpoint(self, undo: contextlib.ExitStack) -> None:
+        descriptor = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        undo.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MountError(
+                f"another zswapd is starting or stopping on {self.mountpoint}",
+                hint="stop it, or choose another --mountpoint",
+            ) from None
+        self._check_not_mounted()  # by one that was faster: then it is its root that was locked
+
+    def _mount(self, undo: contextlib.ExitStack) -> int:
+        """Mount; return the descriptor of the connection."""
+        descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
+        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_IO}"
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
+        target = os.fsencode(self.mountpoint)
+        if _libc.mount(b"zswapd", target, _FILESYSTEM, flags, options.encode()) != 0:
+            number = ctypes.get_errno()
+            os.close(descriptor)
+            message = f"mounting on {self.mountpoint} failed: {os.strerror(number)}"
+            if number == errno.EPERM:
+                raise PermissionsError(message, hint="the process needs CAP_SYS_ADMIN")
+            raise MountError(message, hint="see dmesg for the kernel's reason")
+        undo.callback(os.close, descriptor)
+        # Unmounting comes first: the connection has to live while it does.
+        undo.callback(self.unmount)
+        return descriptor
+
+
+def _mounted_kind(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the type of the file system that is mounted on `path`, None if `path` is no mountpoint.
+
+    Asks the kernel's table, not the file system: one whose daemon hangs would hang the question.
+    """
+    kind = None
+    for line in mountinfo.read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        # Space, tab, newline and backslash are written in octal.
+        place = fields[4].encode(errors="surrogateescape").decode("unicode_escape")
+        if place.encode("latin-1") == os.fsencode(path):
+            kind = fields[fields.index("-") + 1]  # the last one covers those before it
+    return kind
+
+
+def _without_links(path: Path) -> Path:
+    """Return the absolute name under which mountinfo lists `path`.
+
+    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose daemon hangs
+    would hang as well, readlink fails without asking the daemon.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps `..`
+    try:
+        path.readlink()
+    except OSError:
+        return Path(os.path.realpath(path.parent)) / path.name
+    return Path(os.path.realpath(path))
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
