@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -228,7 +229,8 @@ def _ask_as_nobody(path: str) -> Any:
             os.chdir(Path(path).parent)
             os.setresuid(65534, 65534, 65534)
             connection.connect(Path(path).name)
-            connection.sendall(b'{"v":1,"cmd":"status"}\n')
+            with contextlib.suppress(BrokenPipeError):  # turned away before the question was out
+                connection.sendall(b'{"v":1,"cmd":"status"}\n')
             replies.put(connection.recv(4096))
 
     context = multiprocessing.get_context("fork")

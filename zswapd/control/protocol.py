@@ -54,6 +54,8 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "freeze": (),
     "thaw": (),
     "compact": (),
+    "upgrade": (),
+    "inherit": (),
 }
 """Every command with its arguments, all of them optional."""
 
@@ -96,11 +98,29 @@ class PoolReport(TypedDict):
     """Refused stores by reason."""
 
 
+class WorkerReport(TypedDict):
+    """The process that serves, and those before it."""
+
+    pid: int
+    number: int
+    """1 for the first."""
+    deaths: int
+    """How many before it ended without being told to."""
+    takeover_s: float
+    """What this one took to rebuild the index and serve; 0 for the first."""
+    supervised: bool
+    """Whether another would follow it; False if the supervisor is dead."""
+    poisoned_requests: int
+    """Requests answered with EIO because they killed one worker after the other."""
+
+
 class StatusReport(TypedDict):
     """The result of `status`."""
 
     version: str
     pid: int
+    """Of the supervisor, which stays the same; the worker's changes."""
+    worker: WorkerReport
     uptime_s: float
     state: str
     """`serving`, `frozen` or `stopping`."""

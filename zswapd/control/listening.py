@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The control socket's place in the file system: its lock, its path, its permissions.
+
+Apart from the server (server.py), because it lives longer: the supervisor listens, one worker after the other serves, and
+clients that come in between wait in the socket's queue.
+
+Who may talk: the socket has mode 0600, directories made for it 0700; the server checks every peer's uid besides.
+
+Who may be a second daemon: nobody. A lock beside the socket is held as long as any process of the daemon lives and vanishes
+with the last, in whatever way it dies, so whoever holds the lock may replace a socket that a dead daemon left. (Connecting to
+see whether somebody answers would leave a gap in which two daemons replace each other's socket.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING, Self
+
+from zswapd.errors import AlreadyRunningError, ControlError, PermissionsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUEUE = 32
+"""Clients that may wait to be served."""
+
+
+class Listener:
+    """A listening control socket; a context manager.
+
+    Args:
+        path: where the socket appears.
+
+    Attributes:
+        path: as above.
+        socket: the listening socket while open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket: socket.socket | None = None
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Take the lock and listen; clients wait until a server serves.
+
+        Raises:
+            AlreadyRunningError: another daemon has this socket.
+            ControlError: something else stands at its path.
+            PermissionsError: the directory or the socket cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _take_lock(self._lock_path)
+            _clear_path(self.path)
+            self.socket = _listen(self.path)
+        except OSError as error:
+            self.close()
+            raise PermissionsError(
+                f"cannot make the control socket {self.path}: {error.strerror}",
+                hint="run zswapd as root, or choose another place with --set control.socket=PATH",
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def adopt(self, listening: int, lock: int) -> None:
+        """Take over the descriptors of a socket that another process has opened; remove it at the end as if it were our own."""
+        self.socket = socket.socket(fileno=listening)
+        self._lock = lock
+
+    def descriptors(self) -> tuple[int, int]:
+        """Return the descriptors of socket and lock, for `adopt` in another process."""
+        assert self.socket is not None, "open() comes before descriptors()"
+        assert self._lock is not None, "open() comes before descriptors()"
+        return self.socket.fileno(), self._lock
+
+    def close(self) -> None:
+        """Stop listening and leave neither socket nor lock behind."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+            self.path.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock_path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def forget(self) -> None:
+        """Close the descriptors and leave socket and lock in place: another process has them."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_name(self.path.name + ".lock")
+
+
+def _take_lock(path: Path) -> int:
+    """Return a descriptor that holds the lock file's lock; the lock goes when it is closed, or the process dies."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise AlreadyRunningError(
+                f"another zswapd runs with the control socket {path.with_suffix('')}",
+                hint="stop it, or give this one its own with --set control.socket=PATH",
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.lstat()):
+                return lock
+        os.close(lock)  # its last holder removed the file between our open and our lock: take the new one
+
+
+def _clear_path(path: Path) -> None:
+    """Remove a socket that a dead daemon left; refuse anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ControlError(f"{path} exists and is no socket", hint="remove it, or set control.socket to another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise ControlError(f"something else listens at {path}", hint="stop it, or set control.socket to another path")
+    path.unlink()
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    old = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        listener.listen(QUEUE)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(old)
+    return listener
