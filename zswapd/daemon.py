@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The asynchronous shell around the core: composition root, background tasks, signals, the order of coming up and going down.
+"""The worker: the asynchronous shell around the core, and the composition root of the process that serves pages.
 
-Coming up: protections before any thread exists and before memory is mapped; the core with its reserve; a self-test; the control
-socket's lock; the mount; then the tasks. Ready means that the files can be opened.
+It is forked by the supervisor, which has mounted, made the arena, and listens on the control socket; a worker builds itself
+around what it is given, the first one like every later one. Coming up: protections, before any thread exists and before
+memory is mapped; the core, rebuilt from the arena; a self-test; then the tasks. Ready means that requests are answered.
 
 Tasks, all in one thread, each doing its blocking part elsewhere:
 
 - serve: FUSE requests (the page path; nothing else here is on it);
 - refill: populates frames and index nodes when a reserve runs low, ahead of demand;
 - housekeeping: gives surplus frames back, compacts, collects garbage, only while no requests come;
-- control: the socket; watchdog: systemd's ping;
-- signals: SIGTERM and SIGINT stop the daemon *if its data can go back into memory*.
+- control: the socket (commands.py has the commands);
+- tick: the sign of life, and what a successor has to know, into the shared state;
+- signals: SIGUSR1 from the supervisor means stop *if the data can go back into memory*, SIGUSR2 means make room for a
+  successor now. SIGTERM and SIGINT are the supervisor's business, unless it is dead.
 
-Going down: swapoff of everything that is swapped on from our files, in a thread, while pages are being served; only then the
-mount goes. If that cannot fit, or somebody else uses a file, the daemon says so and goes on: a swap device that ends takes
-its users' memory with it.
+Stopping: swapoff of everything that is swapped on from our files, in a thread, while pages are being served. If that cannot
+fit, or somebody else uses a file, the worker says so and goes on: a swap device that ends takes its users' memory with it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import logging
-import math
 import os
 import signal
 import time
@@ -29,15 +30,16 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import log as log_setup
-from zswapd import reports, service
-from zswapd.assembly import Core
-from zswapd.config import changed, describe
+from zswapd import carry, service
+from zswapd.assembly import Core, Inherited
+from zswapd.commands import Commands
+from zswapd.config import changed
 from zswapd.control.server import Server
-from zswapd.errors import ArenaError, SwapDeviceError
+from zswapd.errors import ArenaError, ConfigError, SwapDeviceError
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
+from zswapd.handover import HookWord, Phase, Word
 from zswapd.reclaim.pressure import spare_pages
 from zswapd.swapdevice.draining import drain
 
@@ -46,11 +48,20 @@ if TYPE_CHECKING:
 
     from zswapd.allocators.pageframes import Job
     from zswapd.config import Config
-    from zswapd.control.protocol import StatusReport
+    from zswapd.control.listening import Listener
+    from zswapd.control.server import ControlStatistics
+    from zswapd.fuse.mounting import Mount
+    from zswapd.fuse.session import SessionStatistics
+    from zswapd.handover import SharedState
 
 log = logging.getLogger(__name__)
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LEFT = 75
+"""Exit code of a worker that made room for a successor."""
+TICK_S = 0.5
+"""Time between two signs of life."""
+_STOP, _LEAVE = signal.SIGUSR1, signal.SIGUSR2
+_SIGNALS = (_STOP, _LEAVE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REFILL_FRAMES_BYTES = 8 << 20
 """Memory that one refill job populates: some milliseconds of zeroing in another thread."""
 RETRY_S = 0.25
@@ -59,92 +70,198 @@ IDLE_S = 1.0
 """Housekeeping looks once in this time, and works only if no request came since the last look."""
 
 
-class Daemon:
-    """One running zswapd.
+class Worker:
+    """One process that serves.
 
     Args:
         config: the settings to begin with.
         protections: what `service.protect` reached.
+        mount: the mount, made by the supervisor.
+        listener: the control socket, likewise.
+        state: what goes from worker to worker.
+        arena: the arena's descriptor.
+
+    Raises:
+        ArenaError: the arena is none that this program and configuration can read.
     """
 
-    def __init__(self, config: Config, protections: Sequence[service.Protection]) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        protections: Sequence[service.Protection],
+        *,
+        mount: Mount,
+        listener: Listener,
+        state: SharedState,
+        arena: int,
+    ) -> None:
+        self._started = time.monotonic()
+        self._supervisor = os.getppid()
+        self.state = state
+        left = state.load()
+        self.config = _with_changes(config, left.get("settings", {}))
+        self.changes: dict[str, object] = dict(left.get("settings", {}))
         self.protections = tuple(protections)
-        self.core = Core(config)
-        directory = Directory()
+        self.core = Core(
+            self.config,
+            inherited=Inherited(arena_fd=arena, lost=state.lost(), counters=left.get("core", {})),
+        )
+        if left.get("frozen"):
+            self.core.frontswap.freeze()
+        self.born = float(left.get("born", self._started))
+        self._session_base = left.get("session", {})
+        self._control_base = left.get("control", {})
+        directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
         for device in self.core.devices.values():
             directory.add_block_file(device)
+        self._directory = directory
         self.session = Session(
             Operations(directory, page_size=config.context.page_size),
-            config.fuse.mountpoint,
+            mount,
             hook=config.fuse.hook,
-            poll_us=config.fuse.poll_us,
+            poll_us=self.config.fuse.poll_us,
             budget_us=config.fuse.budget_us,
+            shared=state.hook,
+            adopt=state.words[Word.STARTED] > 1,
         )
-        self.server = Server(config.control.socket, self._handlers())
-        self.notifier = service.Notifier()
-        self._started = time.monotonic()
-        self._stopping = False
+        self.server = Server(listener, Commands(self, listener).handlers())
+        self.takeover_s = 0.0
+        self.is_stopping = False
+        self._end: int | None = None
+        self._remembered = -1
         self._refill_wanted = trio.Event()
         self.core.frames.when_low = self._wake_refill
         self.core.nodes.when_low = self._wake_refill
+        self._wake_refill()  # what was recovered has the reserve that the dead worker left
 
     # Coming up and going down.
 
-    async def run(self) -> None:
-        """Serve until a signal stops the daemon, with nothing swapped on any more.
+    async def run(self) -> int:
+        """Serve until told to end; return the exit code.
 
         Raises:
-            MountError, PermissionsError: the files cannot be mounted; nothing is left behind.
-            ControlError: another daemon has the control socket.
+            MountError: the session cannot be served, or not taken over.
         """
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.core.close)
-            self.core.self_test()
-            stack.enter_context(self.server)
-            stack.enter_context(self.session)
+        self.core.self_test()
+        with self.session:
             service.freeze_garbage_collector()
-            with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+            with trio.open_signal_receiver(*_SIGNALS) as signals:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(self.session.serve)
+                    await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self._refill)
                     nursery.start_soon(self._housekeeping)
-                    nursery.start_soon(self._watchdog)
+                    nursery.start_soon(self._tick)
+                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await nursery.start(self.server.serve)
                     self._say_ready()
-                    async for number in signals:
-                        if await self._stop(signal.Signals(number).name):
-                            break
-                    nursery.cancel_scope.cancel()
+            self.remember()
+        return self._end or 0
+
+    async def _serve(self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve requests; when somebody else has unmounted, there is nothing left to serve, and all ends."""
+        await self.session.serve(task_status=task_status)
+        if self._end is None:
+            self.state.words[Word.PHASE] = Phase.STOPPING
+            self._end = 0
+        scope.cancel()
 
     def _say_ready(self) -> None:
+        number = self.state.words[Word.STARTED]
         names = ", ".join(str(self.config.fuse.mountpoint / name) for name in self.core.devices)
-        for item in self.protections:
-            if not item.on:
-                log.warning("protection %s is off: %s%s", item.name, item.detail, f" ({item.hint})" if item.hint else "")
-        self.notifier.ready(f"serving {names}")
-        log.info("ready: serving %s; `zswapctl swapon` switches it on", names)
+        if number > 1:
+            self.takeover_s = time.monotonic() - self._started
+            pages = sum(device.stored_pages for device in self.core.statistics().devices)
+            log.info("worker %d serves %s, %d pages, after %.0f ms", number, names, pages, self.takeover_s * 1000)
+        else:
+            for item in self.protections:
+                if not item.on:
+                    log.warning("protection %s is off: %s%s", item.name, item.detail, f" ({item.hint})" if item.hint else "")
+            log.info("ready: serving %s; `zswapctl swapon` switches it on", names)
+        self.state.words[Word.PHASE] = Phase.SERVING
+        self.call_supervisor()
+
+    def has_supervisor(self) -> bool:
+        """Say whether the process that forked this one lives: then it is still its parent."""
+        return os.getppid() == self._supervisor
+
+    def call_supervisor(self) -> None:
+        """Have the supervisor look at the words of the shared state."""
+        if self.has_supervisor():
+            os.kill(self._supervisor, signal.SIGUSR1)
+
+    async def _obey(self, signals: Any, scope: trio.CancelScope) -> None:
+        async for number in signals:
+            if number == _LEAVE:
+                self._end = LEFT
+                self.session.terminate()
+            elif number == signal.SIGHUP:
+                continue
+            elif (number == _STOP or not self.has_supervisor()) and await self._stop(signal.Signals(number).name):
+                self._end = 0
+                self.session.terminate()
+            if self._end is not None:
+                scope.cancel()
+                return
 
     async def _stop(self, cause: str) -> bool:
         """Take back everything that is swapped out to our files; return whether the daemon may end."""
-        self._stopping = True
-        self.notifier.status("stopping: swapping off")
-        log.info("%s: stopping", cause)
+        self.is_stopping = True
+        notifier = service.Notifier()
+        notifier.status("stopping: swapping off")
+        log.info("%s: stopping", "told to" if self.has_supervisor() else cause)
         try:
             frames = self.core.frames.statistics()
             # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing back until the end.
             pool_bytes = frames.used_frames * frames.page_size if self.session.hook_active else 0
             files = [self.config.fuse.mountpoint / name for name in self.core.devices]
-            await drain(files, pool_bytes=pool_bytes, say=self.notifier.status)
+            await drain(files, pool_bytes=pool_bytes, say=notifier.status)
         except SwapDeviceError as error:
-            self._stopping = False
+            self.is_stopping = False
             log.error(  # noqa: TRY400 - a reason, not a bug
                 "not stopping, the data has nowhere to go: %s", error
             )
-            self.notifier.status(f"still serving, cannot stop: {error.message}")
+            notifier.status(f"still serving, cannot stop: {error.message}")
             return False
-        self.notifier.stopping("unmounting")
+        finally:
+            notifier.close()
+        self.state.words[Word.PHASE] = Phase.STOPPING
         return True
+
+    # What a successor has to know.
+
+    def remember(self) -> None:
+        """Put into the shared state what is not in the arena."""
+        self.state.save(
+            {
+                "settings": self.changes,
+                "frozen": self.core.frontswap.frozen,
+                "born": self.born,
+                "born_ns": self._directory.born_ns,
+                "core": carry.cumulative(self.core.statistics()),
+                "session": carry.cumulative(self.session_statistics()),
+                "control": carry.cumulative(self.control_statistics()),
+            }
+        )
+
+    def session_statistics(self) -> SessionStatistics:
+        """Return the session's counters, those of earlier workers included."""
+        return carry.added(self.session.statistics(), self._session_base)
+
+    def control_statistics(self) -> ControlStatistics:
+        """Return the control socket's counters, likewise."""
+        return carry.added(self.server.statistics(), self._control_base)
+
+    async def _tick(self) -> None:
+        while True:  # by the clock: it is one
+            self.state.words[Word.TICKS] += 1
+            requests = self.state.hook_words[HookWord.REQUESTS]
+            if requests != self._remembered:
+                self._remembered = requests
+                self.remember()
+            else:
+                # The hook does not see when a coroutine has answered; nobody is to be blamed for a request of long ago.
+                self.state.hook_words[HookWord.ACTIVE] = 0
+            await trio.sleep(TICK_S)
 
     # Background tasks.
 
@@ -217,90 +334,48 @@ class Daemon:
             finally:
                 frames.commit(job)
 
-    async def _watchdog(self) -> None:
-        while True:
-            self.notifier.watchdog()
-            await trio.sleep(self.notifier.watchdog_interval or math.inf)
 
-    # Control commands.
-
-    def _handlers(self) -> dict[str, Any]:
-        return {
-            "status": self._status,
-            "stats": self._stats,
-            "get": lambda keys=(): describe(self.config, list(keys)),
-            "set": self._set,
-            "freeze": self._freeze,
-            "thaw": self._thaw,
-            "compact": self._compact,
-        }
-
-    def _status(self) -> StatusReport:
-        statistics = self.core.statistics()
-        frozen = statistics.frontswap.frozen
-        return {
-            "version": reports.version(),
-            "pid": os.getpid(),
-            "uptime_s": round(time.monotonic() - self._started, 3),
-            "state": "stopping" if self._stopping else "frozen" if frozen else "serving",
-            "mountpoint": str(self.config.fuse.mountpoint),
-            "page_size": self.config.context.page_size,
-            "discard": self.session.hook_active,
-            "pool": reports.pool_report(statistics, self.config.pool.compressor),
-            "files": [
-                {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
-            ],
-            "protections": reports.protection_reports(service.refreshed(self.protections)),
-            "advice": reports.protection_reports(service.advise()),
-        }
-
-    def _stats(self) -> dict[str, Any]:
-        return {
-            "core": reports.plain(self.core.statistics()),
-            "fuse": reports.plain(self.session.statistics()),
-            "control": reports.plain(self.server.statistics()),
-        }
-
-    def _set(self, settings: dict[str, object]) -> dict[str, Any]:
-        """Change settings, all or none."""
-        config = changed(self.config, settings, source="zswapctl set")
-        self.config = config
-        self.core.apply(config)
-        self.session.set_poll_us(config.fuse.poll_us)
-        log_setup.set_level(config.log.level)
-        return describe(config, list(settings))
-
-    def _freeze(self) -> dict[str, Any]:
-        self.core.frontswap.freeze()
-        return {"frozen": True}
-
-    def _thaw(self) -> dict[str, Any]:
-        self.core.frontswap.thaw()
-        return {"frozen": False}
-
-    async def _compact(self) -> dict[str, Any]:
-        before = self.core.frames.used_frames
-        while self.core.compact_step():
-            await trio.lowlevel.checkpoint()
-        return {"frames_before": before, "frames_after": self.core.frames.used_frames}
+def geometry(config: Config) -> dict[str, Any]:
+    """Return what a successor has to agree with a running daemon on."""
+    return {
+        "mountpoint": str(config.fuse.mountpoint),
+        "page_size": config.context.page_size,
+        "files": config.swap_files(),
+    }
 
 
-def run(config: Config) -> int:
-    """Run the daemon until a signal stops it; return the exit code.
+def _with_changes(config: Config, settings: dict[str, object]) -> Config:
+    """Return the settings with those changed at run time; one that this program does not take any more is left out."""
+    for name, value in settings.items():
+        try:
+            config = changed(config, {name: value}, source="zswapctl set")
+        except ConfigError as error:
+            log.warning("%s stays as configured: %s", name, error)
+    return config
+
+
+def run_worker(config: Config, mount: Mount, listener: Listener, state: SharedState, arena: int) -> int:
+    """Serve in this process, which was forked for it; return the exit code.
 
     Args:
         config: the settings to begin with.
+        mount: see `Worker`, as for the others.
+        listener: the control socket.
+        state: what goes from worker to worker.
+        arena: the arena's descriptor.
 
     Raises:
-        ZswapdError: it cannot come up; nothing is left behind.
+        ZswapdError: it cannot come up.
     """
-    # Until the receiver is there, and again after it: a second SIGTERM must not end the process before it has unmounted.
-    for number in _STOP_SIGNALS:
+    # Until the receiver is there, and again after it: none of them may end the process.
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    faulthandler.enable()
     protections = service.protect(
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
     )
-    trio.run(Daemon(config, protections).run)
-    return 0
+    worker = Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
+    return trio.run(worker.run)

@@ -29,7 +29,7 @@ from .display import PoolSample
 from .system import HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 START_LIMIT_S = 60.0
 CTL_LIMIT_S = 60.0
@@ -49,11 +49,20 @@ class Daemon:
     Args:
         size: of the swap file, as --size takes it.
         settings: section.key → value, passed with --set.
+        arguments: further ones for `zswapd run`.
         parent: where to make its directory; None for the system's temporary directory.
     """
 
-    def __init__(self, *, size: str, settings: Mapping[str, str] | None = None, parent: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        size: str,
+        settings: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        parent: Path | None = None,
+    ) -> None:
         self._size = size
+        self._arguments = tuple(arguments)
         self._settings = dict(settings or {})
         self.directory = Path(tempfile.mkdtemp(prefix="zswapd-run-", dir=parent))
         self.mountpoint = self.directory / "mnt"
@@ -80,6 +89,20 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
+    def worker_pid(self) -> int:
+        """Return the process id of the worker: the supervisor's only child, or its youngest while one follows another.
+
+        Raises:
+            HarnessError: there is none for five seconds; the supervisor pauses between workers that die early.
+        """
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            workers = [pid for pid in system.children(self.pid) if system.parent(pid) == self.pid]
+            if workers:
+                return max(workers)
+            time.sleep(0.001)
+        raise HarnessError(f"zswapd has no worker\n{self.log_text()[-LOG_TAIL:]}")
+
     @property
     def file(self) -> Path:
         """The file that is the swap device; do not stat it while the daemon may hang."""
@@ -96,7 +119,7 @@ class Daemon:
             HarnessError: it ended, or was not ready within `START_LIMIT_S`; with what it said.
         """
         self.mountpoint.mkdir(exist_ok=True)
-        command = [*program("zswapd"), "run", "--size", self._size, "--mountpoint", str(self.mountpoint)]
+        command = [*program("zswapd"), "run", "--size", self._size, "--mountpoint", str(self.mountpoint), *self._arguments]
         settings = {"control.socket": str(self.socket), **self._settings}
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
@@ -191,6 +214,11 @@ class Daemon:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
+
+    def wait_for_end(self, *, limit: float = 10.0) -> int:
+        """Wait until the process (not its worker) has ended; return its exit code."""
+        assert self._process is not None
+        return self._process.wait(timeout=limit)
 
     def terminate(self, *, limit: float = 60.0) -> int:
         """Send SIGTERM and return the exit code.

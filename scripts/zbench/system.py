@@ -209,6 +209,15 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def parent(pid: int) -> int:
+    """Return the parent of a process, 0 when it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text[text.rindex(")") + 2 :].split()[1])
+
+
 def memory_available() -> int:
     """Return MemAvailable in bytes."""
     return _kib_fields(Path("/proc/meminfo").read_text())["MemAvailable"]

@@ -10,7 +10,6 @@ import pytest
 from scripts.zbench import system
 from scripts.zbench.daemon import Daemon
 from scripts.zbench.system import MIB
-from tests.support import leftovers
 from tests.support.swap import Stage
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(200)]
@@ -22,14 +21,13 @@ GROWTH_ALLOWED = 2 * MIB
 
 
 def open_files(daemon: Daemon) -> int:
-    return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+    return len(list(Path(f"/proc/{daemon.worker_pid()}/fd").iterdir()))
 
 
 def test_swapon_swapoff_twenty_times_leaks_nothing(stage: Stage) -> None:
     daemon = stage.daemon(size="256M")
     cgroup = stage.cgroup(32)
     readings: list[tuple[int, int]] = []
-    loops_before = leftovers.loops()
 
     for _cycle in range(WARM_UP + CYCLES):
         device = daemon.swapon()
@@ -38,11 +36,11 @@ def test_swapon_swapoff_twenty_times_leaks_nothing(stage: Stage) -> None:
         daemon.swapoff()
 
         assert not system.is_swap(device)
-        assert leftovers.loops() == loops_before
+        assert daemon.loops() == []
         status = daemon.ctl_json("status")
         # mkswap's header page is gone as well: swapoff leaves a file that holds nothing
         assert (status["pool"]["stored_pages"], status["pool"]["frames"]) == (0, 0)
-        readings.append((system.process_memory(daemon.pid).pss, open_files(daemon)))
+        readings.append((system.process_memory(daemon.worker_pid()).pss, open_files(daemon)))
 
     assert readings[-1][0] - readings[WARM_UP - 1][0] < GROWTH_ALLOWED, readings
     assert readings[-1][1] == readings[WARM_UP - 1][1], readings

@@ -11,7 +11,7 @@ traceback in it fails the test.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,16 +37,17 @@ class Stage:
         self._directory = directory
         self._undo = undo
 
-    def daemon(self, size: str = "1G", **settings: str) -> Daemon:
+    def daemon(self, size: str = "1G", arguments: Sequence[str] = (), **settings: str) -> Daemon:
         """Start a daemon whose swap goes before any other of the machine.
 
         Args:
             size: of its swap file.
+            arguments: further ones for `zswapd run`.
             settings: section__key=value.
         """
         named = {name.replace("__", "."): value for name, value in settings.items()}
         named.setdefault("swap.priority", str(system.HIGHEST_PRIORITY))
-        daemon = Daemon(size=size, settings=named, parent=self._directory)
+        daemon = Daemon(size=size, settings=named, arguments=arguments, parent=self._directory)
         self._undo.callback(lambda: print(log.read_text(errors="replace")) if log.exists() else None)
         log = self._directory / f"{daemon.directory.name}.log"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import trio
 
 from zswapd import __version__, config, errors, swapdevice
-from zswapd.cli import rendering, swapping, zswapctl, zswapd
+from zswapd.cli import rendering, swapping, upgrading, zswapctl, zswapd
 from zswapd.cli.failures import guarded
 from zswapd.control.server import Server
 from zswapd.errors import HeadroomError, SwapDeviceError, ZswapdError
@@ -28,6 +29,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 STATUS: dict[str, Any] = {
     "version": "0.1.0",
     "pid": 4711,
+    "worker": {"pid": 4712, "number": 1, "deaths": 0, "takeover_s": 0.0, "supervised": True, "poisoned_requests": 0},
     "uptime_s": 7503.2,
     "state": "serving",
     "mountpoint": "/run/zswapd/mnt",
@@ -67,6 +69,7 @@ class FakeDaemon:
         self.status: dict[str, Any] = json.loads(json.dumps(STATUS))
         self.config = config.load(codecs=("lz4", "lzo"))
         self.called: list[str] = []
+        self.takeovers: Iterator[int] = iter(())
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope = trio.CancelScope()
         self._ready = threading.Event()
@@ -75,18 +78,24 @@ class FakeDaemon:
     async def _run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         handlers: dict[str, Callable[..., object]] = {
-            "status": lambda: self.status,
+            "status": self._status,
             "stats": lambda: {"core": {"frames": 3, "ratio": 2.5, "none": None, "classes": [{"size": 32, "by_group": [1, 0]}]}},
             "get": lambda keys=(): config.describe(self.config, keys),
             "set": self._set,
             "freeze": lambda: self._note("freeze", {"frozen": True}),
             "thaw": lambda: self._note("thaw", {"frozen": False}),
             "compact": lambda: {"frames_before": 100, "frames_after": 70},
+            "upgrade": lambda: {"version": "0.1.0", "worker": 4712, "number": 1},
         }
         with self._scope, Server(self.path, handlers) as server:
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
                 self._ready.set()
+
+    def _status(self) -> dict[str, Any]:
+        self.status["worker"]["pid"] = pid = next(self.takeovers, self.status["worker"]["pid"])
+        self.status["version"] = "0.2.0" if pid == 6000 else "0.1.0"
+        return self.status
 
     def _note(self, what: str, result: object) -> object:
         self.called.append(what)
@@ -402,6 +411,39 @@ def test_swapoff_that_does_not_fit_has_its_own_exit_code(
     assert capsys.readouterr().err == "zswapctl: error: too much\nzswapctl: hint: end something\n"
 
 
+def test_status_tells_of_workers_only_what_is_unusual(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped_on(monkeypatch)
+    ctl(daemon, "status")
+    assert "worker" not in capsys.readouterr().out
+    daemon.status["worker"] = {
+        "pid": 5000, "number": 4, "deaths": 2, "takeover_s": 0.314, "supervised": False, "poisoned_requests": 1,
+    }  # fmt: skip
+    ctl(daemon, "status")
+    text = capsys.readouterr().out
+    assert "served by worker 4, which took over in 0.31 s; 2 died before it" in text
+    assert "1 requests were answered with EIO" in text
+    assert "WITHOUT a supervisor" in text
+
+
+def test_upgrade_waits_for_the_next_worker(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrading, "_PAUSE_S", 0.01)
+    daemon.takeovers = iter([4712, 4712, 6000])
+    assert ctl(daemon, "upgrade") == 0
+    assert re.search(r"zswapd 0\.1\.0 was replaced by 0\.2\.0 in \d\.\d s; worker 6000 serves", capsys.readouterr().out)
+
+
+def test_upgrade_that_does_not_happen_is_a_failure(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrading, "TAKEOVER_S", 0.2)
+    assert ctl(daemon, "upgrade") == errors.HandoverError.exit_code
+    assert "the upgrade has not happened" in capsys.readouterr().err
+
+
 def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     show = swapping.Progress(quiet=False)
@@ -447,11 +489,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
     """What the daemon was run with."""
     seen: list[config.Config] = []
 
-    def run(loaded: config.Config) -> int:
+    def run(loaded: config.Config, _guarded: Callable[[Callable[[], int]], int]) -> int:
         seen.append(loaded)
         return 0
 
-    monkeypatch.setattr("zswapd.daemon.run", run)
+    monkeypatch.setattr("zswapd.supervisor.run", run)
     monkeypatch.setattr("zswapd.log.setup", lambda _: None)
     return seen
 

@@ -70,9 +70,11 @@ def protect(root: Path, libc: FakeLibc, monkeypatch: pytest.MonkeyPatch, **asked
 def test_protect_where_all_is_allowed_is_all_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FakeLibc()
     found = protect(root, libc, monkeypatch)
-    assert {name for name, item in found.items() if item.on} == {"lock_memory", "io_flusher", "oom_score_adj"}
+    assert {name for name, item in found.items() if item.on} == {"lock_memory", "io_flusher", "oom_score_adj", "no_core_dumps"}
     assert ("mlockall", 7) in libc.calls
     assert ("prctl", 57, 1, 0, 0, 0) in libc.calls
+    assert ("prctl", 4, 0, 0, 0, 0) in libc.calls
+    assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
     assert "75 MiB" in found["lock_memory"].detail
     assert (root / "proc/self/oom_score_adj").read_text() == "-1000\n"
 
@@ -86,14 +88,14 @@ def test_protect_faults_in_code_and_constants_only(root: Path, monkeypatch: pyte
     ]
 
 
-def test_protect_with_all_switched_off_asks_the_kernel_for_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protect_with_all_switched_off_forbids_core_dumps_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FakeLibc()
     found = protect(root, libc, monkeypatch, lock_memory=False, io_flusher=False, oom_score_adj=0)
     assert not found["lock_memory"].on
     assert found["lock_memory"].hint == "set service.lock_memory=true"
     assert not found["io_flusher"].on
     assert found["oom_score_adj"].on
-    assert libc.calls == []
+    assert libc.calls == [("prctl", 4, 0, 0, 0, 0)]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def _open_noswap_tmpfs() -> int:
         os.close(mount)
 
 
-def _open_backing(kind: str) -> tuple[int, str]:
+def open_backing(kind: str) -> tuple[int, str]:
     """Return (descriptor, kind reached) for the kind wished for: "tmpfs", "memfd" or "auto"."""
     if kind not in ("auto", "tmpfs", "memfd"):
         raise ArenaError(f"unknown kind of arena {kind!r}", hint='use "auto", "tmpfs" or "memfd"')
@@ -143,7 +143,7 @@ class Arena:
         # The table describes itself as well: indexing by frame number then needs no subtraction.
         table_frames = round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
         first_frame = 1 + table_frames
-        fd, kind = _open_backing(kind)
+        fd, kind = open_backing(kind)
         try:
             os.ftruncate(fd, (first_frame + frames) * page_size)
             self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)

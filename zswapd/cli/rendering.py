@@ -11,7 +11,7 @@ from zswapd.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from zswapd.control.protocol import PoolReport, ProtectionReport, StatusReport
+    from zswapd.control.protocol import PoolReport, ProtectionReport, StatusReport, WorkerReport
     from zswapd.swapdevice import Attachment
 
 WIDTH = 80
@@ -27,6 +27,7 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     """
     yield f"zswapd {status['version']}, pid {status['pid']}, {status['state']} for {duration(status['uptime_s'])}"
     yield f"  at {status['mountpoint']}, {'with' if status['discard'] else 'WITHOUT'} discard"
+    yield from _worker_lines(status["worker"])
     yield ""
     yield from _pool_lines(status["pool"], status["page_size"])
     yield ""
@@ -39,6 +40,16 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
         yield ""
         yield "Recommended"
         yield from _check_lines(advice)
+
+
+def _worker_lines(worker: WorkerReport) -> Iterator[str]:
+    if worker["number"] > 1:
+        deaths = f"{worker['deaths']} died before it" if worker["deaths"] else "none died before it"
+        yield f"  served by worker {worker['number']}, which took over in {worker['takeover_s']:.2f} s; {deaths}"
+    if worker["poisoned_requests"]:
+        yield f"  {worker['poisoned_requests']} requests were answered with EIO: they killed worker after worker"
+    if not worker["supervised"]:
+        yield "  WITHOUT a supervisor: `zswapd run` starts one, which takes over"
 
 
 def _pool_lines(pool: PoolReport, page_size: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__
-from zswapd.cli import rendering, swapping
+from zswapd.cli import rendering, swapping, upgrading
 from zswapd.cli.failures import guarded
 from zswapd.config import SETTINGS, parse_assignment
 from zswapd.control.client import Client
@@ -118,6 +118,14 @@ def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Itera
     return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
 
 
+def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    report = upgrading.upgrade(options.socket)
+    return report, [
+        f"zswapd {report['old_version']} was replaced by {report['version']} in {report['seconds']:.1f} s; "
+        f"worker {report['worker']} serves"
+    ]
+
+
 def _priority(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if not 0 <= value <= 32767:
@@ -165,5 +173,6 @@ def _parser() -> argparse.ArgumentParser:
     swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
+    add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")
     add("compact", _compact, "move stored objects together and give memory back")
     return parser

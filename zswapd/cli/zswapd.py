@@ -39,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     config = _config(options)
     log.setup(config.log.level)
-    from zswapd import daemon  # after the Config: a mistake in it is told without waiting for the daemon's imports
+    from zswapd import supervisor  # after the Config: a mistake in it is told without waiting for the daemon's imports
 
-    return daemon.run(config)
+    if options.upgrade_check is not None:
+        supervisor.check(config, options.upgrade_check)
+        return 0
+    return supervisor.run(config, lambda work: guarded("zswapd", work))
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -74,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--size", help="size of the swap file, such as 2G, 50%% or min(50%%, 4G)")
     run.add_argument("--mountpoint", type=Path, metavar="DIR", help="where the files appear")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
+    # For `zswapctl upgrade`: whether this program could take over from the one that asks.
+    run.add_argument("--upgrade-check", metavar="JSON", help=argparse.SUPPRESS)
     return parser
 
 

@@ -200,6 +200,12 @@ class ServiceSection:
         help="Tell the kernel that the daemon writes out dirty memory (PR_SET_IO_FLUSHER).",
     )
     oom_score_adj: int = setting(Integer(-1000, 1000), -1000, help="The daemon's place on the OOM killer's list.")
+    hang_timeout: int = setting(
+        Integer(0, 3600),
+        10,
+        help="How long a worker's event loop may stand still before it is ended and another takes over; 0 waits for ever.",
+        unit="s",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,18 +49,27 @@ class Notifier:
         """Ping the watchdog; return whether somebody was told."""
         return self._send("WATCHDOG=1")
 
+    def store(self, name: str, descriptor: int) -> bool:
+        """Have the service manager keep an open file, for a restart to adopt; return whether somebody was told."""
+        return self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (descriptor,))
+
+    def unstore(self, name: str) -> bool:
+        """Have the service manager close a file that it keeps; return whether somebody was told."""
+        return self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
     def close(self) -> None:
         """Give the socket back; later calls do nothing."""
         if self._socket:
             self._socket.close()
             self._socket = None
 
-    def _send(self, message: str) -> bool:
+    def _send(self, message: str, descriptors: tuple[int, ...] = ()) -> bool:
         if self._socket is None:
             return False
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))
         try:
             # Not connected: systemd may bind its socket anew (daemon-reexec).
-            self._socket.sendto(message.encode(errors="replace"), self._address)
+            self._socket.sendmsg([message.encode(errors="replace")], [rights] if descriptors else [], 0, self._address)
         except OSError:
             return False
         return True

@@ -28,6 +28,7 @@ from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_pyt
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
+PR_SET_DUMPABLE = 4
 MADV_POPULATE_READ = 22
 CAP_IPC_LOCK = 14
 
@@ -74,6 +75,7 @@ def protect(
         _lock_memory(libc, root) if lock_memory else _not_wanted("lock_memory"),
         _set_oom_score_adj(oom_score_adj, root),
         _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
+        _forbid_core_dumps(libc),
     )
 
 
@@ -156,6 +158,18 @@ def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:
     if failed == errno.EINVAL:
         return Protection(name, on=False, detail="this kernel does not have it", hint="use Linux 5.6 or later")
     return Protection(name, on=False, detail=f"prctl: {os.strerror(failed)}", hint=CAPABILITY_HINT)
+
+
+def _forbid_core_dumps(libc: ctypes.CDLL) -> Protection:
+    """Keep other people's memory out of files: the limit is for dumps to files, the flag for those that a program receives."""
+    name = "no_core_dumps"
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError) as error:
+        return Protection(name, on=False, detail=f"RLIMIT_CORE: {error}", hint="report this as a bug")
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        return Protection(name, on=False, detail=f"prctl: {_last_error()}", hint="report this as a bug")
+    return Protection(name, on=True, detail="what is swapped out is in no core dump")
 
 
 def _set_oom_score_adj(wanted: int, root: Path) -> Protection:

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kills under load: a workload is swapped in and out through zswapd while its worker is killed at random times.
+
+What it shows, or fails to show: every page comes back as it was, no request fails, and a takeover is short. A worker dies by
+the signals that `--signals` lists, each kill by one of them at random; the time of a kill is random too, counted from the
+moment at which the worker serves, or with `--early` from the moment at which it exists: then successors die in their takeover
+as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from . import system
+from .cgroup import MemoryCgroup
+from .daemon import Daemon
+from .system import MIB, HarnessError
+from .workload import Workload, WorkloadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAGE = 4096
+LONGEST_TAKEOVER_S = 60.0
+_SERVES = re.compile(r"worker (\d+) serves .*, (\d+) pages, after (\d+) ms")
+_KERNEL_COMPLAINT = re.compile(r"I/O error, dev loop|[Ww]rite-error on swap|[Rr]ead-error on swap|blocked for more than")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        kills: workers killed.
+        wrong_pages: pages that did not come back as they were.
+        pages_verified: pages that were compared, in all phases.
+        failed_requests: requests that the daemon answered with an error.
+        kernel_complaints: lines of the kernel's log about I/O errors on swap or hung tasks.
+        takeover_ms: of each takeover, from the fork to the first request that can be answered.
+        outage_ms: of each kill, from the signal to the next worker's answer on the control socket.
+        takeover_pages: pages in the pool at each takeover.
+        seconds: of the whole run.
+        error: why it ended early; empty if it did not.
+    """
+
+    kills: int = 0
+    wrong_pages: int = 0
+    pages_verified: int = 0
+    failed_requests: int = 0
+    kernel_complaints: list[str] = field(default_factory=list)
+    takeover_ms: list[int] = field(default_factory=list)
+    outage_ms: list[int] = field(default_factory=list)
+    takeover_pages: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    error: str = ""
+
+    def seconds_per_gib(self) -> float:
+        """Return the longest takeover in seconds for each GiB stored; 64 MiB at least, since fixed costs rule below."""
+        rates = [ms / 1000 / max(pages * PAGE / (1 << 30), 1 / 16) for ms, pages in self._pairs()]
+        return max(rates, default=0.0)
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        return list(zip(self.takeover_ms, self.takeover_pages, strict=True))
+
+    def good(self) -> bool:
+        """Return whether all went as promised, times apart."""
+        return not (self.error or self.wrong_pages or self.failed_requests or self.kernel_complaints)
+
+    def lines(self) -> list[str]:
+        """Return the summary."""
+        text = [f"{self.kills} kills in {self.seconds:.0f} s, {self.pages_verified} pages verified, {self.wrong_pages} wrong"]
+        text.append(f"failed requests: {self.failed_requests}; complaints of the kernel: {len(self.kernel_complaints)}")
+        for name, times in (("takeover", self.takeover_ms), ("outage, from kill to answer", self.outage_ms)):
+            if times:
+                ordered = sorted(times)
+                p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+                text.append(f"{name}: median {median(times):.0f} ms, p99 {p99} ms, longest {ordered[-1]} ms")
+        if self.takeover_pages:
+            stored = max(self.takeover_pages) * PAGE >> 20
+            text.append(f"up to {stored} MiB stored at a takeover; longest {self.seconds_per_gib():.2f} s a GiB")
+        text += [f"kernel: {line}" for line in self.kernel_complaints[:10]]
+        if self.error:
+            text.append(f"ENDED EARLY: {self.error}")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class TorturePlan:
+    """What is done.
+
+    Attributes:
+        kills: how many workers to kill.
+        data_mib, memory_mib: the workload and its memory cgroup.
+        pause_s: longest time between two kills.
+        signals: to kill with.
+        early: count the pause from the worker's birth instead of its first answer.
+        seed: of the random times.
+    """
+
+    kills: int = 20
+    data_mib: int = 192
+    memory_mib: int = 64
+    pause_s: float = 1.0
+    signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+    early: bool = False
+    seed: int = 1
+
+
+class Killer(threading.Thread):
+    """Kills workers until enough are dead or it is told to stop."""
+
+    def __init__(self, daemon: Daemon, plan: TorturePlan, outcome: Outcome) -> None:
+        super().__init__(name="killer", daemon=True)
+        self._daemon, self._plan, self._outcome = daemon, plan, outcome
+        self._random = random.Random(plan.seed)
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        """Kill."""
+        try:
+            while self._outcome.kills < self._plan.kills and not self.done.is_set():
+                self._kill_one()
+        except (HarnessError, OSError) as exc:
+            self._outcome.error = f"after {self._outcome.kills} kills: {exc}"
+        finally:
+            self.done.set()
+
+    def _kill_one(self) -> None:
+        worker = self._daemon.worker_pid()
+        time.sleep(self._random.uniform(0, self._plan.pause_s))
+        if self.done.is_set():
+            return
+        os.kill(worker, self._random.choice(self._plan.signals))
+        begin = time.monotonic()
+        self._outcome.kills += 1
+        while self._daemon.worker_pid() == worker:
+            if time.monotonic() - begin > LONGEST_TAKEOVER_S:
+                raise HarnessError(f"no new worker {LONGEST_TAKEOVER_S:.0f} s after a kill\n{self._daemon.log_text()[-2000:]}")
+            time.sleep(0.005)
+        if not self._plan.early:
+            self._daemon.ask("status")
+            self._outcome.outage_ms.append(round((time.monotonic() - begin) * 1000))
+
+
+def torture(plan: TorturePlan, daemon: Daemon, *, say: object = None) -> Outcome:
+    """Run the plan with a daemon that is started and swapped on; it is left so.
+
+    Args:
+        plan: what to do.
+        daemon: the victim.
+        say: a function for lines of progress, or None.
+    """
+    outcome = Outcome()
+    complaints_before = len(_kernel_complaints())
+    failed_before = daemon.ask("stats")["fuse"]["request_errors"]
+    begin = time.monotonic()
+    killer = Killer(daemon, plan, outcome)
+    with MemoryCgroup("torture", plan.memory_mib * MIB) as cgroup:
+        # As many rounds as it takes; the workload ends when the killer has.
+        phases = ("fill", *("verify", "rewrite") * 2000)
+        options = WorkloadOptions(plan.data_mib, phases=phases, seed=plan.seed, time_limit=600 + plan.kills * 10)
+        try:
+            with Workload(options, cgroup.path) as workload:
+                for number, phase in enumerate(workload.phases()):
+                    if not number:
+                        killer.start()
+                    outcome.wrong_pages = phase.mismatches
+                    outcome.pages_verified += phase.pages if phase.name == "verify" else 0
+                    if callable(say):
+                        say(f"{outcome.kills} of {plan.kills} killed; {phase.name}: {phase.mismatches} wrong pages")
+                    if killer.done.is_set() and phase.name == "verify":
+                        break
+        except HarnessError as exc:
+            outcome.error = outcome.error or str(exc)
+        finally:
+            killer.done.set()
+            if killer.ident is not None:
+                killer.join()
+    outcome.seconds = time.monotonic() - begin
+    outcome.failed_requests = daemon.ask("stats")["fuse"]["request_errors"] - failed_before
+    for _number, pages, milliseconds in _SERVES.findall(daemon.log_text()):
+        outcome.takeover_ms.append(int(milliseconds))
+        outcome.takeover_pages.append(int(pages))
+    outcome.kernel_complaints = _kernel_complaints()[complaints_before:]
+    return outcome
+
+
+def _kernel_complaints() -> list[str]:
+    text = subprocess.run(["dmesg"], check=True, capture_output=True, text=True, timeout=20).stdout
+    return [line for line in text.splitlines() if _KERNEL_COMPLAINT.search(line)]
+
+
+def _signals(text: str) -> tuple[signal.Signals, ...]:
+    try:
+        return tuple(signal.Signals[f"SIG{name}"] for name in text.upper().split(","))
+    except KeyError as exc:
+        raise argparse.ArgumentTypeError(f"unknown signal {exc.args[0]}") from None
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    plan = TorturePlan()
+    parser = argparse.ArgumentParser(
+        prog="scripts/torture", description="Kills zswapd's worker under real swap traffic, and checks every byte."
+    )
+    parser.add_argument("--kills", type=int, default=plan.kills, help="workers to kill (default %(default)s)")
+    parser.add_argument("--data-mib", type=int, default=plan.data_mib, help="data of the workload (default %(default)s)")
+    parser.add_argument("--memory-mib", type=int, default=plan.memory_mib, help="its memory cgroup (default %(default)s)")
+    parser.add_argument("--pause", type=float, default=plan.pause_s, help="longest time to a kill, s (default %(default)s)")
+    parser.add_argument("--signals", type=_signals, default=plan.signals, help="e.g. KILL,SEGV,ABRT (default KILL)")
+    parser.add_argument("--early", action="store_true", help="kill successors in their takeover, too")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="of times and data (default %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="a setting of the daemon")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to FILE")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; return 0 if nothing was lost, 1 if something was, 2 if it could not run."""
+    args = _arguments(sys.argv[1:] if argv is None else argv)
+    if os.geteuid() != 0:
+        print("scripts/torture needs root for swapon, loop devices and cgroups: sudo scripts/torture", file=sys.stderr)
+        return 2
+    plan = TorturePlan(args.kills, args.data_mib, args.memory_mib, args.pause, args.signals, args.early, args.seed)
+    settings = {"swap.priority": str(system.HIGHEST_PRIORITY), **dict(item.split("=", 1) for item in args.set)}
+    try:
+        with Daemon(size=f"{args.data_mib * 2}M", settings=settings) as daemon:
+            daemon.swapon()
+            outcome = torture(plan, daemon, say=lambda line: print(line, file=sys.stderr, flush=True))
+            daemon.swapoff()
+    except HarnessError as exc:
+        print(f"scripts/torture: {exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; swapped off and cleaned up", file=sys.stderr)
+        return 130
+    print("\n".join(outcome.lines()))
+    if args.json:
+        args.json.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
+    return 0 if outcome.good() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The control commands: what zswapctl asks of a running worker. Each handler is the whole of its command.
+
+A new command is a row in control/protocol.py (COMMANDS), a method and a line in `handlers` here, and a command in
+cli/zswapctl.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from zswapd import log as log_setup
+from zswapd import reports, service
+from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.config import changed, describe
+from zswapd.control.server import WithDescriptors
+from zswapd.errors import ControlError, HandoverError
+from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
+from zswapd.handover import HookWord, Word
+
+if TYPE_CHECKING:
+    from zswapd.control.listening import Listener
+    from zswapd.control.protocol import StatusReport
+    from zswapd.daemon import Worker
+
+CHECK_S = 60.0
+"""How long the installed program may take to say that it can take over."""
+
+
+class Commands:
+    """Handlers over one worker.
+
+    Args:
+        worker: which knows everything that is asked for.
+        listener: the control socket, whose descriptors are handed on.
+    """
+
+    def __init__(self, worker: Worker, listener: Listener) -> None:
+        self._worker = worker
+        self._listener = listener
+
+    def handlers(self) -> dict[str, Any]:
+        """Return the handlers by command."""
+        return {
+            "status": self._status,
+            "stats": self._stats,
+            "get": lambda keys=(): describe(self._worker.config, list(keys)),
+            "set": self._set,
+            "freeze": self._freeze,
+            "thaw": self._thaw,
+            "compact": self._compact,
+            "upgrade": self._upgrade,
+            "inherit": self._inherit,
+        }
+
+    def _status(self) -> StatusReport:
+        worker = self._worker
+        config, statistics, words = worker.config, worker.core.statistics(), worker.state.words
+        frozen = statistics.frontswap.frozen
+        return {
+            "version": reports.version(),
+            "pid": os.getppid() if worker.has_supervisor() else os.getpid(),
+            "worker": {
+                "pid": os.getpid(),
+                "number": words[Word.STARTED],
+                "deaths": words[Word.DEATHS],
+                "takeover_s": round(worker.takeover_s, 6),
+                "supervised": worker.has_supervisor(),
+                "poisoned_requests": worker.state.hook_words[HookWord.POISONED],
+            },
+            "uptime_s": round(time.monotonic() - worker.born, 3),
+            "state": "stopping" if worker.is_stopping else "frozen" if frozen else "serving",
+            "mountpoint": str(config.fuse.mountpoint),
+            "page_size": config.context.page_size,
+            "discard": worker.session.hook_active,
+            "pool": reports.pool_report(statistics, config.pool.compressor),
+            "files": [
+                {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
+            ],
+            "protections": reports.protection_reports(service.refreshed(worker.protections)),
+            "advice": reports.protection_reports(service.advise()),
+        }
+
+    def _stats(self) -> dict[str, Any]:
+        worker = self._worker
+        worker.remember()  # what was told once must not be less after a takeover
+        return {
+            "core": reports.plain(worker.core.statistics()),
+            "fuse": reports.plain(worker.session_statistics()),
+            "control": reports.plain(worker.control_statistics()),
+        }
+
+    def _set(self, settings: dict[str, object]) -> dict[str, Any]:
+        """Change settings, all or none."""
+        worker = self._worker
+        config = changed(worker.config, settings, source="zswapctl set")
+        worker.config = config
+        worker.changes.update(settings)
+        worker.core.apply(config)
+        worker.session.set_poll_us(config.fuse.poll_us)
+        log_setup.set_level(config.log.level)
+        worker.remember()
+        return describe(config, list(settings))
+
+    def _freeze(self) -> dict[str, Any]:
+        self._worker.core.frontswap.freeze()
+        self._worker.remember()
+        return {"frozen": True}
+
+    def _thaw(self) -> dict[str, Any]:
+        self._worker.core.frontswap.thaw()
+        self._worker.remember()
+        return {"frozen": False}
+
+    async def _compact(self) -> dict[str, Any]:
+        core = self._worker.core
+        before = core.frames.used_frames
+        while core.compact_step():
+            await trio.lowlevel.checkpoint()
+        return {"frames_before": before, "frames_after": core.frames.used_frames}
+
+    async def _upgrade(self) -> dict[str, Any]:
+        """Have the installed program checked, then take over; the answer comes before it does."""
+        worker = self._worker
+        if not worker.has_supervisor():
+            raise HandoverError("there is no supervisor that could be replaced", hint="start `zswapd run`: it takes over")
+        identity = {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": worker.state.geometry}
+        command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
+        with trio.move_on_after(CHECK_S):
+            check = await trio.run_process(
+                command, check=False, stdin=subprocess.DEVNULL, capture_stderr=True, capture_stdout=True
+            )
+            if check.returncode != 0:
+                words = check.stderr.decode(errors="replace").strip().splitlines()
+                raise HandoverError(
+                    f"the installed program cannot take over: {words[0] if words else f'exit code {check.returncode}'}",
+                    hint="the running one goes on",
+                )
+            worker.remember()
+            worker.state.words[Word.UPGRADE] = 1
+            worker.call_supervisor()
+            return {"version": reports.version(), "worker": os.getpid(), "number": worker.state.words[Word.STARTED]}
+        raise HandoverError(f"the installed program did not answer within {CHECK_S:g} s", hint="the running one goes on")
+
+    def _inherit(self) -> WithDescriptors:
+        """Hand the open files to a new supervisor, if the old one is dead."""
+        worker = self._worker
+        if worker.has_supervisor():
+            raise ControlError("this worker has a supervisor", hint="use `zswapctl upgrade`")
+        listening, lock = self._listener.descriptors()
+        files = (worker.session.descriptor, worker.core.arena.fd, worker.state.fd, listening, lock)
+        return WithDescriptors(os.getpid(), files)

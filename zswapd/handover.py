@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What outlives a worker besides the arena: one small shared file, mapped by the supervisor and by every worker.
+
+    page 0     superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers
+    slots      two copies of a JSON document (`save`, `load`): settings changed at run time, frozen, counters carried on
+    geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it
+    hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
+    lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
+
+All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
+time: by the worker, or by the supervisor while there is none.
+
+A document is written to the older slot, its checksum and serial number last: a writer that dies in the middle leaves the one
+before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_64_intdigest
+
+from zswapd.allocators.arena import open_backing
+from zswapd.errors import HandoverError
+from zswapd.pages import round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LAYOUT_VERSION = 1
+"""Of this file. A program refuses another version before anything is stopped."""
+SLOT_BYTES = 256 << 10
+"""Longest document, its 24 bytes of header included."""
+GEOMETRY_BYTES = 64 << 10
+
+_SUPERBLOCK = struct.Struct("=8sIIQQQ")
+_MAGIC = b"zswapd\0H"
+_SLOT = struct.Struct("=QQQ")
+_WORDS = 256  # offset of the words in page 0
+_MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Word(enum.IntEnum):
+    """The words of page 0."""
+
+    TICKS = 0
+    """Turns of the worker's event loop: the watchdog's sign of life."""
+    PHASE = 1
+    """What the worker is at, a `Phase`."""
+    UPGRADE = 2
+    """Not 0: the worker has checked that the installed program can take over, and asks for it."""
+    STARTED = 3
+    """Workers forked since the file was made."""
+    DEATHS = 4
+    """Workers that ended without being told to."""
+
+
+class HookWord(enum.IntEnum):
+    """The first words of the hook's survivor page; `struct survivor` in _lowlevel.c."""
+
+    REQUESTS = 0
+    ACTIVE = 1
+    OPCODE = 2
+    OFFSET = 3
+    POISON = 4
+    POISONED = 5
+
+
+class Phase(enum.IntEnum):
+    """What a worker is at."""
+
+    STARTING = 0
+    """Building or rebuilding; it serves nobody yet."""
+    SERVING = 1
+    STOPPING = 2
+    """Nothing is swapped on any more; it will end by itself, and that is the end."""
+
+
+def hook_bytes(max_io: int) -> int:
+    """Return how much shared memory the hook needs for requests of up to `max_io` bytes."""
+    return 2 * mmap.PAGESIZE + max_io
+
+
+class SharedState:
+    """The file, mapped.
+
+    Args:
+        fd: its descriptor; it belongs to this object from then on.
+
+    Attributes:
+        fd: the descriptor.
+        geometry: the document written when it was made.
+        hook: the hook's part, page-aligned.
+        words, hook_words: 64-bit words, by `Word` and `HookWord`.
+
+    Raises:
+        HandoverError: the file is none of ours, or of another layout.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        try:
+            length = os.fstat(fd).st_size
+            if length < mmap.PAGESIZE:
+                raise HandoverError("the shared state of the running daemon is too short to be one")
+            self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
+        except (OSError, ValueError) as error:
+            raise HandoverError(f"the shared state of the running daemon cannot be mapped: {error}") from error
+        view = memoryview(self._map)
+        magic, version, page, hook_at, lost_at, end = _SUPERBLOCK.unpack_from(view, 0)
+        if magic != _MAGIC or end > length or page != mmap.PAGESIZE:
+            raise HandoverError("the shared state of the running daemon is none that this program knows")
+        if version != LAYOUT_VERSION:
+            raise HandoverError(
+                f"the running daemon's shared state has layout {version}, this program knows {LAYOUT_VERSION}",
+                hint="install a version that knows it, or swap off and restart",
+            )
+        # Request data is page contents; a core dump must not show any.
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        _libc.madvise(address, length, _MADV_DONTDUMP)
+        # The pages are there, their entries in this process' page tables are not; before Linux 5.14 the words and documents
+        # fault.
+        _libc.madvise(address, length, _MADV_POPULATE_WRITE)
+        self._view = view
+        self.words = view[_WORDS : _WORDS + 8 * len(Word)].cast("Q")
+        self.hook = view[hook_at:lost_at]
+        self.hook_words = self.hook[: 8 * len(HookWord)].cast("Q")
+        self._slots = (view[page : page + SLOT_BYTES], view[page + SLOT_BYTES : page + 2 * SLOT_BYTES])
+        self._geometry = view[page + 2 * SLOT_BYTES : page + 2 * SLOT_BYTES + GEOMETRY_BYTES]
+        document = _read(self._geometry)
+        if document is None:
+            raise HandoverError("the shared state of the running daemon does not say what it serves")
+        self.geometry = document[1]
+        self._lost: dict[str, memoryview] = {}
+        for name, bits in self.geometry["lost"].items():
+            self._lost[name] = view[lost_at : lost_at + bits]
+            lost_at += round_up(bits, 8)
+
+    @classmethod
+    def new(cls, geometry: Mapping[str, object], *, lost: Mapping[str, int], max_io: int, kind: str = "auto") -> SharedState:
+        """Make a file.
+
+        Args:
+            geometry: what a successor has to agree with; anything that JSON can say.
+            lost: bytes of each swap file's bitmap.
+            max_io: longest request of the hook, bytes.
+            kind: of file, as for the arena.
+
+        Raises:
+            ArenaError, OSError: the kernel gives no memory.
+        HandoverError: the geometry is longer than GEOMETRY_BYTES.
+        """
+        page = mmap.PAGESIZE
+        hook_at = round_up(page + 2 * SLOT_BYTES + GEOMETRY_BYTES, page)
+        lost_at = hook_at + round_up(hook_bytes(max_io), page)
+        end = lost_at + sum(round_up(bits, 8) for bits in lost.values())
+        length = round_up(end, page)
+        fd, _kind = open_backing(kind)
+        os.ftruncate(fd, length)
+        os.posix_fallocate(fd, 0, length)
+        document = bytearray(GEOMETRY_BYTES)
+        try:
+            _write(memoryview(document), 1, {**geometry, "lost": dict(lost)})
+            os.pwrite(fd, document, page + 2 * SLOT_BYTES)
+            os.pwrite(fd, _SUPERBLOCK.pack(_MAGIC, LAYOUT_VERSION, page, hook_at, lost_at, end), 0)
+            return cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def lost(self) -> dict[str, memoryview]:
+        """Return each swap file's bitmap of lost pages."""
+        return dict(self._lost)
+
+    def load(self) -> dict[str, Any]:
+        """Return the last document that was saved whole; an empty one if there is none."""
+        found = [document for slot in self._slots if (document := _read(slot)) is not None]
+        return max(found, key=lambda document: document[0])[1] if found else {}
+
+    def save(self, document: Mapping[str, object]) -> None:
+        """Put a document in place of the last.
+
+        Raises:
+            HandoverError: it is longer than SLOT_BYTES; the last one stays.
+        """
+        serials = [_SLOT.unpack_from(slot, 0)[0] if _read(slot) is not None else 0 for slot in self._slots]
+        older = 0 if serials[0] <= serials[1] else 1
+        _write(self._slots[older], max(serials) + 1, document)
+
+    def close(self) -> None:
+        """Let go of the mapping and the file."""
+        if self.fd < 0:
+            return
+        for view in (self.words, self.hook_words, self.hook, *self._slots, self._geometry, *self._lost.values(), self._view):
+            view.release()
+        os.close(self.fd)
+        self.fd = -1
+
+
+def _read(slot: memoryview) -> tuple[int, dict[str, Any]] | None:
+    """Return (serial, document) of a slot, None if there is no whole one."""
+    serial, length, check = _SLOT.unpack_from(slot, 0)
+    if not serial or length > len(slot) - _SLOT.size:
+        return None
+    data = slot[_SLOT.size : _SLOT.size + length]
+    if xxh3_64_intdigest(data, serial) != check:
+        return None
+    document = json.loads(bytes(data))
+    return (serial, document) if isinstance(document, dict) else None
+
+
+def _write(slot: memoryview, serial: int, document: Mapping[str, object]) -> None:
+    data = json.dumps(document, separators=(",", ":")).encode()
+    if len(data) > len(slot) - _SLOT.size:
+        raise HandoverError(f"{len(data)} bytes are too many to be handed over", hint="report this as a bug")
+    # The old checksum does not fit the new data: whoever reads now finds no document here, and takes the other slot's.
+    slot[_SLOT.size : _SLOT.size + len(data)] = data
+    _SLOT.pack_into(slot, 0, serial, len(data), xxh3_64_intdigest(data, serial))

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The estate: everything that a worker leaves to the next one, as open files. Whoever holds them can take over.
+
+    fuse       the connection of the mount; requests wait in the kernel while nobody reads them
+    arena      every stored page (allocators/arena.py)
+    state      request buffer, settings changed at run time, counters, lost pages (handover.py)
+    socket     the listening control socket, and its lock; clients wait in its queue
+
+A supervisor has them from one of three sources, tried in this order: the program that it replaces in the same process
+(upgrade in place: by environment), a worker whose supervisor is dead (orphan.py: over the control socket), the service
+manager's file descriptor store (after both have died). If there is none, it makes them.
+
+Invariant: a file that is not adopted stays open with its holder; nothing is written until all of them were found to fit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zswapd import daemon
+from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.assembly import lost_bitmap_bytes, make_arena
+from zswapd.control.listening import Listener
+from zswapd.errors import HandoverError
+from zswapd.fuse.mounting import MAX_IO, Mount
+from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
+from zswapd.handover import SharedState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.config import Config
+
+NAMES = ("fuse", "arena", "state", "socket", "lock")
+"""The descriptors, in the order in which they are sent."""
+STORED = ("fuse", "arena", "state")
+"""Those that the service manager keeps: without the other two, a new socket is made."""
+_ENVIRONMENT = "ZSWAPD_ESTATE"
+_STORE_PREFIX = "zswapd-"
+
+
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """All that outlives a worker."""
+
+    mount: Mount
+    listener: Listener
+    state: SharedState
+    arena: int
+    is_new: bool
+    """Nobody has served it yet."""
+
+    def descriptors(self) -> dict[str, int]:
+        """Return the open files by name, in the order of NAMES."""
+        listening, lock = self.listener.descriptors()
+        return {
+            "fuse": self.mount.descriptor,
+            "arena": self.arena,
+            "state": self.state.fd,
+            "socket": listening,
+            "lock": lock,
+        }
+
+    def close(self) -> None:
+        """Unmount, remove the socket, give the memory back: the end of what was stored."""
+        self.mount.close()
+        self.listener.close()
+        self.state.close()
+        os.close(self.arena)
+
+
+def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
+    """Refuse to take over what this configuration does not describe.
+
+    Raises:
+        HandoverError: naming what differs.
+    """
+    for key, wanted in daemon.geometry(config).items():
+        if running.get(key) != wanted:
+            raise HandoverError(
+                f"the running daemon's {key} is {running.get(key)}, the configuration says {wanted}",
+                hint="take over with the old value; swap off and restart to change it",
+            )
+
+
+def check(config: Config, running: str) -> None:
+    """Say whether this program, with this configuration, can take over from a running one.
+
+    Args:
+        config: the settings that it would run with.
+        running: what `daemon.identity` said of the running program, as JSON.
+
+    Raises:
+        HandoverError: it cannot; the message says why.
+    """
+    identity = json.loads(running)
+    for what, theirs, ours in (
+        ("arena", identity["arena_layout"], ARENA_LAYOUT),
+        ("shared state", identity["state_layout"], STATE_LAYOUT),
+    ):
+        if theirs != ours:
+            raise HandoverError(
+                f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
+                hint="swap off and restart, when there is time for it",
+            )
+    check_geometry(config, identity["geometry"])
+
+
+def make(config: Config) -> Estate:
+    """Make everything anew.
+
+    Raises:
+        AlreadyRunningError: another daemon has the control socket.
+        ArenaError: the kernel gives no memory.
+        MountError, PermissionsError: the files cannot be mounted. In all cases everything is as before.
+    """
+    listener = Listener(config.control.socket)
+    listener.open()
+    try:
+        lost = lost_bitmap_bytes(config)
+        state = SharedState.new(daemon.geometry(config), lost=lost, max_io=MAX_IO, kind=config.memory.arena)
+        try:
+            arena = _new_arena(config)
+            try:
+                mount = Mount(config.fuse.mountpoint)
+                mount.open()
+            except BaseException:
+                os.close(arena)
+                raise
+        except BaseException:
+            state.close()
+            raise
+    except BaseException:
+        listener.close()
+        raise
+    return Estate(mount, listener, state, arena, is_new=True)
+
+
+def _new_arena(config: Config) -> int:
+    """Make the arena and let go of everything but its file: the supervisor never looks into it."""
+    arena = make_arena(config)
+    try:
+        return os.dup(arena.fd)
+    finally:
+        arena.close()
+
+
+def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
+    """Take over what another process has served; the descriptors belong to the estate from then on.
+
+    Raises:
+        HandoverError: it is of another layout or shape.
+        AlreadyRunningError: without `socket` among the descriptors: somebody has the control socket.
+        MountError: it is not mounted any more.
+    """
+    state = SharedState(descriptors["state"])
+    check_geometry(config, state.geometry)
+    listener = Listener(config.control.socket)
+    if "socket" in descriptors:
+        listener.adopt(descriptors["socket"], descriptors["lock"])
+    else:
+        listener.open()
+    mount = Mount(config.fuse.mountpoint)
+    mount.adopt(descriptors["fuse"])
+    return Estate(mount, listener, state, descriptors["arena"], is_new=False)
+
+
+def leave_in_environment(estate: Estate, worker: int) -> dict[str, str]:
+    """Return the environment for the program that takes this process' place, and let it inherit the files."""
+    descriptors = estate.descriptors()
+    for descriptor in descriptors.values():
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - the system call
+    return {**os.environ, _ENVIRONMENT: json.dumps({"pid": os.getpid(), "worker": worker, "files": descriptors})}
+
+
+def from_environment() -> tuple[dict[str, int], int] | None:
+    """Return the descriptors and the running worker that this process was left with before it became this program."""
+    text = os.environ.pop(_ENVIRONMENT, "")
+    if not text:
+        return None
+    left = json.loads(text)
+    if left["pid"] != os.getpid():
+        return None
+    for descriptor in left["files"].values():
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
+    return left["files"], left["worker"]
+
+
+def from_service_manager() -> dict[str, int] | None:
+    """Return the descriptors that systemd kept for us, None if there are none or not all.
+
+    The protocol of sd_listen_fds(3): descriptors from 3 on, names in LISTEN_FDNAMES, meant for LISTEN_PID only.
+    """
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return None
+    given = {name.removeprefix(_STORE_PREFIX): 3 + number for number, name in enumerate(names[: int(count)])}
+    for descriptor in range(3, 3 + int(count)):
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
+    if not set(STORED) <= set(given):
+        return None
+    return {name: given[name] for name in STORED}
+
+
+def stored_name(name: str) -> str:
+    """Return the name under which the service manager keeps a descriptor."""
+    return _STORE_PREFIX + name

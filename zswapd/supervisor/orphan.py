@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A worker whose supervisor is dead goes on serving; here a new supervisor gets its files and asks it to make room.
+
+The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inherit`, which a worker that still has its
+supervisor refuses: that is how a second `zswapd run` learns that the first one lives. Only when everything was received and
+found to fit is the worker told to leave, and if it does not, killed: what it was doing is done again by its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from zswapd.control.protocol import Result, decode_reply, encode_request
+from zswapd.errors import ControlError
+from zswapd.supervisor.estate import NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ANSWER_S = 10.0
+"""How long a worker may take to answer, and to leave."""
+LEAVE = signal.SIGUSR2
+"""Tells a worker to end at the next request boundary, for a successor."""
+
+
+def inherit(path: Path) -> tuple[dict[str, int], int]:
+    """Ask the worker behind a control socket for its files; return them by name, and its process id.
+
+    Raises:
+        ControlError: nobody answers, or the worker has a supervisor.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_S)
+        try:
+            connection.connect(str(path))
+            connection.sendall(encode_request("inherit", {}))
+            data, descriptors = _receive(connection)
+        except OSError as error:
+            raise ControlError(f"the daemon behind {path} does not answer: {error}", hint="look into its log") from error
+    with contextlib.ExitStack() as undo:
+        for descriptor in descriptors:
+            undo.callback(os.close, descriptor)
+        reply = decode_reply(data)
+        if isinstance(reply, Result) and isinstance(reply.value, int) and len(descriptors) == len(NAMES):
+            undo.pop_all()
+            return dict(zip(NAMES, descriptors, strict=True)), reply.value
+    raise ControlError("the daemon's answer makes no sense", hint="use the same version")
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    data, descriptors = b"", list[int]()
+    size = struct.calcsize("i")
+    while not data.endswith(b"\n"):
+        part, ancillary, _flags, _address = connection.recvmsg(1 << 16, socket.CMSG_SPACE(len(NAMES) * size))
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                count = len(content) // size
+                descriptors += struct.unpack(f"{count}i", content[: count * size])
+        if not part:
+            raise ControlError("the daemon closed the connection", hint="look into its log")
+        data += part
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
+    return data, descriptors
+
+
+def retire(worker: int, *, limit: float = ANSWER_S) -> None:
+    """Tell a worker to leave and wait until it has; kill it when it does not. It need not be a child."""
+    try:
+        process = os.pidfd_open(worker)
+    except ProcessLookupError:
+        return
+    try:
+        for number, patience in ((LEAVE, limit), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, number)
+            if select.select([process], [], [], patience)[0]:
+                break
+    finally:
+        os.close(process)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(worker, 0)

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The supervisor: makes or takes over the estate, forks a worker, and the next one when that ends, in whatever way.
+
+    supervisor   one thread, no event loop, memory locked; has every module imported, since importing under memory pressure
+    needs memory
+      └ worker   daemon.py: serves pages; forked, so that it starts with all of that in place
+
+It sleeps in sigtimedwait(2): all its signals are blocked, and a signal is how a worker says "look at the words of the shared
+state".
+
+    SIGCHLD           a worker has ended
+    SIGUSR1           a worker has changed its phase, or wants an upgrade
+    SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit whether it did; if it goes on, so do we
+
+Ends of a worker:
+- exit 0 in phase STOPPING: nothing is swapped on any more; unmount, give all back, end as well;
+- exit LEFT: it made room on request; the next one follows at once;
+- before the first worker has ever served: a mistake in the configuration or the system; undo everything, pass its exit code
+  on;
+- anything else is a death: the next one follows, and takes over. At the third death at the same request, that request is
+  answered with EIO unseen. Workers that die before they serve are followed more slowly, for ever: giving up would lose the
+  data.
+
+A worker whose event loop has stood still for `service.hang_timeout` gets SIGABRT (its stack goes to the log) and then SIGKILL.
+A supervisor that was itself held up does not count that time.
+
+Sources: the prefork servers' master process; FUSE_NOTIFY_RESEND (Linux 6.9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from zswapd import daemon, service
+from zswapd.errors import AlreadyRunningError, ZswapdError
+from zswapd.handover import HookWord, Phase, Word
+from zswapd.supervisor import estate as estates
+from zswapd.supervisor import orphan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zswapd.config import Config
+    from zswapd.supervisor.estate import Estate
+
+    Guard = Callable[[Callable[[], int]], int]
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+"""Longest time between two looks at the worker."""
+ABORT_S = 1.0
+"""What a hanging worker gets to write its stack before it is killed."""
+START_S = 60.0
+"""What a worker may take before it serves, for each started GiB of swap files; its event loop does not run yet."""
+POISON_DEATHS = 3
+"""Deaths at one request after which it is answered with EIO."""
+SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
+"""Pauses before the next worker, by the number of workers in a row that died before they served."""
+
+_SIGNALS = frozenset({signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+class Supervisor:
+    """One supervisor and its estate.
+
+    Args:
+        config: the settings.
+        estate: what workers serve.
+        guarded: runs a worker, and turns what a person should read into text on stderr and an exit code.
+        worker: process id of a worker that serves it already, 0 if there is none.
+    """
+
+    def __init__(self, config: Config, estate: Estate, *, guarded: Guard, worker: int = 0) -> None:
+        self._config = config
+        self._guarded = guarded
+        self._estate = estate
+        self._words = estate.state.words
+        self._hook = estate.state.hook_words
+        self._worker = worker
+        self._has_served = not estate.is_new
+        self._is_stopping = False
+        self._stop_sent = False
+        self._early_deaths = 0
+        self._suspect, self._suspect_deaths = 0, 0
+        self._notifier = service.Notifier()
+        self._ticks = (0, 0)
+        self._ticked = self._looked = self._forked = time.monotonic()
+        self._aborted: float | None = None
+        self._is_ready = False
+
+    def run(self) -> int:
+        """Supervise until a worker ends for good; return the exit code."""
+        if self._worker:
+            log.info("worker %d makes room for the new program", self._worker)
+            orphan.retire(self._worker)
+        self._store_descriptors()
+        self._fork()
+        while True:
+            self._look()
+            event = signal.sigtimedwait(_SIGNALS, self._patience())
+            if event is not None and event.si_signo in (signal.SIGTERM, signal.SIGINT):
+                self._stop(signal.Signals(event.si_signo).name)
+            # Whatever the signal was: several deaths may stand behind one SIGCHLD.
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(self._worker, os.WNOHANG)
+                if pid and (code := self._bury(status)) is not None:
+                    return code
+
+    def _patience(self) -> float:
+        interval = self._notifier.watchdog_interval
+        return min(LOOK_S, interval) if interval else LOOK_S
+
+    def _store_descriptors(self) -> None:
+        descriptors = self._estate.descriptors()
+        for name in estates.STORED:
+            self._notifier.store(estates.stored_name(name), descriptors[name])
+
+    # The worker.
+
+    def _fork(self) -> None:
+        self._words[Word.PHASE] = Phase.STARTING
+        self._words[Word.STARTED] += 1
+        self._hook[HookWord.ACTIVE] = 0
+        # What is alive now stays alive: unless the collector's marks are written next to it, the pages stay shared.
+        gc.collect()
+        gc.freeze()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            self._become_worker()
+        self._worker = pid
+        self._stop_sent = False
+        self._aborted = None
+        self._forked = self._ticked = self._looked = time.monotonic()
+
+    def _become_worker(self) -> NoReturn:
+        """Serve, in the child; never return into the parent's code."""
+        code = 1
+        try:
+            config, estate = self._config, self._estate
+            code = self._guarded(lambda: daemon.run_worker(config, estate.mount, estate.listener, estate.state, estate.arena))
+        except BaseException:
+            log.exception("worker %d ends", os.getpid())
+        finally:
+            os._exit(code)
+
+    def _bury(self, status: int) -> int | None:
+        """Draw the conclusions from a worker's end; return an exit code if it was the end for us as well."""
+        code = os.waitstatus_to_exitcode(status)
+        phase = self._words[Word.PHASE]
+        if code == 0 and phase == Phase.STOPPING:
+            self._notifier.stopping("unmounting")
+            self._forget_descriptors()
+            return 0
+        if not self._has_served and code > 0:
+            self._forget_descriptors()
+            return code
+        if code != daemon.LEFT:
+            self._mourn(code)
+        self._has_served = self._has_served or phase == Phase.SERVING
+        self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
+        time.sleep(SLOW_S[min(self._early_deaths, len(SLOW_S) - 1)])
+        self._fork()
+        return None
+
+    def _mourn(self, code: int) -> None:
+        self._words[Word.DEATHS] += 1
+        cause = f"exit code {code}" if code >= 0 else _signal_name(-code)
+        active = self._hook[HookWord.ACTIVE]
+        at = f", while it answered request {active} ({self._describe_request()})" if active else ""
+        log.error("worker %d died: %s%s; the next one takes over", self._worker, cause, at)
+        self._suspect_deaths = self._suspect_deaths + 1 if active and active == self._suspect else 1
+        self._suspect = active
+        if active and self._suspect_deaths >= POISON_DEATHS:
+            log.error(
+                "request %d (%s) has killed %d workers: it will be answered with EIO",
+                active,
+                self._describe_request(),
+                self._suspect_deaths,
+            )
+            self._hook[HookWord.POISON] = active
+
+    def _describe_request(self) -> str:
+        kinds = {15: "READ", 16: "WRITE", 43: "FALLOCATE"}
+        opcode = self._hook[HookWord.OPCODE]
+        if opcode not in kinds:
+            return f"FUSE operation {opcode}"
+        return f"{kinds[opcode]} at offset {self._hook[HookWord.OFFSET]:#x}"
+
+    # Looking after it.
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        # Time in which we did not run (a suspended machine, a busy one) is not held against the worker.
+        self._ticked += max(now - self._looked - 2 * LOOK_S, 0.0)
+        self._forked += max(now - self._looked - 2 * LOOK_S, 0.0)
+        self._looked = now
+        self._notifier.watchdog()
+        phase = self._words[Word.PHASE]
+        if phase == Phase.SERVING:
+            self._say_ready()
+            if self._is_stopping and not self._stop_sent:
+                self._send(signal.SIGUSR1)
+                self._stop_sent = True
+            if self._words[Word.UPGRADE]:
+                self._words[Word.UPGRADE] = 0
+                self._upgrade()
+        self._watch(now, phase)
+
+    def _say_ready(self) -> None:
+        if not self._is_ready:
+            self._is_ready = self._has_served = True
+            self._notifier.ready(f"serving {self._config.fuse.mountpoint}")
+
+    def _watch(self, now: float, phase: int) -> None:
+        ticks = (self._words[Word.TICKS], self._hook[HookWord.REQUESTS])
+        if ticks != self._ticks:
+            self._ticks, self._ticked = ticks, now
+        limit, since = float(self._config.service.hang_timeout), self._ticked
+        if not limit:
+            return
+        if phase == Phase.STARTING:
+            limit, since = START_S * (1 + (sum(self._config.swap_files().values()) >> 30)), self._forked
+        if now - since < limit:
+            return
+        if self._aborted is None:
+            log.error("worker %d has stood still for %.0f s: ending it", self._worker, now - since)
+            self._send(signal.SIGABRT)
+            self._aborted = now
+        elif now - self._aborted >= ABORT_S:
+            self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._worker, number)
+
+    def _stop(self, cause: str) -> None:
+        log.info("%s: telling the worker to swap off and end", cause)
+        self._is_stopping = True
+        self._stop_sent = False
+
+    def _forget_descriptors(self) -> None:
+        for name in estates.STORED:
+            self._notifier.unstore(estates.stored_name(name))
+
+    def _upgrade(self) -> None:
+        """Become the installed program, which takes the estate and the running worker over; returns only if that fails."""
+        environment = estates.leave_in_environment(self._estate, self._worker)
+        log.info("the installed program takes over")
+        try:
+            os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - the same program, newer
+        except OSError as error:
+            log.error("the installed program cannot be started: %s", error.strerror)  # noqa: TRY400 - a reason, not a bug
+            for descriptor in self._estate.descriptors().values():
+                os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _find_estate(config: Config) -> tuple[Estate, int]:
+    """Take over what there is, or make everything; return the estate and the worker that serves it."""
+    left = estates.from_environment()
+    if left is not None:
+        descriptors, worker = left
+        return estates.adopt(config, descriptors), worker
+    try:
+        stored = estates.from_service_manager()
+        if stored is not None:
+            return _adopt_stored(config, stored), 0
+        return estates.make(config), 0
+    except AlreadyRunningError as refusal:
+        try:
+            descriptors, worker = orphan.inherit(config.control.socket)
+        except ZswapdError:
+            raise refusal from None
+        log.info("worker %d has lost its supervisor: taking over", worker)
+        return estates.adopt(config, descriptors), worker
+
+
+def _adopt_stored(config: Config, stored: dict[str, int]) -> Estate:
+    try:
+        return estates.adopt(config, stored)
+    except AlreadyRunningError:
+        # The worker lives: what it has is the same, and its socket besides.
+        for descriptor in stored.values():
+            os.close(descriptor)
+        raise
+
+
+def run(config: Config, guarded: Guard) -> int:
+    """Supervise workers until nothing is swapped on any more and SIGTERM has come; return the exit code.
+
+    Args:
+        config: the settings to begin with.
+        guarded: see `Supervisor`.
+
+    Raises:
+        ZswapdError: it cannot come up; nothing is left behind, and whatever served goes on serving.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    service.protect(
+        lock_memory=config.service.lock_memory,
+        io_flusher=config.service.io_flusher,
+        oom_score_adj=config.service.oom_score_adj,
+        libc_heap=0,
+        python_heap=0,
+    )
+    estate, worker = _find_estate(config)
+    code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
+    estate.close()
+    return code
