@@ -232,7 +232,8 @@ class Core:
         damaged = wrong + findings.damaged
         # Before anything damaged is freed: a death in between must not make the next process trust the rest.
         for device in self.devices.values():
-            device.adopt(distrust=damaged > 0)
+            device.adopt(distrust=damaged > 0 or self.arena.distrusted)
+        self.arena.distrusted = False
         reach(crashpoints.TAKEOVER_MARKED)
         bodies = self.zv.end_adoption(findings)
         self._recovery = RecoveryStatistics(

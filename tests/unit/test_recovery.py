@@ -7,9 +7,11 @@ are tests/model/test_crash_model.py's.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import errno
+import mmap
 import os
 import random
 import re
@@ -21,7 +23,7 @@ import pytest
 
 from tests.support.strategies import page
 from tests.support.successor import check_all, fill, make_config, read, shared_lost, succeed
-from zswapd import assembly
+from zswapd import assembly, crashpoints
 from zswapd.allocators.arena import Arena
 from zswapd.assembly import Core, Inherited
 from zswapd.config import Config
@@ -432,6 +434,37 @@ def test_seal_that_makes_no_sense_is_damage(core: Core, config: Config, damage: 
     with pytest.raises(LostPageError):
         read(core, 4)
     core.close()
+
+
+@pytest.mark.parametrize("point", ["takeover_frames", "takeover_zspages", "takeover_indexed", "takeover_marked"])
+@pytest.mark.parametrize("damage", ["length", "class"])
+def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: str, point: str) -> None:
+    arena = assembly.make_arena(config)
+    lost = {"swap": memoryview(mmap.mmap(-1, assembly.lost_bitmap_bytes(config)["swap"]))}
+    core = Core(config, inherited=Inherited(arena.fd, lost))
+    fill(core, 40)
+    first = core.frames.table.first_of(_pampd(core, 4) // core.frames.page_size)
+    if damage == "length":
+        core.frames.table.words[first * 4 + 1] &= ~255
+    else:
+        core.frames.table.words[first * 4] |= 0xFFF0
+    core.close()
+    pid = os.fork()
+    if not pid:
+        crashpoints.arm(point)
+        with contextlib.suppress(BaseException):
+            Core(config, inherited=Inherited(arena.fd, lost))
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    for _ in range(2):
+        core = Core(config, inherited=Inherited(arena.fd, lost))
+        core.check()
+        for number in (4, 700):
+            with pytest.raises(LostPageError):
+                read(core, number)
+        assert not arena.distrusted
+        core.close()
+    arena.close()
 
 
 # Lost pages.

@@ -12,7 +12,7 @@ system frame by frame. Two kinds, best first:
 Layout, version 2 (offsets in frames; F = number of frames):
 
     0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
-                 to know again to read the rest (assembly.py: the swap files and their sizes)
+                 to know again to read the rest (assembly.py: the swap files and their sizes); its last byte is `distrusted`
     1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
     T .. F       frames that can be handed out
 
@@ -138,7 +138,7 @@ class Arena:
     def __init__(self, frames: int, page_size: int, *, kind: str = "auto", label: bytes = b"") -> None:
         if frames < 1:
             raise ArenaError("an arena of no frames was asked for", hint="give the pool a limit of at least one page")
-        if len(label) > page_size - _SUPERBLOCK.size:
+        if len(label) >= page_size - _SUPERBLOCK.size:
             raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
         # The table describes itself as well: indexing by frame number then needs no subtraction.
         table_frames = round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
@@ -191,7 +191,7 @@ class Arena:
             length != total_frames * page_size
             or not table_end <= first_frame * page_size < length
             or kind >= len(_KINDS)
-            or label_bytes > page_size - _SUPERBLOCK.size
+            or label_bytes >= page_size - _SUPERBLOCK.size
         ):
             raise ArenaError("the inherited arena's superblock contradicts its file", hint="start without it")
         self = cls.__new__(cls)
@@ -244,6 +244,18 @@ class Arena:
             if code != errno.EINTR:
                 return code
         return 0
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether something in the arena was found damaged, and its traces removed, since who needs to know took note.
+
+        It stands in the arena, so that a death between finding and noting does not make the next process trust the rest.
+        """
+        return bool(self.view[self.page_size - 1])
+
+    @distrusted.setter
+    def distrusted(self, found: bool) -> None:
+        self.view[self.page_size - 1] = found
 
     def table_offset(self, frame: int) -> int:
         """Return the byte offset of a frame's words in the table."""

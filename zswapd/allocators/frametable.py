@@ -31,9 +31,14 @@ Limits: a run has at most MAX_RUN frames when it is taken.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from zswapd import crashpoints
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOLE, FREE, FREE_TAIL, USED, USED_TAIL, BUSY = range(6)
 """States in the low three bits of word 0. BUSY frames belong to a job under way."""
@@ -167,8 +172,13 @@ class FrameTable:
                 first = following
         return taken
 
-    def adopt_run(self, first: int, end: int) -> tuple[int, int]:
+    def adopt_run(self, first: int, end: int, found_wrong: Callable[[], None]) -> tuple[int, int]:
         """Rebuild the words of a stretch of populated frames, within a chunk and with holes around it, from the seals in it.
+
+        Args:
+            first: first frame of the stretch.
+            end: the frame behind it.
+            found_wrong: called before a seal that is wrong is taken away.
 
         Returns:
             Frames in used runs, and the number of seals that were wrong: their runs would have no frame or reach beyond the
@@ -185,6 +195,7 @@ class FrameTable:
             count = words[word + 1] & LENGTH_MASK
             if not 0 < count <= min(end - frame, MAX_RUN):
                 wrong += 1
+                found_wrong()
                 words[word] = FREE_TAIL
                 frame += 1
                 continue

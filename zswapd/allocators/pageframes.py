@@ -351,10 +351,14 @@ class PageFrames:
         chunk = first - first % self.chunk_frames
         if self._holes[chunk // self.chunk_frames] == self._chunk_size(chunk // self.chunk_frames):
             self.arena.populate_table(chunk, self.chunk_frames)
-        used, wrong = self.table.adopt_run(first, end)
+        used, wrong = self.table.adopt_run(first, end, self.distrust)
         self.used_frames += used
         self._add_holes(first, first - end)
         return wrong
+
+    def distrust(self) -> None:
+        """Note, before its traces go, that something that is in the arena must have been changed by nobody."""
+        self.arena.distrusted = True
 
     def _chunk_size(self, chunk: int) -> int:
         begin, end = self._bounds(chunk)

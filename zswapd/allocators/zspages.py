@@ -185,6 +185,7 @@ class Zspages:
             number = state >> 4 & 0xFFF
             if number >= len(self.classes) or self.classes[number].frames != chain & 255:
                 wrong += 1
+                self._frames.distrust()
                 empty.append(first)
                 continue
             size_class = self.classes[number]
