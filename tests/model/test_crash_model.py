@@ -62,6 +62,18 @@ def test_death_at_each_point_by_the_list(point: str, nth: int) -> None:
     world.close()
 
 
+@pytest.mark.parametrize("point", POINTS[: POINTS.index("store_still_lost")])
+def test_what_lay_in_frames_before_does_not_come_back(point: str) -> None:
+    # Whole objects, words of life and all, are left in freed frames; new zspages are made of just these.
+    world = World("memfd", 4096)
+    seeds = ((number, KINDS[number % len(KINDS)]) for number in range(120))
+    done = world.live([*(("write", number, kind, 1) for number, kind in seeds), ("discard", 0, PAGES)], "takeover_run", 1)
+    assert not done.killed
+    world.live([("write", number, KINDS[number % len(KINDS)], 2) for number in range(200, 260)], point, 1)
+    world.check()
+    world.close()
+
+
 @pytest.mark.parametrize("point", TAKEOVER_POINTS)
 @pytest.mark.parametrize(
     "before", ["store_indexed", "store_checked", "store_body_written", "compact_alive", "trim_punched", "frames_headed"]

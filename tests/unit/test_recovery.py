@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import gc
 import mmap
 import os
 import random
@@ -612,4 +613,46 @@ def test_takeover_takes_less_than_storing_the_pages_did() -> None:
         times.append(core.statistics().recovery.seconds)
     assert core.statistics().recovery.recovered_pages == count
     assert min(times) / count < a_store
+    core.close()
+
+
+def _status_kib(key: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key + ":"))
+
+
+@pytest.mark.bench
+def test_takeover_of_a_gibibyte_takes_less_than_a_second_and_no_memory() -> None:
+    config = make_config("swap.size=1G", "memory.reserve=64M")
+    core = Core(config)
+    size = core.frames.page_size
+    rng = random.Random(1)
+    pages = [page("same", seed, size) for seed in range(20)] + [page("noise", seed, size) for seed in range(10)]
+    pages += [rng.randbytes(rng.randrange(400, 3200)).ljust(size, b"\0") for _ in range(170)]
+    count = core.devices["swap"].size // size
+    for number in range(count):
+        assert core.devices["swap"].write(number * size, memoryview(pages[number * 7 % 200])) is None
+        if core.frames.wants_refill():
+            core.frames.refill_now()
+        if core.nodes.wants_refill():
+            core.nodes.refill_now()
+    backed = core.arena.backed_bytes()
+    for _ in range(3):
+        fd = os.dup(core.arena.fd)
+        core.close()
+        del core
+        gc.collect()
+        before = _status_kib("RssAnon"), _status_kib("VmPTE")
+        core = Core(config, inherited=Inherited(fd))
+        os.close(fd)
+        grown = _status_kib("RssAnon") - before[0], _status_kib("VmPTE") - before[1]
+        seen = core.statistics()
+        seconds = seen.recovery.seconds
+        print(
+            f"\n{count} pages: {seconds:.3f} s, {seconds / count * 1e6:.2f} us a page; KiB of memory, of page tables: {grown}"
+        )
+        assert seen.recovery.recovered_pages == count
+        assert core.arena.backed_bytes() == backed
+        assert seconds < 1.0
+        assert grown[0] <= (seen.tmem.objnode_bytes >> 10) + 4096
     core.close()
