@@ -10,7 +10,7 @@ A test arms a point in the process that is to die:
     crashpoints.arm("store_alive", 3)      dies when the point is reached for the third time from now on
 
 or, for a daemon, ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls `arm_from_environment`; nothing else
-ever reads it.
+ever reads it. ZSWAPD_CRASH=store_alive:3:hang does something else there than die (`HOW`).
 
 The points are constants, so that the compiled code has numbers.
 """
@@ -120,12 +120,17 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
 """By name: number, and what is true when the point is reached."""
 
 
+HOW: Final = ("kill", "segv", "hang", "memory", "bug")
+"""What can happen at a point: SIGKILL, SIGSEGV, an endless loop, a MemoryError, or another exception."""
+
+
 class _Trigger:
-    """What is armed: a point's number, 0 for none, and how often it has still to be reached."""
+    """What is armed: a point's number, 0 for none, how often it has still to be reached, and what happens then."""
 
     def __init__(self) -> None:
         self.point = 0
         self.left = 0
+        self.how = "kill"
 
 
 _trigger: Final = _Trigger()
@@ -139,19 +144,35 @@ def reach(point: int) -> None:
 
 def _count() -> None:
     _trigger.left -= 1
-    if not _trigger.left:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if _trigger.left:
+        return
+    if _trigger.how == "memory":
+        raise MemoryError("armed by a test")
+    if _trigger.how == "bug":
+        raise RuntimeError("armed by a test")
+    if _trigger.how != "hang":
+        os.kill(os.getpid(), signal.SIGSEGV if _trigger.how == "segv" else signal.SIGKILL)
+    while True:
+        pass
 
 
-def arm(name: str, nth: int = 1) -> None:
+def arm(name: str, nth: int = 1, how: str = "kill") -> None:
     """Have this process die when it reaches a point for the nth time from now on; replaces what was armed.
 
+    Args:
+        name: the point.
+        nth: how often it has to be reached.
+        how: what happens there, one of HOW.
+
     Raises:
-        ValueError: there is no such point, or `nth` is below 1.
+        ValueError: there is no such point or way, or `nth` is below 1.
     """
     if name not in POINTS or nth < 1:
         raise ValueError(f"there is no crash point {name!r} to be reached {nth} times; known: {', '.join(POINTS)}")
+    if how not in HOW:
+        raise ValueError(f"nothing is known that is called {how!r}; known: {', '.join(HOW)}")
     _trigger.left = nth
+    _trigger.how = how
     _trigger.point = POINTS[name][0]
 
 
@@ -161,7 +182,7 @@ def disarm() -> None:
 
 
 def arm_from_environment(environment: Mapping[str, str]) -> bool:
-    """Arm what ZSWAPD_CRASH says, as `name` or `name:nth`; return whether it said anything.
+    """Arm what ZSWAPD_CRASH says, as `name`, `name:nth` or `name:nth:how`; return whether it said anything.
 
     Raises:
         ValueError: it makes no sense.
@@ -169,6 +190,6 @@ def arm_from_environment(environment: Mapping[str, str]) -> bool:
     wanted = environment.get("ZSWAPD_CRASH", "")
     if not wanted:
         return False
-    name, _, nth = wanted.partition(":")
-    arm(name, int(nth or "1"))
+    name, nth, how, *_ = *wanted.split(":"), "", ""
+    arm(name, int(nth or "1"), how or "kill")
     return True

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import carry, service
+from zswapd import carry, crashpoints, service
 from zswapd.assembly import Core, Inherited
 from zswapd.commands import Commands
 from zswapd.config import changed
@@ -143,6 +143,8 @@ class Worker:
             MountError: the session cannot be served, or not taken over.
         """
         self.core.self_test()
+        if crashpoints.arm_from_environment(os.environ):
+            log.warning("a crash point is armed: this worker will fail on purpose")
         with self.session:
             service.freeze_garbage_collector()
             with trio.open_signal_receiver(*_SIGNALS) as signals:
@@ -376,6 +378,7 @@ def run_worker(config: Config, mount: Mount, listener: Listener, state: SharedSt
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
+        scheduling=config.service.scheduling,
     )
     worker = Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
     return trio.run(worker.run)

@@ -253,12 +253,7 @@ def test_second_daemon_is_refused_while_the_first_has_its_supervisor(stage: Stag
 
 
 def test_request_that_kills_every_worker_is_answered_with_eio(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    daemon = stage.daemon(size="64M")
-    fd = os.open(daemon.file, os.O_RDWR)
-    os.pwrite(fd, b"a" * PAGE, 0)
-    os.close(fd)
-    daemon.terminate()
-    monkeypatch.setenv("ZSWAPD_CRASH", "store.begin:3")  # each worker dies at its third store
+    monkeypatch.setenv("ZSWAPD_CRASH", "store_alive:3")  # each worker dies at its third store
     daemon = stage.daemon(size="64M")
     fd = os.open(daemon.file, os.O_RDWR)
     try:
@@ -272,6 +267,32 @@ def test_request_that_kills_every_worker_is_answered_with_eio(stage: Stage, monk
     status = daemon.ask("status")["worker"]
     assert (status["deaths"], status["poisoned_requests"]) == (3, 1)
     assert "has killed 3 workers: it will be answered with EIO" in daemon.log_text()
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        "store_alive:9000:hang",  # an endless loop: the watchdog
+        "job_committed:1:memory",  # MemoryError in a background task
+        "job_committed:1:bug",
+        "store_alive:9000:segv",
+    ],
+)
+def test_worker_after_worker_fails_and_swap_goes_on(
+    stage: Stage, crash: str, monkeypatch: pytest.MonkeyPatch, expect_output: Callable[..., object]
+) -> None:
+    expect_output("Fatal Python error|Traceback", count=None)
+    monkeypatch.setenv("ZSWAPD_CRASH", crash)
+    daemon = stage.daemon(size="256M", service__hang_timeout="1")
+    daemon.swapon()
+    workload = stage.workload(stage.cgroup(32), 96, "fill", "verify", "rewrite", "verify")
+    phases = workload.phases()
+    next(phases)
+    assert [phase.mismatches for phase in phases] == [0, 0, 0]
+    status = daemon.ask("status")["worker"]
+    assert status["deaths"] >= 1, daemon.log_text()
+    assert status["poisoned_requests"] == 0
+    assert daemon.ask("stats")["fuse"]["request_errors"] == 0
 
 
 def test_contents_are_in_no_core_dump_and_gone_after_a_clean_stop(stage: Stage) -> None:

@@ -200,6 +200,11 @@ class ServiceSection:
         help="Tell the kernel that the daemon writes out dirty memory (PR_SET_IO_FLUSHER).",
     )
     oom_score_adj: int = setting(Integer(-1000, 1000), -1000, help="The daemon's place on the OOM killer's list.")
+    scheduling: str = setting(
+        Choice(("nice", "rr", "normal")),
+        "nice",
+        help="How the daemon gets a busy processor: by its nice value, as a real-time task, or like everybody.",
+    )
     hang_timeout: int = setting(
         Integer(0, 3600),
         10,

@@ -31,6 +31,7 @@ PR_SET_IO_FLUSHER = 57
 PR_SET_DUMPABLE = 4
 MADV_POPULATE_READ = 22
 CAP_IPC_LOCK = 14
+NICE = -20
 
 CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 
@@ -52,6 +53,7 @@ def protect(
     lock_memory: bool,
     io_flusher: bool,
     oom_score_adj: int,
+    scheduling: str = "normal",
     libc_heap: int = LIBC_HEAP,
     python_heap: int = PYTHON_HEAP,
     root: Path = Path("/"),
@@ -62,6 +64,7 @@ def protect(
         lock_memory: lock present and future memory.
         io_flusher: set PR_SET_IO_FLUSHER.
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
+        scheduling: "nice", "rr" or "normal": how this thread, and those that it starts, get their processor.
         libc_heap: bytes by which malloc's heap grows beforehand.
         python_heap: bytes of Python's own arenas that are held.
         root: where /proc is, for tests.
@@ -76,6 +79,7 @@ def protect(
         _set_oom_score_adj(oom_score_adj, root),
         _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
         _forbid_core_dumps(libc),
+        _set_scheduling(scheduling),
     )
 
 
@@ -170,6 +174,25 @@ def _forbid_core_dumps(libc: ctypes.CDLL) -> Protection:
     if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         return Protection(name, on=False, detail=f"prctl: {_last_error()}", hint="report this as a bug")
     return Protection(name, on=True, detail="what is swapped out is in no core dump")
+
+
+def _set_scheduling(kind: str) -> Protection:
+    """Get the processor before programs that compute: a page that waits for a time slice of theirs waits for milliseconds.
+
+    "rr" also lets allocations go somewhat below the watermarks, as the kernel does for real-time tasks. But where there is
+    one processor only, it keeps the loop driver's thread from it for as long as the daemon looks out for requests.
+    """
+    name = "scheduling"
+    if kind == "normal":
+        return Protection(name, on=False, detail="switched off by configuration", hint="set service.scheduling=nice")
+    try:
+        if kind == "rr":
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            return Protection(name, on=True, detail="real-time, round robin, priority 1")
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    except OSError as error:
+        return Protection(name, on=False, detail=f"{kind}: {error.strerror}", hint="run zswapd as root, with CAP_SYS_NICE")
+    return Protection(name, on=True, detail=f"nice {NICE}")
 
 
 def _set_oom_score_adj(wanted: int, root: Path) -> Protection:

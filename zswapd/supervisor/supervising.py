@@ -18,8 +18,8 @@ Ends of a worker:
 - before the first worker has ever served: a mistake in the configuration or the system; undo everything, pass its exit code
   on;
 - anything else is a death: the next one follows, and takes over. At the third death at the same request, that request is
-  answered with EIO unseen. Workers that die before they serve are followed more slowly, for ever: giving up would lose the
-  data.
+  answered with EIO unseen. Workers that die before they serve are followed more slowly; for ever once one of them has served,
+  since giving up would lose the data.
 
 A worker whose event loop has stood still for `service.hang_timeout` gets SIGABRT (its stack goes to the log) and then SIGKILL.
 A supervisor that was itself held up does not count that time.
@@ -168,6 +168,10 @@ class Supervisor:
             self._mourn(code)
         self._has_served = self._has_served or phase == Phase.SERVING
         self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
+        if not self._has_served and (self._is_stopping or self._early_deaths >= len(SLOW_S)):
+            log.error("no worker has come to serve: giving up; nothing was stored")
+            self._forget_descriptors()
+            return 1
         time.sleep(SLOW_S[min(self._early_deaths, len(SLOW_S) - 1)])
         self._fork()
         return None
@@ -316,6 +320,7 @@ def run(config: Config, guarded: Guard) -> int:
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
+        scheduling=config.service.scheduling,
         libc_heap=0,
         python_heap=0,
     )
