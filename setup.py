@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build of what is compiled; everything else is in pyproject.toml.
 
-Two things are:
+Three things are:
 
 - `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which must be the one pyfuse3 was
   built against: it stands between the two (docs/architecture.md, "the hook").
+- `zswapd.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
 - the modules of the page path, by mypyc, from the same Python source that runs without compilation. ZSWAPD_PURE=1 leaves them
   out: everything works, a store takes about a quarter longer.
 """
@@ -60,6 +61,11 @@ setup(
             sources=["zswapd/fuse/_lowlevel.c"],
             extra_compile_args=[*pkg_config("--cflags"), "-O2", "-Wall", "-Wextra", "-Wno-cast-function-type"],
             extra_link_args=pkg_config("--libs"),
+        ),
+        Extension(
+            "zswapd.allocators._populate",
+            sources=["zswapd/allocators/_populate.c"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
         ),
         *compiled_page_path(),
     ]

@@ -119,9 +119,9 @@ build_stamp() {
     {
         "$base_python" -V
         printf '%s\n' "${ZSWAPD_PURE:-}"
-        cat "$top/pyproject.toml" "$top/setup.py" "$top/zswapd/fuse/_lowlevel.c"
-        # What setup.py compiles is Python: all of it, rather than a list that has to be kept.
-        find "$top/zswapd" -name '*.py' -print0 | sort -z | xargs -0 cat
+        cat "$top/pyproject.toml" "$top/setup.py"
+        # All sources, rather than a list of what setup.py compiles, which would have to be kept.
+        find "$top/zswapd" \( -name '*.py' -o -name '*.c' \) -print0 | sort -z | xargs -0 cat
     } | sha256sum | cut -c1-16
 }
 

@@ -162,7 +162,8 @@ def test_auto_falls_back_to_memfd_where_there_is_no_noswap(monkeypatch: pytest.M
 
 
 def test_no_memory_is_an_arena_error_with_the_amount(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Arena, "_fallocate", lambda *_: 12)  # ENOMEM
+    monkeypatch.setattr(arena_module, "populate", lambda *_: errno.ENOMEM)
+    monkeypatch.setattr(Arena, "_fallocate", lambda *_: errno.ENOMEM)
     with pytest.raises(ArenaError, match=f"{2 * arena.page_size} more bytes"):
         arena.populate(arena.first_frame * arena.page_size, 2 * arena.page_size)
     with pytest.raises(ArenaError):
@@ -189,25 +190,12 @@ class _FakeLibc:
         return call
 
 
-def test_interrupted_call_is_repeated(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_punch_is_repeated(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena.populate(arena.first_frame * arena.page_size, arena.page_size)
     monkeypatch.setattr(arena_module, "_libc", _FakeLibc(fallocate=[errno.EINTR, errno.EINTR]))
     before = arena.backed_bytes()
-    arena.populate(arena.first_frame * arena.page_size, arena.page_size)
-    assert arena.backed_bytes() - before == arena.page_size
-
-
-def test_kernel_without_populate_advice_is_good_enough(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arena_module, "_libc", _FakeLibc(madvise=[errno.EINVAL]))
-    before = arena.backed_bytes()
-    arena.populate(arena.first_frame * arena.page_size, arena.page_size)
-    assert arena.backed_bytes() - before == arena.page_size
-
-
-@pytest.mark.parametrize("call", ["fallocate", "madvise"])
-def test_memory_that_runs_out_is_an_error_that_says_so(arena: Arena, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    monkeypatch.setattr(arena_module, "_libc", _FakeLibc(**{call: [errno.ENOMEM]}))
-    with pytest.raises(ArenaError, match="Cannot allocate memory"):
-        arena.populate(arena.first_frame * arena.page_size, arena.page_size)
+    arena.punch(arena.first_frame * arena.page_size, arena.page_size)
+    assert before - arena.backed_bytes() == arena.page_size
 
 
 def test_kernel_without_the_mount_calls_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The C function that populates the arena: all of a range, in pieces, with the GIL released, through interruptions."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from zswapd.allocators._populate import populate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = mmap.PAGESIZE
+SIZE = 64 << 20
+WRITE = 23
+"""MADV_POPULATE_WRITE"""
+
+
+class Mapped:
+    """A shared mapping of a file in memory, without any page yet."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("populate")
+        os.ftruncate(self.fd, SIZE)
+        self.map = mmap.mmap(self.fd, SIZE, mmap.MAP_SHARED)
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+
+    def backed(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512
+
+
+@pytest.fixture
+def mapped() -> Iterator[Mapped]:
+    mapped = Mapped()
+    yield mapped
+    os.close(mapped.fd)
+
+
+def _minor_faults() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@pytest.mark.parametrize("piece", [PAGE, 3 * PAGE, 16 * PAGE, SIZE])
+def test_exactly_the_range_is_backed_whatever_the_piece(mapped: Mapped, piece: int) -> None:
+    assert populate(mapped.fd, mapped.base, PAGE, 10 * PAGE, WRITE, piece, 0) == 0
+    assert mapped.backed() == 10 * PAGE
+    assert os.lseek(mapped.fd, 0, os.SEEK_DATA) == PAGE
+
+
+def test_populated_pages_are_mapped(mapped: Mapped) -> None:
+    assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 16 * PAGE, 0) == 0
+    before = _minor_faults()
+    for offset in range(0, SIZE, PAGE):
+        mapped.map[offset] = 1
+    assert _minor_faults() - before < SIZE // PAGE // 10
+
+
+def test_what_is_there_is_kept(mapped: Mapped) -> None:
+    mapped.map[PAGE : PAGE + 4] = b"data"
+    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, WRITE, PAGE, 0) == 0
+    assert mapped.map[PAGE : PAGE + 4] == b"data"
+
+
+def test_advice_that_the_kernel_does_not_know_is_good_enough(mapped: Mapped) -> None:
+    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, 9999, PAGE, 0) == 0
+    assert mapped.backed() == 4 * PAGE
+
+
+def test_first_failure_is_returned_and_ends_it(mapped: Mapped) -> None:
+    assert populate(-1, mapped.base, 0, PAGE, WRITE, PAGE, 0) == errno.EBADF
+    # Address 0 is never mapped: the file gets its first page, the mapping of it fails, and no other piece is tried.
+    assert populate(mapped.fd, 0, 0, 4 * PAGE, WRITE, PAGE, 0) == errno.ENOMEM
+    assert mapped.backed() == PAGE
+
+
+def test_it_sleeps_between_two_pieces_and_not_after_the_last(mapped: Mapped) -> None:
+    start = time.monotonic()
+    assert populate(mapped.fd, mapped.base, 0, PAGE, WRITE, PAGE, 500_000) == 0
+    assert time.monotonic() - start < 0.4
+    assert populate(mapped.fd, mapped.base, 0, 3 * PAGE, WRITE, PAGE, 50_000) == 0
+    assert time.monotonic() - start > 0.1
+
+
+def test_other_threads_run_meanwhile(mapped: Mapped) -> None:
+    thread = threading.Thread(target=populate, args=(mapped.fd, mapped.base, 0, 5 * PAGE, WRITE, PAGE, 100_000))
+    thread.start()
+    turns = 0
+    while thread.is_alive() and turns < 10:
+        time.sleep(0.001)
+        turns += 1
+    assert turns == 10
+    thread.join()
+
+
+def test_signals_that_interrupt_it_cost_nothing(mapped: Mapped) -> None:
+    previous = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    try:
+        assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 64 * PAGE, 0) == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert mapped.backed() == SIZE
+
+
+@pytest.mark.parametrize(("piece", "pause"), [(0, 0), (PAGE, 1_000_000)])
+def test_senseless_arguments_are_refused(mapped: Mapped, piece: int, pause: int) -> None:
+    with pytest.raises(ValueError, match="piece"):
+        populate(mapped.fd, mapped.base, 0, PAGE, WRITE, piece, pause)
+    assert mapped.backed() == 0

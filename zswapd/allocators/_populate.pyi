@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+def populate(fd: int, base: int, offset: int, length: int, advice: int, piece: int, pause_us: int) -> int:
+    """Back a byte range of a mapped file with memory and map it, `piece` bytes at a time, with the GIL released.
+
+    Args:
+        fd: the file.
+        base: address at which its byte 0 is mapped.
+        offset: where the range begins, in bytes; whole pages.
+        length: its bytes; whole pages.
+        advice: MADV_POPULATE_WRITE; a kernel that does not know it is good enough.
+        piece: bytes at a time, whole pages.
+        pause_us: µs to sleep between two pieces, below a second.
+
+    Returns:
+        0, or the errno of the piece that failed; those before it are populated.
+
+    Raises:
+        ValueError: `piece` is 0 or the pause too long.
+    """
