@@ -538,11 +538,18 @@ static void *allocate(size_t size)
 }
 
 /*
- * On one processor only, and as a program that never ran on another: before it writes a dirty page out, the kernel flushes the TLBs
- * of all processors that the process has ever run on, and remembers one for good that it only started on. Between virtual
- * processors such an interrupt costs more than storing the page does (half of a fill, measured), so it decides the figures of
- * every contender, by chance. Hence the second exec: it begins with a new address space, where it is to stay.
+ * As a program that never ran on another processor than the one it is on: before it writes a dirty page out, the kernel flushes the
+ * TLBs of all processors that the address space has ever been used on, and remembers one for good that the process only
+ * started on. Between virtual processors such an interrupt costs more than storing the page does (half of a fill, measured),
+ * so it decides the figures of every contender, by chance. Both steps that come before the data may move the process, hence an exec
+ * after each: it begins with a new address space.
  */
+static void begin_anew(char **argv)
+{
+    execv("/proc/self/exe", argv);
+    die("exec");
+}
+
 static void stay_on(int cpu, char **argv)
 {
     cpu_set_t set, now;
@@ -553,19 +560,30 @@ static void stay_on(int cpu, char **argv)
         return;
     if (sched_setaffinity(0, sizeof set, &set) != 0)
         die("processor %d", cpu);
-    execv("/proc/self/exe", argv);
-    die("exec");
+    begin_anew(argv);
 }
 
-static void join_cgroup(void)
+/* Joining waits for an RCU grace period, and whichever processor ends that takes the process over: every second time the other. */
+static void join_cgroup(char **argv)
 {
     char path[4096];
+    int member;
     FILE *file;
 
     snprintf(path, sizeof path, "%s/cgroup.procs", opt.cgroup);
+    file = fopen(path, "r");
+    while (file && fscanf(file, "%d", &member) == 1) {
+        if (member == getpid()) {
+            fclose(file);
+            return;
+        }
+    }
+    if (file)
+        fclose(file);
     file = fopen(path, "w");
     if (!file || fprintf(file, "%d\n", getpid()) < 0 || fclose(file) != 0)
         die("%s", path);
+    begin_anew(argv);
 }
 
 int main(int argc, char **argv)
@@ -577,10 +595,11 @@ int main(int argc, char **argv)
     parse(argc, argv);
     setvbuf(stdout, output, _IOFBF, sizeof output);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_NAME, "workload"); /* the second exec leaves "exe" */
     if (opt.cpu >= 0)
         stay_on(opt.cpu, argv);
     if (opt.cgroup)
-        join_cgroup();
+        join_cgroup(argv);
     alarm(opt.time_limit); /* the default action of SIGALRM ends the process, swapped out or not */
     vmstat_fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
     if (vmstat_fd < 0)
