@@ -66,10 +66,15 @@
 #define CROWDED_MIN 1023  /* requests */
 #define CROWDED_MAX 65535
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
-#define NAP_NS 500000     /* longer, and the event loop may as well do the waiting */
 #define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
 #define INIT_MAX 1024       /* bytes kept of FUSE_INIT; it has 104 */
+/*
+ * Longer, and the event loop may as well do the waiting; not shorter, since a processor that becomes idle twice within half a
+ * millisecond, for a nap and then for the event loop, takes over a program that waits on another one. A program that swaps is better
+ * left where it is: docs/benchmarks.md.
+ */
+#define NAP_NS 2000000
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct libfuse_version; /* only passed on */
@@ -688,6 +693,8 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		hook.skip -= hook.skip > 0;
 		hook.quiet_since = now_ns();
 		if (hook.quiet_since - start >= hook.budget_ns) {
+			if (ahead.wanted) /* we come back with the next request, too late to be ahead of it */
+				read_ahead();
 			stats.budget_ends++;
 			return -EINTR;
 		}
