@@ -102,7 +102,6 @@ class Device:
         self.swap_type = swap_type
         frontswap.init(swap_type, size // page_size, when_losing=self._mark_lost)
         self._frontswap = frontswap
-        self._store, self._load = frontswap.store, frontswap.load
         self._page_size = page_size
         self._zeros = bytes(page_size)
         self._scratch = memoryview(bytearray(page_size))
@@ -139,7 +138,7 @@ class Device:
             raise
 
     def _read_page(self, number: int, out: memoryview) -> None:
-        if not self._load(self.swap_type, number, out):
+        if not self._frontswap.load(self.swap_type, number, out):
             if self._lost_pages and self._is_lost(number):
                 self._raise_lost(number)
             out[:] = self._zeros
@@ -188,7 +187,7 @@ class Device:
         """Store a whole page; a refusal or a failure may cost the older one, which frontswap says through `_mark_lost`."""
         is_stored = False
         try:
-            reason = self._store(self.swap_type, number, page)
+            reason = self._frontswap.store(self.swap_type, number, page)
             is_stored = reason is None
         finally:
             if not is_stored:

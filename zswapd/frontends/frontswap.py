@@ -76,7 +76,6 @@ class Frontswap:
     def __init__(self, tmem: Tmem, pam: Pam) -> None:
         self._tmem = tmem
         self._pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
-        self._put, self._get = tmem.put, tmem.get
         tmem.when_flushing = self._flushing
         self._sizes: dict[int, int] = {}
         self._when_losing: dict[int, Callable[[int], None]] = {}
@@ -115,7 +114,7 @@ class Frontswap:
             self._rejects[RejectReason.FROZEN] += 1
             return RejectReason.FROZEN
         try:
-            reason = self._put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
+            reason = self._tmem.put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
         except BaseException:
             self._failed_stores += 1
             self.refusal_flushed = self._tmem.refusal_flushed
@@ -140,7 +139,7 @@ class Frontswap:
         Raises:
             CorruptedPageError: it is there, but damaged.
         """
-        if self._get(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, out):
+        if self._tmem.get(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, out):
             self._loads += 1
             return True
         self._failed_loads += 1
