@@ -300,6 +300,8 @@ class Worker:
 
     def _work(self, job: Job, urgent: bool) -> None:  # noqa: FBT001 - positional through to_thread
         """Do a job, in another thread; memory below the kernel's watermarks is taken only in need."""
+        if self.config.service.scheduling != "normal":
+            service.step_back(needed=urgent)
         if not urgent and spare_pages() * self.config.context.page_size < REFILL_FRAMES_BYTES:
             raise ArenaError("the system's free memory is at its watermarks", hint="the reserve is filled when there is more")
         job.work(self.core.arena)

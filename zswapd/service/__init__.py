@@ -4,7 +4,7 @@
 from zswapd.service.advice import advise
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector
 from zswapd.service.notify import Notifier
-from zswapd.service.protections import Protection, protect, refreshed
+from zswapd.service.protections import Protection, protect, refreshed, step_back
 
 __all__ = [
     "Notifier",
@@ -14,4 +14,5 @@ __all__ = [
     "freeze_garbage_collector",
     "protect",
     "refreshed",
+    "step_back",
 ]

@@ -21,6 +21,7 @@ import errno
 import os
 import re
 import resource
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +194,17 @@ def _set_scheduling(kind: str) -> Protection:
     except OSError as error:
         return Protection(name, on=False, detail=f"{kind}: {error.strerror}", hint="run zswapd as root, with CAP_SYS_NICE")
     return Protection(name, on=True, detail=f"nice {NICE}")
+
+
+def step_back(*, needed: bool) -> None:
+    """Have this thread get its processor like everybody's, or as the daemon does again where its work is needed now.
+
+    For threads that compute for milliseconds: at the daemon's priority they would keep the swapping program itself from running.
+    Best effort: a thread that may not change its priority keeps it.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE if needed else 0)
 
 
 def _set_oom_score_adj(wanted: int, root: Path) -> Protection:
