@@ -199,8 +199,8 @@ def _set_scheduling(kind: str) -> Protection:
 def step_back(*, needed: bool) -> None:
     """Have this thread get its processor like everybody's, or as the daemon does again where its work is needed now.
 
-    For threads that compute for milliseconds: at the daemon's priority they would keep the swapping program itself from running.
-    Best effort: a thread that may not change its priority keeps it.
+    For threads that compute for milliseconds: at the daemon's priority they would keep the swapping program itself from
+    running. Best effort: a thread that may not change its priority keeps it.
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
