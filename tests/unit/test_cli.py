@@ -314,6 +314,21 @@ def test_swapon_where_the_daemon_hears_no_discards_says_so(
     assert "hears no discards" in capsys.readouterr().err
 
 
+def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_attach(monkeypatch)
+    hint = "sysctl vm.min_free_kbytes=16384"
+    daemon.status["advice"] = [{"name": "vm.min_free_kbytes", "on": False, "detail": "2048", "hint": hint}]
+    assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
+    text = capsys.readouterr().err
+    assert "too little memory free for its own part of swapping (2048)" in text
+    assert f"{hint}; --force swaps on all the same" in text
+    assert calls == []
+    assert ctl(daemon, "swapon", "--force") == 0
+    assert hint in capsys.readouterr().err  # as a warning
+
+
 def test_swapon_to_memory_that_is_not_locked_is_refused_unless_forced(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
