@@ -64,12 +64,23 @@ def test_death_at_each_point_by_the_list(point: str, nth: int) -> None:
 
 @pytest.mark.parametrize("point", POINTS[: POINTS.index("store_still_lost")])
 def test_what_lay_in_frames_before_does_not_come_back(point: str) -> None:
-    # Whole objects, words of life and all, are left in freed frames; new zspages are made of just these.
+    # Whole objects, words of life and all, are left in freed frames; new zspages of the same class are made of just these.
     world = World("memfd", 4096)
-    seeds = ((number, KINDS[number % len(KINDS)]) for number in range(120))
-    done = world.live([*(("write", number, kind, 1) for number, kind in seeds), ("discard", 0, PAGES)], "takeover_run", 1)
-    assert not done.killed
-    world.live([("write", number, KINDS[number % len(KINDS)], 2) for number in range(200, 260)], point, 1)
+    work: list[Op] = [("write", number, "half", 1) for number in range(120)]
+    work += [("discard", 0, PAGES), ("arm", point, 1)]
+    work += [("write", number, "half", 2) for number in range(200, 205)]
+    work += [("write", number, "noise", 2) for number in range(200, 205)]
+    world.live(work, "takeover_run", 1)
+    world.check()
+    world.close()
+
+
+@pytest.mark.parametrize("point", POINTS[: POINTS.index("compact_copied")])
+@pytest.mark.parametrize("kind", ["half", "noise"])
+def test_lost_page_is_lost_until_its_new_copy_lives(point: str, kind: str) -> None:
+    world = World("memfd", 4096)
+    work: list[Op] = [("write", 5, "words", 1), ("freeze", True), ("write", 5, kind, 2), ("freeze", False), ("arm", point, 1)]
+    world.live([*work, ("write", 5, kind, 3), ("discard", 4, 3)], "takeover_run", 1)
     world.check()
     world.close()
 

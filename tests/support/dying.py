@@ -149,7 +149,9 @@ class World:
             self.model[number] = {found}
         assert device.statistics().lost_pages == lost
         stored = sum(core.frontswap.holds(0, number) for number in range(PAGES))
-        assert core.zv.statistics().curr_pages == stored
+        kept = core.zv.statistics()
+        assert kept.curr_pages == stored
+        assert core.zsmalloc.statistics().objects == stored + kept.curr_incompressible, "an object that is no page's"
         core.close()
 
 
@@ -194,6 +196,8 @@ class _Process:
             case ("refill", target):
                 core.frames.reserve_target = target
                 core.frames.refill_now()
+            case ("arm", point, nth):
+                crashpoints.arm(point, nth)
             case ("trim", target):
                 core.frames.reserve_target = target
                 core.frames.trim_now()
