@@ -43,6 +43,7 @@ from zswapd.errors import AlreadyRunningError, ZswapdError
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.supervisor import estate as estates
 from zswapd.supervisor import orphan
+from zswapd.supervisor.keeping import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,7 @@ class Supervisor:
         self._stop_sent = False
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
+        self._keeper = Keeper(estate.arena)
         self._notifier = service.Notifier()
         self._ticks = (0, 0)
         self._ticked = self._looked = self._forked = time.monotonic()
@@ -155,6 +157,7 @@ class Supervisor:
 
     def _bury(self, status: int) -> int | None:
         """Draw the conclusions from a worker's end; return an exit code if it was the end for us as well."""
+        self._keeper.hold()  # first of all: what the dead one had locked is not locked any more
         code = os.waitstatus_to_exitcode(status)
         phase = self._words[Word.PHASE]
         if code == 0 and phase == Phase.STOPPING:
@@ -209,6 +212,7 @@ class Supervisor:
         self._forked += max(now - self._looked - 2 * LOOK_S, 0.0)
         self._looked = now
         self._notifier.watchdog()
+        self._keeper.hold()
         phase = self._words[Word.PHASE]
         if phase == Phase.SERVING:
             self._say_ready()

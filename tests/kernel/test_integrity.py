@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stored pages that change by themselves: their reader gets EIO, it is counted and logged, and nobody else suffers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench.daemon import Daemon
+from tests.kernel.test_takeover import next_worker
+from tests.support.swap import Stage
+
+pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(60)]
+
+PAGE = 4096
+
+
+def text_page(number: int) -> bytes:
+    return b"".join(b"%d-%d " % (number, index * 7919) for index in range(PAGE))[:PAGE]
+
+
+@contextlib.contextmanager
+def arena_of(daemon: Daemon) -> Iterator[mmap.mmap]:
+    """The largest of the files without a name that the worker has open."""
+    links = [Path(f"/proc/{daemon.worker_pid()}/fd/{name}") for name in os.listdir(f"/proc/{daemon.worker_pid()}/fd")]
+    files = [link for link in links if "(deleted)" in os.readlink(link)]
+    largest = max(files, key=lambda link: os.stat(link).st_size)
+    with largest.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        yield mapping
+
+
+def damage(daemon: Daemon, stored: bytes) -> None:
+    """Flip one bit in the middle of what is stored."""
+    with arena_of(daemon) as arena:
+        place = arena.find(stored)
+        assert place > 0, "not in the arena"
+        arena[place + len(stored) // 2] ^= 4
+
+
+@pytest.mark.parametrize("kind", ["compressed", "raw"])
+def test_damaged_page_is_an_error_for_its_reader_only(stage: Stage, kind: str) -> None:
+    daemon = stage.daemon(size="64M")
+    pages = {number: text_page(number) if kind == "compressed" else os.urandom(PAGE) for number in range(1, 20)}
+    fd = os.open(daemon.file, os.O_RDWR)
+    try:
+        for number, page in pages.items():
+            os.pwrite(fd, page, number * PAGE)
+        # Decimal digits of page 7 only: no other page has them; lz4 keeps the first ones as they are.
+        damage(daemon, pages[7] if kind == "raw" else pages[7][:24])
+        before = daemon.ask("stats")["core"]["zv"]["corrupted"]
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            os.pread(fd, PAGE, 7 * PAGE)
+        assert caught.value.errno == errno.EIO
+        assert {number: os.pread(fd, PAGE, number * PAGE) for number in pages if number != 7} == {
+            number: page for number, page in pages.items() if number != 7
+        }
+        stats = daemon.ask("stats")
+        assert stats["core"]["zv"]["corrupted"] > before  # a sequential reader may have been read ahead for as well
+        assert stats["fuse"]["failed_requests"] >= 1
+        assert "is damaged" in daemon.log_text()
+
+        # Neither a takeover nor a rewrite minds.
+        old = daemon.worker_pid()
+        os.kill(old, signal.SIGKILL)
+        next_worker(daemon, old)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(fd, PAGE, 7 * PAGE)
+        os.pwrite(fd, pages[8], 7 * PAGE)
+        assert os.pread(fd, PAGE, 7 * PAGE) == pages[8]
+    finally:
+        os.close(fd)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The supervisor's hold on an arena that is a memfd: what a worker has populated is locked in this process, too."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zswapd.allocators.arena import Arena
+from zswapd.supervisor.keeping import Keeper
+
+MIB = 1 << 20
+TOP = Path(__file__).resolve().parents[2]
+
+IN_A_PROCESS_OF_ITS_OWN = """if True:
+    import ctypes, mmap, os, sys
+    from zswapd.allocators.arena import Arena
+    from zswapd.supervisor.keeping import Keeper
+    ctypes.CDLL(None).mlockall(7)
+    arena = Arena(8192, 4096, kind=sys.argv[1])
+    keeper = Keeper(arena.fd)
+    before = keeper.hold()
+    if not os.fork():  # the worker: what it maps and locks goes with it
+        arena.populate(4 << 20, 2 << 20)
+        os._exit(0)
+    os.wait()
+    def locked():
+        found = []
+        for block in open("/proc/self/smaps").read().split("VmFlags")[:-1]:
+            if "rw-s" in block:
+                found.append(int(block.split("Locked:")[1].split()[0]))
+        return sum(found)
+    not_yet = locked()
+    held = keeper.hold()
+    print(held - before, locked() - not_yet)
+"""
+
+
+@pytest.mark.parametrize(("kind", "words"), [("memfd", "2097152 2048"), ("tmpfs", "0 0")])
+def test_hold_locks_what_another_process_has_populated(kind: str, words: str) -> None:
+
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, kind], cwd=TOP, check=True, capture_output=True, text=True, timeout=30
+    )
+    assert re.sub(r"\s+", " ", done.stdout.strip()) == words
+
+
+def test_closed_keeper_holds_nothing() -> None:
+    arena = Arena(64, 4096, kind="memfd")
+    keeper = Keeper(arena.fd)
+    assert keeper.hold() > 0
+    keeper.close()
+    assert keeper.hold() == 0
+    arena.close()
