@@ -111,6 +111,19 @@ def test_torture_of_successors_in_their_takeover(stage: Stage) -> None:
     daemon.swapoff()
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_torture_of_two_hundred_kills(stage: Stage) -> None:
+    daemon = stage.daemon(size="1G")
+    daemon.swapon()
+    outcome = torture(TorturePlan(kills=200, data_mib=512, memory_mib=96, pause_s=1.5, seed=3), daemon)
+    print("\n".join(outcome.lines()))
+    assert outcome.good(), outcome.lines()
+    assert outcome.kills == 200
+    assert outcome.seconds_per_gib() <= TAKEOVER_LIMIT_S
+    daemon.swapoff()
+
+
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP, signal.SIGBUS])
 def test_other_ways_to_die(stage: Stage, number: signal.Signals, expect_output: Callable[..., object]) -> None:
     if number != signal.SIGSTOP:  # which only SIGKILL can end
