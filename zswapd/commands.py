@@ -62,7 +62,7 @@ class Commands:
 
     def _status(self) -> StatusReport:
         worker = self._worker
-        config, statistics, words = worker.config, worker.core.statistics(), worker.state.words
+        config, statistics, words = worker.config, worker.core.statistics(groups_counted=False), worker.state.words
         frozen = statistics.frontswap.frozen
         return {
             "version": reports.version(),

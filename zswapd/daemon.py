@@ -239,7 +239,7 @@ class Worker:
                 "frozen": self.core.frontswap.frozen,
                 "born": self.born,
                 "born_ns": self._directory.born_ns,
-                "core": carry.cumulative(self.core.statistics()),
+                "core": carry.cumulative(self.core.statistics(groups_counted=False)),
                 "session": carry.cumulative(self.session_statistics()),
                 "control": carry.cumulative(self.control_statistics()),
             }

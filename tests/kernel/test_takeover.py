@@ -332,3 +332,26 @@ def shared_mappings(pid: int) -> list[list[str]]:
         elif line.startswith("VmFlags") and is_shared:
             found.append(line.split()[1:])
     return found
+
+
+def test_directories_of_the_mountpoint_that_were_there_stay_after_an_upgrade(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M")  # the harness has made the mountpoint
+    daemon.ctl("upgrade")
+    assert daemon.terminate() == 0
+    assert daemon.mountpoint.is_dir()
+
+
+def test_lazily_unmounted_files_are_served_on_by_a_successor(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M")
+    fd = os.open(daemon.file, os.O_RDWR)
+    try:
+        os.pwrite(fd, b"x" * PAGE, 0)
+        system.run("umount", "--lazy", daemon.mountpoint)
+        old = daemon.worker_pid()
+        os.kill(old, signal.SIGKILL)
+        assert os.pread(fd, PAGE, 0) == b"x" * PAGE
+        daemon.ctl("upgrade")
+        assert os.pread(fd, PAGE, 0) == b"x" * PAGE
+    finally:
+        os.close(fd)
+    assert daemon.wait_for_end() == 0  # nobody has a file open any more

@@ -272,15 +272,20 @@ class Zspages:
         """Return the number of frames that compaction would set free."""
         return sum(self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True))
 
-    def statistics(self) -> ZsStatistics:
-        """Return a frozen snapshot, with the class table."""
+    def statistics(self, *, groups_counted: bool = True) -> ZsStatistics:
+        """Return a frozen snapshot, with the class table.
+
+        Args:
+            groups_counted: count the zspages of each fullness group, which walks all that are not full; the table is without
+                those counts otherwise.
+        """
         rows = []
         for size_class, groups in zip(self.classes, self._groups, strict=True):
             if groups.zspages:
                 rows.append(
                     ClassStatistics(
                         size=size_class.size,
-                        by_group=self._count_groups(size_class, groups),
+                        by_group=self._count_groups(size_class, groups) if groups_counted else (),
                         objects=groups.zspages * size_class.objects,
                         used_objects=groups.objects,
                         used_frames=groups.zspages * size_class.frames,

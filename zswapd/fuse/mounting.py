@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 from zswapd.errors import MountError, PermissionsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,13 @@ class Mount:
     Attributes:
         mountpoint: its name as mountinfo has it.
         descriptor: of the FUSE connection while mounted, else -1.
+        made: the directories that `open` had to make, outermost first; the end removes them again.
     """
 
     def __init__(self, mountpoint: Path, *, device: Path = Path("/dev/fuse")) -> None:
         self.mountpoint = _without_links(mountpoint)
         self.descriptor = -1
+        self.made: tuple[Path, ...] = ()
         self._device = device
         self._undo = contextlib.ExitStack()
 
@@ -80,16 +83,21 @@ class Mount:
             self.descriptor = self._mount(undo)
             self._undo = undo.pop_all()
 
-    def adopt(self, descriptor: int) -> None:
+    def adopt(self, descriptor: int, made: Sequence[Path]) -> None:
         """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
 
-        Raises:
-            MountError: nothing of ours is mounted there any more.
+        Somebody may have unmounted it lazily: whoever has a file open, a loop device above all, is still to be served.
+
+        Args:
+            descriptor: of the connection.
+            made: what `made` was in that process.
         """
         if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
-            raise MountError(f"{self.mountpoint} is not mounted any more", hint="start zswapd anew")
+            log.warning("%s is not mounted any more; serving whoever has its files open", self.mountpoint)
         self.descriptor = descriptor
-        self._undo.callback(_remove_if_empty, self.mountpoint)
+        self.made = tuple(made)
+        for path in self.made:
+            self._undo.callback(_remove_if_empty, path)
         self._undo.callback(os.close, descriptor)
         self._undo.callback(self.unmount)
 
@@ -145,6 +153,7 @@ class Mount:
             missing = [path for path in (self.mountpoint, *self.mountpoint.parents) if not path.exists()]
             for path in reversed(missing):
                 path.mkdir(mode=0o700 if path == self.mountpoint else 0o755)
+                self.made += (path,)
                 undo.callback(_remove_if_empty, path)
             if not self.mountpoint.is_dir():
                 raise MountError(f"{self.mountpoint} is not a directory", hint="choose another --mountpoint")

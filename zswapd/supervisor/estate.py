@@ -15,9 +15,11 @@ Invariant: a file that is not adopted stays open with its holder; nothing is wri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zswapd import daemon
@@ -117,25 +119,14 @@ def make(config: Config) -> Estate:
         ArenaError: the kernel gives no memory.
         MountError, PermissionsError: the files cannot be mounted. In all cases everything is as before.
     """
-    listener = Listener(config.control.socket)
-    listener.open()
-    try:
-        lost = lost_bitmap_bytes(config)
-        state = SharedState.new(daemon.geometry(config), lost=lost, max_io=MAX_IO, kind=config.memory.arena)
-        try:
-            arena = _new_arena(config)
-            try:
-                mount = Mount(config.fuse.mountpoint)
-                mount.open()
-            except BaseException:
-                os.close(arena)
-                raise
-        except BaseException:
-            state.close()
-            raise
-    except BaseException:
-        listener.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(Listener(config.control.socket))
+        arena = _new_arena(config)
+        undo.callback(os.close, arena)
+        mount = undo.enter_context(Mount(config.fuse.mountpoint))
+        shape = {**daemon.geometry(config), "made": [str(path) for path in mount.made]}
+        state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena)
+        undo.pop_all()
     return Estate(mount, listener, state, arena, is_new=True)
 
 
@@ -154,7 +145,6 @@ def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
     Raises:
         HandoverError: it is of another layout or shape.
         AlreadyRunningError: without `socket` among the descriptors: somebody has the control socket.
-        MountError: it is not mounted any more.
     """
     state = SharedState(descriptors["state"])
     check_geometry(config, state.geometry)
@@ -164,7 +154,7 @@ def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
     else:
         listener.open()
     mount = Mount(config.fuse.mountpoint)
-    mount.adopt(descriptors["fuse"])
+    mount.adopt(descriptors["fuse"], [Path(path) for path in state.geometry["made"]])
     return Estate(mount, listener, state, descriptors["arena"], is_new=False)
 
 
