@@ -378,9 +378,11 @@ def run_worker(config: Config, mount: Mount, listener: Listener, state: SharedSt
     faulthandler.enable()
     protections = service.protect(
         lock_memory=config.service.lock_memory,
-        io_flusher=config.service.io_flusher,
+        io_flusher=False,
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
     )
     worker = Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
+    if config.service.io_flusher:
+        worker.protections = service.become_io_flusher(worker.protections)
     return trio.run(worker.run)

@@ -115,6 +115,16 @@ def test_io_flusher_refused_is_off_with_the_reason(
     assert hint in (item.hint or "")
 
 
+def test_io_flusher_can_come_when_all_is_built(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = FakeLibc()
+    before = protect(root, libc, monkeypatch, io_flusher=False)
+    assert ("prctl", 57, 1, 0, 0, 0) not in libc.calls
+    after = protections.become_io_flusher(tuple(before.values()), root)
+    assert ("prctl", 57, 1, 0, 0, 0) in libc.calls
+    assert [item.name for item in after] == list(before)
+    assert {item.name for item in after if item.on} == {item.name for item in before.values() if item.on} | {"io_flusher"}
+
+
 def test_io_flusher_after_threads_exist_is_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "proc/self/task/2").mkdir()
     item = protect(root, FakeLibc(), monkeypatch)["io_flusher"]

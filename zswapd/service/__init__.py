@@ -4,12 +4,13 @@
 from zswapd.service.advice import advise
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector
 from zswapd.service.notify import Notifier
-from zswapd.service.protections import Protection, protect, refreshed, step_back
+from zswapd.service.protections import Protection, become_io_flusher, protect, refreshed, step_back
 
 __all__ = [
     "Notifier",
     "Protection",
     "advise",
+    "become_io_flusher",
     "collect_garbage",
     "freeze_garbage_collector",
     "protect",

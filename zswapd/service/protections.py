@@ -84,6 +84,16 @@ def protect(
     )
 
 
+def become_io_flusher(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
+    """Switch PR_SET_IO_FLUSHER on, for a process that was built without it; return the protections as they are then.
+
+    Building needs memory. With the flag, an allocation neither swaps nor calls the OOM killer, but waits, and on a box whose
+    swap nobody serves at that moment it would wait for ever. Without it the kernel finds somebody else's.
+    """
+    now = _set_io_flusher(ctypes.CDLL(None, use_errno=True), root)
+    return tuple(now if item.name == now.name else item for item in protections)
+
+
 def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
     """Return the protections with the amount of locked memory as it is now: it grows as memory is touched."""
     return tuple(
