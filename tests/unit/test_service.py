@@ -18,6 +18,7 @@ import pytest
 from tests.support import capabilities
 from zswapd import service
 from zswapd.service import Notifier, Protection, protections
+from zswapd.service.protections import NICE
 
 ALL_CAPABILITIES = "000001ffffffffff"
 
@@ -342,7 +343,7 @@ def test_advise_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "policy", "nice"), [("nice", "SCHED_OTHER", -20), ("rr", "SCHED_RR", 0), ("normal", "SCHED_OTHER", 0)]
+    ("kind", "policy", "nice"), [("nice", "SCHED_OTHER", NICE), ("rr", "SCHED_RR", 0), ("normal", "SCHED_OTHER", 0)]
 )
 def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: str, nice: int) -> None:
     """In a process of its own, whose priority nobody misses."""
@@ -356,7 +357,7 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: st
         def work():
             step_back(needed=False); inside.append(seen()); step_back(needed=True); inside.append(seen())
         thread = threading.Thread(target=work); thread.start(); thread.join()
-        print(item.on, seen() == (os.{policy}, {nice}), inside == [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, -20)])
+        print(item.on, seen() == (os.{policy}, {nice}), inside == [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, {NICE})])
     """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
     assert done.stdout.split() == [str(kind != "normal"), "True", "True"]
