@@ -156,6 +156,11 @@ require_venv() {
 # What the daemon needs to be built and to run.
 runtime_packages=(gcc libc6-dev pkg-config libfuse3-dev fuse3 liblzo2-dev mount util-linux kmod)
 
+# What the virtual machines of scripts/vm and tests/vm take: an emulator, and what makes an image without booting one.
+require_emulator() {
+    install_packages qemu-system-x86 mmdebstrap e2fsprogs util-linux
+}
+
 # prepare EXTRAS: all of the above.
 prepare() {
     install_packages "${runtime_packages[@]}" || die "packages could not be installed (see above)"

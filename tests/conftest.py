@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for every test: strict logs, a capability header, tiers, and nothing left behind.
 
-Tiers: tests marked `soak` or `bench` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
-`mount` or `kernel` are skipped, with the reason, where the machine cannot do what they need; they need not
+Tiers: tests marked `soak`, `bench` or `vm` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
+`mount`, `kernel` or `box` are skipped, with the reason, where the machine cannot do what they need; they need not
 ask themselves.
 
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
@@ -42,7 +42,7 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
-TIERS = ("soak", "bench")
+TIERS = ("soak", "bench", "vm")
 _BEFORE = pytest.StashKey[leftovers.Leftovers]()
 _LEFT = pytest.StashKey[leftovers.Leftovers]()
 _SWEPT = pytest.StashKey[list[str]]()
@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(capabilities.requires_fuse())
         if item.get_closest_marker("kernel"):
             item.add_marker(capabilities.requires_swap())
+        if item.get_closest_marker("box"):
+            item.add_marker(capabilities.requires_emulator())
 
 
 def _left_behind(config: pytest.Config) -> leftovers.Leftovers:

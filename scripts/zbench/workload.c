@@ -54,10 +54,10 @@ static struct {
     size_t page_size, pages, warm, faults, rewrites;
     uint64_t seed;
     const char *cgroup, *phases;
-    unsigned time_limit;
+    unsigned time_limit, same;
     int cpu;
     bool step, progress;
-} opt = {.pages = 0, .seed = 1, .cpu = -1, .phases = "fill,settle,seq,random,rewrite,verify", .time_limit = 600};
+} opt = {.pages = 0, .seed = 1, .cpu = -1, .phases = "fill,settle,seq,random,rewrite,verify", .time_limit = 600, .same = 5};
 
 static unsigned char *region, *scratch, *generations;
 static unsigned char bank[3][PIECES][PIECE];
@@ -171,7 +171,10 @@ static enum kind kind_of(uint64_t r)
 {
     unsigned percent = (unsigned)((r >> 32) % 100);
 
-    return percent < 24 ? TEXT : percent < 66 ? RECORDS : percent < 90 ? SPARSE : percent < 95 ? SAME_FILLED : RANDOM;
+    if (percent < opt.same)
+        return SAME_FILLED;
+    percent = (unsigned)((r >> 40) % 95);
+    return percent < 24 ? TEXT : percent < 66 ? RECORDS : percent < 90 ? SPARSE : RANDOM;
 }
 
 static void make_page(unsigned char *out, size_t index, unsigned generation)
@@ -494,7 +497,8 @@ static void parse(int argc, char **argv)
         {"rewrites", required_argument, NULL, 'r'}, {"phases", required_argument, NULL, 'p'},
         {"time-limit", required_argument, NULL, 't'}, {"step", no_argument, NULL, 'S'},
         {"progress", no_argument, NULL, 'P'},      {"warm-mib", required_argument, NULL, 'w'},
-        {"cpu", required_argument, NULL, 'C'},     {NULL, 0, NULL, 0},
+        {"cpu", required_argument, NULL, 'C'},     {"same", required_argument, NULL, 'e'},
+        {NULL, 0, NULL, 0},
     };
     int c;
     size_t mib = 0, warm = 0;
@@ -511,6 +515,7 @@ static void parse(int argc, char **argv)
         case 'p': opt.phases = optarg; break;
         case 't': opt.time_limit = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'C': opt.cpu = (int)strtol(optarg, NULL, 10); break;
+        case 'e': opt.same = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'S': opt.step = true; break;
         case 'P': opt.progress = true; break;
         default: exit(2);

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.zvm import payload
+
 CAP_SYS_RESOURCE = 24
 """Bit of CAP_SYS_RESOURCE in the capability sets (linux/capability.h); PR_SET_IO_FLUSHER needs it."""
 
@@ -117,6 +119,16 @@ def sys_resource() -> Capability:
 
 
 @functools.cache
+def emulator() -> Capability:
+    """Virtual machines that run what was built here."""
+    name = "virtual machines"
+    absent = [program for program in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "setpriv") if not shutil.which(program)]
+    if absent:
+        return Capability(name, f"{', '.join(absent)} not installed; scripts/test installs what it needs")
+    return Capability(name, payload.unsuitable())
+
+
+@functools.cache
 def cgroup_layout(mounts: str = "/proc/self/mounts") -> str:
     """Return "v1", "v2", "hybrid" (v2 mounted beside v1 memory) or "none"."""
     kinds: set[str] = set()
@@ -131,7 +143,7 @@ def cgroup_layout(mounts: str = "/proc/self/mounts") -> str:
 
 def report() -> list[str]:
     """Return the header lines: what is there, what is not and why, and on what the tests run."""
-    all_of_them = (root(), fuse(), loop(), swap(), zram(), psi(), sys_resource())
+    all_of_them = (root(), fuse(), loop(), swap(), zram(), psi(), sys_resource(), emulator())
     there = ", ".join(capability.name for capability in all_of_them if capability.present)
     lines = [
         f"zswapd: python {platform.python_version()}, kernel {platform.release()}, page {mmap.PAGESIZE}, "
@@ -165,3 +177,8 @@ def requires_loop() -> pytest.MarkDecorator:
 def requires_swap() -> pytest.MarkDecorator:
     """Skip the test unless it can swap onto a loop device over a FUSE file."""
     return _requires(root, fuse, loop, swap)
+
+
+def requires_emulator() -> pytest.MarkDecorator:
+    """Skip the test unless it can boot a virtual machine with what was built here."""
+    return _requires(root, emulator)
