@@ -33,9 +33,9 @@ PR_SET_DUMPABLE = 4
 MADV_POPULATE_READ = 22
 CAP_IPC_LOCK = 14
 NICE = -3
-"""Enough that a page does not wait for the time slice of a program that computes (p99 of a random fault beside two of them 0.2 ms
-instead of 3.3), and not so much that the daemon, as it wakes up, drives the swapping program from its processor: at -20 that cost
-a third of swap-out in half of the runs."""
+"""Enough that a page does not wait for the time slice of a program that computes: beside two of them the p99 of a random fault
+is 0.2 ms instead of 3.3. Not so much that the daemon, as it wakes up, drives the swapping program from its processor: at -20
+that cost a third of swap-out in half of the runs."""
 
 CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 
