@@ -143,6 +143,20 @@ def test_other_ways_to_die(stage: Stage, number: signal.Signals, expect_output: 
     assert daemon.ask("stats")["fuse"]["request_errors"] == 0
 
 
+def test_worker_taken_by_the_oom_killer(stage: Stage) -> None:
+    daemon = stage.daemon(size="256M", service__oom_score_adj="0")
+    daemon.swapon()
+    crowded = stage.cgroup(2)
+    with load(stage) as finish:
+        old = daemon.worker_pid()
+        (crowded.path / "cgroup.procs").write_text(str(old))  # whatever it populates from now on is too much
+        wait_for(lambda: crowded.oom_kills() > 0, "the OOM killer did not come")
+        worker = next_worker(daemon, old)
+        assert finish() == 0
+    assert worker["deaths"] >= 1
+    assert daemon.ask("stats")["fuse"]["request_errors"] == 0
+
+
 def test_counters_of_contents_are_right_after_a_takeover(stage: Stage) -> None:
     daemon = stage.daemon(size="256M")
     daemon.swapon()

@@ -36,6 +36,7 @@ class Stage:
     def __init__(self, directory: Path, undo: contextlib.ExitStack) -> None:
         self._directory = directory
         self._undo = undo
+        self._cgroups = 0
 
     def daemon(self, size: str = "1G", arguments: Sequence[str] = (), **settings: str) -> Daemon:
         """Start a daemon whose swap goes before any other of the machine.
@@ -62,7 +63,8 @@ class Stage:
 
     def cgroup(self, mib: int) -> MemoryCgroup:
         """Make a memory cgroup of `mib` MiB."""
-        return self._undo.enter_context(MemoryCgroup("test", mib * MIB))
+        self._cgroups += 1
+        return self._undo.enter_context(MemoryCgroup(f"test{self._cgroups}", mib * MIB))
 
     def workload(self, cgroup: MemoryCgroup, mib: int, *phases: str, rewrites: int = 0) -> Workload:
         """Start a workload with `mib` MiB of data in `cgroup`; it runs while its phases are asked for."""
