@@ -32,13 +32,13 @@ def test_every_protection_is_on_under_systemd(box: Box) -> None:
     assert status["discard"]
     for pid in box.processes():
         assert box.run(f"cat /proc/{pid}/oom_score_adj").strip() == "-1000"
-        # PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets, in all threads (flags: field 9).
-        for line in box.run(f"cat /proc/{pid}/task/*/stat").splitlines():
-            flags = int(line.rpartition(")")[2].split()[6])
-            assert flags & 0x00080000, f"no PF_MEMALLOC_NOIO in {line}"
         locked = re.search(r"^VmLck:\s*(\d+) kB", box.run(f"cat /proc/{pid}/status"), re.MULTILINE)
         assert locked is not None
         assert int(locked[1]) > 0
+    # PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets, in all threads of the worker (flags: field 9).
+    for line in box.run(f"cat /proc/{status['worker']['pid']}/task/*/stat").splitlines():
+        flags = int(line.rpartition(")")[2].split()[6])
+        assert flags & 0x00080000, f"no PF_MEMALLOC_NOIO in {line}"
 
 
 @pytest.mark.box
