@@ -97,8 +97,9 @@ def test_swap_onto_full_pool_keeps_pages_in_memory(stage: Stage) -> None:
     assert settled.pages_out > 0
     assert settled.more["resident"] > settled.pages // 2
     assert refused(daemon) > 0
-    # the limit is looked at before a zspage is taken, and a zspage is at most eight frames by default
-    assert 15 * MIB < daemon.pool_sample().pool_bytes < 16 * MIB + 8 * mmap.PAGESIZE
+    # The limit is looked at before a zspage (eight frames at most) is taken, and the new copy of a page that is replaced is
+    # exempt: a few size classes may have begun a zspage beyond it.
+    assert 15 * MIB < daemon.pool_sample().pool_bytes < 16 * MIB + 64 * mmap.PAGESIZE
     assert [phase.mismatches for phase in phases] == [0, 0, 0]
     assert cgroup.oom_kills() == 0
 
