@@ -594,7 +594,7 @@ static void join_cgroup(char **argv)
 int main(int argc, char **argv)
 {
     static char output[1 << 16];
-    char phases[256];
+    static char phases[1 << 16];
 
     errno = 0;
     parse(argc, argv);
