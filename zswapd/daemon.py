@@ -40,6 +40,7 @@ from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.handover import HookWord, Phase, Word
+from zswapd.offload import Offload
 from zswapd.reclaim.pressure import spare_pages
 from zswapd.swapdevice.draining import drain
 
@@ -142,6 +143,7 @@ class Worker:
         Raises:
             MountError: the session cannot be served, or not taken over.
         """
+        self._offload = Offload()  # inherits what protects this thread, and needs no memory later
         self.core.self_test()
         if crashpoints.arm_from_environment(os.environ):
             log.warning("a crash point is armed: this worker will fail on purpose")
@@ -286,7 +288,7 @@ class Worker:
     async def _refill_nodes(self) -> None:
         nodes = self.core.nodes
         if nodes.wants_refill():
-            nodes.commit(await trio.to_thread.run_sync(nodes.refill, nodes.begin_refill()))
+            nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
 
     async def _refill_frames(self) -> None:
         frames = self.core.frames
@@ -294,7 +296,7 @@ class Worker:
         if not job.runs:
             return
         try:
-            await trio.to_thread.run_sync(self._work, job, frames.table.long_frames < frames.reserve_target // 4)
+            await self._offload.run(self._work, job, frames.table.long_frames < frames.reserve_target // 4)
         finally:
             frames.commit(job)
 
@@ -334,7 +336,7 @@ class Worker:
         frames = self.core.frames
         while (job := frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size)).runs:
             try:
-                await trio.to_thread.run_sync(job.work, self.core.arena)
+                await self._offload.run(job.work, self.core.arena)
             finally:
                 frames.commit(job)
 

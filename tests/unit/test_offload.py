@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The thread for what blocks: one from the start to the end, results and errors to whoever waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import trio
+
+from zswapd.errors import ArenaError
+from zswapd.offload import Offload
+
+
+async def test_results_come_back_and_the_loop_runs_meanwhile() -> None:
+    offload = Offload()
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await trio.sleep(0.01)
+
+    def work(one: int, other: int) -> int:
+        time.sleep(0.1)
+        return one + other
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        assert await offload.run(work, 2, 3) == 5
+        nursery.cancel_scope.cancel()
+    assert ticks > 3
+
+
+async def test_error_is_raised_where_it_is_waited_for_and_the_thread_lives_on() -> None:
+    offload = Offload()
+
+    def fail() -> None:
+        raise ArenaError("no memory")
+
+    with pytest.raises(ArenaError, match="no memory"):
+        await offload.run(fail)
+    assert await offload.run(lambda: 7) == 7
+
+
+async def test_all_jobs_run_in_one_thread_that_was_there_before() -> None:
+    before = threading.active_count()
+    offload = Offload()
+    assert threading.active_count() == before + 1
+    idents = {await offload.run(threading.get_ident) for _ in range(20)}
+    assert len(idents) == 1
+    assert threading.active_count() == before + 1
+
+
+async def test_cancelled_waiter_waits_until_the_job_is_done() -> None:
+    offload = Offload()
+    finished = []
+
+    def work() -> None:
+        time.sleep(0.1)
+        finished.append(1)
+
+    with trio.move_on_after(0.01):
+        await offload.run(work)
+    assert finished == [1]
