@@ -42,6 +42,7 @@ from zswapd.fuse.session import Session
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.offload import Offload
 from zswapd.reclaim.pressure import spare_pages
+from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
 from zswapd.swapdevice.draining import drain
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ log = logging.getLogger(__name__)
 
 LEFT = 75
 """Exit code of a worker that made room for a successor."""
+SMALL_HEAP = 8 << 20
+"""Bytes of each heap of a successor at first: what it needs to take over and serve. The rest comes in an idle moment."""
+PLENTY = 512 << 20
+"""Spare memory at which that moment has come."""
 TICK_S = 0.5
 """Time between two signs of life."""
 _STOP, _LEAVE = signal.SIGUSR1, signal.SIGUSR2
@@ -127,6 +132,7 @@ class Worker:
         )
         self.server = Server(listener, Commands(self, listener).handlers())
         self.takeover_s = 0.0
+        self._has_small_heaps = state.words[Word.STARTED] > 1
         self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
@@ -323,6 +329,9 @@ class Worker:
                 continue
             while core.wants_compaction() and core.compact_step() and self._requests() == seen:
                 await trio.lowlevel.checkpoint()
+            if self._has_small_heaps and spare_pages() * self.config.context.page_size > PLENTY:
+                self._has_small_heaps = False
+                service.grow_heaps()
             if garbage_due:
                 service.collect_garbage()
                 garbage_due = False
@@ -378,13 +387,25 @@ def run_worker(config: Config, mount: Mount, listener: Listener, state: SharedSt
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
+    is_successor = state.words[Word.STARTED] > 1
+    if is_successor:
+        with service.first_in_line(to_stay=config.service.scheduling == "rr"):
+            worker = _build(config, mount, listener, state, arena, SMALL_HEAP, SMALL_HEAP)
+    else:
+        worker = _build(config, mount, listener, state, arena, LIBC_HEAP, PYTHON_HEAP)
+    return trio.run(worker.run)
+
+
+def _build(
+    config: Config, mount: Mount, listener: Listener, state: SharedState, arena: int, libc_heap: int, python_heap: int
+) -> Worker:
+    """Protect this process and build the worker."""
     protections = service.protect(
         lock_memory=config.service.lock_memory,
-        io_flusher=False,
+        io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
+        libc_heap=libc_heap,
+        python_heap=python_heap,
     )
-    worker = Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
-    if config.service.io_flusher:
-        worker.protections = service.become_io_flusher(worker.protections)
-    return trio.run(worker.run)
+    return Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)

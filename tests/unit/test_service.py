@@ -116,16 +116,6 @@ def test_io_flusher_refused_is_off_with_the_reason(
     assert hint in (item.hint or "")
 
 
-def test_io_flusher_can_come_when_all_is_built(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    libc = FakeLibc()
-    before = protect(root, libc, monkeypatch, io_flusher=False)
-    assert ("prctl", 57, 1, 0, 0, 0) not in libc.calls
-    after = protections.become_io_flusher(tuple(before.values()), root)
-    assert ("prctl", 57, 1, 0, 0, 0) in libc.calls
-    assert [item.name for item in after] == list(before)
-    assert {item.name for item in after if item.on} == {item.name for item in before.values() if item.on} | {"io_flusher"}
-
-
 def test_io_flusher_after_threads_exist_is_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "proc/self/task/2").mkdir()
     item = protect(root, FakeLibc(), monkeypatch)["io_flusher"]
@@ -361,3 +351,16 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: st
     """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
     assert done.stdout.split() == [str(kind != "normal"), "True", "True"]
+
+
+@pytest.mark.parametrize("to_stay", [False, True])
+def test_successor_is_a_real_time_task_while_it_is_built(to_stay: bool) -> None:
+    code = f"""if True:
+        import os
+        from zswapd.service import first_in_line
+        with first_in_line(to_stay={to_stay}):
+            inside = os.sched_getscheduler(0)
+        print(inside == os.SCHED_RR, os.sched_getscheduler(0) == (os.SCHED_RR if {to_stay} else os.SCHED_OTHER))
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["True", "True"]

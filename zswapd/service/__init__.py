@@ -4,15 +4,16 @@
 from zswapd.service.advice import advise
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector
 from zswapd.service.notify import Notifier
-from zswapd.service.protections import Protection, become_io_flusher, protect, refreshed, step_back
+from zswapd.service.protections import Protection, first_in_line, grow_heaps, protect, refreshed, step_back
 
 __all__ = [
     "Notifier",
     "Protection",
     "advise",
-    "become_io_flusher",
     "collect_garbage",
+    "first_in_line",
     "freeze_garbage_collector",
+    "grow_heaps",
     "protect",
     "refreshed",
     "step_back",

@@ -24,8 +24,12 @@ import resource
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
@@ -87,14 +91,31 @@ def protect(
     )
 
 
-def become_io_flusher(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
-    """Switch PR_SET_IO_FLUSHER on, for a process that was built without it; return the protections as they are then.
+@contextlib.contextmanager
+def first_in_line(*, to_stay: bool) -> Iterator[None]:
+    """Run this thread as a real-time task for a while: what it allocates may go below the watermarks, as far as half of them.
 
-    Building needs memory. With the flag, an allocation neither swaps nor calls the OOM killer, but waits, and on a box whose
-    swap nobody serves at that moment it would wait for ever. Without it the kernel finds somebody else's.
+    For a worker that takes over: on a box without memory, all that could free some waits for the swap that nobody serves yet.
+
+    Args:
+        to_stay: it remains one.
     """
-    now = _set_io_flusher(ctypes.CDLL(None, use_errno=True), root)
-    return tuple(now if item.name == now.name else item for item in protections)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        if not to_stay:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def grow_heaps() -> None:
+    """Grow the heaps to their full size, when there is memory to spare and nobody waits: it takes some 20 ms."""
+    grow_python_heap(PYTHON_HEAP)
+    grow_libc_heap(ctypes.CDLL(None, use_errno=True), LIBC_HEAP)
 
 
 def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:

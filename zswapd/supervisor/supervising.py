@@ -322,7 +322,7 @@ def run(config: Config, guarded: Guard) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     service.protect(
         lock_memory=config.service.lock_memory,
-        io_flusher=False,  # inherited by a worker, it would hold while that is built: service.become_io_flusher
+        io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
         libc_heap=0,
