@@ -42,6 +42,7 @@ def test_every_protection_is_on_under_systemd(box: Box) -> None:
 
 
 @pytest.mark.box
+@pytest.mark.vm
 @pytest.mark.timeout(900)
 def test_swapoff_looks_at_the_limits_of_cgroups(box: Box) -> None:
     box.run(f"mkdir {CGROUP} && echo 32M > {CGROUP}/memory.max")

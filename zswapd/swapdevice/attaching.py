@@ -39,9 +39,6 @@ COMPLETE_AT_SUBMITTER = "2"
 """queue/rq_affinity: a finished request interrupts the processor that waits for it. By default the loop driver hands it to a
 softirq thread on the daemon's processor, one more context switch between the daemon's answer and the end of the fault: a
 random fault then takes a third longer (measured, two processors)."""
-THROTTLING_OFF, THROTTLING_DEFAULT = "0", "-1"
-"""queue/wbt_lat_usec: with throttling, whoever reclaims memory sleeps until swap writes before his are done, and where that is
-one who is needed for them to be done, for ever."""
 COMPLETE_NEARBY = "1"
 """queue/rq_affinity: the kernel's default, to which a loop device goes back; it would keep the other for its next user."""
 RELEASE_S = 5.0
@@ -97,7 +94,6 @@ def attach(
                 )
             _swap_on(kernel, device, priority, discard=discard)
             set_completion(device, COMPLETE_AT_SUBMITTER, root)
-            set_throttling(device, THROTTLING_OFF, root)
             return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
 
 
@@ -213,12 +209,6 @@ def set_completion(device: str, value: str, root: Path = Path("/")) -> None:
     """Set where requests to a loop device end; a kernel that does not let us is only slower."""
     with contextlib.suppress(OSError):
         (root / "sys/block" / _name(device) / "queue/rq_affinity").write_text(value)
-
-
-def set_throttling(device: str, value: str, root: Path = Path("/")) -> None:
-    """Set the kernel's write-back throttling of a loop device; one without it has nothing to set."""
-    with contextlib.suppress(OSError):
-        (root / "sys/block" / _name(device) / "queue/wbt_lat_usec").write_text(value)
 
 
 def _make_swap(kernel: Kernel, device: str) -> None:
