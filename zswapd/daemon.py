@@ -136,6 +136,7 @@ class Worker:
         self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
+        self._offload = Offload()  # inherits what protects this thread, and needs no memory later
         self._refill_wanted = trio.Event()
         self.core.frames.when_low = self._wake_refill
         self.core.nodes.when_low = self._wake_refill
@@ -149,7 +150,6 @@ class Worker:
         Raises:
             MountError: the session cannot be served, or not taken over.
         """
-        self._offload = Offload()  # inherits what protects this thread, and needs no memory later
         self.core.self_test()
         if crashpoints.arm_from_environment(os.environ):
             log.warning("a crash point is armed: this worker will fail on purpose")
@@ -180,7 +180,7 @@ class Worker:
         names = ", ".join(str(self.config.fuse.mountpoint / name) for name in self.core.devices)
         if number > 1:
             self.takeover_s = time.monotonic() - self._started
-            pages = sum(device.stored_pages for device in self.core.statistics().devices)
+            pages = self.core.statistics(groups_counted=False).zv.curr_pages
             log.info("worker %d serves %s, %d pages, after %.0f ms", number, names, pages, self.takeover_s * 1000)
         else:
             for item in self.protections:

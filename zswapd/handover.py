@@ -16,7 +16,7 @@ before.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import enum
 import json
 import mmap
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh3_64_intdigest
 
 from zswapd.allocators.arena import open_backing
-from zswapd.errors import HandoverError
+from zswapd.errors import ArenaError, HandoverError
 from zswapd.pages import round_up
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ _SUPERBLOCK = struct.Struct("=8sIIQQQ")
 _MAGIC = b"zswapd\0H"
 _SLOT = struct.Struct("=QQQ")
 _WORDS = 256  # offset of the words in page 0
-_MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MADV_POPULATE_WRITE = 23
 
 
 class Word(enum.IntEnum):
@@ -125,11 +122,11 @@ class SharedState:
                 hint="install a version that knows it, or swap off and restart",
             )
         # Request data is page contents; a core dump must not show any.
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        _libc.madvise(address, length, _MADV_DONTDUMP)
-        # The pages are there, their entries in this process' page tables are not; before Linux 5.14 the words and documents
-        # fault.
-        _libc.madvise(address, length, _MADV_POPULATE_WRITE)
+        self._map.madvise(mmap.MADV_DONTDUMP)
+        # The pages are there, their entries in this process' page tables are not. Before Linux 5.14, which has no such advice,
+        # words and documents fault when they are first used.
+        with contextlib.suppress(OSError):
+            self._map.madvise(_MADV_POPULATE_WRITE)
         self._view = view
         self.words = view[_WORDS : _WORDS + 8 * len(Word)].cast("Q")
         self.hook = view[hook_at:lost_at]
@@ -139,7 +136,7 @@ class SharedState:
         document = _read(self._geometry)
         if document is None:
             raise HandoverError("the shared state of the running daemon does not say what it serves")
-        self.geometry = document[1]
+        self.geometry = document
         self._lost: dict[str, memoryview] = {}
         for name, bits in self.geometry["lost"].items():
             self._lost[name] = view[lost_at : lost_at + bits]
@@ -156,8 +153,8 @@ class SharedState:
             kind: of file, as for the arena.
 
         Raises:
-            ArenaError, OSError: the kernel gives no memory.
-        HandoverError: the geometry is longer than GEOMETRY_BYTES.
+            ArenaError: the kernel gives no memory.
+            HandoverError: the geometry is longer than GEOMETRY_BYTES.
         """
         page = mmap.PAGESIZE
         hook_at = round_up(page + 2 * SLOT_BYTES + GEOMETRY_BYTES, page)
@@ -165,17 +162,20 @@ class SharedState:
         end = lost_at + sum(round_up(bits, 8) for bits in lost.values())
         length = round_up(end, page)
         fd, _kind = open_backing(kind)
-        os.ftruncate(fd, length)
-        os.posix_fallocate(fd, 0, length)
-        document = bytearray(GEOMETRY_BYTES)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            document = bytearray(GEOMETRY_BYTES)
             _write(memoryview(document), 1, {**geometry, "lost": dict(lost)})
+            try:
+                os.ftruncate(fd, length)
+                os.posix_fallocate(fd, 0, length)
+            except OSError as error:
+                raise ArenaError(f"no memory for {length} bytes of shared state: {error.strerror}") from error
             os.pwrite(fd, document, page + 2 * SLOT_BYTES)
             os.pwrite(fd, _SUPERBLOCK.pack(_MAGIC, LAYOUT_VERSION, page, hook_at, lost_at, end), 0)
-            return cls(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+            state = cls(fd)
+            undo.pop_all()
+        return state
 
     def lost(self) -> dict[str, memoryview]:
         """Return each swap file's bitmap of lost pages."""
@@ -183,8 +183,7 @@ class SharedState:
 
     def load(self) -> dict[str, Any]:
         """Return the last document that was saved whole; an empty one if there is none."""
-        found = [document for slot in self._slots if (document := _read(slot)) is not None]
-        return max(found, key=lambda document: document[0])[1] if found else {}
+        return _read(max(self._slots, key=_serial)) or {}
 
     def save(self, document: Mapping[str, object]) -> None:
         """Put a document in place of the last.
@@ -192,9 +191,8 @@ class SharedState:
         Raises:
             HandoverError: it is longer than SLOT_BYTES; the last one stays.
         """
-        serials = [_SLOT.unpack_from(slot, 0)[0] if _read(slot) is not None else 0 for slot in self._slots]
-        older = 0 if serials[0] <= serials[1] else 1
-        _write(self._slots[older], max(serials) + 1, document)
+        older, newer = sorted(self._slots, key=_serial)
+        _write(older, _serial(newer) + 1, document)
 
     def close(self) -> None:
         """Let go of the mapping and the file."""
@@ -206,16 +204,20 @@ class SharedState:
         self.fd = -1
 
 
-def _read(slot: memoryview) -> tuple[int, dict[str, Any]] | None:
-    """Return (serial, document) of a slot, None if there is no whole one."""
+def _serial(slot: memoryview) -> int:
+    """Return the serial number of a slot's document, 0 if there is no whole one."""
     serial, length, check = _SLOT.unpack_from(slot, 0)
-    if not serial or length > len(slot) - _SLOT.size:
+    is_whole = length <= len(slot) - _SLOT.size and xxh3_64_intdigest(slot[_SLOT.size : _SLOT.size + length], serial) == check
+    return int(serial) if serial and is_whole else 0
+
+
+def _read(slot: memoryview) -> dict[str, Any] | None:
+    """Return a slot's document, None if there is no whole one."""
+    if not _serial(slot):
         return None
-    data = slot[_SLOT.size : _SLOT.size + length]
-    if xxh3_64_intdigest(data, serial) != check:
-        return None
-    document = json.loads(bytes(data))
-    return (serial, document) if isinstance(document, dict) else None
+    _serial_number, length, _check = _SLOT.unpack_from(slot, 0)
+    document = json.loads(bytes(slot[_SLOT.size : _SLOT.size + length]))
+    return document if isinstance(document, dict) else None
 
 
 def _write(slot: memoryview, serial: int, document: Mapping[str, object]) -> None:

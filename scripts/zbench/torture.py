@@ -31,7 +31,7 @@ from .system import MIB, HarnessError
 from .workload import Workload, WorkloadOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PAGE = 4096
 LONGEST_TAKEOVER_S = 60.0
@@ -155,13 +155,17 @@ class Killer(threading.Thread):
             self._outcome.outage_ms.append(round((time.monotonic() - begin) * 1000))
 
 
-def torture(plan: TorturePlan, daemon: Daemon, *, say: object = None) -> Outcome:
+def _silent(line: str) -> None:
+    """Say nothing of a torture's progress."""
+
+
+def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _silent) -> Outcome:
     """Run the plan with a daemon that is started and swapped on; it is left so.
 
     Args:
         plan: what to do.
         daemon: the victim.
-        say: a function for lines of progress, or None.
+        say: takes lines of progress.
     """
     outcome = Outcome()
     complaints_before = len(_kernel_complaints())
@@ -179,8 +183,7 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: object = None) -> Outcome
                         killer.start()
                     outcome.wrong_pages = phase.mismatches
                     outcome.pages_verified += phase.pages if phase.name == "verify" else 0
-                    if callable(say):
-                        say(f"{outcome.kills} of {plan.kills} killed; {phase.name}: {phase.mismatches} wrong pages")
+                    say(f"{outcome.kills} of {plan.kills} killed; {phase.name}: {phase.mismatches} wrong pages")
                     if killer.done.is_set() and phase.name == "verify":
                         break
         except HarnessError as exc:

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts.zbench.daemon import Daemon
-from tests.kernel.test_takeover import next_worker
-from tests.support.swap import Stage
+from tests.support.swap import Stage, next_worker
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(60)]
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,28 +19,13 @@ from scripts.zbench import system
 from scripts.zbench.daemon import Daemon, program
 from scripts.zbench.system import MIB
 from scripts.zbench.torture import TorturePlan, torture
-from tests.support.swap import Stage
+from tests.support.swap import Stage, next_worker, wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(240)]
 
 TAKEOVER_LIMIT_S = 1.0
 """For each GiB stored; the issue's promise. A pool of less than 64 MiB counts as that much (scripts/zbench/torture.py)."""
 PAGE = 4096
-
-
-def wait_for(condition: Callable[[], object], what: str, limit: float = 20.0) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
-def next_worker(daemon: Daemon, old: int) -> dict[str, Any]:
-    """Wait until another worker than `old` answers; return its report."""
-    wait_for(lambda: daemon.worker_pid() != old, "no new worker")
-    worker: dict[str, Any] = daemon.ask("status")["worker"]
-    assert worker["pid"] != old
-    return worker
 
 
 def counters(daemon: Daemon) -> dict[str, int]:

@@ -8,6 +8,7 @@ the middle; the pool is compacted, its reserve refilled and trimmed; bits are fl
 from __future__ import annotations
 
 import random
+from functools import partial
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -52,9 +53,13 @@ class FrontswapMachine(RuleBasedStateMachine):
         self.damage = damage  # after damage, fewer things can be proved; hence runs without it
         self.page_size = page_size
         for swap_type in TYPES:
-            self.stack.frontswap.init(swap_type)
+            self.stack.frontswap.init(swap_type, when_losing=partial(self._lose, swap_type))
+        self.lost: list[Place] = []
         self.model: dict[Place, bytes | None] = {}
         self.stored = self.refused = 0
+
+    def _lose(self, swap_type: int, offset: int) -> None:
+        self.lost.append((swap_type, offset))
 
     def teardown(self) -> None:
         if not hasattr(self, "stack"):
@@ -75,14 +80,16 @@ class FrontswapMachine(RuleBasedStateMachine):
         for at in range(offset, min(offset + count, MAX_OFFSET + 1)):
             data = page(content[0], content[1] + at % 7, self.page_size)
             there = (swap_type, at) in self.model
+            self.lost.clear()
             reason = frontswap.store(swap_type, at, memoryview(data))
             if reason is None:
                 assert not frontswap.frozen
+                assert self.lost == []
                 self.model[swap_type, at] = data
                 self.stored += 1
             else:
                 assert isinstance(reason, RejectReason)
-                assert frontswap.refusal_flushed == there
+                assert self.lost == ([(swap_type, at)] if there else [])
                 self.model.pop((swap_type, at), None)
                 self.refused += 1
 

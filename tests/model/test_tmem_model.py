@@ -38,6 +38,8 @@ class TmemMachine(RuleBasedStateMachine):
         self.clients = [self.tmem.new_client(), self.tmem.new_client()]
         self.owner: dict[int, int] = {}
         self.model: dict[Key, bytes] = {}
+        self.flushed: list[Key] = []
+        self.tmem.when_flushing = lambda *key: self.flushed.append(key)
         self.serial = 0
         self.peak = 0
 
@@ -79,15 +81,17 @@ class TmemMachine(RuleBasedStateMachine):
             key = (pool, oid, at)
             self.serial += 1
             data = self.serial.to_bytes(4, "little") * (SIZE // 4)
+            self.flushed.clear()
             reason = self.tmem.put(*key, memoryview(data))
             if reason is None:
+                assert self.flushed == []
                 self.model[key] = data
             elif reason is RejectReason.FAILED_OBJNODE:
                 assert key not in self.model, "a replacement needs no node"
-                assert not self.tmem.refusal_flushed
+                assert self.flushed == []
             else:
                 assert reason is self.pam.refuse
-                assert self.tmem.refusal_flushed == (key in self.model)
+                assert self.flushed == ([key] if key in self.model else [])
                 self.model.pop(key, None)
 
     @rule(pool=pools, oid=oids(), index=indexes())

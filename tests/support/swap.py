@@ -11,8 +11,10 @@ traceback in it fails the test.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,22 @@ from scripts.zbench.system import MIB
 from scripts.zbench.workload import Workload, WorkloadOptions
 
 WORKLOAD_LIMIT_S = 100
+
+
+def wait_for(condition: Callable[[], object], what: str, limit: float = 20.0) -> None:
+    """Wait until `condition` holds; fail with `what` after `limit` seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def next_worker(daemon: Daemon, old: int) -> dict[str, Any]:
+    """Wait until another worker than `old` answers; return its report."""
+    wait_for(lambda: daemon.worker_pid() != old, "no new worker")
+    worker: dict[str, Any] = daemon.ask("status")["worker"]
+    assert worker["pid"] != old
+    return worker
 
 
 class Stage:

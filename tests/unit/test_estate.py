@@ -180,3 +180,10 @@ def test_retire_asks_and_then_kills() -> None:
     orphan.retire(child, limit=0.3)
     assert 0.25 < time.monotonic() - begin < 5
     orphan.retire(child)  # gone: nothing to do
+
+
+@pytest.mark.parametrize("running", ["", "[]", "{}", '{"arena_layout": 2, "state_layout": 1, "geometry": 7}'])
+def test_check_refuses_what_makes_no_sense(settings: Config, running: str) -> None:
+    with pytest.raises(HandoverError, match="makes no sense") as caught:
+        check(settings, running)
+    assert "upgrade" in (caught.value.hint or "")

@@ -153,35 +153,38 @@ def test_refusals_are_counted_by_reason(frontswap: Frontswap, pam: FakePam, reas
     assert {name: count for name, count in dict(rejects).items() if count} == {reason.name.lower(): 3}
 
 
-def test_refusal_says_whether_it_cost_the_older_copy(frontswap: Frontswap, pam: FakePam) -> None:
-    frontswap.store(0, 1, _page(1))
+def test_refusal_that_costs_the_older_copy_is_told_just_before(frontswap: Frontswap, pam: FakePam) -> None:
+    lost: list[int] = []
+    frontswap.init(7, when_losing=lost.append)
+    frontswap.store(7, 1, _page(1))
     pam.refuse = RejectReason.FAILED_ALLOC
-    frontswap.store(0, 2, _page(2))
-    assert not frontswap.refusal_flushed
-    frontswap.store(0, 1, _page(2))
-    assert frontswap.refusal_flushed
-    frontswap.store(0, 1, _page(2))
-    assert not frontswap.refusal_flushed
+    frontswap.store(7, 2, _page(2))
+    assert lost == []
+    frontswap.store(7, 1, _page(2))
+    assert lost == [1]
+    frontswap.store(7, 1, _page(2))
+    assert lost == [1]
     pam.refuse = None
-    frontswap.store(0, 1, _page(1))
+    frontswap.store(7, 1, _page(1))
     frontswap.freeze()
-    frontswap.store(0, 1, _page(2))
-    assert frontswap.refusal_flushed
-    frontswap.store(0, 1, _page(2))
-    assert not frontswap.refusal_flushed
+    frontswap.store(7, 1, _page(2))
+    assert lost == [1, 1]
+    frontswap.store(7, 1, _page(2))
+    assert lost == [1, 1]
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_store_that_fails_is_counted_and_says_whether_it_cost_the_older_copy(there: bool) -> None:
     stack = build(compressor=FailingCompressor(compress.get("lz4"), "RE" if there else "E"))
-    stack.frontswap.init(0)
+    lost: list[int] = []
+    stack.frontswap.init(0, when_losing=lost.append)
     if there:
         assert stack.frontswap.store(0, 5, memoryview(page("words", 1, 4096))) is None
     with pytest.raises(MemoryError):
         stack.frontswap.store(0, 5, memoryview(page("words", 2, 4096)))
     seen = stack.frontswap.statistics()
     assert (seen.succ_stores, seen.failed_stores) == (int(there), 1)
-    assert stack.frontswap.refusal_flushed == there
+    assert lost == ([5] if there else [])
     assert stack.load(0, 5) is None
     stack.check()
     stack.close()

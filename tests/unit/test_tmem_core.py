@@ -152,26 +152,35 @@ def test_new_copy_is_made_before_the_old_one_goes(tmem: Tmem, pam: FakePam, pool
     assert tmem.statistics().replaced == 1
 
 
+def _flushed(tmem: Tmem) -> list[tuple[int, int, int]]:
+    """The keys of all pages that refused puts flush from now on."""
+    flushed: list[tuple[int, int, int]] = []
+    tmem.when_flushing = lambda *key: flushed.append(key)
+    return flushed
+
+
 def test_refused_replacement_frees_the_old_copy(tmem: Tmem, pam: FakePam, pool: int) -> None:
+    flushed = _flushed(tmem)
     tmem.put(pool, 1, 1, _page(1))
     pam.refuse = RejectReason.FAILED_ALLOC
     assert tmem.put(pool, 1, 1, _page(2)) is RejectReason.FAILED_ALLOC
-    assert tmem.refusal_flushed
+    assert flushed == [(pool, 1, 1)]
     assert pam.pages == {}
     assert _get(tmem, pool, 1, 1) is None
     assert tmem.put(pool, 1, 1, _page(2)) is RejectReason.FAILED_ALLOC
-    assert not tmem.refusal_flushed, "this time there was nothing to flush"
+    assert len(flushed) == 1, "this time there was nothing to flush"
     seen = tmem.statistics()
     assert (seen.put_to_flush, seen.failed_pers_puts, seen.failed_eph_puts) == (1, 2, 0)
 
 
 def test_refusal_past_the_limit_flushes_nothing(tmem: Tmem, pam: FakePam, pool: int) -> None:
+    flushed = _flushed(tmem)
     tmem.put(pool, 1, 1, _page(1))
     pam.refuse = RejectReason.FAILED_ALLOC
     tmem.put(pool, 1, 1, _page(2))
-    assert tmem.refusal_flushed
+    assert len(flushed) == 1
     assert tmem.put(pool, 1, MAX_INDEX + 1, _page(3)) is RejectReason.INDEX_LIMIT
-    assert not tmem.refusal_flushed
+    assert len(flushed) == 1
 
 
 def test_refused_put_of_an_ephemeral_pool_has_its_own_counter(tmem: Tmem, pam: FakePam) -> None:
@@ -230,12 +239,13 @@ def test_object_counts_rise_and_fall(tmem: Tmem, pool: int) -> None:
 
 def test_empty_node_reserve_refuses_a_new_page_but_not_a_replacement(pam: FakePam) -> None:
     tmem = Tmem(Objnodes(40, reserve=40))
+    flushed = _flushed(tmem)
     pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
     taken = 0
     while (outcome := tmem.put(pool, taken, 0, _page(1))) is None:
         taken += 1
     assert outcome is RejectReason.FAILED_OBJNODE
-    assert not tmem.refusal_flushed
+    assert flushed == []
     assert 0 < taken <= 40
     assert tmem.statistics().failed_objnode_alloc == 1
     assert tmem.put(pool, 0, 0, _page(2)) is None, "it needs no node"

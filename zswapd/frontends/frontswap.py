@@ -68,9 +68,6 @@ class Frontswap:
     Args:
         tmem: the index.
         pam: the back end that keeps the pages.
-
-    Attributes:
-        refusal_flushed: whether the last store that was refused or failed cost an older copy of its page.
     """
 
     def __init__(self, tmem: Tmem, pam: Pam) -> None:
@@ -80,7 +77,6 @@ class Frontswap:
         self._sizes: dict[int, int] = {}
         self._when_losing: dict[int, Callable[[int], None]] = {}
         self._frozen = False
-        self.refusal_flushed = False
         self._rejects = dict.fromkeys(RejectReason, 0)
         self._succ_stores = self._failed_stores = self._loads = self._failed_loads = self._invalidates = 0
 
@@ -109,7 +105,7 @@ class Frontswap:
             if self.holds(swap_type, offset):
                 self._flushing(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
                 reach(crashpoints.REFUSED_MARKED)
-            self.refusal_flushed = self.invalidate_page(swap_type, offset)
+            self.invalidate_page(swap_type, offset)
             self._failed_stores += 1
             self._rejects[RejectReason.FROZEN] += 1
             return RejectReason.FROZEN
@@ -117,14 +113,12 @@ class Frontswap:
             reason = self._tmem.put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
         except BaseException:
             self._failed_stores += 1
-            self.refusal_flushed = self._tmem.refusal_flushed
             raise
         if reason is None:
             self._succ_stores += 1
         else:
             self._failed_stores += 1
             self._rejects[reason] += 1
-            self.refusal_flushed = self._tmem.refusal_flushed
         return reason
 
     def _flushing(self, pool: int, oid: int, index: int) -> None:

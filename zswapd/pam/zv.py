@@ -216,7 +216,7 @@ class Zv(ZvPages):
         start = pampd + HEADER_BYTES
         if its_oid != oid or its_index != index or not generation:
             raise self._corruption(oid, index, "its header is not that of the page")
-        if check and check != (xxh3_64_intdigest(memory[pampd + 8 : start + length], generation) & CHECK_MASK or 1):
+        if not self._matches(pampd, check, generation, length):
             raise self._corruption(oid, index, "its checksum is wrong")
         if codec > RAW:
             try:
@@ -251,7 +251,7 @@ class Zv(ZvPages):
         if not check and not generation:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
-        if not self._header_is_whole(pampd):
+        if not self._matches(pampd, check, generation, length):
             # Nothing in a damaged header may be believed: a length or a handle could be another page's.
             self._damaged += 1
         elif codec == RAW:

@@ -246,13 +246,17 @@ class ZvPages:
         if self._memory[handle + _CODEC_AT] == RAW:
             self._allocator.disclaim(self._body(handle))
 
-    def _header_is_whole(self, handle: int) -> bool:
+    def _matches(self, handle: int, check: int, generation: int, length: int) -> bool:
         """Say whether an object matches its checksum, if it has one; a raw page's body is not looked at."""
-        check, generation, _oid, _index, length, _codec, _pool = _unpack_header(self._memory, handle)
         if not check:
             return True
         seen = xxh3_64_intdigest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK
         return bool(check == (seen or 1))
+
+    def _header_is_whole(self, handle: int) -> bool:
+        """Say the same of an object whose header has not been read yet."""
+        check, generation, _oid, _index, length, _codec, _pool = _unpack_header(self._memory, handle)
+        return self._matches(handle, check, generation, length)
 
     def _is_whole(self, handle: int) -> bool:
         """Say whether a page matches its checksums, if it has some."""

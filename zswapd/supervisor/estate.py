@@ -96,19 +96,21 @@ def check(config: Config, running: str) -> None:
         running: what `daemon.identity` said of the running program, as JSON.
 
     Raises:
-        HandoverError: it cannot; the message says why.
+        HandoverError: it cannot, or cannot tell; the message says why.
     """
-    identity = json.loads(running)
-    for what, theirs, ours in (
-        ("arena", identity["arena_layout"], ARENA_LAYOUT),
-        ("shared state", identity["state_layout"], STATE_LAYOUT),
-    ):
+    try:
+        identity = json.loads(running)
+        layouts = (identity["arena_layout"], identity["state_layout"])
+        shape = dict(identity["geometry"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise HandoverError("what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`") from error
+    for what, theirs, ours in zip(("arena", "shared state"), layouts, (ARENA_LAYOUT, STATE_LAYOUT), strict=True):
         if theirs != ours:
             raise HandoverError(
                 f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
                 hint="swap off and restart, when there is time for it",
             )
-    check_geometry(config, identity["geometry"])
+    check_geometry(config, shape)
 
 
 def make(config: Config) -> Estate:

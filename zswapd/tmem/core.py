@@ -92,7 +92,6 @@ class Tmem:
     Attributes:
         when_flushing: called with (pool, oid, index) just before a refused or failed put flushes the older copy of its page, so
             that somebody can note that zeros would be wrong there; a death between the two must leave one or the other.
-        refusal_flushed: whether the last put that was refused or failed flushed an older copy of its page.
     """
 
     def __init__(self, nodes: Objnodes) -> None:
@@ -100,7 +99,6 @@ class Tmem:
         self._pools: list[Pool | None] = [None] * MAX_POOLS
         self._clients: set[int] = set()
         self.when_flushing: Callable[[int, int, int], None] = _ignore
-        self.refusal_flushed = False
         self._objects = self._objects_max = 0
         self._flush_total = self._flush_found = self._flobj_total = self._flobj_found = 0
         self._failed_pers_puts = self._failed_eph_puts = self._put_to_flush = self._replaced = 0
@@ -164,13 +162,11 @@ class Tmem:
         if pool is None:
             raise ValueError(f"there is no tmem pool {number}")
         if not (0 <= index <= MAX_INDEX and 0 <= oid <= MAX_OID):
-            self.refusal_flushed = False
             return self._refused(pool, RejectReason.INDEX_LIMIT)
         tree = pool.objects.get(oid)
         old = tree.get(index) if tree is not None else 0
         if not old and self.nodes.available() < MAX_NEW_NODES:
             self.nodes.count_refusal()
-            self.refusal_flushed = False
             return self._refused(pool, RejectReason.FAILED_OBJNODE)
         pampd = 0
         try:
@@ -197,7 +193,6 @@ class Tmem:
         return None
 
     def _drop_stale(self, pool: Pool, oid: int, index: int, old: int) -> None:
-        self.refusal_flushed = old != 0
         if old:
             self._put_to_flush += 1
             self.when_flushing(pool.number, oid, index)
