@@ -46,6 +46,10 @@ _.raiseExceptions
 _.max_size
 lost_bitmap_bytes
 
+# For statistics and settings as text files.
+_.add_directory
+_.add_text_file
+
 # Tests arm crash points; nothing that ships does by itself.
 arm_from_environment
 disarm

@@ -16,7 +16,9 @@ import trio
 import trio.testing
 
 from tests.support.blockfile import BUG_PAGE, DAMAGED_PAGE, FROZEN_PAGE, FULL_PAGE, PAGE, MemoryFile
+from tests.support.textfile import Knob
 from zswapd.errors import CorruptedPageError
+from zswapd.fuse import failures
 from zswapd.fuse import operations as operations_module
 from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import (
@@ -309,6 +311,77 @@ async def test_readlink_is_invalid(ops: Operations) -> None:
     assert raised.value.errno == errno.EINVAL
 
 
+# Text files.
+
+
+def knob(ops: Operations, *, writable: bool = True) -> tuple[Knob, int]:
+    """Put a knob into a directory; return it and its inode."""
+    text = Knob(writable=writable)
+    return text, ops.directory.add_text_file(ops.directory.add_directory("params"), "knob", text)
+
+
+async def test_text_is_made_at_open_and_read_in_pieces(ops: Operations) -> None:
+    text, inode = knob(ops)
+    first, second = [(await ops.open(inode, os.O_RDONLY, CTX)) for _ in range(2)]
+    assert (first.direct_io, first.keep_cache) == (True, False)
+    assert first.fh != second.fh
+    assert [await ops.read(first.fh, off, 4) for off in (0, 4, 8, 12)] == [b"0 re", b"ad 1", b"\n", b""]
+    assert await ops.read(second.fh, 0, 100) == b"0 read 2\n"
+    assert text.reads == 2
+    entry = await ops.getattr(inode, CTX)
+    assert (entry.st_mode, entry.st_size) == (stat.S_IFREG | 0o600, 0)
+    assert (await ops.getattr(ROOT_INODE, CTX)).st_nlink == 3
+
+
+async def test_text_takes_what_is_written_or_says_why_not(ops: Operations, expect_log: Any) -> None:
+    expect_log("write failed: b'seven' is no number", level=logging.ERROR)
+    text, inode = knob(ops)
+    await ops.setattr(inode, *change(size=0, mtime=5, ctime=5), None, CTX)  # `>` of a shell
+    info = await ops.open(inode, os.O_WRONLY | os.O_TRUNC, CTX)
+    assert text.reads == 0
+    assert await ops.write(info.fh, 0, b"7\n") == 2
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await ops.write(info.fh, 2, b"seven")
+    assert raised.value.errno == errno.EINVAL
+    assert text.value == 7
+    await settle()
+
+
+async def test_text_that_cannot_be_written_is_not_opened_for_it(ops: Operations) -> None:
+    text, inode = knob(ops, writable=False)
+    assert (await ops.getattr(inode, CTX)).st_mode == stat.S_IFREG | 0o400
+    for flags in (os.O_WRONLY, os.O_RDWR):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await ops.open(inode, flags, CTX)
+        assert raised.value.errno == errno.EACCES
+    assert text.reads == 0
+
+
+async def test_text_opened_in_another_worker_is_read_from_its_start_or_not_at_all(ops: Operations) -> None:
+    text, inode = knob(ops)
+    handle = (await ops.open(inode, os.O_RDONLY, CTX)).fh
+    successor = Operations(ops.directory, page_size=PAGE)
+    assert await successor.read(handle, 20, 10) == b"", "all was read before: this is the end"
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await successor.read(handle, 3, 10)
+    assert raised.value.errno == errno.EIO
+    assert await successor.read(handle, 0, 3) == b"0 r"
+    reads = text.reads
+    assert await successor.read(handle, 3, 10) == b"ead %d\n" % reads
+    await successor.release(handle)
+    assert await successor.write(handle, 0, b"3") == 1
+    assert text.value == 3
+
+
+async def test_directories_have_no_data(ops: Operations) -> None:
+    stats = ops.directory.add_directory("stats")
+    for attempt in (ops.read(stats, 0, 10), ops.write(stats, 0, b"x"), ops.open(stats, os.O_RDONLY, CTX)):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await attempt
+        assert raised.value.errno == errno.EISDIR
+    assert await ops.opendir(stats, CTX) == stats
+
+
 # Failures.
 
 
@@ -359,7 +432,7 @@ async def test_many_failures_are_counted_but_logged_once_a_second(
 ) -> None:
     expect_log(r"internal error", level=logging.ERROR, count=2)
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(operations_module.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(failures.time, "monotonic", lambda: clock.now)
     for _ in range(50):
         assert read(ops, BUG_PAGE * PAGE, PAGE) == -errno.EIO
         clock.now += 0.001

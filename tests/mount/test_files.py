@@ -117,7 +117,7 @@ def test_stat_and_statfs(server: FileServer) -> None:
     assert stat.S_ISREG(status.st_mode)
     assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_size) == (0o600, 0, SIZE)
     assert stat.S_IMODE(server.mountpoint.stat().st_mode) == 0o700
-    assert os.listdir(server.mountpoint) == ["swap"]
+    assert os.listdir(server.mountpoint) == ["swap", "params"]
     answer = os.statvfs(server.path)
     assert (answer.f_bsize, answer.f_blocks, answer.f_bfree) == (mmap.PAGESIZE, SIZE // mmap.PAGESIZE, 0)
 
@@ -155,7 +155,7 @@ def test_names_and_attributes_cannot_be_changed(server: FileServer) -> None:
     assert errno_of(os.readlink, path) == errno.EINVAL
     for call, *args in [(os.getxattr, path, "user.x"), (os.setxattr, path, "user.x", b"1"), (os.listxattr, path)]:
         assert errno_of(call, *args) in {errno.EOPNOTSUPP, 0 if call is os.listxattr else errno.EOPNOTSUPP}, call
-    assert os.listdir(server.mountpoint) == ["swap"]
+    assert os.listdir(server.mountpoint) == ["swap", "params"]
 
 
 def test_existing_file_opens_with_o_creat(server: FileServer) -> None:
@@ -241,3 +241,18 @@ def test_other_users_are_locked_out(options: list[str]) -> None:
                 assert result.returncode != 0, arguments
                 assert "Permission denied" in result.stderr
             assert server.path.stat().st_size == SIZE
+
+
+def test_text_files_are_read_and_written_as_a_shell_does(server: FileServer) -> None:
+    params = server.mountpoint / "params"
+    assert sorted(entry.name for entry in params.iterdir()) == ["fixed", "knob"]
+    assert (params / "knob").read_bytes() == b"0 read 1\n"
+    subprocess.run(["sh", "-c", 'echo 42 > "$1" && cat "$1" "$1"', "sh", params / "knob"], check=True, timeout=30)
+    assert (params / "knob").read_bytes() == b"42 read 4\n", "one content an open"
+    assert stat.S_IMODE((params / "fixed").stat().st_mode) == 0o400
+    assert errno_of((params / "knob").write_bytes, b"no number") == errno.EINVAL
+    assert errno_of((params / "fixed").write_bytes, b"1") == errno.EACCES
+    assert errno_of((params / "new").write_bytes, b"1") == errno.EPERM
+    assert errno_of((params / "knob").unlink) == errno.EPERM
+    assert params.stat().st_nlink == 2
+    assert server.mountpoint.stat().st_nlink == 3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A program: serve one faulty `MemoryFile` through a real `Session` until SIGTERM; for `mounting.py`.
+"""A program: serve a faulty `MemoryFile` and text files through a real `Session` until SIGTERM; for `mounting.py`.
 
 Writes a line of JSON when ready and one at the end (statistics, discarded ranges), or one that says which error
 kept it from serving, whose exit code it then ends with.
@@ -22,6 +22,7 @@ import trio
 
 from tests.support.blockfile import MemoryFile
 from tests.support.misbehaving import MisbehavingOperations
+from tests.support.textfile import Knob
 from zswapd.errors import ZswapdError
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
@@ -59,6 +60,9 @@ def main() -> int:
     file = MemoryFile(size=arguments.size, faulty=True)
     directory = Directory()
     directory.add_block_file(file)
+    params = directory.add_directory("params")
+    directory.add_text_file(params, "knob", Knob())
+    directory.add_text_file(params, "fixed", Knob(writable=False))
     operations = (MisbehavingOperations if arguments.misbehave else Operations)(directory)
     session = Session(operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us)
     try:

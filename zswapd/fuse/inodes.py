@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The directory that the mount shows: which names exist, and what their inodes are.
+"""The directories that the mount shows: which names exist, and what their inodes are.
 
-A mount holds a handful of files whose names are known when it is made, so the directory is a table, not a
-tree of objects on some medium. Inode numbers are given once and never used again, so the kernel may cache
-names and attributes for as long as it likes. Synchronous and free of pyfuse3; `operations.py` turns `Node`
-into what the kernel is told.
+A mount holds a handful of files: swap files in the root, and directories of small text files. So the tree is a table, not
+objects on some medium. Synchronous and free of pyfuse3; `operations.py` turns `Node` into what the kernel is told.
 
-Invariants: the root is inode 1 and its own parent; a name occurs once in its directory; numbers only grow.
+A file stays open when one worker takes over from another, and the kernel goes on asking by number. Hence numbers depend on
+nothing but the configuration and names: swap files have 2, 3, … in the order in which they are configured, everything else a
+hash of its path. They may be cached by the kernel for as long as it likes.
+
+Invariants: the root is inode 1 and its own parent; a name occurs once in its directory; numbers below HASHED are block files.
 """
 
 from __future__ import annotations
@@ -14,12 +16,19 @@ from __future__ import annotations
 import stat
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from zswapd.errors import ConfigError
+from xxhash import xxh3_64_intdigest
+
+from zswapd.errors import ConfigError, InvariantError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT_INODE = 1
 NAME_MAX = 255  # bytes, as the kernel has it
+HASHED = 1 << 40
+"""Numbers from here on, below twice this, are those of names."""
 
 
 class Refusal(Protocol):
@@ -54,6 +63,23 @@ class BlockFile(Protocol):
         """Forget a range of bytes; it reads as zeros afterwards."""
 
 
+class TextFile(Protocol):
+    """A small file whose content is made each time it is opened, as sysfs has them. It has no size that `stat` could tell.
+
+    Both functions run in the event loop's thread, are short, and raise `ZswapdError` with the errno that the caller gets.
+    """
+
+    @property
+    def writable(self) -> bool:
+        """Whether `write` does anything: mode 0600 instead of 0400."""
+
+    def read(self) -> bytes:
+        """Return the content of now."""
+
+    def write(self, data: bytes) -> None:
+        """Take in what was written at once, wherever in the file: whole, or not at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One inode, as `stat` would tell it.
@@ -63,9 +89,10 @@ class Node:
         parent: inode of the directory that it is in.
         name: its name there; empty for the root.
         mode: file type and permission bits.
-        size: bytes; 0 for directories.
+        size: bytes; 0 for directories and text files.
         born_ns: when the mount was made, ns since the epoch; stands for all three times of the file.
-        file: what the data comes from; None for directories.
+        file: what the data comes from; None for directories and text files.
+        text: what a text file's content comes from, else None.
     """
 
     inode: int
@@ -75,6 +102,7 @@ class Node:
     size: int
     born_ns: int
     file: BlockFile | None = None
+    text: TextFile | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -85,7 +113,7 @@ class Node:
 class Directory:
     """All inodes of a mount; starts with an empty root.
 
-    Everything belongs to root and is closed to everybody else: files have mode 0600, the root has 0700.
+    Everything belongs to root and is closed to everybody else: directories have mode 0700, files 0600 or 0400.
 
     Args:
         born_ns: when the mount was made, ns since the epoch; now by default.
@@ -108,15 +136,51 @@ class Directory:
         Raises:
             ConfigError: the name cannot be a file's name, or is taken.
         """
-        name = _checked_name(file.name)
-        if (ROOT_INODE, name) in self._names:
-            raise ConfigError(f"two files are named {file.name!r}", hint="give each swap file a name of its own")
-        inode = max(self._nodes) + 1
-        node = Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self.born_ns, file)
-        self._nodes[inode] = node
-        self._names[ROOT_INODE, name] = node
+        inode = max(self.block_files, default=ROOT_INODE) + 1
+        name = self._free_name(ROOT_INODE, file.name, "swap")
+        self._add(Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self.born_ns, file))
         self.block_files[inode] = file
         return inode
+
+    def add_directory(self, name: str, parent: int = ROOT_INODE) -> int:
+        """Make a directory and return its inode.
+
+        Raises:
+            ConfigError: the name cannot be a directory's name, or is taken.
+        """
+        encoded = self._free_name(parent, name, "directory")
+        inode = self._hashed(parent, encoded)
+        self._add(Node(inode, parent, encoded, stat.S_IFDIR | 0o700, 0, self.born_ns))
+        return inode
+
+    def add_text_file(self, parent: int, name: str, text: TextFile) -> int:
+        """Put a text file into a directory and return its inode.
+
+        Raises:
+            ConfigError: the name cannot be a file's name, or is taken.
+        """
+        encoded = self._free_name(parent, name, "text")
+        inode = self._hashed(parent, encoded)
+        mode = stat.S_IFREG | (0o600 if text.writable else 0o400)
+        self._add(Node(inode, parent, encoded, mode, 0, self.born_ns, text=text))
+        return inode
+
+    def _free_name(self, parent: int, name: str, kind: str) -> bytes:
+        encoded = _checked_name(name, kind)
+        if (parent, encoded) in self._names:
+            raise ConfigError(f"two files are named {name!r}", hint=f"give each {kind} file a name of its own")
+        return encoded
+
+    def _hashed(self, parent: int, name: bytes) -> int:
+        """Return the number that this path has in every worker."""
+        inode = HASHED | (xxh3_64_intdigest(name, parent) & (HASHED - 1))
+        if inode in self._nodes:
+            raise InvariantError(f"{name!r} and {self._nodes[inode].name!r} have the same inode", hint="report this as a bug")
+        return inode
+
+    def _add(self, node: Node) -> None:
+        self._nodes[node.inode] = node
+        self._names[node.parent, node.name] = node
 
     def node(self, inode: int) -> Node | None:
         """Return the inode of this number, None if there is none."""
@@ -133,22 +197,27 @@ class Directory:
 
     def entries(self, parent: int, after: int = 0) -> list[Node]:
         """Return what is in a directory, by inode, from the first number above `after` on."""
-        return [node for (owner, _), node in self._names.items() if owner == parent and node.inode > after]
+        found = [node for (owner, _), node in self._names.items() if owner == parent and node.inode > after]
+        return sorted(found, key=lambda node: node.inode)
+
+    def subdirectories(self, parent: int) -> Iterator[Node]:
+        """Yield the directories in a directory."""
+        return (node for node in self.entries(parent) if node.is_directory)
 
     @property
     def total_size(self) -> int:
-        """Bytes of all files together."""
+        """Bytes of all block files together."""
         return sum(file.size for file in self.block_files.values())
 
     def __len__(self) -> int:
         return len(self._nodes)
 
 
-def _checked_name(name: str) -> bytes:
+def _checked_name(name: str, kind: str) -> bytes:
     encoded = name.encode(errors="surrogateescape")
     if not encoded or encoded in {b".", b".."} or len(encoded) > NAME_MAX or not name.isprintable() or "/" in name:
         raise ConfigError(
-            f"{name!r} cannot be the name of a swap file",
+            f"{name!r} cannot be the name of a {kind} file",
             hint=f"use 1 to {NAME_MAX} printable bytes without a slash",
         )
     return encoded

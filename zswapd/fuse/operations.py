@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the mount answers: FUSE requests in terms of `BlockFile`s, and the one place that makes FUSEError.
+"""What the mount answers: FUSE requests in terms of files (inodes.py), and the one place that makes FUSEError.
 
-Each file behaves as a block device of fixed size does, except that `stat` calls it a regular file (a loop
+Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular file (a loop
 device wants one): a read across the end is short, a write across the end is short, one that starts at the end
 gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and EINVAL without; its name, owner,
 mode, times and size cannot be changed (EPERM).
+
+A text file is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it is taken
+whole, and truncating it means nothing (`echo 1 >` does it).
+
+A handle is the inode's number, which a successor knows as well; in front of a text file's stands a number of the open file, by
+which its content is found. A successor has no such content: it begins anew at offset 0, says "end" behind it, and fails a
+reader in the middle with EIO rather than joining two versions.
 
 There are two ways in. With the hook (`_lowlevel.c`), reads, writes and fallocate call `serve_read`,
 `serve_write` and `serve_fallocate`, plain functions that return a length or -errno: the page path. Everything
@@ -20,7 +27,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -30,15 +36,13 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from zswapd.errors import ZswapdError
+from zswapd.fuse.failures import Failures
 from zswapd.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from zswapd.fuse.inodes import Directory, Node
-
-log = logging.getLogger(__name__)
+    from zswapd.fuse.inodes import Directory, Node, TextFile
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -49,60 +53,16 @@ _DISCARDING = {
     FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
 }
 
+_INODE_BITS = 42
+_INODE_MASK = (1 << _INODE_BITS) - 1
+_OPENS = (1 << 64 - _INODE_BITS) - 1
+"""Numbers of open text files, from 1 on: what a handle of 64 bits has room for besides the inode."""
+
 CACHE_SECONDS = 3600.0
 """How long the kernel may remember names and attributes; none of them changes while the mount lives."""
 
-FAILURE_LOG_SECONDS = 1.0
-"""At most one failure in this time is logged with its traceback; all are counted."""
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Failures:
-    """Turns exceptions into errnos, counts them, and logs one a second.
-
-    The log record is made in the next turn of the event loop: formatting a traceback needs memory, and an
-    exception may come from the page path, where none may be asked for.
-
-    Attributes:
-        internal_errors: exceptions that are not `ZswapdError`, hence bugs; their requests got EIO.
-        failed_requests: `ZswapdError`s, such as a page that does not match its checksum.
-    """
-
-    def __init__(self) -> None:
-        self.internal_errors = 0
-        self.failed_requests = 0
-        self._next_log = 0.0
-        self._suppressed = 0
-
-    def errno_of(self, handler: str, error: Exception) -> int:
-        """Count the exception that left `handler` and return the errno for its request."""
-        is_internal = not isinstance(error, ZswapdError)
-        if is_internal:
-            self.internal_errors += 1
-        else:
-            self.failed_requests += 1
-        now = time.monotonic()
-        if now < self._next_log:
-            self._suppressed += 1
-        else:
-            self._next_log = now + FAILURE_LOG_SECONDS
-            report = functools.partial(self._report, handler, error, self._suppressed, is_internal=is_internal)
-            self._suppressed = 0
-            try:
-                trio.lowlevel.current_trio_token().run_sync_soon(report)
-            except RuntimeError:  # no event loop runs in this thread
-                report()
-        return error.errno_ if isinstance(error, ZswapdError) else errno.EIO
-
-    @staticmethod
-    def _report(handler: str, error: Exception, suppressed: int, *, is_internal: bool) -> None:
-        before = f" ({suppressed} more since the last one reported)" if suppressed else ""
-        if is_internal:
-            log.error("internal error in %s, answered with EIO%s", handler, before, exc_info=error)
-        else:
-            log.error("%s failed%s: %s", handler, before, error)
 
 
 def answering(
@@ -185,6 +145,8 @@ class Operations(pyfuse3.Operations):
         self._refused_writes = 0
         self._reads = 0
         self._writes = 0
+        self._texts: dict[int, bytes] = {}
+        self._opens = time.monotonic_ns() % _OPENS  # not where a predecessor began, whose handles may still be in use
 
     def init(self) -> None:
         """Take note that the kernel's first message was understood."""
@@ -258,6 +220,9 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Return up to `size` bytes from `off` on; fewer at the end of the file."""
         self._reads += 1
+        inode = fh & _INODE_MASK
+        if inode not in self._files:
+            return self._read_text(fh, inode, off, size)
         out = bytearray(size)
         n = self.serve_read(fh, off, memoryview(out))
         if n < 0:
@@ -268,10 +233,30 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Store `buf` at `off` and return how many bytes of it were taken; fewer at the end of the file."""
         self._writes += 1
+        inode = fh & _INODE_MASK
+        if inode not in self._files:
+            self._text(inode).write(buf)
+            return len(buf)
         n = self.serve_write(fh, off, memoryview(buf))
         if n < 0:
             raise FUSEError(-n)
         return n
+
+    def _read_text(self, fh: int, inode: int, off: int, size: int) -> bytes:
+        content = self._texts.get(fh)
+        if content is None:  # opened when another worker served
+            content = self._text(inode).read()
+            if 0 < off < len(content):
+                raise FUSEError(errno.EIO)
+            if not off:
+                self._texts[fh] = content
+        return content[off : off + size]
+
+    def _text(self, inode: int) -> TextFile:
+        text = self._existing(inode).text
+        if text is None:
+            raise FUSEError(errno.EISDIR)
+        return text
 
     # The directory.
 
@@ -295,11 +280,12 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow."""
-        now = self._attributes(self.directory.node(inode))
+        node = self._existing(inode)
+        now = self._attributes(node)
         # ftruncate asks for new times along with the size; alone, they are refused.
         times = fields.update_atime or fields.update_mtime or fields.update_ctime
         is_allowed = (
-            (not fields.update_size or attr.st_size == now.st_size)
+            (not fields.update_size or attr.st_size == now.st_size or node.text is not None)
             and (not fields.update_mode or attr.st_mode & 0o7777 == now.st_mode & 0o7777)
             and (not fields.update_uid or attr.st_uid == now.st_uid)
             and (not fields.update_gid or attr.st_gid == now.st_gid)
@@ -342,13 +328,26 @@ class Operations(pyfuse3.Operations):
         node = self._existing(inode)
         if node.is_directory:
             raise FUSEError(errno.EISDIR)
+        if node.text is not None:
+            return self._open_text(inode, node.text, flags)
         if flags & os.O_TRUNC:  # granted, it would make the kernel take the file for empty
             raise FUSEError(errno.EPERM)
         return pyfuse3.FileInfo(fh=inode, direct_io=True, keep_cache=False)
 
+    def _open_text(self, inode: int, text: TextFile, flags: int) -> pyfuse3.FileInfo:
+        is_writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if is_writing and not text.writable:  # root's capabilities let everything through that modes forbid
+            raise FUSEError(errno.EACCES)
+        self._opens = self._opens % _OPENS + 1
+        handle = self._opens << _INODE_BITS | inode
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            self._texts[handle] = text.read()
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
     @answering
     async def release(self, fh: int) -> None:
-        """Nothing is kept per open file."""
+        """Forget the content of a text file; nothing else is kept per open file."""
+        self._texts.pop(fh, None)
 
     @answering
     async def releasedir(self, fh: int) -> None:
@@ -400,7 +399,7 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.inode
         entry.st_mode = node.mode
-        entry.st_nlink = 2 if node.is_directory else 1
+        entry.st_nlink = 2 + len(list(self.directory.subdirectories(node.inode))) if node.is_directory else 1
         entry.st_size = node.size
         entry.st_blksize = self._page_size
         entry.st_blocks = node.size // 512  # no holes, as far as anybody outside is concerned
