@@ -26,6 +26,7 @@ PAGE_PATH = [
     "zswapd/compress/lz4.py",
     "zswapd/compress/lzo.py",
     "zswapd/crashpoints.py",
+    "zswapd/frontends/cleancache.py",
     "zswapd/frontends/frontswap.py",
     "zswapd/pam/zv.py",
     "zswapd/pam/zvpages.py",

@@ -50,6 +50,15 @@ lost_bitmap_bytes
 _.add_directory
 _.add_text_file
 
+# cleancache: the kernel's names, whole.
+_.init_shared_fs
+Cleancache
+_.init_fs
+_.invalidate_fs
+_.put_page
+_.get_page
+_.invalidate_inode
+
 # Tests arm crash points; nothing that ships does by itself.
 arm_from_environment
 disarm
