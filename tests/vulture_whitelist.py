@@ -59,6 +59,11 @@ _.put_page
 _.get_page
 _.invalidate_inode
 
+# What whoever shrinks the cache asks.
+_.take_trigger
+_.above_low
+_.above_high
+
 # Tests arm crash points; nothing that ships does by itself.
 arm_from_environment
 disarm

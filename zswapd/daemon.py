@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import carry, crashpoints, service
+from zswapd import carry, crashpoints, reports, service
 from zswapd.assembly import Core, Inherited
 from zswapd.commands import Commands
 from zswapd.config import changed
@@ -41,8 +41,9 @@ from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.offload import Offload
-from zswapd.reclaim.pressure import spare_pages
+from zswapd.reclaim.pressure import Pressure, spare_pages
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
+from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.swapdevice.draining import drain
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ if TYPE_CHECKING:
     from zswapd.allocators.pageframes import Job
     from zswapd.config import Config
     from zswapd.control.listening import Listener
-    from zswapd.control.server import ControlStatistics
     from zswapd.fuse.mounting import Mount
-    from zswapd.fuse.session import SessionStatistics
     from zswapd.handover import SharedState
 
 log = logging.getLogger(__name__)
@@ -115,8 +114,10 @@ class Worker:
         if left.get("frozen"):
             self.core.frontswap.freeze()
         self.born = float(left.get("born", self._started))
+        self.pressure = Pressure()
         self._session_base = left.get("session", {})
         self._control_base = left.get("control", {})
+        self._pressure_base = left.get("pressure", {})
         directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
         for device in self.core.devices.values():
             directory.add_block_file(device)
@@ -241,25 +242,43 @@ class Worker:
 
     def remember(self) -> None:
         """Put into the shared state what is not in the arena."""
+        now = self.statistics(groups_counted=False)
         self.state.save(
             {
                 "settings": self.changes,
                 "frozen": self.core.frontswap.frozen,
                 "born": self.born,
                 "born_ns": self._directory.born_ns,
-                "core": carry.cumulative(self.core.statistics(groups_counted=False)),
-                "session": carry.cumulative(self.session_statistics()),
-                "control": carry.cumulative(self.control_statistics()),
+                "core": carry.cumulative(now.core),
+                "session": carry.cumulative(now.fuse),
+                "control": carry.cumulative(now.control),
+                "pressure": carry.cumulative(now.pressure),
             }
         )
 
-    def session_statistics(self) -> SessionStatistics:
-        """Return the session's counters, those of earlier workers included."""
-        return carry.added(self.session.statistics(), self._session_base)
+    def statistics(self, *, groups_counted: bool = True) -> Snapshot:
+        """Return the statistics of all parts, those of earlier workers included.
 
-    def control_statistics(self) -> ControlStatistics:
-        """Return the control socket's counters, likewise."""
-        return carry.added(self.server.statistics(), self._control_base)
+        Args:
+            groups_counted: see `Core.statistics`.
+        """
+        words = self.state.words
+        return Snapshot(
+            core=self.core.statistics(groups_counted=groups_counted),
+            fuse=carry.added(self.session.statistics(), self._session_base),
+            control=carry.added(self.server.statistics(), self._control_base),
+            pressure=carry.added(self.pressure.statistics(), self._pressure_base),
+            worker=WorkerStatistics(
+                version=reports.version(),
+                number=words[Word.STARTED],
+                deaths=words[Word.DEATHS],
+                takeover_seconds=self.takeover_s,
+                supervised=self.has_supervisor(),
+                poisoned_requests=self.state.hook_words[HookWord.POISONED],
+                uptime_seconds=time.monotonic() - self.born,
+                protections={item.name: item.on for item in self.protections},
+            ),
+        )
 
     async def _tick(self) -> None:
         while True:  # by the clock: it is one

@@ -21,6 +21,7 @@ from zswapd.errors import LostPageError
 from zswapd.frontends.frontswap import FrontswapStatistics
 from zswapd.fuse.session import SessionStatistics
 from zswapd.pam.zvpages import ZvStatistics
+from zswapd.reclaim.pressure import PressureStatistics
 from zswapd.tmem.core import TmemStatistics
 from zswapd.tmem.objnodes import ObjnodeStatistics
 
@@ -38,6 +39,7 @@ PRESENT: dict[type, str] = {
     CoreStatistics: "arena_kind arena_backed_bytes frames zsmalloc zv tmem frontswap recovery devices",
     SessionStatistics: "hook_active discard_available max_background",
     ControlStatistics: "clients",
+    PressureStatistics: "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages",
 }
 
 

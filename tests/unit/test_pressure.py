@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""spare_pages: free pages above the high watermarks, from a zoneinfo in a tree of its own."""
+"""Pressure and spare_pages: free pages against the watermarks, and PSI, from files of a test's own and from the kernel."""
 
 from __future__ import annotations
 
+import select
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd.reclaim.pressure import spare_pages
+import pytest
+
+from tests.support.proc import write_memory, write_psi
+from zswapd.reclaim.pressure import Marks, Pressure, spare_pages
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 ZONEINFO = """\
 Node 0, zone      DMA
@@ -58,3 +63,73 @@ def test_spare_pages_of_an_unreadable_zoneinfo_are_none(tmp_path: Path) -> None:
 
 def test_spare_pages_of_this_machine_are_some() -> None:
     assert spare_pages() > 0
+
+
+@pytest.fixture
+def pressure(tmp_path: Path) -> Iterator[Pressure]:
+    write_memory(tmp_path, free=5000, low=1000, high=1500)
+    write_psi(tmp_path, some_avg10=1.25, some_total=3_000_000)
+    opened = Pressure(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_marks_are_those_of_the_zone_that_is_best_off_without_what_is_protected(pressure: Pressure) -> None:
+    # The idle DMA zone of write_memory has 3840 pages free, all of them protected: it must not hide that Normal has few.
+    assert pressure.marks() == Marks(above_low=4000, above_high=3500, spare=3500)
+
+
+def test_marks_follow_the_file(pressure: Pressure, tmp_path: Path) -> None:
+    write_memory(tmp_path, free=900, low=1000, high=1500)
+    assert pressure.marks() == Marks(above_low=-100, above_high=-600, spare=0)
+
+
+def test_statistics_have_what_psi_says(pressure: Pressure) -> None:
+    seen = pressure.statistics()
+    assert (seen.some_avg10, seen.some_seconds, seen.full_avg10, seen.spare_pages) == (1.25, 3.0, 0.0, 3500)
+
+
+def test_an_ordinary_file_takes_no_trigger_and_is_polled(pressure: Pressure) -> None:
+    # epoll refuses it, as a kernel without triggers refuses the write
+    assert pressure.psi == "polling"
+    assert pressure.descriptor == -1
+
+
+def test_nothing_of_it_there_is_no_pressure(tmp_path: Path) -> None:
+    absent = Pressure(tmp_path)
+    assert (absent.psi, absent.marks(), absent.statistics().some_avg10) == ("absent", None, 0.0)
+    absent.close()
+
+
+def test_this_kernel_has_marks_and_a_trigger_that_did_not_fire_at_once() -> None:
+    real = Pressure()
+    try:
+        marks = real.marks()
+        assert marks is not None
+        assert marks.above_low >= marks.above_high
+        if real.psi == "trigger":
+            assert select.select([real.descriptor], [], [], 0)[0] in ([], [real.descriptor])
+        elif Path("/proc/pressure/memory").exists():
+            assert real.psi == "polling"
+    finally:
+        real.close()
+        real.close()
+
+
+def test_without_triggers_the_totals_tell_who_waited(tmp_path: Path) -> None:
+    now = [100.0]
+    write_memory(tmp_path, free=5000, low=1000, high=1500)
+    write_psi(tmp_path, some_total=7_000_000)
+    polled = Pressure(tmp_path, lambda: now[0])
+    try:
+        now[0] += 1
+        assert not polled.has_stalled()  # the seven seconds were before
+        now[0] += 1
+        write_psi(tmp_path, some_total=7_149_000)
+        assert not polled.has_stalled()
+        now[0] += 1
+        write_psi(tmp_path, some_total=7_300_000)
+        assert polled.has_stalled()
+        assert polled.statistics().triggers == 1
+    finally:
+        polled.close()

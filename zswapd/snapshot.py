@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a worker knows of itself at one moment, all of it: the one source of stats, metrics and stats files.
+
+Taking one costs some 50 µs, a millisecond or two with the groups of zsmalloc counted, and nothing on the page path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.assembly import CoreStatistics
+    from zswapd.control.server import ControlStatistics
+    from zswapd.fuse.session import SessionStatistics
+    from zswapd.reclaim.pressure import PressureStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """The process that serves, and those before it.
+
+    Attributes:
+        version: of the program.
+        number: 1 for the first.
+        deaths: how many before it ended without being told to.
+        takeover_seconds: what this one took to rebuild the index and serve; 0 for the first.
+        supervised: whether another would follow it.
+        poisoned_requests: requests answered with EIO because they killed one worker after the other.
+        uptime_seconds: since the first began.
+        protections: which are on, by name.
+    """
+
+    version: str
+    number: int
+    deaths: int
+    takeover_seconds: float
+    supervised: bool
+    poisoned_requests: int
+    uptime_seconds: float
+    protections: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The statistics of all parts; what is cumulative counts from the first worker on."""
+
+    core: CoreStatistics
+    fuse: SessionStatistics
+    control: ControlStatistics
+    pressure: PressureStatistics
+    worker: WorkerStatistics
