@@ -46,10 +46,6 @@ _.raiseExceptions
 _.max_size
 lost_bitmap_bytes
 
-# For statistics and settings as text files.
-_.add_directory
-_.add_text_file
-
 # cleancache: the kernel's names, whole.
 _.init_shared_fs
 Cleancache

@@ -52,7 +52,7 @@ class Commands:
             "status": self._status,
             "stats": self._stats,
             "get": lambda keys=(): describe(self._worker.config, list(keys)),
-            "set": self._set,
+            "set": self.change,
             "freeze": self._freeze,
             "thaw": self._thaw,
             "compact": self._compact,
@@ -92,8 +92,12 @@ class Commands:
         self._worker.remember()  # what was told once must not be less after a takeover
         return cast("dict[str, Any]", reports.plain(self._worker.statistics()))
 
-    def _set(self, settings: dict[str, object]) -> dict[str, Any]:
-        """Change settings, all or none."""
+    def change(self, settings: dict[str, object]) -> dict[str, Any]:
+        """Change settings, all or none, and return them.
+
+        Raises:
+            ConfigError: one of them is refused.
+        """
         worker = self._worker
         config = changed(worker.config, settings, source="zswapctl set")
         worker.config = config

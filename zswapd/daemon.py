@@ -40,6 +40,7 @@ from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.handover import HookWord, Phase, Word
+from zswapd.knobs import add_files
 from zswapd.offload import Offload
 from zswapd.reclaim.pressure import Pressure, spare_pages
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
@@ -131,13 +132,15 @@ class Worker:
             shared=state.hook,
             adopt=state.words[Word.STARTED] > 1,
         )
-        self.server = Server(listener, Commands(self, listener).handlers())
+        commands = Commands(self, listener)
+        self.server = Server(listener, commands.handlers())
         self.takeover_s = 0.0
         self._has_small_heaps = state.words[Word.STARTED] > 1
         self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
         self._offload = Offload()  # inherits what protects this thread, and needs no memory later
+        add_files(directory, self.statistics, lambda: self.config, commands.change)
         self._refill_wanted = trio.Event()
         self.core.frames.when_low = self._wake_refill
         self.core.nodes.when_low = self._wake_refill

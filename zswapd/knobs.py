@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Counters and settings as small files, for whoever has a shell and no zswapctl: `stats/` and `params/` in the mount.
+
+A file has the name that `zswapctl stats` and `zswapctl get` give its value (`frontswap.succ_stores`, `pool.limit`), and the
+counters and knobs that zcache had in sysfs are there by their own names too (`flush_total`, `zv_max_zsize`). Which files
+there are is decided when the worker starts, and is the same in the next one.
+
+Opening a counter takes a snapshot of everything, some 50 µs of the event loop; the page path does not know of it. Writing a
+setting is `zswapctl set`: judged together with all others, and applied whole or not at all.
+
+Limits: one value a file, a table where the value is one; settings that are tables (swap.files) cannot be written at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zswapd.config import SETTINGS, describe
+from zswapd.errors import ConfigError, PermissionsError
+from zswapd.reports import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from zswapd.config import Config
+    from zswapd.fuse.inodes import Directory
+    from zswapd.snapshot import Snapshot
+
+COUNTERS_OF = {
+    "tmem": (
+        "flush_total flush_found flobj_total flobj_found failed_eph_puts failed_pers_puts put_to_flush "
+        "curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max"
+    ),
+    "zv": "compress_poor mean_compress_poor zv_curr_dist_counts zv_cumul_dist_counts",
+    "frames": "failed_get_free_pages",
+    "zsmalloc": "failed_alloc",
+    "frontswap": "succ_stores failed_stores loads",
+}
+"""zcache's and frontswap's own names, by the part that counts."""
+KNOBS = ("zv_max_zsize", "zv_max_mean_zsize", "zv_page_count_policy_percent")
+"""zcache's, all of [pool]."""
+_LONGEST = 4096
+"""Bytes of the longest value that is looked at."""
+
+
+class Counter:
+    """One value of a snapshot, read-only.
+
+    Args:
+        snapshot: takes one; with groups_counted=False a quicker one.
+        path: the names of the fields that lead to the value.
+    """
+
+    writable = False
+
+    def __init__(self, snapshot: Callable[..., Snapshot], path: tuple[str, ...]) -> None:
+        self._snapshot, self._path = snapshot, path
+
+    def read(self) -> bytes:
+        """Return the value of now, or a table."""
+        value: Any = self._snapshot(groups_counted="zsmalloc" in self._path)
+        for name in self._path:
+            value = getattr(value, name)
+        return _text(plain(value))
+
+    def write(self, _data: bytes) -> None:
+        """Refuse.
+
+        Raises:
+            PermissionsError: always.
+        """
+        raise PermissionsError(f"{'.'.join(self._path)} cannot be written")
+
+
+class Knob:
+    """One setting.
+
+    Args:
+        dest: its full name.
+        config: returns the settings of now.
+        change: changes settings, by full name, or raises ConfigError and changes none.
+    """
+
+    def __init__(self, dest: str, config: Callable[[], Config], change: Callable[[dict[str, object]], object]) -> None:
+        self._dest, self._config, self._change = dest, config, change
+        self.writable = SETTINGS[dest].reloadable
+
+    def read(self) -> bytes:
+        """Return the value as it could be written, sizes in bytes."""
+        return _text(describe(self._config(), [self._dest])[self._dest]["value"])
+
+    def write(self, data: bytes) -> None:
+        """Set it.
+
+        Raises:
+            ConfigError: the value is refused.
+        """
+        try:
+            text = data[: _LONGEST + 1].decode().strip()
+        except UnicodeDecodeError:
+            raise ConfigError(f"{self._dest}: the value is not UTF-8", hint="write text") from None
+        if len(data) > _LONGEST:
+            raise ConfigError(f"{self._dest}: the value is {len(data)} bytes long", hint=f"write {_LONGEST} at most")
+        self._change({self._dest: text})
+
+
+def add_files(
+    directory: Directory,
+    snapshot: Callable[..., Snapshot],
+    config: Callable[[], Config],
+    change: Callable[[dict[str, object]], object],
+) -> None:
+    """Put `stats` and `params` into a mount's directory.
+
+    Args:
+        directory: without them.
+        snapshot: takes one of everything; see `Counter`.
+        config: returns the settings of now.
+        change: see `Knob`.
+    """
+    stats, params = directory.add_directory("stats"), directory.add_directory("params")
+    for path in _leaves(snapshot(groups_counted=False), ()):
+        shown = path[1:] if path[0] == "core" else path
+        file = Counter(snapshot, path)
+        directory.add_text_file(stats, ".".join(shown), file)
+        own = shown[-1] if not shown[-1].endswith("dist_counts") else f"zv_{shown[-1]}"
+        if own in COUNTERS_OF.get(shown[0], "").split():
+            directory.add_text_file(stats, own, file)
+    for dest in SETTINGS:
+        directory.add_text_file(params, dest, Knob(dest, config, change))
+    for name in KNOBS:
+        directory.add_text_file(params, name, Knob(f"pool.{name}", config, change))
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every field that is no snapshot itself."""
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from _leaves(inner, (*path, field.name))
+        else:
+            yield (*path, field.name)
+
+
+def _text(value: Any) -> bytes:
+    """Return plain values as lines: a table has its heads in the first, a mapping a name in each."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        rows = [" ".join(value[0]), *(" ".join(_word(item) for item in row.values()) for row in value)]
+    elif isinstance(value, Mapping):
+        rows = [f"{name} {_word(item)}" for name, item in value.items()]
+    else:
+        rows = [_word(value)]
+    return "".join(f"{row}\n" for row in rows).encode()
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(map(_word, value)) if value and not isinstance(value[0], list) else ""
+    return "" if value is None else re.sub(r"\s+", " ", str(value))
