@@ -18,8 +18,12 @@ from setuptools import Extension, setup
 
 PAGE_PATH = [
     "zswapd/allocators/frametable.py",
+    "zswapd/allocators/jobs.py",
+    "zswapd/allocators/lru.py",
     "zswapd/allocators/pageframes.py",
+    "zswapd/allocators/runs.py",
     "zswapd/allocators/sizeclasses.py",
+    "zswapd/allocators/zbud.py",
     "zswapd/allocators/zsmalloc.py",
     "zswapd/allocators/zspages.py",
     "zswapd/block/device.py",

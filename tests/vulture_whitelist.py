@@ -71,3 +71,9 @@ _.pool_pages
 _.trim_now
 _.invalidate
 FIRST_CODEC
+
+# The ephemeral half, before the core has one.
+ZbudPool
+_.oldest_objects
+_.postpone_oldest
+_.accompany

@@ -50,7 +50,7 @@ from zswapd.swapdevice.draining import drain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zswapd.allocators.pageframes import Job
+    from zswapd.allocators.jobs import Job
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount

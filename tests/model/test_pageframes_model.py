@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.fakes import FailingArena
 from zswapd.allocators.arena import Arena
 from zswapd.allocators.frametable import MAX_RUN
-from zswapd.allocators.pageframes import Job, PageFrames
+from zswapd.allocators.jobs import Job
+from zswapd.allocators.pageframes import PageFrames
 from zswapd.errors import ArenaError
 
 

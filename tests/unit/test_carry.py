@@ -13,6 +13,7 @@ import pytest
 from tests.support.successor import fill, make_config, read
 from zswapd import carry
 from zswapd.allocators.pageframes import PageFramesStatistics
+from zswapd.allocators.zbud import ZbudStatistics
 from zswapd.allocators.zspages import ClassStatistics, ZsStatistics
 from zswapd.assembly import Core, CoreStatistics, Inherited, RecoveryStatistics
 from zswapd.block.device import DeviceStatistics
@@ -27,8 +28,9 @@ from zswapd.tmem.objnodes import ObjnodeStatistics
 
 # Fields that describe the present. A new field has to be put here or be declared as carried.
 PRESENT: dict[type, str] = {
-    PageFramesStatistics: "page_size total_frames used_frames free_frames reserve_frames reserve_target_frames limit_frames",
+    PageFramesStatistics: "page_size total_frames used_frames ephemeral_frames free_frames reserve_frames reserve_target_frames limit_frames",
     ClassStatistics: "size by_group objects used_objects used_frames frames_per_zspage freeable_frames",
+    ZbudStatistics: "objects used_frames bodies zbud_buddied_count zbud_unbuddied_list_counts",
     ZsStatistics: "objects zspages used_frames object_bytes classes",
     ZvStatistics: "curr_pages curr_zbytes curr_object_bytes curr_same_filled curr_incompressible curr_dist_counts",
     ObjnodeStatistics: "curr_objnode_count reserve populated_bytes",

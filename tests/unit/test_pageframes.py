@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fakes import FailingArena
 from zswapd.allocators.arena import Arena
-from zswapd.allocators.frametable import MAX_RUN
+from zswapd.allocators.frametable import EPHEMERAL, MAX_RUN, PERSISTENT, SEALED, USED
 from zswapd.allocators.pageframes import PageFrames
 from zswapd.errors import ArenaError, InvariantError
 
@@ -402,7 +402,7 @@ def test_used_runs_are_listed_wherever_the_holes_are(make: MakeFrames) -> None:
         frames.free(first)
     frames.reserve_target = 0
     frames.trim_now()
-    assert list(frames.used_runs()) == sorted(held[20:30] + held[40:])
+    assert list(frames.used_runs(PERSISTENT)) == sorted(held[20:30] + held[40:])
 
 
 def test_check_finds_a_damaged_table(make: MakeFrames) -> None:
@@ -472,3 +472,69 @@ def test_check_finds_a_list_that_names_what_is_no_run(make: MakeFrames) -> None:
     with pytest.raises(InvariantError):
         frames.check()
     table.remove(first + 2, 3)
+
+
+# The two halves.
+
+
+def test_ephemeral_frames_are_counted_apart(make: MakeFrames) -> None:
+    frames = make(64, reserve=64)
+    swap, cache = frames.alloc(3), frames.alloc(5, EPHEMERAL)
+    frames.check()
+    assert (frames.used_frames, frames.ephemeral_frames) == (8, 5)
+    assert list(frames.used_runs(PERSISTENT)) == [swap]
+    assert list(frames.used_runs(EPHEMERAL)) == [cache]
+    frames.free(swap)
+    assert (frames.used_frames, frames.ephemeral_frames) == (5, 5)
+    frames.free(cache)
+    assert (frames.used_frames, frames.ephemeral_frames) == (0, 0)
+
+
+def test_ephemeral_runs_are_free_frames_to_a_successor(page_size: int) -> None:
+    frames = PageFrames(Arena(64, page_size, kind="memfd"), reserve_frames=64)
+    frames.refill_now()
+    runs = [frames.alloc(count, EPHEMERAL if count % 2 else PERSISTENT) for count in (1, 2, 3, 4, 5)]
+    for first in runs:
+        frames.table.words[first * 4] |= SEALED
+    successor = PageFrames(frames.arena, reserve_frames=64)
+    assert successor.adopt() == 0
+    successor.check()
+    assert (successor.used_frames, successor.ephemeral_frames) == (6, 0)
+    assert list(successor.used_runs(PERSISTENT)) == [runs[1], runs[3]]
+    assert successor.table.free_frames == 64 - 6
+    frames.arena.close()
+
+
+@pytest.mark.parametrize("bit", [1 << 14, 1 << 15])
+def test_seal_of_no_half_is_damage(page_size: int, bit: int) -> None:
+    # One bit that changes by itself must not make pages vanish that have to be kept.
+    frames = PageFrames(Arena(64, page_size, kind="memfd"), reserve_frames=64)
+    frames.refill_now()
+    frames.table.words[frames.alloc(2) * 4] = USED | SEALED | bit
+    successor = PageFrames(frames.arena, reserve_frames=64)
+    assert successor.adopt() == 1
+    assert successor.arena.distrusted
+    successor.check()
+    frames.arena.close()
+
+
+def test_companions_are_populated_before_frames_are_handed_out(make: MakeFrames) -> None:
+    frames = make(3000, reserve=700)
+    seen: list[int] = []
+    frames.accompany(lambda first, count: seen.extend(range(first, first + count)))
+
+    def backed() -> set[int]:
+        size = frames.page_size
+        runs = frames.arena.data_runs(frames.first_frame * size, frames.end_frame * size)
+        return {frame for begin, end in runs for frame in range(begin // size, end // size)}
+
+    assert backed() <= set(seen)
+    frames.reserve_target = 2000
+    frames.refill_now()
+    assert len(backed()) >= 2000
+    assert backed() <= set(seen)
+    successor = PageFrames(frames.arena, reserve_frames=64)
+    mine: list[int] = []
+    successor.accompany(lambda first, count: mine.extend(range(first, first + count)))
+    successor.adopt()
+    assert backed() <= set(mine)

@@ -426,7 +426,7 @@ def test_seal_that_makes_no_sense_is_damage(core: Core, config: Config, damage: 
     first = _pampd(core, 4) // size
     first = core.frames.table.first_of(first)
     if damage == "class":
-        words[first * 4] |= 0xFFF0
+        words[first * 4] |= 0x3FF0
     else:
         words[first * 4 + 1] = words[first * 4 + 1] & ~255 | (0 if damage == "length" else 17)
     core = succeed(core, config)
@@ -448,7 +448,7 @@ def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: st
     if damage == "length":
         core.frames.table.words[first * 4 + 1] &= ~255
     else:
-        core.frames.table.words[first * 4] |= 0xFFF0
+        core.frames.table.words[first * 4] |= 0x3FF0
     core.close()
     pid = os.fork()
     if not pid:

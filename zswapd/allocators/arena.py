@@ -9,7 +9,7 @@ system frame by frame. Two kinds, best first:
   has no path and vanishes with the last descriptor.
 - `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped and locked.
 
-Layout, version 2 (offsets in frames; F = number of frames):
+Layout, version 3 (offsets in frames; F = number of frames):
 
     0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
                  to know again to read the rest (assembly.py: the swap files and their sizes); its last byte is `distrusted`
@@ -43,7 +43,9 @@ from zswapd.pages import round_up
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
+READABLE_LAYOUTS = (2, 3)
+"""2 is 3 without an ephemeral half: its seals are those of the persistent one."""
 TABLE_ENTRY_BYTES = 16
 PIECE_BYTES = 256 << 10
 """What `populate` does at a time: 0.1 ms of zeroing."""
@@ -52,6 +54,8 @@ PAUSE_US = 50
 _SUPERBLOCK = struct.Struct("<8sIIQIHH")
 """Magic, layout version, page size, frames, first frame that can be handed out, kind, length of the label that follows."""
 _MAGIC = b"zswapd\0A"
+_LAYOUT_WORD = 2
+"""Place of the layout's version, in words."""
 _KINDS = ("tmpfs", "memfd")
 """By the number that the superblock has for them."""
 
@@ -184,9 +188,9 @@ class Arena:
         if len(head) < _SUPERBLOCK.size or head[: len(_MAGIC)] != _MAGIC:
             raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
         _magic, version, page_size, total_frames, first_frame, kind, label_bytes = _SUPERBLOCK.unpack(head)
-        if version != LAYOUT_VERSION:
+        if version not in READABLE_LAYOUTS:
             raise ArenaError(
-                f"the inherited arena has layout {version}, this program reads {LAYOUT_VERSION}",
+                f"the inherited arena has layout {version}, this program reads {READABLE_LAYOUTS}",
                 hint="let the version of zswapd that made it go on, swap off, then start this one",
             )
         if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
@@ -246,6 +250,10 @@ class Arena:
             if code != errno.EINTR:
                 return code
         return 0
+
+    def stamp(self) -> None:
+        """Say that the arena has this program's layout from now on, so that no older one misreads it."""
+        self.words32[_LAYOUT_WORD] = LAYOUT_VERSION
 
     @property
     def distrusted(self) -> bool:

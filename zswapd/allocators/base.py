@@ -28,11 +28,13 @@ class Allocator(Protocol):
         memory: the arena's bytes; `memory[handle : handle + size]` is the object.
         max_size: bytes of the largest object.
         max_shared: bytes of the largest object that shares its frames with others; a larger one is a body.
+        objects_moved: objects that compaction moved since the start.
     """
 
     memory: memoryview
     max_size: int
     max_shared: int
+    objects_moved: int
 
     def alloc(self, size: int) -> int:
         """Return the handle of a new object of at least `size` bytes, or 0 when no frame is free (counted)."""
@@ -72,6 +74,15 @@ class Allocator(Protocol):
 
     def free_unclaimed(self) -> int:
         """Give back every adopted body that nobody has claimed; return how many there were."""
+
+    def touch(self, handle: int) -> None:
+        """Say that an object has been used, where the order of use is kept."""
+
+    def oldest_objects(self) -> list[int]:
+        """Return the handles of all live objects in the run of frames not used for longest; [] if there is none."""
+
+    def postpone_oldest(self) -> None:
+        """Count that run as the one used last, since it cannot be emptied now."""
 
     def used_frames(self) -> int:
         """Return the number of frames held."""

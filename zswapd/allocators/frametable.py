@@ -8,7 +8,7 @@ always backed by memory.
 
 The table has four 32-bit words a frame (its counterpart in the kernel is struct page):
 
-    word 0   low 3 bits: state; bit 3: sealed; the rest belongs to the owner of a used run
+    word 0   low 3 bits: state; bit 3: sealed; bits 14 and 15: the half that a used run belongs to; the rest is its owner's
     word 1   first frame of a run: its length, in the low 8 bits if used (the rest is the owner's);
              last frame of a free run: its length; other frames of a used run: the first frame
     word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the owner's
@@ -22,6 +22,10 @@ used if and only if word 0 of its first frame says so with the bit SEALED. For t
 - the length stands in word 1 before the seal does, and its bits never change while it is there;
 - `put` begins with the one write that takes the seal away; what it does to neighbours comes after. So no frame inside a free
   run, and none behind the first of a used one, has ever a seal left over.
+
+The half is part of the seal: persistent runs outlive a process, ephemeral ones are free frames to its successor. Two bits that
+are always equal, so that one that changes by itself is noticed and does not turn pages that must be kept into ones that need
+not.
 
 All other words are rebuilt by `adopt_run` from the seals and from what the kernel says is populated; it only ever writes
 unsealed words, so that dying in the middle of it changes nothing.
@@ -47,6 +51,9 @@ STATE_MASK = 7
 SEALED = 8
 """In word 0 of the first frame of a used run whose owner has made it good for a successor to find."""
 LENGTH_MASK = 255
+PERSISTENT, EPHEMERAL = 0, 3 << 14
+"""The two halves, as bits of word 0: none of HALF_MASK, and all of it."""
+HALF_MASK = 3 << 14
 MAX_RUN = 16
 """Free runs of this length and more share one list; it is also the longest run that can be taken."""
 
@@ -182,7 +189,7 @@ class FrameTable:
 
         Returns:
             Frames in used runs, and the number of seals that were wrong: their runs would have no frame or reach beyond the
-            stretch, which no death causes; such frames become free.
+            stretch or belong to no half, which no death causes; such frames become free, as those of ephemeral runs do.
         """
         words = self.words
         used = wrong = 0
@@ -193,7 +200,12 @@ class FrameTable:
                 frame += 1
                 continue
             count = words[word + 1] & LENGTH_MASK
-            if not 0 < count <= min(end - frame, MAX_RUN):
+            half = words[word] & HALF_MASK
+            if half == EPHEMERAL:
+                words[word] = FREE_TAIL
+                frame += 1
+                continue
+            if half != PERSISTENT or not 0 < count <= min(end - frame, MAX_RUN):
                 wrong += 1
                 found_wrong()
                 words[word] = FREE_TAIL

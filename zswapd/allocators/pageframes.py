@@ -11,7 +11,8 @@ locks:
     frames.commit(job)               main thread: enters the outcome
 
 A successor process begins with `adopt`: what is populated it asks the kernel, which of that is used the seals in the frame
-table (frametable.py says why they can be trusted). Frames that a job of the dead process had are therefore what they became.
+table (frametable.py says why they can be trusted). Frames that a job of the dead process had are therefore what they became,
+and those of its ephemeral half are free.
 
 Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
 the list of its length; the counts agree with the frame table.
@@ -22,11 +23,12 @@ limit is theirs to apply, since replacing a page may pass it for a moment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import BUSY, FREE, HOLE, MAX_RUN, STATE_MASK, USED, FrameTable
+from zswapd.allocators.frametable import BUSY, EPHEMERAL, FREE, HOLE, MAX_RUN, PERSISTENT, STATE_MASK, USED, FrameTable
+from zswapd.allocators.jobs import Job
 from zswapd.crashpoints import reach
 from zswapd.errors import ArenaError, InvariantError
 
@@ -49,6 +51,7 @@ class PageFramesStatistics:
         page_size: bytes in a frame.
         total_frames: frames that exist, most of them holes.
         used_frames: held by allocators.
+        ephemeral_frames: those of them that are the ephemeral half's.
         used_frames_max: the most there ever were.
         free_frames: populated and ready.
         reserve_frames: those of them in runs long enough for any allocation; what refilling keeps up.
@@ -62,6 +65,7 @@ class PageFramesStatistics:
     page_size: int
     total_frames: int
     used_frames: int
+    ephemeral_frames: int
     used_frames_max: int
     free_frames: int
     reserve_frames: int
@@ -79,36 +83,6 @@ carry.declare(
 )
 
 
-@dataclass(slots=True)
-class Job:
-    """Runs of frames to be populated or given back; made by `begin_refill` and `begin_trim`, ended by `commit`."""
-
-    populate: bool
-    page_size: int
-    chunk_frames: int
-    runs: list[tuple[int, int]] = field(default_factory=list)
-    done: int = 0
-    """How many of the runs the work got through."""
-
-    def work(self, arena: Arena) -> None:
-        """Populate or punch the runs, in any thread; stops at the first failure, `commit` then undoes the rest.
-
-        Raises:
-            ArenaError: the system has no memory to give.
-        """
-        for first, count in self.runs:
-            if self.populate:
-                # The whole chunk's part of the table: coalescing looks at a run's neighbours.
-                arena.populate_table(first - first % self.chunk_frames, self.chunk_frames)
-                reach(crashpoints.REFILL_TABLE)
-                arena.populate(first * self.page_size, count * self.page_size)
-                reach(crashpoints.REFILL_POPULATED)
-            else:
-                arena.punch(first * self.page_size, count * self.page_size)
-                reach(crashpoints.TRIM_PUNCHED)
-            self.done += 1
-
-
 def _ignore() -> None:
     """Do nothing about a low reserve."""
 
@@ -123,7 +97,8 @@ class PageFrames:
 
     Attributes:
         table: the frame table; allocators keep their words of a used run in it.
-        used_frames: frames held by allocators, for the limits of the layers above.
+        used_frames: frames held by allocators; for the limits of the layers above, as is
+        ephemeral_frames: those of them that are the ephemeral half's.
         limit_frames: their limit; settable at any time, below the current use too.
         reserve_target: frames that refilling keeps ready; settable at any time.
         when_low: called once when the reserve falls below three quarters of that, from the page path: it may set a flag or wake
@@ -141,7 +116,9 @@ class PageFrames:
         self.when_low: Callable[[], None] = _ignore
         self._low_called = False
         self.used_frames = 0
+        self.ephemeral_frames = 0
         self.used_frames_max = 0
+        self._companions: list[Callable[[int, int], None]] = []
         self._busy_frames = 0
         self._refilling = False
         self._failed = 0
@@ -159,8 +136,8 @@ class PageFrames:
 
     # The page path.
 
-    def alloc(self, count: int) -> int:
-        """Take `count` (1 to 16) populated frames side by side.
+    def alloc(self, count: int, half: int = PERSISTENT) -> int:
+        """Take `count` (1 to 16) populated frames side by side, for one of the two halves.
 
         Returns:
             The first frame's number, or 0 when no populated run is long enough (counted). Never asks the kernel for memory.
@@ -173,10 +150,12 @@ class PageFrames:
         if not first:
             self._failed += 1
             return 0
-        used = self.used_frames + count
-        self.used_frames = used
-        if used > self.used_frames_max:
-            self.used_frames_max = used
+        self.used_frames += count
+        if self.used_frames > self.used_frames_max:
+            self.used_frames_max = self.used_frames
+        if half:
+            table.words[first * 4] = USED | half
+            self.ephemeral_frames += count
         return first
 
     def free(self, first: int) -> None:
@@ -186,10 +165,13 @@ class PageFrames:
             InvariantError: no used run begins there.
         """
         words = self.table.words
-        if words[first * 4] & STATE_MASK != USED:
+        state = words[first * 4]
+        if state & STATE_MASK != USED:
             raise InvariantError(f"frame {first} is freed but does not begin a used run")
         count = words[first * 4 + 1] & 255
         self.used_frames -= count
+        if state & EPHEMERAL:
+            self.ephemeral_frames -= count
         self.table.put(first, count)
 
     # Off the page path: refill and trim.
@@ -217,7 +199,7 @@ class PageFrames:
 
         The job is empty when the reserve is full, when no holes are left, or while another refill is under way.
         """
-        job = Job(True, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
+        job = Job(True, self.page_size, self.chunk_frames, companions=self._companions)  # noqa: FBT003 - its own first field
         if self._refilling:
             return job
         wanted = min(max_frames, self.reserve_target - self.table.long_frames)
@@ -293,6 +275,20 @@ class PageFrames:
         while (job := self.begin_refill(4 * self.chunk_frames)).runs:
             self._run(job)
 
+    def accompany(self, populate: Callable[[int, int], None]) -> None:
+        """Have memory that somebody keeps beside the frame table populated wherever frames are, before they are handed out.
+
+        Args:
+            populate: called with (first frame, frames) of a chunk, also in a job's thread; now for what is populated already.
+
+        Raises:
+            ArenaError: no memory for it.
+        """
+        self._companions.append(populate)
+        for chunk, holes in enumerate(self._holes):
+            if holes < self._chunk_size(chunk):
+                populate(chunk * self.chunk_frames, self.chunk_frames)
+
     def trim_now(self) -> int:
         """Give back all frames above the target (and a quarter), blocking; return how many."""
         before = self._trimmed
@@ -323,8 +319,8 @@ class PageFrames:
             ArenaError: populated frames without a table, for which there is no memory.
         """
         arena, size = self.arena, self.page_size
-        wrong = 0
-        hole = self.first_frame
+        arena.stamp()
+        wrong, hole = 0, self.first_frame
         for begin, end in arena.data_runs(self.first_frame * size, self.end_frame * size):
             # Frames may be larger than the system's pages; one that is populated in part is none.
             first, last = -(-begin // size), end // size
@@ -350,7 +346,8 @@ class PageFrames:
         """Enter populated frames of one chunk; return the number of wrong seals."""
         chunk = first - first % self.chunk_frames
         if self._holes[chunk // self.chunk_frames] == self._chunk_size(chunk // self.chunk_frames):
-            self.arena.populate_table(chunk, self.chunk_frames)
+            for populate in (self.arena.populate_table, *self._companions):
+                populate(chunk, self.chunk_frames)
         used, wrong = self.table.adopt_run(first, end, self.distrust)
         self.used_frames += used
         self._add_holes(first, first - end)
@@ -384,13 +381,13 @@ class PageFrames:
                 arena.punch(hole, begin - hole)
             hole = end
 
-    def used_runs(self) -> Iterator[int]:
-        """Yield the first frame of every used run, by ascending number. Walks the table: never on the page path."""
+    def used_runs(self, half: int) -> Iterator[int]:
+        """Yield the first frame of every used run of a half, by ascending number. Walks the table: never on the page path."""
         for chunk, holes_left in enumerate(self._holes):
             (frame, end), holes = self._bounds(chunk), holes_left
             while frame < end and holes < end - frame:
                 length, state = self.table.run_at(frame, end)
-                if state == USED:
+                if state == USED and self.table.words[frame * 4] & EPHEMERAL == half:
                     yield frame
                 elif state == HOLE:
                     holes -= length  # what is left of them decides whether anything follows
@@ -402,6 +399,7 @@ class PageFrames:
             page_size=self.page_size,
             total_frames=self.end_frame - self.first_frame,
             used_frames=self.used_frames,
+            ephemeral_frames=self.ephemeral_frames,
             used_frames_max=self.used_frames_max,
             free_frames=self.table.free_frames,
             reserve_frames=self.table.long_frames,
@@ -439,8 +437,11 @@ class PageFrames:
                 raise InvariantError(f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at {frame}")
         if listed:
             raise InvariantError(f"free lists name runs that the table does not have: {sorted(listed)[:5]}")
-        if counts[USED] != self.used_frames or counts[FREE] != self.table.free_frames:
-            raise InvariantError(f"table: {counts}; books: used {self.used_frames}, free {self.table.free_frames}")
+        ephemeral = sum(self.table.run_at(first, self.end_frame)[0] for first in self.used_runs(EPHEMERAL))
+        found = (counts[USED], ephemeral, counts[FREE])
+        books = (self.used_frames, self.ephemeral_frames, self.table.free_frames)
+        if found != books:
+            raise InvariantError(f"used, ephemeral and free frames: {found} in the table, {books} on the books")
         accounted = self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
         if accounted != self.end_frame - self.first_frame:
             raise InvariantError(f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist")

@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zswapd import crashpoints
-from zswapd.allocators.frametable import SEALED, STATE_MASK, USED
+from zswapd.allocators.frametable import STATE_MASK, USED
+from zswapd.allocators.runs import OWN_BITS
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass
 from zswapd.allocators.zspages import ONE_OBJECT, Groups, Zspages
 from zswapd.crashpoints import reach
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ZsPool(Zspages):
-    """A pool of objects of 1 byte to a page (see zspages.Zspages for arguments and attributes)."""
+    """A pool of objects of 1 byte to a page (see Runs and Zspages for arguments and attributes)."""
 
     # The page path.
 
@@ -51,6 +52,8 @@ class ZsPool(Zspages):
             if not first:
                 return 0
             group = 0
+        if self._lru is not None and size_class.objects > 1:
+            self._lru.touch(first)
         word = first * 4
         used = words[word] >> 16
         chain = words[word + 1]
@@ -80,9 +83,9 @@ class ZsPool(Zspages):
         words = self._words
         word = first * 4
         state = words[word]
-        if state & STATE_MASK != USED:
+        if state & 0xFFFF & ~OWN_BITS != self._sealed:
             raise InvariantError(f"handle {handle:#x} is freed but lies in no zspage")
-        size_class = self.classes[state >> 4 & 0xFFF]
+        size_class = self.classes[state >> 4 & 0x3FF]
         groups = self._groups[size_class.number]
         used = state >> 16
         group = size_class.group_of[used]
@@ -95,6 +98,8 @@ class ZsPool(Zspages):
             if listed:
                 self._unlink(groups, group, first)
             groups.zspages -= 1
+            if self._lru is not None and size_class.objects > 1:
+                self._lru.remove(first)
             # Its words of life stay as they are: what is not in a zspage is not looked at.
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(first)
@@ -113,15 +118,11 @@ class ZsPool(Zspages):
                 self._unlink(groups, group, first)
             self._link(groups, new_group, first)
 
-    def view(self, handle: int, size: int) -> memoryview:
-        """Return the first `size` bytes of an object, writable, without a copy; valid until it is freed or moved."""
-        return self.memory[handle : handle + size]
-
     def _new_zspage(self, size_class: SizeClass, groups: Groups) -> int:
         """Make an empty zspage and put it into the emptiest group; return its first frame, or 0."""
-        first = self._frames.alloc(size_class.frames)
+        first = self._frames.alloc(size_class.frames, self._half)
         if not first:
-            self._failed_alloc += 1
+            self.failed_alloc += 1
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
         base = first * self._page_size
@@ -130,20 +131,15 @@ class ZsPool(Zspages):
             self._lives[handle >> 3] = 0
         reach(crashpoints.ZSPAGE_CLEARED)
         # From here on it counts.
-        self._words[first * 4] = USED | SEALED | size_class.number << 4
+        self._words[first * 4] = self._sealed | size_class.number << 4
         reach(crashpoints.ZSPAGE_SEALED)
+        if self._lru is not None and size_class.objects > 1:
+            self._lru.add(first)
         groups.zspages += 1
         self._link(groups, 0, first)
         return first
 
     # Off the page path.
-
-    def free_unclaimed(self) -> int:
-        """Give back every adopted body that nobody has claimed; return how many there were."""
-        unclaimed = [first for first in self._frames.used_runs() if self._is_body(first) and not self._words[first * 4 + 2]]
-        for first in unclaimed:
-            self.free(first * self._page_size)
-        return len(unclaimed)
 
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
         """Empty sparse zspages into fuller ones of their class, as long as that sets frames free.
@@ -165,7 +161,7 @@ class ZsPool(Zspages):
                 if self._words[source * 4] & STATE_MASK == USED:
                     break  # stopped by max_moves in the middle of it
                 freed += size_class.frames
-        self._pages_compacted += freed
+        self.pages_compacted += freed
         return freed
 
     def _empty_zspage(self, size_class: SizeClass, source: int, moved: Callable[[int, int], None], max_moves: int) -> int:

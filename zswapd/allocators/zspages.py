@@ -3,7 +3,7 @@
 
 Everything about a zspage is in the frame table's words of its first frame, nothing in Python objects:
 
-    word 0   state and seal (4 bits) | class number (12) | objects in use (16)
+    word 0   state and seal (4 bits) | class number (10) | half (2) | objects in use (16)
     word 1   frames (8 bits) | 1 + number of the first object on the free list, 0 if none (16)
     word 2,3 next and previous zspage in the same fullness group (the full ones are on no list);
              in a body's zspage, word 2 is 1 when it was adopted and claimed
@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import MAX_RUN, SEALED, USED
+from zswapd.allocators.frametable import MAX_RUN, PERSISTENT
+from zswapd.allocators.runs import Runs
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass, build_classes
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
@@ -38,9 +39,9 @@ from zswapd.errors import InvariantError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from zswapd.allocators.lru import Lru
     from zswapd.allocators.pageframes import PageFrames
 
-_MAX_PAGE = 64 << 10
 ONE_OBJECT = 1 << 16
 """Added to word 0 for each object in use."""
 
@@ -111,38 +112,29 @@ class Groups:
         self.zspages = 0
 
 
-class Zspages:
+class Zspages(Runs):
     """The zspages of one pool; ZsPool adds and removes objects.
 
     Args:
-        frames: where zspages come from and go to.
+        frames, half, lru: see Runs.
         max_zspage_frames: longest zspage in frames, 1 to 16. Longer ones waste less and are harder to empty.
 
     Attributes:
-        memory, max_size, max_shared: see base.Allocator.
+        max_shared: see base.Allocator.
         classes: the size classes, smallest first; the last one is that of bodies.
-        objects_moved: objects that compaction moved since the start.
     """
 
-    def __init__(self, frames: PageFrames, *, max_zspage_frames: int = 8) -> None:
+    def __init__(
+        self, frames: PageFrames, half: int = PERSISTENT, lru: Lru | None = None, *, max_zspage_frames: int = 8
+    ) -> None:
         if not 1 <= max_zspage_frames <= MAX_RUN:
             raise ValueError(f"max_zspage_frames must be 1 to {MAX_RUN}, not {max_zspage_frames}")
-        if not 4096 <= frames.page_size <= _MAX_PAGE:
-            raise ValueError(f"pages of {frames.page_size} bytes do not fit the words of a zspage")
-        self.memory = frames.arena.view
-        self._lives = frames.arena.words64
-        self.max_size = frames.page_size
-        self._frames = frames
-        self._words = frames.table.words
-        self._page_size = frames.page_size
+        super().__init__(frames, half, lru)
         self._step = frames.page_size // 256
         self.classes, self._class_of = build_classes(frames.page_size, max_zspage_frames)
         self.max_shared = self.classes[-2].size
         self._groups = [Groups() for _ in self.classes]
         self._isolated = 0
-        self._failed_alloc = 0
-        self._pages_compacted = 0
-        self.objects_moved = 0
 
     def _link(self, groups: Groups, group: int, first: int) -> None:
         words = self._words
@@ -166,6 +158,10 @@ class Zspages:
         if following:
             words[following * 4 + 3] = previous
 
+    def objects_of(self, first: int) -> list[int]:
+        """Return the handles of all live objects in a zspage (see Runs)."""
+        return [] if self.is_body(first) else list(self._live_objects(first, self.classes[self._words[first * 4] >> 4 & 0x3FF]))
+
     def _live_objects(self, first: int, size_class: SizeClass) -> Iterator[int]:
         """Yield the handles of a zspage's objects whose word of life is not zero."""
         base = first * self._page_size
@@ -180,9 +176,9 @@ class Zspages:
         words = self._words
         empty: list[int] = []
         wrong = 0
-        for first in self._frames.used_runs():
+        for first in self._frames.used_runs(self._half):
             state, chain = words[first * 4], words[first * 4 + 1]
-            number = state >> 4 & 0xFFF
+            number = state >> 4 & 0x3FF
             if number >= len(self.classes) or self.classes[number].frames != chain & 255:
                 wrong += 1
                 self._frames.distrust()
@@ -199,6 +195,8 @@ class Zspages:
             groups.objects += used
             if used < size_class.objects:
                 self._link(groups, size_class.group_of[used], first)
+            if self._lru is not None and size_class.objects > 1:
+                self._lru.add(first)
         for first in empty:
             self._frames.free(first)
         return wrong
@@ -207,7 +205,7 @@ class Zspages:
         """Rebuild use and free list of a zspage from its words of life; return how many objects are in use."""
         words, lives = self._words, self._lives
         if size_class.objects == 1:
-            words[first * 4] = USED | SEALED | size_class.number << 4 | ONE_OBJECT
+            words[first * 4] = self._sealed | size_class.number << 4 | ONE_OBJECT
             words[first * 4 + 1] = size_class.frames
             words[first * 4 + 2] = 0  # nobody has claimed it
             return 1
@@ -221,7 +219,7 @@ class Zspages:
                 lives[place + 1] = chain
                 chain = number + 1
         # Those behind the last one in use count as never used: they need no place on the list.
-        words[first * 4] = USED | SEALED | size_class.number << 4 | used << 16
+        words[first * 4] = self._sealed | size_class.number << 4 | used << 16
         words[first * 4 + 1] = size_class.frames | chain << 8
         return used
 
@@ -236,22 +234,9 @@ class Zspages:
                     if lives[handle >> 3]:
                         found(handle, size)
 
-    def claim(self, body: int) -> bool:
-        """Say that an adopted body is in use; return False if there is none, or if it has been claimed."""
-        first, remainder = divmod(body, self._page_size)
-        if remainder or not self._frames.first_frame <= first < self._frames.end_frame or not self._is_body(first):
-            return False
-        if self._words[first * 4 + 2]:
-            return False
-        self._words[first * 4 + 2] = 1
-        return True
-
-    def disclaim(self, body: int) -> None:
-        """Take a claim back."""
-        self._words[body // self._page_size * 4 + 2] = 0
-
-    def _is_body(self, first: int) -> bool:
-        return self._words[first * 4] & 0xFFFF == USED | SEALED | self.classes[-1].number << 4
+    def is_body(self, first: int) -> bool:
+        """Say whether a used run is that of a body."""
+        return self._words[first * 4] & 0xFFFF == self._sealed | self.classes[-1].number << 4
 
     # What there is.
 
@@ -261,8 +246,8 @@ class Zspages:
 
     def _zspages(self) -> Iterator[tuple[int, SizeClass]]:
         """Yield (first frame, class) of every zspage, from the frame table."""
-        for first in self._frames.used_runs():
-            yield first, self.classes[self._words[first * 4] >> 4 & 0xFFF]
+        for first in self._frames.used_runs(self._half):
+            yield first, self.classes[self._words[first * 4] >> 4 & 0x3FF]
 
     def used_frames(self) -> int:
         """Return the number of frames that zspages hold."""
@@ -298,8 +283,8 @@ class Zspages:
             zspages=sum(groups.zspages for groups in self._groups),
             used_frames=sum(row.used_frames for row in rows),
             object_bytes=sum(row.used_objects * row.size for row in rows),
-            failed_alloc=self._failed_alloc,
-            pages_compacted=self._pages_compacted,
+            failed_alloc=self.failed_alloc,
+            pages_compacted=self.pages_compacted,
             objects_moved=self.objects_moved,
             classes=tuple(rows),
         )
@@ -341,6 +326,7 @@ class Zspages:
             objects[size_class.number] += used
         if listed:
             raise InvariantError(f"fullness groups name frames that are no zspages: {sorted(listed)[:5]}")
+        self.check_lru(sum(zspages) - zspages[-1])
         for groups, count, used in zip(self._groups, zspages, objects, strict=True):
             if (groups.zspages, groups.objects) != (count, used):
                 raise InvariantError(

@@ -110,7 +110,8 @@ class Zv(ZvPages):
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page; return its pampd, or the negated RejectReason (see base.Pam)."""
         if not replacing:
-            used = self._frames.used_frames
+            # The other half's frames are not swap's to count.
+            used = self._frames.used_frames - self._frames.ephemeral_frames
             if used >= self.limit_frames:
                 self._limit_hit += 1
                 return -RejectReason.POOL_LIMIT_HIT

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zswapd import daemon
-from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.allocators.arena import READABLE_LAYOUTS
 from zswapd.assembly import lost_bitmap_bytes, make_arena
 from zswapd.control.listening import Listener
 from zswapd.errors import HandoverError
@@ -104,8 +104,8 @@ def check(config: Config, running: str) -> None:
         shape = dict(identity["geometry"])
     except (ValueError, KeyError, TypeError) as error:
         raise HandoverError("what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`") from error
-    for what, theirs, ours in zip(("arena", "shared state"), layouts, (ARENA_LAYOUT, STATE_LAYOUT), strict=True):
-        if theirs != ours:
+    for what, theirs, ours in zip(("arena", "shared state"), layouts, (READABLE_LAYOUTS, (STATE_LAYOUT,)), strict=True):
+        if theirs not in ours:
             raise HandoverError(
                 f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
                 hint="swap off and restart, when there is time for it",

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An order of use over frame numbers: which run of frames has not been used for longest.
+
+A doubly linked ring in machine words, two a frame number, so that nothing is allocated for an entry: entry 0, which no frame
+has, is both ends of it. The words lie in anonymous memory of the process: the order does not outlive it. They are populated
+chunk by chunk together with the frames they are about (`PageFrames.accompany`), hence never on the page path; 8 bytes a frame.
+
+Whoever uses it puts in the first frame of each run it takes and takes it out before it gives the run back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+from zswapd.errors import ArenaError, InvariantError
+from zswapd.pages import round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ENTRY_BYTES = 8
+_MADV_POPULATE_WRITE = 23
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Lru:
+    """Frame numbers from 1 to `end_frame` - 1 in the order of their last use; each at most once.
+
+    Args:
+        end_frame: the first frame number that does not exist.
+
+    Attributes:
+        entries: frame numbers in it.
+
+    Raises:
+        ArenaError: the kernel gives no address space.
+    """
+
+    def __init__(self, end_frame: int) -> None:
+        self._length = round_up(end_frame * _ENTRY_BYTES, mmap.PAGESIZE)
+        try:
+            self._map = mmap.mmap(-1, self._length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError) as error:
+            raise ArenaError(f"no address space for an order of {end_frame} frames: {error}") from error
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        # Even words: the next more recently used; odd words: the next less recently used.
+        self._words = memoryview(self._map).cast("I")
+        self.entries = 0
+        self.populate(0, 1)
+
+    def populate(self, first: int, count: int) -> None:
+        """Have the words of `count` frames from `first` on backed by memory. May block; safe in any thread.
+
+        Raises:
+            ArenaError: no memory.
+        """
+        begin = first * _ENTRY_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
+        end = min(round_up((first + count) * _ENTRY_BYTES, mmap.PAGESIZE), self._length)
+        if _libc.madvise(self._address + begin, end - begin, _MADV_POPULATE_WRITE):
+            raise ArenaError(f"no memory for the order of use of {count} frames: {os.strerror(ctypes.get_errno())}")
+
+    # The page path.
+
+    def add(self, frame: int) -> None:
+        """Put a frame in, as the one used last; it must not be in."""
+        words = self._words
+        newest = words[1]
+        words[newest * 2] = frame
+        words[frame * 2] = 0
+        words[frame * 2 + 1] = newest
+        words[1] = frame
+        self.entries += 1
+
+    def touch(self, frame: int) -> None:
+        """Say that a frame that is in has been used."""
+        words = self._words
+        if words[1] == frame:
+            return
+        newer, older = words[frame * 2], words[frame * 2 + 1]
+        words[older * 2] = newer
+        words[newer * 2 + 1] = older
+        newest = words[1]
+        words[newest * 2] = frame
+        words[frame * 2] = 0
+        words[frame * 2 + 1] = newest
+        words[1] = frame
+
+    def remove(self, frame: int) -> None:
+        """Take a frame out that is in."""
+        words = self._words
+        newer, older = words[frame * 2], words[frame * 2 + 1]
+        words[older * 2] = newer
+        words[newer * 2 + 1] = older
+        self.entries -= 1
+
+    def oldest(self) -> int:
+        """Return the frame not used for longest, or 0 if there is none."""
+        return self._words[0]
+
+    # Off the page path.
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the frames, the one not used for longest first; what was yielded last may be taken out or touched meanwhile."""
+        frame = self._words[0]
+        while frame:
+            newer = self._words[frame * 2]
+            yield frame
+            frame = newer
+
+    def check(self) -> None:
+        """Prove that the links agree in both directions, and the count.
+
+        Raises:
+            InvariantError: they do not.
+        """
+        older = count = 0
+        for frame in self:
+            if self._words[frame * 2 + 1] != older or count == self.entries:
+                raise InvariantError(f"the order of use is broken at frame {frame}, entry {count} of {self.entries}")
+            older = frame
+            count += 1
+        if count != self.entries or self._words[1] != older:
+            raise InvariantError(f"the order of use has {count} frames and counts {self.entries}")
