@@ -28,7 +28,9 @@ from zswapd.tmem.objnodes import ObjnodeStatistics
 
 # Fields that describe the present. A new field has to be put here or be declared as carried.
 PRESENT: dict[type, str] = {
-    PageFramesStatistics: "page_size total_frames used_frames ephemeral_frames free_frames reserve_frames reserve_target_frames limit_frames",
+    PageFramesStatistics: (
+        "page_size total_frames used_frames ephemeral_frames free_frames reserve_frames reserve_target_frames limit_frames"
+    ),
     ClassStatistics: "size by_group objects used_objects used_frames frames_per_zspage freeable_frames",
     ZbudStatistics: "objects used_frames bodies zbud_buddied_count zbud_unbuddied_list_counts",
     ZsStatistics: "objects zspages used_frames object_bytes classes",
