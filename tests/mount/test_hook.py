@@ -280,3 +280,23 @@ def test_every_counter_is_reported(hook: Any) -> None:
     counters = hook.statistics()
     assert set(counters.values()) == {0}
     assert set(session._COUNTERS) | {"max_write"} == set(counters)
+    assert hook.latencies() == (session._UNTIMED, session._UNTIMED)
+
+
+def test_one_request_in_64_is_timed(tmp_path: Path) -> None:
+    with serving(tmp_path / "mnt") as running:
+        descriptor = os.open(running.path, os.O_RDWR)
+        for number in range(64 * 3):
+            os.pwrite(descriptor, bytes(PAGE), number % 50 * PAGE)
+        for number in range(64 * 5):
+            os.pread(descriptor, PAGE, number * 7 % 50 * PAGE)
+        os.close(descriptor)
+        statistics = running.stop()["statistics"]
+    # which requests come before ours, through this file system or for it, does not matter by more than one
+    assert sum(statistics["write_latency"]["counts"]) in {3, 4}
+    assert sum(statistics["read_latency"]["counts"]) in {4, 5, 6}
+    for name in ("read_latency", "write_latency"):
+        counts, seconds = statistics[name]["counts"], statistics[name]["seconds"]
+        bounds = [1e-6 * 2**place for place in range(len(counts) - 1)]
+        least = sum(count * bound / 2 for count, bound in zip(counts[1:], bounds[1:], strict=False))
+        assert least <= seconds <= sum(count * bound for count, bound in zip(counts, bounds, strict=False)) + counts[-1] * 60

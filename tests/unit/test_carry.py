@@ -20,7 +20,7 @@ from zswapd.block.device import DeviceStatistics
 from zswapd.control.server import ControlStatistics
 from zswapd.errors import LostPageError
 from zswapd.frontends.frontswap import FrontswapStatistics
-from zswapd.fuse.session import SessionStatistics
+from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 from zswapd.pam.zvpages import ZvStatistics
 from zswapd.reclaim.pressure import PressureStatistics
 from zswapd.tmem.core import TmemStatistics
@@ -41,7 +41,8 @@ PRESENT: dict[type, str] = {
     DeviceStatistics: "name size stored_pages lost_pages",
     RecoveryStatistics: "recovered_pages seconds",
     CoreStatistics: "arena_kind arena_backed_bytes frames zsmalloc zv tmem frontswap recovery devices",
-    SessionStatistics: "hook_active discard_available max_background",
+    LatencyStatistics: "",
+    SessionStatistics: "read_latency write_latency hook_active discard_available max_background",
     ControlStatistics: "clients",
     PressureStatistics: "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages",
 }

@@ -75,6 +75,8 @@
  * left where it is: docs/benchmarks.md.
  */
 #define NAP_NS 2000000
+#define SAMPLED 64      /* one in so many requests is timed: the clock takes some 30 ns */
+#define LATENCIES 21    /* bounds of 1 us, 2 us, ... 0.52 s, and the rest */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct libfuse_version; /* only passed on */
@@ -150,6 +152,17 @@ static struct {
 	uint64_t resent;                   /* requests that came again after a predecessor had read them */
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
+
+/* How long some requests took from the queue to the end of their answer, by powers of two of a microsecond. */
+struct latency {
+	uint64_t counts[LATENCIES];
+	uint64_t ns; /* all of them together */
+};
+
+static struct {
+	unsigned left; /* requests to pass before the next is timed */
+	struct latency read, write;
+} sample = {.left = SAMPLED};
 
 static uint64_t now_ns(void)
 {
@@ -654,13 +667,27 @@ static void keep_init(size_t length)
 	__atomic_store_n(&survivor->init_size, length, __ATOMIC_RELEASE);
 }
 
+/* A bound belongs to the bucket below it. */
+static void note_latency(uint32_t opcode, uint64_t ns)
+{
+	struct latency *latency = opcode == FUSE_READ ? &sample.read : &sample.write;
+	uint64_t whole_us = ns > 0 ? (ns - 1) / 1000 : 0;
+	unsigned bucket = whole_us > 0 ? 64 - (unsigned)__builtin_clzll(whole_us) : 0;
+
+	if (opcode != FUSE_READ && opcode != FUSE_WRITE)
+		return;
+	latency->counts[bucket < LATENCIES ? bucket : LATENCIES - 1]++;
+	latency->ns += ns;
+}
+
 static int drain(struct fuse_session *se, struct fuse_buf *buf)
 {
-	uint64_t start = now_ns();
+	uint64_t start = now_ns(), begin = 0;
 	uint64_t served = 0;
 
 	for (;;) {
 		struct fuse_buf request = {.mem = hook.request};
+		uint32_t opcode;
 		ssize_t n = hook.is_left_over ? (ssize_t)header()->len : read_request(se);
 
 		hook.is_left_over = false;
@@ -687,11 +714,18 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			return (int)n;
 		}
 		request.size = (size_t)n;
+		opcode = header()->opcode;
+		if (--sample.left == 0)
+			begin = now_ns();
 		fuse_session_process_buf(se, &request);
 		note_answered();
 		stats.drained += served++ > 0;
 		hook.skip -= hook.skip > 0;
 		hook.quiet_since = now_ns();
+		if (sample.left == 0) {
+			sample.left = SAMPLED;
+			note_latency(opcode, hook.quiet_since - begin);
+		}
 		if (hook.quiet_since - start >= hook.budget_ns) {
 			if (ahead.wanted) /* we come back with the next request, too late to be ahead of it */
 				read_ahead();
@@ -874,6 +908,8 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.write = Py_NewRef(write_function);
 	hook.fallocate = Py_NewRef(fallocate_function);
 	memset(&stats, 0, sizeof(stats));
+	memset(&sample, 0, sizeof(sample));
+	sample.left = SAMPLED;
 	Py_RETURN_NONE;
 }
 
@@ -986,6 +1022,37 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 	                     "max_write", stats.max_write, "max_background", stats.max_background);
 }
 
+static PyObject *latency_tuple(const struct latency *latency)
+{
+	PyObject *counts = PyTuple_New(LATENCIES);
+
+	for (int i = 0; counts != NULL && i < LATENCIES; i++) {
+		PyObject *count = PyLong_FromUnsignedLongLong(latency->counts[i]);
+
+		if (count == NULL)
+			Py_CLEAR(counts);
+		else
+			PyTuple_SET_ITEM(counts, i, count);
+	}
+	return counts == NULL ? NULL : Py_BuildValue("(NK)", counts, latency->ns);
+}
+
+PyDoc_STRVAR(latencies_doc, "latencies() -> (read, write), each (counts, ns); counts by bounds of 1, 2, 4, ... us, the last without one");
+
+static PyObject *py_latencies(PyObject *self, PyObject *unused)
+{
+	PyObject *read = latency_tuple(&sample.read), *write = latency_tuple(&sample.write);
+
+	(void)self;
+	(void)unused;
+	if (read == NULL || write == NULL) {
+		Py_XDECREF(read);
+		Py_XDECREF(write);
+		return NULL;
+	}
+	return Py_BuildValue("(NN)", read, write);
+}
+
 static PyMethodDef methods[] = {
     {"attach", (PyCFunction)(void (*)(void))py_attach, METH_VARARGS | METH_KEYWORDS, attach_doc},
     {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
@@ -995,6 +1062,7 @@ static PyMethodDef methods[] = {
     {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},
     {"remove_inode", py_remove_inode, METH_O, PyDoc_STR("remove_inode(inode)")},
     {"statistics", py_statistics, METH_NOARGS, PyDoc_STR("statistics() -> dict[str, int]")},
+    {"latencies", py_latencies, METH_NOARGS, latencies_doc},
     {NULL, NULL, 0, NULL},
 };
 

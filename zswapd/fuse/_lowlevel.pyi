@@ -65,3 +65,10 @@ def remove_inode(inode: int) -> None:
 
 def statistics() -> dict[str, int]:
     """Return the counters since `attach()`; the meaning of each is in `session.SessionStatistics`."""
+
+def latencies() -> tuple[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int]]:
+    """Return (counts, ns) of the reads and of the writes that were timed since `attach()`, one request in 64.
+
+    counts are of requests that took at most 1, 2, 4, … 2^19 µs and more than the bound before; the last has no bound. ns is the
+    time of all of them.
+    """

@@ -41,6 +41,19 @@ kernel's own 12 cost a quarter of the random reads at queue depth 32 besides (10
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyStatistics:
+    """How long requests took from the queue to the end of their answer; one in 64 is timed."""
+
+    counts: tuple[int, ...]
+    """Requests of at most 1, 2, 4, … µs, and more than the one before; the last has no bound."""
+    seconds: float
+    """All of them together."""
+
+
+carry.declare(LatencyStatistics, cumulative="counts seconds")
+
+
+@dataclass(frozen=True, slots=True)
 class SessionStatistics:
     """Counters of a session since it was opened; requests are counted when they are answered or passed on."""
 
@@ -91,6 +104,9 @@ class SessionStatistics:
     """Unexpected exceptions in handlers: bugs, answered with EIO."""
     failed_requests: int
     """Requests that failed for a reason with a name, such as a page that does not match its checksum."""
+    read_latency: LatencyStatistics
+    write_latency: LatencyStatistics
+    """Of the reads and writes that the hook answers; pages read ahead take next to no time."""
     max_background: int
     """As agreed with the kernel; 0 if it was left at the kernel's own."""
 
@@ -241,6 +257,8 @@ class Session:
         """Return the counters; those of the hook are 0 when it is not active."""
         plain = self.operations.statistics()
         hook = lowlevel.statistics() if lowlevel is not None and self.hook_active else dict.fromkeys(_COUNTERS, 0)
+        latencies = lowlevel.latencies() if lowlevel is not None and self.hook_active else (_UNTIMED, _UNTIMED)
+        read_latency, write_latency = (LatencyStatistics(counts, ns / 1e9) for counts, ns in latencies)
         return SessionStatistics(
             hook_active=self.hook_active,
             discard_available=self.hook_active,
@@ -267,6 +285,8 @@ class Session:
             reply_errors=hook["reply_errors"],
             internal_errors=plain.internal_errors + hook["exceptions"],
             failed_requests=plain.failed_requests,
+            read_latency=read_latency,
+            write_latency=write_latency,
             max_background=hook["max_background"],
         )
 
@@ -311,6 +331,7 @@ class Session:
             lowlevel.add_inode(inode)
 
 
+_UNTIMED: tuple[tuple[int, ...], int] = ((0,) * 21, 0)
 _COUNTERS = (
     "read",
     "write",
