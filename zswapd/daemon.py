@@ -41,6 +41,7 @@ from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.knobs import add_files
+from zswapd.metrics.exporter import Exporter
 from zswapd.offload import Offload
 from zswapd.reclaim.pressure import Pressure, spare_pages
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
@@ -140,6 +141,8 @@ class Worker:
         self._end: int | None = None
         self._remembered = -1
         self._offload = Offload()  # inherits what protects this thread, and needs no memory later
+        host, _, port = config.metrics.listen.rpartition(":")
+        self._exporter = Exporter(host.strip("[]"), int(port), self.statistics) if port else None
         add_files(directory, self.statistics, lambda: self.config, commands.change)
         self._refill_wanted = trio.Event()
         self.core.frames.when_low = self._wake_refill
@@ -167,6 +170,8 @@ class Worker:
                     nursery.start_soon(self._tick)
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await nursery.start(self.server.serve)
+                    if self._exporter:
+                        self._exporter.start()
                     self._say_ready()
             self.remember()
         return self._end or 0
@@ -344,7 +349,7 @@ class Worker:
             await trio.sleep(IDLE_S)
             requests = self._requests()
             idle, seen = requests == seen, requests
-            garbage_due = garbage_due or not idle
+            garbage_due = garbage_due or not idle or service.has_garbage()
             if core.frames.wants_trim():
                 await self._trim()
             if not idle:

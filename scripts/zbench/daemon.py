@@ -120,7 +120,7 @@ class Daemon:
         """
         self.mountpoint.mkdir(exist_ok=True)
         command = [*program("zswapd"), "run", "--size", self._size, "--mountpoint", str(self.mountpoint), *self._arguments]
-        settings = {"control.socket": str(self.socket), **self._settings}
+        settings = {"control.socket": str(self.socket), "metrics.listen": "", **self._settings}  # there is one such port
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         address = self.directory / "notify"

@@ -10,6 +10,7 @@ to the control socket. Pure: what a check needs to know of the machine comes in 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -172,6 +173,30 @@ class AbsolutePath(_Word):
         if self.socket and len(bytes(path)) > _SOCKET_PATH_LONGEST:
             raise ValueRefused(f"is {len(bytes(path))} bytes long", hint)
         return Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress(_Word):
+    """An IP address and a TCP port, or an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return examples."""
+        return 'an IP address and a port, such as 127.0.0.1:9847 or [::1]:9847, or "" for none'
+
+    def convert(self, value: object, context: Context) -> str:
+        """Return the text if it is one."""
+        if value == "":
+            return ""
+        hint = f"write {self.describe(context)}"
+        host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        try:
+            version = ipaddress.ip_address(host[1:-1] if host[:1] + host[-1:] == "[]" else host).version
+        except ValueError:
+            raise ValueRefused(f"is {shown(value)}", hint) from None
+        is_port = colon and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536
+        if not is_port or (version == 6) != (host[0] == "["):
+            raise ValueRefused(f"is {shown(value)}", hint)
+        return str(value)
 
 
 @dataclass(frozen=True, slots=True)

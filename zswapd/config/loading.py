@@ -25,6 +25,7 @@ from zswapd.config.table import (
     FuseSection,
     LogSection,
     MemorySection,
+    MetricsSection,
     PoolSection,
     ServiceSection,
     Setting,
@@ -70,6 +71,7 @@ class Config:
     memory: MemorySection
     service: ServiceSection
     control: ControlSection
+    metrics: MetricsSection
     log: LogSection
     context: Context
     """What the values were checked against."""

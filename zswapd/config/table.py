@@ -24,6 +24,7 @@ from zswapd.config.kinds import (
     Context,
     Integer,
     Kind,
+    ListenAddress,
     MemorySize,
     Named,
     OptionalSize,
@@ -223,6 +224,17 @@ class ControlSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSection:
+    """[metrics]: what Prometheus is told."""
+
+    listen: str = setting(
+        ListenAddress(),
+        "127.0.0.1:9847",
+        help="Where http://…/metrics is served, to everybody who can connect.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSection:
     """[log]: what is written to the log."""
 
@@ -241,6 +253,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "memory": MemorySection,
     "service": ServiceSection,
     "control": ControlSection,
+    "metrics": MetricsSection,
     "log": LogSection,
 }
 """The sections by their name in the file, in the order of the reference page."""

@@ -2,7 +2,7 @@
 """The daemon and its system: when it is ready (`notify`), and what keeps it from hanging (`protections`)."""
 
 from zswapd.service.advice import advise
-from zswapd.service.heap import collect_garbage, freeze_garbage_collector
+from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.service.notify import Notifier
 from zswapd.service.protections import Protection, first_in_line, grow_heaps, protect, refreshed, step_back
 
@@ -14,6 +14,7 @@ __all__ = [
     "first_in_line",
     "freeze_garbage_collector",
     "grow_heaps",
+    "has_garbage",
     "protect",
     "refreshed",
     "step_back",

@@ -33,6 +33,8 @@ _TOP_PAD = 1 << 20
 _BLOCK = 512 - sys.getsizeof(b"")  # the largest object that pymalloc takes
 _WINDOW = 128 << 10  # half an old arena: every arena covers at least one aligned window of this size whole
 
+_GARBAGE_OBJECTS = 10_000
+
 _held: list[bytes] = []
 
 
@@ -69,6 +71,11 @@ def freeze_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
+
+
+def has_garbage() -> bool:
+    """Say whether so many objects were made since the last collection that one is due although no page was moved."""
+    return gc.get_count()[0] > _GARBAGE_OBJECTS
 
 
 def collect_garbage() -> int:

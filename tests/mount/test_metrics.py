@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real Prometheus scrapes a real daemon: every query of the dashboard and of the alerts is one that it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.zbench.daemon import Daemon
+from tests.support.mounting import TOP
+from tests.support.swap import Stage, next_worker, stage, wait_for
+
+__all__ = ["stage"]
+pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus (Debian package) is not installed")
+
+MONITORING = TOP / "monitoring"
+QUIET = {"ZswapdDown", "ZswapdPagesLost", "ZswapdPagesDamaged", "ZswapdRequestErrors", "ZswapdUnsupervised"}
+"""Alerts that a daemon that is well must not raise; the others depend on the machine."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read()
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(get(url))
+    return False
+
+
+class Prometheus:
+    """A Prometheus with a data directory of its own.
+
+    Args:
+        directory: for that and for its configuration.
+        target: what it scrapes, host:port.
+    """
+
+    def __init__(self, directory: Path, target: str) -> None:
+        self.port = free_port()
+        shutil.copy(MONITORING / "zswapd.rules.yml", directory)
+        config = directory / "prometheus.yml"
+        config.write_text(
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+            "rule_files: [zswapd.rules.yml]\n"
+            f"scrape_configs: [{{job_name: zswapd, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        )
+        self._log = (directory / "prometheus.log").open("wb")
+        command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}"]
+        command.append(f"--web.listen-address=127.0.0.1:{self.port}")
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        self._log.close()
+
+    def api(self, path: str, **arguments: str) -> Any:
+        answer = json.loads(get(f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"))
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[Any]:
+        result: list[Any] = self.api("query", query=expression)["result"]
+        return result
+
+    def knows(self, expression: str) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.query(expression))
+        return False
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def daemon(stage: Stage, port: int) -> Iterator[Daemon]:
+    """A daemon that is written to and read from all the time."""
+    started = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+    end = threading.Event()
+
+    def use() -> None:
+        with started.file.open("r+b", buffering=0) as file:
+            number = 0
+            while not end.wait(0.001):
+                number = (number + 1) % 2000
+                os.pwrite(file.fileno(), os.urandom(1000) + bytes(3096), number * 4096)
+                os.pread(file.fileno(), 4096, number * 4096)
+
+    user = threading.Thread(target=use)
+    user.start()
+    yield started
+    end.set()
+    user.join()
+
+
+@pytest.fixture
+def prometheus(daemon: Daemon, port: int, tmp_path: Path) -> Iterator[Prometheus]:
+    running = Prometheus(tmp_path, f"127.0.0.1:{port}")
+    try:
+        wait_for(lambda: running.knows("count_over_time(zswapd_uptime_seconds[1m]) > 3"), "Prometheus has scraped nothing", 40)
+        yield running
+    finally:
+        running.close()
+
+
+def dashboard_queries() -> list[str]:
+    dashboard = json.loads((MONITORING / "grafana.json").read_text())
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def alerts() -> list[tuple[str, str]]:
+    text = (MONITORING / "zswapd.rules.yml").read_text()
+    return re.findall(r"- alert: (\w+)\n +expr: (.+)", text)
+
+
+def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(prometheus: Prometheus, daemon: Daemon) -> None:
+    for query in dashboard_queries():
+        expression = query.replace("$instance", ".*").replace("$__rate_interval", "10s")
+        assert "$" not in expression
+        assert prometheus.query(expression), f"no data for {expression}"
+    names = set(prometheus.api("label/__name__/values"))
+    rules = (MONITORING / "zswapd.rules.yml").read_text()
+    assert {name for name in re.findall(r"zswapd_\w+", rules) if not name.endswith("_rules")} <= names
+    groups = prometheus.api("rules")["groups"]
+    assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
+    firing = {alert["labels"]["alertname"] for alert in prometheus.api("alerts")["alerts"]}
+    assert not firing & QUIET
+    # what Prometheus has is what the daemon counts
+    before = daemon.ask("stats")["core"]["frontswap"]["succ_stores"]
+    wait_for(lambda: float(prometheus.query("zswapd_frontswap_stores_total")[0]["value"][1]) >= before, "counts stand still")
+    # the time that Prometheus waited for each of its scrapes, this busy machine included
+    scrape = prometheus.query("min_over_time(scrape_duration_seconds[1m])")[0]["value"][1]
+    assert float(scrape) < 0.02
+    # the next worker is scraped as well, and its counters go on
+    old = daemon.worker_pid()
+    os.kill(old, signal.SIGKILL)
+    next_worker(daemon, old)
+    wait_for(lambda: prometheus.knows("zswapd_worker_deaths_total == 1"), "the death was not counted")
+    assert not prometheus.query("resets(zswapd_frontswap_stores_total[1m]) > 0")
+
+
+def test_a_scrape_starts_no_thread_and_leaves_no_descriptor(daemon: Daemon, port: int) -> None:
+    url = f"http://127.0.0.1:{port}/metrics"
+    wait_for(lambda: answers(url), "nobody listens")
+    process = Path(f"/proc/{daemon.worker_pid()}")
+    before = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+    times = []
+    for _ in range(30):
+        began = time.perf_counter()
+        text = get(url)
+        times.append(time.perf_counter() - began)
+    assert b"zswapd_stored_pages" in text
+    assert min(times) < 0.02
+    wait_for(lambda: len(list((process / "fd").iterdir())) <= before[1], "descriptors are left")
+    assert len(list((process / "task").iterdir())) == before[0]
+
+
+def test_a_port_that_is_taken_is_no_reason_not_to_serve(stage: Stage, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+        wait_for(lambda: "cannot listen on 127.0.0.1" in daemon.log_text(), "no warning")
+        assert daemon.ask("status")["state"] == "serving"
+
+
+@pytest.mark.parametrize("arguments", [["check", "rules", "zswapd.rules.yml"], ["test", "rules", "zswapd.rules.test.yml"]])
+def test_promtool_likes_the_rules(arguments: list[str]) -> None:
+    result = subprocess.run(["promtool", *arguments], cwd=MONITORING, text=True, capture_output=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_alert_has_a_case_in_which_it_fires() -> None:
+    cases = (MONITORING / "zswapd.rules.test.yml").read_text()
+    assert len(alerts()) >= 10
+    for name, _ in alerts():
+        assert re.search(rf"alertname: {name}\n +exp_alerts", cases), name

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Metrics: every family says what the snapshot says, promtool finds nothing, and clients that misbehave hurt nobody."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+from prometheus_client.core import Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.snapshots import make_core, make_snapshot
+from zswapd.metrics import exporter as exporting
+from zswapd.metrics.exporter import Exporter
+from zswapd.metrics.families import ROWS, collect
+from zswapd.pam.base import RejectReason
+from zswapd.snapshot import Snapshot
+
+
+@pytest.fixture(scope="module")
+def snapshot() -> Iterator[Snapshot]:
+    core = make_core()
+    yield make_snapshot(core)
+    core.close()
+
+
+class Families:
+    """What generate_latest takes."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        return collect(self._snapshot)
+
+
+@pytest.fixture(scope="module")
+def text(snapshot: Snapshot) -> str:
+    return generate_latest(Families(snapshot)).decode()
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    """Return value by (name, the first label's value)."""
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_values_are_the_snapshots(text: str, snapshot: Snapshot) -> None:
+    seen = samples(text)
+    frames = snapshot.core.frames
+    assert seen["zswapd_frontswap_stores_total", ""] == snapshot.core.frontswap.succ_stores == 64
+    assert seen["zswapd_pool_bytes", ""] == frames.used_frames * frames.page_size > 0
+    assert seen["zswapd_requests_total", "discard"] == snapshot.fuse.discards
+    assert seen["zswapd_protection_on", "lock_memory"] == 0
+    assert seen["zswapd_protection_on", "heap"] == 1
+    assert seen["zswapd_memory_stall_seconds_total", "full"] == snapshot.pressure.full_seconds
+    assert seen["zswapd_file_stored_pages", "swap"] == 64
+    assert seen["zswapd_build_info", "1.2.3"] == 1
+    assert {reason for name, reason in seen if name == "zswapd_frontswap_rejects_total"} == {
+        reason.name.lower() for reason in RejectReason
+    }
+
+
+def test_classes_in_use_are_there_and_no_others(text: str, snapshot: Snapshot) -> None:
+    seen = samples(text)
+    sizes = {one.size: one.used_frames for one in snapshot.core.zsmalloc.classes if one.used_frames}
+    assert len(sizes) > 1
+    assert {int(size): value for (name, size), value in seen.items() if name == "zswapd_zsmalloc_class_frames"} == sizes
+
+
+def test_every_row_finds_its_values(snapshot: Snapshot, text: str) -> None:
+    names = {name for name, _ in samples(text)}
+    assert not [row.name for row in ROWS if f"zswapd_{row.name}" not in names]
+
+
+def test_histograms_are_cumulative_with_bounds_in_seconds(text: str) -> None:
+    lines = [line for line in text.splitlines() if line.startswith("zswapd_load_duration_seconds")]
+    assert lines[0] == 'zswapd_load_duration_seconds_bucket{le="1e-06"} 5.0'
+    assert lines[1] == 'zswapd_load_duration_seconds_bucket{le="2e-06"} 15.0'
+    assert 'zswapd_load_duration_seconds_bucket{le="0.524288"} 15.0' in lines
+    assert 'zswapd_load_duration_seconds_bucket{le="+Inf"} 17.0' in lines
+    assert "zswapd_load_duration_seconds_count 17.0" in lines
+    assert "zswapd_load_duration_seconds_sum 0.25" in lines
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_promtool_finds_nothing(text: str) -> None:
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_it_is_made_in_time(snapshot: Snapshot) -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        generate_latest(Families(snapshot))
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.02
+
+
+# The exporter.
+
+
+@pytest.fixture
+async def exporter(snapshot: Snapshot) -> Exporter:
+    made = Exporter("127.0.0.1", 0, lambda: snapshot)
+    made.start()
+    with trio.fail_after(10):
+        while made.address is None:
+            await trio.sleep(0.01)
+    return made
+
+
+def ask(address: tuple[str, int], method: str = "GET", path: str = "/metrics") -> tuple[int, str, bytes]:
+    connection = http.client.HTTPConnection(*address, timeout=10)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.getheader("Content-Type", ""), response.read()
+    finally:
+        connection.close()
+
+
+async def get(exporter: Exporter, method: str = "GET", path: str = "/metrics") -> tuple[int, str, bytes]:
+    assert exporter.address
+    return await trio.to_thread.run_sync(ask, exporter.address, method, path)
+
+
+async def test_a_scrape_is_the_text(exporter: Exporter, text: str) -> None:
+    status, kind, body = await get(exporter)
+    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert body.decode() == text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("HEAD", "/metrics", 200), ("GET", "/", 404), ("POST", "/metrics", 405), ("GET", "/metrics?a=b", 200)],
+)
+async def test_other_requests_are_told_what_is_right(exporter: Exporter, method: str, path: str, status: int) -> None:
+    answered, _, body = await get(exporter, method, path)
+    assert answered == status
+    assert bool(body) == (method != "HEAD")
+
+
+async def test_who_misbehaves_is_shown_out_and_nobody_waits(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "CLIENT_S", 0.5)
+    assert exporter.address
+    silent, slow, rude, endless = (socket.create_connection(exporter.address, timeout=5) for _ in range(4))
+    try:
+        slow.sendall(b"GET /metr")
+        rude.sendall(b"\x16\x03\x01\x00\xff\r\n\r\n")
+        endless.sendall(b"GET /metrics HTTP/1.1\r\nHost: " + b"x" * 20_000)
+        began = time.monotonic()
+        assert (await get(exporter))[0] == 200
+        assert time.monotonic() - began < 0.4
+        for one in (rude, endless):
+            assert (await trio.to_thread.run_sync(one.recv, 100)).startswith(b"HTTP/1.1 400")
+        for one in (silent, slow):
+            assert await trio.to_thread.run_sync(one.recv, 100) == b""
+    finally:
+        for one in (silent, slow, rude, endless):
+            one.close()
+    assert (await get(exporter))[0] == 200
+
+
+async def test_too_many_at_once_are_turned_away(exporter: Exporter) -> None:
+    assert exporter.address
+    held = [socket.create_connection(exporter.address, timeout=5) for _ in range(exporting.CLIENTS)]
+    try:
+        extra = socket.create_connection(exporter.address, timeout=5)
+        assert await trio.to_thread.run_sync(extra.recv, 1) == b""
+        extra.close()
+    finally:
+        for one in held:
+            one.close()
+
+
+async def test_a_failing_snapshot_fails_its_scrape_only(
+    snapshot: Snapshot, caplog: pytest.LogCaptureFixture, expect_log: Callable[..., object]
+) -> None:
+    expect_log("a scrape failed", level=logging.ERROR)
+    failures = iter([False, True, False])
+
+    def take() -> Snapshot:
+        if next(failures):
+            raise RuntimeError("on cue")
+        return snapshot
+
+    made = Exporter("127.0.0.1", 0, take)
+    made.start()
+    with trio.fail_after(10):
+        while made.address is None:
+            await trio.sleep(0.01)
+    with pytest.raises(http.client.HTTPException):
+        await get(made)
+    assert "on cue" in caplog.text
+    assert (await get(made))[0] == 200
+
+
+async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, expect_log: Callable[..., object]
+) -> None:
+    expect_log("cannot listen on 127.0.0.1 port [0-9]+: Address already in use", count=1)
+    monkeypatch.setattr(exporting, "RETRY_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        made = Exporter("127.0.0.1", taken.getsockname()[1], lambda: snapshot)
+        made.start()
+        with trio.fail_after(10):
+            while "Address already in use" not in caplog.text:
+                await trio.sleep(0.01)
+        assert made.address is None
+    with trio.fail_after(10):
+        while made.address is None:
+            await trio.sleep(0.01)
+    assert (await get(made))[0] == 200

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What Prometheus is told: metric families from one snapshot. Nothing is counted here.
+
+Names follow Prometheus' rules (`zswapd_`, base units, `_total` for what only grows, also across workers); the kernel's name of
+a counter stands in its HELP. Labels are bounded: reasons, protections, swap files, size classes in use.
+
+A new counter is a row of ROWS. A part that is not there (its snapshot is None) has no rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+
+from zswapd.pam.base import RejectReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+    from zswapd.fuse.session import LatencyStatistics
+    from zswapd.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric: a value of the snapshot, or several that differ in a label.
+
+    Attributes:
+        name: without `zswapd_`; `_total` makes it a counter.
+        help: what it is; what is in parentheses at its end is the kernel's name.
+        paths: fields that lead to the value, or that by the label's value.
+        label: the label's name, if there are several.
+        in_frames: the value is in frames, the metric in bytes.
+    """
+
+    name: str
+    help: str
+    paths: str | Mapping[str, str]
+    label: str = ""
+    in_frames: bool = False
+
+
+ROWS = (
+    Row("uptime_seconds", "Time since the first worker began.", "worker.uptime_seconds"),
+    Row("workers_started_total", "Processes that served, the present one included.", "worker.number"),
+    Row("worker_deaths_total", "Those of them that ended without being told to.", "worker.deaths"),
+    Row("takeover_seconds", "Time that the worker took to take over and serve; 0 for the first.", "worker.takeover_seconds"),
+    Row("supervised", "Whether another worker would follow this one.", "worker.supervised"),
+    Row("poisoned_requests_total", "Requests answered with EIO since they killed one worker after the other.",
+        "worker.poisoned_requests"),
+    Row("requests_total", "FUSE requests.",
+        {"read": "fuse.reads", "write": "fuse.writes", "discard": "fuse.discards", "other": "fuse.others"}, "operation"),
+    Row("request_bytes_total", "Bytes that requests moved.",
+        {"read": "fuse.read_bytes", "write": "fuse.written_bytes"}, "operation"),
+    Row("request_errors_total", "Requests answered with an errno, refused writes included.", "fuse.request_errors"),
+    Row("failed_requests_total", "Requests that failed for a reason that has a name.", "fuse.failed_requests"),
+    Row("internal_errors_total", "Requests that failed because of a bug.", "fuse.internal_errors"),
+    Row("resent_requests_total", "Requests that came again, because a worker died before it answered them.", "fuse.resent"),
+    Row("poll_seconds_total", "Time spent looking out for the next request.", "fuse.poll_seconds"),
+    Row("reads_ahead_total", "Times that the next pages of a sequential reader were fetched.", "fuse.reads_ahead"),
+    Row("reads_ahead_hits_total", "Times that it then asked for them.", "fuse.reads_ahead_hits"),
+    Row("frontswap_stores_total", "Pages stored (succ_stores).", "core.frontswap.succ_stores"),
+    Row("frontswap_failed_stores_total", "Pages refused (failed_stores).", "core.frontswap.failed_stores"),
+    Row("frontswap_loads_total", "Pages loaded (loads).", "core.frontswap.loads"),
+    Row("frontswap_failed_loads_total", "Loads of pages that are not there, read as zeros.", "core.frontswap.failed_loads"),
+    Row("frontswap_invalidates_total", "Pages whose slot became free (invalidates).", "core.frontswap.invalidates"),
+    Row("frontswap_frozen", "Whether stores are being refused by command.", "core.frontswap.frozen"),
+    Row("stored_pages", "Pages that can be read back.", "core.zv.curr_pages"),
+    Row("same_filled_pages", "Those of them that consist of one repeated word and cost no object data.",
+        "core.zv.curr_same_filled"),
+    Row("incompressible_pages", "Those of them that are stored as they are.", "core.zv.curr_incompressible"),
+    Row("stored_object_bytes", "Bytes of stored objects, headers included.", "core.zv.curr_object_bytes"),
+    Row("stored_compressed_bytes", "Bytes of compressed data.", "core.zv.curr_zbytes"),
+    Row("poor_pages_total", "Pages that compress to more than zv_max_zsize (compress_poor), or while the mean was above "
+        "zv_max_mean_zsize (mean_compress_poor).",
+        {"compress_poor": "core.zv.compress_poor", "mean_compress_poor": "core.zv.mean_compress_poor"}, "reason"),
+    Row("damaged_pages_total", "Loads that found a page damaged.", "core.zv.corrupted"),
+    Row("page_size_bytes", "Bytes in a page.", "core.frames.page_size"),
+    Row("arena_bytes", "Memory of the arena: what stored pages, the reserve and the frame table really take.",
+        "core.arena_backed_bytes"),
+    Row("pool_bytes", "Memory in page frames that hold objects.", "core.frames.used_frames", in_frames=True),
+    Row("pool_max_bytes", "The most that it ever was.", "core.frames.used_frames_max", in_frames=True),
+    Row("pool_limit_bytes", "What it may come to.", "core.frames.limit_frames", in_frames=True),
+    Row("reserve_bytes", "Memory held ready in runs that serve any store.", "core.frames.reserve_frames", in_frames=True),
+    Row("reserve_target_bytes", "What is kept ready.", "core.frames.reserve_target_frames", in_frames=True),
+    Row("refilled_bytes_total", "Memory taken from the system.", "core.frames.refilled_frames", in_frames=True),
+    Row("trimmed_bytes_total", "Memory given back to it.", "core.frames.trimmed_frames", in_frames=True),
+    Row("failed_get_free_pages_total", "Frame requests refused: no populated run was long enough (failed_get_free_pages).",
+        "core.frames.failed_get_free_pages"),
+    Row("zsmalloc_objects", "Objects in zsmalloc.", "core.zsmalloc.objects"),
+    Row("zsmalloc_zspages", "zspages.", "core.zsmalloc.zspages"),
+    Row("zsmalloc_bytes", "Memory of the zspages.", "core.zsmalloc.used_frames", in_frames=True),
+    Row("zsmalloc_compacted_bytes_total", "Memory set free by compaction (pages_compacted).", "core.zsmalloc.pages_compacted",
+        in_frames=True),
+    Row("zsmalloc_objects_moved_total", "Objects that compaction moved.", "core.zsmalloc.objects_moved"),
+    Row("tmem_objects", "Objects in the index (curr_obj_count).", "core.tmem.curr_obj_count"),
+    Row("tmem_objnodes", "Nodes of the index (curr_objnode_count).", "core.tmem.curr_objnode_count"),
+    Row("tmem_objnode_bytes", "Memory of the index.", "core.tmem.objnode_bytes"),
+    Row("tmem_flushes_total", "Pages asked to be flushed (flush_total).", "core.tmem.flush_total"),
+    Row("tmem_flushes_found_total", "Those that were there (flush_found).", "core.tmem.flush_found"),
+    Row("tmem_object_flushes_total", "Objects asked to be flushed (flobj_total).", "core.tmem.flobj_total"),
+    Row("tmem_object_flushes_found_total", "Those that were there (flobj_found).", "core.tmem.flobj_found"),
+    Row("tmem_failed_puts_total", "Puts refused, by kind of pool (failed_pers_puts, failed_eph_puts).",
+        {"persistent": "core.tmem.failed_pers_puts", "ephemeral": "core.tmem.failed_eph_puts"}, "pool"),
+    Row("tmem_puts_flushed_total", "Refused puts that flushed an older copy (put_to_flush).", "core.tmem.put_to_flush"),
+    Row("recovered_pages", "Pages that the last takeover found.", "core.recovery.recovered_pages"),
+    Row("recovered_damaged_total", "Objects found damaged by takeovers; what they were is lost.", "core.recovery.damaged"),
+    Row("control_requests_total", "Requests on the control socket.", "control.requests"),
+    Row("control_refused_total", "Requests there that were not valid.", "control.refused"),
+    Row("memory_stall_seconds_total", "Time in which tasks of the system waited for memory: some, or all of them (PSI).",
+        {"some": "pressure.some_seconds", "full": "pressure.full_seconds"}, "tasks"),
+    Row("memory_stalls_total", "Times that they waited for longer than the trigger's threshold.", "pressure.triggers"),
+)  # fmt: skip
+"""Every metric whose value is a field of the snapshot."""
+
+FILE_ROWS = (
+    ("file_size_bytes", "Size of a swap file.", "size"),
+    ("file_stored_pages", "Pages of a swap file that are stored.", "stored_pages"),
+    ("file_lost_pages", "Pages of a swap file whose data is lost; their readers get EIO.", "lost_pages"),
+    ("file_pages_read_total", "Pages read.", "pages_read"),
+    ("file_pages_written_total", "Pages written.", "pages_written"),
+    ("file_pages_discarded_total", "Pages discarded.", "pages_discarded"),
+    ("file_refused_writes_total", "Writes refused.", "refused_writes"),
+    ("file_failed_reads_total", "Reads that failed.", "failed_reads"),
+)
+CLASS_ROWS = (
+    ("zsmalloc_class_objects", "Objects that the zspages of a size class have room for.", "objects"),
+    ("zsmalloc_class_used_objects", "Objects in them.", "used_objects"),
+    ("zsmalloc_class_frames", "Page frames of a size class.", "used_frames"),
+)
+
+
+def collect(snapshot: Snapshot) -> Iterator[Metric]:
+    """Yield every family, one after the other, so that who makes text of them can pause in between."""
+    yield InfoMetricFamily("zswapd_build", "The program.", {"version": snapshot.worker.version})
+    page_size = snapshot.core.frames.page_size
+    for row in ROWS:
+        yield from _family(row, snapshot, page_size)
+    yield _labelled(
+        "zswapd_frontswap_rejects_total",
+        "Pages refused by reason, in the words of zcache and zswap.",
+        "reason",
+        {reason.name.lower(): 0 for reason in RejectReason} | dict(snapshot.core.frontswap.rejects),
+    )
+    yield _labelled("zswapd_protection_on", "Whether a protection is on.", "protection", dict(snapshot.worker.protections))
+    for name, text, field in FILE_ROWS:
+        yield _labelled(
+            f"zswapd_{name}", text, "file", {device.name: getattr(device, field) for device in snapshot.core.devices}
+        )
+    classes = [one for one in snapshot.core.zsmalloc.classes if one.used_frames]
+    for name, text, field in CLASS_ROWS:
+        yield _labelled(f"zswapd_{name}", text, "size", {str(one.size): getattr(one, field) for one in classes})
+    yield _histogram("load", snapshot.fuse.read_latency)
+    yield _histogram("store", snapshot.fuse.write_latency)
+
+
+def _family(row: Row, snapshot: Snapshot, page_size: int) -> Iterator[Metric]:
+    paths = {"": row.paths} if isinstance(row.paths, str) else row.paths
+    factor = page_size if row.in_frames else 1
+    values = {value: _at(snapshot, path) for value, path in paths.items()}
+    found = {value: number * factor for value, number in values.items() if number is not None}
+    if found:
+        yield _labelled(f"zswapd_{row.name}", row.help, row.label, found)
+
+
+def _at(snapshot: Any, path: str) -> Any:
+    """Return a field of the snapshot, None where a part of the path is not there."""
+    for name in path.split("."):
+        snapshot = getattr(snapshot, name, None)
+    return snapshot
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, Any]) -> Metric:
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    family = kind(name, text, labels=[label] if label else [])
+    for value, number in values.items():
+        family.add_metric([value] if label else [], float(number))
+    return family
+
+
+def _histogram(what: str, latency: LatencyStatistics) -> Metric:
+    text = f"Time to answer a request that {what}s pages; one request in 64 is timed."
+    family = HistogramMetricFamily(f"zswapd_{what}_duration_seconds", text)
+    so_far, buckets = 0, []
+    for place, count in enumerate(latency.counts):
+        so_far += count
+        bound = "+Inf" if place == len(latency.counts) - 1 else repr(2**place / 1e6)
+        buckets.append((bound, so_far))
+    family.add_metric([], buckets, latency.seconds)
+    return family
