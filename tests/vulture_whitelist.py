@@ -49,11 +49,9 @@ lost_bitmap_bytes
 # cleancache: the kernel's names, whole.
 _.init_shared_fs
 Cleancache
-_.init_fs
-_.invalidate_fs
-_.put_page
-_.get_page
-_.invalidate_inode
+
+# Cache volumes.
+Volumes
 
 # What whoever shrinks the cache asks.
 _.take_trigger

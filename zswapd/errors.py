@@ -119,6 +119,23 @@ class DiscardError(ZswapdError):
     errno_ = errno.ENOSPC
 
 
+class VolumeError(ZswapdError):
+    """A cache volume cannot be made, found or read.
+
+    Args:
+        message: see `ZswapdError`, as for `hint`.
+        errno_: what a reader or writer of the volume gets, if it is not EIO.
+    """
+
+    exit_code = 15
+    errno_ = errno.EIO
+
+    def __init__(self, message: str, *, hint: str | None = None, errno_: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        if errno_ is not None:
+            self.errno_ = errno_
+
+
 class HandoverError(ZswapdError):
     """A running session cannot be taken over; whoever serves it goes on."""
 

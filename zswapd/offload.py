@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One thread for what blocks, started once: populating and punching memory while the event loop serves pages.
+"""Threads for what blocks, started once: populating and punching memory, backing I/O, while the event loop serves pages.
 
 trio.to_thread would do, but it lets idle threads go and makes new ones when they are wanted, and a clone(2) that waits for
-memory waits with the GIL held: for the very memory that only swapping can free. This thread is there from the start, and
-stays.
+memory waits with the GIL held: for the very memory that only swapping can free. These threads are there from the start, and
+stay.
 
-Limits: one job at a time, in order; a job cannot be cancelled, whoever waits for it waits until it is done.
+Limits: jobs are begun in order, as many at a time as there are threads; one that has begun cannot be stopped. Whoever waits for
+it waits until it is done, or leaves it behind (`abandon`): then the thread is busy until the system call returns, if ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
@@ -24,37 +26,54 @@ Ts = TypeVarTuple("Ts")
 
 
 class Offload:
-    """The thread. Ends with the process."""
+    """Threads with one queue. They end with the process.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the threads, as `ps -L` shows it.
+        threads: how many.
+
+    Attributes:
+        unfinished: jobs given and not known to be done; of the event loop's thread.
+    """
+
+    def __init__(self, name: str = "offload", threads: int = 1) -> None:
+        self.unfinished = 0
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="offload", daemon=True).start()
+        for _ in range(threads):
+            threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def _work(self) -> None:
         while True:
             self._jobs.get()()
 
-    async def run(self, function: Callable[[*Ts], R], *args: *Ts) -> R:
-        """Call a function in the thread and return what it returns; what it raises is raised here.
+    async def run(self, function: Callable[[*Ts], R], *args: *Ts, abandon: bool = False) -> R:
+        """Call a function in a thread and return what it returns; what it raises is raised here.
 
         Args:
             function: must not touch what belongs to the event loop's thread.
             args: its arguments.
+            abandon: when the waiting task is cancelled, go without the result; otherwise it waits all the same.
         """
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
         results: list[R] = []
         errors: list[BaseException] = []
 
+        def finish() -> None:
+            self.unfinished -= 1
+            done.set()
+
         def job() -> None:
             try:
                 results.append(function(*args))
             except BaseException as error:  # noqa: BLE001 - goes to whoever waits
                 errors.append(error)
-            token.run_sync_soon(done.set)
+            with contextlib.suppress(trio.RunFinishedError):  # everybody has left
+                token.run_sync_soon(finish)
 
+        self.unfinished += 1
         self._jobs.put(job)
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=not abandon):
             await done.wait()
         if errors:
             raise errors[0]

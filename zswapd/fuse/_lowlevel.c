@@ -103,6 +103,9 @@ struct survivor {
 
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
+	PyObject *interrupt;                /* NULL if nobody wants to know */
+	uint64_t handed_over;               /* number of the last request that pyfuse3 was given, */
+	uint32_t handed_over_pid;           /* and the thread that waits for it */
 	struct fuse_session *session;       /* the session whose table carries our operations, NULL before */
 	int fd;                             /* of that session, -1 until the first receive */
 	struct fuse_lowlevel_ops original;  /* what pyfuse3 registered */
@@ -389,6 +392,11 @@ static void hook_init(void *userdata, struct fuse_conn_info *conn)
 		hook.original.init(userdata, conn);
 	if (conn->max_write > hook.max_io)
 		conn->max_write = (unsigned)hook.max_io;
+	/*
+	 * Reads of cached files are not to be background requests: those of a slow or hanging file would take the places that the
+	 * loop driver needs for swap. Reading ahead, a process then waits for its requests one by one.
+	 */
+	conn->want &= ~(unsigned)FUSE_CAP_ASYNC_READ;
 	conn->max_background = hook.max_background;
 	conn->congestion_threshold = hook.max_background - hook.max_background / 4;
 	stats.max_write = conn->max_write;
@@ -652,8 +660,25 @@ static int hand_over(struct fuse_buf *buf, const char *request, size_t length)
 	memcpy(buf->mem, request, length);
 	buf->size = length;
 	buf->flags = 0;
+	hook.handed_over = ((const struct fuse_in_header *)request)->unique & ~RESENT;
+	hook.handed_over_pid = ((const struct fuse_in_header *)request)->pid;
 	stats.other++;
 	return (int)length;
+}
+
+/* Tell Python which request its requester does not want to wait for any more; libfuse hears of it as well. */
+static void note_interrupt(size_t length)
+{
+	const struct fuse_in_header *in = header();
+	PyObject *result;
+
+	if (in->opcode != FUSE_INTERRUPT || hook.interrupt == NULL || length < sizeof(*in) + sizeof(struct fuse_interrupt_in))
+		return;
+	result = PyObject_CallFunction(hook.interrupt, "K",
+	                               (unsigned long long)(((const struct fuse_interrupt_in *)(in + 1))->unique & ~RESENT));
+	if (result == NULL)
+		PyErr_WriteUnraisable(hook.interrupt);
+	Py_XDECREF(result);
 }
 
 /* Keep the kernel's first request for the successors: each of them has to hear it, or libfuse takes no other. */
@@ -709,6 +734,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		note_active((size_t)n);
 		if (!served_here(header(), (size_t)n)) {
 			keep_init((size_t)n);
+			note_interrupt((size_t)n);
 			n = hand_over(buf, hook.request, (size_t)n);
 			/* Answered by a coroutine, some time later: `active` stays until the next request. */
 			return (int)n;
@@ -840,6 +866,7 @@ static void forget_all(void)
 	Py_CLEAR(hook.read);
 	Py_CLEAR(hook.write);
 	Py_CLEAR(hook.fallocate);
+	Py_CLEAR(hook.interrupt);
 	if (hook.shared.obj != NULL)
 		PyBuffer_Release(&hook.shared);
 	memset(&hook, 0, sizeof(hook));
@@ -848,7 +875,7 @@ static void forget_all(void)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None)");
+             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None)");
 
 /* The address of shared memory for survivor and request, NULL with an exception set if it does not do. */
 static char *shared_memory(PyObject *shared)
@@ -869,15 +896,16 @@ static char *shared_memory(PyObject *shared)
 static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"read",   "write",          "fallocate", "poll_us", "budget_us",
-	                        "max_io", "max_background", "shared",    NULL};
-	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None;
+	                        "max_io", "max_background", "shared",    "interrupt", NULL};
+	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None, *interrupt = Py_None;
 	char *given = NULL;
 	unsigned poll_us = 0, budget_us = 0, max_io = 0, max_background = 0;
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIO:attach", names, &read_function, &write_function,
-	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background, &shared))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOO:attach", names, &read_function, &write_function,
+	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background, &shared,
+	                                 &interrupt))
 		return NULL;
 	if (attached()) {
 		PyErr_SetString(PyExc_RuntimeError, "already attached: one session per process");
@@ -907,6 +935,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.read = Py_NewRef(read_function);
 	hook.write = Py_NewRef(write_function);
 	hook.fallocate = Py_NewRef(fallocate_function);
+	hook.interrupt = interrupt == Py_None ? NULL : Py_NewRef(interrupt);
 	memset(&stats, 0, sizeof(stats));
 	memset(&sample, 0, sizeof(sample));
 	sample.left = SAMPLED;
@@ -978,6 +1007,13 @@ static PyObject *py_hooked(PyObject *self, PyObject *unused)
 	(void)self;
 	(void)unused;
 	return PyBool_FromLong(hook.session != NULL);
+}
+
+static PyObject *py_current(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	return Py_BuildValue("(KI)", (unsigned long long)hook.handed_over, (unsigned)hook.handed_over_pid);
 }
 
 static PyObject *py_add_inode(PyObject *self, PyObject *number)
@@ -1058,6 +1094,7 @@ static PyMethodDef methods[] = {
     {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
     {"adopt", py_adopt, METH_NOARGS, adopt_doc},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
+    {"current", py_current, METH_NOARGS, PyDoc_STR("current() -> (number, thread)")},
     {"hooked", py_hooked, METH_NOARGS, PyDoc_STR("hooked() -> bool")},
     {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},
     {"remove_inode", py_remove_inode, METH_O, PyDoc_STR("remove_inode(inode)")},

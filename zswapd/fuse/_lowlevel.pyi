@@ -11,6 +11,7 @@ def attach(
     max_io: int,
     max_background: int,
     shared: memoryview | None = None,
+    interrupt: Callable[[int], object] | None = None,
 ) -> None:
     """Have the next FUSE session answer its block inodes through these functions; zeroes the counters.
 
@@ -29,6 +30,7 @@ def attach(
         max_background: asynchronous requests the kernel may have under way at once.
         shared: writable memory that outlives the process, for the request buffer and what a successor needs (a
             survivor page; `handover.hook_bytes(max_io)` bytes on a page boundary). Private memory if None.
+        interrupt: called with the number of a request whose requester has got a signal.
 
     Raises:
         RuntimeError: attached already.
@@ -53,6 +55,12 @@ def detach() -> None:
 
 def set_poll_us(poll_us: int) -> None:
     """Change the longest wait for the next request, µs."""
+
+def current() -> tuple[int, int]:
+    """Return the number of the last request that pyfuse3 was given, and the thread that made it; (0, 0) if there was none.
+
+    Within a handler, before its first await, that is its own.
+    """
 
 def hooked() -> bool:
     """Tell whether a session was created through this module since `attach()`."""

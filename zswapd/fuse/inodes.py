@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The directories that the mount shows: which names exist, and what their inodes are.
 
-A mount holds a handful of files: swap files in the root, and directories of small text files. So the tree is a table, not
-objects on some medium. Synchronous and free of pyfuse3; `operations.py` turns `Node` into what the kernel is told.
+A mount holds a handful of files: swap files in the root, directories of small text files, and one of cache volumes. So the
+tree is a table, not objects on some medium. Synchronous and free of pyfuse3; `operations.py` turns `Node` into what the kernel
+is told.
 
 A file stays open when one worker takes over from another, and the kernel goes on asking by number. Hence numbers depend on
 nothing but the configuration and names: swap files have 2, 3, … in the order in which they are configured, everything else a
-hash of its path. They may be cached by the kernel for as long as it likes.
+hash of its path, but for cached files, whose giver remembers their numbers. The kernel may cache all of it for as long as it
+likes, except what it knows of cached files, which come, go, and change their length.
 
 Invariants: the root is inode 1 and its own parent; a name occurs once in its directory; numbers below HASHED are block files.
 """
@@ -80,6 +82,44 @@ class TextFile(Protocol):
         """Take in what was written at once, wherever in the file: whole, or not at all."""
 
 
+class CachedFile(Protocol):
+    """A file whose pages the kernel's page cache may keep; `volumes.volume.Volume` is one.
+
+    Everything may take as long as a device does, and runs beside the page path. Failures are `ZswapdError`.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes, as far as it is known."""
+
+    @property
+    def mtime_ns(self) -> int:
+        """When its contents were last changed by somebody else, ns since the epoch."""
+
+    @property
+    def attribute_s(self) -> float:
+        """How long the kernel may go by size and times, seconds."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether it can be opened for writing."""
+
+    async def refresh(self) -> None:
+        """Make sure that size and times are not older than `attribute_s`."""
+
+    async def opened(self) -> None:
+        """Make sure that neither they nor the kernel's page cache are older than this call."""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return bytes; fewer at the end of the file. May be cancelled."""
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write, and return how many bytes; at least one."""
+
+    async def sync(self) -> None:
+        """Have what was written reach the device."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One inode, as `stat` would tell it.
@@ -89,10 +129,11 @@ class Node:
         parent: inode of the directory that it is in.
         name: its name there; empty for the root.
         mode: file type and permission bits.
-        size: bytes; 0 for directories and text files.
+        size: bytes; 0 for directories, text files and cached files, which know better.
         born_ns: when the mount was made, ns since the epoch; stands for all three times of the file.
         file: what the data comes from; None for directories and text files.
         text: what a text file's content comes from, else None.
+        cached: what a cached file's data comes from, else None.
     """
 
     inode: int
@@ -103,6 +144,7 @@ class Node:
     born_ns: int
     file: BlockFile | None = None
     text: TextFile | None = None
+    cached: CachedFile | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -164,6 +206,27 @@ class Directory:
         mode = stat.S_IFREG | (0o600 if text.writable else 0o400)
         self._add(Node(inode, parent, encoded, mode, 0, self.born_ns, text=text))
         return inode
+
+    def add_cached_file(self, parent: int, name: str, inode: int, file: CachedFile) -> None:
+        """Put a cached file into a directory.
+
+        Args:
+            parent: inode of the directory.
+            name: in it.
+            inode: from 2 * HASHED up, below 4 * HASHED; one that was never another's.
+            file: what it is.
+
+        Raises:
+            ConfigError: the name cannot be a file's name, or is taken.
+        """
+        encoded = self._free_name(parent, name, "cached")
+        mode = stat.S_IFREG | (0o600 if file.writable else 0o400)
+        self._add(Node(inode, parent, encoded, mode, 0, self.born_ns, cached=file))
+
+    def remove(self, inode: int) -> None:
+        """Forget a cached file. Who has it open asks on, and is told that there is none."""
+        node = self._nodes.pop(inode)
+        del self._names[node.parent, node.name]
 
     def _free_name(self, parent: int, name: str, kind: str) -> bytes:
         encoded = _checked_name(name, kind)

@@ -6,12 +6,11 @@ device wants one): a read across the end is short, a write across the end is sho
 gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and EINVAL without; its name, owner,
 mode, times and size cannot be changed (EPERM).
 
-A text file is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it is taken
-whole, and truncating it means nothing (`echo 1 >` does it).
+A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it
+is taken whole, and truncating it means nothing (`echo 1 >` does it). A handle is the inode's number, which a successor knows.
 
-A handle is the inode's number, which a successor knows as well; in front of a text file's stands a number of the open file, by
-which its content is found. A successor has no such content: it begins anew at offset 0, says "end" behind it, and fails a
-reader in the middle with EIO rather than joining two versions.
+A cached file goes through the kernel's page cache. Whoever waits for one may be killed meanwhile: the request then ends with
+EINTR (interrupts.py). One that was removed while it was open is ESTALE.
 
 There are two ways in. With the hook (`_lowlevel.c`), reads, writes and fallocate call `serve_read`,
 `serve_write` and `serve_fallocate`, plain functions that return a length or -errno: the page path. Everything
@@ -28,7 +27,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -37,12 +35,14 @@ import trio
 from pyfuse3 import FUSEError
 
 from zswapd.fuse.failures import Failures
+from zswapd.fuse.interrupts import Interrupts
+from zswapd.fuse.texts import Texts, inode_of
 from zswapd.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from zswapd.fuse.inodes import Directory, Node, TextFile
+    from zswapd.fuse.inodes import CachedFile, Directory, Node, TextFile
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -53,13 +53,8 @@ _DISCARDING = {
     FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
 }
 
-_INODE_BITS = 42
-_INODE_MASK = (1 << _INODE_BITS) - 1
-_OPENS = (1 << 64 - _INODE_BITS) - 1
-"""Numbers of open text files, from 1 on: what a handle of 64 bits has room for besides the inode."""
-
 CACHE_SECONDS = 3600.0
-"""How long the kernel may remember names and attributes; none of them changes while the mount lives."""
+"""How long the kernel may remember names and attributes that do not change while the mount lives."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,6 +108,8 @@ class OperationsStatistics:
     """All other coroutines: look-ups, opens, and so on."""
     refused_writes: int
     """Writes that the file turned away; the kernel keeps such pages."""
+    let_go: int
+    """Readers of cached files that were killed while they waited."""
     internal_errors: int
     failed_requests: int
 
@@ -126,6 +123,7 @@ class Operations(pyfuse3.Operations):
         discards.
 
     Attributes:
+        interrupts: by which readers of cached files are let go when they are killed.
         failures: the counters and the log of what went wrong.
         on_init: called when the kernel has agreed on the protocol, so that requests will be answered from now
         on.
@@ -136,6 +134,7 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, directory: Directory, *, page_size: int = PAGE_SIZE) -> None:
         super().__init__()
+        self.interrupts = Interrupts()
         self.directory = directory
         self.failures = Failures()
         self.on_init: Callable[[], object] | None = None
@@ -145,8 +144,7 @@ class Operations(pyfuse3.Operations):
         self._refused_writes = 0
         self._reads = 0
         self._writes = 0
-        self._texts: dict[int, bytes] = {}
-        self._opens = time.monotonic_ns() % _OPENS  # not where a predecessor began, whose handles may still be in use
+        self._texts = Texts()
 
     def init(self) -> None:
         """Take note that the kernel's first message was understood."""
@@ -160,6 +158,7 @@ class Operations(pyfuse3.Operations):
             writes=self._writes,
             others=self.other_requests - self._reads - self._writes,
             refused_writes=self._refused_writes,
+            let_go=self.interrupts.let_go,
             internal_errors=self.failures.internal_errors,
             failed_requests=self.failures.failed_requests,
         )
@@ -220,9 +219,14 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Return up to `size` bytes from `off` on; fewer at the end of the file."""
         self._reads += 1
-        inode = fh & _INODE_MASK
+        inode = inode_of(fh)
         if inode not in self._files:
-            return self._read_text(fh, inode, off, size)
+            cached = self._open_node(inode).cached
+            if cached is None:
+                return self._texts.read(fh, self._text(inode), off, size)
+            with self.interrupts.letting_go():
+                return await cached.read(off, size)
+            raise FUSEError(errno.EINTR)
         out = bytearray(size)
         n = self.serve_read(fh, off, memoryview(out))
         if n < 0:
@@ -233,8 +237,11 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Store `buf` at `off` and return how many bytes of it were taken; fewer at the end of the file."""
         self._writes += 1
-        inode = fh & _INODE_MASK
+        inode = inode_of(fh)
         if inode not in self._files:
+            cached = self._open_node(inode).cached
+            if cached is not None:
+                return await cached.write(off, buf)
             self._text(inode).write(buf)
             return len(buf)
         n = self.serve_write(fh, off, memoryview(buf))
@@ -242,15 +249,11 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(-n)
         return n
 
-    def _read_text(self, fh: int, inode: int, off: int, size: int) -> bytes:
-        content = self._texts.get(fh)
-        if content is None:  # opened when another worker served
-            content = self._text(inode).read()
-            if 0 < off < len(content):
-                raise FUSEError(errno.EIO)
-            if not off:
-                self._texts[fh] = content
-        return content[off : off + size]
+    def _open_node(self, inode: int) -> Node:
+        node = self.directory.node(inode)
+        if node is None:  # it was there when it was opened
+            raise FUSEError(errno.ESTALE)
+        return node
 
     def _text(self, inode: int) -> TextFile:
         text = self._existing(inode).text
@@ -263,12 +266,12 @@ class Operations(pyfuse3.Operations):
     @answering
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return the attributes of what `name` is in a directory; ENOENT if there is nothing."""
-        return self._attributes(self.directory.lookup(parent_inode, name))
+        return await self._refreshed(self.directory.lookup(parent_inode, name))
 
     @answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return the attributes of an inode."""
-        return self._attributes(self.directory.node(inode))
+        return await self._refreshed(self.directory.node(inode))
 
     @answering
     async def setattr(
@@ -281,7 +284,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow."""
         node = self._existing(inode)
-        now = self._attributes(node)
+        now = await self._refreshed(node)
         # ftruncate asks for new times along with the size; alone, they are refused.
         times = fields.update_atime or fields.update_mtime or fields.update_ctime
         is_allowed = (
@@ -329,25 +332,27 @@ class Operations(pyfuse3.Operations):
         if node.is_directory:
             raise FUSEError(errno.EISDIR)
         if node.text is not None:
-            return self._open_text(inode, node.text, flags)
+            return pyfuse3.FileInfo(fh=self._texts.open(inode, node.text, flags), direct_io=True, keep_cache=False)
+        if node.cached is not None:
+            return await self._open_cached(inode, node.cached, flags)
         if flags & os.O_TRUNC:  # granted, it would make the kernel take the file for empty
             raise FUSEError(errno.EPERM)
         return pyfuse3.FileInfo(fh=inode, direct_io=True, keep_cache=False)
 
-    def _open_text(self, inode: int, text: TextFile, flags: int) -> pyfuse3.FileInfo:
-        is_writing = flags & os.O_ACCMODE != os.O_RDONLY
-        if is_writing and not text.writable:  # root's capabilities let everything through that modes forbid
-            raise FUSEError(errno.EACCES)
-        self._opens = self._opens % _OPENS + 1
-        handle = self._opens << _INODE_BITS | inode
-        if flags & os.O_ACCMODE != os.O_WRONLY:
-            self._texts[handle] = text.read()
-        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+    async def _open_cached(self, inode: int, cached: CachedFile, flags: int) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY and not cached.writable:
+            raise FUSEError(errno.EROFS)
+        if flags & os.O_TRUNC:
+            raise FUSEError(errno.EPERM)
+        with self.interrupts.letting_go():
+            await cached.opened()
+            return pyfuse3.FileInfo(fh=inode, direct_io=False, keep_cache=True)
+        raise FUSEError(errno.EINTR)
 
     @answering
     async def release(self, fh: int) -> None:
         """Forget the content of a text file; nothing else is kept per open file."""
-        self._texts.pop(fh, None)
+        self._texts.close(fh)
 
     @answering
     async def releasedir(self, fh: int) -> None:
@@ -359,7 +364,10 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
-        """Nothing is held back: a write is stored when it is answered."""
+        """Pass it on for a cached file; elsewhere nothing is held back: a write is stored when it is answered."""
+        node = self.directory.node(inode_of(fh))
+        if node is not None and node.cached is not None:
+            await node.cached.sync()
 
     @answering
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
@@ -393,6 +401,15 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOENT)
         return node
 
+    async def _refreshed(self, node: Node | None) -> pyfuse3.EntryAttributes:
+        """Return attributes that are not older than the kernel may believe."""
+        if node is not None and node.cached is not None:
+            with self.interrupts.letting_go() as scope:
+                await node.cached.refresh()
+            if scope.cancelled_caught:
+                raise FUSEError(errno.EINTR)
+        return self._attributes(node)
+
     def _attributes(self, node: Node | None) -> pyfuse3.EntryAttributes:
         if node is None:
             raise FUSEError(errno.ENOENT)
@@ -405,4 +422,8 @@ class Operations(pyfuse3.Operations):
         entry.st_blocks = node.size // 512  # no holes, as far as anybody outside is concerned
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.born_ns
         entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
+        if node.cached is not None:
+            entry.st_size, entry.st_blocks = node.cached.size, -(-node.cached.size // 512)
+            entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.cached.mtime_ns
+            entry.entry_timeout = entry.attr_timeout = node.cached.attribute_s
         return entry

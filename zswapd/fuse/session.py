@@ -40,6 +40,11 @@ answered and is woken for each request: one more switch for every request, and t
 kernel's own 12 cost a quarter of the random reads at queue depth 32 besides (109 000 a second against 148 000)."""
 
 
+MAX_TASKS = 4096
+"""Requests that coroutines may have under way at once. When all wait, nobody fetches the next one, of swap either: so more than
+all cache volumes together ever have (`volumes.volume.MAX_PENDING` each). A task takes some kilobytes, while it lives."""
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyStatistics:
     """How long requests took from the queue to the end of their answer; one in 64 is timed."""
@@ -96,6 +101,8 @@ class SessionStatistics:
     """Those of them that it then asked for. The pages of the others count as loaded all the same."""
     resent: int
     """Requests that came again, because a worker had died before it answered them."""
+    let_go: int
+    """Readers of cache volumes that were killed while they waited."""
     request_errors: int
     """Requests that the hook answered with an errno."""
     reply_errors: int
@@ -116,7 +123,7 @@ carry.declare(
     cumulative=(
         "reads writes discards others read_bytes written_bytes refused_writes drained receives polls "
         "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
-        "resent request_errors reply_errors internal_errors failed_requests"
+        "resent let_go request_errors reply_errors internal_errors failed_requests"
     ),
 )
 
@@ -225,7 +232,8 @@ class Session:
             nursery.start_soon(announce)
             if self._adopt and lowlevel is not None and lowlevel.adopt():
                 nursery.start_soon(self._poke)
-            await pyfuse3.main()
+            nursery.start_soon(self.operations.interrupts.run)
+            await pyfuse3.main(max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
         if self._is_terminating:
             if not agreed.is_set():
@@ -281,6 +289,7 @@ class Session:
             reads_ahead=hook["aheads"],
             reads_ahead_hits=hook["ahead_hits"],
             resent=hook["resent"],
+            let_go=plain.let_go,
             request_errors=hook["errors"],
             reply_errors=hook["reply_errors"],
             internal_errors=plain.internal_errors + hook["exceptions"],
@@ -325,6 +334,7 @@ class Session:
             max_io=MAX_IO,
             max_background=MAX_BACKGROUND,
             shared=self._shared,
+            interrupt=self.operations.interrupts.interrupt,
         )
         undo.callback(lowlevel.detach)
         for inode in self.operations.directory.block_files:
@@ -332,6 +342,20 @@ class Session:
 
 
 _UNTIMED: tuple[tuple[int, ...], int] = ((0,) * 21, 0)
+
+
+def forget_inode(inode: int) -> None:
+    """Have the kernel forget pages and attributes of an inode; waits for its readers, so never in the event loop's thread."""
+    with contextlib.suppress(OSError):  # ENOENT: it knows of none
+        pyfuse3.invalidate_inode(inode)
+
+
+def forget_name(parent: int, name: str) -> None:
+    """Have the kernel forget a name in a directory; waits for look-ups there, so never in the event loop's thread."""
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_entry(parent, name.encode(errors="surrogateescape"))
+
+
 _COUNTERS = (
     "read",
     "write",

@@ -1,0 +1,606 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Cache volumes without a mount: what is read, from where, how often; and that nothing stale ever comes back."""
+# ruff: noqa: ASYNC240 - files of a few pages in a temporary directory
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.volumes import PAGE, Box, Device, make_file
+from zswapd.errors import VolumeError
+from zswapd.volumes import volume as volume_module
+from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
+
+GAP, RUN = GAP_BYTES // PAGE, RUN_BYTES // PAGE
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(monkeypatch)
+
+
+@pytest.fixture
+def box(device: Device) -> Box:
+    return Box(device)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "backing"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for threads."""
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def one(box: Box, path: Path, mode: str = "ro") -> AsyncIterator[Volume]:
+    """Run volumes with one volume."""
+    async with box.running() as volumes:
+        yield await volumes.add("disk", str(path), mode)
+
+
+# Reading.
+
+
+async def test_second_read_comes_from_the_cache(box: Box, path: Path) -> None:
+    data = make_file(path, 64)
+    async with one(box, path) as volume:
+        assert await volume.read(0, len(data)) == data
+        assert box.device.reads == [(0, 64)]
+        assert await volume.read(0, len(data)) == data
+        assert await volume.read(5 * PAGE + 7, 9000) == data[5 * PAGE + 7 : 5 * PAGE + 7 + 9000]
+        assert box.device.reads == [(0, 64)]
+        statistics = volume.statistics()
+    assert (statistics.misses, statistics.hits, statistics.pages) == (1, 2, 64)
+    assert statistics.backing_read_bytes == len(data)
+
+
+@pytest.mark.parametrize("pages", [0.001, 0.5, 1, 2.25, 3])
+async def test_end_of_the_file_is_where_the_backing_file_has_it(box: Box, path: Path, pages: float) -> None:
+    data = make_file(path, pages)
+    async with one(box, path) as volume:
+        for _ in range(2):
+            for offset in (0, 1, PAGE - 1, PAGE, len(data) - 1, len(data), len(data) + PAGE):
+                for size in (1, PAGE, 20 * PAGE):
+                    assert await volume.read(offset, size) == data[offset : offset + size]
+        assert volume.size == len(data)
+
+
+async def test_missing_pages_are_read_together_over_small_gaps_and_in_long_runs(box: Box, path: Path) -> None:
+    data = make_file(path, 3 * RUN)
+    async with one(box, path) as volume:
+        for page in (10, 11, 40):
+            await volume.read(page * PAGE, PAGE)
+        box.device.reads.clear()
+        assert await volume.read(0, 20 * PAGE) == data[: 20 * PAGE]
+        assert box.device.reads == [(0, 20)], "two pages that are there are read over"
+        box.device.reads.clear()
+        assert await volume.read(0, len(data)) == data
+        # From behind the twenty to the end, in pieces as long as a buffer.
+        assert sorted(box.device.reads) == [(20, RUN), (20 + RUN, RUN), (20 + 2 * RUN, RUN - 20)]
+
+
+async def test_gap_that_is_cached_and_long_is_not_read_again(box: Box, path: Path) -> None:
+    data = make_file(path, 4 * GAP)
+    async with one(box, path) as volume:
+        await volume.read(PAGE, (GAP + 1) * PAGE)
+        box.device.reads.clear()
+        assert await volume.read(0, (GAP + 4) * PAGE) == data[: (GAP + 4) * PAGE]
+        assert sorted(box.device.reads) == [(0, 1), (GAP + 2, 2)]
+
+
+async def test_readers_of_one_page_share_one_read(box: Box, path: Path) -> None:
+    data = make_file(path, 32)
+    async with one(box, path) as volume:
+        box.device.answering.clear()
+        results: dict[int, bytes] = {}
+
+        async def read(number: int, first: int, count: int) -> None:
+            results[number] = await volume.read(first * PAGE, count * PAGE)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, 0, 0, 16)
+            await until(lambda: box.device.reads)
+            for number in range(1, 6):
+                nursery.start_soon(read, number, 4, 8)
+            nursery.start_soon(read, 6, 12, 12)
+            await until(lambda: len(box.device.reads) == 2)
+            box.device.answering.set()
+        assert box.device.reads == [(0, 16), (16, 8)]
+        assert all(results[number] == data[4 * PAGE : 12 * PAGE] for number in range(1, 6))
+        assert results[6] == data[12 * PAGE : 24 * PAGE]
+        assert volume.statistics().shared_reads == 6
+
+
+async def test_queue_depth_is_bounded(box: Box, path: Path) -> None:
+    make_file(path, 400)
+    async with one(box, path) as volume, trio.open_nursery() as nursery:
+        box.device.answering.clear()
+        for number in range(20):
+            nursery.start_soon(volume.read, number * 20 * PAGE, PAGE)
+        await until(lambda: len(box.device.reads) == 3)
+        await trio.sleep(0.05)
+        assert len(box.device.reads) == 3
+        box.device.answering.set()
+
+
+async def test_sequential_stream_over_the_cutoff_is_read_and_not_kept(box: Box, path: Path) -> None:
+    data = make_file(path, 64)
+    async with one(box, path) as volume:
+        box.volumes.apply(check_s=0.0, cutoff=16 * PAGE)
+        for page in range(0, 64, 8):
+            assert await volume.read(page * PAGE, 8 * PAGE) == data[page * PAGE : (page + 8) * PAGE]
+        await until(lambda: volume.statistics().pages == 16)
+        assert volume.statistics().bypassed_bytes == 48 * PAGE
+        await volume.read(60 * PAGE, PAGE)
+        await until(lambda: volume.statistics().pages == 17)
+
+
+# Errors.
+
+
+async def test_bad_page_fails_its_readers_alone(box: Box, path: Path) -> None:
+    data = make_file(path, 32)
+    async with one(box, path) as volume:
+        box.device.bad = {20}
+        box.device.answering.clear()
+        outcome: dict[str, object] = {}
+
+        async def read(name: str, first: int, count: int) -> None:
+            try:
+                outcome[name] = await volume.read(first * PAGE, count * PAGE)
+            except VolumeError as error:
+                outcome[name] = error.errno_
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, "all", 0, 32)
+            await until(lambda: box.device.reads)
+            nursery.start_soon(read, "good", 3, 2)  # joins a read that will fail
+            await trio.sleep(0.02)
+            box.device.answering.set()
+        assert outcome == {"all": errno.EIO, "good": data[3 * PAGE : 5 * PAGE]}
+        assert volume.statistics().read_errors == 1
+        box.device.bad = set()
+        assert await volume.read(0, 32 * PAGE) == data, "an error is not remembered"
+
+
+async def test_hung_device_holds_up_its_own_readers_and_turns_away_the_many(
+    box: Box, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume_module, "MAX_PENDING", 10)
+    make_file(path, 64)
+    data = make_file(tmp_path / "other", 4, seed=1)
+    async with box.running() as volumes, trio.open_nursery() as nursery:
+        volume = await volumes.add("disk", str(path), "ro")
+        other = await volumes.add("other", str(tmp_path / "other"), "ro")
+        assert await other.read(0, PAGE) == data[:PAGE]
+        box.device.answering.clear()
+        for number in range(10):
+            nursery.start_soon(volume.read, number * PAGE, PAGE)
+        await until(lambda: len(box.device.reads) >= 4)
+        with pytest.raises(VolumeError, match="10 requests wait"):
+            await volume.read(0, PAGE)
+        with trio.fail_after(1):
+            assert await other.read(0, PAGE) == data[:PAGE]
+        assert volume.statistics().turned_away == 1
+        box.device.answering.set()
+
+
+async def test_killed_readers_leave_nothing_behind(box: Box, path: Path) -> None:
+    data = make_file(path, 64)
+    async with one(box, path) as volume:
+        box.device.answering.clear()
+        for _ in range(20):
+            with trio.move_on_after(0.01) as scope:
+                await volume.read(0, 40 * PAGE)
+            assert scope.cancelled_caught
+        for number in range(20):
+            with trio.move_on_after(0.002):
+                await volume.read((40 + number) * PAGE, PAGE)
+        assert volume.statistics().pending == 0
+        assert len(box.device.reads) == 3, "those that nobody waits for any more are not begun"
+        box.device.answering.set()
+        assert await volume.read(0, 64 * PAGE) == data
+        await until(lambda: not volume._fetches)
+        assert volume.lane.is_idle
+
+
+# What changes underneath.
+
+
+async def test_changed_backing_file_drops_what_was_cached_everywhere(box: Box, path: Path) -> None:
+    make_file(path, 8)
+    async with one(box, path) as volume:
+        await volume.read(0, 8 * PAGE)
+        born = volume.mtime_ns
+        box.told.clear()
+        new = make_file(path, 8, seed=1)
+        assert await volume.read(0, 8 * PAGE) == new
+        await until(lambda: box.told == [volume.inode])
+        assert volume.mtime_ns > born
+        assert volume.statistics().drops == 2, "once when it was first seen"
+
+
+@pytest.mark.parametrize("how", ["in place, times set back", "replaced", "by a link", "longer", "shorter", "emptied"])
+async def test_every_way_to_change_a_file_is_seen(box: Box, path: Path, tmp_path: Path, how: str) -> None:
+    old = make_file(path, 8)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    async with one(box, link) as volume:
+        assert await volume.read(0, 8 * PAGE) == old
+        before = path.stat()
+        if how == "in place, times set back":
+            new = make_file(path, 8, seed=2)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        elif how == "replaced":
+            new = make_file(tmp_path / "new", 8, seed=2)
+            (tmp_path / "new").rename(path)
+        elif how == "by a link":
+            new = make_file(tmp_path / "new", 8, seed=2)
+            link.unlink()
+            link.symlink_to(tmp_path / "new")
+        else:
+            new = make_file(path, {"longer": 12, "shorter": 3.5, "emptied": 0}[how], seed=2)
+        assert await volume.read(0, 20 * PAGE) == new
+        assert volume.size == len(new)
+
+
+async def test_change_within_the_clock_s_tick_is_not_missed(box: Box, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file changes after we have looked, and its times stay what they were."""
+    make_file(path, 4)
+    frozen = path.stat()
+    async with one(box, path) as volume:
+        monkeypatch.setattr(time, "time_ns", lambda: frozen.st_ctime_ns + 1000)
+        await volume.read(0, 4 * PAGE)
+        new = make_file(path, 4, seed=1)
+        # As if the clock had stood still meanwhile.
+        stat = os.stat_result
+        monkeypatch.setattr(Path, "stat", lambda self, **_: _with_times(stat, os.stat(self), frozen))
+        monkeypatch.setattr(time, "time_ns", lambda: frozen.st_ctime_ns + 10**9)
+        assert await volume.read(0, 4 * PAGE) == new
+
+
+def _with_times(_: object, now: os.stat_result, then: os.stat_result) -> object:
+    class Stat:
+        st_mode, st_dev, st_ino, st_rdev = now.st_mode, now.st_dev, now.st_ino, now.st_rdev
+        st_size, st_mtime_ns, st_ctime_ns = now.st_size, then.st_mtime_ns, then.st_ctime_ns
+
+    return Stat()
+
+
+async def test_looks_are_no_more_frequent_than_asked_for_but_at_open(box: Box, path: Path) -> None:
+    old = make_file(path, 4)
+    async with one(box, path) as volume:
+        box.volumes.apply(check_s=0.2, cutoff=None)
+        await volume.source.look()
+        assert await volume.read(0, PAGE) == old[:PAGE]
+        new = make_file(path, 4, seed=1)
+        assert await volume.read(0, PAGE) == old[:PAGE], "looked at less than 0.2 s ago"
+        await trio.sleep(0.2)
+        assert await volume.read(0, PAGE) == new[:PAGE]
+        newest = make_file(path, 4, seed=2)
+        await volume.opened()
+        assert await volume.read(0, PAGE) == newest[:PAGE]
+
+
+async def test_open_waits_until_the_kernel_has_forgotten_and_reads_do_not(box: Box, path: Path) -> None:
+    """Its readers' pages are locked until they are answered: a read that waited for it would wait for itself."""
+    make_file(path, 4)
+    async with one(box, path) as volume:
+        await volume.opened()
+        box.telling.clear()
+        new = make_file(path, 4, seed=1)
+        with trio.fail_after(5):
+            assert await volume.read(0, PAGE) == new[:PAGE]
+        with trio.move_on_after(0.05) as scope:
+            await volume.opened()
+        assert scope.cancelled_caught
+        assert volume.vouched is None, "a successor has to have the kernel forget once more"
+        box.telling.set()
+        with trio.fail_after(5):
+            await volume.opened()
+        assert volume.vouched is not None
+
+
+async def test_read_begun_before_a_change_does_not_bring_its_data_back(box: Box, path: Path) -> None:
+    make_file(path, 8)
+    new = b""
+    async with one(box, path) as volume:
+        await volume.source.look()
+
+        def change() -> None:
+            nonlocal new
+            box.device.after = lambda: None
+            new = make_file(path, 8, seed=1)
+            trio.from_thread.run(volume.source.look, trio_token=token)
+
+        token = trio.lowlevel.current_trio_token()
+        box.device.after = change  # between the device's data and our knowing of it
+        await volume.read(0, 8 * PAGE)  # old or new: it was asked before
+        await until(lambda: not volume._fetches)
+        assert volume.statistics().pages == 0, "stale pages were kept"
+        assert await volume.read(0, 8 * PAGE) == new
+
+
+async def test_later_reader_does_not_join_a_read_begun_before_a_change(box: Box, path: Path) -> None:
+    make_file(path, 8)
+    async with one(box, path) as volume, trio.open_nursery() as nursery:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        await volume.source.look()
+        box.device.answering.clear()
+        nursery.start_soon(volume.read, 0, 8 * PAGE)
+        await until(lambda: box.device.reads)
+        new = make_file(path, 8, seed=1)
+        await volume.source.look()
+        box.device.answering.set()
+        assert await volume.read(0, 8 * PAGE) == new
+
+
+async def test_file_that_shrinks_while_it_is_read_is_short_and_never_made_up(box: Box, path: Path) -> None:
+    data = make_file(path, 64)
+    async with one(box, path) as volume:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        await volume.source.look()
+        os.truncate(path, 5 * PAGE + 100)
+        assert await volume.read(2 * PAGE, 62 * PAGE) == data[2 * PAGE : 5 * PAGE + 100]
+        assert await volume.read(60 * PAGE, PAGE) == b""
+        assert volume.size == 5 * PAGE + 100
+
+
+async def test_missing_file_fails_its_readers_until_it_is_back(box: Box, path: Path, expect_log: Callable[..., None]) -> None:
+    expect_log("a cache volume cannot be used: .*No such file")
+    data = make_file(path, 4)
+    async with one(box, path) as volume:
+        await volume.read(0, 4 * PAGE)
+        path.rename(path.with_name("away"))
+        for _ in range(3):
+            with pytest.raises(VolumeError, match="No such file") as raised:
+                await volume.read(0, PAGE)
+            assert raised.value.errno_ == errno.ENOENT
+        assert volume.statistics().pages == 0
+        path.with_name("away").rename(path)
+        assert await volume.read(0, 4 * PAGE) == data
+
+
+# Writing.
+
+
+async def test_write_goes_to_the_backing_file_and_lets_go_of_what_was_cached(box: Box, path: Path) -> None:
+    data = bytearray(make_file(path, 16))
+    async with one(box, path, "writethrough") as volume:
+        await volume.read(0, 16 * PAGE)
+        await until(lambda: volume.statistics().pages == 16)
+        box.told.clear()
+        assert await volume.write(3 * PAGE + 5, b"x" * PAGE) == PAGE
+        data[3 * PAGE + 5 : 4 * PAGE + 5] = b"x" * PAGE
+        assert path.read_bytes() == data
+        assert volume.statistics().pages == 14
+        assert await volume.read(0, 16 * PAGE) == data
+        await volume.sync()
+        assert await volume.read(0, 16 * PAGE) == data
+        assert not box.told, "what we wrote ourselves is no change underneath"
+        assert volume.statistics().drops == 1
+
+
+async def test_write_at_the_end_is_short_or_has_no_space(box: Box, path: Path) -> None:
+    make_file(path, 2)
+    async with one(box, path, "writethrough") as volume:
+        assert await volume.write(2 * PAGE - 3, b"abcdef") == 3
+        with pytest.raises(VolumeError) as raised:
+            await volume.write(2 * PAGE, b"x")
+        assert raised.value.errno_ == errno.ENOSPC
+        assert path.stat().st_size == 2 * PAGE
+
+
+@pytest.mark.parametrize("bad", [4, 6])
+async def test_write_that_fails_or_is_short_leaves_nothing_stale(box: Box, path: Path, bad: int) -> None:
+    make_file(path, 16)
+    async with one(box, path, "writethrough") as volume:
+        await volume.read(0, 16 * PAGE)
+        await until(lambda: volume.statistics().pages == 16)
+        box.device.bad = {bad}
+        if bad == 4:
+            with pytest.raises(VolumeError) as raised:
+                await volume.write(4 * PAGE, b"y" * 4 * PAGE)
+            assert raised.value.errno_ == errno.EIO
+        else:
+            assert await volume.write(4 * PAGE, b"y" * 4 * PAGE) == 2 * PAGE
+        box.device.bad = set()
+        assert await volume.read(0, 16 * PAGE) == path.read_bytes()
+        assert volume.statistics().write_errors == 1
+
+
+async def test_read_during_a_write_does_not_bring_the_old_data_back(box: Box, path: Path) -> None:
+    make_file(path, 8)
+    async with one(box, path, "writethrough") as volume, trio.open_nursery() as nursery:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        await volume.source.look()
+        box.device.answering.clear()
+        nursery.start_soon(volume.read, 0, 8 * PAGE)
+        await until(lambda: box.device.reads)
+        nursery.start_soon(volume.write, 0, b"z" * PAGE)
+        await until(lambda: box.device.writes)
+        box.device.answering.set()
+        await until(lambda: volume.statistics().pending == 0 and not volume._fetches)
+        assert await volume.read(0, 8 * PAGE) == path.read_bytes()
+
+
+async def test_somebody_else_s_change_is_seen_although_we_write(box: Box, path: Path) -> None:
+    make_file(path, 8)
+    async with one(box, path, "writethrough") as volume:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        await volume.read(0, 8 * PAGE)
+        await until(lambda: volume.statistics().pages == 8)
+        with path.open("r+b") as file:
+            file.seek(6 * PAGE)
+            file.write(b"somebody else")
+        await volume.write(0, b"ourselves")
+        assert await volume.read(0, 8 * PAGE) == path.read_bytes()
+
+
+async def test_read_only_volume_is_not_written(box: Box, path: Path) -> None:
+    data = make_file(path, 2)
+    async with one(box, path) as volume:
+        assert not volume.writable
+        with pytest.raises(VolumeError) as raised:
+            await volume.write(0, b"x")
+        assert raised.value.errno_ == errno.EROFS
+    assert path.read_bytes() == data
+
+
+# Volumes come and go.
+
+
+async def test_backing_that_can_be_none_is_refused_with_its_errno(box: Box, path: Path, tmp_path: Path) -> None:
+    make_file(path, 2)
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    cases = {
+        "/nowhere/at/all": errno.ENOENT,
+        str(tmp_path): errno.EISDIR,
+        str(path / "below"): errno.ENOTDIR,
+        str(tmp_path / "loop"): errno.ELOOP,
+        str(tmp_path / "pipe"): errno.EINVAL,
+        "relative/path": errno.EIO,
+        "/a\0b": errno.EIO,
+        "/dev/null": errno.EINVAL,
+    }
+    async with box.running() as volumes:
+        for number, (backing, expected) in enumerate(cases.items()):
+            with pytest.raises(VolumeError) as raised:
+                await volumes.add(f"v{number}", backing, "ro")
+            assert raised.value.errno_ == expected, backing
+        assert not box.entries.files
+        assert volumes.volumes() == []
+        await until(lambda: all(lane.is_idle for lane in volumes._lanes))
+        with pytest.raises(VolumeError, match="no mode 'rw'"):
+            await volumes.add("disk", str(path), "rw")
+        await volumes.add("disk", str(path), "ro")
+        with pytest.raises(VolumeError, match="already"):
+            await volumes.add("disk", str(path), "ro")
+
+
+async def test_no_more_volumes_than_there_are_threads_for(box: Box, path: Path) -> None:
+    make_file(path, 2)
+    async with box.running(most=2) as volumes:
+        await volumes.add("one", str(path), "ro")
+        await volumes.add("two", str(path), "ro")
+        with pytest.raises(VolumeError, match="threads for 2 volumes"):
+            await volumes.add("three", str(path), "ro")
+        await volumes.remove("one")
+        await until(lambda: all(lane.is_idle for lane in volumes._lanes))
+        await volumes.add("three", str(path), "ro")
+        with pytest.raises(VolumeError, match="no volume one"):
+            await volumes.remove("one")
+
+
+async def test_removed_while_it_is_read_its_readers_get_estale_at_once(box: Box, path: Path) -> None:
+    make_file(path, 16)
+    async with box.running() as volumes:
+        volume = await volumes.add("disk", str(path), "writethrough")
+        await volume.read(8 * PAGE, 8 * PAGE)
+        box.device.reads.clear()
+        box.device.answering.clear()
+        outcomes: list[int] = []
+
+        async def read() -> None:
+            with pytest.raises(VolumeError) as raised:
+                await volume.read(0, 4 * PAGE)
+            outcomes.append(raised.value.errno_)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(read)
+            await until(lambda: box.device.reads)
+            box.told.clear()
+            with trio.fail_after(2):
+                await volumes.remove("disk")
+        assert outcomes == [errno.ESTALE] * 2
+        assert not box.entries.files
+        await until(lambda: set(box.told) == {volume.inode, "disk"})
+        for attempt in (volume.read(8 * PAGE, PAGE), volume.write(0, b"x"), volume.opened(), volume.refresh(), volume.sync()):
+            with pytest.raises(VolumeError) as raised:
+                await attempt
+            assert raised.value.errno_ == errno.ESTALE
+        # Another of the same name has another number, other pages, and other threads while those of the first hang.
+        again = await volumes.add("disk", str(path), "ro")
+        assert again.inode != volume.inode
+        assert again.lane is not volume.lane
+        box.device.answering.set()
+        await until(lambda: volume.lane.is_idle)
+        assert again.statistics().pages == 0, "what the old one's read brought is not the new one's"
+
+
+async def test_successor_has_the_same_volumes_and_forgets_only_what_has_changed(device: Device, tmp_path: Path) -> None:
+    same, other, late = tmp_path / "same", tmp_path / "other", tmp_path / "late"
+    for path in (same, other, late):
+        make_file(path, 4)
+    configured = {"same": (str(same), "ro"), "gone": (str(same), "ro")}
+    first = Box(device)
+    async with first.running(configured=configured, most=4) as volumes:
+        await volumes.add("other", str(other), "writethrough")
+        await volumes.remove("gone")
+        for volume in volumes.volumes():
+            await volume.source.look()
+            await until(lambda: volume.vouched is not None)  # noqa: B023
+        numbers = {volume.name: volume.inode for volume in volumes.volumes()}
+        left = volumes.remember()
+    data = make_file(other, 4, seed=1)
+    second = Box(device)
+    async with second.running(left=left, configured={**configured, "late": (str(late), "ro")}, most=4) as volumes:
+        assert {volume.name: volume.inode for volume in volumes.volumes() if volume.name != "late"} == numbers
+        assert volumes.find("late").inode not in numbers.values()
+        assert volumes.find("other").mode == "writethrough"
+        assert await volumes.find("same").read(0, PAGE) == same.read_bytes()[:PAGE]
+        assert await volumes.find("other").read(0, PAGE) == data[:PAGE]
+        await until(lambda: len(second.told) == 2)
+        assert set(second.told) == {numbers["other"], volumes.find("late").inode}
+        again = await volumes.add("again", str(late), "ro")
+        assert again.inode not in {*numbers.values(), volumes.find("late").inode}
+
+
+async def test_configured_volume_without_a_file_is_there_and_says_so(
+    box: Box, path: Path, expect_log: Callable[..., None]
+) -> None:
+    expect_log("cache volume disk cannot be used yet: .*No such file")
+    async with box.running(configured={"disk": (str(path), "ro")}) as volumes:
+        volume = volumes.find("disk")
+        with pytest.raises(VolumeError, match="No such file"):
+            await volume.opened()
+        data = make_file(path, 2)
+        assert await volume.read(0, 5 * PAGE) == data
+
+
+async def test_invalidate_drops_everything_and_says_how_much(box: Box, path: Path) -> None:
+    make_file(path, 8)
+    async with one(box, path) as volume:
+        await volume.read(0, 8 * PAGE)
+        await until(lambda: volume.statistics().pages == 8)
+        box.told.clear()
+        assert volume.drop() == 8
+        await until(lambda: box.told == [volume.inode])
+
+
+async def test_frozen_or_full_cache_only_makes_reads_slower(box: Box, path: Path) -> None:
+    data = make_file(path, 8)
+    async with one(box, path) as volume:
+        box.cache.freeze()
+        for _ in range(2):
+            assert await volume.read(0, 8 * PAGE) == data
+        assert box.device.reads == [(0, 8)] * 2
+        box.cache.thaw()
+        await volume.read(0, 8 * PAGE)
+        await volume.read(0, 8 * PAGE)
+        assert len(box.device.reads) == 3

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All cache volumes: made by configuration or command, found again by a successor.
+
+Each volume has threads of its own (a `Lane`), made at start for as many volumes as there may be: a backing file that hangs
+takes nobody else's. A lane is used again when all its threads have come back.
+
+A successor gets the volumes from `remember`, under their numbers: files stay open. Their pages are gone from cleancache; those
+in the kernel's page cache stay, unless the first look finds that the backing file has changed since the last one of the
+predecessor, or if that had notifications of the kernel under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from zswapd import carry
+from zswapd.errors import VolumeError, ZswapdError
+from zswapd.offload import Offload
+from zswapd.volumes.backing import Signature, site_of
+from zswapd.volumes.source import Lane
+from zswapd.volumes.volume import MODES, RUN_BYTES, Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from zswapd.frontends.cleancache import Cleancache
+    from zswapd.volumes.statistics import VolumeStatistics
+
+log = logging.getLogger(__name__)
+
+FIRST_INODE = 1 << 41
+"""Numbers of volumes go up from here, and none is used twice: what the kernel remembers of one is not another's."""
+
+
+class Entries(Protocol):
+    """The directory in which volumes appear."""
+
+    def add_cached_file(self, name: str, inode: int, file: Volume) -> None:
+        """Show a volume.
+
+        Raises:
+            ConfigError: the name cannot be a file's name, or is taken.
+        """
+
+    def remove_cached_file(self, inode: int) -> None:
+        """Show it no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How the kernel is told to forget; both block, and raise nothing when it knows nothing.
+
+    Attributes:
+        forget_inode: pages and attributes of an inode.
+        forget_name: a name in the volumes' directory.
+    """
+
+    forget_inode: Callable[[int], None]
+    forget_name: Callable[[str], None]
+
+
+class Volumes:
+    """All volumes of one worker.
+
+    Args:
+        cache: where their pages are kept.
+        entries: where they appear.
+        kernel: who has pages of them, too.
+        mountpoint: of our mount, on which no backing file may lie.
+        page_size: bytes.
+        most: volumes there may be.
+        queue_depth: reads and writes of one volume under way at once.
+        left: what a predecessor's `remember` said; {} for none.
+        base: what `carry.cumulative` made of a predecessor's statistics, by name.
+    """
+
+    def __init__(
+        self,
+        cache: Cleancache,
+        entries: Entries,
+        kernel: Kernel,
+        *,
+        mountpoint: Path,
+        page_size: int,
+        most: int,
+        queue_depth: int,
+        left: Mapping[str, Any],
+        base: Mapping[str, Any],
+    ) -> None:
+        self._cache = cache
+        self._entries = entries
+        self._kernel = kernel
+        self._site = site_of(mountpoint)
+        self._page_size = page_size
+        self._lanes = [_lane(number, queue_depth) for number in range(most)]
+        self._left = left
+        self._base = base
+        self._next = int(left.get("next", FIRST_INODE))
+        self._seen: set[str] = set(left.get("seen", ()))
+        self._volumes: dict[str, Volume] = {}
+        self._nursery: trio.Nursery | None = None
+        self._check_s = 1.0
+        self._cutoff: int | None = None
+
+    async def run(
+        self, configured: Mapping[str, tuple[str, str]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Have volumes until cancelled. They are there when it has started; their backing files are looked at later.
+
+        Args:
+            configured: (path, mode) of each by name; one that was known to a predecessor is as that left it.
+            task_status: see trio.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for known in self._left.get("volumes", ()):
+                signature = Signature(*known["signature"]) if known["signature"] else None
+                self._make_or_complain(known["name"], known["path"], known["mode"], known["inode"], signature)
+            for name, (path, mode) in configured.items():
+                if name not in self._seen:
+                    self._seen.add(name)
+                    self._make_or_complain(name, path, mode, None, None)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def _make_or_complain(self, name: str, path: str, mode: str, inode: int | None, signature: Signature | None) -> None:
+        try:
+            volume = self._make(name, path, mode, inode=inode, signature=signature)
+        except ZswapdError as error:
+            log.error("volume %s is not there: %s", name, error)  # noqa: TRY400 - a reason, not a bug
+            return
+        assert self._nursery is not None
+        self._nursery.start_soon(self._first_look, volume)
+
+    @staticmethod
+    async def _first_look(volume: Volume) -> None:
+        """Say early what is wrong with a backing file; requests would find out as well."""
+        try:
+            await volume.refresh()
+        except VolumeError as error:
+            if not volume.source.is_gone:
+                log.warning("cache volume %s cannot be used yet: %s", volume.name, error)
+
+    def apply(self, *, check_s: float, cutoff: int | None) -> None:
+        """Take over settings, for the volumes there are and those to come.
+
+        Args:
+            check_s: longest time between two looks at a backing file that is read.
+            cutoff: bytes after which a sequential stream is no longer kept; None for never.
+        """
+        self._check_s, self._cutoff = check_s, cutoff
+        for volume in self._volumes.values():
+            volume.source.check_s, volume.cutoff = check_s, cutoff
+
+    # Commands.
+
+    async def add(self, name: str, path: str, mode: str) -> Volume:
+        """Make a volume; it can be opened when this returns.
+
+        Raises:
+            VolumeError: the backing file cannot be one, or the name or all lanes are taken.
+            ConfigError: the name cannot be a file's name.
+        """
+        if mode not in MODES:
+            raise VolumeError(f"there is no mode {mode!r}", hint=f"modes are: {', '.join(MODES)}")
+        if not PurePosixPath(path).is_absolute() or "\0" in path:
+            raise VolumeError(f"{path!r} is no absolute path")
+        volume = self._make(name, path, mode, inode=None, signature=None)
+        try:
+            await volume.source.look()
+        except BaseException:
+            self._discard(volume)
+            raise
+        return volume
+
+    def _make(self, name: str, path: str, mode: str, *, inode: int | None, signature: Signature | None) -> Volume:
+        assert self._nursery is not None, "run() comes first"
+        if name in self._volumes:
+            raise VolumeError(f"there is a volume {name} already", hint="choose another name, or remove it first")
+        used = [volume.lane for volume in self._volumes.values()]
+        lane = next((lane for lane in self._lanes if lane not in used and lane.is_idle), None)
+        if lane is None:
+            raise VolumeError(
+                f"there are threads for {len(self._lanes)} volumes, and all are in use",
+                hint="raise cache.max_volumes, or see which backing file hangs",
+            )
+        if inode is None:
+            inode, self._next = self._next, self._next + 1
+        volume = Volume(
+            name,
+            path,
+            mode,
+            inode=inode,
+            cache=self._cache,
+            lane=lane,
+            site=self._site,
+            nursery=self._nursery,
+            tell_kernel=self._kernel.forget_inode,
+            page_size=self._page_size,
+            signature=signature,
+        )
+        try:
+            self._entries.add_cached_file(name, inode, volume)
+        except ZswapdError:
+            volume.close()
+            raise
+        volume.source.check_s, volume.cutoff = self._check_s, self._cutoff
+        self._volumes[name] = volume
+        return volume
+
+    async def remove(self, name: str) -> None:
+        """End a volume. Whoever has it open gets ESTALE.
+
+        Raises:
+            VolumeError: there is none of this name.
+        """
+        volume = self.find(name)
+        self._discard(volume)
+        with trio.move_on_after(1):  # it takes locks in the kernel, which whoever hangs there may have
+            await volume.lane.notices.run(self._kernel.forget_name, name, abandon=True)
+
+    def _discard(self, volume: Volume) -> None:
+        del self._volumes[volume.name]
+        self._entries.remove_cached_file(volume.inode)
+        volume.close()
+
+    def find(self, name: str) -> Volume:
+        """Return the volume of this name.
+
+        Raises:
+            VolumeError: there is none.
+        """
+        if name not in self._volumes:
+            names = ", ".join(self._volumes) or "there are none"
+            raise VolumeError(f"there is no volume {name}", hint=f"volumes: {names}")
+        return self._volumes[name]
+
+    def volumes(self) -> list[Volume]:
+        """Return all volumes, oldest first."""
+        return list(self._volumes.values())
+
+    # What a successor has to know, and others like to.
+
+    def remember(self) -> dict[str, Any]:
+        """Return, as JSON can say it, what a successor makes the same volumes from."""
+        volumes = [
+            {
+                "name": volume.name,
+                "path": volume.path,
+                "mode": volume.mode,
+                "inode": volume.inode,
+                "signature": list(asdict(vouched).values()) if (vouched := volume.vouched) else None,
+            }
+            for volume in self._volumes.values()
+        ]
+        return {"next": self._next, "seen": sorted(self._seen), "volumes": volumes}
+
+    def statistics(self) -> tuple[VolumeStatistics, ...]:
+        """Return a snapshot of each volume, those of earlier workers included."""
+        return tuple(carry.added(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
+
+
+def _lane(number: int, queue_depth: int) -> Lane:
+    return Lane(
+        reads=Offload(f"volume{number}-read", queue_depth),
+        checks=Offload(f"volume{number}-look"),
+        notices=Offload(f"volume{number}-tell"),
+        # Touched by the reads themselves, in the kernel, without the GIL.
+        buffers=[mmap.mmap(-1, RUN_BYTES) for _ in range(queue_depth)],
+    )
