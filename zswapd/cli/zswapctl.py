@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__
-from zswapd.cli import rendering, swapping, upgrading
+from zswapd.cli import rendering, swapping, top, upgrading
 from zswapd.cli.failures import guarded
 from zswapd.config import SETTINGS, parse_assignment
 from zswapd.control.client import Client
@@ -126,6 +126,23 @@ def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[s
     ]
 
 
+def _top(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    if options.once or options.json or not sys.stdout.isatty():
+        return top.once(options.socket, options.interval)
+    top.live(options.socket, options.interval)
+    return None, []
+
+
+def _interval(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0.1 to 3600 s")
+    return value
+
+
 def _priority(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if not 0 <= value <= 32767:
@@ -159,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add("status", _status, "show what is stored, in how much memory, and which protections are on")
     add("stats", _stats, "show all counters")
+    top_ = add("top", _top, "show what is going on, every second, until q")
+    top_.add_argument("--interval", type=_interval, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
+    top_.add_argument("--once", action="store_true", help="print one screen and end")
     get = add("get", _get, "show settings and where they come from")
     get.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
     set_ = add("set", _set, "change settings while the daemon runs, all of them or none")

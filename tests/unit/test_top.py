@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `zswapctl top` makes of two reports."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.snapshots import make_core, make_snapshot
+from zswapd.cli.top import screen, within
+from zswapd.reports import plain
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[dict[str, Any]]:
+    core = make_core()
+    yield json.loads(json.dumps(plain(make_snapshot(core))))
+    core.close()
+
+
+def test_rates_are_those_between_two_reports(report: dict[str, Any]) -> None:
+    now = copy.deepcopy(report)
+    now["core"]["frontswap"]["succ_stores"] += 500
+    lines = list(screen(now, report, 2.0))
+    row = next(line.split() for line in lines if line.startswith("stored"))
+    assert row[:3] == ["stored", "250", "564"]
+
+
+def test_it_fits_and_says_what_is_off(report: dict[str, Any]) -> None:
+    loud = copy.deepcopy(report)
+    loud["worker"] |= {"supervised": False, "deaths": 7, "protections": {f"protection_{number}": False for number in range(9)}}
+    loud["core"]["frontswap"] |= {"frozen": True, "rejects": {f"some_reason_{number}": 1 << 40 for number in range(9)}}
+    lines = list(screen(loud, report, 1.0))
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 26
+    text = "\n".join(lines)
+    for word in ("FROZEN", "7 died", "WITHOUT a supervisor", "off: protection_0", "refused because"):
+        assert word in text
+
+
+def test_a_restarted_daemon_has_no_negative_rates(report: dict[str, Any]) -> None:
+    before = copy.deepcopy(report)
+    before["core"]["frontswap"]["succ_stores"] = 10**9
+    before["fuse"]["read_latency"]["counts"][3] = 10**6
+    lines = "\n".join(screen(report, before, 1.0))
+    assert "stored" in lines
+    assert " -1" not in lines
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "bound"),
+    [
+        ([0] * 21, 0.5, "-"),
+        ([5, 5] + [0] * 19, 0.5, "1 µs"),
+        ([5, 6] + [0] * 19, 0.5, "2 µs"),
+        ([0] * 12 + [1] + [0] * 8, 0.99, "4.1 ms"),
+        ([99] + [0] * 19 + [1], 0.99, "1 µs"),
+        ([1] + [0] * 19 + [99], 0.99, "longer"),
+    ],
+)
+def test_bounds_within_which_a_share_lies(counts: list[int], share: float, bound: str) -> None:
+    assert within(counts, share) == bound

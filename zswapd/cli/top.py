@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`zswapctl top`: what zswapd does now, looked at every second; curses, so any terminal and any ssh session will do.
+
+`screen` makes lines from two `stats` reports, for the live screen and for --once alike. Rates are those between the two. The
+screen outlives the worker: while nobody answers it says so, and goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import curses
+import time
+from typing import TYPE_CHECKING, Any
+
+from zswapd.cli.rendering import WIDTH, duration, table_lines
+from zswapd.control.client import Client
+from zswapd.errors import ControlError, ZswapdError
+from zswapd.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    Statistics = Mapping[str, Any]
+    """The result of `stats`."""
+
+_CLASSES = 5
+"""Size classes that are shown: those with the most memory."""
+_BAR = 30
+
+
+def sample(socket: Path) -> Statistics:
+    """Ask the daemon, on a connection of its own: the last one may have been to a worker that is dead.
+
+    Raises:
+        ZswapdError: it does not answer.
+    """
+    with Client(socket) as client:
+        statistics = client.call("stats")
+    assert isinstance(statistics, dict)
+    return statistics
+
+
+def once(socket: Path, interval: float) -> tuple[Statistics, list[str]]:
+    """Return a report and the screen, of two samples `interval` seconds apart.
+
+    Raises:
+        ZswapdError: the daemon does not answer.
+    """
+    before, began = sample(socket), time.monotonic()
+    time.sleep(interval)
+    now = sample(socket)
+    return now, screen(now, before, time.monotonic() - began)
+
+
+def live(socket: Path, interval: float) -> None:
+    """Show the screen until somebody presses q, or Ctrl-C.
+
+    Raises:
+        ControlError: the terminal is none that curses knows.
+    """
+    try:
+        curses.wrapper(_show, socket, interval)
+    except KeyboardInterrupt:
+        return
+    except curses.error as error:
+        raise ControlError(f"this terminal cannot show a screen: {error}", hint="use --once") from error
+
+
+def _show(window: Any, socket: Path, interval: float) -> None:
+    with contextlib.suppress(curses.error):  # not every terminal can
+        curses.curs_set(0)
+    window.timeout(int(interval * 1000))
+    before: Statistics | None = None
+    began = 0.0
+    while True:
+        try:
+            now, taken = sample(socket), time.monotonic()
+            lines = screen(now, before or now, taken - began)
+            before, began = now, taken
+        except ZswapdError as error:
+            lines = [f"zswapd does not answer: {error}"]
+        _draw(window, lines)
+        if window.getch() in {ord("q"), 27}:
+            return
+
+
+def _draw(window: Any, lines: list[str]) -> None:
+    window.erase()
+    height, width = window.getmaxyx()
+    for row, line in enumerate(lines[:height]):
+        window.addnstr(row, 0, line, width - 1, curses.A_BOLD if row == 0 else curses.A_NORMAL)
+    window.refresh()
+
+
+def screen(now: Statistics, before: Statistics, seconds: float) -> list[str]:
+    """Return the lines, 80 columns wide, some 24 of them.
+
+    Args:
+        now: a report.
+        before: the one before it.
+        seconds: time between the two.
+    """
+    return [line[:WIDTH] for line in _lines(now, before, seconds)]
+
+
+def _lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]:
+    worker = now["worker"]
+    died = f", {worker['deaths']} died before it" if worker["deaths"] else ""
+    frozen = ", FROZEN" if now["core"]["frontswap"]["frozen"] else ""
+    yield f"zswapd {worker['version']}, up {duration(worker['uptime_seconds'])}, worker {worker['number']}{died}{frozen}"
+    yield from _memory_lines(now["core"], now["pressure"])
+    yield ""
+    yield from _rate_lines(now, before, seconds)
+    yield ""
+    yield from _class_lines(now["core"]["zsmalloc"]["classes"], now["core"]["frames"]["page_size"])
+    yield ""
+    yield from _file_lines(now["core"]["devices"], now["core"]["frames"]["page_size"])
+    yield ""
+    off = [name for name, on in worker["protections"].items() if not on]
+    yield f"Protections  {len(worker['protections']) - len(off)} on, off: {', '.join(off) or 'none'}"
+    if not worker["supervised"]:
+        yield "WITHOUT a supervisor: `zswapd run` starts one, which takes over"
+
+
+def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Iterator[str]:
+    frames, zv = core["frames"], core["zv"]
+    page = frames["page_size"]
+    stored, used, limit = zv["curr_pages"] * page, frames["used_frames"] * page, frames["limit_frames"] * page
+    ratio = f"{stored / used:.2f}" if used else "-"
+    kinds = f"{zv['curr_same_filled']} same-filled, {zv['curr_incompressible']} incompressible"
+    yield f"Stored    {format_size(stored):>10}   ratio {ratio}   {zv['curr_pages']} pages, {kinds}"
+    full = used / limit if limit else 0.0
+    bar = "#" * min(round(full * _BAR), _BAR)
+    yield f"Pool      {format_size(used):>10}   [{bar:-<{_BAR}}] {full:.0%} of {format_size(limit)}"
+    ready = f"{format_size(frames['reserve_frames'] * page)} of {format_size(frames['reserve_target_frames'] * page)} ready"
+    yield f"Arena     {format_size(core['arena_backed_bytes']):>10}   reserve: {ready}"
+    waits = f"some {pressure['some_avg10']:.1f} %, all {pressure['full_avg10']:.1f} % of 10 s"
+    free = format_size(pressure["spare_pages"] * page)
+    yield f"Pressure  tasks waiting: {waits if pressure['psi'] != 'absent' else 'not known'}; {free} to spare"
+
+
+def _rate_lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]:
+    front, earlier = now["core"]["frontswap"], before["core"]["frontswap"]
+    rows = [("Pages", "a second", "in all", "half within", "99 % within")]
+    for name, field, latency in (
+        ("stored", "succ_stores", "write_latency"),
+        ("loaded", "loads", "read_latency"),
+        ("freed", "invalidates", ""),
+        ("refused", "failed_stores", ""),
+    ):
+        times = ("-", "-")
+        if latency:
+            counts = _since(now["fuse"][latency]["counts"], before["fuse"][latency]["counts"])
+            times = (within(counts, 0.5), within(counts, 0.99))
+        rate = max(front[field] - earlier[field], 0) / seconds if seconds > 0 else 0.0
+        rows.append((name, f"{rate:.0f}", str(front[field]), *times))
+    yield from table_lines(rows)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in front["rejects"].items() if count)
+    if reasons:
+        yield f"refused because: {reasons}"
+
+
+def _since(counts: list[int], before: list[int]) -> list[int]:
+    """Return what came since the last report; all there is if nothing did, since few requests are timed."""
+    new = [count - earlier for count, earlier in zip(counts, before, strict=True)]
+    return new if sum(new) > 0 and min(new) >= 0 else counts
+
+
+def within(counts: list[int], share: float) -> str:
+    """Return the bound in µs or ms below which a share of the timed requests lie; `-` if none was timed.
+
+    Args:
+        counts: requests of at most 1, 2, 4, … µs; the last has no bound.
+        share: from 0 to 1.
+    """
+    total, so_far = sum(counts), 0
+    for place, count in enumerate(counts[:-1]):
+        so_far += count
+        if total and so_far >= share * total:
+            return f"{1 << place} µs" if place < 10 else f"{(1 << place) / 1000:.1f} ms"
+    return "longer" if total else "-"
+
+
+def _class_lines(classes: list[dict[str, Any]], page_size: int) -> Iterator[str]:
+    most = sorted(classes, key=lambda one: -int(one["used_frames"]))[:_CLASSES]
+    rows = [("Size class", "Memory", "Objects", "In use")]
+    for one in most:
+        if one["used_frames"]:
+            full = one["used_objects"] / one["objects"] if one["objects"] else 0.0
+            rows.append(
+                (str(one["size"]), format_size(one["used_frames"] * page_size), str(one["used_objects"]), f"{full:.0%}")
+            )
+    yield from table_lines(rows)
+
+
+def _file_lines(devices: list[dict[str, Any]], page_size: int) -> Iterator[str]:
+    rows = [("File", "Size", "Stored", "Lost pages")]
+    rows += [
+        (one["name"], format_size(one["size"]), format_size(one["stored_pages"] * page_size), str(one["lost_pages"]))
+        for one in devices
+    ]
+    yield from table_lines(rows)
