@@ -122,6 +122,7 @@ def test_without_triggers_the_totals_tell_who_waited(tmp_path: Path) -> None:
     write_psi(tmp_path, some_total=7_000_000)
     polled = Pressure(tmp_path, lambda: now[0])
     try:
+        assert polled.statistics().triggers == 0
         now[0] += 1
         assert not polled.has_stalled()  # the seven seconds were before
         now[0] += 1

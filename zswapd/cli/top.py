@@ -128,7 +128,7 @@ def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Itera
     page = frames["page_size"]
     stored, used, limit = zv["curr_pages"] * page, frames["used_frames"] * page, frames["limit_frames"] * page
     ratio = f"{stored / used:.2f}" if used else "-"
-    kinds = f"{zv['curr_same_filled']} same-filled, {zv['curr_incompressible']} incompressible"
+    kinds = f"{zv['curr_same_filled']} same-filled, {zv['curr_incompressible']} raw"
     yield f"Stored    {format_size(stored):>10}   ratio {ratio}   {zv['curr_pages']} pages, {kinds}"
     full = used / limit if limit else 0.0
     bar = "#" * min(round(full * _BAR), _BAR)

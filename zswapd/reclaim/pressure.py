@@ -113,12 +113,11 @@ class Pressure:
         self._trigger = -1
         self._triggers = 0
         self._clock = clock
-        self._seen = (clock(), 0.0)
+        self._seen = (clock(), self._totals()[0][1])
         self._waiter: select.epoll | None = None
         self.descriptor = -1
         self.psi = "absent"
         if self._read(self._stalls):
-            self.has_stalled()
             self.psi = "polling"
             self._set_trigger(root / "proc/pressure/memory")
 
