@@ -55,6 +55,7 @@ Volumes
 
 # What whoever shrinks the cache asks.
 _.take_trigger
+_.has_stalled
 _.above_low
 _.above_high
 
