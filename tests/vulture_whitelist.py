@@ -76,3 +76,4 @@ ZbudPool
 _.oldest_objects
 _.postpone_oldest
 _.accompany
+_.after_io_wait  # trio calls it

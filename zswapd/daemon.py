@@ -8,8 +8,7 @@ memory is mapped; the core, rebuilt from the arena; a self-test; then the tasks.
 Tasks, all in one thread, each doing its blocking part elsewhere:
 
 - serve: FUSE requests (the page path; nothing else here is on it);
-- refill: populates frames and index nodes when a reserve runs low, ahead of demand;
-- housekeeping: gives surplus frames back, compacts, collects garbage, only while no requests come;
+- refill and housekeeping: upkeep.py;
 - control: the socket (commands.py has the commands);
 - tick: the sign of life, and what a successor has to know, into the shared state;
 - signals: SIGUSR1 from the supervisor means stop *if the data can go back into memory*, SIGUSR2 means make room for a
@@ -35,23 +34,23 @@ from zswapd.assembly import Core, Inherited
 from zswapd.commands import Commands
 from zswapd.config import changed
 from zswapd.control.server import Server
-from zswapd.errors import ArenaError, ConfigError, SwapDeviceError
+from zswapd.errors import ConfigError, SwapDeviceError
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
-from zswapd.fuse.session import Session
+from zswapd.fuse.session import MemoryMinder, Session
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.knobs import add_files
 from zswapd.metrics.exporter import Exporter
 from zswapd.offload import Offload
-from zswapd.reclaim.pressure import Pressure, spare_pages
+from zswapd.reclaim.pressure import Pressure
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.swapdevice.draining import drain
+from zswapd.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zswapd.allocators.jobs import Job
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
@@ -63,18 +62,10 @@ LEFT = 75
 """Exit code of a worker that made room for a successor."""
 SMALL_HEAP = 8 << 20
 """Bytes of each heap of a successor at first: what it needs to take over and serve. The rest comes in an idle moment."""
-PLENTY = 512 << 20
-"""Spare memory at which that moment has come."""
 TICK_S = 0.5
 """Time between two signs of life."""
 _STOP, _LEAVE = signal.SIGUSR1, signal.SIGUSR2
 _SIGNALS = (_STOP, _LEAVE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-REFILL_FRAMES_BYTES = 8 << 20
-"""Memory that one refill job populates: some milliseconds of zeroing in another thread."""
-RETRY_S = 0.25
-"""Pause after a refill that found no memory."""
-IDLE_S = 1.0
-"""Housekeeping looks once in this time, and works only if no request came since the last look."""
 
 
 class Worker:
@@ -136,7 +127,6 @@ class Worker:
         commands = Commands(self, listener)
         self.server = Server(listener, commands.handlers())
         self.takeover_s = 0.0
-        self._has_small_heaps = state.words[Word.STARTED] > 1
         self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
@@ -144,10 +134,12 @@ class Worker:
         host, _, port = config.metrics.listen.rpartition(":")
         self._exporter = Exporter(host.strip("[]"), int(port), self.statistics) if port else None
         add_files(directory, self.statistics, lambda: self.config, commands.change)
-        self._refill_wanted = trio.Event()
-        self.core.frames.when_low = self._wake_refill
-        self.core.nodes.when_low = self._wake_refill
-        self._wake_refill()  # what was recovered has the reserve that the dead worker left
+        self.upkeep = Upkeep(
+            self.core,
+            self._offload,
+            yields=config.service.scheduling != "normal",
+            has_small_heaps=state.words[Word.STARTED] > 1,
+        )
 
     # Coming up and going down.
 
@@ -165,14 +157,15 @@ class Worker:
             with trio.open_signal_receiver(*_SIGNALS) as signals:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._serve, nursery.cancel_scope)
-                    nursery.start_soon(self._refill)
-                    nursery.start_soon(self._housekeeping)
+                    nursery.start_soon(self.upkeep.refill)
+                    nursery.start_soon(self.upkeep.keep_house, self._settle)
                     nursery.start_soon(self._tick)
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await nursery.start(self.server.serve)
                     if self._exporter:
                         self._exporter.start()
                     self._say_ready()
+                    self._settle()
             self.remember()
         return self._end or 0
 
@@ -198,6 +191,14 @@ class Worker:
             log.info("ready: serving %s; `zswapctl swapon` switches it on", names)
         self.state.words[Word.PHASE] = Phase.SERVING
         self.call_supervisor()
+
+    def _settle(self) -> None:
+        """Be a real-time thread, as this one was until now, only while that is needed."""
+        scheduling = self.config.service.scheduling
+        if scheduling == "nice" and self.session.hook_active:
+            self.session.set_scarce(service.scarce_bytes())
+        elif scheduling != "rr":
+            service.stand_back()
 
     def has_supervisor(self) -> bool:
         """Say whether the process that forked this one lives: then it is still its parent."""
@@ -300,82 +301,6 @@ class Worker:
                 self.state.hook_words[HookWord.ACTIVE] = 0
             await trio.sleep(TICK_S)
 
-    # Background tasks.
-
-    def _wake_refill(self) -> None:
-        """Called from the page path when a reserve runs low."""
-        self._refill_wanted.set()
-
-    async def _refill(self) -> None:
-        while True:
-            await self._refill_wanted.wait()
-            self._refill_wanted = trio.Event()
-            while self.core.frames.wants_refill() or self.core.nodes.wants_refill():
-                try:
-                    await self._refill_nodes()
-                    await self._refill_frames()
-                except ArenaError as error:
-                    log.warning("the reserve cannot be refilled: %s", error, extra={"rate_limit": 10})
-                    await trio.sleep(RETRY_S)
-
-    async def _refill_nodes(self) -> None:
-        nodes = self.core.nodes
-        if nodes.wants_refill():
-            nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
-
-    async def _refill_frames(self) -> None:
-        frames = self.core.frames
-        job = frames.begin_refill(REFILL_FRAMES_BYTES // frames.page_size)
-        if not job.runs:
-            return
-        try:
-            await self._offload.run(self._work, job, frames.table.long_frames < frames.reserve_target // 4)
-        finally:
-            frames.commit(job)
-
-    def _work(self, job: Job, urgent: bool) -> None:  # noqa: FBT001 - positional through to_thread
-        """Do a job, in another thread; memory below the kernel's watermarks is taken only in need."""
-        if self.config.service.scheduling != "normal":
-            service.step_back(needed=urgent)
-        if not urgent and spare_pages() * self.config.context.page_size < REFILL_FRAMES_BYTES:
-            raise ArenaError("the system's free memory is at its watermarks", hint="the reserve is filled when there is more")
-        job.work(self.core.arena)
-
-    async def _housekeeping(self) -> None:
-        core = self.core
-        seen = -1
-        garbage_due = False
-        while True:  # by the clock: there is no event for "nothing happens"
-            await trio.sleep(IDLE_S)
-            requests = self._requests()
-            idle, seen = requests == seen, requests
-            garbage_due = garbage_due or not idle or service.has_garbage()
-            if core.frames.wants_trim():
-                await self._trim()
-            if not idle:
-                continue
-            while core.wants_compaction() and core.compact_step() and self._requests() == seen:
-                await trio.lowlevel.checkpoint()
-            if self._has_small_heaps and spare_pages() * self.config.context.page_size > PLENTY:
-                self._has_small_heaps = False
-                service.grow_heaps()
-            if garbage_due:
-                service.collect_garbage()
-                garbage_due = False
-
-    def _requests(self) -> int:
-        """Return a number that changes with every page that is read, written or discarded."""
-        front = self.core.frontswap.statistics()
-        return front.succ_stores + front.failed_stores + front.loads + front.failed_loads + front.invalidates
-
-    async def _trim(self) -> None:
-        frames = self.core.frames
-        while (job := frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size)).runs:
-            try:
-                await self._offload.run(job.work, self.core.arena)
-            finally:
-                frames.commit(job)
-
 
 def geometry(config: Config) -> dict[str, Any]:
     """Return what a successor has to agree with a running daemon on."""
@@ -396,11 +321,44 @@ def _with_changes(config: Config, settings: dict[str, object]) -> Config:
     return config
 
 
-def run_worker(config: Config, mount: Mount, listener: Listener, state: SharedState, arena: int) -> int:
+def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> tuple[service.Protection, ...]:
+    """Protect this process, which was forked to serve, and take all the memory that beginning to needs.
+
+    Args:
+        config: the settings to begin with.
+        is_first: nobody has served yet, so there is time to grow the heaps in full.
+        in_advance: somebody serves, and this process waits for its turn: it may wait for memory as well.
+    """
+    if in_advance:
+        service.take_time()
+    else:
+        service.first_in_line(children=False)
+    protections = service.protect(
+        lock_memory=config.service.lock_memory,
+        io_flusher=config.service.io_flusher,
+        oom_score_adj=config.service.oom_score_adj,
+        scheduling=config.service.scheduling,
+        is_forked=True,
+        libc_heap=LIBC_HEAP if is_first else SMALL_HEAP,
+        python_heap=PYTHON_HEAP if is_first else SMALL_HEAP,
+    )
+    service.first_in_line(children=False)
+    return protections
+
+
+def run_worker(
+    config: Config,
+    protections: Sequence[service.Protection],
+    mount: Mount,
+    listener: Listener,
+    state: SharedState,
+    arena: int,
+) -> int:
     """Serve in this process, which was forked for it; return the exit code.
 
     Args:
         config: the settings to begin with.
+        protections: what `prepare` has reached.
         mount: see `Worker`, as for the others.
         listener: the control socket.
         state: what goes from worker to worker.
@@ -414,25 +372,5 @@ def run_worker(config: Config, mount: Mount, listener: Listener, state: SharedSt
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
-    is_successor = state.words[Word.STARTED] > 1
-    if is_successor:
-        with service.first_in_line(to_stay=config.service.scheduling == "rr"):
-            worker = _build(config, mount, listener, state, arena, SMALL_HEAP, SMALL_HEAP)
-    else:
-        worker = _build(config, mount, listener, state, arena, LIBC_HEAP, PYTHON_HEAP)
-    return trio.run(worker.run)
-
-
-def _build(
-    config: Config, mount: Mount, listener: Listener, state: SharedState, arena: int, libc_heap: int, python_heap: int
-) -> Worker:
-    """Protect this process and build the worker."""
-    protections = service.protect(
-        lock_memory=config.service.lock_memory,
-        io_flusher=config.service.io_flusher,
-        oom_score_adj=config.service.oom_score_adj,
-        scheduling=config.service.scheduling,
-        libc_heap=libc_heap,
-        python_heap=python_heap,
-    )
-    return Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
+    worker = Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
+    return trio.run(worker.run, instruments=[MemoryMinder()])

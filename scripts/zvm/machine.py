@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,8 @@ BOOT_LIMIT_S = 240.0
 PROCESSOR_LIMIT_S = 3600
 CONSOLE_TAIL = 8_000
 SYSRQ_S = 6.0
+ALL_TASKS_S = 40.0
+_TASKS = re.compile(r"^\[[^]]*\] task:(?:zswapd|kthreadd|kswapd|loop)[^\n]*\n(?:(?!\[[^]]*\] task:)[^\n]*\n)*", re.MULTILINE)
 """What the console takes for the answer to one sysrq."""
 COMMAND_LINE = "root=/dev/disk/by-id/virtio-root rw console=ttyS0 loglevel=5 systemd.show_status=0 mitigations=off panic=-1"
 """A panic ends the machine at once: a reboot does, and -no-reboot turns that into the end of qemu."""
@@ -145,19 +148,28 @@ class Machine:
         return self.console.read_bytes()[-most:].decode(errors="replace").replace("\r", "")
 
     def autopsy(self) -> str:
-        """Have the kernel say who is blocked, and how much memory there is; return the console's end.
+        """Have the kernel say who is blocked, how much memory there is, and what zswapd does; return the console's end.
 
         Works on a machine that does not answer any more: the kernel's console obeys as long as interrupts do.
         """
-        if self.alive:
-            for key in b"wml":  # blocked tasks, memory, what the processors do
-                with contextlib.suppress(OSError):
-                    self._break()
-                    time.sleep(0.3)
-                    assert self._serial is not None
-                    self._serial.sendall(bytes([key]))
-                    time.sleep(SYSRQ_S)
-        return self.console_tail(3 * CONSOLE_TAIL)
+        if not self.alive:
+            return self.console_tail(3 * CONSOLE_TAIL)
+        for key in b"wml":  # blocked tasks, memory, what the processors do
+            self._ask_kernel(key, SYSRQ_S)
+        seen = self.console_tail(3 * CONSOLE_TAIL)
+        before = self.console.stat().st_size
+        self._ask_kernel(ord("t"), ALL_TASKS_S)
+        tasks = self.console.read_bytes()[before:].decode(errors="replace").replace("\r", "")
+        return seen + "".join(found[0] for found in _TASKS.finditer(tasks))
+
+    def _ask_kernel(self, key: int, patience: float) -> None:
+        """Send a sysrq key, and give the console time for the answer."""
+        with contextlib.suppress(OSError):
+            self._break()
+            time.sleep(0.3)
+            assert self._serial is not None
+            self._serial.sendall(bytes([key]))
+            time.sleep(patience)
 
     def kill(self) -> None:
         """End qemu, whatever the guest does."""

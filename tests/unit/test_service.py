@@ -18,7 +18,6 @@ import pytest
 from tests.support import capabilities
 from zswapd import service
 from zswapd.service import Notifier, Protection, protections
-from zswapd.service.protections import NICE
 
 ALL_CAPABILITIES = "000001ffffffffff"
 
@@ -330,37 +329,3 @@ def test_advise_keeps_its_recommendation_within_bounds(tmp_path: Path, total_kb:
 
 def test_advise_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:
     assert service.advise(tmp_path) == ()
-
-
-@pytest.mark.parametrize(
-    ("kind", "policy", "nice"), [("nice", "SCHED_OTHER", NICE), ("rr", "SCHED_RR", 0), ("normal", "SCHED_OTHER", 0)]
-)
-def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: str, nice: int) -> None:
-    """In a process of its own, whose priority nobody misses."""
-    code = f"""if True:
-        import os, threading
-        from zswapd.service.protections import _set_scheduling, step_back
-        item = _set_scheduling({kind!r})
-        def seen():
-            return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        inside = []
-        def work():
-            step_back(needed=False); inside.append(seen()); step_back(needed=True); inside.append(seen())
-        thread = threading.Thread(target=work); thread.start(); thread.join()
-        print(item.on, seen() == (os.{policy}, {nice}), inside == [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, {NICE})])
-    """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
-    assert done.stdout.split() == [str(kind != "normal"), "True", "True"]
-
-
-@pytest.mark.parametrize("to_stay", [False, True])
-def test_successor_is_a_real_time_task_while_it_is_built(to_stay: bool) -> None:
-    code = f"""if True:
-        import os
-        from zswapd.service import first_in_line
-        with first_in_line(to_stay={to_stay}):
-            inside = os.sched_getscheduler(0)
-        print(inside == os.SCHED_RR, os.sched_getscheduler(0) == (os.SCHED_RR if {to_stay} else os.SCHED_OTHER))
-    """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
-    assert done.stdout.split() == ["True", "True"]

@@ -37,7 +37,7 @@ def wait_for(box: Box, condition: Callable[[dict[str, Any]], bool], what: str) -
             if condition(report):
                 return report
         time.sleep(0.5)
-    raise AssertionError(f"{what}\n{box.run(f'journalctl --unit {UNIT} --no-pager --lines 60')}")
+    raise AssertionError(f"{what}\n{box.machine.console_tail()}")
 
 
 def kill(box: Box, signal: str, *pids: int) -> None:

@@ -206,6 +206,11 @@ class ServiceSection:
         "nice",
         help="How the daemon gets a busy processor: by its nice value, as a real-time task, or like everybody.",
     )
+    spare: bool = setting(
+        Boolean(),
+        default=True,
+        help="Keep a second worker ready, with its memory in hand, that takes over when the first one dies.",
+    )
     hang_timeout: int = setting(
         Integer(0, 3600),
         10,

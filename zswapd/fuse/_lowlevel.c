@@ -53,6 +53,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -122,6 +123,8 @@ static struct {
 	unsigned skip;          /* requests to serve before the next poll */
 	unsigned penalty, crowd; /* what skip becomes after the next poll: one in vain; one that was held up */
 	unsigned max_background;
+	uint64_t scarce_bytes;   /* free memory of the system below which this thread is a real-time one, 0 for never */
+	bool is_first;           /* it is one now */
 } hook = {.fd = -1};
 
 /* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
@@ -152,6 +155,7 @@ static struct {
 	uint64_t errors;                   /* requests answered with an errno */
 	uint64_t exceptions;               /* of these: an exception or a nonsensical result of a Python function */
 	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
+	uint64_t scarcities;               /* times that free memory fell below scarce_bytes */
 	uint64_t resent;                   /* requests that came again after a predecessor had read them */
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
@@ -529,7 +533,7 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
 
 	if (end > deadline)
 		end = deadline;
-	if (now >= end || hook.skip > 0)
+	if (now >= end || hook.skip > 0 || hook.is_first) /* a real-time thread would keep the loop driver's from running */
 		return -EAGAIN;
 	thread = PyEval_SaveThread();
 	while (n == -EAGAIN && now < end && !is_crowded) {
@@ -761,6 +765,30 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 	}
 }
 
+/*
+ * Serving pages takes no memory from the kernel, but what the event loop does in between may: accept a connection, write a line
+ * of the log. Below the zones' min watermark such an allocation waits for memory that only swapping out can free, and this thread
+ * waits with it: nobody would serve the swap. A real-time task may go below that mark, as far as half of it. So it is one, while
+ * memory is scarce; always would be too much, since a real-time task drives the swapping program from its processor.
+ */
+static void mind_memory(void)
+{
+	struct sched_param priority = {0};
+	struct sysinfo now;
+	bool is_scarce;
+
+	if (hook.scarce_bytes == 0 || sysinfo(&now) != 0)
+		return;
+	is_scarce = (uint64_t)now.freeram * now.mem_unit < hook.scarce_bytes;
+	if (is_scarce == hook.is_first)
+		return;
+	priority.sched_priority = is_scarce;
+	if (sched_setscheduler(0, (is_scarce ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &priority) != 0)
+		return;
+	hook.is_first = is_scarce;
+	stats.scarcities += is_scarce;
+}
+
 /* Remember the session's descriptor, and never wait in a read of it. */
 static bool find_descriptor(struct fuse_session *se)
 {
@@ -783,6 +811,7 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	gil = PyGILState_Ensure(); /* pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
 	stats.receives++;
 	n = drain(se, buf);
+	mind_memory();
 	PyGILState_Release(gil);
 	return n;
 }
@@ -1002,6 +1031,28 @@ static PyObject *py_set_poll_us(PyObject *self, PyObject *number)
 	Py_RETURN_NONE;
 }
 
+static PyObject *py_set_scarce(PyObject *self, PyObject *number)
+{
+	unsigned long long bytes = PyLong_AsUnsignedLongLong(number);
+
+	(void)self;
+	if (bytes == (unsigned long long)-1 && PyErr_Occurred())
+		return NULL;
+	if (hook.scarce_bytes == 0)
+		hook.is_first = (sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_RR;
+	hook.scarce_bytes = bytes;
+	mind_memory();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_mind_memory(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	mind_memory();
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_hooked(PyObject *self, PyObject *unused)
 {
 	(void)self;
@@ -1047,13 +1098,13 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
+	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
 	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
 	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
 	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
 	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls,
 	                     "naps", stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends,
-	                     "resent", stats.resent, "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
+	                     "scarcities", stats.scarcities, "resent", stats.resent, "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
 	                     "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
 	                     "max_write", stats.max_write, "max_background", stats.max_background);
 }
@@ -1095,6 +1146,8 @@ static PyMethodDef methods[] = {
     {"adopt", py_adopt, METH_NOARGS, adopt_doc},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
     {"current", py_current, METH_NOARGS, PyDoc_STR("current() -> (number, thread)")},
+    {"set_scarce", py_set_scarce, METH_O, PyDoc_STR("set_scarce(free_bytes)")},
+    {"mind_memory", py_mind_memory, METH_NOARGS, PyDoc_STR("mind_memory()")},
     {"hooked", py_hooked, METH_NOARGS, PyDoc_STR("hooked() -> bool")},
     {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},
     {"remove_inode", py_remove_inode, METH_O, PyDoc_STR("remove_inode(inode)")},

@@ -99,6 +99,8 @@ class SessionStatistics:
     """Times the next pages of a sequential reader were fetched before it asked."""
     reads_ahead_hits: int
     """Those of them that it then asked for. The pages of the others count as loaded all the same."""
+    scarcities: int
+    """Times that the system's free memory became scarce, and the session's thread a real-time one."""
     resent: int
     """Requests that came again, because a worker had died before it answered them."""
     let_go: int
@@ -123,9 +125,18 @@ carry.declare(
     cumulative=(
         "reads writes discards others read_bytes written_bytes refused_writes drained receives polls "
         "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
-        "resent let_go request_errors reply_errors internal_errors failed_requests"
+        "scarcities resent let_go request_errors reply_errors internal_errors failed_requests"
     ),
 )
+
+
+class MemoryMinder(trio.abc.Instrument):
+    """Has the hook look at free memory before the event loop's tasks run: they may ask the kernel for some (`set_scarce`)."""
+
+    def after_io_wait(self, timeout: float) -> None:
+        """Look, after each time that the loop slept or looked for events."""
+        if lowlevel is not None:
+            lowlevel.mind_memory()
 
 
 class Session:
@@ -261,6 +272,11 @@ class Session:
         if lowlevel is not None and self.hook_active:
             lowlevel.set_poll_us(poll_us)
 
+    def set_scarce(self, free_bytes: int) -> None:
+        """Say below how much free memory this thread is to be a real-time one; without the hook it is none."""
+        if lowlevel is not None and self.hook_active:
+            lowlevel.set_scarce(free_bytes)
+
     def statistics(self) -> SessionStatistics:
         """Return the counters; those of the hook are 0 when it is not active."""
         plain = self.operations.statistics()
@@ -288,6 +304,7 @@ class Session:
             budget_ends=hook["budget_ends"],
             reads_ahead=hook["aheads"],
             reads_ahead_hits=hook["ahead_hits"],
+            scarcities=hook["scarcities"],
             resent=hook["resent"],
             let_go=plain.let_go,
             request_errors=hook["errors"],
@@ -372,6 +389,7 @@ _COUNTERS = (
     "naps",
     "nap_hits",
     "budget_ends",
+    "scarcities",
     "resent",
     "aheads",
     "ahead_hits",

@@ -100,13 +100,14 @@ class Pressure:
     Args:
         root: where /proc is, for tests.
         clock: monotonic, seconds; likewise.
+        triggers: ask to be woken; False for who only looks.
 
     Attributes:
         psi: see PressureStatistics.
         descriptor: readable (to select, epoll) once the trigger fired; -1 without one.
     """
 
-    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic, *, triggers: bool = True) -> None:
         self._zones = _open(root / "proc/zoneinfo", os.O_RDONLY)
         self._buffer = bytearray(_length(self._zones) + _ROOM)
         self._stalls = _open(root / "proc/pressure/memory", os.O_RDONLY)
@@ -119,7 +120,8 @@ class Pressure:
         self.psi = "absent"
         if self._read(self._stalls):
             self.psi = "polling"
-            self._set_trigger(root / "proc/pressure/memory")
+            if triggers:
+                self._set_trigger(root / "proc/pressure/memory")
 
     def _set_trigger(self, path: Path) -> None:
         for threshold in TRIGGERS:

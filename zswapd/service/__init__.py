@@ -4,7 +4,8 @@
 from zswapd.service.advice import advise
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.service.notify import Notifier
-from zswapd.service.protections import Protection, first_in_line, grow_heaps, protect, refreshed, step_back
+from zswapd.service.protections import Protection, grow_heaps, protect, refreshed, take_time
+from zswapd.service.scheduling import first_in_line, scarce_bytes, stand_back, step_back
 
 __all__ = [
     "Notifier",
@@ -17,5 +18,8 @@ __all__ = [
     "has_garbage",
     "protect",
     "refreshed",
+    "scarce_bytes",
+    "stand_back",
     "step_back",
+    "take_time",
 ]

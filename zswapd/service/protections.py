@@ -21,26 +21,17 @@ import errno
 import os
 import re
 import resource
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap, own_memory
+from zswapd.service.scheduling import NICE, stand_back
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
 PR_SET_DUMPABLE = 4
 MADV_POPULATE_READ = 22
 CAP_IPC_LOCK = 14
-NICE = -3
-"""Enough that a page does not wait for the time slice of a program that computes: beside two of them the p99 of a random fault
-is 0.2 ms instead of 3.3. Not so much that the daemon, as it wakes up, drives the swapping program from its processor: at -20
-that cost a third of swap-out in half of the runs."""
-
 CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 
 
@@ -62,6 +53,7 @@ def protect(
     io_flusher: bool,
     oom_score_adj: int,
     scheduling: str = "normal",
+    is_forked: bool = False,
     libc_heap: int = LIBC_HEAP,
     python_heap: int = PYTHON_HEAP,
     root: Path = Path("/"),
@@ -73,6 +65,7 @@ def protect(
         io_flusher: set PR_SET_IO_FLUSHER.
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
         scheduling: "nice", "rr" or "normal": how this thread, and those that it starts, get their processor.
+        is_forked: this process shares its memory with the one that forked it.
         libc_heap: bytes by which malloc's heap grows beforehand.
         python_heap: bytes of Python's own arenas that are held.
         root: where /proc is, for tests.
@@ -82,6 +75,7 @@ def protect(
     """
     libc = ctypes.CDLL(None, use_errno=True)
     return (
+        *((_own_memory(libc, root),) if is_forked else ()),
         _grow_heaps(libc, libc_heap, python_heap),
         _lock_memory(libc, root) if lock_memory else _not_wanted("lock_memory"),
         _set_oom_score_adj(oom_score_adj, root),
@@ -91,25 +85,13 @@ def protect(
     )
 
 
-@contextlib.contextmanager
-def first_in_line(*, to_stay: bool) -> Iterator[None]:
-    """Run this thread as a real-time task for a while: what it allocates may go below the watermarks, as far as half of them.
+def take_time() -> None:
+    """Let this process wait for memory like any other, swapping included: for one that nobody waits for yet.
 
-    For a worker that takes over: on a box without memory, all that could free some waits for the swap that nobody serves yet.
-
-    Args:
-        to_stay: it remains one.
+    Its next `protect` takes that back.
     """
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        if not to_stay:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    ctypes.CDLL(None).prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0)
+    stand_back()
 
 
 def grow_heaps() -> None:
@@ -136,6 +118,20 @@ def _grow_heaps(libc: ctypes.CDLL, libc_heap: int, python_heap: int) -> Protecti
     if not grow_libc_heap(libc, libc_heap):
         return Protection("heap", on=False, detail=f"{detail}, but malloc cannot be told to keep its own", hint="use glibc")
     return Protection("heap", on=True, detail=f"{detail}, malloc {libc_heap >> 20} MiB")
+
+
+def _own_memory(libc: ctypes.CDLL, root: Path) -> Protection:
+    """Have a copy of all that is shared with the parent until somebody writes to it.
+
+    A forked Python writes to it all the time, since every use of an object changes its reference count, and each first write to
+    a page takes a new one from the kernel, on the page path as anywhere.
+    """
+    name = "own_memory"
+    copied = own_memory(libc, root)
+    if copied < 0:
+        hint = "use Linux 5.14 or later"
+        return Protection(name, on=False, detail="pages shared with the supervisor are copied when written to", hint=hint)
+    return Protection(name, on=True, detail=f"{copied >> 20} MiB shared with nobody")
 
 
 def _lock_memory(libc: ctypes.CDLL, root: Path) -> Protection:
@@ -228,17 +224,6 @@ def _set_scheduling(kind: str) -> Protection:
     except OSError as error:
         return Protection(name, on=False, detail=f"{kind}: {error.strerror}", hint="run zswapd as root, with CAP_SYS_NICE")
     return Protection(name, on=True, detail=f"nice {NICE}")
-
-
-def step_back(*, needed: bool) -> None:
-    """Have this thread get its processor like everybody's, or as the daemon does again where its work is needed now.
-
-    For threads that compute for milliseconds: at the daemon's priority they would keep the swapping program itself from
-    running. Best effort: a thread that may not change its priority keeps it.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE if needed else 0)
 
 
 def _set_oom_score_adj(wanted: int, root: Path) -> Protection:

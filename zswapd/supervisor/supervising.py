@@ -3,7 +3,8 @@
 
     supervisor   one thread, no event loop, memory locked; has every module imported, since importing under memory pressure
     needs memory
-      └ worker   daemon.py: serves pages; forked, so that it starts with all of that in place
+      ├ worker   daemon.py: serves pages; forked, so that it starts with all of that in place
+      └ spare    the next worker, with its memory in hand (spare.py)
 
 It sleeps in sigtimedwait(2): all its signals are blocked, and a signal is how a worker says "look at the words of the shared
 state".
@@ -41,12 +42,15 @@ from typing import TYPE_CHECKING, NoReturn
 from zswapd import daemon, service
 from zswapd.errors import AlreadyRunningError, ZswapdError
 from zswapd.handover import HookWord, Phase, Word
+from zswapd.reclaim.pressure import Pressure
 from zswapd.supervisor import estate as estates
 from zswapd.supervisor import orphan
+from zswapd.supervisor.ballast import Ballast
 from zswapd.supervisor.keeping import Keeper
+from zswapd.supervisor.spare import Spare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from zswapd.config import Config
     from zswapd.supervisor.estate import Estate
@@ -63,6 +67,10 @@ START_S = 60.0
 """What a worker may take before it serves, for each started GiB of swap files; its event loop does not run yet."""
 POISON_DEATHS = 3
 """Deaths at one request after which it is answered with EIO."""
+SPARE_S = 1.0
+"""Time that a worker serves before the next spare is made."""
+SPARE_AGAIN_S = 10.0
+"""Time before another is made for one that died."""
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
 """Pauses before the next worker, by the number of workers in a row that died before they served."""
 
@@ -92,6 +100,9 @@ class Supervisor:
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
         self._keeper = Keeper(estate.arena)
+        self._ballast = Ballast(Pressure(triggers=False))
+        self._spare: Spare | None = None
+        self._spare_due = 0.0
         self._notifier = service.Notifier()
         self._ticks = (0, 0)
         self._ticked = self._looked = self._forked = time.monotonic()
@@ -104,7 +115,7 @@ class Supervisor:
             log.info("worker %d makes room for the new program", self._worker)
             orphan.retire(self._worker)
         self._store_descriptors()
-        self._fork()
+        self._next_worker()
         while True:
             self._look()
             event = signal.sigtimedwait(_SIGNALS, self._patience())
@@ -114,6 +125,7 @@ class Supervisor:
             with contextlib.suppress(ChildProcessError):
                 pid, status = os.waitpid(self._worker, os.WNOHANG)
                 if pid and (code := self._bury(status)) is not None:
+                    self._drop_spare(wait=True)
                     return code
 
     def _patience(self) -> float:
@@ -127,33 +139,62 @@ class Supervisor:
 
     # The worker.
 
-    def _fork(self) -> None:
+    def _next_worker(self) -> None:
         self._words[Word.PHASE] = Phase.STARTING
         self._words[Word.STARTED] += 1
         self._hook[HookWord.ACTIVE] = 0
-        # What is alive now stays alive: unless the collector's marks are written next to it, the pages stay shared.
-        gc.collect()
-        gc.freeze()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if not pid:
-            self._become_worker()
-        self._worker = pid
+        if self._spare is not None and self._spare.promote():
+            self._worker, self._spare = self._spare.pid, None
+        else:
+            self._drop_spare(wait=False)
+            self._worker = self._fork()
+        self._spare_due = 0.0
         self._stop_sent = False
         self._aborted = None
         self._forked = self._ticked = self._looked = time.monotonic()
 
-    def _become_worker(self) -> NoReturn:
+    def _fork(self) -> int:
+        _settle_objects()
+        pid = os.fork()
+        if not pid:
+            is_first = self._words[Word.STARTED] == 1
+            self._become_worker(lambda: daemon.prepare(self._config, is_first=is_first))
+        return pid
+
+    def _become_worker(self, prepare: Callable[[], Sequence[service.Protection]]) -> NoReturn:
         """Serve, in the child; never return into the parent's code."""
         code = 1
         try:
             config, estate = self._config, self._estate
-            code = self._guarded(lambda: daemon.run_worker(config, estate.mount, estate.listener, estate.state, estate.arena))
+            code = self._guarded(
+                lambda: daemon.run_worker(config, prepare(), estate.mount, estate.listener, estate.state, estate.arena)
+            )
         except BaseException:
             log.exception("worker %d ends", os.getpid())
         finally:
             os._exit(code)
+
+    def _keep_spare(self, now: float) -> None:
+        """Have a spare worker, once the present one has served for a while; called while it serves."""
+        if self._spare is None:
+            self._spare_due = self._spare_due or now + SPARE_S
+            if not self._config.service.spare or self._is_stopping or now < self._spare_due:
+                return
+            _settle_objects()
+            with contextlib.suppress(OSError):
+                self._spare = Spare(
+                    lambda: daemon.prepare(self._config, is_first=False, in_advance=True),
+                    lambda protections: self._become_worker(lambda: protections),
+                )
+        elif os.waitpid(self._spare.pid, os.WNOHANG)[0]:
+            log.warning("the spare worker %d has died; there will be another", self._spare.pid)
+            self._spare = None
+            self._spare_due = now + SPARE_AGAIN_S
+
+    def _drop_spare(self, *, wait: bool) -> None:
+        if self._spare is not None:
+            self._spare.end(wait=wait)
+            self._spare = None
 
     def _bury(self, status: int) -> int | None:
         """Draw the conclusions from a worker's end; return an exit code if it was the end for us as well."""
@@ -176,7 +217,7 @@ class Supervisor:
             self._forget_descriptors()
             return 1
         time.sleep(SLOW_S[min(self._early_deaths, len(SLOW_S) - 1)])
-        self._fork()
+        self._next_worker()
         return None
 
     def _mourn(self, code: int) -> None:
@@ -213,9 +254,11 @@ class Supervisor:
         self._looked = now
         self._notifier.watchdog()
         self._keeper.hold()
+        self._ballast.look(self._hook[HookWord.REQUESTS])
         phase = self._words[Word.PHASE]
         if phase == Phase.SERVING:
             self._say_ready()
+            self._keep_spare(now)
             if self._is_stopping and not self._stop_sent:
                 self._send(signal.SIGUSR1)
                 self._stop_sent = True
@@ -262,6 +305,7 @@ class Supervisor:
 
     def _upgrade(self) -> None:
         """Become the installed program, which takes the estate and the running worker over; returns only if that fails."""
+        self._drop_spare(wait=True)
         environment = estates.leave_in_environment(self._estate, self._worker)
         log.info("the installed program takes over")
         try:
@@ -270,6 +314,14 @@ class Supervisor:
             log.error("the installed program cannot be started: %s", error.strerror)  # noqa: TRY400 - a reason, not a bug
             for descriptor in self._estate.descriptors().values():
                 os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
+
+
+def _settle_objects() -> None:
+    """Before a fork: what is alive now stays so; unless the collector's marks are written next to it, its pages stay shared."""
+    gc.collect()
+    gc.freeze()
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _signal_name(number: int) -> str:
@@ -328,6 +380,7 @@ def run(config: Config, guarded: Guard) -> int:
         libc_heap=0,
         python_heap=0,
     )
+    service.first_in_line(children=True)
     estate, worker = _find_estate(config)
     code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
     estate.close()

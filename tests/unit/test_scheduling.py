@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who is a real-time task when, and what a forked process still shares. Each case in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from tests.support import capabilities
+from zswapd.fuse.session import MemoryMinder
+from zswapd.service.scheduling import NICE, scarce_bytes
+
+pytestmark = capabilities.requires_root()
+
+
+def said(code: str) -> list[str]:
+    """Run a program; return the words that it prints."""
+    done = subprocess.run([sys.executable, "-c", f"if True:{code}"], check=False, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "nice"), [("nice", "SCHED_OTHER", NICE), ("rr", "SCHED_RR", 0), ("normal", "SCHED_OTHER", 0)]
+)
+def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: str, nice: int) -> None:
+    words = said(f"""
+        import os, threading
+        from zswapd.service.protections import _set_scheduling
+        from zswapd.service.scheduling import step_back
+        item = _set_scheduling({kind!r})
+        def seen():
+            return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        inside = []
+        def work():
+            step_back(needed=False); inside.append(seen()); step_back(needed=True); inside.append(seen())
+        thread = threading.Thread(target=work); thread.start(); thread.join()
+        print(item.on, seen() == (os.{policy}, {nice}), inside == [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, {NICE})])
+    """)
+    assert words == [str(kind != "normal"), "True", "True"]
+
+
+@pytest.mark.parametrize("children", [False, True])
+def test_first_in_line_is_real_time_and_its_children_if_wanted(children: bool) -> None:
+    words = said(f"""
+        import os
+        from zswapd.service import first_in_line, stand_back
+        first_in_line(children={children})
+        me = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        if not (child := os.fork()):
+            os._exit(os.sched_getscheduler(0))
+        its = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        stand_back()
+        print(me == os.SCHED_RR, its == os.SCHED_RR, os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER)
+    """)
+    assert words == ["True", str(children), "True"]
+
+
+def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
+    words = said("""
+        import os
+        from zswapd.fuse import lowlevel
+        lowlevel.attach(len, len, len, poll_us=0, budget_us=1000, max_io=4096, max_background=1)
+        def policy(free_bytes):
+            lowlevel.set_scarce(free_bytes)
+            return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        everything = 1 << 50
+        print(policy(everything) == os.SCHED_RR, policy(1) == os.SCHED_OTHER, policy(everything) == os.SCHED_RR,
+              policy(0) == os.SCHED_RR, lowlevel.statistics()["scarcities"])
+    """)
+    assert words == ["True", "True", "True", "True", "2"]
+
+
+def test_event_loop_looks_at_free_memory_each_time_before_its_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    monkeypatch.setattr("zswapd.fuse.session.lowlevel", SimpleNamespace(mind_memory=lambda: looks.append("look")))
+
+    async def main() -> None:
+        for _ in range(3):
+            await trio.sleep(0.001)
+            looks.append("task")
+
+    trio.run(main, instruments=[MemoryMinder()])
+    assert "".join(looks).count("looktask") == 3
+
+
+def test_session_thread_that_came_as_a_real_time_one_stands_back_when_there_is_memory() -> None:
+    words = said("""
+        import os
+        from zswapd.fuse import lowlevel
+        from zswapd.service import first_in_line
+        lowlevel.attach(len, len, len, poll_us=0, budget_us=1000, max_io=4096, max_background=1)
+        first_in_line(children=False)
+        lowlevel.set_scarce(1)
+        print(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER)
+    """)
+    assert words == ["True"]
+
+
+def test_scarce_is_half_as_much_again_as_the_kernel_keeps_free(tmp_path: Path) -> None:
+    assert scarce_bytes(tmp_path) == 0
+    (tmp_path / "proc/sys/vm").mkdir(parents=True)
+    (tmp_path / "proc/sys/vm/min_free_kbytes").write_text("65536\n")
+    assert scarce_bytes(tmp_path) == (96 + 16) << 20
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_forked_process_copies_no_page_once_it_owns_its_memory(owned: bool) -> None:
+    """Writing to what was inherited takes pages from the kernel, one fault each, unless they were copied before."""
+    words = said(f"""
+        import ctypes, os, resource
+        from zswapd.service.heap import own_memory
+        inherited = [bytes([number & 255]) * 400 for number in range(20_000)]
+        if not (child := os.fork()):
+            copied = own_memory(ctypes.CDLL(None)) if {owned} else 0
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            again = list(inherited)  # a new reference to each: a write to each
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+            print(copied >> 20, faults, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """)
+    copied, faults = map(int, words)
+    assert (copied >= 8) is owned
+    assert faults < 60 if owned else faults > 1500

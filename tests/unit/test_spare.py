@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The spare worker: it waits, becomes what it is told to, and ends with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from zswapd.supervisor.spare import Spare
+
+
+def become(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_spare_becomes_what_it_has_prepared_for() -> None:
+    spare = Spare(lambda: 42, become)
+    wait_for(lambda: spare.is_ready)
+    assert spare.promote()
+    assert exit_code(spare.pid) == 42
+
+
+def test_spare_that_is_not_ready_is_not_promoted() -> None:
+    spare = Spare(lambda: time.sleep(60), lambda _: become(0))
+    assert not spare.is_ready
+    assert not spare.promote()
+    spare.end(wait=True)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(spare.pid, 0)
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_dead_spare_is_not_promoted(is_seen: bool) -> None:
+    spare = Spare(lambda: 42, become)
+    wait_for(lambda: spare.is_ready)
+    os.kill(spare.pid, signal.SIGKILL)
+    if is_seen:
+        assert exit_code(spare.pid) == -signal.SIGKILL
+    else:
+        os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOWAIT)
+    assert not spare.promote()
+    spare.end(wait=True)
+
+
+def test_spare_whose_preparation_fails_ends(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> int:
+        raise MemoryError
+
+    spare = Spare(fail, become)
+    assert exit_code(spare.pid) == 1
+    assert not spare.promote()
+    spare.end(wait=True)
+    assert not caplog.records  # it was said in the other process
+
+
+def test_spare_ends_with_its_parent(tmp_path: Path) -> None:
+    code = f"""if True:
+        import os, time
+        from zswapd.supervisor.spare import Spare
+        spare = Spare(lambda: 0, lambda _: os._exit(0))
+        while not spare.is_ready:
+            time.sleep(0.005)
+        open({str(tmp_path / "pid")!r}, "w").write(str(spare.pid))
+        os.kill(os.getpid(), 9)
+    """
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a worker does for its memory off the page path: it refills reserves ahead of demand, and tidies up while nobody asks.
+
+Both are tasks of the event loop. What blocks in them is done in another thread (offload.py), and what takes long is done in
+steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from zswapd import service
+from zswapd.errors import ArenaError
+from zswapd.reclaim.pressure import spare_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zswapd.allocators.jobs import Job
+    from zswapd.assembly import Core
+    from zswapd.offload import Offload
+
+log = logging.getLogger(__name__)
+
+REFILL_FRAMES_BYTES = 8 << 20
+"""Memory that one refill job populates: some milliseconds of zeroing in another thread."""
+URGENT_BYTES = 1 << 20
+"""The same when the reserve is nearly empty, whatever memory is free: whoever takes little leaves some for those who wait in
+the kernel for a few pages (supervisor/ballast.py), and comes again if that was not enough."""
+RETRY_S = 0.25
+"""Pause after a refill that found no memory."""
+IDLE_S = 1.0
+"""Housekeeping looks once in this time, and works only if no request came since the last look."""
+PLENTY = 512 << 20
+"""Spare memory at which heaps that a successor has kept small are grown."""
+
+
+class Upkeep:
+    """Both tasks, over one core.
+
+    Args:
+        core: whose memory it is.
+        offload: does what blocks.
+        yields: the other thread gives way to the swapping program, where the daemon itself does not.
+        has_small_heaps: this process took over, with heaps that are still to grow.
+    """
+
+    def __init__(self, core: Core, offload: Offload, *, yields: bool, has_small_heaps: bool) -> None:
+        self._core = core
+        self._offload = offload
+        self._yields = yields
+        self._has_small_heaps = has_small_heaps
+        self._refill_wanted = trio.Event()
+        core.frames.when_low = core.nodes.when_low = self._wake_refill
+        self._wake_refill()  # what was recovered has the reserve that the dead worker left
+
+    def _wake_refill(self) -> None:
+        """Called from the page path when a reserve runs low."""
+        self._refill_wanted.set()
+
+    async def refill(self) -> None:
+        """Populate frames and index nodes whenever a reserve runs low; never returns."""
+        while True:
+            await self._refill_wanted.wait()
+            self._refill_wanted = trio.Event()
+            while self._core.frames.wants_refill() or self._core.nodes.wants_refill():
+                try:
+                    await self._refill_nodes()
+                    await self._refill_frames()
+                except ArenaError as error:
+                    log.warning("the reserve cannot be refilled: %s", error, extra={"rate_limit": 10})
+                    await trio.sleep(RETRY_S)
+
+    async def _refill_nodes(self) -> None:
+        nodes = self._core.nodes
+        if nodes.wants_refill():
+            nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
+
+    async def _refill_frames(self) -> None:
+        frames = self._core.frames
+        is_urgent = frames.table.long_frames < frames.reserve_target // 4
+        job = frames.begin_refill((URGENT_BYTES if is_urgent else REFILL_FRAMES_BYTES) // frames.page_size)
+        if not job.runs:
+            return
+        try:
+            await self._offload.run(self._work, job, is_urgent)
+        finally:
+            frames.commit(job)
+
+    def _work(self, job: Job, urgent: bool) -> None:  # noqa: FBT001 - positional through to_thread
+        """Do a job, in another thread; memory below the kernel's watermarks is taken only in need."""
+        if self._yields:
+            service.step_back(needed=urgent)
+        if not urgent and spare_pages() * self._core.frames.page_size < REFILL_FRAMES_BYTES:
+            raise ArenaError("the system's free memory is at its watermarks", hint="the reserve is filled when there is more")
+        job.work(self._core.arena)
+
+    async def keep_house(self, look: Callable[[], None]) -> None:
+        """Give surplus frames back, compact, collect garbage, only while no requests come; never returns.
+
+        Args:
+            look: called once in IDLE_S, whatever comes.
+        """
+        core = self._core
+        seen = -1
+        garbage_due = False
+        while True:  # by the clock: there is no event for "nothing happens"
+            await trio.sleep(IDLE_S)
+            look()
+            requests = self._requests()
+            idle, seen = requests == seen, requests
+            garbage_due = garbage_due or not idle or service.has_garbage()
+            if core.frames.wants_trim():
+                await self._trim()
+            if not idle:
+                continue
+            while core.wants_compaction() and core.compact_step() and self._requests() == seen:
+                await trio.lowlevel.checkpoint()
+            if self._has_small_heaps and spare_pages() * core.frames.page_size > PLENTY:
+                self._has_small_heaps = False
+                service.grow_heaps()
+            if garbage_due:
+                service.collect_garbage()
+                garbage_due = False
+
+    def _requests(self) -> int:
+        """Return a number that changes with every page that is read, written or discarded."""
+        front = self._core.frontswap.statistics()
+        return front.succ_stores + front.failed_stores + front.loads + front.failed_loads + front.invalidates
+
+    async def _trim(self) -> None:
+        frames = self._core.frames
+        while (job := frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size)).runs:
+            try:
+                await self._offload.run(job.work, self._core.arena)
+            finally:
+                frames.commit(job)
