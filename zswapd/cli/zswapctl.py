@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__
-from zswapd.cli import rendering, swapping, top, upgrading
+from zswapd.cli import rendering, swapping, upgrading
 from zswapd.cli.failures import guarded
 from zswapd.config import SETTINGS, parse_assignment
 from zswapd.control.client import Client
@@ -127,6 +127,8 @@ def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[s
 
 
 def _top(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.cli import top  # curses: not for those who do not need it
+
     if options.once or options.json or not sys.stdout.isatty():
         return top.once(options.socket, options.interval)
     top.live(options.socket, options.interval)
