@@ -8,6 +8,7 @@ import logging
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -226,3 +227,17 @@ async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
         while made.address is None:
             await trio.sleep(0.01)
     assert (await get(made))[0] == 200
+
+
+async def test_an_exporter_that_ended_ends_nobody_else(snapshot: Snapshot) -> None:
+    made = Exporter("127.0.0.1", 0, lambda: snapshot)
+    made._main = trio.lowlevel.current_trio_token()
+
+    async def ask() -> None:
+        with trio.move_on_after(0.01):
+            await made._take()
+
+    thread = threading.Thread(target=trio.run, args=(ask,))
+    thread.start()
+    thread.join()  # this loop stands still meanwhile, and takes the snapshot for one that is gone
+    await trio.sleep(0.05)

@@ -16,6 +16,7 @@ every RETRY_S.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -73,6 +74,8 @@ class Exporter:
         self._has_main.wait()
         try:
             trio.run(self._listen)
+        except trio.RunFinishedError:
+            pass
         except Exception:
             log.exception("metrics are not served any more")
 
@@ -102,7 +105,8 @@ class Exporter:
 
         def take() -> None:
             results.append(outcome.capture(self._snapshot))
-            here.run_sync_soon(taken.set)
+            with contextlib.suppress(trio.RunFinishedError):  # raised in here, it would end the loop that serves pages
+                here.run_sync_soon(taken.set)
 
         self._main.run_sync_soon(take)
         await taken.wait()
@@ -124,8 +128,8 @@ class Exporter:
             if self._clients <= CLIENTS:
                 with trio.move_on_after(CLIENT_S):
                     await self._converse(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.RunFinishedError):
+            pass  # the client has left, or the daemon is leaving
         except Exception:
             log.exception("a scrape failed", extra={"rate_limit": 60})
         finally:
