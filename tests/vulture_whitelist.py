@@ -72,8 +72,13 @@ _.invalidate
 FIRST_CODEC
 
 # The ephemeral half, before the core has one.
+Zbuds
+Lru
 ZbudPool
-_.oldest_objects
-_.postpone_oldest
+Eviction
+_.evict
+_.eat
+_.limit_frames
 _.accompany
 _.after_io_wait  # trio calls it
+make_room

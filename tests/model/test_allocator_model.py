@@ -120,16 +120,14 @@ class AllocatorMachine(RuleBasedStateMachine):
             self._used(handle)
 
     @precondition(lambda self: self.order)
-    @rule(postpone=st.booleans())
-    def oldest(self, postpone: bool) -> None:
+    @rule()
+    def evict_oldest(self) -> None:
         assert self.order
         run = self.order[0]
-        assert sorted(self.pool.oldest_objects()) == sorted(h for h in self.objects if self._run_of(h) == run)
-        if postpone:
-            self.pool.postpone_oldest()
-            self.order.append(self.order.pop(0))
-            return
-        for handle in self.pool.oldest_objects():
+        assert self.pool.oldest_run() == run
+        handles = self.pool.objects_of(run)
+        assert sorted(handles) == sorted(h for h in self.objects if self._run_of(h) == run)
+        for handle in handles:
             del self.objects[handle]
             self.pool.free(handle)
         del self.order[0]

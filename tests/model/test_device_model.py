@@ -13,9 +13,11 @@ import random
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.stack import Stack, build
+from tests.support.stack import MakeAllocator, Stack, build
 from tests.support.strategies import contents, page, page_sizes
 from zswapd import compress
+from zswapd.allocators.zbud import ZbudPool
+from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.block.device import Device
 from zswapd.errors import CorruptedPageError, DiscardError, LostPageError
 from zswapd.pam.base import HEADER_BYTES
@@ -37,10 +39,15 @@ class DeviceMachine(RuleBasedStateMachine):
 
     stack: Stack
 
-    @initialize(page_size=page_sizes(), compressor=st.sampled_from(compress.names()), damage=st.booleans())
-    def build(self, page_size: int, compressor: str, damage: bool) -> None:
+    @initialize(
+        page_size=page_sizes(),
+        compressor=st.sampled_from(compress.names()),
+        allocator=st.sampled_from((ZsPool, ZbudPool)),
+        damage=st.booleans(),
+    )
+    def build(self, page_size: int, compressor: str, allocator: MakeAllocator, damage: bool) -> None:
         self.damage = damage  # after damage, fewer things can be proved; hence runs without it
-        self.stack = build(page_size, frames=60, compressor=compressor, node_reserve=200)
+        self.stack = build(page_size, frames=60, compressor=compressor, allocator=allocator, node_reserve=200)
         self.stack.zv.limit_frames = 1 << 30
         self.page_size = page_size
         self.size = PAGES * page_size

@@ -13,9 +13,11 @@ from functools import partial
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.stack import Stack, build
+from tests.support.stack import MakeAllocator, Stack, build
 from tests.support.strategies import contents, page, page_sizes
 from zswapd import compress
+from zswapd.allocators.zbud import ZbudPool
+from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.errors import CorruptedPageError
 from zswapd.frontends.frontswap import MAX_OFFSET
 from zswapd.pam.base import HEADER_BYTES, RejectReason
@@ -43,12 +45,13 @@ class FrontswapMachine(RuleBasedStateMachine):
     @initialize(
         page_size=page_sizes(),
         compressor=st.sampled_from(compress.names()),
+        allocator=st.sampled_from((ZsPool, ZbudPool)),
         nodes=st.sampled_from((40, 600)),
         frames=st.integers(24, 90),
         damage=st.booleans(),
     )
-    def build(self, page_size: int, compressor: str, nodes: int, frames: int, damage: bool) -> None:
-        self.stack = build(page_size, frames=frames, compressor=compressor, node_reserve=nodes)
+    def build(self, page_size: int, compressor: str, allocator: MakeAllocator, nodes: int, frames: int, damage: bool) -> None:
+        self.stack = build(page_size, frames=frames, compressor=compressor, allocator=allocator, node_reserve=nodes)
         self.total = frames
         self.damage = damage  # after damage, fewer things can be proved; hence runs without it
         self.page_size = page_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The whole core, built small: arena, frames, allocator, compressed back end, index, swap front end.
+"""The whole core, built small: arena, frames, allocators, compressed back ends, index, front ends.
 
 `check()` proves everything that can be proved about it at once; property tests call it after every step.
 """
@@ -12,15 +12,33 @@ from dataclasses import dataclass
 from zswapd import compress
 from zswapd.allocators.arena import Arena
 from zswapd.allocators.base import Allocator
+from zswapd.allocators.frametable import EPHEMERAL
+from zswapd.allocators.lru import Lru
 from zswapd.allocators.pageframes import PageFrames
+from zswapd.allocators.zbud import ZbudPool
 from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.compress.base import Compressor
+from zswapd.frontends.cleancache import Cleancache
 from zswapd.frontends.frontswap import Frontswap
+from zswapd.pam.zbuds import Zbuds
 from zswapd.pam.zv import Zv
+from zswapd.reclaim.eviction import Eviction
 from zswapd.tmem.core import Tmem
 from zswapd.tmem.objnodes import Objnodes
 
 MakeAllocator = Callable[[PageFrames], Allocator]
+EPHEMERAL_ALLOCATORS = {"zbud": ZbudPool, "zsmalloc": ZsPool}
+
+
+@dataclass(slots=True)
+class Cache:
+    """The ephemeral half."""
+
+    allocator: ZbudPool | ZsPool
+    zbuds: Zbuds
+    nodes: Objnodes
+    eviction: Eviction
+    cleancache: Cleancache
 
 
 @dataclass(slots=True)
@@ -35,6 +53,7 @@ class Stack:
     nodes: Objnodes
     tmem: Tmem
     frontswap: Frontswap
+    cache: Cache
 
     def check(self) -> None:
         """Prove the invariants of every layer, and that the layers agree with each other."""
@@ -42,7 +61,10 @@ class Stack:
         self.allocator.check()
         self.tmem.check()
         self.zv.check(self.tmem.pampds(self.zv))
-        assert self.frames.used_frames == self.allocator.used_frames()
+        self.cache.allocator.check()
+        self.cache.zbuds.check(self.tmem.pampds(self.cache.zbuds))
+        assert self.frames.ephemeral_frames == self.cache.allocator.used_frames()
+        assert self.frames.used_frames == self.allocator.used_frames() + self.frames.ephemeral_frames
 
     def close(self) -> None:
         """Give the memory back."""
@@ -68,9 +90,11 @@ def build(
     total_frames: int = 1 << 40,
     keep_poor: bool = True,
     checksum: bool = True,
+    ephemeral: str = "zbud",
 ) -> Stack:
     """Build a stack with its reserve populated (all frames unless `reserve` says fewer).
 
+    `ephemeral` names the other half's allocator.
     `total_frames` is the system's memory that zv_page_count_policy_percent is a share of; by default no limit
     at all.
     """
@@ -87,6 +111,16 @@ def build(
         keep_poor=keep_poor,
         checksum=checksum,
     )
-    nodes = Objnodes(20_000, reserve=node_reserve)
-    tmem = Tmem(nodes)
-    return Stack(page_size, arena, pages, objects, zv, nodes, tmem, Frontswap(tmem, zv))
+    nodes, cache_nodes = Objnodes(20_000, reserve=node_reserve), Objnodes(20_000, reserve=node_reserve)
+    tmem = Tmem(nodes, cache_nodes)
+    front = Frontswap(tmem, zv)
+    lru = Lru(pages.end_frame)
+    pages.accompany(lru.populate)
+    clean = EPHEMERAL_ALLOCATORS[ephemeral](pages, EPHEMERAL, lru)
+    zbuds = Zbuds(clean, pages, zv.compressor, compress.by_codec(), checksum=checksum)
+    wanted = objects.longest_run
+    eviction = Eviction(tmem, zbuds, pages, cache_nodes, wanted_run=wanted, longest_run=clean.longest_run)
+    zv.eat = eviction.eat
+    cleancache = Cleancache(tmem, zbuds, eviction.make_room)
+    cache = Cache(clean, zbuds, cache_nodes, eviction, cleancache)
+    return Stack(page_size, arena, pages, objects, zv, nodes, tmem, front, cache)

@@ -21,6 +21,7 @@ from zswapd.control.server import ControlStatistics
 from zswapd.errors import LostPageError
 from zswapd.frontends.frontswap import FrontswapStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
+from zswapd.pam.zbuds import ZbudsStatistics
 from zswapd.pam.zvpages import ZvStatistics
 from zswapd.reclaim.pressure import PressureStatistics
 from zswapd.tmem.core import TmemStatistics
@@ -34,6 +35,7 @@ PRESENT: dict[type, str] = {
     ClassStatistics: "size by_group objects used_objects used_frames frames_per_zspage freeable_frames",
     ZbudStatistics: "objects used_frames bodies zbud_buddied_count zbud_unbuddied_list_counts",
     ZsStatistics: "objects zspages used_frames object_bytes classes",
+    ZbudsStatistics: "zbud_curr_zpages zbud_curr_zbytes",
     ZvStatistics: "curr_pages curr_zbytes curr_object_bytes curr_same_filled curr_incompressible curr_dist_counts",
     ObjnodeStatistics: "curr_objnode_count reserve populated_bytes",
     TmemStatistics: "curr_obj_count curr_objnode_count objnode_bytes objnode_reserve",

@@ -320,10 +320,10 @@ def test_check_finds_wrong_books(pam: FakePam, what: str) -> None:
         case "objects":
             tmem._objects += 1
         case "empty object":
-            inner.objects[9] = Radix(tmem.nodes)
+            inner.objects[9] = Radix(tmem._nodes)
             tmem._objects += 1
         case "nodes":
-            tmem.nodes.alloc()
+            tmem._nodes.alloc()
     with pytest.raises(InvariantError):
         tmem.check()
 

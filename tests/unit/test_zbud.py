@@ -173,29 +173,26 @@ def test_compaction_leaves_an_object_that_is_not_alive_yet(make: MakePool) -> No
 
 def test_oldest_frame_names_both_buddies(make: MakePool) -> None:
     pool = make(half=EPHEMERAL)
-    assert pool.oldest_objects() == []
+    assert pool.oldest_run() == 0
     first = [_chunks(pool, 32), _chunks(pool, 32)]
     second = [_chunks(pool, 40)]
     third = [_chunks(pool, 60)]
-    assert sorted(pool.oldest_objects()) == sorted(first)
+    assert sorted(pool.objects_of(pool.oldest_run())) == sorted(first)
     pool.touch(first[1])
-    assert pool.oldest_objects() == second
+    assert pool.objects_of(pool.oldest_run()) == second
     second.append(_chunks(pool, 24))  # a new buddy is a use
-    assert pool.oldest_objects() == third
+    assert pool.objects_of(pool.oldest_run()) == third
     pool.free(third[0])
-    assert sorted(pool.oldest_objects()) == sorted(first)
-    pool.postpone_oldest()
-    assert sorted(pool.oldest_objects()) == sorted(second)
-    pool.alloc(pool.max_size)
+    assert sorted(pool.objects_of(pool.oldest_run())) == sorted(first)
+    body = pool.alloc(pool.max_size)
+    assert pool.objects_of(_frame(pool, body)) == []
     pool.check()
 
 
-def test_pool_without_an_order_names_nothing(make: MakePool) -> None:
+def test_pool_without_an_order_has_no_oldest_run(make: MakePool) -> None:
     pool = make()
-    handle = _chunks(pool, 3)
-    pool.touch(handle)
-    pool.postpone_oldest()
-    assert pool.oldest_objects() == []
+    pool.touch(_chunks(pool, 3))
+    assert pool.oldest_run() == 0
 
 
 def _take_over(pool: ZbudPool) -> PageFrames:

@@ -28,12 +28,14 @@ class Allocator(Protocol):
         memory: the arena's bytes; `memory[handle : handle + size]` is the object.
         max_size: bytes of the largest object.
         max_shared: bytes of the largest object that shares its frames with others; a larger one is a body.
+        longest_run: frames side by side that it takes at most.
         objects_moved: objects that compaction moved since the start.
     """
 
     memory: memoryview
     max_size: int
     max_shared: int
+    longest_run: int
     objects_moved: int
 
     def alloc(self, size: int) -> int:
@@ -78,11 +80,11 @@ class Allocator(Protocol):
     def touch(self, handle: int) -> None:
         """Say that an object has been used, where the order of use is kept."""
 
-    def oldest_objects(self) -> list[int]:
-        """Return the handles of all live objects in the run of frames not used for longest; [] if there is none."""
+    def oldest_run(self) -> int:
+        """Return the first frame of the run not used for longest; 0 if there is none, or no order is kept."""
 
-    def postpone_oldest(self) -> None:
-        """Count that run as the one used last, since it cannot be emptied now."""
+    def objects_of(self, first: int) -> list[int]:
+        """Return the handles of all live objects in the run that begins at a frame; a body is not among them."""
 
     def used_frames(self) -> int:
         """Return the number of frames held."""

@@ -123,6 +123,30 @@ class FrameTable:
         reach(crashpoints.FRAMES_JOINED)
         self._link(first, end - first)
 
+    def free_around(self, first: int) -> tuple[int, int]:
+        """Return (begin, end) of the free run that the used run at `first` is going to be in when it is put."""
+        words = self.words
+        begin, end = first, first + (words[first * 4 + 1] & LENGTH_MASK)
+        if begin % self._chunk_frames and words[(begin - 1) * 4] & STATE_MASK in (FREE_TAIL, FREE):
+            begin -= words[(begin - 1) * 4 + 1]
+        if end % self._chunk_frames and end < self._end_frame and words[end * 4] & STATE_MASK == FREE:
+            end += words[end * 4 + 1]
+        return begin, end
+
+    def ephemeral_beside(self, begin: int, end: int) -> int:
+        """Return the first frame of an ephemeral run next to a free run, in the same chunk; 0 if there is none."""
+        if end % self._chunk_frames and end < self._end_frame and self._is_ephemeral(end):
+            return end
+        if begin % self._chunk_frames:
+            before = self.first_of(begin - 1)
+            if self._is_ephemeral(before):
+                return before
+        return 0
+
+    def _is_ephemeral(self, frame: int) -> bool:
+        """Say whether a used and sealed run of the ephemeral half begins at a frame."""
+        return self.words[frame * 4] & (STATE_MASK | SEALED | HALF_MASK) == USED | SEALED | EPHEMERAL
+
     def _link(self, first: int, length: int) -> None:
         """Tag a maximal free run and put it at the head of its list."""
         words = self.words

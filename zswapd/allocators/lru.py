@@ -11,6 +11,7 @@ Whoever uses it puts in the first frame of each run it takes and takes it out be
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from typing import TYPE_CHECKING
@@ -61,8 +62,12 @@ class Lru:
         """
         begin = first * _ENTRY_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
         end = min(round_up((first + count) * _ENTRY_BYTES, mmap.PAGESIZE), self._length)
-        if _libc.madvise(self._address + begin, end - begin, _MADV_POPULATE_WRITE):
-            raise ArenaError(f"no memory for the order of use of {count} frames: {os.strerror(ctypes.get_errno())}")
+        if _libc.madvise(self._address + begin, end - begin, _MADV_POPULATE_WRITE) == 0:
+            return
+        code = ctypes.get_errno()
+        # Before Linux 5.14 there is no such advice; the words then get their memory when they are first used.
+        if code != errno.EINVAL:
+            raise ArenaError(f"no memory for the order of use of {count} frames: {os.strerror(code)}")
 
     # The page path.
 

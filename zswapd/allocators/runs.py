@@ -34,7 +34,7 @@ class Runs:
         lru: keeps the order in which they were used, if somebody wants to know.
 
     Attributes:
-        memory, max_size: see base.Allocator.
+        memory, max_size, longest_run: see base.Allocator.
         failed_alloc: runs that pageframes did not have.
         pages_compacted, objects_moved: by compaction, since the start.
     """
@@ -44,6 +44,7 @@ class Runs:
             raise ValueError(f"pages of {frames.page_size} bytes do not fit the words of a run")
         self.memory = frames.arena.view
         self.max_size = frames.page_size
+        self.longest_run = 1
         self._lives = frames.arena.words64
         self._frames = frames
         self._words = frames.table.words
@@ -66,15 +67,9 @@ class Runs:
         if self._lru is not None:
             self._lru.touch(self._frames.table.first_of(handle // self._page_size))
 
-    def oldest_objects(self) -> list[int]:
-        """Return the handles of all live objects in the run not used for longest; [] if there is no run or no order."""
-        first = self._lru.oldest() if self._lru is not None else 0
-        return self.objects_of(first) if first else []
-
-    def postpone_oldest(self) -> None:
-        """Count the run not used for longest as the one used last."""
-        if self._lru is not None and self._lru.entries:
-            self._lru.touch(self._lru.oldest())
+    def oldest_run(self) -> int:
+        """Return the first frame of the run not used for longest; 0 if there is no run or no order."""
+        return self._lru.oldest() if self._lru is not None else 0
 
     def objects_of(self, first: int) -> list[int]:
         """Return the handles of all live objects in the run that begins at a frame; a body is not among them."""

@@ -133,6 +133,7 @@ class Zspages(Runs):
         self._step = frames.page_size // 256
         self.classes, self._class_of = build_classes(frames.page_size, max_zspage_frames)
         self.max_shared = self.classes[-2].size
+        self.longest_run = max(size_class.frames for size_class in self.classes)
         self._groups = [Groups() for _ in self.classes]
         self._isolated = 0
 

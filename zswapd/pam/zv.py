@@ -14,8 +14,7 @@ What becomes of a page:
 zcache refused poor pages, having a disk behind it. A pool without one keeps them by default (as zram does): a swap device that
 refuses gives the kernel nothing but a page it must try to write again.
 
-Order of a store: data, then header, then checksum, then generation. A store cut short is therefore no live object (zvpages.py,
-which has the books and what a successor does, and the counters).
+zpages.py writes and reads objects; zvpages.py has the books, what a successor does, and the counters.
 
 The mean is of `zsize`, compressed bytes without headers.
 """
@@ -30,9 +29,9 @@ from xxhash import xxh3_64_intdigest
 from zswapd import crashpoints
 from zswapd.compress.base import RAW, SAME_FILLED
 from zswapd.crashpoints import reach
-from zswapd.errors import CorruptedPageError, InvariantError
+from zswapd.errors import InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
-from zswapd.pam.zvpages import BODY_MASK, CHECK_MASK, DIST_CHUNK, ZvPages
+from zswapd.pam.zvpages import BODY_MASK, DIST_CHUNK, ZvPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +42,13 @@ if TYPE_CHECKING:
 
 _Q = struct.Struct("=Q")
 _unpack_header = HEADER.unpack_from
-_pack_header = HEADER.pack_into
+MAX_EATEN = 64
+"""How often a store asks for frames of the other half: each time gives several frames, side by side if it can be."""
+
+
+def _nothing() -> bool:
+    """Free nothing."""
+    return False
 
 
 class Zv(ZvPages):
@@ -64,6 +69,7 @@ class Zv(ZvPages):
         max_mean_zsize: zv_max_mean_zsize in bytes; 5/8 of a page by default.
         limit_frames: pool.limit in frames.
         policy_percent: zv_page_count_policy_percent.
+        eat: called when no frame is free; it frees some that hold nothing of ours and says whether it did.
     """
 
     def __init__(
@@ -77,18 +83,9 @@ class Zv(ZvPages):
         keep_poor: bool = True,
         checksum: bool = True,
     ) -> None:
-        super().__init__(allocator, frames, compressors)
-        self._alloc = allocator.alloc
-        self._words32 = frames.arena.words32
-        self._frames = frames
-        self._max_data = allocator.max_shared - HEADER_BYTES
+        super().__init__(allocator, frames, compressor, compressors, checksum=checksum)
         self._total_frames = total_frames
-        # First, middle and last word of a page in one call: pages that differ there, nearly all, cost 40 ns.
-        half = frames.page_size // 2 - 8
-        self._probe = struct.Struct(f"=Q{half - 8}xQ{half}xQ").unpack_from
-        self._words_a_page = frames.page_size // 8
-        self.compressor = compressor
-        self.checksum = checksum
+        self.eat: Callable[[], bool] = _nothing
         self.keep_poor = keep_poor
         self.max_zsize = frames.page_size // 8 * 7
         self.max_mean_zsize = frames.page_size // 8 * 5
@@ -118,8 +115,7 @@ class Zv(ZvPages):
             if used >= self._policy_frames:
                 self._percent_exceeded += 1
                 return -RejectReason.POLICY_PERCENT_EXCEEDED
-        first, middle, last = self._probe(page)
-        if first == middle == last and page.tobytes() == bytes(page[:8]) * self._words_a_page:
+        if self.is_same_filled(page):
             data, codec = bytes(page[:8]), SAME_FILLED
         else:
             compressor = self.compressor
@@ -131,13 +127,23 @@ class Zv(ZvPages):
                     return refused
             if zsize > self._max_data:
                 return self._create_raw(pool, oid, index, page)
-        handle = self._alloc(HEADER_BYTES + len(data))
+        handle = self._alloc(HEADER_BYTES + len(data)) or self._eat_for(HEADER_BYTES + len(data))
         if not handle:
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
-        self._write(handle, pool, oid, index, codec, data)
+        self.write(handle, pool, oid, index, codec, data)
         self._count(codec, len(data), len(data))
         return handle
+
+    def _eat_for(self, size: int) -> int:
+        """Have frames of the other half freed for an object; return its handle, or 0 if there are none."""
+        for _ in range(MAX_EATEN):
+            if not self.eat():
+                break
+            handle: int = self._alloc(size)
+            if handle:
+                return handle
+        return 0
 
     def _judge(self, zsize: int) -> int:
         """Count a poor page; return 0 to keep it or the negated reason to refuse it."""
@@ -156,9 +162,9 @@ class Zv(ZvPages):
 
     def _create_raw(self, pool: int, oid: int, index: int, page: memoryview) -> int:
         """Keep a page as it is in a frame of its own, and its header with the frame's handle in an object beside it."""
-        body = self._alloc(self._page_size)
+        body = self._alloc(self._page_size) or self._eat_for(self._page_size)
         reach(crashpoints.STORE_BODY)
-        handle = self._alloc(HEADER_BYTES + 8) if body else 0
+        handle = self._alloc(HEADER_BYTES + 8) or self._eat_for(HEADER_BYTES + 8) if body else 0
         if not handle:
             if body:
                 self._allocator.free(body)
@@ -169,27 +175,9 @@ class Zv(ZvPages):
         # The checksum of the header's object does not reach the body, so the body's own goes with the handle: 40 bits are
         # enough to address 1 TiB.
         check = xxh3_64_intdigest(page) & 0xFFFFFF if self.checksum else 0
-        self._write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
+        self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
         return handle
-
-    def _write(self, handle: int, pool: int, oid: int, index: int, codec: int, data: bytes) -> None:
-        memory = self._memory
-        length = len(data)
-        end = handle + HEADER_BYTES + length
-        self._generation = generation = self._generation % 0xFFFFFFFF + 1
-        memory[handle + HEADER_BYTES : end] = data
-        reach(crashpoints.STORE_DATA)
-        _pack_header(memory, handle, 0, 0, oid, index, length, codec, pool)
-        # The checksum covers what follows the word of life; the generation is in it as the seed.
-        check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & CHECK_MASK or 1) if self.checksum else 0
-        # Two stores in this order: a successor takes nothing for a page that has no generation.
-        word = handle >> 2
-        reach(crashpoints.STORE_HEADER)
-        self._words32[word] = check
-        reach(crashpoints.STORE_CHECKED)
-        self._words32[word + 1] = generation
-        reach(crashpoints.STORE_ALIVE)
 
     def _count(self, codec: int, length: int, zsize: int) -> None:
         self._stores += 1
@@ -212,34 +200,13 @@ class Zv(ZvPages):
         Raises:
             CorruptedPageError: header, data or checksum are not those of that page (counted).
         """
-        memory = self._memory
-        check, generation, its_oid, its_index, length, codec, _pool = _unpack_header(memory, pampd)
-        start = pampd + HEADER_BYTES
-        if its_oid != oid or its_index != index or not generation:
-            raise self._corruption(oid, index, "its header is not that of the page")
-        if not self._matches(pampd, check, generation, length):
-            raise self._corruption(oid, index, "its checksum is wrong")
-        if codec > RAW:
-            try:
-                out[:] = self._compressors[codec].decompress(memory[start : start + length], self._page_size)
-            except (CorruptedPageError, KeyError) as error:
-                raise self._corruption(oid, index, f"{error} (codec {codec})") from error
-        elif codec == SAME_FILLED:
-            out[:] = bytes(memory[start : start + 8]) * self._words_a_page
-        else:
-            (word,) = _Q.unpack_from(memory, start)
+        if self.read(pampd, oid, index, out) == RAW:
+            (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
             body = word & BODY_MASK
-            out[:] = memory[body : body + self._page_size]
-            if check and word >> 40 != xxh3_64_intdigest(out) & 0xFFFFFF:
-                raise self._corruption(oid, index, "its checksum is wrong")
+            out[:] = self._memory[body : body + self._page_size]
+            if _unpack_header(self._memory, pampd)[0] and word >> 40 != xxh3_64_intdigest(out) & 0xFFFFFF:
+                raise self.corruption(oid, index, "its checksum is wrong")
         self._loads += 1
-
-    def _corruption(self, oid: int, index: int, why: str) -> CorruptedPageError:
-        self._corrupted += 1
-        return CorruptedPageError(
-            f"stored page (object {oid:#x}, index {index}) is damaged: {why}",
-            hint="only its reader is hurt; test the machine's memory",
-        )
 
     def free(self, pampd: int) -> None:
         """Let go of a page.
@@ -252,7 +219,7 @@ class Zv(ZvPages):
         if not check and not generation:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
-        if not self._matches(pampd, check, generation, length):
+        if not self.matches(pampd, check, generation, length):
             # Nothing in a damaged header may be believed: a length or a handle could be another page's.
             self._damaged += 1
         elif codec == RAW:
@@ -270,17 +237,3 @@ class Zv(ZvPages):
             self._zbytes -= length
             self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] -= 1
         self._allocator.free(pampd)
-
-    # Off the page path.
-
-    def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int = 1 << 62) -> int:
-        """Pack pages together; `moved` gets (pool, oid, index, old pampd, new pampd). Returns the frames set free.
-
-        Frames of raw pages never move: there is one of them a zspage.
-        """
-
-        def object_moved(old: int, new: int) -> None:
-            _check, _generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, new)
-            moved(pool, oid, index, old, new)
-
-        return self._allocator.compact(object_moved, max_moves)

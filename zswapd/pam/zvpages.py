@@ -33,7 +33,8 @@ from zswapd import carry, crashpoints
 from zswapd.compress.base import RAW, SAME_FILLED
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
-from zswapd.pam.base import HEADER, HEADER_BYTES, PageKey
+from zswapd.pam.base import HEADER, HEADER_BYTES
+from zswapd.pam.zpages import CHECK_MASK, ZPages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 _Q = struct.Struct("=Q")
 _unpack_header = HEADER.unpack_from
-CHECK_MASK = 0xFFFFFFFF
 DIST_CHUNK = 64
 """Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
 
@@ -127,25 +127,24 @@ class Findings:
     dropped: list[int] = field(default_factory=list)
 
 
-class ZvPages:
+class ZvPages(ZPages):
     """What zv keeps; Zv adds the ways in and out."""
 
-    def __init__(self, allocator: Allocator, frames: PageFrames, compressors: Mapping[int, Compressor]) -> None:
-        self._allocator = allocator
-        self._memory = allocator.memory
-        self._page_size = frames.page_size
-        self._compressors = compressors
-        self._generation = 0
+    def __init__(
+        self,
+        allocator: Allocator,
+        frames: PageFrames,
+        compressor: Compressor,
+        compressors: Mapping[int, Compressor],
+        *,
+        checksum: bool,
+    ) -> None:
+        super().__init__(allocator, frames, compressor, compressors, checksum=checksum)
         self._pages = self._pages_max = self._zbytes = self._same_filled = self._raw = 0
         self._stores = self._loads = self._poor = self._mean_poor = self._stored_poor = 0
-        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._corrupted = self._damaged = 0
+        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._damaged = 0
         self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
         self._cumul_dist = list(self._curr_dist)
-
-    def key_of(self, pampd: int) -> PageKey:
-        """Return what the page's header says."""
-        _check, generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, pampd)
-        return PageKey(pool, oid, index, generation)
 
     # A successor's beginning.
 
@@ -246,17 +245,10 @@ class ZvPages:
         if self._memory[handle + _CODEC_AT] == RAW:
             self._allocator.disclaim(self._body(handle))
 
-    def _matches(self, handle: int, check: int, generation: int, length: int) -> bool:
-        """Say whether an object matches its checksum, if it has one; a raw page's body is not looked at."""
-        if not check:
-            return True
-        seen = xxh3_64_intdigest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK
-        return bool(check == (seen or 1))
-
     def _header_is_whole(self, handle: int) -> bool:
-        """Say the same of an object whose header has not been read yet."""
+        """Say whether an object matches its checksum, if it has one."""
         check, generation, _oid, _index, length, _codec, _pool = _unpack_header(self._memory, handle)
-        return self._matches(handle, check, generation, length)
+        return self.matches(handle, check, generation, length)
 
     def _is_whole(self, handle: int) -> bool:
         """Say whether a page matches its checksums, if it has some."""

@@ -45,7 +45,7 @@ class TmemStatistics:
 
     Attributes:
         curr_obj_count, curr_obj_count_max: objects that have pages, now and at most.
-        curr_objnode_count, curr_objnode_count_max: index nodes, likewise.
+        curr_objnode_count, curr_objnode_count_max: index nodes, likewise (the most of either half, added up).
         objnode_bytes: memory the nodes take, reserve included.
         objnode_reserve: nodes populated and free.
         failed_objnode_alloc: puts refused because that reserve was empty.
@@ -88,14 +88,17 @@ class Tmem:
 
     Args:
         nodes: memory of the trees.
+        ephemeral_nodes: of those in ephemeral pools, if they are not to share it: what a cache indexes must not take the last
+            node from swap.
 
     Attributes:
         when_flushing: called with (pool, oid, index) just before a refused or failed put flushes the older copy of its page, so
             that somebody can note that zeros would be wrong there; a death between the two must leave one or the other.
     """
 
-    def __init__(self, nodes: Objnodes) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: Objnodes, ephemeral_nodes: Objnodes | None = None) -> None:
+        self._nodes = nodes
+        self._ephemeral_nodes = nodes if ephemeral_nodes is None else ephemeral_nodes
         self._pools: list[Pool | None] = [None] * MAX_POOLS
         self._clients: set[int] = set()
         self.when_flushing: Callable[[int, int, int], None] = _ignore
@@ -130,7 +133,8 @@ class Tmem:
             raise ValueError(f"there is no tmem client {client}")
         for number, taken in enumerate(self._pools):
             if taken is None:
-                self._pools[number] = Pool(number, client, pam, persistent=persistent)
+                nodes = self._nodes if persistent else self._ephemeral_nodes
+                self._pools[number] = Pool(number, client, pam, nodes, persistent=persistent)
                 return number
         raise ValueError(f"all {MAX_POOLS} tmem pools are in use")
 
@@ -165,8 +169,8 @@ class Tmem:
             return self._refused(pool, RejectReason.INDEX_LIMIT)
         tree = pool.objects.get(oid)
         old = tree.get(index) if tree is not None else 0
-        if not old and self.nodes.available() < MAX_NEW_NODES:
-            self.nodes.count_refusal()
+        if not old and pool.nodes.available() < MAX_NEW_NODES:
+            pool.nodes.count_refusal()
             return self._refused(pool, RejectReason.FAILED_OBJNODE)
         pampd = 0
         try:
@@ -178,7 +182,7 @@ class Tmem:
         if pampd < 0:
             return self._refused(pool, RejectReason(-pampd))
         if tree is None:
-            tree = pool.objects[oid] = Radix(self.nodes)
+            tree = pool.objects[oid] = Radix(pool.nodes)
             self._objects += 1
             if self._objects > self._objects_max:
                 self._objects_max = self._objects
@@ -267,10 +271,10 @@ class Tmem:
         """
         pool = self._pool(number)
         tree = pool.objects.get(oid)
-        if self.nodes.available() < MAX_NEW_NODES:
-            self.nodes.refill_now()
+        if pool.nodes.available() < MAX_NEW_NODES:
+            pool.nodes.refill_now()
         if tree is None:
-            tree = pool.objects[oid] = Radix(self.nodes)
+            tree = pool.objects[oid] = Radix(pool.nodes)
             self._objects += 1
             self._objects_max = self._objects
         old = tree.set(index, pampd)
@@ -286,6 +290,12 @@ class Tmem:
         """Return the pampd of a page, or 0."""
         tree = self._pool(number).objects.get(oid)
         return tree.get(index) if tree is not None else 0
+
+    def names(self, number: int, oid: int, index: int, pampd: int) -> bool:
+        """Say whether a page's place has just this pampd; a pool, object or page that does not exist has none."""
+        pool = self._pools[number] if 0 <= number < MAX_POOLS else None
+        tree = pool.objects.get(oid) if pool is not None else None
+        return tree is not None and tree.get(index) == pampd
 
     def replace(self, number: int, oid: int, index: int, expected: int, pampd: int) -> bool:
         """Let another pampd stand for a page, if `expected` still does; the caller frees whichever is left over.
@@ -329,15 +339,15 @@ class Tmem:
 
     def statistics(self) -> TmemStatistics:
         """Return a frozen snapshot."""
-        nodes = self.nodes.statistics()
+        all_nodes = [nodes.statistics() for nodes in self._both_nodes()]
         return TmemStatistics(
             curr_obj_count=self._objects,
             curr_obj_count_max=self._objects_max,
-            curr_objnode_count=nodes.curr_objnode_count,
-            curr_objnode_count_max=nodes.curr_objnode_count_max,
-            objnode_bytes=nodes.populated_bytes,
-            objnode_reserve=nodes.reserve,
-            failed_objnode_alloc=nodes.failed_objnode_alloc,
+            curr_objnode_count=sum(nodes.curr_objnode_count for nodes in all_nodes),
+            curr_objnode_count_max=sum(nodes.curr_objnode_count_max for nodes in all_nodes),
+            objnode_bytes=sum(nodes.populated_bytes for nodes in all_nodes),
+            objnode_reserve=sum(nodes.reserve for nodes in all_nodes),
+            failed_objnode_alloc=sum(nodes.failed_objnode_alloc for nodes in all_nodes),
             flush_total=self._flush_total,
             flush_found=self._flush_found,
             flobj_total=self._flobj_total,
@@ -348,6 +358,9 @@ class Tmem:
             replaced=self._replaced,
         )
 
+    def _both_nodes(self) -> tuple[Objnodes, ...]:
+        return (self._nodes,) if self._ephemeral_nodes is self._nodes else (self._nodes, self._ephemeral_nodes)
+
     def check(self) -> None:
         """Prove all pools, and that every index node in use belongs to a tree. Never on the page path.
 
@@ -355,8 +368,9 @@ class Tmem:
             InvariantError: naming what is wrong.
         """
         pools = [pool for pool in self._pools if pool is not None]
-        nodes = sum(pool.check() for pool in pools)
-        if nodes != self.nodes.in_use:
-            raise InvariantError(f"trees hold {nodes} nodes, {self.nodes.in_use} are handed out")
+        for nodes in self._both_nodes():
+            held = sum(pool.check() for pool in pools if pool.nodes is nodes)
+            if held != nodes.in_use:
+                raise InvariantError(f"trees hold {held} nodes, {nodes.in_use} are handed out")
         if sum(len(pool.objects) for pool in pools) != self._objects:
             raise InvariantError(f"{self._objects} objects counted")

@@ -9,6 +9,7 @@ from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
     from zswapd.pam.base import Pam
+    from zswapd.tmem.objnodes import Objnodes
     from zswapd.tmem.radix import Radix
 
 
@@ -19,17 +20,19 @@ class Pool:
         number: its tmem number, which stands in the header of every page it holds.
         client: who owns it.
         pam: the back end that keeps its pages.
+        nodes: memory of its trees.
         persistent: pages stay until they are flushed; those of an ephemeral pool may go at any time.
         objects: trees by oid; an object exists while it has pages.
         pages: pages in all objects.
     """
 
-    __slots__ = ("client", "number", "objects", "pages", "pam", "persistent")
+    __slots__ = ("client", "nodes", "number", "objects", "pages", "pam", "persistent")
 
-    def __init__(self, number: int, client: int, pam: Pam, *, persistent: bool) -> None:
+    def __init__(self, number: int, client: int, pam: Pam, nodes: Objnodes, *, persistent: bool) -> None:
         self.number = number
         self.client = client
         self.pam = pam
+        self.nodes = nodes
         self.persistent = persistent
         self.objects: dict[int, Radix] = {}
         self.pages = 0
