@@ -88,7 +88,7 @@ def test_the_next_worker_has_the_same_files_settings_and_counts(daemon: Daemon) 
     with (daemon.mountpoint / "swap").open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), bytes(4096), 0)
     daemon.ask("stats")  # what was told must not be less later
-    old = daemon.worker_pid()
+    old = daemon.ask("status")["worker"]["pid"]
     os.kill(old, signal.SIGKILL)
     next_worker(daemon, old)
     assert params(daemon, "pool.compressor").read_text() == "lzo\n"

@@ -156,7 +156,7 @@ def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(prometheus: Pr
     scrape = prometheus.query("min_over_time(scrape_duration_seconds[1m])")[0]["value"][1]
     assert float(scrape) < 0.02
     # the next worker is scraped as well, and its counters go on
-    old = daemon.worker_pid()
+    old = daemon.ask("status")["worker"]["pid"]
     os.kill(old, signal.SIGKILL)
     next_worker(daemon, old)
     wait_for(lambda: prometheus.knows("zswapd_worker_deaths_total == 1"), "the death was not counted")
@@ -166,7 +166,9 @@ def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(prometheus: Pr
 def test_a_scrape_starts_no_thread_and_leaves_no_descriptor(daemon: Daemon, port: int) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
     wait_for(lambda: answers(url), "nobody listens")
-    process = Path(f"/proc/{daemon.worker_pid()}")
+    process = Path(f"/proc/{daemon.ask('status')['worker']['pid']}")
+    policies = {int((task / "stat").read_text().rpartition(") ")[2].split()[38]) for task in (process / "task").iterdir()}
+    assert os.SCHED_RR in policies
     before = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
     times = []
     for _ in range(30):

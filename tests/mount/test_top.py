@@ -91,7 +91,7 @@ def test_it_goes_on_with_the_next_worker(daemon: Daemon) -> None:
     terminal = Terminal(*program("zswapctl"), "--socket", str(daemon.socket), "top", "--interval", "0.1")
     try:
         terminal.wait_for(lambda shown: b"worker 1" in shown)
-        old = daemon.worker_pid()
+        old = daemon.ask("status")["worker"]["pid"]
         os.kill(old, signal.SIGKILL)
         next_worker(daemon, old)
         terminal.wait_for(lambda shown: b"1 died before it" in shown)

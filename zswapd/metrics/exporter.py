@@ -5,6 +5,9 @@ Why a thread: accepting a connection and sending a page of text take memory from
 that waits for what only the daemon can free. A scraper comes all the time, also then. So nobody who serves pages does any of
 it. The thread is started with the daemon, not on demand, since a clone(2) that waits does so with the GIL held.
 
+It is a real-time thread, as whoever serves pages is while memory is scarce (service/scheduling.py): it holds the GIL when it
+touches memory for the first time, and must not wait for it then. It wakes up too seldom to be in anybody's way.
+
 What the page path notices: a snapshot, taken in its own loop so that all of it is of one moment (some 50 µs), and that the GIL
 is taken while text is made. That is done in pieces of PIECE_S, with a pause after each.
 
@@ -27,6 +30,7 @@ import outcome
 import trio
 from prometheus_client.exposition import generate_latest
 
+from zswapd import service
 from zswapd.metrics.families import collect
 
 if TYPE_CHECKING:
@@ -71,6 +75,7 @@ class Exporter:
         self._has_main.set()
 
     def _thread(self) -> None:
+        service.first_in_line(children=False)
         self._has_main.wait()
         try:
             trio.run(self._listen)
