@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -339,13 +340,23 @@ async def test_later_reader_does_not_join_a_read_begun_before_a_change(box: Box,
     async with one(box, path) as volume, trio.open_nursery() as nursery:
         box.volumes.apply(check_s=1000, cutoff=None)
         await volume.source.look()
-        box.device.answering.clear()
+        has_data, may_answer = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            box.device.after = lambda: None
+            has_data.set()
+            may_answer.wait(10)
+
+        box.device.after = hold
         nursery.start_soon(volume.read, 0, 8 * PAGE)
-        await until(lambda: box.device.reads)
+        await until(has_data.is_set)
         new = make_file(path, 8, seed=1)
         await volume.source.look()
-        box.device.answering.set()
-        assert await volume.read(0, 8 * PAGE) == new
+        try:
+            with trio.fail_after(2):
+                assert await volume.read(0, 8 * PAGE) == new
+        finally:
+            may_answer.set()
 
 
 async def test_file_that_shrinks_while_it_is_read_is_short_and_never_made_up(box: Box, path: Path) -> None:
