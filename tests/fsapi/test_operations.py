@@ -175,7 +175,7 @@ async def test_getattr_of_root_and_of_an_unknown_inode(ops: Operations) -> None:
     assert (root.st_mode, root.st_nlink) == (stat.S_IFDIR | 0o700, 2)
     with pytest.raises(pyfuse3.FUSEError) as raised:
         await ops.getattr(MISSING, CTX)
-    assert raised.value.errno == errno.ENOENT
+    assert raised.value.errno == errno.ESTALE
 
 
 async def test_readdir_lists_each_file_once_however_small_the_buffer(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:

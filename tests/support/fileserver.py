@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A program: serve a faulty `MemoryFile` and text files through a real `Session` until SIGTERM; for `mounting.py`.
+"""A program: serve a faulty `MemoryFile`, text files and volumes through a real `Session` until SIGTERM; for `mounting.py`.
 
 Writes a line of JSON when ready and one at the end (statistics, discarded ranges), or one that says which error
 kept it from serving, whose exit code it then ends with.
@@ -8,8 +8,10 @@ kept it from serving, whose exit code it then ends with.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
+import mmap
 import signal
 import sys
 from dataclasses import asdict
@@ -21,19 +23,72 @@ if "--pyfuse3-first" in sys.argv:
 import trio
 
 from tests.support.blockfile import MemoryFile
+from tests.support.fakes import FakePam
 from tests.support.misbehaving import MisbehavingOperations
 from tests.support.textfile import Knob
-from zswapd.errors import ZswapdError
+from zswapd.errors import VolumeError, ZswapdError
+from zswapd.frontends.cleancache import Cleancache
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
-from zswapd.fuse.session import Session
+from zswapd.fuse.session import Session, forget_inode, forget_name
+from zswapd.tmem.core import Tmem
+from zswapd.tmem.objnodes import Objnodes
+from zswapd.volumes.manager import Kernel, Volumes
+from zswapd.volumes.volume import Volume
 
 
 def say(**message: object) -> None:
     print(json.dumps(message), flush=True)
 
 
-async def serve(session: Session) -> None:
+class Entries:
+    """The directory of volumes."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.inode = directory.add_directory("cache")
+
+    def add_cached_file(self, name: str, inode: int, file: Volume) -> None:
+        self.directory.add_cached_file(self.inode, name, inode, file)
+
+    def remove_cached_file(self, inode: int) -> None:
+        self.directory.remove(inode)
+
+
+def make_volumes(directory: Directory, mountpoint: Path) -> Volumes:
+    entries = Entries(directory)
+    cache = Cleancache(Tmem(Objnodes(100_000, reserve=20_000)), FakePam(mmap.PAGESIZE), lambda: None)
+    return Volumes(
+        cache,
+        entries,
+        Kernel(forget_inode, lambda name: forget_name(entries.inode, name)),
+        mountpoint=mountpoint,
+        page_size=mmap.PAGESIZE,
+        most=3,
+        queue_depth=4,
+        left={},
+        base={},
+    )
+
+
+async def obey(volumes: Volumes) -> None:
+    """Do what standard input says, a line each, and say when it is done."""
+    async for line in trio.wrap_file(sys.stdin):
+        word, *arguments = line.split()
+        if word == "add":
+            await volumes.add(*arguments)
+        elif word == "try-add":
+            try:
+                await volumes.add(*arguments)
+            except VolumeError as error:
+                say(refused=f"{errno.errorcode[error.errno_]}: {error}")
+                continue
+        elif word == "remove":
+            await volumes.remove(*arguments)
+        say(done=[asdict(item) for item in volumes.statistics()])
+
+
+async def serve(session: Session, volumes: Volumes | None, specs: dict[str, tuple[str, str]]) -> None:
     async def terminate_on_signal() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for _ in signals:
@@ -43,6 +98,10 @@ async def serve(session: Session) -> None:
         nursery.start_soon(terminate_on_signal)
         async with trio.open_nursery() as serving:
             await serving.start(session.serve)
+            if volumes is not None:
+                volumes.apply(check_s=0.1, cutoff=None)
+                await nursery.start(volumes.run, specs)
+                nursery.start_soon(obey, volumes)
             say(ready=True, hook_active=session.hook_active, hook_problem=session.hook_problem)
         nursery.cancel_scope.cancel()
 
@@ -54,6 +113,7 @@ def main() -> int:
     parser.add_argument("--no-hook", action="store_true")
     parser.add_argument("--pyfuse3-first", action="store_true")
     parser.add_argument("--misbehave", action="store_true")
+    parser.add_argument("--volumes", type=json.loads, metavar="JSON", help="(path, mode) of each volume by name")
     parser.add_argument("--poll-us", type=int, default=100)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -65,9 +125,10 @@ def main() -> int:
     directory.add_text_file(params, "fixed", Knob(writable=False))
     operations = (MisbehavingOperations if arguments.misbehave else Operations)(directory)
     session = Session(operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us)
+    volumes = make_volumes(directory, arguments.mountpoint) if arguments.volumes is not None else None
     try:
         with session:
-            trio.run(serve, session)
+            trio.run(serve, session, volumes, arguments.volumes or {})
             statistics = asdict(session.statistics())
         if isinstance(operations, MisbehavingOperations):
             operations.check_kept()

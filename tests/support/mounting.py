@@ -37,7 +37,13 @@ class FileServer:
         self.log = ""
         command = [*prefix, sys.executable, "-m", "tests.support.fileserver", str(mountpoint), *options]
         self.process = subprocess.Popen(
-            command, cwd=TOP, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            command,
+            cwd=TOP,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -54,6 +60,15 @@ class FileServer:
             out, self.log = self.process.communicate(timeout=TIMEOUT)
             self.last = json.loads(out) if out else {}
         return self.last
+
+    def ask(self, *words: str) -> dict[str, Any]:
+        """Have it do something with its volumes; return what it says."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(" ".join(words) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
 
     @property
     def exit_code(self) -> int | None:
@@ -84,7 +99,7 @@ def serving(mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> Iter
         if server is not None:
             server.process.kill()
             server.process.wait(TIMEOUT)
-            for pipe in (server.process.stdout, server.process.stderr):
+            for pipe in (server.process.stdin, server.process.stdout, server.process.stderr):
                 if pipe is not None:
                     pipe.close()
         if is_mounted(mountpoint):

@@ -123,7 +123,7 @@ class Box:
             self.cache,
             self.entries,
             Kernel(self._tell, self._tell),
-            mountpoint=Path("/nowhere"),
+            mountpoint=Path("/proc"),
             page_size=PAGE,
             most=most,
             queue_depth=depth,

@@ -105,7 +105,7 @@ class CachedFile(Protocol):
         """Whether it can be opened for writing."""
 
     async def refresh(self) -> None:
-        """Make sure that size and times are not older than `attribute_s`."""
+        """Make sure that size and times are not older than they may be."""
 
     async def opened(self) -> None:
         """Make sure that neither they nor the kernel's page cache are older than this call."""

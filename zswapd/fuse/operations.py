@@ -221,7 +221,7 @@ class Operations(pyfuse3.Operations):
         self._reads += 1
         inode = inode_of(fh)
         if inode not in self._files:
-            cached = self._open_node(inode).cached
+            cached = self._known(inode).cached
             if cached is None:
                 return self._texts.read(fh, self._text(inode), off, size)
             with self.interrupts.letting_go():
@@ -239,7 +239,7 @@ class Operations(pyfuse3.Operations):
         self._writes += 1
         inode = inode_of(fh)
         if inode not in self._files:
-            cached = self._open_node(inode).cached
+            cached = self._known(inode).cached
             if cached is not None:
                 return await cached.write(off, buf)
             self._text(inode).write(buf)
@@ -249,9 +249,9 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(-n)
         return n
 
-    def _open_node(self, inode: int) -> Node:
+    def _known(self, inode: int) -> Node:
         node = self.directory.node(inode)
-        if node is None:  # it was there when it was opened
+        if node is None:  # it was there when the kernel got its number
             raise FUSEError(errno.ESTALE)
         return node
 
@@ -270,8 +270,8 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Return the attributes of an inode."""
-        return await self._refreshed(self.directory.node(inode))
+        """Return the attributes of an inode; ESTALE for one that is no more: the kernel asks by a number that it was given."""
+        return await self._refreshed(self._known(inode))
 
     @answering
     async def setattr(

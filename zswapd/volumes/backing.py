@@ -87,27 +87,14 @@ class Look:
     opened: Backing | None
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a volume must not lie: on what we serve. Its backing I/O would wait for this very process.
-
-    Attributes:
-        mountpoint: of our mount.
-        device: st_dev of our mount.
-    """
-
-    mountpoint: Path
-    device: int
-
-
-def site_of(mountpoint: Path) -> Site:
-    """Return the site of a mount; asks the kernel's table, since a stat would wait for the process that asks."""
-    devices = [device for device, place, _source in _mounts() if place == str(mountpoint)]
-    return Site(mountpoint, devices[-1] if devices else -1)
-
-
-def examine(path: str, writable: bool, backing: Backing | None, site: Site) -> Look:  # noqa: FBT001 - positional, through a thread
+def examine(path: str, writable: bool, backing: Backing | None, mountpoint: Path) -> Look:  # noqa: FBT001 - through a thread
     """Look at a backing file by its name; open it if it is not open, or if the name means another file now.
+
+    Args:
+        path: its name.
+        writable: whether to open it for writing, too.
+        backing: as it is open now.
+        mountpoint: of our own mount, on which it must not lie: its I/O would wait for this very process.
 
     Raises:
         OSError: it is not there, or cannot be opened.
@@ -116,7 +103,7 @@ def examine(path: str, writable: bool, backing: Backing | None, site: Site) -> L
     status = Path(path).stat()
     if backing is not None and backing.identity == (status.st_dev, status.st_ino):
         return _look(status, backing, None)
-    opened = _open(path, status, site, writable=writable)
+    opened = _open(path, status, mountpoint, writable=writable)
     try:
         return _look(os.fstat(opened.read_fd), opened, opened)
     except BaseException:
@@ -138,13 +125,13 @@ def _signature(status: os.stat_result) -> Signature:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _open(path: str, status: os.stat_result, site: Site, *, writable: bool) -> Backing:
+def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool) -> Backing:
     if stat.S_ISDIR(status.st_mode):
         raise VolumeError(f"{path} is a directory", hint="name a file or a block device", errno_=errno.EISDIR)
     is_block = stat.S_ISBLK(status.st_mode)
     if not is_block and not stat.S_ISREG(status.st_mode):
         raise VolumeError(f"{path} is neither a file nor a block device", hint="name one", errno_=errno.EINVAL)
-    if _is_ours(status.st_rdev if is_block else status.st_dev, site):
+    if _is_ours(status.st_rdev if is_block else status.st_dev, _site(mountpoint)):
         raise VolumeError(
             f"{path} lies on what this daemon serves itself: reading it would wait for the daemon that reads it",
             hint="name a file that does not lie on the mount, or on a device made from it",
@@ -237,14 +224,29 @@ def sync(backing: Backing) -> None:
 # Is it our own?
 
 
-def _is_ours(device: int, site: Site, depth: int = 8) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Our own mount, and its st_dev."""
+
+    mountpoint: Path
+    device: int
+
+
+def _site(mountpoint: Path) -> _Site:
+    devices = [device for device, place, _source in _mounts() if place == str(mountpoint)]
+    if not devices:  # somebody has unmounted it; whoever has files open goes on
+        raise VolumeError(f"{mountpoint} is not mounted any more", hint="restart zswapd")
+    return _Site(mountpoint, devices[-1])
+
+
+def _is_ours(device: int, site: _Site, depth: int = 8) -> bool:
     """Say whether a device, or a file system's, lies on what we serve, however deep."""
     if device == site.device:
         return True
     return depth > 0 and any(_is_ours(below, site, depth - 1) for below in _below(device, site))
 
 
-def _below(device: int, site: Site) -> Iterator[int]:
+def _below(device: int, site: _Site) -> Iterator[int]:
     """Yield the devices that a device is made from: of a loop device, that of its file."""
     for mounted, _place, source in _mounts():
         if mounted == device and source.startswith("/dev/"):

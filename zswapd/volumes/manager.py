@@ -22,7 +22,7 @@ import trio
 from zswapd import carry
 from zswapd.errors import VolumeError, ZswapdError
 from zswapd.offload import Offload
-from zswapd.volumes.backing import Signature, site_of
+from zswapd.volumes.backing import Signature
 from zswapd.volumes.source import Lane
 from zswapd.volumes.volume import MODES, RUN_BYTES, Volume
 
@@ -97,7 +97,7 @@ class Volumes:
         self._cache = cache
         self._entries = entries
         self._kernel = kernel
-        self._site = site_of(mountpoint)
+        self._mountpoint = mountpoint
         self._page_size = page_size
         self._lanes = [_lane(number, queue_depth) for number in range(most)]
         self._left = left
@@ -200,7 +200,7 @@ class Volumes:
             inode=inode,
             cache=self._cache,
             lane=lane,
-            site=self._site,
+            mountpoint=self._mountpoint,
             nursery=self._nursery,
             tell_kernel=self._kernel.forget_inode,
             page_size=self._page_size,

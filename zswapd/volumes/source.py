@@ -22,9 +22,10 @@ from zswapd.volumes import backing as files
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from zswapd.offload import Offload
-    from zswapd.volumes.backing import Backing, Look, Signature, Site, Written
+    from zswapd.volumes.backing import Backing, Look, Signature, Written
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Source:
         path: its name.
         writable: whether it is opened for writing as well.
         lane: the volume's threads.
-        site: where it must not lie.
+        mountpoint: of our mount, on which it must not lie.
         nursery: for what goes on when whoever asked for it has left.
         when_changed: called when its contents are others than before.
         signature: as it was when a predecessor last looked; None if nobody can say.
@@ -81,7 +82,7 @@ class Source:
         *,
         writable: bool,
         lane: Lane,
-        site: Site,
+        mountpoint: Path,
         nursery: trio.Nursery,
         when_changed: Callable[[], object],
         signature: Signature | None,
@@ -95,7 +96,7 @@ class Source:
         self._is_fine = False
         self._writable = writable
         self._lane = lane
-        self._site = site
+        self._mountpoint = mountpoint
         self._nursery = nursery
         self._when_changed = when_changed
         self._signature = signature
@@ -109,6 +110,11 @@ class Source:
     def signature(self) -> Signature | None:
         """What the file looked like last, None if that cannot be relied on."""
         return None if self._is_racy else self._signature
+
+    @property
+    def remaining_s(self) -> float:
+        """How long the last look is good for, seconds."""
+        return max(self._due - time.monotonic(), 0.0)
 
     def raise_if_gone(self) -> None:
         """Fail if the volume was removed.
@@ -154,9 +160,8 @@ class Source:
     async def _look(self, check: trio.Event) -> None:
         started = time.monotonic()
         try:
-            self._take(
-                await self._lane.checks.run(files.examine, self.path, self._writable, self._backing, self._site, abandon=True)
-            )
+            arguments = self.path, self._writable, self._backing, self._mountpoint
+            self._take(await self._lane.checks.run(files.examine, *arguments, abandon=True))
         except (OSError, ZswapdError) as error:
             self._lose(error)
         finally:

@@ -40,9 +40,10 @@ from zswapd.volumes.statistics import VolumeCounters, VolumeStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from zswapd.frontends.cleancache import Cleancache
-    from zswapd.volumes.backing import Signature, Site
+    from zswapd.volumes.backing import Signature
     from zswapd.volumes.source import Lane
 
 RUN_BYTES = 256 << 10
@@ -67,7 +68,7 @@ class Volume:
         inode: in the mount, and in cleancache.
         cache: where its pages are kept.
         lane: its threads.
-        site: where the backing file must not lie.
+        mountpoint: of our mount, on which the backing file must not lie.
         nursery: for what goes on when whoever asked for it has left.
         tell_kernel: has the kernel forget an inode's pages and attributes; blocks.
         page_size: bytes.
@@ -87,7 +88,7 @@ class Volume:
         inode: int,
         cache: Cleancache,
         lane: Lane,
-        site: Site,
+        mountpoint: Path,
         nursery: trio.Nursery,
         tell_kernel: Callable[[int], None],
         page_size: int,
@@ -109,7 +110,7 @@ class Volume:
             path,
             writable=mode == WRITETHROUGH,
             lane=lane,
-            site=site,
+            mountpoint=mountpoint,
             nursery=nursery,
             when_changed=self.drop,
             signature=signature,
@@ -134,8 +135,8 @@ class Volume:
 
     @property
     def attribute_s(self) -> float:
-        """How long the kernel may go by what it knows of length and times, seconds: then we look again."""
-        return self.source.check_s
+        """How long the kernel may go by what it knows of length and times, seconds: until we look again."""
+        return self.source.remaining_s
 
     @property
     def size(self) -> int:

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Cache volumes as programs see them, through the kernel: its page cache, mmap, signals, and files that are slow or fail."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.test_files import errno_of
+from tests.support import slowdevice
+from tests.support.mounting import FileServer, serving
+from tests.support.volumes import PAGE, make_file
+
+CHECK_S = 0.1
+"""As fileserver.py sets it."""
+
+requires_nbd = pytest.mark.skipif(bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}")
+
+
+@contextlib.contextmanager
+def volumes(tmp_path: Path, *options: str, **specs: tuple[Path, str]) -> Iterator[FileServer]:
+    """Serve volumes."""
+    words = json.dumps({name: (str(path), mode) for name, (path, mode) in specs.items()})
+    with serving(tmp_path / "mnt", "--volumes", words, *options) as server:
+        yield server
+
+
+def reads(server: FileServer) -> int:
+    """How many reads of volumes have reached the server, by kind."""
+    (only,) = server.ask("statistics")["done"]
+    return int(only["hits"] + only["misses"])
+
+
+@pytest.mark.parametrize("options", [(), ("--no-hook",)], ids=["hook", "plain"])
+def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(tmp_path: Path, options: tuple[str, ...]) -> None:
+    data = make_file(tmp_path / "backing", 300.5)
+    with volumes(tmp_path, *options, disk=(tmp_path / "backing", "ro")) as server:
+        path = server.mountpoint / "cache" / "disk"
+        assert os.listdir(server.mountpoint / "cache") == ["disk"]
+        assert path.stat().st_size == len(data)
+        assert path.read_bytes() == data
+        count = reads(server)
+        assert path.read_bytes() == data, "opened anew, from the page cache"
+        assert reads(server) == count
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert path.read_bytes() == data
+        (statistics,) = server.ask("statistics")["done"]
+        assert statistics["hits"] > 0
+        assert statistics["backing_read_bytes"] <= len(data) + PAGE, "the second time, cleancache had it"
+        assert errno_of(os.open, path, os.O_RDWR) == errno.EROFS
+        assert errno_of(os.truncate, path, 5) in {errno.EPERM, errno.EROFS}
+
+
+def test_change_underneath_is_seen_by_open_files_and_mappings(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    old = make_file(backing, 20)
+    with volumes(tmp_path, disk=(backing, "ro")) as server:
+        path = server.mountpoint / "cache" / "disk"
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+            assert mapping[:] == old
+            new = make_file(backing, 20, seed=1)
+            assert path.read_bytes() == new, "opening looks at once"
+            assert mapping[:] == new
+            newer = make_file(backing, 20, seed=2)
+            time.sleep(CHECK_S + 0.02)
+            assert os.pread(file.fileno(), len(newer), 0) == newer
+            assert mapping[:] == newer
+            longer = make_file(backing, 40, seed=3)
+            time.sleep(CHECK_S + 0.02)
+            assert os.pread(file.fileno(), 10**6, 0) == longer
+            shorter = make_file(backing, 1.5, seed=4)
+            time.sleep(CHECK_S + 0.02)
+            assert os.pread(file.fileno(), 10**6, 0) == shorter
+            assert os.fstat(file.fileno()).st_size == len(shorter)
+
+
+def test_writes_go_through_and_readers_see_them(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    data = bytearray(make_file(backing, 64))
+    with volumes(tmp_path, disk=(backing, "writethrough")) as server:
+        path = server.mountpoint / "cache" / "disk"
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            assert os.pread(descriptor, len(data), 0) == data
+            for offset, length in ((0, 1), (PAGE - 1, 2), (3 * PAGE, 20 * PAGE), (len(data) - 3, 3)):
+                piece = os.urandom(length)
+                assert os.pwrite(descriptor, piece, offset) == length
+                data[offset : offset + length] = piece
+                assert backing.read_bytes() == data, "not on the backing file when it was acknowledged"
+            os.fsync(descriptor)
+            assert os.pread(descriptor, len(data), 0) == data
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(descriptor, len(data), 0) == data
+            time.sleep(CHECK_S + 0.02)
+            assert os.pread(descriptor, len(data), 0) == data
+            assert errno_of(os.pwrite, descriptor, b"x", len(data)) == errno.ENOSPC
+            with mmap.mmap(descriptor, 0) as mapping:
+                mapping[5 * PAGE : 5 * PAGE + 4] = b"mmap"
+                mapping.flush()
+            assert backing.read_bytes()[5 * PAGE : 5 * PAGE + 4] == b"mmap"
+        finally:
+            os.close(descriptor)
+
+
+def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    old = make_file(backing, 20)
+    with volumes(tmp_path, disk=(backing, "ro")) as server:
+        path = server.mountpoint / "cache" / "disk"
+        with path.open("rb", buffering=0) as file:
+            assert file.read() == old
+            server.ask("remove", "disk")
+            deadline = time.monotonic() + 5
+            while errno_of(os.pread, file.fileno(), 10, 0) == 0 and time.monotonic() < deadline:
+                time.sleep(0.01)  # the kernel forgets in a thread
+            assert errno_of(os.pread, file.fileno(), 10, 0) == errno.ESTALE
+            assert errno_of(os.stat, path) == errno.ENOENT
+            new = make_file(backing, 20, seed=1)
+            server.ask("add", "disk", str(backing), "ro")
+            assert path.read_bytes() == new
+            assert errno_of(os.pread, file.fileno(), 10, 0) == errno.ESTALE
+
+
+def test_backing_on_our_own_mount_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path / "mnt", "--volumes", "{}", "--size", str(1 << 20)) as server:
+        assert "ELOOP" in server.ask("try-add", "disk", str(server.mountpoint / "swap"), "ro")["refused"]
+        with loop(server.path) as device:
+            assert "ELOOP" in server.ask("try-add", "disk", device, "ro")["refused"]
+
+
+@contextlib.contextmanager
+def loop(path: Path) -> Iterator[str]:
+    command = ["losetup", "--find", "--show", str(path)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=30)
+
+
+# Slow and failing.
+
+
+@requires_nbd
+def test_second_read_of_a_slow_file_is_twenty_times_faster(tmp_path: Path) -> None:
+    data = make_file(tmp_path / "contents", 2000)
+    with (
+        slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents") as slow,
+        volumes(tmp_path, disk=(slow.path, "ro")) as server,
+    ):
+        path = server.mountpoint / "cache" / "disk"
+        with path.open("rb", buffering=0) as file:
+            begin = time.monotonic()
+            assert b"".join(iter(lambda: file.read(1 << 20), b"")) == data
+            first = time.monotonic() - begin
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            begin = time.monotonic()
+            assert b"".join(iter(lambda: file.read(1 << 20), b"")) == data
+            second = time.monotonic() - begin
+        (statistics,) = server.ask("statistics")["done"]
+        assert statistics["backing_read_bytes"] == len(data)
+        assert statistics["hits"] > 10
+        assert second < first / 5, (first, second)
+
+
+@requires_nbd
+def test_failing_file_fails_its_readers_alone(tmp_path: Path) -> None:
+    data = make_file(tmp_path / "contents", 64)
+    other = make_file(tmp_path / "other", 64, seed=1)
+    with (
+        slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=1) as slow,
+        volumes(tmp_path, bad=(slow.path, "ro"), good=(tmp_path / "other", "ro")) as server,
+    ):
+        bad, good = server.mountpoint / "cache" / "bad", server.mountpoint / "cache" / "good"
+        with bad.open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 8 * PAGE, 0) == data[: 8 * PAGE]
+            slow.error_file.touch()
+            assert errno_of(os.pread, file.fileno(), PAGE, 60 * PAGE) == errno.EIO
+            assert os.pread(file.fileno(), 8 * PAGE, 0) == data[: 8 * PAGE], "what is cached needs no device"
+            assert good.read_bytes() == other
+            slow.error_file.unlink()
+            assert os.pread(file.fileno(), PAGE, 60 * PAGE) == data[60 * PAGE : 61 * PAGE]
+
+
+READER = """
+import os, sys, signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02) if sys.argv[2] == "ticking" else None
+print("reading", flush=True)
+data = os.pread(os.open(sys.argv[1], os.O_RDONLY), 4096, int(sys.argv[3]))
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(len(data), flush=True)
+"""
+
+
+@pytest.fixture
+def reader() -> Iterator[Callable[[Path, str, int], subprocess.Popen[str]]]:
+    """Starts a process that reads a page."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path, kind: str, offset: int) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", READER, str(path), kind, str(offset)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@requires_nbd
+def test_killed_reader_of_a_hanging_file_ends_and_swap_goes_on(
+    tmp_path: Path, reader: Callable[[Path, str, int], subprocess.Popen[str]]
+) -> None:
+    make_file(tmp_path / "contents", 500)
+    with (
+        slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=4000) as slow,
+        volumes(tmp_path, disk=(slow.path, "ro")) as server,
+    ):
+        path = server.mountpoint / "cache" / "disk"
+        begin = time.monotonic()
+        # Far apart: readers of one page wait for its lock, and need nobody to let them go.
+        victims = [reader(path, "quiet", number * 100 * PAGE) for number in range(4)]
+        ticking = reader(path, "ticking", 400 * PAGE)
+        time.sleep(0.3)
+        latencies = []
+        descriptor = os.open(server.path, os.O_RDWR)
+        try:
+            for number in range(200):
+                before = time.monotonic()
+                os.pwrite(descriptor, bytes(PAGE), number % 90 * PAGE)
+                os.pread(descriptor, PAGE, number % 90 * PAGE)
+                latencies.append(time.monotonic() - before)
+        finally:
+            os.close(descriptor)
+        assert sorted(latencies)[100] < 0.01, "swap waits for a file that hangs"
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+        for victim in victims:
+            assert victim.wait(2) == -signal.SIGKILL
+        assert time.monotonic() - begin < 3.5, "they have waited for the device"
+        assert ticking.stdout is not None
+        assert ticking.stdout.readline() == f"{PAGE}\n", "a signal that does not kill must not fail a read"
+        assert ticking.wait(5) == 0
+        (statistics,) = server.ask("statistics")["done"]
+        assert statistics["pending"] == 0
+        assert server.stop()["statistics"]["let_go"] == 4
