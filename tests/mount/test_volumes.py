@@ -212,7 +212,9 @@ def reader() -> Iterator[Callable[[Path, str, int], subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(path: Path, kind: str, offset: int) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", READER, str(path), kind, str(offset)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", READER, str(path), kind, str(offset)], stdout=subprocess.PIPE, text=True
+        )
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "reading\n"

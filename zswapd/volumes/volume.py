@@ -54,6 +54,8 @@ PUTS = 16
 """Pages kept between two turns of the event loop: a tenth of a millisecond."""
 MAX_PENDING = 128
 """Requests of one volume under way at once; more are turned away with EIO."""
+NOTICE_S = 0.002
+"""Time between finding a change and having the kernel forget what it knew."""
 READ_ONLY, WRITETHROUGH = "ro", "writethrough"
 MODES = (READ_ONLY, WRITETHROUGH)
 
@@ -236,6 +238,9 @@ class Volume:
 
     async def _notify(self) -> None:
         try:
+            # After the answer to whoever made us look: the kernel takes attributes that it asked for before a notification for
+            # older than that, and would go on with the old length.
+            await trio.sleep(NOTICE_S)
             await self.lane.notices.run(self._tell_kernel, self.inode, abandon=True)
         finally:
             self._untold -= 1
