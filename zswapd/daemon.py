@@ -25,6 +25,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -49,8 +50,6 @@ from zswapd.swapdevice.draining import drain
 from zswapd.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
@@ -68,12 +67,25 @@ _STOP, _LEAVE = signal.SIGUSR1, signal.SIGUSR2
 _SIGNALS = (_STOP, _LEAVE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a process needs beforehand that is to serve.
+
+    Attributes:
+        protections: what `service.protect` reached.
+        offload: a thread for what blocks; it is protected like the one that made it.
+    """
+
+    protections: tuple[service.Protection, ...]
+    offload: Offload
+
+
 class Worker:
     """One process that serves.
 
     Args:
         config: the settings to begin with.
-        protections: what `service.protect` reached.
+        prepared: what this process has in hand.
         mount: the mount, made by the supervisor.
         listener: the control socket, likewise.
         state: what goes from worker to worker.
@@ -86,7 +98,7 @@ class Worker:
     def __init__(
         self,
         config: Config,
-        protections: Sequence[service.Protection],
+        prepared: Prepared,
         *,
         mount: Mount,
         listener: Listener,
@@ -99,7 +111,7 @@ class Worker:
         left = state.load()
         self.config = _with_changes(config, left.get("settings", {}))
         self.changes: dict[str, object] = dict(left.get("settings", {}))
-        self.protections = tuple(protections)
+        self.protections = prepared.protections
         self.core = Core(
             self.config,
             inherited=Inherited(arena_fd=arena, lost=state.lost(), counters=left.get("core", {})),
@@ -130,13 +142,12 @@ class Worker:
         self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
-        self._offload = Offload()  # inherits what protects this thread, and needs no memory later
         host, _, port = config.metrics.listen.rpartition(":")
         self._exporter = Exporter(host.strip("[]"), int(port), self.statistics) if port else None
         add_files(directory, self.statistics, lambda: self.config, commands.change)
         self.upkeep = Upkeep(
             self.core,
-            self._offload,
+            prepared.offload,
             yields=config.service.scheduling != "normal",
             has_small_heaps=state.words[Word.STARTED] > 1,
         )
@@ -321,7 +332,7 @@ def _with_changes(config: Config, settings: dict[str, object]) -> Config:
     return config
 
 
-def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> tuple[service.Protection, ...]:
+def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> Prepared:
     """Protect this process, which was forked to serve, and take all the memory that beginning to needs.
 
     Args:
@@ -331,8 +342,6 @@ def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> tupl
     """
     if in_advance:
         service.take_time()
-    else:
-        service.first_in_line(children=False)
     protections = service.protect(
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
@@ -342,13 +351,13 @@ def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> tupl
         libc_heap=LIBC_HEAP if is_first else SMALL_HEAP,
         python_heap=PYTHON_HEAP if is_first else SMALL_HEAP,
     )
-    service.first_in_line(children=False)
-    return protections
+    service.first_in_line()
+    return Prepared(protections, Offload())
 
 
 def run_worker(
     config: Config,
-    protections: Sequence[service.Protection],
+    prepared: Prepared,
     mount: Mount,
     listener: Listener,
     state: SharedState,
@@ -358,7 +367,7 @@ def run_worker(
 
     Args:
         config: the settings to begin with.
-        protections: what `prepare` has reached.
+        prepared: what `prepare` has returned.
         mount: see `Worker`, as for the others.
         listener: the control socket.
         state: what goes from worker to worker.
@@ -372,5 +381,5 @@ def run_worker(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
-    worker = Worker(config, protections, mount=mount, listener=listener, state=state, arena=arena)
+    worker = Worker(config, prepared, mount=mount, listener=listener, state=state, arena=arena)
     return trio.run(worker.run, instruments=[MemoryMinder()])

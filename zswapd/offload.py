@@ -3,7 +3,8 @@
 
 trio.to_thread would do, but it lets idle threads go and makes new ones when they are wanted, and a clone(2) that waits for
 memory waits with the GIL held: for the very memory that only swapping can free. These threads are there from the start, and
-stay.
+stay. They begin as their maker is, a real-time task where memory may be short (service/scheduling.py), and are ordinary ones
+from then on.
 
 Limits: jobs are begun in order, as many at a time as there are threads; one that has begun cannot be stopped. Whoever waits for
 it waits until it is done, or leaves it behind (`abandon`): then the thread is busy until the system call returns, if ever.
@@ -17,6 +18,8 @@ import threading
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import trio
+
+from zswapd.service import stand_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +46,7 @@ class Offload:
             threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def _work(self) -> None:
+        stand_back()
         while True:
             self._jobs.get()()
 

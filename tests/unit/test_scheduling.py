@@ -45,20 +45,20 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: st
     assert words == [str(kind != "normal"), "True", "True"]
 
 
-@pytest.mark.parametrize("children", [False, True])
-def test_first_in_line_is_real_time_and_its_children_if_wanted(children: bool) -> None:
-    words = said(f"""
-        import os
+def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
+    words = said("""
+        import os, threading
         from zswapd.service import first_in_line, stand_back
-        first_in_line(children={children})
-        me = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        first_in_line()
+        seen = [os.sched_getscheduler(0)]
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0))); thread.start(); thread.join()
         if not (child := os.fork()):
             os._exit(os.sched_getscheduler(0))
-        its = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         stand_back()
-        print(me == os.SCHED_RR, its == os.SCHED_RR, os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER)
+        print(seen == [os.SCHED_RR] * 3, os.sched_getscheduler(0) == os.SCHED_OTHER)
     """)
-    assert words == ["True", str(children), "True"]
+    assert words == ["True", "True"]
 
 
 def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
@@ -68,7 +68,7 @@ def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
         lowlevel.attach(len, len, len, poll_us=0, budget_us=1000, max_io=4096, max_background=1)
         def policy(free_bytes):
             lowlevel.set_scarce(free_bytes)
-            return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+            return os.sched_getscheduler(0)
         everything = 1 << 50
         print(policy(everything) == os.SCHED_RR, policy(1) == os.SCHED_OTHER, policy(everything) == os.SCHED_RR,
               policy(0) == os.SCHED_RR, lowlevel.statistics()["scarcities"])
@@ -95,9 +95,9 @@ def test_session_thread_that_came_as_a_real_time_one_stands_back_when_there_is_m
         from zswapd.fuse import lowlevel
         from zswapd.service import first_in_line
         lowlevel.attach(len, len, len, poll_us=0, budget_us=1000, max_io=4096, max_background=1)
-        first_in_line(children=False)
+        first_in_line()
         lowlevel.set_scarce(1)
-        print(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER)
+        print(os.sched_getscheduler(0) == os.SCHED_OTHER)
     """)
     assert words == ["True"]
 

@@ -783,7 +783,7 @@ static void mind_memory(void)
 	if (is_scarce == hook.is_first)
 		return;
 	priority.sched_priority = is_scarce;
-	if (sched_setscheduler(0, (is_scarce ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &priority) != 0)
+	if (sched_setscheduler(0, is_scarce ? SCHED_RR : SCHED_OTHER, &priority) != 0)
 		return;
 	hook.is_first = is_scarce;
 	stats.scarcities += is_scarce;
@@ -1039,7 +1039,7 @@ static PyObject *py_set_scarce(PyObject *self, PyObject *number)
 	if (bytes == (unsigned long long)-1 && PyErr_Occurred())
 		return NULL;
 	if (hook.scarce_bytes == 0)
-		hook.is_first = (sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_RR;
+		hook.is_first = sched_getscheduler(0) == SCHED_RR;
 	hook.scarce_bytes = bytes;
 	mind_memory();
 	Py_RETURN_NONE;

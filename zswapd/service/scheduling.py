@@ -26,14 +26,13 @@ that cost a third of swap-out in half of the runs."""
 _SLACK = 16 << 20
 
 
-def first_in_line(*, children: bool) -> None:
-    """Make this thread a real-time one. Best effort: without CAP_SYS_NICE it stays what it is.
+def first_in_line() -> None:
+    """Make this thread a real-time one, and what it starts, threads and processes: a new thread's first act is to take memory.
 
-    Args:
-        children: what it starts, threads and processes, are real-time ones as well.
+    Best effort: without CAP_SYS_NICE it stays what it is.
     """
     with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_RR | (0 if children else os.SCHED_RESET_ON_FORK), os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def stand_back() -> None:

@@ -50,7 +50,7 @@ from zswapd.supervisor.keeping import Keeper
 from zswapd.supervisor.spare import Spare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from zswapd.config import Config
     from zswapd.supervisor.estate import Estate
@@ -161,7 +161,7 @@ class Supervisor:
             self._become_worker(lambda: daemon.prepare(self._config, is_first=is_first))
         return pid
 
-    def _become_worker(self, prepare: Callable[[], Sequence[service.Protection]]) -> NoReturn:
+    def _become_worker(self, prepare: Callable[[], daemon.Prepared]) -> NoReturn:
         """Serve, in the child; never return into the parent's code."""
         code = 1
         try:
@@ -184,7 +184,7 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self._spare = Spare(
                     lambda: daemon.prepare(self._config, is_first=False, in_advance=True),
-                    lambda protections: self._become_worker(lambda: protections),
+                    lambda prepared: self._become_worker(lambda: prepared),
                 )
         elif os.waitpid(self._spare.pid, os.WNOHANG)[0]:
             log.warning("the spare worker %d has died; there will be another", self._spare.pid)
@@ -380,7 +380,7 @@ def run(config: Config, guarded: Guard) -> int:
         libc_heap=0,
         python_heap=0,
     )
-    service.first_in_line(children=True)
+    service.first_in_line()
     estate, worker = _find_estate(config)
     code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
     estate.close()
