@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 REFILL_FRAMES_BYTES = 8 << 20
 """Memory that one refill job populates: some milliseconds of zeroing in another thread."""
 URGENT_BYTES = 1 << 20
-"""The same when the reserve is nearly empty, whatever memory is free: whoever takes little leaves some for those who wait in
-the kernel for a few pages (supervisor/ballast.py), and comes again if that was not enough."""
+"""The same when the reserve is nearly empty and pages keep coming, whatever memory is free. Whoever takes little leaves some
+for those who wait in the kernel for a few pages; where no request comes, they may be who holds it (supervisor/ballast.py)."""
 RETRY_S = 0.25
 """Pause after a refill that found no memory."""
 IDLE_S = 1.0
@@ -53,6 +53,7 @@ class Upkeep:
         self._offload = offload
         self._yields = yields
         self._has_small_heaps = has_small_heaps
+        self._refilled_for = -1
         self._refill_wanted = trio.Event()
         core.frames.when_low = core.nodes.when_low = self._wake_refill
         self._wake_refill()  # what was recovered has the reserve that the dead worker left
@@ -81,7 +82,9 @@ class Upkeep:
 
     async def _refill_frames(self) -> None:
         frames = self._core.frames
-        is_urgent = frames.table.long_frames < frames.reserve_target // 4
+        requests = self._requests()
+        is_low = frames.table.long_frames < frames.reserve_target // 4
+        is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
         job = frames.begin_refill((URGENT_BYTES if is_urgent else REFILL_FRAMES_BYTES) // frames.page_size)
         if not job.runs:
             return

@@ -248,6 +248,8 @@ def test_notifier_sends_what_systemd_reads(tmp_path: Path, abstract: bool) -> No
         assert manager.recv(4096) == b"STATUS=12 pages"
         assert notifier.watchdog()
         assert manager.recv(4096) == b"WATCHDOG=1"
+        assert notifier.set_watchdog(300)
+        assert manager.recv(4096) == b"WATCHDOG=1\nWATCHDOG_USEC=300000000"
         assert notifier.stopping("swapping off")
         assert manager.recv(4096) == b"STOPPING=1\nSTATUS=swapping off"
         notifier.close()

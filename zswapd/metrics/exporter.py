@@ -75,7 +75,7 @@ class Exporter:
         self._has_main.set()
 
     def _thread(self) -> None:
-        service.first_in_line(children=False)
+        service.first_in_line()
         self._has_main.wait()
         try:
             trio.run(self._listen)

@@ -49,6 +49,10 @@ class Notifier:
         """Ping the watchdog; return whether somebody was told."""
         return self._send("WATCHDOG=1")
 
+    def set_watchdog(self, seconds: float) -> bool:
+        """Have the watchdog tolerate `seconds` from now on; return whether somebody was told."""
+        return self._send(f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}")
+
     def store(self, name: str, descriptor: int) -> bool:
         """Have the service manager keep an open file, for a restart to adopt; return whether somebody was told."""
         return self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (descriptor,))

@@ -67,6 +67,8 @@ START_S = 60.0
 """What a worker may take before it serves, for each started GiB of swap files; its event loop does not run yet."""
 POISON_DEATHS = 3
 """Deaths at one request after which it is answered with EIO."""
+UPGRADE_S = 300.0
+"""What the installed program may take until it serves, as far as the service manager's watchdog goes."""
 SPARE_S = 1.0
 """Time that a worker serves before the next spare is made."""
 SPARE_AGAIN_S = 10.0
@@ -270,6 +272,8 @@ class Supervisor:
     def _say_ready(self) -> None:
         if not self._is_ready:
             self._is_ready = self._has_served = True
+            if self._notifier.watchdog_interval:
+                self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
             self._notifier.ready(f"serving {self._config.fuse.mountpoint}")
 
     def _watch(self, now: float, phase: int) -> None:
@@ -306,6 +310,9 @@ class Supervisor:
     def _upgrade(self) -> None:
         """Become the installed program, which takes the estate and the running worker over; returns only if that fails."""
         self._drop_spare(wait=True)
+        if self._notifier.watchdog_interval:
+            # Its own time comes back with its first words: loading a program from disk takes long where memory is short.
+            self._notifier.set_watchdog(UPGRADE_S)
         environment = estates.leave_in_environment(self._estate, self._worker)
         log.info("the installed program takes over")
         try:

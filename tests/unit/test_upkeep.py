@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The reserve is refilled ahead of demand; where the system has no memory left, only while pages keep coming."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from zswapd import assembly, compress
+from zswapd.config import load
+from zswapd.offload import Offload
+from zswapd.upkeep import URGENT_BYTES, Upkeep
+
+MIB = 1 << 20
+PAGES = 8 * MIB // 4096
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[assembly.Core]:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:        1048576 kB\n")
+    assignments = [("swap.size", "64M", "--size"), ("memory.reserve", "8M", "--set")]
+    core = assembly.Core(load(codecs=compress.names(), assignments=assignments, root=tmp_path))
+    yield core
+    core.close()
+
+
+def store(core: assembly.Core, first: int, count: int) -> int:
+    """Store pages that take a frame each; return how many were taken."""
+    write = core.devices["swap"].write
+    return sum(write(number * 4096, memoryview(os.urandom(4096))) is None for number in range(first, first + count))
+
+
+async def run_refill(core: assembly.Core, spare: int, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
+    monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: spare)
+    monkeypatch.setattr("zswapd.upkeep.RETRY_S", 0.02)
+    return Upkeep(core, Offload(), yields=False, has_small_heaps=False)
+
+
+@pytest.mark.trio
+async def test_reserve_is_refilled_while_memory_is_to_spare(core: assembly.Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    upkeep = await run_refill(core, 1 << 20, monkeypatch)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        assert store(core, 0, PAGES - 256) == PAGES - 256
+        with trio.fail_after(10):
+            while core.frames.wants_refill():
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    expect_log("the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None)
+    upkeep = await run_refill(core, 0, monkeypatch)
+    store(core, 0, PAGES - 256)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        before = core.arena.backed_bytes()
+        await trio.sleep(0.2)
+        first = core.arena.backed_bytes() - before
+        await trio.sleep(0.2)
+        assert core.arena.backed_bytes() - before == first, "nobody asked for more"
+        assert 0 < first <= 2 * URGENT_BYTES
+        store(core, PAGES, 16)
+        await trio.sleep(0.2)
+        assert core.arena.backed_bytes() - before > first
+        nursery.cancel_scope.cancel()
