@@ -59,7 +59,9 @@ async def test_reserve_is_refilled_while_memory_is_to_spare(core: assembly.Core,
 async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
     core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
-    expect_log("the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None)
+    expect_log(
+        "the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None
+    )
     upkeep = await run_refill(core, 0, monkeypatch)
     store(core, 0, PAGES - 256)
     async with trio.open_nursery() as nursery:
