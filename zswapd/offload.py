@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import trio
@@ -32,7 +33,7 @@ class Offload:
     """Threads with one queue. They end with the process.
 
     Args:
-        name: of the threads, as `ps -L` shows it.
+        name: of the threads, as `ps -L` shows it, at most 15 bytes.
         threads: how many.
 
     Attributes:
@@ -46,6 +47,8 @@ class Offload:
             threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def _work(self) -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/thread-self/comm").write_text(threading.current_thread().name)
         stand_back()
         while True:
             self._jobs.get()()

@@ -9,22 +9,27 @@ found to fit is the worker told to leave, and if it does not, killed: what it wa
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from zswapd.control.protocol import Result, decode_reply, encode_request
 from zswapd.errors import ControlError
 from zswapd.supervisor.estate import NAMES
+from zswapd.supervisor.remains import status_of_the_dead
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ANSWER_S = 10.0
 """How long a worker may take to answer, and to leave."""
+LOOK_S = 0.1
+"""Time between two looks at whether one that is to leave is dead, which its pidfd does not tell while a thread is stuck."""
 LEAVE = signal.SIGUSR2
 """Tells a worker to end at the next request boundary, for a successor."""
 
@@ -80,9 +85,18 @@ def retire(worker: int, *, limit: float = ANSWER_S) -> None:
         for number, patience in ((LEAVE, limit), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, number)
-            if select.select([process], [], [], patience)[0]:
+            if _has_ended(worker, process, patience):
                 break
     finally:
         os.close(process)
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(worker, 0)
+        os.waitpid(worker, 0 if status_of_the_dead(worker) is None else os.WNOHANG)
+
+
+def _has_ended(worker: int, process: int, patience: float | None) -> bool:
+    """Wait until a process has ended, or is as good as dead; for ever without `patience`."""
+    end = math.inf if patience is None else time.monotonic() + patience
+    while time.monotonic() < end:
+        if select.select([process], [], [], LOOK_S)[0] or status_of_the_dead(worker) is not None:
+            return True
+    return False

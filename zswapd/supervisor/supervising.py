@@ -47,6 +47,7 @@ from zswapd.supervisor import estate as estates
 from zswapd.supervisor import orphan
 from zswapd.supervisor.ballast import Ballast
 from zswapd.supervisor.keeping import Keeper
+from zswapd.supervisor.remains import Remains, status_of_the_dead
 from zswapd.supervisor.spare import Spare
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Supervisor:
         self._stop_sent = False
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
+        self._remains = Remains()
         self._keeper = Keeper(estate.arena)
         self._ballast = Ballast(Pressure(triggers=False))
         self._spare: Spare | None = None
@@ -125,10 +127,22 @@ class Supervisor:
                 self._stop(signal.Signals(event.si_signo).name)
             # Whatever the signal was: several deaths may stand behind one SIGCHLD.
             with contextlib.suppress(ChildProcessError):
-                pid, status = os.waitpid(self._worker, os.WNOHANG)
-                if pid and (code := self._bury(status)) is not None:
+                status = self._end_of_worker()
+                if status is not None and (code := self._bury(status)) is not None:
                     self._drop_spare(wait=True)
                     return code
+
+    def _end_of_worker(self) -> int | None:
+        """Return the wait status of the worker, None while it lives."""
+        self._remains.bury()
+        pid, status = os.waitpid(self._worker, os.WNOHANG)
+        if pid:
+            return status
+        left = status_of_the_dead(self._worker)
+        if left is not None:
+            log.warning("worker %d is dead but for threads that wait for a cache volume's backing file", self._worker)
+            self._remains.add(self._worker)
+        return left
 
     def _patience(self) -> float:
         interval = self._notifier.watchdog_interval

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Workers that are dead and cannot be buried yet.
+
+A process is not reaped, and its parent hears nothing, while one of its threads is in a system call that no signal ends: a read
+of a device that hangs, say, by a thread of a cache volume. Its main thread is a zombie then, and nothing of it will ever run in
+user space again. Its successor must not wait for a device.
+
+It has to wait for all other threads, though: one that is about to punch holes into the arena does so before it dies. Threads of
+volumes, known by their names, have nothing to do with what a successor takes over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+HARMLESS = "volume"
+"""What the names of threads begin with that may outlive their process (volumes/manager.py)."""
+_STATE, _EXIT_CODE = 0, 49
+"""Fields of /proc/PID/stat, counted from behind the name: state (3) and exit_code (52, in the form of wait(2))."""
+_DEAD = frozenset({"Z", "X"})
+
+
+def status_of_the_dead(pid: int, proc: Path = Path("/proc")) -> int | None:
+    """Return the wait status of a process of which only harmless threads are left; None if it lives, or if there is none."""
+    try:
+        fields = _fields(proc / str(pid))[1]
+        if fields[_STATE] not in _DEAD:
+            return None
+        for thread in (proc / str(pid) / "task").iterdir():
+            name, its = _fields(thread)
+            if its[_STATE] not in _DEAD and not name.startswith(HARMLESS):
+                return None
+    except OSError:  # it is just ending
+        return None
+    return int(fields[_EXIT_CODE])
+
+
+def _fields(directory: Path) -> tuple[str, list[str]]:
+    """Return a thread's name, and what stands behind it in its `stat`."""
+    head, _, rest = (directory / "stat").read_text(errors="replace").rpartition(")")
+    return head.partition("(")[2], rest.split()
+
+
+class Remains:
+    """Dead children that wait(2) still has to tell of."""
+
+    def __init__(self) -> None:
+        self._pids: set[int] = set()
+
+    def add(self, pid: int) -> None:
+        """Bury it later."""
+        self._pids.add(pid)
+
+    def bury(self) -> None:
+        """Bury those whose last thread has come back."""
+        for pid in list(self._pids):
+            with contextlib.suppress(ChildProcessError):
+                if not os.waitpid(pid, os.WNOHANG)[0]:
+                    continue
+            self._pids.discard(pid)
