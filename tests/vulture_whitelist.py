@@ -48,7 +48,6 @@ lost_bitmap_bytes
 
 # cleancache: the kernel's names, whole.
 _.init_shared_fs
-Cleancache
 
 # Cache volumes.
 Volumes
@@ -72,13 +71,5 @@ _.invalidate
 FIRST_CODEC
 
 # The ephemeral half, before the core has one.
-Zbuds
-Lru
-ZbudPool
-Eviction
 _.evict
-_.eat
-_.limit_frames
-_.accompany
 _.after_io_wait  # trio calls it
-make_room

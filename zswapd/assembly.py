@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The synchronous core, put together: arena, frames, zsmalloc, zv, tmem, frontswap and one block device a swap file.
+"""The synchronous core, put together: arena, frames, allocator, zv, tmem, frontswap and one block device a swap file.
 
-With daemon.py the only place that names concrete classes and knows the configuration; every part below gets plain values.
-Nothing in here awaits, and nothing but the jobs of `begin_refill` blocks.
+If there may be cache volumes, it has an ephemeral half too (cachehalf.py).
+
+With daemon.py and cachehalf.py the only place that names concrete classes, and knows the configuration; every part below gets
+plain values. Nothing in here awaits, and nothing but the jobs of `begin_refill` blocks.
 
 A Core is new, with an arena of its own, or a successor's: then the arena is `inherited` as a dead process left it, and
 everything else is made from it (`_recover`). A successor takes no memory beyond what its predecessor had; refilling the reserve
 is left to who drives the core.
 
 Sizes. The arena's address space is for all swap files filled with pages that do not compress, a quarter more for zspages that
-are not full, and the reserve: address space costs nothing until it is populated. The index has room for every page of every
-swap file.
+are not full, the reserve, and half of the machine's memory if there is an ephemeral half: address space costs nothing until it
+is populated. The index has room for every page of every swap file.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from zswapd import carry, compress, crashpoints
 from zswapd.allocators.arena import Arena
+from zswapd.allocators.choice import make_allocator
+from zswapd.allocators.frametable import PERSISTENT
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
-from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.block.device import Device, DeviceStatistics, lost_bytes
+from zswapd.cachehalf import CacheHalf, CacheStatistics, split
 from zswapd.crashpoints import reach
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
@@ -37,6 +41,8 @@ from zswapd.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from zswapd.allocators.zbud import ZbudPool, ZbudStatistics
+    from zswapd.allocators.zsmalloc import ZsPool
     from zswapd.allocators.zspages import ZsStatistics
     from zswapd.config import Config
     from zswapd.pam.zvpages import ZvStatistics
@@ -96,12 +102,17 @@ carry.declare(
 
 @dataclass(frozen=True, slots=True)
 class CoreStatistics:
-    """Snapshots of all parts, taken at one moment."""
+    """Snapshots of all parts, taken at one moment.
+
+    Of zsmalloc and zbud, the one that swap is not on is None, as is the cache if there is none.
+    """
 
     arena_kind: str
     arena_backed_bytes: int
     frames: PageFramesStatistics
-    zsmalloc: ZsStatistics
+    zsmalloc: ZsStatistics | None
+    zbud: ZbudStatistics | None
+    cache: CacheStatistics | None
     zv: ZvStatistics
     tmem: TmemStatistics
     frontswap: FrontswapStatistics
@@ -117,7 +128,7 @@ def make_arena(config: Config) -> Arena:
     """
     page_size = config.context.page_size
     pages = sum(config.swap_files().values()) // page_size
-    frames = pages + pages // 4 + 4 * _reserve_frames(config)
+    frames = pages + pages // 4 + 4 * _reserve_frames(config) + _cache_frames(config)
     return Arena(frames, page_size, kind=config.memory.arena, label=_label(config))
 
 
@@ -131,9 +142,19 @@ def _reserve_frames(config: Config) -> int:
     return min(config.memory.reserve // config.context.page_size, pages)
 
 
+def _cache_frames(config: Config) -> int:
+    """Return the frames that the ephemeral half may have at most, whatever its limit; 0 if there is none."""
+    return config.context.memory_total // config.context.page_size // 2 if config.cache.limit is not None else 0
+
+
 def _label(config: Config) -> bytes:
-    """Return what a successor's settings must agree on: swap types and offsets stand in headers, classes in the frame table."""
-    geometry = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
+    """Return what a successor's settings must agree on: swap types and offsets stand in headers, classes in the frame table.
+
+    The ephemeral half is not in it: a successor finds none.
+    """
+    geometry: dict[str, Any] = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
+    if config.pool.allocator != "zsmalloc":  # which older programs do not name
+        geometry["allocator"] = config.pool.allocator
     return json.dumps(geometry, separators=(",", ":")).encode()
 
 
@@ -156,7 +177,7 @@ def _adopt_arena(config: Config, fd: int) -> Arena:
     arena.close()
     raise ArenaError(
         f"the inherited arena is for other settings: {theirs}, not {wanted.decode()}, pages of {page_size}",
-        hint="undo the change of swap.size, swap.files or pool.max_zspage_frames; or swap off, and start anew",
+        hint="undo the change of swap.size, swap.files, pool.allocator or pool.max_zspage_frames; or swap off, and start anew",
     )
 
 
@@ -169,6 +190,8 @@ class Core:
 
     Attributes:
         devices: block devices by name, `swap` first.
+        nodes: memory of the index of swap's pages; all_nodes: of the cache's too.
+        cache: the ephemeral half; None if the settings say that there will be no cache volumes.
 
     Raises:
         ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
@@ -184,9 +207,9 @@ class Core:
         self._total_frames = config.context.memory_total // page_size
         self.arena = _adopt_arena(config, inherited.arena_fd) if inherited else make_arena(config)
         self.frames = PageFrames(self.arena, reserve_frames=_reserve_frames(config))
-        self.zsmalloc = ZsPool(self.frames, max_zspage_frames=config.pool.max_zspage_frames)
+        self.allocator = self._make_allocator(config, self.frames)
         self.zv = Zv(
-            self.zsmalloc,
+            self.allocator,
             self.frames,
             compress.get(config.pool.compressor),
             compress.by_codec(),
@@ -195,8 +218,13 @@ class Core:
         objects = 1 << SWIZ_BITS
         capacity = sum(nodes_for(size // page_size, objects) for size in sizes.values())
         self.nodes = Objnodes(capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None)
-        self.tmem = Tmem(self.nodes)
+        self.all_nodes = [self.nodes]
+        if cache_frames := _cache_frames(config):
+            reserve = _NODE_RESERVE_BYTES // NODE_BYTES
+            self.all_nodes.append(Objnodes(cache_frames, reserve=reserve, lenient=inherited is not None))
+        self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
+        self.cache = self._make_cache(config) if cache_frames else None
         self.devices = {
             name: Device(
                 name,
@@ -217,15 +245,35 @@ class Core:
             # is not asked for more while requests wait.
             self.frames.refill_now()
 
+    def _make_allocator(self, config: Config, frames: PageFrames) -> ZsPool | ZbudPool:
+        """Return a new allocator for the persistent half."""
+        pool = config.pool
+        return make_allocator(pool.allocator, frames, PERSISTENT, None, max_zspage_frames=pool.max_zspage_frames)
+
+    def _make_cache(self, config: Config) -> CacheHalf:
+        """Return a new ephemeral half, whose frames the persistent one may eat."""
+        cache = CacheHalf(
+            self.frames,
+            self.tmem,
+            self.all_nodes[-1],
+            self.zv.compressor,
+            compress.by_codec(),
+            allocator=config.cache.allocator,
+            max_zspage_frames=config.pool.max_zspage_frames,
+            wanted_run=self.allocator.longest_run,
+        )
+        self.zv.eat = cache.eviction.eat
+        return cache
+
     def _recover(self, started: float) -> None:
-        """Make frames, zsmalloc, zv, index and devices from the arena.
+        """Make frames, allocator, zv, index and devices from the arena.
 
         Raises:
             ArenaError: no memory for the index; the arena is as good as before, for the next try.
         """
         wrong = self.frames.adopt()
         reach(crashpoints.TAKEOVER_FRAMES)
-        wrong += self.zsmalloc.adopt()
+        wrong += self.allocator.adopt()
         reach(crashpoints.TAKEOVER_ZSPAGES)
         findings = self.zv.adopt(self.frontswap)
         reach(crashpoints.TAKEOVER_INDEXED)
@@ -258,16 +306,20 @@ class Core:
         everything = self.arena.total_frames
         self.zv.limit_frames = everything if pool.limit is None else pool.limit // self._page_size
         self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
+        if self.cache:
+            self.cache.zbuds.compressor = self.zv.compressor
+            self.cache.zbuds.checksum = pool.checksum
+            self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
 
     def wants_compaction(self) -> bool:
         """Say whether compaction would set free a sixteenth of the frames in use, and more than a few."""
-        return self.zsmalloc.freeable_frames() > max(self.frames.used_frames // 16, 256)
+        return self.allocator.freeable_frames() > max(self.frames.used_frames // 16, 256)
 
     def compact_step(self) -> int:
         """Move objects, COMPACT_MOVES at most; return how many."""
-        before = self.zsmalloc.objects_moved
+        before = self.allocator.objects_moved
         self.tmem.compact(self.zv, COMPACT_MOVES)
-        return self.zsmalloc.objects_moved - before
+        return self.allocator.objects_moved - before
 
     def self_test(self) -> None:
         """Keep a few pages of every kind with every codec and read them back, in a zv of their own over an arena of its own.
@@ -286,7 +338,7 @@ class Core:
     def _test_in(self, arena: Arena) -> None:
         frames = PageFrames(arena, reserve_frames=_TEST_FRAMES)
         frames.refill_now()
-        zv = Zv(ZsPool(frames), frames, self.zv.compressor, compress.by_codec(), total_frames=self._total_frames)
+        zv = Zv(type(self.allocator)(frames), frames, self.zv.compressor, compress.by_codec(), total_frames=self._total_frames)
         out = memoryview(bytearray(self._page_size))
         for codec in compress.names():
             zv.compressor = compress.get(codec)
@@ -308,11 +360,14 @@ class Core:
             InvariantError: naming what is wrong.
         """
         self.frames.check()
-        self.zsmalloc.check()
+        self.allocator.check()
         self.tmem.check()
         self.zv.check(self.tmem.pampds(self.zv))
-        if self.frames.used_frames != self.zsmalloc.used_frames():
-            raise InvariantError(f"{self.frames.used_frames} frames in use, zsmalloc holds {self.zsmalloc.used_frames()}")
+        if self.cache:
+            self.cache.check()
+        used, held = self.frames.used_frames - self.frames.ephemeral_frames, self.allocator.used_frames()
+        if used != held:
+            raise InvariantError(f"{used} persistent frames in use, the allocator holds {held}")
 
     def statistics(self, *, groups_counted: bool = True) -> CoreStatistics:
         """Return snapshots of all parts; what is cumulative counts from the first predecessor on.
@@ -320,11 +375,14 @@ class Core:
         Args:
             groups_counted: see `ZsPool.statistics`: two milliseconds for a fragmented pool of 300 MiB.
         """
+        zsmalloc, zbud = split(self.allocator.statistics(groups_counted=groups_counted))
         own = CoreStatistics(
             arena_kind=self.arena.kind,
             arena_backed_bytes=self.arena.backed_bytes(),
             frames=self.frames.statistics(),
-            zsmalloc=self.zsmalloc.statistics(groups_counted=groups_counted),
+            zsmalloc=zsmalloc,
+            zbud=zbud,
+            cache=self.cache.statistics(groups_counted=groups_counted) if self.cache else None,
             zv=self.zv.statistics(),
             tmem=self.tmem.statistics(),
             frontswap=self.frontswap.statistics(),

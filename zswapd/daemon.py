@@ -243,7 +243,8 @@ class Worker:
         try:
             frames = self.core.frames.statistics()
             # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing back until the end.
-            pool_bytes = frames.used_frames * frames.page_size if self.session.hook_active else 0
+            pool_frames = frames.used_frames - frames.ephemeral_frames
+            pool_bytes = pool_frames * frames.page_size if self.session.hook_active else 0
             files = [self.config.fuse.mountpoint / name for name in self.core.devices]
             await drain(files, pool_bytes=pool_bytes, say=notifier.status)
         except SwapDeviceError as error:
@@ -319,6 +320,8 @@ def geometry(config: Config) -> dict[str, Any]:
         "mountpoint": str(config.fuse.mountpoint),
         "page_size": config.context.page_size,
         "files": config.swap_files(),
+        "allocator": config.pool.allocator,
+        "max_zspage_frames": config.pool.max_zspage_frames,
     }
 
 

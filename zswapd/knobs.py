@@ -141,7 +141,7 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner):
             yield from _leaves(inner, (*path, field.name))
-        else:
+        elif inner is not None:  # a part that is not there
             yield (*path, field.name)
 
 

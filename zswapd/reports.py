@@ -31,7 +31,7 @@ def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
         "same_filled_pages": core.zv.curr_same_filled,
         "incompressible_pages": core.zv.curr_incompressible,
         "compressed_bytes": core.zv.curr_object_bytes,
-        "frames": frames.used_frames,
+        "frames": frames.used_frames - frames.ephemeral_frames,
         "reserve_bytes": frames.free_frames * frames.page_size,
         "limit_bytes": frames.limit_frames * frames.page_size,
         "refused": dict(core.frontswap.rejects),

@@ -55,7 +55,9 @@ class Upkeep:
         self._has_small_heaps = has_small_heaps
         self._refilled_for = -1
         self._refill_wanted = trio.Event()
-        core.frames.when_low = core.nodes.when_low = self._wake_refill
+        core.frames.when_low = self._wake_refill
+        for nodes in core.all_nodes:
+            nodes.when_low = self._wake_refill
         self._wake_refill()  # what was recovered has the reserve that the dead worker left
 
     def _wake_refill(self) -> None:
@@ -67,7 +69,7 @@ class Upkeep:
         while True:
             await self._refill_wanted.wait()
             self._refill_wanted = trio.Event()
-            while self._core.frames.wants_refill() or self._core.nodes.wants_refill():
+            while self._core.frames.wants_refill() or any(nodes.wants_refill() for nodes in self._core.all_nodes):
                 try:
                     await self._refill_nodes()
                     await self._refill_frames()
@@ -76,8 +78,9 @@ class Upkeep:
                     await trio.sleep(RETRY_S)
 
     async def _refill_nodes(self) -> None:
-        nodes = self._core.nodes
-        if nodes.wants_refill():
+        for nodes in self._core.all_nodes:
+            if not nodes.wants_refill():
+                continue
             nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
 
     async def _refill_frames(self) -> None:

@@ -21,6 +21,7 @@ from zswapd.allocators.arena import Arena
 from zswapd.errors import ArenaError
 
 POINTS = [name for name in crashpoints.POINTS if not name.startswith("takeover_")]
+ALLOCATORS = ("zsmalloc", "zbud")
 TAKEOVER_POINTS = [name for name in crashpoints.POINTS if name.startswith("takeover_")]
 
 
@@ -49,10 +50,11 @@ def _scenario() -> list[Op]:
     return ops + [("write", number, KINDS[number % len(KINDS)], 9) for number in range(20)]
 
 
+@pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("nth", [1, 2, 9])
-def test_death_at_each_point_by_the_list(point: str, nth: int) -> None:
-    world = World("memfd", 4096)
+def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -> None:
+    world = World("memfd", 4096, allocator)
     life = world.live(_scenario(), point, nth)
     assert life.killed or nth > 1, "the list of operations does not come by this point"
     world.check()
@@ -62,10 +64,11 @@ def test_death_at_each_point_by_the_list(point: str, nth: int) -> None:
     world.close()
 
 
+@pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("point", POINTS[: POINTS.index("store_still_lost")])
-def test_what_lay_in_frames_before_does_not_come_back(point: str) -> None:
+def test_what_lay_in_frames_before_does_not_come_back(point: str, allocator: str) -> None:
     # Whole objects, words of life and all, are left in freed frames; new zspages of the same class are made of just these.
-    world = World("memfd", 4096)
+    world = World("memfd", 4096, allocator)
     work: list[Op] = [("write", number, "half", 1) for number in range(120)]
     work += [("discard", 0, PAGES), ("arm", point, 1)]
     work += [("write", number, "half", 2) for number in range(200, 205)]
@@ -85,12 +88,13 @@ def test_lost_page_is_lost_until_its_new_copy_lives(point: str, kind: str) -> No
     world.close()
 
 
+@pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("point", TAKEOVER_POINTS)
 @pytest.mark.parametrize(
     "before", ["store_indexed", "store_checked", "store_body_written", "compact_alive", "trim_punched", "frames_headed"]
 )
-def test_death_in_the_takeover_after_a_death(point: str, before: str) -> None:
-    world = World("memfd", 4096)
+def test_death_in_the_takeover_after_a_death(point: str, before: str, allocator: str) -> None:
+    world = World("memfd", 4096, allocator)
     assert world.live(_scenario(), before, 2 if before != "trim_punched" else 1).killed
     for nth in (1, 2, 3):
         life = world.live([("write", 250, "words", nth)], point, nth, in_takeover=True)
@@ -151,8 +155,8 @@ def lives() -> st.SearchStrategy[tuple[list[Op], str, int, bool]]:
     return st.one_of(dies_at_work, dies_at_work, dies_at_work, dies_taking_over)
 
 
-def _run(kind: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]) -> None:
-    world = World(kind, page_size)
+def _run(kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]) -> None:
+    world = World(kind, page_size, allocator)
     try:
         for (work, point, nth, in_takeover), check in zip(each, checks, strict=False):
             world.live(work, point, nth, in_takeover=in_takeover)
@@ -165,6 +169,7 @@ def _run(kind: str, page_size: int, each: list[tuple[list[Op], str, int, bool]],
 
 _given = given(
     kind=st.sampled_from(_kinds_of_arena()),
+    allocator=st.sampled_from(ALLOCATORS),
     page_size=st.sampled_from((4096, 4096, 4096, 4096, 16384, 65536)),
     each=st.lists(lives(), min_size=1, max_size=4),
     checks=st.lists(st.booleans(), min_size=4, max_size=4),
@@ -172,10 +177,12 @@ _given = given(
 _quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
-@settings(max_examples=120, suppress_health_check=_quiet)
+@settings(max_examples=160, suppress_health_check=_quiet)
 @_given
-def test_death_at_random(kind: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]) -> None:
-    _run(kind, page_size, each, checks)
+def test_death_at_random(
+    kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+) -> None:
+    _run(kind, allocator, page_size, each, checks)
 
 
 @pytest.mark.soak
@@ -183,6 +190,6 @@ def test_death_at_random(kind: str, page_size: int, each: list[tuple[list[Op], s
 @settings(max_examples=6000, suppress_health_check=_quiet)
 @_given
 def test_death_at_random_for_long(
-    kind: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+    kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
 ) -> None:
-    _run(kind, page_size, each, checks)
+    _run(kind, allocator, page_size, each, checks)

@@ -53,12 +53,13 @@ class Life:
 class World:
     """What outlives processes, and the model of it."""
 
-    def __init__(self, kind: str, page_size: int) -> None:
+    def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc") -> None:
         self.size = page_size
         self.config = make_config(
             f"swap.size={PAGES * page_size}",
             f"memory.reserve={PAGES // 3 * page_size}",
             f"memory.arena={kind}",
+            f"pool.allocator={allocator}",
             page_size=page_size,
         )
         self.arena = make_arena(self.config)
@@ -151,7 +152,7 @@ class World:
         stored = sum(core.frontswap.holds(0, number) for number in range(PAGES))
         kept = core.zv.statistics()
         assert kept.curr_pages == stored
-        assert core.zsmalloc.statistics().objects == stored + kept.curr_incompressible, "an object that is no page's"
+        assert core.allocator.statistics().objects == stored + kept.curr_incompressible, "an object that is no page's"
         core.close()
 
 
@@ -191,7 +192,7 @@ class _Process:
             case ("checksum", on):
                 core.zv.checksum = on
             case ("hog", leave):
-                while core.frames.table.free_frames > leave and core.zsmalloc.alloc(self.size):
+                while core.frames.table.free_frames > leave and core.allocator.alloc(self.size):
                     pass
             case ("refill", target):
                 core.frames.reserve_target = target

@@ -17,6 +17,7 @@ from zswapd.allocators.zbud import ZbudStatistics
 from zswapd.allocators.zspages import ClassStatistics, ZsStatistics
 from zswapd.assembly import Core, CoreStatistics, Inherited, RecoveryStatistics
 from zswapd.block.device import DeviceStatistics
+from zswapd.cachehalf import CacheStatistics
 from zswapd.control.server import ControlStatistics
 from zswapd.errors import LostPageError
 from zswapd.frontends.frontswap import FrontswapStatistics
@@ -42,7 +43,8 @@ PRESENT: dict[type, str] = {
     FrontswapStatistics: "frozen",
     DeviceStatistics: "name size stored_pages lost_pages",
     RecoveryStatistics: "recovered_pages seconds",
-    CoreStatistics: "arena_kind arena_backed_bytes frames zsmalloc zv tmem frontswap recovery devices",
+    CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache",
+    CoreStatistics: "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices",
     LatencyStatistics: "",
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",
     ControlStatistics: "clients",

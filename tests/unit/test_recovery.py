@@ -169,7 +169,7 @@ def _copy_object(core: Core, number: int, **changes: int) -> int:
         )
     )
     size = HEADER_BYTES + fields["length"]
-    new = core.zsmalloc.alloc(size)
+    new = core.allocator.alloc(size)
     core.arena.view[new + 8 : new + size] = core.arena.view[old + 8 : old + size]
     HEADER.pack_into(core.arena.view, new, *(fields | changes).values())
     return new
@@ -233,7 +233,7 @@ def test_store_cut_short_before_its_generation_is_freed(core: Core, config: Conf
 def test_body_without_header_is_freed(core: Core, config: Config) -> None:
     expected = fill(core, 20)
     before = core.frames.used_frames
-    assert core.zsmalloc.alloc(core.frames.page_size)
+    assert core.allocator.alloc(core.frames.page_size)
     core = succeed(core, config)
     assert core.statistics().recovery.freed_bodies == 1
     assert core.frames.used_frames == before
@@ -511,7 +511,7 @@ def test_mark_is_set_before_the_older_copy_goes(config: Config, frozen: bool, mo
         core.frontswap.freeze()
     else:
         for length in range(size, 31, -16):
-            while core.zsmalloc.alloc(length):
+            while core.allocator.alloc(length):
                 pass
     for number in (4, 6, 900):
         assert core.devices["swap"].write(number * size, memoryview(page("noise", 77, size))) is not None

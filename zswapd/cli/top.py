@@ -113,7 +113,7 @@ def _lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]
     yield ""
     yield from _rate_lines(now, before, seconds)
     yield ""
-    yield from _class_lines(now["core"]["zsmalloc"]["classes"], now["core"]["frames"]["page_size"])
+    yield from _class_lines((now["core"]["zsmalloc"] or {"classes": []})["classes"], now["core"]["frames"]["page_size"])
     yield ""
     yield from _file_lines(now["core"]["devices"], now["core"]["frames"]["page_size"])
     yield ""

@@ -21,6 +21,7 @@ from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
     SECTIONS,
     SETTINGS,
+    CacheSection,
     ControlSection,
     FuseSection,
     LogSection,
@@ -68,6 +69,7 @@ class Config:
     fuse: FuseSection
     swap: SwapSection
     pool: PoolSection
+    cache: CacheSection
     memory: MemorySection
     service: ServiceSection
     control: ControlSection

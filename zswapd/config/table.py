@@ -165,11 +165,34 @@ class PoolSection:
         unit="%",
         reloadable=True,
     )
+    allocator: str = setting(
+        Choice(("zsmalloc", "zbud")),
+        "zsmalloc",
+        help="What packs compressed pages into page frames: zsmalloc densely, zbud at most two a frame.",
+    )
     max_zspage_frames: int = setting(
         Integer(1, 16),
         8,
         help="Most page frames that one zspage may join to waste less at its end.",
         unit="frames",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSection:
+    """[cache]: pages of slow files, kept compressed while memory is plentiful."""
+
+    limit: int | None = setting(
+        OptionalSize(),
+        "",
+        help="Most memory that pages of cache volumes may take, half of all at most; without it there is no cache.",
+        unit="bytes",
+        reloadable=True,
+    )
+    allocator: str = setting(
+        Choice(("zbud", "zsmalloc")),
+        "zbud",
+        help="What packs them into page frames: zbud gives single frames back, zsmalloc holds more.",
     )
 
 
@@ -255,6 +278,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "fuse": FuseSection,
     "swap": SwapSection,
     "pool": PoolSection,
+    "cache": CacheSection,
     "memory": MemorySection,
     "service": ServiceSection,
     "control": ControlSection,

@@ -151,7 +151,8 @@ def collect(snapshot: Snapshot) -> Iterator[Metric]:
         yield _labelled(
             f"zswapd_{name}", text, "file", {device.name: getattr(device, field) for device in snapshot.core.devices}
         )
-    classes = [one for one in snapshot.core.zsmalloc.classes if one.used_frames]
+    zsmalloc = snapshot.core.zsmalloc
+    classes = [one for one in zsmalloc.classes if one.used_frames] if zsmalloc else []
     for name, text, field in CLASS_ROWS:
         yield _labelled(f"zswapd_{name}", text, "size", {str(one.size): getattr(one, field) for one in classes})
     yield _histogram("load", snapshot.fuse.read_latency)

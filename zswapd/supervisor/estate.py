@@ -80,7 +80,10 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
     Raises:
         HandoverError: naming what differs.
     """
-    for key, wanted in daemon.geometry(config).items():
+    ours = daemon.geometry(config)
+    # What older programs do not say of themselves; the arena's label has it all the same.
+    running = {"allocator": "zsmalloc", "max_zspage_frames": ours["max_zspage_frames"]} | dict(running)
+    for key, wanted in ours.items():
         if running.get(key) != wanted:
             raise HandoverError(
                 f"the running daemon's {key} is {running.get(key)}, the configuration says {wanted}",
