@@ -33,9 +33,10 @@ def _kinds_of_arena() -> list[str]:
     return ["tmpfs", "memfd"]
 
 
-def _scenario() -> list[Op]:
-    """Operations that come by every point several times."""
-    ops: list[Op] = [("write", number, KINDS[number % len(KINDS)], number) for number in range(120)]
+def _scenario(*, cached: bool = False) -> list[Op]:
+    """Operations that come by every point several times; of the cache's own too, if it is used first."""
+    ops: list[Op] = [("cache", 0, 60, "words"), ("evict", 4)] if cached else []
+    ops += [("write", number, KINDS[number % len(KINDS)], number) for number in range(120)]
     ops += [("write", number, KINDS[number * 5 % len(KINDS)], number + 1) for number in range(0, 120, 2)]
     ops += [("write", number, "half", number) for number in range(120, 200)]
     ops += [("write", number, KINDS[number % len(KINDS)], 3) for number in range(285, PAGES)]
@@ -54,8 +55,8 @@ def _scenario() -> list[Op]:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("nth", [1, 2, 9])
 def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -> None:
-    world = World("memfd", 4096, allocator)
-    life = world.live(_scenario(), point, nth)
+    world = World("memfd", 4096, allocator, cache="zbud")
+    life = world.live(_scenario(cached=nth > 1), point, nth)
     assert life.killed or nth > 1, "the list of operations does not come by this point"
     world.check()
     # And on from there.
@@ -114,6 +115,9 @@ def ops() -> st.SearchStrategy[Op]:
     discard = st.tuples(st.just("discard"), number, st.integers(1, 8) | st.just(PAGES))
     weather = st.sampled_from(
         [
+            ("cache", 0, 30, "half"),
+            ("cache", 20, 90, "words"),
+            ("evict", 5),
             ("compact", 1),
             ("compact", 1 << 30),
             ("freeze", True),
@@ -155,8 +159,10 @@ def lives() -> st.SearchStrategy[tuple[list[Op], str, int, bool]]:
     return st.one_of(dies_at_work, dies_at_work, dies_at_work, dies_taking_over)
 
 
-def _run(kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]) -> None:
-    world = World(kind, page_size, allocator)
+def _run(
+    kind: str, allocator: str, cache: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+) -> None:
+    world = World(kind, page_size, allocator, cache=cache)
     try:
         for (work, point, nth, in_takeover), check in zip(each, checks, strict=False):
             world.live(work, point, nth, in_takeover=in_takeover)
@@ -170,6 +176,7 @@ def _run(kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], s
 _given = given(
     kind=st.sampled_from(_kinds_of_arena()),
     allocator=st.sampled_from(ALLOCATORS),
+    cache=st.sampled_from(("", "zbud", "zsmalloc")),
     page_size=st.sampled_from((4096, 4096, 4096, 4096, 16384, 65536)),
     each=st.lists(lives(), min_size=1, max_size=4),
     checks=st.lists(st.booleans(), min_size=4, max_size=4),
@@ -180,9 +187,9 @@ _quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_ba
 @settings(max_examples=160, suppress_health_check=_quiet)
 @_given
 def test_death_at_random(
-    kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+    kind: str, allocator: str, cache: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
 ) -> None:
-    _run(kind, allocator, page_size, each, checks)
+    _run(kind, allocator, cache, page_size, each, checks)
 
 
 @pytest.mark.soak
@@ -190,6 +197,6 @@ def test_death_at_random(
 @settings(max_examples=6000, suppress_health_check=_quiet)
 @_given
 def test_death_at_random_for_long(
-    kind: str, allocator: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+    kind: str, allocator: str, cache: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
 ) -> None:
-    _run(kind, allocator, page_size, each, checks)
+    _run(kind, allocator, cache, page_size, each, checks)

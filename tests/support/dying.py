@@ -53,13 +53,15 @@ class Life:
 class World:
     """What outlives processes, and the model of it."""
 
-    def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc") -> None:
+    def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "") -> None:
         self.size = page_size
+        ephemeral = ["cache.limit=25%", f"cache.allocator={cache}"] if cache else []
         self.config = make_config(
             f"swap.size={PAGES * page_size}",
             f"memory.reserve={PAGES // 3 * page_size}",
             f"memory.arena={kind}",
             f"pool.allocator={allocator}",
+            *ephemeral,
             page_size=page_size,
         )
         self.arena = make_arena(self.config)
@@ -133,6 +135,7 @@ class World:
         """Take over in this process and prove everything; what was found is what the model holds from then on."""
         core = self.take_over()
         check_books(core)
+        assert core.frames.ephemeral_frames == 0, "what is ephemeral has outlived its process"
         assert core.statistics().recovery.damaged == 0
         device = core.devices["swap"]
         out = bytearray(self.size)
@@ -162,6 +165,7 @@ class _Process:
     def __init__(self, core: Core, size: int) -> None:
         self.core = core
         self.size = size
+        self.cached = core.cache.cleancache.init_fs() if core.cache else -1
         self._refill()
 
     def _refill(self) -> None:
@@ -179,8 +183,16 @@ class _Process:
                 return _STORED if reason is None else _REFUSED
             case ("discard", first, count):
                 device.discard(first * self.size, min(count, PAGES - first) * self.size)
+            case ("cache", first, count, kind):
+                for index in range(first, first + count) if core.cache else ():
+                    core.cache.cleancache.put_page(self.cached, 1, index, memoryview(page(kind, index % 9, self.size)))
+            case ("evict", count):
+                if core.cache:
+                    core.cache.eviction.evict(count)
             case ("compact", moves):
                 core.tmem.compact(core.zv, moves)
+                if core.cache:
+                    core.tmem.compact(core.cache.zbuds, moves)
             case ("freeze", True):
                 core.frontswap.freeze()
             case ("freeze", False):
