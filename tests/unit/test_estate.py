@@ -50,7 +50,17 @@ def test_check_refuses_layouts_that_it_does_not_know(settings: Config, change: d
     assert "swap off" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("key", ["mountpoint", "page_size", "files"])
+def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = daemon.geometry(settings)
+    older = {key: shape[key] for key in ("mountpoint", "page_size", "files")}
+    check(settings, identity(settings, arena_layout=2, geometry=older))
+    wanted = {**daemon.geometry(settings), "allocator": "zbud"}
+    monkeypatch.setattr(daemon, "geometry", lambda _config: wanted)
+    with pytest.raises(HandoverError, match="allocator is zsmalloc"):
+        check(settings, identity(settings, geometry=older))
+
+
+@pytest.mark.parametrize("key", ["mountpoint", "page_size", "files", "allocator", "max_zspage_frames"])
 def test_check_refuses_another_shape_by_its_name(settings: Config, key: str) -> None:
     with pytest.raises(HandoverError, match=f"the running daemon's {key} is"):
         check(settings, identity(settings, geometry={**daemon.geometry(settings), key: "other"}))

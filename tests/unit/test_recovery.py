@@ -468,6 +468,49 @@ def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: st
     arena.close()
 
 
+# The ephemeral half.
+
+
+@pytest.mark.parametrize("size", [4096, 65536])
+@pytest.mark.parametrize("persistent", ["zsmalloc", "zbud"])
+@pytest.mark.parametrize("ephemeral", ["zsmalloc", "zbud"])
+def test_successor_has_swaps_pages_and_none_of_the_cache(persistent: str, ephemeral: str, size: int) -> None:
+    settings = (f"pool.allocator={persistent}", "cache.limit=25%", f"cache.allocator={ephemeral}")
+    config = make_config("memory.arena=memfd", *settings, page_size=size)
+    core = Core(config)
+    expected = fill(core, 300)
+    assert core.cache is not None
+    pool = core.cache.cleancache.init_fs()
+    for index in range(120):
+        data = page("words" if index % 3 else "half", index % 20, size)
+        assert core.cache.cleancache.put_page(pool, 1, index, memoryview(data)) is None
+        if core.frames.wants_refill():
+            core.frames.refill_now()
+    assert core.frames.ephemeral_frames == core.statistics().cache.frames > 10  # type: ignore[union-attr]
+    core.check()
+    held = core.frames.used_frames - core.frames.ephemeral_frames
+    core = succeed(core, config)
+    assert (core.frames.used_frames, core.frames.ephemeral_frames) == (held, 0)
+    assert core.statistics().recovery.damaged == 0
+    check_all(core, expected)
+    assert core.cache is not None
+    pool = core.cache.cleancache.init_fs()
+    assert core.cache.cleancache.put_page(pool, 1, 1, memoryview(page("half", 1, size))) is None
+    core = succeed(core, make_config("memory.arena=memfd", settings[0], page_size=size))
+    assert core.cache is None
+    check_all(core, expected)
+    core.close()
+
+
+def test_arena_of_the_layout_before_is_read_and_stamped(core: Core, config: Config) -> None:
+    expected = fill(core, 60)
+    core.arena.words32[2] = 2
+    core = succeed(core, config)
+    check_all(core, expected)
+    assert core.arena.words32[2] == 3
+    core.close()
+
+
 # Lost pages.
 
 
@@ -532,7 +575,7 @@ def test_bitmap_that_is_too_short_is_refused(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [f"swap.size={1023 * 4096}", "swap.files.more=1M", "pool.max_zspage_frames=4"], ids=lambda s: s.split("=")[0]
+    "setting", [f"swap.size={1023 * 4096}", "swap.files.more=1M", "pool.max_zspage_frames=4", "pool.allocator=zbud"], ids=lambda s: s.split("=")[0]
 )
 def test_arena_for_other_settings_is_refused_before_anything_changes(core: Core, config: Config, setting: str) -> None:
     expected = fill(core, 40)
@@ -548,7 +591,8 @@ def test_arena_for_other_settings_is_refused_before_anything_changes(core: Core,
 
 def test_settings_that_may_change_do(core: Core) -> None:
     expected = fill(core, 40)
-    changed = make_config("memory.reserve=8M", "pool.compressor=lzo", "pool.limit=2M", "pool.checksum=false")
+    cache = ("cache.limit=1G", "cache.allocator=zsmalloc")
+    changed = make_config("memory.reserve=8M", "pool.compressor=lzo", "pool.limit=2M", "pool.checksum=false", *cache)
     core = succeed(core, changed)
     check_all(core, expected)
     core.close()
