@@ -575,7 +575,9 @@ def test_bitmap_that_is_too_short_is_refused(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [f"swap.size={1023 * 4096}", "swap.files.more=1M", "pool.max_zspage_frames=4", "pool.allocator=zbud"], ids=lambda s: s.split("=")[0]
+    "setting",
+    [f"swap.size={1023 * 4096}", "swap.files.more=1M", "pool.max_zspage_frames=4", "pool.allocator=zbud"],
+    ids=lambda s: s.split("=")[0],
 )
 def test_arena_for_other_settings_is_refused_before_anything_changes(core: Core, config: Config, setting: str) -> None:
     expected = fill(core, 40)
