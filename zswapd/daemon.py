@@ -74,10 +74,12 @@ class Prepared:
     Attributes:
         protections: what `service.protect` reached.
         offload: a thread for what blocks; it is protected like the one that made it.
+        exporter: likewise, for metrics; None if they are switched off.
     """
 
     protections: tuple[service.Protection, ...]
     offload: Offload
+    exporter: Exporter | None
 
 
 class Worker:
@@ -142,8 +144,7 @@ class Worker:
         self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
-        host, _, port = config.metrics.listen.rpartition(":")
-        self._exporter = Exporter(host.strip("[]"), int(port), self.statistics) if port else None
+        self._exporter = prepared.exporter
         add_files(directory, self.statistics, lambda: self.config, commands.change)
         self.upkeep = Upkeep(
             self.core,
@@ -174,7 +175,7 @@ class Worker:
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await nursery.start(self.server.serve)
                     if self._exporter:
-                        self._exporter.start()
+                        self._exporter.start(self.statistics)
                     self._say_ready()
                     self._settle()
             self.remember()
@@ -355,7 +356,8 @@ def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> Prep
         python_heap=PYTHON_HEAP if is_first else SMALL_HEAP,
     )
     service.first_in_line()
-    return Prepared(protections, Offload())
+    host, _, port = config.metrics.listen.rpartition(":")
+    return Prepared(protections, Offload(), Exporter(host.strip("[]"), int(port)) if port else None)
 
 
 def run_worker(

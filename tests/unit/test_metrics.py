@@ -117,8 +117,8 @@ def test_it_is_made_in_time(snapshot: Snapshot) -> None:
 
 @pytest.fixture
 async def exporter(snapshot: Snapshot) -> Exporter:
-    made = Exporter("127.0.0.1", 0, lambda: snapshot)
-    made.start()
+    made = Exporter("127.0.0.1", 0)
+    made.start(lambda: snapshot)
     with trio.fail_after(10):
         while made.address is None:
             await trio.sleep(0.01)
@@ -200,8 +200,8 @@ async def test_a_failing_snapshot_fails_its_scrape_only(
             raise RuntimeError("on cue")
         return snapshot
 
-    made = Exporter("127.0.0.1", 0, take)
-    made.start()
+    made = Exporter("127.0.0.1", 0)
+    made.start(take)
     with trio.fail_after(10):
         while made.address is None:
             await trio.sleep(0.01)
@@ -217,8 +217,8 @@ async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
     expect_log("cannot listen on 127.0.0.1 port [0-9]+: Address already in use", count=1)
     monkeypatch.setattr(exporting, "RETRY_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        made = Exporter("127.0.0.1", taken.getsockname()[1], lambda: snapshot)
-        made.start()
+        made = Exporter("127.0.0.1", taken.getsockname()[1])
+        made.start(lambda: snapshot)
         with trio.fail_after(10):
             while "Address already in use" not in caplog.text:
                 await trio.sleep(0.01)
@@ -230,7 +230,8 @@ async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
 
 
 async def test_an_exporter_that_ended_ends_nobody_else(snapshot: Snapshot) -> None:
-    made = Exporter("127.0.0.1", 0, lambda: snapshot)
+    made = Exporter("127.0.0.1", 0)
+    made._snapshot = lambda: snapshot
     made._main = trio.lowlevel.current_trio_token()
 
     async def ask() -> None:

@@ -3,7 +3,7 @@
 
 Why a thread: accepting a connection and sending a page of text take memory from the kernel, and on a box that is short of it
 that waits for what only the daemon can free. A scraper comes all the time, also then. So nobody who serves pages does any of
-it. The thread is started with the daemon, not on demand, since a clone(2) that waits does so with the GIL held.
+it. The thread is there from the start, not on demand, since a clone(2) that waits does so with the GIL held.
 
 It is a real-time thread, as whoever serves pages is while memory is scarce (service/scheduling.py): it holds the GIL when it
 touches memory for the first time, and must not wait for it then. It wakes up too seldom to be in anybody's way.
@@ -55,22 +55,27 @@ class Exporter:
     Args:
         host: IP address to listen on.
         port: TCP port; 0 for any.
-        snapshot: takes one; called in the event loop that `start` was called from.
 
     Attributes:
         address: where it listens, once it does; host and port.
     """
 
-    def __init__(self, host: str, port: int, snapshot: Callable[[], Snapshot]) -> None:
-        self._host, self._port, self._snapshot = host, port, snapshot
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
         self.address: tuple[str, int] | None = None
         self._clients = 0
+        self._snapshot: Callable[[], Snapshot] | None = None
         self._main: trio.lowlevel.TrioToken | None = None
         self._has_main = threading.Event()
         threading.Thread(target=self._thread, name="metrics", daemon=True).start()
 
-    def start(self) -> None:
-        """Have the thread listen. To be called from the event loop that can take snapshots."""
+    def start(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Have the thread listen.
+
+        Args:
+            snapshot: takes one; it will be called in the event loop that this is called from.
+        """
+        self._snapshot = snapshot
         self._main = trio.lowlevel.current_trio_token()
         self._has_main.set()
 
@@ -104,12 +109,14 @@ class Exporter:
     async def _take(self) -> Snapshot:
         """Have the other loop take a snapshot."""
         assert self._main is not None
+        assert self._snapshot is not None
+        snapshot = self._snapshot
         taken = trio.Event()
         here = trio.lowlevel.current_trio_token()
         results: list[outcome.Value[Snapshot] | outcome.Error] = []
 
         def take() -> None:
-            results.append(outcome.capture(self._snapshot))
+            results.append(outcome.capture(snapshot))
             with contextlib.suppress(trio.RunFinishedError):  # raised in here, it would end the loop that serves pages
                 here.run_sync_soon(taken.set)
 
