@@ -4,6 +4,7 @@
     scripts/bench                     the table, from three rounds of 1 GiB through 256 MiB
     scripts/bench --quick             a quarter of the data, one round
     scripts/bench --check --json FILE   also exit non-zero when a figure does not hold
+    scripts/bench density             the allocators alone (density.py); without root
 
 Limits: figures from a box that does other things meanwhile are worth little, and ratios from one round not
 much more.
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import report
+from . import density, report
 from .contenders import REGISTRY
 from .rounds import Plan, run_all
 from .system import HarnessError, page_cluster_set
@@ -97,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 good, 1 a figure or a run failed, 2 it could not run, 130 interrupted.
     """
-    args = _arguments(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["density"]:
+        return density.main(argv[1:])
+    args = _arguments(argv)
     if os.geteuid() != 0:
         _say("scripts/bench needs root for swapon, loop devices and cgroups: sudo scripts/bench")
         return 2
