@@ -25,8 +25,8 @@ def test_densities_are_those_that_are_promised(both: tuple[density.Measurement, 
     assert zbud.bound >= zbud.filled > wanted
     assert 2 >= zbud.compacted >= zbud.churned > wanted
     # zsmalloc's share of what is possible is the same everywhere, but for zspages of many classes that are not full.
-    assert zsmalloc.bound >= zsmalloc.filled > 0.92 * zsmalloc.bound
-    assert zsmalloc.compacted > 0.88 * zsmalloc.bound
+    assert zsmalloc.bound >= zsmalloc.filled > 0.88 * zsmalloc.bound
+    assert zsmalloc.compacted > 0.82 * zsmalloc.bound
     assert zsmalloc.churned < zsmalloc.compacted
 
 
