@@ -21,9 +21,10 @@ from zswapd import reports, service
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.config import changed, describe
 from zswapd.control.server import WithDescriptors
-from zswapd.errors import ControlError, HandoverError
+from zswapd.errors import ConfigError, ControlError, HandoverError
 from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
 from zswapd.handover import HookWord, Word
+from zswapd.volumes import mounted
 
 if TYPE_CHECKING:
     from zswapd.control.listening import Listener
@@ -100,9 +101,15 @@ class Commands:
         """
         worker = self._worker
         config = changed(worker.config, settings, source="zswapctl set")
+        if (config.cache.limit is None) != (worker.config.cache.limit is None):
+            raise ConfigError(
+                "cache.limit cannot switch the cache on or off while the daemon runs", hint="set it in the file, and restart"
+            )
         worker.config = config
         worker.changes.update(settings)
         worker.core.apply(config)
+        if worker.volumes:
+            mounted.apply(worker.volumes, config)
         worker.session.set_poll_us(config.fuse.poll_us)
         log_setup.set_level(config.log.level)
         worker.remember()

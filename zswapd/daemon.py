@@ -48,12 +48,15 @@ from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.swapdevice.draining import drain
 from zswapd.upkeep import Upkeep
+from zswapd.volumes.commands import CacheCommands
+from zswapd.volumes.mounted import configured, make_lanes, make_volumes
 
 if TYPE_CHECKING:
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
     from zswapd.handover import SharedState
+    from zswapd.volumes.source import Lane
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +78,13 @@ class Prepared:
         protections: what `service.protect` reached.
         offload: a thread for what blocks; it is protected like the one that made it.
         exporter: likewise, for metrics; None if they are switched off.
+        lanes: threads of cache volumes, likewise.
     """
 
     protections: tuple[service.Protection, ...]
     offload: Offload
     exporter: Exporter | None
+    lanes: tuple[Lane, ...]
 
 
 class Worker:
@@ -138,8 +143,13 @@ class Worker:
             shared=state.hook,
             adopt=state.words[Word.STARTED] > 1,
         )
+        cache = self.core.cache.cleancache if self.core.cache else None
+        self.volumes = make_volumes(self.config, cache, directory, prepared.lanes, left) if cache else None
+        if cache and left.get("cache_frozen"):
+            cache.freeze()
         commands = Commands(self, listener)
-        self.server = Server(listener, commands.handlers())
+        volume_commands = CacheCommands(self.volumes, cache, self.remember)
+        self.server = Server(listener, {**commands.handlers(), **volume_commands.handlers()})
         self.takeover_s = 0.0
         self.is_stopping = False
         self._end: int | None = None
@@ -168,6 +178,8 @@ class Worker:
             service.freeze_garbage_collector()
             with trio.open_signal_receiver(*_SIGNALS) as signals:
                 async with trio.open_nursery() as nursery:
+                    if self.volumes:  # before anybody asks for one
+                        await nursery.start(self.volumes.run, configured(self.config))
                     await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self.upkeep.refill)
                     nursery.start_soon(self.upkeep.keep_house, self._settle)
@@ -275,6 +287,9 @@ class Worker:
                 "session": carry.cumulative(now.fuse),
                 "control": carry.cumulative(now.control),
                 "pressure": carry.cumulative(now.pressure),
+                "cache_frozen": bool(self.core.cache and self.core.cache.cleancache.frozen),
+                "volumes": self.volumes.remember() if self.volumes else {},
+                "volume_counters": {volume.name: carry.cumulative(volume) for volume in now.volumes},
             }
         )
 
@@ -290,6 +305,7 @@ class Worker:
             fuse=carry.added(self.session.statistics(), self._session_base),
             control=carry.added(self.server.statistics(), self._control_base),
             pressure=carry.added(self.pressure.statistics(), self._pressure_base),
+            volumes=self.volumes.statistics() if self.volumes else (),
             worker=WorkerStatistics(
                 version=reports.version(),
                 number=words[Word.STARTED],
@@ -357,7 +373,8 @@ def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> Prep
     )
     service.first_in_line()
     host, _, port = config.metrics.listen.rpartition(":")
-    return Prepared(protections, Offload(), Exporter(host.strip("[]"), int(port)) if port else None)
+    exporter = Exporter(host.strip("[]"), int(port)) if port else None
+    return Prepared(protections, Offload(), exporter, make_lanes(config))
 
 
 def run_worker(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zswapd.control.server import ControlStatistics
     from zswapd.fuse.session import SessionStatistics
     from zswapd.reclaim.pressure import PressureStatistics
+    from zswapd.volumes.statistics import VolumeStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +52,5 @@ class Snapshot:
     fuse: SessionStatistics
     control: ControlStatistics
     pressure: PressureStatistics
+    volumes: tuple[VolumeStatistics, ...]
     worker: WorkerStatistics

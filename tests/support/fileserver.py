@@ -33,7 +33,7 @@ from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session, forget_inode, forget_name
 from zswapd.tmem.core import Tmem
 from zswapd.tmem.objnodes import Objnodes
-from zswapd.volumes.manager import Kernel, Volumes
+from zswapd.volumes.manager import Kernel, Volumes, make_lane
 from zswapd.volumes.volume import Volume
 
 
@@ -64,8 +64,7 @@ def make_volumes(directory: Directory, mountpoint: Path) -> Volumes:
         Kernel(forget_inode, lambda name: forget_name(entries.inode, name)),
         mountpoint=mountpoint,
         page_size=mmap.PAGESIZE,
-        most=3,
-        queue_depth=4,
+        lanes=[make_lane(number, 4) for number in range(3)],
         left={},
         base={},
     )

@@ -13,6 +13,7 @@ from zswapd.control.server import ControlStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 from zswapd.reclaim.pressure import PressureStatistics
 from zswapd.snapshot import Snapshot, WorkerStatistics
+from zswapd.volumes.statistics import VolumeStatistics
 
 PAGE = 4096
 
@@ -42,5 +43,6 @@ def make_snapshot(core: Core) -> Snapshot:
         fuse=numbered(SessionStatistics, read_latency=latency, write_latency=latency),
         control=numbered(ControlStatistics),
         pressure=numbered(PressureStatistics, psi="trigger"),
+        volumes=(numbered(VolumeStatistics, name="disk"),),
         worker=WorkerStatistics("1.2.3", 3, 1, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}),
     )

@@ -21,7 +21,7 @@ from zswapd.frontends.cleancache import Cleancache
 from zswapd.tmem.core import Tmem
 from zswapd.tmem.objnodes import Objnodes
 from zswapd.volumes import backing as files
-from zswapd.volumes.manager import Kernel, Volumes
+from zswapd.volumes.manager import Kernel, Volumes, make_lane
 from zswapd.volumes.volume import Volume
 
 PAGE = 4096
@@ -125,8 +125,7 @@ class Box:
             Kernel(self._tell, self._tell),
             mountpoint=Path("/proc"),
             page_size=PAGE,
-            most=most,
-            queue_depth=depth,
+            lanes=[make_lane(number, depth) for number in range(most)],
             left=left or {},
             base={},
         )

@@ -312,10 +312,40 @@ def test_every_setting_is_documented_and_can_be_written_as_text(root: Path) -> N
     for dest, setting in config.SETTINGS.items():
         assert setting.help.endswith(".")
         assert setting.kind.describe(loaded.context)
-        if dest != "swap.files":
+        if dest not in {"swap.files", "cache.volumes"}:
             written = setting.default_for(loaded.context)
             text = str(written).lower() if isinstance(written, bool) else str(written)
             assert load(root, (dest, text)).value(dest) == loaded.value(dest)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("/srv/disk.img", "ro:/srv/disk.img"),
+        ("ro:/a:b", "ro:/a:b"),
+        ("writethrough:/dev/sdb", "writethrough:/dev/sdb"),
+        ("/with:colon", "ro:/with:colon"),
+        ("relative", None),
+        ("rw:/x", None),
+        ("writethrough:x", None),
+        ("", None),
+    ],
+)
+def test_cache_volumes_are_paths_with_a_mode(root: Path, written: str, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"cache\.volumes\.disk"):
+            load(root, ("cache.volumes.disk", written))
+    else:
+        assert load(root, ("cache.volumes.disk", written)).cache.volumes == {"disk": expected}
+
+
+@pytest.mark.parametrize(("written", "is_right"), [("50%", True), ("10M", True), ("", True), ("51%", False)])
+def test_cache_limit_is_half_of_the_memory_at_most(root: Path, written: str, is_right: bool) -> None:
+    if is_right:
+        assert (load(root, ("cache.limit", written)).cache.limit is None) == (not written)
+        return
+    with pytest.raises(ConfigError, match="more than half"):
+        load(root, ("cache.limit", written))
 
 
 def test_sections_and_attributes_are_the_same_names(root: Path) -> None:

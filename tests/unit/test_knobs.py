@@ -59,6 +59,7 @@ def test_it_is_taken_whole_or_refused_whole(dest: str, data: bytes) -> None:
 def test_every_setting_can_be_read() -> None:
     settings = Settings()
     settings.config = replace(settings.config, swap=replace(settings.config.swap, files={"more": 4096 * 10}))
+    settings.config = replace(settings.config, cache=replace(settings.config.cache, volumes={"disk": "ro:/dev/sda"}))
     assert settings.knob("swap.files").read() == b"more 40960\n"
     for dest in SETTINGS:
         assert settings.knob(dest).read().endswith(b"\n")

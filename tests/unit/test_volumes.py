@@ -226,6 +226,7 @@ async def test_changed_backing_file_drops_what_was_cached_everywhere(box: Box, p
     async with one(box, path) as volume:
         await volume.read(0, 8 * PAGE)
         born = volume.mtime_ns
+        await until(lambda: not volume._untold)
         box.told.clear()
         new = make_file(path, 8, seed=1)
         assert await volume.read(0, 8 * PAGE) == new
@@ -393,6 +394,7 @@ async def test_write_goes_to_the_backing_file_and_lets_go_of_what_was_cached(box
     async with one(box, path, "writethrough") as volume:
         await volume.read(0, 16 * PAGE)
         await until(lambda: volume.statistics().pages == 16)
+        await until(lambda: not volume._untold)
         box.told.clear()
         assert await volume.write(3 * PAGE + 5, b"x" * PAGE) == PAGE
         data[3 * PAGE + 5 : 4 * PAGE + 5] = b"x" * PAGE
@@ -535,6 +537,7 @@ async def test_removed_while_it_is_read_its_readers_get_estale_at_once(box: Box,
             nursery.start_soon(read)
             nursery.start_soon(read)
             await until(lambda: box.device.reads)
+            await until(lambda: not volume._untold)
             box.told.clear()
             with trio.fail_after(2):
                 await volumes.remove("disk")
@@ -599,6 +602,7 @@ async def test_invalidate_drops_everything_and_says_how_much(box: Box, path: Pat
     async with one(box, path) as volume:
         await volume.read(0, 8 * PAGE)
         await until(lambda: volume.statistics().pages == 8)
+        await until(lambda: not volume._untold)
         box.told.clear()
         assert volume.drop() == 8
         await until(lambda: box.told == [volume.inode])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__
-from zswapd.cli import rendering, swapping, upgrading
+from zswapd.cli import caching, rendering, swapping, upgrading
 from zswapd.cli.failures import guarded
 from zswapd.config import SETTINGS, parse_assignment
 from zswapd.control.client import Client
@@ -193,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
     swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
     swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
+    cache = commands.add_parser("cache", help="show slow files through the cache", description="Cache volumes.")
+    caching.add_commands(cache, _common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
     add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")

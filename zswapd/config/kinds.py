@@ -250,6 +250,41 @@ class SwapSize(MemorySize):
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSize(OptionalSize):
+    """A size of at most half of the memory, or an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return examples and the bound."""
+        return f'{MemorySize.describe(self, context)}, at most 50%, or "" for none'
+
+    def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # as above
+        """Return the size in bytes, or None."""
+        size = None if value == "" else MemorySize.convert(self, value, context)
+        if size is not None and size > context.memory_total // 2:
+            raise ValueRefused(f"is {size} bytes, more than half of the memory", f"write {self.describe(context)}")
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class BackingFile(_Word):
+    """The backing file of a cache volume, with the volume's mode before it unless that is `ro`."""
+
+    modes: tuple[str, ...]
+
+    def describe(self, context: Context) -> str:
+        """Return examples."""
+        return 'the absolute path of a file or block device, as it is or as "writethrough:PATH"'
+
+    def convert(self, value: object, context: Context) -> str:
+        """Return MODE:PATH."""
+        if isinstance(value, str) and "\0" not in value:
+            mode, colon, path = ("ro", ":", value) if value.startswith("/") else value.partition(":")
+            if colon and mode in self.modes and path.startswith("/"):
+                return f"{mode}:{path}"
+        raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Named(Generic[T_co]):
     """A table of names, each with a value of one kind; every source adds to it."""
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from zswapd.config.kinds import (
     AbsolutePath,
+    BackingFile,
     Boolean,
+    CacheSize,
     Choice,
     Context,
     Integer,
@@ -183,9 +185,40 @@ class CacheSection:
     """[cache]: pages of slow files, kept compressed while memory is plentiful."""
 
     limit: int | None = setting(
-        OptionalSize(),
-        "",
+        CacheSize(),
+        "25%",
         help="Most memory that pages of cache volumes may take, half of all at most; without it there is no cache.",
+        unit="bytes",
+        reloadable=True,
+    )
+    volumes: Mapping[str, str] = setting(
+        Named(BackingFile(("ro", "writethrough"))),
+        {},
+        help="Slow files to be shown as cache/NAME in the mount, by name.",
+    )
+    max_volumes: int = setting(
+        Integer(1, 64),
+        4,
+        help="Volumes there may be at once; their threads are made at start.",
+        unit="volumes",
+    )
+    queue_depth: int = setting(
+        Integer(1, 64),
+        4,
+        help="Reads and writes of one backing file under way at once.",
+        unit="requests",
+    )
+    check_ms: int = setting(
+        Integer(0, 3_600_000),
+        1000,
+        help="How old a look at a backing file may be, for changes underneath, when its volume is read; opening always looks.",
+        unit="ms",
+        reloadable=True,
+    )
+    sequential_cutoff: int | None = setting(
+        OptionalSize(),
+        "512M",
+        help="Bytes in a row after which what is read is no longer kept.",
         unit="bytes",
         reloadable=True,
     )

@@ -42,9 +42,12 @@ class Argument:
 
     name: str
     kind: str
-    """`names`: a list of strings; `settings`: an object of strings, numbers and booleans."""
+    """`name`: a string; `names`: a list of strings; `settings`: an object of strings, numbers and booleans."""
     help: str
+    is_needed: bool = False
 
+
+_VOLUME = Argument("name", "name", "the name of a cache volume", is_needed=True)
 
 COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "status": (),
@@ -54,10 +57,21 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "freeze": (),
     "thaw": (),
     "compact": (),
+    "cache-add": (
+        _VOLUME,
+        Argument("path", "name", "absolute path of the backing file", is_needed=True),
+        Argument("mode", "name", "ro or writethrough"),
+    ),
+    "cache-list": (),
+    "cache-remove": (_VOLUME,),
+    "cache-invalidate": (_VOLUME,),
+    "cache-resize": (_VOLUME,),
+    "cache-freeze": (),
+    "cache-thaw": (),
     "upgrade": (),
     "inherit": (),
 }
-"""Every command with its arguments, all of them optional."""
+"""Every command with its arguments, optional but for those that are needed."""
 
 
 class ProtectionReport(TypedDict):
@@ -75,6 +89,19 @@ class FileReport(TypedDict):
     name: str
     size: int
     stored_pages: int
+
+
+class VolumeReport(TypedDict):
+    """One cache volume."""
+
+    name: str
+    path: str
+    """Of its backing file."""
+    mode: str
+    size: int
+    """Bytes."""
+    problem: str | None
+    """Why it cannot be read."""
 
 
 class PoolReport(TypedDict):
@@ -202,6 +229,9 @@ def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = C
             _refuse(f"{command} has no argument {name[:40]!r}", f"its arguments are: {', '.join(known) or 'none'}")
         if not _fits(value, known[name].kind):
             _refuse(f"argument {name} of {command} has the wrong type", f"it is: {known[name].help}")
+    for argument in commands[command]:
+        if argument.is_needed and argument.name not in arguments:
+            _refuse(f"{command} needs the argument {argument.name}", f"it is: {argument.help}")
     return Request(command, arguments)
 
 
@@ -249,6 +279,8 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _fits(value: object, kind: str) -> bool:
+    if kind == "name":
+        return isinstance(value, str)
     if kind == "names":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return isinstance(value, dict) and all(isinstance(item, str | int | float | bool) for item in value.values())

@@ -27,7 +27,7 @@ from zswapd.volumes.source import Lane
 from zswapd.volumes.volume import MODES, RUN_BYTES, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from zswapd.frontends.cleancache import Cleancache
@@ -75,8 +75,7 @@ class Volumes:
         kernel: who has pages of them, too.
         mountpoint: of our mount, on which no backing file may lie.
         page_size: bytes.
-        most: volumes there may be.
-        queue_depth: reads and writes of one volume under way at once.
+        lanes: threads, for as many volumes as there may be.
         left: what a predecessor's `remember` said; {} for none.
         base: what `carry.cumulative` made of a predecessor's statistics, by name.
     """
@@ -89,8 +88,7 @@ class Volumes:
         *,
         mountpoint: Path,
         page_size: int,
-        most: int,
-        queue_depth: int,
+        lanes: Sequence[Lane],
         left: Mapping[str, Any],
         base: Mapping[str, Any],
     ) -> None:
@@ -99,7 +97,7 @@ class Volumes:
         self._kernel = kernel
         self._mountpoint = mountpoint
         self._page_size = page_size
-        self._lanes = [_lane(number, queue_depth) for number in range(most)]
+        self._lanes = tuple(lanes)
         self._left = left
         self._base = base
         self._next = int(left.get("next", FIRST_INODE))
@@ -267,7 +265,13 @@ class Volumes:
         return tuple(carry.added(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
 
 
-def _lane(number: int, queue_depth: int) -> Lane:
+def make_lane(number: int, queue_depth: int) -> Lane:
+    """Start the threads for a volume.
+
+    Args:
+        number: of the lane; for the threads' names, by which the supervisor knows them (supervisor/remains.py).
+        queue_depth: reads and writes of the volume under way at once.
+    """
     return Lane(
         reads=Offload(f"volume{number}-read", queue_depth),
         checks=Offload(f"volume{number}-look"),

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Volumes in the mount: `cache/NAME`, and what the kernel is told about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zswapd.fuse.session import forget_inode, forget_name
+from zswapd.volumes.manager import Kernel, Volumes, make_lane
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zswapd.config import Config
+    from zswapd.frontends.cleancache import Cleancache
+    from zswapd.fuse.inodes import Directory
+    from zswapd.volumes.source import Lane
+    from zswapd.volumes.volume import Volume
+
+DIRECTORY = "cache"
+
+
+class Mounted:
+    """The directory of the volumes.
+
+    Args:
+        directory: of the mount.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._inode = directory.add_directory(DIRECTORY)
+
+    def add_cached_file(self, name: str, inode: int, file: Volume) -> None:
+        """Show a volume (see `manager.Entries`)."""
+        self._directory.add_cached_file(self._inode, name, inode, file)
+
+    def remove_cached_file(self, inode: int) -> None:
+        """Show it no longer."""
+        self._directory.remove(inode)
+
+    def forget(self, name: str) -> None:
+        """Have the kernel forget a volume's name; blocks."""
+        forget_name(self._inode, name)
+
+
+def make_lanes(config: Config) -> tuple[Lane, ...]:
+    """Start the threads of as many volumes as there may be."""
+    if config.cache.limit is None:
+        return ()
+    return tuple(make_lane(number, config.cache.queue_depth) for number in range(config.cache.max_volumes))
+
+
+def make_volumes(
+    config: Config, cache: Cleancache, directory: Directory, lanes: Sequence[Lane], left: Mapping[str, Any]
+) -> Volumes:
+    """Return the volumes of a worker, without any yet.
+
+    Args:
+        config: the settings.
+        cache: where their pages are kept.
+        directory: of the mount.
+        lanes: what `make_lanes` has started.
+        left: what a predecessor has remembered: `volumes`, and their counters as `volume_counters`.
+    """
+    entries = Mounted(directory)
+    volumes = Volumes(
+        cache,
+        entries,
+        Kernel(forget_inode, entries.forget),
+        mountpoint=config.fuse.mountpoint,
+        page_size=config.context.page_size,
+        lanes=lanes,
+        left=left.get("volumes", {}),
+        base=left.get("volume_counters", {}),
+    )
+    apply(volumes, config)
+    return volumes
+
+
+def apply(volumes: Volumes, config: Config) -> None:
+    """Take over the settings that can change at run time."""
+    volumes.apply(check_s=config.cache.check_ms / 1000, cutoff=config.cache.sequential_cutoff)
+
+
+def configured(config: Config) -> dict[str, tuple[str, str]]:
+    """Return (path, mode) of the configured volumes by name."""
+    parted = {name: written.partition(":") for name, written in config.cache.volumes.items()}
+    return {name: (path, mode) for name, (mode, _, path) in parted.items()}
