@@ -90,14 +90,18 @@ class Daemon:
         return self._process.pid
 
     def worker_pid(self) -> int:
-        """Return the process id of the worker: the supervisor's only child, or its youngest while one follows another.
+        """Return the process id of the worker: the supervisor's only child of that name, or its youngest.
 
         Raises:
             HarnessError: there is none for five seconds; the supervisor pauses between workers that die early.
         """
         end = time.monotonic() + 5
         while time.monotonic() < end:
-            workers = [pid for pid in system.children(self.pid) if system.parent(pid) == self.pid]
+            workers = [
+                pid
+                for pid in system.children(self.pid)
+                if system.parent(pid) == self.pid and system.name(pid) == "zswapd-worker"
+            ]
             if workers:
                 return max(workers)
             time.sleep(0.001)

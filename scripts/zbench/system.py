@@ -218,6 +218,14 @@ def parent(pid: int) -> int:
     return int(text[text.rindex(")") + 2 :].split()[1])
 
 
+def name(pid: int) -> str:
+    """Return a process' name as the kernel has it, "" when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def memory_available() -> int:
     """Return MemAvailable in bytes."""
     return _kib_fields(Path("/proc/meminfo").read_text())["MemAvailable"]

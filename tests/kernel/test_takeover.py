@@ -108,6 +108,33 @@ def test_torture_of_two_hundred_kills(stage: Stage) -> None:
     daemon.swapoff()
 
 
+def spares(daemon: Daemon) -> set[int]:
+    """The processes that the supervisor has beside its worker."""
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    return {int(pid) for pid in children} - {daemon.worker_pid()}
+
+
+def test_spare_takes_over_and_there_is_another(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M")
+    wait_for(lambda: spares(daemon), "no spare")
+    (spare,) = spares(daemon)
+    # It has locked its memory and waits: the last things that it does.
+    wait_for(lambda: "unix_stream" in Path(f"/proc/{spare}/wchan").read_text(), "the spare is not ready")
+    old = daemon.worker_pid()
+    os.kill(old, signal.SIGKILL)
+    assert next_worker(daemon, old)["pid"] == spare
+    wait_for(lambda: spares(daemon), "no other spare")
+
+
+def test_without_a_spare_a_worker_is_forked(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M", service__spare="false")
+    old = daemon.worker_pid()
+    time.sleep(1.5)
+    assert not spares(daemon)
+    os.kill(old, signal.SIGKILL)
+    assert next_worker(daemon, old)["deaths"] == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP, signal.SIGBUS])
 def test_other_ways_to_die(stage: Stage, number: signal.Signals, expect_output: Callable[..., object]) -> None:
     if number != signal.SIGSTOP:  # which only SIGKILL can end

@@ -5,12 +5,13 @@ from zswapd.service.advice import advise
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.service.notify import Notifier
 from zswapd.service.protections import Protection, grow_heaps, protect, refreshed, take_time
-from zswapd.service.scheduling import first_in_line, scarce_bytes, stand_back, step_back
+from zswapd.service.scheduling import be_known_as, first_in_line, scarce_bytes, stand_back, step_back
 
 __all__ = [
     "Notifier",
     "Protection",
     "advise",
+    "be_known_as",
     "collect_garbage",
     "first_in_line",
     "freeze_garbage_collector",

@@ -35,6 +35,12 @@ def first_in_line() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
+def be_known_as(name: str) -> None:
+    """Give this process a name for ps, top and the kernel's messages: at most 15 bytes of it are kept."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
 def stand_back() -> None:
     """Make this thread an ordinary one again, with its nice value as before."""
     with contextlib.suppress(OSError):

@@ -180,6 +180,7 @@ class Supervisor:
     def _become_worker(self, prepare: Callable[[], daemon.Prepared]) -> NoReturn:
         """Serve, in the child; never return into the parent's code."""
         code = 1
+        service.be_known_as("zswapd-worker")
         try:
             config, estate = self._config, self._estate
             code = self._guarded(
@@ -199,13 +200,17 @@ class Supervisor:
             _settle_objects()
             with contextlib.suppress(OSError):
                 self._spare = Spare(
-                    lambda: daemon.prepare(self._config, is_first=False, in_advance=True),
+                    self._prepare_spare,
                     lambda prepared: self._become_worker(lambda: prepared),
                 )
         elif os.waitpid(self._spare.pid, os.WNOHANG)[0]:
             log.warning("the spare worker %d has died; there will be another", self._spare.pid)
             self._spare = None
             self._spare_due = now + SPARE_AGAIN_S
+
+    def _prepare_spare(self) -> daemon.Prepared:
+        service.be_known_as("zswapd-spare")
+        return daemon.prepare(self._config, is_first=False, in_advance=True)
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:
