@@ -48,31 +48,3 @@ def test_box_touched_at_twice_its_memory_answers_throughout(boot: Boot) -> None:
 @pytest.mark.parametrize("kernel", ["old", "new"])
 def test_large_box_touched_at_twice_its_memory_answers_throughout(boot: Boot, kernel: str) -> None:
     touch_twice_the_memory(boot(kernel=kernel, memory_mib=768), 1536, 900)
-
-
-@pytest.mark.box
-@pytest.mark.vm
-@pytest.mark.timeout(900)
-def test_box_without_free_memory_refuses_stores_and_loses_nothing(boot: Boot) -> None:
-    """Somebody takes memory until the OOM killer ends him: what others have swapped out is still there, and so is zswapd."""
-    box = boot(memory_mib=448)
-    box.start({**SETTINGS, "pool.limit": '"24M"', "memory.reserve": '"8M"'})
-    victim = box.workload(96, "fill", "settle", "verify", step=True)
-    box.wait_for_phase(victim, "fill", 90)
-    box.next_phase(victim)
-    box.wait_for_phase(victim, "settle", 90)
-    daemons = box.processes()
-    box.run("echo -500 > /proc/$(pgrep -o -x workload)/oom_score_adj")
-
-    with Answers(box) as answers:
-        greedy = box.workload(700, "fill", same=0, limit=180).running.wait(240)
-
-    print(f"slowest answers: {answers.slowest}; the greedy one ended with {greedy.status}: {greedy.output}")
-    assert greedy.status == -9
-    assert box.vmstat("oom_kill") == 1
-    assert box.ctl("status")["pool"]["refused"]["pool_limit_hit"] > 0
-    assert box.processes() == daemons
-    box.next_phase(victim)
-    box.wait_for_phase(victim, "verify", 90)
-    box.next_phase(victim)
-    assert victim.verified(30)[-1]["mismatches"] == 0
