@@ -313,3 +313,21 @@ def test_nothing_to_eat_is_a_refusal(make: Make) -> None:
     while stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is None:
         offset += 1
     assert stack.frontswap.statistics().rejects == {"failed_alloc": 1}
+
+
+def test_limits_of_swap_count_swaps_frames_only(make: Make) -> None:
+    stack = make(frames=200)
+    pool = _pool(stack)
+    for index in range(100):
+        assert _put(stack, pool, index, "pointers") is None
+    stack.zv.limit_frames = 20
+    offset = 0
+    while stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is None:
+        offset += 1
+    assert stack.frontswap.statistics().rejects == {"pool_limit_hit": 1}
+    assert 15 <= offset <= 20
+    assert stack.frames.ephemeral_frames == 100
+    stack.cache.eviction.limit_frames = 110
+    for index in range(100, 150):
+        assert _put(stack, pool, index, "pointers") is None
+    assert stack.frames.ephemeral_frames == 110
