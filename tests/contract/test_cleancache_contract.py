@@ -51,7 +51,7 @@ class Cache:
         self._check()
 
 
-@pytest.fixture(params=["fake", "zv-zsmalloc"])
+@pytest.fixture(params=["fake", "zv-zsmalloc", "zbuds-zbud", "zbuds-zsmalloc"])
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cache]]:
     """Build a cache over this back end; everything about it is proved at the end."""
     made: list[tuple[Cache, Callable[[], None]]] = []
@@ -62,13 +62,15 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cache]]:
             cache = Cache(pam, tmem, page_size, lambda: None, lambda: setattr(pam, "get", _damaged), shared=shared)
             made.append((cache, lambda: None))
         else:
-            stack = build(page_size)
+            backend, ephemeral = request.param.split("-")
+            stack = build(page_size, ephemeral=ephemeral)
+            pam = stack.zv if backend == "zv" else stack.cache.zbuds
 
             def damage() -> None:
-                for pampd in stack.tmem.pampds(stack.zv):
+                for pampd in stack.tmem.pampds(pam):
                     stack.arena.view[pampd + 40] ^= 1
 
-            cache = Cache(stack.zv, stack.tmem, page_size, stack.check, damage, shared=shared)
+            cache = Cache(pam, stack.tmem, page_size, stack.check, damage, shared=shared)
             made.append((cache, stack.close))
         return cache
 
@@ -85,7 +87,12 @@ def cache(make: Callable[..., Cache]) -> Cache:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_coherency_rule_5_a_cleancache_get_takes_the_page_out(cache: Cache, kind: str) -> None:
-    assert cache.put(7, kind) is None
+    if cache.put(7, kind) is RejectReason.COMPRESS_POOR:
+        assert kind in ("poor", "noise"), "the others gain something by being kept"
+        cache.front = Cleancache(cache.tmem, cache.pam, lambda: None)
+        cache.pool = cache.front.init_fs()
+        assert cache.put(7, "half") is None
+        kind = "half"
     assert cache.get(7) == page(kind, 1, cache.page_size)
     assert cache.get(7) is None
     assert cache.tmem.pool_pages(cache.pool) == 0
@@ -103,9 +110,11 @@ def test_coherency_rule_5_pages_stay_in_a_shared_pool_and_for_who_asks(make: Cal
 
 @pytest.mark.parametrize("second", KINDS)
 def test_coherency_rule_4_put_put_get_never_gives_the_first_cleancache(cache: Cache, second: str) -> None:
-    cache.put(7, "noise", 1)
-    assert cache.put(7, second, 2) is None
-    assert cache.get(7) == page(second, 2, cache.page_size)
+    assert cache.put(7, "half", 1) is None
+    if cache.put(7, second, 2) is None:
+        assert cache.get(7) == page(second, 2, cache.page_size)
+    else:
+        assert second in ("poor", "noise")
     assert cache.get(7) is None, "the first must not show behind the second"
 
 
@@ -115,8 +124,8 @@ def test_coherency_rule_4_after_a_failed_get_gets_fail_until_a_put_cleancache(ca
     cache.put(7, inode=INODE + 1)
     for _ in range(3):
         assert cache.get(7) is None
-    cache.put(7, "noise", 3)
-    assert cache.get(7) == page("noise", 3, cache.page_size)
+    cache.put(7, "half", 3)
+    assert cache.get(7) == page("half", 3, cache.page_size)
 
 
 @pytest.mark.parametrize("why", ["no room", "frozen", "back end"])

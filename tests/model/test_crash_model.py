@@ -65,14 +65,15 @@ def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -
     world.close()
 
 
-@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize(("allocator", "kind"), [("zsmalloc", "half"), ("zbud", "words")])
 @pytest.mark.parametrize("point", POINTS[: POINTS.index("store_still_lost")])
-def test_what_lay_in_frames_before_does_not_come_back(point: str, allocator: str) -> None:
-    # Whole objects, words of life and all, are left in freed frames; new zspages of the same class are made of just these.
+def test_what_lay_in_frames_before_does_not_come_back(point: str, allocator: str, kind: str) -> None:
+    # Whole objects, words of life and all, are left in freed frames; new zspages of the same class are made of just these, and
+    # so are buddies of the same size.
     world = World("memfd", 4096, allocator)
-    work: list[Op] = [("write", number, "half", 1) for number in range(120)]
+    work: list[Op] = [("write", number, kind, 1) for number in range(120)]
     work += [("discard", 0, PAGES), ("arm", point, 1)]
-    work += [("write", number, "half", 2) for number in range(200, 205)]
+    work += [("write", number, kind, 2) for number in range(200, 205)]
     work += [("write", number, "noise", 2) for number in range(200, 205)]
     world.live(work, "takeover_run", 1)
     world.check()

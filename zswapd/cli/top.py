@@ -126,7 +126,8 @@ def _lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]
 def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Iterator[str]:
     frames, zv = core["frames"], core["zv"]
     page = frames["page_size"]
-    stored, used, limit = zv["curr_pages"] * page, frames["used_frames"] * page, frames["limit_frames"] * page
+    own = frames["used_frames"] - frames["ephemeral_frames"]
+    stored, used, limit = zv["curr_pages"] * page, own * page, frames["limit_frames"] * page
     ratio = f"{stored / used:.2f}" if used else "-"
     kinds = f"{zv['curr_same_filled']} same-filled, {zv['curr_incompressible']} raw"
     yield f"Stored    {format_size(stored):>10}   ratio {ratio}   {zv['curr_pages']} pages, {kinds}"
