@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.stack import Stack, build
 from tests.support.strategies import page
+from zswapd.allocators.frametable import EPHEMERAL, PERSISTENT
 from zswapd.errors import CorruptedPageError, InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
 
@@ -303,7 +304,26 @@ def test_store_that_needs_frames_side_by_side_gets_them(make: Make) -> None:
     assert stack.cache.eviction.eat()
     assert stack.frames.alloc(length), "no run of this length"
     assert stack.frames.ephemeral_frames >= 400 - 2 * length
-    stack.frames.free(next(iter(stack.frames.used_runs(0))))
+    stack.frames.free(next(iter(stack.frames.used_runs(PERSISTENT))))
+
+
+@pytest.mark.parametrize("ephemeral", ["zbud", "zsmalloc"])
+def test_neighbours_on_the_left_are_eaten_too(make: Make, ephemeral: str) -> None:
+    stack = make(frames=100, ephemeral=ephemeral)
+    pool = _pool(stack)
+    for index in range(400):
+        _put(stack, pool, index, "pointers")
+    # The oldest run is the last one of the arena: nothing is to the right of it.
+    allocator = stack.cache.allocator
+    runs = sorted(stack.frames.used_runs(EPHEMERAL), reverse=True)
+    for first in runs:
+        allocator.touch(first * stack.page_size)
+    assert allocator.oldest_run() == runs[0]
+    before = stack.frames.ephemeral_frames
+    assert stack.cache.eviction.eat()
+    assert stack.frames.alloc(8) >= runs[8]
+    assert before - stack.frames.ephemeral_frames <= 8 + 2 * allocator.longest_run
+    stack.frames.free(next(iter(stack.frames.used_runs(PERSISTENT))))
 
 
 def test_nothing_to_eat_is_a_refusal(make: Make) -> None:
