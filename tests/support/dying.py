@@ -55,7 +55,7 @@ class World:
 
     def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "") -> None:
         self.size = page_size
-        ephemeral = ["cache.limit=25%", f"cache.allocator={cache}"] if cache else []
+        ephemeral = ["cache.limit=25%", f"cache.allocator={cache}"] if cache else ["cache.limit="]
         self.config = make_config(
             f"swap.size={PAGES * page_size}",
             f"memory.reserve={PAGES // 3 * page_size}",

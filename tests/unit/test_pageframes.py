@@ -518,6 +518,28 @@ def test_seal_of_no_half_is_damage(page_size: int, bit: int) -> None:
     frames.arena.close()
 
 
+def test_ephemeral_neighbours_of_a_free_run_are_found_on_both_sides(make: MakeFrames) -> None:
+    frames = make(28, reserve=28)  # one chunk
+    table = frames.table
+    left, middle, right, other = (frames.alloc(n, half) for n, half in ((3, EPHEMERAL), (2, 0), (5, EPHEMERAL), (1, 0)))
+    assert [left + 3, left + 5, left + 10] == [middle, right, other]
+    for first in (left, right):
+        assert table.ephemeral_beside(middle, right) == 0, "not sealed, so nobody has it yet"
+        table.words[first * 4] |= SEALED
+        assert table.ephemeral_beside(middle, right) == first
+        table.words[first * 4] &= ~SEALED
+    table.words[left * 4] |= SEALED
+    table.words[right * 4] |= SEALED
+    frames.free(middle)
+    assert table.free_around(right) == (middle, other)
+    assert table.free_around(left) == (left, right)
+    frames.free(right)
+    assert table.ephemeral_beside(middle, other) == left
+    assert table.free_around(other) == (middle, frames.end_frame)
+    frames.free(left)
+    assert table.ephemeral_beside(left, other) == 0
+
+
 def test_companions_are_populated_before_frames_are_handed_out(make: MakeFrames) -> None:
     frames = make(3000, reserve=700)
     seen: list[int] = []

@@ -496,7 +496,7 @@ def test_successor_has_swaps_pages_and_none_of_the_cache(persistent: str, epheme
     assert core.cache is not None
     pool = core.cache.cleancache.init_fs()
     assert core.cache.cleancache.put_page(pool, 1, 1, memoryview(page("half", 1, size))) is None
-    core = succeed(core, make_config("memory.arena=memfd", settings[0], page_size=size))
+    core = succeed(core, make_config("memory.arena=memfd", settings[0], "cache.limit=", page_size=size))
     assert core.cache is None
     check_all(core, expected)
     core.close()
