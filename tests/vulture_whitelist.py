@@ -52,12 +52,6 @@ _.init_shared_fs
 # Cache volumes.
 Volumes
 
-# What whoever shrinks the cache asks.
-_.take_trigger
-_.has_stalled
-_.above_low
-_.above_high
-
 # Tests arm crash points; nothing that ships does by itself.
 arm_from_environment
 disarm

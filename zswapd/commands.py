@@ -57,6 +57,7 @@ class Commands:
             "freeze": self._freeze,
             "thaw": self._thaw,
             "compact": self._compact,
+            "shrink": self._shrink,
             "upgrade": self._upgrade,
             "inherit": self._inherit,
         }
@@ -110,6 +111,8 @@ class Commands:
         worker.core.apply(config)
         if worker.volumes:
             mounted.apply(worker.volumes, config)
+        if worker.shrinking and worker.core.cache:
+            worker.shrinking.shrinker.limit_frames = worker.core.cache.eviction.limit_frames
         worker.session.set_poll_us(config.fuse.poll_us)
         log_setup.set_level(config.log.level)
         worker.remember()
@@ -131,6 +134,14 @@ class Commands:
         while core.compact_step():
             await trio.lowlevel.checkpoint()
         return {"frames_before": before, "frames_after": core.frames.used_frames}
+
+    async def _shrink(self, frames: int) -> dict[str, Any]:
+        """Take memory from the cache and give it back to the system."""
+        worker = self._worker
+        if worker.shrinking is None:
+            raise ControlError("there is no cache that could shrink", hint="set cache.limit and restart")
+        given_back = await worker.shrinking.shrink(frames)
+        return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
 
     async def _upgrade(self) -> dict[str, Any]:
         """Have the installed program checked, then take over; the answer comes before it does."""

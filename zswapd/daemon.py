@@ -9,6 +9,7 @@ Tasks, all in one thread, each doing its blocking part elsewhere:
 
 - serve: FUSE requests (the page path; nothing else here is on it);
 - refill and housekeeping: upkeep.py;
+- shrinking: the cache's memory goes back when others need it;
 - control: the socket (commands.py has the commands);
 - tick: the sign of life, and what a successor has to know, into the shared state;
 - signals: SIGUSR1 from the supervisor means stop *if the data can go back into memory*, SIGUSR2 means make room for a
@@ -26,6 +27,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -44,7 +46,9 @@ from zswapd.knobs import add_files
 from zswapd.metrics.exporter import Exporter
 from zswapd.offload import Offload
 from zswapd.reclaim.pressure import Pressure
+from zswapd.reclaim.shrinker import Shrinker
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
+from zswapd.shrinking import Shrinking
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.swapdevice.draining import drain
 from zswapd.upkeep import Upkeep
@@ -130,6 +134,7 @@ class Worker:
         self._session_base = left.get("session", {})
         self._control_base = left.get("control", {})
         self._pressure_base = left.get("pressure", {})
+        self._shrinker_base = left.get("shrinker", {})
         directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
         for device in self.core.devices.values():
             directory.add_block_file(device)
@@ -163,6 +168,22 @@ class Worker:
             has_small_heaps=state.words[Word.STARTED] > 1,
         )
 
+        self.shrinking = self._make_shrinking()
+
+    def _make_shrinking(self) -> Shrinking | None:
+        """Return what shrinks the cache, if there is one."""
+        core = self.core
+        if core.cache is None:
+            return None
+        frames, context = core.frames, self.config.context
+        shrinker = Shrinker(
+            core.cache.eviction,
+            lambda: frames.ephemeral_frames,
+            total_frames=context.memory_total // context.page_size,
+            limit_frames=core.cache.eviction.limit_frames,
+        )
+        return Shrinking(self.pressure, shrinker, partial(self.upkeep.trim, all_of_it=True))
+
     # Coming up and going down.
 
     async def run(self) -> int:
@@ -184,6 +205,8 @@ class Worker:
                     nursery.start_soon(self.upkeep.refill)
                     nursery.start_soon(self.upkeep.keep_house, self._settle)
                     nursery.start_soon(self._tick)
+                    if self.shrinking:
+                        nursery.start_soon(self.shrinking.run)
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await nursery.start(self.server.serve)
                     if self._exporter:
@@ -290,6 +313,7 @@ class Worker:
                 "cache_frozen": bool(self.core.cache and self.core.cache.cleancache.frozen),
                 "volumes": self.volumes.remember() if self.volumes else {},
                 "volume_counters": {volume.name: carry.cumulative(volume) for volume in now.volumes},
+                "shrinker": carry.cumulative(now.shrinker) if now.shrinker else {},
             }
         )
 
@@ -306,6 +330,7 @@ class Worker:
             control=carry.added(self.server.statistics(), self._control_base),
             pressure=carry.added(self.pressure.statistics(), self._pressure_base),
             volumes=self.volumes.statistics() if self.volumes else (),
+            shrinker=carry.added(self.shrinking.shrinker.statistics(), self._shrinker_base) if self.shrinking else None,
             worker=WorkerStatistics(
                 version=reports.version(),
                 number=words[Word.STARTED],

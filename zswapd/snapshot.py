@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zswapd.control.server import ControlStatistics
     from zswapd.fuse.session import SessionStatistics
     from zswapd.reclaim.pressure import PressureStatistics
+    from zswapd.reclaim.shrinker import ShrinkerStatistics
     from zswapd.volumes.statistics import VolumeStatistics
 
 
@@ -46,11 +47,15 @@ class WorkerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The statistics of all parts; what is cumulative counts from the first worker on."""
+    """The statistics of all parts; what is cumulative counts from the first worker on.
+
+    There is a shrinker if there is a cache.
+    """
 
     core: CoreStatistics
     fuse: SessionStatistics
     control: ControlStatistics
     pressure: PressureStatistics
     volumes: tuple[VolumeStatistics, ...]
+    shrinker: ShrinkerStatistics | None
     worker: WorkerStatistics

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import Any, get_type_hints
+from typing import Any
 
 from zswapd import compress
 from zswapd.assembly import Core
@@ -12,6 +13,7 @@ from zswapd.config import load
 from zswapd.control.server import ControlStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 from zswapd.reclaim.pressure import PressureStatistics
+from zswapd.reclaim.shrinker import ShrinkerStatistics
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.volumes.statistics import VolumeStatistics
 
@@ -19,19 +21,24 @@ PAGE = 4096
 
 
 def make_core(pages: int = 64) -> Core:
-    """Return a core of 16 MiB with `pages` pages, a third of each kind, in its swap file."""
-    core = Core(load(codecs=compress.names(), assignments=[("swap.size", "16M", "test"), ("memory.reserve", "4M", "test")]))
+    """Return a core of 16 MiB with `pages` pages, a third of each kind, in its swap file, and as many in its cache."""
+    settings = {"swap.size": "16M", "memory.reserve": "8M", "cache.limit": "4M"}
+    core = Core(load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in settings.items()]))
+    assert core.cache
+    volume = core.cache.cleancache.init_fs()
     device = core.devices["swap"]
     for number in range(pages):
         data = (os.urandom(PAGE), os.urandom(900) + bytes(PAGE - 900), bytes([number % 256]) * PAGE)[number % 3]
         device.write(number * PAGE, memoryview(data))
+        core.cache.cleancache.put_page(volume, 2, number, memoryview(data))
     return core
 
 
 def numbered(kind: Any, **given: object) -> Any:
     """Return a snapshot class with a number of its own in every int and float field, but for what is given."""
-    hints = get_type_hints(kind)
-    values = {name: hint(place) for place, (name, hint) in enumerate(hints.items(), 1) if hint in {int, float, bool}}
+    plain = {"int": int, "float": float, "bool": bool}
+    fields = enumerate(dataclasses.fields(kind), 1)
+    values = {field.name: plain[str(field.type)](place) for place, field in fields if str(field.type) in plain}
     return kind(**values | given)
 
 
@@ -44,5 +51,6 @@ def make_snapshot(core: Core) -> Snapshot:
         control=numbered(ControlStatistics),
         pressure=numbered(PressureStatistics, psi="trigger"),
         volumes=(numbered(VolumeStatistics, name="disk"),),
+        shrinker=numbered(ShrinkerStatistics, shrinks={"low_memory": 4, "stalled": 0, "command": 1}),
         worker=WorkerStatistics("1.2.3", 3, 1, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}),
     )

@@ -25,6 +25,7 @@ from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 from zswapd.pam.zbuds import ZbudsStatistics
 from zswapd.pam.zvpages import ZvStatistics
 from zswapd.reclaim.pressure import PressureStatistics
+from zswapd.reclaim.shrinker import ShrinkerStatistics
 from zswapd.tmem.core import TmemStatistics
 from zswapd.tmem.objnodes import ObjnodeStatistics
 
@@ -48,6 +49,7 @@ PRESENT: dict[type, str] = {
     LatencyStatistics: "",
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",
     ControlStatistics: "clients",
+    ShrinkerStatistics: "ceiling_frames limit_frames",
     PressureStatistics: "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages",
 }
 

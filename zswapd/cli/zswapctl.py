@@ -98,6 +98,12 @@ def _compact(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[st
     return report, [f"{before - after} of {before} frames freed, {after} in use"]
 
 
+def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    report = cast("dict[str, int]", client.call("shrink", frames=options.frames))
+    given, left = (format_size(report[name] * report["page_size"]) for name in ("frames", "left"))
+    return report, [f"{report['frames']} frames given back, {given}; the cache has {left}"]
+
+
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = swapping.swapon(
         client, options.name or ["swap"], priority=options.priority, discard=options.discard, force=options.force
@@ -133,6 +139,12 @@ def _top(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]
         return top.once(options.socket, options.interval)
     top.live(options.socket, options.interval)
     return None, []
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def _interval(text: str) -> float:
@@ -197,6 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     caching.add_commands(cache, _common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
+    shrink = add("shrink", _shrink, "take page frames from the cache, least recently used first, and give their memory back")
+    shrink.add_argument("frames", type=_count, metavar="N", help="how many frames")
     add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")
     add("compact", _compact, "move stored objects together and give memory back")
     return parser

@@ -42,7 +42,8 @@ class Argument:
 
     name: str
     kind: str
-    """`name`: a string; `names`: a list of strings; `settings`: an object of strings, numbers and booleans."""
+    """`name`: a string; `names`: a list of strings; `settings`: an object of strings, numbers and booleans; `count`: a whole
+    number from 0 up."""
     help: str
     is_needed: bool = False
 
@@ -68,6 +69,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "cache-resize": (_VOLUME,),
     "cache-freeze": (),
     "cache-thaw": (),
+    "shrink": (Argument("frames", "count", "page frames to take from the cache", is_needed=True),),
     "upgrade": (),
     "inherit": (),
 }
@@ -283,6 +285,8 @@ def _fits(value: object, kind: str) -> bool:
         return isinstance(value, str)
     if kind == "names":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == "count":
+        return type(value) is int and 0 <= value < 1 << 62
     return isinstance(value, dict) and all(isinstance(item, str | int | float | bool) for item in value.values())
 
 

@@ -9,6 +9,7 @@ A new counter is a row of ROWS. A part that is not there (its snapshot is None) 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from zswapd.pam.base import RejectReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from prometheus_client.core import Metric
 
@@ -109,6 +110,29 @@ ROWS = (
     Row("tmem_puts_flushed_total", "Refused puts that flushed an older copy (put_to_flush).", "core.tmem.put_to_flush"),
     Row("recovered_pages", "Pages that the last takeover found.", "core.recovery.recovered_pages"),
     Row("recovered_damaged_total", "Objects found damaged by takeovers; what they were is lost.", "core.recovery.damaged"),
+    Row("cache_bytes", "Memory of page frames that hold pages of slow files.", "core.cache.frames", in_frames=True),
+    Row("cache_limit_bytes", "What it may come to when memory is plentiful.", "shrinker.limit_frames", in_frames=True),
+    Row("cache_ceiling_bytes", "What it may come to now.", "shrinker.ceiling_frames", in_frames=True),
+    Row("cache_pages", "Pages of slow files that are kept (zbud_curr_zpages).", "core.cache.zbuds.zbud_curr_zpages"),
+    Row("cache_compressed_bytes", "Bytes of their compressed data (zbud_curr_zbytes).", "core.cache.zbuds.zbud_curr_zbytes"),
+    Row("cleancache_gets_total", "Pages asked for, by whether they were there (succ_gets, failed_gets).",
+        {"found": "core.cache.cleancache.succ_gets", "missing": "core.cache.cleancache.failed_gets"}, "result"),
+    Row("cleancache_puts_total", "Pages taken (puts).", "core.cache.cleancache.puts"),
+    Row("cleancache_failed_puts_total", "Pages refused.", "core.cache.cleancache.failed_puts"),
+    Row("cleancache_invalidates_total", "Pages let go by invalidation (invalidates).", "core.cache.cleancache.invalidates"),
+    Row("cache_evicted_pages_total", "Pages that had to go so that their frames could be used for something else.",
+        "core.cache.zbuds.evicted_zpages"),
+    Row("cache_evicted_bytes_total", "Memory of frames that were set free so (evicted_raw_pages).",
+        "core.cache.zbuds.evicted_raw_pages", in_frames=True),
+    Row("cache_damaged_pages_total", "Gets that found a page damaged; its reader got the data from where it came.",
+        "core.cache.zbuds.corrupted"),
+    Row("shrinks_total", "Times that the cache began to give memory back.",
+        {"low_memory": "shrinker.shrinks.low_memory", "stalled": "shrinker.shrinks.stalled",
+         "command": "shrinker.shrinks.command"}, "reason"),
+    Row("shrunk_bytes_total", "Memory that it gave back.", "shrinker.evicted_frames", in_frames=True),
+    Row("shrink_batches_total", "Pieces in which it did so.", "shrinker.batches"),
+    Row("shrink_batch_seconds_total", "Time that they took; no page was served in it.", "shrinker.batch_seconds"),
+    Row("shrink_batch_max_seconds", "The longest of them.", "shrinker.longest_batch_s"),
     Row("control_requests_total", "Requests on the control socket.", "control.requests"),
     Row("control_refused_total", "Requests there that were not valid.", "control.refused"),
     Row("memory_stall_seconds_total", "Time in which tasks of the system waited for memory: some, or all of them (PSI).",
@@ -171,7 +195,7 @@ def _family(row: Row, snapshot: Snapshot, page_size: int) -> Iterator[Metric]:
 def _at(snapshot: Any, path: str) -> Any:
     """Return a field of the snapshot, None where a part of the path is not there."""
     for name in path.split("."):
-        snapshot = getattr(snapshot, name, None)
+        snapshot = snapshot.get(name) if isinstance(snapshot, Mapping) else getattr(snapshot, name, None)
     return snapshot
 
 

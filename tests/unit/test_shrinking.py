@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The shrinking task, over pressure files that a test writes and a cache that is a number, by a clock that jumps."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.lowlevel
+
+from tests.support.proc import write_memory, write_psi
+from zswapd.reclaim.pressure import Pressure
+from zswapd.reclaim.shrinker import BATCH_S, CALM_S, GROW_S, Shrinker
+from zswapd.shrinking import LOOK_S, Shrinking
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+LIMIT = 1000
+
+
+class Box:
+    """A machine: what is evicted is free memory once it was trimmed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.cached, self.surplus, self.free = root, 0, 0, 0
+        self.have(5000)
+        write_psi(root)
+        self.pressure = Pressure(root, trio.current_time)
+        self.limit_frames = 0
+        self.shrinker = Shrinker(self, lambda: self.cached, total_frames=100_000, limit_frames=LIMIT, clock=trio.current_time)
+        self.shrinking = Shrinking(self.pressure, self.shrinker, self._trim)
+
+    def have(self, free: int) -> None:
+        self.free = free
+        write_memory(self.root, free=free, low=1000, high=1400)
+
+    def evict(self, count: int) -> int:
+        assert count > 0
+        if not self.cached:
+            return 0
+        self.cached -= 1
+        self.surplus += 1
+        return 1
+
+    async def _trim(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.have(self.free + self.surplus)
+        self.surplus = 0
+
+
+@pytest.fixture
+async def box(tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[Box]:
+    made = Box(tmp_path)
+    nursery.start_soon(made.shrinking.run)
+    yield made
+    made.pressure.close()
+
+
+async def test_a_shortage_ends_above_the_high_mark_and_costs_no_more_than_that(box: Box, autojump_clock: MockClock) -> None:
+    box.cached = 800
+    await trio.sleep(4 * LOOK_S)
+    assert box.cached == 800
+    box.have(990)
+    await trio.sleep(2 * LOOK_S)
+    assert (box.cached, box.free) == (800 - 411, 1401)
+    await trio.sleep(4 * LOOK_S)
+    assert box.cached == 800 - 411
+
+
+async def test_a_shortage_that_does_not_end_takes_all(box: Box, autojump_clock: MockClock) -> None:
+    box.cached = 300
+    box.have(100)
+    await trio.sleep(2 * LOOK_S)
+    assert box.cached == 0
+    assert box.surplus == 0, "what was evicted was not given back"
+
+
+async def test_stalls_are_seen_without_triggers(box: Box, autojump_clock: MockClock) -> None:
+    box.cached = 800
+    await trio.sleep(2 * LOOK_S)
+    write_psi(box.root, some_total=200_000)
+    await trio.sleep(1.5 * LOOK_S)
+    assert box.cached == 700
+
+
+async def test_the_command_gives_back_so_many_and_says_how_many(box: Box, autojump_clock: MockClock) -> None:
+    box.cached = 100
+    assert await box.shrinking.shrink(30) == 30
+    assert (box.cached, box.surplus) == (70, 0)
+    assert await box.shrinking.shrink(30_000) == 70
+    assert await box.shrinking.shrink(1) == 0
+
+
+async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(box: Box, autojump_clock: MockClock) -> None:
+    box.cached = 800
+    box.have(100)
+    await trio.sleep(2 * LOOK_S)
+    assert box.shrinker.ceiling_frames == 0
+    box.have(5000)
+    await trio.sleep(CALM_S - 2 * LOOK_S)
+    assert box.shrinker.ceiling_frames == 0
+    await trio.sleep(GROW_S + 3 * LOOK_S)
+    assert box.shrinker.ceiling_frames == LIMIT
+
+
+async def test_requests_have_their_turn_after_every_batch(tmp_path: Path) -> None:
+    # by the real clock
+    box = Box(tmp_path)
+    box.shrinker = Shrinker(Busy(box), lambda: box.cached, total_frames=100_000, limit_frames=LIMIT)
+    box.shrinking = Shrinking(box.pressure, box.shrinker, box._trim)
+    box.cached = 500
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            nonlocal turns
+            while box.cached:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(serve)
+        assert await box.shrinking.shrink(1 << 40) == 500
+    batches = box.shrinker.statistics().batches
+    assert 20 < batches <= turns + 2  # before the other task began, and to find that there is nothing left
+    box.pressure.close()
+
+
+class Busy:
+    """A cache whose every eviction takes a tenth of a batch."""
+
+    def __init__(self, box: Box) -> None:
+        self.limit_frames, self._box = 0, box
+
+    def evict(self, count: int) -> int:
+        end = time.perf_counter() + BATCH_S / 10
+        while time.perf_counter() < end:
+            pass
+        return self._box.evict(1)
