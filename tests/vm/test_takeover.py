@@ -70,7 +70,9 @@ def check_end(box: Box, work: Work, limit: float) -> None:
     console = box.run("dmesg")
     assert "I/O error" not in console
     assert "blocked for more than" not in console
-    assert box.ctl("stats")["fuse"]["request_errors"] == 0
+    requests = box.ctl("stats")["fuse"]
+    # A store that finds the reserve empty is refused, and the kernel keeps the page: docs/survival.md.
+    assert requests["request_errors"] == requests["refused_writes"]
     assert "loop" in box.run("cat /proc/swaps")
 
 
