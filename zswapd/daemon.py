@@ -160,15 +160,14 @@ class Worker:
         self._end: int | None = None
         self._remembered = -1
         self._exporter = prepared.exporter
-        add_files(directory, self.statistics, lambda: self.config, commands.change)
         self.upkeep = Upkeep(
             self.core,
             prepared.offload,
             yields=config.service.scheduling != "normal",
             has_small_heaps=state.words[Word.STARTED] > 1,
         )
-
         self.shrinking = self._make_shrinking()
+        add_files(directory, self.statistics, lambda: self.config, commands.change)
 
     def _make_shrinking(self) -> Shrinking | None:
         """Return what shrinks the cache, if there is one."""
