@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Cache volumes of a whole daemon: how fast, what survives a worker, and that a file that hangs hangs nobody else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench.daemon import Daemon, program
+from tests.support import slowdevice
+from tests.support.swap import Stage, next_worker
+from tests.support.volumes import PAGE, make_file
+
+pytestmark = pytest.mark.kernel
+
+requires_nbd = pytest.mark.skipif(bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}")
+
+MIB = 1 << 20
+BLOCK = 16 << 10
+CACHE_MIB = 16
+"""What the reader's cgroup may have: half of it is the program, half page cache."""
+SET_MIB = 16
+
+READER = """
+import hashlib, json, os, random, sys, time
+sys.stdin.readline()
+path, block, passes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+fd = os.open(path, os.O_RDONLY)
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+blocks = list(range(os.fstat(fd).st_size // block))
+random.Random(1).shuffle(blocks)
+for _ in range(passes):
+    sums, begin = {}, time.monotonic()
+    for number in blocks:
+        sums[number] = hashlib.md5(os.pread(fd, block, number * block)).hexdigest()
+    seconds = time.monotonic() - begin
+    print(json.dumps([seconds, hashlib.md5("".join(sums[number] for number in sorted(sums)).encode()).hexdigest()]), flush=True)
+"""
+
+
+def ctl(daemon: Daemon, *words: str) -> str:
+    """Run zswapctl; return what it prints."""
+    command = [*program("zswapctl"), "--socket", str(daemon.socket), *words]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def volume(daemon: Daemon) -> Path:
+    return daemon.mountpoint / "cache" / "disk"
+
+
+@requires_nbd
+def test_set_twice_the_page_cache_is_read_again_twenty_times_faster(stage: Stage, tmp_path: Path) -> None:
+    data = make_file(tmp_path / "contents", SET_MIB * MIB // PAGE)
+    expected = hashlib.md5(
+        "".join(hashlib.md5(data[at : at + BLOCK]).hexdigest() for at in range(0, len(data), BLOCK)).encode()
+    ).hexdigest()
+
+    def read(path: Path, passes: int) -> list[float]:
+        command = [sys.executable, "-c", READER, str(path), str(BLOCK), str(passes)]
+        cgroup = stage.cgroup(CACHE_MIB)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            stdin=subprocess.PIPE,
+        )
+        (cgroup.path / "cgroup.procs").write_text(str(process.pid))
+        out, _ = process.communicate("go\n", timeout=120)
+        results = [json.loads(line) for line in out.splitlines()]
+        assert [checksum for _, checksum in results] == [expected] * passes
+        return [seconds for seconds, _ in results]
+
+    daemon = stage.daemon("64M", cache__limit="256M", memory__reserve="64M")
+    with slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents") as slow:
+        _, plain = read(slow.path, 2)
+        ctl(daemon, "cache", "add", "disk", "--backing", str(slow.path))
+        _first, second = read(volume(daemon), 2)
+        (report,) = json.loads(ctl(daemon, "--json", "cache", "list"))["volumes"]
+        ctl(daemon, "cache", "remove", "disk")
+    print(
+        f"{SET_MIB} MiB again: {plain:.2f} s without, {second:.2f} s with zswapd: {plain / second:.0f} times faster; {report}"
+    )
+    assert plain / second >= 20, (plain, second)
+
+
+def test_volumes_go_on_when_the_worker_is_killed_and_nothing_is_stale(stage: Stage, tmp_path: Path) -> None:
+    configured, added = tmp_path / "configured", tmp_path / "added"
+    first, old = make_file(configured, 500), make_file(added, 500, seed=1)
+    daemon = stage.daemon("64M", cache__volumes__disk=str(configured), cache__check_ms="100")
+    ctl(daemon, "cache", "add", "more", "--backing", str(added), "--mode", "writethrough")
+    more = daemon.mountpoint / "cache" / "more"
+    with (
+        volume(daemon).open("rb", buffering=0) as file,
+        more.open("r+b", buffering=0) as other,
+        mmap.mmap(other.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+    ):
+        assert file.read() == first
+        assert mapping[:] == old
+        for number in range(3):
+            worker = daemon.ask("status")["worker"]["pid"]
+            time.sleep(0.6)  # what it knows is written down twice a second
+            os.kill(worker, 9)
+            new = make_file(added, 500, seed=2 + number)
+            next_worker(daemon, worker)
+            file.seek(0)
+            assert file.read() == first
+            assert os.pread(other.fileno(), len(new), 0) == new
+            assert mapping[:] == new
+            assert other.write(b"written") == 7
+            assert added.read_bytes()[:7] == b"written"
+            other.seek(0)
+    report = json.loads(ctl(daemon, "--json", "cache", "list"))["volumes"]
+    assert [(row["name"], row["mode"], row["problem"]) for row in report] == [
+        ("disk", "ro", None),
+        ("more", "writethrough", None),
+    ]
+
+
+@requires_nbd
+def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(stage: Stage, tmp_path: Path) -> None:
+    make_file(tmp_path / "contents", 1000)
+    daemon = stage.daemon("64M", cache__queue_depth="3")
+    with slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=6000) as slow:
+        ctl(daemon, "cache", "add", "disk", "--backing", str(slow.path))
+
+        def read(offset: int) -> None:
+            descriptor = os.open(volume(daemon), os.O_RDONLY)
+            try:
+                assert len(os.pread(descriptor, PAGE, offset)) == PAGE
+            finally:
+                os.close(descriptor)
+
+        readers = [threading.Thread(target=read, args=(number * 200 * PAGE,)) for number in range(4)]
+        for reader in readers:
+            reader.start()
+        time.sleep(0.5)
+        worker = daemon.ask("status")["worker"]["pid"]
+        begin = time.monotonic()
+        os.kill(worker, 9)
+        next_worker(daemon, worker)
+        assert time.monotonic() - begin < 3, "the successor has waited for the device"
+        assert Path(f"/proc/{worker}").exists(), "nothing hung: the test is void"
+        descriptor = os.open(daemon.file, os.O_RDWR)
+        try:
+            slowest = 0.0
+            for number in range(100):
+                before = time.monotonic()
+                assert os.pwrite(descriptor, bytes([number]) * PAGE, number * PAGE) == PAGE
+                assert os.pread(descriptor, PAGE, number * PAGE) == bytes([number]) * PAGE
+                slowest = max(slowest, time.monotonic() - before)
+        finally:
+            os.close(descriptor)
+        assert slowest < 1, "swap waits for a device that hangs"
+        assert "disk" in ctl(daemon, "cache", "list")
+        for reader in readers:
+            reader.join(60)
+            assert not reader.is_alive()
+        ctl(daemon, "cache", "remove", "disk")
+
+
+def test_either_half_goes_on_without_the_other(stage: Stage, tmp_path: Path) -> None:
+    data = make_file(tmp_path / "backing", 200)
+    daemon = stage.daemon("64M", cache__limit="32M")
+    ctl(daemon, "cache", "add", "disk", "--backing", str(tmp_path / "backing"))
+    swap = os.open(daemon.file, os.O_RDWR)
+    try:
+        ctl(daemon, "freeze")
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pwrite(swap, b"x" * PAGE, 0)
+        assert volume(daemon).read_bytes() == data
+        assert daemon.ask("stats")["core"]["cache"]["cleancache"]["puts"] >= 200
+        ctl(daemon, "thaw")
+        ctl(daemon, "cache", "freeze")
+        ctl(daemon, "cache", "invalidate", "disk")
+        assert os.pwrite(swap, b"x" * PAGE, 0) == PAGE
+        assert volume(daemon).read_bytes() == data
+        assert daemon.ask("stats")["core"]["cache"]["cleancache"]["pages"] == 0
+        assert os.pread(swap, PAGE, 0) == b"x" * PAGE
+    finally:
+        os.close(swap)
+    without = stage.daemon("64M", cache__limit="")
+    assert not (without.mountpoint / "cache").exists()
+    refused = subprocess.run(
+        [*program("zswapctl"), "--socket", str(without.socket), "cache", "list"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert refused.returncode != 0
+    assert "there is no cache" in refused.stderr
