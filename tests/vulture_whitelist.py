@@ -67,3 +67,7 @@ FIRST_CODEC
 # The ephemeral half, before the core has one.
 _.evict
 _.after_io_wait  # trio calls it
+
+# Tests ask whether all is done; who writes back is to come.
+_.is_idle
+_.write_back

@@ -29,7 +29,9 @@ from zswapd.allocators.arena import Arena
 from zswapd.allocators.choice import make_allocator
 from zswapd.allocators.frametable import PERSISTENT
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
+from zswapd.block.backed import BackedDevice, BackedStatistics
 from zswapd.block.device import Device, DeviceStatistics, lost_bytes
+from zswapd.block.slotmap import SlotMap, slot_map_bytes
 from zswapd.cachehalf import CacheHalf, CacheStatistics, split
 from zswapd.crashpoints import reach
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from zswapd.allocators.zbud import ZbudPool, ZbudStatistics
     from zswapd.allocators.zsmalloc import ZsPool
     from zswapd.allocators.zspages import ZsStatistics
+    from zswapd.backing.transfers import Transfers, TransferStatistics
     from zswapd.config import Config
     from zswapd.pam.zvpages import ZvStatistics
 
@@ -69,6 +72,19 @@ class Inherited:
     arena_fd: int
     lost: Mapping[str, memoryview] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The disk behind the pool, as a core is given it.
+
+    Attributes:
+        transfers: how pages get to their slots and back.
+        maps: which pages are in their slots, by device: memory that outlives the process, `slot_map_sizes` long.
+    """
+
+    transfers: Transfers
+    maps: Mapping[str, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +134,9 @@ class CoreStatistics:
     frontswap: FrontswapStatistics
     recovery: RecoveryStatistics
     devices: tuple[DeviceStatistics, ...]
+    backed: tuple[BackedStatistics, ...]
+    transfers: TransferStatistics | None
+    """None without a backing."""
 
 
 def make_arena(config: Config) -> Arena:
@@ -135,6 +154,16 @@ def make_arena(config: Config) -> Arena:
 def lost_bitmap_bytes(config: Config) -> dict[str, int]:
     """Return the length of the bitmap of lost pages by device."""
     return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def slot_map_sizes(config: Config) -> dict[str, int]:
+    """Return the length of the slot map by device."""
+    return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def slots_needed(config: Config) -> int:
+    """Return how many slots a backing must have: one for each page of each device."""
+    return sum(config.swap_files().values()) // config.context.page_size
 
 
 def _reserve_frames(config: Config) -> int:
@@ -187,18 +216,20 @@ class Core:
     Args:
         config: the settings.
         inherited: what a dead process has left, to go on with.
+        backing: the disk behind the pool, None for none.
 
     Attributes:
         devices: block devices by name, `swap` first.
         nodes: memory of the index of swap's pages; all_nodes: of the cache's too.
         cache: the ephemeral half; None if the settings say that there will be no cache volumes.
+        backed: those of them that have slots: all, or none.
 
     Raises:
         ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
         ConfigError: unknown compressor.
     """
 
-    def __init__(self, config: Config, *, inherited: Inherited | None = None) -> None:
+    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: Backing | None = None) -> None:
         started = time.perf_counter()
         page_size = config.context.page_size
         sizes = config.swap_files()
@@ -225,17 +256,30 @@ class Core:
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.cache = self._make_cache(config) if cache_frames else None
-        self.devices = {
-            name: Device(
-                name,
-                size,
-                self.frontswap,
-                swap_type,
-                page_size=page_size,
-                lost=inherited.lost.get(name) if inherited else None,
-            )
-            for swap_type, (name, size) in enumerate(sizes.items())
-        }
+        self._transfers = backing.transfers if backing else None
+        self.devices: dict[str, Device] = {}
+        self.backed: list[BackedDevice] = []
+        base = 0
+        for swap_type, (name, size) in enumerate(sizes.items()):
+            lost = inherited.lost.get(name) if inherited else None
+            if backing:
+                slots = SlotMap(backing.maps[name], base)
+                self.backed.append(
+                    BackedDevice(
+                        name,
+                        size,
+                        self.frontswap,
+                        swap_type,
+                        page_size=page_size,
+                        lost=lost,
+                        slots=slots,
+                        transfers=backing.transfers,
+                    )
+                )
+                self.devices[name] = self.backed[-1]
+                base += size // page_size
+            else:
+                self.devices[name] = Device(name, size, self.frontswap, swap_type, page_size=page_size, lost=lost)
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:
@@ -388,6 +432,8 @@ class Core:
             frontswap=self.frontswap.statistics(),
             recovery=self._recovery,
             devices=tuple(device.statistics() for device in self.devices.values()),
+            backed=tuple(device.backed_statistics() for device in self.backed),
+            transfers=self._transfers.statistics() if self._transfers else None,
         )
         return carry.added(own, self._counters)
 

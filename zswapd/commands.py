@@ -172,5 +172,6 @@ class Commands:
         if worker.has_supervisor():
             raise ControlError("this worker has a supervisor", hint="use `zswapctl upgrade`")
         listening, lock = self._listener.descriptors()
-        files = (worker.session.descriptor, worker.core.arena.fd, worker.state.fd, listening, lock)
+        backing = (worker.backed.fd,) if worker.backed else ()
+        files = (worker.session.descriptor, worker.core.arena.fd, worker.state.fd, listening, lock, *backing)
         return WithDescriptors(os.getpid(), files)

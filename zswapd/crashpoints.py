@@ -69,6 +69,15 @@ TAKEOVER_DUPLICATE: Final = 42
 TAKEOVER_INDEXED: Final = 43
 TAKEOVER_MARKED: Final = 44
 TAKEOVER_DROPPED: Final = 45
+SLOT_STALE: Final = 46
+SPILL_MARKED: Final = 47
+SPILL_CLEARED: Final = 48
+SLOT_CLAIMED: Final = 49
+SLOT_WRITTEN: Final = 50
+SLOT_VALID: Final = 51
+WRITEBACK_DROPPED: Final = 52
+DISCARD_SLOTS: Final = 53
+TAKEOVER_SLOT: Final = 54
 
 POINTS: Final[dict[str, tuple[int, str]]] = {
     "frames_off_list": (FRAMES_OFF_LIST, "take: a free run is off its list; nothing says yet what it becomes"),
@@ -116,6 +125,15 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "takeover_indexed": (TAKEOVER_INDEXED, "the index is complete"),
     "takeover_marked": (TAKEOVER_MARKED, "lost pages are marked; what was dropped is there still"),
     "takeover_dropped": (TAKEOVER_DROPPED, "one object that was dropped is freed"),
+    "slot_stale": (SLOT_STALE, "a page is stored again, and its slot still counts"),
+    "spill_marked": (SPILL_MARKED, "a page that was refused is marked lost; its slot still counts"),
+    "spill_cleared": (SPILL_CLEARED, "its slot does not count any more"),
+    "slot_claimed": (SLOT_CLAIMED, "a request that writes slots is announced, and not made"),
+    "slot_written": (SLOT_WRITTEN, "slots are written; nothing says so"),
+    "slot_valid": (SLOT_VALID, "a slot counts; the page is still in the pool, or marked lost"),
+    "writeback_dropped": (WRITEBACK_DROPPED, "a page that was written back is gone from the pool"),
+    "discard_slots": (DISCARD_SLOTS, "slots of a discarded range do not count; its pages are still in the pool"),
+    "takeover_slot": (TAKEOVER_SLOT, "a slot of a page that is in the pool does not count any more"),
 }
 """By name: number, and what is true when the point is reached."""
 

@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import carry, crashpoints, reports, service
+from zswapd import backedpool, carry, crashpoints, reports, service
 from zswapd.assembly import Core, Inherited
+from zswapd.backedpool import BackedPool
 from zswapd.commands import Commands
 from zswapd.config import changed
 from zswapd.control.server import Server
@@ -83,12 +84,14 @@ class Prepared:
         offload: a thread for what blocks; it is protected like the one that made it.
         exporter: likewise, for metrics; None if they are switched off.
         lanes: threads of cache volumes, likewise.
+        disk: threads and buffers for the disk behind the pool, None without one.
     """
 
     protections: tuple[service.Protection, ...]
     offload: Offload
     exporter: Exporter | None
     lanes: tuple[Lane, ...]
+    disk: backedpool.Prepared | None
 
 
 class Worker:
@@ -101,6 +104,7 @@ class Worker:
         listener: the control socket, likewise.
         state: what goes from worker to worker.
         arena: the arena's descriptor.
+        backing: that of the disk behind the pool, -1 for none.
 
     Raises:
         ArenaError: the arena is none that this program and configuration can read.
@@ -115,6 +119,7 @@ class Worker:
         listener: Listener,
         state: SharedState,
         arena: int,
+        backing: int,
     ) -> None:
         self._started = time.monotonic()
         self._supervisor = os.getppid()
@@ -123,9 +128,11 @@ class Worker:
         self.config = _with_changes(config, left.get("settings", {}))
         self.changes: dict[str, object] = dict(left.get("settings", {}))
         self.protections = prepared.protections
+        self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
         self.core = Core(
             self.config,
             inherited=Inherited(arena_fd=arena, lost=state.lost(), counters=left.get("core", {})),
+            backing=self.backed.backing if self.backed else None,
         )
         if left.get("frozen"):
             self.core.frontswap.freeze()
@@ -139,8 +146,9 @@ class Worker:
         for device in self.core.devices.values():
             directory.add_block_file(device)
         self._directory = directory
+        page_size = config.context.page_size
         self.session = Session(
-            Operations(directory, page_size=config.context.page_size),
+            self.backed.operations(directory, page_size) if self.backed else Operations(directory, page_size=page_size),
             mount,
             hook=config.fuse.hook,
             poll_us=self.config.fuse.poll_us,
@@ -345,6 +353,8 @@ class Worker:
     async def _tick(self) -> None:
         while True:  # by the clock: it is one
             self.state.words[Word.TICKS] += 1
+            if self.backed:
+                self.backed.look()
             requests = self.state.hook_words[HookWord.REQUESTS]
             if requests != self._remembered:
                 self._remembered = requests
@@ -363,6 +373,7 @@ def geometry(config: Config) -> dict[str, Any]:
         "files": config.swap_files(),
         "allocator": config.pool.allocator,
         "max_zspage_frames": config.pool.max_zspage_frames,
+        **backedpool.geometry(config),
     }
 
 
@@ -398,7 +409,7 @@ def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> Prep
     service.first_in_line()
     host, _, port = config.metrics.listen.rpartition(":")
     exporter = Exporter(host.strip("[]"), int(port)) if port else None
-    return Prepared(protections, Offload(), exporter, make_lanes(config))
+    return Prepared(protections, Offload(), exporter, make_lanes(config), backedpool.prepare(config))
 
 
 def run_worker(
@@ -408,6 +419,7 @@ def run_worker(
     listener: Listener,
     state: SharedState,
     arena: int,
+    backing: int,
 ) -> int:
     """Serve in this process, which was forked for it; return the exit code.
 
@@ -418,6 +430,7 @@ def run_worker(
         listener: the control socket.
         state: what goes from worker to worker.
         arena: the arena's descriptor.
+        backing: that of the disk behind the pool.
 
     Raises:
         ZswapdError: it cannot come up.
@@ -427,5 +440,5 @@ def run_worker(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
-    worker = Worker(config, prepared, mount=mount, listener=listener, state=state, arena=arena)
+    worker = Worker(config, prepared, mount=mount, listener=listener, state=state, arena=arena, backing=backing)
     return trio.run(worker.run, instruments=[MemoryMinder()])

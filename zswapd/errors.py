@@ -143,6 +143,13 @@ class HandoverError(ZswapdError):
     errno_ = errno.EBUSY
 
 
+class BackingError(ZswapdError):
+    """The file or device behind the pool cannot be used; nothing was changed on it."""
+
+    exit_code = 15
+    errno_ = errno.EIO
+
+
 class InvariantError(ZswapdError):
     """A `check()` found lists or counts that contradict each other: a bug, never a user's mistake."""
 

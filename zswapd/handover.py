@@ -6,6 +6,7 @@
     geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it
     hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
+    areas      further memory by name (`area`): of a disk behind the pool the key, the claims, and which pages are there
 
 All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
 time: by the worker, or by the supervisor while there is none.
@@ -141,9 +142,21 @@ class SharedState:
         for name, bits in self.geometry["lost"].items():
             self._lost[name] = view[lost_at : lost_at + bits]
             lost_at += round_up(bits, 8)
+        self._areas: dict[str, memoryview] = {}
+        for name, size in self.geometry.get("areas", {}).items():
+            self._areas[name] = view[lost_at : lost_at + size]
+            lost_at += round_up(size, 8)
 
     @classmethod
-    def new(cls, geometry: Mapping[str, object], *, lost: Mapping[str, int], max_io: int, kind: str = "auto") -> SharedState:
+    def new(
+        cls,
+        geometry: Mapping[str, object],
+        *,
+        lost: Mapping[str, int],
+        max_io: int,
+        kind: str = "auto",
+        areas: Mapping[str, int] | None = None,
+    ) -> SharedState:
         """Make a file.
 
         Args:
@@ -151,6 +164,7 @@ class SharedState:
             lost: bytes of each swap file's bitmap.
             max_io: longest request of the hook, bytes.
             kind: of file, as for the arena.
+            areas: bytes of further memory, by name.
 
         Raises:
             ArenaError: the kernel gives no memory.
@@ -159,13 +173,14 @@ class SharedState:
         page = mmap.PAGESIZE
         hook_at = round_up(page + 2 * SLOT_BYTES + GEOMETRY_BYTES, page)
         lost_at = hook_at + round_up(hook_bytes(max_io), page)
-        end = lost_at + sum(round_up(bits, 8) for bits in lost.values())
+        areas = areas or {}
+        end = lost_at + sum(round_up(size, 8) for size in (*lost.values(), *areas.values()))
         length = round_up(end, page)
         fd, _kind = open_backing(kind)
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             document = bytearray(GEOMETRY_BYTES)
-            _write(memoryview(document), 1, {**geometry, "lost": dict(lost)})
+            _write(memoryview(document), 1, {**geometry, "lost": dict(lost), **({"areas": dict(areas)} if areas else {})})
             try:
                 os.ftruncate(fd, length)
                 os.posix_fallocate(fd, 0, length)
@@ -180,6 +195,16 @@ class SharedState:
     def lost(self) -> dict[str, memoryview]:
         """Return each swap file's bitmap of lost pages."""
         return dict(self._lost)
+
+    def area(self, name: str) -> memoryview:
+        """Return further memory by its name.
+
+        Raises:
+            HandoverError: there is none; the running daemon was started without what it is for.
+        """
+        if name not in self._areas:
+            raise HandoverError(f"the running daemon's shared state has no {name}", hint="swap off and restart")
+        return self._areas[name]
 
     def load(self) -> dict[str, Any]:
         """Return the last document that was saved whole; an empty one if there is none."""
@@ -198,7 +223,16 @@ class SharedState:
         """Let go of the mapping and the file."""
         if self.fd < 0:
             return
-        for view in (self.words, self.hook_words, self.hook, *self._slots, self._geometry, *self._lost.values(), self._view):
+        for view in (
+            self.words,
+            self.hook_words,
+            self.hook,
+            *self._slots,
+            self._geometry,
+            *self._lost.values(),
+            *self._areas.values(),
+            self._view,
+        ):
             view.release()
         os.close(self.fd)
         self.fd = -1

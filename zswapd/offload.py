@@ -13,6 +13,7 @@ it waits until it is done, or leaves it behind (`abandon`): then the thread is b
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import threading
 from pathlib import Path
@@ -52,6 +53,31 @@ class Offload:
         stand_back()
         while True:
             self._jobs.get()()
+
+    def submit(self, function: Callable[[], None], done: Callable[[int], None]) -> None:
+        """Call a function in a thread, and `done` in the event loop's thread when it has returned.
+
+        Args:
+            function: may raise OSError and nothing else.
+            done: gets 0 or the errno.
+        """
+        token = trio.lowlevel.current_trio_token()
+
+        def job() -> None:
+            code = 0
+            try:
+                function()
+            except OSError as error:
+                code = error.errno or errno.EIO
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(finish, code)
+
+        def finish(code: int) -> None:
+            self.unfinished -= 1
+            done(code)
+
+        self.unfinished += 1
+        self._jobs.put(job)
 
     async def run(self, function: Callable[[*Ts], R], *args: *Ts, abandon: bool = False) -> R:
         """Call a function in a thread and return what it returns; what it raises is raised here.

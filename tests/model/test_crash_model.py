@@ -20,9 +20,10 @@ from zswapd import crashpoints
 from zswapd.allocators.arena import Arena
 from zswapd.errors import ArenaError
 
-POINTS = [name for name in crashpoints.POINTS if not name.startswith("takeover_")]
 ALLOCATORS = ("zsmalloc", "zbud")
-TAKEOVER_POINTS = [name for name in crashpoints.POINTS if name.startswith("takeover_")]
+OF_SLOTS = [name for name, (number, _) in crashpoints.POINTS.items() if number >= crashpoints.SLOT_STALE]
+POINTS = [name for name in crashpoints.POINTS if not name.startswith("takeover_") and name not in OF_SLOTS]
+TAKEOVER_POINTS = [name for name in crashpoints.POINTS if name.startswith("takeover_") and name not in OF_SLOTS]
 
 
 def _kinds_of_arena() -> list[str]:

@@ -33,7 +33,7 @@ LOST = "lost"
 PAGES = 300
 """More than 256, so that a range of offsets is a range of indexes of several objects."""
 
-_STORED, _REFUSED = 1, 2
+STORED, REFUSED = 1, 2
 
 
 @dataclass
@@ -73,6 +73,15 @@ class World:
         """Return a core in this process."""
         return Core(self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}))
 
+    def process(self, core: Core) -> Process:
+        """Return who does operations on a core."""
+        return Process(core, self.size)
+
+    def find(self, core: Core, number: int, out: memoryview) -> bool:
+        """Read a page; return whether there is one."""
+        core.devices["swap"].read_into(number * self.size, out)
+        return core.frontswap.holds(0, number)
+
     def close(self) -> None:
         """Give the memory back."""
         self.arena.close()
@@ -81,7 +90,7 @@ class World:
         """Fork a process that does the operations and dies at the point, and enter into the model what that may have left.
 
         Args:
-            ops: see `_Process`.
+            ops: see `Process`.
             point, nth: for `crashpoints.arm`.
             in_takeover: arm before the process takes over, not after it.
         """
@@ -95,7 +104,7 @@ class World:
                 core = self.take_over()
                 if not in_takeover:
                     crashpoints.arm(point, nth)
-                process = _Process(core, self.size)
+                process = self.process(core)
                 for number, op in enumerate(ops):
                     notes[0:4] = (number + 1).to_bytes(4, "little")
                     notes[16 + number] = process.do(op)
@@ -115,14 +124,14 @@ class World:
     def _enter(self, ops: list[Op], notes: mmap.mmap, begun: int, done: int) -> None:
         may_refuse = False
         for number, op in enumerate(ops[:begun]):
-            may_refuse = may_refuse or op[0] in ("freeze", "keep_poor", "hog", "trim")
+            may_refuse = may_refuse or op[0] in ("freeze", "keep_poor", "hog", "trim", "limit", "disk_fails")
             if op[0] == "write":
                 new = page(op[2], op[3], self.size)
                 before = self.model[op[1]]
                 refused: set[Held] = {held if isinstance(held, str) else LOST for held in before}
                 if number >= done:
                     self.model[op[1]] = before | {new} | (refused if may_refuse else set())
-                elif notes[16 + number] == _STORED:
+                elif notes[16 + number] == STORED:
                     self.model[op[1]] = {new}
                 else:
                     assert may_refuse
@@ -143,8 +152,7 @@ class World:
         for number, allowed in enumerate(self.model):
             found: Held
             try:
-                device.read_into(number * self.size, memoryview(out))
-                found = bytes(out) if core.frontswap.holds(0, number) else ABSENT
+                found = bytes(out) if self.find(core, number, memoryview(out)) else ABSENT
                 assert found != ABSENT or not any(out)
             except LostPageError:
                 found = LOST
@@ -159,7 +167,7 @@ class World:
         core.close()
 
 
-class _Process:
+class Process:
     """Does operations on a core: tuples of a name and arguments."""
 
     def __init__(self, core: Core, size: int) -> None:
@@ -180,7 +188,7 @@ class _Process:
             case ("write", number, kind, seed):
                 reason = device.write(number * self.size, memoryview(page(kind, seed, self.size)))
                 self._refill()
-                return _STORED if reason is None else _REFUSED
+                return STORED if reason is None else REFUSED
             case ("discard", first, count):
                 device.discard(first * self.size, min(count, PAGES - first) * self.size)
             case ("cache", first, count, kind):
@@ -216,4 +224,4 @@ class _Process:
                 core.frames.trim_now()
             case _:
                 raise ValueError(op)
-        return _STORED
+        return STORED

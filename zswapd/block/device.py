@@ -239,6 +239,7 @@ class Device:
                 self._zero_part(number, begin, end)
         if parts.first < parts.end:
             last = parts.end - 1
+            self._forget(parts.first, last)
             self._frontswap.invalidate_range(self.swap_type, parts.first, last)
             if self._lost_pages:
                 reach(crashpoints.DISCARD_STILL_LOST)
@@ -246,7 +247,7 @@ class Device:
             self._pages_discarded += parts.end - parts.first
 
     def _zero_part(self, number: int, begin: int, end: int) -> None:
-        if not self._frontswap.load(self.swap_type, number, self._scratch):
+        if not self._has_page(number):
             if self._is_lost(number):
                 self._raise_lost(number)
             return
@@ -254,8 +255,16 @@ class Device:
         if reason is not None:
             raise DiscardError(f"part of page {number} of {self.name} cannot be discarded: {reason.name.lower()}")
 
+    def _has_page(self, number: int) -> bool:
+        """Say whether a page's data is anywhere."""
+        return self._frontswap.holds(self.swap_type, number)
+
+    def _forget(self, first: int, last: int) -> None:
+        """Take note, before it is so, that the pages first..last are let go: for a device that keeps some elsewhere."""
+
     def invalidate(self) -> int:
         """Let go of everything, as swapoff does; return how many pages there were."""
+        self._forget(0, self.size // self._page_size - 1)
         self._clear_lost(0, self.size // self._page_size - 1)
         return self._frontswap.invalidate_area(self.swap_type)
 
@@ -289,7 +298,7 @@ class Device:
             if not lost[place] and not distrust:
                 continue
             for number in range(place << 3, (place << 3) + 8):
-                if number >= pages or self._frontswap.holds(self.swap_type, number):
+                if number >= pages or self._has_page(number):
                     lost[place] &= ~(1 << (number & 7))
                 elif distrust:
                     lost[place] |= 1 << (number & 7)

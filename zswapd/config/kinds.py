@@ -176,6 +176,19 @@ class AbsolutePath(_Word):
 
 
 @dataclass(frozen=True, slots=True)
+class OptionalPath(AbsolutePath):
+    """An absolute path, or an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return the rule and the meaning of nothing."""
+        return f'{AbsolutePath.describe(self, context)}, or "" for none'
+
+    def convert(self, value: object, context: Context) -> Path | None:  # type: ignore[override] # None is the point
+        """Return the path, or None."""
+        return None if value == "" else AbsolutePath.convert(self, value, context)
+
+
+@dataclass(frozen=True, slots=True)
 class ListenAddress(_Word):
     """An IP address and a TCP port, or an empty string for none."""
 

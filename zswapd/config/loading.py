@@ -21,6 +21,7 @@ from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
     SECTIONS,
     SETTINGS,
+    BackingSection,
     CacheSection,
     ControlSection,
     FuseSection,
@@ -71,6 +72,7 @@ class Config:
     pool: PoolSection
     cache: CacheSection
     memory: MemorySection
+    backing: BackingSection
     service: ServiceSection
     control: ControlSection
     metrics: MetricsSection
@@ -287,6 +289,12 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"control.socket {config.control.socket} lies below fuse.mountpoint, which the mount hides",
             hint="put the socket beside the mountpoint",
+        )
+    if config.backing.path and not config.fuse.hook:
+        raise ConfigError("a backing needs the FUSE hook", hint="set fuse.hook = true, or backing.path to nothing")
+    if config.backing.buffers < 4 << 20:
+        raise ConfigError(
+            f"backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads", hint="write 4M or more"
         )
 
 

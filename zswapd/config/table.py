@@ -29,6 +29,7 @@ from zswapd.config.kinds import (
     ListenAddress,
     MemorySize,
     Named,
+    OptionalPath,
     OptionalSize,
     SwapSize,
 )
@@ -247,6 +248,19 @@ class MemorySection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackingSection:
+    """[backing]: a disk behind the pool, for what does not fit or is not worth memory."""
+
+    path: Path | None = setting(  # noqa: RUF009 - gives a dataclass field
+        OptionalPath(), "", help="File or block device with a slot for each page of the swap files; a file is made if missing."
+    )
+    force: bool = setting(Boolean(), default=False, help="Take it although it carries a signature or foreign data.")
+    encrypt: bool = setting(Boolean(), default=True, help="Encrypt what is written there, with a key that is nowhere else.")
+    threads: int = setting(Integer(1, 64), 8, help="Requests to the disk at a time.")
+    buffers: int = setting(MemorySize(), "16M", help="Memory for pages on their way to the disk and back.", unit="bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSection:
     """[service]: what keeps the daemon from waiting for its own swap."""
 
@@ -313,6 +327,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "pool": PoolSection,
     "cache": CacheSection,
     "memory": MemorySection,
+    "backing": BackingSection,
     "service": ServiceSection,
     "control": ControlSection,
     "metrics": MetricsSection,

@@ -72,6 +72,7 @@ class Frontswap:
 
     def __init__(self, tmem: Tmem, pam: Pam) -> None:
         self._tmem = tmem
+        self._pam = pam
         self._pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
         tmem.when_flushing = self._flushing
         self._sizes: dict[int, int] = {}
@@ -187,6 +188,11 @@ class Frontswap:
     def holds(self, swap_type: int, offset: int) -> bool:
         """Say whether a page is kept, without reading it."""
         return self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS) != 0
+
+    def generation(self, swap_type: int, offset: int) -> int:
+        """Return the serial number of the store that a page is from, 0 if it is not kept: the same as long as its bytes are."""
+        pampd = self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+        return self._pam.key_of(pampd).generation if pampd else 0
 
     def pages(self, swap_type: int) -> int:
         """Return how many pages of a swap file are kept. Asks 256 objects."""

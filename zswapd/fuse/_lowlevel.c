@@ -54,6 +54,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -78,6 +79,7 @@
 #define NAP_NS 2000000
 #define SAMPLED 64      /* one in so many requests is timed: the clock takes some 30 ns */
 #define LATENCIES 21    /* bounds of 1 us, 2 us, ... 0.52 s, and the rest */
+#define DEFERRED (-EINPROGRESS) /* a result: the request is answered later, by reply() */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct libfuse_version; /* only passed on */
@@ -125,6 +127,7 @@ static struct {
 	unsigned max_background;
 	uint64_t scarce_bytes;   /* free memory of the system below which this thread is a real-time one, 0 for never */
 	bool is_first;           /* it is one now */
+	unsigned deferred;      /* requests that wait for reply() */
 } hook = {.fd = -1};
 
 /* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
@@ -156,6 +159,7 @@ static struct {
 	uint64_t exceptions;               /* of these: an exception or a nonsensical result of a Python function */
 	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
 	uint64_t scarcities;               /* times that free memory fell below scarce_bytes */
+	uint64_t deferred;                 /* requests that were answered later */
 	uint64_t resent;                   /* requests that came again after a predecessor had read them */
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
@@ -196,6 +200,18 @@ static void reply_error(fuse_req_t req, int error)
 {
 	stats.errors++;
 	note_reply(fuse_reply_err(req, error));
+}
+
+/* Take note of a request that was not answered: by an errno, or not yet. */
+static void reply_later_or_error(fuse_req_t req, long n)
+{
+	if (n != DEFERRED) {
+		reply_error(req, (int)-n);
+		return;
+	}
+	stats.deferred++;
+	hook.deferred++;
+	fuse_reply_none(req); /* frees it, sends nothing */
 }
 
 /* Call a Python function and return its int, at least -4095; an exception and a senseless result are -EIO. */
@@ -314,7 +330,7 @@ static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, st
 	n = call_with_view(hook.read, ino, off, view, size);
 	Py_DECREF(view);
 	if (n < 0) {
-		reply_error(req, (int)-n);
+		reply_later_or_error(req, n);
 		return;
 	}
 	stats.read_bytes += (uint64_t)n;
@@ -353,7 +369,7 @@ static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t 
 	n = call_with_view(hook.write, ino, off, view, size);
 	Py_DECREF(view);
 	if (n < 0) {
-		reply_error(req, (int)-n);
+		reply_later_or_error(req, n);
 		return;
 	}
 	stats.write_bytes += (uint64_t)n;
@@ -384,7 +400,7 @@ static void hook_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offse
 	for (int i = 0; i < 4; i++)
 		Py_XDECREF(args[i]);
 	if (n < 0)
-		reply_error(req, (int)-n);
+		reply_later_or_error(req, n);
 	else
 		note_reply(fuse_reply_err(req, 0));
 }
@@ -725,6 +741,8 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			hook.quiet_since = now_ns();
 			n = read_request(se);
 		}
+		if (n == -EAGAIN && hook.deferred > 0) /* the event loop hears both of the next request and of the disk */
+			return -EINTR;
 		if (n == -EAGAIN)
 			n = poll_request(se, start + hook.budget_ns);
 		if (n == -EAGAIN && nap(start + hook.budget_ns))
@@ -1020,6 +1038,39 @@ static PyObject *py_adopt(PyObject *self, PyObject *unused)
 	return PyBool_FromLong(length > 0);
 }
 
+static PyObject *py_unique(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	return PyLong_FromUnsignedLongLong(hook.request != NULL && header()->len != 0 ? header()->unique : 0);
+}
+
+PyDoc_STRVAR(reply_doc, "reply(unique, error, payload)");
+
+static PyObject *py_reply(PyObject *self, PyObject *args)
+{
+	struct fuse_out_header out;
+	unsigned long long unique;
+	int error;
+	Py_buffer payload;
+	struct iovec parts[2] = {{&out, sizeof(out)}, {NULL, 0}};
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "Kiy*:reply", &unique, &error, &payload))
+		return NULL;
+	out.len = (uint32_t)(sizeof(out) + (size_t)payload.len);
+	out.error = -error;
+	out.unique = unique;
+	parts[1].iov_base = payload.buf;
+	parts[1].iov_len = (size_t)payload.len;
+	stats.errors += error != 0;
+	if (writev(hook.fd, parts, payload.len > 0 ? 2 : 1) != (ssize_t)out.len)
+		stats.reply_errors++;
+	hook.deferred -= hook.deferred > 0;
+	PyBuffer_Release(&payload);
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_set_poll_us(PyObject *self, PyObject *number)
 {
 	unsigned long poll_us = PyLong_AsUnsignedLong(number);
@@ -1098,14 +1149,15 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
+	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
 	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
 	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
 	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
 	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls,
 	                     "naps", stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends,
 	                     "scarcities", stats.scarcities, "resent", stats.resent, "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
-	                     "errors", stats.errors, "exceptions", stats.exceptions, "reply_errors", stats.reply_errors,
+	                     "deferred", stats.deferred, "errors", stats.errors, "exceptions", stats.exceptions,
+	                     "reply_errors", stats.reply_errors,
 	                     "max_write", stats.max_write, "max_background", stats.max_background);
 }
 
@@ -1144,6 +1196,8 @@ static PyMethodDef methods[] = {
     {"attach", (PyCFunction)(void (*)(void))py_attach, METH_VARARGS | METH_KEYWORDS, attach_doc},
     {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
     {"adopt", py_adopt, METH_NOARGS, adopt_doc},
+    {"unique", py_unique, METH_NOARGS, PyDoc_STR("unique() -> int")},
+    {"reply", py_reply, METH_VARARGS, reply_doc},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
     {"current", py_current, METH_NOARGS, PyDoc_STR("current() -> (number, thread)")},
     {"set_scarce", py_set_scarce, METH_O, PyDoc_STR("set_scarce(free_bytes)")},

@@ -17,7 +17,8 @@ def attach(
 
     The functions run in the session's thread and must not raise. `read(inode, offset, out)` fills `out` from
     its beginning and returns how many bytes; `write(inode, offset, data)` returns how many it took;
-    `fallocate(inode, mode, offset, length)` returns 0; each may return -errno instead. The views are valid
+    `fallocate(inode, mode, offset, length)` returns 0; each may return -errno instead, or -EINPROGRESS for "later, by
+    `reply`". The views are valid
     during the call only (they are used again for the next request) and must not be released.
 
     Args:
@@ -52,6 +53,18 @@ def adopt() -> bool:
 
 def detach() -> None:
     """Forget functions, inodes and buffers; only when no session is served any more."""
+
+def unique() -> int:
+    """Return the kernel's number of the request that is being served; 0 if there is none, as when the hook reads ahead."""
+
+def reply(unique: int, error: int, payload: bytes | memoryview) -> None:
+    """Answer a request that was deferred; one that the kernel does not wait for any more is counted, as `reply_errors`.
+
+    Args:
+        unique: its number.
+        error: an errno, or 0.
+        payload: what goes behind the header; empty with an errno.
+    """
 
 def set_poll_us(poll_us: int) -> None:
     """Change the longest wait for the next request, µs."""

@@ -58,6 +58,7 @@ CACHE_SECONDS = 3600.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
+AnyOperations = TypeVar("AnyOperations", bound="Operations")
 
 
 def answering(
@@ -78,7 +79,7 @@ def answering(
     return guarded
 
 
-def serving(handler: Callable[Concatenate[Operations, P], int]) -> Callable[Concatenate[Operations, P], int]:
+def serving(handler: Callable[Concatenate[AnyOperations, P], int]) -> Callable[Concatenate[AnyOperations, P], int]:
     """Decorate a function of the page path: any exception becomes -errno.
 
     Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would fail
@@ -87,7 +88,7 @@ def serving(handler: Callable[Concatenate[Operations, P], int]) -> Callable[Conc
 
     @functools.wraps(handler)
     @trio.lowlevel.enable_ki_protection
-    def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> int:
+    def guarded(self: AnyOperations, /, *args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return handler(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring

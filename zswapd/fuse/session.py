@@ -101,6 +101,8 @@ class SessionStatistics:
     """Those of them that it then asked for. The pages of the others count as loaded all the same."""
     scarcities: int
     """Times that the system's free memory became scarce, and the session's thread a real-time one."""
+    deferred: int
+    """Requests that waited for the disk behind the pool, and were answered later."""
     resent: int
     """Requests that came again, because a worker had died before it answered them."""
     let_go: int
@@ -125,7 +127,7 @@ carry.declare(
     cumulative=(
         "reads writes discards others read_bytes written_bytes refused_writes drained receives polls "
         "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
-        "scarcities resent let_go request_errors reply_errors internal_errors failed_requests"
+        "scarcities deferred resent let_go request_errors reply_errors internal_errors failed_requests"
     ),
 )
 
@@ -305,6 +307,7 @@ class Session:
             reads_ahead=hook["aheads"],
             reads_ahead_hits=hook["ahead_hits"],
             scarcities=hook["scarcities"],
+            deferred=hook["deferred"],
             resent=hook["resent"],
             let_go=plain.let_go,
             request_errors=hook["errors"],
@@ -390,6 +393,7 @@ _COUNTERS = (
     "nap_hits",
     "budget_ends",
     "scarcities",
+    "deferred",
     "resent",
     "aheads",
     "ahead_hits",

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zswapd import daemon
+from zswapd import backedpool, daemon
 from zswapd.allocators.arena import READABLE_LAYOUTS
 from zswapd.assembly import lost_bitmap_bytes, make_arena
 from zswapd.control.listening import Listener
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from zswapd.config import Config
 
-NAMES = ("fuse", "arena", "state", "socket", "lock")
-"""The descriptors, in the order in which they are sent."""
-STORED = ("fuse", "arena", "state")
+NAMES = ("fuse", "arena", "state", "socket", "lock", "backing")
+"""The descriptors, in the order in which they are sent; `backing` is there if one is configured."""
+STORED = ("fuse", "arena", "state", "backing")
 """Those that the service manager keeps: without the other two, a new socket is made."""
 _ENVIRONMENT = "ZSWAPD_ESTATE"
 _STORE_PREFIX = "zswapd-"
@@ -52,19 +52,16 @@ class Estate:
     listener: Listener
     state: SharedState
     arena: int
+    backing: int
+    """The disk behind the pool, -1 for none."""
     is_new: bool
     """Nobody has served it yet."""
 
     def descriptors(self) -> dict[str, int]:
         """Return the open files by name, in the order of NAMES."""
         listening, lock = self.listener.descriptors()
-        return {
-            "fuse": self.mount.descriptor,
-            "arena": self.arena,
-            "state": self.state.fd,
-            "socket": listening,
-            "lock": lock,
-        }
+        descriptors = (self.mount.descriptor, self.arena, self.state.fd, listening, lock, self.backing)
+        return {name: fd for name, fd in zip(NAMES, descriptors, strict=True) if fd >= 0}
 
     def close(self) -> None:
         """Unmount, remove the socket, give the memory back: the end of what was stored."""
@@ -72,6 +69,8 @@ class Estate:
         self.listener.close()
         self.state.close()
         os.close(self.arena)
+        if self.backing >= 0:
+            os.close(self.backing)
 
 
 def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
@@ -83,10 +82,10 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
     ours = daemon.geometry(config)
     # What older programs do not say of themselves; the arena's label has it all the same.
     running = {"allocator": "zsmalloc", "max_zspage_frames": ours["max_zspage_frames"]} | dict(running)
-    for key, wanted in ours.items():
-        if running.get(key) != wanted:
+    for key in (*ours, "backing"):
+        if running.get(key) != ours.get(key):
             raise HandoverError(
-                f"the running daemon's {key} is {running.get(key)}, the configuration says {wanted}",
+                f"the running daemon's {key} is {running.get(key)}, the configuration says {ours.get(key)}",
                 hint="take over with the old value; swap off and restart to change it",
             )
 
@@ -122,17 +121,24 @@ def make(config: Config) -> Estate:
     Raises:
         AlreadyRunningError: another daemon has the control socket.
         ArenaError: the kernel gives no memory.
+        BackingError: the disk behind the pool cannot be used.
         MountError, PermissionsError: the files cannot be mounted. In all cases everything is as before.
     """
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(Listener(config.control.socket))
+        backing = backedpool.open_backing(config)
+        if backing >= 0:
+            undo.callback(os.close, backing)
         arena = _new_arena(config)
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint))
         shape = {**daemon.geometry(config), "made": [str(path) for path in mount.made]}
-        state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena)
+        areas = backedpool.areas(config)
+        state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
+        if areas:
+            backedpool.make_key(state)
         undo.pop_all()
-    return Estate(mount, listener, state, arena, is_new=True)
+    return Estate(mount, listener, state, arena, backing, is_new=True)
 
 
 def _new_arena(config: Config) -> int:
@@ -153,6 +159,8 @@ def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
     """
     state = SharedState(descriptors["state"])
     check_geometry(config, state.geometry)
+    if config.backing.path and "backing" not in descriptors:
+        raise HandoverError("the disk behind the pool was not handed over", hint="look into the daemon's log")
     listener = Listener(config.control.socket)
     if "socket" in descriptors:
         listener.adopt(descriptors["socket"], descriptors["lock"])
@@ -160,7 +168,7 @@ def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
         listener.open()
     mount = Mount(config.fuse.mountpoint)
     mount.adopt(descriptors["fuse"], [Path(path) for path in state.geometry["made"]])
-    return Estate(mount, listener, state, descriptors["arena"], is_new=False)
+    return Estate(mount, listener, state, descriptors["arena"], descriptors.get("backing", -1), is_new=False)
 
 
 def leave_in_environment(estate: Estate, worker: int) -> dict[str, str]:
@@ -196,9 +204,9 @@ def from_service_manager() -> dict[str, int] | None:
     given = {name.removeprefix(_STORE_PREFIX): 3 + number for number, name in enumerate(names[: int(count)])}
     for descriptor in range(3, 3 + int(count)):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
-    if not set(STORED) <= set(given):
+    if not set(STORED) - {"backing"} <= set(given):
         return None
-    return {name: given[name] for name in STORED}
+    return {name: given[name] for name in STORED if name in given}
 
 
 def stored_name(name: str) -> str:

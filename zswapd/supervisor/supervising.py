@@ -140,7 +140,7 @@ class Supervisor:
             return status
         left = status_of_the_dead(self._worker)
         if left is not None:
-            log.warning("worker %d is dead but for threads that wait for a cache volume's backing file", self._worker)
+            log.warning("worker %d is dead but for threads that wait for a disk", self._worker)
             self._remains.add(self._worker)
         return left
 
@@ -151,7 +151,8 @@ class Supervisor:
     def _store_descriptors(self) -> None:
         descriptors = self._estate.descriptors()
         for name in estates.STORED:
-            self._notifier.store(estates.stored_name(name), descriptors[name])
+            if name in descriptors:
+                self._notifier.store(estates.stored_name(name), descriptors[name])
 
     # The worker.
 
@@ -183,9 +184,8 @@ class Supervisor:
         service.be_known_as("zswapd-worker")
         try:
             config, estate = self._config, self._estate
-            code = self._guarded(
-                lambda: daemon.run_worker(config, prepare(), estate.mount, estate.listener, estate.state, estate.arena)
-            )
+            files = (estate.mount, estate.listener, estate.state, estate.arena, estate.backing)
+            code = self._guarded(lambda: daemon.run_worker(config, prepare(), *files))
         except BaseException:
             log.exception("worker %d ends", os.getpid())
         finally:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk in memory whose requests end when the test says so, in any order, well or badly."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+
+class Disk:
+    """Slots as `backing.store.SlotStore` has them, and the `submit` that goes with them.
+
+    Attributes:
+        slots: what each slot holds.
+        waiting: requests under way, as (job, done).
+        writes: the slots of each write request, in the order in which they were made.
+        failing: errno of all requests to come, 0 for none.
+    """
+
+    def __init__(self, page_size: int, slots: int) -> None:
+        self.page_size = page_size
+        self.slots = [b"\xdb" * page_size for _ in range(slots)]
+        self.waiting: list[tuple[Callable[[], None], Callable[[int], None]]] = []
+        self.writes: list[tuple[int, int]] = []
+        self.failing = 0
+
+    def read(self, first: int, pages: Sequence[memoryview]) -> None:
+        for number, page in enumerate(pages, first):
+            page[:] = self.slots[number]
+
+    def write(self, first: int, pages: Sequence[memoryview]) -> None:
+        self.writes.append((first, len(pages)))
+        for number, page in enumerate(pages, first):
+            self.slots[number] = bytes(page)
+
+    def write_label(self) -> None:
+        pass
+
+    def submit(self, job: Callable[[], None], done: Callable[[int], None]) -> None:
+        self.waiting.append((job, done))
+
+    def finish(self, place: int = 0, code: int | None = None) -> None:
+        """End a request; one that fails has done half of its work, or something else."""
+        job, done = self.waiting.pop(place)
+        code = self.failing if code is None else code
+        if code != errno.ENODEV:  # then nothing has reached the disk
+            job()
+        done(code)
+
+    def finish_all(self) -> None:
+        while self.waiting:
+            self.finish()

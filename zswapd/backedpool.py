@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disk behind the pool, as a worker has it: put together from the configuration, an open file and the shared state.
+
+What outlives a worker: the file's descriptor (locked, and open for us alone), and in the shared state the key, the claims, and
+for each swap file which of its pages are in their slots. The key is made once and is nowhere else: when the last process that
+has the shared state is gone, what is on the disk means nothing to anybody.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zswapd.assembly import Backing, slot_map_sizes, slots_needed
+from zswapd.backing.cipher import KEY_BYTES, SlotCipher
+from zswapd.backing.lifeline import Lifeline
+from zswapd.backing.store import SlotStore, open_store
+from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
+from zswapd.errors import BackingError
+from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.fuse.deferring import BackedOperations
+from zswapd.fuse.mounting import MAX_IO
+from zswapd.offload import Offload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.config import Config
+    from zswapd.fuse.inodes import Directory
+    from zswapd.handover import SharedState
+
+_KEY, _CLAIMS, _SLOTS = "backing.key", "backing.claims", "slots:"
+_RESEND = (6, 9)
+"""The first Linux that can send again what a dead worker had put off until the disk would answer."""
+
+
+def geometry(config: Config) -> dict[str, Any]:
+    """Return what a successor has to agree on; {} without a backing."""
+    backing = config.backing
+    return {"backing": f"{backing.path}{' (encrypted)' if backing.encrypt else ''}"} if backing.path else {}
+
+
+def areas(config: Config) -> dict[str, int]:
+    """Return the memory that has to outlive a worker, by name; {} without a backing."""
+    if not config.backing.path:
+        return {}
+    maps = {_SLOTS + name: size for name, size in slot_map_sizes(config).items()}
+    return {_KEY: KEY_BYTES, _CLAIMS: 8 * CLAIMS, **maps}
+
+
+def make_key(state: SharedState) -> None:
+    """Put a random key into a new shared state."""
+    state.area(_KEY)[:] = os.urandom(KEY_BYTES)
+
+
+def open_backing(config: Config) -> int:
+    """Open what `backing.path` names, for all workers to come; return its descriptor, -1 if there is no backing.
+
+    Raises:
+        BackingError: it cannot be used.
+    """
+    path = config.backing.path
+    if not path:
+        return -1
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release is None or (int(release[1]), int(release[2])) < _RESEND:
+        raise BackingError(
+            f"a backing needs Linux 6.9, this is {os.uname().release}",
+            hint="before it, requests that wait for the disk would die with their worker: set backing.path to nothing",
+        )
+    mountpoint = config.fuse.mountpoint
+    return open_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=config.backing.force)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a process has in hand before it needs it.
+
+    Attributes:
+        offload: threads for requests to the disk.
+        buffers: memory for pages on their way.
+    """
+
+    offload: Offload
+    buffers: memoryview
+
+
+def prepare(config: Config) -> Prepared | None:
+    """Make threads and buffers; None without a backing."""
+    if not config.backing.path:
+        return None
+    return Prepared(Offload("backing", config.backing.threads), make_buffers(config.backing.buffers, config.context.page_size))
+
+
+class BackedPool:
+    """One worker's side of it.
+
+    Args:
+        config: the settings.
+        state: what goes from worker to worker.
+        fd: what `open_backing` has returned; not -1.
+        prepared: what the process has in hand.
+
+    Attributes:
+        backing: what the core gets.
+        fd: as above.
+        transfers: how slots are read and written.
+
+    Raises:
+        BackingError: the hook is not there, or the key cannot be one.
+    """
+
+    def __init__(self, config: Config, state: SharedState, fd: int, prepared: Prepared) -> None:
+        if lowlevel is None:
+            raise BackingError(
+                f"a backing needs the FUSE hook: {lowlevel_problem}", hint="build it, or set backing.path to nothing"
+            )
+        self.fd = fd
+        self._lowlevel: Any = lowlevel
+        page_size = config.context.page_size
+        self._lifeline = Lifeline(state.fd)
+        self.transfers = Transfers(
+            SlotStore(fd, page_size),
+            SlotCipher(bytes(state.area(_KEY))) if config.backing.encrypt else None,
+            prepared.offload.submit,
+            page_size=page_size,
+            buffers=prepared.buffers,
+            depth=config.backing.threads,
+            claims=state.area(_CLAIMS).cast("Q"),
+        )
+        maps: Mapping[str, memoryview] = {name: state.area(_SLOTS + name) for name in config.swap_files()}
+        self.backing = Backing(self.transfers, maps)
+        self.look()
+
+    def operations(self, directory: Directory, page_size: int) -> BackedOperations:
+        """Return the handlers for the files of a mount."""
+        hook = self._lowlevel
+        return BackedOperations(
+            directory, page_size=page_size, transfers=self.transfers, unique=hook.unique, reply=hook.reply, max_io=MAX_IO
+        )
+
+    def look(self) -> None:
+        """See what has become of a predecessor's requests, and of a device in trouble; to be called now and then."""
+        if self.transfers.holds_any and self._lifeline.is_alone():
+            self.transfers.release_held()
+        self.transfers.probe()

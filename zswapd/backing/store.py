@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The file or block device that slots are on: checked, allocated in full, locked, read and written past the page cache.
+
+    0      label: who uses this, in plain text (`LABEL`)
+    1 MiB  slot 0, slot 1, …: a page each
+
+The first mebibyte is no slot's, since it is where programs look for the signatures of file systems: what was swapped out must
+never look like one. It also tells our own file from somebody else's.
+
+`open_store` refuses what somebody else may need: a device that is mounted, swapped on or part of another (O_EXCL finds these),
+one with a signature (blkid), a file with foreign contents, an active swap file, and whatever would come back to our own mount.
+
+Direct I/O: a page on its way to the disk must not need a page of the page cache. All buffers are page-aligned, all transfers
+whole pages.
+
+Limits: what is stored has no meaning after a reboot, so nothing is ever flushed (fdatasync): the disk's own cache may keep it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zswapd.errors import BackingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LABEL = b"zswapd backing store, version 1\n"
+DATA_AT = 1 << 20
+"""Offset of slot 0 in bytes; a multiple of every page size."""
+_BLKGETSIZE64 = 0x80081272
+
+
+class SlotStore:
+    """Slots on an open descriptor, which stays the giver's.
+
+    Args:
+        fd: what `open_store` returned.
+        page_size: bytes in a slot.
+
+    Both transfers block, touch no state and may be called in any thread; they finish what the kernel does in parts.
+    """
+
+    def __init__(self, fd: int, page_size: int) -> None:
+        self._fd = fd
+        self._page_size = page_size
+
+    def read(self, first: int, pages: Sequence[memoryview]) -> None:
+        """Fill page-aligned buffers from slot `first` on.
+
+        Raises:
+            OSError: as the device says; EIO for a device that has become too short.
+        """
+        self._transfer(os.preadv, first, pages)
+
+    def write(self, first: int, pages: Sequence[memoryview]) -> None:
+        """Write page-aligned buffers to the slots from `first` on.
+
+        Raises:
+            OSError: as the device says; some of the slots may be written then, or in part.
+        """
+        self._transfer(os.pwritev, first, pages)
+
+    def write_label(self) -> None:
+        """Write the label again, which changes nothing, to see whether the device works.
+
+        Raises:
+            OSError: it does not.
+        """
+        with mmap.mmap(-1, self._page_size) as page:
+            page[: len(LABEL)] = LABEL
+            os.pwritev(self._fd, [page], 0)
+
+    def _transfer(self, call: object, first: int, pages: Sequence[memoryview]) -> None:
+        done = 0
+        while done < len(pages):
+            moved: int = call(self._fd, pages[done:], DATA_AT + (first + done) * self._page_size)  # type: ignore[operator]
+            # What ends within a page is done again from that page on: direct I/O begins nowhere else.
+            if moved < self._page_size:
+                raise OSError(errno.EIO, "the backing store ends before its slots do")
+            done += moved // self._page_size
+
+
+def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False) -> int:
+    """Open, check, allocate and lock a backing store; return its descriptor.
+
+    Args:
+        path: a file, which is made if it is not there, or a block device.
+        slots: pages that it has to hold.
+        page_size: bytes in a page.
+        mountpoint: where our own files are: nothing in there, and nothing made of it, can stand behind them.
+        force: take it although it carries a signature or foreign data.
+
+    Raises:
+        BackingError: it cannot be used; the message says why. Nothing was changed, but for a new file that is removed again.
+    """
+    if path.resolve().is_relative_to(mountpoint.resolve()):
+        raise BackingError(f"backing.path {path} is in the mount itself", hint="choose a file or device outside of it")
+    needed = DATA_AT + slots * page_size
+    is_new = not path.exists()
+    with contextlib.ExitStack() as undo:
+        fd = _open(path)
+        undo.callback(os.close, fd)
+        if is_new:
+            undo.callback(path.unlink)
+        _lock(fd, path)
+        status = os.fstat(fd)
+        if stat.S_ISBLK(status.st_mode):
+            _check_device(fd, path, status, needed, mountpoint, force=force)
+        else:
+            _check_file(fd, path, status, force=force)
+            _allocate(fd, path, needed)
+        try:
+            # The way that pages will take: if it fails, better now than then.
+            SlotStore(fd, page_size).write_label()
+        except OSError as error:
+            raise BackingError(f"backing.path {path} cannot be written: {error.strerror}", hint="choose another") from error
+        undo.pop_all()
+    return fd
+
+
+def _open(path: Path) -> int:
+    """Open for direct I/O; a block device for us alone."""
+    try:
+        kind = path.stat().st_mode if path.exists() else stat.S_IFREG
+        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+            raise BackingError(f"backing.path {path} is neither a file nor a block device", hint="name one of these")
+        flags = os.O_EXCL if stat.S_ISBLK(kind) else os.O_CREAT
+        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | flags, 0o600)
+    except OSError as error:
+        hints = {
+            errno.EBUSY: "it is mounted, swapped on, or part of another device",
+            errno.ETXTBSY: "it is swapped on: `swapoff` it first, or choose another",
+            errno.EINVAL: "its file system has no direct I/O: choose another",
+        }
+        raise BackingError(
+            f"backing.path {path} cannot be opened: {error.strerror}", hint=hints.get(error.errno or 0, "choose another path")
+        ) from error
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise BackingError(f"backing.path {path} is in use by another process", hint="one daemon, one backing") from error
+
+
+def _is_ours(fd: int) -> bool:
+    """Say whether a daemon like this one has used it."""
+    copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # direct I/O would want an aligned buffer
+    try:
+        return os.pread(copy, len(LABEL), 0) == LABEL
+    finally:
+        os.close(copy)
+
+
+def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, mountpoint: Path, *, force: bool) -> None:
+    size = int.from_bytes(fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)), "little")
+    if size < needed:
+        raise BackingError(
+            f"backing.path {path} has {size} bytes, the swap files need {needed}", hint="use a larger device or less swap"
+        )
+    for name, file in _files_below(os.major(status.st_rdev), os.minor(status.st_rdev)):
+        if Path(file).is_relative_to(mountpoint):
+            raise BackingError(f"backing.path {path} lies on our own file {file} ({name})", hint="choose another device")
+    if force or _is_ours(fd):
+        return
+    found = subprocess.run(
+        ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", str(path)], check=False, capture_output=True
+    )
+    # blkid ends with 2 when there is nothing to be found, with 8 when it finds more than one.
+    if found.returncode != 2:
+        what = " ".join(found.stdout.decode(errors="replace").split()) or "something unclear"
+        raise BackingError(
+            f"backing.path {path} carries a signature: {what}", hint="if nobody needs it: `wipefs --all`, or backing.force"
+        )
+
+
+def _files_below(major: int, minor: int) -> Iterator[tuple[str, str]]:
+    """Yield the loop devices that a block device consists of, with their files."""
+    base = Path(f"/sys/dev/block/{major}:{minor}").resolve()
+    # A partition's directory is in its disk's.
+    waiting = [base, base.parent] if (base / "partition").exists() else [base]
+    while waiting:
+        directory = waiting.pop()
+        with contextlib.suppress(OSError):
+            yield directory.name, (directory / "loop/backing_file").read_text().strip()
+        with contextlib.suppress(OSError):
+            waiting += [slave.resolve() for slave in (directory / "slaves").iterdir()]
+
+
+def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> None:
+    for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            used = Path(loop.read_text().strip())
+            if used.exists() and used.samefile(path):
+                raise BackingError(f"backing.path {path} is in use by /dev/{loop.parts[3]}", hint="`losetup -d` it first")
+    if status.st_size and not force and not _is_ours(fd):
+        raise BackingError(
+            f"backing.path {path} exists and is none of ours", hint="if nobody needs it: remove it, or set backing.force"
+        )
+
+
+def _allocate(fd: int, path: Path, needed: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, needed)
+    except OSError as error:
+        raise BackingError(
+            f"no room for {needed} bytes in {path.parent}: {error.strerror}",
+            hint="a slot must never be missing: free some, or use less swap",
+        ) from error

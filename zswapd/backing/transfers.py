@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is under way between slots and private buffers: in order, bounded, and known to a successor.
+
+Order. Of one slot, one transfer at a time: a write waits for the write before it, and for the readers of the slot, and so no
+older data reaches a slot after newer data. Slots side by side that are asked for together go in one request. Readers of one
+slot share its read.
+
+Memory. Pages are in buffers of our own, made and touched at the start. A write that finds none is refused at once; a read waits
+for its turn, and has as many for itself as a write cannot take (`READ_SHARE`).
+
+Death. `claims` is memory that outlives the process: a word for each request that writes, set before the disk can see it and
+cleared when the disk has answered. A thread that hangs in the kernel outlives its process too, and may still write much later.
+So a successor keeps away from the slots in the words it finds, until it is told that no such thread lives (`release_held`).
+
+Faults. A slot that failed is avoided for a while. After TROUBLE failed requests in a row, or while one takes longer than
+STALL_S, the device is in trouble: writes are refused until `probe`, which writes the label again, finds that it works.
+
+Synchronous: `submit` runs a blocking job elsewhere and has its end told in this thread.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zswapd import carry, crashpoints
+from zswapd.crashpoints import reach
+from zswapd.pages import round_down
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from zswapd.backing.cipher import SlotCipher
+    from zswapd.backing.store import SlotStore
+
+CLAIMS = 256
+"""Words that say what is being written."""
+RUN_MAX = 256
+"""Most slots in one request: 1 MiB of 4 KiB pages."""
+READ_SHARE = 4
+"""One buffer of so many is for reads alone."""
+TROUBLE = 3
+"""Failed requests in a row after which the device is taken for broken."""
+PROBE_S = 1.0
+"""Time between two tries while it is."""
+STALL_S = 2.0
+"""A request that takes longer is a stall."""
+AVOID_S = 60.0
+"""How long a slot that failed is left alone."""
+_COUNT_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStatistics:
+    """Traffic with the backing, in pages (zram's bd_reads and bd_writes).
+
+    Attributes:
+        bd_reads, bd_writes: pages read and written.
+        read_requests, write_requests: system calls that took.
+        failed_reads, failed_writes: of these, those that failed.
+        refused_writes: pages turned away because buffers, slot or device were not to be had.
+        in_flight: requests under way.
+        held_slots: slots that a predecessor's request may still write.
+        avoided_slots: slots left alone since they failed.
+    """
+
+    bd_reads: int
+    bd_writes: int
+    read_requests: int
+    write_requests: int
+    failed_reads: int
+    failed_writes: int
+    refused_writes: int
+    in_flight: int
+    held_slots: int
+    avoided_slots: int
+
+
+carry.declare(
+    TransferStatistics,
+    cumulative="bd_reads bd_writes read_requests write_requests failed_reads failed_writes refused_writes",
+)
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """A page on its way to its slot, opaque; `Transfers.content` shows it until `done` is called."""
+
+    slot: int
+    buffer: int
+    done: Callable[[int], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """One slot that somebody reads; stays until nobody needs its page any more."""
+
+    slot: int
+    buffer: int
+    users: list[Fetch] = field(default_factory=list)
+    is_there: bool = False
+    errno: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Fetch:
+    """Slots that are wanted together.
+
+    Attributes:
+        slots: which.
+        done: called once all have been read or failed; `page` and `errno_of` answer from then on, until `Transfers.end`.
+    """
+
+    slots: tuple[int, ...]
+    done: Callable[[], None]
+    missing: int = 0
+
+
+def make_buffers(size: int, page_size: int) -> memoryview:
+    """Return private memory for pages on their way, touched, and aligned as direct I/O wants it.
+
+    Args:
+        size: bytes; rounded down to the page.
+        page_size: bytes in a page.
+    """
+    memory = mmap.mmap(-1, round_down(size, page_size))
+    memory.madvise(mmap.MADV_DONTDUMP)
+    view = memoryview(memory)
+    for place in range(0, len(view), mmap.PAGESIZE):
+        view[place] = 0
+    return view
+
+
+class Transfers:
+    """All transfers of one store.
+
+    Args:
+        store: what moves bytes.
+        cipher: what makes them unreadable; None to store them as they are.
+        submit: runs a job elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
+        page_size: bytes in a slot.
+        buffers: what `make_buffers` has returned; at least twice the longest read.
+        depth: most requests under way.
+        claims: CLAIMS 64-bit words that outlive the process; the process' own if there are none.
+        clock: seconds, for tests.
+
+    Attributes:
+        trouble: why writes are refused for now; empty when all is well.
+    """
+
+    def __init__(
+        self,
+        store: SlotStore,
+        cipher: SlotCipher | None,
+        submit: Callable[[Callable[[], None], Callable[[int], None]], None],
+        *,
+        page_size: int,
+        buffers: memoryview,
+        depth: int = 32,
+        claims: memoryview | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._cipher = cipher
+        self._submit = submit
+        self._page_size = page_size
+        self._depth = depth
+        self._clock = clock
+        self._claims = claims if claims is not None else memoryview(bytearray(8 * CLAIMS)).cast("Q")
+        self._views = [buffers[place : place + page_size] for place in range(0, len(buffers), page_size)]
+        self._free = list(range(len(self._views)))
+        self._reads_only = len(self._views) // READ_SHARE
+        self._ready: deque[Write] = deque()
+        self._queues: dict[int, deque[Write]] = {}
+        self._reads: dict[int, _Read] = {}
+        self._waiting: deque[Fetch] = deque()
+        self._started: dict[int, float] = {}
+        self._number = 0
+        self._held: set[int] = set()
+        for word in self._claims:
+            self._held.update(range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1)))
+        self._inherited = [place for place, word in enumerate(self._claims) if word]
+        self._avoided: dict[int, float] = {}
+        self._failures = 0
+        self._last_error = 0
+        self._next_probe = 0.0
+        self._bd_reads = self._bd_writes = self._read_requests = self._write_requests = 0
+        self._failed_reads = self._failed_writes = self._refused = 0
+
+    # Writing.
+
+    @property
+    def trouble(self) -> str:
+        """Why writes are refused, as words for a person."""
+        if self._failures >= TROUBLE:
+            return f"requests fail: {os.strerror(self._last_error)}"
+        if self._started and (late := self._clock() - min(self._started.values())) > STALL_S:
+            return f"a request has taken {late:.0f} s"
+        return ""
+
+    def accepts(self, slot: int, *, buffers: int = 0) -> bool:
+        """Say whether `write` would take a page for a slot, and leave at least so many buffers to others."""
+        if slot in self._held or len(self._free) <= self._reads_only + buffers or self.trouble:
+            return False
+        return not self._avoided or self._avoided.get(slot, 0.0) <= self._clock()
+
+    def probe(self) -> None:
+        """See whether a device in trouble works again; to be called now and then."""
+        now = self._clock()
+        if self._failures < TROUBLE or self._started or now < self._next_probe:
+            return
+        self._next_probe = now + PROBE_S
+        self._start(self._store.write_label, self._probed)
+
+    def _probed(self, code: int) -> None:
+        if code:
+            self._last_error = code
+        else:
+            self._failures = 0
+            self._avoided.clear()
+
+    def write(self, slot: int, page: bytes | memoryview, done: Callable[[int], None]) -> Write | None:
+        """Have a page written to a slot, once `kick` is called.
+
+        Args:
+            slot: whose older data no reader may rely on any more.
+            page: its bytes, copied at once.
+            done: called with 0 or an errno.
+
+        Returns:
+            None if it is refused (counted); `done` is not called then.
+        """
+        if not self.accepts(slot):
+            self._refused += 1
+            return None
+        buffer = self._free.pop()
+        self._views[buffer][:] = self._cipher.encrypt(slot, page) if self._cipher else page
+        write = Write(slot, buffer, done)
+        queue = self._queues.get(slot)
+        if queue is not None:
+            queue.append(write)
+        else:
+            self._queues[slot] = deque()
+            if slot in self._reads:
+                self._queues[slot].append(write)
+            else:
+                self._ready.append(write)
+        return write
+
+    def content(self, write: Write) -> bytes:
+        """Return the page that is being written."""
+        view = self._views[write.buffer]
+        return self._cipher.decrypt(write.slot, view) if self._cipher else bytes(view)
+
+    def kick(self) -> None:
+        """Begin as many requests as may be under way."""
+        self._admit_fetches()
+        while self._ready and len(self._started) < self._depth:
+            try:
+                place = self._claims.tolist().index(0)
+            except ValueError:
+                return  # all of them are held by requests of predecessors
+            run = [self._ready.popleft()]
+            while self._ready and len(run) < RUN_MAX and self._ready[0].slot == run[-1].slot + 1:
+                run.append(self._ready.popleft())
+            self._claims[place] = run[0].slot << _COUNT_BITS | len(run)
+            reach(crashpoints.SLOT_CLAIMED)
+            self._write_requests += 1
+            pages = [self._views[write.buffer] for write in run]
+            self._start(partial(self._store.write, run[0].slot, pages), partial(self._written, run, place))
+
+    def _start(self, job: Callable[[], None], done: Callable[[int], None]) -> None:
+        self._number += 1
+        number = self._number
+        self._started[number] = self._clock()
+
+        def ended(code: int) -> None:
+            del self._started[number]
+            done(code)
+            self.kick()
+
+        self._submit(job, ended)
+
+    def _written(self, run: Sequence[Write], place: int, code: int) -> None:
+        reach(crashpoints.SLOT_WRITTEN)
+        self._claims[place] = 0
+        self._note([write.slot for write in run], code)
+        self._bd_writes += 0 if code else len(run)
+        self._failed_writes += code != 0
+        for write in run:
+            self._free.append(write.buffer)
+            self._next(write.slot)
+            write.done(code)
+
+    def _note(self, slots: Sequence[int], code: int) -> None:
+        """Draw the conclusions from how a request ended."""
+        if not code:
+            self._failures = 0
+            return
+        self._failures += 1
+        self._last_error = code
+        now = self._clock()
+        self._next_probe = now + PROBE_S
+        if self._failures < TROUBLE:  # afterwards it is the device, not the slots
+            self._avoided.update(dict.fromkeys(slots, now + AVOID_S))
+
+    def _next(self, slot: int) -> None:
+        """Let the next write of a slot go, which has nobody before it any more."""
+        queue = self._queues.get(slot)
+        if queue is None or slot in self._reads:
+            return
+        if queue:
+            self._ready.append(queue.popleft())
+        else:
+            del self._queues[slot]
+
+    def is_writing(self, slot: int) -> bool:
+        """Say whether a write of a slot is under way or waits."""
+        return slot in self._queues
+
+    # Reading.
+
+    def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> Fetch:
+        """Have slots read, once `kick` is called; the result must be given to `end` after `done`."""
+        fetch = Fetch(tuple(sorted(slots)), done)
+        self._waiting.append(fetch)
+        return fetch
+
+    def _admit_fetches(self) -> None:
+        """Begin with waiting readers in order, each with all its buffers: one with some of them might wait for ever."""
+        while self._waiting:
+            fetch = self._waiting[0]
+            new = [slot for slot in fetch.slots if slot not in self._reads and slot not in self._queues]
+            if len(new) > len(self._free):
+                return
+            self._waiting.popleft()
+            for slot in fetch.slots:
+                read = self._reads.get(slot)
+                if read is not None:
+                    read.users.append(fetch)
+                    fetch.missing += not read.is_there
+            for slot in new:
+                self._reads[slot] = _Read(slot, self._free.pop(), [fetch])
+            fetch.missing += len(new)
+            self._begin_reads(new)
+            if not fetch.missing:  # all there already, or being written: then `page` has nothing, and the reader looks again
+                fetch.done()
+
+    def _begin_reads(self, slots: list[int]) -> None:
+        run: list[int] = []
+        for slot in [*slots, -1]:
+            if run and (slot != run[-1] + 1 or len(run) == RUN_MAX):
+                self._read_requests += 1
+                pages = [self._views[self._reads[one].buffer] for one in run]
+                self._start(partial(self._store.read, run[0], pages), partial(self._has_read, tuple(run)))
+                run = []
+            run.append(slot)
+
+    def _has_read(self, run: tuple[int, ...], code: int) -> None:
+        self._note(run, code)
+        self._failed_reads += code != 0
+        self._bd_reads += 0 if code else len(run)
+        finished: list[Fetch] = []
+        for slot in run:
+            read = self._reads[slot]
+            read.is_there = True
+            read.errno = code
+            for fetch in read.users:
+                fetch.missing -= 1
+                if not fetch.missing:
+                    finished.append(fetch)
+        for fetch in finished:
+            fetch.done()
+
+    def page(self, slot: int) -> bytes | None:
+        """Return what a slot holds, if it has been read and somebody still keeps that.
+
+        Raises:
+            OSError: reading it failed.
+        """
+        read = self._reads.get(slot)
+        if read is None or not read.is_there:
+            return None
+        if read.errno:
+            raise OSError(read.errno, os.strerror(read.errno))
+        view = self._views[read.buffer]
+        return self._cipher.decrypt(slot, view) if self._cipher else bytes(view)
+
+    def end(self, fetch: Fetch) -> None:
+        """Let go of what a reader has got."""
+        for slot in fetch.slots:
+            read = self._reads.get(slot)
+            if read is None or fetch not in read.users:
+                continue
+            read.users.remove(fetch)
+            if not read.users:
+                del self._reads[slot]
+                self._free.append(read.buffer)
+                self._next(slot)
+
+    # What a predecessor has left.
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether there are such slots."""
+        return bool(self._inherited)
+
+    def release_held(self) -> None:
+        """Take note that no thread of any predecessor lives any more."""
+        for place in self._inherited:
+            self._claims[place] = 0
+        self._inherited = []
+        self._held.clear()
+
+    def is_idle(self) -> bool:
+        """Say whether nothing is under way or waits."""
+        return not (self._started or self._ready or self._waiting or self._queues or self._reads)
+
+    def statistics(self) -> TransferStatistics:
+        """Return a frozen snapshot."""
+        return TransferStatistics(
+            bd_reads=self._bd_reads,
+            bd_writes=self._bd_writes,
+            read_requests=self._read_requests,
+            write_requests=self._write_requests,
+            failed_reads=self._failed_reads,
+            failed_writes=self._failed_writes,
+            refused_writes=self._refused,
+            in_flight=len(self._started),
+            held_slots=len(self._held),
+            avoided_slots=len(self._avoided),
+        )

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device with a slot for each page on the disk behind the pool (backing/).
+
+Where a page's data is, the first of these that applies:
+
+    pool     frontswap has it
+    spill    it was refused by the pool and is on its way to its slot; readers get it from the buffer
+    slot     the slot map says so
+    lost     it has none: an error
+    -        it was never written, or was discarded: zeros
+
+Spilling is how a page that the pool refuses is kept: it is *written through*, and its writer is answered when the slot is
+written. Writing back is how a page leaves the pool: its slot is written while it stays where it is, and if it is still the same
+afterwards, the slot counts and the pool lets go of it (coherency rule 7).
+
+Order, so that a death at any instruction leaves the old page or the new one: a slot counts only from when it is written until
+something newer is anywhere. Hence the pool's copy wins over a slot that counts (between a store and `clear`, the older one is
+in the slot; between `enter` and the drop, the same one), and a slot that counts over a mark of loss.
+
+A page that only a slot has cannot be given out by a plain call. Then `SlotsNeeded` is raised: the caller has the slots of the
+range read (`needed`, `Transfers.fetch`), and makes the same call again. A write that spills says so in the ticket that
+`begin` gave.
+
+Ages: one byte a page, the `epoch` of its last store or load, for who chooses what to write back. Epochs are the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zswapd import carry, crashpoints
+from zswapd.block.device import Device
+from zswapd.crashpoints import reach
+from zswapd.errors import BackingError, CorruptedPageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zswapd.backing.transfers import Transfers, Write
+    from zswapd.block.slotmap import SlotMap
+    from zswapd.frontends.frontswap import Frontswap
+    from zswapd.pam.base import RejectReason
+
+
+class SlotsNeeded(Exception):  # noqa: N818 - no failure: the way a synchronous call says "not yet"
+    """A page of the range is in its slot only, and has not been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackedStatistics:
+    """A device's pages on the disk.
+
+    Attributes:
+        name: the device.
+        bd_count: pages that are in their slots and nowhere else (zram's name).
+        written_back_pages: pages that left the pool for their slots.
+        written_through_pages: pages that the pool refused and that went there at once.
+        kept_pages: pages whose slot was written in vain, since they were changed, let go or used meanwhile.
+        failed_slots: pages whose slot could not be written.
+        bad_slots: pages that came back from their slots damaged or not at all.
+    """
+
+    name: str
+    bd_count: int
+    written_back_pages: int
+    written_through_pages: int
+    kept_pages: int
+    failed_slots: int
+    bad_slots: int
+
+
+carry.declare(
+    BackedStatistics,
+    cumulative="written_back_pages written_through_pages kept_pages failed_slots bad_slots",
+)
+
+
+class Ticket:
+    """What one request still waits for.
+
+    Attributes:
+        left: pages on their way to their slots.
+        errno: of the first that failed, 0 if none did.
+        done: called when none is left; may be set until then.
+    """
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.errno = 0
+        self.done: Callable[[], None] | None = None
+
+    def end_one(self, code: int) -> None:
+        """Take note that one of them is done."""
+        self.left -= 1
+        self.errno = self.errno or code
+        if not self.left and self.done is not None:
+            self.done()
+
+
+class _Spill:
+    """A page on its way to its slot after the pool has refused it."""
+
+    def __init__(self, number: int, checksum: int, ticket: Ticket) -> None:
+        self.number = number
+        self.checksum = checksum
+        self.ticket = ticket
+        self.is_cancelled = False
+        self.write: Write | None = None
+
+
+class BackedDevice(Device):
+    """A device and its slots.
+
+    Args:
+        name, size, frontswap, swap_type, page_size, lost: see `Device`.
+        slots: which pages are in their slots.
+        transfers: how they get there and back.
+
+    Attributes:
+        ages: of every page, the epoch of its last use.
+        epoch: of what is used now, 1 to 255.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        frontswap: Frontswap,
+        swap_type: int,
+        *,
+        page_size: int,
+        lost: memoryview | None,
+        slots: SlotMap,
+        transfers: Transfers,
+    ) -> None:
+        super().__init__(name, size, frontswap, swap_type, page_size=page_size, lost=lost)
+        self._slots = slots
+        self._transfers = transfers
+        self._spills: dict[int, _Spill] = {}
+        self._ticket: Ticket | None = None
+        self._page = memoryview(bytearray(page_size))
+        self.ages = bytearray(b"\1") * (size // page_size)
+        self.epoch = 1
+        self._written_back = self._written_through = self._kept = self._failed_slots = self._bad_slots = 0
+
+    # Reading.
+
+    def _read_page(self, number: int, out: memoryview) -> None:
+        if self._frontswap.load(self.swap_type, number, out):
+            self.ages[number] = self.epoch
+            return
+        spill = self._spills.get(number) if self._spills else None
+        if spill is not None and spill.write is not None:
+            out[:] = self._transfers.content(spill.write)
+        elif self._slots.holds(number):
+            self._read_slot(number, out)
+        elif self._lost_pages and self._is_lost(number):
+            self._raise_lost(number)
+        else:
+            out[:] = self._zeros
+
+    def _read_slot(self, number: int, out: memoryview) -> None:
+        try:
+            page = self._transfers.page(self._slots.base + number)
+        except OSError as error:
+            self._bad_slots += 1
+            raise BackingError(
+                f"page {number} of {self.name} cannot be read from the backing: {error.strerror}",
+                hint="look at the device and the kernel's log",
+            ) from error
+        if page is None:
+            raise SlotsNeeded
+        if not self._slots.is_sound(number, page):
+            self._bad_slots += 1
+            raise CorruptedPageError(
+                f"page {number} of {self.name} came back from the backing changed: its checksum is wrong",
+                hint="only its reader is hurt; test the disk, and whether anybody else writes to it",
+            )
+        out[:] = page
+
+    def needed(self, offset: int, length: int, *, edges: bool = False) -> list[int]:
+        """Return the slots of a byte range that have pages which are nowhere else.
+
+        Args:
+            offset: where it begins.
+            length: its bytes.
+            edges: only those of its first and last page, if it covers them in part: all that a write or discard has to read.
+        """
+        first, begin = divmod(offset, self._page_size)
+        last, end = divmod(offset + length, self._page_size)
+        if edges:
+            numbers = [number for number, part in ((first, begin), (last, end)) if part and self._slots.holds(number)]
+        else:
+            numbers = self._slots.numbers(first, last + (end > 0))
+        return [self._slots.base + number for number in numbers if not self._frontswap.holds(self.swap_type, number)]
+
+    # Writing.
+
+    def begin(self) -> Ticket:
+        """Have pages that the pool refuses written through from now on, until `end`; return what counts them."""
+        self._ticket = Ticket()
+        return self._ticket
+
+    def end(self) -> None:
+        """Begin to write what was refused; from now on, refusal is refusal again."""
+        self._ticket = None
+        self._transfers.kick()
+
+    def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
+        is_stored = False
+        try:
+            reason = self._frontswap.store(self.swap_type, number, page)
+            is_stored = reason is None
+        finally:
+            if not is_stored:
+                self._let_go(number)
+                self._refused_writes += 1
+        if reason is None:
+            if self._lost_pages:
+                reach(crashpoints.STORE_STILL_LOST)
+                self._clear_lost(number, number)
+            self.ages[number] = self.epoch
+            if self._slots.count or self._spills:
+                self._supersede(number)
+            return None
+        if self._ticket is not None and self._spill(number, page, self._ticket):
+            self._refused_writes -= 1
+            return None
+        return reason
+
+    def _supersede(self, number: int) -> None:
+        """Take note that the pool has a newer page than the slot."""
+        if self._slots.holds(number):
+            reach(crashpoints.SLOT_STALE)
+            self._slots.clear(number)
+        self._cancel(number)
+
+    def _let_go(self, number: int) -> None:
+        """Make sure that the older data of a page that was refused is found by nobody."""
+        if self._cancel(number):
+            self._mark_lost(number)
+        if self._slots.holds(number):
+            self._mark_lost(number)
+            reach(crashpoints.SPILL_MARKED)
+            self._slots.clear(number)
+            reach(crashpoints.SPILL_CLEARED)
+
+    def _cancel(self, number: int) -> bool:
+        """Have the page that is on its way to a slot not count when it is there; return whether there is one."""
+        spill = self._spills.pop(number, None) if self._spills else None
+        if spill is None:
+            return False
+        spill.is_cancelled = True
+        return True
+
+    def _spill(self, number: int, page: memoryview, ticket: Ticket) -> bool:
+        spill = _Spill(number, self._slots.checksum(number, page), ticket)
+
+        def done(code: int) -> None:
+            self._spilled(spill, code)
+
+        spill.write = self._transfers.write(self._slots.base + number, page, done)
+        if spill.write is None:
+            return False
+        ticket.left += 1
+        self._spills[number] = spill
+        return True
+
+    def _spilled(self, spill: _Spill, code: int) -> None:
+        if not spill.is_cancelled:
+            del self._spills[spill.number]
+            if code:
+                self._failed_slots += 1
+            else:
+                self._written_through += 1
+                self._slots.enter(spill.number, spill.checksum)
+                reach(crashpoints.SLOT_VALID)
+                self._clear_lost(spill.number, spill.number)
+        # What was overtaken by a newer page has happened before it, whatever became of the slot.
+        spill.ticket.end_one(0 if spill.is_cancelled else code)
+
+    # Writing back.
+
+    def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
+        """Have a page of the pool written to its slot, once the transfers are kicked, and dropped if it is the same then.
+
+        Args:
+            number: the page.
+            done: called with whether the page has left the pool.
+
+        Returns:
+            False if there is nothing to be written, or not now; `done` is not called then.
+        """
+        slot = self._slots.base + number
+        serial = self._frontswap.generation(self.swap_type, number)
+        if not serial or self._transfers.is_writing(slot):
+            return False
+        try:
+            self._frontswap.load(self.swap_type, number, self._page)
+        except CorruptedPageError:
+            return False  # stays where it is, for its reader to learn of it
+        checksum, age = self._slots.checksum(number, self._page), self.ages[number]
+
+        def written(code: int) -> None:
+            done(self._drop(number, serial, checksum, age, code))
+
+        return self._transfers.write(slot, self._page, written) is not None
+
+    def _drop(self, number: int, serial: int, checksum: int, age: int, code: int) -> bool:
+        """Let the pool go of a page that is in its slot, if it is still the one that was written and nobody wanted it."""
+        if code:
+            self._failed_slots += 1
+            return False
+        if self._frontswap.generation(self.swap_type, number) != serial or self.ages[number] != age:
+            self._kept += 1
+            return False
+        self._slots.enter(number, checksum)
+        reach(crashpoints.SLOT_VALID)
+        self._frontswap.invalidate_page(self.swap_type, number)
+        reach(crashpoints.WRITEBACK_DROPPED)
+        self.ages[number] = 0
+        self._written_back += 1
+        return True
+
+    # The rest.
+
+    def _has_page(self, number: int) -> bool:
+        return self._slots.holds(number) or number in self._spills or self._frontswap.holds(self.swap_type, number)
+
+    def _forget(self, first: int, last: int) -> None:
+        self._slots.clear_range(first, last)
+        reach(crashpoints.DISCARD_SLOTS)
+        for number in [number for number in self._spills if first <= number <= last]:
+            self._cancel(number)
+
+    def adopt(self, *, distrust: bool) -> None:
+        """Take over what a dead process has left in the slot map, and its marks of loss (see `Device.adopt`)."""
+        for number in self._slots.numbers():
+            if self._frontswap.holds(self.swap_type, number):
+                self._slots.clear(number)
+                reach(crashpoints.TAKEOVER_SLOT)
+        super().adopt(distrust=distrust)
+
+    def backed_statistics(self) -> BackedStatistics:
+        """Return a frozen snapshot of what is on the disk."""
+        return BackedStatistics(
+            name=self.name,
+            bd_count=self._slots.count,
+            written_back_pages=self._written_back,
+            written_through_pages=self._written_through,
+            kept_pages=self._kept,
+            failed_slots=self._failed_slots,
+            bad_slots=self._bad_slots,
+        )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which pages of a device are in their slots: one 32-bit word a page, 0 for none, else a checksum of the page.
+
+The words lie in memory that outlives the process (0.1 % of the swap file). A word is one machine store, so a page is in its
+slot or not, at every instruction; the checksum finds what a disk gives back that was never written there: a torn slot, another
+disk's, one that lost a write. It is of the page and the slot's number.
+
+Limits: 32 bits find all but one in four billion of such mistakes; they are no proof against somebody who writes to the disk on
+purpose.
+"""
+
+from __future__ import annotations
+
+from xxhash import xxh3_64_intdigest
+
+_MASK = 0xFFFFFFFF
+_STEP = 4096
+"""Words looked at together while they are all 0."""
+
+
+def slot_map_bytes(size: int, page_size: int) -> int:
+    """Return the bytes that the words of a device of `size` bytes take; a multiple of 8."""
+    return (size // page_size + 1) // 2 * 8
+
+
+class SlotMap:
+    """The words of one device.
+
+    Args:
+        memory: `slot_map_bytes` bytes, backed and locked.
+        base: slot of the device's first page.
+
+    Attributes:
+        base: as above.
+        count: pages that are in their slots.
+    """
+
+    def __init__(self, memory: memoryview, base: int) -> None:
+        self._words = memory.cast("I")
+        self.base = base
+        self.count = len(self.numbers())
+
+    def holds(self, number: int) -> bool:
+        """Say whether a page is in its slot."""
+        return bool(self._words[number])
+
+    def checksum(self, number: int, page: bytes | memoryview) -> int:
+        """Return what stands for a page in its slot; never 0."""
+        return (xxh3_64_intdigest(page, self.base + number) & _MASK) or 1
+
+    def is_sound(self, number: int, page: bytes | memoryview) -> bool:
+        """Say whether what was read from a slot is what is said to be there."""
+        return int(self._words[number]) == self.checksum(number, page)
+
+    def enter(self, number: int, checksum: int) -> None:
+        """Say that a page is in its slot, which has been written."""
+        self.count += not self._words[number]
+        self._words[number] = checksum
+
+    def clear(self, number: int) -> None:
+        """Say that it is not, before anything makes its slot's data old."""
+        self.count -= self._words[number] != 0
+        self._words[number] = 0
+
+    def clear_range(self, first: int, last: int) -> None:
+        """Say so of pages first..last."""
+        if self.count:
+            for number in self.numbers(first, last + 1):
+                self.clear(number)
+
+    def numbers(self, first: int = 0, end: int | None = None) -> list[int]:
+        """Return the pages in [first, end) that are in their slots; all by default."""
+        words = self._words
+        if end is None or end > len(words):
+            end = len(words)
+        found: list[int] = []
+        for start in range(first, end, _STEP):
+            some = words[start : min(start + _STEP, end)].tolist()
+            if any(some):
+                found += [number for number, word in enumerate(some, start) if word]
+        return found
