@@ -382,6 +382,89 @@ async def test_directories_have_no_data(ops: Operations) -> None:
     assert await ops.opendir(stats, CTX) == stats
 
 
+# Cached files.
+
+
+class Cached:
+    """A cached file that remembers what it was asked."""
+
+    size, mtime_ns, attribute_s = 3 * PAGE + 5, 10**18 + 7, 0.5
+
+    def __init__(self, *, writable: bool = True) -> None:
+        self.writable = writable
+        self.asked: list[Any] = []
+
+    async def refresh(self) -> None:
+        """Note it."""
+        self.asked.append("refresh")
+
+    async def opened(self) -> None:
+        """Note it."""
+        self.asked.append("opened")
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Note it."""
+        self.asked.append((offset, size))
+        return b"data"
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Take two bytes."""
+        self.asked.append((offset, data))
+        return 2
+
+    async def sync(self) -> None:
+        """Note it."""
+        self.asked.append("sync")
+
+
+def cached(ops: Operations, *, writable: bool = True) -> tuple[Cached, int, int]:
+    """Put a cached file into a directory; return it, its inode and that of the directory."""
+    file, parent = Cached(writable=writable), ops.directory.add_directory("cache")
+    ops.directory.add_cached_file(parent, "disk", 1 << 41, file)
+    return file, 1 << 41, parent
+
+
+async def test_cached_file_goes_through_the_page_cache_and_tells_what_it_knows(ops: Operations) -> None:
+    file, inode, parent = cached(ops)
+    info = await ops.open(inode, os.O_RDWR, CTX)
+    assert (info.direct_io, info.keep_cache) == (False, True)
+    assert await ops.read(info.fh, 7, 100) == b"data"
+    assert await ops.write(info.fh, 9, b"abc") == 2
+    await ops.fsync(info.fh, True)
+    entry = await ops.lookup(parent, b"disk", CTX)
+    assert (entry.st_ino, entry.st_size, entry.st_mtime_ns) == (inode, Cached.size, Cached.mtime_ns)
+    assert (entry.attr_timeout, entry.entry_timeout, entry.st_mode & 0o777) == (0.5, 0.5, 0o600)
+    await ops.getattr(inode, CTX)
+    assert file.asked == ["opened", (7, 100), (9, b"abc"), "sync", "refresh", "refresh"]
+    for attributes in (change(size=5), change(mode=0o644)):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await ops.setattr(inode, *attributes, None, CTX)
+        assert raised.value.errno == errno.EPERM
+
+
+async def test_read_only_cached_file_is_not_opened_for_writing(ops: Operations) -> None:
+    file, inode, _parent = cached(ops, writable=False)
+    assert (await ops.getattr(inode, CTX)).st_mode & 0o777 == 0o400
+    for flags, expected in ((os.O_RDWR, errno.EROFS), (os.O_WRONLY, errno.EROFS), (os.O_RDONLY | os.O_TRUNC, errno.EPERM)):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await ops.open(inode, flags, CTX)
+        assert raised.value.errno == expected
+    assert "opened" not in file.asked
+
+
+async def test_removed_cached_file_is_stale_for_whoever_has_it_open(ops: Operations) -> None:
+    file, inode, parent = cached(ops)
+    ops.directory.remove(inode)
+    assert not ops.directory.entries(parent)
+    for attempt in (ops.read(inode, 0, 10), ops.write(inode, 0, b"x"), ops.getattr(inode, CTX)):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await attempt
+        assert raised.value.errno == errno.ESTALE
+    await ops.fsync(inode, False)
+    await ops.release(inode)
+    assert not file.asked
+
+
 # Failures.
 
 

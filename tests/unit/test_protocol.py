@@ -85,6 +85,9 @@ def test_an_error_with_an_unknown_code_is_a_control_error_or_its_base(code: obje
         (b'{"v": 1, "cmd": "get", "args": {"keys": [1]}}', "wrong type", "full names"),
         (b'{"v": 1, "cmd": "set", "args": {"settings": {"a": [1]}}}', "wrong type", "new values"),
         (b'{"v": 1, "cmd": "set", "args": {"settings": null}}', "wrong type", "new values"),
+        (b'{"v": 1, "cmd": "cache-remove", "args": {"name": 7}}', "wrong type", "cache volume"),
+        (b'{"v": 1, "cmd": "cache-remove"}', "needs the argument name", "cache volume"),
+        (b'{"v": 1, "cmd": "cache-add", "args": {"name": "disk"}}', "needs the argument path", "absolute path"),
     ],
 )
 def test_a_bad_request_is_refused_and_says_what_would_be_right(line: bytes, message: str, hint: str) -> None:
