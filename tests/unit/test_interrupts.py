@@ -105,5 +105,5 @@ async def test_without_the_hook_nobody_is_let_go(monkeypatch: pytest.MonkeyPatch
     guard = Interrupts()
     with guard.letting_go() as scope:
         guard.interrupt(0)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
     assert not scope.cancelled_caught
