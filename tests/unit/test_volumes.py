@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import gc
+import mmap
 import os
 import threading
 import time
@@ -77,6 +80,43 @@ async def test_end_of_the_file_is_where_the_backing_file_has_it(box: Box, path: 
                 for size in (1, PAGE, 20 * PAGE):
                     assert await volume.read(offset, size) == data[offset : offset + size]
         assert volume.size == len(data)
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+async def test_backing_file_leaves_no_second_copy_in_the_page_cache(
+    box: Box, path: Path, is_direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_file(path, 64)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if not is_direct:  # as on a file system that has none
+        real = os.open
+        monkeypatch.setattr(os, "open", lambda name, flags, *more, **named: real(name, _buffered(flags), *more, **named))
+    async with one(box, path) as volume:
+        assert await volume.read(0, len(data)) == data
+        assert resident_pages(path) == 0
+
+
+def _buffered(flags: int) -> int:
+    if flags & os.O_DIRECT:
+        raise OSError(errno.EINVAL, "Invalid argument")
+    return flags
+
+
+def resident_pages(path: Path) -> int:
+    """Count a file's pages in the page cache (mincore)."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE) as view,
+    ):
+        length = len(view)
+        vector = (ctypes.c_ubyte * (-(-length // PAGE)))()
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        assert ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), vector) == 0
+        pages = sum(byte & 1 for byte in vector)
+        gc.collect()
+        return pages
 
 
 async def test_missing_pages_are_read_together_over_small_gaps_and_in_long_runs(box: Box, path: Path) -> None:

@@ -30,6 +30,8 @@ RACY_NS = 20_000_000
 """Two ticks of the slowest kernel clock (CONFIG_HZ=100)."""
 COARSE_NS = 2_100_000_000
 """The same where times are whole seconds, or even ones (FAT)."""
+LARGEST_BLOCK = 4096
+"""Bytes to which any device may want direct reads aligned."""
 _SECOND_NS = 1_000_000_000
 
 
@@ -49,7 +51,8 @@ class Backing:
     """An open backing file.
 
     Attributes:
-        read_fd: for reading, around the page cache where possible.
+        read_fd: for reading.
+        is_direct: it goes around the page cache; otherwise what it read is dropped from there.
         write_fd: for writing, -1 if it is not to be written.
         is_block: it is a block device, whose changes nobody sees.
         identity: (device, inode) of the open file.
@@ -58,6 +61,7 @@ class Backing:
     """
 
     read_fd: int
+    is_direct: bool
     write_fd: int
     is_block: bool
     identity: tuple[int, int]
@@ -142,11 +146,13 @@ def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool
         if writable:
             write_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             undo.callback(os.close, write_fd)
+        is_direct = True
         try:
             read_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+            is_direct = False
             read_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         undo.callback(os.close, read_fd)
         for fd in (read_fd, write_fd):
@@ -154,7 +160,7 @@ def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool
             if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
                 raise VolumeError(f"{path} became another file while it was opened", hint="try again")
         undo.pop_all()
-    return Backing(read_fd, write_fd, is_block, (status.st_dev, status.st_ino))
+    return Backing(read_fd, is_direct, write_fd, is_block, (status.st_dev, status.st_ino))
 
 
 def read_into(backing: Backing, buffer: memoryview, offset: int) -> int:
@@ -168,8 +174,10 @@ def read_into(backing: Backing, buffer: memoryview, offset: int) -> int:
         count = os.preadv(backing.read_fd, [buffer[done:]], offset + done)
         done += count
         # A direct read that ends within a block has come to the end, and another from there would not be aligned.
-        if not count or count % 512:
+        if not count or count % LARGEST_BLOCK:
             break
+    if not backing.is_direct:
+        os.posix_fadvise(backing.read_fd, offset, done, os.POSIX_FADV_DONTNEED)
     return done
 
 
