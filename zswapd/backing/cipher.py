@@ -38,8 +38,11 @@ class SlotCipher:
 
     def encrypt(self, slot: int, page: bytes | memoryview) -> bytes:
         """Return what is to be written to a slot."""
-        return Cipher(self._algorithm, modes.XTS(slot.to_bytes(16, "little"))).encryptor().update(page)
+        # Named, so that mypyc compiles it where cryptography is not installed: we are built before what we need is there.
+        data: bytes = Cipher(self._algorithm, modes.XTS(slot.to_bytes(16, "little"))).encryptor().update(page)
+        return data
 
     def decrypt(self, slot: int, page: bytes | memoryview) -> bytes:
         """Return what `encrypt` was given."""
-        return Cipher(self._algorithm, modes.XTS(slot.to_bytes(16, "little"))).decryptor().update(page)
+        data: bytes = Cipher(self._algorithm, modes.XTS(slot.to_bytes(16, "little"))).decryptor().update(page)
+        return data
