@@ -276,6 +276,12 @@ def make_lane(number: int, queue_depth: int) -> Lane:
         reads=Offload(f"volume{number}-read", queue_depth),
         checks=Offload(f"volume{number}-look"),
         notices=Offload(f"volume{number}-tell"),
-        # Touched by the reads themselves, in the kernel, without the GIL.
-        buffers=[mmap.mmap(-1, RUN_BYTES) for _ in range(queue_depth)],
+        buffers=[_make_buffer() for _ in range(queue_depth)],
     )
+
+
+def _make_buffer() -> mmap.mmap:
+    """Return a buffer, touched by the reads themselves, in the kernel, without the GIL; what it holds is in no core dump."""
+    buffer = mmap.mmap(-1, RUN_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer.madvise(mmap.MADV_DONTDUMP)
+    return buffer
