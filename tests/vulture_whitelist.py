@@ -68,6 +68,5 @@ FIRST_CODEC
 _.evict
 _.after_io_wait  # trio calls it
 
-# Tests ask whether all is done; who writes back is to come.
+# Tests ask whether all is done.
 _.is_idle
-_.write_back

@@ -29,11 +29,10 @@ from zswapd.allocators.arena import Arena
 from zswapd.allocators.choice import make_allocator
 from zswapd.allocators.frametable import PERSISTENT
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
-from zswapd.block.backed import BackedDevice, BackedStatistics
 from zswapd.block.device import Device, DeviceStatistics, lost_bytes
-from zswapd.block.slotmap import SlotMap, slot_map_bytes
 from zswapd.cachehalf import CacheHalf, CacheStatistics, split
 from zswapd.crashpoints import reach
+from zswapd.diskhalf import apply_limits
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
 from zswapd.pam.zv import Zv
@@ -46,9 +45,12 @@ if TYPE_CHECKING:
     from zswapd.allocators.zbud import ZbudPool, ZbudStatistics
     from zswapd.allocators.zsmalloc import ZsPool
     from zswapd.allocators.zspages import ZsStatistics
-    from zswapd.backing.transfers import Transfers, TransferStatistics
+    from zswapd.backing.transfers import TransferStatistics
+    from zswapd.block.backed import BackedStatistics
     from zswapd.config import Config
+    from zswapd.diskhalf import Backing
     from zswapd.pam.zvpages import ZvStatistics
+    from zswapd.reclaim.writeback import WritebackStatistics
 
 _NODE_RESERVE_BYTES = 1 << 20
 COMPACT_MOVES = 128
@@ -72,19 +74,6 @@ class Inherited:
     arena_fd: int
     lost: Mapping[str, memoryview] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Backing:
-    """The disk behind the pool, as a core is given it.
-
-    Attributes:
-        transfers: how pages get to their slots and back.
-        maps: which pages are in their slots, by device: memory that outlives the process, `slot_map_sizes` long.
-    """
-
-    transfers: Transfers
-    maps: Mapping[str, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +125,8 @@ class CoreStatistics:
     devices: tuple[DeviceStatistics, ...]
     backed: tuple[BackedStatistics, ...]
     transfers: TransferStatistics | None
-    """None without a backing."""
+    writeback: WritebackStatistics | None
+    """None without a backing, as the one above."""
 
 
 def make_arena(config: Config) -> Arena:
@@ -154,16 +144,6 @@ def make_arena(config: Config) -> Arena:
 def lost_bitmap_bytes(config: Config) -> dict[str, int]:
     """Return the length of the bitmap of lost pages by device."""
     return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
-
-
-def slot_map_sizes(config: Config) -> dict[str, int]:
-    """Return the length of the slot map by device."""
-    return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
-
-
-def slots_needed(config: Config) -> int:
-    """Return how many slots a backing must have: one for each page of each device."""
-    return sum(config.swap_files().values()) // config.context.page_size
 
 
 def _reserve_frames(config: Config) -> int:
@@ -223,6 +203,7 @@ class Core:
         nodes: memory of the index of swap's pages; all_nodes: of the cache's too.
         cache: the ephemeral half; None if the settings say that there will be no cache volumes.
         backed: those of them that have slots: all, or none.
+        writeback: who chooses what leaves the pool for the disk; None without one.
 
     Raises:
         ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
@@ -257,29 +238,13 @@ class Core:
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.cache = self._make_cache(config) if cache_frames else None
         self._transfers = backing.transfers if backing else None
-        self.devices: dict[str, Device] = {}
-        self.backed: list[BackedDevice] = []
-        base = 0
-        for swap_type, (name, size) in enumerate(sizes.items()):
-            lost = inherited.lost.get(name) if inherited else None
-            if backing:
-                slots = SlotMap(backing.maps[name], base)
-                self.backed.append(
-                    BackedDevice(
-                        name,
-                        size,
-                        self.frontswap,
-                        swap_type,
-                        page_size=page_size,
-                        lost=lost,
-                        slots=slots,
-                        transfers=backing.transfers,
-                    )
-                )
-                self.devices[name] = self.backed[-1]
-                base += size // page_size
-            else:
-                self.devices[name] = Device(name, size, self.frontswap, swap_type, page_size=page_size, lost=lost)
+        lost = inherited.lost if inherited else {}
+        self.backed = backing.devices(sizes, self.frontswap, lost, page_size) if backing else []
+        self.devices: dict[str, Device] = {device.name: device for device in self.backed} or {
+            name: Device(name, size, self.frontswap, swap_type, page_size=page_size, lost=lost.get(name))
+            for swap_type, (name, size) in enumerate(sizes.items())
+        }
+        self.writeback = backing.writeback(self.backed, self.frames, self.frontswap) if backing else None
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:
@@ -347,8 +312,10 @@ class Core:
         self.zv.max_zsize = pool.zv_max_zsize
         self.zv.max_mean_zsize = pool.zv_max_mean_zsize
         self.zv.policy_percent = pool.zv_page_count_policy_percent
-        everything = self.arena.total_frames
-        self.zv.limit_frames = everything if pool.limit is None else pool.limit // self._page_size
+        limit = self.arena.total_frames if pool.limit is None else pool.limit // self._page_size
+        if self.writeback:
+            limit = apply_limits(config, self.writeback, self.zv, self._total_frames)
+        self.zv.limit_frames = limit
         self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
@@ -434,6 +401,7 @@ class Core:
             devices=tuple(device.statistics() for device in self.devices.values()),
             backed=tuple(device.backed_statistics() for device in self.backed),
             transfers=self._transfers.statistics() if self._transfers else None,
+            writeback=self.writeback.statistics() if self.writeback else None,
         )
         return carry.added(own, self._counters)
 

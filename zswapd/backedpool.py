@@ -13,11 +13,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zswapd.assembly import Backing, slot_map_sizes, slots_needed
+import trio
+
 from zswapd.backing.cipher import KEY_BYTES, SlotCipher
 from zswapd.backing.lifeline import Lifeline
 from zswapd.backing.store import SlotStore, open_store
 from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
+from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferring import BackedOperations
@@ -27,11 +29,21 @@ from zswapd.offload import Offload
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from zswapd.assembly import Core, CoreStatistics
     from zswapd.config import Config
+    from zswapd.control.protocol import BackingReport
     from zswapd.fuse.inodes import Directory
     from zswapd.handover import SharedState
 
 _KEY, _CLAIMS, _SLOTS = "backing.key", "backing.claims", "slots:"
+LOOK_S = 0.1
+"""Time between two looks at whether pages should go to the disk."""
+BUSY_LOOK_S = 0.02
+"""The same while the pool is used: at 200 MiB/s it fills by a thousand pages meanwhile."""
+PAUSE_S = 0.002
+"""Time in which some requests are done, when no more can be begun."""
+COMPACT_TURNS = 16
+"""Steps of writeback between two looks at whether compaction pays."""
 _RESEND = (6, 9)
 """The first Linux that can send again what a dead worker had put off until the disk would answer."""
 
@@ -134,12 +146,40 @@ class BackedPool:
         self.backing = Backing(self.transfers, maps)
         self.look()
 
+    def report(self, config: Config, core: CoreStatistics) -> BackingReport:
+        """Return what `status` shows."""
+        writeback = core.writeback
+        return {
+            "path": str(config.backing.path),
+            "pages": sum(device.bd_count for device in core.backed),
+            "encrypted": config.backing.encrypt,
+            "trouble": self.transfers.trouble,
+            "budget_left": writeback.budget_left_bytes if writeback and writeback.budget_bytes else None,
+        }
+
     def operations(self, directory: Directory, page_size: int) -> BackedOperations:
         """Return the handlers for the files of a mount."""
         hook = self._lowlevel
         return BackedOperations(
             directory, page_size=page_size, transfers=self.transfers, unique=hook.unique, reply=hook.reply, max_io=MAX_IO
         )
+
+    async def keep_writing(self, core: Core) -> None:
+        """Write pages back whenever there is a reason to; never returns."""
+        writeback = core.writeback
+        while writeback is not None:
+            await trio.sleep(BUSY_LOOK_S if writeback.look() else LOOK_S)
+            turns = 0
+            while why := writeback.wanted():
+                begun = writeback.step(why)
+                self.transfers.kick()
+                if not begun and not writeback.in_flight and not writeback.commanded:
+                    break
+                turns += 1
+                if not turns % COMPACT_TURNS and core.wants_compaction():
+                    core.compact_step()
+                # Between two steps everybody else has his turn.
+                await trio.sleep(0 if begun else PAUSE_S)
 
     def look(self) -> None:
         """See what has become of a predecessor's requests, and of a device in trouble; to be called now and then."""

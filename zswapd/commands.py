@@ -21,7 +21,7 @@ from zswapd import reports, service
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.config import changed, describe
 from zswapd.control.server import WithDescriptors
-from zswapd.errors import ConfigError, ControlError, HandoverError
+from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError
 from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
 from zswapd.handover import HookWord, Word
 from zswapd.volumes import mounted
@@ -57,6 +57,7 @@ class Commands:
             "freeze": self._freeze,
             "thaw": self._thaw,
             "compact": self._compact,
+            "writeback": self._writeback,
             "shrink": self._shrink,
             "upgrade": self._upgrade,
             "inherit": self._inherit,
@@ -83,6 +84,7 @@ class Commands:
             "page_size": config.context.page_size,
             "discard": worker.session.hook_active,
             "pool": reports.pool_report(statistics, config.pool.compressor),
+            "backing": worker.backed.report(config, statistics) if worker.backed else None,
             "files": [
                 {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
             ],
@@ -142,6 +144,25 @@ class Commands:
             raise ControlError("there is no cache that could shrink", hint="set cache.limit and restart")
         given_back = await worker.shrinking.shrink(frames)
         return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
+
+    async def _writeback(self, how: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
+        core, how = self._worker.core, how or {}
+        writeback = core.writeback
+        if writeback is None:
+            raise BackingError("there is no disk behind the pool", hint="set backing.path, and start again")
+        if how.get("idle"):
+            writeback.mark_idle()
+            return {"marked": True}
+        before = sum(item.written_back_pages for item in core.statistics(groups_counted=False).backed)
+        writeback.command(int(how.get("pages", 1 << 62)))
+        while writeback.commanded or writeback.in_flight:
+            if trouble := self._worker.backed.transfers.trouble if self._worker.backed else "":
+                writeback.command(0)
+                raise BackingError(f"the disk behind the pool takes nothing: {trouble}", hint="look into the kernel's log")
+            await trio.sleep(0.01)
+        after = sum(item.written_back_pages for item in core.statistics(groups_counted=False).backed)
+        return {"written_back": after - before}
 
     async def _upgrade(self) -> dict[str, Any]:
         """Have the installed program checked, then take over; the answer comes before it does."""

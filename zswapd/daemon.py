@@ -134,6 +134,8 @@ class Worker:
             inherited=Inherited(arena_fd=arena, lost=state.lost(), counters=left.get("core", {})),
             backing=self.backed.backing if self.backed else None,
         )
+        if self.core.writeback:
+            self.core.writeback.recall(left.get("writeback", {}))
         if left.get("frozen"):
             self.core.frontswap.freeze()
         self.born = float(left.get("born", self._started))
@@ -210,6 +212,8 @@ class Worker:
                         await nursery.start(self.volumes.run, configured(self.config))
                     await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self.upkeep.refill)
+                    if self.backed:
+                        nursery.start_soon(self.backed.keep_writing, self.core)
                     nursery.start_soon(self.upkeep.keep_house, self._settle)
                     nursery.start_soon(self._tick)
                     if self.shrinking:
@@ -311,6 +315,7 @@ class Worker:
             {
                 "settings": self.changes,
                 "frozen": self.core.frontswap.frozen,
+                "writeback": self.core.writeback.remember() if self.core.writeback else {},
                 "born": self.born,
                 "born_ns": self._directory.born_ns,
                 "core": carry.cumulative(now.core),

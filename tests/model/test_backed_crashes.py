@@ -29,6 +29,7 @@ def _scenario() -> list[Op]:
     stale: list[Op] = [("write", number, "words", number) for number in range(20)]  # what was on the disk is in the pool again
     through: list[Op] = [("limit", 0), *(("write", number, "half", 5) for number in range(10, 160, 3)), ("limit", 1 << 20)]
     again: list[Op] = [("freeze", True), *(("write", number, "poor", 6) for number in range(10, 90, 5)), ("freeze", False)]
+    promoted: list[Op] = [("write_back", 100, 30), ("disk", 99), ("read", 100, 30), ("read", 100, 30)]
     pool: list[Op] = [("write", number, "words", 9) for number in range(10, 70, 3)]
     under_way: list[Op] = [("write_back", 60, 60), ("write", 70, "half", 1), ("discard", 80, 10), ("disk", 1), ("compact", 50)]
     failing: list[Op] = [("disk_fails", errno.EIO), ("write_back", 100, 20), ("disk", 99), ("disk_fails", 0)]
@@ -38,6 +39,7 @@ def _scenario() -> list[Op]:
         *stale,
         *through,
         *again,
+        *promoted,
         *pool,
         *under_way,
         *failing,
@@ -97,7 +99,8 @@ def backed_ops() -> st.SearchStrategy[Op]:
             ("late_writes",),
         ]
     )
-    return st.one_of(back, back, write, weather, ops())
+    read = st.tuples(st.just("read"), number, st.integers(1, 40))
+    return st.one_of(back, back, read, write, weather, ops())
 
 
 def lives() -> st.SearchStrategy[tuple[list[Op], str, int, bool]]:

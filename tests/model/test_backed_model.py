@@ -148,6 +148,10 @@ class BackedMachine(RuleBasedStateMachine):
         self.files.core.zv.limit_frames = limit
 
     @rule(on=st.booleans())
+    def promote(self, on: bool) -> None:
+        self.files.device.promotes = on
+
+    @rule(on=st.booleans())
     def freeze(self, on: bool) -> None:
         if on:
             self.files.core.frontswap.freeze()

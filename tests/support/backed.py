@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from tests.support.disk import Disk
 from tests.support.successor import make_config
-from zswapd.assembly import Backing, Core, slot_map_sizes, slots_needed
+from zswapd.assembly import Core
 from zswapd.backing.cipher import KEY_BYTES, SlotCipher
 from zswapd.backing.transfers import Transfers, make_buffers
+from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.fuse.deferring import DEFERRED, BackedOperations
 from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE

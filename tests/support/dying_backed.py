@@ -8,15 +8,18 @@ as its claims stand: whoever takes over here has the slots that are claimed over
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
-from zswapd.assembly import Backing, Core, Inherited, slot_map_sizes
+from zswapd.assembly import Core, Inherited
 from zswapd.backing.cipher import KEY_BYTES, SlotCipher
 from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
+from zswapd.diskhalf import Backing, slot_map_sizes
+from zswapd.errors import LostPageError
 
 KEY = bytes(range(KEY_BYTES))
 
@@ -130,6 +133,12 @@ class _BackedProcess(Process):
                     disk.finish()
             case ("disk_fails", code):
                 disk.failing = code
+            case ("read", first, count):
+                device.promotes = True
+                out = memoryview(bytearray(self.size))
+                for number in range(first, min(first + count, PAGES)):
+                    with contextlib.suppress(LostPageError):
+                        self._world.find(self.core, number, out)
             case ("late_writes",):
                 self._world.late_writes()
             case _:

@@ -46,6 +46,7 @@ STATUS: dict[str, Any] = {
         "limit_bytes": 3 << 30,
         "refused": {"compress_poor": 12, "pool_limit_hit": 3, "frozen": 0},
     },
+    "backing": None,
     "files": [
         {"name": "swap", "size": 4 << 30, "stored_pages": 196608},
         {"name": "second", "size": 1 << 30, "stored_pages": 65536},

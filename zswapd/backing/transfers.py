@@ -151,6 +151,7 @@ class Transfers:
 
     Attributes:
         trouble: why writes are refused for now; empty when all is well.
+        buffers: how many pages they hold.
     """
 
     def __init__(
@@ -173,8 +174,9 @@ class Transfers:
         self._clock = clock
         self._claims = claims if claims is not None else memoryview(bytearray(8 * CLAIMS)).cast("Q")
         self._views = [buffers[place : place + page_size] for place in range(0, len(buffers), page_size)]
-        self._free = list(range(len(self._views)))
-        self._reads_only = len(self._views) // READ_SHARE
+        self.buffers = len(self._views)
+        self._free = list(range(self.buffers))
+        self._reads_only = self.buffers // READ_SHARE
         self._ready: deque[Write] = deque()
         self._queues: dict[int, deque[Write]] = {}
         self._reads: dict[int, _Read] = {}

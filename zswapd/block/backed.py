@@ -55,6 +55,7 @@ class BackedStatistics:
         name: the device.
         bd_count: pages that are in their slots and nowhere else (zram's name).
         written_back_pages: pages that left the pool for their slots.
+        promoted_pages: pages that returned to the pool, since they were read again and again.
         written_through_pages: pages that the pool refused and that went there at once.
         kept_pages: pages whose slot was written in vain, since they were changed, let go or used meanwhile.
         failed_slots: pages whose slot could not be written.
@@ -64,6 +65,7 @@ class BackedStatistics:
     name: str
     bd_count: int
     written_back_pages: int
+    promoted_pages: int
     written_through_pages: int
     kept_pages: int
     failed_slots: int
@@ -72,7 +74,7 @@ class BackedStatistics:
 
 carry.declare(
     BackedStatistics,
-    cumulative="written_back_pages written_through_pages kept_pages failed_slots bad_slots",
+    cumulative="written_back_pages promoted_pages written_through_pages kept_pages failed_slots bad_slots",
 )
 
 
@@ -120,6 +122,7 @@ class BackedDevice(Device):
     Attributes:
         ages: of every page, the epoch of its last use.
         epoch: of what is used now, 1 to 255.
+        promotes: a page that is read from its slot for the second time returns to the pool, if that takes it.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class BackedDevice(Device):
         self._page = memoryview(bytearray(page_size))
         self.ages = bytearray(b"\1") * (size // page_size)
         self.epoch = 1
+        self.promotes = False
+        self._promoted = 0
         self._written_back = self._written_through = self._kept = self._failed_slots = self._bad_slots = 0
 
     # Reading.
@@ -178,6 +183,12 @@ class BackedDevice(Device):
                 hint="only its reader is hurt; test the disk, and whether anybody else writes to it",
             )
         out[:] = page
+        if self.promotes and not self._frontswap.frozen:
+            if self.ages[number] and self._frontswap.store(self.swap_type, number, out) is None:
+                self._promoted += 1
+                reach(crashpoints.SLOT_STALE)
+                self._slots.clear(number)
+            self.ages[number] = self.epoch
 
     def needed(self, offset: int, length: int, *, edges: bool = False) -> list[int]:
         """Return the slots of a byte range that have pages which are nowhere else.
@@ -274,6 +285,7 @@ class BackedDevice(Device):
                 self._failed_slots += 1
             else:
                 self._written_through += 1
+                self.ages[spill.number] = 0
                 self._slots.enter(spill.number, spill.checksum)
                 reach(crashpoints.SLOT_VALID)
                 self._clear_lost(spill.number, spill.number)
@@ -294,7 +306,10 @@ class BackedDevice(Device):
         """
         slot = self._slots.base + number
         serial = self._frontswap.generation(self.swap_type, number)
-        if not serial or self._transfers.is_writing(slot):
+        if not serial:
+            self.ages[number] = 0  # not here; it gets an age when it comes
+            return False
+        if self._transfers.is_writing(slot):
             return False
         try:
             self._frontswap.load(self.swap_type, number, self._page)
@@ -348,6 +363,7 @@ class BackedDevice(Device):
             name=self.name,
             bd_count=self._slots.count,
             written_back_pages=self._written_back,
+            promoted_pages=self._promoted,
             written_through_pages=self._written_through,
             kept_pages=self._kept,
             failed_slots=self._failed_slots,

@@ -11,7 +11,7 @@ from zswapd.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from zswapd.control.protocol import PoolReport, ProtectionReport, StatusReport, WorkerReport
+    from zswapd.control.protocol import BackingReport, PoolReport, ProtectionReport, StatusReport, WorkerReport
     from zswapd.swapdevice import Attachment
 
 WIDTH = 80
@@ -30,6 +30,8 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     yield from _worker_lines(status["worker"])
     yield ""
     yield from _pool_lines(status["pool"], status["page_size"])
+    if status["backing"]:
+        yield from _backing_lines(status["backing"], status["page_size"])
     yield ""
     yield from _file_lines(status, attached)
     yield ""
@@ -65,6 +67,15 @@ def _pool_lines(pool: PoolReport, page_size: int) -> Iterator[str]:
     yield f"Limit      {used}; {format_size(pool['reserve_bytes'])} held ready"
     refused = ", ".join(f"{count} {reason}" for reason, count in pool["refused"].items() if count)
     yield from _wrapped("Refused    ", refused or "nothing")
+
+
+def _backing_lines(backing: BackingReport, page_size: int) -> Iterator[str]:
+    left = backing["budget_left"]
+    budget = "" if left is None else f"; writeback may write {format_size(left)} more today"
+    kind = "encrypted" if backing["encrypted"] else "NOT encrypted"
+    yield from _wrapped("Disk       ", f"{format_size(backing['pages'] * page_size)} on {backing['path']}, {kind}{budget}")
+    if backing["trouble"]:
+        yield from _wrapped("           ", f"DEGRADED: {backing['trouble']}; the pool goes on alone")
 
 
 def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:

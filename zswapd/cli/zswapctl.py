@@ -104,6 +104,16 @@ def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
     return report, [f"{report['frames']} frames given back, {given}; the cache has {left}"]
 
 
+def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    how = {"idle": True} if options.mark_idle else {"pages": options.pages} if options.pages else {}
+    report = cast("dict[str, int]", client.call("writeback", how=how))
+    return report, [
+        "all pages are marked as unused"
+        if options.mark_idle
+        else f"{report['written_back']} pages have left the pool for the disk"
+    ]
+
+
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = swapping.swapon(
         client, options.name or ["swap"], priority=options.priority, discard=options.discard, force=options.force
@@ -197,6 +207,11 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
     set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
     set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE")
+    writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
+    writeback.add_argument("--pages", type=int, metavar="N", help="at most so many (default: all)")
+    writeback.add_argument(
+        "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
+    )
     swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
     swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
     swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")

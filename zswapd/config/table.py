@@ -139,7 +139,18 @@ class PoolSection:
     compressor: str = setting(Choice(), "lz4", help="Codec for new pages; stored pages keep theirs.", reloadable=True)
     checksum: bool = setting(Boolean(), default=True, help="Checksum stored pages and check at each load.", reloadable=True)
     limit: int | None = setting(
-        OptionalSize(), "", help="Most memory that stored pages may take.", unit="bytes", reloadable=True
+        OptionalSize(),
+        "",
+        help="Most memory that stored pages may take; without a word, all, or 20% with a backing.",
+        unit="bytes",
+        reloadable=True,
+    )
+    accept_threshold_percent: int = setting(
+        Integer(1, 100),
+        90,
+        help="With a backing: once the limit was hit, pages are taken again when the pool is down to this part of it.",
+        unit="%",
+        reloadable=True,
     )
     incompressible: str = setting(
         Choice(("store", "refuse")),
@@ -257,6 +268,25 @@ class BackingSection:
     force: bool = setting(Boolean(), default=False, help="Take it although it carries a signature or foreign data.")
     encrypt: bool = setting(Boolean(), default=True, help="Encrypt what is written there, with a key that is nowhere else.")
     threads: int = setting(Integer(1, 64), 8, help="Requests to the disk at a time.")
+    writeback: bool = setting(
+        Boolean(), default=True, help="Send pages that are not used to the disk when the pool is nearly full.", reloadable=True
+    )
+    promote: bool = setting(
+        Boolean(),
+        default=True,
+        help="A page that is read from the disk for the second time returns to the pool, while that has room.",
+        reloadable=True,
+    )
+    idle_age: int = setting(
+        Integer(0, 10_000_000),
+        0,
+        help="Send pages there, need or not, that were not used for so long; 0 for never.",
+        unit="s",
+        reloadable=True,
+    )
+    budget: int | None = setting(
+        OptionalSize(), "", help="Most that writeback may write in a day, to spare the disk.", unit="bytes", reloadable=True
+    )
     buffers: int = setting(MemorySize(), "16M", help="Memory for pages on their way to the disk and back.", unit="bytes")
 
 

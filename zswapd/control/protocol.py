@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "freeze": (),
     "thaw": (),
     "compact": (),
+    "writeback": (Argument("how", "settings", "pages: at most so many; idle: only mark all pages as unused"),),
     "cache-add": (
         _VOLUME,
         Argument("path", "name", "absolute path of the backing file", is_needed=True),
@@ -127,6 +128,19 @@ class PoolReport(TypedDict):
     """Refused stores by reason."""
 
 
+class BackingReport(TypedDict):
+    """The disk behind the pool."""
+
+    path: str
+    pages: int
+    """That are there and nowhere else."""
+    encrypted: bool
+    trouble: str
+    """Why it takes nothing for now; empty if all is well."""
+    budget_left: int | None
+    """Bytes that writeback may still write today; None for no limit."""
+
+
 class WorkerReport(TypedDict):
     """The process that serves, and those before it."""
 
@@ -158,6 +172,8 @@ class StatusReport(TypedDict):
     discard: bool
     """Whether the kernel's discards arrive (False without the hook)."""
     pool: PoolReport
+    backing: BackingReport | None
+    """None without one."""
     files: list[FileReport]
     protections: list[ProtectionReport]
     advice: list[ProtectionReport]

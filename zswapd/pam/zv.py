@@ -68,6 +68,7 @@ class Zv(ZvPages):
         max_zsize: zv_max_zsize in bytes; 7/8 of a page by default.
         max_mean_zsize: zv_max_mean_zsize in bytes; 5/8 of a page by default.
         limit_frames: pool.limit in frames.
+        accept_frames: once the limit was hit, pages are taken again when it holds no more than this; by default at once.
         policy_percent: zv_page_count_policy_percent.
         eat: called when no frame is free; it frees some that hold nothing of ours and says whether it did.
     """
@@ -90,6 +91,8 @@ class Zv(ZvPages):
         self.max_zsize = frames.page_size // 8 * 7
         self.max_mean_zsize = frames.page_size // 8 * 5
         self.limit_frames = frames.limit_frames
+        self.accept_frames = 1 << 62
+        self._is_full = False
         self.policy_percent = 75
 
     @property
@@ -109,9 +112,11 @@ class Zv(ZvPages):
         if not replacing:
             # The other half's frames are not swap's to count.
             used = self._frames.used_frames - self._frames.ephemeral_frames
-            if used >= self.limit_frames:
+            if used >= self.limit_frames or (self._is_full and used > self.accept_frames):
+                self._is_full = True
                 self._limit_hit += 1
                 return -RejectReason.POOL_LIMIT_HIT
+            self._is_full = False
             if used >= self._policy_frames:
                 self._percent_exceeded += 1
                 return -RejectReason.POLICY_PERCENT_EXCEEDED

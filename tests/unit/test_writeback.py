@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is chosen to be written back, over devices that are nothing but ages; and over a real core, that it makes room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.backed import Files
+from tests.support.strategies import page
+from zswapd.reclaim.writeback import EPOCH_S, EPOCHS, Writeback
+
+PAGE = 4096
+
+
+class Ages:
+    """A device whose pages leave when `settle` is called; `absent` ones cannot be sent."""
+
+    def __init__(self, pages: int) -> None:
+        self.ages = bytearray(b"\1" * pages)
+        self.epoch = 1
+        self.promotes = False
+        self.sent: list[int] = []
+        self.absent: set[int] = set()
+        self.done: list[Callable[[bool], None]] = []
+
+    def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
+        if number in self.absent:
+            return False
+        self.sent.append(number)
+        self.done.append(done)
+        self.ages[number] = 0
+        return True
+
+    def settle(self) -> None:
+        while self.done:
+            self.done.pop()(True)
+
+
+class World:
+    def __init__(self, *pages: int) -> None:
+        self.devices = [Ages(count) for count in pages]
+        self.now = 0.0
+        self.frames = sum(pages)
+        self.uses = 0
+        self.short = False
+        self.accepting = True
+        self.writeback = Writeback(
+            self.devices,
+            page_size=PAGE,
+            used=lambda: self.frames,
+            uses=lambda: self.uses,
+            is_short=lambda: self.short,
+            accepts=lambda: self.accepting,
+            clock=lambda: self.now,
+        )
+        self.writeback.limit_frames = 1 << 30
+
+    def use(self, *numbers: int, device: int = 0) -> None:
+        for number in numbers:
+            self.devices[device].ages[number] = self.devices[device].epoch
+            self.uses += 1
+
+    def end_epoch(self) -> None:
+        self.now += EPOCH_S
+        self.writeback.look()
+
+    def run(self) -> list[int]:
+        """Write back as long as there is a reason; return what was sent by the first device."""
+        before = len(self.devices[0].sent)
+        while why := self.writeback.wanted():
+            if not self.writeback.step(why) and not self.writeback.in_flight and not self.writeback.commanded:
+                break
+            self.frames -= sum(len(device.done) for device in self.devices)
+            for device in self.devices:
+                device.settle()
+        return self.devices[0].sent[before:]
+
+
+def test_oldest_go_first_in_the_order_of_their_offsets() -> None:
+    world = World(100)
+    world.use(*range(50, 60))
+    world.end_epoch()
+    world.use(*range(10))
+    world.end_epoch()
+    world.writeback.limit_frames = 80
+    sent = world.run()
+    assert sent == [*range(10, 38)], "no more than needed, and the oldest"
+    assert world.frames == 80 * 90 // 100
+
+
+def test_limit_is_a_hysteresis() -> None:
+    world = World(1000)
+    world.end_epoch()
+    world.writeback.limit_frames = 1000
+    world.frames = 949
+    assert world.writeback.wanted() == ""
+    world.frames = 951
+    assert world.writeback.wanted() == "limit"
+    world.frames = 901
+    assert world.writeback.wanted() == "limit"
+    world.frames = 900
+    assert world.writeback.wanted() == ""
+    world.frames = 949
+    assert world.writeback.wanted() == ""
+
+
+def test_pages_used_again_get_a_second_chance_and_those_of_now_are_never_taken() -> None:
+    world = World(64)
+    world.end_epoch()
+    world.use(*range(0, 64, 2))
+    world.writeback.limit_frames = 10
+    assert set(world.run()) == set(range(1, 64, 2))
+    assert world.writeback.wanted() == "limit", "the others are of now; there is nothing to be done about it"
+    world.end_epoch()
+    assert world.run()[:2] == [0, 2]
+
+
+def test_an_epoch_ends_by_use_or_by_time_and_order_outlives_all_epochs() -> None:
+    world = World(200)
+    world.use(7)
+    for turn in range(3 * EPOCHS):
+        world.uses += 64
+        world.writeback.look()
+        if turn == 3 * EPOCHS - 20:
+            world.use(9)
+        world.use(11)
+    assert world.writeback.statistics().epochs == 3 * EPOCHS
+    world.end_epoch()
+    world.writeback.command(200)
+    sent = world.run()
+    assert sorted(sent) == list(range(200))
+    assert sent[-1] == 11
+    assert sent[-2] == 9
+    before = world.writeback.statistics().epochs
+    world.writeback.look()
+    assert world.writeback.statistics().epochs == before
+
+
+def test_age_takes_what_is_idle_and_nothing_else() -> None:
+    world = World(30)
+    world.writeback.idle_s = 100
+    world.now = 50
+    world.writeback.look()
+    world.use(3, 4, 5)
+    world.now = 99
+    world.writeback.look()
+    assert world.writeback.wanted() == ""
+    world.now = 101
+    world.writeback.look()
+    assert world.writeback.wanted() == "age"
+    assert set(world.run()) == set(range(30)) - {3, 4, 5}
+    for world.now in (140, 170, 200, 230):
+        world.writeback.look()
+    assert set(world.run()) == {3, 4, 5}
+
+
+def test_budget_stops_it_for_the_day_but_no_command() -> None:
+    world = World(100)
+    world.end_epoch()
+    world.writeback.limit_frames, world.writeback.budget = 1, 10 * PAGE
+    assert len(world.run()) == 10
+    seen = world.writeback.statistics()
+    assert (seen.budget_left_bytes, seen.budget_stops, seen.by_limit) == (0, 1, 10)
+    world.writeback.command(5)
+    assert len(world.run()) == 5
+    left = world.writeback.remember()
+    successor = World(100)
+    successor.writeback.budget, successor.writeback.limit_frames = 10 * PAGE, 1
+    successor.writeback.recall(left)
+    successor.end_epoch()
+    assert successor.run() == []
+    world.now += 90_000
+    world.writeback.look()
+    assert len(world.run()) == 10
+
+
+def test_reserve_and_a_disk_that_takes_nothing() -> None:
+    world = World(100)
+    world.end_epoch()
+    world.short = True
+    assert world.writeback.wanted() == "reserve"
+    world.accepting = False
+    assert world.writeback.step("reserve") == 0
+    world.accepting = True
+    assert world.writeback.step("reserve") == 100
+    assert world.writeback.statistics().by_reserve == 100
+
+
+def test_marked_idle_pages_go_before_used_ones_and_several_devices_take_turns() -> None:
+    world = World(10, 10)
+    world.end_epoch()
+    world.use(*range(10))
+    world.use(*range(10), device=1)
+    world.writeback.mark_idle()
+    world.use(3)
+    world.use(4, device=1)
+    world.end_epoch()
+    world.writeback.command(18)
+    world.run()
+    assert set(world.devices[0].sent) == set(range(10)) - {3}
+    assert set(world.devices[1].sent) == set(range(10)) - {4}
+
+
+def test_command_ends_when_nothing_is_left() -> None:
+    world = World(5)
+    world.devices[0].absent = {0, 1}
+    world.writeback.command(1000)
+    assert world.run() == [2, 3, 4]
+    for _ in range(3):
+        world.writeback.step("command")
+    assert world.writeback.commanded == 0
+
+
+@pytest.mark.parametrize("kind", ["half", "words"])
+def test_in_a_core_writing_back_makes_room_and_keeps_what_is_hot(kind: str) -> None:
+    files = Files(1024, buffers=1200)
+    writeback = files.core.writeback
+    assert writeback is not None
+    for number in range(1024):
+        files.put(number, page(kind, number, PAGE))
+    used = files.core.frames.used_frames
+    writeback.look()
+    hot = range(0, 1024, 5)
+    for number in hot:
+        files.get(number)
+    writeback.limit_frames = used // 2
+    while (why := writeback.wanted()) and (writeback.step(why) or writeback.in_flight):
+        files.transfers.kick()
+        files.settle()
+        while files.core.compact_step():
+            pass
+    assert files.core.frames.used_frames <= used // 2 * 95 // 100
+    before = files.transfers.statistics().bd_reads
+    for number in hot:
+        assert files.get(number) == page(kind, number, PAGE)
+    assert files.transfers.statistics().bd_reads == before, "a hot page had gone to the disk"
+    for number in range(1024):
+        assert files.get(number) == page(kind, number, PAGE)
+    files.core.check()
+    files.close()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The part of the core that has to do with the disk behind the pool: devices with slots, who writes back, and the limits.
+
+Only there when a backing is configured; assembly.py puts it in place of plain devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zswapd.block.backed import BackedDevice
+from zswapd.block.slotmap import SlotMap, slot_map_bytes
+from zswapd.reclaim.writeback import Writeback
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zswapd.allocators.pageframes import PageFrames
+    from zswapd.backing.transfers import Transfers
+    from zswapd.config import Config
+    from zswapd.frontends.frontswap import Frontswap
+    from zswapd.pam.zv import Zv
+
+LIMIT_PERCENT = 20
+"""pool.limit, of memory, if nothing is said."""
+SHORT = 8
+"""The reserve is nearly empty when one frame of so many is left."""
+
+
+def slot_map_sizes(config: Config) -> dict[str, int]:
+    """Return the length of the slot map by device."""
+    return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def slots_needed(config: Config) -> int:
+    """Return how many slots a backing must have: one for each page of each device."""
+    return sum(config.swap_files().values()) // config.context.page_size
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The disk behind the pool, as a core is given it.
+
+    Attributes:
+        transfers: how pages get to their slots and back.
+        maps: which pages are in their slots, by device: memory that outlives the process, `slot_map_sizes` long.
+    """
+
+    transfers: Transfers
+    maps: Mapping[str, memoryview]
+
+    def devices(
+        self, sizes: Mapping[str, int], frontswap: Frontswap, lost: Mapping[str, memoryview], page_size: int
+    ) -> list[BackedDevice]:
+        """Return the devices, in the order of their types; their slots follow each other in that order.
+
+        Args:
+            sizes: bytes of each, by name.
+            frontswap: where pages go first.
+            lost: see `Device`.
+            page_size: bytes in a page.
+        """
+        made: list[BackedDevice] = []
+        base = 0
+        for name, size in sizes.items():
+            device = BackedDevice(
+                name,
+                size,
+                frontswap,
+                len(made),
+                page_size=page_size,
+                lost=lost.get(name),
+                slots=SlotMap(self.maps[name], base),
+                transfers=self.transfers,
+            )
+            made.append(device)
+            base += size // page_size
+        return made
+
+    def writeback(self, devices: Sequence[BackedDevice], frames: PageFrames, frontswap: Frontswap) -> Writeback:
+        """Return who chooses what leaves the pool."""
+        transfers = self.transfers
+
+        def uses() -> int:
+            front = frontswap.statistics()
+            return front.succ_stores + front.loads
+
+        return Writeback(
+            devices,
+            page_size=frames.page_size,
+            used=lambda: frames.used_frames - frames.ephemeral_frames,
+            uses=uses,
+            is_short=lambda: frames.table.free_frames < frames.reserve_target // SHORT,
+            accepts=lambda: transfers.accepts(-1, buffers=transfers.buffers // 4),
+        )
+
+
+def apply_limits(config: Config, writeback: Writeback, zv: Zv, total_frames: int) -> int:
+    """Take over the settings of the pool's limit that only make sense with a disk behind it; return the limit in frames.
+
+    Args:
+        config: the settings.
+        writeback: bound by them, as is
+        zv: the pool.
+        total_frames: of the system's memory.
+    """
+    pool, backing = config.pool, config.backing
+    limit = total_frames * LIMIT_PERCENT // 100 if pool.limit is None else pool.limit // config.context.page_size
+    zv.accept_frames = limit * pool.accept_threshold_percent // 100
+    writeback.limit_frames = limit if backing.writeback else 1 << 62
+    writeback.promotes = backing.promote
+    writeback.accept_percent = pool.accept_threshold_percent
+    writeback.idle_s = backing.idle_age if backing.writeback else 0
+    writeback.budget = backing.budget or 0
+    return limit

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which pages leave the pool for the disk, and when: least recently used first, with a second chance for what is used again.
+
+Use is told by ages: each device has a byte a page, the *epoch* of its last store or load (block/backed.py). An epoch ends when
+a thirty-second part of the pool has been used in it, or after EPOCH_S. The oldest pages go first, in the order of their
+offsets: what was swapped out together lies together, in the pool as on the disk, so slots go out in long requests and whole
+zspages become free; compaction packs what is left. A page that is used while its slot is being written stays.
+
+Triggers, in this order: a command; the limit, from half of the way between accept_threshold_percent and all of it until that
+percentage is reached; the reserve nearly empty; age. A budget bounds all but commands. Pages of the present epoch stay.
+
+Limits: a successor knows no ages, so to it all pages are equally old. Same-filled pages go like all others.
+
+Sources of the ideas: zswap's shrinker and accept_threshold_percent, zram's idle marks and its writeback limit, the
+multi-generational LRU.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from zswapd import carry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+EPOCHS = 255
+EPOCH_S = 60.0
+USES = 32
+"""An epoch ends when one page of so many has been used."""
+IN_FLIGHT = 512
+"""Most pages on their way at a time."""
+LOOKS = 4096
+"""Most pages that one step looks at: a millisecond or two."""
+DAY_S = 86400.0
+_OLDER = bytes([0, *(max(1, age - 128) for age in range(1, 256))])
+
+
+class Aged(Protocol):
+    """A device as far as it matters here; `block.backed.BackedDevice` is one."""
+
+    ages: bytearray
+    epoch: int
+    promotes: bool
+
+    def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
+        """Begin to write a page back; False if it cannot be, or is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class WritebackStatistics:
+    """What was written back, and why.
+
+    Attributes:
+        by_command, by_limit, by_reserve, by_age: pages sent, by trigger.
+        budget_bytes: most bytes a day, 0 for no limit.
+        budget_left_bytes: what is left of it today.
+        budget_stops: times that it was used up.
+        epochs: how many have ended.
+        oldest_age_s: time since the oldest epoch that has pages began.
+    """
+
+    by_command: int
+    by_limit: int
+    by_reserve: int
+    by_age: int
+    budget_bytes: int
+    budget_left_bytes: int
+    budget_stops: int
+    epochs: int
+    oldest_age_s: float
+
+
+carry.declare(WritebackStatistics, cumulative="by_command by_limit by_reserve by_age budget_stops epochs")
+
+
+class Writeback:
+    """The choice.
+
+    Args:
+        devices: whose pages may go.
+        page_size: bytes in a page.
+        used: returns the frames that the pool holds.
+        uses: returns a number that grows by one with each store and load.
+        is_short: says whether the reserve is nearly empty.
+        accepts: says whether the disk takes more.
+        clock: seconds, for tests.
+
+    Attributes:
+        limit_frames: of the pool.
+        accept_percent: how full the pool may be afterwards, of its limit.
+        idle_s: pages unused for so long go without need; 0 for never.
+        budget: bytes a day, 0 for no limit.
+        promotes: pages that are read from the disk twice may return, while the pool is not nearly full.
+        in_flight: pages on their way.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Aged],
+        *,
+        page_size: int,
+        used: Callable[[], int],
+        uses: Callable[[], int],
+        is_short: Callable[[], bool],
+        accepts: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._devices = devices
+        self._page_size = page_size
+        self._used = used
+        self._uses = uses
+        self._is_short = is_short
+        self._accepts = accepts
+        self._clock = clock
+        self.limit_frames = 0
+        self.accept_percent = 90
+        self.idle_s = 0
+        self.budget = 0
+        self.promotes = True
+        self.in_flight = 0
+        self._epoch = 2  # what a predecessor has left is older than anything now
+        self._began = [clock()] * (EPOCHS + 1)
+        self._uses_before = self._uses_seen = uses()
+        self._cursor = (1, 0, 0)
+        self._is_draining = False
+        self._commanded = 0
+        self._sent = dict.fromkeys(("command", "limit", "reserve", "age"), 0)
+        self._day, self._spent, self._stops, self._epochs = clock(), 0, 0, 0
+        self._set_epoch()
+
+    # Time.
+
+    def look(self) -> bool:
+        """Let an epoch end if it is time, and say whether pages are being used; to be called a few times a second."""
+        now, uses = self._clock(), self._uses()
+        is_busy, self._uses_seen = uses != self._uses_seen, uses
+        step = min(EPOCH_S, self.idle_s / 8) if self.idle_s else EPOCH_S
+        if uses - self._uses_before >= max(self._used() // USES, 64) or now - self._began[self._epoch] >= step:
+            self._uses_before = uses
+            self._next_epoch(now)
+        if now - self._day >= DAY_S:
+            self._day, self._spent = now, 0
+        has_room = self.promotes and self._used() < self._start()
+        for device in self._devices:
+            device.promotes = has_room
+        return is_busy
+
+    def _start(self) -> int:
+        """Return how many frames the pool may hold before writeback begins."""
+        return self.limit_frames * (100 + self.accept_percent) // 200
+
+    def _next_epoch(self, now: float) -> None:
+        if self._epoch == EPOCHS:
+            for device in self._devices:
+                device.ages[:] = device.ages.translate(_OLDER)
+            self._epoch -= 128
+            self._began[1 : self._epoch + 1] = self._began[129 : EPOCHS + 1]
+            self._cursor = (1, 0, 0)
+        self._epoch += 1
+        self._epochs += 1
+        self._began[self._epoch] = now
+        self._set_epoch()
+
+    def _set_epoch(self) -> None:
+        for device in self._devices:
+            device.epoch = self._epoch
+
+    def mark_idle(self) -> None:
+        """Take all pages for unused since long, until they are used again."""
+        table = bytes([0, *([1] * 255)])
+        for device in self._devices:
+            device.ages[:] = device.ages.translate(table)
+        self._cursor = (1, 0, 0)
+        self._next_epoch(self._clock())
+
+    # What to do.
+
+    def command(self, pages: int) -> None:
+        """Have so many pages written back, the oldest first; the present epoch's too."""
+        self._next_epoch(self._clock())
+        self._cursor = (1, 0, 0)
+        self._commanded = pages
+
+    @property
+    def commanded(self) -> int:
+        """Pages of a command that are still to be sent."""
+        return self._commanded
+
+    def wanted(self) -> str:
+        """Return why pages should go now: `command`, `limit`, `reserve` or `age`; empty for no reason."""
+        if self._commanded:
+            return "command"
+        if self.budget and self._spent >= self.budget:
+            return ""
+        used, low = self._used(), self.limit_frames * self.accept_percent // 100
+        if used > self._start():
+            self._is_draining = True
+        elif used <= low:
+            self._is_draining = False
+        if self._is_draining:
+            return "limit"
+        if self._is_short():
+            return "reserve"
+        return "age" if self.idle_s and self._oldest_idle() else ""
+
+    def _oldest_idle(self) -> bool:
+        """Say whether there may be pages that were not used for `idle_s`."""
+        age = self._cursor[0]
+        return age < self._epoch and self._clock() - self._began[age + 1] >= self.idle_s
+
+    def step(self, why: str) -> int:
+        """Begin to write back some of the oldest pages; return how many. The transfers are to be kicked then.
+
+        Args:
+            why: what `wanted` has returned.
+        """
+        begun = looks = 0
+        most = self._missing() if why == "limit" else IN_FLIGHT
+        age, place, position = self._cursor
+        while looks < LOOKS and self.in_flight < min(most, IN_FLIGHT) and self._may_go(age, why) and self._accepts():
+            device = self._devices[place]
+            number = device.ages.find(age, position)
+            looks += 16 if number < 0 else 1
+            if number < 0:
+                place, position = place + 1, 0
+                if place == len(self._devices):
+                    age, place = age + 1, 0
+                continue
+            position = number + 1
+            if device.write_back(number, self._done):
+                begun += 1
+                self.in_flight += 1
+                self._note_sent(why)
+        if age >= self._epoch:  # all that is older has had its turn
+            age, place, position = 1, 0, 0
+            if not begun:
+                self._commanded = 0
+        self._cursor = (age, place, position)
+        return begun
+
+    def _missing(self) -> int:
+        """Return how many pages must leave at least, since none takes more than a frame: no more are to be under way."""
+        return self._used() - self.limit_frames * self.accept_percent // 100
+
+    def _may_go(self, age: int, why: str) -> bool:
+        if age >= self._epoch:
+            return False
+        if why == "command":
+            return self._commanded > 0
+        if self.budget and self._spent >= self.budget:
+            return False
+        return why != "age" or self._clock() - self._began[age + 1] >= self.idle_s
+
+    def _note_sent(self, why: str) -> None:
+        self._sent[why] += 1
+        if why == "command":
+            self._commanded -= 1
+            return
+        before = self._spent
+        self._spent += self._page_size
+        self._stops += bool(self.budget) and before < self.budget <= self._spent
+
+    def _done(self, _has_left: bool) -> None:  # noqa: FBT001 - a callback
+        self.in_flight -= 1
+
+    def remember(self) -> dict[str, float]:
+        """Return what a successor has to go on with."""
+        return {"spent": self._spent, "day_s": self._clock() - self._day}
+
+    def recall(self, left: dict[str, float]) -> None:
+        """Go on with what a predecessor has spent of the budget."""
+        self._spent = int(left.get("spent", 0))
+        self._day = self._clock() - left.get("day_s", 0.0)
+
+    def statistics(self) -> WritebackStatistics:
+        """Return a frozen snapshot; looks through the ages, some 50 µs a million pages for each epoch that is empty."""
+        oldest = self._epoch
+        for age in range(1, self._epoch):
+            if any(device.ages.find(age) >= 0 for device in self._devices):
+                oldest = age
+                break
+        return WritebackStatistics(
+            by_command=self._sent["command"],
+            by_limit=self._sent["limit"],
+            by_reserve=self._sent["reserve"],
+            by_age=self._sent["age"],
+            budget_bytes=self.budget,
+            budget_left_bytes=max(self.budget - self._spent, 0) if self.budget else 0,
+            budget_stops=self._stops,
+            epochs=self._epochs,
+            oldest_age_s=self._clock() - self._began[oldest],
+        )
