@@ -45,7 +45,9 @@ PRESENT: dict[type, str] = {
     DeviceStatistics: "name size stored_pages lost_pages",
     RecoveryStatistics: "recovered_pages seconds",
     CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache",
-    CoreStatistics: "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices",
+    CoreStatistics: (
+        "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices backed transfers"
+    ),
     LatencyStatistics: "",
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",
     ControlStatistics: "clients",
