@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.25
 """Time between two looks: free memory falls by some 500 MiB in it at worst, which the kernel finds elsewhere meanwhile."""
+EMPTY_LOOK_S = 1.0
+"""The same while the cache is empty: only its ceiling may be to rise."""
 STEP_FRAMES = 2048
 """Frames that are given back at once: with one trip to the other thread for each batch, the trips take longer than the work."""
 
@@ -64,10 +66,11 @@ class Shrinking:
     async def _wait(self) -> bool:
         """Return after LOOK_S, False, or when tasks had to wait for memory, True."""
         descriptor = self._pressure.descriptor
+        pause = LOOK_S if self.shrinker.has_frames else EMPTY_LOOK_S
         if descriptor < 0:
-            await trio.sleep(LOOK_S)
+            await trio.sleep(pause)
             return self._pressure.has_stalled()
-        with trio.move_on_after(LOOK_S):
+        with trio.move_on_after(pause):
             await trio.lowlevel.wait_readable(descriptor)
             self._pressure.take_trigger()
             return True

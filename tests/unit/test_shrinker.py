@@ -49,7 +49,7 @@ def test_nothing_is_evicted_while_memory_is_above_the_low_mark(marks: Marks) -> 
     shrinker = Cache(800).shrinker()
     shrinker.look(marks)
     assert not shrinker.has_work
-    assert shrinker.statistics().shrinks == {"low_memory": 0, "stalled": 0, "command": 0}
+    assert shrinker.statistics().shrinks == {"low_memory": 0, "stalled": 0, "limit": 0, "command": 0}
 
 
 def test_below_the_low_mark_what_is_missing_to_the_high_one_goes() -> None:
@@ -130,6 +130,18 @@ def test_a_command_evicts_so_many_whatever_the_marks_say() -> None:
     run_out(shrinker)
     assert cache.frames == 0
     assert not shrinker.has_work
+
+
+def test_a_limit_that_was_lowered_is_reached_without_a_put() -> None:
+    cache = Cache(800)
+    shrinker = cache.shrinker()
+    shrinker.limit_frames = 300
+    shrinker.look(FINE)
+    run_out(shrinker)
+    shrinker.look(FINE)
+    assert cache.frames == 300
+    assert not shrinker.has_work
+    assert shrinker.statistics().shrinks["limit"] == 1
 
 
 def test_what_was_given_back_may_be_taken_again_only_after_a_calm_time() -> None:

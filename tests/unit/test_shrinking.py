@@ -13,7 +13,7 @@ import trio.lowlevel
 from tests.support.proc import write_memory, write_psi
 from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import BATCH_S, CALM_S, GROW_S, Shrinker
-from zswapd.shrinking import LOOK_S, Shrinking
+from zswapd.shrinking import EMPTY_LOOK_S, LOOK_S, Shrinking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,6 +57,7 @@ class Box:
 @pytest.fixture
 async def box(tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[Box]:
     made = Box(tmp_path)
+    made.cached = 1  # an empty cache is looked at less often
     nursery.start_soon(made.shrinking.run)
     yield made
     made.pressure.close()
@@ -105,7 +106,7 @@ async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(box: Box, autoj
     box.have(5000)
     await trio.sleep(CALM_S - 2 * LOOK_S)
     assert box.shrinker.ceiling_frames == 0
-    await trio.sleep(GROW_S + 3 * LOOK_S)
+    await trio.sleep(GROW_S + 3 * EMPTY_LOOK_S)
     assert box.shrinker.ceiling_frames == LIMIT
 
 

@@ -2,7 +2,7 @@
 """What Prometheus is told: metric families from one snapshot. Nothing is counted here.
 
 Names follow Prometheus' rules (`zswapd_`, base units, `_total` for what only grows, also across workers); the kernel's name of
-a counter stands in its HELP. Labels are bounded: reasons, protections, swap files, size classes in use.
+a counter stands in its HELP. Labels are bounded: reasons, protections, files, size classes in use.
 
 A new counter is a row of ROWS. A part that is not there (its snapshot is None) has no rows.
 """
@@ -128,7 +128,7 @@ ROWS = (
         "core.cache.zbuds.corrupted"),
     Row("shrinks_total", "Times that the cache began to give memory back.",
         {"low_memory": "shrinker.shrinks.low_memory", "stalled": "shrinker.shrinks.stalled",
-         "command": "shrinker.shrinks.command"}, "reason"),
+         "limit": "shrinker.shrinks.limit", "command": "shrinker.shrinks.command"}, "reason"),
     Row("shrunk_bytes_total", "Memory that it gave back.", "shrinker.evicted_frames", in_frames=True),
     Row("shrink_batches_total", "Pieces in which it did so.", "shrinker.batches"),
     Row("shrink_batch_seconds_total", "Time that they took; no page was served in it.", "shrinker.batch_seconds"),
@@ -150,6 +150,23 @@ FILE_ROWS = (
     ("file_pages_discarded_total", "Pages discarded.", "pages_discarded"),
     ("file_refused_writes_total", "Writes refused.", "refused_writes"),
     ("file_failed_reads_total", "Reads that failed.", "failed_reads"),
+)
+VOLUME_ROWS = (
+    ("volume_size_bytes", "Size of a cache volume.", "size"),
+    ("volume_pages", "Its pages that are kept.", "pages"),
+    ("volume_pending_requests", "Requests of it under way.", "pending"),
+    ("volume_hits_total", "Reads of which every page was kept; the kernel's page cache answers most before.", "hits"),
+    ("volume_misses_total", "All other reads.", "misses"),
+    ("volume_read_bytes_total", "Bytes of both.", "read_bytes"),
+    ("volume_bypassed_bytes_total", "Bytes not kept, since a long sequential stream asked for them.", "bypassed_bytes"),
+    ("volume_backing_reads_total", "Reads of the backing file.", "backing_reads"),
+    ("volume_backing_read_bytes_total", "Bytes of them.", "backing_read_bytes"),
+    ("volume_backing_writes_total", "Writes to it.", "backing_writes"),
+    ("volume_backing_written_bytes_total", "Bytes of them.", "written_bytes"),
+    ("volume_read_errors_total", "Reads that the backing file failed.", "read_errors"),
+    ("volume_write_errors_total", "Writes that it failed.", "write_errors"),
+    ("volume_drops_total", "Times that everything was let go, by command or since the file had changed.", "drops"),
+    ("volume_turned_away_total", "Requests answered with an error since too many waited.", "turned_away"),
 )
 CLASS_ROWS = (
     ("zsmalloc_class_objects", "Objects that the zspages of a size class have room for.", "objects"),
@@ -175,6 +192,8 @@ def collect(snapshot: Snapshot) -> Iterator[Metric]:
         yield _labelled(
             f"zswapd_{name}", text, "file", {device.name: getattr(device, field) for device in snapshot.core.devices}
         )
+    for name, text, field in VOLUME_ROWS if snapshot.volumes else ():
+        yield _labelled(f"zswapd_{name}", text, "volume", {one.name: getattr(one, field) for one in snapshot.volumes})
     zsmalloc = snapshot.core.zsmalloc
     classes = [one for one in zsmalloc.classes if one.used_frames] if zsmalloc else []
     for name, text, field in CLASS_ROWS:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """shrinker: when the cache gives memory back, how much, and when it may grow again. Decides; shrinking.py waits.
 
-The cache is a second chance, and its memory anybody's who needs it. Two signals, and a person, make it shrink:
+The cache is a second chance, and its memory anybody's who needs it. Two signals, and whoever runs the box, make it shrink:
 
 - `low_memory`: free memory is below the low watermark. The cache shrinks until it is above the high one, as kswapd does.
 - `stalled`: tasks wait for memory (PSI). An eighth of the cache a time, since they may wait for something else; not at all
   while there is memory to spare: then they are at the limit of their own memory cgroup, and nothing given back would end that.
+- `limit`: the cache is above its limit, which was lowered.
 - `command`: `zswapctl shrink N`.
 
 It shrinks in batches of BATCH_S, in which no page is served; between two of them everybody has his turn. Runs go least
@@ -15,7 +16,7 @@ After a shrink the cache may hold no more than it was left with (`ceiling_frames
 the high watermark, that grows again, to its limit in GROW_S: otherwise what is given back would be taken again by the next
 reader, while those for whom it was meant still wait.
 
-Invariants: evicts nothing while memory is above its marks and nobody waits; a batch ends after BATCH_S and one run.
+Invariants: evicts nothing while memory is above its marks and nobody waits or asks; a batch ends after BATCH_S and one run.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CALM_S = 5.0
 """How long there must have been enough memory before the cache may grow again."""
 GROW_S = 10.0
 """How long it takes from nothing to its limit then, at least."""
-REASONS = ("low_memory", "stalled", "command")
+REASONS = ("low_memory", "stalled", "limit", "command")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,9 @@ class Shrinker:
         if stall_counts and cached:
             self._shrinks["stalled"] += 1
             self._asked = max(self._asked, -(-cached // STALL_PART))
+        if cached > self._limit and not self._asked:
+            self._shrinks["limit"] += 1
+            self._asked = cached - self._limit
         self._missing = max(0, 1 - marks.above_high - on_the_way) if self._is_low else 0
         if self._is_low or stall_counts:
             self._restless_at = now
@@ -170,6 +174,11 @@ class Shrinker:
         """Have `frames` more evicted, by somebody's command."""
         self._shrinks["command"] += 1
         self._asked += frames
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the cache holds any."""
+        return self._cached() > 0
 
     @property
     def has_work(self) -> bool:
