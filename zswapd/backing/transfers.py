@@ -188,7 +188,7 @@ class Transfers:
             self._held.update(range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1)))
         self._inherited = [place for place, word in enumerate(self._claims) if word]
         self._avoided: dict[int, float] = {}
-        self._failures = 0
+        self._failures = {"read": 0, "write": 0}
         self._last_error = 0
         self._next_probe = 0.0
         self._bd_reads = self._bd_writes = self._read_requests = self._write_requests = 0
@@ -199,11 +199,14 @@ class Transfers:
     @property
     def trouble(self) -> str:
         """Why writes are refused, as words for a person."""
-        if self._failures >= TROUBLE:
+        if self._is_failing():
             return f"requests fail: {os.strerror(self._last_error)}"
         if self._started and (late := self._clock() - min(self._started.values())) > STALL_S:
             return f"a request has taken {late:.0f} s"
         return ""
+
+    def _is_failing(self) -> bool:
+        return max(self._failures.values()) >= TROUBLE
 
     def accepts(self, slot: int, *, buffers: int = 0) -> bool:
         """Say whether `write` would take a page for a slot, and leave at least so many buffers to others."""
@@ -214,7 +217,7 @@ class Transfers:
     def probe(self) -> None:
         """See whether a device in trouble works again; to be called now and then."""
         now = self._clock()
-        if self._failures < TROUBLE or self._started or now < self._next_probe:
+        if not self._is_failing() or self._started or now < self._next_probe:
             return
         self._next_probe = now + PROBE_S
         self._start(self._store.write_label, self._probed)
@@ -223,7 +226,7 @@ class Transfers:
         if code:
             self._last_error = code
         else:
-            self._failures = 0
+            self._failures = {"read": 0, "write": 0}
             self._avoided.clear()
 
     def write(self, slot: int, page: bytes | memoryview, done: Callable[[int], None]) -> Write | None:
@@ -291,7 +294,9 @@ class Transfers:
     def _written(self, run: Sequence[Write], place: int, code: int) -> None:
         reach(crashpoints.SLOT_WRITTEN)
         self._claims[place] = 0
-        self._note([write.slot for write in run], code)
+        self._note("write", code)
+        if code and not self._is_failing():  # afterwards it is the device, not the slots
+            self._avoided.update(dict.fromkeys((write.slot for write in run), self._clock() + AVOID_S))
         self._bd_writes += 0 if code else len(run)
         self._failed_writes += code != 0
         for write in run:
@@ -299,17 +304,14 @@ class Transfers:
             self._next(write.slot)
             write.done(code)
 
-    def _note(self, slots: Sequence[int], code: int) -> None:
-        """Draw the conclusions from how a request ended."""
+    def _note(self, kind: str, code: int) -> None:
+        """Count requests that fail in a row, by kind: a device that can be read may still refuse every write."""
         if not code:
-            self._failures = 0
+            self._failures[kind] = 0
             return
-        self._failures += 1
+        self._failures[kind] += 1
         self._last_error = code
-        now = self._clock()
-        self._next_probe = now + PROBE_S
-        if self._failures < TROUBLE:  # afterwards it is the device, not the slots
-            self._avoided.update(dict.fromkeys(slots, now + AVOID_S))
+        self._next_probe = self._clock() + PROBE_S
 
     def _next(self, slot: int) -> None:
         """Let the next write of a slot go, which has nobody before it any more."""
@@ -364,7 +366,7 @@ class Transfers:
             run.append(slot)
 
     def _has_read(self, run: tuple[int, ...], code: int) -> None:
-        self._note(run, code)
+        self._note("read", code)
         self._failed_reads += code != 0
         self._bd_reads += 0 if code else len(run)
         finished: list[Fetch] = []

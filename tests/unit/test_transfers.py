@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device in trouble: seen, kept away from, and found to work again; and slots that a dead process may still write."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from tests.support.disk import Disk
+from zswapd.backing.lifeline import Lifeline
+from zswapd.backing.transfers import AVOID_S, CLAIMS, PROBE_S, STALL_S, TROUBLE, Transfers, make_buffers
+
+PAGE = 4096
+
+
+class World:
+    def __init__(self, claims: memoryview | None = None) -> None:
+        self.now = 100.0
+        self.disk = Disk(PAGE, 16)
+        self.codes: list[int] = []
+        self.transfers = Transfers(
+            self.disk,  # type: ignore[arg-type]
+            None,
+            self.disk.submit,
+            page_size=PAGE,
+            buffers=make_buffers(8 * PAGE, PAGE),
+            claims=claims,
+            clock=lambda: self.now,
+        )
+
+    def write(self, slot: int, *, code: int = 0) -> bool:
+        taken = self.transfers.write(slot, bytes([slot]) * PAGE, self.codes.append) is not None
+        self.transfers.kick()
+        if taken:
+            self.disk.finish(-1, code)
+        return taken
+
+    def read(self, slot: int, *, code: int = 0) -> None:
+        fetch = self.transfers.fetch([slot], lambda: None)
+        self.transfers.kick()
+        self.disk.finish(-1, code)
+        self.transfers.end(fetch)
+
+
+def test_slot_that_failed_is_left_alone_for_a_while() -> None:
+    world = World()
+    assert world.write(3, code=errno.EIO)
+    assert world.codes == [errno.EIO]
+    assert not world.write(3)
+    assert world.write(4)
+    assert world.transfers.trouble == ""
+    world.now += AVOID_S + 1
+    assert world.write(3)
+    assert world.codes == [errno.EIO, 0, 0]
+
+
+def test_device_that_fails_again_and_again_is_in_trouble_until_its_label_can_be_written() -> None:
+    world = World()
+    for slot in range(TROUBLE):
+        assert world.write(slot, code=errno.ENOSPC)
+    assert os.strerror(errno.ENOSPC) in world.transfers.trouble
+    assert not world.write(9)
+    world.read(5)
+    assert world.transfers.trouble, "what can be read cannot be written for that"
+    world.transfers.probe()
+    assert not world.disk.waiting, "too early"
+    world.now += PROBE_S
+    world.transfers.probe()
+    world.disk.finish(0, errno.EIO)
+    assert os.strerror(errno.EIO) in world.transfers.trouble
+    world.now += PROBE_S
+    world.transfers.probe()
+    world.disk.finish(0, 0)
+    assert world.transfers.trouble == ""
+    assert world.write(0), "a slot that failed with the device is not to blame"
+
+
+def test_reads_that_fail_are_trouble_too() -> None:
+    world = World()
+    for slot in range(TROUBLE):
+        world.read(slot, code=errno.EIO)
+    assert world.transfers.trouble
+    assert world.transfers.statistics().failed_reads == TROUBLE
+
+
+def test_stall_is_trouble_as_long_as_it_lasts() -> None:
+    world = World()
+    assert world.transfers.write(1, bytes(PAGE), world.codes.append) is not None
+    world.transfers.kick()
+    world.now += STALL_S + 1
+    assert "has taken 3 s" in world.transfers.trouble
+    assert world.transfers.write(2, bytes(PAGE), world.codes.append) is None
+    world.disk.finish(0, 0)
+    assert world.transfers.trouble == ""
+    assert world.write(2)
+
+
+def test_writes_leave_buffers_to_reads() -> None:
+    world = World()
+    taken = sum(world.transfers.write(slot, bytes(PAGE), world.codes.append) is not None for slot in range(10))
+    assert taken == 6
+    assert world.transfers.statistics().refused_writes == 4
+
+
+def test_what_a_predecessor_writes_is_left_alone_until_it_cannot_any_more() -> None:
+    claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
+    dead = World(claims)
+    for slot in (4, 5, 6):
+        dead.transfers.write(slot, bytes(PAGE), dead.codes.append)
+    dead.transfers.kick()
+    successor = World(claims)
+    assert successor.transfers.holds_any
+    assert [successor.write(slot) for slot in (3, 4, 5, 6, 7)] == [True, False, False, False, True]
+    third = World(claims)
+    assert third.transfers.statistics().held_slots == 3
+    third.transfers.release_held()
+    assert not any(claims)
+    assert third.write(5)
+
+
+@pytest.mark.parametrize("how", ["dead", "alive"])
+def test_lifeline_is_alone_when_no_other_process_has_the_file_open(how: str) -> None:
+    fd = os.memfd_create("shared")
+    line = Lifeline(fd)
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        line.close()
+        Lifeline(fd)
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    assert not line.is_alone()
+    if how == "dead":
+        os.kill(pid, 9)
+    else:
+        os.write(go[1], b"x")
+    os.waitpid(pid, 0)
+    assert line.is_alone()
+    assert line.is_alone(), "the shared lock is back"
+    line.close()
+    for descriptor in (fd, *ready, *go):
+        os.close(descriptor)
