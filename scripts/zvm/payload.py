@@ -20,6 +20,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from scripts.zbench import workload
 from scripts.zbench.system import HarnessError
 
@@ -113,9 +115,8 @@ def _closure(name: str) -> set[str]:
     wanted = [name]
     while wanted:
         for line in importlib.metadata.requires(wanted.pop()) or ():
-            requirement, _, marker = line.partition(";")
-            needed = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
-            if not marker and needed not in found:
-                found.add(needed)
-                wanted.append(needed)
+            needed = Requirement(line)
+            if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+                found.add(needed.name)
+                wanted.append(needed.name)
     return found

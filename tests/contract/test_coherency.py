@@ -281,10 +281,10 @@ def test_coherency_rule_9_incompressible_page_is_stored_as_it_is_or_refused(
 
 
 def test_coherency_rule_10_destroying_a_pool_is_done_when_it_returns(stack: Stack) -> None:
-    for offset in range(4000):
-        _store(stack, offset, "same", offset)
+    stored = sum(_store(stack, offset, "same", offset) is None for offset in range(4000))
+    assert stored >= 500  # two a frame, where that is all that fits
     begin = time.process_time()
-    assert stack.tmem.destroy_pool(0) == 4000
+    assert stack.tmem.destroy_pool(0) == stored
     assert time.process_time() - begin < 2, "something waits or walks what is not there"
     assert stack.frames.used_frames == 0
     assert stack.tmem.statistics().curr_objnode_count == 0
