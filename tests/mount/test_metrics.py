@@ -97,9 +97,12 @@ def port() -> int:
 
 
 @pytest.fixture
-def daemon(stage: Stage, port: int) -> Iterator[Daemon]:
-    """A daemon that is written to and read from all the time."""
-    started = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+def daemon(stage: Stage, port: int, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with a cache volume, that is written to and read from all the time."""
+    slow = tmp_path / "slow"
+    slow.write_bytes(bytes(1 << 20))
+    settings = {"memory__reserve": "8M", "metrics__listen": f"127.0.0.1:{port}", "cache__volumes__disk": str(slow)}
+    started = stage.daemon("64M", **settings)
     end = threading.Event()
 
     def use() -> None:
