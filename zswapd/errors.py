@@ -146,7 +146,7 @@ class HandoverError(ZswapdError):
 class BackingError(ZswapdError):
     """The file or device behind the pool cannot be used; nothing was changed on it."""
 
-    exit_code = 15
+    exit_code = 16
     errno_ = errno.EIO
 
 

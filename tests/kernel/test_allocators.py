@@ -15,7 +15,7 @@ import pytest
 from scripts.zbench.system import MIB
 from scripts.zbench.torture import TorturePlan, torture
 from tests.support.strategies import KINDS, page
-from tests.support.swap import Stage
+from tests.support.swap import Stage, wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(200)]
 
@@ -69,11 +69,11 @@ def test_both_halves_go_on_when_workers_are_killed(stage: Stage, tmp_path: Path,
     daemon.swapon()
     with reading(daemon.mountpoint / "cache" / "slow", data) as wrong:
         outcome = torture(TorturePlan(kills=4, data_mib=64, memory_mib=24, pause_s=0.5), daemon)
+        wait_for(lambda: daemon.ask("stats")["core"]["cache"]["cleancache"]["succ_gets"] > 0, "no page was found in the cache")
     assert outcome.good(), outcome.lines()
     assert outcome.kills == 4
     assert wrong == []
     core = daemon.ask("stats")["core"]
-    assert core["cache"]["cleancache"]["succ_gets"] > 0
     for part, allocator in ((core, persistent), (core["cache"], ephemeral)):
         assert (part["zsmalloc"] is None, part["zbud"] is None) == (allocator == "zbud", allocator == "zsmalloc")
     both = core[persistent]["used_frames"] + core["cache"][ephemeral]["used_frames"]

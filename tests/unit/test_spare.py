@@ -72,16 +72,18 @@ def test_spare_whose_preparation_fails_ends(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.records  # it was said in the other process
 
 
-def test_spare_ends_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_heard", [False, True])
+def test_spare_ends_with_its_parent_and_says_nothing(tmp_path: Path, is_heard: bool) -> None:
     code = f"""if True:
-        import os, time
+        import os, select, time
         from zswapd.supervisor.spare import Spare
         spare = Spare(lambda: 0, lambda _: os._exit(0))
-        while not spare.is_ready:
-            time.sleep(0.005)
+        select.select([spare._line], [], [])
+        assert not {is_heard} or spare.is_ready
         open({str(tmp_path / "pid")!r}, "w").write(str(spare.pid))
         os.kill(os.getpid(), 9)
     """
-    subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=30)
+    assert done.stderr == b""
     pid = int((tmp_path / "pid").read_text())
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())

@@ -100,7 +100,10 @@ def _wait(line: socket.socket, prepare: Callable[[], T], become: Callable[[T], N
     try:
         prepared = prepare()
         line.send(_READY, socket.MSG_NOSIGNAL)
-        if line.recv(1) == _GO:
+        go = b""
+        with contextlib.suppress(ConnectionResetError):  # our word was not read: the parent is dead
+            go = line.recv(1)
+        if go == _GO:
             line.close()
             become(prepared)
         code = 0
