@@ -123,6 +123,8 @@ def test_spare_takes_over_and_there_is_another(stage: Stage) -> None:
     old = daemon.worker_pid()
     os.kill(old, signal.SIGKILL)
     assert next_worker(daemon, old)["pid"] == spare
+    protections = {item["name"]: item["on"] for item in daemon.ask("status")["protections"]}
+    assert protections["own_memory"], "it would copy pages while it serves"
     wait_for(lambda: spares(daemon), "no other spare")
 
 

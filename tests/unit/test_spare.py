@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 
+from zswapd.supervisor.remains import Remains
 from zswapd.supervisor.spare import Spare
 
 
@@ -46,6 +47,25 @@ def test_spare_that_is_not_ready_is_not_promoted() -> None:
     spare.end(wait=True)
     with pytest.raises(ChildProcessError):
         os.waitpid(spare.pid, 0)
+
+
+def test_spare_that_is_killed_and_not_waited_for_is_buried_later() -> None:
+    spare = Spare(lambda: time.sleep(60), lambda _: become(0))
+    if not spare.end(wait=False):
+        remains = Remains()
+        remains.add(spare.pid)
+        os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOWAIT)
+        remains.bury()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(spare.pid, 0)
+
+
+def test_spare_that_has_ended_says_so_once_it_has() -> None:
+    spare = Spare(lambda: 42, become)
+    wait_for(lambda: spare.is_ready)
+    assert not spare.has_ended()
+    os.kill(spare.pid, signal.SIGKILL)
+    wait_for(spare.has_ended)
 
 
 @pytest.mark.parametrize("is_seen", [False, True])

@@ -80,18 +80,26 @@ class Spare:
         self._line.close()
         return True
 
-    def end(self, *, wait: bool) -> None:
-        """Kill it.
+    def has_ended(self) -> bool:
+        """Say whether it has ended by itself; it is forgotten then."""
+        if not os.waitpid(self.pid, os.WNOHANG)[0]:
+            return False
+        self._line.close()
+        return True
+
+    def end(self, *, wait: bool) -> bool:
+        """Kill it; return whether it is gone.
 
         Args:
-            wait: until it is gone. One that waits for memory goes only when it has got it: not to be waited for where that may
-                depend on the caller.
+            wait: until it is. One that waits for memory goes only when it has got it: not to be waited for where that may
+                depend on the caller, who has to bury it later.
         """
         self._line.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0 if wait else os.WNOHANG)
+            return os.waitpid(self.pid, 0 if wait else os.WNOHANG)[0] != 0
+        return True
 
 
 def _wait(line: socket.socket, prepare: Callable[[], T], become: Callable[[T], NoReturn]) -> NoReturn:

@@ -203,7 +203,7 @@ class Supervisor:
                     self._prepare_spare,
                     lambda prepared: self._become_worker(lambda: prepared),
                 )
-        elif os.waitpid(self._spare.pid, os.WNOHANG)[0]:
+        elif self._spare.has_ended():
             log.warning("the spare worker %d has died; there will be another", self._spare.pid)
             self._spare = None
             self._spare_due = now + SPARE_AGAIN_S
@@ -214,7 +214,8 @@ class Supervisor:
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:
-            self._spare.end(wait=wait)
+            if not self._spare.end(wait=wait):
+                self._remains.add(self._spare.pid)
             self._spare = None
 
     def _bury(self, status: int) -> int | None:
