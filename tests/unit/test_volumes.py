@@ -21,6 +21,7 @@ import trio
 from tests.support.volumes import PAGE, Box, Device, make_file
 from zswapd.errors import VolumeError
 from zswapd.volumes import volume as volume_module
+from zswapd.volumes.fetches import Fetch, Want
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
 
 GAP, RUN = GAP_BYTES // PAGE, RUN_BYTES // PAGE
@@ -409,6 +410,60 @@ async def test_file_that_shrinks_while_it_is_read_is_short_and_never_made_up(box
         assert await volume.read(2 * PAGE, 62 * PAGE) == data[2 * PAGE : 5 * PAGE + 100]
         assert await volume.read(60 * PAGE, PAGE) == b""
         assert volume.size == 5 * PAGE + 100
+
+
+async def test_shrinking_seen_by_another_while_a_read_is_under_way_makes_nothing_up(box: Box, path: Path) -> None:
+    """The reader asked for more than there is by the time its read is over; its buffer has held other pages before."""
+    data = make_file(path, 64)
+    async with one(box, path) as volume, trio.open_nursery() as nursery:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        await volume.source.look()
+        for first in range(0, 36, 12):  # all three buffers
+            await volume.read((first + 8) * PAGE, 8 * PAGE)
+        volume.drop()
+        got: list[bytes] = []
+        box.device.reads.clear()
+        box.device.answering.clear()
+
+        async def read() -> None:
+            got.append(await volume.read(0, 8 * PAGE))
+
+        nursery.start_soon(read)
+        await until(lambda: box.device.reads)
+        os.truncate(path, 2 * PAGE + 100)
+        await volume.source.look()
+        box.device.answering.set()
+        await until(lambda: got)
+        assert got == [data[: 2 * PAGE + 100]]
+
+
+async def test_page_that_the_file_ends_in_by_now_is_not_filled_up_with_zeros(box: Box, path: Path) -> None:
+    """What is behind it was cached and is older; a reader gets what there was, or what there is, and nothing between."""
+    data = make_file(path, 8)
+    async with one(box, path) as volume, trio.open_nursery() as nursery:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        await volume.read(3 * PAGE, 5 * PAGE)
+        got: list[bytes] = []
+        box.device.answering.clear()
+
+        async def read() -> None:
+            got.append(await volume.read(0, 8 * PAGE))
+
+        nursery.start_soon(read)
+        await until(lambda: len(box.device.reads) == 2)
+        os.truncate(path, 2 * PAGE + 10)
+        await volume.source.look()
+        box.device.answering.set()
+        await until(lambda: got)
+        assert got == [data[: 2 * PAGE + 10]]
+
+
+def test_fetch_gives_nothing_from_behind_its_end_however_short_the_file_is_by_now() -> None:
+    want, fetch = Want(0, memoryview(bytearray(4 * PAGE)), range(4)), Fetch(0, 4, (), keep=True)
+    fetch.wants.append(want)
+    fetch.load(memoryview(bytearray(b"o" * 4 * PAGE)), PAGE + 100, PAGE, PAGE + 100)
+    assert want.is_short
+    assert bytes(want.out[2 * PAGE :]) == bytes(2 * PAGE), "what the buffer held before"
 
 
 async def test_missing_file_fails_its_readers_until_it_is_back(box: Box, path: Path, expect_log: Callable[..., None]) -> None:

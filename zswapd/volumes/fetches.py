@@ -105,7 +105,9 @@ class Fetch:
         assert self.data is not None
         for page in sorted(filter(self.covers, want.missing)):
             at, to = (page - self.first) * page_size, (page - want.first) * page_size
-            if self.first * page_size + self.valid < min((page + 1) * page_size, size):
+            # Behind what was read there is nothing, however short the file is by now: the buffer has held other pages.
+            end = self.first * page_size + self.valid
+            if end < min((page + 1) * page_size, size) or end <= page * page_size:
                 want.is_short = True
             else:
                 want.out[to : to + page_size] = self.data[at : at + page_size]

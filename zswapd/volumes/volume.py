@@ -250,7 +250,7 @@ class Volume:
     # Reading.
 
     async def _read(self, offset: int, size: int) -> bytes | None:
-        """Return `size` bytes, which the file is said to have; None if it ends before."""
+        """Return `size` bytes, which the file is said to have; None if it ends before, or does by now."""
         if not size:
             return b""
         page = self._page
@@ -267,7 +267,7 @@ class Volume:
         if missing:
             want = Want(first, out, missing)
             await self._satisfy(want, keep=not is_bypassing)
-            if want.is_short:
+            if want.is_short or self.source.size < offset + size:  # it has shrunk meanwhile
                 return None
         skip = offset - first * page
         return bytes(out[skip : skip + size])
