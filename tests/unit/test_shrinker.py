@@ -132,6 +132,21 @@ def test_a_command_evicts_so_many_whatever_the_marks_say() -> None:
     assert not shrinker.has_work
 
 
+def test_a_command_for_more_than_there_is_does_not_take_what_comes_later() -> None:
+    cache = Cache(800, cost_s=BATCH_S)  # no batch finds the cache empty: the last one ends in time
+    shrinker = cache.shrinker()
+    shrinker.ask(10_000)
+    run_out(shrinker)
+    assert cache.frames == 0
+    cache.frames = 500
+    assert not shrinker.has_work
+    shrinker.ask(400)
+    cache.frames = 0  # let go of meanwhile, with its volume
+    shrinker.look(FINE)
+    cache.frames = 500
+    assert not shrinker.has_work
+
+
 def test_a_limit_that_was_lowered_is_reached_without_a_put() -> None:
     cache = Cache(800)
     shrinker = cache.shrinker()

@@ -148,6 +148,7 @@ class Shrinker:
             on_the_way: frames that were evicted and will be free memory soon.
         """
         cached, now = self._cached(), self._clock()
+        self._asked = min(self._asked, cached)  # some of it may have gone for another reason
         if marks.above_low < 0 and not self._is_low:
             self._is_low = True
             self._shrinks["low_memory"] += cached > 0
@@ -171,9 +172,9 @@ class Shrinker:
         self._last_look = now
 
     def ask(self, frames: int) -> None:
-        """Have `frames` more evicted, by somebody's command."""
+        """Have `frames` more evicted, by somebody's command; as many as there are, not those that come later."""
         self._shrinks["command"] += 1
-        self._asked += frames
+        self._asked = min(self._asked + frames, self._cached())
 
     @property
     def has_frames(self) -> bool:
