@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def _toml(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + "}"
-    return str(value) if isinstance(value, int) else f'"{value or ""}"'
+    return str(value) if isinstance(value, int) else json.dumps(value or "", ensure_ascii=False)
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments in place of the process's own.
     """
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: swapoff's child is told to give up as well
     return guarded("zswapctl", lambda: _run(options))
 
@@ -174,27 +174,28 @@ def _priority(text: str) -> int:
     return value
 
 
-def _common(**defaults: object) -> argparse.ArgumentParser:
+def common(**defaults: object) -> argparse.ArgumentParser:
     """Return the options that may stand before the command, which gives them their defaults, and after it."""
     socket = SETTINGS["control.socket"].default
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {socket})")
-    common.add_argument("--json", action="store_true", help="print one JSON object")
-    common.set_defaults(**defaults)
-    return common
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {socket})")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(**defaults)
+    return parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="zswapctl",
         description="Show and steer a running zswapd, and switch its swap on and off.",
-        parents=[_common(socket=Path(str(SETTINGS["control.socket"].default)), json=False)],
+        parents=[common(socket=Path(str(SETTINGS["control.socket"].default)), json=False)],
     )
     parser.add_argument("--version", action="version", version=f"zswapctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Command, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[_common()])
+        command = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[common()])
         command.set_defaults(run=run)
         return command
 
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
     swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
     cache = commands.add_parser("cache", help="show slow files through the cache", description="Cache volumes.")
-    caching.add_commands(cache, _common)
+    caching.add_commands(cache, common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
     shrink = add("shrink", _shrink, "take page frames from the cache, least recently used first, and give their memory back")

@@ -6,20 +6,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd import __version__, compress, log
+from zswapd import __version__, log
+from zswapd.cli import configuring, sources
 from zswapd.cli.failures import guarded
-from zswapd.config import SETTINGS, Context, load, parse_assignment
+from zswapd.config import SETTINGS
 from zswapd.config.kinds import shown
-from zswapd.config.loading import memory_total
-from zswapd.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from zswapd.config import Config
 
 _RUN = (
     "Serve swap files in the foreground. SIGTERM and Ctrl-C swap off first and end the daemon when all that was swapped out is "
@@ -33,11 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments in place of the process's own.
     """
-    return guarded("zswapd", lambda: _run(_parser().parse_args(argv)))
+
+    def work() -> int:
+        options = make_parser().parse_args(argv)
+        code: int = options.work(options)
+        return code
+
+    return guarded("zswapd", work)
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = _config(options)
+    config = sources.load_config(options)
     log.setup(config.log.level)
     from zswapd import supervisor  # after the Config: a mistake in it is told without waiting for the daemon's imports
 
@@ -47,16 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     return supervisor.run(config, lambda work: guarded("zswapd", work))
 
 
-def _config(options: argparse.Namespace) -> Config:
-    assignments = [(*parse_assignment(text), "--set") for text in options.set]
-    if options.size is not None:
-        assignments.append(("swap.size", options.size, "--size"))
-    if options.mountpoint is not None:
-        assignments.append(("fuse.mountpoint", str(options.mountpoint.absolute()), "--mountpoint"))
-    return load(codecs=compress.names(), file=options.config, assignments=assignments)
-
-
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="zswapd",
         description="Compressed swap in user space: a file that the kernel can swap to, held compressed in memory.",
@@ -70,15 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         description=textwrap.fill(_RUN, _width()),
         epilog=_settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[sources.options()],
     )
-    run.add_argument(
-        "--config", type=Path, metavar="FILE", help="config file (default: /etc/zswapd/zswapd.toml, if it is there)"
-    )
-    run.add_argument("--size", help="size of the swap file, such as 2G, 50%% or min(50%%, 4G)")
-    run.add_argument("--mountpoint", type=Path, metavar="DIR", help="where the files appear")
-    run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
+    run.set_defaults(work=_run)
     # For `zswapctl upgrade`: whether this program could take over from the one that asks.
     run.add_argument("--upgrade-check", metavar="JSON", help=argparse.SUPPRESS)
+    config = commands.add_parser("config", help="show and check settings", description="Settings, without a daemon.")
+    configuring.add_commands(config)
     return parser
 
 
@@ -88,7 +80,7 @@ def _width() -> int:
 
 def _settings_help() -> str:
     """Return the table of settings, as wide as the terminal."""
-    context = Context(memory_total(), PAGE_SIZE, frozenset(compress.names()))
+    context = sources.context()
     lines = ["settings, in the config file as [section] and key = value, with their defaults:"]
     for setting in SETTINGS.values():
         live = " Can change at run time." if setting.reloadable else ""

@@ -113,15 +113,24 @@ def load(
         ConfigError: a file cannot be read, or a setting is unknown or refused.
     """
     context = Context(memory_total(root), page_size, frozenset(codecs))
-    main = file or root / DEFAULT_FILE
     given: dict[str, Given] = {}
-    if file is not None or main.exists():
-        given |= _read_file(main)
-    for dropin in sorted(main.with_name(main.name + ".d").glob("*.toml")):
-        given |= _read_file(dropin)
+    for path in config_files(file, root):
+        given |= _read_file(path)
     for dest, text, option in assignments:
         given[dest] = Given(text, Origin(option), text=True)
     return _build(given, context)
+
+
+def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]:
+    """Return the files that `load` reads, in this order: the config file, and its drop-ins.
+
+    Args:
+        file: see `load`.
+        root: see `load`.
+    """
+    main = file or root / DEFAULT_FILE
+    dropins = sorted(main.with_name(main.name + ".d").glob("*.toml"))
+    return [main, *dropins] if file is not None or main.exists() else dropins
 
 
 def parse_assignment(text: str) -> tuple[str, str]:
@@ -285,16 +294,26 @@ def _convert_entries(setting: Setting, kind: Named[object], given: Mapping[str, 
 
 def _check_together(config: Config) -> None:
     """Refuse values that are right alone and wrong together."""
+
+    def at(*dests: str) -> str:
+        origins = dict.fromkeys(str(config.given[dest].origin) for dest in dests if dest in config.given)
+        return ", ".join(origins) or "default"
+
     if config.control.socket.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(
-            f"control.socket {config.control.socket} lies below fuse.mountpoint, which the mount hides",
+            f"{at('control.socket', 'fuse.mountpoint')}: control.socket {config.control.socket} lies below fuse.mountpoint, "
+            "which the mount hides",
             hint="put the socket beside the mountpoint",
         )
     if config.backing.path and not config.fuse.hook:
-        raise ConfigError("a backing needs the FUSE hook", hint="set fuse.hook = true, or backing.path to nothing")
+        raise ConfigError(
+            f"{at('backing.path', 'fuse.hook')}: a backing needs the FUSE hook",
+            hint="set fuse.hook = true, or backing.path to nothing",
+        )
     if config.backing.buffers < 4 << 20:
         raise ConfigError(
-            f"backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads", hint="write 4M or more"
+            f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads",
+            hint="write 4M or more",
         )
 
 

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where zswapd's settings come from: the options that name them, and the Config that they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zswapd import compress
+from zswapd.config import Context, load, parse_assignment
+from zswapd.config.loading import memory_total
+from zswapd.pages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from zswapd.config import Config
+
+
+def options() -> argparse.ArgumentParser:
+    """Return a parser to inherit from."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="config file (default: /etc/zswapd/zswapd.toml, if it is there)"
+    )
+    parser.add_argument("--size", help="size of the swap file, such as 2G, 50%% or min(50%%, 4G)")
+    parser.add_argument("--mountpoint", type=Path, metavar="DIR", help="where the files appear")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
+    return parser
+
+
+def load_config(options: argparse.Namespace) -> Config:
+    """Return the Config that files and options make.
+
+    Args:
+        options: parsed by `options()`.
+
+    Raises:
+        ConfigError: a source cannot be read, or a setting is refused.
+    """
+    assignments = [(*parse_assignment(text), "--set") for text in options.set]
+    if options.size is not None:
+        assignments.append(("swap.size", options.size, "--size"))
+    if options.mountpoint is not None:
+        assignments.append(("fuse.mountpoint", str(options.mountpoint.absolute()), "--mountpoint"))
+    return load(codecs=compress.names(), file=options.config, assignments=assignments)
+
+
+def context() -> Context:
+    """Return what values are checked against on this machine."""
+    return Context(memory_total(), PAGE_SIZE, frozenset(compress.names()))
