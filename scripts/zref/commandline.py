@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an argparse parser knows, as plain data: argparse itself keeps it to itself."""
+# ruff: noqa: SLF001
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option or argument."""
+
+    names: tuple[str, ...]
+    """`--set`; none for an argument that goes by its place."""
+    value: str
+    """Its value's name, empty for a flag."""
+    help: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command, `cache add`, with what is its own."""
+
+    name: str
+    synopsis: str
+    help: str
+    description: str
+    options: tuple[Option, ...]
+
+
+def own_options(parser: argparse.ArgumentParser, *without: argparse.ArgumentParser) -> tuple[Option, ...]:
+    """Return a parser's options and arguments, but for help and those that others have as well."""
+    known = {action.dest for other in without for action in other._actions}
+    found = []
+    for action in parser._actions:
+        hidden = action.help == argparse.SUPPRESS or isinstance(action, argparse._SubParsersAction | argparse._HelpAction)
+        if hidden or action.dest in known:
+            continue
+        value = "" if action.nargs == 0 else action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
+        assert isinstance(value, str)
+        found.append(Option(tuple(action.option_strings), value, (action.help or "") % {"prog": parser.prog}))
+    return tuple(found)
+
+
+def commands(parser: argparse.ArgumentParser, *without: argparse.ArgumentParser, before: str = "") -> Iterator[Command]:
+    """Yield the commands of a parser, those of commands that have commands in their place."""
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for name, sub in action.choices.items():
+            full = f"{before}{name}"
+            inner = list(commands(sub, *without, before=f"{full} "))
+            if inner:
+                yield from inner
+                continue
+            own = own_options(sub, *without)
+            words = [_synopsis(option) for option in own]
+            yield Command(full, " ".join(words), helps[name], " ".join((sub.description or "").split()), own)
+
+
+def _synopsis(option: Option) -> str:
+    if not option.names:
+        return f"[{option.value}...]" if "default" in option.help else option.value
+    return f"[{option.names[-1]}{f' {option.value}' if option.value else ''}]"

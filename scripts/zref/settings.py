@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The reference of settings, docs/configuration.md, from the table in zswapd/config/table.py."""
+
+from __future__ import annotations
+
+from scripts.zref.manuals import CONTEXT
+from zswapd.config import SECTIONS, SETTINGS
+from zswapd.config.kinds import shown
+
+_INTRODUCTION = """\
+<!-- Written by scripts/reference from zswapd/config/table.py. -->
+# Settings
+
+Settings come from, later ones winning: the defaults below; `/etc/zswapd/zswapd.toml`, or the file of `--config`; its drop-ins
+`<file>.d/*.toml` in the order of their names; the command line (`--set SECTION.KEY=VALUE`).
+
+```sh
+zswapd config defaults      # a file with every setting, to begin with
+zswapd config check         # right, or what is wrong in which line; `--config FILE` before it is installed
+zswapd config show          # each setting with where it comes from, as `zswapd run` would find it
+zswapctl get                # the same of the daemon that runs
+zswapctl set pool.limit=2G  # at run time, where the table says so; all that is named, or none
+```
+
+Sizes are bytes, or with a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%` of memory; `min(50%, 4G)`
+and `max(…)` choose among several. Defaults that depend on the page are those of 4 KiB. What changes at run time lasts until the
+daemon ends, over upgrades and takeovers too.
+"""
+
+
+def configuration_md() -> str:
+    """Return the page."""
+    lines = [_INTRODUCTION]
+    for section, cls in SECTIONS.items():
+        what = (cls.__doc__ or "").partition(": ")[2]
+        lines += [
+            f"## [{section}]",
+            "",
+            what[:1].upper() + what[1:],
+            "",
+            "| key | default | takes | at run time |",
+            "|---|---|---|---|",
+        ]
+        for row in SETTINGS.values():
+            if row.section == section:
+                unit = f" ({row.unit})" if row.unit not in {"", "bytes"} else ""
+                cells = (
+                    f"`{row.key}`",
+                    f"`{shown(row.default_for(CONTEXT))}`{unit}",
+                    f"{row.help} Takes {row.kind.describe(CONTEXT)}.",
+                )
+                lines.append(
+                    "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + f" | {'yes' if row.reloadable else ''} |"
+                )
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
