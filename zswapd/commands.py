@@ -85,6 +85,7 @@ class Commands:
             "discard": worker.session.hook_active,
             "pool": reports.pool_report(statistics, config.pool.compressor),
             "backing": worker.backed.report(config, statistics) if worker.backed else None,
+            "cache": reports.cache_report(statistics, worker.volumes.statistics() if worker.volumes else ()),
             "files": [
                 {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
             ],

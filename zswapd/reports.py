@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from zswapd import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from zswapd.assembly import CoreStatistics
-    from zswapd.control.protocol import PoolReport, ProtectionReport
+    from zswapd.control.protocol import CacheReport, PoolReport, ProtectionReport
     from zswapd.service import Protection
+    from zswapd.volumes.statistics import VolumeStatistics
 
 
 def version() -> str:
@@ -35,6 +36,22 @@ def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
         "reserve_bytes": frames.free_frames * frames.page_size,
         "limit_bytes": frames.limit_frames * frames.page_size,
         "refused": dict(core.frontswap.rejects),
+    }
+
+
+def cache_report(core: CoreStatistics, volumes: Sequence[VolumeStatistics]) -> CacheReport | None:
+    """Return what all cache volumes hold and what that costs."""
+    if core.cache is None:
+        return None
+    hits = sum(volume.hits for volume in volumes)
+    reads = hits + sum(volume.misses for volume in volumes)
+    return {
+        "volumes": len(volumes),
+        "pages": core.cache.cleancache.pages,
+        "frames": core.cache.frames,
+        "limit_bytes": core.cache.limit_frames * core.frames.page_size,
+        "hit_ratio": hits / reads if reads else None,
+        "frozen": core.cache.cleancache.frozen,
     }
 
 

@@ -47,6 +47,7 @@ STATUS: dict[str, Any] = {
         "refused": {"compress_poor": 12, "pool_limit_hit": 3, "frozen": 0},
     },
     "backing": None,
+    "cache": None,
     "files": [
         {"name": "swap", "size": 4 << 30, "stored_pages": 196608},
         {"name": "second", "size": 1 << 30, "stored_pages": 65536},
@@ -184,6 +185,31 @@ def test_status_of_an_empty_pool_divides_by_nothing(daemon: FakeDaemon, capsys: 
     assert "Memory     0 B, frames: 0, lz4" in text
     assert "Limit      no limit" in text
     assert "Refused    nothing" in text
+
+
+def test_status_has_a_line_for_cache_volumes_when_there_are_any(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = {"volumes": 0, "pages": 0, "frames": 0, "limit_bytes": 1 << 30, "hit_ratio": None, "frozen": False}
+    daemon.status["cache"] = cache
+    assert ctl(daemon, "status") == 0
+    assert "Cache" not in capsys.readouterr().out
+    cache["volumes"] = 1
+    assert ctl(daemon, "status") == 0
+    assert "Cache      0 B of 1 volume in 0 B, at most 1.0 GiB; not read yet" in capsys.readouterr().out.splitlines()
+    cache |= {"volumes": 2, "pages": 2560, "frames": 1024, "hit_ratio": 0.875, "frozen": True}
+    assert ctl(daemon, "status") == 0
+    text = capsys.readouterr().out
+    assert "Cache      10.0 MiB of 2 volumes in 4.0 MiB, at most 1.0 GiB; hits 87.5%, FROZEN" in text.splitlines()
+
+
+def test_daemon_without_a_swap_file_has_nothing_to_swap_on_or_off(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.status["files"] = []
+    assert ctl(daemon, "status") == 0
+    assert "Swapped out" not in capsys.readouterr().out
+    for command in ("swapon", "swapoff"):
+        assert ctl(daemon, command) == SwapDeviceError.exit_code
+        assert "swap.size is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--json", "status"), ("status", "--json")])

@@ -12,7 +12,14 @@ from zswapd.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from zswapd.control.protocol import BackingReport, PoolReport, ProtectionReport, StatusReport, WorkerReport
+    from zswapd.control.protocol import (
+        BackingReport,
+        CacheReport,
+        PoolReport,
+        ProtectionReport,
+        StatusReport,
+        WorkerReport,
+    )
     from zswapd.swapdevice import Attachment
 
 WIDTH = 80
@@ -33,9 +40,12 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     yield from _pool_lines(status["pool"], status["page_size"])
     if status["backing"]:
         yield from _backing_lines(status["backing"], status["page_size"])
+    if status["cache"] and status["cache"]["volumes"]:
+        yield from _cache_lines(status["cache"], status["page_size"])
     yield ""
-    yield from _file_lines(status, attached)
-    yield ""
+    if status["files"]:
+        yield from _file_lines(status, attached)
+        yield ""
     yield "Protections"
     yield from _check_lines(status["protections"])
     advice = [item for item in status["advice"] if not item["on"]]
@@ -77,6 +87,15 @@ def _backing_lines(backing: BackingReport, page_size: int) -> Iterator[str]:
     yield from _wrapped("Disk       ", f"{format_size(backing['pages'] * page_size)} on {backing['path']}, {kind}{budget}")
     if backing["trouble"]:
         yield from _wrapped("           ", f"DEGRADED: {backing['trouble']}; the pool goes on alone")
+
+
+def _cache_lines(cache: CacheReport, page_size: int) -> Iterator[str]:
+    kept, memory = (format_size(cache[count] * page_size) for count in ("pages", "frames"))
+    volumes = "1 volume" if cache["volumes"] == 1 else f"{cache['volumes']} volumes"
+    hits = "not read yet" if cache["hit_ratio"] is None else f"hits {cache['hit_ratio']:.1%}"
+    frozen = ", FROZEN" if cache["frozen"] else ""
+    limit = format_size(cache["limit_bytes"])
+    yield from _wrapped("Cache      ", f"{kept} of {volumes} in {memory}, at most {limit}; {hits}{frozen}")
 
 
 def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:

@@ -104,7 +104,8 @@ def _known(status: StatusReport, names: Sequence[str]) -> list[Path]:
     known = [file["name"] for file in status["files"]]
     for name in names:
         if name not in known:
-            raise SwapDeviceError(f"there is no swap file {name!r}", hint=f"there are: {', '.join(known)}")
+            hint = f"there are: {', '.join(known)}" if known else "the daemon has none: swap.size is empty"
+            raise SwapDeviceError(f"there is no swap file {name!r}", hint=hint)
     return [Path(status["mountpoint"]) / name for name in names]
 
 
@@ -113,6 +114,8 @@ def _files_that_are_on(status: StatusReport, names: Sequence[str]) -> list[Path]
     found = attachments(status)
     files = _known(status, names or [name for name, loop in found.items() if loop and loop.swap])
     off = [file.name for file in files if found[file.name] is None]
+    if not found:
+        raise SwapDeviceError("there is nothing to swap off", hint="the daemon has no swap file: swap.size is empty")
     if off or not files:
         raise SwapDeviceError(f"not swapped on: {', '.join(off or found)}", hint="`zswapctl status` shows what is")
     return files

@@ -141,6 +141,21 @@ class BackingReport(TypedDict):
     """Bytes that writeback may still write today; None for no limit."""
 
 
+class CacheReport(TypedDict):
+    """All cache volumes together."""
+
+    volumes: int
+    pages: int
+    """That are kept."""
+    frames: int
+    """Page frames that hold them."""
+    limit_bytes: int
+    """What `frames` may come to now; less than the setting after a shortage of memory."""
+    hit_ratio: float | None
+    """Of reads that the kernel's page cache did not answer; None before the first."""
+    frozen: bool
+
+
 class WorkerReport(TypedDict):
     """The process that serves, and those before it."""
 
@@ -174,6 +189,8 @@ class StatusReport(TypedDict):
     pool: PoolReport
     backing: BackingReport | None
     """None without one."""
+    cache: CacheReport | None
+    """None if the settings say that there is no cache."""
     files: list[FileReport]
     protections: list[ProtectionReport]
     advice: list[ProtectionReport]
