@@ -147,8 +147,9 @@ def lost_bitmap_bytes(config: Config) -> dict[str, int]:
 
 
 def _reserve_frames(config: Config) -> int:
+    """Return the frames to keep ready: no more than swap has pages, or where there is no swap, than the cache may have."""
     pages = sum(config.swap_files().values()) // config.context.page_size
-    return min(config.memory.reserve // config.context.page_size, pages)
+    return min(config.memory.reserve // config.context.page_size, pages or _cache_frames(config))
 
 
 def _cache_frames(config: Config) -> int:

@@ -237,7 +237,7 @@ class Worker:
 
     def _say_ready(self) -> None:
         number = self.state.words[Word.STARTED]
-        names = ", ".join(str(self.config.fuse.mountpoint / name) for name in self.core.devices)
+        names = ", ".join(str(self.config.fuse.mountpoint / name) for name in self.core.devices) or "the cache alone"
         if number > 1:
             self.takeover_s = time.monotonic() - self._started
             pages = self.core.statistics(groups_counted=False).zv.curr_pages
@@ -246,7 +246,7 @@ class Worker:
             for item in self.protections:
                 if not item.on:
                     log.warning("protection %s is off: %s%s", item.name, item.detail, f" ({item.hint})" if item.hint else "")
-            log.info("ready: serving %s; `zswapctl swapon` switches it on", names)
+            log.info("ready: serving %s%s", names, "; `zswapctl swapon` switches it on" if self.core.devices else "")
         self.state.words[Word.PHASE] = Phase.SERVING
         self.call_supervisor()
 

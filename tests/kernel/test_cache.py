@@ -168,36 +168,3 @@ def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(stage: Stage
             reader.join(60)
             assert not reader.is_alive()
         ctl(daemon, "cache", "remove", "disk")
-
-
-def test_either_half_goes_on_without_the_other(stage: Stage, tmp_path: Path) -> None:
-    data = make_file(tmp_path / "backing", 200)
-    daemon = stage.daemon("64M", cache__limit="32M")
-    ctl(daemon, "cache", "add", "disk", "--backing", str(tmp_path / "backing"))
-    swap = os.open(daemon.file, os.O_RDWR)
-    try:
-        ctl(daemon, "freeze")
-        with pytest.raises(OSError, match="Input/output error"):
-            os.pwrite(swap, b"x" * PAGE, 0)
-        assert volume(daemon).read_bytes() == data
-        assert daemon.ask("stats")["core"]["cache"]["cleancache"]["puts"] >= 200
-        ctl(daemon, "thaw")
-        ctl(daemon, "cache", "freeze")
-        ctl(daemon, "cache", "invalidate", "disk")
-        assert os.pwrite(swap, b"x" * PAGE, 0) == PAGE
-        assert volume(daemon).read_bytes() == data
-        assert daemon.ask("stats")["core"]["cache"]["cleancache"]["pages"] == 0
-        assert os.pread(swap, PAGE, 0) == b"x" * PAGE
-    finally:
-        os.close(swap)
-    without = stage.daemon("64M", cache__limit="")
-    assert not (without.mountpoint / "cache").exists()
-    refused = subprocess.run(
-        [*program("zswapctl"), "--socket", str(without.socket), "cache", "list"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert refused.returncode != 0
-    assert "there is no cache" in refused.stderr

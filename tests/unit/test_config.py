@@ -214,6 +214,7 @@ def test_a_file_that_nests_without_end_is_refused(root: Path) -> None:
         ("swap.priority", "9" * 40, "9999", "whole number"),
         ("swap.size", "0", "0 bytes", "2G"),
         ("swap.files.swap", "1G", "taken", "another name"),
+        ("swap.files.more", "", "it is empty", "2G"),
         ("swap.files", "1G", '"1G"', "NAME ="),
         ("nonsense", "1", "unknown section [nonsense]", "sections are"),
         ("compressor", "lzo", "unknown section [compressor]", "did you mean pool.compressor?"),
@@ -263,6 +264,15 @@ def test_a_computed_swap_size_is_rounded_down_to_the_page(root: Path, percent: s
 def test_a_socket_below_the_mountpoint_is_refused(root: Path) -> None:
     error = refusal(root, ("control.socket", "/run/zswapd/mnt/sock"))
     assert "below fuse.mountpoint" in error.message
+
+
+def test_either_half_can_be_off_and_not_both(root: Path) -> None:
+    off = ("swap.size", "")
+    assert load(root, off).swap_files() == {}
+    assert load(root, off, ("swap.files.more", "1G"), ("cache.limit", "")).swap_files() == {"more": 1 << 30}
+    assert load(root, ("cache.limit", "")).cache.limit is None
+    assert "no swap file, and no cache either" in refusal(root, off, ("cache.limit", "")).message
+    assert "no swap file, which a backing is for" in refusal(root, off, ("backing.path", "/dev/sdb")).message
 
 
 @pytest.mark.parametrize("text", ["", "swap.size", "=2G", " = 2G"])

@@ -263,6 +263,19 @@ class SwapSize(MemorySize):
 
 
 @dataclass(frozen=True, slots=True)
+class OptionalSwapSize(SwapSize):
+    """The size of a swap file, or an empty string for no such file."""
+
+    def describe(self, context: Context) -> str:
+        """Return examples and the meaning of nothing."""
+        return f'{SwapSize.describe(self, context)}, or "" for none'
+
+    def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # as above
+        """Return the size in bytes, or None."""
+        return None if value == "" else SwapSize.convert(self, value, context)
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSize(OptionalSize):
     """A size of at most half of the memory, or an empty string for none."""
 

@@ -88,8 +88,9 @@ class Config:
         return getattr(getattr(self, setting.section), setting.key)
 
     def swap_files(self) -> dict[str, int]:
-        """Return the size in bytes of every swap file by name, `swap` first."""
-        return {"swap": self.swap.size, **self.swap.files}
+        """Return the size in bytes of every swap file by name, `swap` first; none of a daemon that only caches."""
+        first = {} if self.swap.size is None else {"swap": self.swap.size}
+        return {**first, **self.swap.files}
 
 
 def load(
@@ -304,6 +305,11 @@ def _check_together(config: Config) -> None:
             f"{at('control.socket', 'fuse.mountpoint')}: control.socket {config.control.socket} lies below fuse.mountpoint, "
             "which the mount hides",
             hint="put the socket beside the mountpoint",
+        )
+    if not config.swap_files() and (config.cache.limit is None or config.backing.path):
+        raise ConfigError(
+            "there is no swap file" + (", which a backing is for" if config.backing.path else ", and no cache either"),
+            hint="set swap.size, or " + ("backing.path to nothing" if config.backing.path else "cache.limit"),
         )
     if config.backing.path and not config.fuse.hook:
         raise ConfigError(
