@@ -306,10 +306,14 @@ def _check_together(config: Config) -> None:
             "which the mount hides",
             hint="put the socket beside the mountpoint",
         )
-    if not config.swap_files() and (config.cache.limit is None or config.backing.path):
+    if not config.swap_files() and config.cache.limit is None:
         raise ConfigError(
-            "there is no swap file" + (", which a backing is for" if config.backing.path else ", and no cache either"),
-            hint="set swap.size, or " + ("backing.path to nothing" if config.backing.path else "cache.limit"),
+            f"{at('swap.size', 'cache.limit')}: there is no swap file, and no cache either", hint="set swap.size or cache.limit"
+        )
+    if not config.swap_files() and config.backing.path:
+        raise ConfigError(
+            f"{at('swap.size', 'backing.path')}: there is no swap file, which a backing is for",
+            hint="set swap.size, or backing.path to nothing",
         )
     if config.backing.path and not config.fuse.hook:
         raise ConfigError(

@@ -121,9 +121,7 @@ class FuseSection:
 class SwapSection:
     """[swap]: the swap files, and how `zswapctl swapon` switches them on."""
 
-    size: int | None = setting(
-        OptionalSwapSize(), "min(50%, 4G)", help="Size of the file `swap`; without a word, there is none.", unit="bytes"
-    )
+    size: int | None = setting(OptionalSwapSize(), "min(50%, 4G)", help="Size of the file `swap`.", unit="bytes")
     files: Mapping[str, int] = setting(
         Named(SwapSize(), reserved=RESERVED_FILE_NAMES), {}, help="Further swap files, by name.", unit="bytes"
     )
