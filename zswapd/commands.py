@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
+from zswapd import compress, reports, service
 from zswapd import log as log_setup
-from zswapd import reports, service
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.block.states import batches
 from zswapd.config import changed, describe
 from zswapd.control.server import WithDescriptors
 from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError
@@ -27,12 +28,20 @@ from zswapd.handover import HookWord, Word
 from zswapd.volumes import mounted
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from zswapd.block.states import PageState
     from zswapd.control.listening import Listener
     from zswapd.control.protocol import StatusReport
     from zswapd.daemon import Worker
 
+    Report = Callable[[object], Awaitable[None]]
+    """Sends a piece of progress (control/server.py)."""
+
 CHECK_S = 60.0
 """How long the installed program may take to say that it can take over."""
+PROGRESS_S = 0.5
+"""Time between two pieces of news from a command that takes long; clients lose their patience after 30 s without."""
 
 
 class Commands:
@@ -57,6 +66,7 @@ class Commands:
             "freeze": self._freeze,
             "thaw": self._thaw,
             "compact": self._compact,
+            "pages": self._pages,
             "writeback": self._writeback,
             "shrink": self._shrink,
             "upgrade": self._upgrade,
@@ -131,12 +141,42 @@ class Commands:
         self._worker.remember()
         return {"frozen": False}
 
-    async def _compact(self) -> dict[str, Any]:
+    async def _compact(self, report: Report) -> dict[str, Any]:
         core = self._worker.core
         before = core.frames.used_frames
+        told = time.monotonic()
         while core.compact_step():
             await trio.lowlevel.checkpoint()
+            if time.monotonic() - told >= PROGRESS_S:
+                told = time.monotonic()
+                await report({"frames_freed": before - core.frames.used_frames})
         return {"frames_before": before, "frames_after": core.frames.used_frames}
+
+    async def _pages(self, report: Report, file: str | None = None) -> dict[str, Any]:
+        """Tell of every page that has data, in pieces: requests are served between two of them, and nothing is kept."""
+        core = self._worker.core
+        if file is not None and file not in core.devices:
+            raise ControlError(f"there is no swap file {file!r}", hint=f"there are: {', '.join(core.devices)}")
+        codecs = {codec: compressor.name for codec, compressor in compress.by_codec().items()}
+        counts: dict[str, int] = {}
+        told = time.monotonic()
+        for name in [file] if file is not None else core.devices:
+            device = core.devices[name]
+            for rows in batches(device, device.size // core.frames.page_size):
+                if rows or time.monotonic() - told >= PROGRESS_S:
+                    told = time.monotonic()
+                    await report({"file": name, "pages": [self._page_row(codecs, *row) for row in rows]})
+                else:
+                    await trio.lowlevel.checkpoint()
+                for _number, state in rows:
+                    counts[state.state] = counts.get(state.state, 0) + 1
+        return {"pages": counts}
+
+    def _page_row(self, codecs: Mapping[int, str], number: int, state: PageState) -> tuple[object, ...]:
+        """Return [page, state, codec or None, bytes, seconds since its last use or None]."""
+        writeback = self._worker.core.writeback
+        age = int(writeback.age_s(state.epoch)) if writeback and state.epoch else None
+        return number, state.state, codecs.get(state.codec), state.size, age
 
     async def _shrink(self, frames: int) -> dict[str, Any]:
         """Take memory from the cache and give it back to the system."""
@@ -146,24 +186,30 @@ class Commands:
         given_back = await worker.shrinking.shrink(frames)
         return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
 
-    async def _writeback(self, how: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def _writeback(self, report: Report, *, pages: int = 1 << 62, idle: bool = False) -> dict[str, Any]:
         """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
-        core, how = self._worker.core, how or {}
-        writeback = core.writeback
+        writeback = self._worker.core.writeback
         if writeback is None:
             raise BackingError("there is no disk behind the pool", hint="set backing.path, and start again")
-        if how.get("idle"):
+        if idle:
             writeback.mark_idle()
             return {"marked": True}
-        before = sum(item.written_back_pages for item in core.statistics(groups_counted=False).backed)
-        writeback.command(int(how.get("pages", 1 << 62)))
+        before = self._written_back()
+        writeback.command(pages)
+        told = time.monotonic()
         while writeback.commanded or writeback.in_flight:
             if trouble := self._worker.backed.transfers.trouble if self._worker.backed else "":
                 writeback.command(0)
                 raise BackingError(f"the disk behind the pool takes nothing: {trouble}", hint="look into the kernel's log")
+            if time.monotonic() - told >= PROGRESS_S:
+                told = time.monotonic()
+                await report({"written_back": self._written_back() - before})
             await trio.sleep(0.01)
-        after = sum(item.written_back_pages for item in core.statistics(groups_counted=False).backed)
-        return {"written_back": after - before}
+        return {"written_back": self._written_back() - before}
+
+    def _written_back(self) -> int:
+        """Return the number of pages that have left the pool for the disk."""
+        return sum(item.written_back_pages for item in self._worker.core.statistics(groups_counted=False).backed)
 
     async def _upgrade(self) -> dict[str, Any]:
         """Have the installed program checked, then take over; the answer comes before it does."""

@@ -129,7 +129,7 @@ class FakePam:
     def key_of(self, pampd: int) -> PageKey:
         """Return the page's key."""
         pool, oid, index, _ = self.pages[pampd]
-        return PageKey(pool, oid, index, 1)
+        return PageKey(pool, oid, index, 1, 0, 0)
 
     def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int) -> int:
         """Give every page a new pampd, and call each of them a frame set free."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,24 @@ class FakeDaemon:
             "set": self._set,
             "freeze": lambda: self._note("freeze", {"frozen": True}),
             "thaw": lambda: self._note("thaw", {"frozen": False}),
-            "compact": lambda: {"frames_before": 100, "frames_after": 70},
+            "compact": self._compact,
+            "pages": self._pages,
             "upgrade": lambda: {"version": "0.1.0", "worker": 4712, "number": 1},
         }
         with self._scope, Server(self.path, handlers) as server:
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
                 self._ready.set()
+
+    async def _compact(self, report: Callable[[object], Awaitable[None]]) -> dict[str, int]:
+        await report({"frames_freed": 12})
+        return {"frames_before": 100, "frames_after": 70}
+
+    async def _pages(self, report: Callable[[object], Awaitable[None]], file: str = "swap") -> dict[str, Any]:
+        await report({"file": file, "pages": [[12, "compressed", "lz4", 1312, 60], [13, "lost", None, 0, None]]})
+        await report({"file": file, "pages": []})
+        await report({"file": file, "pages": [[1048575, "same-filled", None, 8, None]]})
+        return {"pages": {"compressed": 1, "lost": 1, "same-filled": 1}}
 
     def _status(self) -> dict[str, Any]:
         self.status["worker"]["pid"] = pid = next(self.takeovers, self.status["worker"]["pid"])
@@ -276,6 +287,35 @@ def test_freeze_thaw_and_compact_say_what_they_did(daemon: FakeDaemon, capsys: p
     assert ctl(daemon, "compact") == 0
     assert capsys.readouterr().out == "30 of 100 frames freed, 70 in use\n"
     assert daemon.called == ["freeze", "thaw"]
+
+
+def test_pages_are_told_one_by_one_and_counted(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "pages", "second") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines] == [
+        ["File", "Page", "State", "Codec", "Bytes", "Unused", "s"],
+        ["second", "12", "compressed", "lz4", "1312", "60"],
+        ["second", "13", "lost", "-", "0", "-"],
+        ["second", "1048575", "same-filled", "-", "8", "-"],
+        ["3", "pages:", "1", "compressed,", "1", "lost,", "1", "same-filled"],
+    ]
+    assert ctl(daemon, "pages", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == {"file": "swap", "page": 12, "state": "compressed", "codec": "lz4", "bytes": 1312, "age_s": 60}
+    assert [row["page"] for row in rows] == [12, 13, 1048575]
+
+
+def test_what_takes_long_says_how_far_it_is_to_a_person_only(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ctl(daemon, "compact") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert ctl(daemon, "compact", "--json") == 0
+    assert capsys.readouterr().err == ""
+    assert ctl(daemon, "compact") == 0
+    assert capsys.readouterr().err == "\r\x1b[Kframes freed: 12\r"
 
 
 def test_without_a_daemon_every_command_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from zswapd import carry, crashpoints
 from zswapd.block.device import Device
+from zswapd.block.states import PageState, pool_state
 from zswapd.crashpoints import reach
 from zswapd.errors import BackingError, CorruptedPageError
 
@@ -342,6 +343,15 @@ class BackedDevice(Device):
 
     def _has_page(self, number: int) -> bool:
         return self._slots.holds(number) or number in self._spills or self._frontswap.holds(self.swap_type, number)
+
+    def state_of(self, number: int) -> PageState | None:
+        """Say where a page's data is, and when it was last used if it is in the pool (see `Device.state_of`)."""
+        key = self._frontswap.key_of(self.swap_type, number)
+        if key is not None:
+            return pool_state(key, self._page_size, self.ages[number])
+        if number in self._spills:
+            return PageState("writing")
+        return PageState("disk") if self._slots.holds(number) else Device.state_of(self, number)
 
     def _forget(self, first: int, last: int) -> None:
         self._slots.clear_range(first, last)

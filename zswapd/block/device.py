@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from zswapd import carry, crashpoints
 from zswapd.block.segments import cut
+from zswapd.block.states import PageState, pool_state
 from zswapd.crashpoints import reach
 from zswapd.errors import DiscardError, LostPageError
 from zswapd.frontends.frontswap import MAX_OFFSET
@@ -258,6 +259,13 @@ class Device:
     def _has_page(self, number: int) -> bool:
         """Say whether a page's data is anywhere."""
         return self._frontswap.holds(self.swap_type, number)
+
+    def state_of(self, number: int) -> PageState | None:
+        """Say where a page's data is, None if there is none; its use is not counted."""
+        key = self._frontswap.key_of(self.swap_type, number)
+        if key is not None:
+            return pool_state(key, self._page_size)
+        return PageState("lost") if self._lost_pages and self._is_lost(number) else None
 
     def _forget(self, first: int, last: int) -> None:
         """Take note, before it is so, that the pages first..last are let go: for a device that keeps some elsewhere."""

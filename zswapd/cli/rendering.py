@@ -123,6 +123,12 @@ def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
             yield from _wrapped(" " * 23 + "-> ", check["hint"])
 
 
+def page_line(*cells: object) -> str:
+    """Return one line of `zswapctl pages`, of file, page, state, codec, bytes, seconds; None is shown as `-`."""
+    file, page, state, codec, size, age = ("-" if cell is None else str(cell) for cell in cells)
+    return f"{file:<16} {page:>10}  {state:<11}  {codec:<5}  {size:>6}  {age:>9}"
+
+
 def table_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as columns, the first row as their heads: numbers flush right, the rest flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

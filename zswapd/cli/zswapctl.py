@@ -46,7 +46,8 @@ def _run(options: argparse.Namespace) -> int:
     with Client(options.socket) as client:
         report, lines = options.run(client, options)
         if options.json:
-            print(json.dumps(report, indent=2))
+            if report is not None:
+                print(json.dumps(report, indent=2))
         else:
             for line in lines:
                 print(line)
@@ -92,10 +93,40 @@ def _thaw(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]
     return client.call("thaw"), ["thawed: pages are stored again"]
 
 
-def _compact(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    report = cast("dict[str, int]", client.call("compact"))
+def _compact(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    report = cast("dict[str, int]", client.call("compact", progress=_news(options)))
     before, after = report["frames_before"], report["frames_after"]
     return report, [f"{before - after} of {before} frames freed, {after} in use"]
+
+
+def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    """Print pages as they come, since there may be millions: with --json each as an object of a line of its own."""
+
+    def show(news: object) -> None:
+        part = cast("dict[str, Any]", news)
+        for number, state, codec, size, age in part["pages"]:
+            if options.json:
+                row = {"file": part["file"], "page": number, "state": state, "codec": codec, "bytes": size, "age_s": age}
+                print(json.dumps(row))
+            else:
+                print(rendering.page_line(part["file"], number, state, codec, size, age))
+
+    if not options.json:
+        print(rendering.page_line("File", "Page", "State", "Codec", "Bytes", "Unused s"))
+    file = {"file": options.name} if options.name else {}
+    counts = cast("dict[str, dict[str, int]]", client.call("pages", progress=show, **file))["pages"]
+    return None, [f"{sum(counts.values())} pages: {', '.join(f'{count} {state}' for state, count in counts.items()) or 'none'}"]
+
+
+def _news(options: argparse.Namespace) -> Callable[[object], None]:
+    """Return what shows progress: a line that is written again and again, for a person only."""
+
+    def show(news: object) -> None:
+        if sys.stderr.isatty() and not options.json and isinstance(news, dict):
+            text = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in news.items())
+            print(f"\r\x1b[K{text}\r", end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -105,8 +136,10 @@ def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
 
 def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    how = {"idle": True} if options.mark_idle else {"pages": options.pages} if options.pages else {}
-    report = cast("dict[str, int]", client.call("writeback", how=how))
+    how: dict[str, object] = {"idle": True} if options.mark_idle else {}
+    if options.pages is not None:
+        how["pages"] = options.pages
+    report = cast("dict[str, int]", client.call("writeback", progress=_news(options), **how))
     return report, [
         "all pages are marked as unused"
         if options.mark_idle
@@ -209,7 +242,7 @@ def make_parser() -> argparse.ArgumentParser:
     set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
     set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE")
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
-    writeback.add_argument("--pages", type=int, metavar="N", help="at most so many (default: all)")
+    writeback.add_argument("--pages", type=_count, metavar="N", help="at most so many (default: all)")
     writeback.add_argument(
         "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
     )
@@ -228,5 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
     shrink = add("shrink", _shrink, "take page frames from the cache, least recently used first, and give their memory back")
     shrink.add_argument("frames", type=_count, metavar="N", help="how many frames")
     add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")
+    pages = add("pages", _pages, "show where each page is: compressed, same-filled, raw, writing, disk or lost")
+    pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all of them)")
     add("compact", _compact, "move stored objects together and give memory back")
     return parser

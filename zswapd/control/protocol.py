@@ -43,7 +43,7 @@ class Argument:
     name: str
     kind: str
     """`name`: a string; `names`: a list of strings; `settings`: an object of strings, numbers and booleans; `count`: a whole
-    number from 0 up."""
+    number from 0 up; `flag`: true or false."""
     help: str
     is_needed: bool = False
 
@@ -58,7 +58,11 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "freeze": (),
     "thaw": (),
     "compact": (),
-    "writeback": (Argument("how", "settings", "pages: at most so many; idle: only mark all pages as unused"),),
+    "pages": (Argument("file", "name", "the name of a swap file; none for all"),),
+    "writeback": (
+        Argument("pages", "count", "send at most so many"),
+        Argument("idle", "flag", "send none, only mark all pages as unused"),
+    ),
     "cache-add": (
         _VOLUME,
         Argument("path", "name", "absolute path of the backing file", is_needed=True),
@@ -318,6 +322,8 @@ def _fits(value: object, kind: str) -> bool:
         return isinstance(value, str)
     if kind == "names":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == "flag":
+        return isinstance(value, bool)
     if kind == "count":
         return type(value) is int and 0 <= value < 1 << 62
     return isinstance(value, dict) and all(isinstance(item, str | int | float | bool) for item in value.values())

@@ -23,7 +23,7 @@ from zswapd.pam.base import MAX_INDEX, RejectReason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zswapd.pam.base import Pam
+    from zswapd.pam.base import PageKey, Pam
     from zswapd.tmem.core import Tmem
 
 MAX_SWAPFILES = 32
@@ -191,8 +191,13 @@ class Frontswap:
 
     def generation(self, swap_type: int, offset: int) -> int:
         """Return the serial number of the store that a page is from, 0 if it is not kept: the same as long as its bytes are."""
+        key = self.key_of(swap_type, offset)
+        return key.generation if key is not None else 0
+
+    def key_of(self, swap_type: int, offset: int) -> PageKey | None:
+        """Return what the header of a page says, None if it is not kept. Its data is not looked at."""
         pampd = self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
-        return self._pam.key_of(pampd).generation if pampd else 0
+        return self._pam.key_of(pampd) if pampd else None
 
     def pages(self, swap_type: int) -> int:
         """Return how many pages of a swap file are kept. Asks 256 objects."""

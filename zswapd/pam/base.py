@@ -78,6 +78,9 @@ class PageKey:
     oid: int
     index: int
     generation: int
+    length: int
+    """Bytes of data behind the header."""
+    codec: int
 
 
 class Adopter(Protocol):

@@ -136,8 +136,8 @@ class ZPages:
 
     def key_of(self, pampd: int) -> PageKey:
         """Return what the page's header says."""
-        _check, generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, pampd)
-        return PageKey(pool, oid, index, generation)
+        _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)
+        return PageKey(pool, oid, index, generation, length, codec)
 
     def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int = 1 << 62) -> int:
         """Pack pages together; `moved` gets (pool, oid, index, old pampd, new pampd). Returns the frames set free.

@@ -164,6 +164,10 @@ class Writeback:
         self._began[self._epoch] = now
         self._set_epoch()
 
+    def age_s(self, epoch: int) -> float:
+        """Return the time since an epoch began: a page of it was last used since then, and not since the next one began."""
+        return self._clock() - self._began[epoch]
+
     def _set_epoch(self) -> None:
         for device in self._devices:
             device.epoch = self._epoch
