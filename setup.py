@@ -13,6 +13,7 @@ Three things are:
 import os
 import shlex
 import subprocess
+import sys
 
 from setuptools import Extension, setup
 
@@ -55,9 +56,13 @@ def pkg_config(option: str) -> list[str]:
     return shlex.split(result.stdout)
 
 
+COMPILES_NOTHING = {"egg_info", "dist_info", "sdist"}
+"""Commands that want names and sources only: mypyc would compile at each, and its C files would go into the sdist."""
+
+
 def compiled_page_path() -> list[Extension]:
-    """Return what mypyc makes of the page path; nothing when ZSWAPD_PURE is set."""
-    if os.environ.get("ZSWAPD_PURE"):
+    """Return what mypyc makes of the page path; nothing when ZSWAPD_PURE is set, or nothing is to be compiled."""
+    if os.environ.get("ZSWAPD_PURE") or COMPILES_NOTHING & set(sys.argv):
         return []
     from mypyc.build import mypycify
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for every test: strict logs, a capability header, tiers, and nothing left behind.
 
-Tiers: tests marked `soak`, `bench` or `vm` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
+Tiers: tests marked `soak`, `bench`, `vm` or `package` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
 `mount`, `kernel` or `box` are skipped, with the reason, where the machine cannot do what they need; they need not
 ask themselves.
 
@@ -42,7 +42,7 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
-TIERS = ("soak", "bench", "vm")
+TIERS = ("soak", "bench", "vm", "package")
 _BEFORE = pytest.StashKey[leftovers.Leftovers]()
 _LEFT = pytest.StashKey[leftovers.Leftovers]()
 _SWEPT = pytest.StashKey[list[str]]()
