@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounting import FileServer, serving
+from tests.support.mounting import ALLOCATORS, FileServer, serving
 
 HERE = Path(__file__).parent
 
@@ -22,10 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["hook", "plain"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileServer]:
-    """A mounted file, with the hook and without: what a user sees is the same but for discards."""
-    options = [] if request.param == "hook" else ["--no-hook"]
+    """A mounted file, with the hook and without: what a user sees is the same but for discards.
+
+    Tests that ask for it (the parameter is one of ALLOCATORS) get one over each pair of allocators, too.
+    """
+    options = ["--no-hook"] if request.param == "plain" else []
+    if request.param in ALLOCATORS:
+        options = ["--allocators", request.param]
     with serving(tmp_path / "mnt", *options) as running:
-        assert running.first["hook_active"] is (request.param == "hook"), running.first
+        assert running.first["hook_active"] is (request.param != "plain"), running.first
         yield running
 
 

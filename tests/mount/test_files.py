@@ -18,10 +18,20 @@ from pathlib import Path
 import pytest
 
 from tests.support.blockfile import BUG_PAGE, DAMAGED_PAGE, FROZEN_PAGE, FULL_PAGE, PAGE
-from tests.support.mounting import COLLAPSE_RANGE, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, FileServer, fallocate, serving
+from tests.support.mounting import (
+    ALLOCATORS,
+    COLLAPSE_RANGE,
+    KEEP_SIZE,
+    PUNCH_HOLE,
+    ZERO_RANGE,
+    FileServer,
+    fallocate,
+    serving,
+)
 
 SIZE = 1 << 20
 NOBODY = 65534
+over_all_allocators = pytest.mark.parametrize("server", ["hook", "plain", *ALLOCATORS], indirect=True)
 
 
 def errno_of(call: Callable[..., object], *args: object) -> int:
@@ -41,6 +51,7 @@ def fd(server: FileServer) -> Iterator[int]:
         os.close(descriptor)
 
 
+@over_all_allocators
 def test_any_byte_range_reads_back_as_written(fd: int) -> None:
     rng = random.Random(1)
     model = bytearray(SIZE)
@@ -58,6 +69,7 @@ def test_any_byte_range_reads_back_as_written(fd: int) -> None:
     assert os.pread(fd, BUG_PAGE * PAGE, 0) == model[: BUG_PAGE * PAGE]
 
 
+@over_all_allocators
 def test_o_direct_works_with_aligned_buffers(server: FileServer) -> None:
     descriptor = os.open(server.path, os.O_RDWR | os.O_DIRECT)
     try:
@@ -72,6 +84,7 @@ def test_o_direct_works_with_aligned_buffers(server: FileServer) -> None:
         os.close(descriptor)
 
 
+@over_all_allocators
 def test_nothing_is_kept_in_the_page_cache(server: FileServer, fd: int) -> None:
     """A second reader sees what the first one wrote at once, and each read reaches the daemon."""
     other = os.open(server.path, os.O_RDONLY)
@@ -102,6 +115,7 @@ def test_requests_as_long_as_the_kernel_makes_them(hooked: FileServer) -> None:
     assert statistics["drained"] > 0
 
 
+@over_all_allocators
 def test_ends_are_those_of_a_block_device(fd: int) -> None:
     assert os.pread(fd, 100, SIZE) == b""
     assert os.pread(fd, 100, SIZE - 10) == bytes(10)

@@ -19,11 +19,14 @@ import pytest
 
 from tests.mount.test_files import errno_of
 from tests.support import slowdevice
-from tests.support.mounting import FileServer, serving
+from tests.support.mounting import ALLOCATORS, FileServer, serving
 from tests.support.volumes import PAGE, make_file
 
 CHECK_S = 0.1
 """As fileserver.py sets it."""
+
+OVER = [("--allocators", pair) for pair in ALLOCATORS]
+"""Options for fileserver.py."""
 
 requires_nbd = pytest.mark.skipif(bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}")
 
@@ -42,7 +45,7 @@ def reads(server: FileServer) -> int:
     return int(only["hits"] + only["misses"])
 
 
-@pytest.mark.parametrize("options", [(), ("--no-hook",)], ids=["hook", "plain"])
+@pytest.mark.parametrize("options", [(), ("--no-hook",), *OVER], ids=["hook", "plain", *ALLOCATORS])
 def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(tmp_path: Path, options: tuple[str, ...]) -> None:
     data = make_file(tmp_path / "backing", 300.5)
     with volumes(tmp_path, *options, disk=(tmp_path / "backing", "ro")) as server:
@@ -63,10 +66,11 @@ def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(tmp_path
         assert errno_of(os.truncate, path, 5) in {errno.EPERM, errno.EROFS}
 
 
-def test_change_underneath_is_seen_by_open_files_and_mappings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
+def test_change_underneath_is_seen_by_open_files_and_mappings(tmp_path: Path, options: tuple[str, ...]) -> None:
     backing = tmp_path / "backing"
     old = make_file(backing, 20)
-    with volumes(tmp_path, disk=(backing, "ro")) as server:
+    with volumes(tmp_path, *options, disk=(backing, "ro")) as server:
         path = server.mountpoint / "cache" / "disk"
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
             assert mapping[:] == old
@@ -86,10 +90,11 @@ def test_change_underneath_is_seen_by_open_files_and_mappings(tmp_path: Path) ->
             assert os.fstat(file.fileno()).st_size == len(shorter)
 
 
-def test_writes_go_through_and_readers_see_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
+def test_writes_go_through_and_readers_see_them(tmp_path: Path, options: tuple[str, ...]) -> None:
     backing = tmp_path / "backing"
     data = bytearray(make_file(backing, 64))
-    with volumes(tmp_path, disk=(backing, "writethrough")) as server:
+    with volumes(tmp_path, *options, disk=(backing, "writethrough")) as server:
         path = server.mountpoint / "cache" / "disk"
         descriptor = os.open(path, os.O_RDWR)
         try:
@@ -114,10 +119,11 @@ def test_writes_go_through_and_readers_see_them(tmp_path: Path) -> None:
             os.close(descriptor)
 
 
-def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
+def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path, options: tuple[str, ...]) -> None:
     backing = tmp_path / "backing"
     old = make_file(backing, 20)
-    with volumes(tmp_path, disk=(backing, "ro")) as server:
+    with volumes(tmp_path, *options, disk=(backing, "ro")) as server:
         path = server.mountpoint / "cache" / "disk"
         with path.open("rb", buffering=0) as file:
             assert file.read() == old

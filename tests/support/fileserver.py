@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A program: serve a faulty `MemoryFile`, text files and volumes through a real `Session` until SIGTERM; for `mounting.py`.
 
-Writes a line of JSON when ready and one at the end (statistics, discarded ranges), or one that says which error
-kept it from serving, whose exit code it then ends with.
+With --allocators, file and volumes lie in a small core instead, half against half for its frames.
+
+Writes a line of JSON when ready and one at the end (statistics, discarded ranges, what the core holds), or one that says which
+error kept it from serving, whose exit code it then ends with.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import trio
 from tests.support.blockfile import MemoryFile
 from tests.support.fakes import FakePam
 from tests.support.misbehaving import MisbehavingOperations
+from tests.support.stack import EPHEMERAL_ALLOCATORS, Stack, build
 from tests.support.textfile import Knob
+from zswapd.block.device import Device
 from zswapd.errors import VolumeError, ZswapdError
 from zswapd.frontends.cleancache import Cleancache
 from zswapd.fuse.inodes import Directory
@@ -55,9 +59,32 @@ class Entries:
         self.directory.remove(inode)
 
 
-def make_volumes(directory: Directory, mountpoint: Path) -> Volumes:
+def make_stack(allocators: str, frames: int) -> Stack:
+    """A core whose halves have these allocators ("zbud,zsmalloc": swap's, the cache's) and all frames in common."""
+    persistent, ephemeral = allocators.split(",")
+    stack = build(
+        mmap.PAGESIZE, frames=frames, node_reserve=8192, allocator=EPHEMERAL_ALLOCATORS[persistent], ephemeral=ephemeral
+    )
+    stack.frames.reserve_target = 0
+    return stack
+
+
+def say_core(stack: Stack) -> dict[str, object]:
+    """What a core holds at the end; raises if it is not sound."""
+    stack.check()
+    return {
+        "allocators": [type(allocator).__name__ for allocator in (stack.allocator, stack.cache.allocator)],
+        "frontswap": asdict(stack.frontswap.statistics()),
+        "zbuds": asdict(stack.cache.zbuds.statistics()),
+        "cleancache": asdict(stack.cache.cleancache.statistics()),
+    }
+
+
+def make_volumes(directory: Directory, mountpoint: Path, stack: Stack | None) -> Volumes:
     entries = Entries(directory)
     cache = Cleancache(Tmem(Objnodes(100_000, reserve=20_000)), FakePam(mmap.PAGESIZE), lambda: None)
+    if stack:
+        cache = stack.cache.cleancache
     return Volumes(
         cache,
         entries,
@@ -114,9 +141,13 @@ def main() -> int:
     parser.add_argument("--misbehave", action="store_true")
     parser.add_argument("--volumes", type=json.loads, metavar="JSON", help="(path, mode) of each volume by name")
     parser.add_argument("--poll-us", type=int, default=100)
+    parser.add_argument("--allocators", metavar="SWAP,CACHE", help="a core with these allocators, instead of plain memory")
+    parser.add_argument("--frames", type=int, default=2000, help="that the core has")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    file = MemoryFile(size=arguments.size, faulty=True)
+    memory = MemoryFile(size=arguments.size, faulty=True)
+    stack = make_stack(arguments.allocators, arguments.frames) if arguments.allocators else None
+    file = Device("swap", arguments.size, stack.frontswap, 1, page_size=mmap.PAGESIZE) if stack else memory
     directory = Directory()
     directory.add_block_file(file)
     params = directory.add_directory("params")
@@ -124,7 +155,7 @@ def main() -> int:
     directory.add_text_file(params, "fixed", Knob(writable=False))
     operations = (MisbehavingOperations if arguments.misbehave else Operations)(directory)
     session = Session(operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us)
-    volumes = make_volumes(directory, arguments.mountpoint) if arguments.volumes is not None else None
+    volumes = make_volumes(directory, arguments.mountpoint, stack) if arguments.volumes is not None else None
     try:
         with session:
             trio.run(serve, session, volumes, arguments.volumes or {})
@@ -134,7 +165,7 @@ def main() -> int:
     except ZswapdError as error:
         say(error=type(error).__name__, message=error.message, hint=error.hint)
         return error.exit_code
-    say(statistics=statistics, discards=file.discards)
+    say(statistics=statistics, discards=memory.discards, core=say_core(stack) if stack else None)
     return 0
 
 

@@ -18,6 +18,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 TIMEOUT = 30  # seconds for anything that takes a fraction of one
 
+ALLOCATORS = ["zsmalloc,zbud", "zsmalloc,zsmalloc", "zbud,zbud", "zbud,zsmalloc"]
+"""Every choice for swap and for the cache, as fileserver.py's --allocators."""
+
 
 class FileServer:
     """A running (or failed) file server.
