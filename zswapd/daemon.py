@@ -293,7 +293,7 @@ class Worker:
             pool_frames = frames.used_frames - frames.ephemeral_frames
             pool_bytes = pool_frames * frames.page_size if self.session.hook_active else 0
             files = [self.config.fuse.mountpoint / name for name in self.core.devices]
-            await drain(files, pool_bytes=pool_bytes, say=notifier.status)
+            await drain(files, pool_bytes=pool_bytes, say=notifier.status, progressed=notifier.more_time)
         except SwapDeviceError as error:
             self.is_stopping = False
             log.error(  # noqa: TRY400 - a reason, not a bug

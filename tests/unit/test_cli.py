@@ -410,6 +410,45 @@ def test_swapon_to_memory_that_is_not_locked_is_refused_unless_forced(
     assert "lock_memory: mlockall: no" in capsys.readouterr().err
 
 
+def test_swapon_all_takes_what_is_off_and_swapoff_all_what_is_on(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_attach(monkeypatch)
+    on: set[str] = {"second"}
+    area = swapdevice.SwapArea("/dev/loop5", 4 << 30, 0, 100)
+
+    def find(path: Path, *_: object) -> swapdevice.Attachment | None:
+        return swapdevice.Attachment("/dev/loop5", path, area) if path.name in on else None
+
+    gone: list[Path] = []
+    monkeypatch.setattr(swapdevice, "find_attached", find)
+    monkeypatch.setattr(swapdevice, "detach", lambda *files, **_: gone.extend(files) or [])
+    assert ctl(daemon, "swapon", "--all") == 0
+    assert [path.name for path, _ in calls] == ["swap"]
+    assert ctl(daemon, "swapoff", "--all") == 0
+    assert [path.name for path in gone] == ["second"]
+
+    on |= {"swap"}
+    assert ctl(daemon, "swapon", "--all") == 0
+    assert len(calls) == 1
+    on.clear()
+    assert ctl(daemon, "swapoff", "--all") == 0
+    assert len(gone) == 1
+    assert ctl(daemon, "swapoff") == errors.SwapDeviceError.exit_code
+
+
+def test_swapon_tunes_first_when_asked_to(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = {"name": "vm.min_free_kbytes", "on": False, "detail": "2048", "hint": "sysctl vm.min_free_kbytes=16384"}
+    daemon.status["advice"] = [low]
+    monkeypatch.setattr("zswapd.service.advice.raise_min_free_kbytes", lambda: low.update(on=True))
+    calls = fake_attach(monkeypatch)
+    assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
+    assert ctl(daemon, "swapon", "--tune") == 0
+    assert len(calls) == 1
+
+
 def test_swapon_of_an_unknown_file_names_those_there_are(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(daemon, "swapon", "swap", "third") == errors.SwapDeviceError.exit_code
     assert "no swap file 'third'\nzswapctl: hint: there are: swap, second\n" in capsys.readouterr().err

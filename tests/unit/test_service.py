@@ -17,6 +17,7 @@ import pytest
 
 from tests.support import capabilities
 from zswapd import service
+from zswapd.errors import PermissionsError
 from zswapd.service import Notifier, Protection, protections
 
 ALL_CAPABILITIES = "000001ffffffffff"
@@ -250,6 +251,8 @@ def test_notifier_sends_what_systemd_reads(tmp_path: Path, abstract: bool) -> No
         assert manager.recv(4096) == b"WATCHDOG=1"
         assert notifier.set_watchdog(300)
         assert manager.recv(4096) == b"WATCHDOG=1\nWATCHDOG_USEC=300000000"
+        assert notifier.more_time()
+        assert manager.recv(4096) == b"EXTEND_TIMEOUT_USEC=120000000"
         assert notifier.stopping("swapping off")
         assert manager.recv(4096) == b"STOPPING=1\nSTATUS=swapping off"
         notifier.close()
@@ -327,6 +330,24 @@ def test_advise_keeps_its_recommendation_within_bounds(tmp_path: Path, total_kb:
     assert system(tmp_path, proc__meminfo=meminfo, proc__sys__vm__min_free_kbytes=f"{wanted}\n")["vm.min_free_kbytes"].on
     low = system(tmp_path, proc__meminfo=meminfo, proc__sys__vm__min_free_kbytes=f"{wanted - 1}\n")
     assert not low["vm.min_free_kbytes"].on
+
+
+@pytest.mark.parametrize(("value", "after"), [("4096", "20971"), ("30000", "30000")])
+def test_raise_min_free_kbytes_never_lowers_it(tmp_path: Path, value: str, after: str) -> None:
+    system(tmp_path, proc__sys__vm__min_free_kbytes=f"{value}\n")
+    assert service.raise_min_free_kbytes(tmp_path) is (value != after)
+    assert (tmp_path / "proc/sys/vm/min_free_kbytes").read_text().strip() == after
+
+
+def test_raise_min_free_kbytes_that_cannot_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system(tmp_path)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(PermissionsError, match="min_free_kbytes"):
+        service.raise_min_free_kbytes(tmp_path)
 
 
 def test_advise_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:

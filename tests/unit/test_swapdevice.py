@@ -503,16 +503,21 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
 
     def fake_detach(*files: Path, pool_bytes: int, progress: Callable[[str, int, int], None]) -> list[str]:
         seen.update(files=files, pool_bytes=pool_bytes, thread=threading.current_thread())
-        progress("/dev/loop3", 4 * MIB, 8 * MIB)
+        for left in (8, 4, 4, 2):
+            progress("/dev/loop3", left * MIB, 8 * MIB)
         return ["/dev/loop3"]
 
     said: list[str] = []
+    progress_at: list[int] = []
     monkeypatch.setattr(draining, "detach", fake_detach)
-    await draining.drain([Path("/a"), Path("/b")], pool_bytes=17, say=said.append)
+    await draining.drain(
+        [Path("/a"), Path("/b")], pool_bytes=17, say=said.append, progressed=lambda: progress_at.append(len(said))
+    )
     assert seen["files"] == (Path("/a"), Path("/b"))
     assert seen["pool_bytes"] == 17
     assert seen["thread"] is not threading.main_thread()
-    assert said == ["swapping off /dev/loop3: 4.0 MiB of 8.0 MiB left"]
+    assert said[1:3] == ["swapping off /dev/loop3: 4.0 MiB of 8.0 MiB left"] * 2
+    assert progress_at == [2, 4]  # neither at the start nor while it stands still
 
 
 async def test_drain_passes_a_refusal_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,4 +526,4 @@ async def test_drain_passes_a_refusal_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(draining, "detach", refuse)
     with pytest.raises(HeadroomError, match="too much"):
-        await draining.drain([Path("/a")], pool_bytes=0, say=print)
+        await draining.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None)

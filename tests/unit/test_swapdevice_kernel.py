@@ -238,6 +238,6 @@ async def test_drain_swaps_off_from_several_files(file: Path, tmp_path: Path) ->
     for path in (file, other):
         swapdevice.attach(path, priority=5, discard=True)
     said: list[str] = []
-    await drain([file, other, tmp_path / "never on"], pool_bytes=0, say=said.append)
+    await drain([file, other, tmp_path / "never on"], pool_bytes=0, say=said.append, progressed=lambda: None)
     assert loops_over(file) == loops_over(other) == []
     assert len(said) == 4  # at the start and at the end of each

@@ -26,12 +26,12 @@ _PLAIN_INTERVAL_S = 2.0  # between lines of progress that do not go to a termina
 _BAR = 24
 
 
-def swapon(client: Client, names: Sequence[str], *, priority: int | None, discard: bool, force: bool) -> dict[str, Any]:
+def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None, discard: bool, force: bool) -> dict[str, Any]:
     """Swap on to files of the daemon.
 
     Args:
         client: the daemon.
-        names: of its files.
+        names: of its files; None for all that are not on yet, be there any or none.
         priority: in place of `swap.priority`.
         discard: False to do without, whatever `swap.discard` says.
         force: also with a daemon whose memory is not locked.
@@ -45,7 +45,7 @@ def swapon(client: Client, names: Sequence[str], *, priority: int | None, discar
     """
     status = cast("StatusReport", client.call("status"))
     settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))
-    files = _known(status, names)
+    files = _known(status, _names_that_are_off(status) if names is None else names)
     warnings = _check_protections(status, force=force)
     discard = discard and settings["swap.discard"]["value"]
     if discard and not status["discard"]:
@@ -68,12 +68,12 @@ def swapon(client: Client, names: Sequence[str], *, priority: int | None, discar
     return {"swapped_on": done, "warnings": warnings}
 
 
-def swapoff(client: Client, names: Sequence[str], *, force: bool, show: Progress) -> dict[str, Any]:
+def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: Progress) -> dict[str, Any]:
     """Swap off from files of the daemon.
 
     Args:
         client: the daemon.
-        names: of its files; none for all that are on.
+        names: of its files; an empty list for all that are on, None for the same where it is right that none are.
         force: do not look at head-room.
         show: where progress goes.
 
@@ -109,10 +109,16 @@ def _known(status: StatusReport, names: Sequence[str]) -> list[Path]:
     return [Path(status["mountpoint"]) / name for name in names]
 
 
-def _files_that_are_on(status: StatusReport, names: Sequence[str]) -> list[Path]:
+def _names_that_are_off(status: StatusReport) -> list[str]:
+    return [name for name, loop in attachments(status).items() if not (loop and loop.swap)]
+
+
+def _files_that_are_on(status: StatusReport, names: Sequence[str] | None) -> list[Path]:
     """Return the paths of the named files, or of all that are swapped on."""
     found = attachments(status)
     files = _known(status, names or [name for name, loop in found.items() if loop and loop.swap])
+    if names is None:
+        return files
     off = [file.name for file in files if found[file.name] is None]
     if not found:
         raise SwapDeviceError("there is nothing to swap off", hint="the daemon has no swap file: swap.size is empty")

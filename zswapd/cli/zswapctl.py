@@ -148,8 +148,12 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
 
 
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    if options.tune:
+        from zswapd.service.advice import raise_min_free_kbytes  # not in time that every other command would pay
+
+        raise_min_free_kbytes()
     report = swapping.swapon(
-        client, options.name or ["swap"], priority=options.priority, discard=options.discard, force=options.force
+        client, _names(options, ["swap"]), priority=options.priority, discard=options.discard, force=options.force
     )
     if not options.json:
         for warning in report["warnings"]:
@@ -161,9 +165,14 @@ def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
     ]
 
 
+def _names(options: argparse.Namespace, default: list[str]) -> list[str] | None:
+    """Return which files a command is about: those it names, else the default; None for --all."""
+    return None if options.all else options.name or default
+
+
 def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     show = swapping.Progress(quiet=options.json)
-    report = swapping.swapoff(client, options.name, force=options.force, show=show)
+    report = swapping.swapoff(client, _names(options, []), force=options.force, show=show)
     return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
 
 
@@ -248,11 +257,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
     swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
+    swapon.add_argument("--all", action="store_true", help="all swap files that are not on yet; it is right if there are none")
+    swapon.add_argument("--tune", action="store_true", help="raise vm.min_free_kbytes first, if less than recommended")
     swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")
     swapon.add_argument("--no-discard", dest="discard", action="store_false", help="do not discard freed slots")
     swapon.add_argument("--force", action="store_true", help="swap on although the daemon's memory is not locked")
     swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
     swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
+    swapoff.add_argument("--all", action="store_true", help="all that are on; it is right if none are")
     swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
     cache = commands.add_parser("cache", help="show slow files through the cache", description="Cache volumes.")
     caching.add_commands(cache, common)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon and its system: when it is ready (`notify`), and what keeps it from hanging (`protections`)."""
 
-from zswapd.service.advice import advise
+from zswapd.service.advice import advise, raise_min_free_kbytes
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.service.notify import Notifier
 from zswapd.service.protections import Protection, grow_heaps, protect, refreshed, take_time
@@ -18,6 +18,7 @@ __all__ = [
     "grow_heaps",
     "has_garbage",
     "protect",
+    "raise_min_free_kbytes",
     "refreshed",
     "scarce_bytes",
     "stand_back",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Settings of the system that are not the daemon's to change, but that decide how well its swap works.
 
-Read-only. Each is returned in a Protection's form: on means as recommended.
+`advise` only reads, and returns each in a Protection's form: on means as recommended. `raise_min_free_kbytes` changes the one
+that `zswapctl swapon` insists on, for machines where nobody has.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from zswapd.errors import PermissionsError
 from zswapd.service.protections import Protection
 
+_MIN_FREE = "proc/sys/vm/min_free_kbytes"
 _PAGE_CLUSTER = 3  # 8 pages a swap-in; at 0 sequential swap-in collapses (one request through FUSE for each page)
 
 
@@ -24,6 +27,28 @@ def advise(root: Path = Path("/")) -> tuple[Protection, ...]:
     return tuple(check for check in checks if check is not None)
 
 
+def raise_min_free_kbytes(root: Path = Path("/")) -> bool:
+    """Set vm.min_free_kbytes to what is recommended if it is less; return whether it was changed.
+
+    A static file in sysctl.d cannot: what is right depends on the machine's memory.
+
+    Args:
+        root: where /proc is, for tests.
+
+    Raises:
+        PermissionsError: it cannot be written.
+    """
+    found = _min_free(root)
+    if found is None or found[0] >= found[1]:
+        return False
+    path = root / _MIN_FREE
+    try:
+        path.write_text(f"{found[1]}\n")
+    except OSError as error:
+        raise PermissionsError(f"cannot write {path}: {error.strerror}", hint="run zswapctl as root") from error
+    return True
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
@@ -31,17 +56,24 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _min_free_kbytes(root: Path) -> Protection | None:
-    """The kernel's own reserve, which its loop and FUSE drivers live on while swap is written out.
+def _min_free(root: Path) -> tuple[int, int] | None:
+    """Return the kernel's own reserve, as it is and as it should be: loop and FUSE live on it while swap is written.
 
     Recommended: 2 % of memory, between 16 and 64 MiB. The kernel's default on a box of 1 GiB is 4 MiB.
     """
-    value = _read(root / "proc/sys/vm/min_free_kbytes")
+    value = _read(root / _MIN_FREE)
     total = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     if not value.isdecimal() or total is None:
         return None
-    wanted = min(max(int(total[1]) // 50, 16 << 10), 64 << 10)
-    enough = int(value) >= wanted
+    return int(value), min(max(int(total[1]) // 50, 16 << 10), 64 << 10)
+
+
+def _min_free_kbytes(root: Path) -> Protection | None:
+    found = _min_free(root)
+    if found is None:
+        return None
+    value, wanted = found
+    enough = value >= wanted
     hint = None if enough else f"sysctl vm.min_free_kbytes={wanted}"
     return Protection("vm.min_free_kbytes", on=enough, detail=f"{value}, {wanted} or more is recommended", hint=hint)
 

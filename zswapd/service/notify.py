@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+STOP_S = 120.0
+"""What a stop may take after swapoff has last come along."""
+
 
 class Notifier:
     """The line to the service manager.
@@ -44,6 +47,10 @@ class Notifier:
     def stopping(self, status: str) -> bool:
         """Say that the daemon is on its way out; return whether somebody was told."""
         return self._send(f"STOPPING=1\nSTATUS={_one_line(status)}")
+
+    def more_time(self) -> bool:
+        """Have a stop count as failed no sooner than STOP_S from now; return whether somebody was told."""
+        return self._send(f"EXTEND_TIMEOUT_USEC={STOP_S * 1e6:.0f}")
 
     def watchdog(self) -> bool:
         """Ping the watchdog; return whether somebody was told."""

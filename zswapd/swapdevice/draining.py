@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def drain(files: Sequence[Path], *, pool_bytes: int, say: Callable[[str], object]) -> None:
+async def drain(
+    files: Sequence[Path], *, pool_bytes: int, say: Callable[[str], object], progressed: Callable[[], object]
+) -> None:
     """Swap off from all files, or from none if that does not fit into memory.
 
     Everything that could wait for the daemon itself happens in a thread or in its child process. Cannot be cancelled: swapoff
@@ -32,16 +34,22 @@ async def drain(files: Sequence[Path], *, pool_bytes: int, say: Callable[[str], 
         files: the backing files, whether swapped on or not.
         pool_bytes: memory that the pool would give back; 0 without discard.
         say: told what is going on, in the daemon's thread; Notifier.status for example.
+        progressed: called in the daemon's thread when less is left than ever before, and only then: whoever waits may give more
+            time for that, and none to a swapoff that stands still.
 
     Raises:
         HeadroomError: it does not fit; the daemon has to go on.
         SwapDeviceError: a file is in use for something else, or swapoff failed; likewise.
     """
+    least: dict[str, int] = {}
 
     def report(device: str, left: int, total: int) -> None:
         text = f"swapping off {device}: {format_size(left)} of {format_size(total)} left"
         log.info("%s", text, extra={"rate_limit": 5})
         trio.from_thread.run_sync(say, text)
+        if left < least.setdefault(device, left):
+            least[device] = left
+            trio.from_thread.run_sync(progressed)
 
     devices = await trio.to_thread.run_sync(partial(detach, *files, pool_bytes=pool_bytes, progress=report))
     for device in devices:
