@@ -42,6 +42,9 @@ inode_list
 traceback
 _.raiseExceptions
 
+# Python calls it for a module's missing names (PEP 562).
+__getattr__
+
 # What an allocator promises, and what whoever keeps an arena longer than a core lives asks for.
 _.max_size
 lost_bitmap_bytes

@@ -675,10 +675,20 @@ def test_version_and_help_of_the_real_programs(program: str) -> None:
     assert "COMMAND" in run("--help")
 
 
-def test_zswapctl_does_not_import_trio() -> None:
-    code = "import sys, zswapd.cli.zswapctl; print([name for name in ('trio', 'pyfuse3', 'lz4') if name in sys.modules])"
+def test_status_imports_next_to_nothing(daemon: FakeDaemon) -> None:
+    code = (
+        "import sys; from zswapd.cli import zswapctl; "
+        f"zswapctl.main(['--socket', {str(daemon.path)!r}, 'status', '--json']); "
+        "print(sorted(name for name in sys.modules if '.' not in name or name.startswith('zswapd')), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, text=True, timeout=30)
-    assert done.stdout == "[]\n"
+    imported = set(json.loads(done.stderr.replace("'", '"')))
+    assert json.loads(done.stdout)["state"] == "serving"
+    # Each of these costs some 5 ms or more, of 60 in all.
+    heavy = {"trio", "pyfuse3", "lz4", "dataclasses", "subprocess", "ctypes", "curses", "difflib", "zswapd.config"}
+    assert not imported & heavy
+    assert "zswapd.swapdevice.state" in imported
+    assert "zswapd.swapdevice.attaching" not in imported
 
 
 # How commands end

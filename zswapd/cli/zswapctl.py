@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`zswapctl`: shows what the daemon does, changes its settings, and switches its swap on and off.
 
-Each command is one function from the options to a report, which is printed as lines, or with --json as one JSON object. trio is
-not imported here, nor anything of the page path: a status should be there at once.
+Each command is one function from the options to a report, which is printed as lines, or with --json as one JSON object. A
+status should be there at once: neither trio is imported here nor anything of the page path, and a command imports what it alone
+needs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zswapd import __version__
-from zswapd.cli import caching, rendering, swapping, upgrading
+from zswapd import __version__, paths
+from zswapd.cli import caching, rendering
 from zswapd.cli.failures import guarded
-from zswapd.config import SETTINGS, parse_assignment
 from zswapd.control.client import Client
 from zswapd.units import format_size
 
@@ -55,6 +55,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.cli import swapping
+
     status = cast("StatusReport", client.call("status"))
     attached = swapping.attachments(status)
     files = [{**file, **_swap_report(attached[file["name"]])} for file in status["files"]]
@@ -81,6 +83,8 @@ def _get(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
 
 
 def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.config import parse_assignment
+
     settings = cast("dict[str, Any]", client.call("set", settings=dict(map(parse_assignment, options.assignment))))
     return settings, rendering.setting_lines(settings)
 
@@ -148,8 +152,10 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
 
 
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.cli import swapping
+
     if options.tune:
-        from zswapd.service.advice import raise_min_free_kbytes  # not in time that every other command would pay
+        from zswapd.service.advice import raise_min_free_kbytes
 
         raise_min_free_kbytes()
     report = swapping.swapon(
@@ -171,12 +177,16 @@ def _names(options: argparse.Namespace, default: list[str]) -> list[str] | None:
 
 
 def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.cli import swapping
+
     show = swapping.Progress(quiet=options.json)
     report = swapping.swapoff(client, _names(options, []), force=options.force, show=show)
     return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
 
 
 def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.cli import upgrading
+
     report = upgrading.upgrade(options.socket)
     return report, [
         f"zswapd {report['old_version']} was replaced by {report['version']} in {report['seconds']:.1f} s; "
@@ -218,9 +228,8 @@ def _priority(text: str) -> int:
 
 def common(**defaults: object) -> argparse.ArgumentParser:
     """Return the options that may stand before the command, which gives them their defaults, and after it."""
-    socket = SETTINGS["control.socket"].default
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {socket})")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {paths.SOCKET})")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(**defaults)
     return parser
@@ -231,7 +240,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zswapctl",
         description="Show and steer a running zswapd, and switch its swap on and off.",
-        parents=[common(socket=Path(str(SETTINGS["control.socket"].default)), json=False)],
+        parents=[common(socket=Path(paths.SOCKET), json=False)],
     )
     parser.add_argument("--version", action="version", version=f"zswapctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -17,6 +17,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from zswapd import paths
 from zswapd.config.kinds import (
     AbsolutePath,
     BackingFile,
@@ -325,7 +326,7 @@ class ControlSection:
     """[control]: how zswapctl reaches the daemon."""
 
     socket: Path = setting(  # noqa: RUF009 - gives a dataclass field
-        AbsolutePath(socket=True), "/run/zswapd/zswapd.sock", help="Path of the control socket."
+        AbsolutePath(socket=True), paths.SOCKET, help="Path of the control socket."
     )
 
 

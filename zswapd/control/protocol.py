@@ -15,10 +15,8 @@ parsed.
 
 from __future__ import annotations
 
-import difflib
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
 
 from zswapd.errors import ControlError, ZswapdError
 
@@ -36,8 +34,7 @@ INTERNAL_ERROR = 70
 """The error code of a bug."""
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(NamedTuple):
     """One argument of a command."""
 
     name: str
@@ -200,23 +197,20 @@ class StatusReport(TypedDict):
     advice: list[ProtectionReport]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A valid request."""
 
     command: str
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """News from a command that takes long."""
 
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The end of a command that worked."""
 
     value: object
@@ -258,6 +252,8 @@ def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = C
     if unknown or not isinstance(command, str) or not isinstance(arguments, dict):
         _refuse("the request is no command", 'send {"v": 1, "cmd": NAME, "args": {…}}')
     if command not in commands:
+        import difflib
+
         near = difflib.get_close_matches(command[:40], commands, n=1)
         _refuse(
             f"unknown command {command[:40]!r}", f"did you mean {near[0]}?" if near else f"commands are: {', '.join(commands)}"

@@ -3,13 +3,19 @@
 
 `attaching` and `detaching` are the two ways, `headroom` decides whether the way back is safe, `state` says what is there now,
 `kernel` holds the system calls. All synchronous, and without trio, since zswapctl uses it too; `draining` is the daemon's
-asynchronous way to call it.
+asynchronous way to call it. Modules are imported when a name of theirs is asked for: `zswapctl status` needs `state` alone.
 """
 
-from zswapd.swapdevice.attaching import Attached, attach
-from zswapd.swapdevice.detaching import detach
-from zswapd.swapdevice.headroom import Headroom, measure
-from zswapd.swapdevice.state import Attachment, SwapArea, find_attached, swap_areas
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zswapd.swapdevice.attaching import Attached, attach
+    from zswapd.swapdevice.detaching import detach
+    from zswapd.swapdevice.headroom import Headroom, measure
+    from zswapd.swapdevice.state import Attachment, SwapArea, find_attached, swap_areas
 
 __all__ = [
     "Attached",
@@ -22,3 +28,22 @@ __all__ = [
     "measure",
     "swap_areas",
 ]
+
+_HOMES = {
+    "Attached": "attaching",
+    "attach": "attaching",
+    "detach": "detaching",
+    "Headroom": "headroom",
+    "measure": "headroom",
+    "Attachment": "state",
+    "SwapArea": "state",
+    "find_attached": "state",
+    "swap_areas": "state",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return one of the names above, from the module that has it (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(name)
+    return getattr(import_module(f"zswapd.swapdevice.{_HOMES[name]}"), name)

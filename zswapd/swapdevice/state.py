@@ -8,15 +8,14 @@ and mountinfo escape blanks and backslashes as octal numbers, sysfs does not.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _DELETED = " (deleted)"
 
 
-@dataclass(frozen=True, slots=True)
-class SwapArea:
+class SwapArea(NamedTuple):
     """One line of /proc/swaps; sizes in bytes."""
 
     path: str
@@ -26,8 +25,7 @@ class SwapArea:
     priority: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(NamedTuple):
     """A loop device over a file, and the swap on it, if any."""
 
     device: str

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What it costs to have zswapd and to ask it: figures, each the best of several, since others use the box."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench.daemon import Daemon, program
+from tests.support.swap import Stage, stage
+
+__all__ = ["stage"]
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def daemon(stage: Stage, port: int) -> Daemon:
+    return stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def test_status_is_there_at_once(daemon: Daemon) -> None:
+    command = [*program("zswapctl"), "--socket", str(daemon.socket), "status"]
+    best = min(seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)) for _ in range(12))
+    assert best <= 0.150
+
+
+def test_a_scrape_is_short(daemon: Daemon, port: int) -> None:
+    assert daemon.ask("status")["state"] == "serving"
+
+    def scrape() -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            assert b"zswapd_stored_pages" in reply.read()
+
+    assert min(seconds(scrape) for _ in range(20)) <= 0.020
+
+
+def usage(processes: set[int]) -> tuple[int, float]:
+    """Return how often the threads of these processes have gone to sleep, and their seconds of processor."""
+    sleeps, run = 0, 0.0
+    for process in processes:
+        for task in Path(f"/proc/{process}/task").iterdir():
+            fields = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines() if ":" in line)
+            sleeps += int(fields["voluntary_ctxt_switches"])
+            run += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return sleeps, run
+
+
+def family(daemon: Daemon) -> set[int]:
+    """Return the supervisor and those that it has forked."""
+    supervisor = daemon.ask("status")["pid"]
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return {supervisor, *map(int, children)}
+
+
+def test_an_idle_daemon_sleeps(daemon: Daemon) -> None:
+    # A spare worker is made a second after the start, which is not idle yet.
+    rates = []
+    for _ in range(6):
+        processes, window = family(daemon), 2.0
+        before = usage(processes)
+        time.sleep(window)
+        after = usage(processes)
+        rates.append(((after[0] - before[0]) / window, (after[1] - before[1]) / window))
+        if len(processes) == 3 and rates[-1][0] <= 10 and rates[-1][1] <= 0.005:
+            return
+    pytest.fail(f"wake-ups a second and share of a core, in windows of two seconds: {rates}")
