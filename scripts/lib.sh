@@ -147,8 +147,8 @@ require_venv() {
         # Ubuntu 22.04's pip is too old to be told; newer ones stay as they are.
         pip_install 'pip>=22.1'
         pip_install --config-settings editable_mode=compat -e "$top$extras"
-        rm -f "$venv"/.installed-* # of older sources; each set of extras contains the plain one
-        touch "$stamp" "$stamp$extras"
+        find "$venv" -maxdepth 1 -name '.installed-*' ! -name "${stamp##*/}*" -delete # of older sources
+        touch "$stamp" "$stamp$extras" # each set of extras contains the plain one
     fi
     exec 9>&-
 }

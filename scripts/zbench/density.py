@@ -35,6 +35,8 @@ from zswapd.pam.base import HEADER_BYTES
 from zswapd.tmem.core import Tmem
 from zswapd.tmem.objnodes import Objnodes
 
+from .figures import quiet_pyplot, save
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -280,12 +282,7 @@ def table(found: Sequence[Measurement]) -> str:
 
 def plot(found: Sequence[Measurement], path: Path) -> None:
     """Draw pages a frame after each step, with the bound, into a file."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "zswapd"
-    from matplotlib import pyplot
-
+    pyplot = quiet_pyplot()
     steps = ("filled", "churned", "compacted")
     figure, axes = pyplot.subplots(1, len(DISTRIBUTIONS), sharey=True, figsize=(11, 3.2), layout="constrained")
     for axis, name in zip(axes, DISTRIBUTIONS, strict=True):
@@ -298,8 +295,7 @@ def plot(found: Sequence[Measurement], path: Path) -> None:
         axis.set_xticks([x + 0.2 for x in range(len(steps))], steps, fontsize=8)
     axes[0].set_ylabel("pages a frame")
     axes[0].legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,6 +18,8 @@ from .contenders import REGISTRY, Contender, MemoryUse
 from .system import MIB, HarnessError, memory_available
 from .workload import Phase, Workload, WorkloadOptions
 
+PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "verify")
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -52,6 +54,7 @@ class Plan:
         """
         return WorkloadOptions(
             self.data_mib,
+            phases=PHASES,
             faults=self.faults,
             warm_mib=self.memory_mib * 9 // 10,
             time_limit=self.time_limit,
@@ -96,8 +99,9 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Return the figures by name; one whose phase is missing is left out.
 
-        out and seq are MiB/s of pages that went through the swap device while the phase ran; random, p50,
-        p99 and p999 are µs a fault; memory and peak are MiB.
+        out and seq are MiB/s of pages that went through the swap device while the phase ran, mixed is that of
+        both directions together; random, p50, p99 and p999 are µs a fault, and mixed_p50 and so on those of the
+        mixed phase; memory and peak are MiB.
         """
         found: dict[str, float] = {}
         if fill := self._phase("fill"):
@@ -107,6 +111,9 @@ class Run:
         if (random := self._phase("random")) and "us_mean" in random.more:
             found["random"] = random.more["us_mean"]
             found |= {name: random.more[f"us_{name}"] for name in ("p50", "p99", "p999")}
+        if (mixed := self._phase("mixed")) and "us_mean" in mixed.more:
+            found["mixed"] = (mixed.pages_in + mixed.pages_out) * mmap.PAGESIZE / MIB / mixed.seconds
+            found |= {f"mixed_{name}": mixed.more[f"us_{name}"] for name in ("p50", "p99", "p999")}
         if self.memory.total:
             found["memory"] = self.memory.total / MIB
             found["peak"] = self.memory_peak / MIB

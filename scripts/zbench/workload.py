@@ -65,7 +65,7 @@ class Phase:
         pages_out: pages it swapped out.
         major_faults: faults of the process that waited for a page.
         mismatches: pages that differed so far, in all phases.
-        more: what only this phase reports: us_mean, us_p50, us_p99, us_p999 of `random`; resident of
+        more: what only this phase reports: us_mean, us_p50, us_p99, us_p999 of `random` and `mixed`; resident of
             `settle`.
     """
 
@@ -110,7 +110,7 @@ class WorkloadOptions:
 
     Attributes:
         mib: size of its data, MiB.
-        phases: in this order, out of `PHASES` (and "generate").
+        phases: in this order, out of `PHASES` (and "mixed", "generate").
         seed: of the data.
         faults: how many random pages to touch; 0 = a quarter of all.
         rewrites: how many pages to change; 0 = an eighth of all.

@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parents[2]
 @pytest.mark.timeout(280)
 def test_quick_bench_verifies_every_byte_of_every_contender(tmp_path: Path) -> None:
     target = tmp_path / "bench.json"
-    command = [str(TOP / "scripts/bench"), "--quick", "--json", str(target)]
+    command = [str(TOP / "scripts/bench"), "raw", "--quick", "--json", str(target)]
 
     done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=270)
 

@@ -63,7 +63,7 @@ def poke(pid: int, page: int, offset: int) -> None:
         memory.write(bytes([old[0] ^ 0x10]))
 
 
-@pytest.mark.parametrize("phase", ["seq", "random", "rewrite", "verify"])
+@pytest.mark.parametrize("phase", ["seq", "random", "mixed", "rewrite", "verify"])
 @pytest.mark.parametrize("offset", [0, 9, PAGE // 2, PAGE - 1])
 def test_one_wrong_bit_is_noticed_by_each_phase(phase: str, offset: int) -> None:
     pages = 8 * MIB // PAGE

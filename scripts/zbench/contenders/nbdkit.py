@@ -24,6 +24,8 @@ class NbdkitZstd(Contender):
     """`nbdfuse` with `nbdkit memory allocator=zstd` as its child, in a directory of its own."""
 
     name: ClassVar[str] = "nbdkit-zstd"
+    plugin: ClassVar[tuple[str, ...]] = ("memory",)
+    options: ClassVar[tuple[str, ...]] = ("allocator=zstd",)
 
     def __init__(self) -> None:
         self._directory: Path | None = None
@@ -31,11 +33,16 @@ class NbdkitZstd(Contender):
         self._device: str | None = None
         self._peak = 0
 
-    def missing(self) -> str:
-        """Return which of the programs is not installed, or an empty string."""
+    @staticmethod
+    def missing_programs() -> str:
+        """Return which program is not installed, or an empty string."""
         absent = system.missing_programs(["nbdkit", "nbdfuse", "fusermount3", "losetup"])
-        if absent:
-            return f"{', '.join(absent)} not installed (apt-get install nbdkit libnbd-bin fuse3)"
+        return f"{', '.join(absent)} not installed (apt-get install nbdkit libnbd-bin fuse3)" if absent else ""
+
+    def missing(self) -> str:
+        """Return why it cannot run here, or an empty string."""
+        if absent := self.missing_programs():
+            return absent
         try:
             plugin = system.run("nbdkit", "memory", "--dump-plugin")
         except system.HarnessError as exc:
@@ -49,7 +56,7 @@ class NbdkitZstd(Contender):
         mountpoint = self._directory / "mnt"
         mountpoint.mkdir()
         command = ["nbdfuse", "-P", str(ready), str(mountpoint / "nbd"), "--command"]
-        command += ["nbdkit", "-s", "memory", str(size), "allocator=zstd"]
+        command += ["nbdkit", "-s", *self.plugin, str(size), *self.options]
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         end = time.monotonic() + START_LIMIT_S

@@ -87,3 +87,10 @@ class ZramLz4(Contender):
         if self._added:
             (CONTROL / "hot_remove").write_text(str(self._number))
         self._number = None
+
+
+class ZramLzoRle(ZramLz4):
+    """The same with lzo-rle, the kernel's default."""
+
+    name: ClassVar[str] = "zram-lzo-rle"
+    algorithm: ClassVar[str] = "lzo-rle"

@@ -14,6 +14,7 @@ class Zswapd(Contender):
     """A daemon on default settings but for size and priority, swapped on by zswapctl."""
 
     name: ClassVar[str] = "zswapd"
+    files: ClassVar[int] = 1
 
     def __init__(self) -> None:
         self._daemon: Daemon | None = None
@@ -28,11 +29,15 @@ class Zswapd(Contender):
         return ""
 
     def start(self, size: int) -> None:
-        """Start the daemon, swap on."""
-        settings = {"swap.priority": str(system.HIGHEST_PRIORITY)}
-        self._daemon = Daemon(size=f"{size // system.MIB}M", settings=settings)
+        """Start the daemon, swap on: all files at one priority, so that the kernel goes round them."""
+        each = f"{size // system.MIB // self.files}M"
+        more = [f"file{number}" for number in range(1, self.files)]
+        settings = {"swap.priority": str(system.HIGHEST_PRIORITY), **{f"swap.files.{name}": each for name in more}}
+        self._daemon = Daemon(size=each, settings=settings)
         self._daemon.start()
         self._daemon.swapon()
+        for name in more:
+            self._daemon.swapon(name)
 
     def memory_used(self) -> MemoryUse:
         """Return the PSS of all its processes, and what it says about its pool."""
@@ -48,3 +53,17 @@ class Zswapd(Contender):
         if self._daemon is not None:
             self._daemon.stop()
             self._daemon = None
+
+
+class ZswapdTwo(Zswapd):
+    """One daemon with two swap files, half as large each."""
+
+    name: ClassVar[str] = "zswapd-2"
+    files: ClassVar[int] = 2
+
+
+class ZswapdFour(Zswapd):
+    """One daemon with four swap files."""
+
+    name: ClassVar[str] = "zswapd-4"
+    files: ClassVar[int] = 4

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What people run, as workloads: one plug-in each.
+
+A new one is a module with a subclass of `Application` and a line in `APPLICATIONS`; rounds, table, plot and JSON (jobs.py) know
+it by its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .base import Application, Column, Level, TooSlowError
+from .compile import Compile
+from .database import Database
+from .nopressure import NoPressure
+from .tabs import Tabs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ALL: tuple[type[Application], ...] = (Compile, Database, Tabs, NoPressure)
+
+APPLICATIONS: dict[str, Callable[[], Application]] = {maker.name: maker for maker in _ALL}
+"""Name → maker."""
+
+__all__ = ["APPLICATIONS", "Application", "Column", "Level", "TooSlowError"]

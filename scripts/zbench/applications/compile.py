@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A C project, compiled by more compilers at once than the memory is for.
+
+The project is Debian's source package of zstd (`apt-get source`, with a source list and a directory of package lists of its
+own, so that the system's stay as they are), the static library alone: some 40 files, of which a few take a compiler of 100
+MiB. It is configured by nothing but its Makefile. The sources lie in the page cache, and so does the compiler: both were
+used before the first run by a process of no cgroup.
+
+Each run builds at the same place, and its library has to be the very bytes that the first build made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from ..system import HarnessError, missing_programs, run
+from .base import BUILD, Application, Column, Level, TooSlowError, in_cgroup, running
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+PACKAGE = "libzstd"
+SOURCES = "deb-src http://deb.debian.org/debian bookworm main\n"
+DECODER_ONLY = ("ZSTD_LIB_COMPRESSION=0", "ZSTD_LIB_DICTBUILDER=0", "ZSTD_LEGACY_SUPPORT=0", "ZSTD_LIB_DEPRECATED=0")
+FETCH_LIMIT_S = 180.0
+BUILD_LIMIT_S = 600.0
+
+
+class Compile(Application):
+    """`make -jN` of a library in C; verified by its hash."""
+
+    name: ClassVar[str] = "compile"
+    contenders: ClassVar[Sequence[str]] = ("none", "file-slow", "file", "zram-lz4", "nbdkit-zstd", "zswapd")
+    levels: ClassVar[Sequence[Level]] = (
+        Level("-j2, no limit", 2, None),
+        Level("-j2", 2, 96),
+        Level("-j4", 4, 96),
+        Level("-j8", 8, 96),
+    )
+    short: ClassVar[Sequence[Level]] = (Level("-j2", 2, 32),)
+    columns: ClassVar[Mapping[str, Column]] = {"seconds": Column("s")}
+
+    def __init__(self) -> None:
+        self._place = BUILD / "compile"
+        self._source = self._place
+        self._options: tuple[str, ...] = ()
+        self._reference = ""
+
+    def missing(self) -> str:
+        """Return which program is not installed, or an empty string."""
+        absent = missing_programs(["make", "gcc", "ar", "dpkg-source", "apt-get"])
+        return f"{', '.join(absent)} not installed (apt-get install make gcc dpkg-dev)" if absent else ""
+
+    def prepare(self, *, quick: bool) -> None:
+        """Fetch the source unless it is there; build it once, which warms the page cache and tells the library's hash."""
+        self._options = DECODER_ONLY if quick else ()
+        self._source = fetch()
+        self._build(2, None, BUILD_LIMIT_S)
+        self._reference = self._hash()
+
+    def run(self, level: Level, cgroup: Path | None, limit: float) -> Mapping[str, float]:
+        """Build everything, `level.amount` compilers at once."""
+        seconds = self._build(level.amount, cgroup, limit)
+        if self._hash() != self._reference:
+            raise HarnessError("DATA WAS LOST: the library differs from the one that was built without swap")
+        return {"seconds": seconds}
+
+    def _hash(self) -> str:
+        return hashlib.sha256((self._place / "lib/libzstd.a").read_bytes()).hexdigest()
+
+    def _build(self, jobs: int, cgroup: Path | None, limit: float) -> float:
+        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.copytree(self._source, self._place)
+        os.sync()  # what the copy wrote is nobody's pressure
+        command = ["make", "-C", str(self._place / "lib"), f"-j{jobs}", "libzstd.a", *self._options]
+        started = time.monotonic()
+        with (
+            (BUILD / "compile.log").open("wb") as log,
+            running(in_cgroup(cgroup, command), stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+        ):
+            try:
+                code = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                raise TooSlowError(limit, {"seconds": limit}) from None
+        if code:
+            words = (BUILD / "compile.log").read_text(errors="replace")[-600:]
+            raise HarnessError(f"make ended with {code}: {words}")
+        return time.monotonic() - started
+
+
+def fetch() -> Path:
+    """Return the directory of the unpacked source, fetched if it is not there.
+
+    Raises:
+        HarnessError: apt cannot fetch it.
+    """
+    place = BUILD / "source"
+    ready = place / PACKAGE
+    if ready.exists():
+        return ready
+    lists = place / "lists"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    (place / "sources.list").write_text(SOURCES)
+    apt = ["apt-get", "-q", "-o", f"Dir::Etc::sourcelist={place / 'sources.list'}", "-o", "Dir::Etc::sourceparts=-"]
+    apt += ["-o", f"Dir::State::lists={lists}", "-o", "APT::Sandbox::User=root"]
+    run(*apt, "update", limit=FETCH_LIMIT_S)
+    run("sh", "-c", 'cd "$0" && exec "$@"', place, *apt, "source", "--download-only", PACKAGE, limit=FETCH_LIMIT_S)
+    (description,) = place.glob("*.dsc")
+    fresh = place / f"unpacked-{os.getpid()}"
+    run("dpkg-source", "--no-check", "--extract", description, fresh, limit=FETCH_LIMIT_S)
+    fresh.rename(ready)
+    shutil.rmtree(lists)
+    return ready

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What people have without any of this: a file on the disk as swap, and the same on a disk that is slow.
+
+The slow disk is nbdkit's delay filter, one request at a time, as a disk with an arm has it: 5 ms for each, whatever its
+size (some 200 requests a second; up to 128 KiB of neighbours in one). Its data lies in memory, so that nothing but the
+delay is slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from .. import system
+from .base import Contender, MemoryUse
+from .nbdkit import NbdkitZstd
+
+PLACE = Path("/var/tmp")
+DELAY_MS = 5
+
+
+class SwapFile(Contender):
+    """A file below /var/tmp, swapped on by itself, without a loop device."""
+
+    name: ClassVar[str] = "file"
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+
+    def missing(self) -> str:
+        """Return why there can be no swap file here, or an empty string."""
+        kind = system.run("stat", "-f", "-c", "%T", PLACE).strip()
+        return f"{PLACE} is on {kind}, which takes no swap file" if kind in {"tmpfs", "overlayfs", "fuseblk", "nfs"} else ""
+
+    def start(self, size: int) -> None:
+        """Allocate the file and swap on."""
+        with tempfile.NamedTemporaryFile(prefix="zbench-", dir=PLACE, delete=False) as file:
+            self._file = Path(file.name)
+        system.run("fallocate", "--length", str(size), self._file)
+        system.swap_on(self._file)
+
+    def memory_used(self) -> MemoryUse:
+        """Return nothing: the pages are on the disk."""
+        return MemoryUse(0)
+
+    def stop(self) -> None:
+        """Swap off, remove the file."""
+        if self._file is not None:
+            system.swap_off(self._file)
+            with contextlib.suppress(FileNotFoundError):
+                self._file.unlink()
+            self._file = None
+
+
+class SlowFile(NbdkitZstd):
+    """A swap file on a disk that takes `DELAY_MS` for each request."""
+
+    name: ClassVar[str] = "file-slow"
+    plugin: ClassVar[tuple[str, ...]] = ("--filter=noparallel", "--filter=delay", "memory")
+    options: ClassVar[tuple[str, ...]] = ("serialize=requests", f"rdelay={DELAY_MS}ms", f"wdelay={DELAY_MS}ms")
+
+    def missing(self) -> str:
+        """Return which of the programs is not installed, or an empty string."""
+        return self.missing_programs()
+
+    def memory_used(self) -> MemoryUse:
+        """Return nothing: what holds the data stands for a disk."""
+        return MemoryUse(0)
+
+
+class NoSwap(Contender):
+    """No swap at all: what everything is measured against where there is no pressure."""
+
+    name: ClassVar[str] = "none"
+
+    def missing(self) -> str:
+        """Return an empty string: it is always there."""
+        return ""
+
+    def start(self, size: int) -> None:
+        """Do nothing."""
+
+    def memory_used(self) -> MemoryUse:
+        """Return nothing."""
+        return MemoryUse(0)
+
+    def stop(self) -> None:
+        """Do nothing."""
