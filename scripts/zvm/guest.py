@@ -147,7 +147,16 @@ class Box:
 
     # What happens on the box.
 
-    def workload(self, mib: int, *phases: str, same: int = 60, step: bool = False, limit: int = 900, before: str = "") -> Work:
+    def workload(
+        self,
+        mib: int,
+        *phases: str,
+        same: int = 60,
+        step: bool = False,
+        limit: int = 900,
+        before: str = "",
+        service: bool = False,
+    ) -> Work:
         """Start a workload.
 
         Args:
@@ -157,6 +166,7 @@ class Box:
             step: wait for `next_phase` between two phases.
             limit: seconds after which it ends itself.
             before: shell commands to run in its process first, to enter a cgroup for example.
+            service: as an ordinary service, which systemd stops at shutdown. Otherwise it is a child of the agent, which stays.
         """
         self._fifos += 1
         fifo = f"/run/workload-{self._fifos}" if step else ""
@@ -165,6 +175,8 @@ class Box:
             command = f"mkfifo {fifo} && exec 3<>{fifo} && {before or ':'} && exec {command} --step <&3"
         elif before:
             command = f"{before} && exec {command}"
+        if service:
+            command = f"exec systemd-run --quiet --pipe --wait --collect /bin/sh -c {shlex.quote(command)}"
         return Work(self.machine.start(command), fifo)
 
     def next_phase(self, work: Work) -> None:

@@ -20,8 +20,8 @@ def box(boot: Boot) -> Box:
 
 
 def swap_out(box: Box, mib: int) -> None:
-    """Start a workload that stays, with half of it swapped out."""
-    work = box.workload(mib, "fill", "settle", "verify", step=True)
+    """Start a service that stays, with half of it swapped out."""
+    work = box.workload(mib, "fill", "settle", "verify", step=True, service=True)
     box.wait_for_phase(work, "fill", 120)
     box.next_phase(work)
     box.wait_for_phase(work, "settle", 120)
