@@ -8,11 +8,14 @@ steps.
 from __future__ import annotations
 
 import logging
+import mmap
+import os
 from typing import TYPE_CHECKING
 
 import trio
 
 from zswapd import service
+from zswapd.allocators.jobs import at_the_watermarks
 from zswapd.errors import ArenaError
 from zswapd.reclaim.pressure import spare_pages
 
@@ -100,9 +103,13 @@ class Upkeep:
         """Do a job, in another thread; memory below the kernel's watermarks is taken only in need."""
         if self._yields:
             service.step_back(needed=urgent)
-        if not urgent and spare_pages() * self._core.frames.page_size < REFILL_FRAMES_BYTES:
-            raise ArenaError("the system's free memory is at its watermarks", hint="the reserve is filled when there is more")
-        job.work(self._core.arena)
+        floor = 0
+        if not urgent:
+            spare = spare_pages() * mmap.PAGESIZE
+            if spare < REFILL_FRAMES_BYTES:
+                raise at_the_watermarks()
+            floor = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE - spare
+        job.work(self._core.arena, floor)
 
     async def keep_house(self, look: Callable[[], None]) -> None:
         """Give surplus frames back, compact, collect garbage, only while no requests come; never returns.

@@ -45,11 +45,11 @@ class FailingArena:
         """Populate the table; never fails by itself."""
         self.arena.populate_table(frame, count)
 
-    def populate(self, offset: int, length: int) -> None:
+    def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
         """Populate, or fail like a system without memory."""
         if self.script.fails():
             raise ArenaError("no memory, says the script")
-        self.arena.populate(offset, length)
+        return self.arena.populate(offset, length, floor=floor)
 
     def punch(self, offset: int, length: int) -> None:
         """Punch, or fail."""

@@ -162,7 +162,7 @@ def test_auto_falls_back_to_memfd_where_there_is_no_noswap(monkeypatch: pytest.M
 
 
 def test_no_memory_is_an_arena_error_with_the_amount(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arena_module, "populate", lambda *_: errno.ENOMEM)
+    monkeypatch.setattr(arena_module, "populate", lambda *_: (errno.ENOMEM, 0))
     monkeypatch.setattr(Arena, "_fallocate", lambda *_: errno.ENOMEM)
     with pytest.raises(ArenaError, match=f"{2 * arena.page_size} more bytes"):
         arena.populate(arena.first_frame * arena.page_size, 2 * arena.page_size)

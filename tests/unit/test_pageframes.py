@@ -212,7 +212,7 @@ def test_refill_now_without_memory_says_so_and_leaves_the_books_right(
 ) -> None:
     frames = make(600, reserve=600, refill=False)
 
-    def refuse(self: Arena, offset: int, length: int) -> None:
+    def refuse(self: Arena, offset: int, length: int, *, floor: int = 0) -> int:
         raise ArenaError("no memory")
 
     with monkeypatch.context() as patched:
@@ -221,6 +221,30 @@ def test_refill_now_without_memory_says_so_and_leaves_the_books_right(
             frames.refill_now()
     frames.check()
     assert frames.statistics().free_frames == 0
+    frames.refill_now()
+    assert frames.statistics().free_frames == 600
+
+
+def test_refill_that_stops_at_the_watermarks_keeps_what_it_got(make: MakeFrames, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = make(600, reserve=600, refill=False)
+    job = frames.begin_refill(600)
+    populate = Arena.populate
+
+    def half(self: Arena, offset: int, length: int, *, floor: int = 0) -> int:
+        assert floor == 77
+        return populate(self, offset, length // 2)
+
+    (first, count) = job.runs[0]
+    with monkeypatch.context() as patched:
+        # The table of the chunk is populated whatever the floor.
+        patched.setattr(Arena, "populate_table", lambda *_: None)
+        frames.arena.populate_table(first, frames.chunk_frames)
+        patched.setattr(Arena, "populate", half)
+        with pytest.raises(ArenaError, match="watermarks"):
+            job.work(frames.arena, 77)
+    frames.commit(job)
+    frames.check()
+    assert frames.statistics().free_frames == count // 2
     frames.refill_now()
     assert frames.statistics().free_frames == 600
 

@@ -28,10 +28,10 @@ WRITE = 23
 class Mapped:
     """A shared mapping of a file in memory, without any page yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         self.fd = os.memfd_create("populate")
-        os.ftruncate(self.fd, SIZE)
-        self.map = mmap.mmap(self.fd, SIZE, mmap.MAP_SHARED)
+        os.ftruncate(self.fd, size)
+        self.map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
     def backed(self) -> int:
@@ -53,13 +53,13 @@ def _minor_faults() -> int:
 
 @pytest.mark.parametrize("piece", [PAGE, 3 * PAGE, 16 * PAGE, SIZE])
 def test_exactly_the_range_is_backed_whatever_the_piece(mapped: Mapped, piece: int) -> None:
-    assert populate(mapped.fd, mapped.base, PAGE, 10 * PAGE, WRITE, piece, 0) == 0
+    assert populate(mapped.fd, mapped.base, PAGE, 10 * PAGE, WRITE, piece, 0, 0)[0] == 0
     assert mapped.backed() == 10 * PAGE
     assert os.lseek(mapped.fd, 0, os.SEEK_DATA) == PAGE
 
 
 def test_populated_pages_are_mapped(mapped: Mapped) -> None:
-    assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 16 * PAGE, 0) == 0
+    assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 16 * PAGE, 0, 0)[0] == 0
     before = _minor_faults()
     for offset in range(0, SIZE, PAGE):
         mapped.map[offset] = 1
@@ -68,32 +68,47 @@ def test_populated_pages_are_mapped(mapped: Mapped) -> None:
 
 def test_what_is_there_is_kept(mapped: Mapped) -> None:
     mapped.map[PAGE : PAGE + 4] = b"data"
-    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, WRITE, PAGE, 0) == 0
+    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, WRITE, PAGE, 0, 0)[0] == 0
     assert mapped.map[PAGE : PAGE + 4] == b"data"
 
 
 def test_advice_that_the_kernel_does_not_know_is_good_enough(mapped: Mapped) -> None:
-    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, 9999, PAGE, 0) == 0
+    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, 9999, PAGE, 0, 0)[0] == 0
     assert mapped.backed() == 4 * PAGE
 
 
 def test_first_failure_is_returned_and_ends_it(mapped: Mapped) -> None:
-    assert populate(-1, mapped.base, 0, PAGE, WRITE, PAGE, 0) == errno.EBADF
+    assert populate(-1, mapped.base, 0, PAGE, WRITE, PAGE, 0, 0) == (errno.EBADF, 0)
     # Address 0 is never mapped: the file gets its first page, the mapping of it fails, and no other piece is tried.
-    assert populate(mapped.fd, 0, 0, 4 * PAGE, WRITE, PAGE, 0) == errno.ENOMEM
+    assert populate(mapped.fd, 0, 0, 4 * PAGE, WRITE, PAGE, 0, 0) == (errno.ENOMEM, 0)
     assert mapped.backed() == PAGE
+
+
+def test_it_leaves_the_system_its_memory(mapped: Mapped) -> None:
+    assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, PAGE, 0, 1 << 60) == (errno.EAGAIN, 0)
+    assert mapped.backed() == 0
+    assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 16 * PAGE, 0, 1) == (0, SIZE)
+    for _ in range(5):  # other programs give memory back meanwhile, now and then more than it asks for
+        large = Mapped(4 * SIZE)
+        floor = os.sysconf("SC_AVPHYS_PAGES") * PAGE - SIZE
+        error, done = populate(large.fd, large.base, 0, 4 * SIZE, WRITE, 16 * PAGE, 0, floor)
+        assert large.backed() == done
+        os.close(large.fd)
+        if error and done:
+            return
+    pytest.fail("it never ended in the middle")
 
 
 def test_it_sleeps_between_two_pieces_and_not_after_the_last(mapped: Mapped) -> None:
     start = time.monotonic()
-    assert populate(mapped.fd, mapped.base, 0, PAGE, WRITE, PAGE, 500_000) == 0
+    assert populate(mapped.fd, mapped.base, 0, PAGE, WRITE, PAGE, 500_000, 0)[0] == 0
     assert time.monotonic() - start < 0.4
-    assert populate(mapped.fd, mapped.base, 0, 3 * PAGE, WRITE, PAGE, 50_000) == 0
+    assert populate(mapped.fd, mapped.base, 0, 3 * PAGE, WRITE, PAGE, 50_000, 0)[0] == 0
     assert time.monotonic() - start > 0.1
 
 
 def test_other_threads_run_meanwhile(mapped: Mapped) -> None:
-    thread = threading.Thread(target=populate, args=(mapped.fd, mapped.base, 0, 5 * PAGE, WRITE, PAGE, 100_000))
+    thread = threading.Thread(target=populate, args=(mapped.fd, mapped.base, 0, 5 * PAGE, WRITE, PAGE, 100_000, 0))
     thread.start()
     turns = 0
     while thread.is_alive() and turns < 10:
@@ -107,7 +122,7 @@ def test_signals_that_interrupt_it_cost_nothing(mapped: Mapped) -> None:
     previous = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
     try:
-        assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 64 * PAGE, 0) == 0
+        assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 64 * PAGE, 0, 0)[0] == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -117,5 +132,5 @@ def test_signals_that_interrupt_it_cost_nothing(mapped: Mapped) -> None:
 @pytest.mark.parametrize(("piece", "pause"), [(0, 0), (PAGE, 1_000_000)])
 def test_senseless_arguments_are_refused(mapped: Mapped, piece: int, pause: int) -> None:
     with pytest.raises(ValueError, match="piece"):
-        populate(mapped.fd, mapped.base, 0, PAGE, WRITE, piece, pause)
+        populate(mapped.fd, mapped.base, 0, PAGE, WRITE, piece, pause, 0)
     assert mapped.backed() == 0

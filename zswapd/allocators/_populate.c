@@ -10,6 +10,9 @@
  *
  * Why without the GIL: taking it back between two pieces would make the page path wait until this thread gets a processor.
  *
+ * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile, this thread would take, page by page,
+ * what those wait for who have to give it a request (supervisor/ballast.py).
+ *
  * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only their first touch faults.
  */
 
@@ -20,7 +23,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdbool.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 
 /* Back one piece with pages of the file, then map them: 0 or an errno. The file's pages come first, since that needs no lock of the
@@ -39,31 +44,41 @@ static int populate_piece(int fd, char *address, off_t offset, size_t length, in
 	return 0;
 }
 
-static int populate(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause)
+static bool is_above(uint64_t floor)
+{
+	struct sysinfo now;
+
+	return floor == 0 || sysinfo(&now) != 0 || (uint64_t)now.freeram * now.mem_unit >= floor;
+}
+
+/* Say in `done` how many bytes are populated for certain, from the first on. */
+static int populate(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause, uint64_t floor,
+                    size_t *done)
 {
 	int error = 0;
 
-	while (length > 0 && error == 0) {
-		size_t now = length < piece ? length : piece;
-
-		error = populate_piece(fd, base + offset, offset, now, advice);
-		offset += (off_t)now;
-		length -= now;
-		if (length > 0 && error == 0)
+	for (*done = 0; *done < length; *done += piece) {
+		if (*done > 0)
 			nanosleep(&pause, NULL); /* a signal ends it early, which does no harm */
+		if (piece > length - *done)
+			piece = length - *done;
+		error = is_above(floor) ? populate_piece(fd, base + offset + *done, offset + (off_t)*done, piece, advice) : EAGAIN;
+		if (error != 0)
+			break;
 	}
 	return error;
 }
 
 static PyObject *py_populate(PyObject *self, PyObject *args)
 {
-	unsigned long long base, offset, length, piece;
+	unsigned long long base, offset, length, piece, floor;
+	size_t done;
 	struct timespec pause = {0, 0};
 	unsigned pause_us;
 	int fd, advice, error;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "iKKKiKI:populate", &fd, &base, &offset, &length, &advice, &piece, &pause_us))
+	if (!PyArg_ParseTuple(args, "iKKKiKIK:populate", &fd, &base, &offset, &length, &advice, &piece, &pause_us, &floor))
 		return NULL;
 	if (piece == 0 || pause_us >= 1000000) {
 		PyErr_SetString(PyExc_ValueError, "a piece has at least one byte, a pause is shorter than a second");
@@ -71,13 +86,14 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 	}
 	pause.tv_nsec = (long)pause_us * 1000;
 	Py_BEGIN_ALLOW_THREADS
-	error = populate(fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice, (size_t)piece, pause);
+	error = populate(fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice, (size_t)piece, pause, floor,
+	                 &done);
 	Py_END_ALLOW_THREADS
-	return PyLong_FromLong(error);
+	return Py_BuildValue("in", error, (Py_ssize_t)done);
 }
 
 static PyMethodDef methods[] = {
-    {"populate", py_populate, METH_VARARGS, PyDoc_STR("populate(fd, base, offset, length, advice, piece, pause_us) -> errno")},
+    {"populate", py_populate, METH_VARARGS, PyDoc_STR("populate(fd, base, offset, length, advice, piece, pause_us, floor) -> (errno, bytes)")},
     {NULL, NULL, 0, NULL},
 };
 

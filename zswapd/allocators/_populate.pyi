@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-def populate(fd: int, base: int, offset: int, length: int, advice: int, piece: int, pause_us: int) -> int:
+def populate(
+    fd: int, base: int, offset: int, length: int, advice: int, piece: int, pause_us: int, floor: int
+) -> tuple[int, int]:
     """Back a byte range of a mapped file with memory and map it, `piece` bytes at a time, with the GIL released.
 
     Args:
@@ -10,9 +12,10 @@ def populate(fd: int, base: int, offset: int, length: int, advice: int, piece: i
         advice: MADV_POPULATE_WRITE; a kernel that does not know it is good enough.
         piece: bytes at a time, whole pages.
         pause_us: µs to sleep between two pieces, below a second.
+        floor: end before a piece once the system has fewer free bytes.
 
     Returns:
-        0, or the errno of the piece that failed; those before it are populated.
+        0, the errno of the piece that failed, or EAGAIN for `floor`; and the bytes populated before it.
 
     Raises:
         ValueError: `piece` is 0 or the pause too long.

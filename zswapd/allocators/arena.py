@@ -224,24 +224,33 @@ class Arena:
         # Other people's memory has no business in our core dumps.
         _libc.madvise(self._address, length, _MADV_DONTDUMP)
 
-    def populate(self, offset: int, length: int) -> None:
+    def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
         """Make the kernel back a byte range with memory, and map it. May block for long, with the GIL released.
 
         First the file's pages, which needs no lock of the address space, then the page tables (one page for 2 MiB). Populating
         in one step would wait for memory under `mmap_lock`, and the page path could not even grow its heap meanwhile. In pieces
         of PIECE_BYTES, so that whoever shares the processor gets it back soon (`_populate.c` says what happens otherwise).
 
+        Args:
+            offset: where the range begins.
+            length: its bytes; whole pages are populated.
+            floor: end at a piece before which the system has fewer free bytes than this.
+
+        Returns:
+            How many bytes from `offset` on are populated: fewer than `length` only because of `floor`.
+
         Raises:
             ArenaError: no memory; nothing can be said about how much of the range is backed, populating again is harmless.
         """
         start = offset - offset % mmap.PAGESIZE
-        length = round_up(offset + length, mmap.PAGESIZE) - start
-        code = populate(self.fd, self._address, start, length, _MADV_POPULATE_WRITE, PIECE_BYTES, PAUSE_US)
-        if code:
+        whole = round_up(offset + length, mmap.PAGESIZE) - start
+        code, done = populate(self.fd, self._address, start, whole, _MADV_POPULATE_WRITE, PIECE_BYTES, PAUSE_US, floor)
+        if code and code != errno.EAGAIN:
             raise ArenaError(
-                f"no memory for {length} more bytes of the pool: {os.strerror(code)}",
+                f"no memory for {whole} more bytes of the pool: {os.strerror(code)}",
                 hint="the pool stays as large as it is",
             )
+        return length if done == whole else max(0, start + done - offset)
 
     def _fallocate(self, mode: int, offset: int, length: int) -> int:
         """Call fallocate(2) until no signal interrupts it; return 0 or the errno."""

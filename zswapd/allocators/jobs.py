@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 
 from zswapd import crashpoints
 from zswapd.crashpoints import reach
+from zswapd.errors import ArenaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.allocators.arena import Arena
+
+
+def at_the_watermarks() -> ArenaError:
+    """Return the error of a job that leaves the system the memory it has."""
+    return ArenaError("the system's free memory is at its watermarks", hint="the reserve is filled when there is more")
 
 
 @dataclass(slots=True)
@@ -31,20 +37,28 @@ class Job:
     done: int = 0
     """How many of the runs the work got through."""
 
-    def work(self, arena: Arena) -> None:
+    def work(self, arena: Arena, floor: int = 0) -> None:
         """Populate or punch the runs, in any thread; stops at the first failure, `commit` then undoes the rest.
 
+        Args:
+            arena: where they are.
+            floor: populate no more once the system has fewer free bytes than this.
+
         Raises:
-            ArenaError: the system has no memory to give.
+            ArenaError: the system has no memory to give, or no more above `floor`.
         """
-        for first, count in self.runs:
+        for place, (first, count) in enumerate(self.runs):
             if self.populate:
                 # The whole chunk's part of the table: coalescing looks at a run's neighbours.
                 for populate in (arena.populate_table, *self.companions):
                     populate(first - first % self.chunk_frames, self.chunk_frames)
                 reach(crashpoints.REFILL_TABLE)
-                arena.populate(first * self.page_size, count * self.page_size)
+                populated = arena.populate(first * self.page_size, count * self.page_size, floor=floor) // self.page_size
                 reach(crashpoints.REFILL_POPULATED)
+                if populated < count:
+                    self.runs[place : place + 1] = [(first, populated), (first + populated, count - populated)][not populated :]
+                    self.done += populated > 0
+                    raise at_the_watermarks()
             else:
                 arena.punch(first * self.page_size, count * self.page_size)
                 reach(crashpoints.TRIM_PUNCHED)
