@@ -36,6 +36,11 @@ class Notifier:
         self.watchdog_interval = _watchdog_interval(environ) if self._socket else None
         """Seconds between two pings: half of what systemd tolerates; None if it does not watch."""
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a service manager that listens."""
+        return self._socket is not None
+
     def ready(self, status: str) -> bool:
         """Say that the files are served; return whether somebody was told."""
         return self._send(f"READY=1\nSTATUS={_one_line(status)}")

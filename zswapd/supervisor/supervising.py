@@ -74,6 +74,8 @@ SPARE_S = 1.0
 """Time that a worker serves before the next spare is made."""
 SPARE_AGAIN_S = 10.0
 """Time before another is made for one that died."""
+STOP_AGAIN_S = 15.0
+"""Time between two attempts to stop, where a service manager waits for the end: what did not fit into memory may fit by now."""
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
 """Pauses before the next worker, by the number of workers in a row that died before they served."""
 
@@ -99,7 +101,7 @@ class Supervisor:
         self._worker = worker
         self._has_served = not estate.is_new
         self._is_stopping = False
-        self._stop_sent = False
+        self._stop_sent: float | None = None
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
         self._remains = Remains()
@@ -166,7 +168,7 @@ class Supervisor:
             self._drop_spare(wait=False)
             self._worker = self._fork()
         self._spare_due = 0.0
-        self._stop_sent = False
+        self._stop_sent = None
         self._aborted = None
         self._forked = self._ticked = self._looked = time.monotonic()
 
@@ -281,13 +283,17 @@ class Supervisor:
         if phase == Phase.SERVING:
             self._say_ready()
             self._keep_spare(now)
-            if self._is_stopping and not self._stop_sent:
+            if self._is_stopping and self._is_time_to_stop(now):
                 self._send(signal.SIGUSR1)
-                self._stop_sent = True
+                self._stop_sent = now
             if self._words[Word.UPGRADE]:
                 self._words[Word.UPGRADE] = 0
                 self._upgrade()
         self._watch(now, phase)
+
+    def _is_time_to_stop(self, now: float) -> bool:
+        """Say whether the worker is to be told to stop: once, and again where somebody waits for it that cannot ask twice."""
+        return self._stop_sent is None or (self._notifier.is_heard and now - self._stop_sent >= STOP_AGAIN_S)
 
     def _say_ready(self) -> None:
         if not self._is_ready:
@@ -321,7 +327,7 @@ class Supervisor:
     def _stop(self, cause: str) -> None:
         log.info("%s: telling the worker to swap off and end", cause)
         self._is_stopping = True
-        self._stop_sent = False
+        self._stop_sent = None
 
     def _forget_descriptors(self) -> None:
         for name in estates.STORED:
