@@ -35,7 +35,7 @@ Limits: a run has at most MAX_RUN frames when it is taken.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import crashpoints
 from zswapd.crashpoints import reach
@@ -44,17 +44,23 @@ from zswapd.errors import InvariantError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HOLE, FREE, FREE_TAIL, USED, USED_TAIL, BUSY = range(6)
+HOLE: Final = 0
+FREE: Final = 1
+FREE_TAIL: Final = 2
+USED: Final = 3
+USED_TAIL: Final = 4
+BUSY: Final = 5
 """States in the low three bits of word 0. BUSY frames belong to a job under way."""
 
-STATE_MASK = 7
-SEALED = 8
+STATE_MASK: Final = 7
+SEALED: Final = 8
 """In word 0 of the first frame of a used run whose owner has made it good for a successor to find."""
-LENGTH_MASK = 255
-PERSISTENT, EPHEMERAL = 0, 3 << 14
+LENGTH_MASK: Final = 255
+PERSISTENT: Final = 0
+EPHEMERAL: Final = 3 << 14
 """The two halves, as bits of word 0: none of HALF_MASK, and all of it."""
-HALF_MASK = 3 << 14
-MAX_RUN = 16
+HALF_MASK: Final = 3 << 14
+MAX_RUN: Final = 16
 """Free runs of this length and more share one list; it is also the longest run that can be taken."""
 
 

@@ -14,7 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd.errors import ArenaError, InvariantError
 from zswapd.pages import round_up
@@ -22,8 +22,8 @@ from zswapd.pages import round_up
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ENTRY_BYTES = 8
-_MADV_POPULATE_WRITE = 23
+_ENTRY_BYTES: Final = 8
+_MADV_POPULATE_WRITE: Final = 23
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

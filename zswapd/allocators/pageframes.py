@@ -24,7 +24,7 @@ limit is theirs to apply, since replacing a page may pass it for a moment.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.allocators.frametable import BUSY, EPHEMERAL, FREE, HOLE, MAX_RUN, PERSISTENT, STATE_MASK, USED, FrameTable
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from zswapd.allocators.arena import Arena
 
-_ZEROS_BYTES = 1 << 20
+_ZEROS_BYTES: Final = 1 << 20
 """Largest piece in which the table of holes is cleared."""
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES: Final = 2 << 20
 """What one page of page tables maps, so populating a chunk costs one allocation beside its frames (4 KiB pages)."""
 
 

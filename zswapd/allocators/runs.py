@@ -11,7 +11,7 @@ used in the order of their frames.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd.allocators.frametable import PERSISTENT, SEALED, USED
 from zswapd.errors import InvariantError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from zswapd.allocators.lru import Lru
     from zswapd.allocators.pageframes import PageFrames
 
-_MAX_PAGE = 64 << 10
-OWN_BITS = 0x3FF0
+_MAX_PAGE: Final = 64 << 10
+OWN_BITS: Final = 0x3FF0
 """Bits of the lower half of word 0 that are the allocator's own."""
 
 

@@ -13,11 +13,12 @@ Source of the ideas: zsmalloc (Nitin Gupta, 2012); its classes and merging, with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-MIN_ALLOC_SIZE = 32
+MIN_ALLOC_SIZE: Final = 32
 """Smallest object in bytes: a header and eight bytes."""
 
-FULLNESS_GROUPS = 10
+FULLNESS_GROUPS: Final = 10
 """Groups that zspages with room are kept in, by tenths of their objects in use."""
 
 

@@ -29,7 +29,7 @@ the page as in its later form (Seth Jennings).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.allocators.frametable import LENGTH_MASK, PERSISTENT
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from zswapd.allocators.lru import Lru
     from zswapd.allocators.pageframes import PageFrames
 
-NCHUNKS = 64
+NCHUNKS: Final = 64
 _FIRST, _LAST = 16, 24
 """Bits of word 0 where the buddies' chunks begin."""
-_BUDDIED = 0
+_BUDDIED: Final = 0
 """The list of frames with two buddies; the others have the number of their free chunks."""
 
 

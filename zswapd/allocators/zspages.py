@@ -27,7 +27,7 @@ group that its use says and a full or empty one in none; the counts of objects, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.allocators.frametable import MAX_RUN, PERSISTENT
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from zswapd.allocators.lru import Lru
     from zswapd.allocators.pageframes import PageFrames
 
-ONE_OBJECT = 1 << 16
+ONE_OBJECT: Final = 1 << 16
 """Added to word 0 for each object in use."""
 
 

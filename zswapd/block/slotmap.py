@@ -11,10 +11,12 @@ purpose.
 
 from __future__ import annotations
 
+from typing import Final
+
 from xxhash import xxh3_64_intdigest
 
-_MASK = 0xFFFFFFFF
-_STEP = 4096
+_MASK: Final = 0xFFFFFFFF
+_STEP: Final = 4096
 """Words looked at together while they are all 0."""
 
 

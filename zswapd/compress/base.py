@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
-SAME_FILLED = 0
+SAME_FILLED: Final = 0
 """Number kept in the header of a page that is one machine word repeated; the word is all its data."""
-RAW = 1
+RAW: Final = 1
 """Number kept in the header of a page that is stored as it is."""
-FIRST_CODEC = 2
+FIRST_CODEC: Final = 2
 
 
 class Compressor(Protocol):

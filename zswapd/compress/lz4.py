@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import lz4.block
 
 from zswapd.errors import CorruptedPageError
 
-_compress = lz4.block.compress
-_decompress = lz4.block.decompress
+_compress: Final = lz4.block.compress
+_decompress: Final = lz4.block.decompress
 
 
 class Lz4:

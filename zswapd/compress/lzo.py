@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import lzo
 
 from zswapd.errors import CorruptedPageError
 
-_compress = lzo.compress
-_decompress = lzo.decompress
+_compress: Final = lzo.compress
+_decompress: Final = lzo.decompress
 
 
 class Lzo:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - mypyc looks a dataclass's annotations up
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry
 from zswapd.errors import CorruptedPageError
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from zswapd.pam.base import Pam
     from zswapd.tmem.core import Tmem
 
-_INDEX_BITS = 32
-_INODE_BITS = 48
-MAX_INODE = (1 << _INODE_BITS) - 1
-MAX_PAGE = (1 << (64 - _INODE_BITS + _INDEX_BITS)) - 1
+_INDEX_BITS: Final = 32
+_INODE_BITS: Final = 48
+MAX_INODE: Final = (1 << _INODE_BITS) - 1
+MAX_PAGE: Final = (1 << (64 - _INODE_BITS + _INDEX_BITS)) - 1
 """Highest page of a file that can be kept."""
 
 

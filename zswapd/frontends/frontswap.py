@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - mypyc looks a dataclass's annotations up
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.crashpoints import reach
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from zswapd.pam.base import PageKey, Pam
     from zswapd.tmem.core import Tmem
 
-MAX_SWAPFILES = 32
-SWIZ_BITS = 8
-_SWIZ = 1 << SWIZ_BITS
-_SWIZ_MASK = _SWIZ - 1
-MAX_OFFSET = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
+MAX_SWAPFILES: Final = 32
+SWIZ_BITS: Final = 8
+_SWIZ: Final = 1 << SWIZ_BITS
+_SWIZ_MASK: Final = _SWIZ - 1
+MAX_OFFSET: Final = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
 """Highest page offset in a swap file."""
 
 

@@ -21,17 +21,17 @@ import enum
 import errno
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HEADER = struct.Struct("=IIQIHBB")
-HEADER_BYTES = HEADER.size
+HEADER_BYTES: Final = 24
 
-MAX_POOLS = 256
-MAX_OID = (1 << 64) - 1
-MAX_INDEX = (1 << 32) - 1
+MAX_POOLS: Final = 256
+MAX_OID: Final = (1 << 64) - 1
+MAX_INDEX: Final = (1 << 32) - 1
 
 
 class RejectReason(enum.IntEnum):

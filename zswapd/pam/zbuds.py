@@ -17,7 +17,7 @@ Source of the ideas: zbud and ephemeral pools in zcache (Dan Magenheimer, 2010-2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry
 from zswapd.compress.base import RAW, SAME_FILLED
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.compress.base import Compressor
 
-_unpack_header = HEADER.unpack_from
+_unpack_header: Final = HEADER.unpack_from
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Order of a store: data, then header, then checksum, then generation. A store cut
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.compress.base import Compressor
 
-CHECK_MASK = 0xFFFFFFFF
-_unpack_header = HEADER.unpack_from
-_pack_header = HEADER.pack_into
+CHECK_MASK: Final = 0xFFFFFFFF
+_unpack_header: Final = HEADER.unpack_from
+_digest: Final = xxh3_64_intdigest
+_pack_header: Final = HEADER.pack_into
 
 
 class ZPages:
@@ -86,7 +87,7 @@ class ZPages:
         reach(crashpoints.STORE_DATA)
         _pack_header(memory, handle, 0, 0, oid, index, length, codec, pool)
         # The checksum covers what follows the word of life; the generation is in it as the seed.
-        check = (xxh3_64_intdigest(memory[handle + 8 : end], generation) & CHECK_MASK or 1) if self.checksum else 0
+        check = (_digest(memory[handle + 8 : end], generation) & CHECK_MASK or 1) if self.checksum else 0
         # Two stores in this order: a successor takes nothing for a page that has no generation.
         word = handle >> 2
         reach(crashpoints.STORE_HEADER)
@@ -121,7 +122,7 @@ class ZPages:
         """Say whether an object matches its checksum, if it has one; a raw page's body is not looked at."""
         if not check:
             return True
-        seen = xxh3_64_intdigest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK
+        seen = _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK
         return bool(check == (seen or 1))
 
     def corruption(self, oid: int, index: int, why: str) -> CorruptedPageError:

@@ -22,7 +22,7 @@ The mean is of `zsize`, compressed bytes without headers.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.compress.base import Compressor
 
-_Q = struct.Struct("=Q")
-_unpack_header = HEADER.unpack_from
-MAX_EATEN = 64
+_Q: Final = struct.Struct("=Q")
+_unpack_header: Final = HEADER.unpack_from
+_digest: Final = xxh3_64_intdigest
+MAX_EATEN: Final = 64
 """How often a store asks for frames of the other half: each time gives several frames, side by side if it can be."""
 
 
@@ -179,7 +180,7 @@ class Zv(ZvPages):
         reach(crashpoints.STORE_BODY_WRITTEN)
         # The checksum of the header's object does not reach the body, so the body's own goes with the handle: 40 bits are
         # enough to address 1 TiB.
-        check = xxh3_64_intdigest(page) & 0xFFFFFF if self.checksum else 0
+        check = _digest(page) & 0xFFFFFF if self.checksum else 0
         self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
         return handle
@@ -209,7 +210,7 @@ class Zv(ZvPages):
             (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
             body = word & BODY_MASK
             out[:] = self._memory[body : body + self._page_size]
-            if _unpack_header(self._memory, pampd)[0] and word >> 40 != xxh3_64_intdigest(out) & 0xFFFFFF:
+            if _unpack_header(self._memory, pampd)[0] and word >> 40 != _digest(out) & 0xFFFFFF:
                 raise self.corruption(oid, index, "its checksum is wrong")
         self._loads += 1
 

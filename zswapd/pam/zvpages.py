@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -44,16 +44,17 @@ if TYPE_CHECKING:
     from zswapd.compress.base import Compressor
     from zswapd.pam.base import Adopter
 
-_Q = struct.Struct("=Q")
-_unpack_header = HEADER.unpack_from
-DIST_CHUNK = 64
+_Q: Final = struct.Struct("=Q")
+_unpack_header: Final = HEADER.unpack_from
+_digest: Final = xxh3_64_intdigest
+DIST_CHUNK: Final = 64
 """Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
 
 
-BODY_MASK = (1 << 40) - 1
+BODY_MASK: Final = (1 << 40) - 1
 """Of the word that a raw page's object holds: the body's handle. The 24 bits above are the body's checksum."""
-_HALF = 1 << 31
-_CODEC_AT = 22
+_HALF: Final = 1 << 31
+_CODEC_AT: Final = 22
 """Place of the codec in the header."""
 
 
@@ -258,7 +259,7 @@ class ZvPages(ZPages):
         if self._memory[handle + _CODEC_AT] != RAW or not _unpack_header(self._memory, handle)[0]:
             return True
         body = word & BODY_MASK
-        return bool(word >> 40 == xxh3_64_intdigest(self._memory[body : body + self._page_size]) & 0xFFFFFF)
+        return bool(word >> 40 == _digest(self._memory[body : body + self._page_size]) & 0xFFFFFF)
 
     def _enter(self, codec: int, length: int, sign: int) -> None:
         """Count a page that is kept already (1), or take it off the books again (-1)."""

@@ -16,7 +16,7 @@ page.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd.pam.base import RejectReason
 from zswapd.tmem.radix import MAX_NEW_NODES
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from zswapd.tmem.core import Tmem
     from zswapd.tmem.objnodes import Objnodes
 
-_MAX_RUNS = 4
+_MAX_RUNS: Final = 4
 """Runs that one put evicts at most: a limit that is lowered is not for one put to reach."""
-_MAX_FAILURES = 8
+_MAX_FAILURES: Final = 8
 """Runs in a row that cannot be emptied before `evict` gives up."""
 
 

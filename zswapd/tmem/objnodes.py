@@ -18,7 +18,7 @@ import errno
 import mmap
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry
 from zswapd.errors import ArenaError
@@ -27,11 +27,11 @@ from zswapd.pages import round_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NODE_SHIFT = 6
-NODE_SLOTS = 1 << NODE_SHIFT
-NODE_BYTES = NODE_SLOTS * 8
-_STEP_BYTES = 1 << 20
-_MADV_POPULATE_WRITE = 23
+NODE_SHIFT: Final = 6
+NODE_SLOTS: Final = 1 << NODE_SHIFT
+NODE_BYTES: Final = NODE_SLOTS * 8
+_STEP_BYTES: Final = 1 << 20
+_MADV_POPULATE_WRITE: Final = 23
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

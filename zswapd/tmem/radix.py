@@ -10,7 +10,7 @@ Source of the idea: tmem's objnode trees (Dan Magenheimer, 2011), the kernel's r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import crashpoints
 from zswapd.crashpoints import reach
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from zswapd.tmem.objnodes import Objnodes
 
-_MASK = (1 << NODE_SHIFT) - 1
-MAX_NEW_NODES = 12
+_MASK: Final = (1 << NODE_SHIFT) - 1
+MAX_NEW_NODES: Final = 12
 """Nodes that one `set` may need at most: six levels of growth for a 32-bit index, and a path down."""
 
 
