@@ -39,6 +39,9 @@ from zswapd.pages import PAGE_SIZE
 
 DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
 """The config file below the root directory."""
+# tomllib takes time that grows with the square of the parts of a dotted key: these bound it to some two seconds.
+_LARGEST_FILE = 64 << 10
+_LONGEST_LINE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,9 @@ def memory_total(root: Path = Path("/")) -> int:
 
 def _read_file(path: Path) -> dict[str, Given]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1).decode()
+        _check_length(path, text)
         document = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(
@@ -231,6 +236,17 @@ def _read_file(path: Path) -> dict[str, Given]:
     except RecursionError as error:
         raise ConfigError(f"{path} nests too deep", hint="sections hold plain keys") from error
     return dict(_flatten(document, path, text))
+
+
+def _check_length(path: Path, text: str) -> None:
+    if len(text) > _LARGEST_FILE:
+        raise ConfigError(f"{path} is longer than {_LARGEST_FILE >> 10} KiB", hint="is it a config file?")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if len(line) > _LONGEST_LINE:
+            raise ConfigError(
+                f"{path}:{number}: the line is longer than {_LONGEST_LINE} characters",
+                hint="below [section.key], each entry of a table has a line of its own",
+            )
 
 
 def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[tuple[str, Given]]:

@@ -51,7 +51,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "status": (),
     "stats": (),
     "get": (Argument("keys", "names", "full names of settings; none for all"),),
-    "set": (Argument("settings", "settings", "new values by full name"),),
+    "set": (Argument("settings", "settings", "new values by full name", is_needed=True),),
     "freeze": (),
     "thaw": (),
     "compact": (),

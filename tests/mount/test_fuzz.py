@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whatever a real daemon is told by its socket and its files: it answers, changes all or nothing, and goes on as it was.
+
+A few hundred cases in the normal run, 100,000 in the soak tier.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scripts.zbench.daemon import Daemon
+from tests.support import junk
+from tests.support.swap import Stage, stage
+
+__all__ = ["stage"]
+pytestmark = pytest.mark.mount
+
+SHORT = settings(max_examples=250, suppress_health_check=list(HealthCheck), deadline=None)
+LONG = settings(SHORT, max_examples=100_000)
+GROWTH = 4 << 20
+"""Memory that a worker may take more afterwards: what it has allocated by then it uses again."""
+
+
+class Target:
+    """A daemon, and a connection to it that is made anew when the daemon closes it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.worker = daemon.worker_pid()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(20)
+        self._socket.connect(str(self.daemon.socket))
+        self._file = self._socket.makefile("rb")
+
+    def send(self, line: bytes) -> dict[str, Any]:
+        """Send a line; return the last answer to it."""
+        self._socket.sendall(line + b"\n")
+        while True:
+            answer = self._file.readline()
+            assert answer.endswith(b"\n"), "no answer"
+            message: dict[str, Any] = json.loads(answer)
+            assert message["v"] == 1
+            if "progress" not in message:
+                return message
+
+    def ask(self, command: str, **arguments: object) -> Any:
+        """Return a result."""
+        answer = self.send(json.dumps({"v": 1, "cmd": command, "args": arguments}).encode())
+        assert answer["ok"], answer
+        return answer["result"]
+
+    def values(self) -> dict[str, Any]:
+        """Return all settings."""
+        return {name: row["value"] for name, row in self.ask("get").items()}
+
+    def size(self) -> tuple[int, int]:
+        """Return the worker's memory, bytes, and its open files."""
+        resident = int(Path(f"/proc/{self.worker}/statm").read_text().split()[1]) * resource.getpagesize()
+        return resident, len(os.listdir(f"/proc/{self.worker}/fd"))
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+@pytest.fixture
+def target(stage: Stage) -> Iterator[Target]:
+    """A daemon that must be the same afterwards: the same worker, no bug, no more memory, and it keeps pages."""
+    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen="")
+    made = Target(daemon)
+    for name in junk.RELOADABLE:  # what is allocated at the first use
+        made.send(json.dumps({"v": 1, "cmd": "set", "args": {"settings": {name: "no"}}}).encode())
+    before = made.size()
+    yield made
+    assert daemon.worker_pid() == made.worker
+    for row in made.ask("cache-list")["volumes"]:
+        made.ask("cache-remove", name=row["name"])
+    assert made.ask("stats")["control"]["internal_errors"] == 0
+    after = made.size()
+    assert after[0] <= before[0] + GROWTH
+    assert after[1] <= before[1]
+    made.ask("thaw")
+    made.ask("set", settings={"pool.limit": "", "pool.incompressible": "store", "pool.zv_page_count_policy_percent": 75})
+    with daemon.file.open("r+b", buffering=0) as file:
+        page = os.urandom(4096)
+        assert os.pwrite(file.fileno(), page, 8192) == 4096
+        assert os.pread(file.fileno(), 4096, 8192) == page
+    made.close()
+
+
+def socket_takes(target: Target) -> Callable[[bytes], None]:
+    def one(line: bytes) -> None:
+        before = target.values()
+        answer = target.send(line)
+        after = target.values()
+        changed = {name for name in before if before[name] != after[name]}
+        if answer["ok"]:
+            request = json.loads(line)
+            assert not changed or (request["cmd"] == "set" and changed <= set(request["args"]["settings"]))
+            return
+        assert not changed, "refused, and applied in part"
+        assert answer["error"]["message"]
+        assert answer["error"]["code"] != 70, "a bug"
+        assert len(json.dumps(answer)) < 2000
+
+    return one
+
+
+def files_take(target: Target) -> Callable[[str, bytes], None]:
+    params = target.daemon.mountpoint / "params"
+
+    def one(change: tuple[str, str | bytes]) -> None:
+        name, text = change
+        data = text.encode(errors="replace") if isinstance(text, str) else text
+        before = target.values()
+        descriptor = os.open(params / name, os.O_WRONLY)
+        try:
+            taken = os.write(descriptor, data)
+        except OSError as error:
+            taken = -1
+            number = error.errno
+        else:
+            number = 0
+        finally:
+            os.close(descriptor)
+        changed = {dest for dest, value in target.values().items() if before[dest] != value}
+        if number:
+            assert number == errno.EINVAL
+            assert not changed
+        else:
+            assert taken == len(data)
+            assert changed <= {name}
+
+    return one
+
+
+WRITTEN = st.one_of(
+    junk.CHANGES.map(lambda change: (change[0], change[1] + "\n")),
+    st.tuples(st.sampled_from(junk.RELOADABLE), st.binary(min_size=1, max_size=50)),
+)
+
+
+def test_the_socket_takes_anything(target: Target) -> None:
+    SHORT(given(junk.lines())(socket_takes(target)))()
+
+
+def test_settings_as_files_take_anything(target: Target) -> None:
+    SHORT(given(WRITTEN)(files_take(target)))()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_socket_takes_anything_a_hundred_thousand_times(target: Target) -> None:
+    LONG(given(junk.lines())(socket_takes(target)))()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_settings_as_files_take_anything_a_hundred_thousand_times(target: Target) -> None:
+    LONG(given(WRITTEN)(files_take(target)))()
