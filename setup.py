@@ -32,6 +32,7 @@ PAGE_PATH = [
     "zswapd/block/slotmap.py",
     "zswapd/compress/lz4.py",
     "zswapd/compress/lzo.py",
+    "zswapd/compress/zstd.py",
     "zswapd/crashpoints.py",
     "zswapd/frontends/cleancache.py",
     "zswapd/frontends/frontswap.py",

@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zswapd import carry, compress, crashpoints
+from zswapd import carry, compress, crashpoints, recompressing
 from zswapd.allocators.arena import Arena
 from zswapd.allocators.choice import make_allocator
 from zswapd.allocators.frametable import PERSISTENT
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from zswapd.config import Config
     from zswapd.diskhalf import Backing
     from zswapd.pam.zvpages import ZvStatistics
+    from zswapd.reclaim.recompress import RecompressionStatistics
     from zswapd.reclaim.writeback import WritebackStatistics
 
 _NODE_RESERVE_BYTES = 1 << 20
 COMPACT_MOVES = 128
 """Objects that one step of compaction moves: about half a millisecond, in which no page is served."""
-
 
 _TEST_FRAMES = 64
 """Frames of the self-test's own arena: the longest zspage and a body, several times over."""
@@ -68,11 +68,13 @@ class Inherited:
     Attributes:
         arena_fd: the arena's file; stays the giver's.
         lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
+        tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
     """
 
     arena_fd: int
     lost: Mapping[str, memoryview] = field(default_factory=dict)
+    tried: Mapping[str, memoryview] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +129,7 @@ class CoreStatistics:
     transfers: TransferStatistics | None
     writeback: WritebackStatistics | None
     """None without a backing, as the one above."""
+    recompression: RecompressionStatistics
 
 
 def make_arena(config: Config) -> Arena:
@@ -205,6 +208,7 @@ class Core:
         cache: the ephemeral half; None if the settings say that there will be no cache volumes.
         backed: those of them that have slots: all, or none.
         writeback: who chooses what leaves the pool for the disk; None without one.
+        recompression: who compresses pages again.
 
     Raises:
         ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
@@ -246,6 +250,8 @@ class Core:
             for swap_type, (name, size) in enumerate(sizes.items())
         }
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap) if backing else None
+        tried = inherited.tried if inherited else {}
+        self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback)
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:
@@ -316,6 +322,7 @@ class Core:
         limit = self.arena.total_frames if pool.limit is None else pool.limit // self._page_size
         if self.writeback:
             limit = apply_limits(config, self.writeback, self.zv, self._total_frames)
+        recompressing.apply(config, self.recompression)
         self.zv.limit_frames = limit
         self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
         if self.cache:
@@ -403,6 +410,7 @@ class Core:
             backed=tuple(device.backed_statistics() for device in self.backed),
             transfers=self._transfers.statistics() if self._transfers else None,
             writeback=self.writeback.statistics() if self.writeback else None,
+            recompression=self.recompression.statistics(),
         )
         return carry.added(own, self._counters)
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from zswapd import compress, reports, service
+from zswapd import compress, recompressing, reports, service
 from zswapd import log as log_setup
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.block.states import batches
 from zswapd.config import changed, describe
 from zswapd.control.server import WithDescriptors
 from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError
-from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
 from zswapd.handover import HookWord, Word
 from zswapd.volumes import mounted
 
@@ -68,6 +67,7 @@ class Commands:
             "compact": self._compact,
             "pages": self._pages,
             "writeback": self._writeback,
+            "recompress": self._recompress,
             "shrink": self._shrink,
             "upgrade": self._upgrade,
             "inherit": self._inherit,
@@ -121,6 +121,7 @@ class Commands:
             )
         worker.config = config
         worker.changes.update(settings)
+        worker.state.note_codecs(recompressing.codecs(config))
         worker.core.apply(config)
         if worker.volumes:
             mounted.apply(worker.volumes, config)
@@ -211,12 +212,31 @@ class Commands:
         """Return the number of pages that have left the pool for the disk."""
         return sum(item.written_back_pages for item in self._worker.core.statistics(groups_counted=False).backed)
 
+    async def _recompress(self, report: Report) -> dict[str, Any]:
+        """Compress all pages again with a stronger codec, at the rate that is set, and wait until that is done."""
+        worker, core = self._worker, self._worker.core
+        worker.state.note_codecs([recompressing.STRONGER])
+        before, tried = core.zv.statistics(), core.recompression.statistics()
+        core.recompression.command()
+        told = time.monotonic()
+        while core.recompression.is_running:
+            await trio.sleep(0.05)
+            if time.monotonic() - told >= PROGRESS_S:
+                told = time.monotonic()
+                await report({"tried": core.recompression.statistics().tried - tried.tried})
+        after, now = core.zv.statistics(), core.recompression.statistics()
+        return {
+            "recompressed": after.recompressed - before.recompressed,
+            "saved_bytes": after.recompress_saved_bytes - before.recompress_saved_bytes,
+            "in_vain": now.in_vain - tried.in_vain,
+        }
+
     async def _upgrade(self) -> dict[str, Any]:
         """Have the installed program checked, then take over; the answer comes before it does."""
         worker = self._worker
         if not worker.has_supervisor():
             raise HandoverError("there is no supervisor that could be replaced", hint="start `zswapd run`: it takes over")
-        identity = {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": worker.state.geometry}
+        identity = {"arena_layout": ARENA_LAYOUT, "state_layout": worker.state.layout, "geometry": worker.state.geometry}
         command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
         with trio.move_on_after(CHECK_S):
             check = await trio.run_process(

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import backedpool, carry, crashpoints, reports, service
+from zswapd import backedpool, carry, crashpoints, recompressing, reports, service
 from zswapd.assembly import Core, Inherited
 from zswapd.backedpool import BackedPool
 from zswapd.commands import Commands
@@ -128,12 +128,10 @@ class Worker:
         self.config = _with_changes(config, left.get("settings", {}))
         self.changes: dict[str, object] = dict(left.get("settings", {}))
         self.protections = prepared.protections
+        state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
-        self.core = Core(
-            self.config,
-            inherited=Inherited(arena_fd=arena, lost=state.lost(), counters=left.get("core", {})),
-            backing=self.backed.backing if self.backed else None,
-        )
+        inherited = Inherited(arena, state.lost(), recompressing.marks_in(state.areas), left.get("core", {}))
+        self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
         if self.core.writeback:
             self.core.writeback.recall(left.get("writeback", {}))
         if left.get("frozen"):
@@ -212,6 +210,7 @@ class Worker:
                         await nursery.start(self.volumes.run, configured(self.config))
                     await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self.upkeep.refill)
+                    nursery.start_soon(self.upkeep.recompress)
                     if self.backed:
                         nursery.start_soon(self.backed.keep_writing, self.core)
                     nursery.start_soon(self.upkeep.keep_house, self._settle)

@@ -6,7 +6,8 @@
     geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it
     hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
-    areas      further memory by name (`area`): of a disk behind the pool the key, the claims, and which pages are there
+    areas      further memory by name (`area`): marks of recompression; of a disk behind the pool the key, the claims, and which
+               pages are there
 
 All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
 time: by the worker, or by the supervisor while there is none.
@@ -32,10 +33,13 @@ from zswapd.errors import ArenaError, HandoverError
 from zswapd.pages import round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 LAYOUT_VERSION = 1
-"""Of this file. A program refuses another version before anything is stopped."""
+"""Of this file. A program refuses a version that it does not know before anything is stopped."""
+LAYOUT_WITH_ZSTD = 2
+"""The same, with pages in the arena that only programs can read that know zstd."""
+READABLE_LAYOUTS = (LAYOUT_VERSION, LAYOUT_WITH_ZSTD)
 SLOT_BYTES = 256 << 10
 """Longest document, its 24 bytes of header included."""
 GEOMETRY_BYTES = 64 << 10
@@ -117,9 +121,9 @@ class SharedState:
         magic, version, page, hook_at, lost_at, end = _SUPERBLOCK.unpack_from(view, 0)
         if magic != _MAGIC or end > length or page != mmap.PAGESIZE:
             raise HandoverError("the shared state of the running daemon is none that this program knows")
-        if version != LAYOUT_VERSION:
+        if version not in READABLE_LAYOUTS:
             raise HandoverError(
-                f"the running daemon's shared state has layout {version}, this program knows {LAYOUT_VERSION}",
+                f"the running daemon's shared state has layout {version}, this program knows {READABLE_LAYOUTS}",
                 hint="install a version that knows it, or swap off and restart",
             )
         # Request data is page contents; a core dump must not show any.
@@ -129,6 +133,7 @@ class SharedState:
         with contextlib.suppress(OSError):
             self._map.madvise(_MADV_POPULATE_WRITE)
         self._view = view
+        self._layout_word = view[8:12].cast("I")
         self.words = view[_WORDS : _WORDS + 8 * len(Word)].cast("Q")
         self.hook = view[hook_at:lost_at]
         self.hook_words = self.hook[: 8 * len(HookWord)].cast("Q")
@@ -206,6 +211,21 @@ class SharedState:
             raise HandoverError(f"the running daemon's shared state has no {name}", hint="swap off and restart")
         return self._areas[name]
 
+    @property
+    def areas(self) -> Mapping[str, memoryview]:
+        """Further memory by its name; what an older program has made may lack some."""
+        return self._areas
+
+    @property
+    def layout(self) -> int:
+        """The layout's version."""
+        return self._layout_word[0]
+
+    def note_codecs(self, names: Collection[str]) -> None:
+        """Say, before it is so, which codecs pages are kept with: programs that do not know one refuse to take over then."""
+        if "zstd" in names:
+            self._layout_word[0] = LAYOUT_WITH_ZSTD
+
     def load(self) -> dict[str, Any]:
         """Return the last document that was saved whole; an empty one if there is none."""
         return _read(max(self._slots, key=_serial)) or {}
@@ -231,6 +251,7 @@ class SharedState:
             self._geometry,
             *self._lost.values(),
             *self._areas.values(),
+            self._layout_word,
             self._view,
         ):
             view.release()

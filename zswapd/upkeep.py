@@ -111,6 +111,13 @@ class Upkeep:
             floor = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE - spare
         job.work(self._core.arena, floor)
 
+    async def recompress(self) -> None:
+        """Compress pages again that were not used for long, a few at a time; never returns."""
+        job = self._core.recompression
+        while True:  # by the clock: pages grow old by themselves
+            job.look()
+            await trio.sleep(job.step() if job.is_running else IDLE_S)
+
     async def keep_house(self, look: Callable[[], None]) -> None:
         """Give surplus frames back, compact, collect garbage, only while no requests come; never returns.
 

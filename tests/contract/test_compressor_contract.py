@@ -114,7 +114,7 @@ def test_codec_numbers_are_unique_and_clear_of_the_reserved_ones() -> None:
 def test_codec_numbers_are_for_ever() -> None:
     # They stand in stored objects, which a successor process of another version reads.
     assert (SAME_FILLED, RAW) == (0, 1)
-    assert {name: compress.get(name).codec for name in ("lz4", "lzo")} == {"lz4": 2, "lzo": 3}
+    assert {name: compress.get(name).codec for name in ("lz4", "lzo", "zstd")} == {"lz4": 2, "lzo": 3, "zstd": 4}
 
 
 def test_compressors_are_found_by_codec_and_by_name() -> None:

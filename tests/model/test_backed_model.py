@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.support.backed import Files
 from tests.support.strategies import KINDS, page
+from zswapd import compress
 
 PAGES = 24
 PAGE = 4096
@@ -157,6 +158,11 @@ class BackedMachine(RuleBasedStateMachine):
             self.files.core.frontswap.freeze()
         else:
             self.files.core.frontswap.thaw()
+
+    @rule(number=st.integers(0, PAGES - 1))
+    def recompress(self, number: int) -> None:
+        if not self.files.device.in_use(number, 256):
+            self.files.device.recompress(number, compress.get("zstd"), 0)
 
     @rule()
     def compact(self) -> None:

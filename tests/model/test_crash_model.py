@@ -92,6 +92,20 @@ def test_lost_page_is_lost_until_its_new_copy_lives(point: str, kind: str) -> No
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize(
+    "point",
+    [*(name for name in POINTS if name.startswith("store_") and "body" not in name and "lost" not in name), "free_header"],
+)
+def test_death_while_pages_are_compressed_again(point: str, allocator: str) -> None:
+    world = World("memfd", 4096, allocator)
+    work: list[Op] = [("write", number, ("words", "letters", "pointers")[number % 3], 1) for number in range(90)]
+    for nth in (1, 7):
+        assert world.live([*work, ("arm", point, nth), ("recompress", 0, 90)], "takeover_run", 1).killed
+        world.check()
+    world.close()
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("point", TAKEOVER_POINTS)
 @pytest.mark.parametrize(
     "before", ["store_indexed", "store_checked", "store_body_written", "compact_alive", "trim_punched", "frames_headed"]
@@ -129,6 +143,9 @@ def ops() -> st.SearchStrategy[Op]:
             ("keep_poor", True),
             ("codec", "lzo"),
             ("codec", "lz4"),
+            ("codec", "zstd"),
+            ("recompress", 0, PAGES),
+            ("recompress", 20, 30),
             ("checksum", False),
             ("hog", 0),
             ("hog", 5),

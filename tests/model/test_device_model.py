@@ -231,6 +231,11 @@ class DeviceMachine(RuleBasedStateMachine):
             self.stack.allocator.free(handle)
         self.taken = []
 
+    @rule(number=st.integers(0, PAGES - 1))
+    def recompress(self, number: int) -> None:
+        if self.state[number] == GOOD:
+            self.device.recompress(number, compress.get("zstd"), 0)
+
     @rule(bound=st.sampled_from((1, 5, 1 << 30)))
     def compact(self, bound: int) -> None:
         self.stack.tmem.compact(self.stack.zv, bound)

@@ -201,6 +201,9 @@ class Process:
                 core.tmem.compact(core.zv, moves)
                 if core.cache:
                     core.tmem.compact(core.cache.zbuds, moves)
+            case ("recompress", first, count):
+                for number in range(first, min(first + count, PAGES)):
+                    device.recompress(number, compress.get("zstd"), 0)
             case ("freeze", True):
                 core.frontswap.freeze()
             case ("freeze", False):

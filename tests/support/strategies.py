@@ -26,7 +26,8 @@ def page(kind: str, seed: int, page_size: int) -> bytes:
         kind: "zeros"; "same" (one machine word repeated); "almost-same" (but for one byte); "sparse" (few
             bytes among zeros); "words" (text); "pointers" (addresses that share their upper bytes, as a heap
             has them); "half" (compresses to about half); "poor" (saves a few percent); "noise" (does not
-            compress).
+            compress); and beyond KINDS "letters" (does not compress but by the choice of its bytes, which only zstd
+            looks at).
         seed: what makes two pages of a kind differ.
         page_size: in bytes.
     """
@@ -56,6 +57,8 @@ def page(kind: str, seed: int, page_size: int) -> bytes:
             return rng.randbytes(page_size * 61 // 64) + bytes(page_size - page_size * 61 // 64)
         case "noise":
             return rng.randbytes(page_size)
+        case "letters":
+            return bytes(rng.choices(range(64, 128), k=page_size))
     raise ValueError(kind)
 
 

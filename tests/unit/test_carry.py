@@ -46,7 +46,8 @@ PRESENT: dict[type, str] = {
     RecoveryStatistics: "recovered_pages seconds",
     CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache",
     CoreStatistics: (
-        "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices backed transfers writeback"
+        "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices backed transfers "
+        "writeback recompression"
     ),
     LatencyStatistics: "",
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",

@@ -636,7 +636,7 @@ def test_run_builds_the_config_from_its_options(ran: list[config.Config], tmp_pa
     [
         (["--size", "0"], '--size: swap.size is "0"; it is 0 bytes', "2G"),
         (["--size", "1000000"], "not a multiple of the page", "write 999424 or 1003520"),
-        (["--set", "pool.compressor=zstd"], '"zstd", which is not known', "write lz4"),
+        (["--set", "pool.compressor=zip"], '"zip", which is not known', "write lz4"),
         (["--set", "pool.compresor=lzo"], "unknown setting pool.compresor", "did you mean pool.compressor?"),
         (["--set", "nonsense"], "no assignment", "section.key=value"),
         (["--config", "/nonexistent.toml"], "cannot read /nonexistent.toml", "--config"),

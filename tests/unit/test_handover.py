@@ -107,9 +107,23 @@ def test_geometry_too_long_is_refused() -> None:
         SharedState.new({"files": "x" * GEOMETRY_BYTES}, lost={}, max_io=MAX_IO, kind="memfd")
 
 
+def test_programs_that_do_not_know_zstd_refuse_once_there_may_be_some(
+    state: SharedState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.note_codecs(["lz4", "lzo"])
+    assert state.layout == handover.LAYOUT_VERSION
+    state.note_codecs(["lz4", "zstd"])
+    heir = successor(state)
+    assert heir.layout == handover.LAYOUT_WITH_ZSTD
+    heir.close()
+    monkeypatch.setattr(handover, "READABLE_LAYOUTS", (handover.LAYOUT_VERSION,))  # an older one's
+    with pytest.raises(HandoverError, match="layout 2"):
+        successor(state)
+
+
 def test_file_of_another_layout_or_kind_is_refused(state: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "LAYOUT_VERSION", 99)
-    with pytest.raises(HandoverError, match="layout 1, this program knows 99") as caught:
+    monkeypatch.setattr(handover, "READABLE_LAYOUTS", (99,))
+    with pytest.raises(HandoverError, match=r"layout 1, this program knows \(99,\)") as caught:
         successor(state)
     assert caught.value.hint
     for size in (0, mmap.PAGESIZE):

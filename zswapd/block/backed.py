@@ -341,6 +341,10 @@ class BackedDevice(Device):
 
     # The rest.
 
+    def in_use(self, number: int, epoch: int) -> bool:
+        """Say whether a page was used after an epoch, or is being written back as it is."""
+        return self.ages[number] > epoch or self._transfers.is_writing(self._slots.base + number)
+
     def _has_page(self, number: int) -> bool:
         return self._slots.holds(number) or number in self._spills or self._frontswap.holds(self.swap_type, number)
 

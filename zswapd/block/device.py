@@ -29,6 +29,7 @@ from zswapd.errors import DiscardError, LostPageError
 from zswapd.frontends.frontswap import MAX_OFFSET
 
 if TYPE_CHECKING:
+    from zswapd.compress.base import Compressor
     from zswapd.frontends.frontswap import Frontswap
     from zswapd.pam.base import RejectReason
 
@@ -275,6 +276,25 @@ class Device:
         self._forget(0, self.size // self._page_size - 1)
         self._clear_lost(0, self.size // self._page_size - 1)
         return self._frontswap.invalidate_area(self.swap_type)
+
+    # For who compresses pages again: off the path.
+
+    @property
+    def pages(self) -> int:
+        """How many pages the device has."""
+        return self.size // self._page_size
+
+    def generation(self, number: int) -> int:
+        """Return the serial number of the store that a page in the pool is from, 0 for one that is not there."""
+        return self._frontswap.generation(self.swap_type, number)
+
+    def in_use(self, number: int, epoch: int) -> bool:
+        """Say whether a page was used after an epoch; one that keeps no ages knows no more than when it was stored."""
+        return False
+
+    def recompress(self, number: int, compressor: Compressor, gain_percent: int) -> int:
+        """Keep a page of the pool with another codec (see `Frontswap.recompress`)."""
+        return self._frontswap.recompress(self.swap_type, number, compressor, gain_percent)
 
     # Lost pages: off the path while there are none.
 

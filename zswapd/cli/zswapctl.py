@@ -151,6 +151,12 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
     ]
 
 
+def _recompress(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    report = cast("dict[str, int]", client.call("recompress", progress=_news(options)))
+    saved = format_size(report["saved_bytes"])
+    return report, [f"{report['recompressed']} pages compressed again, {saved} saved; {report['in_vain']} gained too little"]
+
+
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     from zswapd.cli import swapping
 
@@ -264,6 +270,7 @@ def make_parser() -> argparse.ArgumentParser:
     writeback.add_argument(
         "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
     )
+    add("recompress", _recompress, "compress all pages again, with zstd, where that saves enough")
     swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
     swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
     swapon.add_argument("--all", action="store_true", help="all swap files that are not on yet; it is right if there are none")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from zswapd.compress.lz4 import Lz4
 from zswapd.compress.lzo import Lzo
+from zswapd.compress.zstd import Zstd
 from zswapd.errors import ConfigError
 
 if TYPE_CHECKING:
     from zswapd.compress.base import Compressor
 
-_ALL: tuple[Compressor, ...] = (Lz4(), Lzo())
+_ALL: tuple[Compressor, ...] = (Lz4(), Lzo(), Zstd())
 
 
 def names() -> tuple[str, ...]:

@@ -181,6 +181,27 @@ class PoolSection:
         unit="%",
         reloadable=True,
     )
+    recompress_age: int = setting(
+        Integer(0, 10_000_000),
+        0,
+        help="Compress pages again, with zstd, that were not used for so long; 0 for never.",
+        unit="s",
+        reloadable=True,
+    )
+    recompress_rate: int = setting(
+        Integer(1, 1_000_000),
+        1000,
+        help="Most pages that are compressed again in a second; one takes about 30 µs.",
+        unit="pages",
+        reloadable=True,
+    )
+    recompress_gain: int = setting(
+        Integer(0, 99),
+        10,
+        help="A page is kept with zstd if that saves so much of its compressed size; else it is not tried again.",
+        unit="%",
+        reloadable=True,
+    )
     allocator: str = setting(
         Choice(("zsmalloc", "zbud")),
         "zsmalloc",

@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
         Argument("pages", "count", "send at most so many"),
         Argument("idle", "flag", "send none, only mark all pages as unused"),
     ),
+    "recompress": (),
     "cache-add": (
         _VOLUME,
         Argument("path", "name", "absolute path of the backing file", is_needed=True),

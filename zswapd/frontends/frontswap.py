@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.crashpoints import reach
-from zswapd.pam.base import MAX_INDEX, RejectReason
+from zswapd.pam.base import MAX_INDEX, NO_NEED, RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zswapd.pam.base import PageKey, Pam
+    from zswapd.compress.base import Compressor
+    from zswapd.pam.base import PageKey, RewritingPam
     from zswapd.tmem.core import Tmem
 
 MAX_SWAPFILES: Final = 32
@@ -70,7 +71,7 @@ class Frontswap:
         pam: the back end that keeps the pages.
     """
 
-    def __init__(self, tmem: Tmem, pam: Pam) -> None:
+    def __init__(self, tmem: Tmem, pam: RewritingPam) -> None:
         self._tmem = tmem
         self._pam = pam
         self._pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
@@ -198,6 +199,26 @@ class Frontswap:
         """Return what the header of a page says, None if it is not kept. Its data is not looked at."""
         pampd = self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
         return self._pam.key_of(pampd) if pampd else None
+
+    def recompress(self, swap_type: int, offset: int, compressor: Compressor, gain_percent: int) -> int:
+        """Keep a page with another codec, if that saves so much of it; its generation is another one then.
+
+        Returns:
+            1 if it was done; 0 if it is not worthwhile; NO_NEED, if there is no such page, too; NO_ROOM.
+
+        Raises:
+            CorruptedPageError: the page is damaged.
+        """
+        oid, index = swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+        old = self._tmem.find(self._pool, oid, index)
+        new = self._pam.rewrite(old, compressor, gain_percent) if old else NO_NEED
+        if new <= 0:
+            return new
+        self._tmem.replace(self._pool, oid, index, old, new)
+        reach(crashpoints.STORE_INDEXED)
+        self._pam.free(old)
+        reach(crashpoints.STORE_REPLACED)
+        return 1
 
     def pages(self, swap_type: int) -> int:
         """Return how many pages of a swap file are kept. Asks 256 objects."""

@@ -26,12 +26,18 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zswapd.compress.base import Compressor
+
 HEADER = struct.Struct("=IIQIHBB")
 HEADER_BYTES: Final = 24
 
 MAX_POOLS: Final = 256
 MAX_OID: Final = (1 << 64) - 1
 MAX_INDEX: Final = (1 << 32) - 1
+NO_ROOM: Final = -1
+"""What `RewritingPam.rewrite` returns when there is no room for the copy just now."""
+NO_NEED: Final = -2
+"""The same when a page has the codec already, or none."""
 
 
 class RejectReason(enum.IntEnum):
@@ -142,4 +148,23 @@ class Pam(Protocol):
 
         Returns:
             Frames set free.
+        """
+
+
+class RewritingPam(Pam, Protocol):
+    """A back end that can keep a page in another form."""
+
+    def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
+        """Make a copy of a page with another codec, if that is worthwhile.
+
+        Args:
+            pampd: the page, which stays; whoever lets the copy stand for it frees it.
+            compressor: makes the copy.
+            gain_percent: of its bytes, how many it has to save at least.
+
+        Returns:
+            The copy's pampd; 0 if it is not worthwhile; NO_NEED; NO_ROOM.
+
+        Raises:
+            CorruptedPageError: the page is damaged.
         """

@@ -30,7 +30,7 @@ from zswapd import crashpoints
 from zswapd.compress.base import RAW, SAME_FILLED
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
-from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
+from zswapd.pam.base import HEADER, HEADER_BYTES, NO_NEED, NO_ROOM, RejectReason
 from zswapd.pam.zvpages import BODY_MASK, DIST_CHUNK, ZvPages
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _Q: Final = struct.Struct("=Q")
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
+LEAST_GAIN: Final = 16
+"""Bytes: a step of zsmalloc's size classes for 4 KiB pages."""
 MAX_EATEN: Final = 64
 """How often a store asks for frames of the other half: each time gives several frames, side by side if it can be."""
 
@@ -95,6 +97,7 @@ class Zv(ZvPages):
         self.accept_frames = 1 << 62
         self._is_full = False
         self.policy_percent = 75
+        self._page = memoryview(bytearray(frames.page_size))
 
     @property
     def policy_percent(self) -> int:
@@ -243,3 +246,28 @@ class Zv(ZvPages):
             self._zbytes -= length
             self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] -= 1
         self._allocator.free(pampd)
+
+    # Off the page path.
+
+    def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
+        """Make a copy of a page with another codec, if that is worthwhile (see base.RewritingPam).
+
+        The copy is as alive as its original: a successor that finds both takes the copy, whose generation is the later one.
+        """
+        _check, _generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)
+        if codec in {SAME_FILLED, compressor.codec}:
+            return NO_NEED
+        self.get(pampd, oid, index, self._page)
+        self._loads -= 1  # nobody has asked for it
+        data = compressor.compress(self._page)
+        zsize = self._page_size if codec == RAW else length
+        if len(data) > self._max_data or zsize - len(data) < max(zsize * gain_percent // 100, LEAST_GAIN):
+            return 0
+        handle = self._alloc(HEADER_BYTES + len(data))
+        if not handle:
+            return NO_ROOM
+        self.write(handle, pool, oid, index, compressor.codec, data)
+        self._enter(compressor.codec, len(data), 1)
+        self._recompressed += 1
+        self._recompress_saved += zsize - len(data)
+        return handle

@@ -75,6 +75,7 @@ class ZvStatistics:
         stored_poor: poor pages kept all the same.
         pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
         corrupted: loads that failed their check.
+        recompressed, recompress_saved_bytes: pages kept with a stronger codec later, and what that saved of their data.
         damaged_pages: pages that were damaged when they were let go. Nobody knows what they had been, so the counts of bytes
             and of kinds keep them, and the body of a raw one is lost.
         curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up, header included; raw pages in the
@@ -97,6 +98,8 @@ class ZvStatistics:
     failed_alloc: int
     corrupted: int
     damaged_pages: int
+    recompressed: int
+    recompress_saved_bytes: int
     curr_dist_counts: tuple[int, ...]
     cumul_dist_counts: tuple[int, ...]
 
@@ -105,7 +108,7 @@ carry.declare(
     ZvStatistics,
     cumulative=(
         "stores loads compress_poor mean_compress_poor stored_poor pool_limit_hit policy_percent_exceeded "
-        "failed_alloc corrupted damaged_pages cumul_dist_counts"
+        "failed_alloc corrupted damaged_pages recompressed recompress_saved_bytes cumul_dist_counts"
     ),
     high_water="curr_pages_max",
 )
@@ -144,6 +147,7 @@ class ZvPages(ZPages):
         self._pages = self._pages_max = self._zbytes = self._same_filled = self._raw = 0
         self._stores = self._loads = self._poor = self._mean_poor = self._stored_poor = 0
         self._limit_hit = self._percent_exceeded = self._failed_alloc = self._damaged = 0
+        self._recompressed = self._recompress_saved = 0
         self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
         self._cumul_dist = list(self._curr_dist)
 
@@ -275,6 +279,11 @@ class ZvPages(ZPages):
 
     # What there is.
 
+    @property
+    def newest(self) -> int:
+        """The serial number of the last store."""
+        return self._generation
+
     def statistics(self) -> ZvStatistics:
         """Return a frozen snapshot."""
         return ZvStatistics(
@@ -294,6 +303,8 @@ class ZvPages(ZPages):
             failed_alloc=self._failed_alloc,
             corrupted=self._corrupted,
             damaged_pages=self._damaged,
+            recompressed=self._recompressed,
+            recompress_saved_bytes=self._recompress_saved,
             curr_dist_counts=tuple(self._curr_dist),
             cumul_dist_counts=tuple(self._cumul_dist),
         )

@@ -172,6 +172,14 @@ class Writeback:
         for device in self._devices:
             device.epoch = self._epoch
 
+    def epoch_before(self, seconds: float) -> int:
+        """Return the last epoch that has been over for so long, 0 for none."""
+        now = self._clock()
+        for epoch in range(self._epoch - 1, 0, -1):
+            if now - self._began[epoch + 1] >= seconds:
+                return epoch
+        return 0
+
     def mark_idle(self) -> None:
         """Take all pages for unused since long, until they are used again."""
         table = bytes([0, *([1] * 255)])

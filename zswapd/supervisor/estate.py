@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zswapd import backedpool, daemon
+from zswapd import backedpool, daemon, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
 from zswapd.assembly import lost_bitmap_bytes, make_arena
 from zswapd.control.listening import Listener
 from zswapd.errors import HandoverError
 from zswapd.fuse.mounting import MAX_IO, Mount
-from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
+from zswapd.handover import READABLE_LAYOUTS as STATE_LAYOUTS
 from zswapd.handover import SharedState
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def check(config: Config, running: str) -> None:
         shape = dict(identity["geometry"])
     except (ValueError, KeyError, TypeError) as error:
         raise HandoverError("what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`") from error
-    for what, theirs, ours in zip(("arena", "shared state"), layouts, (READABLE_LAYOUTS, (STATE_LAYOUT,)), strict=True):
+    for what, theirs, ours in zip(("arena", "shared state"), layouts, (READABLE_LAYOUTS, STATE_LAYOUTS), strict=True):
         if theirs not in ours:
             raise HandoverError(
                 f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
@@ -133,9 +133,9 @@ def make(config: Config) -> Estate:
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint))
         shape = {**daemon.geometry(config), "made": [str(path) for path in mount.made]}
-        areas = backedpool.areas(config)
+        areas = {**backedpool.areas(config), **recompressing.areas(config)}
         state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
-        if areas:
+        if backing >= 0:
             backedpool.make_key(state)
         undo.pop_all()
     return Estate(mount, listener, state, arena, backing, is_new=True)
