@@ -16,6 +16,7 @@ from scripts.zbench.applications import APPLICATIONS, Application, Level, TooSlo
 from scripts.zbench.applications.base import in_cgroup, running
 from scripts.zbench.applications.compile import Compile
 from scripts.zbench.applications.database import Database
+from scripts.zbench.applications.tabs import _Browser
 from scripts.zbench.contenders import REGISTRY
 from scripts.zbench.contenders.swapfile import SlowFile
 from scripts.zbench.rounds import Plan, run_once
@@ -73,6 +74,14 @@ def test_database_that_answers_something_else_is_an_error(monkeypatch: pytest.Mo
     )
     with pytest.raises(HarnessError, match="DATA WAS LOST: the value of key"):
         application.run(Level("2", 2, None), None, 30)
+
+
+def test_tab_that_holds_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    application = ready("tabs")
+    honest, calls = _Browser.look, iter(range(100))
+    monkeypatch.setattr(_Browser, "look", lambda browser, session: honest(browser, session) + (next(calls) == 3))
+    with pytest.raises(HarnessError, match="DATA WAS LOST: tab 1"):
+        application.run(Level("2 tabs", 2, None), None, 60)
 
 
 def test_all_of_a_session_is_killed(tmp_path: Path) -> None:
