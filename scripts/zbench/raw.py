@@ -109,7 +109,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     """Draw the medians: throughput, faults, and memory at its peak."""
     found = {name: values for name, values in report.medians(runs).items() if values}
     panels = [
-        _panel("throughput", "MiB/s", {"out": "out", "seq": "in,\nsequential", "mixed": "mixed"}, found),
+        _panel("throughput", "MiB/s", {"out": "out", "seq": "in,\nsequential", "mixed": "mixed", "off": "swapoff"}, found),
         _panel("random faults", "µs", {"random": "mean", "p50": "p50", "p99": "p99"}, found),
         _panel("mixed, faults", "µs", {"mixed_p50": "p50", "mixed_p99": "p99"}, found),
         _panel("memory", "MiB", {"memory": "after fill", "peak": "peak"}, found),

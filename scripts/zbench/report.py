@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .rounds import Plan, Run
 
 SUBJECT = "zswapd"
-FIGURES = ("out", "seq", "random", "p50", "p99", "p999", "mixed", "mixed_p50", "mixed_p99", "mixed_p999", "memory", "peak")
 HEADINGS = {
     "out": "out MiB/s",
     "seq": "in seq MiB/s",
@@ -31,9 +30,11 @@ HEADINGS = {
     "mixed_p50": "p50 µs",
     "mixed_p99": "p99 µs",
     "mixed_p999": "p99.9 µs",
+    "off": "swapoff MiB/s",
     "memory": "memory MiB",
     "peak": "peak MiB",
 }
+FIGURES = tuple(HEADINGS)
 
 
 def medians(runs: Sequence[Run]) -> dict[str, dict[str, float]]:

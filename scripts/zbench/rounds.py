@@ -10,15 +10,19 @@ taken within a round only.
 from __future__ import annotations
 
 import mmap
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY, Contender, MemoryUse
-from .system import MIB, HarnessError, memory_available
+from .system import MIB, HarnessError, memory_available, swap_off, swaps
 from .workload import Phase, Workload, WorkloadOptions
 
-PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "verify")
+PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "verify")
+"""Between the last two everything is swapped off, so what is verified last has come back that way."""
+
+SWAPOFF_LIMIT_S = 280.0
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +77,8 @@ class Run:
         memory: what the contender took when all data was on swap (after the settling that follows the fill).
         memory_peak: the largest of its readings at the ends of phases, and of its own record.
         error: why it ended early; empty when it ran to its end with every byte verified.
+        swapoff: MiB that were on swap when it was swapped off with the data still in use, and the seconds that took;
+            zeros if it did not come to that.
     """
 
     contender: str
@@ -81,6 +87,7 @@ class Run:
     memory: MemoryUse
     memory_peak: int
     error: str = ""
+    swapoff: tuple[float, float] = (0.0, 0.0)
 
     def _phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)
@@ -88,8 +95,8 @@ class Run:
     @property
     def verified(self) -> bool:
         """Whether every byte came back as it was written."""
-        last = self._phase("verify")
-        return not self.error and last is not None and last.mismatches == 0
+        verified = self._phase("verify")
+        return not self.error and verified is not None and self.wrong_pages == 0
 
     @property
     def wrong_pages(self) -> int:
@@ -99,7 +106,7 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Return the figures by name; one whose phase is missing is left out.
 
-        out and seq are MiB/s of pages that went through the swap device while the phase ran, mixed is that of
+        out, seq and off (swapoff) are MiB/s of pages that went through the swap device while the phase ran, mixed is that of
         both directions together; random, p50, p99 and p999 are µs a fault, and mixed_p50 and so on those of the
         mixed phase; memory and peak are MiB.
         """
@@ -114,6 +121,8 @@ class Run:
         if (mixed := self._phase("mixed")) and "us_mean" in mixed.more:
             found["mixed"] = (mixed.pages_in + mixed.pages_out) * mmap.PAGESIZE / MIB / mixed.seconds
             found |= {f"mixed_{name}": mixed.more[f"us_{name}"] for name in ("p50", "p99", "p999")}
+        if self.swapoff[1]:
+            found["off"] = self.swapoff[0] / self.swapoff[1]
         if self.memory.total:
             found["memory"] = self.memory.total / MIB
             found["peak"] = self.memory_peak / MIB
@@ -123,7 +132,8 @@ class Run:
 def run_once(contender: Contender, number: int, plan: Plan) -> Run:
     """Run one contender once and take it off again, whatever happens."""
     phases: list[Phase] = []
-    after_fill = MemoryUse(0)
+    after_fill: MemoryUse | None = None
+    swapoff = (0.0, 0.0)
     peak = 0
     error = ""
     try:
@@ -137,13 +147,27 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
                     phases.append(phase)
                     memory = contender.memory_used()
                     peak = max(peak, memory.total, memory.peak)
-                    if phase.name == "settle":
+                    if phase.name == "settle" and after_fill is None:
                         after_fill = memory
+                    elif phase.name == "settle":
+                        # All of it fits from here on, and what the kernel charges before it frees a slot.
+                        cgroup.set_limit(2 * plan.data_mib * MIB)
+                        swapoff = _swap_off(contender)
         finally:
             contender.stop()
     except HarnessError as exc:
         error = str(exc)
-    return Run(contender.name, number, tuple(phases), after_fill, peak, error)
+    return Run(contender.name, number, tuple(phases), after_fill or MemoryUse(0), peak, error, swapoff)
+
+
+def _swap_off(contender: Contender) -> tuple[float, float]:
+    """Swap all devices off; return the MiB that were on them, and the seconds it took."""
+    devices = contender.devices()
+    used = sum(area.used for area in swaps() if area.path in devices)
+    started = time.monotonic()
+    for device in devices:
+        swap_off(device, limit=SWAPOFF_LIMIT_S)
+    return used / MIB, time.monotonic() - started
 
 
 def check_room(plan: Plan) -> None:

@@ -114,7 +114,8 @@ def test_contender_swaps_verifies_and_leaves_nothing(name: str, monkeypatch: pyt
 
     assert (run.error, run.verified) == ("", True)
     figures = run.figures()
-    assert {"out", "seq", "random", "mixed", "mixed_p999"} <= set(figures)
+    assert {"out", "seq", "random", "mixed", "mixed_p999", "off"} <= set(figures)
+    assert run.swapoff[0] > PLAN.memory_mib / 2
     if name == "file-slow":
         assert figures["random"] > 1000
     assert Path("/proc/swaps").read_text() == before

@@ -135,6 +135,9 @@ class Fake(Contender):
         if not self._starts:
             raise HarnessError("it does not come up")
 
+    def devices(self) -> list[str]:
+        return []
+
     def memory_used(self) -> MemoryUse:
         return MemoryUse(1)
 

@@ -58,6 +58,9 @@ class Plain(Contender):
     def start(self, size: int) -> None:
         self._done.append(f"{self.name} {size // MIB}")
 
+    def devices(self) -> list[str]:
+        return []
+
     def memory_used(self) -> MemoryUse:
         return MemoryUse(7 * MIB)
 

@@ -49,6 +49,10 @@ class Contender(abc.ABC):
         """
 
     @abc.abstractmethod
+    def devices(self) -> list[str]:
+        """Return the paths of what it has swapped on."""
+
+    @abc.abstractmethod
     def memory_used(self) -> MemoryUse:
         """Return what it takes now; called between phases only."""
 

@@ -68,6 +68,10 @@ class NbdkitZstd(Contender):
         self._device = system.attach_loop(mountpoint / "nbd")
         system.swap_on(self._device)
 
+    def devices(self) -> list[str]:
+        """Return the path of its device, while there is one."""
+        return [self._device] if self._device is not None else []
+
     def memory_used(self) -> MemoryUse:
         """Return the PSS of both processes; the pool cannot be told from the rest."""
         if self._process is None:

@@ -39,6 +39,10 @@ class LoopRam(Contender):
         self._device = system.attach_loop(self._file)
         system.swap_on(self._device)
 
+    def devices(self) -> list[str]:
+        """Return the path of its device, while there is one."""
+        return [self._device] if self._device is not None else []
+
     def memory_used(self) -> MemoryUse:
         """Return what the file takes."""
         return MemoryUse(0 if self._file is None else self._file.stat().st_blocks * 512)

@@ -41,6 +41,10 @@ class SwapFile(Contender):
         system.run("fallocate", "--length", str(size), self._file)
         system.swap_on(self._file)
 
+    def devices(self) -> list[str]:
+        """Return the path of the file, while there is one."""
+        return [str(self._file)] if self._file is not None else []
+
     def memory_used(self) -> MemoryUse:
         """Return nothing: the pages are on the disk."""
         return MemoryUse(0)
@@ -81,6 +85,10 @@ class NoSwap(Contender):
 
     def start(self, size: int) -> None:
         """Do nothing."""
+
+    def devices(self) -> list[str]:
+        """Return nothing."""
+        return []
 
     def memory_used(self) -> MemoryUse:
         """Return nothing."""

@@ -67,6 +67,10 @@ class ZramLz4(Contender):
             raise system.HarnessError(f"{self._device} cannot be set up for {self.algorithm}: {exc.strerror}") from exc
         system.swap_on(self._device)
 
+    def devices(self) -> list[str]:
+        """Return the path of its device, while there is one."""
+        return [self._device] if self._number is not None else []
+
     def memory_used(self) -> MemoryUse:
         """Return mem_used_total, which includes what its allocator wastes but not its table of pages."""
         stat = dict(zip(MM_STAT, map(int, self._sysfs("mm_stat").read_text().split()), strict=False))

@@ -39,6 +39,10 @@ class Zswapd(Contender):
         for name in more:
             self._daemon.swapon(name)
 
+    def devices(self) -> list[str]:
+        """Return the loop devices on its files."""
+        return self._daemon.loops() if self._daemon is not None else []
+
     def memory_used(self) -> MemoryUse:
         """Return the PSS of all its processes, and what it says about its pool."""
         if self._daemon is None:
