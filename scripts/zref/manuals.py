@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from scripts.zref.commandline import Command, Option, commands, own_options
-from zswapd import __version__, errors
+from zswapd import __version__, compress, errors
 from zswapd.cli import sources, zswapctl, zswapd
 from zswapd.config import SECTIONS, SETTINGS, Context
 from zswapd.config.kinds import shown
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # What defaults and ranges are said for, the same on every machine that writes the pages.
-CONTEXT = Context(memory_total=8 << 30, page_size=4096, codecs=frozenset({"lz4", "lzo"}))
+CONTEXT = Context(memory_total=8 << 30, page_size=4096, codecs=frozenset(compress.names()))
 
 _DESCRIPTION = (
     "`zswapd run` serves swap files as files below a mount point, compressed in memory. `zswapctl swapon` makes one of "
