@@ -166,7 +166,8 @@ class Box:
             step: wait for `next_phase` between two phases.
             limit: seconds after which it ends itself.
             before: shell commands to run in its process first, to enter a cgroup for example.
-            service: as an ordinary service, which systemd stops at shutdown. Otherwise it is a child of the agent, which stays.
+            service: as an ordinary service, which systemd stops at shutdown, and whose end nobody sees. Otherwise it is a child
+                of the agent, which stays.
         """
         self._fifos += 1
         fifo = f"/run/workload-{self._fifos}" if step else ""
@@ -176,7 +177,14 @@ class Box:
         elif before:
             command = f"{before} && exec {command}"
         if service:
-            command = f"exec systemd-run --quiet --pipe --wait --collect /bin/sh -c {shlex.quote(command)}"
+            # By hand, since systemd-run wants a D-Bus to pass the output on.
+            name = f"workload-{self._fifos}"
+            unit = f"[Service]\nExecStart=/bin/sh /run/{name}.sh\nStandardOutput=file:/run/{name}.out\n"
+            command = (
+                f"printf %s {shlex.quote(command)} > /run/{name}.sh && "
+                f"printf %s {shlex.quote(unit)} > /run/systemd/system/{name}.service && systemctl daemon-reload && "
+                f"systemctl start {name}.service && exec tail -n +1 -F /run/{name}.out"
+            )
         return Work(self.machine.start(command), fifo)
 
     def next_phase(self, work: Work) -> None:
