@@ -7,8 +7,10 @@ stays where it is.
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, ClassVar
 
+from ..system import MIB
 from ..workload import Workload, WorkloadOptions
 from .base import Application, Column, Level
 from .compile import Compile
@@ -47,7 +49,7 @@ class NoPressure(Application):
         """Compile, or work in memory; the latter's time is that of all its phases."""
         if level.name != MEMORY:
             return self._compile.run(level, cgroup, limit)
-        pages = level.amount << 20 >> 12
+        pages = level.amount * MIB // mmap.PAGESIZE
         options = WorkloadOptions(level.amount, phases=PHASES, faults=pages, rewrites=pages, time_limit=int(limit))
         with Workload(options, cgroup) as workload:
             return {"seconds": sum(phase.seconds for phase in workload.finish())}
