@@ -409,7 +409,7 @@ class Core:
             devices=tuple(device.statistics() for device in self.devices.values()),
             backed=tuple(device.backed_statistics() for device in self.backed),
             transfers=self._transfers.statistics() if self._transfers else None,
-            writeback=self.writeback.statistics() if self.writeback else None,
+            writeback=self.writeback.statistics(ages_sampled=groups_counted) if self.writeback else None,
             recompression=self.recompression.statistics(),
         )
         return carry.added(own, self._counters)

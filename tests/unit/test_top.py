@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.backed import Files
 from tests.support.snapshots import make_core, make_snapshot
+from tests.support.strategies import page
 from zswapd.cli.top import screen, within
 from zswapd.reports import plain
 
@@ -49,6 +53,39 @@ def test_a_restarted_daemon_has_no_negative_rates(report: dict[str, Any]) -> Non
     lines = "\n".join(screen(report, before, 1.0))
     assert "stored" in lines
     assert " -1" not in lines
+
+
+def test_the_cache_has_a_line_when_it_has_something(report: dict[str, Any]) -> None:
+    now = copy.deepcopy(report)
+    cache = now["core"]["cache"]
+    cache["cleancache"]["succ_gets"] += 30
+    cache["cleancache"]["failed_gets"] += 10
+    cache["zbuds"]["evicted_zpages"] += 14
+    (line,) = (line for line in screen(now, report, 2.0) if line.startswith("Cache"))
+    assert re.fullmatch(r"Cache +[\d.]+ KiB   of 4\.0 MiB, \d+ pages; 75% hits; 7 evicted/s", line)
+    cache["cleancache"]["frozen"] = True
+    assert any(line.endswith("evicted/s, FROZEN") for line in screen(now, report, 2.0))
+    now["core"]["cache"] = None
+    assert not [line for line in screen(now, report, 2.0) if line.startswith("Cache")]
+
+
+def test_a_disk_has_a_line_and_pages_their_ages() -> None:
+    files, other = Files(64), make_core(1)
+    for number in range(12):
+        files.put(number, page("words", number, 4096))
+    snapshot = dataclasses.replace(make_snapshot(other), core=files.core.statistics())
+    before = json.loads(json.dumps(plain(snapshot)))
+    files.write_back(range(4))
+    files.settle()
+    now = json.loads(json.dumps(plain(dataclasses.replace(snapshot, core=files.core.statistics()))))
+    lines = screen(now, before, 2.0)
+    assert "Disk        16.0 KiB   4 pages; 2 written/s" in lines
+    assert "Unused    <1 min 100%  <10 min 0%  <1 h 0%  <1 d 0%  longer 0%" in lines
+    assert len(lines) <= 24
+    del now["core"]["writeback"]["sampled_ages"]
+    assert not [line for line in screen(now, before, 2.0) if line.startswith("Unused")]
+    files.close()
+    other.close()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ class Ages:
         self.ages[number] = 0
         return True
 
+    def generation(self, number: int) -> int:
+        return int(number not in self.absent)
+
     def settle(self) -> None:
         while self.done:
             self.done.pop()(True)
@@ -240,3 +243,18 @@ def test_in_a_core_writing_back_makes_room_and_keeps_what_is_hot(kind: str) -> N
         assert files.get(number) == page(kind, number, PAGE)
     files.core.check()
     files.close()
+
+
+def test_ages_are_told_of_a_sample_of_the_pages_that_are_there() -> None:
+    world = World(8192)
+    device = world.devices[0]
+    device.absent.update(range(4096, 8192))
+    for place, pause in enumerate((100_000, 40_000, 2000, 300, 70)):  # seconds; an eighth of what is there is used in each
+        device.ages[place * 512 : place * 512 + 512] = bytes([device.epoch]) * 512
+        world.now += pause
+        world.writeback.look()
+    device.ages[2560:] = bytes([device.epoch]) * (8192 - 2560)
+    seen = world.writeback.statistics().sampled_ages
+    assert sum(seen) == 512  # of 1024 places, one half is empty
+    assert seen == (192, 128, 64, 64, 64)
+    assert world.writeback.statistics(ages_sampled=False).sampled_ages == ()

@@ -110,10 +110,13 @@ def _lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]
     frozen = ", FROZEN" if now["core"]["frontswap"]["frozen"] else ""
     yield f"zswapd {worker['version']}, up {duration(worker['uptime_seconds'])}, worker {worker['number']}{died}{frozen}"
     yield from _memory_lines(now["core"], now["pressure"])
+    more = [*_cache_lines(now["core"], before["core"], seconds), *_disk_lines(now["core"], before["core"], seconds)]
+    yield from more
     yield ""
     yield from _rate_lines(now, before, seconds)
     yield ""
-    yield from _class_lines((now["core"]["zsmalloc"] or {"classes": []})["classes"], now["core"]["frames"]["page_size"])
+    classes = (now["core"]["zsmalloc"] or {"classes": []})["classes"]
+    yield from _class_lines(classes[:], now["core"]["frames"]["page_size"], most=_CLASSES - len(more))
     yield ""
     yield from _file_lines(now["core"]["devices"], now["core"]["frames"]["page_size"])
     yield ""
@@ -139,6 +142,44 @@ def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Itera
     waits = f"some {pressure['some_avg10']:.1f} %, all {pressure['full_avg10']:.1f} % of 10 s"
     free = format_size(pressure["spare_pages"] * page)
     yield f"Pressure  tasks waiting: {waits if pressure['psi'] != 'absent' else 'not known'}; {free} to spare"
+
+
+def _cache_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> Iterator[str]:
+    """Tell of the cache, if it has anything to do with."""
+    cache, earlier = core["cache"], before["cache"] or core["cache"]
+    if not cache or not (cache["frames"] or cache["cleancache"]["puts"]):
+        return
+    page, clean = core["frames"]["page_size"], cache["cleancache"]
+    hits, gets = _change(cache, earlier, "cleancache", "succ_gets"), _change(cache, earlier, "cleancache", "failed_gets")
+    ratio = f"{hits / (hits + gets):.0%} hits" if hits + gets else "no gets"
+    gone = _change(cache, earlier, "zbuds", "evicted_zpages") / seconds if seconds > 0 else 0.0
+    frozen = ", FROZEN" if clean["frozen"] else ""
+    used, limit = format_size(cache["frames"] * page), format_size(cache["limit_frames"] * page)
+    yield f"Cache     {used:>10}   of {limit}, {clean['pages']} pages; {ratio}; {gone:.0f} evicted/s{frozen}"
+
+
+def _disk_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> Iterator[str]:
+    """Tell of the disk behind the pool, if there is one, and how long pages of the pool were not used."""
+    if not core["writeback"]:
+        return
+    page, rate = core["frames"]["page_size"], 0.0
+    if seconds > 0:
+        rate = max(_written(core) - _written(before), 0) / seconds
+    pages = sum(one["bd_count"] for one in core["backed"])
+    yield f"Disk      {format_size(pages * page):>10}   {pages} pages; {rate:.0f} written/s"
+    ages = core["writeback"].get("sampled_ages", ())  # not from a daemon of before an upgrade
+    if sum(ages):
+        names = ("<1 min", "<10 min", "<1 h", "<1 d", "longer")
+        yield "Unused    " + "  ".join(f"{name} {count / sum(ages):.0%}" for name, count in zip(names, ages, strict=True))
+
+
+def _written(core: Mapping[str, Any]) -> int:
+    return sum(one["written_back_pages"] + one["written_through_pages"] for one in core["backed"])
+
+
+def _change(now: Mapping[str, Any], before: Mapping[str, Any], part: str, counter: str) -> int:
+    """Return by how much a counter has grown; 0 if a daemon was started between."""
+    return max(int(now[part][counter] - before[part][counter]), 0)
 
 
 def _rate_lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]:
@@ -183,10 +224,10 @@ def within(counts: list[int], share: float) -> str:
     return "longer" if total else "-"
 
 
-def _class_lines(classes: list[dict[str, Any]], page_size: int) -> Iterator[str]:
-    most = sorted(classes, key=lambda one: -int(one["used_frames"]))[:_CLASSES]
+def _class_lines(classes: list[dict[str, Any]], page_size: int, *, most: int) -> Iterator[str]:
+    shown = sorted(classes, key=lambda one: -int(one["used_frames"]))[:most]
     rows = [("Size class", "Memory", "Objects", "In use")]
-    for one in most:
+    for one in shown:
         if one["used_frames"]:
             full = one["used_objects"] / one["objects"] if one["objects"] else 0.0
             rows.append(

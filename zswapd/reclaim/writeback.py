@@ -18,6 +18,7 @@ multi-generational LRU.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,10 @@ IN_FLIGHT = 512
 LOOKS = 4096
 """Most pages that one step looks at: a millisecond or two."""
 DAY_S = 86400.0
+AGES_S = (60, 600, 3600, 86400)
+"""Bounds of the classes that ages are told in; one more class has what is older."""
+SAMPLE = 1024
+"""Places that are looked at for that, of each device: half a millisecond."""
 _OLDER = bytes([0, *(max(1, age - 128) for age in range(1, 256))])
 
 
@@ -48,6 +53,9 @@ class Aged(Protocol):
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
         """Begin to write a page back; False if it cannot be, or is not there."""
 
+    def generation(self, number: int) -> int:
+        """Return a number above 0 if a page is in the pool, else 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class WritebackStatistics:
@@ -60,6 +68,8 @@ class WritebackStatistics:
         budget_stops: times that it was used up.
         epochs: how many have ended.
         oldest_age_s: time since the oldest epoch that has pages began.
+        sampled_ages: pages of a sample by the time since they were used, in classes that end at AGES_S;
+            empty if none was taken.
     """
 
     by_command: int
@@ -71,6 +81,7 @@ class WritebackStatistics:
     budget_stops: int
     epochs: int
     oldest_age_s: float
+    sampled_ages: tuple[int, ...]
 
 
 carry.declare(WritebackStatistics, cumulative="by_command by_limit by_reserve by_age budget_stops epochs")
@@ -129,6 +140,7 @@ class Writeback:
         self._commanded = 0
         self._sent = dict.fromkeys(("command", "limit", "reserve", "age"), 0)
         self._day, self._spent, self._stops, self._epochs = clock(), 0, 0, 0
+        self._samples = 0
         self._set_epoch()
 
     # Time.
@@ -287,8 +299,23 @@ class Writeback:
         self._spent = int(left.get("spent", 0))
         self._day = self._clock() - left.get("day_s", 0.0)
 
-    def statistics(self) -> WritebackStatistics:
-        """Return a frozen snapshot; looks through the ages, some 50 µs a million pages for each epoch that is empty."""
+    def _sample_ages(self) -> tuple[int, ...]:
+        """Count pages by class of age: one in so many of each device's, others each time."""
+        classes = [0] * (len(AGES_S) + 1)
+        self._samples += 1
+        for device in self._devices:
+            stride = max(len(device.ages) // SAMPLE, 1)
+            for number in range(self._samples % stride, len(device.ages), stride):
+                if device.ages[number] and device.generation(number):
+                    classes[bisect_right(AGES_S, self.age_s(device.ages[number]))] += 1
+        return tuple(classes)
+
+    def statistics(self, *, ages_sampled: bool = True) -> WritebackStatistics:
+        """Return a frozen snapshot; looks through the ages, some 50 µs a million pages for each epoch that is empty.
+
+        Args:
+            ages_sampled: have a sample of ages too, which takes another half of a millisecond.
+        """
         oldest = self._epoch
         for age in range(1, self._epoch):
             if any(device.ages.find(age) >= 0 for device in self._devices):
@@ -304,4 +331,5 @@ class Writeback:
             budget_stops=self._stops,
             epochs=self._epochs,
             oldest_age_s=self._clock() - self._began[oldest],
+            sampled_ages=self._sample_ages() if ages_sampled else (),
         )
