@@ -115,7 +115,7 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "refill_populated": (REFILL_POPULATED, "a run is populated, and on no book"),
     "job_committed": (JOB_COMMITTED, "one run of a job is on the books"),
     "trim_taken": (TRIM_TAKEN, "a run that is to be trimmed is off its list"),
-    "trim_punched": (TRIM_PUNCHED, "a run has no memory any more, and the table does not know"),
+    "trim_punched": (TRIM_PUNCHED, "runs have no memory any more, and the table does not know"),
     "takeover_run": (TAKEOVER_RUN, "a stretch of frames has been rebuilt"),
     "takeover_frames": (TAKEOVER_FRAMES, "all frames have been rebuilt"),
     "takeover_zspage": (TAKEOVER_ZSPAGE, "a zspage has been rebuilt"),

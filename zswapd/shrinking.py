@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The task that shrinks the cache: waits for pressure, evicts in batches, and gives the frames back to the system.
 
-One look at the watermarks every LOOK_S (some 80 µs), at once when the kernel's PSI trigger fires, and after every batch.
+One look at the watermarks every LOOK_S (some 80 µs), at once when the kernel's PSI trigger fires, and after every few batches.
 
-Limits: what is evicted is given back by the one thread for blocking work (offload.py), behind a refill that may be under way.
+Eviction and giving back go on side by side: what is evicted is punched by the one thread for blocking work (offload.py), behind
+a refill that may be under way, while the next batch is evicted here. Eviction waits when it is MOST_FRAMES ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ LOOK_S = 0.25
 EMPTY_LOOK_S = 1.0
 """The same while the cache is empty: only its ceiling may be to rise."""
 STEP_FRAMES = 2048
-"""Frames that are given back at once: with one trip to the other thread for each batch, the trips take longer than the work."""
+"""Frames that are worth a trip to the other thread: with one for each batch, the trips take longer than the work."""
+MOST_FRAMES = 8 * STEP_FRAMES
+"""Frames that may be evicted and not given back yet."""
+LOOK_BATCHES = 4
+"""Batches between two looks."""
 
 
 class Shrinking:
@@ -32,35 +37,47 @@ class Shrinking:
     Args:
         pressure: the system's memory.
         shrinker: the policy.
-        trim: gives surplus frames back to the system, all of them.
+        trim: gives some surplus frames back to the system and returns how many, 0 when there is no surplus.
 
     Attributes:
         shrinker: as above.
     """
 
-    def __init__(self, pressure: Pressure, shrinker: Shrinker, trim: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, pressure: Pressure, shrinker: Shrinker, trim: Callable[[], Awaitable[int]]) -> None:
         self._pressure, self.shrinker, self._trim = pressure, shrinker, trim
         self._on_the_way = 0
+        self._is_giving = False
+        self._given = trio.Event()
 
     async def run(self) -> None:
         """Shrink whenever it is called for, until cancelled."""
         while True:
             stalled = await self._wait()
-            marks = self._pressure.marks()
-            if marks is None:
-                continue
-            self.shrinker.look(marks, stalled=stalled)
-            while self.shrinker.has_work and await self._batch():
-                self.shrinker.look(self._pressure.marks() or marks, on_the_way=self._on_the_way)
-            await self._give_back()
+            while await self._relieve(stalled=stalled):
+                stalled = False
+
+    async def _relieve(self, *, stalled: bool) -> int:
+        """Look, and evict until a look says that it is enough; return the frames that were evicted and given back."""
+        freed = 0
+        async with trio.open_nursery() as nursery:
+            while marks := self._pressure.marks():
+                self.shrinker.look(marks, stalled=stalled, on_the_way=self._on_the_way)
+                stalled = False
+                done = await self._evict(nursery, LOOK_BATCHES)
+                freed += done
+                if not done:
+                    break
+            await self._give_all_back()
+        return freed
 
     async def shrink(self, frames: int) -> int:
         """Evict `frames` frames, or all there are, and give them back; return how many it were."""
         self.shrinker.ask(frames)
         freed = 0
-        while self.shrinker.has_work and freed < frames and (done := await self._batch()):
-            freed += done
-        await self._give_back()
+        async with trio.open_nursery() as nursery:
+            while freed < frames and (done := await self._evict(nursery, 1)):
+                freed += done
+            await self._give_all_back()
         return freed
 
     async def _wait(self) -> bool:
@@ -76,15 +93,42 @@ class Shrinking:
             return True
         return False
 
-    async def _batch(self) -> int:
-        freed = self.shrinker.batch()
-        self._on_the_way += freed
-        await trio.lowlevel.checkpoint()  # requests first
-        if self._on_the_way >= STEP_FRAMES:
-            await self._give_back()
+    async def _evict(self, nursery: trio.Nursery, batches: int) -> int:
+        """Do some batches of the work there is; return the frames that were freed."""
+        freed = 0
+        for _ in range(batches):
+            if not self.shrinker.has_work:
+                break
+            done = self.shrinker.batch()
+            freed += done
+            self._on_the_way += done
+            if self._on_the_way >= STEP_FRAMES and not self._is_giving:
+                self._is_giving = True
+                nursery.start_soon(self._give_back)
+            await trio.lowlevel.checkpoint()  # requests first
+            while self._on_the_way >= MOST_FRAMES:
+                await self._given.wait()
         return freed
 
+    async def _give_all_back(self) -> None:
+        if self._on_the_way and not self._is_giving:
+            self._is_giving = True
+            await self._give_back()
+        while self._is_giving:
+            await self._given.wait()
+
     async def _give_back(self) -> None:
-        if self._on_the_way:
-            self._on_the_way = 0
-            await self._trim()
+        """Give back what is on the way, until nothing is."""
+        try:
+            while self._on_the_way:
+                count = await self._trim()
+                # What swap's reserve lacks stays there.
+                self._on_the_way = max(0, self._on_the_way - count) if count else 0
+                self._wake()
+        finally:
+            self._is_giving = False
+            self._wake()
+
+    def _wake(self) -> None:
+        self._given.set()
+        self._given = trio.Event()

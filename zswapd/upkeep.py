@@ -134,7 +134,8 @@ class Upkeep:
             idle, seen = requests == seen, requests
             garbage_due = garbage_due or not idle or service.has_garbage()
             if core.frames.wants_trim():
-                await self.trim()
+                while await self.trim():
+                    pass
             if not idle:
                 continue
             while core.wants_compaction() and core.compact_step() and self._requests() == seen:
@@ -151,11 +152,14 @@ class Upkeep:
         front = self._core.frontswap.statistics()
         return front.succ_stores + front.failed_stores + front.loads + front.failed_loads + front.invalidates
 
-    async def trim(self, *, all_of_it: bool = False) -> None:
-        """Give surplus frames back to the system (see `PageFrames.begin_trim`)."""
+    async def trim(self, *, all_of_it: bool = False) -> int:
+        """Give some surplus frames back to the system; return how many, 0 when there is none (`PageFrames.begin_trim`)."""
         frames = self._core.frames
-        while (job := frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size, all_of_it=all_of_it)).runs:
+        job = frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size, all_of_it=all_of_it)
+        count = sum(count for _, count in job.runs)
+        if count:
             try:
                 await self._offload.run(job.work, self._core.arena)
             finally:
                 frames.commit(job)
+        return count

@@ -236,3 +236,33 @@ def test_compaction_of_a_dense_pool_moves_nothing(pool: Allocator, page_size: in
         pytest.fail("moved although nothing is to be had")
 
     assert pool.compact(moved, 1 << 30) == 0
+
+
+def test_run_goes_back_with_all_its_objects(pool: Allocator, frames: PageFrames, page_size: int) -> None:
+    handles: dict[int, tuple[int, int]] = {}
+    for seed, size in enumerate([page_size // 16, page_size // 3, page_size // 2] * 20):
+        handle = pool.alloc(size)
+        _fill(pool, handle, size, seed)
+        handles[handle] = size, seed
+    while handles:
+        run = frames.table.first_of(next(iter(handles)) // page_size)
+        length = frames.table.words[run * 4 + 1] & 255
+        inside = pool.objects_of(run)
+        before = pool.used_frames()
+        pool.free_run(run)
+        assert before - pool.used_frames() == length
+        pool.check()
+        frames.check()
+        for handle in inside:
+            del handles[handle]
+        assert all(_intact(pool, handle, *what) for handle, what in handles.items())
+    assert pool.used_frames() == frames.used_frames == 0
+
+
+def test_what_begins_no_run_of_objects_cannot_go_as_one(pool: Allocator, frames: PageFrames, page_size: int) -> None:
+    body = pool.alloc(page_size)
+    free = frames.alloc(1)
+    for first in (body // page_size, free):
+        with pytest.raises(InvariantError, match="begins no run"):
+            pool.free_run(first)
+    frames.free(free)

@@ -120,8 +120,8 @@ class AllocatorMachine(RuleBasedStateMachine):
             self._used(handle)
 
     @precondition(lambda self: self.order)
-    @rule()
-    def evict_oldest(self) -> None:
+    @rule(at_once=st.booleans())
+    def evict_oldest(self, at_once: bool) -> None:
         assert self.order
         run = self.order[0]
         assert self.pool.oldest_run() == run
@@ -129,7 +129,10 @@ class AllocatorMachine(RuleBasedStateMachine):
         assert sorted(handles) == sorted(h for h in self.objects if self._run_of(h) == run)
         for handle in handles:
             del self.objects[handle]
-            self.pool.free(handle)
+            if not at_once:
+                self.pool.free(handle)
+        if at_once:
+            self.pool.free_run(run)
         del self.order[0]
 
     @rule()

@@ -40,6 +40,15 @@ class RadixMachine(RuleBasedStateMachine):
     def remove(self, tree: int, index: int) -> None:
         assert self.trees[tree].remove(index) == self.models[tree].pop(index, 0)
 
+    @rule(tree=st.integers(0, TREES - 1), index=indexes(), count=st.integers(1, 70), wrong=st.booleans())
+    def take(self, tree: int, index: int, count: int, wrong: bool) -> None:
+        for at in range(index, min(index + count, 1 << 32)):
+            value = self.models[tree].get(at, 0)
+            assert not self.trees[tree].take(at, self.serial + 1)
+            if not wrong and value:
+                assert self.trees[tree].take(at, value)
+                del self.models[tree][at]
+
     @rule(tree=st.integers(0, TREES - 1), first=indexes(), last=indexes())
     def remove_range(self, tree: int, first: int, last: int) -> None:
         model = self.models[tree]

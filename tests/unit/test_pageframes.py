@@ -261,6 +261,40 @@ def test_trim_that_fails_keeps_the_frames(make: MakeFrames) -> None:
     assert frames.statistics().trimmed_frames == 0
 
 
+def test_trim_takes_a_bounded_number_of_runs_at_a_time(make: MakeFrames, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = make(6000, reserve=6000)
+    held = [frames.alloc(1) for _ in range(5000)]
+    for first in held[::2]:
+        frames.free(first)
+    frames.reserve_target = 0
+    jobs = []
+    while (job := frames.begin_trim(6000, all_of_it=True)).runs:
+        jobs.append(len(job.runs))
+        job.work(frames.arena)
+        frames.commit(job)
+        frames.check()
+    assert jobs[0] == 1024
+    assert max(jobs) == 1024
+    assert sum(jobs) >= 2500
+    assert frames.statistics().free_frames == 0
+
+
+def test_trim_that_fails_on_the_way_keeps_the_rest(make: MakeFrames) -> None:
+    frames = make(400, reserve=400)
+    held = [frames.alloc(1) for _ in range(300)]
+    for first in held[:10:2]:
+        frames.free(first)
+    frames.reserve_target = 0
+    before = frames.statistics().free_frames
+    job = frames.begin_trim(3)
+    assert [count for _, count in job.runs] == [1, 1, 1]
+    with pytest.raises(ArenaError):
+        job.work(FailingArena(frames.arena, "RE"))
+    frames.commit(job)
+    frames.check()
+    assert (frames.statistics().free_frames, frames.statistics().trimmed_frames) == (before - 1, 1)
+
+
 def test_second_refill_waits_for_the_first(make: MakeFrames) -> None:
     frames = make(400, reserve=400, refill=False)
     first = frames.begin_refill(100)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The C function that populates the arena: all of a range, in pieces, with the GIL released, through interruptions."""
+"""The C functions that populate and punch: all of a range, in pieces, with the GIL released, through interruptions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import os
 import signal
 import threading
 import time
+from array import array
 from typing import TYPE_CHECKING
 
 import pytest
 
-from zswapd.allocators._populate import populate
+from zswapd.allocators._populate import populate, punch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,3 +135,23 @@ def test_senseless_arguments_are_refused(mapped: Mapped, piece: int, pause: int)
     with pytest.raises(ValueError, match="piece"):
         populate(mapped.fd, mapped.base, 0, PAGE, WRITE, piece, pause, 0)
     assert mapped.backed() == 0
+
+
+def test_all_ranges_are_punched_and_nothing_else(mapped: Mapped) -> None:
+    assert populate(mapped.fd, mapped.base, 0, 100 * PAGE, WRITE, SIZE, 0, 0) == (0, 100 * PAGE)
+    for page in range(100):
+        mapped.map[page * PAGE] = 1 + page
+    assert punch(mapped.fd, array("q", [3 * PAGE, PAGE, 10 * PAGE, 20 * PAGE])) == 2
+    assert mapped.backed() == 79 * PAGE
+    holes = {3, *range(10, 30)}
+    assert [mapped.map[page * PAGE] for page in range(100)] == [0 if page in holes else 1 + page for page in range(100)]
+    assert punch(mapped.fd, array("q")) == 0
+
+
+def test_punching_ends_at_the_first_failure(mapped: Mapped) -> None:
+    assert populate(mapped.fd, mapped.base, 0, 4 * PAGE, WRITE, SIZE, 0, 0) == (0, 4 * PAGE)
+    assert punch(mapped.fd, array("q", [0, PAGE, -PAGE, PAGE, PAGE, PAGE])) == 1
+    assert mapped.backed() == 3 * PAGE
+    assert punch(-1, array("q", [0, PAGE])) == 0
+    with pytest.raises(ValueError, match="a length"):
+        punch(mapped.fd, array("q", [0, PAGE, PAGE]))

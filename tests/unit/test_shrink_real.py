@@ -68,20 +68,23 @@ class Shrunk:
             if nodes.wants_refill():
                 nodes.commit(nodes.refill(nodes.begin_refill()))
 
-    async def _trim(self) -> None:
+    async def _trim(self) -> int:
         frames = self.stack.frames
-        while (job := frames.begin_trim(2048, all_of_it=True)).runs:
-            try:
-                await self._offload.run(job.work, self.stack.arena)
-            finally:
-                frames.commit(job)
+        job = frames.begin_trim(2048, all_of_it=True)
+        count = sum(count for _, count in job.runs)
+        try:
+            await self._offload.run(job.work, self.stack.arena)
+        finally:
+            frames.commit(job)
+        return count
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._swap)
             await trio.sleep(0.3)
             self.before_s, self.late_s = sorted(self.late_s), []
-            await self._trim()
+            while await self._trim():
+                pass
             began, backed = time.perf_counter(), self.stack.arena.backed_bytes()
             nursery.start_soon(self.shrinking.run)
             with trio.fail_after(60):

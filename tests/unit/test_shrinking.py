@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 
 from tests.support.proc import write_memory, write_psi
 from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import BATCH_S, CALM_S, GROW_S, Shrinker
-from zswapd.shrinking import EMPTY_LOOK_S, LOOK_S, Shrinking
+from zswapd.shrinking import EMPTY_LOOK_S, LOOK_S, MOST_FRAMES, STEP_FRAMES, Shrinking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,10 +49,11 @@ class Box:
         self.surplus += 1
         return 1
 
-    async def _trim(self) -> None:
+    async def _trim(self) -> int:
+        given, self.surplus = self.surplus, 0
         await trio.lowlevel.checkpoint()
-        self.have(self.free + self.surplus)
-        self.surplus = 0
+        self.have(self.free + given)
+        return given
 
 
 @pytest.fixture
@@ -108,6 +110,62 @@ async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(box: Box, autoj
     assert box.shrinker.ceiling_frames == 0
     await trio.sleep(GROW_S + 3 * EMPTY_LOOK_S)
     assert box.shrinker.ceiling_frames == LIMIT
+
+
+async def test_eviction_goes_on_while_frames_are_given_back_and_does_not_run_away(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.cached = 3 * MOST_FRAMES
+    most = trims = 0
+    gate = trio.Event()
+
+    async def trim() -> int:
+        nonlocal trims
+        trims += 1
+        given, box.surplus = min(box.surplus, STEP_FRAMES), box.surplus - min(box.surplus, STEP_FRAMES)
+        if given:
+            await gate.wait()
+        return given
+
+    box.shrinking = Shrinking(box.pressure, box.shrinker, trim)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.shrinking.shrink, 1 << 40)
+        for _ in range(200):
+            await trio.testing.wait_all_tasks_blocked()
+            most = max(most, box.surplus)
+        assert MOST_FRAMES - STEP_FRAMES <= most < 2 * MOST_FRAMES, "it waits for the thread, but for a batch"
+        assert trims == 1
+        gate.set()
+    assert (box.cached, box.surplus) == (0, 0)
+    box.pressure.close()
+
+
+async def test_command_and_shortage_at_once_both_end_with_all_given_back(box: Box, autojump_clock: MockClock) -> None:
+    box.cached, box.shrinker.limit_frames = 5000, 10_000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.shrinking.shrink, 3000)
+        box.have(100)
+    await trio.sleep(2 * LOOK_S)
+    assert (box.cached, box.surplus) == (2000, 0)
+
+
+async def test_shortage_that_goes_on_is_not_left_to_the_next_look(box: Box, autojump_clock: MockClock) -> None:
+    box.cached, box.shrinker.limit_frames = 5000, 10_000
+    box.have(900)
+    taken = 0
+    original = box._trim
+
+    async def trim() -> int:
+        nonlocal taken
+        given = await original()
+        if given and taken < 3:  # somebody else has it at once
+            taken += 1
+            box.have(900)
+        return given
+
+    box.shrinking._trim = trim
+    await trio.sleep(1.01 * LOOK_S)
+    assert taken == 3
+    assert box.free > 1400
 
 
 async def test_requests_have_their_turn_after_every_batch(tmp_path: Path) -> None:

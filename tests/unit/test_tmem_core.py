@@ -268,6 +268,31 @@ def test_replace_only_while_the_expected_copy_stands(tmem: Tmem, pam: FakePam, p
     assert tmem.pool_pages(pool) == 1
 
 
+def test_page_is_forgotten_only_as_the_copy_that_the_index_names(tmem: Tmem, pam: FakePam, pool: int) -> None:
+    for index in (3, 4):
+        tmem.put(pool, 9, index, _page(index))
+    pampd, kept = tmem.find(pool, 9, 3), len(pam.pages)
+    for wrong in (
+        (pool, 9, 3, pampd + 1),
+        (pool, 9, 4, pampd),
+        (pool, 9, 5, pampd),
+        (pool, 8, 3, pampd),
+        (pool + 1, 9, 3, pampd),
+    ):
+        assert not tmem.forget(*wrong)
+    assert not tmem.forget(MAX_POOLS, 9, 3, pampd)
+    assert tmem.find(pool, 9, 3) == pampd
+    assert tmem.forget(pool, 9, 3, pampd)
+    assert (tmem.find(pool, 9, 3), tmem.pool_pages(pool)) == (0, 1)
+    assert len(pam.pages) == kept, "the copy is its back end's to free"
+    pam.free(pampd)
+    last = tmem.find(pool, 9, 4)
+    assert tmem.forget(pool, 9, 4, last)
+    pam.free(last)
+    seen = tmem.statistics()
+    assert (seen.curr_obj_count, seen.curr_objnode_count, seen.flush_total) == (0, 0, 0)
+
+
 def test_compaction_updates_the_index(tmem: Tmem, pam: FakePam, pool: int) -> None:
     for index in range(10):
         tmem.put(pool, index % 2, index, _page(index))

@@ -76,6 +76,7 @@ def test_index_above_the_tree_is_not_there_and_not_truncated(nodes: Objnodes) ->
     for alias in (64 + 5, 64**2 + 5, (1 << 32) + 5, (1 << 60) + 5):
         assert tree.get(alias) == 0
         assert tree.remove(alias) == 0
+        assert not tree.take(alias, 1)
     assert tree.get(5) == 1
 
 

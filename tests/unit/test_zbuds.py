@@ -206,6 +206,22 @@ def test_damaged_header_costs_nobody_a_page(make: Make) -> None:
     assert stack.cache.eviction.evict(1) == 1
 
 
+def test_run_that_can_be_emptied_only_in_part_stays_with_what_the_index_names(stack: Stack) -> None:
+    pool = _pool(stack)
+    for index in range(2):
+        _put(stack, pool, index, "sparse", 7)
+    damaged = _pampd(stack, pool, 0)
+    good = HEADER.unpack_from(stack.arena.view, damaged)
+    HEADER.pack_into(stack.arena.view, damaged, *good[:3], good[3] + 100, *good[4:])
+    assert stack.cache.eviction.evict(1) == 0
+    stack.cache.allocator.check()
+    assert _get(stack, pool, 1) is None
+    assert _pampd(stack, pool, 0) == damaged, "its frame is somebody else's now"
+    HEADER.pack_into(stack.arena.view, damaged, *good)
+    assert _get(stack, pool, 0) == page("sparse", 7, stack.page_size)
+    assert stack.cache.zbuds.statistics().zbud_curr_zpages == 1
+
+
 # Room for a put.
 
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Populates a range of the arena in short pieces, with a pause after each, in one call without the GIL.
+ * Populates a range of the arena in short pieces, with a pause after each, in one call without the GIL; and punches many ranges in
+ * another.
  *
  * Why pieces: zeroing 8 MiB takes some milliseconds. On a box whose other processors are busy, the refilling thread then stands before
  * a program that swaps; the page path runs out of requests, its processor becomes idle, and pulls that program over, since after half
@@ -8,7 +9,8 @@
  * interrupt sent to the second for every dirty page it swaps out (TLB flush), for good: between virtual processors that
  * halves the rate of swap-out. A piece takes a tenth of a millisecond.
  *
- * Why without the GIL: taking it back between two pieces would make the page path wait until this thread gets a processor.
+ * Why without the GIL: taking it back between two pieces would make the page path wait until this thread gets a processor; and this
+ * thread wait a millisecond for each of a thousand single frames, while the page path evicts more.
  *
  * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile, this thread would take, page by page,
  * what those wait for who have to give it a request (supervisor/ballast.py).
@@ -92,7 +94,42 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 	return Py_BuildValue("in", error, (Py_ssize_t)done);
 }
 
+/* Punch ranges (offset and length in turn) until one fails; return how many were punched. */
+static Py_ssize_t punch(int fd, const int64_t *ranges, Py_ssize_t count)
+{
+	Py_ssize_t done;
+
+	for (done = 0; done < count; done++) {
+		while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * done], ranges[2 * done + 1]) != 0)
+			if (errno != EINTR)
+				return done;
+	}
+	return done;
+}
+
+static PyObject *py_punch(PyObject *self, PyObject *args)
+{
+	Py_buffer ranges;
+	Py_ssize_t done;
+	int fd;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iy*:punch", &fd, &ranges))
+		return NULL;
+	if (ranges.len % (Py_ssize_t)(2 * sizeof(int64_t)) != 0) {
+		PyBuffer_Release(&ranges);
+		PyErr_SetString(PyExc_ValueError, "a range is an offset and a length");
+		return NULL;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	done = punch(fd, ranges.buf, ranges.len / (Py_ssize_t)(2 * sizeof(int64_t)));
+	Py_END_ALLOW_THREADS
+	PyBuffer_Release(&ranges);
+	return PyLong_FromSsize_t(done);
+}
+
 static PyMethodDef methods[] = {
+    {"punch", py_punch, METH_VARARGS, PyDoc_STR("punch(fd, ranges) -> how many were punched")},
     {"populate", py_populate, METH_VARARGS, PyDoc_STR("populate(fd, base, offset, length, advice, piece, pause_us, floor) -> (errno, bytes)")},
     {NULL, NULL, 0, NULL},
 };
@@ -100,7 +137,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "zswapd.allocators._populate",
-    .m_doc = PyDoc_STR("Populates a range of the arena in short pieces, without the GIL."),
+    .m_doc = PyDoc_STR("Populates a range of the arena in short pieces, and punches many, without the GIL."),
     .m_size = 0,
     .m_methods = methods,
 };

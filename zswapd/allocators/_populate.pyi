@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+from array import array
+
 def populate(
     fd: int, base: int, offset: int, length: int, advice: int, piece: int, pause_us: int, floor: int
 ) -> tuple[int, int]:
@@ -19,4 +21,18 @@ def populate(
 
     Raises:
         ValueError: `piece` is 0 or the pause too long.
+    """
+
+def punch(fd: int, ranges: array[int]) -> int:
+    """Give byte ranges of a file back to the system, with the GIL released for all of them together.
+
+    Args:
+        fd: the file.
+        ranges: 64-bit numbers: offset and length of each.
+
+    Returns:
+        How many were punched; the next one failed if there are more.
+
+    Raises:
+        ValueError: there is an offset without a length.
     """

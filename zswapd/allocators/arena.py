@@ -34,14 +34,15 @@ import errno
 import mmap
 import os
 import struct
+from array import array
 from typing import TYPE_CHECKING, Self
 
-from zswapd.allocators._populate import populate
+from zswapd.allocators._populate import populate, punch
 from zswapd.errors import ArenaError
 from zswapd.pages import round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 LAYOUT_VERSION = 3
 READABLE_LAYOUTS = (2, 3)
@@ -293,6 +294,15 @@ class Arena:
         code = self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
         if code:
             raise ArenaError(f"cannot give {length} bytes back: {os.strerror(code)}")
+
+    def punch_runs(self, runs: Sequence[tuple[int, int]]) -> int:
+        """Do the same for many (first frame, frames) in one call without the GIL; return how many, before one that failed."""
+        size = self.page_size
+        ranges = array("q")
+        for first, count in runs:
+            ranges.append(first * size)
+            ranges.append(count * size)
+        return punch(self.fd, ranges)
 
     def data_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) in bytes of every stretch of the file between two offsets whose pages exist and were touched.

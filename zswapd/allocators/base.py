@@ -86,6 +86,9 @@ class Allocator(Protocol):
     def objects_of(self, first: int) -> list[int]:
         """Return the handles of all live objects in the run that begins at a frame; a body is not among them."""
 
+    def free_run(self, first: int) -> None:
+        """Give back all objects of the run that begins at a frame, and its frames; it is no body."""
+
     def used_frames(self) -> int:
         """Return the number of frames held."""
 

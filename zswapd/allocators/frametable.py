@@ -192,12 +192,12 @@ class FrameTable:
         if bucket == MAX_RUN:
             self.long_frames -= length
 
-    def remove_longest(self, max_frames: int) -> list[tuple[int, int]]:
-        """Take free runs of together at most `max_frames` off the lists, long ones first, and mark them BUSY."""
+    def remove_longest(self, max_frames: int, max_runs: int) -> list[tuple[int, int]]:
+        """Take free runs, together at most `max_frames`, off the lists, long ones first, and mark them BUSY."""
         taken: list[tuple[int, int]] = []
         for bucket in range(MAX_RUN, 0, -1):
             first = self._heads[bucket]
-            while max_frames > 0 and first:
+            while max_frames > 0 and first and len(taken) < max_runs:
                 following, length = self.words[first * 4 + 2], self.words[first * 4 + 1]
                 if length <= max_frames:
                     self.remove(first, length)

@@ -47,19 +47,25 @@ class Job:
         Raises:
             ArenaError: the system has no memory to give, or no more above `floor`.
         """
+        if not self.populate:
+            self._punch(arena)
+            return
         for place, (first, count) in enumerate(self.runs):
-            if self.populate:
-                # The whole chunk's part of the table: coalescing looks at a run's neighbours.
-                for populate in (arena.populate_table, *self.companions):
-                    populate(first - first % self.chunk_frames, self.chunk_frames)
-                reach(crashpoints.REFILL_TABLE)
-                populated = arena.populate(first * self.page_size, count * self.page_size, floor=floor) // self.page_size
-                reach(crashpoints.REFILL_POPULATED)
-                if populated < count:
-                    self.runs[place : place + 1] = [(first, populated), (first + populated, count - populated)][not populated :]
-                    self.done += populated > 0
-                    raise at_the_watermarks()
-            else:
-                arena.punch(first * self.page_size, count * self.page_size)
-                reach(crashpoints.TRIM_PUNCHED)
+            # The whole chunk's part of the table: coalescing looks at a run's neighbours.
+            for populate in (arena.populate_table, *self.companions):
+                populate(first - first % self.chunk_frames, self.chunk_frames)
+            reach(crashpoints.REFILL_TABLE)
+            populated = arena.populate(first * self.page_size, count * self.page_size, floor=floor) // self.page_size
+            reach(crashpoints.REFILL_POPULATED)
+            if populated < count:
+                self.runs[place : place + 1] = [(first, populated), (first + populated, count - populated)][not populated :]
+                self.done += populated > 0
+                raise at_the_watermarks()
+            self.done += 1
+
+    def _punch(self, arena: Arena) -> None:
+        self.done = arena.punch_runs(self.runs)
+        reach(crashpoints.TRIM_PUNCHED)
+        for first, count in self.runs[self.done :]:
+            arena.punch(first * self.page_size, count * self.page_size)  # says why it could not be done before
             self.done += 1

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _ZEROS_BYTES: Final = 1 << 20
 """Largest piece in which the table of holes is cleared."""
+_TRIM_RUNS: Final = 1024  # at once: a millisecond of entries in the table, in which no page is served
 CHUNK_BYTES: Final = 2 << 20
 """What one page of page tables maps, so populating a chunk costs one allocation beside its frames (4 KiB pages)."""
 
@@ -236,10 +237,10 @@ class PageFrames:
         return runs
 
     def begin_trim(self, max_frames: int, *, all_of_it: bool = False) -> Job:
-        """Take up to `max_frames` of what is free above the target (and, unless `all_of_it`, a quarter) to be given back."""
+        """Take some of what is free above the target (and, unless `all_of_it`, a quarter), to be given back."""
         job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
         surplus = self.table.free_frames - self.reserve_target - (0 if all_of_it else self.reserve_target // 4)
-        job.runs = self.table.remove_longest(min(max_frames, surplus))
+        job.runs = self.table.remove_longest(min(max_frames, surplus), _TRIM_RUNS)
         self._busy_frames += sum(count for _, count in job.runs)
         return job
 

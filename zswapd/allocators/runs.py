@@ -75,6 +75,25 @@ class Runs:
         """Return the handles of all live objects in the run that begins at a frame; a body is not among them."""
         raise NotImplementedError
 
+    def free_run(self, first: int) -> None:
+        """Give back all objects of the run that begins at a frame, and its frames.
+
+        Raises:
+            InvariantError: it is no run of this pool, or a body.
+        """
+        raise NotImplementedError
+
+    def _own_state(self, first: int) -> int:
+        """Return word 0 of the run that begins at a frame.
+
+        Raises:
+            InvariantError: it is no run of this pool, or a body.
+        """
+        state = self._words[first * 4]
+        if state & 0xFFFF & ~OWN_BITS != self._sealed or self.is_body(first):
+            raise InvariantError(f"frame {first} begins no run of this pool that has objects")
+        return state
+
     def check_lru(self, runs: int) -> None:
         """Prove the order of use, and that it has all runs but those of bodies, of which there are `runs`.
 

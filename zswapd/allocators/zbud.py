@@ -222,7 +222,27 @@ class ZbudPool(Runs):
 
     def objects_of(self, first: int) -> list[int]:
         """Return the handles of a frame's live buddies (see Runs)."""
-        return [handle for handle, _room in self._buddies(first) if self._lives[handle >> 3]]
+        state = self._words[first * 4]
+        one, other = state >> _FIRST & 255, state >> _LAST
+        base = first * self._page_size
+        found: list[int] = []
+        if 0 < one < NCHUNKS and self._lives[base >> 3]:
+            found.append(base)
+        if other:
+            base += self._page_size - other * self._chunk
+            if self._lives[base >> 3]:
+                found.append(base)
+        return found
+
+    def free_run(self, first: int) -> None:
+        """Give back a frame with its buddies (see Runs)."""
+        state = self._own_state(first)
+        one, other = state >> _FIRST & 255, state >> _LAST
+        self._unlink(_BUDDIED if one and other else NCHUNKS - one - other, first)
+        if self._lru is not None:
+            self._lru.remove(first)
+        reach(crashpoints.ZSPAGE_EMPTY)
+        self._frames.free(first)
 
     def _buddies(self, frame: int) -> list[tuple[int, int]]:
         """Return (handle, bytes of room) of a frame's buddies, live or not; none of a body."""

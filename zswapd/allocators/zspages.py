@@ -163,6 +163,22 @@ class Zspages(Runs):
         """Return the handles of all live objects in a zspage (see Runs)."""
         return [] if self.is_body(first) else list(self._live_objects(first, self.classes[self._words[first * 4] >> 4 & 0x3FF]))
 
+    def free_run(self, first: int) -> None:
+        """Give back a zspage with all its objects (see Runs)."""
+        state = self._own_state(first)
+        size_class = self.classes[state >> 4 & 0x3FF]
+        groups = self._groups[size_class.number]
+        used = state >> 16
+        group = size_class.group_of[used]
+        if group < FULLNESS_GROUPS:
+            self._unlink(groups, group, first)
+        groups.objects -= used
+        groups.zspages -= 1
+        if self._lru is not None:
+            self._lru.remove(first)
+        reach(crashpoints.ZSPAGE_EMPTY)
+        self._frames.free(first)
+
     def _live_objects(self, first: int, size_class: SizeClass) -> Iterator[int]:
         """Yield the handles of a zspage's objects whose word of life is not zero."""
         base = first * self._page_size

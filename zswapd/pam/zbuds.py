@@ -6,8 +6,9 @@ there are no bodies here.
 
 What goes, goes by runs of frames (a frame of zbud with its one or two pages, a zspage with all of its), since frames are what
 somebody wants. Eviction is driven from the side, through tmem: `evict` names the pages of a run to its caller, who has tmem
-flush them. It names only what the headers say; a header that is damaged may say anything, hence the caller also gets the pampd,
-to compare it with what the index has there. A run that cannot be emptied for that reason is counted and comes last again.
+forget them, and gives the run back in one piece. It names only what the headers say; a header that is damaged may say anything,
+hence the caller also gets the pampd, to compare it with what the index has there. A run that cannot be emptied for that reason
+is counted and comes last again. The data is not looked at: it would have to come from memory, and nobody is going to read it.
 
 None of it outlives the process: to a successor, ephemeral runs are free frames.
 
@@ -16,6 +17,7 @@ Source of the ideas: zbud and ephemeral pools in zcache (Dan Magenheimer, 2010-2
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from zswapd.compress.base import Compressor
 
 _unpack_header: Final = HEADER.unpack_from
+_unpack_key: Final = struct.Struct("=8xQIHxB").unpack_from
+"""Of a header: oid, index, length, pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,26 +156,38 @@ class Zbuds(ZPages):
         """Return the first frame of the run not used for longest; 0 if nothing is kept."""
         return self._allocator.oldest_run()
 
-    def evict(self, first: int, flush: Callable[[int, int, int, int], None]) -> int:
+    def evict(self, first: int, forget: Callable[[int, int, int, int], bool]) -> int:
         """Let go of all pages of the run that begins at a frame; return the frames set free, 0 if it could not be emptied.
 
         Args:
             first: of one of our runs.
-            flush: called with (pool, oid, index, pampd) of each page; it has the index let go of it if it names the pampd.
+            forget: called with (pool, oid, index, pampd) of each page; has the index forget it if it names just the pampd, and
+                says whether it did.
         """
-        before, pages = self._frames.ephemeral_frames, self._pages
-        for handle in self._allocator.objects_of(first):
-            _check, _generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, handle)
-            flush(pool, oid, index, handle)
-        gone = pages - self._pages
-        self._evicted_pages += gone
-        freed = before - self._frames.ephemeral_frames
-        if not freed:
+        allocator = self._allocator
+        gone: list[int] = []
+        handles = allocator.objects_of(first)
+        for handle in handles:
+            oid, index, length, pool = _unpack_key(self._memory, handle)
+            if forget(pool, oid, index, handle):
+                gone.append(handle)
+                if length <= self._max_data:
+                    self._zbytes -= length
+                else:
+                    self._damaged += 1
+        self._pages -= len(gone)
+        self._evicted_pages += len(gone)
+        if not gone or len(gone) < len(handles):
+            for handle in gone:
+                allocator.free(handle)
             self._failed_evictions += 1
-            self._allocator.touch(first * self._page_size)
+            allocator.touch(first * self._page_size)
             return 0
+        before = self._frames.ephemeral_frames
+        allocator.free_run(first)
+        freed = before - self._frames.ephemeral_frames
         self._evicted_frames += freed
-        if gone == 1:
+        if len(gone) == 1:
             self._evicted_unbuddied += 1
         else:
             self._evicted_buddied += 1

@@ -5,13 +5,12 @@ Three who ask:
 
 - a cleancache put, before it begins (`make_room`): the cache keeps to its limit and leaves swap its reserve. It may take free
   frames as long as half of the reserve's target is left; from then on it lives on what it has itself;
-- a persistent store that finds no frame (`eat`), in the middle of tmem's put. That is safe since flushing here touches
+- a persistent store that finds no frame (`eat`), in the middle of tmem's put. That is safe since what is forgotten here is in
   ephemeral pools only, which share neither index nodes nor objects with the persistent one. Frames side by side are what such a
   store may lack, so the neighbours of the oldest run go with it while they are ephemeral too;
 - whoever gives memory back to the system (`evict`).
 
-Pages go by tmem's public operations, and only if the index names just this copy: what a damaged header says costs nobody a
-page.
+Pages go only if the index names just this copy (`Tmem.forget`): what a damaged header says costs nobody a page.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Eviction:
     def __init__(
         self, tmem: Tmem, zbuds: Zbuds, frames: PageFrames, nodes: Objnodes, *, wanted_run: int, longest_run: int
     ) -> None:
-        self._tmem = tmem
+        self._forget = tmem.forget
         self._zbuds = zbuds
         self._frames = frames
         self._nodes = nodes
@@ -66,7 +65,7 @@ class Eviction:
             first = self._zbuds.oldest_run() if reason is not None else 0
             if not first:
                 return reason
-            self._zbuds.evict(first, self._flush)
+            self._zbuds.evict(first, self._forget)
         return self._lacking()
 
     def _lacking(self) -> RejectReason | None:
@@ -87,7 +86,7 @@ class Eviction:
         freed = low = high = 0
         while first and high - low < self._wanted_run:
             span = table.free_around(first)
-            gone = self._zbuds.evict(first, self._flush)
+            gone = self._zbuds.evict(first, self._forget)
             if not gone:
                 break
             freed += gone
@@ -96,18 +95,13 @@ class Eviction:
         return freed > 0
 
     def evict(self, count: int) -> int:
-        """Free at least `count` frames, if the ephemeral half has as many; return how many. About 5 µs a frame."""
+        """Free at least `count` frames, if the ephemeral half has as many; return how many. About 2 µs a frame."""
         freed = failures = 0
         while freed < count and failures < _MAX_FAILURES:
             first = self._zbuds.oldest_run()
             if not first:
                 break
-            gone = self._zbuds.evict(first, self._flush)
+            gone = self._zbuds.evict(first, self._forget)
             freed += gone
             failures = 0 if gone else failures + 1
         return freed
-
-    def _flush(self, pool: int, oid: int, index: int, pampd: int) -> None:
-        """Let go of a page if it is the copy that the index names."""
-        if self._tmem.names(pool, oid, index, pampd):
-            self._tmem.flush_page(pool, oid, index)

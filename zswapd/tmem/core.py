@@ -291,11 +291,20 @@ class Tmem:
         tree = self._pool(number).objects.get(oid)
         return tree.get(index) if tree is not None else 0
 
-    def names(self, number: int, oid: int, index: int, pampd: int) -> bool:
-        """Say whether a page's place has just this pampd; a pool, object or page that does not exist has none."""
+    def forget(self, number: int, oid: int, index: int, pampd: int) -> bool:
+        """Take a page out of the index if it is just this pampd, which the caller then frees; return whether it was.
+
+        This is how a back end evicts. A pool, object or page that does not exist is none; nothing is counted as flushed.
+        """
         pool = self._pools[number] if 0 <= number < MAX_POOLS else None
         tree = pool.objects.get(oid) if pool is not None else None
-        return tree is not None and tree.get(index) == pampd
+        if pool is None or tree is None or not tree.take(index, pampd):
+            return False
+        pool.pages -= 1
+        if not tree.pages:
+            del pool.objects[oid]
+            self._objects -= 1
+        return True
 
     def replace(self, number: int, oid: int, index: int, expected: int, pampd: int) -> bool:
         """Let another pampd stand for a page, if `expected` still does; the caller frees whichever is left over.

@@ -109,6 +109,33 @@ class Radix:
             self.remove_range(index, index, _ignore)
         return old
 
+    def take(self, index: int, value: int) -> bool:
+        """Take the value at `index` out if it is `value`; return whether it was. One walk, unless its node becomes empty."""
+        shift = self._height * NODE_SHIFT
+        if index >> shift:
+            return False
+        nodes = self._nodes
+        words = nodes.words
+        slot = leaf = 0
+        node = self._root
+        while shift:
+            shift -= NODE_SHIFT
+            leaf = node
+            slot = node << NODE_SHIFT | index >> shift & _MASK
+            node = words[slot]
+            if not node:
+                return False
+        if node != value:
+            return False
+        used = nodes.used_slots[leaf]
+        if used == 1:
+            self.remove_range(index, index, _ignore)
+        else:
+            words[slot] = 0
+            nodes.used_slots[leaf] = used - 1
+            self.pages -= 1
+        return True
+
     def remove_range(self, first: int, last: int, removed: Callable[[int], None]) -> int:
         """Take out every value from index `first` to `last`, calling `removed` with each; return how many.
 
