@@ -8,6 +8,7 @@ cli/zswapctl.py.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.block.states import batches
 from zswapd.config import changed, describe
 from zswapd.control.server import WithDescriptors
-from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError
+from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError, ZswapdError
 from zswapd.handover import HookWord, Word
 from zswapd.volumes import mounted
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     Report = Callable[[object], Awaitable[None]]
     """Sends a piece of progress (control/server.py)."""
+
+log = logging.getLogger(__name__)
 
 CHECK_S = 60.0
 """How long the installed program may take to say that it can take over."""
@@ -253,6 +256,13 @@ class Commands:
             worker.call_supervisor()
             return {"version": reports.version(), "worker": os.getpid(), "number": worker.state.words[Word.STARTED]}
         raise HandoverError(f"the installed program did not answer within {CHECK_S:g} s", hint="the running one goes on")
+
+    async def reload(self) -> None:
+        """Upgrade, as a signal asks for it: to read the settings again is part of that. What is refused goes to the log."""
+        try:
+            await self._upgrade()
+        except ZswapdError as error:
+            log.error("not reloaded: %s", error)  # noqa: TRY400 - a reason, not a bug
 
     def _inherit(self) -> WithDescriptors:
         """Hand the open files to a new supervisor, if the old one is dead."""

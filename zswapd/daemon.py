@@ -13,7 +13,7 @@ Tasks, all in one thread, each doing its blocking part elsewhere:
 - control: the socket (commands.py has the commands);
 - tick: the sign of life, and what a successor has to know, into the shared state;
 - signals: SIGUSR1 from the supervisor means stop *if the data can go back into memory*, SIGUSR2 means make room for a
-  successor now. SIGTERM and SIGINT are the supervisor's business, unless it is dead.
+  successor now, SIGURG what `zswapctl upgrade` does. The rest is the supervisor's business, unless it is dead.
 
 Stopping: swapoff of everything that is swapped on from our files, in a thread, while pages are being served. If that cannot
 fit, or somebody else uses a file, the worker says so and goes on: a swap device that ends takes its users' memory with it.
@@ -71,8 +71,8 @@ SMALL_HEAP = 8 << 20
 """Bytes of each heap of a successor at first: what it needs to take over and serve. The rest comes in an idle moment."""
 TICK_S = 0.5
 """Time between two signs of life."""
-_STOP, _LEAVE = signal.SIGUSR1, signal.SIGUSR2
-_SIGNALS = (_STOP, _LEAVE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP, _LEAVE, RELOAD = signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG  # a worker that does not know the last ignores it
+_SIGNALS = (_STOP, _LEAVE, RELOAD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Worker:
         self.volumes = make_volumes(self.config, cache, directory, prepared.lanes, left) if cache else None
         if cache and left.get("cache_frozen"):
             cache.freeze()
-        commands = Commands(self, listener)
+        self._commands = commands = Commands(self, listener)
         volume_commands = CacheCommands(self.volumes, cache, self.remember)
         self.server = Server(listener, {**commands.handlers(), **volume_commands.handlers()})
         self.takeover_s = 0.0
@@ -217,7 +217,7 @@ class Worker:
                     nursery.start_soon(self._tick)
                     if self.shrinking:
                         nursery.start_soon(self.shrinking.run)
-                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._obey, signals, nursery)
                     await nursery.start(self.server.serve)
                     if self._exporter:
                         self._exporter.start(self.statistics)
@@ -266,18 +266,20 @@ class Worker:
         if self.has_supervisor():
             os.kill(self._supervisor, signal.SIGUSR1)
 
-    async def _obey(self, signals: Any, scope: trio.CancelScope) -> None:
+    async def _obey(self, signals: Any, nursery: trio.Nursery) -> None:
         async for number in signals:
             if number == _LEAVE:
                 self._end = LEFT
                 self.session.terminate()
+            elif number == RELOAD:
+                nursery.start_soon(self._commands.reload)
             elif number == signal.SIGHUP:
                 continue
             elif (number == _STOP or not self.has_supervisor()) and await self._stop(signal.Signals(number).name):
                 self._end = 0
                 self.session.terminate()
             if self._end is not None:
-                scope.cancel()
+                nursery.cancel_scope.cancel()
                 return
 
     async def _stop(self, cause: str) -> bool:

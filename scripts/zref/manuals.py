@@ -29,6 +29,11 @@ _SIGNALS = (
         "Swap off, and end when all that was swapped out is back in memory. If it does not fit, the daemon goes on.",
     ),
     (
+        "SIGHUP",
+        "Read the settings again, and become the program that is installed now, while swapped on. If either is not right, the "
+        "log says so, and nothing changes. `zswapctl upgrade` does the same, and waits for it.",
+    ),
+    (
         "SIGKILL",
         "To the process that serves: the next one takes over, and no page is lost. To the supervisor: the process that serves "
         "goes on alone until `zswapd run` is started again.",
@@ -59,8 +64,9 @@ _SOURCES = (
 )
 _LIVE = (
     "Settings that say so can change while the daemon runs: by `zswapctl set`, or by writing to their file below params/."
-    " What is asked for together is judged together, and applied whole or not at all. A change lasts until the daemon "
-    "ends, over upgrades and takeovers too."
+    " What is asked for together is judged together, and applied whole or not at all; it lasts until the daemon ends, over "
+    "upgrades and takeovers too. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP; if anything in "
+    "them is not right, nothing changes. What has been set by hand stays as it was set."
 )
 _SIZES = (
     "Sizes are bytes, or have a unit: K, M, G, T (each 1024 of the one before), or % of the machine's memory; min(50%, "

@@ -23,8 +23,9 @@ zswapctl set pool.limit=2G  # at run time, where the table says so; all that is 
 ```
 
 Sizes are bytes, or with a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%` of memory; `min(50%, 4G)`
-and `max(…)` choose among several. Defaults that depend on the page are those of 4 KiB. What changes at run time lasts until the
-daemon ends, over upgrades and takeovers too.
+and `max(…)` choose among several. Defaults that depend on the page are those of 4 KiB. What is set at run time lasts until the
+daemon ends, over upgrades and takeovers too. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP: as a
+whole, or not at all if anything in them is not right. What has been set by hand stays as it was set.
 """
 
 

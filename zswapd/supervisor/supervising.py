@@ -11,6 +11,7 @@ state".
 
     SIGCHLD           a worker has ended
     SIGUSR1           a worker has changed its phase, or wants an upgrade
+    SIGHUP            to the worker as SIGURG: read the settings again, which is to upgrade
     SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit whether it did; if it goes on, so do we
 
 Ends of a worker:
@@ -127,6 +128,8 @@ class Supervisor:
             event = signal.sigtimedwait(_SIGNALS, self._patience())
             if event is not None and event.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self._stop(signal.Signals(event.si_signo).name)
+            elif event is not None and event.si_signo == signal.SIGHUP:
+                self._send(daemon.RELOAD)
             # Whatever the signal was: several deaths may stand behind one SIGCHLD.
             with contextlib.suppress(ChildProcessError):
                 status = self._end_of_worker()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Settings that are read again while a daemon runs: all that stands in the files, or nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.zbench.daemon import Daemon
+from scripts.zbench.system import HarnessError
+from tests.support.swap import Stage, next_worker, stage, wait_for
+
+__all__ = ["stage"]
+pytestmark = pytest.mark.mount
+
+PAGE = os.urandom(4096)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "zswapd.toml"
+    path.write_text('[pool]\ncompressor = "lz4"\nlimit = "32M"\n')
+    return path
+
+
+@pytest.fixture
+def daemon(stage: Stage, file: Path) -> Daemon:
+    """Return a daemon with a page in its swap file."""
+    started = stage.daemon("64M", ["--config", str(file)], memory__reserve="8M")
+    with started.file.open("r+b", buffering=0) as swap:
+        os.pwrite(swap.fileno(), PAGE, 4096)
+    return started
+
+
+def values(daemon: Daemon) -> dict[str, Any]:
+    return {name: row["value"] for name, row in daemon.ask("get").items()}
+
+
+def the_page_is_there(daemon: Daemon) -> None:
+    with daemon.file.open("rb", buffering=0) as swap:
+        assert os.pread(swap.fileno(), 4096, 4096) == PAGE
+
+
+def test_sighup_reads_the_files_again(daemon: Daemon, file: Path) -> None:
+    daemon.ctl("set", "pool.zv_max_zsize=2000")
+    old = daemon.worker_pid()
+    file.write_text('[pool]\ncompressor = "lzo"\nlimit = "16M"\nzv_max_zsize = 3000\n[log]\nlevel = "debug"\n')
+    os.kill(daemon.pid, signal.SIGHUP)
+    next_worker(daemon, old)
+    rows = daemon.ask("get")
+    assert (rows["pool.compressor"]["value"], rows["pool.compressor"]["origin"]) == ("lzo", f"{file}:2")
+    assert rows["pool.limit"]["value"] == 16 << 20
+    assert rows["log.level"]["value"] == "debug"
+    assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (2000, "zswapctl set")
+    the_page_is_there(daemon)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[pool]\ncompressor = "lzo"\nlimit = "much"\n', ":3: pool.limit is"),
+        ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "64M"\n', "files"),
+        ('[pool]\ncompressor = "lzo"\n[', "TOML"),
+        ('[pool]\ncompressor = "lzo"\nlimits = 3\n', ":3: unknown setting pool.limits"),
+    ],
+)
+def test_files_that_are_wrong_anywhere_change_nothing(daemon: Daemon, file: Path, text: str, reason: str) -> None:
+    before, old = values(daemon), daemon.worker_pid()
+    file.write_text(text)
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_for(lambda: "not reloaded" in daemon.log_text(), "the log says nothing")
+    (line,) = (line for line in daemon.log_text().splitlines() if "not reloaded" in line)
+    assert "error: not reloaded" in line
+    assert reason in line or reason == "TOML"
+    with pytest.raises(HarnessError, match="cannot take over"):
+        daemon.ctl("upgrade")
+    assert values(daemon) == before
+    assert daemon.worker_pid() == old
+    the_page_is_there(daemon)
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ("pool.compressor=lzo", "pool.limit=much"),
+        ("pool.compressor=lzo", "swap.size=1G"),
+        ("pool.compressor=lzo", "cache.limit="),
+        ("pool.compressor=lzo", "pool.limits=1G"),
+        ("log.level=debug", "cache.limit=90%"),
+    ],
+)
+def test_settings_that_are_wrong_anywhere_change_nothing(daemon: Daemon, assignments: tuple[str, ...]) -> None:
+    before = values(daemon)
+    for order in (assignments, assignments[::-1]):
+        with pytest.raises(HarnessError, match="error: "):
+            daemon.ctl("set", *order)
+        assert values(daemon) == before
+    files = {path.name: path.read_text() for path in (daemon.mountpoint / "params").iterdir()}
+    assert files["pool.compressor"] == "lz4\n"
+    assert files["log.level"] == "info\n"
