@@ -37,7 +37,7 @@ QUESTIONS = {
 """What is asked of a box again and again, and in how many seconds it has to answer: the agent, which has all it needs in
 memory; a program that has to be started; systemd, by a program that has to be started."""
 UNIT = "zswapd.service"
-CGROUP = f"/sys/fs/cgroup/system.slice/{UNIT}"
+CGROUP = f"/sys/fs/cgroup/{UNIT}"
 
 
 @dataclass(frozen=True, slots=True)

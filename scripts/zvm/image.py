@@ -171,7 +171,7 @@ def build() -> Image:
         return ready
     if os.geteuid() != 0:
         raise HarnessError("the image is not built yet, and only root can", hint="sudo scripts/vm build")
-    with _locked():
+    with locked():
         ready = find()  # somebody else may have built it while we waited
         if ready is None:
             _build(cache() / f"image-{key()}")
@@ -180,7 +180,7 @@ def build() -> Image:
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
     """Hold the lock of the cache, and clear away what dead builders left."""
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "lock").open("w") as lock:

@@ -74,7 +74,7 @@ def pack(directory: Path) -> Path:
         program = tree / "bin" / name
         program.write_text(_PROGRAM.format(mountpoint=MOUNTPOINT, name=name))
         program.chmod(0o755)
-    _copy_packages(tree / "lib")
+    copy_packages(tree / "lib")
     shutil.copytree(TOP / "systemd", tree / "units")
     # By content, since a disk image keeps no more than seconds of a file's time.
     compileall.compile_dir(tree / "lib", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
@@ -96,7 +96,7 @@ def _compile_agent(program: Path) -> None:
         raise HarnessError(f"agent.c does not compile:\n{done.stderr}", hint="apt-get install gcc libc6-dev")
 
 
-def _copy_packages(target: Path) -> None:
+def copy_packages(target: Path) -> None:
     """Copy zswapd from the checkout, and what it needs, with all that those need, from where it is installed."""
     shutil.copytree(TOP / "zswapd", target / "zswapd", ignore=shutil.ignore_patterns("__pycache__"))
     for library in TOP.glob("zswapd__mypyc*.so"):

@@ -128,6 +128,24 @@ def emulator() -> Capability:
     return Capability(name, payload.unsuitable())
 
 
+def _has_programs(name: str, *programs: str) -> Capability:
+    absent = [program for program in programs if not shutil.which(program)]
+    return Capability(name, f"{', '.join(absent)} not installed; scripts/test installs what it needs" if absent else "")
+
+
+@functools.cache
+def packaging() -> Capability:
+    """What makes a Debian package."""
+    return _has_programs("dpkg-deb", "dpkg-deb", "dpkg-shlibdeps", "strip")
+
+
+@functools.cache
+def container() -> Capability:
+    """A Debian with systemd in a container, in which packages of this machine run."""
+    programs = _has_programs("containers", "systemd-nspawn", "mmdebstrap", "nsenter")
+    return Capability("containers", programs.missing or payload.unsuitable())
+
+
 @functools.cache
 def cgroup_layout(mounts: str = "/proc/self/mounts") -> str:
     """Return "v1", "v2", "hybrid" (v2 mounted beside v1 memory) or "none"."""
@@ -143,7 +161,7 @@ def cgroup_layout(mounts: str = "/proc/self/mounts") -> str:
 
 def report() -> list[str]:
     """Return the header lines: what is there, what is not and why, and on what the tests run."""
-    all_of_them = (root(), fuse(), loop(), swap(), zram(), psi(), sys_resource(), emulator())
+    all_of_them = (root(), fuse(), loop(), swap(), zram(), psi(), sys_resource(), packaging(), container(), emulator())
     there = ", ".join(capability.name for capability in all_of_them if capability.present)
     lines = [
         f"zswapd: python {platform.python_version()}, kernel {platform.release()}, page {mmap.PAGESIZE}, "
@@ -177,6 +195,11 @@ def requires_loop() -> pytest.MarkDecorator:
 def requires_swap() -> pytest.MarkDecorator:
     """Skip the test unless it can swap onto a loop device over a FUSE file."""
     return _requires(root, fuse, loop, swap)
+
+
+def requires_container() -> pytest.MarkDecorator:
+    """Skip the test unless it can install a package of this machine in a container and swap in it."""
+    return _requires(root, fuse, loop, swap, packaging, container)
 
 
 def requires_emulator() -> pytest.MarkDecorator:

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The package in a bare Debian, booted: installed by apt, started, upgraded, killed, stopped, removed, all by systemd.
+
+Swap is this machine's, and so is its memory: nothing is swapped out here. tests/vm does that, and reboots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.zdeb.container import Container
+from tests.support import capabilities
+
+pytestmark = [pytest.mark.kernel, capabilities.requires_container()]
+
+ONE_COMMAND_S = 10.0
+LIMIT_S = 30.0
+INSTALL = "apt-get install --yes --no-install-recommends"
+
+
+@pytest.fixture(scope="module")
+def booted(packages: Path) -> Iterator[Container]:
+    with Container(f"zswapd-test-{os.getpid()}", packages) as container:
+        container.run(f"{INSTALL} /packages/first/*.deb")
+        yield container
+
+
+@pytest.fixture
+def debian(booted: Container) -> Iterator[Container]:
+    """The package's first revision as it is after installation: not running, not enabled."""
+    booted.run(f"{INSTALL} --allow-downgrades /packages/first/*.deb")
+    yield booted
+    # What a test leaves must not fail the next one instead.
+    booted.call("rm -rf /etc/systemd/system/*.d && systemctl daemon-reload; systemctl disable --now zswapd.service")
+    booted.call("systemctl reset-failed")
+    assert loops(booted) == []
+
+
+@pytest.fixture
+def swapping(debian: Container) -> Container:
+    debian.run("systemctl enable --now zswapd.service")
+    wait_for_swap(debian)
+    return debian
+
+
+def loops(container: Container) -> list[str]:
+    """Loop devices on zswapd's file that are swapped on."""
+    rows = container.run("losetup --noheadings --output NAME,BACK-FILE; echo; cat /proc/swaps")
+    attached, _, swaps = rows.partition("\n\n")
+    on = {line.split()[0] for line in swaps.splitlines()}
+    return [
+        line.split()[0] for line in attached.splitlines() if line.endswith("/run/zswapd/mnt/swap") and line.split()[0] in on
+    ]
+
+
+def wait_for_swap(container: Container, *, on: bool = True) -> None:
+    end = time.monotonic() + LIMIT_S
+    while bool(loops(container)) is not on:
+        assert time.monotonic() < end, container.run("journalctl --no-pager --lines=60; cat /proc/swaps")
+        time.sleep(0.05)
+
+
+def status(container: Container) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(container.run("zswapctl status --json"))
+    return report
+
+
+def shown(container: Container, *names: str, unit: str = "zswapd.service") -> list[str]:
+    text = container.run(f"systemctl show {unit} {' '.join(f'--property={name}' for name in names)}")
+    values = dict(line.split("=", 1) for line in text.splitlines())
+    return [values[name] for name in names]
+
+
+def swap_header(container: Container) -> str:
+    """Read the signature of the swap area through loop device and daemon, past any cache."""
+    (device,) = loops(container)
+    return container.run(f"dd if={device} bs=4096 count=1 iflag=direct status=none | tail --bytes=10", 20)
+
+
+def test_after_installation_it_is_there_but_off(debian: Container) -> None:
+    assert debian.run("zswapd --version").startswith("zswapd ")
+    assert debian.run("zswapd config check")
+    assert shown(debian, "ActiveState", "UnitFileState") == ["inactive", "disabled"]
+    assert debian.run("systemd-analyze verify --man=no zswapd.service zswapd-swap.service zswapd-hibernate.service") == ""
+    assert debian.run("stat --format=%a /run/zswapd").strip() == "700"
+    assert debian.call("command -v gcc cc").returncode != 0
+
+
+def test_from_installed_to_swapped_on_in_one_command(debian: Container) -> None:
+    begin = time.monotonic()
+    debian.run("systemctl enable --now zswapd.service")
+    wait_for_swap(debian)
+    seconds = time.monotonic() - begin
+    print(f"from installed to swapped on: {seconds:.1f} s")
+    assert seconds < ONE_COMMAND_S
+    assert status(debian)["state"] == "serving"
+    assert shown(debian, "ActiveState", "UnitFileState", "WatchdogUSec") == ["active", "enabled", "30s"]
+    assert swap_header(debian) == "SWAPSPACE2"
+
+    debian.run("systemctl disable --now zswapd.service")
+    assert loops(debian) == []
+    assert "zswapd /run/zswapd/mnt" not in debian.run("cat /proc/mounts")
+    assert debian.run("find /etc/systemd/system -name 'zswapd*'") == ""
+
+
+def test_stop_swaps_off_and_start_swaps_on_again(swapping: Container) -> None:
+    swapping.run("systemctl stop zswapd.service")
+    assert loops(swapping) == []
+    assert shown(swapping, "ActiveState", "Result", "NRestarts") == ["inactive", "success", "0"]
+    swapping.run("systemctl start zswapd.service")
+    wait_for_swap(swapping)
+
+
+def test_reload_is_an_upgrade_while_swapped_on(swapping: Container) -> None:
+    before, device = status(swapping), loops(swapping)
+    swapping.run("systemctl reload zswapd.service")
+    assert status(swapping)["worker"]["pid"] != before["worker"]["pid"]
+    assert loops(swapping) == device
+    assert swap_header(swapping) == "SWAPSPACE2"
+    assert shown(swapping, "ActiveState", "NRestarts") == ["active", "0"]
+
+
+@pytest.mark.parametrize("who", ["main", "all"])
+def test_after_a_kill_systemd_starts_what_adopts_the_swap(swapping: Container, who: str) -> None:
+    before, device = status(swapping), loops(swapping)
+    swapping.run(f"systemctl kill --kill-whom={who} --signal=KILL zswapd.service")
+    assert swap_header(swapping) == "SWAPSPACE2"
+    swapping.wait_until("systemctl --quiet is-active zswapd.service", LIMIT_S)
+    after = status(swapping)
+    assert after["pid"] != before["pid"]
+    assert after["worker"]["supervised"]
+    assert loops(swapping) == device
+    assert shown(swapping, "NRestarts") == ["1"]
+    # It looked, and found that there was nothing to do.
+    swapping.wait_until("test $(systemctl show --property=ActiveState --value zswapd-swap.service) = inactive", LIMIT_S)
+    assert shown(swapping, "Result", unit="zswapd-swap.service") == ["success"]
+
+
+def override(container: Container, unit: str, command: str) -> None:
+    """Have a unit start something else."""
+    text = f"[Service]\\nExecStart=\\nExecStart={command}\\n"
+    directory = f"/etc/systemd/system/{unit}.d"
+    container.run(f"mkdir -p {directory} && printf '{text}' > {directory}/override.conf && systemctl daemon-reload")
+
+
+def pretend_to_hibernate(container: Container) -> None:
+    """Have systemd do all of it but the thing itself."""
+    override(container, "systemd-hibernate.service", "/bin/cp /proc/swaps /run/swaps-in-hibernation")
+    container.run("rm -f /run/swaps-in-hibernation")
+
+
+def test_hibernation_happens_without_the_swap(swapping: Container) -> None:
+    pretend_to_hibernate(swapping)
+    (device,) = loops(swapping)
+    swapping.run("systemctl start systemd-hibernate.service")
+    assert device not in swapping.run("cat /run/swaps-in-hibernation").split()
+    wait_for_swap(swapping)
+
+
+def test_no_hibernation_where_swapoff_is_refused(swapping: Container) -> None:
+    pretend_to_hibernate(swapping)
+    override(swapping, "zswapd-hibernate.service", "/bin/false")
+    assert swapping.call("systemctl start systemd-hibernate.service").returncode != 0
+    assert swapping.call("test -e /run/swaps-in-hibernation").returncode != 0
+    assert loops(swapping)
+
+
+def test_a_newer_package_takes_over_while_swapped_on(swapping: Container) -> None:
+    before, device = status(swapping), loops(swapping)
+    swapping.run(f"{INSTALL} /packages/second/*.deb")
+    assert status(swapping)["worker"]["pid"] != before["worker"]["pid"]
+    assert loops(swapping) == device
+    assert shown(swapping, "ActiveState", "UnitFileState", "NRestarts") == ["active", "enabled", "0"]
+
+
+def test_it_is_not_removed_while_it_cannot_be_swapped_off(swapping: Container) -> None:
+    before, device = status(swapping), loops(swapping)
+    swapping.run("printf '#!/bin/sh\\nexit 7\\n' > /run/refuses && chmod +x /run/refuses")
+    swapping.run("mount --bind /run/refuses /usr/bin/zswapctl")
+    refused = swapping.call("apt-get remove --yes zswapd")
+    swapping.run("umount /usr/bin/zswapctl")
+    assert refused.returncode != 0
+    assert f"not removed, since it holds what is swapped out to {device[0]}" in refused.stdout
+    assert status(swapping)["worker"]["pid"] == before["worker"]["pid"]
+    assert loops(swapping) == device
+    assert "install ok installed" in swapping.run("dpkg-query --show --showformat='${Status}' zswapd")
+
+
+def test_removal_swaps_off_and_purge_leaves_nothing(swapping: Container) -> None:
+    swapping.run("apt-get remove --yes zswapd")
+    assert loops(swapping) == []
+    assert swapping.run("find /etc -path '*zswapd*'").split() == ["/etc/zswapd", "/etc/zswapd/zswapd.toml"]
+    swapping.run("apt-get purge --yes zswapd")
+    assert swapping.run("find / -xdev -path /packages -prune -o -path /proc -prune -o -name '*zswapd*' -print") == ""

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The systemd units: what systemd itself says of them. tests/vm and test_container.py try them where systemd runs."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
+SYSTEMS_OWN = Path("/lib/systemd/system")
+SERVICES = sorted(path.name for path in SYSTEMD.glob("*.service"))
+EXPOSURE = 47
+"""What `systemd-analyze security` may say of zswapd.service, times ten; docs/operations.md says why it is not less."""
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("systemd-analyze") or not SYSTEMS_OWN.is_dir(),
+    reason="systemd is not installed; install the package systemd",
+)
+
+
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(("systemd-analyze", *arguments), check=False, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A system with our units among its own, and programs by the names that are in them."""
+    units = tmp_path / "usr/lib/systemd/system"
+    shutil.copytree(SYSTEMS_OWN, units, symlinks=True)
+    shutil.copytree(SYSTEMD, units, dirs_exist_ok=True)
+    for name in ("usr/bin/zswapd", "usr/bin/zswapctl", "bin/grep"):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.touch(0o755)
+    return tmp_path
+
+
+def settings(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes="#", delimiters="=")
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(path)
+    return parser
+
+
+def test_verify_finds_nothing(root: Path) -> None:
+    found = analyze(f"--root={root}", "verify", "--man=no", *SERVICES)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_verify_would_find_a_mistake(root: Path) -> None:
+    with (root / "usr/lib/systemd/system/zswapd.service").open("a") as unit:
+        unit.write("[Service]\nMemorySwapMost=0\n")
+    assert "MemorySwapMost" in analyze(f"--root={root}", "verify", "--man=no", "zswapd.service").stderr
+
+
+def test_exposure_is_what_the_docs_say() -> None:
+    found = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", SYSTEMD / "zswapd.service")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f"exposure level of {EXPOSURE / 10}" in (SYSTEMD.parent / "docs/operations.md").read_text()
+
+
+def test_units_that_are_to_be_enabled_are_with_the_service() -> None:
+    enabled = {name for name in SERVICES if settings(SYSTEMD / name).has_section("Install")} - {"zswapd.service"}
+    assert set(settings(SYSTEMD / "zswapd.service")["Install"]["Also"].split()) == enabled
+
+
+def test_nothing_binds_the_swap_to_the_service() -> None:
+    """Or each restart of a daemon that was killed would swap off and on; that must neither be needed nor tried."""
+    for name in SERVICES:
+        unit = settings(SYSTEMD / name)["Unit"]
+        assert not {"BindsTo", "PartOf", "Requires", "Requisite", "PropagatesStopTo"} & set(unit)
