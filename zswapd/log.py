@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logging: to stderr, in journald's form where journald reads it, and never at the price of serving pages.
+"""Logging: to stderr, or with its fields to journald where that reads stderr, and never at the price of serving pages.
 
 Modules use the standard library (`log = logging.getLogger(__name__)`, %-style arguments); `setup` is called
 once by the command line. A record may carry, through `extra`:
@@ -13,6 +13,11 @@ Why not a StreamHandler: a daemon that serves swap must not wait for whoever rea
 hangs (a stopped terminal, a full pipe, a journald that itself waits for swap-in) would hang the pages, and so
 the box. Hence lines go out only while the descriptor takes them at once; what it does not take is dropped and
 counted, and the count is written when it takes lines again. Invariant: `emit` neither blocks nor raises.
+
+What the journal knows of a record beside the message and its priority: LOGGER, ZSWAPD_TEMPLATE (the message without its values,
+so the same for all of a kind), CODE_FILE, CODE_LINE, CODE_FUNC. A datagram that is too long for it goes to stderr instead.
+
+Source: systemd's native journal protocol.
 """
 
 from __future__ import annotations
@@ -20,9 +25,11 @@ from __future__ import annotations
 import logging
 import os
 import select
+import socket
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +50,8 @@ _SYSLOG_PRIORITY = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }
+JOURNAL = Path("/run/systemd/journal/socket")
+"""Where journald takes datagrams."""
 _WRITE_SIZE = 4096  # a pipe that polls writable has room for a page, a terminal and a socket for more
 _REMEMBERED = 1024  # templates and messages that the filter keeps in mind; the oldest are forgotten
 
@@ -147,7 +156,10 @@ class UnblockingHandler(logging.Handler):
             text = f"log record from {record.pathname}:{record.lineno} cannot be formatted: {error!r}"
         if self._unreported and self._write(f"zswapd: {self._unreported} log lines were dropped: stderr was full\n"):
             self._unreported = 0
-        if self._write(text + "\n"):
+        self._count(is_written=self._write(text + "\n"))
+
+    def _count(self, *, is_written: bool) -> None:
+        if is_written:
             self.written += 1
         else:
             self.dropped += 1
@@ -165,25 +177,84 @@ class UnblockingHandler(logging.Handler):
         return True
 
 
+class JournalHandler(UnblockingHandler):
+    """Sends records to journald with their fields, as long as it takes them at once.
+
+    Args:
+        descriptor: where to write what it cannot take.
+        path: its socket.
+    """
+
+    def __init__(self, descriptor: int, path: Path = JOURNAL) -> None:
+        super().__init__(descriptor)
+        self._path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record, or drop it; write it to stderr if journald is not there or it is too long."""
+        try:
+            data = _datagram(record)
+            # By path each time: the socket may be another one than before.
+            if self._unreported:
+                dropped = f"{self._unreported} records were dropped: the journal was full"
+                self._socket.sendto(_datagram(logging.makeLogRecord({"msg": dropped, "levelno": logging.WARNING})), self._path)
+                self._unreported = 0
+            self._socket.sendto(data, self._path)
+        except BlockingIOError:
+            self._count(is_written=False)
+        except Exception:  # noqa: BLE001 - whatever it is, the other way says so
+            super().emit(record)
+        else:
+            self._count(is_written=True)
+
+    def close(self) -> None:
+        """Close the socket, not the descriptor."""
+        self._socket.close()
+        super().close()
+
+
+def _datagram(record: logging.LogRecord) -> bytes:
+    """Return a record as journald takes it: KEY, the value's length, the value."""
+    fields = {
+        "MESSAGE": logging.Formatter().format(record),
+        "PRIORITY": _SYSLOG_PRIORITY.get(record.levelno, 6),
+        "SYSLOG_IDENTIFIER": "zswapd",
+        "LOGGER": record.name,
+        "ZSWAPD_TEMPLATE": record.msg,
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": record.lineno,
+        "CODE_FUNC": record.funcName,
+    }
+    parts = []
+    for name, field in fields.items():
+        value = str(field).encode(errors="backslashreplace")
+        parts.append(b"%s\n%s%s\n" % (name.encode(), len(value).to_bytes(8, "little"), value))
+    return b"".join(parts)
+
+
 _filter = RepetitionFilter()
 _handler: UnblockingHandler | None = None
 
 
-def setup(level: str, *, descriptor: int = 2, environ: Mapping[str, str] = os.environ) -> None:
+def setup(level: str, *, descriptor: int = 2, environ: Mapping[str, str] = os.environ, journal: Path = JOURNAL) -> None:
     """Send the program's log to stderr, in place of any earlier set-up.
 
     Args:
         level: least severity to write, a key of LEVELS.
         descriptor: what stands for stderr.
         environ: where systemd says whether journald listens.
+        journal: journald's socket.
     """
     global _handler, _filter
     logging.raiseExceptions = False
     root = logging.getLogger()
     if _handler is not None:
         root.removeHandler(_handler)
-    _handler, _filter = UnblockingHandler(descriptor), RepetitionFilter()
-    _handler.setFormatter(SystemdFormatter() if _is_journal(descriptor, environ) else TerminalFormatter())
+        _handler.close()
+    is_journal = _is_journal(descriptor, environ)
+    has_socket = is_journal and journal.is_socket()
+    _handler, _filter = JournalHandler(descriptor, journal) if has_socket else UnblockingHandler(descriptor), RepetitionFilter()
+    _handler.setFormatter(SystemdFormatter() if is_journal else TerminalFormatter())
     _handler.addFilter(_filter)
     root.addHandler(_handler)
     set_level(level)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +52,8 @@ def test_setup_again_replaces_the_handler(pipe: tuple[int, int]) -> None:
 def test_lines_for_the_journal_carry_their_priority(pipe: tuple[int, int], expect_log: Callable[..., object]) -> None:
     expect_log("it broke", count=1)
     status = os.fstat(pipe[1])
-    zswapd_log.setup("info", descriptor=pipe[1], environ={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+    environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+    zswapd_log.setup("info", descriptor=pipe[1], environ=environ, journal=Path("/nonexistent"))
     log = logging.getLogger("zswapd.test")
     log.info("ready")
     try:
@@ -61,6 +64,96 @@ def test_lines_for_the_journal_carry_their_priority(pipe: tuple[int, int], expec
     assert lines[:2] == ["<6>ready", "<3>it broke"]
     assert len(lines) > 4
     assert all(line.startswith("<3>") for line in lines[1:])
+
+
+class Journal:
+    """What journald does with its socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.settimeout(5)
+
+    def take(self) -> dict[str, str]:
+        data, fields = self.socket.recv(1 << 20), {}
+        while data:
+            name, _, data = data.partition(b"\n")
+            length = int.from_bytes(data[:8], "little")
+            fields[name.decode()] = data[8 : 8 + length].decode()
+            assert data[8 + length : 9 + length] == b"\n"
+            data = data[9 + length :]
+        return fields
+
+
+@pytest.fixture
+def journal(tmp_path: Path, pipe: tuple[int, int]) -> Iterator[Journal]:
+    made = Journal(tmp_path / "socket")
+    status = os.fstat(pipe[1])
+    zswapd_log.setup(
+        "info", descriptor=pipe[1], environ={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}, journal=made.path
+    )
+    yield made
+    made.socket.close()
+
+
+def test_the_journal_gets_records_with_their_fields(journal: Journal, expect_log: Callable[..., object]) -> None:
+    expect_log("it broke", count=1)
+    log = logging.getLogger("zswapd.test")
+    log.info("pool has %d frames\nPRIORITY=0", 17)
+    taken = journal.take()
+    assert taken.pop("CODE_LINE").isdecimal()
+    assert taken == {
+        "MESSAGE": "pool has 17 frames\nPRIORITY=0",
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "zswapd",
+        "LOGGER": "zswapd.test",
+        "ZSWAPD_TEMPLATE": "pool has %d frames\nPRIORITY=0",
+        "CODE_FILE": __file__,
+        "CODE_FUNC": "test_the_journal_gets_records_with_their_fields",
+    }
+    try:
+        os.close(-1)
+    except OSError:
+        log.exception("it broke")
+    taken = journal.take()
+    assert taken["PRIORITY"] == "3"
+    assert "Traceback" in taken["MESSAGE"]
+    assert zswapd_log.statistics() == zswapd_log.LogStatistics(written=2, dropped=0, held_back=0)
+
+
+def test_a_journal_that_hangs_holds_nobody_up(journal: Journal) -> None:
+    log = logging.getLogger("zswapd.test")
+    start = time.monotonic()
+    for number in range(3000):
+        log.info("%d %s", number, "x" * 1000)
+    assert time.monotonic() - start < 5
+    statistics = zswapd_log.statistics()
+    assert statistics.dropped > 100
+    assert statistics.written + statistics.dropped == 3000
+    for number in range(statistics.written):
+        assert journal.take()["MESSAGE"].startswith(f"{number} x")
+    log.info("after")
+    taken = journal.take()
+    assert taken["MESSAGE"] == f"{statistics.dropped} records were dropped: the journal was full"
+    assert taken["PRIORITY"] == "4"
+    assert journal.take()["MESSAGE"] == "after"
+
+
+def test_what_the_journal_cannot_take_goes_to_stderr(journal: Journal, pipe: tuple[int, int]) -> None:
+    log = logging.getLogger("zswapd.test")
+    os.set_blocking(pipe[0], False)
+    log.info("long %s", "x" * (1 << 20))
+    assert os.read(pipe[0], 16).startswith(b"<6>long xxx")
+    while len(os.read(pipe[0], 1 << 16)) == 1 << 16:
+        pass
+    journal.path.unlink()
+    journal.socket.close()
+    log.info("it is gone")
+    assert os.read(pipe[0], 4096).endswith(b"<6>it is gone\n")
+    journal.__init__(journal.path)  # type: ignore[misc] # journald was started again
+    log.info("it is back")
+    assert journal.take()["MESSAGE"] == "it is back"
 
 
 @pytest.mark.parametrize("stream", ["", "1:2", "garbage"])
