@@ -85,10 +85,10 @@ def is_swap(device: str | Path) -> bool:
     return any(area.path == str(device) for area in swaps())
 
 
-def swap_on(device: str | Path) -> None:
-    """Make swap on `device` and switch it on before all others, with discard."""
+def swap_on(device: str | Path, *, discard: bool = True) -> None:
+    """Make swap on `device` and switch it on before all others."""
     run("mkswap", device)
-    run("swapon", "--discard", "--priority", str(HIGHEST_PRIORITY), device)
+    run("swapon", *(["--discard"] if discard else []), "--priority", str(HIGHEST_PRIORITY), device)
 
 
 def swap_off(device: str | Path, *, limit: float = 120.0) -> None:

@@ -42,7 +42,7 @@ class Contender(abc.ABC):
 
     @abc.abstractmethod
     def start(self, size: int) -> None:
-        """Put a swap device of `size` bytes on, with the highest priority and discard.
+        """Put a swap device of `size` bytes on, with the highest priority, and discard if it learns of free slots that way.
 
         Raises:
             HarnessError: it does not come up. `stop` is called all the same.

@@ -58,14 +58,18 @@ class ZramLz4(Contender):
         self._added = True
 
     def start(self, size: int) -> None:
-        """Set a free device up and swap it on."""
+        """Set a free device up and swap it on.
+
+        Without discard: the kernel tells zram of each slot that is freed, by a call of its own. With it, the workload was
+        OOM-killed in its cgroup (Linux 6.18, at its first random faults), so that there was nothing to compare with.
+        """
         self._take_device()
         try:
             self._sysfs("comp_algorithm").write_text(self.algorithm)
             self._sysfs("disksize").write_text(str(size))
         except OSError as exc:
             raise system.HarnessError(f"{self._device} cannot be set up for {self.algorithm}: {exc.strerror}") from exc
-        system.swap_on(self._device)
+        system.swap_on(self._device, discard=False)
 
     def devices(self) -> list[str]:
         """Return the path of its device, while there is one."""
