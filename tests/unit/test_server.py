@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -192,16 +193,38 @@ async def test_a_client_that_does_not_read_is_shown_out_and_holds_nobody_up(path
         await nobody_left(server)
 
 
-async def test_more_clients_than_allowed_are_turned_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_client_more_takes_the_place_of_the_one_silent_for_longest(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
     async with serving(path) as server:
         held = [await trio.open_unix_socket(str(path)) for _ in range(2)]
-        for stream in held:  # answered, so they are inside
+        for stream in held[::-1]:  # answered, so they are inside; the first one spoke last
             await stream.send_all(b'{"v":1,"cmd":"status"}\n')
             await stream.receive_some()
+        assert await ask(path, "status") == {"state": "serving"}
+        with trio.fail_after(5):
+            assert await held[1].receive_some() == b""
+        await held[0].send_all(b'{"v":1,"cmd":"status"}\n')
+        assert b"serving" in await held[0].receive_some()
+        for stream in held:
+            await stream.aclose()
+        await nobody_left(server)
+        assert server.statistics().turned_away == 0
+
+
+async def test_clients_are_turned_away_when_all_others_wait_for_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
+    async with serving(path) as server:
+        held = [await trio.open_unix_socket(str(path)) for _ in range(2)]
+        for stream in held:
+            await stream.send_all(b'{"v":1,"cmd":"slow"}\n')
+        while server.statistics().requests < 2:
+            await trio.sleep(0.01)
         with pytest.raises(ControlError, match="too many clients"):
             await ask(path, "status")
         for stream in held:
+            assert b"slow" in await stream.receive_some()
             await stream.aclose()
         await nobody_left(server)
         assert await ask(path, "status") == {"state": "serving"}
@@ -359,3 +382,18 @@ def test_client_of_something_that_is_no_daemon_gets_a_control_error(path: Path, 
                 with pytest.raises(ControlError, match=message) as caught:
                     client.call("status")
         assert caught.value.hint
+
+
+def test_a_client_waits_for_its_place_in_a_full_queue(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as undo:
+        listening.bind(str(path))
+        listening.listen(0)
+        first = undo.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(path))
+        with pytest.raises(ControlError, match="cannot connect"):
+            Client(path, timeout=0.1)
+        later = threading.Timer(0.3, lambda: undo.enter_context(listening.accept()[0]))
+        later.start()
+        Client(path, timeout=10).close()
+        later.join()

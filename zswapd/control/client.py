@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0
 """How long the daemon may be silent."""
+_QUEUE_S = 0.02
 
 
 class Client:
@@ -96,8 +97,16 @@ class Client:
 def _connect(path: Path, timeout: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
+    deadline = time.monotonic() + timeout
     try:
-        connection.connect(str(path))
+        while True:
+            try:
+                connection.connect(str(path))
+                break
+            except BlockingIOError:  # many others do the same, and the queue is full: a unix socket does not wait for that
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_QUEUE_S)
     except OSError as error:
         connection.close()
         if error.errno in (errno.EACCES, errno.EPERM):

@@ -4,8 +4,9 @@
 Who may talk: root, or the daemon's own user; listening.py has the socket itself.
 
 Who can hurt whom: a client that sends garbage, or no end, or nothing, or does not read its answer, loses its
-own connection after a while, and the other clients and the pages never notice. A handler's ZswapdError goes
-to its client, any other exception to the log and as "internal error" to its client; neither ends the daemon.
+own connection after a while, or as soon as others need its place; these and the pages never notice. A handler's
+ZswapdError goes to its client, any other exception to the log and as "internal error" to its client; neither ends
+the daemon.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from zswapd.control.protocol import (
 from zswapd.errors import ControlError, PermissionsError, ZswapdError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Handler = Callable[..., Any]
     """A plain or async function that takes the command's arguments by name and returns what JSON can say. If it has a
@@ -48,7 +49,7 @@ IDLE_S = 60.0
 SEND_S = 10.0
 """Seconds that a client may take to read a message."""
 MAX_CLIENTS = 32
-"""Clients at a time; more are turned away."""
+"""Clients at a time. One more takes the place of the one silent for longest; if all wait for answers, it is turned away."""
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Server:
         self._commands = {name: commands[name] for name in handlers}
         self._reports = {name for name, handler in handlers.items() if "report" in inspect.signature(handler).parameters}
         self._idle, self._send_limit = idle, send
+        self._silent: dict[trio.CancelScope, None] = {}  # the longest first
         self._clients = self._requests = self._refused = self._turned_away = self._internal_errors = 0
 
     def __enter__(self) -> Server:
@@ -168,13 +170,22 @@ class Server:
         if uid not in (0, os.geteuid()):
             log.warning("user %d was turned away from the control socket", uid, extra={"rate_limit": 10})
             return "permission denied", "run zswapctl as root", PermissionsError.exit_code
-        if self._clients > MAX_CLIENTS:
+        if self._clients > MAX_CLIENTS and not self._show_one_out():
             return "too many clients at once", "try again later", ControlError.exit_code
         return None
 
+    def _show_one_out(self) -> bool:
+        """End the client that has said nothing for longest; return False if every one waits for an answer."""
+        scope = next(iter(self._silent), None)
+        if scope is None:
+            return False
+        del self._silent[scope]
+        scope.cancel()
+        return True
+
     async def _next_line(self, stream: trio.SocketStream, received: bytearray) -> bytes | None:
         """Return the next request's line, or None when the client has left, is silent for too long, or sends no end."""
-        with trio.move_on_after(self._idle):
+        with trio.move_on_after(self._idle) as scope, self._counted_as_silent(scope):
             while (end := received.find(b"\n")) < 0:
                 if len(received) >= MAX_REQUEST:
                     self._refused += 1
@@ -189,6 +200,14 @@ class Server:
             del received[: end + 1]
             return line
         return None
+
+    @contextlib.contextmanager
+    def _counted_as_silent(self, scope: trio.CancelScope) -> Iterator[None]:
+        self._silent[scope] = None
+        try:
+            yield
+        finally:
+            self._silent.pop(scope, None)
 
     async def _answer(self, stream: trio.SocketStream, line: bytes) -> bytes | WithDescriptors:
         try:
