@@ -83,7 +83,7 @@ RELOADABLE = reloadable_names()
 def values(name: str) -> st.SearchStrategy[str]:
     """Return what a setting may be given as text: its default, nothing, or anything."""
     default = str(SETTINGS[name].default_for(_CONTEXT))
-    return st.one_of(st.sampled_from([default, "", "1"]), WORDS)
+    return st.one_of(st.sampled_from([default, "", "1", default.rjust(9000), "true" + " " * 9000]), WORDS)
 
 
 CHANGES = st.sampled_from(RELOADABLE).flatmap(lambda name: st.tuples(st.just(name), values(name)))

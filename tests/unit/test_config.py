@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zswapd import config
+from zswapd.config.loading import LONGEST_TEXT
 from zswapd.config.toml_lines import find_line
 from zswapd.errors import ConfigError
+from zswapd.handover import SLOT_BYTES
 
 MEMORY = 6 << 30
 
@@ -310,6 +313,17 @@ def test_changed_is_all_or_nothing(root: Path, settings: dict[str, object], mess
         config.changed(before, settings, source="zswapctl set")
     assert caught.value.hint
     assert before.pool.compressor == "lz4"
+
+
+def test_changed_refuses_what_a_successor_could_not_be_told(root: Path) -> None:
+    loaded = load(root)
+    blanks = " " * LONGEST_TEXT
+    with pytest.raises(ConfigError, match=r"pool\.checksum is 1028 characters long") as caught:
+        config.changed(loaded, {"pool.checksum": "true" + blanks}, source="test")
+    assert caught.value.hint
+    longest = {name: "1".rjust(LONGEST_TEXT) for name in config.reloadable_names()}
+    assert len(json.dumps(longest)) < SLOT_BYTES // 4
+    assert config.changed(loaded, {"pool.checksum": blanks[4:] + "true"}, source="test").pool.checksum
 
 
 def test_describe_of_an_unknown_name_is_refused(root: Path) -> None:

@@ -42,6 +42,8 @@ DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
 # tomllib takes time that grows with the square of the parts of a dotted key: these bound it to some two seconds.
 _LARGEST_FILE = 64 << 10
 _LONGEST_LINE = 4096
+LONGEST_TEXT = 1024
+"""Characters of a value that is set at run time, blanks included: all of them together have to fit into the shared state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +162,10 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
     Raises:
         ConfigError: a setting is unknown, cannot change at run time, or its value is refused.
     """
-    for dest in settings:
+    for dest, value in settings.items():
         setting = _find_setting(dest, source)
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise ConfigError(f"{dest} is {len(value)} characters long", hint=f"write {LONGEST_TEXT} at most")
         if not setting.reloadable:
             raise ConfigError(
                 f"{dest} cannot change while the daemon runs",
