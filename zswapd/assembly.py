@@ -249,7 +249,7 @@ class Core:
             name: Device(name, size, self.frontswap, swap_type, page_size=page_size, lost=lost.get(name))
             for swap_type, (name, size) in enumerate(sizes.items())
         }
-        self.writeback = backing.writeback(self.backed, self.frames, self.frontswap) if backing else None
+        self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
         tried = inherited.tried if inherited else {}
         self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback)
         self.apply(config)

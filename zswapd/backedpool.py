@@ -173,7 +173,7 @@ class BackedPool:
             while why := writeback.wanted():
                 begun = writeback.step(why)
                 self.transfers.kick()
-                if not begun and not writeback.in_flight and not writeback.commanded:
+                if not begun and not writeback.in_flight and not writeback.commanded and why != "incompressible":
                     break
                 turns += 1
                 if not turns % COMPACT_TURNS and core.wants_compaction():

@@ -190,7 +190,9 @@ class Commands:
         given_back = await worker.shrinking.shrink(frames)
         return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
 
-    async def _writeback(self, report: Report, *, pages: int = 1 << 62, idle: bool = False) -> dict[str, Any]:
+    async def _writeback(
+        self, report: Report, *, pages: int = 1 << 62, idle: bool = False, incompressible: bool = False
+    ) -> dict[str, Any]:
         """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
         writeback = self._worker.core.writeback
         if writeback is None:
@@ -199,7 +201,7 @@ class Commands:
             writeback.mark_idle()
             return {"marked": True}
         before = self._written_back()
-        writeback.command(pages)
+        writeback.command(pages, incompressible=incompressible)
         told = time.monotonic()
         while writeback.commanded or writeback.in_flight:
             if trouble := self._worker.backed.transfers.trouble if self._worker.backed else "":

@@ -78,7 +78,7 @@ class Backing:
             base += size // page_size
         return made
 
-    def writeback(self, devices: Sequence[BackedDevice], frames: PageFrames, frontswap: Frontswap) -> Writeback:
+    def writeback(self, devices: Sequence[BackedDevice], frames: PageFrames, frontswap: Frontswap, zv: Zv) -> Writeback:
         """Return who chooses what leaves the pool."""
         transfers = self.transfers
 
@@ -91,6 +91,7 @@ class Backing:
             page_size=frames.page_size,
             used=lambda: frames.used_frames - frames.ephemeral_frames,
             uses=uses,
+            raw_pages=lambda: zv.raw_pages,
             is_short=lambda: frames.table.free_frames < frames.reserve_target // SHORT,
             accepts=lambda: transfers.accepts(-1, buffers=transfers.buffers // 4),
         )
@@ -112,5 +113,7 @@ def apply_limits(config: Config, writeback: Writeback, zv: Zv, total_frames: int
     writeback.promotes = backing.promote
     writeback.accept_percent = pool.accept_threshold_percent
     writeback.idle_s = backing.idle_age if backing.writeback else 0
+    raw = backing.incompressible_limit if backing.writeback else None
+    writeback.raw_limit = 1 << 62 if raw is None else raw // config.context.page_size
     writeback.budget = backing.budget or 0
     return limit

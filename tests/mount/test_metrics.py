@@ -102,6 +102,7 @@ def daemon(stage: Stage, port: int, tmp_path: Path) -> Iterator[Daemon]:
     slow = tmp_path / "slow"
     slow.write_bytes(bytes(1 << 20))
     settings = {"memory__reserve": "8M", "metrics__listen": f"127.0.0.1:{port}", "cache__volumes__disk": str(slow)}
+    settings["backing__path"] = str(tmp_path / "store")
     started = stage.daemon("64M", **settings)
     end = threading.Event()
 

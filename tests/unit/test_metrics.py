@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import logging
 import shutil
@@ -18,7 +19,9 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.backed import Files
 from tests.support.snapshots import make_core, make_snapshot
+from tests.support.strategies import page
 from zswapd.metrics import exporter as exporting
 from zswapd.metrics.exporter import Exporter
 from zswapd.metrics.families import ROWS, collect
@@ -73,6 +76,49 @@ def test_values_are_the_snapshots(text: str, snapshot: Snapshot) -> None:
     }
 
 
+def test_the_disk_behind_the_pool_is_told_of_number_by_number() -> None:
+    files = Files(64)
+    for number in range(40):
+        files.put(number, page("half", number, 4096))
+    files.write_back(range(30))
+    files.settle()
+    files.disk.failing = errno.EIO
+    files.write_back([35])
+    files.settle()
+    files.disk.failing = 0
+    files.get(3)
+    files.core.zv.limit_frames = 0
+    files.put(50, page("half", 50, 4096))
+    writeback = files.core.writeback
+    assert writeback
+    writeback.budget = 10 * 4096
+    writeback.command(2)
+    writeback.step("command")
+    files.transfers.kick()
+    files.settle()
+    core = files.core.statistics()
+    seen = samples(generate_latest(Families(make_snapshot(files.core))).decode())
+    # The names of zram and zswap, in zswapctl stats, and what Prometheus makes of them.
+    assert core.transfers
+    assert core.writeback
+    assert seen["zswapd_file_backed_pages", "swap"] == core.backed[0].bd_count == 33
+    assert seen["zswapd_file_written_back_pages_total", "swap"] == core.backed[0].written_back_pages == 32
+    assert seen["zswapd_file_written_through_pages_total", "swap"] == core.backed[0].written_through_pages == 1
+    assert seen["zswapd_file_failed_slots_total", "swap"] == core.backed[0].failed_slots == 1
+    assert seen["zswapd_backing_read_pages_total", ""] == core.transfers.bd_reads == 1
+    assert seen["zswapd_backing_written_pages_total", ""] == core.transfers.bd_writes == 33
+    assert seen["zswapd_backing_errors_total", "write"] == core.transfers.failed_writes == 1
+    assert seen["zswapd_backing_degraded", ""] == core.transfers.degraded == 0
+    assert seen["zswapd_pool_limit_hits_total", ""] == core.zv.pool_limit_hit == 1
+    assert seen["zswapd_frontswap_rejects_total", "pool_limit_hit"] == core.frontswap.rejects["pool_limit_hit"] == 1
+    assert seen["zswapd_writeback_sent_pages_total", "command"] == core.writeback.by_command == 2
+    triggers = {label for name, label in seen if name == "zswapd_writeback_sent_pages_total"}
+    assert triggers == {"command", "incompressible", "limit", "reserve", "age"}
+    assert seen["zswapd_writeback_budget_left_bytes", ""] == core.writeback.budget_left_bytes == 10 * 4096
+    assert seen["zswapd_writeback_oldest_age_seconds", ""] >= 0
+    files.close()
+
+
 def test_classes_in_use_are_there_and_no_others(text: str, snapshot: Snapshot) -> None:
     seen = samples(text)
     sizes = {one.size: one.used_frames for one in snapshot.core.zsmalloc.classes if one.used_frames}
@@ -82,6 +128,9 @@ def test_classes_in_use_are_there_and_no_others(text: str, snapshot: Snapshot) -
 
 def test_every_row_finds_its_values(snapshot: Snapshot, text: str) -> None:
     names = {name for name, _ in samples(text)}
+    files = Files(64)
+    names |= {name for name, _ in samples(generate_latest(Families(make_snapshot(files.core))).decode())}
+    files.close()
     assert not [row.name for row in ROWS if f"zswapd_{row.name}" not in names]
 
 

@@ -23,6 +23,7 @@ class Ages:
         self.promotes = False
         self.sent: list[int] = []
         self.absent: set[int] = set()
+        self.raw: set[int] = set()
         self.done: list[Callable[[bool], None]] = []
 
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
@@ -35,6 +36,9 @@ class Ages:
 
     def generation(self, number: int) -> int:
         return int(number not in self.absent)
+
+    def is_raw(self, number: int) -> bool:
+        return number in self.raw
 
     def settle(self) -> None:
         while self.done:
@@ -54,6 +58,7 @@ class World:
             page_size=PAGE,
             used=lambda: self.frames,
             uses=lambda: self.uses,
+            raw_pages=lambda: sum(len(device.raw - set(device.sent)) for device in self.devices),
             is_short=lambda: self.short,
             accepts=lambda: self.accepting,
             clock=lambda: self.now,
@@ -73,7 +78,8 @@ class World:
         """Write back as long as there is a reason; return what was sent by the first device."""
         before = len(self.devices[0].sent)
         while why := self.writeback.wanted():
-            if not self.writeback.step(why) and not self.writeback.in_flight and not self.writeback.commanded:
+            is_stuck = not self.writeback.step(why) and not self.writeback.in_flight and not self.writeback.commanded
+            if is_stuck and why != "incompressible":
                 break
             self.frames -= sum(len(device.done) for device in self.devices)
             for device in self.devices:
@@ -177,6 +183,45 @@ def test_budget_stops_it_for_the_day_but_no_command() -> None:
     world.now += 90_000
     world.writeback.look()
     assert len(world.run()) == 10
+
+
+def test_pages_that_do_not_compress_go_first_when_they_take_too_much_and_no_others() -> None:
+    world = World(3000)
+    world.devices[0].raw = set(range(5, 3000, 10))
+    world.use(*range(100))
+    world.end_epoch()
+    world.writeback.raw_limit = 250
+    sent = []
+    for _ in range(20):
+        sent += world.run()
+        world.writeback.look()
+    assert sent == list(range(105, 605, 10)), "the oldest of them, and no more than needed"
+    world.writeback.limit_frames = 2900
+    assert world.run()[:3] == [100, 101, 102], "the limit's turn is not taken from it"
+    assert world.writeback.statistics().by_incompressible == 50
+
+
+def test_raw_pages_of_now_stay_and_the_limit_has_its_turn_all_the_same() -> None:
+    world = World(100)
+    world.devices[0].raw = set(range(50))
+    world.end_epoch()
+    world.use(*range(50))
+    world.writeback.raw_limit, world.writeback.limit_frames = 10, 90
+    sent = world.run()
+    assert sent == list(range(50, 69))
+    assert world.writeback.statistics().by_incompressible == 0
+
+
+def test_a_command_may_take_only_what_does_not_compress() -> None:
+    world = World(40, 40)
+    world.devices[0].raw, world.devices[1].raw = {3, 30}, {7}
+    world.use(30)
+    world.writeback.command(1 << 62, incompressible=True)
+    assert world.run() == [3, 30]
+    assert world.devices[1].sent == [7]
+    assert world.writeback.commanded == 0
+    world.writeback.command(2)
+    assert world.run() == [0, 1]
 
 
 def test_reserve_and_a_disk_that_takes_nothing() -> None:

@@ -67,6 +67,7 @@ class TransferStatistics:
         in_flight: requests under way.
         held_slots: slots that a predecessor's request may still write.
         avoided_slots: slots left alone since they failed.
+        degraded: writes are refused, since the device is in trouble.
     """
 
     bd_reads: int
@@ -79,6 +80,7 @@ class TransferStatistics:
     in_flight: int
     held_slots: int
     avoided_slots: int
+    degraded: bool
 
 
 carry.declare(
@@ -438,4 +440,5 @@ class Transfers:
             in_flight=len(self._started),
             held_slots=len(self._held),
             avoided_slots=len(self._avoided),
+            degraded=bool(self.trouble),
         )

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from zswapd import carry, crashpoints
 from zswapd.block.device import Device
 from zswapd.block.states import PageState, pool_state
+from zswapd.compress.base import RAW
 from zswapd.crashpoints import reach
 from zswapd.errors import BackingError, CorruptedPageError
 
@@ -294,6 +295,11 @@ class BackedDevice(Device):
         spill.ticket.end_one(0 if spill.is_cancelled else code)
 
     # Writing back.
+
+    def is_raw(self, number: int) -> bool:
+        """Say whether the pool has a page as it is, since it does not compress."""
+        key = self._frontswap.key_of(self.swap_type, number)
+        return key is not None and key.codec == RAW
 
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
         """Have a page of the pool written to its slot, once the transfers are kicked, and dropped if it is the same then.

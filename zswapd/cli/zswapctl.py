@@ -141,6 +141,8 @@ def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
 def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     how: dict[str, object] = {"idle": True} if options.mark_idle else {}
+    if options.incompressible:
+        how["incompressible"] = True
     if options.pages is not None:
         how["pages"] = options.pages
     report = cast("dict[str, int]", client.call("writeback", progress=_news(options), **how))
@@ -267,6 +269,7 @@ def make_parser() -> argparse.ArgumentParser:
     set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE")
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
     writeback.add_argument("--pages", type=_count, metavar="N", help="at most so many (default: all)")
+    writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")
     writeback.add_argument(
         "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
     )

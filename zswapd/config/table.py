@@ -307,6 +307,13 @@ class BackingSection:
         unit="s",
         reloadable=True,
     )
+    incompressible_limit: int | None = setting(
+        OptionalSize(),
+        "",
+        help="Most memory for pages that are stored as they are; above it the oldest of them go to the disk.",
+        unit="bytes",
+        reloadable=True,
+    )
     budget: int | None = setting(
         OptionalSize(), "", help="Most that writeback may write in a day, to spare the disk.", unit="bytes", reloadable=True
     )

@@ -59,6 +59,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "writeback": (
         Argument("pages", "count", "send at most so many"),
         Argument("idle", "flag", "send none, only mark all pages as unused"),
+        Argument("incompressible", "flag", "send only such as are stored as they are"),
     ),
     "recompress": (),
     "cache-add": (

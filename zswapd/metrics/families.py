@@ -110,6 +110,35 @@ ROWS = (
     Row("tmem_puts_flushed_total", "Refused puts that flushed an older copy (put_to_flush).", "core.tmem.put_to_flush"),
     Row("recovered_pages", "Pages that the last takeover found.", "core.recovery.recovered_pages"),
     Row("recovered_damaged_total", "Objects found damaged by takeovers; what they were is lost.", "core.recovery.damaged"),
+    Row("recompressed_pages_total", "Pages kept with a stronger codec after they were not used for long.", "core.zv.recompressed"),
+    Row("recompress_saved_bytes_total", "Bytes of compressed data that this saved.", "core.zv.recompress_saved_bytes"),
+    Row("recompress_tried_pages_total", "Pages compressed again, whether it was worthwhile or not.",
+        "core.recompression.tried"),
+    Row("recompress_in_vain_pages_total", "Those for which it was not; they are left alone.", "core.recompression.in_vain"),
+    Row("pool_limit_hits_total", "Pages turned away since the pool was at its limit (pool_limit_hit).",
+        "core.zv.pool_limit_hit"),
+    Row("backing_degraded", "Whether the disk behind the pool is in trouble, so that the pool goes on alone.",
+        "core.transfers.degraded"),
+    Row("backing_read_pages_total", "Pages read from the disk behind the pool (bd_reads).", "core.transfers.bd_reads"),
+    Row("backing_written_pages_total", "Pages written to it (bd_writes).", "core.transfers.bd_writes"),
+    Row("backing_requests_total", "Requests to it.",
+        {"read": "core.transfers.read_requests", "write": "core.transfers.write_requests"}, "operation"),
+    Row("backing_errors_total", "Those of them that failed.",
+        {"read": "core.transfers.failed_reads", "write": "core.transfers.failed_writes"}, "operation"),
+    Row("backing_refused_pages_total", "Pages not taken for it, since buffers, slot or disk were not to be had.",
+        "core.transfers.refused_writes"),
+    Row("backing_in_flight_requests", "Requests to it under way.", "core.transfers.in_flight"),
+    Row("backing_avoided_slots", "Slots left alone since they failed.", "core.transfers.avoided_slots"),
+    Row("backing_held_slots", "Slots that a dead worker's request may still write.", "core.transfers.held_slots"),
+    Row("writeback_sent_pages_total", "Pages that writeback sent to the disk, by what made it.",
+        {"command": "core.writeback.by_command", "incompressible": "core.writeback.by_incompressible",
+         "limit": "core.writeback.by_limit", "reserve": "core.writeback.by_reserve", "age": "core.writeback.by_age"},
+        "trigger"),
+    Row("writeback_budget_bytes", "Most that it may write in a day; 0 for any.", "core.writeback.budget_bytes"),
+    Row("writeback_budget_left_bytes", "What is left of that today.", "core.writeback.budget_left_bytes"),
+    Row("writeback_budget_stops_total", "Times that it was used up.", "core.writeback.budget_stops"),
+    Row("writeback_oldest_age_seconds", "For how long the oldest pages of the pool may not have been used.",
+        "core.writeback.oldest_age_s"),
     Row("cache_bytes", "Memory of page frames that hold pages of slow files.", "core.cache.frames", in_frames=True),
     Row("cache_limit_bytes", "What it may come to when memory is plentiful.", "shrinker.limit_frames", in_frames=True),
     Row("cache_ceiling_bytes", "What it may come to now.", "shrinker.ceiling_frames", in_frames=True),
@@ -150,6 +179,15 @@ FILE_ROWS = (
     ("file_pages_discarded_total", "Pages discarded.", "pages_discarded"),
     ("file_refused_writes_total", "Writes refused.", "refused_writes"),
     ("file_failed_reads_total", "Reads that failed.", "failed_reads"),
+)
+BACKED_ROWS = (
+    ("file_backed_pages", "Pages of a swap file that are on the disk and nowhere else (bd_count).", "bd_count"),
+    ("file_written_back_pages_total", "Pages that left the pool for the disk.", "written_back_pages"),
+    ("file_written_through_pages_total", "Pages that the pool refused and that went there at once.", "written_through_pages"),
+    ("file_promoted_pages_total", "Pages that returned to the pool.", "promoted_pages"),
+    ("file_kept_pages_total", "Pages written there in vain, since they were changed or used meanwhile.", "kept_pages"),
+    ("file_failed_slots_total", "Pages whose slot could not be written.", "failed_slots"),
+    ("file_bad_slots_total", "Pages that came back damaged or not at all.", "bad_slots"),
 )
 VOLUME_ROWS = (
     ("volume_size_bytes", "Size of a cache volume.", "size"),
@@ -192,6 +230,8 @@ def collect(snapshot: Snapshot) -> Iterator[Metric]:
         yield _labelled(
             f"zswapd_{name}", text, "file", {device.name: getattr(device, field) for device in snapshot.core.devices}
         )
+    for name, text, field in BACKED_ROWS if snapshot.core.backed else ():
+        yield _labelled(f"zswapd_{name}", text, "file", {one.name: getattr(one, field) for one in snapshot.core.backed})
     for name, text, field in VOLUME_ROWS if snapshot.volumes else ():
         yield _labelled(f"zswapd_{name}", text, "volume", {one.name: getattr(one, field) for one in snapshot.volumes})
     zsmalloc = snapshot.core.zsmalloc

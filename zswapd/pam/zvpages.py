@@ -280,6 +280,11 @@ class ZvPages(ZPages):
     # What there is.
 
     @property
+    def raw_pages(self) -> int:
+        """Pages that are kept as they are."""
+        return self._raw
+
+    @property
     def newest(self) -> int:
         """The serial number of the last store."""
         return self._generation

@@ -6,7 +6,8 @@ a thirty-second part of the pool has been used in it, or after EPOCH_S. The olde
 offsets: what was swapped out together lies together, in the pool as on the disk, so slots go out in long requests and whole
 zspages become free; compaction packs what is left. A page that is used while its slot is being written stays.
 
-Triggers, in this order: a command; the limit, from half of the way between accept_threshold_percent and all of it until that
+Triggers, in this order: a command; more memory taken by pages that do not compress than they may have (then the oldest of those
+go, and no others); the limit, from half of the way between accept_threshold_percent and all of it until that
 percentage is reached; the reserve nearly empty; age. A budget bounds all but commands. Pages of the present epoch stay.
 
 Limits: a successor knows no ages, so to it all pages are equally old. Same-filled pages go like all others.
@@ -35,6 +36,8 @@ IN_FLIGHT = 512
 """Most pages on their way at a time."""
 LOOKS = 4096
 """Most pages that one step looks at: a millisecond or two."""
+RAW_LOOK = 8
+"""What a look at a page's header counts, to see whether it is stored as it is."""
 DAY_S = 86400.0
 AGES_S = (60, 600, 3600, 86400)
 """Bounds of the classes that ages are told in; one more class has what is older."""
@@ -50,6 +53,9 @@ class Aged(Protocol):
     epoch: int
     promotes: bool
 
+    def is_raw(self, number: int) -> bool:
+        """Say whether a page is in the pool as it is, since it does not compress."""
+
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
         """Begin to write a page back; False if it cannot be, or is not there."""
 
@@ -62,7 +68,7 @@ class WritebackStatistics:
     """What was written back, and why.
 
     Attributes:
-        by_command, by_limit, by_reserve, by_age: pages sent, by trigger.
+        by_command, by_incompressible, by_limit, by_reserve, by_age: pages sent, by trigger.
         budget_bytes: most bytes a day, 0 for no limit.
         budget_left_bytes: what is left of it today.
         budget_stops: times that it was used up.
@@ -73,6 +79,7 @@ class WritebackStatistics:
     """
 
     by_command: int
+    by_incompressible: int
     by_limit: int
     by_reserve: int
     by_age: int
@@ -84,7 +91,7 @@ class WritebackStatistics:
     sampled_ages: tuple[int, ...]
 
 
-carry.declare(WritebackStatistics, cumulative="by_command by_limit by_reserve by_age budget_stops epochs")
+carry.declare(WritebackStatistics, cumulative="by_command by_incompressible by_limit by_reserve by_age budget_stops epochs")
 
 
 class Writeback:
@@ -95,12 +102,14 @@ class Writeback:
         page_size: bytes in a page.
         used: returns the frames that the pool holds.
         uses: returns a number that grows by one with each store and load.
+        raw_pages: returns how many of its pages are stored as they are, each in a frame of its own.
         is_short: says whether the reserve is nearly empty.
         accepts: says whether the disk takes more.
         clock: seconds, for tests.
 
     Attributes:
         limit_frames: of the pool.
+        raw_limit: frames that pages may take that are stored as they are.
         accept_percent: how full the pool may be afterwards, of its limit.
         idle_s: pages unused for so long go without need; 0 for never.
         budget: bytes a day, 0 for no limit.
@@ -115,6 +124,7 @@ class Writeback:
         page_size: int,
         used: Callable[[], int],
         uses: Callable[[], int],
+        raw_pages: Callable[[], int],
         is_short: Callable[[], bool],
         accepts: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
@@ -123,10 +133,12 @@ class Writeback:
         self._page_size = page_size
         self._used = used
         self._uses = uses
+        self._raw_pages = raw_pages
         self._is_short = is_short
         self._accepts = accepts
         self._clock = clock
         self.limit_frames = 0
+        self.raw_limit = 1 << 62
         self.accept_percent = 90
         self.idle_s = 0
         self.budget = 0
@@ -135,10 +147,11 @@ class Writeback:
         self._epoch = 2  # what a predecessor has left is older than anything now
         self._began = [clock()] * (EPOCHS + 1)
         self._uses_before = self._uses_seen = uses()
-        self._cursor = (1, 0, 0)
+        self._cursors = {"": (1, 0, 0), "incompressible": (1, 0, 0)}
         self._is_draining = False
-        self._commanded = 0
-        self._sent = dict.fromkeys(("command", "limit", "reserve", "age"), 0)
+        self._looks_for_raw = True
+        self._commanded, self._commanded_kind = 0, ""
+        self._sent = dict.fromkeys(("command", "incompressible", "limit", "reserve", "age"), 0)
         self._day, self._spent, self._stops, self._epochs = clock(), 0, 0, 0
         self._samples = 0
         self._set_epoch()
@@ -155,6 +168,7 @@ class Writeback:
             self._next_epoch(now)
         if now - self._day >= DAY_S:
             self._day, self._spent = now, 0
+        self._looks_for_raw = True
         has_room = self.promotes and self._used() < self._start()
         for device in self._devices:
             device.promotes = has_room
@@ -170,7 +184,7 @@ class Writeback:
                 device.ages[:] = device.ages.translate(_OLDER)
             self._epoch -= 128
             self._began[1 : self._epoch + 1] = self._began[129 : EPOCHS + 1]
-            self._cursor = (1, 0, 0)
+            self._begin_anew()
         self._epoch += 1
         self._epochs += 1
         self._began[self._epoch] = now
@@ -179,6 +193,11 @@ class Writeback:
     def age_s(self, epoch: int) -> float:
         """Return the time since an epoch began: a page of it was last used since then, and not since the next one began."""
         return self._clock() - self._began[epoch]
+
+    def _begin_anew(self) -> None:
+        """Look at the oldest pages next."""
+        for kind in self._cursors:
+            self._cursors[kind] = (1, 0, 0)
 
     def _set_epoch(self) -> None:
         for device in self._devices:
@@ -197,16 +216,21 @@ class Writeback:
         table = bytes([0, *([1] * 255)])
         for device in self._devices:
             device.ages[:] = device.ages.translate(table)
-        self._cursor = (1, 0, 0)
+        self._begin_anew()
         self._next_epoch(self._clock())
 
     # What to do.
 
-    def command(self, pages: int) -> None:
-        """Have so many pages written back, the oldest first; the present epoch's too."""
+    def command(self, pages: int, *, incompressible: bool = False) -> None:
+        """Have so many pages written back, the oldest first; the present epoch's too.
+
+        Args:
+            pages: how many.
+            incompressible: only such as are stored as they are.
+        """
         self._next_epoch(self._clock())
-        self._cursor = (1, 0, 0)
-        self._commanded = pages
+        self._begin_anew()
+        self._commanded, self._commanded_kind = pages, "incompressible" if incompressible else ""
 
     @property
     def commanded(self) -> int:
@@ -214,11 +238,13 @@ class Writeback:
         return self._commanded
 
     def wanted(self) -> str:
-        """Return why pages should go now: `command`, `limit`, `reserve` or `age`; empty for no reason."""
+        """Return why pages should go now: `command`, `incompressible`, `limit`, `reserve` or `age`; empty for no reason."""
         if self._commanded:
             return "command"
         if self.budget and self._spent >= self.budget:
             return ""
+        if self._looks_for_raw and self._raw_pages() > self.raw_limit:
+            return "incompressible"
         used, low = self._used(), self.limit_frames * self.accept_percent // 100
         if used > self._start():
             self._is_draining = True
@@ -232,7 +258,7 @@ class Writeback:
 
     def _oldest_idle(self) -> bool:
         """Say whether there may be pages that were not used for `idle_s`."""
-        age = self._cursor[0]
+        age = self._cursors[""][0]
         return age < self._epoch and self._clock() - self._began[age + 1] >= self.idle_s
 
     def step(self, why: str) -> int:
@@ -242,8 +268,9 @@ class Writeback:
             why: what `wanted` has returned.
         """
         begun = looks = 0
-        most = self._missing() if why == "limit" else IN_FLIGHT
-        age, place, position = self._cursor
+        most = self._missing(why)
+        kind = self._commanded_kind if why == "command" else why if why == "incompressible" else ""
+        age, place, position = self._cursors[kind]
         while looks < LOOKS and self.in_flight < min(most, IN_FLIGHT) and self._may_go(age, why) and self._accepts():
             device = self._devices[place]
             number = device.ages.find(age, position)
@@ -254,6 +281,10 @@ class Writeback:
                     age, place = age + 1, 0
                 continue
             position = number + 1
+            if kind:
+                looks += RAW_LOOK
+                if not device.is_raw(number):
+                    continue
             if device.write_back(number, self._done):
                 begun += 1
                 self.in_flight += 1
@@ -262,12 +293,16 @@ class Writeback:
             age, place, position = 1, 0, 0
             if not begun:
                 self._commanded = 0
-        self._cursor = (age, place, position)
+        self._cursors[kind] = (age, place, position)
+        if why == "incompressible" and not begun:
+            self._looks_for_raw = False  # until the next look: the other triggers have their turn
         return begun
 
-    def _missing(self) -> int:
+    def _missing(self, why: str) -> int:
         """Return how many pages must leave at least, since none takes more than a frame: no more are to be under way."""
-        return self._used() - self.limit_frames * self.accept_percent // 100
+        if why == "limit":
+            return self._used() - self.limit_frames * self.accept_percent // 100
+        return self._raw_pages() - self.raw_limit if why == "incompressible" else IN_FLIGHT
 
     def _may_go(self, age: int, why: str) -> bool:
         if age >= self._epoch:
@@ -323,6 +358,7 @@ class Writeback:
                 break
         return WritebackStatistics(
             by_command=self._sent["command"],
+            by_incompressible=self._sent["incompressible"],
             by_limit=self._sent["limit"],
             by_reserve=self._sent["reserve"],
             by_age=self._sent["age"],
