@@ -38,6 +38,7 @@ def process(proc: Path, *threads: tuple[str, str], status: int = KILLED) -> int:
         ([("zswapd", "Z"), ("volume0-read", "D")], True),
         ([("zswapd", "Z"), ("volume0-look", "D"), ("offload", "Z")], True),
         ([("zswapd", "Z"), ("volume0-read", "D"), ("offload", "D")], False),
+        ([("zswapd", "Z"), ("backing", "D"), ("volume1-read", "D")], True),
         ([("name) Z 0 (odd", "S")], False),
     ],
 )

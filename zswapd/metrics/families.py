@@ -110,7 +110,7 @@ ROWS = (
     Row("tmem_puts_flushed_total", "Refused puts that flushed an older copy (put_to_flush).", "core.tmem.put_to_flush"),
     Row("recovered_pages", "Pages that the last takeover found.", "core.recovery.recovered_pages"),
     Row("recovered_damaged_total", "Objects found damaged by takeovers; what they were is lost.", "core.recovery.damaged"),
-    Row("recompressed_pages_total", "Pages kept with a stronger codec after they were not used for long.", "core.zv.recompressed"),
+    Row("recompressed_pages_total", "Pages kept with a stronger codec later on.", "core.zv.recompressed"),
     Row("recompress_saved_bytes_total", "Bytes of compressed data that this saved.", "core.zv.recompress_saved_bytes"),
     Row("recompress_tried_pages_total", "Pages compressed again, whether it was worthwhile or not.",
         "core.recompression.tried"),

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk behind the pool that fails, stalls, goes and comes back, or is full: swap goes on, says so, and recovers by itself.
+
+A thread that hangs in the disk does not delay the takeover from its process, and what it may still write hurts nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench.daemon import Daemon
+from tests.support import baddisk
+from tests.support.baddisk import BadDisk, bad_disk
+from tests.support.capabilities import requires_loop
+from tests.support.strategies import page
+from tests.support.swap import Stage, next_worker, stage, wait_for
+
+__all__ = ["stage"]
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
+requires_nbd = pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}")
+
+PAGE = 4096
+SIZE_MIB = 64
+MANY = 3000
+"""Pages, of which the pool has room for two thirds."""
+
+
+class Pages:
+    """The swap file as the kernel uses it, and what it has to hold."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._fd = os.open(daemon.file, os.O_RDWR)
+        self.daemon = daemon
+        self.held: dict[int, int] = {}
+
+    def put(self, numbers: range, seed: int = 0) -> int:
+        """Write pages; return how many were taken. One that was refused has no data any more: the kernel has kept it."""
+        taken = 0
+        for number in numbers:
+            try:
+                os.pwrite(self._fd, page("half", number + seed, PAGE), number * PAGE)
+                self.held[number] = number + seed
+                taken += 1
+            except OSError as error:
+                if error.errno not in {errno.EIO, errno.ENOSPC}:
+                    raise
+                self.held.pop(number, None)
+        return taken
+
+    def get(self, number: int) -> bytes:
+        return os.pread(self._fd, PAGE, number * PAGE)
+
+    def is_right(self, number: int) -> bool:
+        return self.get(number) == page("half", self.held[number], PAGE)
+
+    def all_right(self) -> bool:
+        return all(map(self.is_right, self.held))
+
+    def where(self, state: str) -> list[int]:
+        """Return the pages in a state of `zswapctl pages`."""
+        rows = map(json.loads, self.daemon.ctl("--json", "pages").splitlines())
+        return [row["page"] for row in rows if row["state"] == state]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[BadDisk]:
+    with bad_disk(tmp_path / "disk", SIZE_MIB + 1) as made:
+        yield made
+
+
+def start(stage: Stage, path: Path, **settings: str) -> Daemon:
+    fixed = {"memory__reserve": "8M", "pool__limit": "4M", "backing__writeback": "false", "backing__promote": "false"}
+    return stage.daemon(f"{SIZE_MIB}M", backing__path=str(path), **fixed | settings)
+
+
+@pytest.fixture
+def pages(stage: Stage, disk: BadDisk) -> Iterator[Pages]:
+    """A daemon with more in its swap file than the pool holds."""
+    made = Pages(start(stage, disk.device))
+    assert made.put(range(MANY)) == MANY
+    yield made
+    disk.heal()  # or closing the file may wait for it
+    made.close()
+
+
+def trouble(daemon: Daemon) -> str:
+    report = daemon.ask("status")["backing"]
+    assert isinstance(report["trouble"], str)
+    return report["trouble"]
+
+
+def transfers(daemon: Daemon) -> dict[str, int]:
+    counts: dict[str, int] = daemon.ask("stats")["core"]["transfers"]
+    return counts
+
+
+def recovers(daemon: Daemon) -> None:
+    wait_for(lambda: not trouble(daemon), "it does not recover", 15)
+    assert transfers(daemon)["degraded"] is False
+
+
+@requires_nbd
+@requires_loop()
+def test_write_that_fails_is_refused_and_one_of_writeback_leaves_its_page_where_it_is(disk: BadDisk, pages: Pages) -> None:
+    daemon = pages.daemon
+    kept = pages.where("compressed")
+    disk.write_errors.touch()
+    assert daemon.ctl("writeback", "--pages", "1").startswith("0 pages")
+    assert pages.where("compressed") == kept
+    counts = transfers(daemon)
+    assert counts["failed_writes"] == counts["avoided_slots"] == 1
+    assert not trouble(daemon), "one slot is no disk"
+    assert pages.put(range(MANY, MANY + 20)) == 0
+    assert "Input/output error" in trouble(daemon)
+    assert "DEGRADED" in daemon.ctl("status")
+    assert pages.put(range(50), seed=9) == 50, "a page in the pool can be replaced"
+    assert pages.all_right(), "reads go on, from the disk too"
+    disk.write_errors.unlink()
+    recovers(daemon)
+    assert pages.put(range(MANY, MANY + 200)) == 200
+    assert pages.all_right()
+
+
+@requires_nbd
+@requires_loop()
+def test_read_that_fails_is_its_readers_and_nobody_elses(disk: BadDisk, pages: Pages) -> None:
+    daemon = pages.daemon
+    there = pages.where("disk")
+    disk.read_errors.touch()
+    for number in there[:: len(there) // 4]:
+        with pytest.raises(OSError, match="Input/output error"):
+            pages.get(number)
+    assert all(map(pages.is_right, pages.where("compressed")[:200]))
+    assert "Input/output error" in trouble(daemon)
+    assert pages.put(range(30), seed=5) == 30
+    disk.read_errors.unlink()
+    assert pages.is_right(there[0]), "reads are tried, whatever the state"
+    recovers(daemon)
+    assert pages.all_right()
+    assert daemon.ask("stats")["core"]["devices"][0]["lost_pages"] == 0
+
+
+@requires_nbd
+@requires_loop()
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages, seconds: int) -> None:
+    daemon = pages.daemon
+    there, kept = pages.where("disk"), pages.where("compressed")
+    slowest = 0.0
+
+    def look() -> None:
+        nonlocal slowest
+        for number in kept[:100]:
+            begin = time.monotonic()
+            assert pages.is_right(number)
+            slowest = max(slowest, time.monotonic() - begin)
+
+    disk.pause()
+    begin = time.monotonic()
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pages.get(there[0])))
+    written: list[int] = []
+    writer = threading.Thread(target=lambda: written.append(pages.put(range(MANY, MANY + 1))))
+    reader.start()
+    writer.start()
+    wait_for(lambda: transfers(daemon)["in_flight"] == 2, "nothing waits for the disk")
+    look()
+    worker = daemon.worker_pid()
+    os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    next_worker(daemon, worker)
+    assert time.monotonic() - killed < 2, "the takeover has waited for the disk"
+    assert Path(f"/proc/{worker}").exists(), "nothing hung: the test is void"
+    look()
+    wait_for(lambda: "has taken" in trouble(daemon), "the stall is not seen")
+    look()
+    assert slowest < 1, "who needs no disk has waited for it"
+    assert pages.put(range(MANY + 1, MANY + 5)) == 0, "the pool is full, and the disk takes nothing"
+    time.sleep(max(0.0, begin + seconds - time.monotonic()))
+    writer.join(20)
+    assert written == [0], "the slot that a dead worker's thread may still write was used"
+    assert reader.is_alive()
+    disk.resume()
+    reader.join(20)
+    assert read == [page("half", there[0], PAGE)]
+    recovers(daemon)
+    wait_for(lambda: not transfers(daemon)["held_slots"], "slots of the dead worker stay held")
+    assert pages.put(range(MANY, MANY + 100)) == 100
+    assert pages.all_right()
+
+
+@requires_nbd
+@requires_loop()
+def test_disk_that_goes_away_and_comes_back(disk: BadDisk, pages: Pages) -> None:
+    daemon = pages.daemon
+    there = pages.where("disk")
+    disk.vanish()
+    with pytest.raises(OSError, match="Input/output error"):
+        pages.get(there[0])
+    assert pages.put(range(MANY, MANY + 8)) == 0
+    assert trouble(daemon)
+    assert pages.put(range(50), seed=3) == 50
+    disk.come_back()
+    recovers(daemon)
+    assert pages.put(range(MANY, MANY + 100)) == 100
+    assert pages.all_right(), "what was on the disk is there again"
+
+
+@requires_loop()
+def test_sparse_disk_that_runs_out_of_space(stage: Stage, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3M", "tmpfs", str(small)], check=True)
+    try:
+        image = small / "image"
+        with image.open("wb") as file:
+            file.truncate((SIZE_MIB + 1) << 20)
+        command = ["losetup", "--find", "--show", "--sector-size=4096", str(image)]
+        device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        try:
+            _fill_up(stage, Path(device), small)
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def _fill_up(stage: Stage, device: Path, small: Path) -> None:
+    daemon = start(stage, device)
+    pages = Pages(daemon)
+    taken = pages.put(range(4000))
+    assert 2000 < taken < 3500
+    wait_for(lambda: not pages.put(range(4000, 4005)) and trouble(daemon), "nobody says so")
+    assert pages.all_right()
+    subprocess.run(["mount", "-o", "remount,size=80M", str(small)], check=True)
+    wait_for(lambda: pages.put(range(4000, 4400)) == 400, "it does not recover", 15)
+    recovers(daemon)
+    assert pages.put(range(4000)) == 4000
+    assert pages.all_right()
+    pages.close()
+    daemon.stop()

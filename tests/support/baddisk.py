@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk that fails when it is told to: a loop device over a file of nbdfuse, behind it nbdkit with its filters.
+
+    loop device ── nbdfuse ── nbdkit: error, pause, retry ── nbdkit: what is on the disk
+
+The last of them can be killed and started again, which to the others is a device that goes and comes back (`--filter=retry`
+opens it again). The delay filter makes every request slow from the start; the pause filter makes them stall while it is told
+to. The loop device is there since a disk is a block device, and takes direct I/O, as a file of nbdfuse does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.mounting import TIMEOUT, is_mounted
+
+
+def missing() -> str:
+    """Which program is not installed, or nothing."""
+    return ", ".join(name for name in ("nbdkit", "nbdfuse") if shutil.which(name) is None)
+
+
+class BadDisk:
+    """A disk of `mib` MiB.
+
+    Attributes:
+        device: the block device.
+        read_errors, write_errors: while such a file exists, requests of the kind fail with EIO.
+    """
+
+    def __init__(self, directory: Path, mib: int, *, delay_ms: int = 0) -> None:
+        directory.mkdir()
+        self._contents = directory / "contents"
+        with self._contents.open("wb") as file:
+            file.truncate(mib << 20)
+        self._server = directory / "server"
+        self._control = directory / "pause"
+        self._mountpoint = directory / "nbd"
+        self._mountpoint.mkdir()
+        self.read_errors, self.write_errors = directory / "read-errors", directory / "write-errors"
+        self._far: subprocess.Popen[bytes] | None = None
+        self.device = Path()
+        self.come_back()
+        filters = ["--filter=error", "--filter=delay", "--filter=pause", "--filter=retry"]
+        command = ["nbdfuse", "-P", str(directory / "ready"), str(self._mountpoint / "disk"), "--command"]
+        command += ["nbdkit", "-s", *filters, "nbd", f"socket={self._server}", f"pause-control={self._control}"]
+        command += ["retries=1", "retry-delay=1", "retry-exponential=no", f"rdelay={delay_ms}ms", f"wdelay={delay_ms}ms"]
+        for kind, trigger in (("pread", self.read_errors), ("pwrite", self.write_errors)):
+            command += [f"error-{kind}=EIO", f"error-{kind}-rate=100%", f"error-{kind}-file={trigger}"]
+        self._near = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._wait(directory / "ready", self._near)
+        command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", str(self._mountpoint / "disk")]
+        self.device = Path(subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip())
+
+    def _wait(self, path: Path, process: subprocess.Popen[bytes]) -> None:
+        end = time.monotonic() + TIMEOUT
+        while not path.exists():
+            assert process.poll() is None, "nbdkit has ended"
+            assert time.monotonic() < end, "nbdkit does not come up"
+            time.sleep(0.02)
+
+    def vanish(self) -> None:
+        """Take the disk away."""
+        assert self._far
+        self._far.kill()
+        self._far.wait(TIMEOUT)
+        self._server.unlink()
+
+    def come_back(self) -> None:
+        """Have the disk there, with what was on it."""
+        command = ["nbdkit", "--foreground", "--unix", str(self._server), "file", str(self._contents)]
+        self._far = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._wait(self._server, self._far)
+
+    def _tell(self, what: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            control.settimeout(TIMEOUT)
+            control.connect(str(self._control))
+            control.sendall(what)
+            control.recv(1)
+
+    def pause(self) -> None:
+        """Have requests wait from now on."""
+        self._tell(b"p")
+
+    def resume(self) -> None:
+        """Have them go on."""
+        self._tell(b"r")
+
+    def heal(self) -> None:
+        """Have requests fail and wait no more."""
+        for trigger in (self.read_errors, self.write_errors):
+            trigger.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.resume()
+
+    def stop(self) -> None:
+        """Take everything down, whatever state it is in."""
+        self.heal()
+        if self.device != Path():
+            subprocess.run(["losetup", "--detach", str(self.device)], check=False, timeout=TIMEOUT)
+        if is_mounted(self._mountpoint):
+            subprocess.run(["umount", "--lazy", str(self._mountpoint)], check=False, timeout=TIMEOUT)
+        for process in (self._near, self._far):
+            if process:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(2 if process is self._near else 0)
+                process.kill()
+                process.wait(TIMEOUT)
+
+
+@contextlib.contextmanager
+def bad_disk(directory: Path, mib: int, *, delay_ms: int = 0) -> Iterator[BadDisk]:
+    """Have such a disk, for as long as the test runs."""
+    disk = BadDisk(directory, mib, delay_ms=delay_ms)
+    try:
+        yield disk
+    finally:
+        disk.stop()
