@@ -21,6 +21,8 @@ class Option:
     value: str
     """Its value's name, empty for a flag."""
     help: str
+    form: str
+    """How it stands in a synopsis: `[--set VALUE]`, `NAME...`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def own_options(parser: argparse.ArgumentParser, *without: argparse.ArgumentPars
             continue
         value = "" if action.nargs == 0 else action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
         assert isinstance(value, str)
-        found.append(Option(tuple(action.option_strings), value, (action.help or "") % {"prog": parser.prog}))
+        text = (action.help or "") % {"prog": parser.prog}
+        found.append(Option(tuple(action.option_strings), value, text, _form(action, value)))
     return tuple(found)
 
 
@@ -61,11 +64,12 @@ def commands(parser: argparse.ArgumentParser, *without: argparse.ArgumentParser,
                 yield from inner
                 continue
             own = own_options(sub, *without)
-            words = [_synopsis(option) for option in own]
+            words = [option.form for option in own]
             yield Command(full, " ".join(words), helps[name], " ".join((sub.description or "").split()), own)
 
 
-def _synopsis(option: Option) -> str:
-    if not option.names:
-        return f"[{option.value}...]" if "default" in option.help else option.value
-    return f"[{option.names[-1]}{f' {option.value}' if option.value else ''}]"
+def _form(action: argparse.Action, value: str) -> str:
+    words = " ".join([*action.option_strings[-1:], value]).strip()
+    many = "..." if action.nargs in {"*", "+"} else ""
+    is_needed = action.required if action.option_strings else action.nargs not in {"*", "?"}
+    return words + many if is_needed else f"[{words}{many}]"

@@ -151,7 +151,7 @@ def _synopses(program: str, found: Iterable[Command], common: str) -> Iterator[s
 
 
 def _places(command: Command) -> str:
-    return " ".join(f"[{option.value}...]" for option in command.options if not option.names)
+    return " ".join(option.form for option in command.options if not option.names)
 
 
 def _commands(found: Iterable[Command]) -> Iterator[str]:

@@ -138,17 +138,19 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 def documents(draw: st.DrawFn) -> bytes:
     """Return what may stand in a config file."""
     text = []
-    for _ in range(draw(st.integers(0, 8))):
-        section = draw(st.one_of(st.sampled_from(sorted(SECTIONS)), st.text(max_size=6)))
-        kind = draw(st.integers(0, 5))
+    for _ in range(draw(st.integers(0, 5))):
+        kind = draw(st.integers(0, 11))
         if kind == 0:
-            text.append(f"[{section}]")
+            text.append(f"[{draw(st.one_of(st.sampled_from(sorted(SECTIONS)), st.text(max_size=6)))}]")
         elif kind == 1:
             text.append(draw(st.text(max_size=30)))
-        else:
+        elif kind < 4:
             name = draw(NAMES)
-            name = name if kind == 2 else name.partition(".")[2]
-            text.append(f"{name} = {_toml(draw(ANYTHING))}")
+            text.append(f"{name if kind == 2 else name.partition('.')[2]} = {_toml(draw(ANYTHING))}")
+        else:
+            name = draw(st.sampled_from(sorted(SETTINGS)))
+            value = SETTINGS[name].default_for(_CONTEXT) if kind > 5 else draw(WORDS)
+            text.append(f"{name} = {_toml(value)}")
     data = "\n".join(text).encode()
     return damaged(draw, data) if draw(st.integers(0, 3)) == 0 else data
 

@@ -53,6 +53,9 @@ def test_pages_tell_everything() -> None:
     for cls in (errors.ConfigError, errors.HandoverError):
         assert f".B {cls.exit_code}\n" in pages["man/zswapctl.8"]
     assert "upgrade-check" not in pages["man/zswapd.8"]
+    assert not re.search(r"^\W*$", re.sub(r"^\.\\\".*", "x", pages["man/zswapctl.8"].strip(), flags=re.MULTILINE), re.MULTILINE)
+    for heading in ("set SECTION.KEY=VALUE...", "pages [NAME]", "cache add NAME --backing PATH [--mode ro|writethrough]"):
+        assert f".SS {heading}\n" in pages["man/zswapctl.8"]
 
 
 def complete(*words: str) -> set[str]:

@@ -266,7 +266,7 @@ def make_parser() -> argparse.ArgumentParser:
     get = add("get", _get, "show settings and where they come from")
     get.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
     set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
-    set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE")
+    set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value")
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
     writeback.add_argument("--pages", type=_count, metavar="N", help="at most so many (default: all)")
     writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")
