@@ -42,7 +42,7 @@ DAY_S = 86400.0
 AGES_S = (60, 600, 3600, 86400)
 """Bounds of the classes that ages are told in; one more class has what is older."""
 SAMPLE = 1024
-"""Places that are looked at for that, of each device: half a millisecond."""
+"""Places that are looked at for that: a millisecond at most."""
 _OLDER = bytes([0, *(max(1, age - 128) for age in range(1, 256))])
 
 
@@ -339,7 +339,7 @@ class Writeback:
         classes = [0] * (len(AGES_S) + 1)
         self._samples += 1
         for device in self._devices:
-            stride = max(len(device.ages) // SAMPLE, 1)
+            stride = max(len(device.ages) * len(self._devices) // SAMPLE, 1)
             for number in range(self._samples % stride, len(device.ages), stride):
                 if device.ages[number] and device.generation(number):
                     classes[bisect_right(AGES_S, self.age_s(device.ages[number]))] += 1
@@ -349,7 +349,7 @@ class Writeback:
         """Return a frozen snapshot; looks through the ages, some 50 µs a million pages for each epoch that is empty.
 
         Args:
-            ages_sampled: have a sample of ages too, which takes another half of a millisecond.
+            ages_sampled: have a sample of ages too, which takes up to a millisecond.
         """
         oldest = self._epoch
         for age in range(1, self._epoch):
