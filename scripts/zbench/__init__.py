@@ -14,6 +14,7 @@ the standard library; plots take matplotlib, the database the package redis.
     applications  what people run, one plug-in each; jobs runs them over all contenders
     scale         many pages, below FUSE
     density       the allocators alone
+    shrink        a full cache that gives its memory back
     figures       figures that have to hold, tables, plots
     bench, demo   the two programs
 """

@@ -168,7 +168,7 @@ class Daemon:
         assert isinstance(answer, dict)
         return answer
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def ask(self, command: str, **arguments: object) -> dict[str, Any]:
         """Send one request to the control socket, without the price of starting zswapctl; return the result.
 
         For readings while something is measured or shown; the protocol is one JSON object a line.
@@ -180,7 +180,7 @@ class Daemon:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(ASK_LIMIT_S)
                 connection.connect(str(self.socket))
-                connection.sendall(json.dumps({"v": 1, "cmd": command, "args": {}}).encode() + b"\n")
+                connection.sendall(json.dumps({"v": 1, "cmd": command, "args": arguments}).encode() + b"\n")
                 with connection.makefile("rb") as replies:
                     reply = json.loads(replies.readline())
         except (OSError, ValueError) as exc:

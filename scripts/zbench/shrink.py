@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program behind `scripts/bench shrink`: how fast a full cache gives its memory back, and what swap feels of it.
+
+    scripts/bench shrink                     1 GiB of cached pages, over either allocator
+    scripts/bench shrink --mib 256 --check   less; and exit 1 when a figure does not hold
+
+A file is read through a daemon until its cache is full. Then the cache is told to shrink to a twentieth, while somebody reads
+a page of swap every millisecond, as the loop device would, and checks it. What counts is when nine tenths of the frames are the
+system's again, by the size of the arena, and how long reads of swap took, beside how long they take with nothing to wait for.
+
+Limits: the shortage is a command. One of the box's own makes the same task evict the same batches and look at the watermarks
+between them. On a box that others use, the slowest read is theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import struct
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .daemon import Daemon
+from .figures import Figure, aligned, machine, progress
+from .system import MIB, HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PAGE = mmap.PAGESIZE
+ALLOCATORS = ("zbud", "zsmalloc")
+SWAPPED = 4000
+"""Pages of swap that are read meanwhile."""
+INTERVAL_S = 0.001
+"""Between two reads."""
+BEFORE_S = 3.0
+"""How long they are read with nothing to wait for."""
+LIMIT_S = 120.0
+PIECE_MIB = 8
+"""What is read of the volume between two looks at how full the cache is."""
+VERIFIED_MIB = 128
+"""What is read of it afterwards."""
+SHARE = 0.95
+"""Of the frames, to be given back."""
+WANTED = 0.9
+"""Of the frames, whose time is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One shrinking.
+
+    Attributes:
+        allocator: the cache's.
+        cached_mib: memory that the cache had.
+        pages: cached pages.
+        back_s: seconds until WANTED of it was the system's.
+        batch_ms: the longest time that the daemon evicted without serving anybody.
+        before_ms: time of a read of swap with nothing to wait for: median, 99th percentile, slowest.
+        during_ms: the same while the cache shrank.
+    """
+
+    allocator: str
+    cached_mib: float
+    pages: int
+    back_s: float
+    batch_ms: float
+    before_ms: tuple[float, float, float]
+    during_ms: tuple[float, float, float]
+
+
+class Reader:
+    """Reads a page of swap every INTERVAL_S in a thread, and checks it.
+
+    Args:
+        path: the swap file; pages are written to it now.
+
+    Attributes:
+        wrong: what has come back otherwise than it was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        rng = random.Random(1)
+        self._fd = os.open(path, os.O_RDWR)
+        self._pages = [rng.randbytes(900) + bytes(PAGE - 900) for _ in range(SWAPPED)]
+        for number, page in enumerate(self._pages):
+            os.pwrite(self._fd, page, number * PAGE)
+        self._taken: list[float] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+        self.wrong = ""
+        self._thread.start()
+
+    def _read(self) -> None:
+        rng = random.Random(2)
+        while not self._end.wait(INTERVAL_S):
+            number = rng.randrange(SWAPPED)
+            began = time.perf_counter()
+            try:
+                page = os.pread(self._fd, PAGE, number * PAGE)
+            except OSError as error:
+                self.wrong = f"page {number}: {error}"
+                return
+            self._taken.append((time.perf_counter() - began) * 1000)
+            if page != self._pages[number]:
+                self.wrong = f"page {number} has come back as another"
+                return
+
+    def take(self) -> tuple[float, float, float]:
+        """Return median, 99th percentile and slowest of the reads since the last call, ms."""
+        taken, self._taken = sorted(self._taken), []
+        if not taken:
+            raise HarnessError(f"nothing was read from swap: {self.wrong or 'a read hangs'}")
+        return taken[len(taken) // 2], taken[len(taken) * 99 // 100], taken[-1]
+
+    def close(self) -> None:
+        """End it."""
+        self._end.set()
+        self._thread.join(LIMIT_S)
+        os.close(self._fd)
+
+
+def write_file(path: Path, mib: int) -> None:
+    """Write a file of pages that compress to a third of a page, no two alike."""
+    rng = random.Random(3)
+    block = bytearray(b"".join(rng.randbytes(rng.randrange(900, 1700)).ljust(PAGE, b"\0") for _ in range(MIB // PAGE)))
+    with path.open("wb") as file:
+        for number in range(mib):
+            for offset in range(0, MIB, PAGE):
+                struct.pack_into("=I", block, offset, number)
+            file.write(block)
+
+
+def read_file(path: Path, expected: Path) -> Iterator[None]:
+    """Read a volume past the kernel's page cache, from the beginning again after its end, and compare it with its backing file.
+
+    Yields after each piece of PIECE_MIB.
+
+    Raises:
+        HarnessError: it differs.
+    """
+    with path.open("rb", buffering=0) as file, expected.open("rb", buffering=0) as backing:
+        while True:
+            for of in (file, backing):
+                of.seek(0)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while piece := file.read(MIB):
+                if piece != backing.read(len(piece)):
+                    raise HarnessError(f"{path} is not what {expected} is, before byte {file.tell()}")
+                if file.tell() % (PIECE_MIB * MIB) == 0:
+                    yield
+
+
+class Arena:
+    """The memory of a daemon's pages: the largest file that its worker has open."""
+
+    def __init__(self, worker: int) -> None:
+        def size(entry: Path) -> int:
+            try:
+                return entry.stat().st_blocks * 512 if "deleted" in str(entry.readlink()) else 0
+            except OSError:
+                return 0
+
+        self._path = max(Path(f"/proc/{worker}/fd").iterdir(), key=size)
+
+    def backed_bytes(self) -> int:
+        """Return how much memory it takes."""
+        return self._path.stat().st_blocks * 512
+
+
+def measure(allocator: str, mib: int, directory: Path | None = None) -> Measurement:
+    """Fill a cache of `mib` MiB and have it shrink.
+
+    Args:
+        allocator: the cache's.
+        mib: memory of the cache.
+        directory: where the file of twice that size goes.
+
+    Raises:
+        HarnessError: the cache does not fill, a byte differs, or the memory does not come back.
+    """
+    settings = {
+        "memory.reserve": "32M",
+        "cache.limit": f"{mib}M",
+        "cache.allocator": allocator,
+        "cache.sequential_cutoff": "",
+    }
+    with Daemon(size="256M", settings=settings, parent=directory) as daemon:
+        backing = daemon.directory / "slow"
+        write_file(backing, mib * 3)
+        daemon.ctl("cache", "add", "disk", "--backing", str(backing))
+        volume = daemon.mountpoint / "cache" / "disk"
+        reader = Reader(daemon.file)
+        try:
+            return _measure(daemon, reader, allocator, mib, volume, backing)
+        finally:
+            reader.close()
+
+
+def _measure(daemon: Daemon, reader: Reader, allocator: str, mib: int, volume: Path, backing: Path) -> Measurement:
+    end = time.monotonic() + LIMIT_S
+    reading = read_file(volume, backing)
+    while (frames := daemon.ask("stats")["core"]["cache"]["frames"]) * PAGE < 0.9 * mib * MIB:
+        if time.monotonic() > end:
+            raise HarnessError(f"the cache has {frames * PAGE / MIB:.0f} of {mib} MiB after {LIMIT_S:.0f} s")
+        next(reading)
+    time.sleep(1)  # what was refilled for the last reader
+    reader.take()
+    time.sleep(BEFORE_S)
+    before = reader.take()
+    core = daemon.ask("stats")["core"]
+    pages = core["cache"]["cleancache"]["pages"]
+    # What swap's reserve lacks is not the system's.
+    lacking = max(0, core["frames"]["reserve_target_frames"] - core["frames"]["free_frames"])
+    arena = Arena(daemon.worker_pid())
+    backed = arena.backed_bytes()
+    asking = threading.Thread(target=daemon.ask, args=("shrink",), kwargs={"frames": int(frames * SHARE)})
+    began = time.perf_counter()
+    asking.start()
+    while backed - arena.backed_bytes() < (WANTED * frames - lacking) * PAGE:
+        if time.perf_counter() - began > LIMIT_S:
+            raise HarnessError(f"{(backed - arena.backed_bytes()) / MIB:.0f} MiB came back in {LIMIT_S:.0f} s")
+        time.sleep(0.002)
+    back = time.perf_counter() - began
+    asking.join()
+    during = reader.take()
+    if reader.wrong:
+        raise HarnessError(f"swap: {reader.wrong}")
+    for _ in range(VERIFIED_MIB // PIECE_MIB):
+        next(reading)
+    batch = daemon.ask("stats")["shrinker"]["longest_batch_s"] * 1000
+    return Measurement(allocator, frames * PAGE / MIB, pages, back, batch, before, during)
+
+
+def table(found: Sequence[Measurement]) -> str:
+    """Return the measurements as a table of text."""
+    rows = [["", "MiB", "pages", "90 % back, s", "batch, ms", "reads before, ms", "reads meanwhile, ms"]]
+    for one in found:
+        reads = [" / ".join(f"{value:.2f}" for value in times) for times in (one.before_ms, one.during_ms)]
+        cells = [f"{one.cached_mib:.0f}", str(one.pages), f"{one.back_s:.2f}", f"{one.batch_ms:.2f}"]
+        rows.append([one.allocator, *cells, *reads])
+    return aligned(rows) + "\nreads of swap: median / 99 % / slowest"
+
+
+def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
+    """Return the claims: how fast, and that nobody waits long. What others on the box cost is taken off the slowest read."""
+    figures = []
+    for one in found:
+        of_it = f"cache of {one.cached_mib:.0f} MiB on {one.allocator}"
+        figures += [
+            Figure(f"{of_it}: 90 % given back, s", one.back_s, 2.0, at_least=False),
+            Figure(f"{of_it}: longest eviction without serving, ms", one.batch_ms, 10.0, at_least=False),
+            Figure(f"{of_it}: slowest read of swap, added, ms", one.during_ms[2] - one.before_ms[1], 10.0, at_least=False),
+        ]
+    return figures
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, and write what was asked for; return the exit code."""
+    parser = argparse.ArgumentParser(prog="scripts/bench shrink", description="Measures how a cache gives its memory back.")
+    parser.add_argument("--mib", type=int, default=1024, help="memory of the cache (default 1024; the file has thrice that)")
+    parser.add_argument("--allocators", default=",".join(ALLOCATORS), metavar="LIST", help="the cache's (default both)")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="where the file goes (default the system's for such)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    args = parser.parse_args(argv)
+    names = args.allocators.split(",")
+    if args.mib < 8 or not set(names) <= set(ALLOCATORS):
+        parser.error(f"a cache has 8 MiB at least, and allocators are {', '.join(ALLOCATORS)}")
+    found = []
+    for name in names:
+        progress(f"{args.mib} MiB on {name} ...")
+        found.append(measure(name, args.mib, args.directory))
+    print(table(found))
+    figures = figures_to_hold(found)
+    print("\n".join(["", *(figure.line() for figure in figures)]))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(), "runs": [asdict(one) for one in found]}, indent=1) + "\n")
+    return 1 if args.check and not all(figure.holds for figure in figures) else 0
