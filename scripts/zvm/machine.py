@@ -53,14 +53,25 @@ class Machine:
         kernel: "old" or "new".
         memory_mib: of the guest.
         options: more words for the kernel's command line.
+        reboots: whether it comes up again when it reboots, with its disk as it left it, instead of ending.
     """
 
     def __init__(
-        self, image: Image, payload: Path, directory: Path, *, kernel: str = "new", memory_mib: int = 768, options: str = ""
+        self,
+        image: Image,
+        payload: Path,
+        directory: Path,
+        *,
+        kernel: str = "new",
+        memory_mib: int = 768,
+        options: str = "",
+        reboots: bool = False,
     ) -> None:
         self.directory = directory
         self.console = directory / "console.log"
         self._command = _qemu(image, payload, directory, kernel, memory_mib, f"{COMMAND_LINE} {options}".strip())
+        if not reboots:
+            self._command.append("-no-reboot")
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._serial: socket.socket | None = None
@@ -232,7 +243,7 @@ def _qemu(image: Image, payload: Path, directory: Path, kernel: str, memory_mib:
     return [
         *limits,
         "qemu-system-x86_64",
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2", "-m", str(memory_mib)),
         *("-kernel", str(image.kernel(kernel)), "-initrd", str(image.initrd(kernel)), "-append", command_line),
         *("-drive", f"file={image.disk},format=raw,if=none,id=root,snapshot=on,cache=unsafe"),

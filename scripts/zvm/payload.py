@@ -5,7 +5,8 @@ It is made anew for each run of the tests, in about two seconds, from the enviro
 compiled modules, the same versions of its dependencies. So the guest has to be of the host's kind: same Python, a C library
 not older than the one that was linked against. `unsuitable` says when it is not.
 
-On the disk (mounted at /opt/zvm, read-only): bin/ with programs, lib/ with Python packages, units/ with systemd units.
+On the disk (mounted at /opt/zvm, read-only): bin/ with programs, lib/ with Python packages, units/ with systemd units,
+packages/ with Debian packages.
 """
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ def unsuitable() -> str:
     return ""
 
 
-def pack(directory: Path) -> Path:
+def pack(directory: Path, *packages: Path) -> Path:
     """Make the disk in a directory; return its path.
+
+    Args:
+        directory: where it goes.
+        packages: Debian packages that are to be on it too.
 
     Raises:
         HarnessError: something is missing or does not compile, or the guest could not run it.
@@ -66,7 +71,7 @@ def pack(directory: Path) -> Path:
     if reason:
         raise HarnessError(reason)
     tree = directory / "payload"
-    for name in ("bin", "lib"):
+    for name in ("bin", "lib", "packages"):
         (tree / name).mkdir(parents=True)
     _compile_agent(tree / "bin/agent")
     shutil.copy2(workload.build(), tree / "bin/workload")
@@ -76,11 +81,13 @@ def pack(directory: Path) -> Path:
         program.chmod(0o755)
     copy_packages(tree / "lib")
     shutil.copytree(TOP / "systemd", tree / "units")
+    for package in packages:
+        shutil.copy2(package, tree / "packages")
     # By content, since a disk image keeps no more than seconds of a file's time.
     compileall.compile_dir(tree / "lib", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     disk = directory / "payload.img"
     subprocess.run(
-        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(tree), str(disk), "64M"],
+        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(tree), str(disk), "96M"],
         check=True,
         capture_output=True,
         timeout=60,

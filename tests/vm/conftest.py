@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.zdeb.build import build
 from scripts.zvm import image, payload
 from scripts.zvm.guest import Box
 from scripts.zvm.machine import Machine
@@ -48,22 +49,23 @@ class Boxes:
         self._numbers = itertools.count(1)
         self._payload: Path | None = None
         self._undo = contextlib.ExitStack()
-        self.kind: tuple[str, int] | None = None
+        self.kind: tuple[str, int, bool] | None = None
         self.box: Box | None = None
 
-    def get(self, kernel: str, memory_mib: int) -> Box:
-        """Return a box with this kernel and memory."""
-        if self.kind != (kernel, memory_mib) or self.box is None or not self.box.machine.alive:
+    def get(self, kernel: str, memory_mib: int, *, reboots: bool) -> Box:
+        """Return a box with this kernel and memory, that ends when it reboots or does not."""
+        if self.kind != (kernel, memory_mib, reboots) or self.box is None or not self.box.machine.alive:
             self.end()
-            self._payload = self._payload or payload.pack(self._directory)
+            self._payload = self._payload or payload.pack(self._directory, build(self._directory / "packages"))
             machine = Machine(
                 image.build(),
                 self._payload,
                 self._directory / f"vm{next(self._numbers)}",
                 kernel=kernel,
                 memory_mib=memory_mib,
+                reboots=reboots,
             )
-            self.box, self.kind = Box(self._undo.enter_context(machine)), (kernel, memory_mib)
+            self.box, self.kind = Box(self._undo.enter_context(machine)), (kernel, memory_mib, reboots)
         return self.box
 
     def end(self) -> None:
@@ -84,10 +86,10 @@ def boxes() -> Iterator[Boxes]:
 
 @pytest.fixture
 def boot(request: pytest.FixtureRequest, boxes: Boxes) -> Iterator[Boot]:
-    """Give the test a function that boots: boot(kernel="new", memory_mib=768)."""
+    """Give the test a function that boots: boot(kernel="new", memory_mib=768, reboots=False)."""
 
-    def get(*, kernel: str = "new", memory_mib: int = 768) -> Box:
-        return boxes.get(kernel, memory_mib)
+    def get(*, kernel: str = "new", memory_mib: int = 768, reboots: bool = False) -> Box:
+        return boxes.get(kernel, memory_mib, reboots=reboots)
 
     yield get
     box = boxes.box

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zswapd under systemd with the unit of this repository: stopping, rebooting, and refusing to stop."""
+"""zswapd under systemd with the units of this repository: booting, stopping, rebooting, and refusing to stop."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
 
+from scripts.zbench.system import HarnessError
 from scripts.zvm.guest import Box
 from tests.vm.conftest import Boot
 
@@ -69,3 +73,51 @@ def test_stop_that_does_not_fit_into_memory_is_refused_and_harmless(box: Box) ->
     state = "systemctl show --property=ActiveState zswapd.service"
     box.run(f"timeout 90 sh -c 'while {state} | grep -q =deactivating; do sleep 1; done'", 120)
     box.run(f"{state} | grep -q =inactive && ! grep -q loop /proc/swaps")
+
+
+def reboot(box: Box) -> None:
+    """Reboot, and wait until it is up again."""
+    boot_id = "cat /proc/sys/kernel/random/boot_id"
+    before = box.run(boot_id)
+    box.machine.start("systemctl reboot")
+    end = time.monotonic() + STOP_LIMIT_S
+    while True:
+        with contextlib.suppress(HarnessError):
+            if box.run(boot_id, 5) != before:
+                break
+        assert time.monotonic() < end, box.machine.console_tail()
+        time.sleep(1)
+    box.machine.wait_for_boot()
+
+
+def at(box: Box, unit: str, name: str) -> int:
+    """When something became of a unit, in microseconds since the kernel began."""
+    return int(box.run(f"systemctl show --value --property={name}TimestampMonotonic {unit}"))
+
+
+@pytest.mark.box
+@pytest.mark.vm
+@pytest.mark.timeout(900)
+def test_package_that_is_enabled_is_swapped_on_after_a_reboot(boot: Boot) -> None:
+    box = boot(memory_mib=448, reboots=True)
+    box.run("dpkg --install /opt/zvm/packages/zswapd_*.deb", 120)
+    box.run("systemctl enable --now zswapd.service", 120)
+    box.run("timeout 60 sh -c 'until grep -q loop /proc/swaps; do sleep 1; done'")
+
+    reboot(box)
+
+    assert "/dev/loop" in box.run("cat /proc/swaps")
+    status = box.ctl("status")
+    assert status["state"] == "serving"
+    assert [item["name"] for item in status["protections"] if not item["on"]] == []
+    # What swapon insists on, and nobody has set; 16 MiB, and the kernel's own choice for this box is 2.
+    assert int(box.run("cat /proc/sys/vm/min_free_kbytes")) >= 16384
+    assert box.run("systemctl --failed --quiet --plain --no-legend") == ""
+    assert at(box, "zswapd.service", "ActiveEnter") < at(box, "zswapd-swap.service", "InactiveEnter")
+    assert at(box, "zswapd-swap.service", "InactiveEnter") <= at(box, "swap.target", "ActiveEnter")
+    # None of its settings is one that this kernel or systemd leaves out.
+    assert box.run("cat /sys/fs/cgroup/zswapd.service/memory.min").strip() == str(64 << 20)
+    assert box.run("cat /sys/fs/cgroup/zswapd.service/memory.swap.max").strip() == "0"
+    journal = box.run("journalctl --boot --no-pager")
+    assert "ordering cycle" not in journal
+    assert "zswapd.service: Unknown" not in journal
