@@ -103,8 +103,11 @@ def target(stage: Stage) -> Iterator[Target]:
 
 
 def socket_takes(target: Target) -> Callable[[bytes], None]:
+    after = target.values()
+
     def one(line: bytes) -> None:
-        before = target.values()
+        nonlocal after
+        before = after
         answer = target.send(line)
         after = target.values()
         changed = {name for name in before if before[name] != after[name]}
@@ -123,10 +126,13 @@ def socket_takes(target: Target) -> Callable[[bytes], None]:
 def files_take(target: Target) -> Callable[[str, bytes], None]:
     params = target.daemon.mountpoint / "params"
 
+    after = target.values()
+
     def one(change: tuple[str, str | bytes]) -> None:
+        nonlocal after
         name, text = change
         data = text.encode(errors="replace") if isinstance(text, str) else text
-        before = target.values()
+        before = after
         descriptor = os.open(params / name, os.O_WRONLY)
         try:
             taken = os.write(descriptor, data)
@@ -137,7 +143,8 @@ def files_take(target: Target) -> Callable[[str, bytes], None]:
             number = 0
         finally:
             os.close(descriptor)
-        changed = {dest for dest, value in target.values().items() if before[dest] != value}
+        after = target.values()
+        changed = {dest for dest in before if before[dest] != after[dest]}
         if number:
             assert number == errno.EINVAL
             assert not changed
