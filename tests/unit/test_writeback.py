@@ -224,6 +224,17 @@ def test_a_command_may_take_only_what_does_not_compress() -> None:
     assert world.run() == [0, 1]
 
 
+def test_pages_may_return_to_a_pool_so_full_that_colder_ones_leave_it() -> None:
+    world = World(1000)
+    world.end_epoch()
+    world.writeback.limit_frames = 1000
+    for frames, returns, wanted in ((900, True, ""), (950, True, ""), (960, True, "limit"), (976, False, "limit")):
+        world.frames = frames
+        world.writeback.look()
+        assert world.devices[0].promotes is returns, frames
+        assert world.writeback.wanted() == wanted, frames
+
+
 def test_reserve_and_a_disk_that_takes_nothing() -> None:
     world = World(100)
     world.end_epoch()

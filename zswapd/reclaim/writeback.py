@@ -169,7 +169,8 @@ class Writeback:
         if now - self._day >= DAY_S:
             self._day, self._spent = now, 0
         self._looks_for_raw = True
-        has_room = self.promotes and self._used() < self._start()
+        # Beyond where writeback begins: pages that return have to push out colder ones, or the pool would stay as it is.
+        has_room = self.promotes and self._used() < (self._start() + self.limit_frames) // 2
         for device in self._devices:
             device.promotes = has_room
         return is_busy
