@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What cannot stand behind the pool, and limits that make no sense: the real programs refuse them, with the reason and the fix.
+
+A device that is made of our own file, `tests/unit/test_backing_store.py` has.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench.daemon import Daemon
+from scripts.zbench.system import HarnessError
+from tests.support.capabilities import requires_loop, requires_swap
+from tests.support.mounting import loop_device
+from tests.support.strategies import page
+from tests.support.swap import Stage, stage
+
+__all__ = ["stage"]
+pytestmark = pytest.mark.mount
+
+MIB = 1 << 20
+
+
+def refusal(tmp_path: Path, path: Path | str, *, size: str = "16M", mountpoint: Path | None = None) -> str:
+    """Start a daemon that is to be refused; return what it said, and see that it has left nothing."""
+    daemon = Daemon(size=size, settings={"backing.path": str(path), "memory.reserve": "4M"}, parent=tmp_path)
+    daemon.mountpoint = mountpoint or daemon.mountpoint
+    try:
+        with pytest.raises(HarnessError) as caught:
+            daemon.start()
+        assert not daemon.socket.exists()
+        return str(caught.value)
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(16 * MIB)
+    with loop_device(image) as device:
+        yield device
+
+
+@requires_loop()
+def test_a_device_smaller_than_the_swap(tmp_path: Path, small: Path) -> None:
+    said = refusal(tmp_path, small)
+    assert f"{small} has {16 * MIB} bytes, the swap files need {17 * MIB}" in said
+    assert "use a larger device or less swap" in said
+
+
+def test_a_path_in_the_mount_itself(tmp_path: Path) -> None:
+    said = refusal(tmp_path, tmp_path / "mnt/swap", mountpoint=tmp_path / "mnt")
+    assert "is in the mount itself" in said
+    assert "outside of it" in said
+
+
+@requires_swap()
+def test_a_device_that_swaps_onto_a_zswapd(stage: Stage, tmp_path: Path) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M")
+    device = daemon.swapon()
+    said = refusal(tmp_path, device)
+    assert f"{device} cannot be opened" in said
+    assert "swapped on" in said
+    daemon.swapoff()
+
+
+@requires_loop()
+def test_a_device_with_a_file_system_unless_forced(tmp_path: Path, small: Path) -> None:
+    subprocess.run(["mkfs.ext4", "-q", str(small)], check=True, capture_output=True, timeout=30)
+    said = refusal(tmp_path, small, size="8M")
+    assert "carries a signature: ext4" in said
+    assert "wipefs" in said
+
+
+def test_a_file_that_is_removed_while_it_is_in_use_goes_on(stage: Stage, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    daemon = stage.daemon("64M", memory__reserve="8M", pool__limit="2M", backing__path=str(store))
+    pages = [page("half", number, 4096) for number in range(2000)]
+    with daemon.file.open("r+b", buffering=0) as file:
+        for number, data in enumerate(pages):
+            if number == 1000:
+                store.unlink()
+            os.pwrite(file.fileno(), data, number * 4096)
+        assert all(os.pread(file.fileno(), 4096, number * 4096) == data for number, data in enumerate(pages))
+    assert daemon.ask("stats")["core"]["transfers"]["bd_reads"] > 100
+
+
+@pytest.mark.parametrize(
+    ("setting", "fix"),
+    [
+        ("pool.limit=0", "write for example 2G"),
+        ("pool.limit=100", "write 4096 or more"),
+        ("pool.limit=-1G", "write for example 2G"),
+        ("pool.accept_threshold_percent=0", "from 1 to 100"),
+        ("pool.accept_threshold_percent=101", "from 1 to 100"),
+        ("pool.zv_page_count_policy_percent=151", "from 1 to 150"),
+        ("backing.budget=-5", "write for example 2G"),
+        ("backing.idle_age=-1", "from 0 to"),
+        ("backing.incompressible_limit=x", "write for example 2G"),
+        ("pool.recompress_gain=100", "from 0 to 99"),
+        ("pool.recompress_rate=0", "from 1 to"),
+    ],
+)
+def test_a_limit_out_of_range_is_refused_and_changes_nothing(shared: Daemon, setting: str, fix: str) -> None:
+    before = shared.ask("get")
+    with pytest.raises(HarnessError) as caught:
+        shared.ctl("set", "pool.compressor=lzo", setting)
+    assert fix in str(caught.value)
+    assert shared.ask("get") == before
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory = tmp_path_factory.mktemp("shared")
+    settings = {"memory.reserve": "8M", "backing.path": str(directory / "store")}
+    with Daemon(size="64M", settings=settings, parent=directory) as daemon:
+        yield daemon
