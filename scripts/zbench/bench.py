@@ -6,8 +6,8 @@
     scripts/bench --check             all workloads that a figure is about, then a line for each figure; exits non-zero
                                       when one does not hold. An hour.
 
-Workloads: raw and files (raw.py), compile, database, tabs and nopressure (applications/), shrink (shrink.py), scale (scale.py)
-and density (density.py); the last two need no root.
+Workloads: raw and files (raw.py), disk (disk.py), compile, database, tabs and nopressure (applications/), shrink (shrink.py),
+scale (scale.py) and density (density.py); the last two need no root.
 
 Limits: figures from a box that does other things meanwhile are worth little.
 """
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import density, jobs, raw, report, scale, shrink
+from . import density, disk, jobs, raw, report, scale, shrink
 from .applications import APPLICATIONS
 from .contenders import REGISTRY
 from .figures import Figure, progress
@@ -113,6 +113,7 @@ WORKLOADS: dict[str, Callable[[Sequence[str]], int]] = {
     "raw": raw.main,
     "files": _files,
     **{name: _application(name) for name in APPLICATIONS},
+    "disk": disk.main,
     "scale": scale.main,
     "density": density.main,
     "shrink": shrink.main,

@@ -51,6 +51,10 @@ class NbdkitZstd(Contender):
 
     def start(self, size: int) -> None:
         """Start both processes, wait for the file, attach it and swap on."""
+        system.swap_on(self.attach(size))
+
+    def attach(self, size: int) -> str:
+        """Do all of that but swap on; return the loop device."""
         self._directory = Path(tempfile.mkdtemp(prefix="zbench-nbdkit-"))
         ready = self._directory / "ready"
         mountpoint = self._directory / "mnt"
@@ -66,7 +70,7 @@ class NbdkitZstd(Contender):
                 raise system.HarnessError(f"nbdfuse does not come up: {words or 'no message'}")
             time.sleep(0.05)
         self._device = system.attach_loop(mountpoint / "nbd")
-        system.swap_on(self._device)
+        return self._device
 
     def devices(self) -> list[str]:
         """Return the path of its device, while there is one."""

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`scripts/bench disk`: what the disk behind the pool is worth and costs, in four figures.
+
+    hot       four times pool.limit is written, then nine loads of ten are of a hot fifth of it: how many of these memory
+              serves, with writeback and without
+    slow      the same pattern on a disk of 100 reads a second, behind the pool and as a plain swap device: run time
+    noise     data that does not compress, all of it written through: run time beside the plain disk; this machine's own, and
+              one that takes 5 ms a request
+    cipher    throughput of `zswapctl writeback`, encrypted and not
+
+Requests are made by this program (and fio, for `noise`), of the sizes that swap makes: 128 KiB out, a page in. No kernel swap
+takes part, so that which page is read when is the same for all. Every page that is read is checked.
+
+Limits: writes to the slow disk cost nothing but the way there, which favours the plain device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import random
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from . import system
+from .contenders.swapfile import PLACE, SlowFile
+from .daemon import Daemon
+from .figures import Figure, aligned, machine, progress
+from .system import MIB, HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PAGE = 4096
+OUT = 32
+"""Pages that swap writes at once."""
+DATA_MIB, SLOW_MIB, CIPHER_MIB = 160, 16, 160
+SLOW_READS = 12_000
+NOISE = {"own disk": (256, 16384), "slow disk": (64, 500)}
+"""MiB that are written, and pages read again at random."""
+WARM = 4
+"""Loads of each hot page on an average before `hot` begins to count."""
+READ_DELAY_MS = 10
+
+
+class SlowDisk(SlowFile):
+    """A disk that takes 10 ms for each read, one after the other: 100 a second."""
+
+    options: ClassVar[tuple[str, ...]] = ("serialize=requests", f"rdelay={READ_DELAY_MS}ms")
+
+
+class Pages:
+    """Pages of a file or device: half noise, half zeros, so that two fit where one was; each says which it is."""
+
+    def __init__(self, path: Path, mib: int, *, direct: bool = False) -> None:
+        self.count = mib * MIB // PAGE
+        self._fd = os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))
+        self._noise = random.Random(1).randbytes(1 << 20)
+        self._buffer = memoryview(mmap.mmap(-1, OUT * PAGE))  # aligned, for direct I/O
+
+    def _page(self, number: int) -> bytes:
+        at = number * 1009 % (len(self._noise) - PAGE // 2)
+        return number.to_bytes(8, "little") + self._noise[at : at + PAGE // 2 - 8] + bytes(PAGE // 2)
+
+    def write(self, first: int) -> None:
+        """Write OUT pages."""
+        for place in range(OUT):
+            self._buffer[place * PAGE : (place + 1) * PAGE] = self._page(first + place)
+        os.pwritev(self._fd, [self._buffer], first * PAGE)
+
+    def read(self, number: int) -> None:
+        """Read a page.
+
+        Raises:
+            HarnessError: it is another.
+        """
+        os.preadv(self._fd, [self._buffer[:PAGE]], number * PAGE)
+        if self._buffer[:PAGE] != self._page(number):
+            raise HarnessError(f"page {number} is not what was written")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def is_hot(number: int) -> bool:
+    """Say whether a page is one of the hot fifth: every fifth group of eight."""
+    return number // 8 % 5 == 0
+
+
+def halves(pages: Pages) -> tuple[list[int], list[int]]:
+    """Return the hot pages and the cold ones."""
+    numbers = range(pages.count)
+    return [number for number in numbers if is_hot(number)], [number for number in numbers if not is_hot(number)]
+
+
+def fill(pages: Pages) -> None:
+    """Write all pages in order."""
+    for first in range(0, pages.count, OUT):
+        pages.write(first)
+
+
+def _from_memory(daemon: Daemon, pages: Pages, loads: int, rng: random.Random) -> float:
+    """Read hot pages, and a cold one for each nine; return the share of the hot ones that took no read of the disk."""
+    warm, cold = halves(pages)
+    reads = 0
+    for _ in range(loads // 900):
+        before = _reads(daemon)
+        for number in rng.choices(warm, k=900):
+            pages.read(number)
+        reads += _reads(daemon) - before
+        for number in rng.choices(cold, k=100):
+            pages.read(number)
+    return 1 - reads / (loads // 900 * 900)
+
+
+@contextlib.contextmanager
+def serving(mib: int, backing: Path, **settings: str) -> Iterator[Daemon]:
+    """Run a daemon over a disk, with a pool limit of a quarter of its swap file unless told otherwise."""
+    given = {"backing.path": str(backing), "pool.limit": f"{mib // 4}M", "memory.reserve": "32M"}
+    given |= {name.replace("__", "."): value for name, value in settings.items()}
+    with Daemon(size=f"{mib}M", settings=given, parent=PLACE) as daemon:
+        yield daemon
+
+
+def _reads(daemon: Daemon) -> int:
+    return int(daemon.ask("stats")["core"]["transfers"]["bd_reads"])
+
+
+def hot(place: Path) -> tuple[dict[str, Any], list[Figure]]:
+    """Measure which share of hot pages' loads memory serves."""
+    found: dict[str, Any] = {}
+    for name, on in (("with writeback", "true"), ("without", "false")):
+        with serving(DATA_MIB, place / "store", backing__writeback=on, backing__promote=on) as daemon:
+            pages = Pages(daemon.file, DATA_MIB)
+            fill(pages)
+            rng, loads = random.Random(2), WARM * pages.count // 5
+            found[f"{name}, at first"] = _from_memory(daemon, pages, loads, rng)
+            found[name] = _from_memory(daemon, pages, loads, rng)
+            pages.close()
+        progress(f"hot: {name} {found[name]:.3f} of {loads} loads from memory")
+    inverted = Figure("hot pages' loads from memory without writeback (the inversion)", found["without"], 0.9, at_least=False)
+    return found, [Figure("hot pages' loads from memory", found["with writeback"], 0.95, at_least=True), inverted]
+
+
+def _pattern(pages: Pages) -> float:
+    """Write all pages, hot ones being read meanwhile, then read nine hot pages for a cold one; return the seconds."""
+    rng = random.Random(3)
+    begin = time.perf_counter()
+    kinds = halves(pages)
+    for first in range(0, pages.count, OUT):
+        pages.write(first)
+        for _ in range(4):
+            pages.read(rng.choice([number for number in kinds[0] if number < first + OUT]))
+    for _ in range(SLOW_READS):
+        pages.read(rng.choice(kinds[rng.random() < 0.1]))
+    return time.perf_counter() - begin
+
+
+def slow(_place: Path) -> tuple[dict[str, Any], list[Figure]]:
+    """Measure run times on a slow disk."""
+    found: dict[str, Any] = {}
+    for name in ("plain", "zswapd"):
+        disk = SlowDisk()
+        try:
+            device = Path(disk.attach((SLOW_MIB + 1) * MIB))
+            with contextlib.ExitStack() as stack:
+                behind = name == "zswapd"
+                path = stack.enter_context(serving(SLOW_MIB, device, backing__force="true")).file if behind else device
+                pages = Pages(path, SLOW_MIB, direct=not behind)
+                found[name] = _pattern(pages)
+                pages.close()
+        finally:
+            disk.stop()
+        progress(f"slow: {name} {found[name]:.1f} s")
+    ratio = found["plain"] / found["zswapd"]
+    return found, [Figure("disk of 100 reads a second: plain ÷ behind the pool, run time", ratio, 5.0, at_least=True)]
+
+
+def _fio(path: str, mib: int, reads: int) -> float:
+    """Return the seconds that writing noise and reading some pages of it again takes."""
+    common = ["--direct=1", "--ioengine=libaio", "--output-format=json", "--refill_buffers", f"--size={mib}M"]
+    seconds = 0.0
+    for kind, job in (
+        ("write", ["--rw=write", "--bs=128k", "--iodepth=16"]),
+        ("read", ["--rw=randread", "--bs=4k", "--iodepth=8", f"--io_size={reads * PAGE}", "--randseed=7"]),
+    ):
+        out = system.run("fio", "--name=noise", f"--filename={path}", *common, *job, limit=200)
+        (report,) = json.loads(out[out.index("{") :])["jobs"]
+        seconds += report[kind]["runtime"] / 1000
+    return seconds
+
+
+def _noise_behind(store: Path, mib: int, reads: int) -> float:
+    with serving(mib, store, pool__incompressible="refuse", backing__force="true") as daemon:
+        loop = system.attach_loop(daemon.file)
+        try:
+            return _fio(loop, mib, reads)
+        finally:
+            system.detach_loop(loop)
+
+
+def noise(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]]:
+    """Measure what data costs that does not compress."""
+    found: dict[str, Any] = {}
+    figures: list[Figure] = []
+    for where, (mib, reads) in NOISE.items():
+        plain, ours = list[float](), list[float]()
+        for turn in range(rounds):
+            disk = SlowFile()
+            path = place / "plain"
+            try:
+                if where == "slow disk":
+                    path = Path(disk.attach((mib + 1) * MIB))
+                else:
+                    system.run("fallocate", "--length", str((mib + 1) * MIB), path)
+                plain.append(_fio(str(path), mib, reads))
+                ours.append(_noise_behind(path, mib, reads))
+            finally:
+                disk.stop()
+                (place / "plain").unlink(missing_ok=True)
+            progress(f"noise: {where}, round {turn + 1}: plain {plain[-1]:.2f} s, zswapd {ours[-1]:.2f} s")
+        found |= {f"{where}, plain": plain, f"{where}, zswapd": ours}
+        ratio = median(one / other for one, other in zip(ours, plain, strict=True))
+        figures.append(Figure(f"data that does not compress, {where}: zswapd ÷ plain, run time", ratio, 1.15, at_least=False))
+    return found, figures
+
+
+def cipher(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figure]]:
+    """Measure what encryption costs of writeback's throughput."""
+    found: dict[str, list[float]] = {"plain": [], "encrypted": []}
+    for turn in range(rounds):
+        for name in ("plain", "encrypted") if turn % 2 else ("encrypted", "plain"):
+            encrypt = str(name == "encrypted").lower()
+            limits = {"pool__limit": f"{CIPHER_MIB}M", "backing__force": "true"}
+            with serving(CIPHER_MIB, place / "store", backing__encrypt=encrypt, **limits) as daemon:
+                pages = Pages(daemon.file, CIPHER_MIB)
+                fill(pages)
+                begin = time.perf_counter()
+                sent = daemon.ctl_json("writeback")["written_back"]
+                found[name].append(sent * PAGE / MIB / (time.perf_counter() - begin))
+                pages.close()
+        progress(f"cipher: round {turn + 1}: " + ", ".join(f"{name} {rates[-1]:.0f} MiB/s" for name, rates in found.items()))
+    ratio = median(ours / theirs for ours, theirs in zip(found["encrypted"], found["plain"], strict=True))
+    return dict(found), [Figure("writeback, encrypted ÷ not, throughput", ratio, 0.9, at_least=True)]
+
+
+PARTS = {"hot": hot, "slow": slow, "noise": noise, "cipher": cipher}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure; print a table and the figures; return 1 if one does not hold."""
+    parser = argparse.ArgumentParser(prog="scripts/bench disk", description="What the disk behind the pool is worth and costs.")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="LIST", help=f"of {', '.join(PARTS)} (default all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    args = parser.parse_args(argv)
+    chosen = args.parts.split(",")
+    if unknown := [name for name in chosen if name not in PARTS]:
+        parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if absent := system.missing_programs(["nbdkit", "nbdfuse", "fio"]):
+        raise HarnessError(f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin fio")
+    figures: list[Figure] = []
+    measured: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="zbench-disk-", dir=PLACE) as place:
+        for name in chosen:
+            measured[name], its = PARTS[name](Path(place))
+            figures += its
+    rows = [["", "what", "value"]]
+    for name, values in measured.items():
+        for what, value in values.items():
+            each = value if isinstance(value, list) else [value]
+            rows.append([name, what, " ".join(f"{one:.3g}" for one in each)])
+    print(aligned(rows))
+    print("\n".join(figure.line() for figure in figures))
+    if args.json:
+        document = {"machine": machine(), "measured": measured, "figures": [asdict(figure) for figure in figures]}
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0 if all(figure.holds for figure in figures) else 1
