@@ -4,17 +4,19 @@
 One look at the watermarks every LOOK_S (some 80 µs), at once when the kernel's PSI trigger fires, and after every few batches.
 
 Eviction and giving back go on side by side: what is evicted is punched by the one thread for blocking work (offload.py), behind
-a refill that may be under way, while the next batch is evicted here. Eviction waits when it is MOST_FRAMES ahead.
+a refill that may be under way, while the next batch is evicted here. As long as there is more to evict, only long runs of
+frames are: punching one frame interrupts the processor of the page path (TLB flush) and takes 20 µs, as does punching sixteen,
+and where frames were not used in their order, those beside it are likely to follow.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from zswapd.reclaim.pressure import Pressure
     from zswapd.reclaim.shrinker import Shrinker
@@ -25,10 +27,15 @@ EMPTY_LOOK_S = 1.0
 """The same while the cache is empty: only its ceiling may be to rise."""
 STEP_FRAMES = 2048
 """Frames that are worth a trip to the other thread: with one for each batch, the trips take longer than the work."""
-MOST_FRAMES = 8 * STEP_FRAMES
-"""Frames that may be evicted and not given back yet."""
 LOOK_BATCHES = 4
 """Batches between two looks."""
+
+
+class Trim(Protocol):
+    """`Upkeep.trim`."""
+
+    def __call__(self, *, long_only: bool) -> Awaitable[int]:
+        """See Shrinking."""
 
 
 class Shrinking:
@@ -37,13 +44,13 @@ class Shrinking:
     Args:
         pressure: the system's memory.
         shrinker: the policy.
-        trim: gives some surplus frames back to the system and returns how many, 0 when there is no surplus.
+        trim: gives some surplus frames back to the system, or some in long runs, and returns how many, 0 when there are none.
 
     Attributes:
         shrinker: as above.
     """
 
-    def __init__(self, pressure: Pressure, shrinker: Shrinker, trim: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, pressure: Pressure, shrinker: Shrinker, trim: Trim) -> None:
         self._pressure, self.shrinker, self._trim = pressure, shrinker, trim
         self._on_the_way = 0
         self._is_giving = False
@@ -106,29 +113,22 @@ class Shrinking:
                 self._is_giving = True
                 nursery.start_soon(self._give_back)
             await trio.lowlevel.checkpoint()  # requests first
-            while self._on_the_way >= MOST_FRAMES:
-                await self._given.wait()
         return freed
 
     async def _give_all_back(self) -> None:
-        if self._on_the_way and not self._is_giving:
-            self._is_giving = True
-            await self._give_back()
         while self._is_giving:
             await self._given.wait()
+        self._is_giving = True
+        await self._give_back(long_only=False)
 
-    async def _give_back(self) -> None:
-        """Give back what is on the way, until nothing is."""
+    async def _give_back(self, *, long_only: bool = True) -> None:
+        """Give back what is on the way, as far as there is any."""
         try:
-            while self._on_the_way:
-                count = await self._trim()
-                # What swap's reserve lacks stays there.
-                self._on_the_way = max(0, self._on_the_way - count) if count else 0
-                self._wake()
+            while self._on_the_way and (count := await self._trim(long_only=long_only)):
+                self._on_the_way = max(0, self._on_the_way - count)
+            if not long_only:
+                self._on_the_way = 0  # what is left is what swap's reserve has lacked
         finally:
             self._is_giving = False
-            self._wake()
-
-    def _wake(self) -> None:
-        self._given.set()
-        self._given = trio.Event()
+            self._given.set()
+            self._given = trio.Event()

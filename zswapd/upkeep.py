@@ -152,10 +152,10 @@ class Upkeep:
         front = self._core.frontswap.statistics()
         return front.succ_stores + front.failed_stores + front.loads + front.failed_loads + front.invalidates
 
-    async def trim(self, *, all_of_it: bool = False) -> int:
+    async def trim(self, *, all_of_it: bool = False, long_only: bool = False) -> int:
         """Give some surplus frames back to the system; return how many, 0 when there is none (`PageFrames.begin_trim`)."""
         frames = self._core.frames
-        job = frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size, all_of_it=all_of_it)
+        job = frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size, all_of_it=all_of_it, long_only=long_only)
         count = sum(count for _, count in job.runs)
         if count:
             try:

@@ -267,6 +267,11 @@ def test_trim_takes_a_bounded_number_of_runs_at_a_time(make: MakeFrames, monkeyp
     for first in held[::2]:
         frames.free(first)
     frames.reserve_target = 0
+    job = frames.begin_trim(6000, all_of_it=True, long_only=True)
+    assert job.runs
+    assert all(count >= MAX_RUN for _, count in job.runs)
+    assert not frames.begin_trim(6000, all_of_it=True, long_only=True).runs
+    frames.commit(job)  # not done
     jobs = []
     while (job := frames.begin_trim(6000, all_of_it=True)).runs:
         jobs.append(len(job.runs))

@@ -68,9 +68,9 @@ class Shrunk:
             if nodes.wants_refill():
                 nodes.commit(nodes.refill(nodes.begin_refill()))
 
-    async def _trim(self) -> int:
+    async def _trim(self, *, long_only: bool = False) -> int:
         frames = self.stack.frames
-        job = frames.begin_trim(2048, all_of_it=True)
+        job = frames.begin_trim(2048, all_of_it=True, long_only=long_only)
         count = sum(count for _, count in job.runs)
         try:
             await self._offload.run(job.work, self.stack.arena)

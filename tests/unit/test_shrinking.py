@@ -14,7 +14,7 @@ import trio.testing
 from tests.support.proc import write_memory, write_psi
 from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import BATCH_S, CALM_S, GROW_S, Shrinker
-from zswapd.shrinking import EMPTY_LOOK_S, LOOK_S, MOST_FRAMES, STEP_FRAMES, Shrinking
+from zswapd.shrinking import EMPTY_LOOK_S, LOOK_S, STEP_FRAMES, Shrinking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,7 +49,9 @@ class Box:
         self.surplus += 1
         return 1
 
-    async def _trim(self) -> int:
+    async def _trim(self, *, long_only: bool) -> int:
+        if long_only:
+            return 0
         given, self.surplus = self.surplus, 0
         await trio.lowlevel.checkpoint()
         self.have(self.free + given)
@@ -112,30 +114,31 @@ async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(box: Box, autoj
     assert box.shrinker.ceiling_frames == LIMIT
 
 
-async def test_eviction_goes_on_while_frames_are_given_back_and_does_not_run_away(tmp_path: Path) -> None:
+async def test_long_runs_go_back_while_eviction_goes_on_and_the_rest_after_it(tmp_path: Path) -> None:
     box = Box(tmp_path)
-    box.cached = 3 * MOST_FRAMES
-    most = trims = 0
+    box.cached = 10 * STEP_FRAMES
+    asked: list[tuple[bool, bool]] = []
     gate = trio.Event()
 
-    async def trim() -> int:
-        nonlocal trims
-        trims += 1
-        given, box.surplus = min(box.surplus, STEP_FRAMES), box.surplus - min(box.surplus, STEP_FRAMES)
-        if given:
-            await gate.wait()
+    async def trim(*, long_only: bool) -> int:
+        asked.append((long_only, box.cached > 0))
+        if not long_only:
+            return await Box._trim(box, long_only=False)
+        given = box.surplus // 2
+        box.surplus -= given
+        await gate.wait()
         return given
 
     box.shrinking = Shrinking(box.pressure, box.shrinker, trim)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(box.shrinking.shrink, 1 << 40)
-        for _ in range(200):
+        while box.cached:
             await trio.testing.wait_all_tasks_blocked()
-            most = max(most, box.surplus)
-        assert MOST_FRAMES - STEP_FRAMES <= most < 2 * MOST_FRAMES, "it waits for the thread, but for a batch"
-        assert trims == 1
+        assert asked == [(True, True)], "evicts on while the thread is busy"
+        assert box.surplus > 5 * STEP_FRAMES
         gate.set()
     assert (box.cached, box.surplus) == (0, 0)
+    assert asked[-1] == (False, False)
     box.pressure.close()
 
 
@@ -154,9 +157,9 @@ async def test_shortage_that_goes_on_is_not_left_to_the_next_look(box: Box, auto
     taken = 0
     original = box._trim
 
-    async def trim() -> int:
+    async def trim(*, long_only: bool) -> int:
         nonlocal taken
-        given = await original()
+        given = await original(long_only=long_only)
         if given and taken < 3:  # somebody else has it at once
             taken += 1
             box.have(900)

@@ -192,10 +192,16 @@ class FrameTable:
         if bucket == MAX_RUN:
             self.long_frames -= length
 
-    def remove_longest(self, max_frames: int, max_runs: int) -> list[tuple[int, int]]:
-        """Take free runs, together at most `max_frames`, off the lists, long ones first, and mark them BUSY."""
+    def remove_longest(self, max_frames: int, max_runs: int, shortest: int = 1) -> list[tuple[int, int]]:
+        """Take free runs, together at most `max_frames`, off the lists, long ones first, and mark them BUSY.
+
+        Args:
+            max_frames: see above.
+            max_runs: likewise.
+            shortest: frames that a run has at least, up to MAX_RUN.
+        """
         taken: list[tuple[int, int]] = []
-        for bucket in range(MAX_RUN, 0, -1):
+        for bucket in range(MAX_RUN, shortest - 1, -1):
             first = self._heads[bucket]
             while max_frames > 0 and first and len(taken) < max_runs:
                 following, length = self.words[first * 4 + 2], self.words[first * 4 + 1]

@@ -236,11 +236,11 @@ class PageFrames:
             frame += length
         return runs
 
-    def begin_trim(self, max_frames: int, *, all_of_it: bool = False) -> Job:
-        """Take some of what is free above the target (and, unless `all_of_it`, a quarter), to be given back."""
+    def begin_trim(self, max_frames: int, *, all_of_it: bool = False, long_only: bool = False) -> Job:
+        """Take some of what is free above the target (and, unless `all_of_it`, a quarter), or long runs of it, to punch."""
         job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
         surplus = self.table.free_frames - self.reserve_target - (0 if all_of_it else self.reserve_target // 4)
-        job.runs = self.table.remove_longest(min(max_frames, surplus), _TRIM_RUNS)
+        job.runs = self.table.remove_longest(min(max_frames, surplus), _TRIM_RUNS, MAX_RUN if long_only else 1)
         self._busy_frames += sum(count for _, count in job.runs)
         return job
 
