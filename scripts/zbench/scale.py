@@ -58,7 +58,7 @@ RANDOM_AT_MOST = 1 << 18
 DEFAULT_POWERS = {"small": "16,18,20,22,24", "real": "16,18,20"}
 ONE_LIMIT_S = 560.0
 REPEATS = 5
-REPEATED_TO = 1 << 20
+REPEATED_TO = 1 << 18
 TOP = Path(__file__).parents[2]
 WORD = struct.Struct("=Q")
 

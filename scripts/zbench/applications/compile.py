@@ -89,7 +89,8 @@ class Compile(Application):
             except subprocess.TimeoutExpired:
                 raise TooSlowError(limit, {"seconds": limit}) from None
         if code:
-            words = (BUILD / "compile.log").read_text(errors="replace")[-600:]
+            lines = (BUILD / "compile.log").read_text(errors="replace").splitlines()
+            words = "; ".join([line for line in lines if "error" in line.lower()][:2]) or "no error in its output"
             raise HarnessError(f"make ended with {code}: {words}")
         return time.monotonic() - started
 

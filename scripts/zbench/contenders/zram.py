@@ -60,8 +60,7 @@ class ZramLz4(Contender):
     def start(self, size: int) -> None:
         """Set a free device up and swap it on.
 
-        Without discard: the kernel tells zram of each slot that is freed, by a call of its own. With it, the workload was
-        OOM-killed in its cgroup (Linux 6.18, at its first random faults), so that there was nothing to compare with.
+        Without discard, which it does not need: the kernel tells zram of each slot that is freed, by a call of its own.
         """
         self._take_device()
         try:
