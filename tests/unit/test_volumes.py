@@ -72,6 +72,17 @@ async def test_second_read_comes_from_the_cache(box: Box, path: Path) -> None:
     assert statistics.backing_read_bytes == len(data)
 
 
+async def test_read_that_lacks_one_page_of_many_is_a_miss(box: Box, path: Path) -> None:
+    make_file(path, 16)
+    async with one(box, path) as volume:
+        await volume.read(0, 15 * PAGE)
+        for size in (15, 16, 16):
+            await volume.read(0, size * PAGE)
+        statistics = volume.statistics()
+        assert (statistics.misses, statistics.hits) == (2, 2)
+        assert statistics.backing_read_bytes == 16 * PAGE
+
+
 @pytest.mark.parametrize("pages", [0.001, 0.5, 1, 2.25, 3])
 async def test_end_of_the_file_is_where_the_backing_file_has_it(box: Box, path: Path, pages: float) -> None:
     data = make_file(path, pages)
