@@ -41,7 +41,7 @@ INTERVAL_S = 0.001
 """Between two reads."""
 BEFORE_S = 3.0
 """How long they are read with nothing to wait for."""
-LIMIT_S = 120.0
+LIMIT_S = 400.0
 PIECE_MIB = 8
 """What is read of the volume between two looks at how full the cache is."""
 VERIFIED_MIB = 128
