@@ -393,16 +393,13 @@ def _with_changes(config: Config, settings: dict[str, object]) -> Config:
     return config
 
 
-def prepare(config: Config, *, is_first: bool, in_advance: bool = False) -> Prepared:
+def prepare(config: Config, *, is_first: bool) -> Prepared:
     """Protect this process, which was forked to serve, and take all the memory that beginning to needs.
 
     Args:
         config: the settings to begin with.
         is_first: nobody has served yet, so there is time to grow the heaps in full.
-        in_advance: somebody serves, and this process waits for its turn: it may wait for memory as well.
     """
-    if in_advance:
-        service.take_time()
     protections = service.protect(
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,

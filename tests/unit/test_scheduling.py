@@ -61,6 +61,23 @@ def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
     assert words == ["True", "True"]
 
 
+def test_child_that_nobody_waits_for_begins_as_an_ordinary_task_and_goes_last() -> None:
+    words = said("""
+        import os
+        from zswapd.service import first_in_line, ordinary_children, take_time
+        first_in_line()
+        def child(work=lambda: None):
+            if not (pid := os.fork()):
+                work()
+                os._exit(os.sched_getscheduler(0))
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with ordinary_children():
+            seen = [child(), child(take_time), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK]
+        print(seen == [os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_RR], child() == os.sched_getscheduler(0) == os.SCHED_RR)
+    """)
+    assert words == ["True", "True"]
+
+
 def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
     words = said("""
         import os

@@ -5,7 +5,7 @@ from zswapd.service.advice import advise, raise_min_free_kbytes
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.service.notify import Notifier
 from zswapd.service.protections import Protection, grow_heaps, protect, refreshed, take_time
-from zswapd.service.scheduling import be_known_as, first_in_line, scarce_bytes, stand_back, step_back
+from zswapd.service.scheduling import be_known_as, first_in_line, ordinary_children, scarce_bytes, stand_back, step_back
 
 __all__ = [
     "Notifier",
@@ -17,6 +17,7 @@ __all__ = [
     "freeze_garbage_collector",
     "grow_heaps",
     "has_garbage",
+    "ordinary_children",
     "protect",
     "raise_min_free_kbytes",
     "refreshed",

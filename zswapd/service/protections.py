@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap, own_memory
-from zswapd.service.scheduling import NICE, stand_back
+from zswapd.service.scheduling import NICE, be_last
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
@@ -86,12 +86,12 @@ def protect(
 
 
 def take_time() -> None:
-    """Let this process wait for memory like any other, swapping included: for one that nobody waits for yet.
+    """Let this process wait for memory like any other, swapping included, and for a processor longer: nobody waits for it yet.
 
-    Its next `protect` takes that back.
+    Its next `protect` and `first_in_line` take that back.
     """
     ctypes.CDLL(None).prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0)
-    stand_back()
+    be_last()
 
 
 def grow_heaps() -> None:

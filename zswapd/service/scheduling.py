@@ -17,6 +17,10 @@ import contextlib
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NICE = -3
 """Enough that a page does not wait for the time slice of a program that computes: beside two of them the p99 of a random fault
@@ -45,6 +49,29 @@ def stand_back() -> None:
     """Make this thread an ordinary one again, with its nice value as before."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@contextlib.contextmanager
+def ordinary_children() -> Iterator[None]:
+    """Have processes that are forked meanwhile begin as ordinary tasks, though this thread is a real-time one."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, parameter)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, policy & ~os.SCHED_RESET_ON_FORK, parameter)
+
+
+def be_last() -> None:
+    """Make this thread one that runs where nobody else wants to.
+
+    For work of a tenth of a second and more, such as making a spare worker: if a swapping program has to wait that long, it is
+    moved to another processor, and its pages then cost an interrupt each (allocators/_populate.c): that halved swap-out.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def step_back(*, needed: bool) -> None:

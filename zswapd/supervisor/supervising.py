@@ -63,6 +63,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 """Longest time between two looks at the worker."""
+STARTING_LOOK_S = 0.02
+"""The same while only the spare is missing to be ready."""
 ABORT_S = 1.0
 """What a hanging worker gets to write its stack before it is killed."""
 START_S = 60.0
@@ -73,6 +75,8 @@ UPGRADE_S = 300.0
 """What the installed program may take until it serves, as far as the service manager's watchdog goes."""
 SPARE_S = 1.0
 """Time that a worker serves before the next spare is made."""
+PATIENCE_S = 2.0
+"""Time from the first worker's start in which we are ready only with a spare."""
 SPARE_AGAIN_S = 10.0
 """Time before another is made for one that died."""
 STOP_AGAIN_S = 15.0
@@ -150,6 +154,8 @@ class Supervisor:
         return left
 
     def _patience(self) -> float:
+        if self._spare is not None and not self._is_ready:
+            return STARTING_LOOK_S
         interval = self._notifier.watchdog_interval
         return min(LOOK_S, interval) if interval else LOOK_S
 
@@ -199,11 +205,11 @@ class Supervisor:
     def _keep_spare(self, now: float) -> None:
         """Have a spare worker, once the present one has served for a while; called while it serves."""
         if self._spare is None:
-            self._spare_due = self._spare_due or now + SPARE_S
+            self._spare_due = self._spare_due or now + (SPARE_S if self._is_ready else 0.0)
             if not self._config.service.spare or self._is_stopping or now < self._spare_due:
                 return
             _settle_objects()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), service.ordinary_children():
                 self._spare = Spare(
                     self._prepare_spare,
                     lambda prepared: self._become_worker(lambda: prepared),
@@ -214,8 +220,9 @@ class Supervisor:
             self._spare_due = now + SPARE_AGAIN_S
 
     def _prepare_spare(self) -> daemon.Prepared:
+        service.take_time()
         service.be_known_as("zswapd-spare")
-        return daemon.prepare(self._config, is_first=False, in_advance=True)
+        return daemon.prepare(self._config, is_first=False)
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:
@@ -284,8 +291,8 @@ class Supervisor:
         self._ballast.look(self._hook[HookWord.REQUESTS])
         phase = self._words[Word.PHASE]
         if phase == Phase.SERVING:
-            self._say_ready()
             self._keep_spare(now)
+            self._say_ready(now)
             if self._is_stopping and self._is_time_to_stop(now):
                 self._send(signal.SIGUSR1)
                 self._stop_sent = now
@@ -298,8 +305,9 @@ class Supervisor:
         """Say whether the worker is to be told to stop: once, and again where somebody waits for it that cannot ask twice."""
         return self._stop_sent is None or (self._notifier.is_heard and now - self._stop_sent >= STOP_AGAIN_S)
 
-    def _say_ready(self) -> None:
-        if not self._is_ready:
+    def _say_ready(self, now: float) -> None:
+        """Say it once, and before the first page comes have what its death would take: making a spare takes processor time."""
+        if not self._is_ready and (self._spare is None or self._spare.is_ready or now - self._forked > PATIENCE_S):
             self._is_ready = self._has_served = True
             if self._notifier.watchdog_interval:
                 self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
