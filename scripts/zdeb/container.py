@@ -103,7 +103,8 @@ class Container:
         cgroups = list(_make_cgroups(self._name))
         enter = "".join(f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))}; " for path in cgroups)
         self._nspawn = subprocess.Popen(
-            ("sh", "-c", f'{enter} exec "$@"', "sh", *self._command()),
+            # Whoever kills this process has the container shut down, which swaps off.
+            ("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", f'{enter} exec "$@"', "sh", *self._command()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
