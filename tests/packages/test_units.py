@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
     units = tmp_path / "usr/lib/systemd/system"
     shutil.copytree(SYSTEMS_OWN, units, symlinks=True)
     shutil.copytree(SYSTEMD, units, dirs_exist_ok=True)
-    for name in ("usr/bin/zswapd", "usr/bin/zswapctl", "bin/grep"):
+    for name in ("usr/bin/zswapd", "usr/bin/zswapctl", "bin/grep", "bin/systemctl"):
         program = tmp_path / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.touch(0o755)
