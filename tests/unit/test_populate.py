@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import capabilities
 from zswapd.allocators._populate import populate, punch
 
 if TYPE_CHECKING:
@@ -98,6 +100,31 @@ def test_it_leaves_the_system_its_memory(mapped: Mapped) -> None:
         if error and done:
             return
     pytest.fail("it never ended in the middle")
+
+
+@capabilities.requires_root()
+def test_what_is_in_no_hurry_is_an_idle_task_for_a_while_and_no_longer(mapped: Mapped) -> None:
+    seen: list[tuple[float, int]] = []
+    numbers: list[int] = []
+
+    def work() -> None:
+        numbers.append(threading.get_native_id())
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        assert populate(mapped.fd, mapped.base, 0, 12 * PAGE, WRITE, PAGE, 10_000, 1) == (0, 12 * PAGE)
+        seen.append((time.monotonic(), os.sched_getscheduler(0)))
+
+    thread = threading.Thread(target=work)
+    start = time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        if numbers:
+            with contextlib.suppress(ProcessLookupError):
+                seen.append((time.monotonic(), os.sched_getscheduler(numbers[0])))
+        time.sleep(0.002)
+    idle = [when - start for when, policy in seen if policy == os.SCHED_IDLE]
+    assert idle
+    assert max(idle) < 0.1
+    assert max(seen)[1] == os.SCHED_RR
 
 
 def test_it_sleeps_between_two_pieces_and_not_after_the_last(mapped: Mapped) -> None:

@@ -15,6 +15,9 @@
  * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile, this thread would take, page by page,
  * what those wait for who have to give it a request (supervisor/ballast.py).
  *
+ * Who says how much memory is to be left is in no hurry: the pieces are then the work of an idle task, behind which no program ever
+ * waits, for LEISURE_NS. Only here, where the GIL is not held: whoever holds it must not wait for an idle processor.
+ *
  * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only their first touch faults.
  */
 
@@ -24,11 +27,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <time.h>
+
+#define LEISURE_NS 50000000ll /* a job of 8 MiB takes some milliseconds; beside programs that compute it would take seconds */
 
 /* Back one piece with pages of the file, then map them: 0 or an errno. The file's pages come first, since that needs no lock of the
  * address space. */
@@ -71,6 +77,33 @@ static int populate(int fd, char *base, off_t offset, size_t length, int advice,
 	return error;
 }
 
+/* The same, as an idle task for LEISURE_NS. */
+static int populate_at_leisure(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause,
+                               uint64_t floor, size_t *done)
+{
+	int policy = sched_getscheduler(0), error = 0;
+	struct sched_param own, idle = {0};
+	struct timespec start, now;
+	size_t part;
+	bool is_idle = policy >= 0 && sched_getparam(0, &own) == 0 && sched_setscheduler(0, SCHED_IDLE, &idle) == 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (*done = 0; *done < length && error == 0; *done += part) {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (is_idle && (now.tv_sec - start.tv_sec) * 1000000000ll + now.tv_nsec - start.tv_nsec > LEISURE_NS) {
+			sched_setscheduler(0, policy, &own);
+			is_idle = false;
+		}
+		if (*done > 0)
+			nanosleep(&pause, NULL);
+		part = piece < length - *done ? piece : length - *done;
+		error = populate(fd, base, offset + (off_t)*done, part, advice, piece, pause, floor, &part);
+	}
+	if (is_idle)
+		sched_setscheduler(0, policy, &own);
+	return error;
+}
+
 static PyObject *py_populate(PyObject *self, PyObject *args)
 {
 	unsigned long long base, offset, length, piece, floor;
@@ -88,8 +121,8 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 	}
 	pause.tv_nsec = (long)pause_us * 1000;
 	Py_BEGIN_ALLOW_THREADS
-	error = populate(fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice, (size_t)piece, pause, floor,
-	                 &done);
+	error = (floor > 0 ? populate_at_leisure : populate)(fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice,
+	                                                     (size_t)piece, pause, floor, &done);
 	Py_END_ALLOW_THREADS
 	return Py_BuildValue("in", error, (Py_ssize_t)done);
 }

@@ -14,7 +14,7 @@ def populate(
         advice: MADV_POPULATE_WRITE; a kernel that does not know it is good enough.
         piece: bytes at a time, whole pages.
         pause_us: µs to sleep between two pieces, below a second.
-        floor: end before a piece once the system has fewer free bytes.
+        floor: end before a piece once the system has fewer free bytes. With one there is no hurry: as an idle task, for 50 ms.
 
     Returns:
         0, the errno of the piece that failed, or EAGAIN for `floor`; and the bytes populated before it.

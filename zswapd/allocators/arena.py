@@ -235,7 +235,7 @@ class Arena:
         Args:
             offset: where the range begins.
             length: its bytes; whole pages are populated.
-            floor: end at a piece before which the system has fewer free bytes than this.
+            floor: end at a piece before which the system has fewer free bytes than this, and give way to everybody.
 
         Returns:
             How many bytes from `offset` on are populated: fewer than `length` only because of `floor`.
