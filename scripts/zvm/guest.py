@@ -107,7 +107,8 @@ class Box:
             "ln -sf /opt/zvm/bin/zswapd /opt/zvm/bin/zswapctl /usr/bin/ && cp -r /opt/zvm/units/* /etc/systemd/system/ && "
             # A journal that waits for memory itself tells nothing of the end.
             f"mkdir -p /etc/systemd/system/{UNIT}.d && "
-            f"printf '[Service]\\nStandardError=file:/dev/console\\n' > /etc/systemd/system/{UNIT}.d/console.conf && "
+            f"printf '[Service]\\nStandardError=file:/dev/console\\nDeviceAllow=/dev/console rw\\n' "
+            f"> /etc/systemd/system/{UNIT}.d/console.conf && "
             f"mkdir -p /etc/zswapd && printf %s {shlex.quote(config)} > /etc/zswapd/zswapd.toml && "
             f"systemctl daemon-reload && systemctl start {UNIT}",
             START_LIMIT_S,
