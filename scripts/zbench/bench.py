@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0 and name not in ROOTLESS and not {"--help", "-h"} & set(argv):
         progress(f"scripts/bench {name} needs root for swapon, loop devices and cgroups: sudo scripts/bench {name}")
         return 2
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         return work(argv)
     except HarnessError as exc:
@@ -186,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         progress("interrupted; swapped off and cleaned up")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
 if __name__ == "__main__":

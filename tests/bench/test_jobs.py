@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -158,6 +159,15 @@ def test_bad_arguments_are_refused(given: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         bench._application_arguments(Fake(), given)
     assert caught.value.code == 2
+
+
+def test_what_sigterm_meant_before_it_means_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+    monkeypatch.setitem(bench.WORKLOADS, "density", lambda _argv: during.append(signal.getsignal(signal.SIGTERM)) or 0)
+    assert bench.main(["density"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert during[0] is not before
 
 
 def test_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

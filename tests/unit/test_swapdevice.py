@@ -288,9 +288,17 @@ def test_attach_where_rotational_cannot_be_cleared_goes_on_with_a_warning(
     assert "stays rotational" in attach(kernel, file).warnings[0]
 
 
-def test_attach_where_completion_cannot_be_set_goes_on(kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attach_that_fails_leaves_the_queue_as_the_kernel_has_it(kernel: FakeKernel, file: Path) -> None:
+    kernel.fail["swapon"] = OSError(errno.EBUSY, "Device or resource busy")
+    with pytest.raises(SwapDeviceError):
+        attach(kernel, file)
+    queue = {name: (kernel.sysfs / "queue" / name).read_text() for name in ("rq_affinity", "discard_max_bytes")}
+    assert queue == {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16))}
+
+
+def test_attach_where_the_queue_cannot_be_set_goes_on(kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(self: Path, text: str) -> int:
-        if self.name == "rq_affinity":
+        if self.name in ("rq_affinity", "discard_max_bytes") and not text.endswith("\n"):  # with one, it is the fake kernel's
             raise OSError(errno.EROFS, "Read-only file system")
         return original(self, text)
 

@@ -80,6 +80,7 @@ def test_attach_gives_swap_as_it_has_to_be_and_detach_takes_it_away(file: Path) 
     assert read_sysfs(name, "queue/logical_block_size") == "4096"
     assert read_sysfs(name, "queue/rotational") == "0"
     assert read_sysfs(name, "queue/rq_affinity") == "2"
+    assert read_sysfs(name, "queue/discard_max_bytes") == str(16 * MIB)
     found = swapdevice.find_attached(file)
     assert found is not None
     assert found.swap is not None
@@ -91,7 +92,9 @@ def test_attach_gives_swap_as_it_has_to_be_and_detach_takes_it_away(file: Path) 
 
     assert file.stat().st_blocks > 0
     assert swapdevice.detach(file) == [attached.device]
-    assert read_sysfs(name, "queue/rq_affinity") == "1"  # the next user of this loop device finds it as it was
+    # The next user of this loop device finds it as it was.
+    assert read_sysfs(name, "queue/rq_affinity") == "1"
+    assert int(read_sysfs(name, "queue/discard_max_bytes")) > 16 * MIB
     assert loops_over(file) == []
     assert (file.stat().st_size, file.stat().st_blocks) == (64 * MIB, 0)  # emptied, mkswap's header too
     assert swapdevice.detach(file) == []

@@ -7,7 +7,9 @@ What the loop device has to be, or swap on it is slow or dangerous:
 - direct I/O, or each page is kept a second time in the page cache, and swapping out would need memory for that copy;
 - blocks of 4096 bytes, or the kernel may send parts of pages, each a read-modify-write;
 - not rotational, or the kernel spreads swap over the whole device;
-- completing requests where they were submitted, or each of them waits for one more context switch.
+- completing requests where they were submitted, or each of them waits for one more context switch;
+- cutting discards into steps, or one of 4 GiB, as at the swapon of a file that is not empty, is a second in which the daemon
+  serves nobody.
 
 Undoing is the kernel's: the loop device detaches itself (see `kernel`) as soon as nobody has it open, and until swapon succeeds
 that is this process alone. Swapon is the last step. So an error, Ctrl-C or SIGKILL in the middle leaves nothing behind.
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from zswapd.errors import PermissionsError, SwapDeviceError
 from zswapd.pages import PAGE_SIZE
-from zswapd.swapdevice.kernel import SWAP_FLAG_DISCARD, SWAP_FLAG_PREFER, Kernel
+from zswapd.swapdevice.kernel import DISCARD_STEP, SWAP_FLAG_DISCARD, SWAP_FLAG_PREFER, Kernel
 from zswapd.swapdevice.state import find_attached, mountpoint_of, read_sysfs
 
 if TYPE_CHECKING:
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
 _RACES = 8  # times that another process may take the free loop device before us
 LABEL = "zswapd"
 """Label of the swap areas, as blkid shows it."""
-COMPLETE_AT_SUBMITTER = "2"
-"""queue/rq_affinity: a finished request interrupts the processor that waits for it. By default the loop driver hands it to a
-softirq thread on the daemon's processor, one more context switch between the daemon's answer and the end of the fault: a
+_TUNED = {"rq_affinity": "2", "discard_max_bytes": str(DISCARD_STEP)}
+"""Files of queue/. The first: a finished request interrupts the processor that waits for it. By default the loop driver hands
+it to a softirq thread on the daemon's processor, one more context switch between the daemon's answer and the end of the fault: a
 random fault then takes a third longer (measured, two processors)."""
-COMPLETE_NEARBY = "1"
-"""queue/rq_affinity: the kernel's default, to which a loop device goes back; it would keep the other for its next user."""
+_DEFAULTS = {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16))}
+"""The kernel's own, and nearly so: it takes 32 bits and whole pages. It would keep the others for the loop device's next user."""
 RELEASE_S = 5.0
 """How long a loop device may stay attached after its last user has gone; udev may look at it."""
 
@@ -92,8 +94,8 @@ def attach(
                 warnings.append(
                     f"{device} takes no discards: the memory of freed swap slots is kept until they are written again"
                 )
+            set_queue(device, tuned=True, root=root)
             _swap_on(kernel, device, priority, discard=discard)
-            set_completion(device, COMPLETE_AT_SUBMITTER, root)
             return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
 
 
@@ -151,6 +153,7 @@ def _loop_device(kernel: Kernel, backing: int, file: Path, block_size: int, root
         _check_direct_io(device, file, root)
         yield device
     except BaseException:
+        set_queue(device, tuned=False, root=root)
         kernel.close(loop)
         wait_for_release(device, file, root)
         raise
@@ -205,10 +208,11 @@ def _make_non_rotational(device: str, root: Path) -> Iterator[str]:
             yield f"{device} stays rotational, which spreads swap out and slows it: {path}: {error.strerror}"
 
 
-def set_completion(device: str, value: str, root: Path = Path("/")) -> None:
-    """Set where requests to a loop device end; a kernel that does not let us is only slower."""
-    with contextlib.suppress(OSError):
-        (root / "sys/block" / _name(device) / "queue/rq_affinity").write_text(value)
+def set_queue(device: str, *, tuned: bool, root: Path = Path("/")) -> None:
+    """Set where requests to a loop device end and how long discards are; a kernel that does not let us is only slower."""
+    for setting, value in (_TUNED if tuned else _DEFAULTS).items():
+        with contextlib.suppress(OSError):
+            (root / "sys/block" / _name(device) / "queue" / setting).write_text(value)
 
 
 def _make_swap(kernel: Kernel, device: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zswapd.errors import HeadroomError, SwapDeviceError
-from zswapd.swapdevice.attaching import COMPLETE_NEARBY, set_completion, wait_for_release
+from zswapd.swapdevice.attaching import set_queue, wait_for_release
 from zswapd.swapdevice.headroom import measure
 from zswapd.swapdevice.kernel import SWAPOFF_NO_MEMORY, Kernel
 from zswapd.swapdevice.state import Attachment, find_attached, mountpoint_of, read_sysfs, swap_areas
@@ -121,7 +121,7 @@ def _still_on(device: str, left: int) -> str:
 
 def _release(kernel: Kernel, item: Attachment, root: Path) -> None:
     """Detach the loop device, unless it has gone by itself as those of `attach` do, and empty the file."""
-    set_completion(item.device, COMPLETE_NEARBY, root)
+    set_queue(item.device, tuned=False, root=root)
     if read_sysfs(item.name, "loop/autoclear", root) == "0":
         loop = kernel.open_loop(item.device)
         try:
