@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 
 import pytest
@@ -67,6 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not compiled.WANTS_PURE and compiled.stale():
         names = ", ".join(str(path.relative_to(compiled.PACKAGE)) for path in compiled.stale())
         pytest.exit(f"compiled modules are older than their source ({names}): run scripts/test, or set ZSWAPD_PURE=1", 3)
+    # A background job of a shell without job control ignores SIGINT, and whom a test interrupts would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_SWEPT] = leftovers.sweep() if os.geteuid() == 0 else []
     config.stash[_BEFORE] = leftovers.snapshot()
 

@@ -129,10 +129,11 @@ def test_volumes_go_on_when_the_worker_is_killed_and_nothing_is_stale(stage: Sta
 
 
 @requires_nbd
-def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [6, pytest.param(10, marks=pytest.mark.soak)])
+def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(stage: Stage, tmp_path: Path, seconds: int) -> None:
     make_file(tmp_path / "contents", 1000)
     daemon = stage.daemon("64M", cache__queue_depth="3")
-    with slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=6000) as slow:
+    with slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=seconds * 1000) as slow:
         ctl(daemon, "cache", "add", "disk", "--backing", str(slow.path))
 
         def read(offset: int) -> None:

@@ -235,12 +235,13 @@ def reader() -> Iterator[Callable[[Path, str, int], subprocess.Popen[str]]]:
 
 
 @requires_nbd
+@pytest.mark.parametrize("seconds", [4, pytest.param(10, marks=pytest.mark.soak)])
 def test_killed_reader_of_a_hanging_file_ends_and_swap_goes_on(
-    tmp_path: Path, reader: Callable[[Path, str, int], subprocess.Popen[str]]
+    tmp_path: Path, reader: Callable[[Path, str, int], subprocess.Popen[str]], seconds: int
 ) -> None:
     make_file(tmp_path / "contents", 500)
     with (
-        slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=4000) as slow,
+        slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=seconds * 1000) as slow,
         volumes(tmp_path, disk=(slow.path, "ro")) as server,
     ):
         path = server.mountpoint / "cache" / "disk"
