@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build of what is compiled; everything else is in pyproject.toml.
 
-Three things are:
+Four things are:
 
 - `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which must be the one pyfuse3 was
   built against: it stands between the two (docs/architecture.md, "the hook").
 - `zswapd.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
+- `zswapd.backing._xts`, encryption with libcrypto, in C because Python's packages need two microseconds more a page;
 - the modules of the page path, by mypyc, from the same Python source that runs without compilation. ZSWAPD_PURE=1 leaves them
   out: everything works, a store takes about a quarter longer.
 """
@@ -47,13 +48,17 @@ PAGE_PATH = [
     "zswapd/tmem/radix.py",
 ]
 
+FUSE = ("fuse3", "libfuse3-dev")
+CRYPTO = ("libcrypto", "libssl-dev")
+"""pkg-config's names, and Debian's."""
 
-def pkg_config(option: str) -> list[str]:
-    """Return what pkg-config says about libfuse3, or end with what to install."""
+
+def pkg_config(option: str, library: str, package: str) -> list[str]:
+    """Return what pkg-config says about a library, or end with what to install."""
     try:
-        result = subprocess.run(["pkg-config", option, "fuse3"], check=True, capture_output=True, text=True)
+        result = subprocess.run(["pkg-config", option, library], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
-        raise SystemExit("libfuse3 was not found; install it with: apt install libfuse3-dev pkg-config") from None
+        raise SystemExit(f"{library} was not found; install it with: apt install {package} pkg-config") from None
     return shlex.split(result.stdout)
 
 
@@ -75,13 +80,19 @@ setup(
         Extension(
             "zswapd.fuse._lowlevel",
             sources=["zswapd/fuse/_lowlevel.c"],
-            extra_compile_args=[*pkg_config("--cflags"), "-O2", "-Wall", "-Wextra", "-Wno-cast-function-type"],
-            extra_link_args=pkg_config("--libs"),
+            extra_compile_args=[*pkg_config("--cflags", *FUSE), "-O2", "-Wall", "-Wextra", "-Wno-cast-function-type"],
+            extra_link_args=pkg_config("--libs", *FUSE),
         ),
         Extension(
             "zswapd.allocators._populate",
             sources=["zswapd/allocators/_populate.c"],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
+        ),
+        Extension(
+            "zswapd.backing._xts",
+            sources=["zswapd/backing/_xts.c"],
+            extra_compile_args=[*pkg_config("--cflags", *CRYPTO), "-O2", "-Wall", "-Wextra"],
+            extra_link_args=pkg_config("--libs", *CRYPTO),
         ),
         *compiled_page_path(),
     ]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd.backing.cipher import KEY_BYTES, SlotCipher
+from zswapd.backing.cipher import KEY_BYTES, EncryptedStore
 from zswapd.backing.lifeline import Lifeline
-from zswapd.backing.store import SlotStore, open_store
-from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
+from zswapd.backing.store import Slots, SlotStore, open_store
+from zswapd.backing.transfers import CLAIMS, RUN_MAX, Transfers, make_buffers
 from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
@@ -93,17 +93,21 @@ class Prepared:
     Attributes:
         offload: threads for requests to the disk.
         buffers: memory for pages on their way.
+        lanes: and for each thread, as long as a request, where it encrypts what it writes; none if nothing is to be encrypted.
     """
 
     offload: Offload
     buffers: memoryview
+    lanes: tuple[memoryview, ...]
 
 
 def prepare(config: Config) -> Prepared | None:
     """Make threads and buffers; None without a backing."""
     if not config.backing.path:
         return None
-    return Prepared(Offload("backing", config.backing.threads), make_buffers(config.backing.buffers, config.context.page_size))
+    threads, page_size = config.backing.threads, config.context.page_size
+    lanes = (make_buffers(RUN_MAX * page_size, page_size) for _ in range(threads if config.backing.encrypt else 0))
+    return Prepared(Offload("backing", threads), make_buffers(config.backing.buffers, page_size), tuple(lanes))
 
 
 class BackedPool:
@@ -133,9 +137,11 @@ class BackedPool:
         self._lowlevel: Any = lowlevel
         page_size = config.context.page_size
         self._lifeline = Lifeline(state.fd)
+        store: Slots = SlotStore(fd, page_size)
+        if config.backing.encrypt:
+            store = EncryptedStore(store, state.area(_KEY), prepared.lanes)
         self.transfers = Transfers(
-            SlotStore(fd, page_size),
-            SlotCipher(bytes(state.area(_KEY))) if config.backing.encrypt else None,
+            store,
             prepared.offload.submit,
             page_size=page_size,
             buffers=prepared.buffers,

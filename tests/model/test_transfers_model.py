@@ -12,14 +12,12 @@ import errno
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.support.disk import Disk
-from zswapd.backing.cipher import KEY_BYTES, SlotCipher
+from tests.support.disk import Disk, encrypted
 from zswapd.backing.transfers import CLAIMS, Fetch, Transfers, make_buffers
 
 SLOTS = 12
 PAGE = 64
 BUFFERS = 24
-KEY = bytes(range(KEY_BYTES))
 
 
 class TransfersMachine(RuleBasedStateMachine):
@@ -27,13 +25,12 @@ class TransfersMachine(RuleBasedStateMachine):
 
     @initialize(encrypt=st.booleans(), depth=st.integers(1, 4))
     def build(self, encrypt: bool, depth: int) -> None:
-        self.cipher = SlotCipher(KEY) if encrypt else None
         self.disk = Disk(PAGE, SLOTS)
+        self.store = encrypted(self.disk, PAGE) if encrypt else self.disk
         self.claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
         self.now = 0.0
         self.transfers = Transfers(
-            self.disk,  # type: ignore[arg-type]
-            self.cipher,
+            self.store,
             self.disk.submit,
             page_size=PAGE,
             buffers=make_buffers(BUFFERS * PAGE, PAGE),
@@ -125,8 +122,9 @@ class TransfersMachine(RuleBasedStateMachine):
         assert not any(self.queued.values())
         for slot, page in self.certain.items():
             if page is not None:
-                held = self.disk.slots[slot]
-                assert (self.cipher.decrypt(slot, held) if self.cipher else held) == page
+                held = memoryview(bytearray(PAGE))
+                self.store.read(slot, [held])
+                assert held == page
         # All buffers came back: the most that can be written at once can be written.
         self.now += 1000
         self.transfers.probe()

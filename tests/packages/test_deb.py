@@ -89,7 +89,7 @@ def test_control_names_what_the_modules_are_linked_to(package: Path) -> None:
     depends = re.search(r"^Depends: (.*)$", fields, re.MULTILINE)
     assert depends is not None
     names = {name.split()[0] for name in depends[1].split(", ")}
-    assert names >= {"python3.11", "libfuse3-3", "liblzo2-2", "libc6", "mount"}
+    assert names >= {"python3.11", "libfuse3-3", "liblzo2-2", "libssl3", "libc6", "mount"}
 
 
 def test_settings_are_a_conffile_that_changes_nothing(package: Path, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from tests.support.disk import Disk
+from tests.support.disk import Disk, encrypted
 from tests.support.successor import make_config
 from zswapd.assembly import Core
-from zswapd.backing.cipher import KEY_BYTES, SlotCipher
 from zswapd.backing.transfers import Transfers, make_buffers
 from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.fuse.deferring import DEFERRED, BackedOperations
@@ -18,7 +17,6 @@ from zswapd.fuse.operations import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 SWAP = ROOT_INODE + 1
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-KEY = bytes(range(KEY_BYTES))
 
 
 class Files:
@@ -46,8 +44,7 @@ class Files:
         )
         self.disk = Disk(page_size, slots_needed(config))
         self.transfers = Transfers(
-            self.disk,  # type: ignore[arg-type]
-            SlotCipher(KEY) if encrypt else None,
+            encrypted(self.disk, page_size) if encrypt else self.disk,
             self.disk.submit,
             page_size=page_size,
             buffers=make_buffers(buffers * page_size, page_size),

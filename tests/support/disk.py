@@ -6,6 +6,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
+from zswapd.backing.cipher import KEY_BYTES, EncryptedStore
+from zswapd.backing.store import Slots
+from zswapd.backing.transfers import RUN_MAX, make_buffers
+
+KEY = bytes(range(KEY_BYTES))
+
+
+def encrypted(disk: Slots, page_size: int) -> EncryptedStore:
+    """Return a disk whose requests are made one at a time as one that is encrypted under KEY."""
+    return EncryptedStore(disk, KEY, [make_buffers(max(RUN_MAX * page_size, 4096), page_size)])
+
 
 class Disk:
     """Slots as `backing.store.SlotStore` has them, and the `submit` that goes with them.

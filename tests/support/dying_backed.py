@@ -13,15 +13,13 @@ import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.support.disk import encrypted
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
 from zswapd.assembly import Core, Inherited
-from zswapd.backing.cipher import KEY_BYTES, SlotCipher
 from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
 from zswapd.diskhalf import Backing, slot_map_sizes
 from zswapd.errors import LostPageError
-
-KEY = bytes(range(KEY_BYTES))
 
 
 class _Disk:
@@ -41,12 +39,15 @@ class _Disk:
         for slot, one in enumerate(pages, first):
             self._memory[slot * self._size : (slot + 1) * self._size] = one
 
+    def write_label(self) -> None:
+        pass
+
     def spoil(self, first: int, count: int) -> None:
         self._memory[first * self._size : (first + count) * self._size] = b"\xba" * (count * self._size)
 
     def submit(self, job: Any, done: Callable[[int], None]) -> None:
         first, pages = job.args
-        if job.func == self.write:
+        if job.func.__name__ == "write":
             self.spoil(first, len(pages))
         self.waiting.append((job, done))
 
@@ -70,8 +71,7 @@ class BackedWorld(World):
     def take_over(self) -> Core:
         self.disk = _Disk(self._slots, self.size)
         self.transfers = Transfers(
-            self.disk,  # type: ignore[arg-type]
-            SlotCipher(KEY),
+            encrypted(self.disk, self.size),
             self.disk.submit,
             page_size=self.size,
             buffers=make_buffers(64 * self.size, self.size),

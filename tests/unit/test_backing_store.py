@@ -6,14 +6,21 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.support.capabilities import requires_loop
-from zswapd.backing.cipher import KEY_BYTES, SlotCipher
+from tests.support.disk import Disk
+from zswapd.backing import cipher
+from zswapd.backing._xts import context, transform
+from zswapd.backing.cipher import KEY_BYTES, EncryptedStore
 from zswapd.backing.store import DATA_AT, LABEL, SlotStore, open_store
+from zswapd.backing.transfers import make_buffers
 from zswapd.errors import BackingError
 
 PAGE = 4096
@@ -139,18 +146,70 @@ def test_device_with_a_signature_is_refused_unless_forced(loop: Path) -> None:
         take(loop, 64)
 
 
-def test_cipher_gives_back_what_it_got_and_shows_nothing() -> None:
-    cipher = SlotCipher(os.urandom(KEY_BYTES))
-    page = b"secret__" * 512
-    one, other = cipher.encrypt(1, page), cipher.encrypt(2, page)
-    assert one != other
-    assert b"secret__" not in one
-    assert len({one[at : at + 16] for at in range(0, PAGE, 16)}) == PAGE // 16, "equal blocks must not show"
-    assert cipher.decrypt(1, one) == page
-    assert cipher.decrypt(2, one) != page
+def reference(key: bytes, slot: int, page: memoryview) -> bytes:
+    """What another AES-XTS makes of a page."""
+    return Cipher(algorithms.AES(key), modes.XTS(slot.to_bytes(16, "little"))).encryptor().update(bytes(page))
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 256])
+def test_slots_hold_what_another_aes_xts_makes_of_pages(count: int) -> None:
+    key, first = os.urandom(KEY_BYTES), 251
+    disk = Disk(PAGE, first + count)
+    store = EncryptedStore(disk, key, [make_buffers(count * PAGE, PAGE)])
+    pages = [memoryview(bytearray(b"secret__" * 512)) for _ in range(count)]
+    store.write(first, pages)
+    assert all(page == b"secret__" * 512 for page in pages), "readers get them from here meanwhile"
+    out = memoryview(bytearray(PAGE))
+    for slot in range(first, first + count):
+        assert disk.slots[slot] == reference(key, slot, pages[0])
+        store.read(slot, [out])
+        assert out == pages[0], "each by itself"
+
+
+def test_large_slot_numbers_are_tweaks_too() -> None:
+    key, slot = os.urandom(KEY_BYTES), 0x0102_0304_0506_0708
+    page, out = memoryview(os.urandom(PAGE)), memoryview(bytearray(PAGE))
+    transform(context(key, True), slot, [page], out)
+    assert out == reference(key, slot, page)
+
+
+def test_threads_that_encrypt_at_the_same_time_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(3, timeout=10)
+    met: list[tuple[int, object]] = []
+
+    def transform_together(one: object, *args: memoryview) -> None:
+        met.append((id(one), args[2].obj))
+        meeting.wait()
+        transform(one, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cipher, "transform", transform_together)
+    disk = Disk(PAGE, 12)
+    store = EncryptedStore(disk, os.urandom(KEY_BYTES), [make_buffers(PAGE, PAGE) for _ in range(3)])
+    kept = [memoryview(bytearray(bytes([slot]) * PAGE)) for slot in range(12)]
+    with ThreadPoolExecutor(6) as pool:  # more than there are lanes: some wait
+        list(pool.map(lambda slot: store.write(slot, [kept[slot]]), range(12)))
+    assert len(met) == 12
+    assert len({one for one, _ in met}) == len({id(memory) for _, memory in met}) == 3
+    monkeypatch.undo()
+    out = [memoryview(bytearray(PAGE)) for _ in kept]
+    store.read(0, out)
+    assert out == kept
 
 
 @pytest.mark.parametrize("key", [bytes(KEY_BYTES), b"short", os.urandom(32)])
 def test_key_that_is_none_is_refused(key: bytes) -> None:
-    with pytest.raises(ValueError, match=r"key|duplicated"):
-        SlotCipher(key)
+    with pytest.raises(ValueError, match="the key must be 64 bytes"):
+        EncryptedStore(Disk(PAGE, 1), key, [make_buffers(PAGE, PAGE)])
+
+
+def test_pages_that_do_not_fit_are_refused() -> None:
+    one = context(os.urandom(KEY_BYTES), True)
+    page, short = memoryview(bytearray(PAGE)), memoryview(bytearray(PAGE - 1))
+    with pytest.raises(ValueError, match="no room"):
+        transform(one, 0, [page, page], page)
+    with pytest.raises(ValueError, match="of one length"):
+        transform(one, 0, [page, short])
+    with pytest.raises(ValueError, match="of one length"):
+        transform(one, 0, [page[:15]])
+    with pytest.raises(BufferError):
+        transform(one, 0, [memoryview(bytes(PAGE))])

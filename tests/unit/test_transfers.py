@@ -21,8 +21,7 @@ class World:
         self.disk = Disk(PAGE, 16)
         self.codes: list[int] = []
         self.transfers = Transfers(
-            self.disk,  # type: ignore[arg-type]
-            None,
+            self.disk,
             self.disk.submit,
             page_size=PAGE,
             buffers=make_buffers(8 * PAGE, PAGE),

@@ -26,7 +26,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from zswapd.errors import BackingError
 
@@ -37,6 +37,19 @@ LABEL = b"zswapd backing store, version 1\n"
 DATA_AT = 1 << 20
 """Offset of slot 0 in bytes; a multiple of every page size."""
 _BLKGETSIZE64 = 0x80081272
+
+
+class Slots(Protocol):
+    """What moves pages between slots and page-aligned buffers, in any thread."""
+
+    def read(self, first: int, pages: Sequence[memoryview]) -> None:
+        """Fill buffers from slot `first` on."""
+
+    def write(self, first: int, pages: Sequence[memoryview]) -> None:
+        """Write buffers to the slots from `first` on."""
+
+    def write_label(self) -> None:
+        """Write what changes nothing."""
 
 
 class SlotStore:

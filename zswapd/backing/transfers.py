@@ -35,8 +35,7 @@ from zswapd.pages import round_down
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from zswapd.backing.cipher import SlotCipher
-    from zswapd.backing.store import SlotStore
+    from zswapd.backing.store import Slots
 
 CLAIMS = 256
 """Words that say what is being written."""
@@ -143,7 +142,6 @@ class Transfers:
 
     Args:
         store: what moves bytes.
-        cipher: what makes them unreadable; None to store them as they are.
         submit: runs a job elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
         page_size: bytes in a slot.
         buffers: what `make_buffers` has returned; at least twice the longest read.
@@ -158,8 +156,7 @@ class Transfers:
 
     def __init__(
         self,
-        store: SlotStore,
-        cipher: SlotCipher | None,
+        store: Slots,
         submit: Callable[[Callable[[], None], Callable[[int], None]], None],
         *,
         page_size: int,
@@ -169,7 +166,6 @@ class Transfers:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._cipher = cipher
         self._submit = submit
         self._page_size = page_size
         self._depth = depth
@@ -246,7 +242,7 @@ class Transfers:
             self._refused += 1
             return None
         buffer = self._free.pop()
-        self._views[buffer][:] = self._cipher.encrypt(slot, page) if self._cipher else page
+        self._views[buffer][:] = page
         write = Write(slot, buffer, done)
         queue = self._queues.get(slot)
         if queue is not None:
@@ -259,10 +255,9 @@ class Transfers:
                 self._ready.append(write)
         return write
 
-    def content(self, write: Write) -> bytes:
-        """Return the page that is being written."""
-        view = self._views[write.buffer]
-        return self._cipher.decrypt(write.slot, view) if self._cipher else bytes(view)
+    def content(self, write: Write) -> memoryview:
+        """Return the page that is being written; it stands there until `done` is called."""
+        return self._views[write.buffer]
 
     def kick(self) -> None:
         """Begin as many requests as may be under way."""
@@ -383,8 +378,8 @@ class Transfers:
         for fetch in finished:
             fetch.done()
 
-    def page(self, slot: int) -> bytes | None:
-        """Return what a slot holds, if it has been read and somebody still keeps that.
+    def page(self, slot: int) -> memoryview | None:
+        """Return what a slot holds, if it has been read and somebody still keeps that; it stands there until the last `end`.
 
         Raises:
             OSError: reading it failed.
@@ -394,8 +389,7 @@ class Transfers:
             return None
         if read.errno:
             raise OSError(read.errno, os.strerror(read.errno))
-        view = self._views[read.buffer]
-        return self._cipher.decrypt(slot, view) if self._cipher else bytes(view)
+        return self._views[read.buffer]
 
     def end(self, fetch: Fetch) -> None:
         """Let go of what a reader has got."""
