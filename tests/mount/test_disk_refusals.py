@@ -98,12 +98,14 @@ def test_a_file_that_is_removed_while_it_is_in_use_goes_on(stage: Stage, tmp_pat
         ("pool.limit=0", "write for example 2G"),
         ("pool.limit=100", "write 4096 or more"),
         ("pool.limit=-1G", "write for example 2G"),
+        ("pool.limit=200%", "at most 100%"),
         ("pool.accept_threshold_percent=0", "from 1 to 100"),
         ("pool.accept_threshold_percent=101", "from 1 to 100"),
         ("pool.zv_page_count_policy_percent=151", "from 1 to 150"),
         ("backing.budget=-5", "write for example 2G"),
         ("backing.idle_age=-1", "from 0 to"),
         ("backing.incompressible_limit=x", "write for example 2G"),
+        ("backing.incompressible_limit=200%", "at most 100%"),
         ("pool.recompress_gain=100", "from 0 to 99"),
         ("pool.recompress_rate=0", "from 1 to"),
     ],
@@ -114,6 +116,17 @@ def test_a_limit_out_of_range_is_refused_and_changes_nothing(shared: Daemon, set
         shared.ctl("set", "pool.compressor=lzo", setting)
     assert fix in str(caught.value)
     assert shared.ask("get") == before
+
+
+def test_a_limit_beyond_the_memory_is_refused_at_the_start(tmp_path: Path) -> None:
+    daemon = Daemon(size="16M", settings={"memory.reserve": "4M", "pool.limit": "200%"}, parent=tmp_path)
+    try:
+        with pytest.raises(HarnessError) as caught:
+            daemon.start()
+    finally:
+        daemon.stop()
+    assert "--set: pool.limit is" in str(caught.value)
+    assert "at most 100%" in str(caught.value)
 
 
 @pytest.fixture(scope="module")

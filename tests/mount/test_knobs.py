@@ -54,9 +54,15 @@ def test_a_setting_is_read_and_written(daemon: Daemon) -> None:
     assert params(daemon, "pool.zv_max_zsize").read_text() == "2048\n"
 
 
-@pytest.mark.parametrize("value", [b"much", b" ", b"-1", b"\xff\xfe", b"9" * 5000, b"1\0"])
-def test_a_bad_value_is_einval_and_changes_nothing(daemon: Daemon, value: bytes) -> None:
-    knob = params(daemon, "zv_max_zsize")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("zv_max_zsize", value) for value in (b"much", b" ", b"-1", b"\xff\xfe", b"9" * 5000, b"1\0")),
+        ("pool.limit", b"200%"),
+    ],
+)
+def test_a_bad_value_is_einval_and_changes_nothing(daemon: Daemon, name: str, value: bytes) -> None:
+    knob = params(daemon, name)
     before = daemon.ask("get")
     descriptor = os.open(knob, os.O_WRONLY)
     try:

@@ -171,6 +171,11 @@ def test_a_named_file_that_is_missing_is_an_error_the_default_one_is_not(root: P
         ("[swap]\nsize = '2 GB'\n", 2, "unknown unit 'GB'", "binary"),
         ("[swap]\nsize = []\n", 2, "swap.size is []", "2G"),
         ("[memory]\nreserve = 100\n", 2, "less than a page", "write 4096 or more"),
+        ("[memory]\nreserve = '76%'\n", 2, "more than 75% of the memory", "at most 75%"),
+        ("[pool]\nlimit = '200%'\n", 2, "more than all of the memory", 'at most 100%, or "" for none'),
+        ("[pool]\nlimit = '100T'\n", 2, "more than all of the memory", "at most 100%"),
+        ("[backing]\nincompressible_limit = '101%'\n", 2, "more than all of the memory", "at most 100%"),
+        ("[backing]\nbuffers = '80%'\n", 2, "more than 75% of the memory", "at most 75%"),
         ("[swap.files]\nfast = '1G'\n'a/b' = '1G'\n", 3, 'has the name "a/b"', "letters"),
         ("[swap.files]\nstats = '1G'\n", 2, "which is taken", "another name"),
         ("[swap]\nfiles = '1G'\n", 2, 'swap.files is "1G"', "table of NAME ="),
@@ -303,6 +308,7 @@ def test_changed_gives_a_new_config_and_leaves_the_old_one(root: Path) -> None:
         ({"pool.compressor": "lzo", "swap.size": "2G"}, "swap.size cannot change while"),
         ({"pool.compressor": "lzo", "pool.zv_max_zsize": "0"}, "out of range"),
         ({"pool.compressor": "lzo", "pool.checksum": 1}, "pool.checksum is 1"),
+        ({"pool.compressor": "lzo", "pool.limit": "200%"}, "more than all of the memory"),
         ({"pool.compressor": "lzo", "pool.nothing": "1"}, "unknown setting"),
         ({"swap.files.x": "1G"}, "cannot change while"),
     ],
@@ -368,7 +374,7 @@ def test_cache_limit_is_half_of_the_memory_at_most(root: Path, written: str, is_
     if is_right:
         assert (load(root, ("cache.limit", written)).cache.limit is None) == (not written)
         return
-    with pytest.raises(ConfigError, match="more than half"):
+    with pytest.raises(ConfigError, match="more than 50% of the memory"):
         load(root, ("cache.limit", written))
 
 

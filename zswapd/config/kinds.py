@@ -214,11 +214,14 @@ class ListenAddress(_Word):
 
 @dataclass(frozen=True, slots=True)
 class MemorySize(_Word):
-    """A size expression, rounded down to the page."""
+    """A size expression, rounded down to the page; of at most `percent` of the memory, 0 for any."""
+
+    percent: int = 0
 
     def describe(self, context: Context) -> str:
-        """Return examples."""
-        return "a size such as 2G, 512M, 50% or min(50%, 4G)"
+        """Return examples, and the bound."""
+        bound = f", at most {self.percent}%" if self.percent else ""
+        return f"a size such as 2G, 512M, 50% or min(50%, 4G){bound}"
 
     def convert(self, value: object, context: Context) -> int:
         """Return the size in bytes."""
@@ -226,6 +229,12 @@ class MemorySize(_Word):
         rounded = round_down(size.bytes, context.page_size)
         if not rounded:
             raise ValueRefused(f"is {size.bytes} bytes, less than a page", f"write {context.page_size} or more; {EXAMPLES}")
+        if self.percent and size.bytes * 100 > context.memory_total * self.percent:
+            share = "all" if self.percent == 100 else f"{self.percent}%"
+            raise ValueRefused(
+                f"is {size.bytes} bytes, more than {share} of the memory ({context.memory_total} bytes)",
+                f"write {self.describe(context)}",
+            )
         return rounded
 
 
@@ -273,22 +282,6 @@ class OptionalSwapSize(SwapSize):
     def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # as above
         """Return the size in bytes, or None."""
         return None if value == "" else SwapSize.convert(self, value, context)
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSize(OptionalSize):
-    """A size of at most half of the memory, or an empty string for none."""
-
-    def describe(self, context: Context) -> str:
-        """Return examples and the bound."""
-        return f'{MemorySize.describe(self, context)}, at most 50%, or "" for none'
-
-    def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # as above
-        """Return the size in bytes, or None."""
-        size = None if value == "" else MemorySize.convert(self, value, context)
-        if size is not None and size > context.memory_total // 2:
-            raise ValueRefused(f"is {size} bytes, more than half of the memory", f"write {self.describe(context)}")
-        return size
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from zswapd.config.kinds import (
     AbsolutePath,
     BackingFile,
     Boolean,
-    CacheSize,
     Choice,
     Context,
     Integer,
@@ -141,7 +140,7 @@ class PoolSection:
     compressor: str = setting(Choice(), "lz4", help="Codec for new pages; stored pages keep theirs.", reloadable=True)
     checksum: bool = setting(Boolean(), default=True, help="Checksum stored pages and check at each load.", reloadable=True)
     limit: int | None = setting(
-        OptionalSize(),
+        OptionalSize(100),
         "",
         help="Most memory that stored pages may take; without a word, all, or 20% with a backing.",
         unit="bytes",
@@ -220,7 +219,7 @@ class CacheSection:
     """[cache]: pages of slow files, kept compressed while memory is plentiful."""
 
     limit: int | None = setting(
-        CacheSize(),
+        OptionalSize(50),
         "25%",
         help="Most memory that pages of cache volumes may take, half of all at most; without it there is no cache.",
         unit="bytes",
@@ -274,7 +273,7 @@ class MemorySection:
         help="What the pool's memory is: a memfd, or a file on a tmpfs that is never swapped (kernel 6.4).",
     )
     reserve: int = setting(
-        MemorySize(),
+        MemorySize(75),
         "64M",
         help="Free memory held ready, so that a store never has to ask the kernel.",
         unit="bytes",
@@ -308,7 +307,7 @@ class BackingSection:
         reloadable=True,
     )
     incompressible_limit: int | None = setting(
-        OptionalSize(),
+        OptionalSize(100),
         "",
         help="Most memory for pages that are stored as they are; above it the oldest of them go to the disk.",
         unit="bytes",
@@ -317,7 +316,7 @@ class BackingSection:
     budget: int | None = setting(
         OptionalSize(), "", help="Most that writeback may write in a day, to spare the disk.", unit="bytes", reloadable=True
     )
-    buffers: int = setting(MemorySize(), "16M", help="Memory for pages on their way to the disk and back.", unit="bytes")
+    buffers: int = setting(MemorySize(75), "16M", help="Memory for pages on their way to the disk and back.", unit="bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
