@@ -113,7 +113,9 @@ def socket_takes(target: Target) -> Callable[[bytes], None]:
         changed = {name for name in before if before[name] != after[name]}
         if answer["ok"]:
             request = json.loads(line)
-            assert not changed or (request["cmd"] == "set" and changed <= set(request["args"]["settings"]))
+            assert not changed or request["cmd"] in ("set", "reset")
+            assert request["cmd"] != "set" or changed <= set(request["args"]["settings"])
+            assert request["cmd"] != "reset" or not request["args"].get("keys") or changed <= set(request["args"]["keys"])
             return
         assert not changed, "refused, and applied in part"
         assert answer["error"]["message"]
