@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zswapd import config
+from zswapd.config import kinds
 from zswapd.config.loading import LONGEST_TEXT
 from zswapd.config.toml_lines import find_line
 from zswapd.errors import ConfigError
@@ -432,3 +434,10 @@ def test_changed_by_anything_gives_a_config_or_a_config_error(dest: str, value: 
         after = config.changed(before, {dest: value}, source="fuzz")
         assert config.SETTINGS[dest].reloadable
         assert after.given[dest].value == value
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x7f\x9b", '"', "\\", "\u2028", "\U000e0001", "fine µ"])
+def test_values_are_shown_as_toml_and_without_what_a_terminal_obeys(text: str) -> None:
+    shown = kinds.shown(text)
+    assert shown.isprintable()
+    assert tomllib.loads(f"x = {shown}") == {"x": text}

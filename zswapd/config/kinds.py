@@ -62,8 +62,17 @@ def shown(value: object) -> str:
     """Return a value as TOML would write it, for messages: at most 60 characters."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    text = f'"{"".join(map(_escaped, value[:60]))}"' if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _escaped(character: str) -> str:
+    """Return a character as it stands in a basic string of TOML: a terminal or a log may take any other way amiss."""
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else f"\\U{ord(character):08x}"
 
 
 def nearest(name: str, names: frozenset[str] | set[str] | dict[str, object]) -> str | None:
