@@ -28,9 +28,10 @@ from zswapd.handover import HookWord, Word
 from zswapd.volumes import mounted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from zswapd.block.states import PageState
+    from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.control.protocol import StatusReport
     from zswapd.daemon import Worker
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 60.0
 """How long the installed program may take to say that it can take over."""
+SET_BY = "zswapctl set"
+"""The origin of what was changed at run time."""
 PROGRESS_S = 0.5
 """Time between two pieces of news from a command that takes long; clients lose their patience after 30 s without."""
 
@@ -65,6 +68,7 @@ class Commands:
             "stats": self._stats,
             "get": lambda keys=(): describe(self._worker.config, list(keys)),
             "set": self.change,
+            "reset": self._reset,
             "freeze": self._freeze,
             "thaw": self._thaw,
             "compact": self._compact,
@@ -116,14 +120,30 @@ class Commands:
         Raises:
             ConfigError: one of them is refused.
         """
+        self._apply({**self._worker.changes, **settings}, changed(self._worker.config, settings, source=SET_BY))
+        return describe(self._worker.config, list(settings))
+
+    def _reset(self, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """Give settings that were changed their configured values again, all of them if none is named; return them.
+
+        Raises:
+            ConfigError: a name is unknown, or what the settings would be together is refused.
+        """
         worker = self._worker
-        config = changed(worker.config, settings, source="zswapctl set")
+        names = list(describe(worker.config, keys)) if keys else list(worker.changes)
+        left = {name: value for name, value in worker.changes.items() if name not in names}
+        self._apply(left, changed(worker.configured, left, source=SET_BY))
+        return describe(worker.config, names) if names else {}
+
+    def _apply(self, changes: dict[str, object], config: Config) -> None:
+        """Let a Config that is right count from now on, and for successors what in it was changed."""
+        worker = self._worker
         if (config.cache.limit is None) != (worker.config.cache.limit is None):
             raise ConfigError(
                 "cache.limit cannot switch the cache on or off while the daemon runs", hint="set it in the file, and restart"
             )
         worker.config = config
-        worker.changes.update(settings)
+        worker.changes = changes
         worker.state.note_codecs(recompressing.codecs(config))
         worker.core.apply(config)
         if worker.volumes:
@@ -133,7 +153,6 @@ class Commands:
         worker.session.set_poll_us(config.fuse.poll_us)
         log_setup.set_level(config.log.level)
         worker.remember()
-        return describe(config, list(settings))
 
     def _freeze(self) -> dict[str, Any]:
         self._worker.core.frontswap.freeze()

@@ -35,7 +35,7 @@ import trio
 from zswapd import backedpool, carry, crashpoints, recompressing, reports, service
 from zswapd.assembly import Core, Inherited
 from zswapd.backedpool import BackedPool
-from zswapd.commands import Commands
+from zswapd.commands import SET_BY, Commands
 from zswapd.config import changed
 from zswapd.control.server import Server
 from zswapd.errors import ConfigError, SwapDeviceError
@@ -125,8 +125,8 @@ class Worker:
         self._supervisor = os.getppid()
         self.state = state
         left = state.load()
-        self.config = _with_changes(config, left.get("settings", {}))
-        self.changes: dict[str, object] = dict(left.get("settings", {}))
+        self.configured = config
+        self.config, self.changes = _with_changes(config, left.get("settings", {}))
         self.protections = prepared.protections
         state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
@@ -383,14 +383,17 @@ def geometry(config: Config) -> dict[str, Any]:
     }
 
 
-def _with_changes(config: Config, settings: dict[str, object]) -> Config:
-    """Return the settings with those changed at run time; one that this program does not take any more is left out."""
+def _with_changes(config: Config, settings: dict[str, object]) -> tuple[Config, dict[str, object]]:
+    """Return the settings with those changed at run time, and these; one that this program does not take is left out."""
+    taken: dict[str, object] = {}
     for name, value in settings.items():
         try:
-            config = changed(config, {name: value}, source="zswapctl set")
+            config = changed(config, {name: value}, source=SET_BY)
         except ConfigError as error:
             log.warning("%s stays as configured: %s", name, error)
-    return config
+        else:
+            taken[name] = value
+    return config, taken
 
 
 def prepare(config: Config, *, is_first: bool) -> Prepared:

@@ -31,18 +31,24 @@ def _complete(parser: argparse.ArgumentParser, shell: str) -> str:
     return shtab.complete(parser, shell=shell, preamble=preamble)
 
 
-def _mark(parser: argparse.ArgumentParser) -> None:
-    """Say of each argument what completes it."""
+def _mark(parser: argparse.ArgumentParser, *, live: bool = False) -> None:
+    """Say of each argument what completes it.
+
+    Args:
+        parser: of a command, or of several.
+        live: its keys are those of settings that can change at run time.
+    """
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for sub in action.choices.values():
-                _mark(sub)
+            for name, sub in action.choices.items():
+                _mark(sub, live=name == "reset")
         elif action.dest in _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined] # shtab's way
         elif action.dest in _DIRECTORIES:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif action.dest == "key":
-            action.complete = {"bash": "_zswapd_keys", "zsh": "_zswapd_keys"}  # type: ignore[attr-defined]
+            keys = "_zswapd_live_keys" if live else "_zswapd_keys"
+            action.complete = {"bash": keys, "zsh": keys}  # type: ignore[attr-defined]
         elif action.dest == "set":
             action.complete = {"bash": "_zswapd_all", "zsh": "_zswapd_all"}  # type: ignore[attr-defined]
         elif action.dest == "assignment":
@@ -52,6 +58,7 @@ def _mark(parser: argparse.ArgumentParser) -> None:
 def _word_lists() -> dict[str, list[str]]:
     return {
         "_zswapd_keys": list(SETTINGS),
+        "_zswapd_live_keys": reloadable_names(),
         "_zswapd_all": [f"{name}=" for name in SETTINGS],
         "_zswapd_live": [f"{name}=" for name in reloadable_names()],
     }

@@ -50,6 +50,7 @@ _FILES = (
 _EXAMPLES = (
     ("zswapctl swapon", "Swap to the daemon's file, with a loop device of its own."),
     ("zswapctl set pool.limit=2G pool.compressor=lzo", "Change settings, both or none of them."),
+    ("zswapctl reset --all", "Have all settings as they are configured."),
     ("zswapctl status --json | jq .pool", "What is stored, for a script."),
     (
         "zswapctl cache add films --backing /srv/films.img",
@@ -64,9 +65,10 @@ _SOURCES = (
 )
 _LIVE = (
     "Settings that say so can change while the daemon runs: by `zswapctl set`, or by writing to their file below params/."
-    " What is asked for together is judged together, and applied whole or not at all; it lasts until the daemon ends, over "
-    "upgrades and takeovers too. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP; if anything in "
-    "them is not right, nothing changes. What has been set by hand stays as it was set."
+    " What is asked for together is judged together, and applied whole or not at all; it wins over the files until it "
+    "is reset (`zswapctl reset`) or the daemon is stopped: takeovers, upgrades and reloads keep it, and so does a start that "
+    "adopts what a dead one has left. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP; if anything in "
+    "them is not right, nothing changes."
 )
 _SIZES = (
     "Sizes are bytes, or have a unit: K, M, G, T (each 1024 of the one before), or % of the machine's memory; min(50%, "

@@ -20,12 +20,14 @@ zswapd config check         # right, or what is wrong in which line; `--config F
 zswapd config show          # each setting with where it comes from, as `zswapd run` would find it
 zswapctl get                # the same of the daemon that runs
 zswapctl set pool.limit=2G  # at run time, where the table says so; all that is named, or none
+zswapctl reset pool.limit   # the configured value again; --all for all that were set
 ```
 
-Sizes are bytes, or with a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%` of memory; `min(50%, 4G)`
-and `max(…)` choose among several. Defaults that depend on the page are those of 4 KiB. What is set at run time lasts until the
-daemon ends, over upgrades and takeovers too. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP: as a
-whole, or not at all if anything in them is not right. What has been set by hand stays as it was set.
+Sizes are bytes, or with a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%` of memory; `min(50%, 4G)` and
+`max(…)` choose among several. Defaults that depend on the page are those of 4 KiB. What is set at run time wins over the
+files until it is reset or the daemon is stopped (`systemctl restart` does that too): takeovers, upgrades and reloads keep
+it, and so does a start that adopts what a daemon that died has left. Files are read again by `systemctl reload`, `zswapctl
+upgrade` or SIGHUP: as a whole, or not at all if anything in them is not right.
 """
 
 

@@ -56,6 +56,36 @@ def test_sighup_reads_the_files_again(daemon: Daemon, file: Path) -> None:
     assert rows["pool.limit"]["value"] == 16 << 20
     assert rows["log.level"]["value"] == "debug"
     assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (2000, "zswapctl set")
+    # Set stays set, whoever serves, until it is reset: to what the files say now.
+    for number in (signal.SIGKILL, signal.SIGUSR2):
+        old = daemon.worker_pid()
+        os.kill(old, number)
+        next_worker(daemon, old)
+        assert values(daemon)["pool.zv_max_zsize"] == 2000
+    daemon.ctl("reset", "pool.zv_max_zsize")
+    rows = daemon.ask("get")
+    assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (3000, f"{file}:4")
+    the_page_is_there(daemon)
+
+
+def test_reset_gives_back_what_is_configured_for_good(daemon: Daemon) -> None:
+    before = daemon.ask("get")
+    changed = ("pool.limit=8M", "pool.compressor=lzo", "fuse.poll_us=7")
+    daemon.ctl("set", *changed)
+    daemon.ctl("reset", "pool.limit", "fuse.poll_us", "swap.size")
+    after = daemon.ask("get")
+    assert {name for name in before if before[name] != after[name]} == {"pool.compressor"}
+    assert (daemon.mountpoint / "params/pool.limit").read_text() == f"{32 << 20}\n"
+    with pytest.raises(HarnessError, match="unknown setting"):
+        daemon.ctl("reset", "pool.compressor", "pool.limits")
+    assert daemon.ask("get") == after
+    daemon.ctl("set", *changed)
+    daemon.ctl("reset", "--all")
+    assert daemon.ask("get") == before
+    old = daemon.worker_pid()
+    os.kill(old, signal.SIGKILL)
+    next_worker(daemon, old)
+    assert daemon.ask("get") == before
     the_page_is_there(daemon)
 
 

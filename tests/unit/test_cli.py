@@ -84,6 +84,7 @@ class FakeDaemon:
             "stats": lambda: {"core": {"frames": 3, "ratio": 2.5, "none": None, "classes": [{"size": 32, "by_group": [1, 0]}]}},
             "get": lambda keys=(): config.describe(self.config, keys),
             "set": self._set,
+            "reset": lambda keys: self._note(f"reset {keys}", config.describe(self.config, ["pool.limit"])),
             "freeze": lambda: self._note("freeze", {"frozen": True}),
             "thaw": lambda: self._note("thaw", {"frozen": False}),
             "compact": self._compact,
@@ -277,6 +278,14 @@ def test_set_changes_all_or_nothing(daemon: FakeDaemon, capsys: pytest.CaptureFi
     assert daemon.config.pool.compressor == "lzo"
     assert ctl(daemon, "set", "pool.compressor") == errors.ConfigError.exit_code
     assert "is no assignment" in capsys.readouterr().err
+
+
+def test_reset_needs_names_or_all(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "reset", "pool.limit", "log.level") == ctl(daemon, "reset", "--all") == 0
+    assert daemon.called == ["reset ['pool.limit', 'log.level']", "reset []"]
+    assert capsys.readouterr().out.splitlines()[0].startswith("pool.limit = ")
+    assert ctl(daemon, "reset") == ctl(daemon, "reset", "--all", "log.level") == errors.ConfigError.exit_code
+    assert len(daemon.called) == 2
 
 
 def test_freeze_thaw_and_compact_say_what_they_did(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ JSON = st.recursive(
         ("status", {}),
         ("get", {"keys": ["pool.compressor", "ü"]}),
         ("get", {}),
+        ("reset", {"keys": ["pool.compressor"]}),
         ("set", {"settings": {"pool.compressor": "lzo", "fuse.poll_us": 0, "pool.checksum": False}}),
     ],
 )

@@ -80,6 +80,8 @@ def test_bash_completes_commands_options_and_settings(tmp_path: Path) -> None:
     assert complete("zswapctl", "get", "metrics.") == {"metrics.listen"}
     assert complete("zswapctl", "set", "pool.comp") == {"pool.compressor="}
     assert complete("zswapctl", "set", "") == {f"{name}=" for name in reloadable_names()}
+    assert complete("zswapctl", "reset", "pool.comp") == {"pool.compressor"}
+    assert complete("zswapctl", "reset", "swap.") == {"swap.priority"}
     assert complete("zswapctl", "cache", "add", "x", "--mode", "w") == {"writethrough"}
     assert complete("zswapd", "c") == {"config"}
     assert complete("zswapd", "run", "--set", "swap.s") == {"swap.size="}

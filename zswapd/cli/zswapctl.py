@@ -19,6 +19,7 @@ from zswapd import __version__, paths
 from zswapd.cli import caching, rendering
 from zswapd.cli.failures import guarded
 from zswapd.control.client import Client
+from zswapd.errors import ConfigError
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
     from zswapd.config import parse_assignment
 
     settings = cast("dict[str, Any]", client.call("set", settings=dict(map(parse_assignment, options.assignment))))
+    return settings, rendering.setting_lines(settings)
+
+
+def _reset(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    if bool(options.key) == options.all:
+        raise ConfigError("reset needs to know what", hint="name settings, or say --all")
+    settings = cast("dict[str, Any]", client.call("reset", keys=options.key))
     return settings, rendering.setting_lines(settings)
 
 
@@ -267,6 +275,9 @@ def make_parser() -> argparse.ArgumentParser:
     get.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
     set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
     set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value")
+    reset = add("reset", _reset, "give settings that were changed at run time their configured values again")
+    reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
+    reset.add_argument("--all", action="store_true", help="all that were changed")
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
     writeback.add_argument("--pages", type=_count, metavar="N", help="at most so many (default: all)")
     writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")

@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "stats": (),
     "get": (Argument("keys", "names", "full names of settings; none for all"),),
     "set": (Argument("settings", "settings", "new values by full name", is_needed=True),),
+    "reset": (Argument("keys", "names", "full names of settings; none for all that were changed at run time"),),
     "freeze": (),
     "thaw": (),
     "compact": (),
