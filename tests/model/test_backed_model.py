@@ -134,7 +134,7 @@ class BackedMachine(RuleBasedStateMachine):
 
     # The weather.
 
-    @rule(place=st.integers(0, 9), code=st.sampled_from((0, 0, 0, 0, 0, errno.EIO)))
+    @rule(place=st.integers(0, 9), code=st.sampled_from((0, 0, 0, 0, 0, errno.EIO, errno.ENOSPC)))
     def disk_answers(self, place: int, code: int) -> None:
         if place < len(self.files.disk.waiting):
             self.files.disk.finish(place, code)

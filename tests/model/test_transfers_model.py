@@ -90,7 +90,7 @@ class TransfersMachine(RuleBasedStateMachine):
             self.reading -= 1
             self.transfers.kick()
 
-    @rule(place=st.integers(0, 7), code=st.sampled_from((0, 0, 0, errno.EIO, errno.ENODEV)))
+    @rule(place=st.integers(0, 7), code=st.sampled_from((0, 0, 0, errno.EIO, errno.ENODEV, errno.ENOSPC)))
     def finish(self, place: int, code: int) -> None:
         if place < len(self.disk.waiting):
             self.disk.finish(place, code)

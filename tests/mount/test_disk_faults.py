@@ -245,6 +245,10 @@ def _fill_up(stage: Stage, device: Path, small: Path) -> None:
     assert 2000 < taken < 3500
     wait_for(lambda: not pages.put(range(4000, 4005)) and trouble(daemon), "nobody says so")
     assert pages.all_right()
+    for _ in range(30):
+        assert not pages.put(range(4000, 4001))
+        assert "No space left" in trouble(daemon), "it takes itself for well again while there is no space"
+        time.sleep(0.1)
     subprocess.run(["mount", "-o", "remount,size=80M", str(small)], check=True)
     wait_for(lambda: pages.put(range(4000, 4400)) == 400, "it does not recover", 15)
     recovers(daemon)

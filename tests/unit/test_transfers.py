@@ -9,8 +9,9 @@ import os
 import pytest
 
 from tests.support.disk import Disk
+from zswapd.backing.health import AVOID_S, PROBE_S, STALL_S, TROUBLE
 from zswapd.backing.lifeline import Lifeline
-from zswapd.backing.transfers import AVOID_S, CLAIMS, PROBE_S, STALL_S, TROUBLE, Transfers, make_buffers
+from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
 
 PAGE = 4096
 
@@ -58,8 +59,8 @@ def test_slot_that_failed_is_left_alone_for_a_while() -> None:
 def test_device_that_fails_again_and_again_is_in_trouble_until_its_label_can_be_written() -> None:
     world = World()
     for slot in range(TROUBLE):
-        assert world.write(slot, code=errno.ENOSPC)
-    assert os.strerror(errno.ENOSPC) in world.transfers.trouble
+        assert world.write(slot, code=errno.EREMOTEIO)
+    assert os.strerror(errno.EREMOTEIO) in world.transfers.trouble
     assert not world.write(9)
     world.read(5)
     assert world.transfers.trouble, "what can be read cannot be written for that"
@@ -74,6 +75,53 @@ def test_device_that_fails_again_and_again_is_in_trouble_until_its_label_can_be_
     world.disk.finish(0, 0)
     assert world.transfers.trouble == ""
     assert world.write(0), "a slot that failed with the device is not to blame"
+
+
+def test_device_that_is_full_is_in_trouble_until_the_slots_that_found_no_space_can_be_written() -> None:
+    world = World()
+    for slot in (3, 4, 5):
+        assert world.transfers.write(slot, bytes([slot]) * PAGE, world.codes.append) is not None
+    world.transfers.kick()
+    world.disk.finish(0, errno.ENOSPC)
+    assert os.strerror(errno.ENOSPC) in world.transfers.trouble, "one is enough: the next new slot finds none either"
+    assert not world.write(9)
+    for _ in range(3):
+        world.now += PROBE_S
+        world.transfers.probe()
+        assert world.disk.waiting, "nothing is tried"
+        assert world.transfers.is_writing(4)
+        world.disk.finish(0, errno.ENOSPC)
+        assert world.transfers.trouble
+    world.now += PROBE_S
+    world.transfers.probe()
+    world.disk.finish(0, 0)
+    assert world.disk.writes == [(3, 3)] * 5
+    assert world.transfers.trouble == ""
+    assert world.transfers.is_idle()
+    assert all(world.write(slot) for slot in range(6))
+
+
+def test_slot_that_found_no_space_and_was_written_since_is_not_probed() -> None:
+    world = World()
+    for byte in (1, 2):  # the second waits for the first
+        assert world.transfers.write(3, bytes([byte]) * PAGE, world.codes.append) is not None
+    world.transfers.kick()
+    world.disk.finish(0, errno.ENOSPC)
+    world.disk.finish(0, 0)
+    assert world.codes == [errno.ENOSPC, 0]
+    world.now += PROBE_S
+    world.transfers.probe()
+    world.disk.finish_all()
+    assert world.disk.slots[3] == b"\2" * PAGE
+
+
+def test_dead_process_may_have_been_probing() -> None:
+    claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
+    world = World(claims)
+    world.write(6, code=errno.ENOSPC)
+    world.now += PROBE_S
+    world.transfers.probe()
+    assert not World(claims).write(6), "its thread may still write there"
 
 
 def test_reads_that_fail_are_trouble_too() -> None:

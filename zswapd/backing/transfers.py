@@ -12,8 +12,7 @@ Death. `claims` is memory that outlives the process: a word for each request tha
 cleared when the disk has answered. A thread that hangs in the kernel outlives its process too, and may still write much later.
 So a successor keeps away from the slots in the words it finds, until it is told that no such thread lives (`release_held`).
 
-Faults. A slot that failed is avoided for a while. After TROUBLE failed requests in a row, or while one takes longer than
-STALL_S, the device is in trouble: writes are refused until `probe`, which writes the label again, finds that it works.
+Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds that it works.
 
 Synchronous: `submit` runs a blocking job elsewhere and has its end told in this thread.
 """
@@ -29,6 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zswapd import carry, crashpoints
+from zswapd.backing.health import Health
 from zswapd.crashpoints import reach
 from zswapd.pages import round_down
 
@@ -43,14 +43,6 @@ RUN_MAX = 256
 """Most slots in one request: 1 MiB of 4 KiB pages."""
 READ_SHARE = 4
 """One buffer of so many is for reads alone."""
-TROUBLE = 3
-"""Failed requests in a row after which the device is taken for broken."""
-PROBE_S = 1.0
-"""Time between two tries while it is."""
-STALL_S = 2.0
-"""A request that takes longer is a stall."""
-AVOID_S = 60.0
-"""How long a slot that failed is left alone."""
 _COUNT_BITS = 16
 
 
@@ -185,10 +177,7 @@ class Transfers:
         for word in self._claims:
             self._held.update(range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1)))
         self._inherited = [place for place, word in enumerate(self._claims) if word]
-        self._avoided: dict[int, float] = {}
-        self._failures = {"read": 0, "write": 0}
-        self._last_error = 0
-        self._next_probe = 0.0
+        self._health = Health(clock)
         self._bd_reads = self._bd_writes = self._read_requests = self._write_requests = 0
         self._failed_reads = self._failed_writes = self._refused = 0
 
@@ -197,35 +186,39 @@ class Transfers:
     @property
     def trouble(self) -> str:
         """Why writes are refused, as words for a person."""
-        if self._is_failing():
-            return f"requests fail: {os.strerror(self._last_error)}"
-        if self._started and (late := self._clock() - min(self._started.values())) > STALL_S:
-            return f"a request has taken {late:.0f} s"
-        return ""
-
-    def _is_failing(self) -> bool:
-        return max(self._failures.values()) >= TROUBLE
+        return self._health.trouble(min(self._started.values()) if self._started else None)
 
     def accepts(self, slot: int, *, buffers: int = 0) -> bool:
         """Say whether `write` would take a page for a slot, and leave at least so many buffers to others."""
         if slot in self._held or len(self._free) <= self._reads_only + buffers or self.trouble:
             return False
-        return not self._avoided or self._avoided.get(slot, 0.0) <= self._clock()
+        return not self._health.avoids(slot)
 
     def probe(self) -> None:
         """See whether a device in trouble works again; to be called now and then."""
-        now = self._clock()
-        if not self._is_failing() or self._started or now < self._next_probe:
+        if self._started or not self._health.is_time_to_probe():
             return
-        self._next_probe = now + PROBE_S
-        self._start(self._store.write_label, self._probed)
-
-    def _probed(self, code: int) -> None:
-        if code:
-            self._last_error = code
+        if self._health.no_space_for:
+            self._probe_slots(self._health.no_space_for)
         else:
-            self._failures = {"read": 0, "write": 0}
-            self._avoided.clear()
+            self._start(self._store.write_label, self._health.note_probe)
+
+    def _probe_slots(self, slots: range) -> None:
+        """Write to slots whose last write has failed: nobody relies on what they hold, or will while writes are refused."""
+        place = self._free_claim()
+        if place < 0 or not self._free or any(slot in self._queues or slot in self._reads for slot in slots):
+            return
+        buffer = self._free.pop()
+        self._views[buffer][:] = b"Z" * self._page_size  # a disk may keep zeros without a block
+        self._queues.update((slot, deque()) for slot in slots)
+
+        def ended(code: int) -> None:
+            self._free.append(buffer)
+            self._health.note_probe(code)
+            for slot in slots:
+                self._next(slot)
+
+        self._send(place, slots[0], [self._views[buffer]] * len(slots), ended)
 
     def write(self, slot: int, page: bytes | memoryview, done: Callable[[int], None]) -> Write | None:
         """Have a page written to a slot, once `kick` is called.
@@ -263,18 +256,34 @@ class Transfers:
         """Begin as many requests as may be under way."""
         self._admit_fetches()
         while self._ready and len(self._started) < self._depth:
-            try:
-                place = self._claims.tolist().index(0)
-            except ValueError:
-                return  # all of them are held by requests of predecessors
+            place = self._free_claim()
+            if place < 0:
+                return
             run = [self._ready.popleft()]
             while self._ready and len(run) < RUN_MAX and self._ready[0].slot == run[-1].slot + 1:
                 run.append(self._ready.popleft())
-            self._claims[place] = run[0].slot << _COUNT_BITS | len(run)
-            reach(crashpoints.SLOT_CLAIMED)
             self._write_requests += 1
             pages = [self._views[write.buffer] for write in run]
-            self._start(partial(self._store.write, run[0].slot, pages), partial(self._written, run, place))
+            self._send(place, run[0].slot, pages, partial(self._written, run))
+
+    def _free_claim(self) -> int:
+        """Return the place of a claim that is free, -1 if requests of predecessors hold them all."""
+        try:
+            return self._claims.tolist().index(0)
+        except ValueError:
+            return -1
+
+    def _send(self, place: int, first: int, pages: Sequence[memoryview], done: Callable[[int], None]) -> None:
+        """Begin a request that writes, under the claim at a place."""
+        self._claims[place] = first << _COUNT_BITS | len(pages)
+        reach(crashpoints.SLOT_CLAIMED)
+
+        def ended(code: int) -> None:
+            reach(crashpoints.SLOT_WRITTEN)
+            self._claims[place] = 0
+            done(code)
+
+        self._start(partial(self._store.write, first, pages), ended)
 
     def _start(self, job: Callable[[], None], done: Callable[[int], None]) -> None:
         self._number += 1
@@ -288,27 +297,14 @@ class Transfers:
 
         self._submit(job, ended)
 
-    def _written(self, run: Sequence[Write], place: int, code: int) -> None:
-        reach(crashpoints.SLOT_WRITTEN)
-        self._claims[place] = 0
-        self._note("write", code)
-        if code and not self._is_failing():  # afterwards it is the device, not the slots
-            self._avoided.update(dict.fromkeys((write.slot for write in run), self._clock() + AVOID_S))
+    def _written(self, run: Sequence[Write], code: int) -> None:
+        self._health.note_write(range(run[0].slot, run[-1].slot + 1), code)
         self._bd_writes += 0 if code else len(run)
         self._failed_writes += code != 0
         for write in run:
             self._free.append(write.buffer)
             self._next(write.slot)
             write.done(code)
-
-    def _note(self, kind: str, code: int) -> None:
-        """Count requests that fail in a row, by kind: a device that can be read may still refuse every write."""
-        if not code:
-            self._failures[kind] = 0
-            return
-        self._failures[kind] += 1
-        self._last_error = code
-        self._next_probe = self._clock() + PROBE_S
 
     def _next(self, slot: int) -> None:
         """Let the next write of a slot go, which has nobody before it any more."""
@@ -363,7 +359,7 @@ class Transfers:
             run.append(slot)
 
     def _has_read(self, run: tuple[int, ...], code: int) -> None:
-        self._note("read", code)
+        self._health.note_read(code)
         self._failed_reads += code != 0
         self._bd_reads += 0 if code else len(run)
         finished: list[Fetch] = []
@@ -433,6 +429,6 @@ class Transfers:
             refused_writes=self._refused,
             in_flight=len(self._started),
             held_slots=len(self._held),
-            avoided_slots=len(self._avoided),
+            avoided_slots=len(self._health.avoided),
             degraded=bool(self.trouble),
         )
