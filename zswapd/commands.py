@@ -272,6 +272,7 @@ class Commands:
                     f"the installed program cannot take over: {words[0] if words else f'exit code {check.returncode}'}",
                     hint="the running one goes on",
                 )
+            worker.checked = _settings_in(check.stdout)
             worker.remember()
             worker.state.words[Word.UPGRADE] = 1
             worker.call_supervisor()
@@ -294,3 +295,11 @@ class Commands:
         backing = (worker.backed.fd,) if worker.backed else ()
         files = (worker.session.descriptor, worker.core.arena.fd, worker.state.fd, listening, lock, *backing)
         return WithDescriptors(os.getpid(), files)
+
+
+def _settings_in(output: bytes) -> object:
+    """Return what a check has printed; None from a program that is too old to print anything."""
+    try:
+        return json.loads(output)
+    except ValueError:
+        return None

@@ -36,9 +36,9 @@ from zswapd import backedpool, carry, crashpoints, recompressing, reports, servi
 from zswapd.assembly import Core, Inherited
 from zswapd.backedpool import BackedPool
 from zswapd.commands import SET_BY, Commands
-from zswapd.config import changed
+from zswapd.config import to_document, with_changes
 from zswapd.control.server import Server
-from zswapd.errors import ConfigError, SwapDeviceError
+from zswapd.errors import SwapDeviceError
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MemoryMinder, Session
@@ -126,7 +126,9 @@ class Worker:
         self.state = state
         left = state.load()
         self.configured = config
-        self.config, self.changes = _with_changes(config, left.get("settings", {}))
+        self.config, self.changes = with_changes(config, left.get("settings", {}), source=SET_BY)
+        self._carried = to_document(config)
+        self.checked = left.get("checked") if state.words[Word.UPGRADE] else None  # the next supervisor's, which is yet to come
         self.protections = prepared.protections
         state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
@@ -314,6 +316,8 @@ class Worker:
         now = self.statistics(groups_counted=False)
         self.state.save(
             {
+                "configured": self._carried,
+                "checked": self.checked,
                 "settings": self.changes,
                 "frozen": self.core.frontswap.frozen,
                 "writeback": self.core.writeback.remember() if self.core.writeback else {},
@@ -381,19 +385,6 @@ def geometry(config: Config) -> dict[str, Any]:
         "max_zspage_frames": config.pool.max_zspage_frames,
         **backedpool.geometry(config),
     }
-
-
-def _with_changes(config: Config, settings: dict[str, object]) -> tuple[Config, dict[str, object]]:
-    """Return the settings with those changed at run time, and these; one that this program does not take is left out."""
-    taken: dict[str, object] = {}
-    for name, value in settings.items():
-        try:
-            config = changed(config, {name: value}, source=SET_BY)
-        except ConfigError as error:
-            log.warning("%s stays as configured: %s", name, error)
-        else:
-            taken[name] = value
-    return config, taken
 
 
 def prepare(config: Config, *, is_first: bool) -> Prepared:

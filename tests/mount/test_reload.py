@@ -113,6 +113,62 @@ def test_files_that_are_wrong_anywhere_change_nothing(daemon: Daemon, file: Path
     the_page_is_there(daemon)
 
 
+AFTER_CHECK = """
+import atexit, pathlib, sys
+if "--upgrade-check" in sys.argv:
+    atexit.register(pathlib.Path({file!r}).write_text, {text!r})
+"""
+"""A sitecustomize.py that writes a file at the end of the check."""
+
+
+@pytest.mark.parametrize("text", ["[", '[swap]\nfiles.more = "64M"\n', '[pool]\nlimit = "8M"\n'])
+def test_what_was_checked_counts_and_not_what_has_become_of_it(
+    stage: Stage, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(AFTER_CHECK.format(file=str(file), text=text))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = stage.daemon("64M", ["--config", str(file)], memory__reserve="8M")
+    with daemon.file.open("r+b", buffering=0) as swap:
+        os.pwrite(swap.fileno(), PAGE, 4096)
+    file.write_text('[pool]\nlimit = "16M"\n')
+    report = daemon.ctl_json("upgrade")
+    assert file.read_text() == text
+    rows = daemon.ask("get", keys=["pool.limit", "pool.compressor"])
+    assert (rows["pool.limit"]["value"], rows["pool.limit"]["origin"]) == (16 << 20, f"{file}:2")
+    status = daemon.ask("status")
+    assert (status["pid"], status["worker"]["pid"]) == (daemon.pid, report["worker"])
+    assert status["worker"]["supervised"]
+    the_page_is_there(daemon)
+
+
+NO_START = """
+import os
+if "ZSWAPD_ESTATE" in os.environ:
+    os._exit(9)
+"""
+
+
+def test_a_program_that_fails_after_its_check_leaves_the_worker_serving(
+    stage: Stage, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "sitecustomize.py"
+    broken.write_text(NO_START)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = stage.daemon("64M", ["--config", str(file)], memory__reserve="8M")
+    with daemon.file.open("r+b", buffering=0) as swap:
+        os.pwrite(swap.fileno(), PAGE, 4096)
+    old = daemon.worker_pid()
+    os.kill(daemon.pid, signal.SIGHUP)
+    assert daemon.wait_for_end() == 9
+    the_page_is_there(daemon)
+    status = daemon.ask("status")
+    assert (status["worker"]["pid"], status["worker"]["supervised"]) == (old, False)
+    daemon.start()  # as the service manager does
+    assert daemon.ask("status")["worker"]["supervised"]
+    assert daemon.worker_pid() != old
+    the_page_is_there(daemon)
+
+
 @pytest.mark.parametrize(
     "assignments",
     [

@@ -38,7 +38,9 @@ def debian(booted: Container) -> Iterator[Container]:
     booted.run(f"{INSTALL} --allow-downgrades /packages/first/*.deb")
     yield booted
     # What a test leaves must not fail the next one instead.
-    booted.call("rm -rf /etc/systemd/system/*.d && systemctl daemon-reload; systemctl disable --now zswapd.service")
+    booted.call(
+        "rm -rf /etc/systemd/system/*.d /etc/zswapd/zswapd.toml.d && systemctl daemon-reload; systemctl disable --now zswapd.service"
+    )
     booted.call("systemctl reset-failed")
     assert loops(booted) == []
 
@@ -143,6 +145,21 @@ def test_after_a_kill_systemd_starts_what_adopts_the_swap(swapping: Container, w
     while shown(swapping, "ActiveState", "Result", unit="zswapd-swap.service") != ["inactive", "success"]:
         assert time.monotonic() < end, swapping.run("journalctl --no-pager --lines=60")
         time.sleep(0.1)
+
+
+def test_settings_that_are_wrong_do_not_keep_it_from_coming_back(swapping: Container) -> None:
+    before, device = status(swapping), loops(swapping)
+    swapping.run("mkdir -p /etc/zswapd/zswapd.toml.d && echo 'swap.size = \"1Q\"' > /etc/zswapd/zswapd.toml.d/wrong.toml")
+    assert swapping.call("systemctl reload zswapd.service").returncode != 0
+    assert status(swapping)["worker"]["pid"] == before["worker"]["pid"]
+    swapping.run("systemctl kill --kill-whom=all --signal=KILL zswapd.service")
+    assert swap_header(swapping) == "SWAPSPACE2"
+    swapping.wait_until("systemctl --quiet is-active zswapd.service", LIMIT_S)
+    assert status(swapping)["pid"] != before["pid"]
+    assert loops(swapping) == device
+    assert shown(swapping, "NRestarts") == ["1"]
+    swapping.run("journalctl --unit=zswapd.service | grep 'wrong.toml.*1Q'")
+    swapping.run("rm -r /etc/zswapd/zswapd.toml.d && systemctl reload zswapd.service")
 
 
 def override(container: Container, unit: str, command: str) -> None:

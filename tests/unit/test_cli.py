@@ -619,8 +619,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
     """What the daemon was run with."""
     seen: list[config.Config] = []
 
-    def run(loaded: config.Config, _guarded: Callable[[Callable[[], int]], int]) -> int:
-        seen.append(loaded)
+    def run(configure: Callable[[], config.Config], _guarded: Callable[[Callable[[], int]], int]) -> int:
+        seen.append(configure())
         return 0
 
     monkeypatch.setattr("zswapd.supervisor.run", run)

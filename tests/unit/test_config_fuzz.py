@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import time
 import tracemalloc
@@ -52,6 +53,8 @@ def look(root: Path) -> Callable[[bytes, bytes], None]:
             assert str(file) in refusal.message, "which file"
             assert len(refusal.message) < 1000
             return
+        carried = json.loads(json.dumps(config.to_document(loaded)))
+        assert carried is None or config.from_document(carried, ("lz4", "lzo")) == loaded
         again = config.load(
             codecs=("lz4", "lzo"),
             root=root,

@@ -103,7 +103,7 @@ def test_service_manager_gives_all_three_or_nothing(
     monkeypatch.setenv("LISTEN_FDNAMES", names)
     monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_PID", pid or str(os.getpid()))
-    assert estate.from_service_manager() == found
+    assert estate.from_service_manager() == (found and (found, 0))
     assert "LISTEN_PID" not in os.environ  # a child is not meant
 
 

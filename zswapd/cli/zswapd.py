@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapd`: the daemon's command line. Builds the Config, sets the log up, and hands over to the composition root."""
+"""`zswapd`: the daemon's command line. Sets the log up, knows where settings come from, hands over to the composition root."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import textwrap
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from zswapd import __version__, log
 from zswapd.cli import configuring, sources
 from zswapd.cli.failures import guarded
-from zswapd.config import SETTINGS
+from zswapd.config import SETTINGS, to_document
 from zswapd.config.kinds import shown
 
 if TYPE_CHECKING:
@@ -39,14 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = sources.load_config(options)
-    log.setup(config.log.level)
-    from zswapd import supervisor  # after the Config: a mistake in it is told without waiting for the daemon's imports
+    log.setup("info")  # until the settings say otherwise
+    from zswapd import supervisor
 
     if options.upgrade_check is not None:
+        config = sources.load_config(options)
         supervisor.check(config, options.upgrade_check)
+        print(json.dumps(to_document(config)))
         return 0
-    return supervisor.run(config, lambda work: guarded("zswapd", work))
+    return supervisor.run(lambda: sources.load_config(options), lambda work: guarded("zswapd", work))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Settings: one table (`table`), kinds of values (`kinds`, `sizes`), and their sources (`loading`)."""
 
+from zswapd.config.carrying import from_document, to_document, with_changes
 from zswapd.config.kinds import Context
 from zswapd.config.loading import Config, Origin, changed, describe, load, parse_assignment, reloadable_names
 from zswapd.config.sizes import parse_size
@@ -15,8 +16,11 @@ __all__ = [
     "Setting",
     "changed",
     "describe",
+    "from_document",
     "load",
     "parse_assignment",
     "parse_size",
     "reloadable_names",
+    "to_document",
+    "with_changes",
 ]

@@ -124,7 +124,7 @@ def load(
         given |= _read_file(path)
     for dest, text, option in assignments:
         given[dest] = Given(text, Origin(option), text=True)
-    return _build(given, context)
+    return build(given, context)
 
 
 def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]:
@@ -172,7 +172,7 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
                 hint=f"put it into the config file and restart; what can: {', '.join(reloadable_names())}",
             )
     new = {dest: Given(value, Origin(source), text=isinstance(value, str)) for dest, value in settings.items()}
-    return _build({**config.given, **new}, config.context)
+    return build({**config.given, **new}, config.context)
 
 
 def reloadable_names() -> list[str]:
@@ -271,7 +271,12 @@ def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[
             raise _unknown_section(section, Origin(str(path), find_line(text, [section])))
 
 
-def _build(given: Mapping[str, Given], context: Context) -> Config:
+def build(given: Mapping[str, Given], context: Context) -> Config:
+    """Return the Config that comes of what was written.
+
+    Raises:
+        ConfigError: a setting is unknown or refused.
+    """
     for dest, item in given.items():
         _find_setting(dest, item.origin)
     sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}

@@ -20,7 +20,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zswapd import backedpool, daemon, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
@@ -71,6 +71,15 @@ class Estate:
         os.close(self.arena)
         if self.backing >= 0:
             os.close(self.backing)
+
+
+class Left(NamedTuple):
+    """An estate whose supervisor is no more."""
+
+    files: dict[str, int]
+    """The descriptors by name."""
+    worker: int
+    """Process id of the worker that serves it; 0 if both are dead, or nobody said."""
 
 
 def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
@@ -179,8 +188,13 @@ def leave_in_environment(estate: Estate, worker: int) -> dict[str, str]:
     return {**os.environ, _ENVIRONMENT: json.dumps({"pid": os.getpid(), "worker": worker, "files": descriptors})}
 
 
-def from_environment() -> tuple[dict[str, int], int] | None:
-    """Return the descriptors and the running worker that this process was left with before it became this program."""
+def left_behind() -> Left | None:
+    """Return what there is to take over without asking anybody, None if there is nothing."""
+    return from_environment() or from_service_manager()
+
+
+def from_environment() -> Left | None:
+    """Return what this process was left with before it became this program."""
     text = os.environ.pop(_ENVIRONMENT, "")
     if not text:
         return None
@@ -189,11 +203,11 @@ def from_environment() -> tuple[dict[str, int], int] | None:
         return None
     for descriptor in left["files"].values():
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
-    return left["files"], left["worker"]
+    return Left(left["files"], left["worker"])
 
 
-def from_service_manager() -> dict[str, int] | None:
-    """Return the descriptors that systemd kept for us, None if there are none or not all.
+def from_service_manager() -> Left | None:
+    """Return what systemd kept for us, None if there is nothing or not all.
 
     The protocol of sd_listen_fds(3): descriptors from 3 on, names in LISTEN_FDNAMES, meant for LISTEN_PID only.
     """
@@ -206,7 +220,7 @@ def from_service_manager() -> dict[str, int] | None:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
     if not set(STORED) - {"backing"} <= set(given):
         return None
-    return {name: given[name] for name in STORED if name in given}
+    return Left({name: given[name] for name in STORED if name in given}, 0)
 
 
 def stored_name(name: str) -> str:

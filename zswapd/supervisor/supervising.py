@@ -41,6 +41,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from zswapd import daemon, service
+from zswapd import log as log_setup
 from zswapd.errors import AlreadyRunningError, ZswapdError
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.reclaim.pressure import Pressure
@@ -49,13 +50,14 @@ from zswapd.supervisor import orphan
 from zswapd.supervisor.ballast import Ballast
 from zswapd.supervisor.keeping import Keeper
 from zswapd.supervisor.remains import Remains, status_of_the_dead
+from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.config import Config
-    from zswapd.supervisor.estate import Estate
+    from zswapd.supervisor.estate import Estate, Left
 
     Guard = Callable[[Callable[[], int]], int]
 
@@ -375,16 +377,13 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _find_estate(config: Config) -> tuple[Estate, int]:
+def _find_estate(config: Config, left: Left | None) -> tuple[Estate, int]:
     """Take over what there is, or make everything; return the estate and the worker that serves it."""
-    left = estates.from_environment()
-    if left is not None:
-        descriptors, worker = left
-        return estates.adopt(config, descriptors), worker
+    if left is not None and left.worker:
+        return estates.adopt(config, left.files), left.worker
     try:
-        stored = estates.from_service_manager()
-        if stored is not None:
-            return _adopt_stored(config, stored), 0
+        if left is not None:
+            return _adopt_stored(config, left.files), 0
         return estates.make(config), 0
     except AlreadyRunningError as refusal:
         try:
@@ -405,17 +404,20 @@ def _adopt_stored(config: Config, stored: dict[str, int]) -> Estate:
         raise
 
 
-def run(config: Config, guarded: Guard) -> int:
+def run(configure: Callable[[], Config], guarded: Guard) -> int:
     """Supervise workers until nothing is swapped on any more and SIGTERM has come; return the exit code.
 
     Args:
-        config: the settings to begin with.
+        configure: reads the settings, and raises ConfigError.
         guarded: see `Supervisor`.
 
     Raises:
         ZswapdError: it cannot come up; nothing is left behind, and whatever served goes on serving.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    left = estates.left_behind()
+    config = choose(configure, left)
+    log_setup.set_level(config.log.level)
     service.protect(
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
@@ -425,7 +427,7 @@ def run(config: Config, guarded: Guard) -> int:
         python_heap=0,
     )
     service.first_in_line()
-    estate, worker = _find_estate(config)
+    estate, worker = _find_estate(config, left)
     code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
     estate.close()
     return code

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which settings a supervisor begins with when something is left to be served, and the files may have changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from zswapd import compress, config, daemon
+from zswapd.config import Config, carrying
+from zswapd.errors import ConfigError, HandoverError
+from zswapd.handover import SharedState
+from zswapd.supervisor.estate import Left
+from zswapd.supervisor.settings import choose
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Config]:
+    """Return a function that loads settings: `load(swap__size="64M")`."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 1048576 kB\n")
+
+    def load(**settings: str) -> Config:
+        named = {"swap.size": "25%", **{name.replace("__", "."): text for name, text in settings.items()}}
+        return config.load(codecs=compress.names(), assignments=[(*item, "--set") for item in named.items()], root=tmp_path)
+
+    return load
+
+
+@pytest.fixture
+def state(load: Callable[..., Config]) -> Iterator[SharedState]:
+    """What a worker with a swap file of 256 MiB has left."""
+    made = SharedState.new(daemon.geometry(load()), lost={}, max_io=1 << 20, kind="memfd")
+    yield made
+    made.close()
+
+
+def refused() -> Config:
+    raise ConfigError("z.toml:3: no")
+
+
+def test_where_nothing_is_left_the_files_decide(load: Callable[..., Config]) -> None:
+    assert choose(load, None) == load()
+    with pytest.raises(ConfigError, match="no"):
+        choose(refused, None)
+
+
+def test_an_upgrade_takes_what_was_checked(load: Callable[..., Config], state: SharedState) -> None:
+    state.save({"checked": config.to_document(load(pool__limit="5M")), "configured": config.to_document(load())})
+    left = Left({"state": state.fd}, 7)
+    for files in (refused, load, lambda: load(swap__size="1G")):
+        assert choose(files, left) == load(pool__limit="5M")
+    state.save({"checked": None, "configured": config.to_document(load())})  # a program that says nothing of it
+    assert choose(lambda: load(pool__limit="6M"), left).pool.limit == 6 << 20
+    os.fstat(state.fd)  # still open
+
+
+def test_the_files_count_after_a_death_and_what_was_in_use_if_they_are_not_right(
+    load: Callable[..., Config], state: SharedState, expect_log: Callable[..., None]
+) -> None:
+    state.save(
+        {"checked": config.to_document(load(pool__limit="5M")), "configured": config.to_document(load(pool__limit="4M"))}
+    )
+    left = Left({"state": state.fd}, 0)
+    assert choose(lambda: load(pool__limit="6M"), left).pool.limit == 6 << 20
+    what = "the settings in the files cannot be used, beginning with those that were in use"
+    expect_log(f"{what}: z.toml:3: no", level=logging.ERROR)
+    assert choose(refused, left) == load(pool__limit="4M")
+    expect_log(f"{what}: the running daemon's files is", level=logging.ERROR)
+    assert choose(lambda: load(swap__size="1G"), left) == load(pool__limit="4M")
+
+
+def test_what_an_older_program_has_left_needs_the_files(load: Callable[..., Config], state: SharedState) -> None:
+    state.save({})
+    for worker in (0, 7):
+        left = Left({"state": state.fd}, worker)
+        assert choose(load, left) == load()
+        with pytest.raises(ConfigError, match="no"):
+            choose(refused, left)
+        with pytest.raises(HandoverError, match="files is"):
+            choose(lambda: load(swap__size="1G"), left)
+
+
+@pytest.mark.parametrize("document", [3, [], {}, {"memory_total": "x"}, {"memory_total": 1, "page_size": 2, "given": [3]}])
+def test_a_document_that_makes_no_sense_is_refused(document: object) -> None:
+    with pytest.raises(ConfigError, match="make no sense"):
+        config.from_document(document, compress.names())
+
+
+def test_a_document_of_a_program_with_other_settings_is_refused(load: Callable[..., Config]) -> None:
+    document = json.loads(json.dumps(config.to_document(load())))
+    document["given"][0][0] = "swap.colour"
+    with pytest.raises(ConfigError, match="unknown setting"):
+        config.from_document(document, compress.names())
+
+
+def test_the_same_comes_of_it_when_memory_has_grown(load: Callable[..., Config], tmp_path: Path) -> None:
+    before = load()
+    document = json.loads(json.dumps(config.to_document(before)))
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 2097152 kB\n")
+    assert load().swap.size == 512 << 20
+    assert config.from_document(document, compress.names()).swap.size == before.swap.size == 256 << 20
+
+
+def test_what_is_too_long_is_not_carried(load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrying, "LONGEST_DOCUMENT", 100)
+    assert config.to_document(load()) is None
