@@ -26,7 +26,6 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,54 +43,30 @@ from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MemoryMinder, Session
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.knobs import add_files
-from zswapd.metrics.exporter import Exporter
-from zswapd.offload import Offload
 from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import Shrinker
-from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP
 from zswapd.shrinking import Shrinking
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.swapdevice.draining import drain
 from zswapd.upkeep import Upkeep
 from zswapd.volumes.commands import CacheCommands
-from zswapd.volumes.mounted import configured, make_lanes, make_volumes
+from zswapd.volumes.mounted import configured, make_volumes
 
 if TYPE_CHECKING:
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
     from zswapd.handover import SharedState
-    from zswapd.volumes.source import Lane
+    from zswapd.preparing import Prepared
 
 log = logging.getLogger(__name__)
 
 LEFT = 75
 """Exit code of a worker that made room for a successor."""
-SMALL_HEAP = 8 << 20
-"""Bytes of each heap of a successor at first: what it needs to take over and serve. The rest comes in an idle moment."""
 TICK_S = 0.5
 """Time between two signs of life."""
 _STOP, _LEAVE, RELOAD = signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG  # a worker that does not know the last ignores it
 _SIGNALS = (_STOP, _LEAVE, RELOAD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a process needs beforehand that is to serve.
-
-    Attributes:
-        protections: what `service.protect` reached.
-        offload: a thread for what blocks; it is protected like the one that made it.
-        exporter: likewise, for metrics; None if they are switched off.
-        lanes: threads of cache volumes, likewise.
-        disk: threads and buffers for the disk behind the pool, None without one.
-    """
-
-    protections: tuple[service.Protection, ...]
-    offload: Offload
-    exporter: Exporter | None
-    lanes: tuple[Lane, ...]
-    disk: backedpool.Prepared | None
 
 
 class Worker:
@@ -174,10 +149,15 @@ class Worker:
             self.core,
             prepared.offload,
             yields=config.service.scheduling != "normal",
-            has_small_heaps=state.words[Word.STARTED] > 1,
+            has_small_heaps=prepared.has_small_heaps,
+            needs_large_heaps=self._has_slow_files,
         )
         self.shrinking = self._make_shrinking()
         add_files(directory, self.statistics, lambda: self.config, commands.change)
+
+    def _has_slow_files(self) -> bool:
+        """Say whether requests may wait for a disk."""
+        return bool(self.backed or (self.volumes and self.volumes.volumes()))
 
     def _make_shrinking(self) -> Shrinking | None:
         """Return what shrinks the cache, if there is one."""
@@ -387,28 +367,6 @@ def geometry(config: Config) -> dict[str, Any]:
     }
 
 
-def prepare(config: Config, *, is_first: bool) -> Prepared:
-    """Protect this process, which was forked to serve, and take all the memory that beginning to needs.
-
-    Args:
-        config: the settings to begin with.
-        is_first: nobody has served yet, so there is time to grow the heaps in full.
-    """
-    protections = service.protect(
-        lock_memory=config.service.lock_memory,
-        io_flusher=config.service.io_flusher,
-        oom_score_adj=config.service.oom_score_adj,
-        scheduling=config.service.scheduling,
-        is_forked=True,
-        libc_heap=LIBC_HEAP if is_first else SMALL_HEAP,
-        python_heap=PYTHON_HEAP if is_first else SMALL_HEAP,
-    )
-    service.first_in_line()
-    host, _, port = config.metrics.listen.rpartition(":")
-    exporter = Exporter(host.strip("[]"), int(port)) if port else None
-    return Prepared(protections, Offload(), exporter, make_lanes(config), backedpool.prepare(config))
-
-
 def run_worker(
     config: Config,
     prepared: Prepared,
@@ -422,7 +380,7 @@ def run_worker(
 
     Args:
         config: the settings to begin with.
-        prepared: what `prepare` has returned.
+        prepared: what `preparing.prepare` has returned.
         mount: see `Worker`, as for the others.
         listener: the control socket.
         state: what goes from worker to worker.

@@ -38,7 +38,7 @@ RETRY_S = 0.25
 IDLE_S = 1.0
 """Housekeeping looks once in this time, and works only if no request came since the last look."""
 PLENTY = 512 << 20
-"""Spare memory at which heaps that a successor has kept small are grown."""
+"""Spare memory at which heaps that are small are grown, where requests may wait for a disk."""
 
 
 class Upkeep:
@@ -48,14 +48,24 @@ class Upkeep:
         core: whose memory it is.
         offload: does what blocks.
         yields: the other thread gives way to the swapping program, where the daemon itself does not.
-        has_small_heaps: this process took over, with heaps that are still to grow.
+        has_small_heaps: this process has heaps that can still grow, being a successor, or not having needed more so far.
+        needs_large_heaps: says whether they should; asked now and then.
     """
 
-    def __init__(self, core: Core, offload: Offload, *, yields: bool, has_small_heaps: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        offload: Offload,
+        *,
+        yields: bool,
+        has_small_heaps: bool,
+        needs_large_heaps: Callable[[], bool],
+    ) -> None:
         self._core = core
         self._offload = offload
         self._yields = yields
         self._has_small_heaps = has_small_heaps
+        self._needs_large_heaps = needs_large_heaps
         self._refilled_for = -1
         self._refill_wanted = trio.Event()
         core.frames.when_low = self._wake_refill
@@ -140,7 +150,7 @@ class Upkeep:
                 continue
             while core.wants_compaction() and core.compact_step() and self._requests() == seen:
                 await trio.lowlevel.checkpoint()
-            if self._has_small_heaps and spare_pages() * core.frames.page_size > PLENTY:
+            if self._has_small_heaps and self._needs_large_heaps() and spare_pages() * core.frames.page_size > PLENTY:
                 self._has_small_heaps = False
                 service.grow_heaps()
             if garbage_due:

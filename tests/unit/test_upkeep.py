@@ -40,7 +40,7 @@ def store(core: assembly.Core, first: int, count: int) -> int:
 async def run_refill(core: assembly.Core, spare: int, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
     monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: spare)
     monkeypatch.setattr("zswapd.upkeep.RETRY_S", 0.02)
-    return Upkeep(core, Offload(), yields=False, has_small_heaps=False)
+    return Upkeep(core, Offload(), yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
 
 
 @pytest.mark.trio
@@ -75,4 +75,24 @@ async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
         store(core, PAGES, 16)
         await trio.sleep(0.2)
         assert core.arena.backed_bytes() - before > first
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_disk(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown: list[int] = []
+    volumes: list[str] = []
+    monkeypatch.setattr("zswapd.service.grow_heaps", lambda: grown.append(1))
+    monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
+    monkeypatch.setattr("zswapd.upkeep.IDLE_S", 0.01)
+    upkeep = Upkeep(core, Offload(), yields=False, has_small_heaps=True, needs_large_heaps=lambda: bool(volumes))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.keep_house, lambda: None)
+        await trio.sleep(0.1)
+        assert not grown, "nobody needs them"
+        volumes.append("disk")
+        await trio.sleep(0.1)
+        assert grown == [1]
         nursery.cancel_scope.cancel()

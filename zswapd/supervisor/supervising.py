@@ -40,7 +40,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from zswapd import daemon, service
+from zswapd import daemon, preparing, service
 from zswapd import log as log_setup
 from zswapd.errors import AlreadyRunningError, ZswapdError
 from zswapd.handover import HookWord, Phase, Word
@@ -188,12 +188,13 @@ class Supervisor:
         pid = os.fork()
         if not pid:
             is_first = self._words[Word.STARTED] == 1
-            self._become_worker(lambda: daemon.prepare(self._config, is_first=is_first))
+            self._become_worker(lambda: preparing.prepare(self._config, is_first=is_first))
         return pid
 
-    def _become_worker(self, prepare: Callable[[], daemon.Prepared]) -> NoReturn:
+    def _become_worker(self, prepare: Callable[[], preparing.Prepared]) -> NoReturn:
         """Serve, in the child; never return into the parent's code."""
         code = 1
+        self._ballast.close()  # a copy of it is nobody's
         service.be_known_as("zswapd-worker")
         try:
             config, estate = self._config, self._estate
@@ -221,10 +222,11 @@ class Supervisor:
             self._spare = None
             self._spare_due = now + SPARE_AGAIN_S
 
-    def _prepare_spare(self) -> daemon.Prepared:
+    def _prepare_spare(self) -> preparing.Prepared:
+        self._ballast.close()
         service.take_time()
         service.be_known_as("zswapd-spare")
-        return daemon.prepare(self._config, is_first=False)
+        return preparing.prepare(self._config, is_first=False)
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:
@@ -418,6 +420,7 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     left = estates.left_behind()
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
+    preparing.load(config)
     service.protect(
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
