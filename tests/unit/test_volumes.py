@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import itertools
 import mmap
 import os
 import threading
@@ -712,6 +713,38 @@ async def test_invalidate_drops_everything_and_says_how_much(box: Box, path: Pat
         box.told.clear()
         assert volume.drop() == 8
         await until(lambda: box.told == [volume.inode])
+
+
+@pytest.mark.parametrize("how", ["drop", "remove"])
+async def test_many_pages_go_a_few_at_a_time_and_none_is_given_out_again(
+    box: Box, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zswapd.volumes.volume.EMPTIED_PAGES", 4)
+    data = make_file(path, 32)
+    left: list[int] = []
+
+    async def sample() -> None:
+        while True:
+            left.append(box.cache.statistics().pages)
+            await trio.lowlevel.checkpoint()
+
+    async with box.running() as volumes, trio.open_nursery() as nursery:
+        volume = await volumes.add("disk", str(path), "ro")
+        await volume.read(0, 32 * PAGE)
+        await until(lambda: box.cache.statistics().pages == 32)
+        nursery.start_soon(sample)
+        await until(lambda: left)
+        if how == "drop":
+            assert volume.drop() == 32
+            assert volume.statistics().pages == 0
+            box.device.reads.clear()
+            assert await volume.read(0, PAGE) == data[:PAGE]
+            assert box.device.reads
+        else:
+            await volumes.remove("disk")
+        await until(lambda: box.cache.statistics().pages == (how == "drop"))
+        nursery.cancel_scope.cancel()
+    assert max(before - after for before, after in itertools.pairwise(left)) <= 2 * 4, "the order of tasks is any"
 
 
 async def test_frozen_or_full_cache_only_makes_reads_slower(box: Box, path: Path) -> None:

@@ -54,6 +54,8 @@ PUTS = 16
 """Pages kept between two turns of the event loop: a tenth of a millisecond."""
 MAX_PENDING = 128
 """Requests of one volume under way at once; more are turned away with EIO."""
+EMPTIED_PAGES = 1024
+"""Pages that are let go at a time: some two milliseconds."""
 NOTICE_S = 0.002
 """Time between finding a change and having the kernel forget what it knew."""
 READ_ONLY, WRITETHROUGH = "ro", "writethrough"
@@ -105,6 +107,7 @@ class Volume:
         self.counters = VolumeCounters()
         self._cache = cache
         self._pool = cache.init_fs()
+        self._end = 0  # of the pages that cleancache ever had of it
         self._nursery = nursery
         self._tell_kernel = tell_kernel
         self._page = page_size
@@ -227,7 +230,27 @@ class Volume:
         for fetch in self._fetches:
             fetch.is_stale = fetch.is_stale or fetch.is_started
         self._tell()
-        return self._cache.invalidate_inode(self._pool, self.inode)
+        old, pages = self._pool, self._cache.pages(self._pool)
+        try:
+            self._pool = self._cache.init_fs()
+        except ValueError:  # all of tmem's pools are in use
+            self._cache.invalidate_inode(old, self.inode)
+        else:
+            self._empty(old)
+        return pages
+
+    def _empty(self, pool: int) -> None:
+        """End a pool that nobody asks any more; if it has many pages some at a time: no request is served meanwhile."""
+        if self._cache.pages(pool) > EMPTIED_PAGES:
+            self._nursery.start_soon(self._empty_slowly, pool, self._end)
+        else:
+            self._cache.invalidate_fs(pool)
+
+    async def _empty_slowly(self, pool: int, end: int) -> None:
+        for first in range(0, end, EMPTIED_PAGES):
+            self._cache.invalidate_range(pool, self.inode, first, first + EMPTIED_PAGES - 1)
+            await trio.lowlevel.checkpoint()
+        self._cache.invalidate_fs(pool)
 
     def _tell(self) -> None:
         """Have the kernel forget what it has of this volume."""
@@ -361,6 +384,7 @@ class Volume:
                 continue
             if page not in fetch.skip:
                 assert fetch.data is not None
+                self._end = max(self._end, page + 1)
                 self._cache.put_page(self._pool, self.inode, page, fetch.data[begin : begin + self._page])
 
     # Writing.
@@ -392,7 +416,7 @@ class Volume:
         for fetch in self._fetches:
             fetch.is_stale = True
             fetch.fail(VolumeError(f"volume {self.name} was removed", errno_=errno.ESTALE))
-        self._cache.invalidate_fs(self._pool)
+        self._empty(self._pool)
         self._tell()
 
     @property
