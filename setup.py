@@ -6,7 +6,7 @@ Four things are:
 - `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which must be the one pyfuse3 was
   built against: it stands between the two (docs/architecture.md, "the hook").
 - `zswapd.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
-- `zswapd.backing._xts`, encryption with libcrypto, in C because Python's packages need two microseconds more a page;
+- `zswapd.backing._disk`, requests to the disk and their encryption, in C because that must not take the GIL either;
 - the modules of the page path, by mypyc, from the same Python source that runs without compilation. ZSWAPD_PURE=1 leaves them
   out: everything works, a store takes about a quarter longer.
 """
@@ -89,8 +89,8 @@ setup(
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
         ),
         Extension(
-            "zswapd.backing._xts",
-            sources=["zswapd/backing/_xts.c"],
+            "zswapd.backing._disk",
+            sources=["zswapd/backing/_disk.c"],
             extra_compile_args=[*pkg_config("--cflags", *CRYPTO), "-O2", "-Wall", "-Wextra"],
             extra_link_args=pkg_config("--libs", *CRYPTO),
         ),

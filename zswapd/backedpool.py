@@ -8,23 +8,26 @@ has the shared state is gone, what is on the disk means nothing to anybody.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd.backing.cipher import KEY_BYTES, EncryptedStore
+from zswapd.backing._disk import Cipher, Queue
 from zswapd.backing.lifeline import Lifeline
-from zswapd.backing.store import Slots, SlotStore, open_store
+from zswapd.backing.store import KEY_BYTES, SlotStore, open_store
 from zswapd.backing.transfers import CLAIMS, RUN_MAX, Transfers, make_buffers
 from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferring import BackedOperations
 from zswapd.fuse.mounting import MAX_IO
-from zswapd.offload import Offload
+from zswapd.service import stand_back
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from zswapd.fuse.inodes import Directory
     from zswapd.handover import SharedState
 
+THREAD = "backing"
+"""Name of the threads that wait for the disk."""
 _KEY, _CLAIMS, _SLOTS = "backing.key", "backing.claims", "slots:"
 LOOK_S = 0.1
 """Time between two looks at whether pages should go to the disk."""
@@ -91,12 +96,12 @@ class Prepared:
     """What a process has in hand before it needs it.
 
     Attributes:
-        offload: threads for requests to the disk.
+        queue: of requests to the disk, which threads do.
         buffers: memory for pages on their way.
         lanes: and for each thread, as long as a request, where it encrypts what it writes; none if nothing is to be encrypted.
     """
 
-    offload: Offload
+    queue: Queue
     buffers: memoryview
     lanes: tuple[memoryview, ...]
 
@@ -107,7 +112,18 @@ def prepare(config: Config) -> Prepared | None:
         return None
     threads, page_size = config.backing.threads, config.context.page_size
     lanes = (make_buffers(RUN_MAX * page_size, page_size) for _ in range(threads if config.backing.encrypt else 0))
-    return Prepared(Offload("backing", threads), make_buffers(config.backing.buffers, page_size), tuple(lanes))
+    queue = Queue()
+    for _ in range(threads):
+        threading.Thread(target=_work, args=(queue,), daemon=True).start()
+    return Prepared(queue, make_buffers(config.backing.buffers, page_size), tuple(lanes))
+
+
+def _work(queue: Queue) -> None:
+    """Do requests in this thread, from now on."""
+    with contextlib.suppress(OSError):
+        Path("/proc/thread-self/comm").write_text(THREAD)
+    stand_back()
+    queue.work()
 
 
 class BackedPool:
@@ -137,12 +153,11 @@ class BackedPool:
         self._lowlevel: Any = lowlevel
         page_size = config.context.page_size
         self._lifeline = Lifeline(state.fd)
-        store: Slots = SlotStore(fd, page_size)
-        if config.backing.encrypt:
-            store = EncryptedStore(store, state.area(_KEY), prepared.lanes)
+        self._queue = prepared.queue
+        cipher = Cipher(state.area(_KEY), prepared.lanes) if config.backing.encrypt else None
         self.transfers = Transfers(
-            store,
-            prepared.offload.submit,
+            SlotStore(fd, page_size, cipher),
+            self._queue.submit,
             page_size=page_size,
             buffers=prepared.buffers,
             depth=config.backing.threads,
@@ -170,8 +185,19 @@ class BackedPool:
             directory, page_size=page_size, transfers=self.transfers, unique=hook.unique, reply=hook.reply, max_io=MAX_IO
         )
 
-    async def keep_writing(self, core: Core) -> None:
-        """Write pages back whenever there is a reason to; never returns."""
+    async def run(self, core: Core) -> None:
+        """Hear what the disk answers, and write pages back whenever there is a reason to; never returns."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer)
+            nursery.start_soon(self._write_back, core)
+
+    async def _answer(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._queue.fd)
+            for done, code in self._queue.ended():
+                done(code)
+
+    async def _write_back(self, core: Core) -> None:
         writeback = core.writeback
         while writeback is not None:
             await trio.sleep(BUSY_LOOK_S if writeback.look() else LOOK_S)

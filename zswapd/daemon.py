@@ -194,7 +194,7 @@ class Worker:
                     nursery.start_soon(self.upkeep.refill)
                     nursery.start_soon(self.upkeep.recompress)
                     if self.backed:
-                        nursery.start_soon(self.backed.keep_writing, self.core)
+                        nursery.start_soon(self.backed.run, self.core)
                     nursery.start_soon(self.upkeep.keep_house, self._settle)
                     nursery.start_soon(self._tick)
                     if self.shrinking:

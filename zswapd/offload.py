@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Threads for what blocks, started once: populating and punching memory, backing I/O, while the event loop serves pages.
+"""Threads for what blocks, started once: populating and punching memory, files of the cache, while the event loop serves pages.
 
 trio.to_thread would do, but it lets idle threads go and makes new ones when they are wanted, and a clone(2) that waits for
 memory waits with the GIL held: for the very memory that only swapping can free. These threads are there from the start, and
@@ -13,7 +13,6 @@ it waits until it is done, or leaves it behind (`abandon`): then the thread is b
 from __future__ import annotations
 
 import contextlib
-import errno
 import queue
 import threading
 from pathlib import Path
@@ -53,31 +52,6 @@ class Offload:
         stand_back()
         while True:
             self._jobs.get()()
-
-    def submit(self, function: Callable[[], None], done: Callable[[int], None]) -> None:
-        """Call a function in a thread, and `done` in the event loop's thread when it has returned.
-
-        Args:
-            function: may raise OSError and nothing else.
-            done: gets 0 or the errno.
-        """
-        token = trio.lowlevel.current_trio_token()
-
-        def job() -> None:
-            code = 0
-            try:
-                function()
-            except OSError as error:
-                code = error.errno or errno.EIO
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(finish, code)
-
-        def finish(code: int) -> None:
-            self.unfinished -= 1
-            done(code)
-
-        self.unfinished += 1
-        self._jobs.put(job)
 
     async def run(self, function: Callable[[*Ts], R], *args: *Ts, abandon: bool = False) -> R:
         """Call a function in a thread and return what it returns; what it raises is raised here.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from tests.support.disk import Disk, encrypted
+from tests.support.disk import Disk
 from tests.support.successor import make_config
 from zswapd.assembly import Core
 from zswapd.backing.transfers import Transfers, make_buffers
@@ -32,7 +32,6 @@ class Files:
         page_size: int = 4096,
         *,
         buffers: int = 64,
-        encrypt: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.page_size = page_size
@@ -44,7 +43,7 @@ class Files:
         )
         self.disk = Disk(page_size, slots_needed(config))
         self.transfers = Transfers(
-            encrypted(self.disk, page_size) if encrypt else self.disk,
+            self.disk,
             self.disk.submit,
             page_size=page_size,
             buffers=make_buffers(buffers * page_size, page_size),

@@ -5,17 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-
-from zswapd.backing.cipher import KEY_BYTES, EncryptedStore
-from zswapd.backing.store import Slots
-from zswapd.backing.transfers import RUN_MAX, make_buffers
-
-KEY = bytes(range(KEY_BYTES))
-
-
-def encrypted(disk: Slots, page_size: int) -> EncryptedStore:
-    """Return a disk whose requests are made one at a time as one that is encrypted under KEY."""
-    return EncryptedStore(disk, KEY, [make_buffers(max(RUN_MAX * page_size, 4096), page_size)])
+from functools import partial
 
 
 class Disk:
@@ -44,8 +34,14 @@ class Disk:
         for number, page in enumerate(pages, first):
             self.slots[number] = bytes(page)
 
-    def write_label(self) -> None:
-        pass
+    def reading(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
+        return partial(self.read, first, pages)
+
+    def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
+        return partial(self.write, first, pages)
+
+    def labelling(self) -> Callable[[], None]:
+        return lambda: None
 
     def submit(self, job: Callable[[], None], done: Callable[[int], None]) -> None:
         self.waiting.append((job, done))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from tests.support.disk import encrypted
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
 from zswapd.assembly import Core, Inherited
@@ -39,15 +39,21 @@ class _Disk:
         for slot, one in enumerate(pages, first):
             self._memory[slot * self._size : (slot + 1) * self._size] = one
 
-    def write_label(self) -> None:
-        pass
+    def reading(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
+        return partial(self.read, first, pages)
+
+    def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
+        return partial(self.write, first, pages)
+
+    def labelling(self) -> Callable[[], None]:
+        return partial(self.read, 0, [])
 
     def spoil(self, first: int, count: int) -> None:
         self._memory[first * self._size : (first + count) * self._size] = b"\xba" * (count * self._size)
 
     def submit(self, job: Any, done: Callable[[int], None]) -> None:
         first, pages = job.args
-        if job.func.__name__ == "write":
+        if job.func == self.write:
             self.spoil(first, len(pages))
         self.waiting.append((job, done))
 
@@ -71,7 +77,7 @@ class BackedWorld(World):
     def take_over(self) -> Core:
         self.disk = _Disk(self._slots, self.size)
         self.transfers = Transfers(
-            encrypted(self.disk, self.size),
+            self.disk,
             self.disk.submit,
             page_size=self.size,
             buffers=make_buffers(64 * self.size, self.size),

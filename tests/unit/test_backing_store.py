@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import select
 import subprocess
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives import ciphers
+from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from tests.support.capabilities import requires_loop
-from tests.support.disk import Disk
-from zswapd.backing import cipher
-from zswapd.backing._xts import context, transform
-from zswapd.backing.cipher import KEY_BYTES, EncryptedStore
-from zswapd.backing.store import DATA_AT, LABEL, SlotStore, open_store
+from zswapd.backing._disk import Cipher, Job, Queue
+from zswapd.backing.store import DATA_AT, KEY_BYTES, LABEL, SlotStore, open_store
 from zswapd.backing.transfers import make_buffers
 from zswapd.errors import BackingError
 
@@ -41,13 +40,13 @@ def take(path: Path, slots: int = 16, *, force: bool = False) -> int:
 def test_slots_keep_what_they_are_given(tmp_path: Path) -> None:
     fd = take(tmp_path / "store")
     store = SlotStore(fd, PAGE)
-    store.write(0, pages(1, 2, 3))
-    store.write(15, pages(9))
-    store.write(1, pages(7))
+    store.writing(0, pages(1, 2, 3))()
+    store.writing(15, pages(9))()
+    store.writing(1, pages(7))()
     out = pages(0, 0, 0)
-    store.read(0, out)
+    store.reading(0, out)()
     assert [bytes(page) for page in out] == [bytes([byte]) * PAGE for byte in (1, 7, 3)]
-    store.read(15, out[:1])
+    store.reading(15, out[:1])()
     assert bytes(out[0]) == b"\x09" * PAGE
     os.close(fd)
     status = (tmp_path / "store").stat()
@@ -58,8 +57,8 @@ def test_slots_keep_what_they_are_given(tmp_path: Path) -> None:
 def test_store_that_ends_early_is_an_error(tmp_path: Path) -> None:
     fd = take(tmp_path / "store")
     os.ftruncate(fd, DATA_AT + 2 * PAGE)
-    with pytest.raises(OSError, match="ends before"):
-        SlotStore(fd, PAGE).read(1, pages(0, 0))
+    with pytest.raises(OSError, match="Input/output error"):
+        SlotStore(fd, PAGE).reading(1, pages(0, 0))()
     os.close(fd)
 
 
@@ -119,9 +118,9 @@ def loop(tmp_path: Path) -> Iterator[Path]:
 def test_block_device(loop: Path, tmp_path: Path) -> None:
     fd = take(loop, 64)
     store = SlotStore(fd, PAGE)
-    store.write(63, pages(5))
+    store.writing(63, pages(5))()
     out = pages(0)
-    store.read(63, out)
+    store.reading(63, out)()
     assert bytes(out[0]) == b"\x05" * PAGE
     with pytest.raises(BackingError, match="cannot be opened"):
         take(loop, 64)
@@ -148,68 +147,130 @@ def test_device_with_a_signature_is_refused_unless_forced(loop: Path) -> None:
 
 def reference(key: bytes, slot: int, page: memoryview) -> bytes:
     """What another AES-XTS makes of a page."""
-    return Cipher(algorithms.AES(key), modes.XTS(slot.to_bytes(16, "little"))).encryptor().update(bytes(page))
+    return ciphers.Cipher(algorithms.AES(key), modes.XTS(slot.to_bytes(16, "little"))).encryptor().update(bytes(page))
 
 
-@pytest.mark.parametrize("count", [1, 4, 5, 256])
-def test_slots_hold_what_another_aes_xts_makes_of_pages(count: int) -> None:
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    made = take(tmp_path / "store", 1536)
+    yield made
+    os.close(made)
+
+
+@pytest.mark.parametrize("count", [1, 5, 256])
+def test_slots_hold_what_another_aes_xts_makes_of_pages(fd: int, count: int) -> None:
     key, first = os.urandom(KEY_BYTES), 251
-    disk = Disk(PAGE, first + count)
-    store = EncryptedStore(disk, key, [make_buffers(count * PAGE, PAGE)])
-    pages = [memoryview(bytearray(b"secret__" * 512)) for _ in range(count)]
-    store.write(first, pages)
-    assert all(page == b"secret__" * 512 for page in pages), "readers get them from here meanwhile"
-    out = memoryview(bytearray(PAGE))
-    for slot in range(first, first + count):
-        assert disk.slots[slot] == reference(key, slot, pages[0])
-        store.read(slot, [out])
-        assert out == pages[0], "each by itself"
+    store = SlotStore(fd, PAGE, Cipher(key, [make_buffers(count * PAGE, PAGE)]))
+    secret = pages(*(slot % 251 for slot in range(count)))
+    before = [bytes(page) for page in secret]
+    store.writing(first, secret)()
+    assert secret == before, "readers get them from here meanwhile"
+    held, (out,) = pages(*[0] * count), pages(0)
+    SlotStore(fd, PAGE).reading(first, held)()
+    for slot, page in enumerate(secret):
+        assert held[slot] == reference(key, first + slot, page)
+        store.reading(first + slot, [out])()
+        assert out == page, "each by itself"
+    store.reading(first, held)()
+    assert held == secret
 
 
-def test_large_slot_numbers_are_tweaks_too() -> None:
+def test_large_slot_numbers_are_tweaks_too(fd: int) -> None:
     key, slot = os.urandom(KEY_BYTES), 0x0102_0304_0506_0708
-    page, out = memoryview(os.urandom(PAGE)), memoryview(bytearray(PAGE))
-    transform(context(key, True), slot, [page], out)
-    assert out == reference(key, slot, page)
-
-
-def test_threads_that_encrypt_at_the_same_time_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    meeting = threading.Barrier(3, timeout=10)
-    met: list[tuple[int, object]] = []
-
-    def transform_together(one: object, *args: memoryview) -> None:
-        met.append((id(one), args[2].obj))
-        meeting.wait()
-        transform(one, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(cipher, "transform", transform_together)
-    disk = Disk(PAGE, 12)
-    store = EncryptedStore(disk, os.urandom(KEY_BYTES), [make_buffers(PAGE, PAGE) for _ in range(3)])
-    kept = [memoryview(bytearray(bytes([slot]) * PAGE)) for slot in range(12)]
-    with ThreadPoolExecutor(6) as pool:  # more than there are lanes: some wait
-        list(pool.map(lambda slot: store.write(slot, [kept[slot]]), range(12)))
-    assert len(met) == 12
-    assert len({one for one, _ in met}) == len({id(memory) for _, memory in met}) == 3
-    monkeypatch.undo()
-    out = [memoryview(bytearray(PAGE)) for _ in kept]
-    store.read(0, out)
-    assert out == kept
+    cipher = Cipher(key, [make_buffers(PAGE, PAGE)])
+    (page,), (held,) = pages(77), pages(0)
+    Job(fd, writes=True, offset=DATA_AT, pages=[page], slot=slot, cipher=cipher)()
+    SlotStore(fd, PAGE).reading(0, [held])()
+    assert held == reference(key, slot, page)
 
 
 @pytest.mark.parametrize("key", [bytes(KEY_BYTES), b"short", os.urandom(32)])
 def test_key_that_is_none_is_refused(key: bytes) -> None:
     with pytest.raises(ValueError, match="the key must be 64 bytes"):
-        EncryptedStore(Disk(PAGE, 1), key, [make_buffers(PAGE, PAGE)])
+        Cipher(key, [make_buffers(PAGE, PAGE)])
 
 
-def test_pages_that_do_not_fit_are_refused() -> None:
-    one = context(os.urandom(KEY_BYTES), True)
-    page, short = memoryview(bytearray(PAGE)), memoryview(bytearray(PAGE - 1))
-    with pytest.raises(ValueError, match="no room"):
-        transform(one, 0, [page, page], page)
-    with pytest.raises(ValueError, match="of one length"):
-        transform(one, 0, [page, short])
-    with pytest.raises(ValueError, match="of one length"):
-        transform(one, 0, [page[:15]])
+def test_requests_that_make_no_sense_are_refused(fd: int) -> None:
+    cipher = Cipher(os.urandom(KEY_BYTES), [make_buffers(4 * PAGE, PAGE), make_buffers(PAGE, PAGE)])
+    page, other = pages(1, 2)
+    for some, what in (
+        ([page, other], "no room for so many"),
+        ([page, other[: PAGE // 2]], "of one length"),
+        ([page[:15]], "of one length"),
+        ([], "a request has"),
+        ([page] * 1025, "a request has"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            Job(fd, writes=True, offset=0, pages=some, cipher=cipher)
     with pytest.raises(BufferError):
-        transform(one, 0, [memoryview(bytes(PAGE))])
+        Job(fd, writes=False, offset=0, pages=[memoryview(bytes(PAGE))])
+    with pytest.raises(TypeError):
+        Job(fd, writes=False, offset=0, pages=[page], cipher=page)  # type: ignore[arg-type]
+
+
+# Threads.
+
+
+class Threads:
+    """A queue, threads that do what is in it, and what became of it."""
+
+    def __init__(self, count: int) -> None:
+        self.queue = Queue()
+        self.codes: list[int] = []
+        for _ in range(count):
+            threading.Thread(target=self.queue.work, daemon=True).start()
+
+    def wait(self, count: int) -> None:
+        """Wait until so many requests have ended."""
+        while len(self.codes) < count:
+            assert select.select([self.queue.fd], [], [], 10)[0], "nobody says that it has ended"
+            for done, code in self.queue.ended():
+                done(code)
+
+
+def test_threads_do_requests_and_say_what_became_of_them(fd: int) -> None:
+    threads, store = Threads(3), SlotStore(fd, PAGE)
+    written, out = pages(*range(1, 41)), pages(*[0] * 40)
+    for requests in (
+        [store.writing(number, [page]) for number, page in enumerate(written)],
+        [store.reading(number, [page]) for number, page in enumerate(out)],
+    ):
+        threads.codes.clear()
+        for request in requests:
+            threads.queue.submit(request, threads.codes.append)
+        threads.wait(len(requests))
+        assert threads.codes == [0] * 40
+    assert out == written
+    assert threads.queue.ended() == []
+    assert not select.select([threads.queue.fd], [], [], 0)[0], "nothing more is to be heard"
+    threads.codes.clear()
+    threads.queue.submit(store.reading(2000, out[:1]), threads.codes.append)
+    threads.queue.submit(SlotStore(-1, PAGE).reading(0, out[1:2]), threads.codes.append)
+    threads.wait(2)
+    assert sorted(threads.codes) == [errno.EIO, errno.EBADF]
+
+
+def test_request_is_done_once(fd: int) -> None:
+    queue = Queue()
+    (page,) = pages(1)
+    request = SlotStore(fd, PAGE).writing(0, [page])
+    queue.submit(request, print)
+    with pytest.raises(ValueError, match="in a queue already"):
+        queue.submit(request, print)
+
+
+def test_threads_encrypt_at_the_same_time_without_hurting_each_other(fd: int) -> None:
+    """More threads than there are lanes: some wait."""
+    threads = Threads(4)
+    store = SlotStore(fd, PAGE, Cipher(os.urandom(KEY_BYTES), [make_buffers(256 * PAGE, PAGE) for _ in range(3)]))
+    secret = [pages(*((run + place) % 256 for place in range(256))) for run in range(6)]
+    out = [pages(*[0] * 256) for _ in secret]
+    for turn in range(1, 11):
+        threads.codes.clear()
+        for run, some in enumerate(secret):
+            threads.queue.submit(store.writing(256 * run, some), threads.codes.append)
+        threads.wait(6)
+        for run, some in enumerate(out):
+            threads.queue.submit(store.reading(256 * run, some), threads.codes.append)
+        threads.wait(12)
+        assert out == secret, turn

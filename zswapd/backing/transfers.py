@@ -25,7 +25,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zswapd import carry, crashpoints
 from zswapd.backing.health import Health
@@ -133,8 +133,8 @@ class Transfers:
     """All transfers of one store.
 
     Args:
-        store: what moves bytes.
-        submit: runs a job elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
+        store: what makes requests.
+        submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
         page_size: bytes in a slot.
         buffers: what `make_buffers` has returned; at least twice the longest read.
         depth: most requests under way.
@@ -149,7 +149,7 @@ class Transfers:
     def __init__(
         self,
         store: Slots,
-        submit: Callable[[Callable[[], None], Callable[[int], None]], None],
+        submit: Callable[[Any, Callable[[int], None]], None],
         *,
         page_size: int,
         buffers: memoryview,
@@ -201,7 +201,7 @@ class Transfers:
         if self._health.no_space_for:
             self._probe_slots(self._health.no_space_for)
         else:
-            self._start(self._store.write_label, self._health.note_probe)
+            self._start(self._store.labelling(), self._health.note_probe)
 
     def _probe_slots(self, slots: range) -> None:
         """Write to slots whose last write has failed: nobody relies on what they hold, or will while writes are refused."""
@@ -283,7 +283,7 @@ class Transfers:
             self._claims[place] = 0
             done(code)
 
-        self._start(partial(self._store.write, first, pages), ended)
+        self._start(self._store.writing(first, pages), ended)
 
     def _start(self, job: Callable[[], None], done: Callable[[int], None]) -> None:
         self._number += 1
@@ -354,7 +354,7 @@ class Transfers:
             if run and (slot != run[-1] + 1 or len(run) == RUN_MAX):
                 self._read_requests += 1
                 pages = [self._views[self._reads[one].buffer] for one in run]
-                self._start(partial(self._store.read, run[0], pages), partial(self._has_read, tuple(run)))
+                self._start(self._store.reading(run[0], pages), partial(self._has_read, tuple(run)))
                 run = []
             run.append(slot)
 
