@@ -14,6 +14,7 @@ for leftovers to those that are certainly this run's own.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import signal
@@ -93,6 +94,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(capabilities.requires_swap())
         if item.get_closest_marker("box"):
             item.add_marker(capabilities.requires_emulator())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let tests that compute for minutes do so: faulthandler's look at a thread that runs may end the process (SIGSEGV)."""
+    if item.get_closest_marker("soak"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _left_behind(config: pytest.Config) -> leftovers.Leftovers:
