@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import io
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import time
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 
 from scripts.zbench.daemon import Daemon
-from tests.support.swap import Stage, stage
+from tests.support.swap import Stage, stage, wait_for
 from zswapd.cli import zswapctl
 from zswapd.control.client import Client
 from zswapd.errors import PermissionsError
@@ -138,6 +140,31 @@ def test_nobody_gets_at_the_pages_in_memory(daemon: Daemon) -> None:
     outcomes = as_nobody(lambda: {what: _outcome(attempt) for what, attempt in attempts.items()})
     assert outcomes == dict.fromkeys(attempts, "PermissionError")
     assert len(family(daemon)) >= 2
+
+
+def test_nobody_gets_numbers_from_the_metrics_and_nothing_else(stage: Stage) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+    wait_for(lambda: f":{port}/metrics" in daemon.log_text(), "nobody listens")
+    before = daemon.ask("get")
+
+    def ask(method: str, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, body="pool.limit=1M" if method == "POST" else None)
+            reply = connection.getresponse()
+            return reply.status, reply.read().decode()
+
+    status, text = as_nobody(lambda: ask("GET", "/metrics"))
+    assert status == 200
+    values = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(values) > 50
+    assert [line for line in values if not re.fullmatch(r'[a-z_]+(\{[a-z_]+="[\w.+-]*"\})? [\d.e+-]+', line)] == []
+    assert as_nobody(lambda: ask("POST", "/metrics"))[0] == 405
+    assert as_nobody(lambda: ask("GET", "/params/pool.limit"))[0] == 404
+    assert daemon.ask("get") == before
 
 
 def _size(path: Path) -> int:
