@@ -15,7 +15,9 @@ Node 0, zone {name:>8}
         min      {low}
         low      {low}
         high     {high}
-        spanned  4095
+        spanned  {managed}
+        present  {managed}
+        managed  {managed}
         protection: (0, 0, {protected}, {protected})
   pagesets
     cpu: 0
@@ -24,10 +26,12 @@ Node 0, zone {name:>8}
 
 
 def write_memory(root: Path, *, free: int, low: int, high: int) -> None:
-    """Write a zoneinfo of two zones: DMA, idle and protected as it always is, and Normal with what is given, in pages."""
+    """Write a zoneinfo: DMA, idle and protected as it always is, Normal with what is given, in pages, and Device without any."""
     (root / "proc").mkdir(exist_ok=True)
-    dma = _ZONE.format(name="DMA", free=3840, low=13, high=16, protected=100_000)
-    (root / "proc/zoneinfo").write_text(dma + _ZONE.format(name="Normal", free=free, low=low, high=high, protected=0))
+    dma = _ZONE.format(name="DMA", managed=4095, free=3840, low=13, high=16, protected=100_000)
+    normal = _ZONE.format(name="Normal", managed=1_000_000, free=free, low=low, high=high, protected=0)
+    empty = _ZONE.format(name="Device", managed=0, free=0, low=0, high=0, protected=0)
+    (root / "proc/zoneinfo").write_text(dma + normal + empty)
 
 
 def write_psi(root: Path, *, some_avg10: float = 0.0, some_total: int = 0) -> None:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ZONE = re.compile(r"^Node \d+, zone +(\S+)\n.*?pages free +(\d+)\n.*?high +(\d+)\n", re.MULTILINE | re.DOTALL)
-_MARKS = re.compile(rb"pages free +(\d+)\n.*?low +(\d+)\n +high +(\d+)\n.*?protection: \(([\d, ]*)\)", re.DOTALL)
+_MARKS = re.compile(
+    rb"pages free +(\d+)\n.*?low +(\d+)\n +high +(\d+)\n.*?managed +(\d+)\n.*?protection: \(([\d, ]*)\)", re.DOTALL
+)
 _STALLS = re.compile(rb"^(some|full) avg10=([\d.]+) .*?total=(\d+)", re.MULTILINE)
 
 TRIGGERS = (b"some 150000 1000000", b"some 300000 2000000")
@@ -163,7 +165,9 @@ class Pressure:
         """Return free memory against the watermarks; None if the kernel does not say."""
         low, high, spare = [], [], 0
         for found in _MARKS.finditer(self._read(self._zones)):
-            protected = max(map(int, found[4].split(b",")), default=0)
+            if not int(found[4]):  # a zone without memory, Device for one, is never below its watermark of 0
+                continue
+            protected = max(map(int, found[5].split(b",")), default=0)
             free = int(found[1]) - protected
             low.append(free - int(found[2]))
             high.append(free - int(found[3]))
