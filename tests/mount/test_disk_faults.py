@@ -31,6 +31,7 @@ requires_nbd = pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installe
 
 PAGE = 4096
 SIZE_MIB = 64
+STALL_S = 10
 MANY = 3000
 """Pages, of which the pool has room for two thirds."""
 
@@ -155,8 +156,7 @@ def test_read_that_fails_is_its_readers_and_nobody_elses(disk: BadDisk, pages: P
 
 @requires_nbd
 @requires_loop()
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.soak)])
-def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages, seconds: int) -> None:
+def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages) -> None:
     daemon = pages.daemon
     there, kept = pages.where("disk"), pages.where("compressed")
     slowest = 0.0
@@ -189,7 +189,7 @@ def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages
     look()
     assert slowest < 1, "who needs no disk has waited for it"
     assert pages.put(range(MANY + 1, MANY + 5)) == 0, "the pool is full, and the disk takes nothing"
-    time.sleep(max(0.0, begin + seconds - time.monotonic()))
+    time.sleep(max(0.0, begin + STALL_S - time.monotonic()))
     writer.join(20)
     assert written == [0], "the slot that a dead worker's thread may still write was used"
     assert reader.is_alive()
