@@ -45,3 +45,37 @@ def test_neighbours_are_read_in_one_request_which_their_readers_share(files: Fil
     files.settle()
     assert [files.answers[request] for request in requests] == [data(0, MANY), data(3, 4), data(0, MANY)]
     assert files.transfers.statistics().bd_reads == MANY
+
+
+REFUSALS: dict[str, tuple[str, ...]] = {
+    "compress_poor": ("pool.incompressible=refuse",),
+    "mean_compress_poor": ("pool.incompressible=refuse", "pool.zv_max_mean_zsize=32"),
+    "pool_limit_hit": ("pool.limit=4096",),
+    "policy_percent_exceeded": (),
+    "failed_alloc": (),
+    "frozen": (),
+}
+"""What makes the pool refuse pages, by the reason that it is counted under."""
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_whatever_the_pool_refuses_goes_to_its_slot_and_is_counted_by_reason(reason: str) -> None:
+    files = Files(4 * MANY, settings=REFUSALS[reason])
+    core = files.core
+    match reason:
+        case "policy_percent_exceeded":
+            core.zv.policy_percent = 0
+        case "failed_alloc":
+            while core.frames.table.free_frames:
+                core.frames.alloc(1)
+        case "frozen":
+            core.frontswap.freeze()
+    kind = "noise" if reason == "compress_poor" else "half"
+    requests = [files.write(number * PAGE, page(kind, number, PAGE)) for number in range(8)]
+    files.settle()
+    assert [files.answers[request] for request in requests] == [PAGE] * 8
+    refused = core.frontswap.statistics().rejects
+    assert list(refused) == [reason]
+    assert files.device.backed_statistics().written_through_pages == refused[reason] > 0
+    assert [files.get(number) for number in range(8)] == [page(kind, number, PAGE) for number in range(8)]
+    files.close()

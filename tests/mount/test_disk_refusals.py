@@ -18,7 +18,8 @@ from scripts.zbench.system import HarnessError
 from tests.support.capabilities import requires_loop, requires_swap
 from tests.support.mounting import loop_device
 from tests.support.strategies import page
-from tests.support.swap import Stage, stage
+from tests.support.swap import Stage, stage, wait_for
+from zswapd.config.loading import memory_total
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount
@@ -90,6 +91,21 @@ def test_a_file_that_is_removed_while_it_is_in_use_goes_on(stage: Stage, tmp_pat
             os.pwrite(file.fileno(), data, number * 4096)
         assert all(os.pread(file.fileno(), 4096, number * 4096) == data for number, data in enumerate(pages))
     assert daemon.ask("stats")["core"]["transfers"]["bd_reads"] > 100
+
+
+def test_a_limit_below_what_is_used_sends_the_rest_to_the_disk(stage: Stage, tmp_path: Path) -> None:
+    daemon = stage.daemon("64M", memory__reserve="16M", backing__path=str(tmp_path / "store"))
+    frames = daemon.ask("stats")["core"]["frames"]
+    assert frames["limit_frames"] == memory_total() // 4096 // 5, "20% of memory, if nothing is said"
+    pages = [page("half", number, 4096) for number in range(3000)]
+    with daemon.file.open("r+b", buffering=0) as file:
+        for number, data in enumerate(pages):
+            os.pwrite(file.fileno(), data, number * 4096)
+        assert daemon.ask("stats")["core"]["frames"]["used_frames"] > 1400
+        daemon.ctl("set", "pool.limit=2M")
+        wait_for(lambda: daemon.ask("stats")["core"]["frames"]["used_frames"] <= 512, "the pool stays above its limit")
+        assert daemon.ask("stats")["core"]["writeback"]["by_limit"] > 1500
+        assert all(os.pread(file.fileno(), 4096, number * 4096) == data for number, data in enumerate(pages))
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,14 @@ class Files:
         *,
         buffers: int = 64,
         clock: Callable[[], float] | None = None,
+        settings: tuple[str, ...] = (),
     ) -> None:
         self.page_size = page_size
         config = make_config(
             f"swap.size={pages * page_size}",
             f"memory.reserve={pages * page_size}",
             "memory.arena=memfd",
+            *settings,
             page_size=page_size,
         )
         self.disk = Disk(page_size, slots_needed(config))
