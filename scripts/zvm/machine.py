@@ -34,7 +34,9 @@ PROCESSOR_LIMIT_S = 3600
 CONSOLE_TAIL = 8_000
 SYSRQ_S = 6.0
 ALL_TASKS_S = 40.0
-_TASKS = re.compile(r"^\[[^]]*\] task:(?:zswapd|offload|kthreadd|kswapd|loop|kworker/u)[^\n]*\n(?:(?!\[[^]]*\] task:)[^\n]*\n)*", re.MULTILINE)
+_TASKS = re.compile(
+    r"^\[[^]]*\] task:(?:zswapd|offload|kthreadd|kswapd|loop|kworker/u)[^\n]*\n(?:(?!\[[^]]*\] task:)[^\n]*\n)*", re.MULTILINE
+)
 """What the console takes for the answer to one sysrq."""
 COMMAND_LINE = "root=/dev/disk/by-id/virtio-root rw console=ttyS0 loglevel=5 systemd.show_status=0 mitigations=off panic=-1"
 """A panic ends the machine at once: a reboot does, and -no-reboot turns that into the end of qemu."""
