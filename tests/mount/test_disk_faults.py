@@ -204,6 +204,39 @@ def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages
 
 @requires_nbd
 @requires_loop()
+def test_disk_that_is_slow_is_no_disk_in_trouble_and_has_neighbours_in_one_request(stage: Stage, tmp_path: Path) -> None:
+    delay_s, many = 0.3, 32
+    data = b"".join(page("noise", number, PAGE) for number in range(many))
+    with bad_disk(tmp_path / "disk", SIZE_MIB + 1, delay_ms=int(1000 * delay_s)) as disk:
+        daemon = start(stage, disk.device, pool__incompressible="refuse", backing__force="true")
+        pages = Pages(daemon)
+        assert pages.put(range(many, 200)) == 200 - many
+        times: dict[str, float] = {}
+
+        def use_the_disk() -> None:
+            with daemon.file.open("r+b", buffering=0) as file:
+                begin = time.monotonic()
+                assert os.pwrite(file.fileno(), data, 0) == len(data)
+                times["write"] = time.monotonic() - begin
+                assert os.pread(file.fileno(), len(data), 0) == data
+                times["both"] = time.monotonic() - begin
+
+        other = threading.Thread(target=use_the_disk)
+        other.start()
+        rounds = 0
+        while other.is_alive():
+            assert all(map(pages.is_right, range(many, many + 10)))
+            assert not trouble(daemon)
+            rounds += 1
+        assert rounds > 4, "who needs no disk has waited for it"
+        assert times["write"] >= delay_s
+        assert times["both"] >= 2 * delay_s
+        assert (transfers(daemon)["write_requests"], transfers(daemon)["read_requests"]) == (1, 1)
+        pages.close()
+
+
+@requires_nbd
+@requires_loop()
 def test_disk_that_goes_away_and_comes_back(disk: BadDisk, pages: Pages) -> None:
     daemon = pages.daemon
     there = pages.where("disk")
