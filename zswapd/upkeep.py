@@ -89,6 +89,10 @@ class Upkeep:
                 except ArenaError as error:
                     log.warning("the reserve cannot be refilled: %s", error, extra={"rate_limit": 10})
                     await trio.sleep(RETRY_S)
+            # A refill that failed has armed them, the page path has called since, and then frames came free by themselves.
+            self._core.frames.rearm()
+            for nodes in self._core.all_nodes:
+                nodes.rearm()
 
     async def _refill_nodes(self) -> None:
         for nodes in self._core.all_nodes:

@@ -79,6 +79,31 @@ async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
 
 
 @pytest.mark.trio
+async def test_reserve_that_came_back_by_itself_is_refilled_the_next_time(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    expect_log(
+        "the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None
+    )
+    upkeep = await run_refill(core, 0, monkeypatch)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        store(core, 0, PAGES // 2)  # low, but not so that the last memory is taken
+        await trio.sleep(0.05)
+        assert core.frames.wants_refill()
+        store(core, 0, 1)  # says so again, between two attempts
+        core.devices["swap"].discard(0, PAGES // 2 * 4096)
+        await trio.sleep(0.05)
+        assert not core.frames.wants_refill()
+        monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
+        store(core, 0, PAGES // 2)
+        with trio.fail_after(10):
+            while core.frames.wants_refill():
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
 async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_disk(
     core: assembly.Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,22 +3,19 @@
 
 A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a *hole* (address space without
 memory). The page path moves frames between used and free only, which costs a few table writes. Memory is asked for and given
-back by jobs, which work in three steps so that the part that blocks may run in another thread while this module stays without
-locks:
+back by jobs, which work in three steps so that the part that blocks may run in another thread, and none takes a lock:
 
     job = frames.begin_refill(n)     main thread: takes the frames off the books
     job.work(arena)                  any thread: populates or punches; touches nothing of this object
     frames.commit(job)               main thread: enters the outcome
 
-A successor process begins with `adopt`: what is populated it asks the kernel, which of that is used the seals in the frame
-table (frametable.py says why they can be trusted). Frames that a job of the dead process had are therefore what they became,
-and those of its ephemeral half are free.
+A successor begins with `adopt`: what is populated it asks the kernel, which of that is used the seals in the frame table
+(frametable.py says why they can be trusted). Frames that a job had are what they became; those of the ephemeral half are free.
 
 Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
 the list of its length; the counts agree with the frame table.
 
-Limits: one refill at a time; runs of at most 16 frames. Below `limit_frames` it is the layers above that stop asking: the
-limit is theirs to apply, since replacing a page may pass it for a moment.
+Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above to apply: replacing a page passes it.
 """
 
 from __future__ import annotations
@@ -37,8 +34,7 @@ if TYPE_CHECKING:
 
     from zswapd.allocators.arena import Arena
 
-_ZEROS_BYTES: Final = 1 << 20
-"""Largest piece in which the table of holes is cleared."""
+_ZEROS_BYTES: Final = 1 << 20  # largest piece in which the table of holes is cleared
 _TRIM_RUNS: Final = 1024  # at once: a millisecond of entries in the table, in which no page is served
 CHUNK_BYTES: Final = 2 << 20
 """What one page of page tables maps, so populating a chunk costs one allocation beside its frames (4 KiB pages)."""
@@ -103,7 +99,7 @@ class PageFrames:
         limit_frames: their limit; settable at any time, below the current use too.
         reserve_target: frames that refilling keeps ready; settable at any time.
         when_low: called once when the reserve falls below three quarters of that, from the page path: it may set a flag or wake
-            a task, no more. Called again only after a refill.
+            a task, no more. Called again only after a refill, or `rearm`.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -190,6 +186,10 @@ class PageFrames:
     def wants_refill(self) -> bool:
         """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
         return self.table.long_frames < self._low_mark and self._hole_frames > 0 and not self._refilling
+
+    def rearm(self) -> None:
+        """Have `when_low` called at the next fall: for who was called, and found the reserve full again of freed frames."""
+        self._low_called = self.table.long_frames < self._low_mark
 
     def wants_trim(self) -> bool:
         """Say whether so many frames are free that some should go back: half above the target, and two chunks."""

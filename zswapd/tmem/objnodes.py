@@ -89,7 +89,7 @@ class Objnodes:
         words: all nodes' slots: slot s of node n is `words[n * 64 + s]`.
         used_slots: number of non-zero slots of each node; kept by whoever writes the slots.
         when_low: called once when the reserve falls below its target, from the page path: it may set a flag or wake a task, no
-            more. Called again only after a refill.
+            more. Called again only after a refill, or `rearm`.
 
     Raises:
         ArenaError: the kernel gives no address space or no memory for the first reserve.
@@ -168,6 +168,10 @@ class Objnodes:
     def wants_refill(self) -> bool:
         """Say whether the reserve has fallen below its target and more nodes may be populated."""
         return self.available() < self._reserve_target and self._populated <= self.capacity
+
+    def rearm(self) -> None:
+        """Have `when_low` called at the next fall: for who was called, and found the reserve full again of freed nodes."""
+        self._low_called = self.available() < self._reserve_target
 
     def begin_refill(self) -> tuple[int, int]:
         """Return the nodes to populate next, [first, end)."""
