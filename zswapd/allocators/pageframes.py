@@ -15,7 +15,7 @@ A successor begins with `adopt`: what is populated it asks the kernel, which of 
 Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
 the list of its length; the counts agree with the frame table.
 
-Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above to apply: replacing a page passes it.
+Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above: replacing a page passes it.
 """
 
 from __future__ import annotations
