@@ -22,6 +22,7 @@ from zswapd import log as log_setup
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.block.states import batches
 from zswapd.config import changed, describe
+from zswapd.config.carrying import LONGEST_DOCUMENT
 from zswapd.control.server import WithDescriptors
 from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError, ZswapdError
 from zswapd.handover import HookWord, Word
@@ -298,8 +299,8 @@ class Commands:
 
 
 def _settings_in(output: bytes) -> object:
-    """Return what a check has printed; None from a program that is too old to print anything."""
+    """Return what a check has printed; None from a program that is too old to print anything, or that prints too much."""
     try:
-        return json.loads(output)
+        return json.loads(output) if len(output) <= LONGEST_DOCUMENT + 1 else None
     except ValueError:
         return None

@@ -145,15 +145,18 @@ def test_after_a_kill_systemd_starts_what_adopts_the_swap(swapping: Container, w
         time.sleep(0.1)
 
 
-def test_settings_that_are_wrong_do_not_keep_it_from_coming_back(swapping: Container) -> None:
+@pytest.mark.parametrize("who", ["main", "all"])
+def test_settings_that_are_wrong_do_not_keep_it_from_coming_back(swapping: Container, who: str) -> None:
     before, device = status(swapping), loops(swapping)
     swapping.run("mkdir -p /etc/zswapd/zswapd.toml.d && echo 'swap.size = \"1Q\"' > /etc/zswapd/zswapd.toml.d/wrong.toml")
     assert swapping.call("systemctl reload zswapd.service").returncode != 0
     assert status(swapping)["worker"]["pid"] == before["worker"]["pid"]
-    swapping.run("systemctl kill --kill-whom=all --signal=KILL zswapd.service")
+    swapping.run(f"systemctl kill --kill-whom={who} --signal=KILL zswapd.service")
     assert swap_header(swapping) == "SWAPSPACE2"
     swapping.wait_until("systemctl --quiet is-active zswapd.service", LIMIT_S)
-    assert status(swapping)["pid"] != before["pid"]
+    after = status(swapping)
+    assert after["pid"] != before["pid"]
+    assert after["worker"]["supervised"]
     assert loops(swapping) == device
     assert shown(swapping, "NRestarts") == ["1"]
     swapping.run("journalctl --unit=zswapd.service | grep 'wrong.toml.*1Q'")
