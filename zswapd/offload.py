@@ -43,8 +43,9 @@ class Offload:
     def __init__(self, name: str = "offload", threads: int = 1) -> None:
         self.unfinished = 0
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        for _ in range(threads):
-            threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def _work(self) -> None:
         with contextlib.suppress(OSError):
@@ -52,6 +53,11 @@ class Offload:
         stand_back()
         while True:
             self._jobs.get()()
+
+    def hurry(self) -> None:
+        """Make the threads ordinary ones, at once: a job that has begun as an idle task may wait for a processor for seconds."""
+        for thread in self._threads:
+            stand_back(thread.native_id or 0)
 
     async def run(self, function: Callable[[*Ts], R], *args: *Ts, abandon: bool = False) -> R:
         """Call a function in a thread and return what it returns; what it raises is raised here.

@@ -67,6 +67,7 @@ class Upkeep:
         self._has_small_heaps = has_small_heaps
         self._needs_large_heaps = needs_large_heaps
         self._refilled_for = -1
+        self._has_leisure = False
         self._refill_wanted = trio.Event()
         core.frames.when_low = self._wake_refill
         for nodes in core.all_nodes:
@@ -74,8 +75,11 @@ class Upkeep:
         self._wake_refill()  # what was recovered has the reserve that the dead worker left
 
     def _wake_refill(self) -> None:
-        """Called from the page path when a reserve runs low."""
+        """Called from the page path when a reserve runs low, and when it has nearly run out."""
         self._refill_wanted.set()
+        if self._has_leisure and self._core.frames.table.long_frames < self._core.frames.urgent_mark:
+            self._has_leisure = False
+            self._offload.hurry()
 
     async def refill(self) -> None:
         """Populate frames and index nodes whenever a reserve runs low; never returns."""
@@ -103,14 +107,16 @@ class Upkeep:
     async def _refill_frames(self) -> None:
         frames = self._core.frames
         requests = self._requests()
-        is_low = frames.table.long_frames < frames.reserve_target // 4
+        is_low = frames.table.long_frames < frames.urgent_mark
         is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
         job = frames.begin_refill((URGENT_BYTES if is_urgent else REFILL_FRAMES_BYTES) // frames.page_size)
         if not job.runs:
             return
+        self._has_leisure = not is_urgent
         try:
             await self._offload.run(self._work, job, is_urgent)
         finally:
+            self._has_leisure = False
             frames.commit(job)
 
     def _work(self, job: Job, urgent: bool) -> None:  # noqa: FBT001 - positional through to_thread

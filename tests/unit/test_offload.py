@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -52,6 +53,28 @@ async def test_all_jobs_run_in_one_thread_that_was_there_before() -> None:
     idents = {await offload.run(threading.get_ident) for _ in range(20)}
     assert len(idents) == 1
     assert threading.active_count() == before + 1
+
+
+async def test_idle_task_is_made_an_ordinary_one_while_it_works() -> None:
+    offload = Offload()
+
+    def work() -> int:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        begun.set()
+        until = time.monotonic() + 10
+        while os.sched_getscheduler(0) == os.SCHED_IDLE and time.monotonic() < until:
+            time.sleep(0.01)
+        return os.sched_getscheduler(0)
+
+    async def hurry() -> None:
+        while not begun.is_set():
+            await trio.sleep(0.01)
+        offload.hurry()
+
+    begun = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hurry)
+        assert await offload.run(work) == os.SCHED_OTHER
 
 
 async def test_cancelled_waiter_waits_until_the_job_is_done() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,41 @@ async def test_reserve_that_came_back_by_itself_is_refilled_the_next_time(
         assert not core.frames.wants_refill()
         monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
         store(core, 0, PAGES // 2)
+        with trio.fail_after(10):
+            while core.frames.wants_refill():
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
+
+
+class Starved(Offload):
+    """Whose thread gets no processor until it is hurried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hurried = trio.Event()
+
+    async def run(self, function: Callable[..., Any], *args: Any, abandon: bool = False) -> Any:
+        await self.hurried.wait()
+        return await super().run(function, *args, abandon=abandon)
+
+    def hurry(self) -> None:
+        self.hurried.set()
+
+
+@pytest.mark.trio
+async def test_refill_at_leisure_is_hurried_when_the_reserve_has_nearly_run_out(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
+    offload = Starved()
+    upkeep = Upkeep(core, offload, yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        store(core, 0, PAGES // 2)
+        await trio.sleep(0.05)
+        assert not offload.hurried.is_set()
+        store(core, PAGES // 2, PAGES // 3)
+        assert offload.hurried.is_set()
         with trio.fail_after(10):
             while core.frames.wants_refill():
                 await trio.sleep(0.005)

@@ -16,7 +16,8 @@
  * what those wait for who have to give it a request (supervisor/ballast.py).
  *
  * Who says how much memory is to be left is in no hurry: the pieces are then the work of an idle task, behind which no program ever
- * waits, for LEISURE_NS. Only here, where the GIL is not held: whoever holds it must not wait for an idle processor.
+ * waits, for LEISURE_NS, or until another thread makes it an ordinary one: an idle task may get no processor to notice the time. Only
+ * here, where the GIL is not held: whoever holds it must not wait for an idle processor.
  *
  * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only their first touch faults.
  */

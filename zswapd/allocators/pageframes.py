@@ -2,8 +2,8 @@
 """pageframes: the only owner of page memory, with a populated reserve so that no store asks the kernel for memory.
 
 A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a *hole* (address space without
-memory). The page path moves frames between used and free only, which costs a few table writes. Memory is asked for and given
-back by jobs, which work in three steps so that the part that blocks may run in another thread, and none takes a lock:
+memory). The page path moves frames between used and free, a few table writes each. Memory is asked for and given back by jobs,
+which work in three steps so that the part that blocks may run in another thread, and none takes a lock:
 
     job = frames.begin_refill(n)     main thread: takes the frames off the books
     job.work(arena)                  any thread: populates or punches; touches nothing of this object
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 _ZEROS_BYTES: Final = 1 << 20  # largest piece in which the table of holes is cleared
 _TRIM_RUNS: Final = 1024  # at once: a millisecond of entries in the table, in which no page is served
-CHUNK_BYTES: Final = 2 << 20
-"""What one page of page tables maps, so populating a chunk costs one allocation beside its frames (4 KiB pages)."""
+CHUNK_BYTES: Final = 2 << 20  # what one page of page tables maps: populating a chunk costs one allocation beside its frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +93,12 @@ class PageFrames:
 
     Attributes:
         table: the frame table; allocators keep their words of a used run in it.
-        used_frames: frames held by allocators; for the limits of the layers above, as is
-        ephemeral_frames: those of them that are the ephemeral half's.
+        used_frames: frames held by allocators; for the limits of the layers above.
+        ephemeral_frames: those of them that are the ephemeral half's; likewise.
         limit_frames: their limit; settable at any time, below the current use too.
-        reserve_target: frames that refilling keeps ready; settable at any time.
-        when_low: called once when the reserve falls below three quarters of that, from the page path: it may set a flag or wake
-            a task, no more. Called again only after a refill, or `rearm`.
+        reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a quarter of them.
+        when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
+            may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -109,18 +108,16 @@ class PageFrames:
         self.first_frame, self.end_frame = arena.first_frame, arena.total_frames
         self.table = FrameTable(arena.table, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
         self.limit_frames = limit_frames if limit_frames is not None else self.end_frame - self.first_frame
+        self._call_mark = 0
         self.reserve_target = reserve_frames
         self.when_low: Callable[[], None] = _ignore
-        self._low_called = False
         self.used_frames = 0
         self.ephemeral_frames = 0
         self.used_frames_max = 0
         self._companions: list[Callable[[int, int], None]] = []
         self._busy_frames = 0
         self._refilling = False
-        self._failed = 0
-        self._refilled = 0
-        self._trimmed = 0
+        self._failed = self._refilled = self._trimmed = 0
         self._holes = [end - begin for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))]
         self._hole_frames = sum(self._holes)
 
@@ -141,8 +138,8 @@ class PageFrames:
         """
         table = self.table
         first = table.take(count)
-        if not self._low_called and table.long_frames < self._low_mark:
-            self._low_called = True
+        if table.long_frames < self._call_mark:
+            self._call_mark = self.urgent_mark if self._call_mark == self._low_mark else 0
             self.when_low()
         if not first:
             self._failed += 1
@@ -181,7 +178,9 @@ class PageFrames:
     @reserve_target.setter
     def reserve_target(self, frames: int) -> None:
         self._reserve_target = frames
-        self._low_mark = frames - frames // 4
+        self._low_mark: int = frames - frames // 4
+        self.urgent_mark: int = frames // 4
+        self._call_mark = self._low_mark
 
     def wants_refill(self) -> bool:
         """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
@@ -189,7 +188,8 @@ class PageFrames:
 
     def rearm(self) -> None:
         """Have `when_low` called at the next fall: for who was called, and found the reserve full again of freed frames."""
-        self._low_called = self.table.long_frames < self._low_mark
+        if self.table.long_frames >= self._low_mark:
+            self._call_mark = self._low_mark
 
     def wants_trim(self) -> bool:
         """Say whether so many frames are free that some should go back: half above the target, and two chunks."""
@@ -262,7 +262,7 @@ class PageFrames:
             reach(crashpoints.JOB_COMMITTED)
         if job.runs:
             # After a trim too: it made holes, and the refill that was called for before may have found none.
-            self._low_called = False
+            self._call_mark = self._low_mark
             if job.populate:
                 self._refilling = False
         job.runs = []

@@ -45,10 +45,14 @@ def be_known_as(name: str) -> None:
         Path("/proc/self/comm").write_text(name)
 
 
-def stand_back() -> None:
-    """Make this thread an ordinary one again, with its nice value as before."""
+def stand_back(thread: int = 0) -> None:
+    """Make a thread an ordinary one again, with its nice value as before.
+
+    Args:
+        thread: its id in the kernel; 0 for this one.
+    """
     with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 @contextlib.contextmanager
