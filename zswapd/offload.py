@@ -55,7 +55,7 @@ class Offload:
             self._jobs.get()()
 
     def hurry(self) -> None:
-        """Make the threads ordinary ones, at once: a job that has begun as an idle task may wait for a processor for seconds."""
+        """Make the threads ordinary ones, at once: a job that began as an idle task may wait for a processor for seconds."""
         for thread in self._threads:
             stand_back(thread.native_id or 0)
 
