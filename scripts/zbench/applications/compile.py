@@ -41,8 +41,8 @@ class Compile(Application):
         Level("-j2, no limit", 2, None),
         Level("-j2", 2, 96),
         Level("-j4", 4, 96),
-        # In 96 MiB, the kernel kills a compiler, whatever it swaps to that is fast (6.18: all that is swapped in is active).
-        Level("-j8", 8, 128),
+        # In less, the kernel kills a compiler, whatever it swaps to that is fast: all that is swapped in is active (6.18).
+        Level("-j8", 8, 192),
     )
     short: ClassVar[Sequence[Level]] = (Level("-j2", 2, 48),)
     columns: ClassVar[Mapping[str, Column]] = {"seconds": Column("s")}
