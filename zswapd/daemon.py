@@ -145,6 +145,7 @@ class Worker:
         self._end: int | None = None
         self._remembered = -1
         self._exporter = prepared.exporter
+        self._watcher = prepared.watcher
         self.upkeep = Upkeep(
             self.core,
             prepared.offload,
@@ -199,6 +200,7 @@ class Worker:
                     nursery.start_soon(self._tick)
                     if self.shrinking:
                         nursery.start_soon(self.shrinking.run)
+                        nursery.start_soon(partial(self._watcher.run, self.pressure.arm, abandon=True))
                     nursery.start_soon(self._obey, signals, nursery)
                     await nursery.start(self.server.serve)
                     if self._exporter:

@@ -28,6 +28,7 @@ class Prepared:
     Attributes:
         protections: what `service.protect` reached.
         offload: a thread for what blocks; it is protected like the one that made it.
+        watcher: likewise, for what may block long.
         exporter: likewise, for metrics; None if they are switched off.
         lanes: threads of cache volumes, likewise.
         disk: threads and buffers for the disk behind the pool, None without one.
@@ -36,6 +37,7 @@ class Prepared:
 
     protections: tuple[service.Protection, ...]
     offload: Offload
+    watcher: Offload
     exporter: Exporter | None
     lanes: tuple[Lane, ...]
     disk: backedpool.Prepared | None
@@ -80,4 +82,12 @@ def prepare(config: Config, *, is_first: bool) -> Prepared:
         python_heap=SMALL_HEAP if is_small else PYTHON_HEAP,
     )
     service.first_in_line()
-    return Prepared(protections, Offload(), _exporter(config), make_lanes(config), backedpool.prepare(config), is_small)
+    return Prepared(
+        protections,
+        Offload(),
+        Offload("watcher"),
+        _exporter(config),
+        make_lanes(config),
+        backedpool.prepare(config),
+        is_small,
+    )

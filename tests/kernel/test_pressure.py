@@ -31,6 +31,7 @@ pytestmark = pytest.mark.kernel
 
 async def test_a_stall_fires_the_trigger(tmp_path: Path) -> None:
     pressure = Pressure()
+    pressure.arm()
     if pressure.psi != "trigger":
         pytest.skip(f"this kernel has no PSI triggers (psi: {pressure.psi})")
     big = tmp_path / "big"

@@ -70,6 +70,7 @@ def pressure(tmp_path: Path) -> Iterator[Pressure]:
     write_memory(tmp_path, free=5000, low=1000, high=1500)
     write_psi(tmp_path, some_avg10=1.25, some_total=3_000_000)
     opened = Pressure(tmp_path)
+    opened.arm()
     yield opened
     opened.close()
 
@@ -97,12 +98,14 @@ def test_an_ordinary_file_takes_no_trigger_and_is_polled(pressure: Pressure) -> 
 
 def test_nothing_of_it_there_is_no_pressure(tmp_path: Path) -> None:
     absent = Pressure(tmp_path)
+    absent.arm()
     assert (absent.psi, absent.marks(), absent.statistics().some_avg10) == ("absent", None, 0.0)
     absent.close()
 
 
 def test_this_kernel_has_marks_and_a_trigger_that_did_not_fire_at_once() -> None:
     real = Pressure()
+    real.arm()
     try:
         marks = real.marks()
         assert marks is not None
@@ -121,6 +124,7 @@ def test_without_triggers_the_totals_tell_who_waited(tmp_path: Path) -> None:
     write_memory(tmp_path, free=5000, low=1000, high=1500)
     write_psi(tmp_path, some_total=7_000_000)
     polled = Pressure(tmp_path, lambda: now[0])
+    polled.arm()
     try:
         assert polled.statistics().triggers == 0
         now[0] += 1

@@ -43,6 +43,7 @@ class Shrunk:
         write_memory(root, free=500, low=1000, high=1 << 30)
         write_psi(root)
         self.pressure = Pressure(root)
+        self.pressure.arm()
         self.shrinker = Shrinker(
             self.stack.cache.eviction,
             lambda: self.stack.frames.ephemeral_frames,

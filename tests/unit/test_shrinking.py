@@ -33,6 +33,7 @@ class Box:
         self.have(5000)
         write_psi(root)
         self.pressure = Pressure(root, trio.current_time)
+        self.pressure.arm()
         self.limit_frames = 0
         self.shrinker = Shrinker(self, lambda: self.cached, total_frames=100_000, limit_frames=LIMIT, clock=trio.current_time)
         self.shrinking = Shrinking(self.pressure, self.shrinker, self._trim)

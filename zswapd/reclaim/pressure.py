@@ -102,17 +102,17 @@ class Pressure:
     Args:
         root: where /proc is, for tests.
         clock: monotonic, seconds; likewise.
-        triggers: ask to be woken; False for who only looks.
 
     Attributes:
         psi: see PressureStatistics.
         descriptor: readable (to select, epoll) once the trigger fired; -1 without one.
     """
 
-    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic, *, triggers: bool = True) -> None:
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
         self._zones = _open(root / "proc/zoneinfo", os.O_RDONLY)
         self._buffer = bytearray(_length(self._zones) + _ROOM)
-        self._stalls = _open(root / "proc/pressure/memory", os.O_RDONLY)
+        self._path = root / "proc/pressure/memory"
+        self._stalls = _open(self._path, os.O_RDONLY)
         self._trigger = -1
         self._triggers = 0
         self._clock = clock
@@ -122,12 +122,15 @@ class Pressure:
         self.psi = "absent"
         if self._read(self._stalls):
             self.psi = "polling"
-            if triggers:
-                self._set_trigger(root / "proc/pressure/memory")
 
-    def _set_trigger(self, path: Path) -> None:
-        for threshold in TRIGGERS:
-            descriptor = _open(path, os.O_RDWR)
+    def arm(self) -> None:
+        """Have `descriptor` tell when tasks wait for memory, where the kernel can.
+
+        For a thread of its own: for the first trigger of all the kernel starts a thread, and kthreadd may have to wait for
+        memory meanwhile, which whoever serves pages would have to free.
+        """
+        for threshold in TRIGGERS if self.psi == "polling" else ():
+            descriptor = _open(self._path, os.O_RDWR)
             if descriptor < 0:
                 return
             # The file is always readable; only POLLPRI means the trigger. trio waits for readable files, and an epoll that has
@@ -143,8 +146,8 @@ class Pressure:
                 os.close(descriptor)
                 continue
             self._trigger, self._waiter = descriptor, waiter
-            self.descriptor = waiter.fileno()
             self.psi = "trigger"
+            self.descriptor = waiter.fileno()
             return
 
     def take_trigger(self) -> None:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SILENT_S = 1.5
+"""A worker without a sign of life for so long, of which it gives two a second, may have stopped."""
 LOOK_S = 0.5
 """Longest time between two looks at the worker."""
 STARTING_LOOK_S = 0.02
@@ -113,7 +115,7 @@ class Supervisor:
         self._suspect, self._suspect_deaths = 0, 0
         self._remains = Remains()
         self._keeper = Keeper(estate.arena)
-        self._ballast = Ballast(Pressure(triggers=False))
+        self._ballast = Ballast(Pressure())
         self._spare: Spare | None = None
         self._spare_due = 0.0
         self._notifier = service.Notifier()
@@ -292,8 +294,9 @@ class Supervisor:
         self._looked = now
         self._notifier.watchdog()
         self._keeper.hold()
-        self._ballast.look(self._hook[HookWord.REQUESTS])
         phase = self._words[Word.PHASE]
+        if phase == Phase.SERVING and now - self._ticked < SILENT_S:  # whom nobody serves, no memory helps
+            self._ballast.look(self._hook[HookWord.REQUESTS])
         if phase == Phase.SERVING:
             self._keep_spare(now)
             self._say_ready(now)
