@@ -185,6 +185,25 @@ def test_a_scrape_starts_no_thread_and_leaves_no_descriptor(daemon: Daemon, port
     assert len(list((process / "task").iterdir())) == before[0]
 
 
+def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(daemon: Daemon, port: int) -> None:
+    url = f"http://127.0.0.1:{port}/metrics"
+    wait_for(lambda: answers(url), "nobody listens")
+    worker = daemon.ask("status")["worker"]["pid"]
+    main = Path(f"/proc/{worker}/task/{worker}/stat")
+
+    def scrape(times: int) -> tuple[int, int]:
+        """Return the page faults of the thread that serves meanwhile, and the pages that it took."""
+        stores = daemon.ask("stats")["core"]["frontswap"]["succ_stores"]
+        faults = int(main.read_text().rpartition(") ")[2].split()[7])
+        for _ in range(times):
+            get(url)
+        faults = int(main.read_text().rpartition(") ")[2].split()[7]) - faults
+        return faults, daemon.ask("stats")["core"]["frontswap"]["succ_stores"] - stores
+
+    scrape(20)  # what a first time touches
+    wait_for(lambda: (seen := scrape(200))[1] > 200 and seen[0] == 0, "the page path takes memory")
+
+
 def test_a_port_that_is_taken_is_no_reason_not_to_serve(stage: Stage, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
         daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
