@@ -27,6 +27,7 @@ from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferring import BackedOperations
 from zswapd.fuse.mounting import MAX_IO
+from zswapd.handover import RESENT, HookWord
 from zswapd.service import stand_back
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class BackedPool:
         self._lowlevel: Any = lowlevel
         page_size = config.context.page_size
         self._lifeline = Lifeline(state.fd)
+        self._hook_words = state.hook_words
         self._queue = prepared.queue
         cipher = Cipher(state.area(_KEY), prepared.lanes) if config.backing.encrypt else None
         self.transfers = Transfers(
@@ -180,9 +182,19 @@ class BackedPool:
 
     def operations(self, directory: Directory, page_size: int) -> BackedOperations:
         """Return the handlers for the files of a mount."""
-        hook = self._lowlevel
+        hook, words = self._lowlevel, self._hook_words
+
+        def blame(unique: int) -> None:
+            words[HookWord.ACTIVE] = unique & ~RESENT
+
         return BackedOperations(
-            directory, page_size=page_size, transfers=self.transfers, unique=hook.unique, reply=hook.reply, max_io=MAX_IO
+            directory,
+            page_size=page_size,
+            transfers=self.transfers,
+            unique=hook.unique,
+            reply=hook.reply,
+            blame=blame,
+            max_io=MAX_IO,
         )
 
     async def run(self, core: Core) -> None:

@@ -78,6 +78,7 @@ SLOT_VALID: Final = 51
 WRITEBACK_DROPPED: Final = 52
 DISCARD_SLOTS: Final = 53
 TAKEOVER_SLOT: Final = 54
+PAGE_LOADED: Final = 55
 
 POINTS: Final[dict[str, tuple[int, str]]] = {
     "frames_off_list": (FRAMES_OFF_LIST, "take: a free run is off its list; nothing says yet what it becomes"),
@@ -134,12 +135,16 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "writeback_dropped": (WRITEBACK_DROPPED, "a page that was written back is gone from the pool"),
     "discard_slots": (DISCARD_SLOTS, "slots of a discarded range do not count; its pages are still in the pool"),
     "takeover_slot": (TAKEOVER_SLOT, "a slot of a page that is in the pool does not count any more"),
+    "page_loaded": (PAGE_LOADED, "a page has been read, and its reader has not got it"),
 }
 """By name: number, and what is true when the point is reached."""
 
 
 HOW: Final = ("kill", "segv", "hang", "memory", "bug")
 """What can happen at a point: SIGKILL, SIGSEGV, an endless loop, a MemoryError, or another exception."""
+
+ON_PURPOSE: Final = "armed by a test"
+"""What such an exception says."""
 
 
 class _Trigger:
@@ -165,9 +170,9 @@ def _count() -> None:
     if _trigger.left:
         return
     if _trigger.how == "memory":
-        raise MemoryError("armed by a test")
+        raise MemoryError(ON_PURPOSE)
     if _trigger.how == "bug":
-        raise RuntimeError("armed by a test")
+        raise RuntimeError(ON_PURPOSE)
     if _trigger.how != "hang":
         os.kill(os.getpid(), signal.SIGSEGV if _trigger.how == "segv" else signal.SIGKILL)
     while True:

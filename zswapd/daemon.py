@@ -38,6 +38,7 @@ from zswapd.commands import SET_BY, Commands
 from zswapd.config import to_document, with_changes
 from zswapd.control.server import Server
 from zswapd.errors import SwapDeviceError
+from zswapd.fuse.failures import way_of
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MemoryMinder, Session
@@ -63,6 +64,8 @@ log = logging.getLogger(__name__)
 
 LEFT = 75
 """Exit code of a worker that made room for a successor."""
+BROKEN = 70
+"""Exit code of one whose books are not to be relied on any more (`InvariantError.exit_code`)."""
 TICK_S = 0.5
 """Time between two signs of life."""
 _STOP, _LEAVE, RELOAD = signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG  # a worker that does not know the last ignores it
@@ -137,6 +140,7 @@ class Worker:
         self.volumes = make_volumes(self.config, cache, directory, prepared.lanes, left) if cache else None
         if cache and left.get("cache_frozen"):
             cache.freeze()
+        self.session.operations.failures.when_broken = self._give_up
         self._commands = commands = Commands(self, listener)
         volume_commands = CacheCommands(self.volumes, cache, self.remember)
         self.server = Server(listener, {**commands.handlers(), **volume_commands.handlers()})
@@ -266,6 +270,14 @@ class Worker:
                 nursery.cancel_scope.cancel()
                 return
 
+    def _give_up(self, handler: str, error: Exception) -> None:
+        """End at once, with the core in the middle of something, and leave all to a successor; return if there is none."""
+        if not (self.session.hook_active and self.has_supervisor()):
+            return
+        self.state.words[Word.BROKEN] += 1
+        log.critical("internal error in %s, a successor takes over: %s", handler, way_of(error))
+        os._exit(BROKEN)
+
     async def _stop(self, cause: str) -> bool:
         """Take back everything that is swapped out to our files; return whether the daemon may end."""
         self.is_stopping = True
@@ -334,6 +346,7 @@ class Worker:
                 version=reports.version(),
                 number=words[Word.STARTED],
                 deaths=words[Word.DEATHS],
+                broken=words[Word.BROKEN],
                 takeover_seconds=self.takeover_s,
                 supervised=self.has_supervisor(),
                 poisoned_requests=self.state.hook_words[HookWord.POISONED],

@@ -64,6 +64,8 @@ class Word(enum.IntEnum):
     """Workers forked since the file was made."""
     DEATHS = 4
     """Workers that ended without being told to."""
+    BROKEN = 5
+    """Those of them that ended themselves, because of an error that left their books in the middle of something."""
 
 
 class HookWord(enum.IntEnum):
@@ -75,6 +77,10 @@ class HookWord(enum.IntEnum):
     OFFSET = 3
     POISON = 4
     POISONED = 5
+
+
+RESENT = 1 << 63
+"""In the kernel's number for a request: it comes for the second time. RESENT in _lowlevel.c."""
 
 
 class Phase(enum.IntEnum):

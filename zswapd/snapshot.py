@@ -28,6 +28,7 @@ class WorkerStatistics:
         version: of the program.
         number: 1 for the first.
         deaths: how many before it ended without being told to.
+        broken: those of them that ended themselves after an internal error on the way of a page.
         takeover_seconds: what this one took to rebuild the index and serve; 0 for the first.
         supervised: whether another would follow it.
         poisoned_requests: requests answered with EIO because they killed one worker after the other.
@@ -38,6 +39,7 @@ class WorkerStatistics:
     version: str
     number: int
     deaths: int
+    broken: int
     takeover_seconds: float
     supervised: bool
     poisoned_requests: int

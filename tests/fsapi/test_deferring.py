@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.backed import Files
+from tests.support.backed import SWAP, Files
 from tests.support.strategies import page
 
 PAGE = 4096
@@ -79,3 +79,33 @@ def test_whatever_the_pool_refuses_goes_to_its_slot_and_is_counted_by_reason(rea
     assert files.device.backed_statistics().written_through_pages == refused[reason] > 0
     assert [files.get(number) for number in range(8)] == [page(kind, number, PAGE) for number in range(8)]
     files.close()
+
+
+class GivenUp(BaseException):
+    """What a worker does that cannot go on: nothing comes after it."""
+
+
+def test_bug_in_an_answer_that_waited_for_the_disk_is_blamed_on_its_request_and_ends_the_worker(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(0, data(0, 1))
+    files.settle()
+    told: list[tuple[str, list[int]]] = []
+
+    def give_up(handler: str, error: Exception) -> None:
+        told.append((f"{handler}: {error}", list(files.blamed)))
+        raise GivenUp
+
+    files.operations.failures.when_broken = give_up
+    request = files.read(0, PAGE)
+
+    def read_into(_offset: int, _out: memoryview) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(
+        files.operations, "_files", {SWAP: type("Broken", (), {"size": PAGE, "read_into": staticmethod(read_into)})}
+    )
+    with pytest.raises(GivenUp):
+        files.settle()
+    assert told == [("a deferred request: a bug", [request])]
+    assert request not in files.answers, "its successor answers it"

@@ -17,7 +17,7 @@ import trio.testing
 
 from tests.support.blockfile import BUG_PAGE, DAMAGED_PAGE, FROZEN_PAGE, FULL_PAGE, PAGE, MemoryFile
 from tests.support.textfile import Knob
-from zswapd.errors import CorruptedPageError
+from zswapd.errors import CorruptedPageError, InvariantError
 from zswapd.fuse import failures
 from zswapd.fuse import operations as operations_module
 from zswapd.fuse.inodes import ROOT_INODE, Directory
@@ -493,6 +493,56 @@ async def test_failure_with_a_name_gets_its_errno_and_no_traceback(
     await settle()
     assert caplog.records[0].exc_info is None
     assert (ops.statistics().failed_requests, ops.statistics().internal_errors) == (1, 0)
+
+
+class GivenUp(BaseException):
+    """What a worker does that cannot go on: nothing comes after it."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), MemoryError("none left"), InvariantError("a list is wrong")])
+@pytest.mark.parametrize("call", ["read", "write", "fallocate"])
+def test_whoever_can_be_succeeded_gives_up_when_the_core_is_broken_instead_of_answering(
+    ops: Operations, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception
+) -> None:
+    told: list[str] = []
+
+    def give_up(handler: str, broken: Exception) -> None:
+        told.append(f"{handler}: {failures.way_of(broken)}")
+        raise GivenUp
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    ops.failures.when_broken = give_up
+    for name in ("read_into", "write", "discard"):
+        monkeypatch.setattr(ops.directory.block_files[SWAP], name, fails)
+    requests: dict[str, Any] = {
+        "read": lambda: ops.serve_read(SWAP, 0, memoryview(bytearray(PAGE))),
+        "write": lambda: ops.serve_write(SWAP, 0, memoryview(bytes(PAGE))),
+        "fallocate": lambda: ops.serve_fallocate(SWAP, PUNCH, 0, PAGE),
+    }
+    with pytest.raises(GivenUp):
+        requests[call]()
+    assert told[0].startswith(f"serve_{call}: {type(error).__name__}: {error} (test_operations.py:")
+    assert " fails < operations.py:" in told[0]
+
+
+async def test_failure_with_a_name_breaks_nothing(ops: Operations, expect_log: Any) -> None:
+    expect_log(r"serve_read failed: page 101 does not match", level=logging.ERROR)
+    ops.failures.when_broken = lambda handler, error: pytest.fail(f"{handler}: {error}")
+    assert read(ops, DAMAGED_PAGE * PAGE, PAGE) == -CorruptedPageError.errno_
+    await settle()
+
+
+async def test_list_that_is_wrong_is_a_bug(ops: Operations, monkeypatch: pytest.MonkeyPatch, expect_log: Any) -> None:
+    def fails(*_: Any) -> None:
+        raise InvariantError("a list is wrong")
+
+    expect_log(r"internal error in serve_read, answered with EIO", level=logging.ERROR)
+    monkeypatch.setattr(ops.directory.block_files[SWAP], "read_into", fails)
+    assert read(ops, 0, PAGE) == -errno.EIO
+    assert (ops.statistics().failed_requests, ops.statistics().internal_errors) == (0, 1)
+    await settle()
 
 
 @pytest.mark.parametrize("call", ["write", "fallocate"])

@@ -21,7 +21,9 @@ from zswapd.allocators.arena import Arena
 from zswapd.errors import ArenaError
 
 ALLOCATORS = ("zsmalloc", "zbud")
-OF_SLOTS = [name for name, (number, _) in crashpoints.POINTS.items() if number >= crashpoints.SLOT_STALE]
+OF_SLOTS = [
+    name for name, (number, _) in crashpoints.POINTS.items() if crashpoints.SLOT_STALE <= number <= crashpoints.TAKEOVER_SLOT
+]
 POINTS = [name for name in crashpoints.POINTS if not name.startswith("takeover_") and name not in OF_SLOTS]
 TAKEOVER_POINTS = [name for name in crashpoints.POINTS if name.startswith("takeover_") and name not in OF_SLOTS]
 
@@ -41,7 +43,7 @@ def _scenario(*, cached: bool = False) -> list[Op]:
     ops += [("write", number, KINDS[number * 5 % len(KINDS)], number + 1) for number in range(0, 120, 2)]
     ops += [("write", number, "half", number) for number in range(120, 200)]
     ops += [("write", number, KINDS[number % len(KINDS)], 3) for number in range(285, PAGES)]
-    ops += [("refill", PAGES)]
+    ops += [("read", 0, 20), ("refill", PAGES)]
     # Zspages with holes in them, to be packed.
     ops += [("discard", number, 3) for number in range(120, 200, 4)]
     ops += [("compact", 7), ("compact", 1000)]
@@ -63,6 +65,19 @@ def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -
     # And on from there.
     world.live(_scenario()[100:], "store_indexed", 3)
     world.check()
+    world.close()
+
+
+@pytest.mark.parametrize("how", ["memory", "bug"])
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize("point", POINTS)
+def test_exception_at_each_point_is_a_death(point: str, allocator: str, how: str) -> None:
+    # What runs on the exception's way out runs over lists and counts that are in the middle of something.
+    world = World("memfd", 4096, allocator, cache="zbud")
+    for nth in (1, 2, 9):
+        life = world.live(_scenario(cached=nth > 1), point, nth, how=how)
+        assert life.killed or nth > 1, "the list of operations does not come by this point"
+        world.check()
     world.close()
 
 

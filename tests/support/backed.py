@@ -59,12 +59,14 @@ class Files:
         self.unique = 0
         self.answers: dict[int, bytes | int] = {}
         self._kinds: dict[int, str] = {}
+        self.blamed: list[int] = []
         self.operations = BackedOperations(
             directory,
             page_size=page_size,
             transfers=self.transfers,
             unique=lambda: self.unique,
             reply=self._reply,
+            blame=self.blamed.append,
             max_io=16 * page_size,
         )
 

@@ -34,6 +34,8 @@ PAGES = 300
 """More than 256, so that a range of offsets is a range of indexes of several objects."""
 
 STORED, REFUSED = 1, 2
+GIVEN_UP = 70
+"""Exit code of a life that ended by an exception out of an operation."""
 
 
 @dataclass
@@ -86,12 +88,13 @@ class World:
         """Give the memory back."""
         self.arena.close()
 
-    def live(self, ops: list[Op], point: str, nth: int, *, in_takeover: bool = False) -> Life:
+    def live(self, ops: list[Op], point: str, nth: int, *, in_takeover: bool = False, how: str = "kill") -> Life:
         """Fork a process that does the operations and dies at the point, and enter into the model what that may have left.
 
         Args:
             ops: see `Process`.
-            point, nth: for `crashpoints.arm`.
+            point, nth, how: for `crashpoints.arm`; an exception there ends the process once it has left the operation, as a
+                worker gives up.
             in_takeover: arm before the process takes over, not after it.
         """
         # Three words: operations begun, operations done, outcome of each in a byte from then on; and a traceback behind them.
@@ -100,29 +103,31 @@ class World:
         if not pid:
             try:
                 if in_takeover:
-                    crashpoints.arm(point, nth)
+                    crashpoints.arm(point, nth, how)
                 core = self.take_over()
                 if not in_takeover:
-                    crashpoints.arm(point, nth)
+                    crashpoints.arm(point, nth, how)
                 process = self.process(core)
                 for number, op in enumerate(ops):
                     notes[0:4] = (number + 1).to_bytes(4, "little")
                     notes[16 + number] = process.do(op)
                     notes[4:8] = (number + 1).to_bytes(4, "little")
-            except BaseException:  # noqa: BLE001 - it must never come back into the test
+            except BaseException as error:  # noqa: BLE001 - it must never come back into the test
+                if how in ("memory", "bug") and str(error) == crashpoints.ON_PURPOSE:
+                    os._exit(GIVEN_UP)
                 text = traceback.format_exc().encode()[-8000:]
                 notes[16 + len(ops) : 16 + len(ops) + len(text)] = text
                 os._exit(1)
             os._exit(0)
         _pid, status = os.waitpid(pid, 0)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        killed = (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) or status == GIVEN_UP << 8
         begun, done = int.from_bytes(notes[0:4], "little"), int.from_bytes(notes[4:8], "little")
         assert killed or status == 0, notes[16 + len(ops) :].rstrip(b"\0").decode(errors="replace")
-        self._enter(ops, notes, begun, done)
+        self._enter(ops, notes, begun, done, fails=how in ("memory", "bug"))
         return Life(killed, begun, done)
 
-    def _enter(self, ops: list[Op], notes: mmap.mmap, begun: int, done: int) -> None:
-        may_refuse = False
+    def _enter(self, ops: list[Op], notes: mmap.mmap, begun: int, done: int, *, fails: bool) -> None:
+        may_refuse = fails  # an overwrite that fails costs the older page, as one that is refused does
         for number, op in enumerate(ops[:begun]):
             may_refuse = may_refuse or op[0] in ("freeze", "keep_poor", "hog", "trim", "limit", "disk_fails")
             if op[0] == "write":
@@ -189,6 +194,8 @@ class Process:
                 reason = device.write(number * self.size, memoryview(page(kind, seed, self.size)))
                 self._refill()
                 return STORED if reason is None else REFUSED
+            case ("read", first, count):
+                device.read_into(first * self.size, memoryview(bytearray(count * self.size)))
             case ("discard", first, count):
                 device.discard(first * self.size, min(count, PAGES - first) * self.size)
             case ("cache", first, count, kind):

@@ -52,5 +52,5 @@ def make_snapshot(core: Core) -> Snapshot:
         pressure=numbered(PressureStatistics, psi="trigger"),
         volumes=(numbered(VolumeStatistics, name="disk"),),
         shrinker=numbered(ShrinkerStatistics, shrinks={"low_memory": 4, "stalled": 0, "limit": 2, "command": 1}),
-        worker=WorkerStatistics("1.2.3", 3, 1, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}),
+        worker=WorkerStatistics("1.2.3", 3, 1, 0, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}),
     )

@@ -56,6 +56,7 @@ class BackedOperations(Operations):
         transfers: how slots are read and written.
         unique: returns the kernel's number for the request that is being served; 0 for one that nobody asked for.
         reply: sends (unique, errno or 0, payload).
+        blame: says which request is being answered, should this process die of it; 0 for none.
         max_io: longest read, bytes.
 
     Raises:
@@ -70,6 +71,7 @@ class BackedOperations(Operations):
         transfers: Transfers,
         unique: Callable[[], int],
         reply: Callable[[int, int, bytes | memoryview], None],
+        blame: Callable[[int], None],
         max_io: int,
     ) -> None:
         super().__init__(directory, page_size=page_size)
@@ -81,6 +83,7 @@ class BackedOperations(Operations):
         self._transfers = transfers
         self._unique = unique
         self._send = reply
+        self._blame = blame
         self._out = memoryview(bytearray(max_io))
 
     # The page path.
@@ -169,6 +172,7 @@ class BackedOperations(Operations):
         fetch: list[Fetch] = []
 
         def done() -> None:
+            self._blame(unique)
             try:
                 code = again(unique)
                 if code < 0 and code != DEFERRED:
@@ -176,9 +180,10 @@ class BackedOperations(Operations):
             except SlotsNeeded:  # it changed meanwhile
                 self._fetch(wanted, unique, again)
             except Exception as error:  # noqa: BLE001 - the edge, as in `serving`
-                self._reply(unique, self.failures.errno_of("a deferred request", error), b"")
+                self._reply(unique, self.failures.of_the_core("a deferred request", error), b"")
             finally:
                 self._transfers.end(fetch[0])
+                self._blame(0)
 
         fetch.append(self._transfers.fetch(wanted(), done))
         self._transfers.kick()

@@ -18,7 +18,7 @@ else, and without the hook reads and writes too, comes as pyfuse3's coroutines. 
 here (xattrs, access, poll) get ENOSYS from pyfuse3's class: the kernel then stops asking and answers by
 itself, for xattrs with EOPNOTSUPP.
 
-Invariant: no handler raises anything but FUSEError, which would end the daemon; what is not an Exception
+Invariant: no handler raises anything but FUSEError, which would end the worker; what is not an Exception
 (trio.Cancelled, KeyboardInterrupt) passes through. Both decorators and `Failures` exist for that.
 """
 
@@ -80,7 +80,7 @@ def answering(
 
 
 def serving(handler: Callable[Concatenate[AnyOperations, P], int]) -> Callable[Concatenate[AnyOperations, P], int]:
-    """Decorate a function of the page path: any exception becomes -errno.
+    """Decorate a function of the page path: any exception becomes -errno, unless it leaves the core broken (failures.py).
 
     Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would fail
     somebody's swap-in.
@@ -92,7 +92,7 @@ def serving(handler: Callable[Concatenate[AnyOperations, P], int]) -> Callable[C
         try:
             return handler(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring
-            return -self.failures.errno_of(handler.__name__, error)
+            return -self.failures.of_the_core(handler.__name__, error)
 
     return guarded
 

@@ -49,6 +49,7 @@ ROWS = (
     Row("uptime_seconds", "Time since the first worker began.", "worker.uptime_seconds"),
     Row("workers_started_total", "Processes that served, the present one included.", "worker.number"),
     Row("worker_deaths_total", "Those of them that ended without being told to.", "worker.deaths"),
+    Row("worker_broken_total", "Those of them that ended themselves after an internal error.", "worker.broken"),
     Row("takeover_seconds", "Time that the worker took to take over and serve; 0 for the first.", "worker.takeover_seconds"),
     Row("supervised", "Whether another worker would follow this one.", "worker.supervised"),
     Row("poisoned_requests_total", "Requests answered with EIO since they killed one worker after the other.",

@@ -215,6 +215,7 @@ class Zv(ZvPages):
             out[:] = self._memory[body : body + self._page_size]
             if _unpack_header(self._memory, pampd)[0] and word >> 40 != _digest(out) & 0xFFFFFF:
                 raise self.corruption(oid, index, "its checksum is wrong")
+        reach(crashpoints.PAGE_LOADED)
         self._loads += 1
 
     def free(self, pampd: int) -> None:

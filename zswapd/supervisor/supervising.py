@@ -245,12 +245,13 @@ class Supervisor:
             self._notifier.stopping("unmounting")
             self._forget_descriptors()
             return 0
+        # Whoever was served may have stored something, ready or not.
+        self._has_served = self._has_served or phase == Phase.SERVING
         if not self._has_served and code > 0:
             self._forget_descriptors()
             return code
         if code != daemon.LEFT:
             self._mourn(code)
-        self._has_served = self._has_served or phase == Phase.SERVING
         self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
         if not self._has_served and (self._is_stopping or self._early_deaths >= len(SLOW_S)):
             log.error("no worker has come to serve: giving up; nothing was stored")
@@ -262,7 +263,7 @@ class Supervisor:
 
     def _mourn(self, code: int) -> None:
         self._words[Word.DEATHS] += 1
-        cause = f"exit code {code}" if code >= 0 else _signal_name(-code)
+        cause = "an internal error" if code == daemon.BROKEN else f"exit code {code}" if code >= 0 else _signal_name(-code)
         active = self._hook[HookWord.ACTIVE]
         at = f", while it answered request {active} ({self._describe_request()})" if active else ""
         log.error("worker %d died: %s%s; the next one takes over", self._worker, cause, at)
