@@ -40,7 +40,7 @@ class Pages:
     """The swap file as the kernel uses it, and what it has to hold."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._fd = os.open(daemon.file, os.O_RDWR)
+        self.descriptor = os.open(daemon.file, os.O_RDWR)
         self.daemon = daemon
         self.held: dict[int, int] = {}
 
@@ -49,7 +49,7 @@ class Pages:
         taken = 0
         for number in numbers:
             try:
-                os.pwrite(self._fd, page("half", number + seed, PAGE), number * PAGE)
+                os.pwrite(self.descriptor, page("half", number + seed, PAGE), number * PAGE)
                 self.held[number] = number + seed
                 taken += 1
             except OSError as error:
@@ -59,7 +59,7 @@ class Pages:
         return taken
 
     def get(self, number: int) -> bytes:
-        return os.pread(self._fd, PAGE, number * PAGE)
+        return os.pread(self.descriptor, PAGE, number * PAGE)
 
     def is_right(self, number: int) -> bool:
         return self.get(number) == page("half", self.held[number], PAGE)
@@ -73,7 +73,7 @@ class Pages:
         return [row["page"] for row in rows if row["state"] == state]
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.descriptor)
 
 
 @pytest.fixture
@@ -152,6 +152,35 @@ def test_read_that_fails_is_its_readers_and_nobody_elses(disk: BadDisk, pages: P
     recovers(daemon)
     assert pages.all_right()
     assert daemon.ask("stats")["core"]["devices"][0]["lost_pages"] == 0
+
+
+@requires_nbd
+@requires_loop()
+def test_nothing_is_read_ahead_that_a_write_which_waits_for_the_disk_will_change(stage: Stage, disk: BadDisk) -> None:
+    pages = Pages(start(stage, disk.device, pool__limit="16M"))
+    daemon, edge = pages.daemon, 16
+    pages.put(range(64))
+    daemon.ctl("writeback")
+    pages.put(range(edge + 1, edge + 40))
+    before = daemon.ask("stats")["fuse"]["reads_ahead"]
+    disk.pause()
+    new = page("letters", 1, 12 * PAGE)
+    # Its first page is on the disk and written in part, so all of it waits.
+    writer = threading.Thread(target=os.pwrite, args=(pages.descriptor, new, edge * PAGE + 512))
+    writer.start()
+    wait_for(lambda: transfers(daemon)["in_flight"] == 1, "the write does not wait for the disk")
+    assert all(map(pages.is_right, (edge + 1, edge + 2)))  # in order: the next one may be read ahead
+    time.sleep(0.1)
+    disk.resume()
+    writer.join(20)
+    assert pages.get(edge + 3) == new[3 * PAGE - 512 : 4 * PAGE - 512], "a write that was acknowledged is not seen"
+    assert [pages.get(number) for number in (edge + 4, edge + 5)] == [
+        new[number * PAGE - 512 : (number + 1) * PAGE - 512] for number in (4, 5)
+    ]
+    counts = daemon.ask("stats")
+    assert counts["fuse"]["reads_ahead"] > before, "nobody is read ahead for: the test is void"
+    assert counts["core"]["devices"][0]["failed_reads"] == 0, "what waits for the disk does not fail"
+    pages.close()
 
 
 @requires_nbd

@@ -25,7 +25,7 @@ from zswapd import carry, crashpoints
 from zswapd.block.segments import cut
 from zswapd.block.states import PageState, pool_state
 from zswapd.crashpoints import reach
-from zswapd.errors import DiscardError, LostPageError
+from zswapd.errors import DiscardError, LostPageError, ZswapdError
 from zswapd.frontends.frontswap import MAX_OFFSET
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Device:
                 self._pages_read += length // size
             else:
                 self._read_parts(offset, out)
-        except Exception:
+        except ZswapdError:  # what has to be fetched from a disk first is none, and no failure
             self._failed_reads += 1
             raise
 

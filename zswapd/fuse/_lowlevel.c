@@ -19,8 +19,9 @@
  *   - Requests lie in `request`, replies are built in `reply` or `ahead.data`: parts of a mapping made and touched by attach().
  *     libfuse allocates some 160 bytes per request from the heap, Python an int or two; nothing on this path asks the kernel for
  *     memory.
- *   - What was read ahead is forgotten before any write or discard that touches it is passed on. All changes of a block inode come
- *     through here, so a READ that is answered from it gets what Python would have given.
+ *   - What was read ahead is forgotten before any write or discard that touches it is passed on, and nothing is read ahead while a
+ *     deferred request may still change something. All changes of a block inode come through here, so a READ that is answered from
+ *     it gets what Python would have given.
  *   - The written data of a request starts on a page boundary (the headers before it fill the end of the page before), so the
  *     kernel copies whole pages and the compressor reads aligned ones.
  *   - The memoryviews given to Python point into this mapping, which stays for the life of the process: a callee that keeps
@@ -269,6 +270,12 @@ static void forget_ahead(fuse_ino_t ino, off_t off, off_t length)
 {
 	if (ino == ahead.ino && off < ahead.off + (off_t)ahead.size && ahead.off < off + length)
 		ahead.size = 0;
+}
+
+/* Of the deferred requests some are writes and discards, which have been told from what is ahead, and do their work later. */
+static bool may_read_ahead(void)
+{
+	return ahead.wanted && hook.deferred == 0;
 }
 
 /*
@@ -736,7 +743,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		ssize_t n = hook.is_left_over ? (ssize_t)header()->len : read_request(se);
 
 		hook.is_left_over = false;
-		if (n == -EAGAIN && ahead.wanted) {
+		if (n == -EAGAIN && may_read_ahead()) {
 			read_ahead();
 			hook.quiet_since = now_ns();
 			n = read_request(se);
@@ -775,7 +782,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			note_latency(opcode, hook.quiet_since - begin);
 		}
 		if (hook.quiet_since - start >= hook.budget_ns) {
-			if (ahead.wanted) /* we come back with the next request, too late to be ahead of it */
+			if (may_read_ahead()) /* we come back with the next request, too late to be ahead of it */
 				read_ahead();
 			stats.budget_ends++;
 			return -EINTR;
