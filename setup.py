@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build of what is compiled; everything else is in pyproject.toml.
 
-Four things are:
+Five things are:
 
 - `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which must be the one pyfuse3 was
   built against: it stands between the two (docs/architecture.md, "the hook").
 - `zswapd.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
 - `zswapd.backing._disk`, requests to the disk and their encryption, in C because that must not take the GIL either;
+- `zswapd.pam._pages`, LZ4 pages behind their headers in one call, from the distribution's LZ4 and xxHash (header only);
 - the modules of the page path, by mypyc, from the same Python source that runs without compilation. ZSWAPD_PURE=1 leaves them
   out: everything works, a store takes about a quarter longer.
 """
@@ -50,6 +51,8 @@ PAGE_PATH = [
 
 FUSE = ("fuse3", "libfuse3-dev")
 CRYPTO = ("libcrypto", "libssl-dev")
+LZ4 = ("liblz4", "liblz4-dev")
+XXHASH = ("libxxhash", "libxxhash-dev")
 """pkg-config's names, and Debian's."""
 
 
@@ -93,6 +96,12 @@ setup(
             sources=["zswapd/backing/_disk.c"],
             extra_compile_args=[*pkg_config("--cflags", *CRYPTO), "-O2", "-Wall", "-Wextra"],
             extra_link_args=pkg_config("--libs", *CRYPTO),
+        ),
+        Extension(
+            "zswapd.pam._pages",
+            sources=["zswapd/pam/_pages.c"],
+            extra_compile_args=[*pkg_config("--cflags", *LZ4), *pkg_config("--cflags", *XXHASH), "-O2", "-Wall", "-Wextra"],
+            extra_link_args=pkg_config("--libs", *LZ4),
         ),
         *compiled_page_path(),
     ]

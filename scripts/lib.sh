@@ -154,7 +154,7 @@ require_venv() {
 }
 
 # What the daemon needs to be built and to run.
-runtime_packages=(gcc libc6-dev pkg-config libfuse3-dev fuse3 liblzo2-dev libssl-dev mount util-linux kmod)
+runtime_packages=(gcc libc6-dev pkg-config libfuse3-dev fuse3 liblzo2-dev libssl-dev liblz4-dev libxxhash-dev mount util-linux kmod)
 
 # What the virtual machines of scripts/vm and tests/vm take: an emulator, and what makes an image without booting one.
 require_emulator() {

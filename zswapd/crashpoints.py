@@ -179,6 +179,11 @@ def _count() -> None:
         pass
 
 
+def armed() -> int:
+    """Return the number of the point that is armed, 0 for none: for code that cannot call `reach` for next to nothing."""
+    return _trigger.point
+
+
 def arm(name: str, nth: int = 1, how: str = "kill") -> None:
     """Have this process die when it reaches a point for the nth time from now on; replaces what was armed.
 

@@ -214,7 +214,7 @@ def _timed(work: Callable[[], object]) -> float:
 class _Sizes:
     """A compressor that gives data of the next wanted size."""
 
-    name, codec = "sizes", 2
+    name, codec = "sizes", 9
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes, self._data = iter(sizes), random.Random(1).randbytes(2 * PAGE)
@@ -232,7 +232,7 @@ def _evict(allocator: str, sizes: Sequence[int]) -> tuple[float, float, float]:
     nodes = Objnodes(len(sizes), reserve=len(sizes) // 8)
     codec = _Sizes(sizes)
     cache = CacheHalf(
-        frames, tmem := Tmem(nodes), nodes, codec, {2: codec}, allocator=allocator, max_zspage_frames=8, wanted_run=8
+        frames, tmem := Tmem(nodes), nodes, codec, {codec.codec: codec}, allocator=allocator, max_zspage_frames=8, wanted_run=8
     )
     pool = cache.cleancache.init_fs()
     page = memoryview(random.Random(2).randbytes(PAGE))

@@ -23,6 +23,7 @@ from zswapd.pam.base import RejectReason
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "zv-zsmalloc-lz4": {"compressor": "lz4"},
+    "zv-zsmalloc-lz4-python": {"compressor": "lz4", "packer": False},
     "zv-zsmalloc-lzo": {"compressor": "lzo"},
     "zv-zsmalloc-short": {"allocator": lambda frames: ZsPool(frames, max_zspage_frames=1), "checksum": False},
     "zv-zbud": {"allocator": ZbudPool},

@@ -20,15 +20,22 @@ from zswapd.pam.base import HEADER_BYTES, MAX_INDEX, MAX_OID, MAX_POOLS, Pam, Re
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "zv-zsmalloc-lz4": {"compressor": "lz4"},
+    "zv-zsmalloc-lz4-python": {"compressor": "lz4", "packer": False},
     "zv-zsmalloc-lzo": {"compressor": "lzo"},
     "zv-zsmalloc-unchecked": {"checksum": False},
     "zv-zsmalloc-16": {"allocator": lambda frames: ZsPool(frames, max_zspage_frames=16)},
     "zv-zbud": {"allocator": ZbudPool},
     "zbuds-zbud": {"ephemeral": "zbud"},
+    "zbuds-zbud-python": {"ephemeral": "zbud", "packer": False},
     "zbuds-zbud-unchecked": {"ephemeral": "zbud", "checksum": False},
     "zbuds-zsmalloc": {"ephemeral": "zsmalloc", "compressor": "lzo"},
 }
-REFUSED = {"zbuds-zsmalloc": ("noise", "poor"), "zbuds-zbud": ("noise",), "zbuds-zbud-unchecked": ("noise",)}
+REFUSED = {
+    "zbuds-zsmalloc": ("noise", "poor"),
+    "zbuds-zbud": ("noise",),
+    "zbuds-zbud-python": ("noise",),
+    "zbuds-zbud-unchecked": ("noise",),
+}
 """Kinds of pages that a back end does not keep, as it would gain nothing."""
 Get = Callable[[int, int, int], bytes]
 

@@ -58,7 +58,7 @@ def _scenario(*, cached: bool = False) -> list[Op]:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("nth", [1, 2, 9])
 def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -> None:
-    world = World("memfd", 4096, allocator, cache="zbud")
+    world = World("memfd", 4096, allocator, cache="zbud", packer=nth != 2)
     life = world.live(_scenario(cached=nth > 1), point, nth)
     assert life.killed or nth > 1, "the list of operations does not come by this point"
     world.check()
@@ -194,11 +194,18 @@ def lives() -> st.SearchStrategy[tuple[list[Op], str, int, bool]]:
 
 
 def _run(
-    kind: str, allocator: str, cache: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+    kind: str,
+    allocator: str,
+    cache: str,
+    page_size: int,
+    each: list[tuple[list[Op], str, int, bool]],
+    checks: list[bool],
+    packers: list[bool],
 ) -> None:
     world = World(kind, page_size, allocator, cache=cache)
     try:
-        for (work, point, nth, in_takeover), check in zip(each, checks, strict=False):
+        for (work, point, nth, in_takeover), check, packer in zip(each, checks, packers, strict=False):
+            world.packer = packer  # the successor may have the other form
             world.live(work, point, nth, in_takeover=in_takeover)
             if check:
                 world.check()
@@ -214,6 +221,7 @@ _given = given(
     page_size=st.sampled_from((4096, 4096, 4096, 4096, 16384, 65536)),
     each=st.lists(lives(), min_size=1, max_size=4),
     checks=st.lists(st.booleans(), min_size=4, max_size=4),
+    packers=st.lists(st.booleans(), min_size=4, max_size=4),
 )
 _quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
@@ -221,9 +229,15 @@ _quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_ba
 @settings(max_examples=160, suppress_health_check=_quiet)
 @_given
 def test_death_at_random(
-    kind: str, allocator: str, cache: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+    kind: str,
+    allocator: str,
+    cache: str,
+    page_size: int,
+    each: list[tuple[list[Op], str, int, bool]],
+    checks: list[bool],
+    packers: list[bool],
 ) -> None:
-    _run(kind, allocator, cache, page_size, each, checks)
+    _run(kind, allocator, cache, page_size, each, checks, packers)
 
 
 @pytest.mark.soak
@@ -231,6 +245,12 @@ def test_death_at_random(
 @settings(max_examples=6000, suppress_health_check=_quiet)
 @_given
 def test_death_at_random_for_long(
-    kind: str, allocator: str, cache: str, page_size: int, each: list[tuple[list[Op], str, int, bool]], checks: list[bool]
+    kind: str,
+    allocator: str,
+    cache: str,
+    page_size: int,
+    each: list[tuple[list[Op], str, int, bool]],
+    checks: list[bool],
+    packers: list[bool],
 ) -> None:
-    _run(kind, allocator, cache, page_size, each, checks)
+    _run(kind, allocator, cache, page_size, each, checks, packers)

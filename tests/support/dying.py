@@ -55,8 +55,9 @@ class Life:
 class World:
     """What outlives processes, and the model of it."""
 
-    def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "") -> None:
+    def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "", packer: bool = True) -> None:
         self.size = page_size
+        self.packer = packer
         ephemeral = ["cache.limit=25%", f"cache.allocator={cache}"] if cache else ["cache.limit="]
         self.config = make_config(
             f"swap.size={PAGES * page_size}",
@@ -73,7 +74,10 @@ class World:
 
     def take_over(self) -> Core:
         """Return a core in this process."""
-        return Core(self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}))
+        core = Core(self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}))
+        if not self.packer:
+            core.zv.packer = None
+        return core
 
     def process(self, core: Core) -> Process:
         """Return who does operations on a core."""

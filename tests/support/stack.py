@@ -91,10 +91,11 @@ def build(
     keep_poor: bool = True,
     checksum: bool = True,
     ephemeral: str = "zbud",
+    packer: bool = True,
 ) -> Stack:
     """Build a stack with its reserve populated (all frames unless `reserve` says fewer).
 
-    `ephemeral` names the other half's allocator.
+    `ephemeral` names the other half's allocator; without `packer`, all that zpages.py does is done by itself.
     `total_frames` is the system's memory that zv_page_count_policy_percent is a share of; by default no limit
     at all.
     """
@@ -118,6 +119,8 @@ def build(
     pages.accompany(lru.populate)
     clean = EPHEMERAL_ALLOCATORS[ephemeral](pages, EPHEMERAL, lru)
     zbuds = Zbuds(clean, pages, zv.compressor, compress.by_codec(), checksum=checksum)
+    if not packer:
+        zv.packer = zbuds.packer = None
     wanted = objects.longest_run
     eviction = Eviction(tmem, zbuds, pages, cache_nodes, wanted_run=wanted, longest_run=clean.longest_run)
     zv.eat = eviction.eat

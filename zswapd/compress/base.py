@@ -10,6 +10,8 @@ SAME_FILLED: Final = 0
 RAW: Final = 1
 """Number kept in the header of a page that is stored as it is."""
 FIRST_CODEC: Final = 2
+LZ4: Final = 2
+"""Number of LZ4 blocks, which `pam/_pages.c` makes and reads too."""
 
 
 class Compressor(Protocol):

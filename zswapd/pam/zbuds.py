@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zswapd import carry
-from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.compress.base import RAW
 from zswapd.errors import InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
-from zswapd.pam.zpages import ZPages
+from zswapd.pam.zpages import NO_PAGE, ZPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -104,22 +104,19 @@ class Zbuds(ZPages):
 
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page; return its pampd, or the negated RejectReason (see base.Pam). No limits: room is made before."""
-        if self.is_same_filled(page):
-            data, codec = bytes(page[:8]), SAME_FILLED
-        else:
-            data, codec = self.compressor.compress(page), self.compressor.codec
-            if len(data) > self._max_data:
-                self._poor += 1
-                return -RejectReason.COMPRESS_POOR
-        handle: int = self._alloc(HEADER_BYTES + len(data))
+        zsize = self.pack(page) >> 8
+        if zsize > self._max_data:
+            self._poor += 1
+            return -RejectReason.COMPRESS_POOR
+        handle: int = self._alloc(HEADER_BYTES + zsize)
         if not handle:
             self._failed += 1
             return -RejectReason.FAILED_ALLOC
-        self.write(handle, pool, oid, index, codec, data)
+        self.write_packed(handle, pool, oid, index)
         self._pages += 1
-        self._zbytes += len(data)
+        self._zbytes += zsize
         self._cumul_pages += 1
-        self._cumul_zbytes += len(data)
+        self._cumul_zbytes += zsize
         return handle
 
     def get(self, pampd: int, oid: int, index: int, out: memoryview) -> None:
@@ -139,14 +136,13 @@ class Zbuds(ZPages):
         Raises:
             InvariantError: the pampd is not that of a page.
         """
-        check, generation, _oid, _index, length, _codec, _pool = _unpack_header(self._memory, pampd)
-        if not check and not generation:
+        weight = self.weigh(pampd)
+        if weight == NO_PAGE:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
-        is_whole = self.matches(pampd, check, generation, length)
         self._allocator.free(pampd)
         self._pages -= 1
-        if is_whole:
-            self._zbytes -= length
+        if weight >= 0:
+            self._zbytes -= weight >> 8
         else:
             self._damaged += 1
 

@@ -2,6 +2,9 @@
 """What both halves do with a page: compress it, put it behind a header into an object, and get it back unharmed.
 
 Order of a store: data, then header, then checksum, then generation. A store cut short is therefore no live object.
+
+LZ4 and same-filled pages go through `_pages.Packer` where there is one: the same, in C. What is here is its reference, and does
+all the rest.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 from xxhash import xxh3_64_intdigest
 
 from zswapd import crashpoints
-from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.compress.base import LZ4, RAW, SAME_FILLED
 from zswapd.crashpoints import reach
 from zswapd.errors import CorruptedPageError
 from zswapd.pam.base import HEADER, HEADER_BYTES, PageKey
+from zswapd.pam.packing import make_packer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,11 +27,22 @@ if TYPE_CHECKING:
     from zswapd.allocators.base import Allocator
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.compress.base import Compressor
+    from zswapd.pam._pages import Packer
 
 CHECK_MASK: Final = 0xFFFFFFFF
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 _pack_header: Final = HEADER.pack_into
+NOT_THE_PAGE: Final = -1
+WRONG_CHECKSUM: Final = -2
+NO_LZ4_BLOCK: Final = -3
+NO_PAGE: Final = -4
+"""What `Packer.unpack` and `weigh` return instead of a codec or a length; constants, so that compiled code has numbers."""
+_WRONG: Final = {
+    NOT_THE_PAGE: "its header is not that of the page",
+    WRONG_CHECKSUM: "its checksum is wrong",
+    NO_LZ4_BLOCK: "a stored page is no LZ4 block",
+}
 
 
 class ZPages:
@@ -42,6 +57,7 @@ class ZPages:
 
     Attributes:
         compressor, checksum: as above; settable at any time, for pages to come.
+        packer: does LZ4 pages; None to have all of it done here.
     """
 
     def __init__(
@@ -65,10 +81,25 @@ class ZPages:
         self._probe = struct.Struct(f"=Q{half - 8}xQ{half}xQ").unpack_from
         self._words_a_page = frames.page_size // 8
         self._compressors = compressors
-        self.compressor = compressor
+        self._compressor = compressor
         self.checksum = checksum
+        self.packer: Packer | None = make_packer(allocator.memory, frames.page_size)
+        self._packs_lz4 = compressor is compressors.get(LZ4)
+        self._codec = SAME_FILLED
+        self._data = b""
         self._generation = 0
         self._corrupted = 0
+
+    @property
+    def compressor(self) -> Compressor:
+        """What compresses new pages."""
+        return self._compressor
+
+    @compressor.setter
+    def compressor(self, compressor: Compressor) -> None:
+        self._compressor = compressor
+        # The LZ4 that reads pages, not something else by its number.
+        self._packs_lz4 = compressor is self._compressors.get(LZ4)
 
     # The page path.
 
@@ -76,6 +107,27 @@ class ZPages:
         """Say whether a page is one machine word repeated."""
         first, middle, last = self._probe(page)
         return bool(first == middle == last and page.tobytes() == bytes(page[:8]) * self._words_a_page)
+
+    def pack(self, page: memoryview) -> int:
+        """Compress a page; return its length in bytes, times 256, plus its codec. `write_packed` knows it until the next."""
+        packer = self.packer
+        if packer is not None and self._packs_lz4:
+            self._codec = -1
+            return packer.pack(page)
+        if self.is_same_filled(page):
+            self._codec, self._data = SAME_FILLED, bytes(page[:8])
+        else:
+            self._codec, self._data = self._compressor.codec, self._compressor.compress(page)
+        return len(self._data) << 8 | self._codec
+
+    def write_packed(self, handle: int, pool: int, oid: int, index: int) -> None:
+        """Make a new object the page that was packed last."""
+        packer = self.packer
+        if packer is None or self._codec >= 0:
+            self.write(handle, pool, oid, index, self._codec, self._data)
+            return
+        self._generation = generation = self._generation % 0xFFFFFFFF + 1
+        packer.commit(handle, pool, oid, index, generation, self.checksum, crashpoints.armed())
 
     def write(self, handle: int, pool: int, oid: int, index: int, codec: int, data: bytes) -> None:
         """Make a new object a page: its data, and the header that brings it to life."""
@@ -102,13 +154,20 @@ class ZPages:
         Raises:
             CorruptedPageError: header, data or checksum are not those of that page (counted).
         """
+        packer = self.packer
+        if packer is not None:
+            found = packer.unpack(pampd, oid, index, out)
+            if found < 0:
+                raise self.corruption(oid, index, _WRONG[found])
+            if found <= LZ4:
+                return found
         memory = self._memory
         check, generation, its_oid, its_index, length, codec, _pool = _unpack_header(memory, pampd)
         start = pampd + HEADER_BYTES
         if its_oid != oid or its_index != index or not generation:
-            raise self.corruption(oid, index, "its header is not that of the page")
-        if not self.matches(pampd, check, generation, length):
-            raise self.corruption(oid, index, "its checksum is wrong")
+            raise self.corruption(oid, index, _WRONG[NOT_THE_PAGE])
+        if packer is None and not self.matches(pampd, check, generation, length):
+            raise self.corruption(oid, index, _WRONG[WRONG_CHECKSUM])
         if codec > RAW:
             try:
                 out[:] = self._compressors[codec].decompress(memory[start : start + length], self._page_size)
@@ -117,6 +176,16 @@ class ZPages:
         elif codec == SAME_FILLED:
             out[:] = bytes(memory[start : start + 8]) * self._words_a_page
         return int(codec)
+
+    def weigh(self, handle: int) -> int:
+        """Return the length of a page's data, times 256, plus its codec; NO_PAGE or WRONG_CHECKSUM if that is so."""
+        packer = self.packer
+        if packer is not None:
+            return packer.weigh(handle)
+        check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, handle)
+        if not check and not generation:
+            return NO_PAGE
+        return length << 8 | codec if self.matches(handle, check, generation, length) else WRONG_CHECKSUM
 
     def matches(self, handle: int, check: int, generation: int, length: int) -> bool:
         """Say whether an object matches its checksum, if it has one; a raw page's body is not looked at."""

@@ -31,6 +31,7 @@ from zswapd.compress.base import RAW, SAME_FILLED
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, NO_NEED, NO_ROOM, RejectReason
+from zswapd.pam.zpages import NO_PAGE
 from zswapd.pam.zvpages import BODY_MASK, DIST_CHUNK, ZvPages
 
 if TYPE_CHECKING:
@@ -124,24 +125,21 @@ class Zv(ZvPages):
             if used >= self._policy_frames:
                 self._percent_exceeded += 1
                 return -RejectReason.POLICY_PERCENT_EXCEEDED
-        if self.is_same_filled(page):
-            data, codec = bytes(page[:8]), SAME_FILLED
-        else:
-            compressor = self.compressor
-            data, codec = compressor.compress(page), compressor.codec
-            zsize = len(data)
+        packed = self.pack(page)
+        codec, zsize = packed & 0xFF, packed >> 8
+        if codec != SAME_FILLED:
             if zsize > self.max_mean_zsize or zsize > self.max_zsize:
                 refused = self._judge(zsize)
                 if refused:
                     return refused
             if zsize > self._max_data:
                 return self._create_raw(pool, oid, index, page)
-        handle = self._alloc(HEADER_BYTES + len(data)) or self._eat_for(HEADER_BYTES + len(data))
+        handle = self._alloc(HEADER_BYTES + zsize) or self._eat_for(HEADER_BYTES + zsize)
         if not handle:
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
-        self.write(handle, pool, oid, index, codec, data)
-        self._count(codec, len(data), len(data))
+        self.write_packed(handle, pool, oid, index)
+        self._count(codec, zsize, zsize)
         return handle
 
     def _eat_for(self, size: int) -> int:
@@ -224,16 +222,16 @@ class Zv(ZvPages):
         Raises:
             InvariantError: the pampd is not that of a page.
         """
-        memory = self._memory
-        check, generation, _oid, _index, length, codec, _pool = _unpack_header(memory, pampd)
-        if not check and not generation:
+        weight = self.weigh(pampd)
+        codec, length = weight & 0xFF, weight >> 8
+        if weight == NO_PAGE:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
-        if not self.matches(pampd, check, generation, length):
+        if weight < 0:
             # Nothing in a damaged header may be believed: a length or a handle could be another page's.
             self._damaged += 1
         elif codec == RAW:
-            (word,) = _Q.unpack_from(memory, pampd + HEADER_BYTES)
+            (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
             # First what names the body: a header without one would be taken for damage by a successor.
             self._allocator.free(pampd)
             reach(crashpoints.FREE_HEADER)
