@@ -88,14 +88,16 @@ class FakeKernel:
         self._call("free_loop")
         return self.number
 
-    def open_loop(self, device: str) -> int:
+    def open_loop(self, device: str, *, exclusive: bool = False) -> int:
         self._call("open_loop")
         assert device == f"/dev/loop{self.number}"
+        if exclusive and self.swaps:
+            raise OSError(errno.EBUSY, "Device or resource busy", device)
         self.open += 1
-        return 1000
+        return 1001 if exclusive else 1000
 
     def close(self, loop: int) -> None:
-        assert loop == 1000
+        assert loop in (1000, 1001)
         self.open -= 1
         self.autoclear()
 
@@ -117,10 +119,10 @@ class FakeKernel:
         self._call("clear_loop")
         self.autoclear_flag = "1"
 
-    def discard_file(self, file: Path) -> None:
-        assert not (self.sysfs / "loop").exists()
-        self._call("discard_file")
-        file.write_bytes(b"")
+    def discard(self, loop: int) -> None:
+        assert loop == 1001
+        self._call("discard")
+        Path((self.sysfs / "loop/backing_file").read_text().rstrip("\n")).write_bytes(b"")
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         self._call("run")
@@ -379,8 +381,42 @@ def test_detach_empties_the_file_if_that_can_be_done(kernel: FakeKernel, file: P
     assert file.read_bytes() == b""
     file.write_bytes(bytes(65536))
     attach(kernel, file)
-    kernel.fail["discard_file"] = OSError(errno.EOPNOTSUPP, "Operation not supported")
+    kernel.fail["discard"] = OSError(errno.EOPNOTSUPP, "Operation not supported")
     assert detach(kernel, file) == ["/dev/loop3"]
+
+
+def test_file_is_emptied_while_nobody_can_swap_on_to_it(
+    kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach(kernel, file)
+    seen = []
+
+    def discard(loop: int) -> None:
+        with pytest.raises(SwapDeviceError, match="is attached to /dev/loop3 already") as caught:
+            attach(kernel, file)
+        seen.append(caught.value.message)
+
+    monkeypatch.setattr(kernel, "discard", discard)
+    assert detach(kernel, file) == ["/dev/loop3"]
+    assert len(seen) == 1
+    assert nothing_left(kernel)
+
+
+def test_detach_discards_nothing_of_what_is_swapped_on_again(
+    kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach(kernel, file)
+    open_loop = kernel.open_loop
+
+    def swapped_on_by_hand(device: str, *, exclusive: bool = False) -> int:
+        if exclusive:
+            kernel.swapon(device, 0)
+        return open_loop(device, exclusive=exclusive)
+
+    monkeypatch.setattr(kernel, "open_loop", swapped_on_by_hand)
+    with pytest.raises(SwapDeviceError, match="something still has it open"):
+        detach(kernel, file)
+    assert "discard" not in kernel.calls
 
 
 def test_detach_passes_over_a_file_that_has_no_loop_device(kernel: FakeKernel, file: Path) -> None:

@@ -6,7 +6,8 @@ while this one watches /proc/swaps. If it fails, is interrupted or is killed, th
 in it: nothing is lost, and it can be tried again.
 
 The file is emptied because the kernel does not do it: at swapoff it discards nothing, and before that only clusters of slots
-(2 MiB) that become free as a whole. What is left means nothing any more, and would keep the pool's memory.
+(2 MiB) that become free as a whole. What is left means nothing any more, and would keep the pool's memory. It goes through the
+loop device, which stays attached until that is done: so nobody can have swapped on to the file again meanwhile, and lose pages.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from zswapd.swapdevice.state import Attachment, find_attached, mountpoint_of, re
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Progress = Callable[[str, int, int], None]
     """Called with a device, the bytes that are still swapped out on it, and the bytes that were at the start."""
@@ -65,8 +66,15 @@ def detach(
     if not force:
         measure([item.swap for item in found if item.swap], pool_bytes=pool_bytes, root=root).check()
     for item in found:
-        _swap_off(kernel, item, progress, root)
-        _release(kernel, item, root)
+        with _held(kernel, item.device) as loop:
+            _swap_off(kernel, item, progress, root)
+            if loop is not None:
+                _empty(kernel, item.device)
+            _let_go(kernel, item, loop, root)
+        if not wait_for_release(item.device, item.backing, root):
+            raise SwapDeviceError(
+                f"{item.device} is swapped off, but something still has it open", hint=f"fuser --verbose {item.device}"
+            )
     return [item.device for item in found]
 
 
@@ -119,21 +127,35 @@ def _still_on(device: str, left: int) -> str:
     return f"{device} is still on, with {format_size(left)} swapped out"
 
 
-def _release(kernel: Kernel, item: Attachment, root: Path) -> None:
-    """Detach the loop device, unless it has gone by itself as those of `attach` do, and empty the file."""
-    set_queue(item.device, tuned=False, root=root)
-    if read_sysfs(item.name, "loop/autoclear", root) == "0":
-        loop = kernel.open_loop(item.device)
+@contextlib.contextmanager
+def _held(kernel: Kernel, device: str) -> Iterator[int | None]:
+    """Have a loop device open, so that it does not detach itself; yield its descriptor, None if it cannot be opened."""
+    try:
+        loop = kernel.open_loop(device)
+    except OSError:
+        yield None
+        return
+    try:
+        yield loop
+    finally:
+        kernel.close(loop)
+
+
+def _empty(kernel: Kernel, device: str) -> None:
+    """Discard what is on a loop device, unless somebody was faster and uses it again."""
+    with contextlib.suppress(OSError):  # no discard without the daemon's hook; the next swapon overwrites
+        loop = kernel.open_loop(device, exclusive=True)
         try:
-            kernel.clear_loop(loop)
+            kernel.discard(loop)
         finally:
             kernel.close(loop)
-    if not wait_for_release(item.device, item.backing, root):
-        raise SwapDeviceError(
-            f"{item.device} is swapped off, but something still has it open", hint=f"fuser --verbose {item.device}"
-        )
-    with contextlib.suppress(OSError):  # no discard without the daemon's hook; the next swapon overwrites
-        kernel.discard_file(item.backing)
+
+
+def _let_go(kernel: Kernel, item: Attachment, loop: int | None, root: Path) -> None:
+    """Have the loop device detached when it is closed, as those of `attach` are anyway."""
+    set_queue(item.device, tuned=False, root=root)
+    if loop is not None and read_sysfs(item.name, "loop/autoclear", root) == "0":
+        kernel.clear_loop(loop)
 
 
 def _used(device: str, root: Path) -> int:

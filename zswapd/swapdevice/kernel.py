@@ -10,7 +10,7 @@ die. The child is made by posix_spawn through ctypes, which lets go of the inter
 keep it until the child has called exec, and an exec that waits for memory would stop the page path. And the child may write to
 swap and call the OOM killer, so it must not inherit PR_SET_IO_FLUSHER.
 
-Sources: loop(4), linux/loop.h, swapon(2), posix_spawn(3).
+Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2), posix_spawn(3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 LOOP_CTL_GET_FREE = 0x4C82
 LOOP_CONFIGURE = 0x4C0A
@@ -40,8 +39,7 @@ _LOOP_CONFIG = struct.Struct("=II 5Q4I64s64s32s2Q 64x")
 SWAP_FLAG_PREFER = 0x8000
 SWAP_FLAG_DISCARD = 0x10000
 
-FALLOC_FL_KEEP_SIZE = 1
-FALLOC_FL_PUNCH_HOLE = 2
+BLKDISCARD = 0x1277
 DISCARD_STEP = 16 << 20
 """Bytes discarded in one request: 4096 pages, some ten milliseconds of the daemon's time."""
 
@@ -91,9 +89,14 @@ class Kernel:
         finally:
             os.close(control)
 
-    def open_loop(self, device: str) -> int:
-        """Open a loop device and return the descriptor."""
-        return os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    def open_loop(self, device: str, *, exclusive: bool = False) -> int:
+        """Open a loop device and return the descriptor.
+
+        Args:
+            device: its path.
+            exclusive: nobody can swap on to it or mount it meanwhile; EBUSY if somebody has.
+        """
+        return os.open(device, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0))
 
     def close(self, loop: int) -> None:
         """Close a loop device; it detaches itself if nobody else has it open."""
@@ -110,19 +113,11 @@ class Kernel:
         """Detach the file from a loop device, now or when its last other user closes it."""
         fcntl.ioctl(loop, LOOP_CLR_FD)
 
-    def discard_file(self, file: Path) -> None:
-        """Punch a hole as large as the file into it, in steps, between which the daemon can serve others."""
-        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            size = os.fstat(descriptor).st_size
-            for offset in range(0, size, DISCARD_STEP):
-                length = min(DISCARD_STEP, size - offset)
-                mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-                if self._libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
-                    error = ctypes.get_errno()
-                    raise OSError(error, os.strerror(error), str(file))
-        finally:
-            os.close(descriptor)
+    def discard(self, loop: int) -> None:
+        """Discard all of a loop device, in steps, between which the daemon can serve others."""
+        size = os.lseek(loop, 0, os.SEEK_END)
+        for offset in range(0, size, DISCARD_STEP):
+            fcntl.ioctl(loop, BLKDISCARD, struct.pack("=QQ", offset, min(DISCARD_STEP, size - offset)))
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run a program to its end; return its exit code and what it said."""
