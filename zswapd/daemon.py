@@ -280,7 +280,7 @@ class Worker:
 
     async def _stop(self, cause: str) -> bool:
         """Take back everything that is swapped out to our files; return whether the daemon may end."""
-        self.is_stopping = True
+        self.is_stopping = self.session.operations.is_closing = True
         notifier = service.Notifier()
         notifier.status("stopping: swapping off")
         log.info("%s: stopping", "told to" if self.has_supervisor() else cause)
@@ -290,9 +290,15 @@ class Worker:
             pool_frames = frames.used_frames - frames.ephemeral_frames
             pool_bytes = pool_frames * frames.page_size if self.session.hook_active else 0
             files = [self.config.fuse.mountpoint / name for name in self.core.devices]
-            await drain(files, pool_bytes=pool_bytes, say=notifier.status, progressed=notifier.more_time)
+            await drain(
+                files,
+                pool_bytes=pool_bytes,
+                say=notifier.status,
+                progressed=notifier.more_time,
+                is_opened=lambda: self.session.operations.opened > 0,
+            )
         except SwapDeviceError as error:
-            self.is_stopping = False
+            self.is_stopping = self.session.operations.is_closing = False
             log.error(  # noqa: TRY400 - a reason, not a bug
                 "not stopping, the data has nowhere to go: %s", error
             )

@@ -615,3 +615,19 @@ def test_init_tells_who_waits_for_it(ops: Operations) -> None:
     ops.on_init = lambda: calls.append(1)
     ops.init()
     assert calls == [1]
+
+
+async def test_block_files_cannot_be_opened_while_the_daemon_closes(ops: Operations) -> None:
+    first = await ops.open(SWAP, os.O_RDWR, CTX)
+    assert ops.opened == 1
+    ops.is_closing = True
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await ops.open(SWAP, os.O_RDONLY, CTX)
+    assert caught.value.errno == errno.EBUSY
+    assert ops.opened == 1
+    assert ops.serve_read(SWAP, 0, memoryview(bytearray(PAGE))) == PAGE  # whoever has it is served
+    await ops.release(first.fh)
+    await ops.release(first.fh)  # opened before this process served
+    assert ops.opened == 0
+    ops.is_closing = False
+    await ops.open(SWAP, os.O_RDONLY, CTX)

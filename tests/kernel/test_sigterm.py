@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from scripts.zbench import system
-from scripts.zbench.system import MIB
-from tests.support.swap import Stage
+from scripts.zbench.system import MIB, HarnessError
+from tests.support.swap import Stage, wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -51,6 +53,29 @@ def test_sigterm_without_room_goes_on_serving(stage: Stage) -> None:
     assert daemon.ctl_json("status")["state"] == "serving"
     assert [phase.mismatches for phase in phases] == [0, 0, 0]
     assert cgroup.oom_kills() == 0
+
+
+def test_file_cannot_be_swapped_on_while_another_one_is_taken_back(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "bin/swapoff"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {shutil.which("swapoff")} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    daemon = stage.daemon(size="64M", swap__files__second="64M")
+    device = daemon.swapon("swap")
+
+    os.kill(daemon.pid, signal.SIGTERM)
+    wait_for(lambda: daemon.ask("status")["state"] == "stopping", "it does not stop")
+    with pytest.raises(HarnessError, match="the daemon is stopping"):
+        daemon.ctl("swapon", "second")
+    with pytest.raises(OSError, match="busy"):
+        (daemon.mountpoint / "second").open("rb")
+
+    assert daemon.wait_for_end() == 0
+    assert not system.is_swap(device)
+    assert daemon.loops() == []
 
 
 def test_sigterm_when_not_swapped_on_exits_cleanly(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import trio
 
 from zswapd import swapdevice
 from zswapd.errors import HeadroomError, PermissionsError, SwapDeviceError
@@ -365,6 +366,16 @@ def test_attach_over_a_dead_mount_says_how_to_get_rid_of_it(
     assert f"umount --lazy {file.parent}" in (caught.value.hint or "")
 
 
+def test_attach_to_a_daemon_that_is_stopping_says_so(kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> int:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "open", busy)
+    with pytest.raises(SwapDeviceError, match="busy") as caught:
+        attach(kernel, file)
+    assert "stopping" in (caught.value.hint or "")
+
+
 def test_detach_swaps_off_and_shows_how_it_comes_along(kernel: FakeKernel, file: Path) -> None:
     attach(kernel, file)
     kernel.used = 8 * MIB
@@ -547,9 +558,9 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
 
     def fake_detach(*files: Path, pool_bytes: int, progress: Callable[[str, int, int], None]) -> list[str]:
         seen.update(files=files, pool_bytes=pool_bytes, thread=threading.current_thread())
-        for left in (8, 4, 4, 2):
+        for left in () if said else (8, 4, 4, 2):
             progress("/dev/loop3", left * MIB, 8 * MIB)
-        return ["/dev/loop3"]
+        return ["/dev/loop3"] if not said else []
 
     said: list[str] = []
     progress_at: list[int] = []
@@ -562,6 +573,27 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
     assert seen["thread"] is not threading.main_thread()
     assert said[1:3] == ["swapping off /dev/loop3: 4.0 MiB of 8.0 MiB left"] * 2
     assert progress_at == [2, 4]  # neither at the start nor while it stands still
+
+
+async def test_drain_takes_back_a_file_that_came_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = [["/dev/loop3"], ["/dev/loop4"], []]
+    monkeypatch.setattr(draining, "detach", lambda *_, **__: on.pop(0))
+    await draining.drain([Path("/a"), Path("/b")], pool_bytes=0, say=print, progressed=lambda: None)
+    assert on == []
+
+
+async def test_drain_waits_a_moment_for_a_swapon_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    on: list[list[str]] = [[], [], ["/dev/loop3"], [], []]
+    monkeypatch.setattr(draining, "detach", lambda *_, **__: on.pop(0))
+    await draining.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: len(on) > 1)
+    assert len(on) == 1
+
+    monkeypatch.setattr(draining, "OPENED_S", 0.1)
+    looks = []
+    monkeypatch.setattr(draining, "detach", lambda *_, **__: looks.append(1) or [])
+    with trio.fail_after(5):  # who only has it open is no reason to go on for ever
+        await draining.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: True)
+    assert len(looks) > 1
 
 
 async def test_drain_passes_a_refusal_on(monkeypatch: pytest.MonkeyPatch) -> None:

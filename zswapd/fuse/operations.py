@@ -4,7 +4,8 @@
 Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular file (a loop
 device wants one): a read across the end is short, a write across the end is short, one that starts at the end
 gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and EINVAL without; its name, owner,
-mode, times and size cannot be changed (EPERM).
+mode, times and size cannot be changed (EPERM). While the daemon takes back what is swapped out, to end, it cannot be opened
+(EBUSY): nobody may swap on to it then.
 
 A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it
 is taken whole, and truncating it means nothing (`echo 1 >` does it). A handle is the inode's number, which a successor knows.
@@ -128,6 +129,9 @@ class Operations(pyfuse3.Operations):
         failures: the counters and the log of what went wrong.
         on_init: called when the kernel has agreed on the protocol, so that requests will be answered from now
         on.
+        is_closing: block files cannot be opened.
+        opened: how often block files are open, as far as this process has seen it: those that a predecessor has seen opened
+            are missing as they are closed.
     """
 
     supports_dot_lookup = True
@@ -139,6 +143,8 @@ class Operations(pyfuse3.Operations):
         self.directory = directory
         self.failures = Failures()
         self.on_init: Callable[[], object] | None = None
+        self.is_closing = False
+        self.opened = 0
         self.other_requests = 0
         self._page_size = page_size
         self._files = directory.block_files
@@ -338,6 +344,9 @@ class Operations(pyfuse3.Operations):
             return await self._open_cached(inode, node.cached, flags)
         if flags & os.O_TRUNC:  # granted, it would make the kernel take the file for empty
             raise FUSEError(errno.EPERM)
+        if self.is_closing:
+            raise FUSEError(errno.EBUSY)
+        self.opened += 1
         return pyfuse3.FileInfo(fh=inode, direct_io=True, keep_cache=False)
 
     async def _open_cached(self, inode: int, cached: CachedFile, flags: int) -> pyfuse3.FileInfo:
@@ -352,7 +361,9 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: int) -> None:
-        """Forget the content of a text file; nothing else is kept per open file."""
+        """Forget the content of a text file, count a block file; nothing else is kept per open file."""
+        if fh in self._files:
+            self.opened = max(self.opened - 1, 0)
         self._texts.close(fh)
 
     @answering

@@ -121,6 +121,8 @@ def _backing_file(file: Path) -> Iterator[int]:
         hint = "is it one of the files that `zswapctl status` lists?"
         if error.errno == errno.ENOTCONN:
             hint = f"the daemon that served it is gone: umount --lazy {file.parent}, then start zswapd again"
+        elif error.errno == errno.EBUSY:
+            hint = "the daemon is stopping: nobody can swap on to its files any more"
         cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else SwapDeviceError
         raise cls(f"cannot open {file}: {error.strerror}", hint=hint) from error
     try:

@@ -7,6 +7,7 @@ Apart from the other modules, because it needs trio, whose import would slow zsw
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OPENED_S = 2.0
+"""Within which whoever has opened a file before that was refused has attached it; others are not waited for."""
+_LOOK_S = 0.05
+
 
 async def drain(
-    files: Sequence[Path], *, pool_bytes: int, say: Callable[[str], object], progressed: Callable[[], object]
+    files: Sequence[Path],
+    *,
+    pool_bytes: int,
+    say: Callable[[str], object],
+    progressed: Callable[[], object],
+    is_opened: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Swap off from all files, or from none if that does not fit into memory.
+    """Swap off from all files, or from none if that does not fit into memory, and again from those that came on meanwhile.
 
-    Everything that could wait for the daemon itself happens in a thread or in its child process. Cannot be cancelled: swapoff
-    ends when it ends.
+    It may take minutes, and the caller has files that cannot be opened any more: so what is attached at the end is what was
+    being attached at the beginning. Everything that could wait for the daemon itself happens in a thread or in its child
+    process. Cannot be cancelled: swapoff ends when it ends.
 
     Args:
         files: the backing files, whether swapped on or not.
@@ -36,6 +47,7 @@ async def drain(
         say: told what is going on, in the daemon's thread; Notifier.status for example.
         progressed: called in the daemon's thread when less is left than ever before, and only then: whoever waits may give more
             time for that, and none to a swapoff that stands still.
+        is_opened: says whether somebody has a file open, a swapon that began before this for example.
 
     Raises:
         HeadroomError: it does not fit; the daemon has to go on.
@@ -51,6 +63,12 @@ async def drain(
             least[device] = left
             trio.from_thread.run_sync(progressed)
 
-    devices = await trio.to_thread.run_sync(partial(detach, *files, pool_bytes=pool_bytes, progress=report))
-    for device in devices:
-        log.info("swapped off and detached: %s", device)
+    end = time.monotonic() + OPENED_S
+    while True:
+        devices = await trio.to_thread.run_sync(partial(detach, *files, pool_bytes=pool_bytes, progress=report))
+        for device in devices:
+            log.info("swapped off and detached: %s", device)
+        if not devices:
+            if not is_opened() or time.monotonic() >= end:
+                return
+            await trio.sleep(_LOOK_S)
