@@ -49,11 +49,14 @@ from zswapd.reclaim.shrinker import Shrinker
 from zswapd.shrinking import Shrinking
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.swapdevice.draining import drain
+from zswapd.swapdevice.state import Identity
 from zswapd.upkeep import Upkeep
 from zswapd.volumes.commands import CacheCommands
 from zswapd.volumes.mounted import configured, make_volumes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
@@ -289,13 +292,13 @@ class Worker:
             # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing back until the end.
             pool_frames = frames.used_frames - frames.ephemeral_frames
             pool_bytes = pool_frames * frames.page_size if self.session.hook_active else 0
-            files = [self.config.fuse.mountpoint / name for name in self.core.devices]
             await drain(
-                files,
+                [self.config.fuse.mountpoint / name for name in self.core.devices],
                 pool_bytes=pool_bytes,
                 say=notifier.status,
                 progressed=notifier.more_time,
                 is_opened=lambda: self.session.operations.opened > 0,
+                identities=self._identities(),
             )
         except SwapDeviceError as error:
             self.is_stopping = self.session.operations.is_closing = False
@@ -308,6 +311,11 @@ class Worker:
             notifier.close()
         self.state.words[Word.PHASE] = Phase.STOPPING
         return True
+
+    def _identities(self) -> dict[Path, Identity]:
+        """Return what our block files are, by path; nothing if a predecessor did not say on which device."""
+        device, inodes = self.session.device, self._directory.block_files
+        return {self.config.fuse.mountpoint / file.name: Identity(device, inode) for inode, file in inodes.items() if device}
 
     # What a successor has to know.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from scripts.zbench import system
 from scripts.zbench.system import MIB, HarnessError
 from tests.support.swap import Stage, wait_for
+from zswapd.swapdevice.kernel import Kernel
+from zswapd.swapdevice.state import Identity, find_attached
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -76,6 +79,28 @@ def test_file_cannot_be_swapped_on_while_another_one_is_taken_back(
     assert daemon.wait_for_end() == 0
     assert not system.is_swap(device)
     assert daemon.loops() == []
+
+
+def test_sigterm_after_the_mount_was_detached_swaps_off_all_the_same(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M")
+    file = daemon.file.stat()
+    device = daemon.swapon()
+    try:
+        subprocess.run(["umount", "--lazy", daemon.mountpoint], check=True)
+        assert daemon.loops() == []  # by the path that it had
+        what = Identity(file.st_dev, file.st_ino)
+        found = find_attached(daemon.file, identity=what, kernel=Kernel())
+        assert found is not None
+        assert (found.device, found.backing) == (device, Path("/swap"))
+        daemon.ctl("upgrade")  # the next program cannot look it up any more
+
+        assert daemon.terminate(limit=20) == 0
+
+        assert not system.is_swap(device)
+        assert find_attached(daemon.file, identity=what, kernel=Kernel()) is None
+    finally:
+        if system.is_swap(device):
+            system.swap_off(device)
 
 
 def test_sigterm_when_not_swapped_on_exits_cleanly(stage: Stage) -> None:

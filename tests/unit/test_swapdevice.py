@@ -62,6 +62,7 @@ class FakeKernel:
         self.mkswap = (0, "")
         self.swapoff_code = 0
         self.interrupt_wait = False
+        self.identity = (0, 0)
         self.child: FakeChild | None = None
         (root / "proc/self").mkdir(parents=True)
         (root / "proc/self/mountinfo").write_text("1 0 254:0 / / rw - ext4 /dev/vda rw\n")
@@ -115,6 +116,11 @@ class FakeKernel:
         }.items():
             (self.sysfs / attribute).parent.mkdir(parents=True, exist_ok=True)
             (self.sysfs / attribute).write_text(value + "\n")
+
+    def loop_identity(self, device: str) -> tuple[int, int]:
+        self._call("loop_identity")
+        assert device == f"/dev/loop{self.number}"
+        return self.identity
 
     def clear_loop(self, loop: int) -> None:
         self._call("clear_loop")
@@ -508,6 +514,42 @@ def test_detach_whose_loop_device_stays_in_use_says_so(kernel: FakeKernel, file:
     assert caught.value.hint == "fuser --verbose /dev/loop3"
 
 
+def detached(kernel: FakeKernel, file: Path, shown: str = "/my swap") -> dict[Path, state.Identity]:
+    """Swap a file on, and have the kernel show another path of it; return what it is."""
+    attach(kernel, file)
+    (kernel.sysfs / "loop/backing_file").write_text(shown + "\n")
+    kernel.identity = (53, 2)
+    return {file: state.Identity(53, 2)}
+
+
+@pytest.mark.parametrize("shown", ["/my swap", "/bound/to/my swap"])
+def test_detach_finds_a_file_whose_mount_was_detached(
+    kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    what = detached(kernel, file, shown)
+    monkeypatch.setattr(kernel, "discard", lambda _loop: None)
+    assert detach(kernel, file) == []  # by its path
+    assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == ["/dev/loop3"]  # type: ignore[arg-type]
+    assert nothing_left(kernel)
+
+
+def test_detach_leaves_other_files_of_that_name_alone(kernel: FakeKernel, file: Path) -> None:
+    what = detached(kernel, file)
+    kernel.identity = (254, 2)
+    assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == []  # type: ignore[arg-type]
+    kernel.fail["loop_identity"] = OSError(errno.ENXIO, "No such device or address")
+    assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == []  # type: ignore[arg-type]
+    assert kernel.swaps
+
+
+def test_daemon_of_another_mount_is_not_asked_what_its_files_are(kernel: FakeKernel, file: Path) -> None:
+    mounts = "1 0 254:0 / / rw - ext4 /dev/vda rw\n7 1 0:77 / /run/other rw - fuse.zswapd zswapd rw\n"
+    (kernel.root / "proc/self/mountinfo").write_text(mounts)
+    what = detached(kernel, file, "/run/other/my swap")
+    assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == []  # type: ignore[arg-type]
+    assert "loop_identity" not in kernel.calls
+
+
 def test_swap_areas_reads_escaped_and_deleted_paths(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/swaps").write_text(
@@ -556,7 +598,7 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
 
     seen: dict[str, object] = {}
 
-    def fake_detach(*files: Path, pool_bytes: int, progress: Callable[[str, int, int], None]) -> list[str]:
+    def fake_detach(*files: Path, pool_bytes: int, progress: Callable[[str, int, int], None], identities: object) -> list[str]:
         seen.update(files=files, pool_bytes=pool_bytes, thread=threading.current_thread())
         for left in () if said else (8, 4, 4, 2):
             progress("/dev/loop3", left * MIB, 8 * MIB)

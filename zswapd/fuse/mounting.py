@@ -52,12 +52,14 @@ class Mount:
         mountpoint: its name as mountinfo has it.
         descriptor: of the FUSE connection while mounted, else -1.
         made: the directories that `open` had to make, outermost first; the end removes them again.
+        device: st_dev of the files in it, 0 if that is not known.
     """
 
     def __init__(self, mountpoint: Path, *, device: Path = Path("/dev/fuse")) -> None:
         self.mountpoint = _without_links(mountpoint)
         self.descriptor = -1
         self.made: tuple[Path, ...] = ()
+        self.device = 0
         self._device = device
         self._undo = contextlib.ExitStack()
 
@@ -81,9 +83,10 @@ class Mount:
             self._make_mountpoint(undo)
             self._lock_mountpoint(undo)
             self.descriptor = self._mount(undo)
+            self.device = _mounted(self.mountpoint)[1]
             self._undo = undo.pop_all()
 
-    def adopt(self, descriptor: int, made: Sequence[Path]) -> None:
+    def adopt(self, descriptor: int, made: Sequence[Path], device: int = 0) -> None:
         """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
 
         Somebody may have unmounted it lazily: whoever has a file open, a loop device above all, is still to be served.
@@ -91,8 +94,12 @@ class Mount:
         Args:
             descriptor: of the connection.
             made: what `made` was in that process.
+            device: likewise; 0 if it did not say.
         """
-        if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
+        kind, found = _mounted(self.mountpoint)
+        is_there = kind == _FILESYSTEM.decode()
+        self.device = device or (found if is_there else 0)
+        if not is_there:
             log.warning("%s is not mounted any more; serving whoever has its files open", self.mountpoint)
         self.descriptor = descriptor
         self.made = tuple(made)
@@ -198,19 +205,25 @@ class Mount:
         return descriptor
 
 
-def _mounted_kind(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:
-    """Return the type of the file system that is mounted on `path`, None if `path` is no mountpoint.
+def _mounted_kind(path: Path) -> str | None:
+    """Return the type of the file system that is mounted on `path`, None if `path` is no mountpoint."""
+    return _mounted(path)[0]
+
+
+def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str | None, int]:
+    """Return type and st_dev of the file system that is mounted on `path`, None and 0 if `path` is no mountpoint.
 
     Asks the kernel's table, not the file system: one whose daemon hangs would hang the question.
     """
-    kind = None
+    kind, device = None, 0
     for line in mountinfo.read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")
         # Space, tab, newline and backslash are written in octal.
         place = fields[4].encode(errors="surrogateescape").decode("unicode_escape")
         if place.encode("latin-1") == os.fsencode(path):
             kind = fields[fields.index("-") + 1]  # the last one covers those before it
-    return kind
+            device = os.makedev(*map(int, fields[2].split(":")))
+    return kind, device
 
 
 def _without_links(path: Path) -> Path:

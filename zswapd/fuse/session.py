@@ -196,6 +196,11 @@ class Session:
         """The FUSE connection's descriptor, the mount's own."""
         return self._mount.descriptor
 
+    @property
+    def device(self) -> int:
+        """St_dev of the files, 0 if that is not known."""
+        return self._mount.device
+
     def __enter__(self) -> Self:
         self.open()
         return self

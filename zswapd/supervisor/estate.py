@@ -141,7 +141,7 @@ def make(config: Config) -> Estate:
         arena = _new_arena(config)
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint))
-        shape = {**daemon.geometry(config), "made": [str(path) for path in mount.made]}
+        shape = {**daemon.geometry(config), "made": [str(path) for path in mount.made], "device": mount.device}
         areas = {**backedpool.areas(config), **recompressing.areas(config)}
         state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
         if backing >= 0:
@@ -176,7 +176,7 @@ def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
     else:
         listener.open()
     mount = Mount(config.fuse.mountpoint)
-    mount.adopt(descriptors["fuse"], [Path(path) for path in state.geometry["made"]])
+    mount.adopt(descriptors["fuse"], [Path(path) for path in state.geometry["made"]], state.geometry.get("device", 0))
     return Estate(mount, listener, state, descriptors["arena"], descriptors.get("backing", -1), is_new=False)
 
 

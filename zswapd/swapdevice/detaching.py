@@ -20,11 +20,11 @@ from zswapd.errors import HeadroomError, SwapDeviceError
 from zswapd.swapdevice.attaching import set_queue, wait_for_release
 from zswapd.swapdevice.headroom import measure
 from zswapd.swapdevice.kernel import SWAPOFF_NO_MEMORY, Kernel
-from zswapd.swapdevice.state import Attachment, find_attached, mountpoint_of, read_sysfs, swap_areas
+from zswapd.swapdevice.state import Attachment, Identity, find_attached, mountpoint_of, read_sysfs, swap_areas
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     Progress = Callable[[str, int, int], None]
     """Called with a device, the bytes that are still swapped out on it, and the bytes that were at the start."""
@@ -38,6 +38,7 @@ def detach(
     force: bool = False,
     pool_bytes: int = 0,
     progress: Progress | None = None,
+    identities: Mapping[Path, Identity] | None = None,
     kernel: Kernel | None = None,
     root: Path = Path("/"),
 ) -> list[str]:
@@ -48,6 +49,7 @@ def detach(
         force: do not look at head-room.
         pool_bytes: memory that the daemon's pool spends on these files and gives back; 0 if it takes no discards.
         progress: called now and then.
+        identities: what the files are, so that they are found also where their mount was detached.
         kernel: system calls, for tests.
         root: where /proc and /sys are, for tests.
 
@@ -60,7 +62,8 @@ def detach(
             swapped off is on as before.
     """
     kernel = kernel or Kernel()
-    found = [item for item in (find_attached(file, root) for file in files) if item]
+    what = identities or {}
+    found = [item for file in files if (item := find_attached(file, root, identity=what.get(file), kernel=kernel))]
     for item in found:
         _refuse_if_not_swap(item, root)
     if not force:

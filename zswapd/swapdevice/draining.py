@@ -17,8 +17,10 @@ from zswapd.swapdevice.detaching import detach
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from zswapd.swapdevice.state import Identity
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ async def drain(
     say: Callable[[str], object],
     progressed: Callable[[], object],
     is_opened: Callable[[], bool] = lambda: False,
+    identities: Mapping[Path, Identity] | None = None,
 ) -> None:
     """Swap off from all files, or from none if that does not fit into memory, and again from those that came on meanwhile.
 
@@ -48,6 +51,7 @@ async def drain(
         progressed: called in the daemon's thread when less is left than ever before, and only then: whoever waits may give more
             time for that, and none to a swapoff that stands still.
         is_opened: says whether somebody has a file open, a swapon that began before this for example.
+        identities: what the files are, see `detach`.
 
     Raises:
         HeadroomError: it does not fit; the daemon has to go on.
@@ -65,7 +69,8 @@ async def drain(
 
     end = time.monotonic() + OPENED_S
     while True:
-        devices = await trio.to_thread.run_sync(partial(detach, *files, pool_bytes=pool_bytes, progress=report))
+        job = partial(detach, *files, pool_bytes=pool_bytes, progress=report, identities=identities)
+        devices = await trio.to_thread.run_sync(job)
         for device in devices:
             log.info("swapped off and detached: %s", device)
         if not devices:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 LOOP_CTL_GET_FREE = 0x4C82
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CLR_FD = 0x4C01
+LOOP_GET_STATUS64 = 0x4C05
 LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_DIRECT_IO = 16
+_LOOP_INFO = struct.Struct("=5Q4I64s64s32s2Q")
 # struct loop_config: backing descriptor, block size, loop_info64, reserved
 _LOOP_CONFIG = struct.Struct("=II 5Q4I64s64s32s2Q 64x")
 
@@ -108,6 +110,16 @@ class Kernel:
         shown = os.fsencode(name)[-63:]
         config = _LOOP_CONFIG.pack(backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, flags, shown, b"", b"", 0, 0)
         fcntl.ioctl(loop, LOOP_CONFIGURE, config)
+
+    def loop_identity(self, device: str) -> tuple[int, int]:
+        """Return st_dev and st_ino of the file behind a loop device. Its file system may be asked."""
+        loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = fcntl.ioctl(loop, LOOP_GET_STATUS64, bytes(_LOOP_INFO.size))
+        finally:
+            os.close(loop)
+        number, inode, *_ = _LOOP_INFO.unpack(info)
+        return number, inode
 
     def clear_loop(self, loop: int) -> None:
         """Detach the file from a loop device, now or when its last other user closes it."""

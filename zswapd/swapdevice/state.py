@@ -3,13 +3,21 @@
 
 Paths are compared as text: asking the file system about a file in the daemon's own mount would wait for the daemon. /proc/swaps
 and mountinfo escape blanks and backslashes as octal numbers, sysfs does not.
+
+A file has other paths, too: it is `/swap` to the kernel when its mount was detached (`umount -l`), and another one below each
+bind mount. Who must not miss one knows the file's `Identity`. The kernel is asked for that of few loop devices, since it may
+ask the file system: of those over a file of that name, unless it is in another FUSE mount, whose daemon may hang.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from zswapd.swapdevice.kernel import Kernel
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _DELETED = " (deleted)"
@@ -39,6 +47,14 @@ class Attachment(NamedTuple):
         return self.device.removeprefix("/dev/")
 
 
+class Identity(NamedTuple):
+    """What a file is, under whatever path."""
+
+    device: int
+    """Of its file system, as in st_dev."""
+    inode: int
+
+
 def swap_areas(root: Path = Path("/")) -> list[SwapArea]:
     """Return everything that is swapped on, in the kernel's order; nothing if the kernel has no swap."""
     try:
@@ -66,27 +82,68 @@ def attachments(root: Path = Path("/")) -> list[Attachment]:
     return sorted(found, key=lambda item: (len(item.device), item.device))
 
 
-def find_attached(file: Path, root: Path = Path("/")) -> Attachment | None:
+def find_attached(
+    file: Path, root: Path = Path("/"), *, identity: Identity | None = None, kernel: Kernel | None = None
+) -> Attachment | None:
     """Return the loop device over a file, one that is swapped on first, or None.
 
     Args:
         file: path of the backing file. Symbolic links on the way are resolved, down to the directory above its own, which is
             the mountpoint: to look further would be a question to the daemon.
         root: where /proc and /sys are.
+        identity: what the file is, for it to be found under any path.
+        kernel: answers for the identity of loop devices; without it, paths alone count.
     """
     path = file.absolute()
     path = path.parent.parent.resolve() / path.parent.name / path.name
-    found = [item for item in attachments(root) if item.backing == path]
+    found = [
+        item
+        for item in attachments(root)
+        if item.backing == path or (identity and kernel and _is_over(item, path.name, identity, kernel, root))
+    ]
     return max(found, key=lambda item: item.swap is not None, default=None)
+
+
+def _is_over(item: Attachment, name: str, identity: Identity, kernel: Kernel, root: Path) -> bool:
+    if item.backing.name != name or _is_in_other_fuse_mount(item.backing, identity.device, root):
+        return False
+    try:
+        return kernel.loop_identity(item.device) == identity
+    except OSError:  # it has just let go
+        return False
+
+
+def _is_in_other_fuse_mount(path: Path, device: int, root: Path) -> bool:
+    """Say whether a path is in a FUSE mount of another device than this one."""
+    mounts = [mount for mount in mounts_of(root) if path.is_relative_to(mount.path)]
+    covering = max(mounts, key=lambda mount: len(mount.path.parts), default=None)
+    return covering is not None and covering.kind.startswith("fuse.") and covering.device != device
+
+
+class MountEntry(NamedTuple):
+    """One line of mountinfo."""
+
+    path: Path
+    kind: str
+    source: str
+    device: int
+    """As in st_dev."""
+
+
+def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
+    """Return what this process sees mounted, in the kernel's order."""
+    entries = []
+    for line in (root / "proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        kind, source = fields[fields.index("-") + 1 :][:2]
+        major, minor = map(int, fields[2].split(":"))
+        entries.append(MountEntry(Path(unescape(fields[4])), kind, source, os.makedev(major, minor)))
+    return entries
 
 
 def mountpoint_of(device: str, root: Path = Path("/")) -> str | None:
     """Return where a block device is mounted, or None."""
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[fields.index("-") + 2] == device:
-            return unescape(fields[4])
-    return None
+    return next((str(mount.path) for mount in mounts_of(root) if mount.source == device), None)
 
 
 def read_sysfs(name: str, attribute: str, root: Path = Path("/")) -> str:
