@@ -141,7 +141,7 @@ def make_arena(config: Config) -> Arena:
     page_size = config.context.page_size
     pages = sum(config.swap_files().values()) // page_size
     frames = pages + pages // 4 + 4 * _reserve_frames(config) + _cache_frames(config)
-    return Arena(frames, page_size, kind=config.memory.arena, label=_label(config))
+    return Arena(frames, page_size, kind=config.memory.arena, label=label(config))
 
 
 def lost_bitmap_bytes(config: Config) -> dict[str, int]:
@@ -160,7 +160,7 @@ def _cache_frames(config: Config) -> int:
     return config.context.memory_total // config.context.page_size // 2 if config.cache.limit is not None else 0
 
 
-def _label(config: Config) -> bytes:
+def label(config: Config) -> bytes:
     """Return what a successor's settings must agree on: swap types and offsets stand in headers, classes in the frame table.
 
     The ephemeral half is not in it: a successor finds none.
@@ -183,7 +183,7 @@ def _adopt_arena(config: Config, fd: int) -> Arena:
     except ArenaError:
         os.close(fd)
         raise
-    page_size, wanted = config.context.page_size, _label(config)
+    page_size, wanted = config.context.page_size, label(config)
     if arena.page_size == page_size and arena.label == wanted:
         return arena
     theirs = f"{arena.label.decode(errors='replace')}, pages of {arena.page_size}"

@@ -261,7 +261,12 @@ class Commands:
         worker = self._worker
         if not worker.has_supervisor():
             raise HandoverError("there is no supervisor that could be replaced", hint="start `zswapd run`: it takes over")
-        identity = {"arena_layout": ARENA_LAYOUT, "state_layout": worker.state.layout, "geometry": worker.state.geometry}
+        identity = {
+            "arena_layout": ARENA_LAYOUT,
+            "arena_label": worker.core.arena.label.decode(),
+            "state_layout": worker.state.layout,
+            "geometry": worker.state.geometry,
+        }
         command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
         with trio.move_on_after(CHECK_S):
             check = await trio.run_process(

@@ -113,6 +113,19 @@ def test_files_that_are_wrong_anywhere_change_nothing(daemon: Daemon, file: Path
     the_page_is_there(daemon)
 
 
+def test_files_in_another_order_are_refused(stage: Stage, file: Path) -> None:
+    file.write_text('[swap.files]\na = "4M"\nb = "8M"\n')
+    daemon = stage.daemon("4M", ["--config", str(file)], memory__reserve="8M")
+    old = daemon.worker_pid()
+    file.write_text('[swap.files]\nb = "8M"\na = "4M"\n')
+    with pytest.raises(HarnessError, match=r"cannot take over: .* files is"):
+        daemon.ctl("upgrade")
+    assert daemon.worker_pid() == old
+    file.write_text('[swap.files]\na = "4M"\nb = "8M"\n')
+    daemon.ctl("upgrade")
+    assert daemon.worker_pid() != old
+
+
 AFTER_CHECK = """
 import atexit, pathlib, sys
 if "--upgrade-check" in sys.argv:

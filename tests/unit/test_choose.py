@@ -51,6 +51,20 @@ def test_where_nothing_is_left_the_files_decide(load: Callable[..., Config]) -> 
         choose(refused, None)
 
 
+def test_files_in_another_order_are_those_that_were_in_use(
+    load: Callable[..., Config], expect_log: Callable[..., None]
+) -> None:
+    before = load(swap__files__a="4M", swap__files__b="8M")
+    state = SharedState.new(daemon.geometry(before), lost={}, max_io=1 << 20, kind="memfd")
+    state.save({"configured": config.to_document(before)})
+    expect_log(
+        "the settings in the files cannot be used, beginning with those that were in use: .* files is", level=logging.ERROR
+    )
+    found = choose(lambda: load(swap__files__b="8M", swap__files__a="4M"), Left({"state": state.fd}, 0))
+    assert list(found.swap_files()) == list(before.swap_files())
+    state.close()
+
+
 def test_an_upgrade_takes_what_was_checked(load: Callable[..., Config], state: SharedState) -> None:
     state.save({"checked": config.to_document(load(pool__limit="5M")), "configured": config.to_document(load())})
     left = Left({"state": state.fd}, 7)

@@ -14,6 +14,7 @@ import pytest
 
 from zswapd import config, daemon
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.assembly import label
 from zswapd.config import Config
 from zswapd.errors import ControlError, HandoverError
 from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
@@ -64,6 +65,22 @@ def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pyte
 def test_check_refuses_another_shape_by_its_name(settings: Config, key: str) -> None:
     with pytest.raises(HandoverError, match=f"the running daemon's {key} is"):
         check(settings, identity(settings, geometry={**daemon.geometry(settings), key: "other"}))
+
+
+def test_check_refuses_the_same_files_in_another_order(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = daemon.geometry(settings)
+    files = {"swap": 4096, "a": 4096, "b": 8192}
+    monkeypatch.setattr(daemon, "geometry", lambda _config: {**shape, "files": files})
+    check(settings, identity(settings, geometry={**shape, "files": dict(files.items())}))
+    with pytest.raises(HandoverError, match="the running daemon's files is"):
+        check(settings, identity(settings, geometry={**shape, "files": dict(reversed(files.items()))}))
+
+
+def test_check_refuses_an_arena_for_other_settings(settings: Config) -> None:
+    ours = label(settings).decode()
+    check(settings, identity(settings, arena_label=ours))
+    with pytest.raises(HandoverError, match="arena is for other settings"):
+        check(settings, identity(settings, arena_label=ours.replace("8", "9")))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zswapd import backedpool, daemon, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
-from zswapd.assembly import lost_bitmap_bytes, make_arena
+from zswapd.assembly import label, lost_bitmap_bytes, make_arena
 from zswapd.control.listening import Listener
 from zswapd.errors import HandoverError
 from zswapd.fuse.mounting import MAX_IO, Mount
@@ -92,11 +92,17 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
     # What older programs do not say of themselves; the arena's label has it all the same.
     running = {"allocator": "zsmalloc", "max_zspage_frames": ours["max_zspage_frames"]} | dict(running)
     for key in (*ours, "backing"):
-        if running.get(key) != ours.get(key):
+        # Files have numbers by their order, which stand in every header of a page.
+        if _in_order(running.get(key)) != _in_order(ours.get(key)):
             raise HandoverError(
                 f"the running daemon's {key} is {running.get(key)}, the configuration says {ours.get(key)}",
                 hint="take over with the old value; swap off and restart to change it",
             )
+
+
+def _in_order(value: object) -> object:
+    """Return what compares equal only if its parts stand in the same order."""
+    return list(value.items()) if isinstance(value, dict) else value
 
 
 def check(config: Config, running: str) -> None:
@@ -122,6 +128,12 @@ def check(config: Config, running: str) -> None:
                 hint="swap off and restart, when there is time for it",
             )
     check_geometry(config, shape)
+    made_for, wanted = identity.get("arena_label"), label(config).decode()
+    if made_for is not None and made_for != wanted:  # older programs do not say
+        raise HandoverError(
+            f"the running daemon's arena is for other settings: {made_for}, not {wanted}",
+            hint="take over with the old values; swap off and restart to change them",
+        )
 
 
 def make(config: Config) -> Estate:
