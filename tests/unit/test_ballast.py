@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import mmap
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,3 +92,13 @@ def test_ballast_is_taken_back_only_where_there_is_plenty(ballast: Ballast, pres
     pressure.now = PLENTY
     ballast.look(9)
     assert ballast.bytes_held == PIECES * PIECE_BYTES
+
+
+def test_memory_that_is_refused_is_no_ballast(pressure: FakePressure, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    ballast = Ballast(pressure)  # type: ignore[arg-type]
+    ballast.look(1)
+    assert ballast.bytes_held == 0

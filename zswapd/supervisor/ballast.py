@@ -66,7 +66,10 @@ class Ballast:
             self._take()
 
     def _take(self) -> None:
-        piece = mmap.mmap(-1, PIECE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            piece = mmap.mmap(-1, PIECE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError:  # free, and promised to others (vm.overcommit_memory=2)
+            return
         with contextlib.suppress(OSError):  # before Linux 5.14
             piece.madvise(_MADV_POPULATE_WRITE)
         for offset in range(0, PIECE_BYTES, mmap.PAGESIZE):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 HARMLESS = ("volume", "backing")
@@ -42,6 +43,16 @@ def _fields(directory: Path) -> tuple[str, list[str]]:
     """Return a thread's name, and what stands behind it in its `stat`."""
     head, _, rest = (directory / "stat").read_text(errors="replace").rpartition(")")
     return head.partition("(")[2], rest.split()
+
+
+def end_by(code: int) -> str:
+    """Return what a process ended by, from `os.waitstatus_to_exitcode`."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 class Remains:

@@ -32,13 +32,12 @@ Sources: the prefork servers' master process; FUSE_NOTIFY_RESEND (Linux 6.9).
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 from zswapd import daemon, preparing, service
 from zswapd import log as log_setup
@@ -48,8 +47,9 @@ from zswapd.reclaim.pressure import Pressure
 from zswapd.supervisor import estate as estates
 from zswapd.supervisor import orphan
 from zswapd.supervisor.ballast import Ballast
+from zswapd.supervisor.forking import fork, settle_objects
 from zswapd.supervisor.keeping import Keeper
-from zswapd.supervisor.remains import Remains, status_of_the_dead
+from zswapd.supervisor.remains import Remains, end_by, status_of_the_dead
 from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
 
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from zswapd.supervisor.estate import Estate, Left
 
     Guard = Callable[[Callable[[], int]], int]
+
+P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
@@ -186,12 +188,16 @@ class Supervisor:
         self._forked = self._ticked = self._looked = time.monotonic()
 
     def _fork(self) -> int:
-        _settle_objects()
-        pid = os.fork()
+        pid = fork(self._hold_out, has_time=not self._has_served)
         if not pid:
             is_first = self._words[Word.STARTED] == 1
             self._become_worker(lambda: preparing.prepare(self._config, is_first=is_first))
         return pid
+
+    def _hold_out(self) -> None:
+        """While no worker can be forked: nothing else needs the ballast, and whoever watches over us is not to give up."""
+        self._ballast.close()
+        self._notifier.watchdog()
 
     def _become_worker(self, prepare: Callable[[], preparing.Prepared]) -> NoReturn:
         """Serve, in the child; never return into the parent's code."""
@@ -213,7 +219,7 @@ class Supervisor:
             self._spare_due = self._spare_due or now + (SPARE_S if self._is_ready else 0.0)
             if not self._config.service.spare or self._is_stopping or now < self._spare_due:
                 return
-            _settle_objects()
+            settle_objects()
             with contextlib.suppress(OSError), service.ordinary_children():
                 self._spare = Spare(
                     self._prepare_spare,
@@ -238,7 +244,7 @@ class Supervisor:
 
     def _bury(self, status: int) -> int | None:
         """Draw the conclusions from a worker's end; return an exit code if it was the end for us as well."""
-        self._keeper.hold()  # first of all: what the dead one had locked is not locked any more
+        _attempt(self._keeper.hold)  # first of all: what the dead one had locked is not locked any more
         code = os.waitstatus_to_exitcode(status)
         phase = self._words[Word.PHASE]
         if code == 0 and phase == Phase.STOPPING:
@@ -263,7 +269,7 @@ class Supervisor:
 
     def _mourn(self, code: int) -> None:
         self._words[Word.DEATHS] += 1
-        cause = "an internal error" if code == daemon.BROKEN else f"exit code {code}" if code >= 0 else _signal_name(-code)
+        cause = "an internal error" if code == daemon.BROKEN else end_by(code)
         active = self._hook[HookWord.ACTIVE]
         at = f", while it answered request {active} ({self._describe_request()})" if active else ""
         log.error("worker %d died: %s%s; the next one takes over", self._worker, cause, at)
@@ -294,20 +300,24 @@ class Supervisor:
         self._forked += max(now - self._looked - 2 * LOOK_S, 0.0)
         self._looked = now
         self._notifier.watchdog()
-        self._keeper.hold()
+        _attempt(self._keeper.hold)
         phase = self._words[Word.PHASE]
-        if phase == Phase.SERVING and now - self._ticked < SILENT_S:  # whom nobody serves, no memory helps
-            self._ballast.look(self._hook[HookWord.REQUESTS])
         if phase == Phase.SERVING:
-            self._keep_spare(now)
-            self._say_ready(now)
-            if self._is_stopping and self._is_time_to_stop(now):
-                self._send(signal.SIGUSR1)
-                self._stop_sent = now
-            if self._words[Word.UPGRADE]:
-                self._words[Word.UPGRADE] = 0
-                self._upgrade()
-        self._watch(now, phase)
+            _attempt(self._look_after, now)
+        _attempt(self._watch, now, phase)
+
+    def _look_after(self, now: float) -> None:
+        """Do what is to be done while a worker serves."""
+        if now - self._ticked < SILENT_S:  # whom nobody serves, no memory helps
+            self._ballast.look(self._hook[HookWord.REQUESTS])
+        self._keep_spare(now)
+        self._say_ready(now)
+        if self._is_stopping and self._is_time_to_stop(now):
+            self._send(signal.SIGUSR1)
+            self._stop_sent = now
+        if self._words[Word.UPGRADE]:
+            self._words[Word.UPGRADE] = 0
+            self._upgrade()
 
     def _is_time_to_stop(self, now: float) -> bool:
         """Say whether the worker is to be told to stop: once, and again where somebody waits for it that cannot ask twice."""
@@ -368,19 +378,12 @@ class Supervisor:
                 os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
 
 
-def _settle_objects() -> None:
-    """Before a fork: what is alive now stays so; unless the collector's marks are written next to it, its pages stay shared."""
-    gc.collect()
-    gc.freeze()
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
-def _signal_name(number: int) -> str:
+def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Do something that workers are better off with; without it, one is served all the same as long as we are here."""
     try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        step(*args, **kwargs)
+    except Exception:
+        log.exception("the supervisor goes on after an error", extra={"rate_limit": 60})
 
 
 def _find_estate(config: Config, left: Left | None) -> tuple[Estate, int]:
@@ -435,6 +438,11 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     )
     service.first_in_line()
     estate, worker = _find_estate(config, left)
-    code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
+    try:
+        code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
+    except ZswapdError:
+        if estate.is_new:
+            estate.close()
+        raise
     estate.close()
     return code
