@@ -153,6 +153,8 @@ class Worker:
         self._remembered = -1
         self._exporter = prepared.exporter
         self._watcher = prepared.watcher
+        self._attendant = prepared.attendant
+        self._is_cold = prepared.is_cold
         self.upkeep = Upkeep(
             self.core,
             prepared.offload,
@@ -214,6 +216,8 @@ class Worker:
                         self._exporter.start(self.statistics)
                     self._say_ready()
                     self._settle()
+                    if self._is_cold:
+                        nursery.start_soon(self._warm_up)
             self.remember()
         return self._end or 0
 
@@ -247,6 +251,11 @@ class Worker:
             self.session.set_scarce(service.scarce_bytes())
         elif scheduling != "rr":
             service.stand_back()
+
+    async def _warm_up(self) -> None:
+        """Have programs and libraries in memory, though they may be in the swap that is served only now."""
+        await self._attendant.run(service.read_code, abandon=True)
+        service.populate_resident_code()
 
     def has_supervisor(self) -> bool:
         """Say whether the process that forked this one lives: then it is still its parent."""

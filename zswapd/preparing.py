@@ -29,19 +29,24 @@ class Prepared:
         protections: what `service.protect` reached.
         offload: a thread for what blocks; it is protected like the one that made it.
         watcher: likewise, for what may block long.
+        attendant: likewise, for what waits for this very process, and never touches the arena: it may be left behind at its
+            death (supervisor/remains.py).
         exporter: likewise, for metrics; None if they are switched off.
         lanes: threads of cache volumes, likewise.
         disk: threads and buffers for the disk behind the pool, None without one.
         has_small_heaps: the heaps do for swap alone.
+        is_cold: programs and libraries are not known to be in memory (service/code.py).
     """
 
     protections: tuple[service.Protection, ...]
     offload: Offload
     watcher: Offload
+    attendant: Offload
     exporter: Exporter | None
     lanes: tuple[Lane, ...]
     disk: backedpool.Prepared | None
     has_small_heaps: bool
+    is_cold: bool
 
 
 def load(config: Config) -> None:
@@ -64,12 +69,13 @@ def _exporter(config: Config) -> Exporter | None:
     return Exporter(host.strip("[]"), int(port))
 
 
-def prepare(config: Config, *, is_first: bool) -> Prepared:
+def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepared:
     """Protect this process, which was forked to serve, and take all the memory that beginning to needs.
 
     Args:
         config: the settings to begin with.
         is_first: nobody has served yet, so there is time to grow the heaps in full where slow files will be read.
+        is_cold: programs and libraries may be in swap, and nobody serves it: they have to wait until this process does.
     """
     is_small = not is_first or not (config.cache.volumes or config.backing.path)
     protections = service.protect(
@@ -78,6 +84,7 @@ def prepare(config: Config, *, is_first: bool) -> Prepared:
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
         is_forked=True,
+        populates_code=not is_cold,
         libc_heap=SMALL_HEAP if is_small else LIBC_HEAP,
         python_heap=SMALL_HEAP if is_small else PYTHON_HEAP,
     )
@@ -86,8 +93,10 @@ def prepare(config: Config, *, is_first: bool) -> Prepared:
         protections,
         Offload(),
         Offload("watcher"),
+        Offload("attendant", threads=2),
         _exporter(config),
         make_lanes(config),
         backedpool.prepare(config),
         is_small,
+        is_cold,
     )

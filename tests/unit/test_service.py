@@ -89,6 +89,13 @@ def test_protect_faults_in_code_and_constants_only(root: Path, monkeypatch: pyte
     ]
 
 
+def test_protect_before_swap_is_served_faults_no_code_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = FakeLibc()
+    assert protect(root, libc, monkeypatch, populates_code=False)["lock_memory"].on
+    assert ("mlockall", 7) in libc.calls
+    assert not [call for call in libc.calls if call[0] == "madvise"]
+
+
 def test_protect_with_all_switched_off_forbids_core_dumps_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FakeLibc()
     found = protect(root, libc, monkeypatch, lock_memory=False, io_flusher=False, oom_score_adj=0)

@@ -24,13 +24,13 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from zswapd.service import code
 from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap, own_memory
 from zswapd.service.scheduling import NICE, be_last
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
 PR_SET_DUMPABLE = 4
-MADV_POPULATE_READ = 22
 CAP_IPC_LOCK = 14
 CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 
@@ -54,6 +54,7 @@ def protect(
     oom_score_adj: int,
     scheduling: str = "normal",
     is_forked: bool = False,
+    populates_code: bool = True,
     libc_heap: int = LIBC_HEAP,
     python_heap: int = PYTHON_HEAP,
     root: Path = Path("/"),
@@ -66,6 +67,8 @@ def protect(
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
         scheduling: "nice", "rr" or "normal": how this thread, and those that it starts, get their processor.
         is_forked: this process shares its memory with the one that forked it.
+        populates_code: have programs and libraries in memory, if it is locked; where they may be in the swap that nobody serves
+            yet, that has to wait (code.py).
         libc_heap: bytes by which malloc's heap grows beforehand.
         python_heap: bytes of Python's own arenas that are held.
         root: where /proc is, for tests.
@@ -77,7 +80,7 @@ def protect(
     return (
         *((_own_memory(libc, root),) if is_forked else ()),
         _grow_heaps(libc, libc_heap, python_heap),
-        _lock_memory(libc, root) if lock_memory else _not_wanted("lock_memory"),
+        _lock_memory(libc, root, populates_code=populates_code) if lock_memory else _not_wanted("lock_memory"),
         _set_oom_score_adj(oom_score_adj, root),
         _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
         _forbid_core_dumps(libc),
@@ -134,7 +137,7 @@ def _own_memory(libc: ctypes.CDLL, root: Path) -> Protection:
     return Protection(name, on=True, detail=f"{copied >> 20} MiB shared with nobody")
 
 
-def _lock_memory(libc: ctypes.CDLL, root: Path) -> Protection:
+def _lock_memory(libc: ctypes.CDLL, root: Path, *, populates_code: bool) -> Protection:
     name = "lock_memory"
     if not _may_lock_all(root):
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
@@ -144,7 +147,8 @@ def _lock_memory(libc: ctypes.CDLL, root: Path) -> Protection:
         return Protection(name, on=False, detail=detail, hint="run zswapd as root, or with RLIMIT_MEMLOCK unlimited")
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
         return Protection(name, on=False, detail=f"mlockall: {_last_error()}", hint="run zswapd as root")
-    _populate_code(libc, root)
+    if populates_code:
+        code.populate(libc, root)
     if _status_field(root, "VmLck") == 0:
         return Protection(name, on=False, detail="mlockall worked, but VmLck is 0", hint="check the kernel's version (4.4)")
     return Protection(name, on=True, detail=_locked_detail(root))
@@ -157,18 +161,6 @@ def _may_lock_all(root: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
-
-
-def _populate_code(libc: ctypes.CDLL, root: Path) -> None:
-    """Fault in programs and libraries, so that no page request waits for their disk; MCL_ONFAULT keeps them.
-
-    Best effort: older kernels (before 5.14) refuse, and their pages come and stay one by one.
-    """
-    for line in (root / "proc/self/maps").read_text().splitlines():
-        match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r-(?:x|-)p [0-9a-f]+ \S+ ([0-9]+) +/", line)
-        if match and match[3] != "0":
-            start, end = int(match[1], 16), int(match[2], 16)
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_POPULATE_READ)
 
 
 def _locked_detail(root: Path) -> str:

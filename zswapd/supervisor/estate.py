@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zswapd.config import Config
+
+log = logging.getLogger(__name__)
 
 NAMES = ("fuse", "arena", "state", "socket", "lock", "backing")
 """The descriptors, in the order in which they are sent; `backing` is there if one is configured."""
@@ -198,6 +202,17 @@ def leave_in_environment(estate: Estate, worker: int) -> dict[str, str]:
     for descriptor in descriptors.values():
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - the system call
     return {**os.environ, _ENVIRONMENT: json.dumps({"pid": os.getpid(), "worker": worker, "files": descriptors})}
+
+
+def become_installed(estate: Estate, worker: int) -> None:
+    """Become the installed program, which takes over estate and worker; return only if it cannot be started."""
+    environment = leave_in_environment(estate, worker)
+    try:
+        os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - the same program, newer
+    except OSError as error:
+        log.error("the installed program cannot be started: %s", error.strerror)  # noqa: TRY400 - a reason, not a bug
+        for descriptor in estate.descriptors().values():
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
 
 
 def left_behind() -> Left | None:

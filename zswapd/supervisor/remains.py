@@ -6,8 +6,9 @@ of a device that hangs, say, by a thread of a cache volume. Its main thread is a
 user space again. Its successor must not wait for a device.
 
 It has to wait for all other threads, though: one that is about to punch holes into the arena does so before it dies. Threads of
-volumes, known by their names, have nothing to do with what a successor takes over; and from what those of the disk behind the
-pool may still write it keeps away (backing/transfers.py, claims).
+volumes, known by their names, have nothing to do with what a successor takes over; from what those of the disk behind the pool
+may still write it keeps away (backing/transfers.py, claims); and attendants wait for a page or an answer that their own process
+owed them, which is the successor's to give.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import os
 import signal
 from pathlib import Path
 
-HARMLESS = ("volume", "backing")
-"""What the names of threads begin with that may outlive their process (volumes/mounted.py, backedpool.py)."""
+HARMLESS = ("volume", "backing", "attendant")
+"""What the names of threads begin with that may outlive their process (volumes/mounted.py, backedpool.py, preparing.py)."""
 _STATE, _EXIT_CODE = 0, 49
 """Fields of /proc/PID/stat, counted from behind the name: state (3) and exit_code (52, in the form of wait(2))."""
 _DEAD = frozenset({"Z", "X"})

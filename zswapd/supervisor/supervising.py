@@ -35,7 +35,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
@@ -101,15 +100,17 @@ class Supervisor:
         estate: what workers serve.
         guarded: runs a worker, and turns what a person should read into text on stderr and an exit code.
         worker: process id of a worker that serves it already, 0 if there is none.
+        is_cold: programs and libraries are not known to be in memory (service/code.py).
     """
 
-    def __init__(self, config: Config, estate: Estate, *, guarded: Guard, worker: int = 0) -> None:
+    def __init__(self, config: Config, estate: Estate, *, guarded: Guard, worker: int = 0, is_cold: bool = False) -> None:
         self._config = config
         self._guarded = guarded
         self._estate = estate
         self._words = estate.state.words
         self._hook = estate.state.hook_words
         self._worker = worker
+        self._is_cold = is_cold
         self._has_served = not estate.is_new
         self._is_stopping = False
         self._stop_sent: float | None = None
@@ -191,7 +192,7 @@ class Supervisor:
         pid = fork(self._hold_out, has_time=not self._has_served)
         if not pid:
             is_first = self._words[Word.STARTED] == 1
-            self._become_worker(lambda: preparing.prepare(self._config, is_first=is_first))
+            self._become_worker(lambda: preparing.prepare(self._config, is_first=is_first, is_cold=self._is_cold))
         return pid
 
     def _hold_out(self) -> None:
@@ -312,6 +313,7 @@ class Supervisor:
             self._ballast.look(self._hook[HookWord.REQUESTS])
         self._keep_spare(now)
         self._say_ready(now)
+        self._is_cold = self._is_cold and not service.populate_resident_code()
         if self._is_stopping and self._is_time_to_stop(now):
             self._send(signal.SIGUSR1)
             self._stop_sent = now
@@ -368,14 +370,8 @@ class Supervisor:
         if self._notifier.watchdog_interval:
             # Its own time comes back with its first words: loading a program from disk takes long where memory is short.
             self._notifier.set_watchdog(UPGRADE_S)
-        environment = estates.leave_in_environment(self._estate, self._worker)
         log.info("the installed program takes over")
-        try:
-            os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - the same program, newer
-        except OSError as error:
-            log.error("the installed program cannot be started: %s", error.strerror)  # noqa: TRY400 - a reason, not a bug
-            for descriptor in self._estate.descriptors().values():
-                os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
+        estates.become_installed(self._estate, self._worker)
 
 
 def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -428,7 +424,9 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
     preparing.load(config)
+    is_cold = left is not None and not left.worker  # what we are made of may be in the swap that is left
     service.protect(
+        populates_code=not is_cold,
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
@@ -439,7 +437,7 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     service.first_in_line()
     estate, worker = _find_estate(config, left)
     try:
-        code = Supervisor(config, estate, guarded=guarded, worker=worker).run()
+        code = Supervisor(config, estate, guarded=guarded, worker=worker, is_cold=is_cold).run()
     except ZswapdError:
         if estate.is_new:
             estate.close()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Supervisor and worker are dead, and the service manager has their files: a start goes on with them.
+
+Nothing is swapped on here: a swap device that nobody serves would stop the whole machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.zbench import system
+from scripts.zbench.daemon import program
+from tests.support.mounting import is_mounted
+from tests.support.swap import wait_for
+
+pytestmark = pytest.mark.mount
+
+PAGE = os.urandom(4096)
+
+
+class Manager:
+    """A service manager as far as its file descriptor store goes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.mountpoint = directory / "mnt"
+        self.log = directory / "log"
+        self.store: dict[str, int] = {}
+        self._address = str(directory / "notify")
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(self._address)
+        self._notify.settimeout(30)
+        settings = {"control.socket": directory / "s.sock", "metrics.listen": "", "memory.reserve": "4M"}
+        self._command = [*program("zswapd"), "run", "--size", "16M", "--mountpoint", str(self.mountpoint)]
+        for name, value in settings.items():
+            self._command += ["--set", f"{name}={value}"]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it with what the store has, as descriptors from 3 on, and wait until it is ready."""
+        environ = {**os.environ, "NOTIFY_SOCKET": self._address}
+        script = 'exec "$@"'
+        if self.store:
+            for place, descriptor in enumerate(self.store.values(), 3):
+                script = f"exec {place}<&{descriptor}; {script}" if place != descriptor else script
+            script = f"export LISTEN_PID=$$ LISTEN_FDS={len(self.store)} LISTEN_FDNAMES={':'.join(self.store)}; {script}"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["bash", "-c", script, "bash", *self._command],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=list(self.store.values()),
+                start_new_session=True,
+            )
+        while not self._hear():
+            pass
+
+    def _hear(self) -> bool:
+        """Take a message; return whether it says that the service is ready."""
+        message, descriptors, _flags, _address = socket.recv_fds(self._notify, 4096, 1)
+        lines = dict(line.split("=", 1) for line in message.decode().splitlines())
+        if "FDSTORE" in lines and lines["FDNAME"] not in self.store:
+            # Far from 3 and those behind it, which the next start needs.
+            self.store[lines["FDNAME"]] = system_dup(descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return "READY" in lines
+
+    def kill_all(self) -> None:
+        """Kill supervisor, worker and spare at once, and wait until they are gone."""
+        assert self.process is not None
+        pids = [self.process.pid, *system.children(self.process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "they live")
+
+    def close(self) -> None:
+        """Leave nothing."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill_all()
+        for descriptor in self.store.values():
+            os.close(descriptor)
+        self._notify.close()
+        if is_mounted(self.mountpoint):
+            subprocess.run(["umount", "--lazy", self.mountpoint], check=True)
+        print(self.log.read_text())
+
+
+def system_dup(descriptor: int) -> int:
+    """Return a copy of a descriptor, from 100 on."""
+    import fcntl
+
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with contextlib.closing(Manager(tmp_path)) as made:
+        yield made
+
+
+def missing_code(pid: int) -> list[str]:
+    """Return the programs and libraries of a process that are not in its memory as a whole."""
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text(), flags=re.MULTILINE)
+    code = [part for part in parts if re.match(r"\S+ r-xp .* /", part)]
+    assert code
+    return [
+        part.splitlines()[0]
+        for part in code
+        if re.search(r"^Size: *(.*)$", part, re.M)[1] != re.search(r"^Rss: *(.*)$", part, re.M)[1]
+    ]
+
+
+def test_start_after_both_have_died_serves_their_pages_and_then_fetches_its_code(manager: Manager) -> None:
+    manager.start()
+    with (manager.mountpoint / "swap").open("r+b", buffering=0) as swap:
+        os.pwrite(swap.fileno(), PAGE, 8192)
+    assert set(manager.store) == {"zswapd-fuse", "zswapd-arena", "zswapd-state"}
+    assert manager.process is not None
+    assert missing_code(manager.process.pid) == []
+    manager.kill_all()
+    manager.start()
+    with (manager.mountpoint / "swap").open("rb", buffering=0) as swap:
+        assert os.pread(swap.fileno(), 4096, 8192) == PAGE
+    for pid in (manager.process.pid, *system.children(manager.process.pid)):
+        wait_for(lambda pid=pid: not missing_code(pid), f"the code of {system.name(pid)} is not in memory")
+    manager.process.terminate()
+    assert manager.process.wait(20) == 0

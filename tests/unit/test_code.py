@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs and libraries come into memory; where they may be in the swap that we are to serve, only what is there already."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.successor import make_config
+from zswapd import preparing, service
+from zswapd.service import code
+from zswapd.supervisor import estate, supervising
+from zswapd.supervisor.estate import Left
+
+PAGE = mmap.PAGESIZE
+MAPS = f"""\
+10000-{0x10000 + 4 * PAGE:x} r-xp 00001000 fe:00 11 /usr/bin/python3.11
+{0x10000 + 4 * PAGE:x}-{0x10000 + 5 * PAGE:x} rw-p 00003000 fe:00 11 /usr/bin/python3.11
+90000-{0x90000 + 2 * PAGE:x} r--p 00000000 00:19 12 /usr/lib/lib c.so (deleted)
+"""
+
+
+class FakeLibc:
+    """Pages in memory by address; the rest is wherever it is."""
+
+    def __init__(self) -> None:
+        self.there: set[int] = set()
+        self.populated: list[tuple[int, int]] = []
+        self.error = 0
+
+    def mincore(self, address: ctypes.c_void_p, length: ctypes.c_size_t, pages: Any) -> int:
+        start = address.value or 0
+        for number in range(length.value // PAGE):
+            # The other bits are reserved.
+            pages[number] = bytes([0xFE | (start + number * PAGE in self.there)])
+        return self.error
+
+    def madvise(self, address: ctypes.c_void_p, length: ctypes.c_size_t, advice: int) -> int:
+        assert advice == 22
+        self.populated.append((address.value or 0, length.value // PAGE))
+        return 0
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc/self/map_files").mkdir(parents=True)
+    (tmp_path / "proc/self/maps").write_text(MAPS)
+    return tmp_path
+
+
+def test_populate_resident_waits_for_nothing(root: Path) -> None:
+    libc = FakeLibc()
+    libc.there = {0x10000, 0x10000 + PAGE, 0x10000 + 3 * PAGE, 0x90000}
+    assert not code.populate_resident(libc, root)  # type: ignore[arg-type]
+    assert libc.populated == [(0x10000, 2), (0x10000 + 3 * PAGE, 1), (0x90000, 1)]
+    libc.there |= {0x10000 + 2 * PAGE, 0x90000 + PAGE}
+    assert code.populate_resident(libc, root)  # type: ignore[arg-type]
+    assert libc.populated[3:] == [(0x10000, 4), (0x90000, 2)]
+
+
+def test_populate_resident_where_the_kernel_does_not_say_populates_nothing(root: Path) -> None:
+    libc = FakeLibc()
+    libc.error = -1
+    assert not code.populate_resident(libc, root)  # type: ignore[arg-type]
+    assert libc.populated == []
+
+
+def test_read_reads_what_is_mapped_and_passes_over_what_it_may_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / f"proc/self/map_files/10000-{0x10000 + 4 * PAGE:x}").write_bytes(bytes(8 * PAGE))
+    asked = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: asked.append(at) or preadv(fd, buffers, at))
+    code.read(root)
+    assert asked == [0x1000]
+
+
+LARGE = """
+from zswapd.service import code
+sizes = [item.end - item.start for item in code.mappings()]
+assert sum(sizes) > 4 << 20, sizes
+code.read()
+print(code.populate_resident())
+"""
+
+
+def test_code_that_was_read_is_resident() -> None:
+    said = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True).stdout
+    assert said == "True\n"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what supervising.run has asked for, up to the point where it would begin."""
+    seen: dict[str, Any] = {}
+
+    class StopError(Exception):
+        pass
+
+    def begin(*_: object, **options: Any) -> None:
+        seen["is_cold"] = options["is_cold"]
+        raise StopError
+
+    monkeypatch.setattr(supervising.signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(supervising, "choose", lambda *_: make_config())
+    monkeypatch.setattr(supervising, "_find_estate", lambda *_: (None, 0))
+    monkeypatch.setattr(supervising.service, "protect", lambda **options: seen.update(options))
+    monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
+    monkeypatch.setattr(supervising, "Supervisor", begin)
+    seen["stop"] = StopError
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("left", "is_cold"), [(None, False), (Left({}, 4711), False), (Left({}, 0), True)], ids=["new", "served", "nobody serves"]
+)
+def test_code_is_populated_at_once_only_if_no_swap_waits_for_us(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, left: Left | None, is_cold: bool
+) -> None:
+    monkeypatch.setattr(estate, "left_behind", lambda: left)
+    with pytest.raises(asked["stop"]):
+        supervising.run(make_config, lambda work: work())
+    assert asked["populates_code"] is not is_cold
+    assert asked["is_cold"] is is_cold
+
+
+@pytest.mark.parametrize("is_cold", [False, True])
+def test_worker_that_has_to_serve_first_populates_no_code(monkeypatch: pytest.MonkeyPatch, is_cold: bool) -> None:
+    seen: dict[str, Any] = {}
+
+    def protect(**options: Any) -> tuple[()]:
+        seen.update(options)
+        return ()
+
+    monkeypatch.setattr(service, "protect", protect)
+    monkeypatch.setattr(service, "first_in_line", lambda: None)
+    prepared = preparing.prepare(make_config("metrics.listen="), is_first=False, is_cold=is_cold)
+    assert seen["populates_code"] is not is_cold
+    assert prepared.is_cold is is_cold
