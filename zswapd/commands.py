@@ -269,9 +269,14 @@ class Commands:
         }
         command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
         with trio.move_on_after(CHECK_S):
-            check = await trio.run_process(
-                command, check=False, stdin=subprocess.DEVNULL, capture_stderr=True, capture_stdout=True
-            )
+            try:
+                check = await trio.run_process(
+                    command, check=False, stdin=subprocess.DEVNULL, capture_stderr=True, capture_stdout=True
+                )
+            except OSError as error:  # being replaced just now, or no memory for a process
+                raise HandoverError(
+                    f"the installed program cannot be started: {error.strerror}", hint="the running one goes on"
+                ) from error
             if check.returncode != 0:
                 words = check.stderr.decode(errors="replace").strip().splitlines()
                 raise HandoverError(
