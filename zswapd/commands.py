@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from zswapd import compress, recompressing, reports, service
+from zswapd import compress, recompressing, reports, service, spawning
 from zswapd import log as log_setup
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.block.states import batches
@@ -268,27 +268,27 @@ class Commands:
             "geometry": worker.state.geometry,
         }
         command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
-        with trio.move_on_after(CHECK_S):
-            try:
-                check = await trio.run_process(
-                    command, check=False, stdin=subprocess.DEVNULL, capture_stderr=True, capture_stdout=True
-                )
-            except OSError as error:  # being replaced just now, or no memory for a process
-                raise HandoverError(
-                    f"the installed program cannot be started: {error.strerror}", hint="the running one goes on"
-                ) from error
-            if check.returncode != 0:
-                words = check.stderr.decode(errors="replace").strip().splitlines()
-                raise HandoverError(
-                    f"the installed program cannot take over: {words[0] if words else f'exit code {check.returncode}'}",
-                    hint="the running one goes on",
-                )
-            worker.checked = _settings_in(check.stdout)
-            worker.remember()
-            worker.state.words[Word.UPGRADE] = 1
-            worker.call_supervisor()
-            return {"version": reports.version(), "worker": os.getpid(), "number": worker.state.words[Word.STARTED]}
-        raise HandoverError(f"the installed program did not answer within {CHECK_S:g} s", hint="the running one goes on")
+        check = await self._check(command)
+        if check.code != 0:
+            words = check.err.decode(errors="replace").strip().splitlines()
+            raise HandoverError(
+                f"the installed program cannot take over: {words[0] if words else f'exit code {check.code}'}",
+                hint="the running one goes on",
+            )
+        worker.checked = _settings_in(check.out)
+        worker.remember()
+        worker.state.words[Word.UPGRADE] = 1
+        worker.call_supervisor()
+        return {"version": reports.version(), "worker": os.getpid(), "number": worker.state.words[Word.STARTED]}
+
+    async def _check(self, command: list[str]) -> spawning.Finished:
+        hint = "the running one goes on"
+        try:
+            return await self._worker.attendant.run(partial(spawning.run, command, limit=CHECK_S), abandon=True)
+        except TimeoutError as error:
+            raise HandoverError(f"the installed program did not answer within {CHECK_S:g} s", hint=hint) from error
+        except OSError as error:  # being replaced just now, or no memory for a process
+            raise HandoverError(f"the installed program cannot be started: {error.strerror}", hint=hint) from error
 
     async def reload(self) -> None:
         """Upgrade, as a signal asks for it: to read the settings again is part of that. What is refused goes to the log."""

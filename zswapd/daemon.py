@@ -153,7 +153,7 @@ class Worker:
         self._remembered = -1
         self._exporter = prepared.exporter
         self._watcher = prepared.watcher
-        self._attendant = prepared.attendant
+        self.attendant = prepared.attendant
         self._is_cold = prepared.is_cold
         self.upkeep = Upkeep(
             self.core,
@@ -254,7 +254,7 @@ class Worker:
 
     async def _warm_up(self) -> None:
         """Have programs and libraries in memory, though they may be in the swap that is served only now."""
-        await self._attendant.run(service.read_code, abandon=True)
+        await self.attendant.run(service.read_code, abandon=True)
         service.populate_resident_code()
 
     def has_supervisor(self) -> bool:
@@ -308,6 +308,7 @@ class Worker:
                 progressed=notifier.more_time,
                 is_opened=lambda: self.session.operations.opened > 0,
                 identities=self._identities(),
+                run=self.attendant.run,
             )
         except SwapDeviceError as error:
             self.is_stopping = self.session.operations.is_closing = False

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import trio
 
 from zswapd import swapdevice
 from zswapd.errors import HeadroomError, PermissionsError, SwapDeviceError
+from zswapd.offload import Offload
 from zswapd.swapdevice import attaching, draining, state
 
 STEPS = ("free_loop", "open_loop", "configure_loop", "run", "swapon")
@@ -594,8 +596,6 @@ def test_find_attached_follows_symbolic_links_above_the_mountpoint(tmp_path: Pat
 
 
 async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     seen: dict[str, object] = {}
 
     def fake_detach(*files: Path, pool_bytes: int, progress: Callable[[str, int, int], None], identities: object) -> list[str]:
@@ -622,6 +622,21 @@ async def test_drain_takes_back_a_file_that_came_on_meanwhile(monkeypatch: pytes
     monkeypatch.setattr(draining, "detach", lambda *_, **__: on.pop(0))
     await draining.drain([Path("/a"), Path("/b")], pool_bytes=0, say=print, progressed=lambda: None)
     assert on == []
+
+
+async def test_drain_runs_in_the_thread_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    offload, said, threads = Offload("attendant"), list[str](), list[str]()
+
+    def fake_detach(*_: Path, progress: Callable[[str, int, int], None], **__: object) -> list[str]:
+        threads.append(threading.current_thread().name)
+        progress("/dev/loop3", MIB, MIB)
+        return []
+
+    monkeypatch.setattr(draining, "detach", fake_detach)
+    monkeypatch.setattr(trio.to_thread, "run_sync", lambda *_: pytest.fail("a new thread may wait for memory"))
+    await draining.drain([Path("/a")], pool_bytes=0, say=said.append, progressed=lambda: None, run=offload.run)
+    assert threads == ["attendant"]
+    assert said == ["swapping off /dev/loop3: 1.0 MiB of 1.0 MiB left"]
 
 
 async def test_drain_waits_a_moment_for_a_swapon_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -11,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from zswapd import commands as commands_module
 from zswapd.commands import Commands
 from zswapd.errors import HandoverError
 from zswapd.handover import Word
+from zswapd.offload import Offload
 
 
 class FakeWorker:
@@ -24,6 +29,7 @@ class FakeWorker:
         words = [0] * len(Word)
         self.state = types.SimpleNamespace(layout=1, geometry={}, words=words)
         self.core = types.SimpleNamespace(arena=types.SimpleNamespace(label=b"{}"))
+        self.attendant = Offload("attendant")
         self.checked: object = None
         self.calls = 0
 
@@ -63,3 +69,54 @@ async def test_program_that_cannot_be_started_is_no_upgrade(
     await commands(worker).reload()  # as SIGHUP asks for it
     assert not worker.state.words[Word.UPGRADE]
     assert not worker.calls
+
+
+@pytest.fixture
+def _no_thread_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone(2), or a child that has not called exec, may wait for memory, with the interpreter's lock."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("not while pages are served")
+
+    for place, name in ((trio, "run_process"), (trio.to_thread, "run_sync"), (subprocess, "Popen"), (os, "fork")):
+        monkeypatch.setattr(place, name, fail)
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.usefixtures("_no_thread_is_made")
+async def test_check_that_says_yes_asks_the_supervisor(
+    worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "echo '{\"pool\": 1}'; echo noise >&2; read nothing; exit 0"
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "new", text))
+    report = await commands(worker)._upgrade()
+    assert report["worker"] == os.getpid()
+    assert worker.checked == {"pool": 1}
+    assert worker.state.words[Word.UPGRADE] == 1
+    assert worker.calls == 1
+
+
+@pytest.mark.usefixtures("_no_thread_is_made")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("echo 'no: another layout' >&2; echo more >&2; exit 13", "cannot take over: no: another layout"),
+        ("exit 3", "cannot take over: exit code 3"),
+        ("kill -9 $$", "cannot take over: exit code -9"),
+        ("exec sleep 60", "did not answer within 0.3 s"),
+    ],
+)
+async def test_check_that_says_no_changes_nothing(
+    worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    monkeypatch.setattr(commands_module, "CHECK_S", 0.3)
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "new", text))
+    with trio.fail_after(20), pytest.raises(HandoverError, match=reason):
+        await commands(worker)._upgrade()
+    assert not worker.state.words[Word.UPGRADE]
+    assert worker.checked is None

@@ -17,10 +17,12 @@ from zswapd.swapdevice.detaching import detach
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from zswapd.swapdevice.state import Identity
+
+    Run = Callable[[Callable[[], list[str]]], Awaitable[list[str]]]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ async def drain(
     progressed: Callable[[], object],
     is_opened: Callable[[], bool] = lambda: False,
     identities: Mapping[Path, Identity] | None = None,
+    run: Run = trio.to_thread.run_sync,
 ) -> None:
     """Swap off from all files, or from none if that does not fit into memory, and again from those that came on meanwhile.
 
@@ -52,25 +55,27 @@ async def drain(
             time for that, and none to a swapoff that stands still.
         is_opened: says whether somebody has a file open, a swapon that began before this for example.
         identities: what the files are, see `detach`.
+        run: calls a function in a thread; one that is there already does not wait for memory to begin.
 
     Raises:
         HeadroomError: it does not fit; the daemon has to go on.
         SwapDeviceError: a file is in use for something else, or swapoff failed; likewise.
     """
     least: dict[str, int] = {}
+    token = trio.lowlevel.current_trio_token()
 
     def report(device: str, left: int, total: int) -> None:
         text = f"swapping off {device}: {format_size(left)} of {format_size(total)} left"
         log.info("%s", text, extra={"rate_limit": 5})
-        trio.from_thread.run_sync(say, text)
+        trio.from_thread.run_sync(say, text, trio_token=token)
         if left < least.setdefault(device, left):
             least[device] = left
-            trio.from_thread.run_sync(progressed)
+            trio.from_thread.run_sync(progressed, trio_token=token)
 
     end = time.monotonic() + OPENED_S
     while True:
         job = partial(detach, *files, pool_bytes=pool_bytes, progress=report, identities=identities)
-        devices = await trio.to_thread.run_sync(job)
+        devices = await run(job)
         for device in devices:
             log.info("swapped off and detached: %s", device)
         if not devices:

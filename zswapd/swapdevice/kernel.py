@@ -6,27 +6,24 @@ becomes of the process that attaches (SIGKILL included), a loop device never out
 
 swapoff(2) always runs in a child process. The kernel marks the process that is in swapoff as the first victim of the OOM
 killer, whatever its oom_score_adj; were that the daemon, a shortage during swapoff would kill the one process that must not
-die. The child is made by posix_spawn through ctypes, which lets go of the interpreter's lock: `subprocess` and `os.posix_spawn`
-keep it until the child has called exec, and an exec that waits for memory would stop the page path. And the child may write to
-swap and call the OOM killer, so it must not inherit PR_SET_IO_FLUSHER.
+die (how it is made: spawning.py).
 
-Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2), posix_spawn(3).
+Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
-import select
-import signal
 import struct
 import subprocess
 from typing import TYPE_CHECKING
 
+from zswapd.spawning import Child, spawn
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 LOOP_CTL_GET_FREE = 0x4C82
 LOOP_CONFIGURE = 0x4C0A
@@ -45,36 +42,8 @@ BLKDISCARD = 0x1277
 DISCARD_STEP = 16 << 20
 """Bytes discarded in one request: 4096 pages, some ten milliseconds of the daemon's time."""
 
-PR_SET_IO_FLUSHER, PR_GET_IO_FLUSHER = 57, 58
-
 SWAPOFF_NO_MEMORY = 2
 """Exit code of swapoff(8), since util-linux 2.36, for ENOMEM."""
-
-
-class Child:
-    """A running program.
-
-    Args:
-        pid: its process id.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._descriptor = os.pidfd_open(pid)
-        self._poll = select.poll()
-        self._poll.register(self._descriptor, select.POLLIN)
-
-    def wait(self, seconds: float) -> int | None:
-        """Wait for its end; return the exit code, or minus the signal that killed it, or None if it still runs."""
-        if not self._poll.poll(seconds * 1000):
-            return None
-        _, status = os.waitpid(self._pid, 0)
-        os.close(self._descriptor)
-        return os.waitstatus_to_exitcode(status)
-
-    def interrupt(self) -> None:
-        """Make it give up, which swapoff(2) does at the next page; what it has not done stays as it was."""
-        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
 
 class Kernel:
@@ -145,28 +114,5 @@ class Kernel:
             raise OSError(error, os.strerror(error), device)
 
     def start_swapoff(self, device: str) -> Child:
-        """Switch swap off in a child process, however long that takes."""
-        with self._without_io_flusher():
-            return Child(self._spawn(("swapoff", device)))
-
-    def _spawn(self, command: Sequence[str]) -> int:
-        pid = ctypes.c_int()
-        arguments = (ctypes.c_char_p * (len(command) + 1))(*map(os.fsencode, command), None)
-        variables = [os.fsencode(f"{name}={value}") for name, value in os.environ.items()]
-        environment = (ctypes.c_char_p * (len(variables) + 1))(*variables, None)
-        error = self._libc.posix_spawnp(ctypes.byref(pid), arguments[0], None, None, arguments, environment)
-        if error:
-            raise OSError(error, os.strerror(error), command[0])
-        return pid.value
-
-    @contextlib.contextmanager
-    def _without_io_flusher(self) -> Iterator[None]:
-        """Take the flag, which children inherit, off this thread for a moment."""
-        was_on = self._libc.prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) == 1
-        if was_on:
-            self._libc.prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0)
-        try:
-            yield
-        finally:
-            if was_on:
-                self._libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+        """Switch swap off in a child process, however long that takes; killed, it gives up at the next page."""
+        return spawn(("swapoff", device))
