@@ -21,6 +21,7 @@ fit, or somebody else uses a file, the worker says so and goes on: a swap device
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -264,7 +265,8 @@ class Worker:
     def call_supervisor(self) -> None:
         """Have the supervisor look at the words of the shared state."""
         if self.has_supervisor():
-            os.kill(self._supervisor, signal.SIGUSR1)
+            with contextlib.suppress(ProcessLookupError):  # it has just died
+                os.kill(self._supervisor, signal.SIGUSR1)
 
     async def _obey(self, signals: Any, nursery: trio.Nursery) -> None:
         async for number in signals:
