@@ -298,9 +298,13 @@ def test_request_that_kills_every_worker_is_answered_with_eio(stage: Stage, monk
     daemon = stage.daemon(size="64M")
     fd = os.open(daemon.file, os.O_RDWR)
     try:
+        data = os.urandom(8 * PAGE)
         with pytest.raises(OSError, match="Input/output error") as caught:
-            os.pwrite(fd, os.urandom(8 * PAGE), 0)
+            os.pwrite(fd, data, 0)
         assert caught.value.errno == errno.EIO
+        pages = [(os.pread(fd, PAGE, offset), data[offset : offset + PAGE]) for offset in range(0, len(data), PAGE)]
+        assert [page in (bytes(PAGE), new) for page, new in pages] == [True] * 8  # as before or as written
+        assert [page == new for page, new in pages] == [True] * 3 + [False] * 5  # each came as far as its third store
         os.pwrite(fd, b"b" * PAGE, 64 * PAGE)  # the next worker has two to go
         assert os.pread(fd, PAGE, 64 * PAGE) == b"b" * PAGE
     finally:
