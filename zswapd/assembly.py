@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zswapd import carry, compress, crashpoints, recompressing
-from zswapd.allocators.arena import Arena
+from zswapd.allocators.arena import Arena, head_frames
 from zswapd.allocators.choice import make_allocator
 from zswapd.allocators.frametable import PERSISTENT
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
@@ -36,6 +36,7 @@ from zswapd.diskhalf import apply_limits
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
 from zswapd.pam.zv import Zv
+from zswapd.pam.zvpages import BODY_MASK
 from zswapd.tmem.core import Tmem, TmemStatistics
 from zswapd.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 
@@ -138,10 +139,19 @@ def make_arena(config: Config) -> Arena:
     Raises:
         ArenaError: no shared memory.
     """
+    return Arena(_arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
+
+
+def _arena_frames(config: Config) -> int:
+    """Return the frames of a new arena: as many as the pool may need, but no more than the header of a raw page can name.
+
+    Swap files may be larger than that. What they hold is compressed, and stores that find no frame are refused.
+    """
     page_size = config.context.page_size
     pages = sum(config.swap_files().values()) // page_size
-    frames = pages + pages // 4 + 4 * _reserve_frames(config) + _cache_frames(config)
-    return Arena(frames, page_size, kind=config.memory.arena, label=label(config))
+    wanted = pages + pages // 4 + 4 * _reserve_frames(config) + _cache_frames(config)
+    most = (BODY_MASK + 1) // page_size
+    return min(wanted, most - head_frames(most, page_size))
 
 
 def lost_bitmap_bytes(config: Config) -> dict[str, int]:

@@ -12,6 +12,7 @@ from tests.support.strategies import page
 from zswapd import assembly, compress, reports
 from zswapd.config import changed, load
 from zswapd.errors import CorruptedPageError
+from zswapd.pam.zvpages import BODY_MASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,3 +130,17 @@ def test_statistics_are_what_json_can_say(core: assembly.Core) -> None:
     pool = reports.pool_report(core.statistics(), "lz4")
     assert pool["stored_pages"] == 0
     assert pool["limit_bytes"] > 0
+
+
+@pytest.mark.parametrize("size", ["64M", "800G", "900G", "4T"])
+def test_arena_is_no_larger_than_a_raw_page_can_name_its_place(tmp_path: Path, size: str, page_size: int) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 1048576 kB\n")
+    assignments = [("swap.size", size, "--size"), ("memory.reserve", "8M", "--set")]
+    config = load(codecs=compress.names(), assignments=assignments, root=tmp_path, page_size=page_size)
+    arena = assembly.make_arena(config)
+    length = arena.total_frames * page_size
+    arena.close()
+    assert length <= BODY_MASK + 1
+    wanted = sum(config.swap_files().values())
+    assert length > min(wanted, 0.99 * (BODY_MASK + 1))

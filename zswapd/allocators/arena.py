@@ -121,6 +121,12 @@ def open_backing(kind: str) -> tuple[int, str]:
     return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
 
 
+def head_frames(frames: int, page_size: int) -> int:
+    """Return the frames that superblock and table take before so many others."""
+    # The table describes itself as well: indexing by frame number then needs no subtraction.
+    return 1 + round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
+
+
 class Arena:
     """One shared mapping of `frames` frames behind a table that describes them.
 
@@ -150,9 +156,7 @@ class Arena:
             raise ArenaError("an arena of no frames was asked for", hint="give the pool a limit of at least one page")
         if len(label) >= page_size - _SUPERBLOCK.size:
             raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
-        # The table describes itself as well: indexing by frame number then needs no subtraction.
-        table_frames = round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
-        first_frame = 1 + table_frames
+        first_frame = head_frames(frames, page_size)
         fd, kind = open_backing(kind)
         try:
             os.ftruncate(fd, (first_frame + frames) * page_size)
