@@ -47,6 +47,24 @@ def test_neighbours_are_read_in_one_request_which_their_readers_share(files: Fil
     assert files.transfers.statistics().bd_reads == MANY
 
 
+@pytest.mark.parametrize("change", ["write", "discard"])
+def test_changes_inside_one_page_on_the_disk_cost_no_buffer(files: Files, change: str) -> None:
+    files.write(0, data(0, 4))
+    files.settle()
+    expected = bytearray(data(0, 4))
+    for turn in range(files.transfers.buffers):
+        at = turn % 4 * PAGE + 100 + turn
+        request = files.write(at, b"!" * 50) if change == "write" else files.discard(at, 50)
+        assert len(files.disk.waiting) == 1, "one page is read by one request"
+        files.settle()
+        assert files.answers[request] == (50 if change == "write" else 0)
+        expected[at : at + 50] = b"!" * 50 if change == "write" else bytes(50)
+    assert files.transfers.statistics().free_buffers == files.transfers.buffers
+    whole = files.read(0, 4 * PAGE)
+    files.settle()
+    assert files.answers[whole] == bytes(expected)
+
+
 REFUSALS: dict[str, tuple[str, ...]] = {
     "compress_poor": ("pool.incompressible=refuse",),
     "mean_compress_poor": ("pool.incompressible=refuse", "pool.zv_max_mean_zsize=32"),

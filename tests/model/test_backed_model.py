@@ -74,6 +74,13 @@ class BackedMachine(RuleBasedStateMachine):
         self.parts.add(request)
         self._began(request, {number: before[:begin] + bytes([byte]) * length + before[begin + length :]})
 
+    @rule(place=st.integers(0, PAGES - 1), begin=st.integers(1, 4000), length=st.integers(1, 90), byte=st.integers(0, 255))
+    def change_a_part_of_one_on_the_disk(self, place: int, begin: int, length: int, byte: int) -> None:
+        states = {number: self.files.device.state_of(number) for number in range(PAGES)}
+        there = [number for number, state in states.items() if state and state.state == "disk"]
+        if there:
+            self.change_a_part(there[place % len(there)], begin, length, byte)
+
     def _has_part(self, number: int) -> bool:
         return any(number in pages for request, pages in self.writes.items() if request in self.parts)
 
@@ -105,8 +112,10 @@ class BackedMachine(RuleBasedStateMachine):
                 if answer >= 0:
                     self.may[number] = {content}
                 else:
-                    # Whichever of its pages failed is lost, if it was there; those behind it are as before.
-                    kept = before if len(pages) > 1 else before & {ZEROS, ERROR}
+                    # Whichever of its pages failed is lost, if it was there; those behind it are as before, and so is one
+                    # of which a part was to be changed, and which could not be read.
+                    is_unread = request in self.parts and self._disk_failed_to_read
+                    kept = before if len(pages) > 1 or is_unread else before & {ZEROS, ERROR}
                     self.may[number] = kept | {content, ERROR}
                     if len(pages) > 1:
                         self.untouched.add(number)
@@ -144,6 +153,16 @@ class BackedMachine(RuleBasedStateMachine):
     def write_back(self, numbers: list[int]) -> None:
         self.files.write_back(sorted(set(numbers)))
 
+    @rule()
+    def disk_comes_to_rest(self) -> None:
+        self.files.settle()
+        self._answered()
+
+    @rule(numbers=st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=PAGES))
+    def send_to_the_disk(self, numbers: list[int]) -> None:
+        self.write_back(numbers)
+        self.disk_comes_to_rest()
+
     @rule(limit=st.sampled_from((0, 4, 1000)))
     def pool_limit(self, limit: int) -> None:
         self.files.core.zv.limit_frames = limit
@@ -178,6 +197,8 @@ class BackedMachine(RuleBasedStateMachine):
     def check(self) -> None:
         if hasattr(self, "files"):
             self.files.core.check()
+            transfers = self.files.transfers
+            assert not transfers.is_idle() or transfers.statistics().free_buffers == transfers.buffers
 
     def teardown(self) -> None:
         try:

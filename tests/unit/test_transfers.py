@@ -151,6 +151,18 @@ def test_writes_leave_buffers_to_reads() -> None:
     assert world.transfers.statistics().refused_writes == 4
 
 
+def test_slot_that_is_named_twice_is_read_once_and_its_buffer_comes_back() -> None:
+    world = World()
+    assert world.write(3)
+    fetch = world.transfers.fetch([3, 3], lambda: None)
+    world.transfers.kick()
+    assert len(world.disk.waiting) == 1
+    world.disk.finish()
+    assert world.transfers.page(3) == bytes([3]) * PAGE
+    world.transfers.end(fetch)
+    assert world.transfers.statistics().free_buffers == world.transfers.buffers == 8
+
+
 def test_what_a_predecessor_writes_is_left_alone_until_it_cannot_any_more() -> None:
     claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
     dead = World(claims)

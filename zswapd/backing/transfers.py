@@ -56,6 +56,7 @@ class TransferStatistics:
         failed_reads, failed_writes: of these, those that failed.
         refused_writes: pages turned away because buffers, slot or device were not to be had.
         in_flight: requests under way.
+        free_buffers: pages that there is room for now; all that there is when nothing is under way.
         held_slots: slots that a predecessor's request may still write.
         avoided_slots: slots left alone since they failed.
         degraded: writes are refused, since the device is in trouble.
@@ -69,6 +70,7 @@ class TransferStatistics:
     failed_writes: int
     refused_writes: int
     in_flight: int
+    free_buffers: int
     held_slots: int
     avoided_slots: int
     degraded: bool
@@ -323,8 +325,8 @@ class Transfers:
     # Reading.
 
     def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> Fetch:
-        """Have slots read, once `kick` is called; the result must be given to `end` after `done`."""
-        fetch = Fetch(tuple(sorted(slots)), done)
+        """Have slots read, once `kick` is called; the result must be given to `end` after `done`. A slot named twice is one."""
+        fetch = Fetch(tuple(sorted(set(slots))), done)
         self._waiting.append(fetch)
         return fetch
 
@@ -428,6 +430,7 @@ class Transfers:
             failed_writes=self._failed_writes,
             refused_writes=self._refused,
             in_flight=len(self._started),
+            free_buffers=len(self._free),
             held_slots=len(self._held),
             avoided_slots=len(self._health.avoided),
             degraded=bool(self.trouble),

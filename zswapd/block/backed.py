@@ -203,7 +203,8 @@ class BackedDevice(Device):
         first, begin = divmod(offset, self._page_size)
         last, end = divmod(offset + length, self._page_size)
         if edges:
-            numbers = [number for number, part in ((first, begin), (last, end)) if part and self._slots.holds(number)]
+            parts = dict.fromkeys(number for number, part in ((first, begin), (last, end)) if part)  # which may be one page
+            numbers = [number for number in parts if self._slots.holds(number)]
         else:
             numbers = self._slots.numbers(first, last + (end > 0))
         return [self._slots.base + number for number in numbers if not self._frontswap.holds(self.swap_type, number)]
