@@ -65,6 +65,19 @@ def test_changes_inside_one_page_on_the_disk_cost_no_buffer(files: Files, change
     assert files.answers[whole] == bytes(expected)
 
 
+@pytest.mark.parametrize("change", ["write", "discard"])
+def test_change_beyond_the_end_of_the_file_whose_head_is_on_the_disk_is_cut_there(files: Files, change: str) -> None:
+    last = 4 * MANY - 1
+    files.write(last * PAGE, data(last, 1))
+    files.settle()
+    at, length = last * PAGE + 100, 2 * PAGE
+    request = files.write(at, b"!" * length) if change == "write" else files.discard(at, length)
+    files.settle()
+    assert files.answers[request] == (PAGE - 100 if change == "write" else 0)
+    assert files.get(last) == data(last, 1)[:100] + (b"!" if change == "write" else b"\0") * (PAGE - 100)
+    assert files.operations.statistics().internal_errors == 0
+
+
 REFUSALS: dict[str, tuple[str, ...]] = {
     "compress_poor": ("pool.incompressible=refuse",),
     "mean_compress_poor": ("pool.incompressible=refuse", "pool.zv_max_mean_zsize=32"),

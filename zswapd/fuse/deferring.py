@@ -114,7 +114,7 @@ class BackedOperations(Operations):
             return self._change(inode, partial(_serve_write, self, inode, offset, data), _written, unique)
         except SlotsNeeded:
             call = partial(_serve_write, self, inode, offset, memoryview(bytes(data)))
-            wanted = partial(self._devices[inode].needed, offset, len(data), edges=True)
+            wanted = self._edges(inode, offset, len(data))
         return self._fetch(wanted, unique, partial(self._change_again, inode, call, _written))
 
     @serving
@@ -125,8 +125,13 @@ class BackedOperations(Operations):
         try:
             return self._change(inode, call, _nothing, unique)
         except SlotsNeeded:
-            wanted = partial(self._devices[inode].needed, offset, length, edges=True)
+            wanted = self._edges(inode, offset, length)
         return self._fetch(wanted, unique, partial(self._change_again, inode, call, _nothing))
+
+    def _edges(self, inode: int, offset: int, length: int) -> Callable[[], list[int]]:
+        """Return what tells the slots that a change of a byte range has to read; beyond the end of the file there are none."""
+        device = self._devices[inode]
+        return partial(device.needed, offset, min(length, device.size - offset), edges=True)
 
     def _change(self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int) -> int:
         """Write or discard; DEFERRED if some of its pages are on their way to their slots.
