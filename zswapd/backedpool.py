@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zswapd.backing._disk import Cipher, Queue
+from zswapd.backing.buffers import make_buffers
 from zswapd.backing.lifeline import Lifeline
 from zswapd.backing.store import KEY_BYTES, SlotStore, open_store
-from zswapd.backing.transfers import CLAIMS, RUN_MAX, Transfers, make_buffers
+from zswapd.backing.transfers import CLAIMS, RUN_MAX, Transfers
 from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import logging
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -45,6 +47,59 @@ def test_neighbours_are_read_in_one_request_which_their_readers_share(files: Fil
     files.settle()
     assert [files.answers[request] for request in requests] == [data(0, MANY), data(3, 4), data(0, MANY)]
     assert files.transfers.statistics().bd_reads == MANY
+
+
+@pytest.mark.parametrize("bad", [0, 5, MANY - 1])
+def test_bad_sector_costs_its_own_reader_and_not_those_of_its_neighbours(
+    files: Files, bad: int, expect_log: Callable[..., None]
+) -> None:
+    expect_log(f"page {bad} of swap cannot be read", level=logging.ERROR)
+    files.write(0, data(0, MANY))
+    files.settle()
+    files.disk.bad = {bad}
+    requests = [files.read(number * PAGE, PAGE) for number in range(MANY)]
+    whole = files.read(0, MANY * PAGE)
+    files.settle()
+    for number, request in enumerate(requests):
+        assert files.answers[request] == (-errno.EIO if number == bad else data(number, 1))
+    assert files.answers[whole] == -errno.EIO
+    for number in range(MANY):
+        assert files.get(number) == (-errno.EIO if number == bad else data(number, 1))
+    assert files.transfers.trouble == "", "a sector is no disk"
+
+
+@pytest.mark.parametrize("bad", [0, 5, MANY - 1])
+def test_bad_sector_in_a_run_that_several_read_together_costs_its_reader_only(
+    files: Files, bad: int, expect_log: Callable[..., None]
+) -> None:
+    expect_log(f"page {bad} of swap cannot be read", level=logging.ERROR)
+    files.write(0, data(0, MANY))
+    files.settle()
+    files.disk.bad = {bad}
+    whole = files.read(0, MANY * PAGE)  # readahead: the others join its request
+    requests = [files.read(number * PAGE, PAGE) for number in range(MANY)]
+    assert len(files.disk.waiting) == 1
+    files.settle()
+    assert [files.answers[request] for request in requests] == [
+        -errno.EIO if number == bad else data(number, 1) for number in range(MANY)
+    ]
+    assert files.answers[whole] == -errno.EIO
+    seen = files.transfers.statistics()
+    assert (seen.read_requests, seen.failed_reads, seen.bd_reads) == (9, 5, MANY - 1), "halves are tried, not each slot"
+    assert seen.free_buffers == files.transfers.buffers
+    assert not seen.degraded
+
+
+def test_disk_that_cannot_be_read_at_all_is_not_tried_for_each_page(files: Files, expect_log: Callable[..., None]) -> None:
+    expect_log("page 0 of swap cannot be read", level=logging.ERROR)
+    files.write(0, data(0, MANY))
+    files.settle()
+    files.disk.failing = errno.ENODEV
+    request = files.read(0, MANY * PAGE)
+    files.settle()
+    assert files.answers[request] == -errno.EIO
+    assert files.transfers.statistics().read_requests <= 11
+    assert files.transfers.trouble
 
 
 @pytest.mark.parametrize("change", ["write", "discard"])

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from tests.support.disk import Disk
 from tests.support.successor import make_config
 from zswapd.assembly import Core
-from zswapd.backing.transfers import Transfers, make_buffers
+from zswapd.backing.buffers import make_buffers
+from zswapd.backing.transfers import Transfers
 from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.fuse.deferring import DEFERRED, BackedOperations
 from zswapd.fuse.inodes import ROOT_INODE, Directory

@@ -16,6 +16,7 @@ class Disk:
         waiting: requests under way, as (job, done).
         writes: the slots of each write request, in the order in which they were made.
         failing: errno of all requests to come, 0 for none.
+        bad: slots that cannot be read; a request with one of them fails.
     """
 
     def __init__(self, page_size: int, slots: int) -> None:
@@ -24,8 +25,11 @@ class Disk:
         self.waiting: list[tuple[Callable[[], None], Callable[[int], None]]] = []
         self.writes: list[tuple[int, int]] = []
         self.failing = 0
+        self.bad: set[int] = set()
 
     def read(self, first: int, pages: Sequence[memoryview]) -> None:
+        if not self.bad.isdisjoint(range(first, first + len(pages))):
+            raise OSError(errno.EIO, "a bad sector")
         for number, page in enumerate(pages, first):
             page[:] = self.slots[number]
 
@@ -51,7 +55,10 @@ class Disk:
         job, done = self.waiting.pop(place)
         code = self.failing if code is None else code
         if code != errno.ENODEV:  # then nothing has reached the disk
-            job()
+            try:
+                job()
+            except OSError as error:
+                code = error.errno or errno.EIO
         done(code)
 
     def finish_all(self) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
 from zswapd.assembly import Core, Inherited
-from zswapd.backing.transfers import CLAIMS, Transfers, make_buffers
+from zswapd.backing.buffers import make_buffers
+from zswapd.backing.transfers import CLAIMS, Transfers
 from zswapd.diskhalf import Backing, slot_map_sizes
 from zswapd.errors import LostPageError
 

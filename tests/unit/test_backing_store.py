@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from tests.support.capabilities import requires_loop
 from zswapd.backing._disk import Cipher, Job, Queue
+from zswapd.backing.buffers import make_buffers
 from zswapd.backing.store import DATA_AT, KEY_BYTES, LABEL, SlotStore, open_store
-from zswapd.backing.transfers import make_buffers
 from zswapd.errors import BackingError
 
 PAGE = 4096

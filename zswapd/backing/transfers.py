@@ -12,14 +12,15 @@ Death. `claims` is memory that outlives the process: a word for each request tha
 cleared when the disk has answered. A thread that hangs in the kernel outlives its process too, and may still write much later.
 So a successor keeps away from the slots in the words it finds, until it is told that no such thread lives (`release_held`).
 
-Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds that it works.
+Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds that it works. A read of
+many slots that fails is made again for ever smaller halves, one after the other, until it is known which slots cannot be read:
+one bad sector costs its own readers only. When the device as a whole cannot be read, the rest is given up.
 
 Synchronous: `submit` runs a blocking job elsewhere and has its end told in this thread.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections import deque
@@ -30,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 from zswapd import carry, crashpoints
 from zswapd.backing.health import Health
 from zswapd.crashpoints import reach
-from zswapd.pages import round_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -116,21 +116,6 @@ class Fetch:
     missing: int = 0
 
 
-def make_buffers(size: int, page_size: int) -> memoryview:
-    """Return private memory for pages on their way, touched, and aligned as direct I/O wants it.
-
-    Args:
-        size: bytes; rounded down to the page.
-        page_size: bytes in a page.
-    """
-    memory = mmap.mmap(-1, round_down(size, page_size))
-    memory.madvise(mmap.MADV_DONTDUMP)
-    view = memoryview(memory)
-    for place in range(0, len(view), mmap.PAGESIZE):
-        view[place] = 0
-    return view
-
-
 class Transfers:
     """All transfers of one store.
 
@@ -138,7 +123,7 @@ class Transfers:
         store: what makes requests.
         submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
         page_size: bytes in a slot.
-        buffers: what `make_buffers` has returned; at least twice the longest read.
+        buffers: what `make_buffers` (buffers.py) has returned; at least twice the longest read.
         depth: most requests under way.
         claims: CLAIMS 64-bit words that outlive the process; the process' own if there are none.
         clock: seconds, for tests.
@@ -354,16 +339,38 @@ class Transfers:
         run: list[int] = []
         for slot in [*slots, -1]:
             if run and (slot != run[-1] + 1 or len(run) == RUN_MAX):
-                self._read_requests += 1
-                pages = [self._views[self._reads[one].buffer] for one in run]
-                self._start(self._store.reading(run[0], pages), partial(self._has_read, tuple(run)))
+                self._read([run])
                 run = []
             run.append(slot)
 
-    def _has_read(self, run: tuple[int, ...], code: int) -> None:
-        self._health.note_read(code)
+    def _read(self, runs: list[list[int]]) -> None:
+        """Begin to read the last of some runs of slots; the others follow."""
+        run = runs.pop()
+        self._read_requests += 1
+        pages = [self._views[self._reads[slot].buffer] for slot in run]
+        self._start(self._store.reading(run[0], pages), partial(self._has_read, run, runs))
+
+    def _has_read(self, run: list[int], left: list[list[int]], code: int) -> None:
+        """Take note of how a read has ended.
+
+        Args:
+            run: its slots.
+            left: other parts of a run that could not be read as a whole.
+            code: 0 or an errno.
+        """
         self._failed_reads += code != 0
         self._bd_reads += 0 if code else len(run)
+        if code and len(run) > 1 and not self._health.is_failing:
+            half = len(run) // 2
+            left += [run[half:], run[:half]]
+        else:
+            self._health.note_read(code)
+            self._end_reads(run, code)
+        if left:
+            self._read(left)
+
+    def _end_reads(self, run: list[int], code: int) -> None:
+        """Tell who waits for slots."""
         finished: list[Fetch] = []
         for slot in run:
             read = self._reads[slot]
