@@ -152,6 +152,21 @@ def test_writes_leave_buffers_to_reads() -> None:
     assert world.transfers.statistics().refused_writes == 4
 
 
+def test_nothing_is_taken_while_requests_of_predecessors_hold_all_claims() -> None:
+    claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
+    for place in range(CLAIMS):
+        claims[place] = (1000 + place) << 16 | 1
+    world = World(claims)
+    assert not world.write(3), "its writer would wait until they are gone"
+    assert "256 requests of dead processes" in world.transfers.trouble
+    assert world.transfers.statistics().degraded
+    world.transfers.release_held()
+    assert world.transfers.trouble == ""
+    assert world.write(3)
+    claims[0] = 1000 << 16 | 1
+    assert World(claims).write(3), "one of them is free"
+
+
 def test_slot_that_is_named_twice_is_read_once_and_its_buffer_comes_back() -> None:
     world = World()
     assert world.write(3)

@@ -173,6 +173,8 @@ class Transfers:
     @property
     def trouble(self) -> str:
         """Why writes are refused, as words for a person."""
+        if len(self._inherited) == len(self._claims):  # no request could be begun
+            return f"{len(self._inherited)} requests of dead processes still hang"
         return self._health.trouble(min(self._started.values()) if self._started else None)
 
     def accepts(self, slot: int, *, buffers: int = 0) -> bool:
