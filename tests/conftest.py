@@ -18,7 +18,9 @@ import faulthandler
 import os
 import re
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -69,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not compiled.WANTS_PURE and compiled.stale():
         names = ", ".join(str(path.relative_to(compiled.PACKAGE)) for path in compiled.stale())
         pytest.exit(f"compiled modules are older than their source ({names}): run scripts/test, or set ZSWAPD_PURE=1", 3)
+    if capabilities.is_in_memory(Path(tempfile.gettempdir())):  # tests have disks in files there, which a backing has to be on
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
     # A background job of a shell without job control ignores SIGINT, and whom a test interrupts would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,6 +18,7 @@ import mmap
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,11 @@ def _requires(*needed: Callable[[], Capability]) -> pytest.MarkDecorator:
 def requires_root() -> pytest.MarkDecorator:
     """Skip the test unless it runs as root."""
     return _requires(root)
+
+
+def is_in_memory(path: Path) -> bool:
+    """Say whether a directory is on a tmpfs, as /tmp is since Debian 13."""
+    return subprocess.run(["stat", "-fc", "%T", path], check=True, capture_output=True, text=True).stdout.strip() == "tmpfs"
 
 
 def requires_fuse() -> pytest.MarkDecorator:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import select
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +101,31 @@ def test_what_cannot_be_a_store_is_refused_and_leaves_nothing(tmp_path: Path) ->
     assert not (tmp_path / "huge").exists()
 
 
+def test_refusal_leaves_a_dangling_link_and_makes_nothing(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "target")
+    with pytest.raises(BackingError, match="no room"):
+        take(link, slots=1 << 40)
+    assert link.is_symlink()
+    assert not (tmp_path / "target").exists()
+    os.close(take(link))
+    assert (tmp_path / "target").stat().st_size == DATA_AT + 16 * PAGE
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def test_what_lies_in_memory_is_refused_unless_forced(memory: Path) -> None:
+    with pytest.raises(BackingError, match=r"is in memory \(tmpfs\)"):
+        take(memory / "store")
+    assert not (memory / "store").exists()
+    with contextlib.suppress(BackingError):  # before Linux 6.6 it has no direct I/O either
+        os.close(take(memory / "store", force=True))
+
+
 def test_text_of_the_label_is_found_by_no_probe_and_slots_lie_behind_all_signatures(tmp_path: Path) -> None:
     os.close(take(tmp_path / "store"))
     found = subprocess.run(["blkid", "-p", str(tmp_path / "store")], check=False, capture_output=True)
@@ -132,6 +159,52 @@ def test_block_device(loop: Path, tmp_path: Path) -> None:
         take(tmp_path / "image", 64, force=True)
     with pytest.raises(BackingError, match="lies on our own file"):
         open_store(loop, 64, PAGE, mountpoint=tmp_path)
+
+
+@pytest.fixture
+def disk(loop: Path, tmp_path: Path) -> Iterator[Path]:
+    """A file system on a loop device on `tmp_path`."""
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(loop)], check=True, capture_output=True)
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", str(loop), str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@requires_loop()
+def test_file_on_a_file_system_on_our_own_file_is_refused(disk: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackingError, match="lies on our own file"):
+        open_store(disk / "store", 4, PAGE, mountpoint=tmp_path / "image")
+    assert not (disk / "store").exists()
+    os.close(take(disk / "store", 4))
+
+
+@requires_loop()
+def test_file_that_does_not_fit_is_left_as_it_was_and_so_is_its_file_system(disk: Path) -> None:
+    os.close(take(disk / "store", 4))
+
+    def seen() -> tuple[int, int, int]:
+        status = (disk / "store").stat()
+        return status.st_size, status.st_blocks, os.statvfs(disk).f_bfree
+
+    before = seen()
+    for slots in (1 << 9, 1 << 40):
+        with pytest.raises(BackingError, match="no room"):
+            take(disk / "store", slots)
+        assert seen() == before
+
+
+@requires_loop()
+def test_loop_device_of_a_file_with_any_name_is_nobodys_business(tmp_path: Path) -> None:
+    image = Path(os.fsdecode(os.fsencode(tmp_path) + b"/ima\xffge"))
+    image.write_bytes(bytes(1 << 20))
+    device = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True).stdout.strip()
+    try:
+        os.close(take(tmp_path / "store"))
+        os.close(take(Path(os.fsdecode(device)), 0))
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
 
 
 @requires_loop()

@@ -16,7 +16,7 @@ from zswapd import config, daemon
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.assembly import label
 from zswapd.config import Config
-from zswapd.errors import ControlError, HandoverError
+from zswapd.errors import ControlError, HandoverError, MountError
 from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
 from zswapd.service import Notifier
 from zswapd.supervisor import check, estate, orphan
@@ -81,6 +81,25 @@ def test_check_refuses_an_arena_for_other_settings(settings: Config) -> None:
     check(settings, identity(settings, arena_label=ours))
     with pytest.raises(HandoverError, match="arena is for other settings"):
         check(settings, identity(settings, arena_label=ours.replace("8", "9")))
+
+
+def test_store_that_was_made_for_an_estate_that_cannot_be_is_removed_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    store = tmp_path / "store"
+    assignments = [
+        ("swap.size", "1M", ""),
+        ("memory.reserve", "64K", ""),
+        ("fuse.mountpoint", str(tmp_path / "file"), ""),
+        ("control.socket", str(tmp_path / "socket"), ""),
+        ("backing.path", str(store), ""),
+    ]
+    settings = config.load(codecs=("lz4",), assignments=assignments, root=tmp_path_with_proc(tmp_path))
+    for before in (None, b""):
+        if before is not None:
+            store.write_bytes(before)
+        with pytest.raises(MountError):
+            estate.make(settings)
+        assert store.exists() == (before is not None), "what was there is left"
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ The first mebibyte is no slot's, since it is where programs look for the signatu
 never look like one. It also tells our own file from somebody else's.
 
 `open_store` refuses what somebody else may need: a device that is mounted, swapped on or part of another (O_EXCL finds these),
-one with a signature (blkid), a file with foreign contents, an active swap file, and whatever would come back to our own mount.
+one with a signature (blkid), a file with foreign contents, an active swap file, and (beneath.py) what lies in memory, and
+whatever would come back to our own mount.
 
 Direct I/O: a page on its way to the disk must not need a page of the page cache. All buffers are page-aligned, all transfers
 whole pages.
@@ -34,10 +35,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from zswapd.backing._disk import Job
+from zswapd.backing.beneath import device_of, refuse_memory, refuse_ours
 from zswapd.errors import BackingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from zswapd.backing._disk import Cipher
 
@@ -103,7 +105,7 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
         slots: pages that it has to hold.
         page_size: bytes in a page.
         mountpoint: where our own files are: nothing in there, and nothing made of it, can stand behind them.
-        force: take it although it carries a signature or foreign data.
+        force: take it although it carries a signature or foreign data, or lies in memory.
 
     Raises:
         BackingError: it cannot be used; the message says why. Nothing was changed, but for a new file that is removed again.
@@ -111,6 +113,7 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
     if path.resolve().is_relative_to(mountpoint.resolve()):
         raise BackingError(f"backing.path {path} is in the mount itself", hint="choose a file or device outside of it")
     needed = DATA_AT + slots * page_size
+    path = path.resolve()  # what a link names is what is made, and removed again
     is_new = not path.exists()
     with contextlib.ExitStack() as undo:
         fd = _open(path)
@@ -119,9 +122,12 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
             undo.callback(path.unlink)
         _lock(fd, path)
         status = os.fstat(fd)
+        if not force:
+            refuse_memory(path, status)
         if stat.S_ISBLK(status.st_mode):
             _check_device(fd, path, status, needed, mountpoint, force=force)
         else:
+            refuse_ours(device_of(status), path, mountpoint)
             _check_file(fd, path, status, force=force)
             _allocate(fd, path, needed)
         try:
@@ -174,9 +180,7 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
         raise BackingError(
             f"backing.path {path} has {size} bytes, the swap files need {needed}", hint="use a larger device or less swap"
         )
-    for name, file in _files_below(os.major(status.st_rdev), os.minor(status.st_rdev)):
-        if Path(file).is_relative_to(mountpoint):
-            raise BackingError(f"backing.path {path} lies on our own file {file} ({name})", hint="choose another device")
+    refuse_ours(status.st_rdev, path, mountpoint)
     if force or _is_ours(fd):
         return
     found = subprocess.run(
@@ -190,23 +194,10 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
         )
 
 
-def _files_below(major: int, minor: int) -> Iterator[tuple[str, str]]:
-    """Yield the loop devices that a block device consists of, with their files."""
-    base = Path(f"/sys/dev/block/{major}:{minor}").resolve()
-    # A partition's directory is in its disk's.
-    waiting = [base, base.parent] if (base / "partition").exists() else [base]
-    while waiting:
-        directory = waiting.pop()
-        with contextlib.suppress(OSError):
-            yield directory.name, (directory / "loop/backing_file").read_text().strip()
-        with contextlib.suppress(OSError):
-            waiting += [slave.resolve() for slave in (directory / "slaves").iterdir()]
-
-
 def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> None:
     for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
-            used = Path(loop.read_text().strip())
+            used = Path(os.fsdecode(loop.read_bytes().rstrip(b"\n")))
             if used.exists() and used.samefile(path):
                 raise BackingError(f"backing.path {path} is in use by /dev/{loop.parts[3]}", hint="`losetup -d` it first")
     if status.st_size and not force and not _is_ours(fd):
@@ -216,10 +207,18 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
 
 
 def _allocate(fd: int, path: Path, needed: int) -> None:
-    try:
-        os.posix_fallocate(fd, 0, needed)
-    except OSError as error:
+    """Give a file all its blocks; one that cannot get them is left as it was, and so is its file system."""
+    status, room = os.fstat(fd), os.fstatvfs(fd)
+    # What fallocate(2) has got before it fails it keeps: it is not tried where it would fill the file system.
+    why = os.strerror(errno.ENOSPC) if needed - status.st_blocks * 512 > room.f_bavail * room.f_frsize else ""
+    if not why:
+        try:
+            os.posix_fallocate(fd, 0, needed)
+        except OSError as error:
+            why = os.strerror(error.errno or errno.EIO)
+    if why:
+        os.ftruncate(fd, status.st_size)
         raise BackingError(
-            f"no room for {needed} bytes in {path.parent}: {error.strerror}",
+            f"no room for {needed} bytes in {path.parent}: {why}",
             hint="a slot must never be missing: free some, or use less swap",
-        ) from error
+        )

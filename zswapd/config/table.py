@@ -287,7 +287,9 @@ class BackingSection:
     path: Path | None = setting(  # noqa: RUF009 - gives a dataclass field
         OptionalPath(), "", help="File or block device with a slot for each page of the swap files; a file is made if missing."
     )
-    force: bool = setting(Boolean(), default=False, help="Take it although it carries a signature or foreign data.")
+    force: bool = setting(
+        Boolean(), default=False, help="Take it although it carries a signature or foreign data or is in memory."
+    )
     encrypt: bool = setting(Boolean(), default=True, help="Encrypt what is written there, with a key that is nowhere else.")
     threads: int = setting(Integer(1, 64), 8, help="Requests to the disk at a time.")
     writeback: bool = setting(

@@ -151,9 +151,13 @@ def make(config: Config) -> Estate:
     """
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(Listener(config.control.socket))
+        store = config.backing.path.resolve() if config.backing.path else None
+        is_new = store is not None and not store.exists()
         backing = backedpool.open_backing(config)
         if backing >= 0:
             undo.callback(os.close, backing)
+        if store is not None and is_new:
+            undo.callback(store.unlink)
         arena = _new_arena(config)
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint))

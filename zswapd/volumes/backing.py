@@ -271,7 +271,7 @@ def _below(device: int, site: _Site) -> Iterator[int]:
     for slave in (directory / "slaves").glob("*"):
         yield _number(slave / "dev")
     with contextlib.suppress(OSError):
-        file = (directory / "loop" / "backing_file").read_text().rstrip("\n")
+        file = os.fsdecode((directory / "loop" / "backing_file").read_bytes().rstrip(b"\n"))
         # Not asked of the file system if it is ours.
         yield site.device if Path(file).is_relative_to(site.mountpoint) else Path(file).stat().st_dev
 
