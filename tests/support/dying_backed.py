@@ -19,6 +19,7 @@ from tests.support.strategies import page
 from zswapd.assembly import Core, Inherited
 from zswapd.backing.buffers import make_buffers
 from zswapd.backing.transfers import CLAIMS, Transfers
+from zswapd.block.backed import SlotsNeeded
 from zswapd.diskhalf import Backing, slot_map_sizes
 from zswapd.errors import LostPageError
 
@@ -101,15 +102,18 @@ class BackedWorld(World):
         (device,) = core.backed
         if number == 0:
             self.late_writes()
-        fetch = self.transfers.fetch(device.needed(number * self.size, self.size), lambda: None)
-        self.transfers.kick()
-        while self.disk.waiting:
-            self.disk.finish()
-        try:
-            device.read_into(number * self.size, out)
-        finally:
-            self.transfers.end(fetch)
-        return device._has_page(number)
+        while True:
+            fetch = self.transfers.fetch(device.needed(number * self.size, self.size), lambda: None)
+            self.transfers.kick()
+            while self.disk.waiting:
+                self.disk.finish()
+            try:
+                device.read_into(number * self.size, out)
+            except SlotsNeeded:  # it has left the pool meanwhile
+                continue
+            finally:
+                self.transfers.end(fetch)
+            return device._has_page(number)
 
 
 class _BackedProcess(Process):
