@@ -52,7 +52,9 @@ def test_slot_that_failed_is_left_alone_for_a_while() -> None:
     assert not world.write(3)
     assert world.write(4)
     assert world.transfers.trouble == ""
+    assert world.transfers.statistics().avoided_slots == 1
     world.now += AVOID_S + 1
+    assert world.transfers.statistics().avoided_slots == 0
     assert world.write(3)
     assert world.codes == [errno.EIO, 0, 0]
 

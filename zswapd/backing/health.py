@@ -68,6 +68,12 @@ class Health:
         """Say whether a slot failed a short while ago."""
         return bool(self.avoided) and self.avoided.get(slot, 0.0) > self._clock()
 
+    def avoided_slots(self) -> int:
+        """Return how many slots are left alone, and forget those that are not any more."""
+        now = self._clock()
+        self.avoided = {slot: until for slot, until in self.avoided.items() if until > now}
+        return len(self.avoided)
+
     def note_read(self, code: int) -> None:
         """Take note of how a read has ended: a device that can be read may still refuse every write."""
         self._note("read", code)
@@ -79,6 +85,9 @@ class Health:
         elif slots.start < self.no_space_for.stop and self.no_space_for.start < slots.stop:
             self.no_space_for = range(0)  # a probe writes there, which must not follow a newer write
         self._note("write", code)
+        if not code and self.avoided:
+            for slot in slots:
+                self.avoided.pop(slot, None)
         if code and not self.is_failing:
             self.avoided.update(dict.fromkeys(slots, self._clock() + AVOID_S))
 

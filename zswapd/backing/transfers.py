@@ -441,6 +441,6 @@ class Transfers:
             in_flight=len(self._started),
             free_buffers=len(self._free),
             held_slots=len(self._held),
-            avoided_slots=len(self._health.avoided),
+            avoided_slots=self._health.avoided_slots(),
             degraded=bool(self.trouble),
         )
