@@ -108,8 +108,10 @@ def apply_limits(config: Config, writeback: Writeback, zv: Zv, total_frames: int
     """
     pool, backing = config.pool, config.backing
     limit = total_frames * LIMIT_PERCENT // 100 if pool.limit is None else pool.limit // config.context.page_size
-    zv.accept_frames = limit * pool.accept_threshold_percent // 100
-    writeback.limit_frames = limit if backing.writeback else 1 << 62
+    # Whichever is lower is where the pool is full.
+    bound = min(limit, total_frames * pool.zv_page_count_policy_percent // 100)
+    zv.accept_frames = bound * pool.accept_threshold_percent // 100
+    writeback.limit_frames = bound if backing.writeback else 1 << 62
     writeback.promotes = backing.promote
     writeback.accept_percent = pool.accept_threshold_percent
     writeback.idle_s = backing.idle_age if backing.writeback else 0

@@ -44,6 +44,7 @@ class Files:
             *settings,
             page_size=page_size,
         )
+        self.config = config
         self.disk = Disk(page_size, slots_needed(config))
         self.transfers = Transfers(
             self.disk,

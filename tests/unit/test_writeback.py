@@ -224,6 +224,83 @@ def test_a_command_may_take_only_what_does_not_compress() -> None:
     assert world.run() == [0, 1]
 
 
+def test_a_step_that_finds_nothing_in_its_time_says_so_and_the_next_goes_on() -> None:
+    world = World(100_000)
+    (device,) = world.devices
+    device.absent.update(range(60_000))  # as a successor finds them: it knows no ages
+    world.end_epoch()
+    world.writeback.limit_frames = 1000
+    steps = 1
+    while not world.writeback.step("limit"):
+        assert world.writeback.is_looking, "nobody would look again until the next time that pages are looked for"
+        steps += 1
+    assert 10 < steps < 20
+    assert device.sent[0] == 60_000
+    world.frames = 0
+    device.settle()
+    world.end_epoch()
+    world.writeback.command(0)
+    assert world.writeback.step("limit") == 0
+    assert not world.writeback.is_looking
+
+
+def test_epochs_without_pages_cost_a_step_what_it_takes_to_look_through_them() -> None:
+    world = World(1 << 20)
+    (device,) = world.devices
+    for _ in range(200):
+        world.end_epoch()
+    device.ages[:] = bytes([device.epoch]) * len(device.ages)
+    world.end_epoch()
+    world.writeback.limit_frames = 1
+    assert world.writeback.step("limit") == 0
+    assert world.writeback.is_looking, "one step has looked through 200 MiB"
+    while not world.writeback.step("limit"):
+        assert world.writeback.is_looking
+    assert device.sent[0] == 0
+
+
+def test_oldest_age_is_that_of_the_oldest_page_that_is_there() -> None:
+    world = World(100, 100)
+    for device in world.devices:
+        device.absent.update(range(50))
+    for _ in range(10):
+        world.end_epoch()
+    world.use(*range(50, 99))
+    world.use(*range(50, 100), device=1)
+    for _ in range(5):
+        world.end_epoch()
+    assert world.writeback.statistics().oldest_age_s == 15 * EPOCH_S, "one page was never used"
+    world.use(99)
+    for _ in range(2):
+        assert world.writeback.statistics().oldest_age_s == 5 * EPOCH_S
+    world.use(*range(50, 99))
+    assert world.writeback.statistics().oldest_age_s == 5 * EPOCH_S, "those of the other device"
+    world.use(*range(50, 100), device=1)
+    assert world.writeback.statistics().oldest_age_s == 0
+    world.writeback.mark_idle()
+    assert world.writeback.statistics().oldest_age_s > 5 * EPOCH_S
+
+
+def test_pages_that_are_not_in_the_pool_have_no_age() -> None:
+    files = Files(64)
+    device, writeback = files.device, files.core.writeback
+    assert writeback is not None
+    assert set(device.ages) == {0}, "nothing was written yet"
+    for number in range(32):
+        files.put(number, page("half", number, PAGE))
+    assert [number for number, age in enumerate(device.ages) if age] == list(range(32))
+    files.discard(4 * PAGE, 4 * PAGE)
+    files.core.zv.limit_frames = 0
+    files.transfers._health.no_space_for = range(1)  # nothing goes to the disk either
+    assert isinstance(answer := files.put(40, page("half", 40, PAGE)), int)
+    assert answer < 0
+    files.core.frontswap.freeze()
+    files.put(9, page("half", 40, PAGE))
+    files.core.frontswap.thaw()
+    assert [number for number, age in enumerate(device.ages) if age] == [0, 1, 2, 3, 8, *range(10, 32)]
+    files.close()
+
+
 def test_pages_may_return_to_a_pool_so_full_that_colder_ones_leave_it() -> None:
     world = World(1000)
     world.end_epoch()
@@ -270,6 +347,37 @@ def test_command_ends_when_nothing_is_left() -> None:
     for _ in range(3):
         world.writeback.step("command")
     assert world.writeback.commanded == 0
+
+
+@pytest.mark.parametrize(("percent", "limit"), [(1, "90%"), (90, "1%")])
+def test_the_lower_of_both_limits_is_where_writeback_begins_and_admission_ends(percent: int, limit: str) -> None:
+    files = Files(64, settings=(f"pool.zv_page_count_policy_percent={percent}", f"pool.limit={limit}"))
+    core = files.core
+    assert core.writeback is not None
+    bound = core._total_frames // 100
+    assert abs(core.writeback.limit_frames - bound) <= 1
+    assert abs(core.zv.accept_frames - bound * 90 // 100) <= 1
+    files.close()
+
+
+def test_a_pool_that_is_full_by_zv_page_count_policy_percent_lets_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files(1024, buffers=600)
+    core = files.core
+    writeback = core.writeback
+    assert writeback is not None
+    monkeypatch.setattr(core, "_total_frames", 256 * 100 // 75 + 1)
+    core.apply(files.config)
+    for number in range(1024):
+        files.put(number, page("half", number, PAGE))
+        writeback.look()
+        while (why := writeback.wanted()) and (writeback.step(why) or writeback.in_flight or writeback.is_looking):
+            files.transfers.kick()
+            files.settle()
+        while core.wants_compaction() and core.compact_step():
+            pass
+    assert writeback.statistics().by_limit > 300
+    assert files.device.backed_statistics().written_through_pages < 100
+    files.close()
 
 
 @pytest.mark.parametrize("kind", ["half", "words"])

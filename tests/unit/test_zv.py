@@ -209,6 +209,25 @@ def test_page_count_policy_percent_bounds_the_frames(make: Make, page_size: int)
     assert 120 <= stack.frames.used_frames < 120 + 16
 
 
+@pytest.mark.parametrize("bound", ["limit_frames", "policy"])
+def test_once_full_pages_are_taken_again_only_below_accept_frames(make: Make, bound: str) -> None:
+    stack = make(4096, total_frames=10_000 if bound == "limit_frames" else 64)
+    stack.zv.limit_frames, stack.zv.accept_frames = 48 if bound == "limit_frames" else 1 << 30, 40
+    kept = []
+    while (outcome := _create(stack, page("noise", len(kept), 4096), len(kept))) > 0:
+        kept.append(outcome)
+    assert outcome == -(RejectReason.POOL_LIMIT_HIT if bound == "limit_frames" else RejectReason.POLICY_PERCENT_EXCEEDED)
+    while stack.frames.used_frames > 41:
+        stack.zv.free(kept.pop())
+        assert _create(stack, page("noise", 1, 4096), 1000) < 0 or stack.frames.used_frames <= 41, "too early"
+    while stack.frames.used_frames > 40:
+        stack.zv.free(kept.pop())
+    taken = 0
+    while _create(stack, page("noise", taken, 4096), 2000 + taken) > 0:
+        taken += 1
+    assert stack.frames.used_frames >= 48, "it is taken until it is full again"
+
+
 def test_pool_limit_bounds_the_frames(make: Make, page_size: int) -> None:
     stack = make(page_size)
     stack.zv.limit_frames = 40

@@ -72,7 +72,7 @@ class Zv(ZvPages):
         max_zsize: zv_max_zsize in bytes; 7/8 of a page by default.
         max_mean_zsize: zv_max_mean_zsize in bytes; 5/8 of a page by default.
         limit_frames: pool.limit in frames.
-        accept_frames: once the limit was hit, pages are taken again when it holds no more than this; by default at once.
+        accept_frames: once a limit was hit, pages are taken again when it holds no more than this; by default at once.
         policy_percent: zv_page_count_policy_percent.
         eat: called when no frame is free; it frees some that hold nothing of ours and says whether it did.
     """
@@ -121,8 +121,8 @@ class Zv(ZvPages):
                 self._is_full = True
                 self._limit_hit += 1
                 return -RejectReason.POOL_LIMIT_HIT
-            self._is_full = False
-            if used >= self._policy_frames:
+            self._is_full = used >= self._policy_frames
+            if self._is_full:
                 self._percent_exceeded += 1
                 return -RejectReason.POLICY_PERCENT_EXCEEDED
         packed = self.pack(page)
