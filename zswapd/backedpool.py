@@ -218,13 +218,15 @@ class BackedPool:
             while why := writeback.wanted():
                 begun = writeback.step(why)
                 self.transfers.kick()
-                if not begun and not writeback.in_flight and not writeback.commanded and why != "incompressible":
+                # What it looks for may be behind many pages that are not there, after a takeover.
+                is_on = writeback.in_flight or writeback.commanded or writeback.is_looking
+                if not begun and not is_on and why != "incompressible":
                     break
                 turns += 1
                 if not turns % COMPACT_TURNS and core.wants_compaction():
                     core.compact_step()
                 # Between two steps everybody else has his turn.
-                await trio.sleep(0 if begun else PAUSE_S)
+                await trio.sleep(0 if begun or writeback.is_looking else PAUSE_S)
 
     def look(self) -> None:
         """See what has become of a predecessor's requests, and of a device in trouble; to be called now and then."""

@@ -21,7 +21,7 @@ A page that only a slot has cannot be given out by a plain call. Then `SlotsNeed
 range read (`needed`, `Transfers.fetch`), and makes the same call again. A write that spills says so in the ticket that
 `begin` gave.
 
-Ages: one byte a page, the `epoch` of its last store or load, for who chooses what to write back. Epochs are the caller's.
+Ages: one byte a page, the `epoch` of its last store or load, for whoever chooses what to write back. Epochs are the caller's.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class BackedDevice(Device):
         transfers: how they get there and back.
 
     Attributes:
-        ages: of every page, the epoch of its last use.
+        ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it was read from the disk once.
         epoch: of what is used now, 1 to 255.
         promotes: a page that is read from its slot for the second time returns to the pool, if that takes it.
     """
@@ -145,7 +145,7 @@ class BackedDevice(Device):
         self._spills: dict[int, _Spill] = {}
         self._ticket: Ticket | None = None
         self._page = memoryview(bytearray(page_size))
-        self.ages = bytearray(b"\1") * (size // page_size)
+        self.ages = bytearray(size // page_size)
         self.epoch = 1
         self.promotes = False
         self._promoted = 0
@@ -252,6 +252,7 @@ class BackedDevice(Device):
 
     def _let_go(self, number: int) -> None:
         """Make sure that the older data of a page that was refused is found by nobody."""
+        self.ages[number] = 0
         if self._cancel(number):
             self._mark_lost(number)
         if self._slots.holds(number):
@@ -369,11 +370,17 @@ class BackedDevice(Device):
         reach(crashpoints.DISCARD_SLOTS)
         for number in [number for number in self._spills if first <= number <= last]:
             self._cancel(number)
+        for start in range(first, last + 1, self._page_size):  # in parts, for which there is memory
+            end = min(start + self._page_size, last + 1)
+            self.ages[start:end] = self._zeros[: end - start]
 
     def adopt(self, *, distrust: bool) -> None:
         """Take over what a dead process has left in the slot map, and its marks of loss (see `Device.adopt`)."""
+        self.ages[:] = b"\1" * len(self.ages)  # which of them are in the pool, writeback will see
         for number in self._slots.numbers():
-            if self._frontswap.holds(self.swap_type, number):
+            if not self._frontswap.holds(self.swap_type, number):
+                self.ages[number] = 0
+            else:
                 self._slots.clear(number)
                 reach(crashpoints.TAKEOVER_SLOT)
         super().adopt(distrust=distrust)

@@ -10,6 +10,8 @@ Triggers, in this order: a command; more memory taken by pages that do not compr
 go, and no others); the limit, from half of the way between accept_threshold_percent and all of it until that
 percentage is reached; the reserve nearly empty; age. A budget bounds all but commands. Pages of the present epoch stay.
 
+Pages that are not in the pool have no age, 0, but for those on the disk that were read once.
+
 Limits: a successor knows no ages, so to it all pages are equally old. Same-filled pages go like all others.
 
 Sources of the ideas: zswap's shrinker and accept_threshold_percent, zram's idle marks and its writeback limit, the
@@ -37,7 +39,11 @@ IN_FLIGHT = 512
 LOOKS = 4096
 """Most pages that one step looks at: a millisecond or two."""
 RAW_LOOK = 8
-"""What a look at a page's header counts, to see whether it is stored as it is."""
+"""What a look at a page's header counts, to see whether it is stored as it is, or there."""
+EMPTY_LOOK = 16
+"""What an epoch without pages counts."""
+SCAN_BITS = 13
+"""Ages of 8192 pages that are of no interest are passed over in the time of one look."""
 DAY_S = 86400.0
 AGES_S = (60, 600, 3600, 86400)
 """Bounds of the classes that ages are told in; one more class has what is older."""
@@ -73,7 +79,7 @@ class WritebackStatistics:
         budget_left_bytes: what is left of it today.
         budget_stops: times that it was used up.
         epochs: how many have ended.
-        oldest_age_s: time since the oldest epoch that has pages began.
+        oldest_age_s: time since the oldest epoch that has pages of the pool began.
         sampled_ages: pages of a sample by the time since they were used, in classes that end at AGES_S;
             empty if none was taken.
     """
@@ -92,6 +98,35 @@ class WritebackStatistics:
 
 
 carry.declare(WritebackStatistics, cumulative="by_command by_incompressible by_limit by_reserve by_age budget_stops epochs")
+
+
+class _Cursor:
+    """How far a search for the oldest pages has come: an epoch, a device, a page of it."""
+
+    def __init__(self, devices: Sequence[Aged]) -> None:
+        self._devices = devices
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Go to where the oldest pages may be."""
+        self.age, self._place, self.position = 1, 0, 0
+
+    @property
+    def device(self) -> Aged:
+        """Where it is looked next."""
+        return self._devices[self._place]
+
+    def find(self) -> tuple[int, int]:
+        """Go behind the next page of this epoch and device, or to the next of these; return the page, or -1, and the looks."""
+        ages, position = self.device.ages, self.position
+        number = ages.find(self.age, position)
+        if number >= 0:
+            self.position = number + 1
+            return number, 1 + (number - position >> SCAN_BITS)
+        self._place, self.position = self._place + 1, 0
+        if self._place == len(self._devices):
+            self.age, self._place = self.age + 1, 0
+        return -1, EMPTY_LOOK + (len(ages) - position >> SCAN_BITS)
 
 
 class Writeback:
@@ -115,6 +150,7 @@ class Writeback:
         budget: bytes a day, 0 for no limit.
         promotes: pages that are read from the disk twice may return, while the pool is not nearly full.
         in_flight: pages on their way.
+        is_looking: the last step found fewer pages than there may be, since its time was up.
     """
 
     def __init__(
@@ -144,10 +180,11 @@ class Writeback:
         self.budget = 0
         self.promotes = True
         self.in_flight = 0
+        self.is_looking = False
         self._epoch = 2  # what a predecessor has left is older than anything now
         self._began = [clock()] * (EPOCHS + 1)
         self._uses_before = self._uses_seen = uses()
-        self._cursors = {"": (1, 0, 0), "incompressible": (1, 0, 0)}
+        self._cursors = {kind: _Cursor(devices) for kind in ("", "incompressible", "oldest")}
         self._is_draining = False
         self._looks_for_raw = True
         self._commanded, self._commanded_kind = 0, ""
@@ -197,8 +234,8 @@ class Writeback:
 
     def _begin_anew(self) -> None:
         """Look at the oldest pages next."""
-        for kind in self._cursors:
-            self._cursors[kind] = (1, 0, 0)
+        for cursor in self._cursors.values():
+            cursor.begin_anew()
 
     def _set_epoch(self) -> None:
         for device in self._devices:
@@ -259,7 +296,7 @@ class Writeback:
 
     def _oldest_idle(self) -> bool:
         """Say whether there may be pages that were not used for `idle_s`."""
-        age = self._cursors[""][0]
+        age = self._cursors[""].age
         return age < self._epoch and self._clock() - self._began[age + 1] >= self.idle_s
 
     def step(self, why: str) -> int:
@@ -271,17 +308,13 @@ class Writeback:
         begun = looks = 0
         most = self._missing(why)
         kind = self._commanded_kind if why == "command" else why if why == "incompressible" else ""
-        age, place, position = self._cursors[kind]
-        while looks < LOOKS and self.in_flight < min(most, IN_FLIGHT) and self._may_go(age, why) and self._accepts():
-            device = self._devices[place]
-            number = device.ages.find(age, position)
-            looks += 16 if number < 0 else 1
+        cursor = self._cursors[kind]
+        while looks < LOOKS and self.in_flight < min(most, IN_FLIGHT) and self._may_go(cursor.age, why) and self._accepts():
+            device = cursor.device
+            number, cost = cursor.find()
+            looks += cost
             if number < 0:
-                place, position = place + 1, 0
-                if place == len(self._devices):
-                    age, place = age + 1, 0
                 continue
-            position = number + 1
             if kind:
                 looks += RAW_LOOK
                 if not device.is_raw(number):
@@ -290,11 +323,11 @@ class Writeback:
                 begun += 1
                 self.in_flight += 1
                 self._note_sent(why)
-        if age >= self._epoch:  # all that is older has had its turn
-            age, place, position = 1, 0, 0
+        self.is_looking = looks >= LOOKS
+        if cursor.age >= self._epoch:  # all that is older has had its turn
+            cursor.begin_anew()
             if not begun:
                 self._commanded = 0
-        self._cursors[kind] = (age, place, position)
         if why == "incompressible" and not begun:
             self._looks_for_raw = False  # until the next look: the other triggers have their turn
         return begun
@@ -346,17 +379,25 @@ class Writeback:
                     classes[bisect_right(AGES_S, self.age_s(device.ages[number]))] += 1
         return tuple(classes)
 
+    def _oldest(self) -> int:
+        """Return the oldest epoch that has pages; where its time is up, one that may have some."""
+        cursor, looks = self._cursors["oldest"], 0
+        while cursor.age < self._epoch and looks < LOOKS:
+            device = cursor.device
+            number, cost = cursor.find()
+            looks += cost + RAW_LOOK
+            if number >= 0 and device.generation(number):
+                cursor.position = number  # the next time it is the first again
+                break
+        return min(cursor.age, self._epoch)
+
     def statistics(self, *, ages_sampled: bool = True) -> WritebackStatistics:
-        """Return a frozen snapshot; looks through the ages, some 50 µs a million pages for each epoch that is empty.
+        """Return a frozen snapshot, in a millisecond or two at most.
 
         Args:
             ages_sampled: have a sample of ages too, which takes up to a millisecond.
         """
-        oldest = self._epoch
-        for age in range(1, self._epoch):
-            if any(device.ages.find(age) >= 0 for device in self._devices):
-                oldest = age
-                break
+        oldest = self._oldest()
         return WritebackStatistics(
             by_command=self._sent["command"],
             by_incompressible=self._sent["incompressible"],
