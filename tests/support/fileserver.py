@@ -34,7 +34,7 @@ from zswapd.errors import VolumeError, ZswapdError
 from zswapd.frontends.cleancache import Cleancache
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
-from zswapd.fuse.session import Session, forget_inode, forget_name
+from zswapd.fuse.session import MOST_WAITING, Session, forget_inode, forget_name
 from zswapd.tmem.core import Tmem
 from zswapd.tmem.objnodes import Objnodes
 from zswapd.volumes.manager import Kernel, Volumes, make_lane
@@ -92,6 +92,7 @@ def make_volumes(directory: Directory, mountpoint: Path, stack: Stack | None) ->
         mountpoint=mountpoint,
         page_size=mmap.PAGESIZE,
         lanes=[make_lane(number, 4) for number in range(3)],
+        most_waiting=MOST_WAITING,
         left={},
         base={},
     )

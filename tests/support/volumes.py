@@ -117,6 +117,7 @@ class Box:
         configured: dict[str, tuple[str, str]] | None = None,
         most: int = 2,
         depth: int = 3,
+        most_waiting: int = 3000,
     ) -> AsyncIterator[Volumes]:
         """Run volumes, which check their files at every request unless told otherwise."""
         self.volumes = Volumes(
@@ -126,6 +127,7 @@ class Box:
             mountpoint=Path("/proc"),
             page_size=PAGE,
             lanes=[make_lane(number, depth) for number in range(most)],
+            most_waiting=most_waiting,
             left=left or {},
             base={},
         )

@@ -21,7 +21,7 @@ import trio
 
 from tests.support.volumes import PAGE, Box, Device, make_file
 from zswapd.errors import VolumeError
-from zswapd.volumes import volume as volume_module
+from zswapd.volumes import gate
 from zswapd.volumes.fetches import Fetch, Want
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
 
@@ -230,10 +230,31 @@ async def test_bad_page_fails_its_readers_alone(box: Box, path: Path) -> None:
         assert await volume.read(0, 32 * PAGE) == data, "an error is not remembered"
 
 
+async def test_any_number_of_readers_of_a_slow_device_are_served(box: Box, path: Path) -> None:
+    data = make_file(path, 2000)
+    box.device.after = lambda: time.sleep(0.003)
+    async with one(box, path) as volume, trio.open_nursery() as nursery:
+        box.volumes.apply(check_s=1000, cutoff=None)
+        got: dict[int, bytes] = {}
+
+        async def read(page: int) -> None:
+            got[page] = await volume.read(page * PAGE, PAGE)
+
+        for number in range(200):
+            nursery.start_soon(read, number * 10)
+        await until(lambda: volume.statistics().pending == 200)
+        with trio.fail_after(0.1):
+            await volume.refresh()
+    assert got == {page: data[page * PAGE : (page + 1) * PAGE] for page in range(0, 2000, 10)}
+    assert volume.statistics().turned_away == 0
+    assert volume.statistics().pending == 0
+
+
 async def test_hung_device_holds_up_its_own_readers_and_turns_away_the_many(
     box: Box, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume_module, "MAX_PENDING", 10)
+    monkeypatch.setattr(gate, "MOST", 10)
+    monkeypatch.setattr(gate, "PATIENCE_S", 0.2)
     make_file(path, 64)
     data = make_file(tmp_path / "other", 4, seed=1)
     async with box.running() as volumes, trio.open_nursery() as nursery:
@@ -243,13 +264,85 @@ async def test_hung_device_holds_up_its_own_readers_and_turns_away_the_many(
         box.device.answering.clear()
         for number in range(10):
             nursery.start_soon(volume.read, number * PAGE, PAGE)
-        await until(lambda: len(box.device.reads) >= 4)
-        with pytest.raises(VolumeError, match="10 requests wait"):
-            await volume.read(0, PAGE)
+        await until(lambda: len(box.device.reads) >= 3)
+        begin = trio.current_time()
+        for expected in (0.2, 0.0):  # whoever comes later need not find out again
+            with pytest.raises(VolumeError, match="11 requests wait"):
+                await volume.read(0, PAGE)
+            assert expected - 0.05 <= trio.current_time() - begin < expected + 0.15
+            begin = trio.current_time()
         with trio.fail_after(1):
             assert await other.read(0, PAGE) == data[:PAGE]
-        assert volume.statistics().turned_away == 1
+        assert volume.statistics().turned_away == 2
+        assert volume.statistics().pending == 10
         box.device.answering.set()
+    assert volume.statistics().pending == 0
+
+
+async def test_hung_volumes_leave_every_other_a_place(
+    box: Box, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "SHARE", 4)
+    make_file(path, 64)
+    data = make_file(tmp_path / "other", 4, seed=1)
+    async with box.running(most_waiting=20) as volumes, trio.open_nursery() as nursery:
+        volume = await volumes.add("disk", str(path), "ro")
+        other = await volumes.add("other", str(tmp_path / "other"), "ro")
+        for _ in range(2):
+            box.device.answering.clear()
+            for number in range(4 + 20 - 2 * 2 * 4):
+                nursery.start_soon(volume.read, number * PAGE, PAGE)
+            await until(lambda: volume.statistics().pending == 8)
+            with pytest.raises(VolumeError, match="8 requests wait"):
+                await volume.read(0, PAGE)
+            await volume.refresh()
+            box.device.answering.set()
+            assert await other.read(0, PAGE) == data[:PAGE]
+            await until(lambda: volume.statistics().pending == 0)
+            volume.drop()
+
+
+async def test_turn_of_whoever_was_killed_is_the_next_one_s_and_removal_ends_all_waiting(
+    box: Box, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "MOST", 2)
+    data = make_file(path, 64)
+    outcomes: dict[int, object] = {}
+
+    async def read(number: int) -> None:
+        try:
+            outcomes[number] = await volume.read(number * 16 * PAGE, PAGE)
+        except VolumeError as error:
+            outcomes[number] = error.errno_
+
+    async with box.running() as volumes:
+        volume = await volumes.add("disk", str(path), "ro")
+        box.device.answering.clear()
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as killed:
+                for number in (0, 1, 2):
+                    killed.start_soon(read, number)
+                await until(lambda: volume.statistics().pending == 3)
+                nursery.start_soon(read, 3)
+                await until(lambda: volume.statistics().pending == 4)
+                killed.cancel_scope.cancel()  # two that are under way, and the one whose turn that makes it
+            await until(lambda: volume._requests._inside == 1)
+            assert volume.statistics().pending == 1
+            nursery.start_soon(read, 1)
+            nursery.start_soon(read, 2)
+            await until(lambda: volume.statistics().pending == 3)
+            box.device.answering.set()
+        assert outcomes == {number: data[number * 16 * PAGE :][:PAGE] for number in (1, 2, 3)}
+        volume.drop()
+        box.device.answering.clear()
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(read, number)
+            await until(lambda: volume.statistics().pending == 4)
+            with trio.fail_after(2):
+                await volumes.remove("disk")
+        assert outcomes == dict.fromkeys(range(4), errno.ESTALE)
+        assert volume.statistics().pending == 0
 
 
 async def test_killed_readers_leave_nothing_behind(box: Box, path: Path) -> None:

@@ -6,12 +6,16 @@ it is answered, even if the signal was SIGKILL. Only that may end a request: a p
 read of a file to fail with EINTR. So an interrupted request is remembered, and its task looked at now and then: the kernel
 turns every fatal signal into a SIGKILL that is pending in all threads of its process.
 
+Of readers that go around the page cache (O_DIRECT) the kernel says nothing, and they cannot be killed until they are answered.
+So whoever waits for long is looked at too, a few at a time.
+
 The hook says which request the handler that runs first was called for, and passes interrupts on. Without it nobody is let go.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOOK_S = 0.25
-"""Time between two looks at whoever was interrupted and goes on waiting."""
+"""Time between two looks at whoever was interrupted, or has waited for that long, and goes on waiting."""
+LOOKS = 32
+"""Looks at others than the interrupted in a turn of the event loop: some 20 µs each."""
 _SIGKILL_BIT = 1 << 8
 
 
@@ -32,6 +38,7 @@ _SIGKILL_BIT = 1 << 8
 class _Waiting:
     scope: trio.CancelScope
     thread: int
+    since: float
     is_interrupted: bool = False
 
 
@@ -50,6 +57,7 @@ class Interrupts:
         self._proc = proc
         self._waiting: dict[int, _Waiting] = {}
         self._wanted = trio.Event()
+        self._asked = trio.Event()
 
     @contextlib.contextmanager
     def letting_go(self) -> Iterator[trio.CancelScope]:
@@ -57,7 +65,8 @@ class Interrupts:
         number, thread = lowlevel.current() if lowlevel is not None else (0, 0)
         with trio.CancelScope() as scope:
             if number:
-                self._waiting[number] = _Waiting(scope, thread)
+                self._waiting[number] = _Waiting(scope, thread, trio.current_time())
+                self._asked.set()
             try:
                 yield scope
             finally:
@@ -71,26 +80,57 @@ class Interrupts:
             self._wanted.set()
 
     async def run(self) -> None:
-        """Look after the interrupted ones, until cancelled."""
+        """Look after those who wait, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_at_interrupted)
+            nursery.start_soon(self._look_at_others)
+
+    async def _look_at_interrupted(self) -> None:
         while True:
             await self._wanted.wait()
             interrupted = [waiting for waiting in self._waiting.values() if waiting.is_interrupted]
             for waiting in interrupted:
-                if self._is_killed(waiting.thread):
+                if self._is_killed(waiting.thread, or_gone=True):
                     waiting.is_interrupted = False
-                    self.let_go += 1
-                    waiting.scope.cancel()
+                    self._let_go(waiting)
             if interrupted:
                 await trio.sleep(LOOK_S)
             else:
                 self._wanted = trio.Event()
 
-    def _is_killed(self, thread: int) -> bool:
-        """Say whether a SIGKILL is pending for a thread, or it is gone."""
+    async def _look_at_others(self) -> None:
+        while True:
+            await self._asked.wait()
+            await trio.sleep(LOOK_S)
+            # Where one was killed there may be all threads of its process.
+            while self._waiting and self._look_at_some():
+                await trio.lowlevel.checkpoint()
+            if not self._waiting:
+                self._asked = trio.Event()
+
+    def _look_at_some(self) -> bool:
+        """Look at those not looked at for longest; return whether any was killed."""
+        end, found = trio.current_time() - LOOK_S, False
+        for number, waiting in list(itertools.islice(self._waiting.items(), LOOKS)):
+            if waiting.since > end:
+                continue
+            self._waiting[number] = self._waiting.pop(number)  # to the end
+            # Who is gone has left others to wait for what it asked for, if the request was an asynchronous one.
+            if not waiting.scope.cancel_called and self._is_killed(waiting.thread, or_gone=False):
+                self._let_go(waiting)
+                found = True
+        return found
+
+    def _let_go(self, waiting: _Waiting) -> None:
+        self.let_go += 1
+        waiting.scope.cancel()
+
+    def _is_killed(self, thread: int, *, or_gone: bool) -> bool:
+        """Say whether a SIGKILL is pending for a thread, or, if that counts, it is gone."""
         try:
             status = (self._proc / str(thread) / "status").read_text(errors="replace")
         except OSError:
-            return True
+            return or_gone
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
         return bool(pending & _SIGKILL_BIT)

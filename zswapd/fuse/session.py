@@ -34,15 +34,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_BACKGROUND = 256
-"""Asynchronous requests under way at once: more than a loop device has (128). With fewer, its kernel thread sleeps until one is
-answered and is woken for each request: one more switch for every request, and the swapping program gets moved about. The
-kernel's own 12 cost a quarter of the random reads at queue depth 32 besides (109 000 a second against 148 000)."""
+MOST_WAITING = 3072
+"""Requests that may wait for slow files at once, of all cache volumes together: `volumes/gate.py` keeps to it."""
 
+MAX_BACKGROUND = 256 + MOST_WAITING
+"""Asynchronous requests under way at once. 256 are more than a loop device has (128). With fewer, its kernel thread sleeps
+until one is answered and is woken for each request: one more switch for every request, and the swapping program gets moved
+about. The kernel's own 12 cost a quarter of the random reads at queue depth 32 besides (109 000 a second against 148 000). The
+rest is for readers of slow files that go around the page cache: when all of these wait, swap still has its own."""
 
-MAX_TASKS = 4096
+MAX_TASKS = 1024 + MOST_WAITING
 """Requests that coroutines may have under way at once. When all wait, nobody fetches the next one, of swap either: so more than
-all cache volumes together ever have (`volumes.volume.MAX_PENDING` each). A task takes some kilobytes, while it lives."""
+ever wait for slow files. A task takes some kilobytes, while it lives."""
 
 
 @dataclass(frozen=True, slots=True)

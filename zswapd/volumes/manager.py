@@ -23,8 +23,9 @@ from zswapd import carry
 from zswapd.errors import VolumeError, ZswapdError
 from zswapd.offload import Offload
 from zswapd.volumes.backing import Signature
+from zswapd.volumes.gate import Places
 from zswapd.volumes.source import Lane
-from zswapd.volumes.volume import MODES, RUN_BYTES, Volume
+from zswapd.volumes.volume import GATES, MODES, RUN_BYTES, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,7 @@ class Volumes:
         mountpoint: of our mount, on which no backing file may lie.
         page_size: bytes.
         lanes: threads, for as many volumes as there may be.
+        most_waiting: requests of all volumes that may wait at once.
         left: what a predecessor's `remember` said; {} for none.
         base: what `carry.cumulative` made of a predecessor's statistics, by name.
     """
@@ -89,6 +91,7 @@ class Volumes:
         mountpoint: Path,
         page_size: int,
         lanes: Sequence[Lane],
+        most_waiting: int,
         left: Mapping[str, Any],
         base: Mapping[str, Any],
     ) -> None:
@@ -98,6 +101,7 @@ class Volumes:
         self._mountpoint = mountpoint
         self._page_size = page_size
         self._lanes = tuple(lanes)
+        self._places = Places(most_waiting, GATES * len(self._lanes))
         self._left = left
         self._base = base
         self._next = int(left.get("next", FIRST_INODE))
@@ -198,6 +202,7 @@ class Volumes:
             inode=inode,
             cache=self._cache,
             lane=lane,
+            places=self._places,
             mountpoint=self._mountpoint,
             nursery=self._nursery,
             tell_kernel=self._kernel.forget_inode,

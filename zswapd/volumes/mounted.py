@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zswapd.fuse.session import forget_inode, forget_name
+from zswapd.fuse.session import MOST_WAITING, forget_inode, forget_name
 from zswapd.volumes.manager import Kernel, Volumes, make_lane
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def make_volumes(
         mountpoint=config.fuse.mountpoint,
         page_size=config.context.page_size,
         lanes=lanes,
+        most_waiting=MOST_WAITING,
         left=left.get("volumes", {}),
         base=left.get("volume_counters", {}),
     )

@@ -18,7 +18,8 @@ The invariants, in terms of the event loop, where all of this runs but the I/O:
 - writes go one after the other, since each compares signatures before and after itself: what it changed was itself, what
   was different before was somebody else.
 
-Requests of a backing file that hangs wait, `MAX_PENDING` at most; a killed reader is let go, its read goes on in its thread.
+Requests of a backing file that hangs wait, a bounded number of them (gate.py); a killed reader is let go, its read goes on in
+its thread.
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ import trio
 from zswapd.errors import VolumeError
 from zswapd.volumes import backing as files
 from zswapd.volumes.fetches import Fetch, Want
+from zswapd.volumes.gate import Gate
 from zswapd.volumes.planning import Streams, runs
 from zswapd.volumes.source import Source
 from zswapd.volumes.statistics import VolumeCounters, VolumeStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from zswapd.frontends.cleancache import Cleancache
     from zswapd.volumes.backing import Signature
+    from zswapd.volumes.gate import Places
     from zswapd.volumes.source import Lane
 
 RUN_BYTES = 256 << 10
@@ -52,12 +55,12 @@ GAP_BYTES = 32 << 10
 """A gap that is worth reading over: it takes a third of a millisecond at 100 MB/s, and saves a round trip."""
 PUTS = 16
 """Pages kept between two turns of the event loop: a tenth of a millisecond."""
-MAX_PENDING = 128
-"""Requests of one volume under way at once; more are turned away with EIO."""
 EMPTIED_PAGES = 1024
 """Pages that are let go at a time: some two milliseconds."""
 NOTICE_S = 0.002
 """Time between finding a change and having the kernel forget what it knew."""
+GATES = 2
+"""Of a volume: looks have one of their own, since they need no reader's turn."""
 READ_ONLY, WRITETHROUGH = "ro", "writethrough"
 MODES = (READ_ONLY, WRITETHROUGH)
 
@@ -72,6 +75,7 @@ class Volume:
         inode: in the mount, and in cleancache.
         cache: where its pages are kept.
         lane: its threads.
+        places: what its requests take while they wait.
         mountpoint: of our mount, on which the backing file must not lie.
         nursery: for what goes on when whoever asked for it has left.
         tell_kernel: has the kernel forget an inode's pages and attributes; blocks.
@@ -92,6 +96,7 @@ class Volume:
         inode: int,
         cache: Cleancache,
         lane: Lane,
+        places: Places,
         mountpoint: Path,
         nursery: trio.Nursery,
         tell_kernel: Callable[[int], None],
@@ -129,7 +134,8 @@ class Volume:
             self._give_buffer.send_nowait(memoryview(buffer))
         self._writing = trio.Lock()
         self._streams = Streams()
-        self._pending = 0
+        self._looks = Gate(path, places, self.counters)
+        self._requests = Gate(path, places, self.counters)
 
     # What fuse asks for.
 
@@ -159,7 +165,7 @@ class Volume:
         Raises:
             VolumeError: it cannot be looked at; too many requests wait; the volume was removed.
         """
-        with self._admitted():
+        async with self._admitted(self._looks):
             await self.source.look_if_due()
 
     async def opened(self) -> None:
@@ -167,7 +173,7 @@ class Volume:
 
         Raises what `refresh` does.
         """
-        with self._admitted():
+        async with self._admitted(self._looks):
             await self.source.look()
             await self._told.wait()
 
@@ -177,7 +183,7 @@ class Volume:
         Raises:
             VolumeError: what `refresh` raises, and what the device says.
         """
-        with self._admitted():
+        async with self._admitted(self._requests):
             await self.source.look_if_due()
             for _ in range(3):
                 data = await self._read(offset, min(size, max(self.source.size - offset, 0)))
@@ -193,7 +199,7 @@ class Volume:
         Raises:
             VolumeError: nothing was written: no room behind the end, what the device says.
         """
-        with self._admitted():
+        async with self._admitted(self._requests):
             await self.source.look_if_due()
             if not self.writable:
                 raise VolumeError(f"volume {self.name} is read-only", errno_=errno.EROFS)
@@ -209,20 +215,15 @@ class Volume:
         Raises:
             VolumeError: what the device says.
         """
-        with self._admitted():
+        async with self._admitted(self._requests):
             await self.source.run(files.sync)
 
-    @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _admitted(self, gate: Gate) -> AsyncIterator[None]:
         self.source.raise_if_gone()
-        if self._pending >= MAX_PENDING:
-            self.counters.turned_away += 1
-            raise VolumeError(f"{MAX_PENDING} requests wait for {self.path}")
-        self._pending += 1
-        try:
+        async with gate.passed():
+            self.source.raise_if_gone()
             yield
-        finally:
-            self._pending -= 1
 
     def drop(self) -> int:
         """Let go of everything that is cached; return how many pages cleancache had."""
@@ -413,6 +414,8 @@ class Volume:
     def close(self) -> None:
         """End the volume: its pages go, whoever waits gets ESTALE, the kernel forgets it. What hangs is left behind."""
         self.source.close()
+        self._looks.open_wide()
+        self._requests.open_wide()
         for fetch in self._fetches:
             fetch.is_stale = True
             fetch.fail(VolumeError(f"volume {self.name} was removed", errno_=errno.ESTALE))
@@ -430,6 +433,6 @@ class Volume:
             name=self.name,
             size=self.source.size,
             pages=0 if self.source.is_gone else self._cache.pages(self._pool),
-            pending=self._pending,
+            pending=self._looks.held + self._requests.held,
             **dataclasses.asdict(self.counters),
         )
