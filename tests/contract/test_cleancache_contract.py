@@ -187,6 +187,25 @@ def test_coherency_rule_3_what_is_invalidated_is_gone_and_nothing_else(cache: Ca
     assert front.pages(pool) == 0
 
 
+def test_pages_go_some_at_a_time_wherever_they_are(cache: Cache) -> None:
+    indexes = [*range(0, 100, 3), 70_000, (1 << 32) - 1, 1 << 32, (1 << 40) + 5, MAX_PAGE]
+    for index in indexes:
+        assert cache.put(index) is None
+    assert cache.put(3, inode=INODE + 1) is None
+    other = cache.front.init_fs()
+    assert cache.front.put_page(other, INODE, 3, memoryview(page("words", 1, cache.page_size))) is None
+    left = len(indexes) + 1
+    while left:
+        assert cache.front.invalidate_some(cache.pool, 7) == min(left, 7)
+        left -= min(left, 7)
+        assert cache.front.pages(cache.pool) == left
+        assert sum(cache.get(index, keep=True) is not None for index in indexes) in (left, left - 1)
+        cache.check()
+    assert cache.front.invalidate_some(cache.pool, 7) == 0
+    assert cache.front.statistics().invalidates == len(indexes) + 1
+    assert cache.front.pages(other) == 1
+
+
 def test_file_above_16_tib_is_kept_apart_and_what_cannot_be_named_is_refused(cache: Cache) -> None:
     """Pages whose numbers differ by a multiple of 2**32 are different pages."""
     indexes = [3 + (segment << 32) for segment in (0, 1, 2, 255, 65535)]

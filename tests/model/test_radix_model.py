@@ -49,6 +49,11 @@ class RadixMachine(RuleBasedStateMachine):
                 assert self.trees[tree].take(at, value)
                 del self.models[tree][at]
 
+    @rule(tree=st.integers(0, TREES - 1), count=st.integers(1, 300))
+    def last_of(self, tree: int, count: int) -> None:
+        first = sorted(self.models[tree])[:count]
+        assert self.trees[tree].last_of(count) == (first[-1] if first else 0)
+
     @rule(tree=st.integers(0, TREES - 1), first=indexes(), last=indexes())
     def remove_range(self, tree: int, first: int, last: int) -> None:
         model = self.models[tree]

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,32 @@ def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path, 
             server.ask("add", "disk", str(backing), "ro")
             assert path.read_bytes() == new
             assert errno_of(os.pread, file.fileno(), 10, 0) == errno.ESTALE
+
+
+@pytest.mark.parametrize("options", OVER[:1], ids=ALLOCATORS[:1])
+def test_file_above_16_tib_is_cached_and_dropped_page_by_page(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Numbers of its pages differ by multiples of 2**32, which must not be taken for each other."""
+    size = 80 << 40
+    offsets = [0, (16 << 40) - PAGE, 16 << 40, 48 << 40, size - PAGE]
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as backing:  # ext4 ends at 16 TiB
+        os.truncate(backing.name, size)
+        for number, offset in enumerate(offsets):
+            os.pwrite(backing.fileno(), b"%02d" % number * (PAGE // 2), offset)
+        with volumes(tmp_path, *options, disk=(Path(backing.name), "ro")) as server:
+            path = server.mountpoint / "cache" / "disk"
+            assert path.stat().st_size == size
+            for again in range(3):
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                    for number, offset in enumerate(offsets):
+                        assert os.pread(file.fileno(), PAGE, offset) == b"%02d" % number * (PAGE // 2)
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                (statistics,) = server.ask("statistics")["done"]
+                assert (statistics["hits"], statistics["pages"]) == (len(offsets) * again, len(offsets))
+            server.ask("remove", "disk")
+            core = server.stop()["core"]
+        assert core["cleancache"]["pages"] == 0
+        assert core["cleancache"]["invalidates"] == len(offsets)
 
 
 def test_backing_on_our_own_mount_is_refused(tmp_path: Path) -> None:

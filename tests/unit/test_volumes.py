@@ -21,6 +21,7 @@ import trio
 
 from tests.support.volumes import PAGE, Box, Device, make_file
 from zswapd.errors import VolumeError
+from zswapd.volumes import backing as files
 from zswapd.volumes import gate
 from zswapd.volumes.fetches import Fetch, Want
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
@@ -838,6 +839,31 @@ async def test_many_pages_go_a_few_at_a_time_and_none_is_given_out_again(
         await until(lambda: box.cache.statistics().pages == (how == "drop"))
         nursery.cancel_scope.cancel()
     assert max(before - after for before, after in itertools.pairwise(left)) <= 2 * 4, "the order of tasks is any"
+
+
+@pytest.mark.parametrize("how", ["drop", "remove"])
+async def test_pages_of_a_huge_sparse_file_go_as_quickly_as_those_of_a_small_one(
+    box: Box, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it costs is what is there, not how far apart it lies."""
+    monkeypatch.setattr("zswapd.volumes.volume.EMPTIED_PAGES", 4)
+    make_file(path, 1)
+    os.truncate(path, 15 << 40)
+    await trio.sleep(2 * files.RACY_NS / 1e9)
+    async with box.running() as volumes:
+        volume = await volumes.add("disk", str(path), "ro")
+        for page in (*range(20), (5 << 40) // PAGE, (15 << 40) // PAGE - 1):
+            await volume.read(page * PAGE, PAGE)
+        await until(lambda: box.cache.statistics().pages == 22)
+        turns = 0
+        if how == "drop":
+            volume.drop()
+        else:
+            await volumes.remove("disk")
+        while box.cache.statistics().pages and turns < 1000:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns < 30
 
 
 async def test_frozen_or_full_cache_only_makes_reads_slower(box: Box, path: Path) -> None:

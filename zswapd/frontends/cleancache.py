@@ -211,6 +211,13 @@ class Cleancache:
         self._invalidates += flushed
         return flushed
 
+    def invalidate_some(self, pool: int, count: int) -> int:
+        """Let go of up to `count` pages of a file system, whichever come first; return how many. Ends a large one in steps."""
+        self._check(pool)
+        flushed = self._tmem.flush_some(pool, count)
+        self._invalidates += flushed
+        return flushed
+
     def pages(self, pool: int) -> int:
         """Return how many pages a file system has here."""
         return self._tmem.pool_pages(pool)

@@ -20,6 +20,7 @@ Source of the ideas: tmem (Dan Magenheimer, 2008-2012), in its zcache form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from zswapd import carry, crashpoints
@@ -244,6 +245,18 @@ class Tmem:
         self._flobj_total += 1
         flushed = self._flush(self._pool(number), oid, 0, MAX_INDEX)
         self._flobj_found += flushed > 0
+        return flushed
+
+    def flush_some(self, number: int, count: int) -> int:
+        """Free up to `count` pages of a pool, whichever come first; return how many. Costs what is there, wherever it is."""
+        pool = self._pool(number)
+        flushed = 0
+        for oid in list(islice(pool.objects, count)):
+            if flushed >= count:
+                break
+            flushed += self._flush(pool, oid, 0, pool.objects[oid].last_of(count - flushed))
+        self._flush_total += 1
+        self._flush_found += flushed
         return flushed
 
     def _flush(self, pool: Pool, oid: int, first: int, last: int) -> int:

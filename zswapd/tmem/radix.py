@@ -192,6 +192,16 @@ class Radix:
         if self._root:
             yield from self._walk(self._root, (self._height - 1) * NODE_SHIFT, 0)
 
+    def last_of(self, count: int) -> int:
+        """Return the index of the value that is number `count` by ascending index, or of the last one; 0 if there is none."""
+        last = 0
+        for item in self.items():
+            last = item[0]
+            count -= 1
+            if count <= 0:
+                break
+        return last
+
     def _walk(self, node: int, shift: int, base: int) -> Iterator[tuple[int, int]]:
         words = self._nodes.words
         for slot in range(1 << NODE_SHIFT):
