@@ -342,6 +342,38 @@ def test_neighbours_on_the_left_are_eaten_too(make: Make, ephemeral: str) -> Non
     stack.frames.free(next(iter(stack.frames.used_runs(PERSISTENT))))
 
 
+@pytest.mark.parametrize("damaged", [1, 7])
+def test_damaged_header_of_the_oldest_refuses_no_store(make: Make, damaged: int) -> None:
+    stack = make(frames=256)
+    pool = _pool(stack)
+    for index in range(300):
+        _put(stack, pool, index, "pointers")
+    assert stack.frames.table.free_frames == 0
+    oldest = {_pampd(stack, pool, index): index for index in range(44, 44 + damaged)}
+    for pampd, index in oldest.items():
+        stack.arena.view[pampd + 16 : pampd + 20] = (index + 100_000).to_bytes(4, "little")
+    assert stack.cache.zbuds.oldest_run() * stack.page_size <= _pampd(stack, pool, 44)
+    assert stack.frontswap.store(TYPE, 0, memoryview(page("noise", 1, stack.page_size))) is None
+    assert stack.load(TYPE, 0) == page("noise", 1, stack.page_size)
+    assert stack.cache.zbuds.statistics().failed_evictions == damaged
+    for pampd, index in oldest.items():
+        stack.arena.view[pampd + 16 : pampd + 20] = index.to_bytes(4, "little")
+        assert _get(stack, pool, index) == page("pointers", index, stack.page_size)
+
+
+def test_page_for_which_no_frame_is_free_is_refused_and_counted(make: Make) -> None:
+    stack = make(frames=64)
+    pool = _pool(stack)
+    for offset in range(200):
+        if stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is not None:
+            break
+    zbuds = stack.cache.zbuds
+    data = memoryview(page("pointers", 1, stack.page_size))
+    assert zbuds.create(pool, INODE, 1, data, replacing=False) == -RejectReason.FAILED_ALLOC
+    assert zbuds.statistics().failed_get_free_pages == 1
+    assert _put(stack, pool, 1, "pointers") is RejectReason.FAILED_ALLOC
+
+
 def test_nothing_to_eat_is_a_refusal(make: Make) -> None:
     stack = make(frames=32)
     stack.zv.limit_frames = 1000

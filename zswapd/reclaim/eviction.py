@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_RUNS: Final = 4
 """Runs that one put evicts at most: a limit that is lowered is not for one put to reach."""
 _MAX_FAILURES: Final = 8
-"""Runs in a row that cannot be emptied before `evict` gives up."""
+"""Runs in a row that cannot be emptied before nobody tries further."""
 
 
 class Eviction:
@@ -83,15 +83,19 @@ class Eviction:
         """Free frames for a persistent store, as many side by side as it may want if that can be; return whether any."""
         table = self._frames.table
         first = self._zbuds.oldest_run()
-        freed = low = high = 0
+        freed = failures = low = high = 0
         while first and high - low < self._wanted_run:
             span = table.free_around(first)
             gone = self._zbuds.evict(first, self._forget)
-            if not gone:
+            if gone:
+                freed += gone
+                low, high = span
+                first = table.ephemeral_beside(low, high)
+                continue
+            failures += 1
+            if freed or failures == _MAX_FAILURES:
                 break
-            freed += gone
-            low, high = span
-            first = table.ephemeral_beside(low, high)
+            first = self._zbuds.oldest_run()  # another: that one comes last now
         return freed > 0
 
     def evict(self, count: int) -> int:
