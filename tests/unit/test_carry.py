@@ -35,7 +35,9 @@ PRESENT: dict[type, str] = {
         "page_size total_frames used_frames ephemeral_frames free_frames reserve_frames reserve_target_frames limit_frames"
     ),
     ClassStatistics: "size by_group objects used_objects used_frames frames_per_zspage freeable_frames",
-    ZbudStatistics: "objects used_frames bodies zbud_buddied_count zbud_unbuddied_list_counts",
+    ZbudStatistics: (
+        "objects used_frames zbud_curr_raw_pages bodies zbud_buddied_count zbud_unbuddied_list_counts zbpg_unused_list_count"
+    ),
     ZsStatistics: "objects zspages used_frames object_bytes classes",
     ZbudsStatistics: "zbud_curr_zpages zbud_curr_zbytes",
     ZvStatistics: "curr_pages curr_zbytes curr_object_bytes curr_same_filled curr_incompressible curr_dist_counts",

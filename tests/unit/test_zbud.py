@@ -125,6 +125,17 @@ def test_statistics_count_frames_by_their_chunks(make: MakePool) -> None:
     assert sum(pool.statistics().zbud_cumul_chunk_counts) == 4
 
 
+def test_frames_are_counted_by_zcache_s_names_and_none_is_kept_empty(make: MakePool) -> None:
+    pool = make()
+    handles = [_chunks(pool, chunks) for chunks in (63, 40, 1)]
+    handles.append(pool.alloc(pool.max_size))
+    for left in (3, 2, 2, 1, 0):
+        seen = pool.statistics()
+        assert (seen.zbud_curr_raw_pages, seen.used_frames, seen.zbpg_unused_list_count) == (left, left, 0)
+        if handles:
+            pool.free(handles.pop())
+
+
 def _most_pairs(sizes: list[int]) -> int:
     """Return by trying all pairings how many pairs of objects fit a frame each."""
     if len(sizes) < 2:

@@ -56,21 +56,24 @@ class ZbudStatistics:
 
     Attributes:
         objects: objects in use, bodies included.
-        used_frames: frames held (zbud_curr_raw_pages).
+        used_frames, zbud_curr_raw_pages: frames held, by the name of every allocator and by zcache's.
         bodies: frames of them that hold a body.
         zbud_buddied_count: frames with two objects.
         zbud_unbuddied_list_counts: frames with one object, by its chunks; the first number is of one chunk.
         zbud_cumul_chunk_counts: objects ever made, by chunks; the last number is of bodies.
+        zbpg_unused_list_count: frames held without an object: none, since an empty one goes back at once.
         failed_alloc: requests refused because pageframes had no frame.
         pages_compacted, objects_moved: frames that compaction set free and objects that it moved since the start.
     """
 
     objects: int
     used_frames: int
+    zbud_curr_raw_pages: int
     bodies: int
     zbud_buddied_count: int
     zbud_unbuddied_list_counts: tuple[int, ...]
     zbud_cumul_chunk_counts: tuple[int, ...]
+    zbpg_unused_list_count: int
     failed_alloc: int
     pages_compacted: int
     objects_moved: int
@@ -356,13 +359,16 @@ class ZbudPool(Runs):
     def statistics(self, *, groups_counted: bool = True) -> ZbudStatistics:
         """Return a frozen snapshot."""
         buddied, *unbuddied = self._counts
+        used = self.used_frames()
         return ZbudStatistics(
             objects=2 * buddied + sum(unbuddied) + self._bodies,
-            used_frames=self.used_frames(),
+            used_frames=used,
+            zbud_curr_raw_pages=used,
             bodies=self._bodies,
             zbud_buddied_count=buddied,
             zbud_unbuddied_list_counts=tuple(reversed(unbuddied)),
             zbud_cumul_chunk_counts=tuple(self._cumul),
+            zbpg_unused_list_count=used - sum(self._counts) - self._bodies,
             failed_alloc=self.failed_alloc,
             pages_compacted=self.pages_compacted,
             objects_moved=self.objects_moved,
