@@ -121,6 +121,20 @@ def test_writes_go_through_and_readers_see_them(tmp_path: Path, options: tuple[s
             os.close(descriptor)
 
 
+def test_fsync_of_a_volume_that_was_removed_fails(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    make_file(backing, 20)
+    with volumes(tmp_path, disk=(backing, "writethrough")) as server:
+        descriptor = os.open(server.mountpoint / "cache" / "disk", os.O_RDWR)
+        try:
+            assert os.pwrite(descriptor, b"q" * PAGE, 0) == PAGE
+            assert errno_of(os.fsync, descriptor) == 0
+            server.ask("remove", "disk")
+            assert errno_of(os.fsync, descriptor) == errno.ESTALE
+        finally:
+            os.close(descriptor)
+
+
 @pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
 def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path, options: tuple[str, ...]) -> None:
     backing = tmp_path / "backing"

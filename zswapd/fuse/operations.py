@@ -377,9 +377,9 @@ class Operations(pyfuse3.Operations):
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
         """Pass it on for a cached file; elsewhere nothing is held back: a write is stored when it is answered."""
-        node = self.directory.node(inode_of(fh))
-        if node is not None and node.cached is not None:
-            await node.cached.sync()
+        cached = self._known(inode_of(fh)).cached
+        if cached is not None:
+            await cached.sync()
 
     @answering
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
