@@ -587,6 +587,18 @@ async def test_missing_file_fails_its_readers_until_it_is_back(box: Box, path: P
         assert await volume.read(0, 4 * PAGE) == data
 
 
+@pytest.mark.parametrize("name", ["é x", "日本\n\t", "back\\slash", "a\\040b", "line\u2028end", "byte\udce9"])
+def test_our_own_mount_is_found_by_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel writes it: blanks, tabs, line ends and backslashes in octal."""
+    written = name.replace("\\", "\\134").replace(" ", "\\040").replace("\n", "\\012").replace("\t", "\\011")
+    table = tmp_path / "mountinfo"
+    lines = f"35 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n36 35 0:45 / /mnt/{written} rw - fuse.zswapd zswapd rw\n"
+    table.write_text(lines, errors="surrogateescape")
+    real = files._mounts
+    monkeypatch.setattr(files, "_mounts", lambda: real(table))
+    assert files._site(Path("/mnt") / name).device == os.makedev(0, 45)
+
+
 # Writing.
 
 

@@ -13,8 +13,10 @@ says so (`is_racy`, git's word for it). Block devices tell nothing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import re
 import stat
 import time
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ COARSE_NS = 2_100_000_000
 LARGEST_BLOCK = 4096
 """Bytes to which any device may want direct reads aligned."""
 _SECOND_NS = 1_000_000_000
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""How mountinfo writes blanks, tabs, line ends and backslashes; everything else is as it is."""
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +288,10 @@ def _number(path: Path) -> int:
 
 def _mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> Iterator[tuple[int, str, str]]:
     """Yield (device, mountpoint, source) of every mount."""
-    for line in mountinfo.read_text(errors="surrogateescape").splitlines():
+    for line in filter(None, mountinfo.read_text(errors="surrogateescape").split("\n")):
         fields = line.split(" ")
         major, _, minor = fields[2].partition(":")
-        place = fields[4].encode(errors="surrogateescape").decode("unicode_escape")
-        yield os.makedev(int(major), int(minor)), place, fields[fields.index("-") + 2]
+        place, source = (
+            _OCTAL.sub(lambda code: chr(int(code[1], 8)), name) for name in (fields[4], fields[fields.index("-") + 2])
+        )
+        yield os.makedev(int(major), int(minor)), place, source
