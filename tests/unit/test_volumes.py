@@ -251,6 +251,26 @@ async def test_any_number_of_readers_of_a_slow_device_are_served(box: Box, path:
     assert volume.statistics().pending == 0
 
 
+async def test_read_that_nobody_shares_is_not_tried_again(box: Box, path: Path) -> None:
+    """A device that takes ten seconds to fail would hold its reader for twenty."""
+    make_file(path, 64)
+    async with one(box, path) as volume:
+        box.device.bad = {20}
+        for first, count in ((20, 1), (16, 8)):
+            box.device.reads.clear()
+            with pytest.raises(VolumeError) as raised:
+                await volume.read(first * PAGE, count * PAGE)
+            assert raised.value.errno_ == errno.EIO
+            assert box.device.reads == [(first, count)]
+        # Over a gap, which may be what cannot be read.
+        await volume.read(19 * PAGE, PAGE)
+        await volume.read(21 * PAGE, PAGE)
+        box.device.reads.clear()
+        box.device.bad = {19}
+        assert await volume.read(18 * PAGE, 3 * PAGE)
+        assert sorted(box.device.reads) == [(18, 1), (18, 3), (20, 1)]
+
+
 async def test_hung_device_holds_up_its_own_readers_and_turns_away_the_many(
     box: Box, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ class Want:
     Attributes:
         missing: pages that no fetch has brought yet.
         error: what a fetch has failed with.
+        is_error_own: that fetch had only pages that are missing here.
         is_short: the file ended before a page that was wanted.
     """
 
@@ -36,6 +37,7 @@ class Want:
         self.out = out
         self.missing = set(missing)
         self.error: Exception | None = None
+        self.is_error_own = False
         self.is_short = False
         self.changed = trio.Event()
 
@@ -118,5 +120,6 @@ class Fetch:
         """Tell everybody who waits that this read has failed."""
         for want in self.wants:
             want.error = error
+            want.is_error_own = want.missing.issuperset(range(self.first, self.first + self.count))
             want.changed.set()
         self.wants.clear()

@@ -295,7 +295,7 @@ class Volume:
         return bytes(out[skip : skip + size])
 
     async def _satisfy(self, want: Want, *, keep: bool) -> None:
-        """Fetch what a reader misses: first with others and over gaps, then, after an error, exactly that alone.
+        """Fetch what a reader misses: first with others and over gaps, then, after an error of such a read, exactly that alone.
 
         A bad block is the trouble of whoever wants it, not of who shares a read with them.
         """
@@ -313,7 +313,7 @@ class Volume:
                     with contextlib.suppress(ValueError):
                         fetch.wants.remove(want)
             if want.error is not None:
-                if is_alone or self.source.is_gone:
+                if is_alone or want.is_error_own or self.source.is_gone:
                     self.source.raise_if_gone()
                     self.counters.read_errors += 1
                     raise want.error
