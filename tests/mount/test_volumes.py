@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.test_files import errno_of
-from tests.support import slowdevice
+from tests.support import remembering, slowdevice
 from tests.support.mounting import ALLOCATORS, FileServer, loop_device, serving
 from tests.support.volumes import PAGE, make_file
 
@@ -90,6 +90,49 @@ def test_change_underneath_is_seen_by_open_files_and_mappings(tmp_path: Path, op
             time.sleep(CHECK_S + 0.02)
             assert os.pread(file.fileno(), 10**6, 0) == shorter
             assert os.fstat(file.fileno()).st_size == len(shorter)
+
+
+def test_change_underneath_is_seen_by_a_program_that_only_reads_memory(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    old = make_file(backing, 20)
+    with volumes(tmp_path, disk=(backing, "ro")) as server:
+        path = server.mountpoint / "cache" / "disk"
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with mapping:  # it keeps the file open
+            assert mapping[:] == old
+            for seed in (1, 2):
+                new = make_file(backing, 20, seed=seed)
+                deadline = time.monotonic() + 5
+                while mapping[:] != new and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert mapping[:] == new
+
+
+def test_change_on_a_file_system_that_remembers_attributes_is_seen(tmp_path: Path) -> None:
+    """As NFS does, and FUSE file systems: stat(2) says for half a minute what it said before."""
+    with (
+        remembering.served(tmp_path / "net") as net,
+        volumes(tmp_path, read=(net / "file", "ro"), written=(net / "file", "writethrough")) as server,
+    ):
+        paths = [server.mountpoint / "cache" / name for name in ("read", "written")]
+        contents = b"A" * remembering.SIZE
+        for path in paths:
+            assert path.read_bytes() == contents
+        for letter in b"BC":
+            contents = bytes([letter]) * remembering.SIZE
+            (net / "file").stat()  # is remembered from now on
+            remembering.change(net)
+            for path in paths:
+                assert path.read_bytes() == contents, "opening looks at once"
+        descriptor = os.open(paths[1], os.O_RDWR)
+        try:
+            remembering.change(net)
+            assert os.pwrite(descriptor, b"own", 0) == 3  # which is no reason to take the change for our own
+            time.sleep(CHECK_S + 0.02)
+            assert os.pread(descriptor, remembering.SIZE, 0) == b"own" + b"D" * (remembering.SIZE - 3)
+        finally:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)

@@ -32,6 +32,12 @@ RACY_NS = 20_000_000
 """Two ticks of the slowest kernel clock (CONFIG_HZ=100)."""
 COARSE_NS = 2_100_000_000
 """The same where times are whole seconds, or even ones (FAT)."""
+_FORCE_SYNC = 0x2000
+_EMPTY_PATH = 0x1000
+_AT_FDCWD = -100
+_BASIC_STATS = 0x7FF
+_STATX_BYTES = 256
+"""Of <linux/stat.h> and <linux/fcntl.h>."""
 LARGEST_BLOCK = 4096
 """Bytes to which any device may want direct reads aligned."""
 _SECOND_NS = 1_000_000_000
@@ -109,6 +115,9 @@ def examine(path: str, writable: bool, backing: Backing | None, mountpoint: Path
         OSError: it is not there, or cannot be opened.
         VolumeError: it can be no backing file.
     """
+    # The directory first: what it says about the name may be remembered, too.
+    ask_server(os.path.dirname(path))  # noqa: PTH120 - of the name as it is written
+    ask_server(path)
     status = Path(path).stat()
     if backing is not None and backing.identity == (status.st_dev, status.st_ino):
         return _look(status, backing, None)
@@ -118,6 +127,19 @@ def examine(path: str, writable: bool, backing: Backing | None, mountpoint: Path
     except BaseException:
         opened.close()
         raise
+
+
+def ask_server(file: str | int) -> None:
+    """Have a network file system's attributes of a file, by its name or a descriptor, be those that its server has now.
+
+    NFS answers stat(2) from memory for up to a minute, a FUSE file system for as long as it likes. What goes wrong here goes
+    wrong again when the attributes are asked for.
+    """
+    room = ctypes.create_string_buffer(_STATX_BYTES)
+    if isinstance(file, int):
+        _libc.statx(file, b"", _EMPTY_PATH | _FORCE_SYNC, _BASIC_STATS, room)
+    else:
+        _libc.statx(_AT_FDCWD, os.fsencode(file), _FORCE_SYNC, _BASIC_STATS, room)
 
 
 def _look(status: os.stat_result, backing: Backing, opened: Backing | None) -> Look:
@@ -221,7 +243,10 @@ def write_through(backing: Backing, data: bytes, offset: int) -> Written:
 
 
 def _status(backing: Backing) -> Signature | None:
-    return None if backing.is_block else _signature(os.fstat(backing.write_fd))
+    if backing.is_block:
+        return None
+    ask_server(backing.write_fd)
+    return _signature(os.fstat(backing.write_fd))
 
 
 def sync(backing: Backing) -> None:
