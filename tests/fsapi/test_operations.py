@@ -402,6 +402,10 @@ class Cached:
         """Note it."""
         self.asked.append("opened")
 
+    def closed(self) -> None:
+        """Note it."""
+        self.asked.append("closed")
+
     async def read(self, offset: int, size: int) -> bytes:
         """Note it."""
         self.asked.append((offset, size))
@@ -435,7 +439,9 @@ async def test_cached_file_goes_through_the_page_cache_and_tells_what_it_knows(o
     assert (entry.st_ino, entry.st_size, entry.st_mtime_ns) == (inode, Cached.size, Cached.mtime_ns)
     assert (entry.attr_timeout, entry.entry_timeout, entry.st_mode & 0o777) == (0.5, 0.5, 0o600)
     await ops.getattr(inode, CTX)
-    assert file.asked == ["opened", (7, 100), (9, b"abc"), "sync", "refresh", "refresh"]
+    await ops.flush(info.fh)
+    await ops.release(info.fh)
+    assert file.asked == ["opened", (7, 100), (9, b"abc"), "sync", "refresh", "refresh", "closed"]
     for attributes in (change(size=5), change(mode=0o644)):
         with pytest.raises(pyfuse3.FUSEError) as raised:
             await ops.setattr(inode, *attributes, None, CTX)

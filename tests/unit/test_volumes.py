@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,7 +23,7 @@ import trio
 from tests.support.volumes import PAGE, Box, Device, make_file
 from zswapd.errors import VolumeError
 from zswapd.volumes import backing as files
-from zswapd.volumes import gate
+from zswapd.volumes import gate, watching
 from zswapd.volumes.fetches import Fetch, Want
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
 
@@ -462,6 +463,48 @@ async def test_looks_are_no_more_frequent_than_asked_for_but_at_open(box: Box, p
         newest = make_file(path, 4, seed=2)
         await volume.opened()
         assert await volume.read(0, PAGE) == newest[:PAGE]
+
+
+@pytest.mark.parametrize("is_inherited", [False, True])
+async def test_file_that_is_open_is_looked_at_without_being_asked_and_one_that_is_not_is_not(
+    box: Box, path: Path, is_inherited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads a mapping makes no request."""
+    monkeypatch.setattr(watching, "LEAST_S", 0.02)
+    make_file(path, 4)
+    left: dict[str, Any] = {}
+    if is_inherited:  # opens are not known to a successor
+        async with one(box, path):
+            left = box.volumes.remember()
+        assert left["volumes"]
+        left["volumes"][0]["signature"] = None  # nor can it be vouched for
+    async with box.running(left=left) as volumes:
+        volume = volumes.find("disk") if is_inherited else await volumes.add("disk", str(path), "ro")
+        box.volumes.apply(check_s=0.05, cutoff=None)
+
+        async def is_change_seen(seed: int) -> bool:
+            await until(lambda: volume.vouched)
+            box.told.clear()
+            make_file(path, 4, seed=seed)
+            with trio.move_on_after(0.5):
+                while not box.told:
+                    await trio.sleep(0.01)
+            return bool(box.told)
+
+        await volume.renew()  # by command
+        assert await is_change_seen(1) == is_inherited
+        await volume.opened()
+        await volume.opened()
+        assert await is_change_seen(2)
+        volume.closed()
+        assert await is_change_seen(3)
+        volume.closed()
+        await trio.sleep(0.1)
+        assert await is_change_seen(4) == is_inherited
+        for _ in range(3):
+            volume.closed()
+        await volume.opened()
+        assert await is_change_seen(5)
 
 
 async def test_open_waits_until_the_kernel_has_forgotten_and_reads_do_not(box: Box, path: Path) -> None:

@@ -110,6 +110,9 @@ class CachedFile(Protocol):
     async def opened(self) -> None:
         """Make sure that neither they nor the kernel's page cache are older than this call."""
 
+    def closed(self) -> None:
+        """Take note that one of those who have opened it has it no more, mappings included."""
+
     async def read(self, offset: int, size: int) -> bytes:
         """Return bytes; fewer at the end of the file. May be cancelled."""
 

@@ -361,10 +361,13 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: int) -> None:
-        """Forget the content of a text file, count a block file; nothing else is kept per open file."""
+        """Forget the content of a text file, tell a cached one, count a block file; nothing else is kept per open file."""
         if fh in self._files:
             self.opened = max(self.opened - 1, 0)
         self._texts.close(fh)
+        node = self.directory.node(inode_of(fh))
+        if node is not None and node.cached is not None:
+            node.cached.closed()
 
     @answering
     async def releasedir(self, fh: int) -> None:

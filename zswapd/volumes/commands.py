@@ -73,13 +73,13 @@ class CacheCommands:
         volumes, _cache = self._parts()
         volume = volumes.find(name)
         pages = volume.drop()
-        await volume.opened()  # the kernel has forgotten, too
+        await volume.renew()  # the kernel has forgotten, too
         return {"name": name, "dropped_pages": pages}
 
     async def _resize(self, name: str) -> VolumeReport:
         """Take on the length that the backing file has now."""
         volume = self._parts()[0].find(name)
-        await volume.opened()
+        await volume.renew()
         return _report(volume)
 
     def _freeze(self) -> dict[str, Any]:

@@ -193,6 +193,7 @@ class Volumes:
                 f"there are threads for {len(self._lanes)} volumes, and all are in use",
                 hint="raise cache.max_volumes, or see which backing file hangs",
             )
+        is_inherited = inode is not None
         if inode is None:
             inode, self._next = self._next, self._next + 1
         volume = Volume(
@@ -208,6 +209,7 @@ class Volumes:
             tell_kernel=self._kernel.forget_inode,
             page_size=self._page_size,
             signature=signature,
+            may_be_open=is_inherited,
         )
         try:
             self._entries.add_cached_file(name, inode, volume)

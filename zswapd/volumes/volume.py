@@ -4,12 +4,12 @@
 Read: the kernel asks for what its page cache does not have; what cleancache does not have either is read from the backing file,
 in as few reads as possible, and kept. Write (mode writethrough): to the backing file first, then what was cached is let go.
 
-When is what is cached stale? When the backing file has changed underneath. It is looked at when it is opened, and before a
-request is answered if the last look is older than `check_s`: so no reader gets data that was replaced longer ago than that. A
-changed signature drops everything, in cleancache at once, and in the kernel's page cache by a notification. That takes the
-locks of pages under read, whose readers we answer: so it runs in a thread of its own, and no request ever waits for it, but for
-an open. A request that is answered meanwhile brings old pages at worst to a reader who asked before; the notification,
-coming after, finds them.
+When is what is cached stale? When the backing file has changed underneath. It is looked at when it is opened, before a request
+is answered if the last look is older than `check_s`, and as often while it is open (watching.py): so no reader gets data that
+was replaced longer ago than that. A changed signature drops everything, in cleancache at once, and in the kernel's page cache
+by a notification. That takes the locks of pages under read, whose readers we answer: so it runs in a thread of its own, and no
+request ever waits for it, but for an open. A request that is answered meanwhile brings old pages at worst to a reader who asked
+before; the notification, coming after, finds them.
 
 The invariants, in terms of the event loop, where all of this runs but the I/O:
 - an invalidation marks every fetch stale that may have read older data, before anything else can run; a stale fetch is neither
@@ -39,6 +39,7 @@ from zswapd.volumes.gate import Gate
 from zswapd.volumes.planning import Streams, runs
 from zswapd.volumes.source import Source
 from zswapd.volumes.statistics import VolumeCounters, VolumeStatistics
+from zswapd.volumes.watching import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -81,6 +82,7 @@ class Volume:
         tell_kernel: has the kernel forget an inode's pages and attributes; blocks.
         page_size: bytes.
         signature: the backing file's when a predecessor last looked, with nothing left to be forgotten; else None.
+        may_be_open: a predecessor had it.
 
     Attributes:
         source: its backing file.
@@ -102,6 +104,7 @@ class Volume:
         tell_kernel: Callable[[int], None],
         page_size: int,
         signature: Signature | None = None,
+        may_be_open: bool = False,
     ) -> None:
         self.name = name
         self.path = path
@@ -124,6 +127,8 @@ class Volume:
             when_changed=self.drop,
             signature=signature,
         )
+        self._watch = Watch(self.source, is_open=may_be_open)
+        nursery.start_soon(self._watch.run)
         self._untold = 0  # notifications of the kernel that are under way
         self._told = trio.Event()
         self._told.set()
@@ -168,13 +173,19 @@ class Volume:
             await self.source.look_if_due()
 
     async def opened(self) -> None:
-        """Look at the backing file now, and have the kernel forget what is old before whoever opens it goes on.
+        """Do what `renew` does for whoever opens it. Raises what that raises."""
+        await self.renew()
+        self._watch.opened()
 
-        Raises what `refresh` does.
-        """
+    async def renew(self) -> None:
+        """Look at the backing file now, and have the kernel forget what is old before going on. Raises what `refresh` does."""
         async with self._admitted(self._looks):
             await self.source.look()
             await self._told.wait()
+
+    def closed(self) -> None:
+        """Take note that one of those who have opened it has it no more."""
+        self._watch.closed()
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return bytes; fewer at the end of the file.
@@ -411,6 +422,7 @@ class Volume:
     def close(self) -> None:
         """End the volume: its pages go, whoever waits gets ESTALE, the kernel forgets it. What hangs is left behind."""
         self.source.close()
+        self._watch.end()
         self._looks.open_wide()
         self._requests.open_wide()
         for fetch in self._fetches:
