@@ -198,6 +198,53 @@ def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path, 
             assert errno_of(os.pread, file.fileno(), 10, 0) == errno.ESTALE
 
 
+@pytest.mark.parametrize("mode", ["ro", "writethrough"])
+@pytest.mark.parametrize("options", OVER[::3], ids=ALLOCATORS[::3])
+def test_block_device_is_cached_written_invalidated_and_grows(tmp_path: Path, options: tuple[str, ...], mode: str) -> None:
+    store = tmp_path / "store"
+    data = bytearray(make_file(store, 300))
+    with loop(store) as device, volumes(tmp_path, *options, disk=(Path(device), mode)) as server:
+        path = server.mountpoint / "cache" / "disk"
+        assert path.stat().st_size == len(data)
+        with path.open("r+b" if mode == "writethrough" else "rb", buffering=0) as file:
+
+            def reread() -> bytes:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                return os.pread(file.fileno(), 1 << 21, 0)
+
+            def changed_by_somebody(offset: int, content: bytes) -> None:
+                with Path(device).open("r+b") as other:
+                    other.seek(offset)
+                    other.write(content)
+                    os.fsync(other.fileno())
+                data[offset : offset + len(content)] = content
+
+            assert reread() == data
+            assert reread() == data
+            (statistics,) = server.ask("statistics")["done"]
+            assert statistics["hits"] > 0
+            assert statistics["backing_read_bytes"] == len(data), "the second time, cleancache had it"
+            if mode == "writethrough":
+                data[5000:14000] = b"xyz" * 3000
+                assert os.pwrite(file.fileno(), data[5000:14000], 5000) == 9000
+                assert Path(device).read_bytes() == data, "not on the device when it was acknowledged"
+                os.fsync(file.fileno())
+                assert reread() == data
+                assert errno_of(os.pwrite, file.fileno(), b"x", len(data)) == errno.ENOSPC
+            before = bytes(data)
+            changed_by_somebody(8 * PAGE, b"somebody else")
+            assert reread() == before, "nobody can see that a block device has changed: the test is void"
+            server.ask("invalidate", "disk")
+            assert reread() == data
+            data += make_file(store, 400)[300 * PAGE :]
+            store.write_bytes(data)
+            subprocess.run(["losetup", "--set-capacity", device], check=True, timeout=30)
+            time.sleep(CHECK_S + 0.02)
+            assert reread() == data
+            assert os.fstat(file.fileno()).st_size == len(data)
+            assert os.lseek(file.fileno(), 0, os.SEEK_END) == len(data)
+
+
 @pytest.mark.parametrize("options", OVER[:1], ids=ALLOCATORS[:1])
 def test_file_above_16_tib_is_cached_and_dropped_page_by_page(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Numbers of its pages differ by multiples of 2**32, which must not be taken for each other."""

@@ -112,6 +112,9 @@ async def obey(volumes: Volumes) -> None:
                 continue
         elif word == "remove":
             await volumes.remove(*arguments)
+        elif word == "invalidate":
+            volumes.find(*arguments).drop()
+            await volumes.find(*arguments).renew()
         say(done=[asdict(item) for item in volumes.statistics()])
 
 
