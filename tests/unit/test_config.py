@@ -371,6 +371,18 @@ def test_cache_volumes_are_paths_with_a_mode(root: Path, written: str, expected:
         assert load(root, ("cache.volumes.disk", written)).cache.volumes == {"disk": expected}
 
 
+def test_cache_volumes_need_a_cache_and_threads(root: Path) -> None:
+    volumes = [(f"cache.volumes.v{number}", "/x") for number in range(5)]
+    assert len(load(root, *volumes[:4]).cache.volumes) == 4
+    with pytest.raises(ConfigError, match=r"5 cache\.volumes are more than cache\.max_volumes, which is 4") as raised:
+        load(root, *volumes)
+    assert raised.value.hint == "set cache.max_volumes = 5, or remove some"
+    assert len(load(root, *volumes, ("cache.max_volumes", "5")).cache.volumes) == 5
+    with pytest.raises(ConfigError, match=r"there are cache\.volumes, but no cache"):
+        load(root, volumes[0], ("cache.limit", ""))
+    assert load(root, ("cache.limit", "")).cache.limit is None
+
+
 @pytest.mark.parametrize(("written", "is_right"), [("50%", True), ("10M", True), ("", True), ("51%", False)])
 def test_cache_limit_is_half_of_the_memory_at_most(root: Path, written: str, is_right: bool) -> None:
     if is_right:

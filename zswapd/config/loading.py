@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -325,6 +325,7 @@ def _check_together(config: Config) -> None:
         origins = dict.fromkeys(str(config.given[dest].origin) for dest in dests if dest in config.given)
         return ", ".join(origins) or "default"
 
+    _check_volumes(config, at)
     if config.control.socket.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(
             f"{at('control.socket', 'fuse.mountpoint')}: control.socket {config.control.socket} lies below fuse.mountpoint, "
@@ -349,6 +350,21 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads",
             hint="write 4M or more",
+        )
+
+
+def _check_volumes(config: Config, at: Callable[..., str]) -> None:
+    names = [f"cache.volumes.{name}" for name in config.cache.volumes]
+    if names and config.cache.limit is None:
+        raise ConfigError(
+            f"{at(*names, 'cache.limit')}: there are cache.volumes, but no cache to keep their pages",
+            hint="set cache.limit, or remove the volumes",
+        )
+    if len(names) > config.cache.max_volumes:
+        raise ConfigError(
+            f"{at(*names, 'cache.max_volumes')}: {len(names)} cache.volumes are more than cache.max_volumes, "
+            f"which is {config.cache.max_volumes}",
+            hint=f"set cache.max_volumes = {len(names)}, or remove some",
         )
 
 
