@@ -95,6 +95,35 @@ def test_set_twice_the_page_cache_is_read_again_twenty_times_faster(stage: Stage
     assert plain / second >= 20, (plain, second)
 
 
+def test_length_and_cutoff_change_in_a_running_daemon(stage: Stage, tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    data = make_file(backing, 1024)
+    daemon = stage.daemon("64M", cache__volumes__disk=str(backing), cache__check_ms="3600000")
+
+    def read() -> bytes:
+        with volume(daemon).open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return file.read()
+
+    def counted() -> dict[str, int]:
+        (only,) = daemon.ask("stats")["volumes"]
+        return {name: only[name] for name in ("size", "pages", "bypassed_bytes", "drops")}
+
+    assert read() == data
+    assert counted() == {"size": len(data), "pages": 1024, "bypassed_bytes": 0, "drops": 1}
+    data = make_file(backing, 1500)
+    assert "5.9 MiB" in ctl(daemon, "cache", "resize", "disk")
+    assert counted() == {"size": len(data), "pages": 0, "bypassed_bytes": 0, "drops": 2}
+    ctl(daemon, "set", "cache.sequential_cutoff=2M")
+    assert read() == data
+    after = counted()
+    assert after["bypassed_bytes"] >= (1500 - 2 * 512) * PAGE
+    assert 256 <= after["pages"] <= 512, "what was read before the cutoff is kept"
+    ctl(daemon, "set", "cache.sequential_cutoff=")
+    assert read() == data
+    assert counted()["pages"] == 1500
+
+
 def test_volumes_go_on_when_the_worker_is_killed_and_nothing_is_stale(stage: Stage, tmp_path: Path) -> None:
     configured, added = tmp_path / "configured", tmp_path / "added"
     first, old = make_file(configured, 500), make_file(added, 500, seed=1)

@@ -21,10 +21,12 @@ import pytest
 import trio
 
 from tests.support.volumes import PAGE, Box, Device, make_file
-from zswapd.errors import VolumeError
+from zswapd.errors import ConfigError, VolumeError
+from zswapd.fuse.inodes import Directory
 from zswapd.volumes import backing as files
 from zswapd.volumes import gate, watching
 from zswapd.volumes.fetches import Fetch, Want
+from zswapd.volumes.mounted import Mounted
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
 
 GAP, RUN = GAP_BYTES // PAGE, RUN_BYTES // PAGE
@@ -779,6 +781,47 @@ async def test_backing_that_can_be_none_is_refused_with_its_errno(box: Box, path
         await volumes.add("disk", str(path), "ro")
         with pytest.raises(VolumeError, match="already"):
             await volumes.add("disk", str(path), "ro")
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "", ".", "..", "x" * 256, "line\nend", "a\0b"])
+async def test_name_that_can_be_no_file_s_is_refused_and_leaves_nothing(box: Box, path: Path, name: str) -> None:
+    data = make_file(path, 2)
+    directory = Directory()
+    box.entries = Mounted(directory)  # type: ignore[assignment]
+    nodes = len(directory)
+    async with box.running(most=1) as volumes:
+        with pytest.raises(ConfigError, match="cannot be the name") as raised:
+            await volumes.add(name, str(path), "ro")
+        assert raised.value.hint
+        assert (volumes.volumes(), len(directory), volumes.remember()["volumes"]) == ([], nodes, [])
+        await until(lambda: all(lane.is_idle for lane in volumes._lanes))
+        volume = await volumes.add("disk", str(path), "ro")
+        assert await volume.read(0, 2 * PAGE) == data
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ENXIO])
+@pytest.mark.parametrize("call", ["stat", "open"])
+async def test_backing_that_cannot_be_opened_is_refused_with_the_reason(
+    box: Box, path: Path, code: int, call: str, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., None]
+) -> None:
+    """Root may open everything, but not on every file system."""
+    data = make_file(path, 2)
+
+    def refuse(name: object, *_: object, **__: object) -> object:
+        raise OSError(code, os.strerror(code), str(name))
+
+    monkeypatch.setattr(*{"stat": (Path, "stat"), "open": (files.os, "open")}[call], refuse)  # type: ignore[attr-defined]
+    expect_log(f"cache volume configured cannot be used yet: .*{os.strerror(code)}")
+    async with box.running(configured={"configured": (str(path), "writethrough")}) as volumes:
+        with pytest.raises(VolumeError, match=os.strerror(code)) as raised:
+            await volumes.add("added", str(path), "writethrough")
+        assert raised.value.errno_ == code
+        assert [volume.name for volume in volumes.volumes()] == ["configured"]
+        with pytest.raises(VolumeError, match=os.strerror(code)) as raised:
+            await volumes.find("configured").opened()
+        assert raised.value.errno_ == code
+        monkeypatch.undo()
+        assert await volumes.find("configured").read(0, 2 * PAGE) == data
 
 
 async def test_no_more_volumes_than_there_are_threads_for(box: Box, path: Path) -> None:
