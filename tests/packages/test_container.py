@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The package in a bare Debian, booted: installed by apt, started, upgraded, killed, stopped, removed, all by systemd.
 
-Swap is this machine's, and so is its memory: nothing is swapped out here. tests/vm does that, and reboots.
+Swap is this machine's, and so is its memory: nothing is swapped out here, and a decoy (tests/support/decoy.py) sees to it that
+the kernel has no reason to. tests/vm swaps, and reboots.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 
 from scripts.zdeb.container import Container
 from tests.support import capabilities
+from tests.support.decoy import decoy
 
 pytestmark = [pytest.mark.kernel, capabilities.requires_container()]
 
@@ -27,7 +29,7 @@ INSTALL = "apt-get install --yes --no-install-recommends"
 
 @pytest.fixture(scope="module")
 def booted(packages: Path) -> Iterator[Container]:
-    with Container(f"zswapd-test-{os.getpid()}", packages) as container:
+    with decoy(), Container(f"zswapd-test-{os.getpid()}", packages) as container:
         container.run(f"{INSTALL} /packages/first/*.deb")
         yield container
 
@@ -37,6 +39,7 @@ def debian(booted: Container) -> Iterator[Container]:
     """The package's first revision as it is after installation: not running, not enabled."""
     booted.run(f"{INSTALL} --allow-downgrades /packages/first/*.deb")
     yield booted
+    assert swapped_out(booted) == {}
     # What a test leaves must not fail the next one instead.
     booted.call("rm -rf /etc/systemd/system/*.d /etc/zswapd/zswapd.toml.d && systemctl daemon-reload")
     booted.call("systemctl disable --now zswapd.service; systemctl reset-failed")
@@ -58,6 +61,13 @@ def loops(container: Container) -> list[str]:
     return [
         line.split()[0] for line in attached.splitlines() if line.endswith("/run/zswapd/mnt/swap") and line.split()[0] in on
     ]
+
+
+def swapped_out(container: Container) -> dict[str, int]:
+    """Return what is on each of these devices, in KiB, where it is anything: killing both processes would be no test then."""
+    areas = (line.split() for line in Path("/proc/swaps").read_text().splitlines()[1:])
+    ours = loops(container)
+    return {path: int(used) for path, _, _, used, _ in areas if path in ours and int(used)}
 
 
 def wait_for_swap(container: Container, *, on: bool = True) -> None:
@@ -91,6 +101,14 @@ def test_after_installation_it_is_there_but_off(debian: Container) -> None:
     assert debian.run("systemd-analyze verify --man=no zswapd.service zswapd-swap.service zswapd-hibernate.service") == ""
     assert debian.run("stat --format=%a /run/zswapd").strip() == "700"
     assert debian.call("command -v gcc cc").returncode != 0
+
+
+def test_systemd_itself_is_not_swapped_out(debian: Container) -> None:
+    """What it then asks of the kernel takes cgroup v2 with a memory controller, and that a machine of its own: tests/vm."""
+    assert shown(debian, "MemorySwapMax", "DropInPaths", unit="init.scope") == [
+        "0",
+        "/usr/lib/systemd/system/init.scope.d/zswapd.conf",
+    ]
 
 
 def test_from_installed_to_swapped_on_in_one_command(debian: Container) -> None:

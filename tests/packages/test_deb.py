@@ -42,6 +42,7 @@ def test_it_has_all_that_a_person_expects(contents: dict[str, str]) -> None:
         "/usr/bin/zswapctl",
         *(f"/usr/lib/systemd/system/{name}" for name in SERVICES),
         "/usr/lib/systemd/system/dev-.swap.d/zswapd.conf",
+        "/usr/lib/systemd/system/init.scope.d/zswapd.conf",
         "/usr/lib/sysctl.d/60-zswapd.conf",
         "/usr/lib/tmpfiles.d/zswapd.conf",
         "/etc/zswapd/zswapd.toml",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a test run may leave behind on the machine: mounts, loop devices, swap, cgroups.
 
-Two uses. At session start, `sweep()` removes what an aborted run left, and nothing else: only a zswapd mount
+Two uses. At session start, `sweep()` removes what an aborted run left, and nothing else: a zswapd mount
 that lies in the temporary directory of a pytest run whose process is gone, and whose own daemon is dead, with
-the loop devices on it. Anything less certain may be somebody's running swap. At session end, `snapshot()` of
-before and after are compared.
+the loop devices on it; and decoys (decoy.py) of processes that are gone. Anything less certain may be somebody's
+running swap. At session end, `snapshot()` of before and after are compared.
 
 Everything is read from files below `root`, so that the search itself can be tested on made-up trees.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _RUN_DIRECTORY = re.compile(r"^(.*/pytest-of-[^/]+/pytest-\d+)(?:/|$)")
+_DECOY = re.compile(r"/zswapd-decoy-(\d+)(?: \(deleted\))?$")
 
 
 def _unescape(field: str) -> str:
@@ -32,7 +33,7 @@ class Leftovers:
 
     Attributes:
         mounts: mountpoints of zswapd file systems.
-        loops: "loopN on FILE" where FILE is in such a mount or in the directory of a pytest run.
+        loops: "loopN on FILE" where FILE is in such a mount, in the directory of a pytest run, or a decoy.
         swaps: swap areas that are on one of those loop devices, by path.
         cgroups: directories named zswapd-* in any cgroup hierarchy.
     """
@@ -93,12 +94,25 @@ def run_pid(directory: Path) -> int | None:
     """Return the process id of the pytest run that holds `directory`; None when it has ended or died."""
     try:
         pid = int((directory / ".lock").read_text())
-        os.kill(pid, 0)
-    except PermissionError:
-        return pid  # alive, and somebody else's
     except (OSError, ValueError):
         return None
-    return pid
+    return pid if _is_alive(pid) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # and somebody else's
+    except OSError:
+        return False
+    return True
+
+
+def decoy_pid(backing: str) -> int | None:
+    """Return whose decoy a loop device's file is; None if it is none."""
+    match = _DECOY.search(backing)
+    return int(match[1]) if match else None
 
 
 def snapshot(root: Path = Path("/")) -> Leftovers:
@@ -107,7 +121,7 @@ def snapshot(root: Path = Path("/")) -> Leftovers:
     ours = {
         name: backing
         for name, backing in loops(root).items()
-        if run_directory(backing) or any(backing.startswith(f"{mountpoint}/") for mountpoint in mounts)
+        if run_directory(backing) or decoy_pid(backing) or any(backing.startswith(f"{mountpoint}/") for mountpoint in mounts)
     }
     return Leftovers(
         mounts=frozenset(mounts),
@@ -146,19 +160,28 @@ def abandoned(root: Path = Path("/")) -> list[str]:
     ]
 
 
+def abandoned_decoys(root: Path = Path("/")) -> list[str]:
+    """Return the names of loop devices that are decoys of processes that are gone."""
+    owners = {name: decoy_pid(backing) for name, backing in loops(root).items()}
+    return [name for name, pid in owners.items() if pid is not None and not _is_alive(pid)]
+
+
 def sweep() -> list[str]:
-    """Remove abandoned mounts, with the swap and loop devices on them; return what was done, in lines."""
+    """Remove abandoned mounts, with the swap and loop devices on them, and decoys; return what was done, in lines."""
     done = []
     for mountpoint in abandoned():
         for name, backing in loops().items():
-            if not backing.startswith(f"{mountpoint}/"):
-                continue
-            device = f"/dev/{name}"
-            if device in swaps():
-                done.append(_run("swapoff", device))
-            done.append(_run("losetup", "--detach", device))
+            if backing.startswith(f"{mountpoint}/"):
+                done += _remove_loop(f"/dev/{name}")
         done.append(_run("umount", "--lazy", mountpoint))
+    for name in abandoned_decoys():
+        done += _remove_loop(f"/dev/{name}")
     return done
+
+
+def _remove_loop(device: str) -> list[str]:
+    off = [_run("swapoff", device)] if device in swaps() else []
+    return [*off, _run("losetup", "--detach", device)]
 
 
 def _run(*command: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import capabilities, leftovers
+from tests.support import capabilities, decoy, leftovers
 
 TOP = Path(__file__).resolve().parent.parent.parent
 
@@ -88,11 +88,15 @@ def test_snapshot_sees_ours_and_only_ours(tmp_path: Path) -> None:
         mounts=(
             "proc /proc proc rw 0 0\nzswapd /run/my\\040swap fuse.zswapd rw,user_id=0 0 0\ns3ql /mnt/s3 fuse.s3ql rw 0 0\n"
         ),
-        swaps="/dev/loop1 partition 1 0 -2\n/dev/loop2 partition 1 0 -3\n/dev/vdb partition 1 0 -4\n",
+        swaps=(
+            "/dev/loop1 partition 1 0 -2\n/dev/loop2 partition 1 0 -3\n/dev/vdb partition 1 0 -4\n"
+            "/dev/loop4 partition 1 0 1000\n"
+        ),
         loops={
             "loop1": "/run/my swap/swap",
             "loop2": "/var/image",
             "loop3": "/tmp/pytest-of-root/pytest-3/a/disc",
+            "loop4": "/var/tmp/zswapd-decoy-12 (deleted)",
         },
     )
     (tmp_path / "sys/fs/cgroup/memory/zswapd-77").mkdir(parents=True)
@@ -100,10 +104,14 @@ def test_snapshot_sees_ours_and_only_ours(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/memory/other").mkdir()
     seen = leftovers.snapshot(tmp_path)
     assert seen.mounts == {"/run/my swap"}
-    assert seen.loops == {"loop1 on /run/my swap/swap", "loop3 on /tmp/pytest-of-root/pytest-3/a/disc"}
-    assert seen.swaps == {"/dev/loop1"}
+    assert seen.loops == {
+        "loop1 on /run/my swap/swap",
+        "loop3 on /tmp/pytest-of-root/pytest-3/a/disc",
+        "loop4 on /var/tmp/zswapd-decoy-12 (deleted)",
+    }
+    assert seen.swaps == {"/dev/loop1", "/dev/loop4"}
     assert {Path(path).name for path in seen.cgroups} == {"zswapd-77", "zswapd-78"}
-    assert len(seen.lines()) == 6
+    assert len(seen.lines()) == 8
     assert seen.since(seen).lines() == []
     assert seen.since(leftovers.Leftovers()) == seen
 
@@ -126,6 +134,25 @@ def test_abandoned_spares_live_runs_live_daemons_and_other_places(tmp_path: Path
     _tree(tmp_path, mounts="".join(f"zswapd {path} fuse.zswapd rw 0 0\n" for path in at.values()))
     monkeypatch.setattr(leftovers, "daemon_is_dead", lambda mountpoint: mountpoint != at["live daemon"])
     assert leftovers.abandoned(tmp_path) == [at["dead run, dead daemon"], at["ended run"]]
+
+
+def test_decoys_of_the_dead_are_abandoned_and_no_other_loop_device_is(tmp_path: Path) -> None:
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    _tree(
+        tmp_path,
+        loops={
+            "loop1": f"/var/tmp/zswapd-decoy-{finished.pid} (deleted)",
+            "loop2": f"/var/tmp/zswapd-decoy-{os.getpid()} (deleted)",
+            "loop3": f"/var/tmp/zswapd-decoy-{finished.pid}/swap",
+            "loop4": "/var/image",
+        },
+    )
+    assert leftovers.abandoned_decoys(tmp_path) == ["loop1"]
+
+
+def test_decoy_is_on_a_disk_or_not_at_all() -> None:
+    assert "tmpfs" in decoy.missing(Path("/dev/shm"))
 
 
 def test_daemon_is_dead_spares_what_answers(tmp_path: Path) -> None:
