@@ -261,6 +261,7 @@ class Commands:
         worker = self._worker
         if not worker.has_supervisor():
             raise HandoverError("there is no supervisor that could be replaced", hint="start `zswapd run`: it takes over")
+        self._refuse_without_hook()
         identity = {
             "arena_layout": ARENA_LAYOUT,
             "arena_label": worker.core.arena.label.decode(),
@@ -290,6 +291,14 @@ class Commands:
         except OSError as error:  # being replaced just now, or no memory for a process
             raise HandoverError(f"the installed program cannot be started: {error.strerror}", hint=hint) from error
 
+    def _refuse_without_hook(self) -> None:
+        """Keep a session that cannot be taken over with the one who serves it."""
+        if not self._worker.session.hook_active:
+            reason = self._worker.session.hook_problem
+            raise HandoverError(
+                f"this session cannot be taken over, since the FUSE hook is not in use: {reason}", hint="swap off and restart"
+            )
+
     async def reload(self) -> None:
         """Upgrade, as a signal asks for it: to read the settings again is part of that. What is refused goes to the log."""
         try:
@@ -302,6 +311,7 @@ class Commands:
         worker = self._worker
         if worker.has_supervisor():
             raise ControlError("this worker has a supervisor", hint="use `zswapctl upgrade`")
+        self._refuse_without_hook()
         listening, lock = self._listener.descriptors()
         backing = (worker.backed.fd,) if worker.backed else ()
         files = (worker.session.descriptor, worker.core.arena.fd, worker.state.fd, listening, lock, *backing)

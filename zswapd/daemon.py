@@ -404,6 +404,8 @@ def geometry(config: Config) -> dict[str, Any]:
         "files": config.swap_files(),
         "allocator": config.pool.allocator,
         "max_zspage_frames": config.pool.max_zspage_frames,
+        "fuse.hook": config.fuse.hook,
+        "control.socket": str(config.control.socket),
         **backedpool.geometry(config),
     }
 

@@ -95,6 +95,7 @@ def test_reset_gives_back_what_is_configured_for_good(daemon: Daemon) -> None:
         ('[pool]\ncompressor = "lzo"\nlimit = "much"\n', ":3: pool.limit is"),
         ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "64M"\n', "files"),
         ('[pool]\ncompressor = "lzo"\n[', "TOML"),
+        ('[pool]\ncompressor = "lzo"\n[fuse]\nhook = false\n', "fuse.hook is True, the configuration says False"),
         ('[pool]\ncompressor = "lzo"\nlimits = 3\n', ":3: unknown setting pool.limits"),
     ],
 )
@@ -124,6 +125,16 @@ def test_files_in_another_order_are_refused(stage: Stage, file: Path) -> None:
     file.write_text('[swap.files]\na = "4M"\nb = "8M"\n')
     daemon.ctl("upgrade")
     assert daemon.worker_pid() != old
+
+
+def test_without_the_hook_nobody_takes_over(stage: Stage) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M", fuse__hook="false")
+    old = daemon.worker_pid()
+    with pytest.raises(HarnessError, match="cannot be taken over, since the FUSE hook is not in use: it is switched off"):
+        daemon.ctl("upgrade")
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_for(lambda: "not reloaded: this session cannot be taken over" in daemon.log_text(), "the log says nothing")
+    assert daemon.worker_pid() == old
 
 
 AFTER_CHECK = """

@@ -90,6 +90,16 @@ def test_the_files_count_after_a_death_and_what_was_in_use_if_they_are_not_right
     assert choose(lambda: load(swap__size="1G"), left) == load(pool__limit="4M")
 
 
+def test_a_worker_that_may_live_is_looked_for_where_it_is(
+    load: Callable[..., Config], state: SharedState, expect_log: Callable[..., None]
+) -> None:
+    """At another socket a supervisor would hear of none, and have two workers serve one arena."""
+    state.save({"checked": None, "configured": config.to_document(load())})
+    for name, value in (("control.socket", "/run/other.sock"), ("fuse.hook", "false")):
+        expect_log(f"beginning with those that were in use: the running daemon's {name} is", level=logging.ERROR)
+        assert choose(lambda: load(**{name.replace(".", "__"): value}), Left({"state": state.fd}, 0)) == load()  # noqa: B023
+
+
 def test_what_an_older_program_has_left_needs_the_files(load: Callable[..., Config], state: SharedState) -> None:
     state.save({})
     for worker in (0, 7):

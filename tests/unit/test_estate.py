@@ -61,7 +61,9 @@ def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pyte
         check(settings, identity(settings, geometry=older))
 
 
-@pytest.mark.parametrize("key", ["mountpoint", "page_size", "files", "allocator", "max_zspage_frames"])
+@pytest.mark.parametrize(
+    "key", ["mountpoint", "page_size", "files", "allocator", "max_zspage_frames", "fuse.hook", "control.socket"]
+)
 def test_check_refuses_another_shape_by_its_name(settings: Config, key: str) -> None:
     with pytest.raises(HandoverError, match=f"the running daemon's {key} is"):
         check(settings, identity(settings, geometry={**daemon.geometry(settings), key: "other"}))

@@ -93,8 +93,9 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
         HandoverError: naming what differs.
     """
     ours = daemon.geometry(config)
-    # What older programs do not say of themselves; the arena's label has it all the same.
-    running = {"allocator": "zsmalloc", "max_zspage_frames": ours["max_zspage_frames"]} | dict(running)
+    # What older programs do not say of themselves; the arena's label has some of it all the same.
+    unsaid = {key: ours[key] for key in ("max_zspage_frames", "fuse.hook", "control.socket")}
+    running = {"allocator": "zsmalloc", **unsaid} | dict(running)
     for key in (*ours, "backing"):
         # Files have numbers by their order, which stand in every header of a page.
         if _in_order(running.get(key)) != _in_order(ours.get(key)):
