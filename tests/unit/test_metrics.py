@@ -226,21 +226,77 @@ async def test_who_misbehaves_is_shown_out_and_nobody_waits(exporter: Exporter, 
     assert (await get(exporter))[0] == 200
 
 
-async def test_too_many_at_once_are_turned_away(exporter: Exporter) -> None:
+async def test_clients_that_say_nothing_keep_nobody_out(exporter: Exporter) -> None:
     assert exporter.address
-    held = [socket.create_connection(exporter.address, timeout=5) for _ in range(exporting.CLIENTS)]
+    held = [socket.create_connection(exporter.address, timeout=3) for _ in range(2 * exporting.CLIENTS)]
     try:
-        extra = socket.create_connection(exporter.address, timeout=5)
-        assert await trio.to_thread.run_sync(extra.recv, 1) == b""
-        extra.close()
+        held[-1].sendall(b"GET /metr")
+        for _ in range(3):
+            assert (await get(exporter))[0] == 200
+        assert await trio.to_thread.run_sync(held[0].recv, 1) == b""
+        held[-1].sendall(b"ics HTTP/1.1\r\nHost: x\r\n\r\n")  # those that came last are still there
+        assert (await trio.to_thread.run_sync(held[-1].recv, 100)).startswith(b"HTTP/1.1 200")
     finally:
         for one in held:
             one.close()
 
 
+async def test_who_waits_for_an_answer_is_not_shown_out(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def make_text(_self: Exporter) -> bytes:
+        await trio.sleep(1)
+        return b"late"
+
+    monkeypatch.setattr(exporting, "TEXT_S", 0.0)
+    monkeypatch.setattr(exporting, "GAP_S", 0.0)
+    monkeypatch.setattr(exporting, "CLIENTS", 2)
+    monkeypatch.setattr(Exporter, "_make_text", make_text)
+    assert exporter.address
+    waiting = [socket.create_connection(exporter.address, timeout=5) for _ in range(2)]
+    try:
+        for one in waiting:
+            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await trio.sleep(0.2)
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            await get(exporter)
+        assert (await trio.to_thread.run_sync(waiting[0].recv, 1000)).endswith(b"late")
+    finally:
+        for one in waiting:
+            one.close()
+
+
+async def test_how_often_text_is_made_is_not_up_to_who_asks(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "TEXT_S", 60.0)
+    taken = []
+    made = Exporter("127.0.0.1", 0)
+    made.start(lambda: taken.append(1) or snapshot)  # type: ignore[func-returns-value]
+    with trio.fail_after(10):
+        while made.address is None:
+            await trio.sleep(0.01)
+    for _ in range(5):
+        assert (await get(made))[0] == 200
+    assert len(taken) == 1
+    monkeypatch.setattr(exporting, "TEXT_S", 0.0)
+    await get(made)
+    assert len(taken) == 2
+
+
+async def test_answers_have_time_between_them(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "GAP_S", 0.1)
+    assert (await get(exporter))[0] == 200
+    began = time.monotonic()
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(get, exporter)
+    assert time.monotonic() - began > 0.3
+
+
 async def test_a_failing_snapshot_fails_its_scrape_only(
-    snapshot: Snapshot, caplog: pytest.LogCaptureFixture, expect_log: Callable[..., object]
+    snapshot: Snapshot,
+    caplog: pytest.LogCaptureFixture,
+    expect_log: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(exporting, "TEXT_S", 0.0)
     expect_log("a scrape failed", level=logging.ERROR)
     failures = iter([False, True, False])
 

@@ -8,13 +8,16 @@ it. The thread is there from the start, not on demand, since a clone(2) that wai
 It is a real-time thread, as whoever serves pages is while memory is scarce (service/scheduling.py): it holds the GIL when it
 touches memory for the first time, and must not wait for it then. It wakes up too seldom to be in anybody's way.
 
-What the page path notices: a snapshot, taken in its own loop so that all of it is of one moment (some 50 µs), and that the GIL
-is taken while text is made. That is done in pieces of PIECE_S, with a pause after each.
+What the page path notices: a snapshot, taken in its own loop so that all of it is of one moment (a third of a millisecond,
+noting it for a successor included, whatever the size of the pool), and that the GIL is taken while text is made. That is done
+in pieces of PIECE_S, with a pause after each. Every user of the machine may ask, so how often that happens is not up to who
+asks: the same text is told for TEXT_S, and no two requests are answered within GAP_S.
 
-Limits: GET and HEAD of /metrics, one request a connection, CLIENTS at a time, CLIENT_S for each, whatever it does or does not.
-No encryption and no password: it listens on the loopback interface unless told otherwise. The socket is the worker's own: the
-next worker listens again, and a scrape that falls in between fails. If the address is taken, that is said once, and tried again
-every RETRY_S.
+Limits: GET and HEAD of /metrics, one request a connection, CLIENTS at a time, CLIENT_S for each, whatever it does or does not;
+one more takes the place of the one that has been without a request for longest, so that clients that say nothing keep nobody
+out. No encryption and no password: it listens on the loopback interface unless told otherwise. The socket is the worker's own:
+the next worker listens again, and a scrape that falls in between fails. If the address is taken, that is said once, and tried
+again every RETRY_S.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import contextlib
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import h11
@@ -47,6 +51,10 @@ CLIENT_S = 5.0
 RETRY_S = 10.0
 PIECE_S = 0.0003
 """Time for which text is made without a pause: some ten families."""
+TEXT_S = 0.5
+"""Age up to which a text is told again."""
+GAP_S = 0.02
+"""Least time between two requests that are answered."""
 
 
 class Exporter:
@@ -64,6 +72,9 @@ class Exporter:
         self._host, self._port = host, port
         self.address: tuple[str, int] | None = None
         self._clients = 0
+        self._silent: dict[trio.CancelScope, None] = {}  # the longest first
+        self._made: tuple[float, bytes] | None = None
+        self._next = 0.0
         self._snapshot: Callable[[], Snapshot] | None = None
         self._main: trio.lowlevel.TrioToken | None = None
         self._has_main = threading.Event()
@@ -90,7 +101,8 @@ class Exporter:
             log.exception("metrics are not served any more")
 
     async def _listen(self) -> None:
-        await self._text()  # what it takes is loaded, and its memory there, before anybody is short of it
+        making = trio.Lock()
+        await self._text(making)  # what it takes is loaded, and its memory there, before anybody is short of it
         warned = False
         while True:
             try:
@@ -104,7 +116,7 @@ class Exporter:
             name = listeners[0].socket.getsockname()
             self.address = (name[0], name[1])
             log.info("metrics: http://%s:%d/metrics", *self.address)
-            await trio.serve_listeners(self._serve, listeners)
+            await trio.serve_listeners(partial(self._serve, making), listeners)
 
     async def _take(self) -> Snapshot:
         """Have the other loop take a snapshot."""
@@ -124,7 +136,14 @@ class Exporter:
         await taken.wait()
         return results[0].unwrap()
 
-    async def _text(self) -> bytes:
+    async def _text(self, making: trio.Lock) -> bytes:
+        """Return a text, of which one at a time is made, or the last one while it is fresh."""
+        async with making:
+            if self._made is None or trio.current_time() - self._made[0] >= TEXT_S:
+                self._made = (trio.current_time(), await self._make_text())
+            return self._made[1]
+
+    async def _make_text(self) -> bytes:
         piece = time.perf_counter()
         text = bytearray()
         for family in collect(await self._take()):
@@ -134,12 +153,12 @@ class Exporter:
                 piece = time.perf_counter()
         return bytes(text)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, making: trio.Lock, stream: trio.SocketStream) -> None:
         self._clients += 1
         try:
-            if self._clients <= CLIENTS:
-                with trio.move_on_after(CLIENT_S):
-                    await self._converse(stream)
+            if self._clients <= CLIENTS or self._show_one_out():
+                with trio.move_on_after(CLIENT_S) as scope:
+                    await self._converse(stream, making, scope)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.RunFinishedError):
             pass  # the client has left, or the daemon is leaving
         except Exception:
@@ -148,22 +167,38 @@ class Exporter:
             self._clients -= 1
             await trio.aclose_forcefully(stream)
 
-    async def _converse(self, stream: trio.SocketStream) -> None:
+    def _show_one_out(self) -> bool:
+        """End the client that has been without a request for longest; return False if all wait for their answers."""
+        scope = next(iter(self._silent), None)
+        if scope is None:
+            return False
+        del self._silent[scope]
+        scope.cancel()
+        return True
+
+    async def _converse(self, stream: trio.SocketStream, making: trio.Lock, scope: trio.CancelScope) -> None:
         connection = h11.Connection(h11.SERVER)
+        self._silent[scope] = None
         try:
             request = await _next_request(connection, stream)
         except h11.RemoteProtocolError:
             await _send(connection, stream, 400, b"this is not HTTP\n")
             return
+        finally:
+            self._silent.pop(scope, None)
         if request is None:
             return
+        now = trio.current_time()
+        begin = max(now, self._next)
+        self._next = begin + GAP_S
+        await trio.sleep(begin - now)
         path = request.target.split(b"?")[0]
         if path != b"/metrics":
             await _send(connection, stream, 404, b"metrics are at /metrics\n")
         elif request.method not in {b"GET", b"HEAD"}:
             await _send(connection, stream, 405, b"metrics can be read only\n")
         else:
-            text = await self._text()
+            text = await self._text(making)
             await _send(connection, stream, 200, text, head=request.method == b"HEAD")
 
 
