@@ -398,20 +398,20 @@ class Core:
         if used != held:
             raise InvariantError(f"{used} persistent frames in use, the allocator holds {held}")
 
-    def statistics(self, *, groups_counted: bool = True) -> CoreStatistics:
+    def statistics(self, *, ages_sampled: bool = True) -> CoreStatistics:
         """Return snapshots of all parts; what is cumulative counts from the first predecessor on.
 
         Args:
-            groups_counted: see `ZsPool.statistics`: two milliseconds for a fragmented pool of 300 MiB.
+            ages_sampled: see `Writeback.statistics`; without, it takes as long for a large pool as for a small one.
         """
-        zsmalloc, zbud = split(self.allocator.statistics(groups_counted=groups_counted))
+        zsmalloc, zbud = split(self.allocator.statistics())
         own = CoreStatistics(
             arena_kind=self.arena.kind,
             arena_backed_bytes=self.arena.backed_bytes(),
             frames=self.frames.statistics(),
             zsmalloc=zsmalloc,
             zbud=zbud,
-            cache=self.cache.statistics(groups_counted=groups_counted) if self.cache else None,
+            cache=self.cache.statistics() if self.cache else None,
             zv=self.zv.statistics(),
             tmem=self.tmem.statistics(),
             frontswap=self.frontswap.statistics(),
@@ -419,7 +419,7 @@ class Core:
             devices=tuple(device.statistics() for device in self.devices.values()),
             backed=tuple(device.backed_statistics() for device in self.backed),
             transfers=self._transfers.statistics() if self._transfers else None,
-            writeback=self.writeback.statistics(ages_sampled=groups_counted) if self.writeback else None,
+            writeback=self.writeback.statistics(ages_sampled=ages_sampled) if self.writeback else None,
             recompression=self.recompression.statistics(),
         )
         return carry.added(own, self._counters)

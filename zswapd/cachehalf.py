@@ -109,9 +109,9 @@ class CacheHalf:
             held = self.allocator.used_frames()
             raise InvariantError(f"{self._frames.ephemeral_frames} ephemeral frames in use, the allocator holds {held}")
 
-    def statistics(self, *, groups_counted: bool = True) -> CacheStatistics:
-        """Return snapshots of all parts (see `ZsPool.statistics` for the argument)."""
-        zsmalloc, zbud = split(self.allocator.statistics(groups_counted=groups_counted))
+    def statistics(self) -> CacheStatistics:
+        """Return snapshots of all parts."""
+        zsmalloc, zbud = split(self.allocator.statistics())
         return CacheStatistics(
             frames=self._frames.ephemeral_frames,
             limit_frames=self.eviction.limit_frames,

@@ -83,7 +83,7 @@ class Commands:
 
     def _status(self) -> StatusReport:
         worker = self._worker
-        config, statistics, words = worker.config, worker.core.statistics(groups_counted=False), worker.state.words
+        config, statistics, words = worker.config, worker.core.statistics(ages_sampled=False), worker.state.words
         frozen = statistics.frontswap.frozen
         return {
             "version": reports.version(),
@@ -112,8 +112,7 @@ class Commands:
         }
 
     def _stats(self) -> dict[str, Any]:
-        self._worker.remember()  # what was told once must not be less after a takeover
-        return cast("dict[str, Any]", reports.plain(self._worker.statistics()))
+        return cast("dict[str, Any]", reports.plain(self._worker.tell(ages_sampled=True)))
 
     def change(self, settings: dict[str, object]) -> dict[str, Any]:
         """Change settings, all or none, and return them.
@@ -235,7 +234,7 @@ class Commands:
 
     def _written_back(self) -> int:
         """Return the number of pages that have left the pool for the disk."""
-        return sum(item.written_back_pages for item in self._worker.core.statistics(groups_counted=False).backed)
+        return sum(item.written_back_pages for item in self._worker.core.statistics(ages_sampled=False).backed)
 
     async def _recompress(self, report: Report) -> dict[str, Any]:
         """Compress all pages again with a stronger codec, at the rate that is set, and wait until that is done."""

@@ -72,6 +72,8 @@ BROKEN = 70
 """Exit code of one whose books are not to be relied on any more (`InvariantError.exit_code`)."""
 TICK_S = 0.5
 """Time between two signs of life."""
+FRESH_S = 0.02
+"""Age of statistics that are told again, however often somebody asks: taking and noting them stops the event loop."""
 _STOP, _LEAVE, RELOAD = signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG  # a worker that does not know the last ignores it
 _SIGNALS = (_STOP, _LEAVE, RELOAD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -164,7 +166,9 @@ class Worker:
             needs_large_heaps=self._has_slow_files,
         )
         self.shrinking = self._make_shrinking()
-        add_files(directory, self.statistics, lambda: self.config, commands.change)
+        self._told: Snapshot | None = None
+        self._told_at = 0.0
+        add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
 
     def _has_slow_files(self) -> bool:
         """Say whether requests may wait for a disk."""
@@ -214,7 +218,7 @@ class Worker:
                     nursery.start_soon(self._obey, signals, nursery)
                     await nursery.start(self.server.serve)
                     if self._exporter:
-                        self._exporter.start(self.statistics)
+                        self._exporter.start(self.tell)
                     self._say_ready()
                     self._settle()
                     if self._is_cold:
@@ -235,7 +239,7 @@ class Worker:
         names = ", ".join(str(self.config.fuse.mountpoint / name) for name in self.core.devices) or "the cache alone"
         if number > 1:
             self.takeover_s = time.monotonic() - self._started
-            pages = self.core.statistics(groups_counted=False).zv.curr_pages
+            pages = self.core.statistics(ages_sampled=False).zv.curr_pages
             log.info("worker %d serves %s, %d pages, after %.0f ms", number, names, pages, self.takeover_s * 1000)
         else:
             for item in self.protections:
@@ -331,9 +335,25 @@ class Worker:
 
     # What a successor has to know.
 
-    def remember(self) -> None:
-        """Put into the shared state what is not in the arena."""
-        now = self.statistics(groups_counted=False)
+    def tell(self, *, ages_sampled: bool = False) -> Snapshot:
+        """Return statistics that somebody outside will see, at most FRESH_S old: no successor's counters will be less.
+
+        Args:
+            ages_sampled: see `Core.statistics`; what is told is of now then.
+        """
+        now = time.monotonic()
+        if self._told is None or ages_sampled or now - self._told_at >= FRESH_S:
+            self._told, self._told_at = self.statistics(ages_sampled=ages_sampled), now
+            self.remember(self._told)
+        return self._told
+
+    def remember(self, now: Snapshot | None = None) -> None:
+        """Put into the shared state what is not in the arena.
+
+        Args:
+            now: the statistics, if they have just been taken.
+        """
+        now = now or self.statistics(ages_sampled=False)
         self.state.save(
             {
                 "configured": self._carried,
@@ -354,15 +374,15 @@ class Worker:
             }
         )
 
-    def statistics(self, *, groups_counted: bool = True) -> Snapshot:
+    def statistics(self, *, ages_sampled: bool) -> Snapshot:
         """Return the statistics of all parts, those of earlier workers included.
 
         Args:
-            groups_counted: see `Core.statistics`.
+            ages_sampled: see `Core.statistics`.
         """
         words = self.state.words
         return Snapshot(
-            core=self.core.statistics(groups_counted=groups_counted),
+            core=self.core.statistics(ages_sampled=ages_sampled),
             fuse=carry.added(self.session.statistics(), self._session_base),
             control=carry.added(self.server.statistics(), self._control_base),
             pressure=carry.added(self.pressure.statistics(), self._pressure_base),

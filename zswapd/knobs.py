@@ -5,7 +5,8 @@ A file has the name that `zswapctl stats` and `zswapctl get` give its value (`fr
 counters and knobs that zcache had in sysfs are there by their own names too (`flush_total`, `zv_max_zsize`). Which files
 there are is decided when the worker starts, and is the same in the next one.
 
-Opening a counter takes a snapshot of everything, some 50 µs of the event loop; the page path does not know of it. Writing a
+Opening a counter takes a snapshot of everything, a third of a millisecond of the event loop, unless there is a fresh one
+(daemon.FRESH_S): so much for 50 files a second and for any number; the page path does not know of it. Writing a
 setting is `zswapctl set`: judged together with all others, and applied whole or not at all.
 
 Limits: one value a file, a table where the value is one; settings that are tables (swap.files) cannot be written at run time.
@@ -29,17 +30,32 @@ if TYPE_CHECKING:
     from zswapd.fuse.inodes import Directory
     from zswapd.snapshot import Snapshot
 
-COUNTERS_OF = {
-    "tmem": (
+_PLACES = {
+    "core.tmem": (
         "flush_total flush_found flobj_total flobj_found failed_eph_puts failed_pers_puts put_to_flush "
         "curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max"
     ),
-    "zv": "compress_poor mean_compress_poor zv_curr_dist_counts zv_cumul_dist_counts",
-    "frames": "failed_get_free_pages",
-    "zsmalloc": "failed_alloc",
-    "frontswap": "succ_stores failed_stores loads",
+    "core.zv": "compress_poor mean_compress_poor",
+    "core.frames": "failed_get_free_pages",
+    "core.frontswap": "succ_stores failed_stores loads invalidates",
+    "core.cache.zbuds": (
+        "zbud_curr_zpages zbud_curr_zbytes zbud_cumul_zpages zbud_cumul_zbytes "
+        "evicted_raw_pages evicted_unbuddied_pages evicted_buddied_pages"
+    ),
+    "core.cache.zbud": "zbud_buddied_count zbud_unbuddied_list_counts zbud_cumul_chunk_counts",
 }
-"""zcache's and frontswap's own names, by the part that counts."""
+"""Counters that have zcache's and frontswap's own names, by the part that counts them."""
+OWN_NAMES: Mapping[str, tuple[str, ...]] = {
+    **{name: (f"{part}.{name}",) for part, names in _PLACES.items() for name in names.split()},
+    "failed_alloc": ("core.zsmalloc.failed_alloc", "core.zbud.failed_alloc"),
+    "zv_curr_dist_counts": ("core.zv.curr_dist_counts",),
+    "zv_cumul_dist_counts": ("core.zv.cumul_dist_counts",),
+    "zbud_curr_raw_pages": ("core.cache.frames",),
+    # zcache's zbud kept its empty pages to itself; here all parts take theirs from one reserve.
+    "zbpg_unused_list_count": ("core.frames.free_frames",),
+}
+"""Every counter that zcache had in sysfs, and frontswap's, and where it is counted here: the first place that there is. They
+are there whatever the settings: what a part would count that is not there is 0."""
 KNOBS = ("zv_max_zsize", "zv_max_mean_zsize", "zv_page_count_policy_percent")
 """zcache's, all of [pool]."""
 _LONGEST = 4096
@@ -50,21 +66,26 @@ class Counter:
     """One value of a snapshot, read-only.
 
     Args:
-        snapshot: takes one; with groups_counted=False a quicker one.
+        snapshot: takes one, or returns one that is fresh; with ages_sampled=True always the former.
         path: the names of the fields that lead to the value.
+        others: what to try where a part of that path is not there.
     """
 
     writable = False
 
-    def __init__(self, snapshot: Callable[..., Snapshot], path: tuple[str, ...]) -> None:
-        self._snapshot, self._path = snapshot, path
+    def __init__(self, snapshot: Callable[..., Snapshot], path: tuple[str, ...], *others: tuple[str, ...]) -> None:
+        self._snapshot, self._path, self._others = snapshot, path, others
 
     def read(self) -> bytes:
-        """Return the value of now, or a table."""
-        value: Any = self._snapshot(groups_counted="zsmalloc" in self._path)
-        for name in self._path:
-            value = getattr(value, name)
-        return _text(plain(value))
+        """Return the value of now, or a table; 0 where nobody counts it."""
+        snapshot = self._snapshot(ages_sampled=self._path[-1] == "sampled_ages")
+        for path in (self._path, *self._others):
+            value: Any = snapshot
+            for name in path:
+                value = getattr(value, name, None)
+            if value is not None:
+                return _text(plain(value))
+        return b"0\n"
 
     def write(self, _data: bytes) -> None:
         """Refuse.
@@ -109,6 +130,7 @@ class Knob:
 
 def add_files(
     directory: Directory,
+    first: Snapshot,
     snapshot: Callable[..., Snapshot],
     config: Callable[[], Config],
     change: Callable[[dict[str, object]], object],
@@ -117,18 +139,17 @@ def add_files(
 
     Args:
         directory: without them.
+        first: says which counters there are.
         snapshot: takes one of everything; see `Counter`.
         config: returns the settings of now.
         change: see `Knob`.
     """
     stats, params = directory.add_directory("stats"), directory.add_directory("params")
-    for path in _leaves(snapshot(groups_counted=False), ()):
+    for path in _leaves(first, ()):
         shown = path[1:] if path[0] == "core" else path
-        file = Counter(snapshot, path)
-        directory.add_text_file(stats, ".".join(shown), file)
-        own = shown[-1] if not shown[-1].endswith("dist_counts") else f"zv_{shown[-1]}"
-        if own in COUNTERS_OF.get(shown[0], "").split():
-            directory.add_text_file(stats, own, file)
+        directory.add_text_file(stats, ".".join(shown), Counter(snapshot, path))
+    for name, places in OWN_NAMES.items():
+        directory.add_text_file(stats, name, Counter(snapshot, *(tuple(place.split(".")) for place in places)))
     for dest in SETTINGS:
         directory.add_text_file(params, dest, Knob(dest, config, change))
     for name in KNOBS:

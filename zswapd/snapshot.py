@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a worker knows of itself at one moment, all of it: the one source of stats, metrics and stats files.
 
-Taking one costs some 50 µs, a millisecond or two with the groups of zsmalloc counted, and nothing on the page path.
+Taking one costs some 90 µs, whatever the size of the pool, and nothing on the page path.
 """
 
 from __future__ import annotations

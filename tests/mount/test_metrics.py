@@ -24,6 +24,7 @@ import pytest
 from scripts.zbench.daemon import Daemon
 from tests.support.mounting import TOP
 from tests.support.swap import Stage, next_worker, stage, wait_for
+from zswapd.metrics.exporter import TEXT_S
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus (Debian package) is not installed")
@@ -202,6 +203,33 @@ def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(dae
 
     scrape(20)  # what a first time touches
     wait_for(lambda: (seen := scrape(200))[1] > 200 and seen[0] == 0, "the page path takes memory")
+
+
+def test_what_was_told_is_not_less_after_a_death(stage: Stage, port: int) -> None:
+    """Else Prometheus takes the counter for one that began anew, and its whole value for an increase."""
+    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+    url = f"http://127.0.0.1:{port}/metrics"
+
+    def scraped() -> float:
+        wait_for(lambda: answers(url), "nobody listens")
+        line = re.search(rb"^zswapd_frontswap_stores_total (.+)$", get(url), re.MULTILINE)
+        assert line
+        return float(line[1])
+
+    for _ in range(4):
+        old = daemon.worker_pid()
+        scraped()
+        with daemon.file.open("r+b", buffering=0) as file:
+            for number in range(100):
+                os.pwrite(file.fileno(), os.urandom(1000) + bytes(3096), number * 4096)
+        time.sleep(TEXT_S)
+        with daemon.file.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), os.urandom(1000) + bytes(3096), 0)
+        told, in_file = scraped(), int((daemon.mountpoint / "stats/succ_stores").read_text())
+        os.kill(old, signal.SIGKILL)
+        next_worker(daemon, old)
+        assert int((daemon.mountpoint / "stats/succ_stores").read_text()) >= in_file >= told > 0
+        assert scraped() >= told
 
 
 def test_a_port_that_is_taken_is_no_reason_not_to_serve(stage: Stage, port: int) -> None:

@@ -1,20 +1,93 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings as files take whatever is written to them, or refuse it with EINVAL: never anything in between."""
+"""Counters have zcache's names. Settings as files take what is written, or refuse it with EINVAL: nothing in between."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.snapshots import make_snapshot
 from zswapd import compress
+from zswapd.assembly import Core
 from zswapd.config import SETTINGS, changed, describe, load
 from zswapd.errors import ConfigError
-from zswapd.knobs import Knob
+from zswapd.knobs import Knob, add_files
 
 RELOADABLE = sorted(dest for dest, setting in SETTINGS.items() if setting.reloadable)
+
+
+_ATTRIBUTES = """
+    curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max flush_total flobj_total flush_found flobj_found
+    failed_eph_puts failed_pers_puts compress_poor mean_compress_poor zbud_curr_raw_pages zbud_curr_zpages zbud_curr_zbytes
+    zbud_cumul_zpages zbud_cumul_zbytes zbud_buddied_count zbpg_unused_list_count evicted_raw_pages evicted_unbuddied_pages
+    evicted_buddied_pages failed_get_free_pages failed_alloc put_to_flush zbud_unbuddied_list_counts zbud_cumul_chunk_counts
+    zv_curr_dist_counts zv_cumul_dist_counts
+"""
+SEED = _ATTRIBUTES.split()
+"""zcache_attrs of the source document but for the knobs, in its order."""
+FRONTSWAP = ("succ_stores", "failed_stores", "loads", "invalidates")
+
+
+class Shown:
+    """A mount's directory, and what is in it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Any] = {}
+
+    def add_directory(self, name: str) -> str:
+        return name
+
+    def add_text_file(self, parent: str, name: str, text: object) -> None:
+        assert f"{parent}/{name}" not in self.files
+        self.files[f"{parent}/{name}"] = text
+
+
+def shown(core: Core) -> dict[str, Any]:
+    """Return the files of a daemon with this core."""
+    directory = Shown()
+    config = load(codecs=compress.names())
+    snapshot = make_snapshot(core)
+    add_files(directory, snapshot, lambda *, ages_sampled: snapshot, lambda: config, lambda _: None)  # type: ignore[arg-type]
+    return directory.files
+
+
+def make(**settings: str) -> Core:
+    named = {"swap.size": "16M", "memory.reserve": "8M", **{name.replace("__", "."): text for name, text in settings.items()}}
+    return Core(load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in named.items()]))
+
+
+@pytest.mark.parametrize("cache", ["", "4M"])
+@pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
+def test_zcaches_counters_are_there_by_their_own_names_whatever_the_settings(allocator: str, cache: str) -> None:
+    core = make(pool__allocator=allocator, cache__allocator=allocator, cache__limit=cache)
+    files = shown(core)
+    for name in (*SEED, *FRONTSWAP):
+        numbers = files[f"stats/{name}"].read().decode().strip().split(",")
+        assert all(number.isdecimal() for number in numbers), name
+    assert "params/zv_page_count_policy_percent" in files
+    core.close()
+
+
+def test_zcaches_counters_count() -> None:
+    core = make(cache__allocator="zbud", cache__limit="4M")
+    assert core.cache
+    volume = core.cache.cleancache.init_fs()
+    for number in range(8):
+        core.cache.cleancache.put_page(volume, 2, number, memoryview(os.urandom(900) + bytes(4096 - 900)))
+    read = {name: file.read().decode().strip() for name, file in shown(core).items() if name.startswith("stats/")}
+    statistics = core.statistics()
+    assert statistics.cache
+    assert read["stats/zbud_curr_raw_pages"] == str(statistics.cache.frames) == read["stats/zbud_buddied_count"] == "4"
+    assert read["stats/zbud_curr_zpages"] == read["stats/zbud_cumul_zpages"] == "8"
+    assert int(read["stats/zbud_curr_zbytes"]) > 8 * 900
+    assert sum(map(int, read["stats/zbud_cumul_chunk_counts"].split(","))) == 8
+    assert read["stats/zbpg_unused_list_count"] == str(statistics.frames.free_frames) != "0"
+    core.close()
 
 
 class Settings:

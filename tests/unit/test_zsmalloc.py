@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -154,6 +155,26 @@ def test_statistics_are_the_class_table(make: MakePool, page_size: int) -> None:
         assert row.used_objects == sum(_shape(pool, size)[0] == row.size for size in kept)
         spare = zspages - -(-row.used_objects // objects)
         assert row.freeable_frames == spare * length
+
+
+def test_statistics_of_a_large_pool_take_no_longer_than_those_of_a_small_one(make: MakePool) -> None:
+    """They are taken in the event loop that serves pages, for every scrape."""
+
+    def shortest(pages: int) -> float:
+        pool = make(frames=pages + 8)
+        handles = [pool.alloc(2000) for _ in range(2 * pages)]
+        for handle in handles[::2]:
+            pool.free(handle)
+        times = []
+        for _ in range(50):
+            began = time.perf_counter()
+            seen = pool.statistics()
+            times.append(time.perf_counter() - began)
+        (row,) = seen.classes
+        assert (row.objects, row.used_objects, sum(row.by_group[:-1])) == (2 * pages, pages, pages)
+        return min(times)
+
+    assert shortest(4000) < 3 * shortest(8)
 
 
 def test_compaction_frees_what_the_statistics_promise(make: MakePool, page_size: int) -> None:

@@ -356,7 +356,7 @@ class ZbudPool(Runs):
                 small += 1
         return pairs + by_chunks[small] // 2 if small * 2 <= NCHUNKS else pairs
 
-    def statistics(self, *, groups_counted: bool = True) -> ZbudStatistics:
+    def statistics(self) -> ZbudStatistics:
         """Return a frozen snapshot."""
         buddied, *unbuddied = self._counts
         used = self.used_frames()

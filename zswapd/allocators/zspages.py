@@ -101,12 +101,13 @@ carry.declare(
 
 
 class Groups:
-    """The zspages of one class: heads of the fullness groups' lists, and counts."""
+    """The zspages of one class: heads and lengths of the fullness groups' lists, and counts."""
 
-    __slots__ = ("heads", "mask", "objects", "zspages")
+    __slots__ = ("heads", "lengths", "mask", "objects", "zspages")
 
     def __init__(self) -> None:
         self.heads = [0] * FULLNESS_GROUPS
+        self.lengths = [0] * FULLNESS_GROUPS
         self.mask = 0
         self.objects = 0
         self.zspages = 0
@@ -145,6 +146,7 @@ class Zspages(Runs):
         if head:
             words[head * 4 + 3] = first
         groups.heads[group] = first
+        groups.lengths[group] += 1
         groups.mask |= 1 << group
 
     def _unlink(self, groups: Groups, group: int, first: int) -> None:
@@ -158,6 +160,7 @@ class Zspages(Runs):
                 groups.mask &= ~(1 << group)
         if following:
             words[following * 4 + 3] = previous
+        groups.lengths[group] -= 1
 
     def objects_of(self, first: int) -> list[int]:
         """Return the handles of all live objects in a zspage (see Runs)."""
@@ -274,20 +277,15 @@ class Zspages(Runs):
         """Return the number of frames that compaction would set free."""
         return sum(self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True))
 
-    def statistics(self, *, groups_counted: bool = True) -> ZsStatistics:
-        """Return a frozen snapshot, with the class table.
-
-        Args:
-            groups_counted: count the zspages of each fullness group, which walks all that are not full; the table is without
-                those counts otherwise.
-        """
+    def statistics(self) -> ZsStatistics:
+        """Return a frozen snapshot, with the class table; takes as long for a large pool as for a small one."""
         rows = []
         for size_class, groups in zip(self.classes, self._groups, strict=True):
             if groups.zspages:
                 rows.append(
                     ClassStatistics(
                         size=size_class.size,
-                        by_group=self._count_groups(size_class, groups) if groups_counted else (),
+                        by_group=(*groups.lengths, groups.zspages - sum(groups.lengths)),
                         objects=groups.zspages * size_class.objects,
                         used_objects=groups.objects,
                         used_frames=groups.zspages * size_class.frames,
@@ -315,10 +313,6 @@ class Zspages(Runs):
             yield first
             previous, first = first, self._words[first * 4 + 2]
 
-    def _count_groups(self, size_class: SizeClass, groups: Groups) -> tuple[int, ...]:
-        counts = [sum(1 for _ in self._list(groups, group)) for group in range(FULLNESS_GROUPS)]
-        return (*counts, groups.zspages - sum(counts))
-
     def check(self) -> None:
         """Walk all lists and all zspages and prove the invariants named in this file's header. Never on the page path.
 
@@ -330,7 +324,12 @@ class Zspages(Runs):
             for group in range(FULLNESS_GROUPS):
                 if bool(groups.heads[group]) != bool(groups.mask >> group & 1):
                     raise InvariantError(f"fullness group {group}: mask and head disagree")
-                listed.update((first, group) for first in self._list(groups, group))
+                zspages_in = list(self._list(groups, group))
+                if len(zspages_in) != groups.lengths[group]:
+                    raise InvariantError(
+                        f"fullness group {group} has {len(zspages_in)} zspages, counts {groups.lengths[group]}"
+                    )
+                listed.update(dict.fromkeys(zspages_in, group))
         zspages = [0] * len(self.classes)
         objects = [0] * len(self.classes)
         for first, size_class in self._zspages():
