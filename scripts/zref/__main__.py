@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from scripts.zref.completions import bash, zsh
 from scripts.zref.manuals import zswapctl_8, zswapd_8, zswapd_toml_5
+from scripts.zref.metrics import metrics_md
 from scripts.zref.settings import configuration_md
 from zswapd.cli import zswapctl, zswapd
 
@@ -22,6 +23,7 @@ def files() -> Mapping[str, str]:
     """Return the text of every file by its path in the checkout."""
     found = {
         "docs/configuration.md": configuration_md(),
+        "docs/metrics.md": metrics_md(),
         "man/zswapd.8": zswapd_8(),
         "man/zswapctl.8": zswapctl_8(),
         "man/zswapd.toml.5": zswapd_toml_5(),

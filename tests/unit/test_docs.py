@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from zswapd import errors
+from zswapd.metrics.families import described
+
 TOP = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([TOP / "README.md", *(TOP / "docs").glob("*.md")])
 _ROOTS = "tests|zswapd|docs|scripts|systemd|monitoring|man|completions"
@@ -31,6 +34,32 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_quoted_headings_of_other_pages_exist(page: Path) -> None:
     for other, heading in re.findall(r'\[[\w.]+\]\(([\w./-]+\.md)\), "([^"]+)"', page.read_text()):
         assert re.search(rf"^##+ {re.escape(heading)}$", (page.parent / other).read_text(), re.MULTILINE), heading
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, TOP / "monitoring/zswapd.rules.yml", TOP / "monitoring/grafana.json"], ids=lambda page: page.name
+)
+def test_metrics_that_are_named_are_told(page: Path) -> None:
+    named = set(re.findall(r"\bzswapd_[a-z_]+[a-z]\b(?!\*|-|\.py)", page.read_text())) - {"zswapd_rules"}
+    assert {re.sub("_(bucket|count|sum)$", "", name) for name in named} <= {one.name for one in described()}
+
+
+def test_every_alert_has_something_to_do() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (TOP / "monitoring/zswapd.rules.yml").read_text())
+    text = (TOP / "docs/operations.md").read_text()
+    found = dict(re.findall(r"^\| `(Zswapd\w+)` \| .{20,} \| (.{8,}) \|$", text, re.MULTILINE))
+    assert len(alerts) >= 15
+    assert set(found) == set(alerts)
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    text = (TOP / "docs/operations.md").read_text()
+    table = dict(re.findall(r"^\| (\d+) \| (\w+): .* \|$", text, re.MULTILINE))
+    classes = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.ZswapdError)]
+    assert {str(one.exit_code): one.__name__ for one in classes} == table
+    for one in classes:
+        first = (one.__doc__ or "").splitlines()[0]
+        assert f"| {one.exit_code} | {one.__name__}: {first} |\n" in text
 
 
 def rows() -> list[list[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import http.client
 import logging
+import re
 import shutil
 import socket
 import subprocess
@@ -22,9 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.backed import Files
 from tests.support.snapshots import make_core, make_snapshot
 from tests.support.strategies import page
+from zswapd.knobs import OWN_NAMES
 from zswapd.metrics import exporter as exporting
 from zswapd.metrics.exporter import Exporter
-from zswapd.metrics.families import ROWS, collect
+from zswapd.metrics.families import BACKED_ROWS, CLASS_ROWS, FILE_ROWS, ROWS, VOLUME_ROWS, collect, described
 from zswapd.pam.base import RejectReason
 from zswapd.snapshot import Snapshot
 
@@ -132,6 +134,70 @@ def test_every_row_finds_its_values(snapshot: Snapshot, text: str) -> None:
     names |= {name for name, _ in samples(generate_latest(Families(make_snapshot(files.core))).decode())}
     files.close()
     assert not [row.name for row in ROWS if f"zswapd_{row.name}" not in names]
+
+
+def families(snapshot: Snapshot) -> dict[str, tuple[str, str]]:
+    """Return (kind, help) by name, as a scraper sees them."""
+    return {
+        (f"{one.name}_{'total' if one.type == 'counter' else 'info'}" if one.type in {"counter", "info"} else one.name): (
+            one.type,
+            one.documentation,
+        )
+        for one in collect(snapshot)
+    }
+
+
+def test_the_reference_describes_what_is_told_and_nothing_else(snapshot: Snapshot) -> None:
+    files = Files(64)
+    told = families(snapshot) | families(make_snapshot(files.core))
+    files.close()
+    assert {one.name: (one.kind, one.help) for one in described()} == told
+
+
+KERNELS = {
+    *OWN_NAMES,
+    "pages_compacted",
+    "pool_limit_hit",
+    "bd_count",
+    "bd_reads",
+    "bd_writes",
+    "succ_gets",
+    "failed_gets",
+    "puts",
+}
+"""Counters that the kernel has by the same name: zcache's, frontswap's and cleancache's, zsmalloc's, zswap's, zram's."""
+
+
+def test_help_names_the_kernels_counter() -> None:
+    rows = [(row.help, [row.paths] if isinstance(row.paths, str) else list(row.paths.values())) for row in ROWS]
+    rows += [(text, [field]) for _, text, field in (*FILE_ROWS, *BACKED_ROWS, *VOLUME_ROWS, *CLASS_ROWS)]
+    named = 0
+    for text, paths in rows:
+        for name in (path.rsplit(".", 1)[-1] for path in paths):
+            if name in KERNELS:
+                assert re.search(rf"\(.*\b{name}\b.*\)", text), (name, text)
+                named += 1
+    assert named > 25
+
+
+def test_labels_are_of_what_is_configured_and_not_of_what_happens(text: str) -> None:
+    """Their values stand in the tables here, in the settings, or in the classes that an allocator has."""
+    core = make_core(600)
+    for number in range(300):
+        core.devices["swap"].read_into(number * 4096, memoryview(bytearray(4096)))
+    later = generate_latest(Families(make_snapshot(core))).decode()
+    core.close()
+
+    def labels(text: str) -> set[tuple[str, str]]:
+        parsed = text_string_to_metric_families(text)
+        return {pair for one in parsed for sample in one.samples for pair in sample.labels.items() if pair[0] != "size"}
+
+    assert labels(later) == labels(text)
+    assert {name for name, _ in labels(text)} <= {one.label for one in described()} | {"le"}
+    sizes = [
+        value for one in text_string_to_metric_families(later) for sample in one.samples if (value := sample.labels.get("size"))
+    ]
+    assert len(set(sizes)) < 256
 
 
 def test_histograms_are_cumulative_with_bounds_in_seconds(text: str) -> None:

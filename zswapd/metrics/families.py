@@ -4,14 +4,15 @@
 Names follow Prometheus' rules (`zswapd_`, base units, `_total` for what only grows, also across workers); the kernel's name of
 a counter stands in its HELP. Labels are bounded: reasons, protections, files, size classes in use.
 
-A new counter is a row of ROWS. A part that is not there (its snapshot is None) has no rows.
+A new counter is a row of ROWS. A part that is not there (its snapshot is None) has no rows. `described` says what there can be:
+docs/metrics.md is made of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 
@@ -214,19 +215,56 @@ CLASS_ROWS = (
 )
 
 
+_BUILD = ("build", "The program.")
+_REJECTS = ("frontswap_rejects_total", "Pages refused by reason, in the words of zcache and zswap.")
+_PROTECTIONS = ("protection_on", "Whether a protection is on.")
+
+
+def _duration(what: str) -> tuple[str, str]:
+    return f"{what}_duration_seconds", f"Time to answer a request that {what}s pages; one request in 64 is timed."
+
+
+class Description(NamedTuple):
+    """One family, whatever its values are."""
+
+    name: str
+    kind: str
+    """`counter`, `gauge`, `histogram` or `info`."""
+    label: str
+    """Empty for none."""
+    help: str
+
+
+def described() -> Iterator[Description]:
+    """Yield what `collect` yields of a daemon that has every part, without values."""
+
+    def row(name: str, text: str, label: str = "") -> Description:
+        return Description(f"zswapd_{name}", "counter" if name.endswith("_total") else "gauge", label, text)
+
+    yield Description("zswapd_build_info", "info", "version", _BUILD[1])
+    yield from (row(one.name, one.help, one.label) for one in ROWS)
+    yield row(*_REJECTS, "reason")
+    yield row(*_PROTECTIONS, "protection")
+    for rows, label in ((FILE_ROWS, "file"), (BACKED_ROWS, "file"), (VOLUME_ROWS, "volume"), (CLASS_ROWS, "size")):
+        yield from (row(name, text, label) for name, text, _field in rows)
+    for what in ("load", "store"):
+        name, text = _duration(what)
+        yield Description(f"zswapd_{name}", "histogram", "", text)
+
+
 def collect(snapshot: Snapshot) -> Iterator[Metric]:
     """Yield every family, one after the other, so that who makes text of them can pause in between."""
-    yield InfoMetricFamily("zswapd_build", "The program.", {"version": snapshot.worker.version})
+    yield InfoMetricFamily(f"zswapd_{_BUILD[0]}", _BUILD[1], {"version": snapshot.worker.version})
     page_size = snapshot.core.frames.page_size
     for row in ROWS:
         yield from _family(row, snapshot, page_size)
     yield _labelled(
-        "zswapd_frontswap_rejects_total",
-        "Pages refused by reason, in the words of zcache and zswap.",
+        f"zswapd_{_REJECTS[0]}",
+        _REJECTS[1],
         "reason",
         {reason.name.lower(): 0 for reason in RejectReason} | dict(snapshot.core.frontswap.rejects),
     )
-    yield _labelled("zswapd_protection_on", "Whether a protection is on.", "protection", dict(snapshot.worker.protections))
+    yield _labelled(f"zswapd_{_PROTECTIONS[0]}", _PROTECTIONS[1], "protection", dict(snapshot.worker.protections))
     for name, text, field in FILE_ROWS:
         yield _labelled(
             f"zswapd_{name}", text, "file", {device.name: getattr(device, field) for device in snapshot.core.devices}
@@ -268,8 +306,8 @@ def _labelled(name: str, text: str, label: str, values: Mapping[str, Any]) -> Me
 
 
 def _histogram(what: str, latency: LatencyStatistics) -> Metric:
-    text = f"Time to answer a request that {what}s pages; one request in 64 is timed."
-    family = HistogramMetricFamily(f"zswapd_{what}_duration_seconds", text)
+    name, text = _duration(what)
+    family = HistogramMetricFamily(f"zswapd_{name}", text)
     so_far, buckets = 0, []
     for place, count in enumerate(latency.counts):
         so_far += count
