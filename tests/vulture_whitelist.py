@@ -73,3 +73,6 @@ _.after_io_wait  # trio calls it
 
 # Tests ask whether all is done.
 _.is_idle
+
+# scripts/zref makes docs/metrics.md of it.
+_.described

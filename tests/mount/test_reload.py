@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
+from scripts.zbench.daemon import Daemon, program
 from scripts.zbench.system import HarnessError
 from tests.support.swap import Stage, next_worker, stage, wait_for
+from zswapd.errors import AlreadyRunningError
+from zswapd.supervisor.supervising import AGAIN_S
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount
@@ -135,6 +140,26 @@ def test_without_the_hook_nobody_takes_over(stage: Stage) -> None:
     os.kill(daemon.pid, signal.SIGHUP)
     wait_for(lambda: "not reloaded: this session cannot be taken over" in daemon.log_text(), "the log says nothing")
     assert daemon.worker_pid() == old
+
+
+def test_a_service_manager_is_not_answered_at_once_with_what_it_would_try_again_at_once(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M")
+    second = [*program("zswapd"), "run", "--config", "/dev/null", "--set", f"control.socket={daemon.socket}"]
+
+    def refusal() -> float:
+        began = time.monotonic()
+        done = subprocess.run(second, check=False, capture_output=True, timeout=30)
+        assert done.returncode == AlreadyRunningError.exit_code
+        return time.monotonic() - began
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        alone = refusal()
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        assert refusal() > alone + AGAIN_S / 2
+    assert daemon.ask("status")["state"] == "serving"
 
 
 AFTER_CHECK = """

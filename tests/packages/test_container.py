@@ -128,6 +128,15 @@ def test_from_installed_to_swapped_on_in_one_command(debian: Container) -> None:
     assert debian.run("find /etc/systemd/system -name 'zswapd*'") == ""
 
 
+def test_a_mistake_in_the_settings_is_told_once_while_there_is_nothing_to_serve(debian: Container) -> None:
+    debian.run("mkdir -p /etc/zswapd/zswapd.toml.d && echo 'swap.size = \"1Q\"' > /etc/zswapd/zswapd.toml.d/wrong.toml")
+    assert debian.call("systemctl start zswapd.service").returncode != 0
+    time.sleep(1)
+    assert shown(debian, "ActiveState", "NRestarts", "ExecMainStatus") == ["failed", "0", "2"]
+    assert debian.run("journalctl --boot --unit=zswapd.service | grep --count 'wrong.toml.*1Q'").strip() == "1"
+    debian.run("rm /etc/zswapd/zswapd.toml.d/wrong.toml && systemctl start zswapd.service")
+
+
 def test_stop_swaps_off_and_start_swaps_on_again(swapping: Container) -> None:
     swapping.run("systemctl stop zswapd.service")
     assert loops(swapping) == []
@@ -154,6 +163,7 @@ def test_after_a_kill_systemd_starts_what_adopts_the_swap(swapping: Container, w
     after = status(swapping)
     assert after["pid"] != before["pid"]
     assert after["worker"]["supervised"]
+    assert after["worker"]["deaths"] == before["worker"]["deaths"] + (who == "all")
     assert loops(swapping) == device
     assert shown(swapping, "NRestarts") == ["1"]
     # It looked, and found that there was nothing to do.
@@ -179,6 +189,46 @@ def test_settings_that_are_wrong_do_not_keep_it_from_coming_back(swapping: Conta
     assert shown(swapping, "NRestarts") == ["1"]
     swapping.run("journalctl --unit=zswapd.service | grep 'wrong.toml.*1Q'")
     swapping.run("rm -r /etc/zswapd/zswapd.toml.d && systemctl reload zswapd.service")
+
+
+HANG = """
+import os
+
+def hold(self, *, held=Keeper.hold):
+    while os.path.exists("/run/hangs"):
+        pass
+    return held(self)
+
+Keeper.hold = hold
+"""
+"""Appended to zswapd/supervisor/keeping.py: has the supervisor loop in its next look."""
+IMPATIENT = "[Service]\nWatchdogSec=4s\nExecStartPre=/bin/rm -f /run/hangs\n"
+
+
+@pytest.mark.parametrize("how", ["loop", "stop"])
+def test_a_supervisor_that_hangs_is_ended_by_the_watchdog_and_followed(debian: Container, how: str) -> None:
+    directory = "/etc/systemd/system/zswapd.service.d"
+    debian.run(f"mkdir -p {directory} && printf '{IMPATIENT}' > {directory}/impatient.conf && systemctl daemon-reload")
+    place = "/usr/lib/zswapd/zswapd/supervisor"
+    debian.run(f"rm {place}/__pycache__/keeping.*.pyc && printf '%s' '{HANG}' >> {place}/keeping.py")
+    try:
+        debian.run("systemctl enable --now zswapd.service")
+        wait_for_swap(debian)
+        before, device = status(debian), loops(debian)
+        hang = {"loop": "touch /run/hangs", "stop": "systemctl kill --kill-whom=main --signal=STOP zswapd.service"}[how]
+        debian.run(hang)
+        assert swap_header(debian) == "SWAPSPACE2"
+        debian.wait_until("test $(systemctl show --value --property=NRestarts zswapd.service) -gt 0", LIMIT_S)
+        debian.wait_until("systemctl --quiet is-active zswapd.service", LIMIT_S)
+        after = status(debian)
+        assert after["pid"] != before["pid"]
+        assert after["worker"]["supervised"]
+        assert loops(debian) == device
+        assert shown(debian, "NRestarts") == ["1"]
+        debian.run("journalctl --boot --unit=zswapd.service | grep 'Watchdog timeout'")
+        debian.run("systemctl disable --now zswapd.service")
+    finally:
+        debian.run(f"{INSTALL} --reinstall /packages/first/*.deb")
 
 
 def override(container: Container, unit: str, command: str) -> None:

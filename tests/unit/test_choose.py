@@ -105,7 +105,7 @@ def test_what_an_older_program_has_left_needs_the_files(load: Callable[..., Conf
     for worker in (0, 7):
         left = Left({"state": state.fd}, worker)
         assert choose(load, left) == load()
-        with pytest.raises(ConfigError, match="no"):
+        with pytest.raises(HandoverError, match="no"):  # after a ConfigError the service manager would not try again
             choose(refused, left)
         with pytest.raises(HandoverError, match="files is"):
             choose(lambda: load(swap__size="1G"), left)

@@ -86,6 +86,8 @@ SPARE_AGAIN_S = 10.0
 """Time before another is made for one that died."""
 STOP_AGAIN_S = 15.0
 """Time between two attempts to stop, where a service manager waits for the end: what did not fit into memory may fit by now."""
+AGAIN_S = 2.0
+"""Time until a service manager may try again what has failed with nothing to serve; it does so at once."""
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
 """Pauses before the next worker, by the number of workers in a row that died before they served."""
 
@@ -401,12 +403,14 @@ def _find_estate(config: Config, left: Left | None) -> tuple[Estate, int]:
 
 def _adopt_stored(config: Config, stored: dict[str, int]) -> Estate:
     try:
-        return estates.adopt(config, stored)
+        estate = estates.adopt(config, stored)
     except AlreadyRunningError:
         # The worker lives: what it has is the same, and its socket besides.
         for descriptor in stored.values():
             os.close(descriptor)
         raise
+    estate.state.words[Word.DEATHS] += 1  # with its supervisor, who would have counted it
+    return estate
 
 
 def run(configure: Callable[[], Config], guarded: Guard) -> int:
@@ -435,7 +439,12 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
         python_heap=0,
     )
     service.first_in_line()
-    estate, worker = _find_estate(config, left)
+    try:
+        estate, worker = _find_estate(config, left)
+    except ZswapdError:
+        if left is None and service.Notifier().is_heard:
+            signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, AGAIN_S)
+        raise
     try:
         code = Supervisor(config, estate, guarded=guarded, worker=worker, is_cold=is_cold).run()
     except ZswapdError:
