@@ -7,14 +7,16 @@ cli/zswapctl.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import outcome
 import trio
 
 from zswapd import compress, recompressing, reports, service, spawning
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     """Sends a piece of progress (control/server.py)."""
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHECK_S = 60.0
 """How long the installed program may take to say that it can take over."""
@@ -201,12 +205,17 @@ class Commands:
         age = int(writeback.age_s(state.epoch)) if writeback and state.epoch else None
         return number, state.state, codecs.get(state.codec), state.size, age
 
-    async def _shrink(self, frames: int) -> dict[str, Any]:
+    async def _shrink(self, report: Report, frames: int) -> dict[str, Any]:
         """Take memory from the cache and give it back to the system."""
         worker = self._worker
         if worker.shrinking is None:
             raise ControlError("there is no cache that could shrink", hint="set cache.limit and restart")
-        given_back = await worker.shrinking.shrink(frames)
+        shrinking, before = worker.shrinking, worker.core.frames.ephemeral_frames
+        given_back = await _with_news(
+            report,
+            lambda: {"frames_freed": max(before - worker.core.frames.ephemeral_frames, 0)},
+            lambda: shrinking.shrink(frames),
+        )
         return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
 
     async def _writeback(
@@ -255,7 +264,7 @@ class Commands:
             "in_vain": now.in_vain - tried.in_vain,
         }
 
-    async def _upgrade(self) -> dict[str, Any]:
+    async def _upgrade(self, report: Report) -> dict[str, Any]:
         """Have the installed program checked, then take over; the answer comes before it does."""
         worker = self._worker
         if not worker.has_supervisor():
@@ -268,7 +277,12 @@ class Commands:
             "geometry": worker.state.geometry,
         }
         command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
-        check = await self._check(command)
+        began = trio.current_time()
+        check = await _with_news(
+            report,
+            lambda: {"seconds_of_checking_the_installed_program": int(trio.current_time() - began)},
+            partial(self._check, command),
+        )
         if check.code != 0:
             words = check.err.decode(errors="replace").strip().splitlines()
             raise HandoverError(
@@ -301,7 +315,7 @@ class Commands:
     async def reload(self) -> None:
         """Upgrade, as a signal asks for it: to read the settings again is part of that. What is refused goes to the log."""
         try:
-            await self._upgrade()
+            await self._upgrade(_to_nobody)
         except ZswapdError as error:
             log.error("not reloaded: %s", error)  # noqa: TRY400 - a reason, not a bug
 
@@ -315,6 +329,32 @@ class Commands:
         backing = (worker.backed.fd,) if worker.backed else ()
         files = (worker.session.descriptor, worker.core.arena.fd, worker.state.fd, listening, lock, *backing)
         return WithDescriptors(os.getpid(), files)
+
+
+async def _with_news(report: Report, news: Callable[[], object], work: Callable[[], Awaitable[T]]) -> T:
+    """Do what takes long, and tell of it every PROGRESS_S; it goes on if there is nobody left to be told.
+
+    Args:
+        report: tells the client.
+        news: what to tell.
+        work: what to do; what it raises is raised.
+    """
+
+    async def tell() -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            while True:
+                await trio.sleep(PROGRESS_S)
+                await report(news())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tell)
+        done = await outcome.acapture(work)
+        nursery.cancel_scope.cancel()
+    return done.unwrap()
+
+
+async def _to_nobody(_news: object) -> None:
+    """Be the report of a command that no client has given."""
 
 
 def _settings_in(output: bytes) -> object:

@@ -201,7 +201,7 @@ class Daemon:
     def swapon(self, *arguments: str) -> str:
         """Swap its file on with `zswapctl swapon`; return the loop device."""
         before = set(self.loops())
-        self.ctl("swapon", *arguments)
+        self.ctl_json("swapon", *arguments)
         added = [device for device in self.loops() if device not in before]
         if len(added) != 1 or not system.is_swap(added[0]):
             raise HarnessError(f"zswapctl swapon succeeded, but {added or 'no loop device'} is not swapped on")

@@ -56,7 +56,9 @@ def dump(daemon: Daemon) -> tuple[list[dict[str, Any]], float]:
     finally:
         is_over.set()
         user.join()
-    return [json.loads(line) for line in done.stdout.splitlines()], slowest
+    *rows, sums = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(sums["pages"].values()) == len(rows)
+    return rows, slowest
 
 
 def test_every_page_is_told_while_others_are_served(daemon: Daemon) -> None:

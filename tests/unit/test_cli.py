@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import trio
 
+from tests.support.commandline import all_commands
 from zswapd import __version__, config, errors, swapdevice
 from zswapd.cli import rendering, swapping, upgrading, zswapctl, zswapd
 from zswapd.cli.failures import guarded
 from zswapd.control.server import Server
-from zswapd.errors import HeadroomError, SwapDeviceError, ZswapdError
+from zswapd.errors import ControlError, HeadroomError, SwapDeviceError, ZswapdError
 
 MIB = 1 << 20
 TOP = Path(__file__).resolve().parent.parent.parent
@@ -312,7 +313,8 @@ def test_pages_are_told_one_by_one_and_counted(daemon: FakeDaemon, capsys: pytes
     assert ctl(daemon, "pages", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == {"file": "swap", "page": 12, "state": "compressed", "codec": "lz4", "bytes": 1312, "age_s": 60}
-    assert [row["page"] for row in rows] == [12, 13, 1048575]
+    assert [row["page"] for row in rows[:-1]] == [12, 13, 1048575]
+    assert rows[-1] == {"pages": {"compressed": 1, "lost": 1, "same-filled": 1}}
 
 
 def test_what_takes_long_says_how_far_it_is_to_a_person_only(
@@ -325,6 +327,31 @@ def test_what_takes_long_says_how_far_it_is_to_a_person_only(
     assert capsys.readouterr().err == ""
     assert ctl(daemon, "compact") == 0
     assert capsys.readouterr().err == "\r\x1b[Kframes freed: 12\r"
+
+
+ARGUMENTS = {
+    "set": ["pool.limit=1G"],
+    "reset": ["--all"],
+    "shrink": ["1"],
+    "cache add": ["disk", "--backing", "/dev/null"],
+    **{f"cache {name}": ["disk"] for name in ("remove", "invalidate", "resize")},
+}
+"""What commands need to be given."""
+
+
+@pytest.mark.parametrize("words", list(all_commands(zswapctl.make_parser())), ids=" ".join)
+def test_what_goes_wrong_is_an_object_with_json(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--socket", str(tmp_path / "none"), *words, *ARGUMENTS.get(" ".join(words), [])]
+    assert zswapctl.main(arguments) == ControlError.exit_code
+    assert capsys.readouterr().out == ""
+    assert zswapctl.main([*arguments, "--json"]) == ControlError.exit_code
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert error == {"message": error["message"], "hint": error["hint"], "exit_code": ControlError.exit_code}
+    assert error["message"].startswith("zswapd does not run")
+    assert f"zswapctl: error: {error['message']}\nzswapctl: hint: {error['hint']}\n" == captured.err
 
 
 def test_without_a_daemon_every_command_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

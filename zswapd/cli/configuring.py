@@ -105,7 +105,7 @@ def add_commands(config: argparse.ArgumentParser) -> None:
     def add(name: str, show: Command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         description = text[:1].upper() + text[1:] + "."
         command = commands.add_parser(name, help=text, description=description, parents=list(parents))
-        command.add_argument("--json", action="store_true", help="print one JSON object")
+        command.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
         command.set_defaults(work=run, show=show)
         return command
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a command ends when it fails: two lines for a person, an exit code for a script, a traceback only for a bug."""
+"""How a command ends when it fails: two lines for a person, an exit code for a script, with --json an object too.
+
+A traceback is for a bug only.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -10,31 +14,36 @@ from typing import TYPE_CHECKING
 from zswapd.errors import ZswapdError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it."""
 
 
-def guarded(program: str, command: Callable[[], int]) -> int:
+def guarded(program: str, command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
     """Run a command and return its exit code; print what went wrong, and what to do about it.
+
+    With `json` among the options that goes to stdout as well: {"error": {"message": …, "hint": … or null, "exit_code": …}}.
 
     Args:
         program: the name that the lines begin with.
         command: the work.
+        options: those of the command line, looked at when it has failed.
     """
     try:
         code = command()
         sys.stdout.flush()
     except ZswapdError as error:
-        return _explain(program, error)
+        return _explain(program, error, options)
     except BaseExceptionGroup as group:
         failure = _only_failure(group)
         if failure is None:
             raise
-        return _explain(program, failure)
+        return _explain(program, failure, options)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
+        _print_json(options, "interrupted", None, INTERRUPTED)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough; keep the interpreter from flushing to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,8 +62,14 @@ def _only_failure(group: BaseExceptionGroup) -> ZswapdError | None:
     return error if isinstance(error, ZswapdError) else None
 
 
-def _explain(program: str, error: ZswapdError) -> int:
+def _explain(program: str, error: ZswapdError, options: argparse.Namespace | None) -> int:
     print(f"{program}: error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"{program}: hint: {error.hint}", file=sys.stderr)
+    _print_json(options, error.message, error.hint, error.exit_code)
     return error.exit_code
+
+
+def _print_json(options: argparse.Namespace | None, message: str, hint: str | None, code: int) -> None:
+    if getattr(options, "json", False):
+        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}), flush=True)

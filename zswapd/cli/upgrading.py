@@ -15,6 +15,7 @@ from zswapd.control.client import Client
 from zswapd.errors import HandoverError, ZswapdError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from zswapd.control.protocol import StatusReport
@@ -37,21 +38,24 @@ class UpgradeReport(TypedDict):
     """From the request to the new worker's first answer, the check included."""
 
 
-def upgrade(socket: Path) -> UpgradeReport:
+def upgrade(socket: Path, progress: Callable[[object], None]) -> UpgradeReport:
     """Ask for an upgrade and wait for it.
 
     Args:
         socket: the control socket.
+        progress: called with news on the way.
 
     Raises:
         HandoverError: the installed program cannot take over, or has not; the running one goes on.
     """
     begin = time.monotonic()
     with Client(socket, timeout=CHECK_S) as client:
-        before = cast("dict[str, object]", client.call("upgrade"))
+        before = cast("dict[str, object]", client.call("upgrade", progress=progress))
+    began = time.monotonic()
     end = time.monotonic() + TAKEOVER_S
     while time.monotonic() < end:
         time.sleep(_PAUSE_S)
+        progress({"seconds_of_taking_over": int(time.monotonic() - began)})
         try:
             with Client(socket, timeout=TAKEOVER_S) as client:
                 status = cast("StatusReport", client.call("status"))

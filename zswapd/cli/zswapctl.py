@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: swapoff's child is told to give up as well
-    return guarded("zswapctl", lambda: _run(options))
+    return guarded("zswapctl", lambda: _run(options), options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -112,7 +112,7 @@ def _compact(client: Client, options: argparse.Namespace) -> tuple[object, Itera
 
 
 def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    """Print pages as they come, since there may be millions: with --json each as an object of a line of its own."""
+    """Print pages as they come, since there may be millions: with --json each as an object of a line of its own, sums last."""
 
     def show(news: object) -> None:
         part = cast("dict[str, Any]", news)
@@ -127,6 +127,8 @@ def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterabl
         print(rendering.page_line("File", "Page", "State", "Codec", "Bytes", "Unused s"))
     file = {"file": options.name} if options.name else {}
     counts = cast("dict[str, dict[str, int]]", client.call("pages", progress=show, **file))["pages"]
+    if options.json:
+        print(json.dumps({"pages": counts}))
     return None, [f"{sum(counts.values())} pages: {', '.join(f'{count} {state}' for state, count in counts.items()) or 'none'}"]
 
 
@@ -142,7 +144,7 @@ def _news(options: argparse.Namespace) -> Callable[[object], None]:
 
 
 def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    report = cast("dict[str, int]", client.call("shrink", frames=options.frames))
+    report = cast("dict[str, int]", client.call("shrink", progress=_news(options), frames=options.frames))
     given, left = (format_size(report[name] * report["page_size"]) for name in ("frames", "left"))
     return report, [f"{report['frames']} frames given back, {given}; the cache has {left}"]
 
@@ -203,7 +205,7 @@ def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Itera
 def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     from zswapd.cli import upgrading
 
-    report = upgrading.upgrade(options.socket)
+    report = upgrading.upgrade(options.socket, _news(options))
     return report, [
         f"zswapd {report['old_version']} was replaced by {report['version']} in {report['seconds']:.1f} s; "
         f"worker {report['worker']} serves"
@@ -246,7 +248,7 @@ def common(**defaults: object) -> argparse.ArgumentParser:
     """Return the options that may stand before the command, which gives them their defaults, and after it."""
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {paths.SOCKET})")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
     parser.set_defaults(**defaults)
     return parser
 
@@ -303,7 +305,11 @@ def make_parser() -> argparse.ArgumentParser:
     shrink = add("shrink", _shrink, "take page frames from the cache, least recently used first, and give their memory back")
     shrink.add_argument("frames", type=_count, metavar="N", help="how many frames")
     add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")
-    pages = add("pages", _pages, "show where each page is: compressed, same-filled, raw, writing, disk or lost")
+    pages = add(
+        "pages",
+        _pages,
+        "show where each page is: compressed, same-filled, raw, writing, disk or lost; with --json an object a line, sums last",
+    )
     pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all of them)")
     add("compact", _compact, "move stored objects together and give memory back")
     return parser

@@ -30,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments in place of the process's own.
     """
+    options = argparse.Namespace()
 
     def work() -> int:
-        options = make_parser().parse_args(argv)
+        make_parser().parse_args(argv, options)
         code: int = options.work(options)
         return code
 
-    return guarded("zswapd", work)
+    return guarded("zswapd", work, options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What commands a program has, so that no test forgets a new one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+
+def all_commands(parser: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command that there is."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for group in groups:
+        for name, command in group.choices.items():
+            yield from all_commands(command, (*before, name))
+    if not groups:
+        yield before

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands that take long: each tells how far it is, again and again, or its client would lose its patience after 30 s."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.snapshots import make_core
+from zswapd import commands
+from zswapd.assembly import Core
+from zswapd.commands import Commands
+from zswapd.errors import HandoverError
+
+LONG_S = 0.3
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:
+    monkeypatch.setattr(commands, "PROGRESS_S", LONG_S / 10)
+    core = make_core()
+    yield core
+    core.close()
+
+
+def handler(core: Core, name: str, **worker: object) -> Any:
+    words = SimpleNamespace(load=dict, note_codecs=lambda _: None, layout=1, geometry={}, words=dict.fromkeys(range(8), 0))
+    session = SimpleNamespace(hook_active=True)
+    parts = {"core": core, "state": words, "session": session, "has_supervisor": lambda: True, "backed": None, **worker}
+    return Commands(SimpleNamespace(**parts), None).handlers()[name]  # type: ignore[arg-type]
+
+
+async def collected(command: Any, news: list[Any] | None = None, **arguments: object) -> list[Any]:
+    """Run a command and return what it told on the way."""
+    told: list[Any] = [] if news is None else news
+
+    async def report(value: object) -> None:
+        told.append(json.loads(json.dumps(value)))
+
+    with trio.fail_after(20):
+        await command(report=report, **arguments)
+    return told
+
+
+class Slow:
+    """A job that is done when LONG_S has passed."""
+
+    def __init__(self) -> None:
+        self._end = trio.current_time() + LONG_S
+
+    def goes_on(self, *_: object) -> bool:
+        return trio.current_time() < self._end
+
+
+async def test_compact_tells(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "compact_step", Slow().goes_on)
+    news = await collected(handler(core, "compact"))
+    assert len(news) >= 4
+    assert set(news[0]) == {"frames_freed"}
+
+
+async def test_shrink_tells(core: Core) -> None:
+    class Shrinking:
+        async def shrink(self, frames: int) -> int:
+            await trio.sleep(LONG_S)
+            return frames
+
+    news = await collected(handler(core, "shrink", shrinking=Shrinking()), frames=3)
+    assert len(news) >= 4
+    assert news[0] == {"frames_freed": 0}
+
+
+async def test_recompress_tells(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr(
+        type(core.recompression), "is_running", property(lambda _: slow.goes_on(), lambda *_: None), raising=False
+    )
+    news = await collected(handler(core, "recompress"))
+    assert len(news) >= 3
+    assert set(news[0]) == {"tried"}
+
+
+async def test_writeback_tells(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+
+    class Writeback:
+        in_flight = 0
+
+        def command(self, pages: int, *, incompressible: bool) -> None:
+            assert (pages, incompressible) == (7, False)
+
+        @property
+        def commanded(self) -> int:
+            return int(slow.goes_on())
+
+        def statistics(self, *, ages_sampled: bool) -> None:
+            return None
+
+    monkeypatch.setattr(core, "writeback", Writeback())
+    news = await collected(handler(core, "writeback"), pages=7)
+    assert len(news) >= 4
+    assert set(news[0]) == {"written_back"}
+
+
+async def test_upgrade_tells_while_the_installed_program_is_checked(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["", "-c", f"import time; time.sleep({LONG_S}); raise SystemExit('no')"])
+    news: list[object] = []
+    with pytest.raises(HandoverError, match="cannot take over: no"):
+        await collected(handler(core, "upgrade"), news)
+    assert len(news) >= 4
+    assert news[0] == {"seconds_of_checking_the_installed_program": 0}
+
+
+async def test_a_job_goes_on_when_its_client_has_left(core: Core) -> None:
+    done = []
+
+    class Shrinking:
+        async def shrink(self, frames: int) -> int:
+            await trio.sleep(LONG_S)
+            done.append(frames)
+            return frames
+
+    async def report(_: object) -> None:
+        raise trio.BrokenResourceError
+
+    await handler(core, "shrink", shrinking=Shrinking())(report=report, frames=3)
+    assert done == [3]
