@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import backedpool, carry, crashpoints, recompressing, reports, service
+from zswapd import carry, crashpoints, recompressing, reports, service
 from zswapd.assembly import Core, Inherited
 from zswapd.backedpool import BackedPool
 from zswapd.commands import SET_BY, Commands
@@ -414,20 +414,6 @@ class Worker:
                 # The hook does not see when a coroutine has answered; nobody is to be blamed for a request of long ago.
                 self.state.hook_words[HookWord.ACTIVE] = 0
             await trio.sleep(TICK_S)
-
-
-def geometry(config: Config) -> dict[str, Any]:
-    """Return what a successor has to agree with a running daemon on."""
-    return {
-        "mountpoint": str(config.fuse.mountpoint),
-        "page_size": config.context.page_size,
-        "files": config.swap_files(),
-        "allocator": config.pool.allocator,
-        "max_zspage_frames": config.pool.max_zspage_frames,
-        "fuse.hook": config.fuse.hook,
-        "control.socket": str(config.control.socket),
-        **backedpool.geometry(config),
-    }
 
 
 def run_worker(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import compress, config, daemon
+from zswapd import compress, config, geometry
 from zswapd.commands import _settings_in
 from zswapd.config import Config, carrying
 from zswapd.errors import ConfigError, HandoverError
@@ -36,7 +36,7 @@ def load(tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture
 def state(load: Callable[..., Config]) -> Iterator[SharedState]:
     """What a worker with a swap file of 256 MiB has left."""
-    made = SharedState.new(daemon.geometry(load()), lost={}, max_io=1 << 20, kind="memfd")
+    made = SharedState.new(geometry.of(load()), lost={}, max_io=1 << 20, kind="memfd")
     yield made
     made.close()
 
@@ -55,7 +55,7 @@ def test_files_in_another_order_are_those_that_were_in_use(
     load: Callable[..., Config], expect_log: Callable[..., None]
 ) -> None:
     before = load(swap__files__a="4M", swap__files__b="8M")
-    state = SharedState.new(daemon.geometry(before), lost={}, max_io=1 << 20, kind="memfd")
+    state = SharedState.new(geometry.of(before), lost={}, max_io=1 << 20, kind="memfd")
     state.save({"configured": config.to_document(before)})
     expect_log(
         "the settings in the files cannot be used, beginning with those that were in use: .* files is", level=logging.ERROR

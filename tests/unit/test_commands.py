@@ -17,6 +17,7 @@ from zswapd import commands
 from zswapd.assembly import Core
 from zswapd.commands import Commands
 from zswapd.errors import HandoverError
+from zswapd.offload import Offload
 
 LONG_S = 0.3
 
@@ -32,7 +33,16 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:
 def handler(core: Core, name: str, **worker: object) -> Any:
     words = SimpleNamespace(load=dict, note_codecs=lambda _: None, layout=1, geometry={}, words=dict.fromkeys(range(8), 0))
     session = SimpleNamespace(hook_active=True)
-    parts = {"core": core, "state": words, "session": session, "has_supervisor": lambda: True, "backed": None, **worker}
+    attendant = Offload("attendant")
+    parts = {
+        "attendant": attendant,
+        "core": core,
+        "state": words,
+        "session": session,
+        "has_supervisor": lambda: True,
+        "backed": None,
+        **worker,
+    }
     return Commands(SimpleNamespace(**parts), None).handlers()[name]  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import config, daemon
+from zswapd import config, geometry
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.assembly import label
 from zswapd.config import Config
@@ -36,7 +36,7 @@ def tmp_path_with_proc(path: Path) -> Path:
 
 def identity(settings: Config, **changes: object) -> str:
     return json.dumps(
-        {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": daemon.geometry(settings), **changes}
+        {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": geometry.of(settings), **changes}
     )
 
 
@@ -52,11 +52,11 @@ def test_check_refuses_layouts_that_it_does_not_know(settings: Config, change: d
 
 
 def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = daemon.geometry(settings)
+    shape = geometry.of(settings)
     older = {key: shape[key] for key in ("mountpoint", "page_size", "files")}
     check(settings, identity(settings, arena_layout=2, geometry=older))
-    wanted = {**daemon.geometry(settings), "allocator": "zbud"}
-    monkeypatch.setattr(daemon, "geometry", lambda _config: wanted)
+    wanted = {**geometry.of(settings), "allocator": "zbud"}
+    monkeypatch.setattr(geometry, "of", lambda _config: wanted)
     with pytest.raises(HandoverError, match="allocator is zsmalloc"):
         check(settings, identity(settings, geometry=older))
 
@@ -66,13 +66,13 @@ def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pyte
 )
 def test_check_refuses_another_shape_by_its_name(settings: Config, key: str) -> None:
     with pytest.raises(HandoverError, match=f"the running daemon's {key} is"):
-        check(settings, identity(settings, geometry={**daemon.geometry(settings), key: "other"}))
+        check(settings, identity(settings, geometry={**geometry.of(settings), key: "other"}))
 
 
 def test_check_refuses_the_same_files_in_another_order(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = daemon.geometry(settings)
+    shape = geometry.of(settings)
     files = {"swap": 4096, "a": 4096, "b": 8192}
-    monkeypatch.setattr(daemon, "geometry", lambda _config: {**shape, "files": files})
+    monkeypatch.setattr(geometry, "of", lambda _config: {**shape, "files": files})
     check(settings, identity(settings, geometry={**shape, "files": dict(files.items())}))
     with pytest.raises(HandoverError, match="the running daemon's files is"):
         check(settings, identity(settings, geometry={**shape, "files": dict(reversed(files.items()))}))

@@ -28,6 +28,7 @@ class FakeWorker:
     def __init__(self) -> None:
         words = [0] * len(Word)
         self.state = types.SimpleNamespace(layout=1, geometry={}, words=words)
+        self.session = types.SimpleNamespace(hook_active=True)
         self.core = types.SimpleNamespace(arena=types.SimpleNamespace(label=b"{}"))
         self.attendant = Offload("attendant")
         self.checked: object = None
@@ -41,6 +42,10 @@ class FakeWorker:
 
     def call_supervisor(self) -> None:
         self.calls += 1
+
+
+async def nobody(_news: object) -> None:
+    """Hear how far it is."""
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ async def test_program_that_cannot_be_started_is_no_upgrade(
         program.write_bytes(b"\0\1\2")
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(HandoverError, match="cannot be started") as caught:
-        await commands(worker)._upgrade()
+        await commands(worker)._upgrade(nobody)
     assert caught.value.hint == "the running one goes on"
     expect_log("not reloaded: the installed program cannot be started", level=logging.ERROR)
     await commands(worker).reload()  # as SIGHUP asks for it
@@ -94,7 +99,7 @@ async def test_check_that_says_yes_asks_the_supervisor(
 ) -> None:
     text = "echo '{\"pool\": 1}'; echo noise >&2; read nothing; exit 0"
     monkeypatch.setattr(sys, "executable", program(tmp_path / "new", text))
-    report = await commands(worker)._upgrade()
+    report = await commands(worker)._upgrade(nobody)
     assert report["worker"] == os.getpid()
     assert worker.checked == {"pool": 1}
     assert worker.state.words[Word.UPGRADE] == 1
@@ -117,6 +122,6 @@ async def test_check_that_says_no_changes_nothing(
     monkeypatch.setattr(commands_module, "CHECK_S", 0.3)
     monkeypatch.setattr(sys, "executable", program(tmp_path / "new", text))
     with trio.fail_after(20), pytest.raises(HandoverError, match=reason):
-        await commands(worker)._upgrade()
+        await commands(worker)._upgrade(nobody)
     assert not worker.state.words[Word.UPGRADE]
     assert worker.checked is None

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zswapd import backedpool, daemon, recompressing
+from zswapd import backedpool, geometry, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
 from zswapd.assembly import label, lost_bitmap_bytes, make_arena
 from zswapd.control.listening import Listener
@@ -92,7 +92,7 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
     Raises:
         HandoverError: naming what differs.
     """
-    ours = daemon.geometry(config)
+    ours = geometry.of(config)
     # What older programs do not say of themselves; the arena's label has some of it all the same.
     unsaid = {key: ours[key] for key in ("max_zspage_frames", "fuse.hook", "control.socket")}
     running = {"allocator": "zsmalloc", **unsaid} | dict(running)
@@ -162,7 +162,7 @@ def make(config: Config) -> Estate:
         arena = _new_arena(config)
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint))
-        shape = {**daemon.geometry(config), "made": [str(path) for path in mount.made], "device": mount.device}
+        shape = {**geometry.of(config), "made": [str(path) for path in mount.made], "device": mount.device}
         areas = {**backedpool.areas(config), **recompressing.areas(config)}
         state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
         if backing >= 0:
