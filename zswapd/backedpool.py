@@ -29,6 +29,7 @@ from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferring import BackedOperations
 from zswapd.fuse.mounting import MAX_IO
 from zswapd.handover import RESENT, HookWord
+from zswapd.paths import without_links
 from zswapd.service import stand_back
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def open_backing(config: Config) -> int:
             f"a backing needs Linux 6.9, this is {os.uname().release}",
             hint="before it, requests that wait for the disk would die with their worker: set backing.path to nothing",
         )
-    mountpoint = config.fuse.mountpoint
+    mountpoint = without_links(config.fuse.mountpoint)
     return open_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=config.backing.force)
 
 

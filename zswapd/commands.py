@@ -102,7 +102,7 @@ class Commands:
             },
             "uptime_s": round(time.monotonic() - worker.born, 3),
             "state": "stopping" if worker.is_stopping else "frozen" if frozen else "serving",
-            "mountpoint": str(config.fuse.mountpoint),
+            "mountpoint": str(worker.session.mountpoint),
             "page_size": config.context.page_size,
             "discard": worker.session.hook_active,
             "pool": reports.pool_report(statistics, config.pool.compressor),

@@ -236,7 +236,7 @@ class Worker:
 
     def _say_ready(self) -> None:
         number = self.state.words[Word.STARTED]
-        names = ", ".join(str(self.config.fuse.mountpoint / name) for name in self.core.devices) or "the cache alone"
+        names = ", ".join(str(self.session.mountpoint / name) for name in self.core.devices) or "the cache alone"
         if number > 1:
             self.takeover_s = time.monotonic() - self._started
             pages = self.core.statistics(ages_sampled=False).zv.curr_pages
@@ -308,7 +308,7 @@ class Worker:
             pool_frames = frames.used_frames - frames.ephemeral_frames
             pool_bytes = pool_frames * frames.page_size if self.session.hook_active else 0
             await drain(
-                [self.config.fuse.mountpoint / name for name in self.core.devices],
+                [self.session.mountpoint / name for name in self.core.devices],
                 pool_bytes=pool_bytes,
                 say=notifier.status,
                 progressed=notifier.more_time,
@@ -331,7 +331,7 @@ class Worker:
     def _identities(self) -> dict[Path, Identity]:
         """Return what our block files are, by path; nothing if a predecessor did not say on which device."""
         device, inodes = self.session.device, self._directory.block_files
-        return {self.config.fuse.mountpoint / file.name: Identity(device, inode) for inode, file in inodes.items() if device}
+        return {self.session.mountpoint / file.name: Identity(device, inode) for inode, file in inodes.items() if device}
 
     # What a successor has to know.
 

@@ -1,7 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are by default, for those who must not import the table of settings to know it."""
+"""Where things are by default, for those who must not import the table of settings to know it; what the kernel calls them."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 SOCKET = "/run/zswapd/zswapd.sock"
 """The control socket: zswapctl is to answer at once, and the table takes a sixth of its time to import."""
+
+_LINKS = 40  # one after the other, as the kernel follows them
+
+
+def without_links(path: Path) -> Path:
+    """Return the absolute name under which mountinfo and sysfs list `path`.
+
+    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose daemon hangs, or is this
+    very process, would hang as well; readlink fails without asking the daemon.
+    """
+    name = os.path.abspath(path)  # noqa: PTH100 - Path.absolute() keeps `..`
+    for _ in range(_LINKS):
+        above, last = os.path.split(name)
+        name = os.path.join(os.path.realpath(above), last)  # noqa: PTH118 - as text
+        try:
+            target = os.readlink(name)  # noqa: PTH115 - as text
+        except OSError:
+            break
+        name = os.path.join(os.path.dirname(name), target).rstrip("/")  # noqa: PTH118, PTH120 - as text
+        if os.path.basename(name) in (".", ".."):  # noqa: PTH119 - as text
+            return Path(os.path.realpath(name))
+    return Path(name)

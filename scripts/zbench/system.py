@@ -123,7 +123,7 @@ def loops_below(directory: Path) -> list[str]:
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # detached since the glob
-            if backing.read_text().startswith(f"{directory}/"):
+            if backing.read_text(errors="surrogateescape").startswith(f"{directory}/"):  # somebody's need not be UTF-8
                 found.append(f"/dev/{backing.parts[-3]}")
     return sorted(found)
 

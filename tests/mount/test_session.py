@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -48,6 +49,15 @@ def refusal(mountpoint: Path, device: Path = Path("/dev/fuse")) -> MountError | 
         attempt.close()
     assert raised.value.hint
     return raised.value
+
+
+def answer(mountpoint: Path) -> int:
+    """Return the errno of a question that the kernel cannot answer by itself, 0 for none."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def wait_for(condition: object, what: str) -> None:
@@ -198,12 +208,15 @@ def test_mountpoint_that_is_covered_between_the_check_and_the_lock_is_refused(
         subprocess.run(["umount", str(tmp_path)], check=True, timeout=TIMEOUT)
 
 
-def test_dead_mount_is_refused_and_the_hint_cures_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("looked_at", [False, True], ids=["unseen", "seen"])
+def test_dead_mount_is_refused_and_the_hint_cures_it(tmp_path: Path, looked_at: bool) -> None:
     mountpoint = tmp_path / "mnt"
     with serving(mountpoint) as server:
+        if looked_at:
+            mountpoint.stat()  # as a shell does; the kernel remembers the answer for an hour
         server.process.kill()
         server.process.wait(TIMEOUT)
-        wait_for(lambda: os.path.exists(mountpoint) is False, "the mount did not die")
+        wait_for(lambda: answer(mountpoint) == errno.ENOTCONN, "the mount did not die")
         assert is_mounted(mountpoint)
         error = refusal(mountpoint)
         assert "a daemon that has died" in str(error)

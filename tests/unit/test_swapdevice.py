@@ -584,15 +584,32 @@ def test_attachments_are_found_by_path_deleted_or_not_and_in_order(tmp_path: Pat
     assert swapdevice.find_attached(Path("/a/none"), tmp_path) is None
 
 
-def test_find_attached_follows_symbolic_links_above_the_mountpoint(tmp_path: Path) -> None:
+def test_find_attached_follows_symbolic_links_down_to_the_mountpoint(tmp_path: Path) -> None:
     (tmp_path / "run/mnt").mkdir(parents=True)
     (tmp_path / "var").symlink_to(tmp_path / "run")
+    (tmp_path / "here").symlink_to("var/mnt")
     directory = tmp_path / "sys/block/loop1/loop"
     directory.mkdir(parents=True)
     (directory / "backing_file").write_text(f"{tmp_path}/run/mnt/swap\n")
-    found = swapdevice.find_attached(tmp_path / "var/mnt/swap", tmp_path)
-    assert found is not None
-    assert found.device == "/dev/loop1"
+    for mountpoint in ("var/mnt", "here", "var/../here"):
+        found = swapdevice.find_attached(tmp_path / mountpoint / "swap", tmp_path)
+        assert found is not None
+        assert found.device == "/dev/loop1"
+
+
+def test_names_of_strangers_need_not_be_utf_8(kernel: FakeKernel, file: Path) -> None:
+    name = b"/a/na\xefve\xc2\xa0\xe2\x80\xa8.img"  # with blanks of Unicode's besides
+    other = kernel.root / "sys/block/loop1/loop"
+    other.mkdir(parents=True)
+    (other / "backing_file").write_bytes(name + b"\n")
+    (kernel.root / "proc/self/mountinfo").write_bytes(b"1 0 7:1 / " + name + b" rw - ext4 /dev/loop1 rw\n")
+    attach(kernel, file)
+    with (kernel.root / "proc/swaps").open("ab") as swaps:
+        swaps.write(name + b" file 4 0 5\n")
+    assert [os.fsencode(item.backing) for item in state.attachments(kernel.root)] == [name, os.fsencode(file)]
+    assert [os.fsencode(area.path) for area in swapdevice.swap_areas(kernel.root)] == [b"/dev/loop3", name]
+    assert os.fsencode(state.mountpoint_of("/dev/loop1", kernel.root) or "") == name
+    assert detach(kernel, file) == ["/dev/loop3"]
 
 
 async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,12 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from zswapd.errors import MountError, PermissionsError
+from zswapd.paths import without_links
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MAX_IO = 1 << 20
 """Longest read and write in bytes; 256 pages of 4 KiB are the most that the kernel puts into one request."""
+
+ANSWER_S = 5.0
+"""What whoever serves a mount may take to answer a question before it counts as alive and busy."""
 
 _FILESYSTEM = b"fuse.zswapd"
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 2, 4, 8, 1024
@@ -56,7 +61,7 @@ class Mount:
     """
 
     def __init__(self, mountpoint: Path, *, device: Path = Path("/dev/fuse")) -> None:
-        self.mountpoint = _without_links(mountpoint)
+        self.mountpoint = without_links(mountpoint)
         self.descriptor = -1
         self.made: tuple[Path, ...] = ()
         self.device = 0
@@ -141,14 +146,8 @@ class Mount:
         kind = _mounted_kind(self.mountpoint)
         if kind is None:
             return
-        try:
-            self.mountpoint.stat()
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                raise MountError(
-                    f"{self.mountpoint} is the mount of a daemon that has died",
-                    hint=f"umount -l {self.mountpoint}",
-                ) from None
+        if _is_dead(self.mountpoint):
+            raise MountError(f"{self.mountpoint} is the mount of a daemon that has died", hint=f"umount -l {self.mountpoint}")
         if kind == _FILESYSTEM.decode():
             raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
         raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
@@ -226,18 +225,23 @@ def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tupl
     return kind, device
 
 
-def _without_links(path: Path) -> Path:
-    """Return the absolute name under which mountinfo lists `path`.
+def _is_dead(mountpoint: Path) -> bool:
+    """Say whether nobody can answer for a mount any more; not so one that only takes longer than ANSWER_S.
 
-    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose daemon hangs
-    would hang as well, readlink fails without asking the daemon.
+    By statvfs(2): what stat(2) says, the kernel may still know.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps `..`
-    try:
-        path.readlink()
-    except OSError:
-        return Path(os.path.realpath(path.parent)) / path.name
-    return Path(os.path.realpath(path))
+    said: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(mountpoint)
+        except OSError as error:
+            said.append(error.errno)
+
+    thread = threading.Thread(target=ask, daemon=True)  # which waits with a daemon that hangs
+    thread.start()
+    thread.join(ANSWER_S)
+    return said == [errno.ENOTCONN]
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -2,7 +2,7 @@
 """What is attached and swapped on now, read from /proc and /sys; `root` stands for the root directory, for tests.
 
 Paths are compared as text: asking the file system about a file in the daemon's own mount would wait for the daemon. /proc/swaps
-and mountinfo escape blanks and backslashes as octal numbers, sysfs does not.
+and mountinfo escape blanks and backslashes as octal numbers, sysfs does not. Names are bytes, and strangers' need not be UTF-8.
 
 A file has other paths, too: it is `/swap` to the kernel when its mount was detached (`umount -l`), and another one below each
 bind mount. Who must not miss one knows the file's `Identity`. The kernel is asked for that of few loop devices, since it may
@@ -15,6 +15,8 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from zswapd.paths import without_links
 
 if TYPE_CHECKING:
     from zswapd.swapdevice.kernel import Kernel
@@ -58,10 +60,10 @@ class Identity(NamedTuple):
 def swap_areas(root: Path = Path("/")) -> list[SwapArea]:
     """Return everything that is swapped on, in the kernel's order; nothing if the kernel has no swap."""
     try:
-        lines = (root / "proc/swaps").read_text().splitlines()[1:]
+        lines = _read(root / "proc/swaps").split("\n")[1:]
     except OSError:
         return []
-    fields = [line.split() for line in lines]
+    fields = [line.rsplit(None, 4) for line in lines if line]  # from the right: a name may have blanks of Unicode's in it
     return [
         SwapArea(unescape(path).removesuffix(_DELETED), int(size) * 1024, int(used) * 1024, int(priority))
         for path, _, size, used, priority in fields
@@ -75,7 +77,7 @@ def attachments(root: Path = Path("/")) -> list[Attachment]:
     for backing in (root / "sys/block").glob("loop*/loop/backing_file"):
         name = backing.parts[-3]
         try:
-            path = backing.read_text().rstrip("\n").removesuffix(_DELETED)
+            path = _read(backing).rstrip("\n").removesuffix(_DELETED)
         except OSError:  # detached between the glob and the read
             continue
         found.append(Attachment(f"/dev/{name}", Path(path), swaps.get(f"/dev/{name}")))
@@ -88,14 +90,13 @@ def find_attached(
     """Return the loop device over a file, one that is swapped on first, or None.
 
     Args:
-        file: path of the backing file. Symbolic links on the way are resolved, down to the directory above its own, which is
-            the mountpoint: to look further would be a question to the daemon.
+        file: path of the backing file. Symbolic links on the way are resolved, down to its directory, which is the mountpoint:
+            to look further would be a question to the daemon.
         root: where /proc and /sys are.
         identity: what the file is, for it to be found under any path.
         kernel: answers for the identity of loop devices; without it, paths alone count.
     """
-    path = file.absolute()
-    path = path.parent.parent.resolve() / path.parent.name / path.name
+    path = without_links(file.parent) / file.name
     found = [
         item
         for item in attachments(root)
@@ -133,7 +134,7 @@ class MountEntry(NamedTuple):
 def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
     """Return what this process sees mounted, in the kernel's order."""
     entries = []
-    for line in (root / "proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in filter(None, _read(root / "proc/self/mountinfo").split("\n")):
         fields = line.split(" ")
         kind, source = fields[fields.index("-") + 1 :][:2]
         major, minor = map(int, fields[2].split(":"))
@@ -149,7 +150,7 @@ def mountpoint_of(device: str, root: Path = Path("/")) -> str | None:
 def read_sysfs(name: str, attribute: str, root: Path = Path("/")) -> str:
     """Return an attribute of a block device, for example `queue/rotational`; nothing if it is not there."""
     try:
-        return (root / "sys/block" / name / attribute).read_text().strip()
+        return _read(root / "sys/block" / name / attribute).strip()
     except OSError:
         return ""
 
@@ -157,3 +158,7 @@ def read_sysfs(name: str, attribute: str, root: Path = Path("/")) -> str:
 def unescape(field: str) -> str:
     """Undo the octal escapes of the kernel's tables."""
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def _read(path: Path) -> str:
+    return os.fsdecode(path.read_bytes())

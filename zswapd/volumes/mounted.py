@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zswapd.fuse.session import MOST_WAITING, forget_inode, forget_name
+from zswapd.paths import without_links
 from zswapd.volumes.manager import Kernel, Volumes, make_lane
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def make_volumes(
         cache,
         entries,
         Kernel(forget_inode, entries.forget),
-        mountpoint=config.fuse.mountpoint,
+        mountpoint=without_links(config.fuse.mountpoint),
         page_size=config.context.page_size,
         lanes=lanes,
         most_waiting=MOST_WAITING,
