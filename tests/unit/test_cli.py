@@ -485,6 +485,50 @@ def test_swapon_tunes_first_when_asked_to(
     assert len(calls) == 1
 
 
+def test_swapon_while_the_daemon_stops_is_refused(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.status["state"] = "stopping"
+    calls = fake_attach(monkeypatch)
+    for force in ([], ["--force"]):
+        assert ctl(daemon, "swapon", *force) == errors.SwapDeviceError.exit_code
+        assert "zswapd is stopping" in capsys.readouterr().err
+    assert calls == []
+
+
+@pytest.mark.parametrize("failure", [SwapDeviceError("second is in use", hint="look"), KeyboardInterrupt()])
+def test_swapon_of_several_files_is_all_or_nothing(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    on: list[Path] = []
+
+    def attach(file: Path, **_: Any) -> swapdevice.Attached:
+        if file.name == "second":
+            raise failure
+        on.append(file)
+        return swapdevice.Attached("/dev/loop5", 4 << 30, discard=True, warnings=())
+
+    def detach(*files: Path) -> list[str]:
+        for file in files:
+            on.remove(file)
+        return []
+
+    def stuck(*_: Path) -> list[str]:
+        raise HeadroomError("does not fit")
+
+    monkeypatch.setattr(swapdevice, "attach", attach)
+    monkeypatch.setattr(swapdevice, "detach", detach)
+    assert ctl(daemon, "swapon", "swap", "second") != 0
+    assert on == []
+    text = capsys.readouterr().err
+    assert "stays" not in text
+    assert isinstance(failure, KeyboardInterrupt) or "second is in use\nzswapctl: hint: look" in text
+
+    monkeypatch.setattr(swapdevice, "detach", stuck)
+    assert ctl(daemon, "swapon", "swap", "second") == errors.SwapDeviceError.exit_code
+    assert "and swap, swapped on before that, cannot be swapped off again: does not fit" in capsys.readouterr().err
+
+
 def test_swapon_of_an_unknown_file_names_those_there_are(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(daemon, "swapon", "swap", "third") == errors.SwapDeviceError.exit_code
     assert "no swap file 'third'\nzswapctl: hint: there are: swap, second\n" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -135,6 +136,21 @@ def test_attach_that_is_killed_in_the_middle_leaves_nothing(file: Path, tmp_path
     while loops_over(file) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert loops_over(file) == []
+
+
+def test_of_two_attaches_at_once_one_is_refused(file: Path) -> None:
+    class Interrupted(Kernel):
+        """While a process has found the file free, another one comes."""
+
+        def free_loop(self) -> int:
+            with pytest.raises(SwapDeviceError, match="another process is swapping on"):
+                swapdevice.attach(file, priority=5, discard=True)
+            return super().free_loop()
+
+    device = swapdevice.attach(file, priority=5, discard=True, kernel=Interrupted()).device
+    assert loops_over(file) == [device]
+    with file.open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of no longer than that
 
 
 def test_attach_and_detach_many_times_leaves_no_descriptor(file: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import swapdevice
-from zswapd.errors import ProtectionError, SwapDeviceError
+from zswapd.errors import ProtectionError, SwapDeviceError, ZswapdError
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
@@ -41,9 +41,15 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
 
     Raises:
         ProtectionError: the daemon's memory is not locked.
-        SwapDeviceError: a file is unknown or on already, or a step failed.
+        SwapDeviceError: the daemon is on its way out, a file is unknown or on already, or a step failed. What this call had
+            swapped on before is off again.
     """
     status = cast("StatusReport", client.call("status"))
+    if status["state"] == "stopping":
+        raise SwapDeviceError(
+            "zswapd is stopping: what is swapped on now would lose its data",
+            hint="start it again; or, if it cannot stop, see `zswapctl status`",
+        )
     settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))
     files = _known(status, _names_that_are_off(status) if names is None else names)
     warnings = _check_protections(status, force=force)
@@ -52,9 +58,13 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
         discard = False
         warnings.append("the daemon hears no discards: the memory of freed swap slots is kept until they are written again")
     chosen = settings["swap.priority"]["value"] if priority is None else priority
-    done = []
+    done: list[dict[str, Any]] = []
     for file in files:
-        attached = swapdevice.attach(file, priority=chosen, discard=discard, page_size=status["page_size"])
+        try:
+            attached = swapdevice.attach(file, priority=chosen, discard=discard, page_size=status["page_size"])
+        except BaseException as error:
+            _take_back([Path(row["file"]) for row in done], error)
+            raise
         warnings += attached.warnings
         done.append(
             {
@@ -66,6 +76,23 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
             }
         )
     return {"swapped_on": done, "warnings": warnings}
+
+
+def _take_back(files: Sequence[Path], cause: BaseException) -> None:
+    """Swap off again from what was swapped on before something failed.
+
+    Raises:
+        SwapDeviceError: some of it stays on.
+    """
+    try:
+        swapdevice.detach(*files)
+    except ZswapdError as error:
+        names = ", ".join(file.name for file in files)
+        why = cause.message if isinstance(cause, ZswapdError) else type(cause).__name__
+        raise SwapDeviceError(
+            f"{why}; and {names}, swapped on before that, cannot be swapped off again: {error.message}",
+            hint="`zswapctl swapoff`, or go on with what is on",
+        ) from cause
 
 
 def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: Progress) -> dict[str, Any]:

@@ -11,6 +11,9 @@ What the loop device has to be, or swap on it is slow or dangerous:
 - cutting discards into steps, or one of 4 GiB, as at the swapon of a file that is not empty, is a second in which the daemon
   serves nobody.
 
+Of two processes that do this at once, one is refused: the file is locked with flock meanwhile, from before the look at what is
+attached. Two areas over one file would be each other's end.
+
 Undoing is the kernel's: the loop device detaches itself (see `kernel`) as soon as nobody has it open, and until swapon succeeds
 that is this process alone. Swapon is the last step. So an error, Ctrl-C or SIGKILL in the middle leaves nothing behind.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -28,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from zswapd.errors import PermissionsError, SwapDeviceError
 from zswapd.pages import PAGE_SIZE
+from zswapd.paths import without_links
 from zswapd.swapdevice.kernel import DISCARD_STEP, SWAP_FLAG_DISCARD, SWAP_FLAG_PREFER, Kernel
 from zswapd.swapdevice.state import find_attached, mountpoint_of, read_sysfs
 
@@ -84,19 +89,20 @@ def attach(
         SwapDeviceError: the file is in use, or a step failed; nothing is left behind.
     """
     kernel = kernel or Kernel()
-    with _backing_file(file) as backing:
-        _refuse_if_attached(file, root)
-        with _loop_device(kernel, backing, file, min(page_size, 4096), root) as device:
-            warnings = [*_make_non_rotational(device, root)]
-            _make_swap(kernel, device)
-            if discard and read_sysfs(_name(device), "queue/discard_max_bytes", root) in ("", "0"):
-                discard = False
-                warnings.append(
-                    f"{device} takes no discards: the memory of freed swap slots is kept until they are written again"
-                )
-            set_queue(device, tuned=True, root=root)
-            _swap_on(kernel, device, priority, discard=discard)
-            return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
+    file = without_links(file.parent) / file.name
+    with (
+        _backing_file(file) as backing,
+        _locked(backing, file, root),
+        _loop_device(kernel, backing, file, min(page_size, 4096), root) as device,
+    ):
+        warnings = [*_make_non_rotational(device, root)]
+        _make_swap(kernel, device)
+        if discard and read_sysfs(_name(device), "queue/discard_max_bytes", root) in ("", "0"):
+            discard = False
+            warnings.append(f"{device} takes no discards: the memory of freed swap slots is kept until they are written again")
+        set_queue(device, tuned=True, root=root)
+        _swap_on(kernel, device, priority, discard=discard)
+        return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
 
 
 def wait_for_release(device: str, backing: Path, root: Path = Path("/")) -> bool:
@@ -131,6 +137,23 @@ def _backing_file(file: Path) -> Iterator[int]:
         yield backing
     finally:
         os.close(backing)
+
+
+@contextlib.contextmanager
+def _locked(backing: int, file: Path, root: Path) -> Iterator[None]:
+    """Keep others like us from a file, which nobody has attached, for as long as the context lasts."""
+    # First without the lock, since a loop device holds that of a process that was killed after its swapon: it has the same open
+    # file.
+    _refuse_if_attached(file, root)
+    try:
+        fcntl.flock(backing, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SwapDeviceError(f"another process is swapping on {file}", hint="see what `zswapctl status` says then") from None
+    try:
+        _refuse_if_attached(file, root)
+        yield
+    finally:
+        fcntl.flock(backing, fcntl.LOCK_UN)
 
 
 def _refuse_if_attached(file: Path, root: Path) -> None:
