@@ -101,7 +101,7 @@ class Commands:
                 "poisoned_requests": worker.state.hook_words[HookWord.POISONED],
             },
             "uptime_s": round(time.monotonic() - worker.born, 3),
-            "state": "stopping" if worker.is_stopping else "frozen" if frozen else "serving",
+            "state": "stopping" if worker.stopping.is_under_way else "frozen" if frozen else "serving",
             "mountpoint": str(worker.session.mountpoint),
             "page_size": config.context.page_size,
             "discard": worker.session.hook_active,

@@ -38,7 +38,6 @@ from zswapd.backedpool import BackedPool
 from zswapd.commands import SET_BY, Commands
 from zswapd.config import to_document, with_changes
 from zswapd.control.server import Server
-from zswapd.errors import SwapDeviceError
 from zswapd.fuse.failures import way_of
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
@@ -49,15 +48,12 @@ from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import Shrinker
 from zswapd.shrinking import Shrinking
 from zswapd.snapshot import Snapshot, WorkerStatistics
-from zswapd.swapdevice.draining import drain
-from zswapd.swapdevice.state import Identity
+from zswapd.stopping import Stopping
 from zswapd.upkeep import Upkeep
 from zswapd.volumes.commands import CacheCommands
 from zswapd.volumes.mounted import configured, make_volumes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
@@ -151,12 +147,19 @@ class Worker:
         volume_commands = CacheCommands(self.volumes, cache, self.remember)
         self.server = Server(listener, {**commands.handlers(), **volume_commands.handlers()})
         self.takeover_s = 0.0
-        self.is_stopping = False
         self._end: int | None = None
         self._remembered = -1
         self._exporter = prepared.exporter
         self._watcher = prepared.watcher
         self.attendant = prepared.attendant
+        self.stopping = Stopping(
+            self.core,
+            self.session,
+            directory,
+            state,
+            attendant=self.attendant,
+            call_supervisor=self.call_supervisor,
+        )
         self._is_cold = prepared.is_cold
         self.upkeep = Upkeep(
             self.core,
@@ -297,41 +300,11 @@ class Worker:
         os._exit(BROKEN)
 
     async def _stop(self, cause: str) -> bool:
-        """Take back everything that is swapped out to our files; return whether the daemon may end."""
-        self.is_stopping = self.session.operations.is_closing = True
-        notifier = service.Notifier()
-        notifier.status("stopping: swapping off")
-        log.info("%s: stopping", "told to" if self.has_supervisor() else cause)
-        try:
-            frames = self.core.frames.statistics()
-            # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing back until the end.
-            pool_frames = frames.used_frames - frames.ephemeral_frames
-            pool_bytes = pool_frames * frames.page_size if self.session.hook_active else 0
-            await drain(
-                [self.session.mountpoint / name for name in self.core.devices],
-                pool_bytes=pool_bytes,
-                say=notifier.status,
-                progressed=notifier.more_time,
-                is_opened=lambda: self.session.operations.opened > 0,
-                identities=self._identities(),
-                run=self.attendant.run,
-            )
-        except SwapDeviceError as error:
-            self.is_stopping = self.session.operations.is_closing = False
-            log.error(  # noqa: TRY400 - a reason, not a bug
-                "not stopping, the data has nowhere to go: %s", error
-            )
-            notifier.status(f"still serving, cannot stop: {error.message}")
+        """Take back what is swapped out; return whether the daemon may end."""
+        if not await self.stopping.attempt("told to" if self.has_supervisor() else cause):
             return False
-        finally:
-            notifier.close()
         self.state.words[Word.PHASE] = Phase.STOPPING
         return True
-
-    def _identities(self) -> dict[Path, Identity]:
-        """Return what our block files are, by path; nothing if a predecessor did not say on which device."""
-        device, inodes = self.session.device, self._directory.block_files
-        return {self.session.mountpoint / file.name: Identity(device, inode) for inode, file in inodes.items() if device}
 
     # What a successor has to know.
 
@@ -445,4 +418,8 @@ def run_worker(
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
     worker = Worker(config, prepared, mount=mount, listener=listener, state=state, arena=arena, backing=backing)
-    return trio.run(worker.run, instruments=[MemoryMinder()])
+    code = trio.run(worker.run, instruments=[MemoryMinder()])
+    if code == 0 and not worker.has_supervisor():  # nobody else is there to clear up
+        mount.unmount()
+        listener.close()
+    return code

@@ -66,6 +66,8 @@ class Word(enum.IntEnum):
     """Workers that ended without being told to."""
     BROKEN = 5
     """Those of them that ended themselves, because of an error that left their books in the middle of something."""
+    STOPS_REFUSED = 6
+    """Times that a worker was told to stop and has gone on, since the data had nowhere to go."""
 
 
 class HookWord(enum.IntEnum):

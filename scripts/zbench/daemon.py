@@ -51,6 +51,7 @@ class Daemon:
         settings: section.key → value, passed with --set.
         arguments: further ones for `zswapd run`.
         parent: where to make its directory; None for the system's temporary directory.
+        is_service: it has a service manager to talk to; without, it is ready when its log says so.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Daemon:
         settings: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
         parent: Path | None = None,
+        is_service: bool = True,
     ) -> None:
         self._size = size
         self._arguments = tuple(arguments)
         self._settings = dict(settings or {})
+        self._is_service = is_service
         self.directory = Path(tempfile.mkdtemp(prefix="zswapd-run-", dir=parent))
         self.mountpoint = self.directory / "mnt"
         self.socket = self.directory / "zswapd.sock"
@@ -136,7 +139,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                env={**os.environ, "NOTIFY_SOCKET": str(address) if self._is_service else ""},
                 start_new_session=True,
             )
             self._wait_ready(notify)
@@ -149,6 +152,8 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 if b"READY=1" in notify.recv(4096).split(b"\n"):
                     return
+            if not self._is_service and "ready: serving" in self.log_text():
+                return
             if self._process.poll() is not None:
                 words = self.log_text()[-LOG_TAIL:]
                 raise HarnessError(f"zswapd ended with {self._process.returncode} before it was ready:\n{words}")

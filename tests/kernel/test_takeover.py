@@ -265,6 +265,8 @@ def test_orphan_obeys_sigterm(stage: Stage) -> None:
     daemon.wait_for_end()
     os.kill(worker, signal.SIGTERM)
     wait_for(lambda: not Path(f"/proc/{worker}").exists(), "the orphan does not end")
+    assert system.mounts_below(daemon.directory) == []
+    assert [path.name for path in daemon.directory.glob("*.sock*")] == []
 
 
 def test_worker_ignores_the_signals_that_are_the_supervisors(stage: Stage) -> None:

@@ -492,7 +492,7 @@ def test_swapon_while_the_daemon_stops_is_refused(
     calls = fake_attach(monkeypatch)
     for force in ([], ["--force"]):
         assert ctl(daemon, "swapon", *force) == errors.SwapDeviceError.exit_code
-        assert "zswapd is stopping" in capsys.readouterr().err
+        assert "the daemon is stopping" in capsys.readouterr().err
     assert calls == []
 
 

@@ -47,7 +47,7 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
     status = cast("StatusReport", client.call("status"))
     if status["state"] == "stopping":
         raise SwapDeviceError(
-            "zswapd is stopping: what is swapped on now would lose its data",
+            "the daemon is stopping: what is swapped on now would lose its data",
             hint="start it again; or, if it cannot stop, see `zswapctl status`",
         )
     settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))

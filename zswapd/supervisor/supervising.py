@@ -12,7 +12,8 @@ state".
     SIGCHLD           a worker has ended
     SIGUSR1           a worker has changed its phase, or wants an upgrade
     SIGHUP            to the worker as SIGURG: read the settings again, which is to upgrade
-    SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit whether it did; if it goes on, so do we
+    SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit that it did, by a word that it goes on;
+                      then so do we, and the next worker is not told, unless a service manager waits for the end
 
 Ends of a worker:
 - exit 0 in phase STOPPING: nothing is swapped on any more; unmount, give all back, end as well;
@@ -51,6 +52,7 @@ from zswapd.supervisor.keeping import Keeper
 from zswapd.supervisor.remains import Remains, end_by, status_of_the_dead
 from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
+from zswapd.supervisor.stopping import Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,8 +86,6 @@ PATIENCE_S = 2.0
 """Time from the first worker's start in which we are ready only with a spare."""
 SPARE_AGAIN_S = 10.0
 """Time before another is made for one that died."""
-STOP_AGAIN_S = 15.0
-"""Time between two attempts to stop, where a service manager waits for the end: what did not fit into memory may fit by now."""
 AGAIN_S = 2.0
 """Time until a service manager may try again what has failed with nothing to serve; it does so at once."""
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
@@ -114,8 +114,6 @@ class Supervisor:
         self._worker = worker
         self._is_cold = is_cold
         self._has_served = not estate.is_new
-        self._is_stopping = False
-        self._stop_sent: float | None = None
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
         self._remains = Remains()
@@ -124,6 +122,7 @@ class Supervisor:
         self._spare: Spare | None = None
         self._spare_due = 0.0
         self._notifier = service.Notifier()
+        self._stopping = Stopping(self._words, is_awaited=self._notifier.is_heard)
         self._ticks = (0, 0)
         self._ticked = self._looked = self._forked = time.monotonic()
         self._aborted: float | None = None
@@ -186,7 +185,7 @@ class Supervisor:
             self._drop_spare(wait=False)
             self._worker = self._fork()
         self._spare_due = 0.0
-        self._stop_sent = None
+        self._stopping.forget_worker()
         self._aborted = None
         self._forked = self._ticked = self._looked = time.monotonic()
 
@@ -220,7 +219,7 @@ class Supervisor:
         """Have a spare worker, once the present one has served for a while; called while it serves."""
         if self._spare is None:
             self._spare_due = self._spare_due or now + (SPARE_S if self._is_ready else 0.0)
-            if not self._config.service.spare or self._is_stopping or now < self._spare_due:
+            if not self._config.service.spare or self._stopping.is_under_way() or now < self._spare_due:
                 return
             settle_objects()
             with contextlib.suppress(OSError), service.ordinary_children():
@@ -262,7 +261,7 @@ class Supervisor:
         if code != daemon.LEFT:
             self._mourn(code)
         self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
-        if not self._has_served and (self._is_stopping or self._early_deaths >= len(SLOW_S)):
+        if not self._has_served and (self._stopping.is_wanted or self._early_deaths >= len(SLOW_S)):
             log.error("no worker has come to serve: giving up; nothing was stored")
             self._forget_descriptors()
             return 1
@@ -316,16 +315,11 @@ class Supervisor:
         self._keep_spare(now)
         self._say_ready(now)
         self._is_cold = self._is_cold and not service.populate_resident_code()
-        if self._is_stopping and self._is_time_to_stop(now):
+        if self._stopping.is_due(now):
             self._send(signal.SIGUSR1)
-            self._stop_sent = now
         if self._words[Word.UPGRADE]:
             self._words[Word.UPGRADE] = 0
             self._upgrade()
-
-    def _is_time_to_stop(self, now: float) -> bool:
-        """Say whether the worker is to be told to stop: once, and again where somebody waits for it that cannot ask twice."""
-        return self._stop_sent is None or (self._notifier.is_heard and now - self._stop_sent >= STOP_AGAIN_S)
 
     def _say_ready(self, now: float) -> None:
         """Say it once, and before the first page comes have what its death would take: making a spare takes processor time."""
@@ -359,8 +353,7 @@ class Supervisor:
 
     def _stop(self, cause: str) -> None:
         log.info("%s: telling the worker to swap off and end", cause)
-        self._is_stopping = True
-        self._stop_sent = None
+        self._stopping.want()
 
     def _forget_descriptors(self) -> None:
         for name in estates.STORED:
