@@ -17,6 +17,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zswapd.errors import PermissionsError
+from zswapd.service.advice import raise_min_free_kbytes
+
 from . import system
 from .cgroup import MemoryCgroup, memory_hierarchy
 from .daemon import Daemon
@@ -25,7 +28,7 @@ from .system import MIB, HarnessError
 from .workload import Phase, Workload, WorkloadOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 PHASES = ("fill", "seq", "random", "rewrite", "verify")
@@ -86,6 +89,35 @@ def _check_machine(data_mib: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def kernel_reserve(root: Path = Path("/")) -> Iterator[None]:
+    """Have the kernel keep as much memory free as `zswapctl swapon` insists on, for as long as the context lasts.
+
+    Args:
+        root: where /proc is, for tests.
+
+    Raises:
+        HarnessError: it is too little, and cannot be changed.
+    """
+    setting = root / "proc/sys/vm/min_free_kbytes"
+    before = setting.read_text()
+    try:
+        is_raised = raise_min_free_kbytes(root)
+    except PermissionsError as exc:
+        raise HarnessError(
+            f"vm.min_free_kbytes is {before.strip()}, too little to swap through a program: {exc.message}",
+            hint="raise it where this machine is run from: sysctl vm.min_free_kbytes=65536",
+        ) from exc
+    ours = setting.read_text()
+    if is_raised:
+        print(f"vm.min_free_kbytes: {ours.strip()} while this runs, in place of {before.strip()}", flush=True)
+    try:
+        yield
+    finally:
+        if is_raised and setting.read_text() == ours:  # else it is somebody else's by now
+            setting.write_text(before)
+
+
 def _phase_line(phase: Phase) -> str:
     page_mib = mmap.PAGESIZE / MIB
     line = (
@@ -103,6 +135,7 @@ def _run(args: argparse.Namespace) -> None:
     settings |= dict(word.split("=", 1) for word in args.set)
     options = WorkloadOptions(args.data_mib, phases=PHASES)
     with contextlib.ExitStack() as undo:
+        undo.enter_context(kernel_reserve())
         print("starting zswapd", flush=True)
         daemon = undo.enter_context(Daemon(size=f"{2 * args.data_mib}M", settings=settings))
         device = daemon.swapon()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import signal
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
+from scripts.zbench import demo, system
+from scripts.zbench.demo import kernel_reserve
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -62,6 +65,56 @@ def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals,
     assert process.returncode == 130, err
     assert "nothing left behind" in out
     assert_nothing_left(tmp_path, process.pid)
+
+
+def made_up_machine(root: Path, min_free: int) -> Path:
+    setting = root / "proc/sys/vm/min_free_kbytes"
+    setting.parent.mkdir(parents=True)
+    setting.write_text(f"{min_free}\n")
+    (root / "proc/meminfo").write_text("MemTotal:        2097152 kB\n")  # of which 2 % are 41943
+    return setting
+
+
+def test_kernel_that_keeps_too_little_free_keeps_more_while_the_demo_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = made_up_machine(tmp_path, 5632)
+    with contextlib.suppress(KeyboardInterrupt), kernel_reserve(tmp_path):
+        assert setting.read_text() == "41943\n"
+        assert "vm.min_free_kbytes: 41943 while this runs, in place of 5632" in capsys.readouterr().out
+        raise KeyboardInterrupt
+    assert setting.read_text() == "5632\n"
+
+    with kernel_reserve(tmp_path):
+        setting.write_text("50000\n")  # somebody else, who knows why
+    with kernel_reserve(tmp_path):
+        assert setting.read_text() == "50000\n"
+    assert setting.read_text() == "50000\n"
+    assert "50000" not in capsys.readouterr().out
+
+
+def test_kernel_that_keeps_too_little_free_and_cannot_be_told_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(self: Path, text: str) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    made_up_machine(tmp_path, 5632)
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with (
+        pytest.raises(system.HarnessError, match=r"is 5632, too little .* Read-only file system") as caught,
+        kernel_reserve(tmp_path),
+    ):
+        pytest.fail("it runs")
+    assert "sysctl vm.min_free_kbytes" in str(caught.value)
+
+
+def test_demo_makes_sure_of_the_kernels_reserve_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise system.HarnessError("too little")
+
+    monkeypatch.setattr(demo, "kernel_reserve", refuse)
+    monkeypatch.setattr(demo, "Daemon", lambda **_: pytest.fail("it starts"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert demo.main([]) == 1
 
 
 def test_arguments_that_would_not_swap_are_refused(tmp_path: Path) -> None:
