@@ -26,13 +26,15 @@ def version() -> str:
 def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
     """Return what the files hold and what that costs, in pages and bytes."""
     frames = core.frames
+    used = frames.used_frames - frames.ephemeral_frames
     return {
         "compressor": compressor,
         "stored_pages": core.zv.curr_pages,
         "same_filled_pages": core.zv.curr_same_filled,
         "incompressible_pages": core.zv.curr_incompressible,
         "compressed_bytes": core.zv.curr_object_bytes,
-        "frames": frames.used_frames - frames.ephemeral_frames,
+        "frames": used,
+        "ratio": round(core.zv.curr_pages / used, 4) if used else None,
         "reserve_bytes": frames.free_frames * frames.page_size,
         "limit_bytes": frames.limit_frames * frames.page_size,
         "refused": dict(core.frontswap.rejects),

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import mmap
+from pathlib import Path
 
 import pytest
 
 from scripts.zbench import system
+from scripts.zbench.daemon import Daemon
 from scripts.zbench.system import MIB
-from tests.support.swap import Stage
+from tests.support.swap import Stage, wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -41,6 +43,7 @@ def test_swap_under_pressure_gives_every_byte_back(stage: Stage, codec: str) -> 
     assert pool["stored_pages"] >= pages(DATA_MIB - MEMORY_MIB)
     assert pool["same_filled_pages"] > 0  # a twentieth of the data each
     assert pool["incompressible_pages"] > 0
+    assert pool["frames"] * mmap.PAGESIZE <= 1.10 * pool["compressed_bytes"]
     # the data compresses to 0.385; anything near a page a page would mean that codec or allocator do nothing
     assert pool["frames"] < 0.5 * pool["stored_pages"]
     assert cgroup.oom_kills() == 0
@@ -113,6 +116,8 @@ def test_status_while_swapped_on_agrees_with_the_kernel(stage: Stage) -> None:
     assert status["state"] == "serving"
     assert status["discard"] is True
     assert status["files"][0]["size"] == 512 * MIB
+    assert status["pool"]["ratio"] == round(status["pool"]["stored_pages"] / status["pool"]["frames"], 4)
+    assert f"ratio {status['pool']['ratio']:.2f}" in text
     # the kernel counts a slot before its page is written, and mkswap wrote one page that is no slot
     assert abs(status["pool"]["stored_pages"] - area.used // mmap.PAGESIZE) <= 2048
     assert all(isinstance(protection["on"], bool) for protection in status["protections"])
@@ -120,3 +125,63 @@ def test_status_while_swapped_on_agrees_with_the_kernel(stage: Stage) -> None:
         assert protection["name"] in text
     json.dumps(status)
     assert next(phases).mismatches == 0
+
+
+def faults_of_the_serving_thread(daemon: Daemon) -> int:
+    """Return its page faults so far, minor and major: each is a question to the kernel for memory."""
+    worker = daemon.worker_pid()
+    fields = Path(f"/proc/{worker}/task/{worker}/stat").read_text().rpartition(") ")[2].split()
+    return int(fields[7]) + int(fields[9])
+
+
+def test_pages_go_out_and_come_in_without_memory_from_the_kernel(stage: Stage) -> None:
+    daemon = stage.daemon()
+    daemon.swapon()
+    phases = stage.workload(stage.cgroup(64), 192, "fill", "verify", "rewrite", "verify").phases()
+    fuse = daemon.ask("stats")["fuse"]
+    before = faults_of_the_serving_thread(daemon)
+
+    for phase in phases:
+        assert phase.mismatches == 0
+        assert faults_of_the_serving_thread(daemon) == before, phase.name
+    after = daemon.ask("stats")["fuse"]
+    for name in ("written_bytes", "read_bytes"):
+        assert after[name] - fuse[name] > 64 * MIB
+
+
+def test_what_a_process_has_swapped_out_goes_when_it_ends(stage: Stage) -> None:
+    """The kernel discards free slots, the pool gives their frames up, and housekeeping gives the memory back."""
+    daemon = stage.daemon(memory__reserve="16M")
+    daemon.swapon()
+    workload = stage.workload(stage.cgroup(64), 256, "fill", "verify")
+    next(workload.phases())
+    stored = daemon.pool_sample()
+    assert stored.pages >= pages(64)
+    full = daemon.ask("stats")["core"]["arena_backed_bytes"]
+
+    workload.kill()
+
+    # what is left is in clusters of 2 MiB of which the kernel has not freed every slot
+    wait_for(lambda: daemon.pool_sample().pages <= stored.pages // 4, "the kernel has discarded nothing")
+    core = lambda: daemon.ask("stats")["core"]  # noqa: E731 - a name for what is waited for
+    wait_for(lambda: core()["arena_backed_bytes"] <= full - stored.pool_bytes // 2, "the memory does not come back")
+    assert core()["frames"]["trimmed_frames"] > 0
+    assert daemon.ask("stats")["fuse"]["discards"] > 0
+
+
+def test_swap_without_the_hook_does_without_discards(stage: Stage) -> None:
+    daemon = stage.daemon(fuse__hook="false")
+    device = daemon.swapon()
+    cgroup = stage.cgroup(64)
+    phases = stage.workload(cgroup, 128, "fill", "verify").phases()
+
+    assert next(phases).mismatches == 0
+    status = daemon.ctl_json("status")
+    assert status["discard"] is False
+    assert "discard is off" in daemon.log_text()
+    assert status["pool"]["stored_pages"] >= pages(48)
+    assert next(phases).mismatches == 0
+    cgroup.set_limit(256 * MIB)
+    daemon.swapoff()
+    assert not system.is_swap(device)
+    assert daemon.terminate() == 0

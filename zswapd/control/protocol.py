@@ -124,6 +124,8 @@ class PoolReport(TypedDict):
     """Of the stored objects, headers included."""
     frames: int
     """Page frames that hold objects."""
+    ratio: float | None
+    """Of what is stored to those frames' memory; None while there are none."""
     reserve_bytes: int
     """Populated memory that is free for new pages."""
     limit_bytes: int
