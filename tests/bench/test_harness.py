@@ -235,3 +235,30 @@ def test_display_without_a_terminal_prints_plain_lines(capsys: pytest.CaptureFix
     assert "25% writing; stored 1,000 pages" in out
     assert "ratio 2.50" in out
     assert "\x1b" not in out
+
+
+def test_display_on_a_terminal_draws_one_block_in_place_and_a_line_that_stays(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    sample = PoolSample(pages=1000, page_bytes=4096000, stored_bytes=1500000, pool_bytes=1638400)
+    display = Display(lambda: sample, 4096, {"fill": "writing " + "the data, " * 9})
+    display.update("fill", 50, 200)
+    first = capsys.readouterr().out
+    display._next = 0.0
+    display.update("fill", 150, 200)
+    second = capsys.readouterr().out
+    display.finished("done")
+    display.update("verify", 0, 0)
+
+    lines = first.split("\n")
+    assert len(lines) == 5
+    assert all(line.startswith("\r\x1b[2K") and len(line.removeprefix("\r\x1b[2K")) <= 59 for line in lines[:4])
+    assert "[###" in lines[0]
+    assert " 25% writing" in lines[0]
+    assert second.startswith("\x1b[4A\r\x1b[2K")
+    assert " 75% writing" in second
+    rest = capsys.readouterr().out
+    assert rest.startswith("\x1b[4A\x1b[Jdone\n\r\x1b[2K")  # nothing of the block is left, and the next one begins below
+    assert "100% verify" in rest
