@@ -124,6 +124,7 @@ class Worker:
         self._control_base = left.get("control", {})
         self._pressure_base = left.get("pressure", {})
         self._shrinker_base = left.get("shrinker", {})
+        self._ceiling = int(left.get("ceiling", 1 << 62))
         directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
         for device in self.core.devices.values():
             directory.add_block_file(device)
@@ -189,6 +190,7 @@ class Worker:
             total_frames=context.memory_total // context.page_size,
             limit_frames=core.cache.eviction.limit_frames,
         )
+        shrinker.recall(self._ceiling)
         return Shrinking(self.pressure, shrinker, partial(self.upkeep.trim, all_of_it=True))
 
     # Coming up and going down.
@@ -344,6 +346,7 @@ class Worker:
                 "volumes": self.volumes.remember() if self.volumes else {},
                 "volume_counters": {volume.name: carry.cumulative(volume) for volume in now.volumes},
                 "shrinker": carry.cumulative(now.shrinker) if now.shrinker else {},
+                **({"ceiling": now.shrinker.ceiling_frames} if now.shrinker else {}),
             }
         )
 

@@ -191,6 +191,21 @@ def test_it_grows_again_little_by_little_up_to_the_limit() -> None:
     assert seen[0] < 1000 == seen[-1]
 
 
+@pytest.mark.parametrize("ceiling", [0, 300, 1000, 5000])
+def test_a_successor_begins_with_the_ceiling_that_was_left(ceiling: int) -> None:
+    cache = Cache(0)
+    shrinker = cache.shrinker()
+    shrinker.recall(ceiling)
+    assert shrinker.ceiling_frames == cache.limit_frames == min(ceiling, 1000)
+    cache.now += CALM_S - 0.1
+    shrinker.look(FINE)
+    assert shrinker.ceiling_frames == min(ceiling, 1000)
+    for _ in range(int(GROW_S) + 1):
+        cache.now += 1.0
+        shrinker.look(FINE)
+    assert shrinker.ceiling_frames == 1000
+
+
 def test_it_does_not_grow_below_the_high_mark() -> None:
     cache = Cache(1000)
     shrinker = cache.shrinker()

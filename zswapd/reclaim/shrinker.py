@@ -139,6 +139,12 @@ class Shrinker:
         self.ceiling_frames = frames if self._ceiling >= self._limit else min(self._ceiling, frames)
         self._limit = frames
 
+    def recall(self, ceiling_frames: int) -> None:
+        """Go on where a predecessor was: with its ceiling, and a calm time before that rises if it is below the limit."""
+        if ceiling_frames < self._limit:
+            self.ceiling_frames = ceiling_frames
+            self._restless_at = self._clock()
+
     def look(self, marks: Marks, *, stalled: bool = False, on_the_way: int = 0) -> None:
         """Take note of how much memory there is; decides what `batch` will do.
 
