@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from typing import TYPE_CHECKING
 
@@ -93,6 +95,26 @@ async def test_stalls_are_seen_without_triggers(box: Box, autojump_clock: MockCl
     write_psi(box.root, some_total=200_000)
     await trio.sleep(1.5 * LOOK_S)
     assert box.cached == 700
+
+
+async def test_the_trigger_ends_the_wait_and_a_part_of_the_cache_goes_each_time(box: Box, autojump_clock: MockClock) -> None:
+    """A descriptor that tells once, as the kernel's trigger does: Pressure's epoll, over an event instead of the PSI file."""
+    event, waiter = os.eventfd(0, os.EFD_NONBLOCK), select.epoll()
+    try:
+        waiter.register(event, select.EPOLLIN | select.EPOLLET)
+        box.cached = 800
+        await trio.sleep(LOOK_S)
+        box.pressure._waiter, box.pressure.descriptor, box.pressure.psi = waiter, waiter.fileno(), "trigger"
+        await trio.sleep(1.5 * LOOK_S)
+        assert (box.cached, box.pressure.statistics().triggers) == (800, 0), "it has not fired"
+        for left, triggers in ((700, 1), (612, 2)):
+            os.eventfd_write(event, 1)
+            await trio.sleep(LOOK_S / 10)
+            assert (box.cached, box.pressure.statistics().triggers) == (left, triggers), "nobody woke at the trigger"
+        await trio.sleep(3 * LOOK_S)
+        assert (box.cached, box.pressure.statistics().triggers) == (612, 2), "it was not taken"
+    finally:
+        os.close(event)
 
 
 async def test_the_command_gives_back_so_many_and_says_how_many(box: Box, autojump_clock: MockClock) -> None:
