@@ -28,11 +28,12 @@ Held = bytes | int
 class BackedMachine(RuleBasedStateMachine):
     """`may` has for each page what a read that began now could get."""
 
-    @initialize(buffers=st.sampled_from((40, 64)))
-    def build(self, buffers: int) -> None:
+    @initialize(buffers=st.sampled_from((40, 64)), allocator=st.sampled_from(("zsmalloc", "zbud")))
+    def build(self, buffers: int, allocator: str) -> None:
         logging.getLogger("zswapd.fuse.failures").disabled = True
         self.now = 0.0
-        self.files = Files(PAGES, PAGE, buffers=buffers, clock=lambda: self.now)
+        settings = (f"pool.allocator={allocator}",)
+        self.files = Files(PAGES, PAGE, buffers=buffers, clock=lambda: self.now, settings=settings)
         self.may: list[set[Held]] = [{ZEROS} for _ in range(PAGES)]
         self.writes: dict[int, dict[int, tuple[bytes, set[Held]]]] = {}
         """By request: for each page what it writes, and what the page may have been before."""

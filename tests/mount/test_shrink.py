@@ -26,9 +26,10 @@ def data(tmp_path: Path) -> bytes:
     return content
 
 
-@pytest.fixture
-def daemon(stage: Stage, tmp_path: Path, data: bytes) -> Daemon:
+@pytest.fixture(params=["zsmalloc,zbud", "zbud,zsmalloc"])
+def daemon(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path, data: bytes) -> Daemon:
     settings = {"memory.reserve": "8M", "cache.limit": "64M", "cache.volumes.disk": str(tmp_path / "slow")}
+    settings["pool.allocator"], settings["cache.allocator"] = request.param.split(",")
     return stage.daemon("64M", **{name.replace(".", "__"): value for name, value in settings.items()})
 
 

@@ -315,12 +315,13 @@ def test_second_read_of_a_slow_file_is_twenty_times_faster(tmp_path: Path) -> No
 
 
 @requires_nbd
-def test_failing_file_fails_its_readers_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
+def test_failing_file_fails_its_readers_alone(tmp_path: Path, options: tuple[str, ...]) -> None:
     data = make_file(tmp_path / "contents", 64)
     other = make_file(tmp_path / "other", 64, seed=1)
     with (
         slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=1) as slow,
-        volumes(tmp_path, bad=(slow.path, "ro"), good=(tmp_path / "other", "ro")) as server,
+        volumes(tmp_path, *options, bad=(slow.path, "ro"), good=(tmp_path / "other", "ro")) as server,
     ):
         bad, good = server.mountpoint / "cache" / "bad", server.mountpoint / "cache" / "good"
         with bad.open("rb", buffering=0) as file:
@@ -466,11 +467,12 @@ def test_swap_goes_on_beside_files_that_hang_for_ten_seconds_and_their_readers_c
 
 
 @requires_nbd
-def test_two_hundred_threads_read_a_slow_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
+def test_two_hundred_threads_read_a_slow_file(tmp_path: Path, options: tuple[str, ...]) -> None:
     data = make_file(tmp_path / "contents", 1600)
     with (
         slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents") as slow,
-        volumes(tmp_path, disk=(slow.path, "ro")) as server,
+        volumes(tmp_path, *options, disk=(slow.path, "ro")) as server,
         (server.mountpoint / "cache" / "disk").open("rb") as file,
     ):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
