@@ -265,7 +265,7 @@ class Worker:
     async def _warm_up(self) -> None:
         """Have programs and libraries in memory, though they may be in the swap that is served only now."""
         await self.attendant.run(service.read_code, abandon=True)
-        service.populate_resident_code()
+        service.populate_code()
 
     def has_supervisor(self) -> bool:
         """Say whether the process that forked this one lives: then it is still its parent."""

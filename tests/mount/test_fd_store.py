@@ -106,6 +106,17 @@ def system_dup(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100)
 
 
+NOT_THERE = """
+import os
+from zswapd import service
+from zswapd.service import code
+runs, read, has_read = code._runs, code.read, []
+service.read_code = lambda: has_read.append(read())
+code._runs = lambda libc, item: runs(libc, item) if has_read or not os.path.exists({!r}) else [(item.start, item.end, False)]
+"""
+"""A sitecustomize.py that has a process find nothing of its code in memory until it has read it, or until a file is gone."""
+
+
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
     with contextlib.closing(Manager(tmp_path)) as made:
@@ -124,7 +135,9 @@ def missing_code(pid: int) -> list[str]:
     ]
 
 
-def test_start_after_both_have_died_serves_their_pages_and_then_fetches_its_code(manager: Manager) -> None:
+def test_start_after_both_have_died_serves_their_pages_and_then_fetches_its_code(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager.start()
     with (manager.mountpoint / "swap").open("r+b", buffering=0) as swap:
         os.pwrite(swap.fileno(), PAGE, 8192)
@@ -132,9 +145,15 @@ def test_start_after_both_have_died_serves_their_pages_and_then_fetches_its_code
     assert manager.process is not None
     assert missing_code(manager.process.pid) == []
     manager.kill_all()
+    cold = tmp_path / "cold"
+    cold.touch()
+    (tmp_path / "sitecustomize.py").write_text(NOT_THERE.format(str(cold)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     manager.start()
+    assert missing_code(manager.process.pid) != []
     with (manager.mountpoint / "swap").open("rb", buffering=0) as swap:
         assert os.pread(swap.fileno(), 4096, 8192) == PAGE
+    cold.unlink()
     for pid in (manager.process.pid, *system.children(manager.process.pid)):
         wait_for(lambda pid=pid: not missing_code(pid), f"the code of {system.name(pid)} is not in memory")
     manager.process.terminate()

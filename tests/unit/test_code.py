@@ -8,6 +8,7 @@ import mmap
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ import pytest
 from tests.support.successor import make_config
 from zswapd import preparing, service
 from zswapd.service import code
-from zswapd.supervisor import estate, supervising
-from zswapd.supervisor.estate import Left
+from zswapd.supervisor import supervising
 
 PAGE = mmap.PAGESIZE
 MAPS = f"""\
@@ -55,21 +55,27 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_populate_resident_waits_for_nothing(root: Path) -> None:
+def test_populate_waits_for_nothing(root: Path) -> None:
     libc = FakeLibc()
     libc.there = {0x10000, 0x10000 + PAGE, 0x10000 + 3 * PAGE, 0x90000}
-    assert not code.populate_resident(libc, root)  # type: ignore[arg-type]
+    assert not code.populate(libc, root)  # type: ignore[arg-type]
     assert libc.populated == [(0x10000, 2), (0x10000 + 3 * PAGE, 1), (0x90000, 1)]
     libc.there |= {0x10000 + 2 * PAGE, 0x90000 + PAGE}
-    assert code.populate_resident(libc, root)  # type: ignore[arg-type]
+    assert code.populate(libc, root)  # type: ignore[arg-type]
     assert libc.populated[3:] == [(0x10000, 4), (0x90000, 2)]
 
 
-def test_populate_resident_where_the_kernel_does_not_say_populates_nothing(root: Path) -> None:
+def test_populate_where_the_kernel_does_not_say_populates_nothing(root: Path) -> None:
     libc = FakeLibc()
     libc.error = -1
-    assert not code.populate_resident(libc, root)  # type: ignore[arg-type]
+    assert not code.populate(libc, root)  # type: ignore[arg-type]
     assert libc.populated == []
+
+
+def test_populate_that_may_wait_populates_all(root: Path) -> None:
+    libc = FakeLibc()
+    assert code.populate(libc, root, waits=True)  # type: ignore[arg-type]
+    assert libc.populated == [(0x10000, 4), (0x90000, 2)]
 
 
 def test_read_reads_what_is_mapped_and_passes_over_what_it_may_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +92,7 @@ from zswapd.service import code
 sizes = [item.end - item.start for item in code.mappings()]
 assert sum(sizes) > 4 << 20, sizes
 code.read()
-print(code.populate_resident())
+print(code.populate())
 """
 
 
@@ -95,39 +101,34 @@ def test_code_that_was_read_is_resident() -> None:
     assert said == "True\n"
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Return what supervising.run has asked for, up to the point where it would begin."""
-    seen: dict[str, Any] = {}
-
-    class StopError(Exception):
-        pass
-
-    def begin(*_: object, **options: Any) -> None:
-        seen["is_cold"] = options["is_cold"]
-        raise StopError
-
-    monkeypatch.setattr(supervising.signal, "pthread_sigmask", lambda *_: None)
-    monkeypatch.setattr(supervising, "choose", lambda *_: make_config())
-    monkeypatch.setattr(supervising, "_find_estate", lambda *_: (None, 0))
-    monkeypatch.setattr(supervising.service, "protect", lambda **options: seen.update(options))
-    monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
-    monkeypatch.setattr(supervising, "Supervisor", begin)
-    seen["stop"] = StopError
-    return seen
-
-
 @pytest.mark.parametrize(
-    ("left", "is_cold"), [(None, False), (Left({}, 4711), False), (Left({}, 0), True)], ids=["new", "served", "nobody serves"]
+    ("is_new", "is_whole", "is_cold"),
+    [(True, True, False), (False, True, False), (False, False, True)],
+    ids=["new", "all in memory", "perhaps in swap"],
 )
-def test_code_is_populated_at_once_only_if_no_swap_waits_for_us(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, left: Left | None, is_cold: bool
+def test_supervisor_waits_for_code_only_if_there_is_nothing_to_serve(
+    monkeypatch: pytest.MonkeyPatch, *, is_new: bool, is_whole: bool, is_cold: bool
 ) -> None:
-    monkeypatch.setattr(estate, "left_behind", lambda: left)
-    with pytest.raises(asked["stop"]):
-        supervising.run(make_config, lambda work: work())
-    assert asked["populates_code"] is not is_cold
-    assert asked["is_cold"] is is_cold
+    events: list[object] = []
+
+    class FakeSupervisor:
+        def __init__(self, *_: object, **options: object) -> None:
+            events.append(options["is_cold"])
+
+        def run(self) -> int:
+            return 0
+
+    found = types.SimpleNamespace(is_new=is_new, close=lambda: None)
+    monkeypatch.setattr(supervising.signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(supervising.estates, "left_behind", lambda: None)
+    monkeypatch.setattr(supervising, "choose", lambda *_: make_config())
+    monkeypatch.setattr(supervising, "_find_estate", lambda *_: events.append("found") or (found, 4711))
+    monkeypatch.setattr(supervising.service, "protect", lambda **options: events.append(options["populates_code"]))
+    monkeypatch.setattr(supervising.service, "populate_code", lambda *, waits: events.append(waits) or is_whole)
+    monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
+    monkeypatch.setattr(supervising, "Supervisor", FakeSupervisor)
+    assert supervising.run(make_config, lambda work: work()) == 0
+    assert events == [False, "found", is_new, is_cold]
 
 
 @pytest.mark.parametrize("is_cold", [False, True])

@@ -108,6 +108,7 @@ def test_estate_that_is_new_is_given_back_when_no_worker_can_be_forked(monkeypat
     monkeypatch.setattr(Supervisor, "run", fail)
     monkeypatch.setattr(supervising, "_find_estate", lambda *_: (estate, 0))
     monkeypatch.setattr(supervising.service, "protect", lambda **_: ())
+    monkeypatch.setattr(supervising.service, "populate_code", lambda **_: True)
     monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     for is_new in (False, True):

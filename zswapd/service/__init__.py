@@ -2,7 +2,7 @@
 """The daemon and its system: when it is ready (`notify`), and what keeps it from hanging (`protections`)."""
 
 from zswapd.service.advice import advise, raise_min_free_kbytes
-from zswapd.service.code import populate_resident as populate_resident_code
+from zswapd.service.code import populate as populate_code
 from zswapd.service.code import read as read_code
 from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.service.notify import Notifier
@@ -20,7 +20,7 @@ __all__ = [
     "grow_heaps",
     "has_garbage",
     "ordinary_children",
-    "populate_resident_code",
+    "populate_code",
     "protect",
     "raise_min_free_kbytes",
     "read_code",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs and libraries in memory beforehand, so that no page request waits for their disk; MCL_ONFAULT keeps them there.
 
-Usually at once (`populate`). But where supervisor and worker have died while swap was on, pages of the new program's own files
-may be swapped out, to the device that it is about to serve: if they lie on a tmpfs, as a container's may, and nobody has them
-locked any more. To wait for one of those before pages are served is to wait for ever. Then the worker, when it serves, has a
-thread read the files (`read`), which holds no lock of the address space while it waits, as populating would; and each process
-maps what is in memory by then (`populate_resident`), which waits for nothing.
+Where nothing is stored yet, that may wait for it. But of a program that takes swap over, pages of its own files may be swapped
+out, to the device that it is about to serve: if they lie on a tmpfs, as a container's may, and nobody has them locked any more
+because supervisor and worker have died. To wait for one of those before pages are served is to wait for ever. So each process
+maps what is in memory, which waits for nothing; if that was not all, the worker, when it serves, has a thread read the files
+(`read`), which holds no lock of the address space while it waits, as populating would; and what is in memory then is mapped.
 
 Best effort: kernels before 5.14 refuse to populate, and pages come and stay one by one.
 """
@@ -44,20 +44,20 @@ def mappings(root: Path = Path("/")) -> list[Mapping]:
     return [Mapping(*(int(number, 16) for number in match.groups())) for match in found if match]
 
 
-def populate(libc: ctypes.CDLL, root: Path = Path("/")) -> None:
-    """Fault all of it in, from the disk or from wherever it is."""
-    for item in mappings(root):
-        _populate(libc, item.start, item.end)
+def populate(libc: ctypes.CDLL | None = None, root: Path = Path("/"), *, waits: bool = False) -> bool:
+    """Fault it in; return whether that was all of it.
 
-
-def populate_resident(libc: ctypes.CDLL | None = None, root: Path = Path("/")) -> bool:
-    """Fault in what is in memory anyway; return whether that was all of it."""
+    Args:
+        libc: for tests.
+        root: where /proc is, likewise.
+        waits: also for what is not in memory, but on the disk or wherever.
+    """
     libc = libc or ctypes.CDLL(None, use_errno=True)
     is_whole = True
     for item in mappings(root):
-        for begin, end, is_there in _runs(libc, item):
+        for begin, end, is_there in [(item.start, item.end, True)] if waits else _runs(libc, item):
             if is_there:
-                _populate(libc, begin, end)
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_POPULATE_READ)
             is_whole = is_whole and is_there
     return is_whole
 
@@ -73,10 +73,6 @@ def read(root: Path = Path("/")) -> None:
                     os.preadv(file, [buffer], offset)
             finally:
                 os.close(file)
-
-
-def _populate(libc: ctypes.CDLL, start: int, end: int) -> None:
-    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_POPULATE_READ)
 
 
 def _runs(libc: ctypes.CDLL, item: Mapping) -> Iterator[tuple[int, int, bool]]:

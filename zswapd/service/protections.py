@@ -148,7 +148,7 @@ def _lock_memory(libc: ctypes.CDLL, root: Path, *, populates_code: bool) -> Prot
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
         return Protection(name, on=False, detail=f"mlockall: {_last_error()}", hint="run zswapd as root")
     if populates_code:
-        code.populate(libc, root)
+        code.populate(libc, root, waits=True)
     if _status_field(root, "VmLck") == 0:
         return Protection(name, on=False, detail="mlockall worked, but VmLck is 0", hint="check the kernel's version (4.4)")
     return Protection(name, on=True, detail=_locked_detail(root))

@@ -314,7 +314,7 @@ class Supervisor:
             self._ballast.look(self._hook[HookWord.REQUESTS])
         self._keep_spare(now)
         self._say_ready(now)
-        self._is_cold = self._is_cold and not service.populate_resident_code()
+        self._is_cold = self._is_cold and not service.populate_code()
         if self._stopping.is_due(now):
             self._send(signal.SIGUSR1)
         if self._words[Word.UPGRADE]:
@@ -421,9 +421,8 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
     preparing.load(config)
-    is_cold = left is not None and not left.worker  # what we are made of may be in the swap that is left
     service.protect(
-        populates_code=not is_cold,
+        populates_code=False,  # it may be in the swap that nobody serves
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
@@ -438,6 +437,7 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
         if left is None and service.Notifier().is_heard:
             signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, AGAIN_S)
         raise
+    is_cold = config.service.lock_memory and not service.populate_code(waits=estate.is_new)
     try:
         code = Supervisor(config, estate, guarded=guarded, worker=worker, is_cold=is_cold).run()
     except ZswapdError:
