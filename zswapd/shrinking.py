@@ -55,6 +55,7 @@ class Shrinking:
         self._on_the_way = 0
         self._is_giving = False
         self._given = trio.Event()
+        self._commanding = trio.Lock()
 
     async def run(self) -> None:
         """Shrink whenever it is called for, until cancelled."""
@@ -78,14 +79,15 @@ class Shrinking:
         return freed
 
     async def shrink(self, frames: int) -> int:
-        """Evict `frames` frames, or all there are, and give them back; return how many it were."""
-        self.shrinker.ask(frames)
-        freed = 0
-        async with trio.open_nursery() as nursery:
-            while freed < frames and (done := await self._evict(nursery, 1)):
-                freed += done
-            await self._give_all_back()
-        return freed
+        """Evict `frames` frames, or all there are, and give them back; return how many it were. One command after another."""
+        async with self._commanding:
+            self.shrinker.ask(frames)
+            before = self.shrinker.evicted_frames  # what a look has evicted meanwhile was asked for here as well
+            async with trio.open_nursery() as nursery:
+                while self.shrinker.evicted_frames - before < frames and await self._evict(nursery, 1):
+                    pass
+                await self._give_all_back()
+            return self.shrinker.evicted_frames - before
 
     async def _wait(self) -> bool:
         """Return after LOOK_S, False, or when tasks had to wait for memory, True."""

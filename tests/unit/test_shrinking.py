@@ -216,6 +216,28 @@ async def test_requests_have_their_turn_after_every_batch(tmp_path: Path) -> Non
     box.pressure.close()
 
 
+async def test_the_command_counts_what_a_look_evicts_for_it(tmp_path: Path) -> None:
+    # by the real clock: it takes many batches
+    box = Box(tmp_path)
+    box.shrinker = Shrinker(Busy(box), lambda: box.cached, total_frames=100_000, limit_frames=LIMIT)
+    box.shrinking = Shrinking(box.pressure, box.shrinker, box._trim)
+    box.cached = 500
+    counts: list[int] = []
+
+    async def command() -> None:
+        counts.append(await box.shrinking.shrink(300))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(command)
+        nursery.start_soon(command)
+        while box.cached > 450:
+            await trio.lowlevel.checkpoint()
+        assert await box.shrinking._relieve(stalled=False) > 50, "it had a part in it"
+    assert counts == [300, 200]
+    assert box.surplus == 0
+    box.pressure.close()
+
+
 class Busy:
     """A cache whose every eviction takes a tenth of a batch."""
 

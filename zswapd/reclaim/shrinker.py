@@ -183,6 +183,11 @@ class Shrinker:
         self._asked = min(self._asked + frames, self._cached())
 
     @property
+    def evicted_frames(self) -> int:
+        """Frames that were freed, whoever asked for it."""
+        return self._frames
+
+    @property
     def has_frames(self) -> bool:
         """Whether the cache holds any."""
         return self._cached() > 0
