@@ -326,6 +326,39 @@ async def test_hung_volumes_leave_every_other_a_place(
             volume.drop()
 
 
+async def test_data_that_waits_to_be_written_takes_places_by_its_size(box: Box, path: Path) -> None:
+    """It waits in our memory; one system call comes as a thousand writes of a MiB."""
+    make_file(path, 3000)
+    longest = 1 << 20
+    outcomes: list[int] = []
+
+    async def write(volume: Volume) -> None:
+        try:
+            outcomes.append(await volume.write(0, bytes(longest)))
+        except VolumeError as error:
+            outcomes.append(-error.errno_)
+
+    async with box.running(most_waiting=300) as volumes:
+        volume = await volumes.add("disk", str(path), "writethrough")
+        other = await volumes.add("other", str(path), "writethrough")
+        box.device.answering.clear()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(write, volume)
+            await until(lambda: len(outcomes) == 20 - (1 + (300 - 4 * 16) // 16))
+            assert set(outcomes) == {-errno.EIO}
+            nursery.start_soon(write, other)  # has places of its own
+            await until(lambda: other.statistics().pending)
+            assert await volumes.find("other").source.look() is None
+            box.device.answering.set()
+        assert outcomes.count(longest) == 15 + 1
+        outcomes.clear()
+        async with trio.open_nursery() as nursery:  # all were given back
+            for _ in range(15):
+                nursery.start_soon(write, volume)
+        assert outcomes == [longest] * 15
+
+
 async def test_turn_of_whoever_was_killed_is_the_next_one_s_and_removal_ends_all_waiting(
     box: Box, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

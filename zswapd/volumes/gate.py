@@ -3,7 +3,8 @@
 
 Each takes a task of pyfuse3's while it waits, and if it goes around the page cache (O_DIRECT) one of the kernel's places for
 background requests. Both are bounded, and shared with swap. So all volumes together have a bound (`Places`), of which each gate
-has a few for itself: files that hang cannot take the last.
+has a few for itself: files that hang cannot take the last. A write takes as many as its data has pieces of `PIECE_BYTES`, for
+that waits in our memory: one system call that goes around the page cache comes as a thousand requests.
 
 Of the requests that go through one gate, `MOST` are under way; the others wait for their turn, first come, first served, for as
 long as the file answers anybody. When none was answered for `PATIENCE_S`, they fail: threads of a program that pile up at a
@@ -30,7 +31,9 @@ MOST = 128
 PATIENCE_S = 15.0
 """How long requests wait for a turn while none is answered: longer than a device that hangs for 10 s and goes on."""
 SHARE = 16
-"""Places that are each gate's own."""
+"""Places that are each gate's own: for the longest write, or so many reads."""
+PIECE_BYTES = 64 << 10
+"""Data that takes a place."""
 
 
 class Places:
@@ -45,18 +48,13 @@ class Places:
         self._share = min(SHARE, total // max(gates, 1))
         self._spare = total - gates * self._share
 
-    def take(self, held: int) -> bool:
-        """Take one for a gate that has `held`; return whether there was one."""
-        if held >= self._share:
-            if not self._spare:
-                return False
-            self._spare -= 1
+    def change(self, held: int, now: int) -> bool:
+        """Let a gate have `now` places instead of `held`; return whether there are as many."""
+        more = max(now - self._share, 0) - max(held - self._share, 0)
+        if more > self._spare:
+            return False
+        self._spare -= more
         return True
-
-    def give(self, held: int) -> None:
-        """Take one back from a gate that has `held` from now on."""
-        if held >= self._share:
-            self._spare += 1
 
 
 class Gate:
@@ -73,6 +71,7 @@ class Gate:
         self._places = places
         self._counters = counters
         self._inside = 0
+        self._taken = 0
         self._queue: collections.deque[trio.Event] = collections.deque()
         self._full_since = 0.0  # and nobody has left since then
 
@@ -82,14 +81,19 @@ class Gate:
         return self._inside + len(self._queue)
 
     @contextlib.asynccontextmanager
-    async def passed(self) -> AsyncIterator[None]:
+    async def passed(self, size: int) -> AsyncIterator[None]:
         """Around a request; waits for its turn.
+
+        Args:
+            size: bytes of data that wait with it.
 
         Raises:
             VolumeError: there are too many, and none is answered.
         """
-        if not self._places.take(self.held):
+        weight = max(-(-size // PIECE_BYTES), 1)
+        if not self._places.change(self._taken, self._taken + weight):
             raise self._refusal()
+        self._taken += weight
         try:
             await self._enter()
             try:
@@ -97,7 +101,8 @@ class Gate:
             finally:
                 self._leave()
         finally:
-            self._places.give(self.held)
+            self._places.change(self._taken, self._taken - weight)
+            self._taken -= weight
 
     def _refusal(self) -> VolumeError:
         self._counters.turned_away += 1

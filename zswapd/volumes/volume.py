@@ -209,7 +209,7 @@ class Volume:
         Raises:
             VolumeError: nothing was written: no room behind the end, what the device says.
         """
-        async with self._admitted(self._requests):
+        async with self._admitted(self._requests, len(data)):
             await self.source.look_if_due()
             if not self.writable:
                 raise VolumeError(f"volume {self.name} is read-only", errno_=errno.EROFS)
@@ -229,9 +229,9 @@ class Volume:
             await self.source.run(files.sync)
 
     @contextlib.asynccontextmanager
-    async def _admitted(self, gate: Gate) -> AsyncIterator[None]:
+    async def _admitted(self, gate: Gate, size: int = 0) -> AsyncIterator[None]:
         self.source.raise_if_gone()
-        async with gate.passed():
+        async with gate.passed(size):
             self.source.raise_if_gone()
             yield
 
