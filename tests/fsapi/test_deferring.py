@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.backed import SWAP, Files
 from tests.support.strategies import page
+from zswapd.reclaim.writeback import IN_FLIGHT
 
 PAGE = 4096
 MANY = 16
@@ -100,6 +101,110 @@ def test_disk_that_cannot_be_read_at_all_is_not_tried_for_each_page(files: Files
     assert files.answers[request] == -errno.EIO
     assert files.transfers.statistics().read_requests <= 11
     assert files.transfers.trouble
+
+
+@pytest.mark.parametrize("damage", ["a bit", "another slot", "an older page", "zeros"])
+def test_slot_that_holds_something_else_is_an_error_and_never_data(
+    files: Files, damage: str, expect_log: Callable[..., None]
+) -> None:
+    expect_log("page 5 of swap came back from the backing changed", level=logging.ERROR)
+    files.write(5 * PAGE, data(99, 1))
+    files.settle()
+    older = files.disk.slots[5]
+    files.write(0, data(0, MANY))
+    files.settle()
+    slot = files.disk.slots[5]
+    match damage:
+        case "a bit":
+            files.disk.slots[5] = slot[:4000] + bytes([slot[4000] ^ 4]) + slot[4001:]
+        case "another slot":
+            files.disk.slots[5] = files.disk.slots[6]
+        case "an older page":
+            files.disk.slots[5] = older
+        case "zeros":
+            files.disk.slots[5] = bytes(PAGE)
+    assert files.get(5) == -errno.EIO
+    assert files.device.backed_statistics().bad_slots == 1
+    for number in set(range(MANY)) - {5}:
+        assert files.get(number) == data(number, 1)
+    files.put(5, data(7, 1))
+    assert files.get(5) == data(7, 1), "what is written anew is sound"
+
+
+def test_page_that_is_read_while_its_slot_is_written_stays_in_the_pool(files: Files) -> None:
+    files.core.zv.limit_frames = 1000
+    for number in (1, 2):
+        files.put(number, data(number, 1))
+    files.device.epoch += 1
+    assert files.write_back([1, 2]) == 2
+    assert files.get(1) == data(1, 1)
+    files.settle()
+    seen = files.device.backed_statistics()
+    assert (seen.bd_count, seen.written_back_pages, seen.kept_pages) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("promotes", [True, False])
+def test_page_returns_to_the_pool_when_it_is_read_from_the_disk_for_the_second_time(files: Files, promotes: bool) -> None:
+    files.put(1, data(1, 1))
+    files.core.zv.limit_frames = 1000
+    files.device.promotes = promotes
+    returned = []
+    for _ in range(3):
+        assert files.get(1) == data(1, 1)
+        returned.append(files.device.backed_statistics().promoted_pages)
+    assert returned == ([0, 1, 1] if promotes else [0, 0, 0])
+    assert files.transfers.statistics().bd_reads == (2 if promotes else 3)
+
+
+def test_settings_reach_who_goes_by_them() -> None:
+    names = ("limit_frames", "accept_percent", "idle_s", "raw_limit", "budget", "promotes")
+    chosen = (
+        "pool.limit=40M",
+        "pool.accept_threshold_percent=70",
+        "backing.idle_age=123",
+        "backing.incompressible_limit=8M",
+        "backing.budget=2G",
+        "backing.promote=false",
+    )
+    files = Files(MANY, settings=chosen)
+    writeback = files.core.writeback
+    assert tuple(getattr(writeback, name) for name in names) == (10240, 70, 123, 2048, 2 << 30, False)
+    assert (files.core.zv.limit_frames, files.core.zv.accept_frames) == (10240, 7168)
+    files.close()
+    off = Files(MANY, settings=(*chosen, "backing.writeback=false"))
+    writeback = off.core.writeback
+    assert tuple(getattr(writeback, name) for name in names[:4:2]) == (1 << 62, 0)
+    assert writeback is not None
+    assert writeback.raw_limit == 1 << 62
+    off.close()
+
+
+def test_reserve_that_is_nearly_empty_sends_pages_out() -> None:
+    files = Files(4 * MANY)
+    core, writeback = files.core, files.core.writeback
+    assert writeback is not None
+    writeback.limit_frames = 1 << 30
+    for number in range(8):
+        files.put(number, data(number, 1))
+    writeback.look()
+    assert writeback.wanted() == ""
+    while core.frames.table.free_frames > core.frames.reserve_target // 8 - 1:
+        assert core.frames.alloc(1)
+    assert writeback.wanted() == "reserve"
+    files.close()
+
+
+def test_most_pages_are_under_way_and_some_buffers_are_left_to_requests() -> None:
+    for buffers, most in ((2000, IN_FLIGHT), (400, 200)):
+        files = Files(1024, buffers=buffers, settings=("pool.limit=100M",))
+        writeback = files.core.writeback
+        assert writeback is not None
+        for number in range(1024):
+            files.put(number, page("half", number, PAGE))
+        writeback.command(1024)
+        begun = sum(writeback.step("command") for _ in range(8))
+        assert begun == writeback.in_flight == most
+        files.close()
 
 
 @pytest.mark.parametrize("change", ["write", "discard"])
