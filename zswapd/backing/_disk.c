@@ -466,8 +466,8 @@ static PyObject *queue_submit(PyObject *object, PyObject *args)
 	Py_INCREF(job);
 	pthread_mutex_lock(&self->mutex);
 	append(&self->waiting, job);
-	pthread_cond_signal(&self->has_jobs);
 	pthread_mutex_unlock(&self->mutex);
+	pthread_cond_signal(&self->has_jobs); /* not under the mutex: who wakes up would wait for that at once */
 	Py_RETURN_NONE;
 }
 

@@ -95,7 +95,7 @@ class SessionStatistics:
     naps: int
     """Times the session slept for the next request without going back to the event loop for it."""
     nap_hits: int
-    """Those of them that a request ended."""
+    """Those of them that a request or an answer of the disk ended."""
     budget_ends: int
     """Times the queue was left, though busy, to let the event loop run."""
     reads_ahead: int
