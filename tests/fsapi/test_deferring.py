@@ -143,17 +143,33 @@ def test_page_that_is_read_while_its_slot_is_written_stays_in_the_pool(files: Fi
     assert (seen.bd_count, seen.written_back_pages, seen.kept_pages) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("promotes", [True, False])
-def test_page_returns_to_the_pool_when_it_is_read_from_the_disk_for_the_second_time(files: Files, promotes: bool) -> None:
-    files.put(1, data(1, 1))
+@pytest.mark.parametrize("how", ["no room", "poor", "old"])
+def test_page_returns_to_the_pool_at_its_first_read_if_there_was_no_room_and_else_at_the_second(how: str) -> None:
+    files = Files(MANY, settings=("pool.incompressible=refuse",))
+    content = page("noise" if how == "poor" else "half", 1, PAGE)
+    files.core.zv.limit_frames = 0 if how == "no room" else 1000
+    files.put(1, content)
     files.core.zv.limit_frames = 1000
-    files.device.promotes = promotes
+    files.core.zv.keep_poor = True
+    if how == "old":
+        files.write_back([1])
+        files.settle()
+    files.device.promotes = True
     returned = []
     for _ in range(3):
-        assert files.get(1) == data(1, 1)
+        assert files.get(1) == content
         returned.append(files.device.backed_statistics().promoted_pages)
-    assert returned == ([0, 1, 1] if promotes else [0, 0, 0])
-    assert files.transfers.statistics().bd_reads == (2 if promotes else 3)
+    assert returned == ([1, 1, 1] if how == "no room" else [0, 1, 1])
+    assert files.transfers.statistics().bd_reads == returned.index(1) + 1
+    files.close()
+
+
+def test_page_stays_on_the_disk_where_it_may_not_return(files: Files) -> None:
+    files.put(1, data(1, 1))
+    files.core.zv.limit_frames = 1000
+    for turn in range(3):
+        assert files.get(1) == data(1, 1)
+        assert files.transfers.statistics().bd_reads == turn + 1
 
 
 def test_settings_reach_who_goes_by_them() -> None:

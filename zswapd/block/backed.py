@@ -21,13 +21,16 @@ A page that only a slot has cannot be given out by a plain call. Then `SlotsNeed
 range read (`needed`, `Transfers.fetch`), and makes the same call again. A write that spills says so in the ticket that
 `begin` gave.
 
+A page that was turned away for want of room is as young as any, and returns when it is read; one that has left the pool was
+old, and returns when it is read for the second time: one reader who comes by once would push out what is used.
+
 Ages: one byte a page, the `epoch` of its last store or load, for whoever chooses what to write back. Epochs are the caller's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.block.device import Device
@@ -35,6 +38,7 @@ from zswapd.block.states import PageState, pool_state
 from zswapd.compress.base import RAW
 from zswapd.crashpoints import reach
 from zswapd.errors import BackingError, CorruptedPageError
+from zswapd.pam.base import RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +46,10 @@ if TYPE_CHECKING:
     from zswapd.backing.transfers import Transfers, Write
     from zswapd.block.slotmap import SlotMap
     from zswapd.frontends.frontswap import Frontswap
-    from zswapd.pam.base import RejectReason
+
+
+POOR: Final = frozenset({RejectReason.COMPRESS_POOR, RejectReason.MEAN_COMPRESS_POOR})
+"""Why the pool would refuse the page again."""
 
 
 class SlotsNeeded(Exception):  # noqa: N818 - no failure: the way a synchronous call says "not yet"
@@ -105,8 +112,9 @@ class Ticket:
 class _Spill:
     """A page on its way to its slot after the pool has refused it."""
 
-    def __init__(self, number: int, checksum: int, ticket: Ticket) -> None:
+    def __init__(self, number: int, checksum: int, ticket: Ticket, age: int) -> None:
         self.number = number
+        self.age = age
         self.checksum = checksum
         self.ticket = ticket
         self.is_cancelled = False
@@ -122,9 +130,10 @@ class BackedDevice(Device):
         transfers: how they get there and back.
 
     Attributes:
-        ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it was read from the disk once.
+        ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it may return there.
         epoch: of what is used now, 1 to 255.
-        promotes: a page that is read from its slot for the second time returns to the pool, if that takes it.
+        promotes: a page that is read from its slot returns to the pool, if that takes it: for the second time if it has left
+            the pool since it was old, for the first if there was no room for it.
     """
 
     def __init__(
@@ -238,7 +247,7 @@ class BackedDevice(Device):
             if self._slots.count or self._spills:
                 self._supersede(number)
             return None
-        if self._ticket is not None and self._spill(number, page, self._ticket):
+        if self._ticket is not None and self._spill(number, page, self._ticket, 0 if reason in POOR else self.epoch):
             self._refused_writes -= 1
             return None
         return reason
@@ -269,8 +278,8 @@ class BackedDevice(Device):
         spill.is_cancelled = True
         return True
 
-    def _spill(self, number: int, page: memoryview, ticket: Ticket) -> bool:
-        spill = _Spill(number, self._slots.checksum(number, page), ticket)
+    def _spill(self, number: int, page: memoryview, ticket: Ticket, age: int) -> bool:
+        spill = _Spill(number, self._slots.checksum(number, page), ticket, age)
 
         def done(code: int) -> None:
             self._spilled(spill, code)
@@ -289,7 +298,7 @@ class BackedDevice(Device):
                 self._failed_slots += 1
             else:
                 self._written_through += 1
-                self.ages[spill.number] = 0
+                self.ages[spill.number] = spill.age
                 self._slots.enter(spill.number, spill.checksum)
                 reach(crashpoints.SLOT_VALID)
                 self._clear_lost(spill.number, spill.number)

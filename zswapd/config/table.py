@@ -298,7 +298,7 @@ class BackingSection:
     promote: bool = setting(
         Boolean(),
         default=True,
-        help="A page that is read from the disk for the second time returns to the pool, while that has room.",
+        help="A page that is read from the disk returns to the pool while that has room; one that was old, at the second read.",
         reloadable=True,
     )
     idle_age: int = setting(
