@@ -69,7 +69,7 @@ class Pages:
 
     def where(self, state: str) -> list[int]:
         """Return the pages in a state of `zswapctl pages`."""
-        rows = map(json.loads, self.daemon.ctl("--json", "pages").splitlines())
+        *rows, _sums = map(json.loads, self.daemon.ctl("--json", "pages").splitlines())
         return [row["page"] for row in rows if row["state"] == state]
 
     def close(self) -> None:
