@@ -38,6 +38,7 @@ from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
 from zswapd.pam.zv import Zv
 from zswapd.pam.zvpages import BODY_MASK
+from zswapd.reclaim.ages import StoreAges
 from zswapd.tmem.core import Tmem, TmemStatistics
 from zswapd.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 
@@ -132,6 +133,8 @@ class CoreStatistics:
     writeback: WritebackStatistics | None
     """None without a backing, as the one above."""
     recompression: RecompressionStatistics
+    store_ages: tuple[int, ...]
+    """Pages of a sample by the time since they were stored (see `StoreAges`); empty if none was taken."""
 
 
 def make_arena(config: Config) -> Arena:
@@ -220,6 +223,7 @@ class Core:
         backed: those of them that have slots: all, or none.
         writeback: who chooses what leaves the pool for the disk; None without one.
         recompression: who compresses pages again.
+        ages: who knows how long ago pages were stored.
 
     Raises:
         ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
@@ -263,6 +267,7 @@ class Core:
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
         tried = inherited.tried if inherited else {}
         self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback)
+        self.ages = StoreAges(list(self.devices.values()), lambda: self.zv.newest)
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:
@@ -424,6 +429,7 @@ class Core:
             transfers=self._transfers.statistics() if self._transfers else None,
             writeback=self.writeback.statistics(ages_sampled=ages_sampled) if self.writeback else None,
             recompression=self.recompression.statistics(),
+            store_ages=self.ages.sample() if ages_sampled else (),
         )
         return carry.added(own, self._counters)
 

@@ -116,6 +116,7 @@ class Worker:
         self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
         if self.core.writeback:
             self.core.writeback.recall(left.get("writeback", {}))
+        self.core.ages.recall(left.get("store_ages", ()))
         if left.get("frozen"):
             self.core.frontswap.freeze()
         self.born = float(left.get("born", self._started))
@@ -336,6 +337,7 @@ class Worker:
                 "settings": self.changes,
                 "frozen": self.core.frontswap.frozen,
                 "writeback": self.core.writeback.remember() if self.core.writeback else {},
+                "store_ages": self.core.ages.remember(),
                 "born": self.born,
                 "born_ns": self._directory.born_ns,
                 "core": carry.cumulative(now.core),
@@ -380,6 +382,7 @@ class Worker:
     async def _tick(self) -> None:
         while True:  # by the clock: it is one
             self.state.words[Word.TICKS] += 1
+            self.core.ages.look()
             if self.backed:
                 self.backed.look()
             requests = self.state.hook_words[HookWord.REQUESTS]

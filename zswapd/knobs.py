@@ -78,7 +78,7 @@ class Counter:
 
     def read(self) -> bytes:
         """Return the value of now, or a table; 0 where nobody counts it."""
-        snapshot = self._snapshot(ages_sampled=self._path[-1] == "sampled_ages")
+        snapshot = self._snapshot(ages_sampled=self._path[-1].endswith("_ages"))
         for path in (self._path, *self._others):
             value: Any = snapshot
             for name in path:

@@ -20,10 +20,15 @@ from zswapd.volumes.statistics import VolumeStatistics
 PAGE = 4096
 
 
+def make(**settings: str) -> Core:
+    """Return an empty core of 16 MiB; settings by their names, with two underscores for the dot."""
+    named = {"swap.size": "16M", "memory.reserve": "8M", **{name.replace("__", "."): text for name, text in settings.items()}}
+    return Core(load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in named.items()]))
+
+
 def make_core(pages: int = 64) -> Core:
     """Return a core of 16 MiB with `pages` pages, a third of each kind, in its swap file, and as many in its cache."""
-    settings = {"swap.size": "16M", "memory.reserve": "8M", "cache.limit": "4M"}
-    core = Core(load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in settings.items()]))
+    core = make(cache__limit="4M")
     assert core.cache
     volume = core.cache.cleancache.init_fs()
     device = core.devices["swap"]

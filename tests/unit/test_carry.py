@@ -49,7 +49,7 @@ PRESENT: dict[type, str] = {
     CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache",
     CoreStatistics: (
         "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices backed transfers "
-        "writeback recompression"
+        "writeback recompression store_ages"
     ),
     LatencyStatistics: "",
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",

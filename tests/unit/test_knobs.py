@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.snapshots import make_snapshot
+from tests.support.snapshots import make, make_snapshot
 from zswapd import compress
 from zswapd.assembly import Core
 from zswapd.config import SETTINGS, changed, describe, load
@@ -54,11 +54,6 @@ def shown(core: Core) -> dict[str, Any]:
     snapshot = make_snapshot(core)
     add_files(directory, snapshot, lambda *, ages_sampled: snapshot, lambda: config, lambda _: None)  # type: ignore[arg-type]
     return directory.files
-
-
-def make(**settings: str) -> Core:
-    named = {"swap.size": "16M", "memory.reserve": "8M", **{name.replace("__", "."): text for name, text in settings.items()}}
-    return Core(load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in named.items()]))
 
 
 @pytest.mark.parametrize("cache", ["", "4M"])

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from zswapd.cli.rendering import WIDTH, duration, table_lines
-from zswapd.control.client import Client
+from zswapd.control.client import TIMEOUT_S, Client
 from zswapd.errors import ControlError, ZswapdError
 from zswapd.units import format_size
 
@@ -25,17 +25,26 @@ if TYPE_CHECKING:
     """The result of `stats`."""
 
 _CLASSES = 5
-"""Size classes that are shown: those with the most memory."""
+"""Size classes that are shown where there is room: those with the most memory."""
+ROWS = 24
+"""Lines of the screen where nobody says how many there are."""
+PATIENCE_S = 3.0
+"""How long the daemon may be silent while the screen is shown: q is not heard meanwhile."""
 _BAR = 30
+_AGES = ("<1 min", "<10 min", "<1 h", "<1 d", "longer")
 
 
-def sample(socket: Path) -> Statistics:
+def sample(socket: Path, *, patience: float = TIMEOUT_S) -> Statistics:
     """Ask the daemon, on a connection of its own: the last one may have been to a worker that is dead.
+
+    Args:
+        socket: the control socket.
+        patience: seconds that the daemon may be silent.
 
     Raises:
         ZswapdError: it does not answer.
     """
-    with Client(socket) as client:
+    with Client(socket, timeout=patience) as client:
         statistics = client.call("stats")
     assert isinstance(statistics, dict)
     return statistics
@@ -75,8 +84,8 @@ def _show(window: Any, socket: Path, interval: float) -> None:
     began = 0.0
     while True:
         try:
-            now, taken = sample(socket), time.monotonic()
-            lines = screen(now, before or now, taken - began)
+            now, taken = sample(socket, patience=PATIENCE_S), time.monotonic()
+            lines = screen(now, before or now, taken - began, rows=window.getmaxyx()[0])
             before, began = now, taken
         except ZswapdError as error:
             lines = [f"zswapd does not answer: {error}"]
@@ -93,37 +102,43 @@ def _draw(window: Any, lines: list[str]) -> None:
     window.refresh()
 
 
-def screen(now: Statistics, before: Statistics, seconds: float) -> list[str]:
-    """Return the lines, 80 columns wide, some 24 of them.
+def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = ROWS) -> list[str]:
+    """Return the lines, 80 columns wide; what is wrong comes first, and tables are as long as there is room for.
 
     Args:
         now: a report.
         before: the one before it.
         seconds: time between the two.
+        rows: lines that there is room for.
     """
-    return [line[:WIDTH] for line in _lines(now, before, seconds)]
+    core = now["core"]
+    page = core["frames"]["page_size"]
+    head = [*_head_lines(now), *_memory_lines(core, now["pressure"])]
+    head += [*_cache_lines(core, before["core"], seconds), *_disk_lines(core, before["core"], seconds), *_age_lines(core)]
+    head += ["", *_rate_lines(now, before, seconds)]
+    files = _shortened(["", *_file_lines(core["devices"], page)], rows - len(head), "files")
+    left = rows - len(head) - len(files)
+    classes = ["", *_class_lines(core, most=min(_CLASSES, left - 2))] if left > 2 else []
+    return [line[:WIDTH] for line in [*head, *(classes if len(classes) > 2 else []), *files]]
 
 
-def _lines(now: Statistics, before: Statistics, seconds: float) -> Iterator[str]:
+def _head_lines(now: Statistics) -> Iterator[str]:
     worker = now["worker"]
     died = f", {worker['deaths']} died before it" if worker["deaths"] else ""
     frozen = ", FROZEN" if now["core"]["frontswap"]["frozen"] else ""
     yield f"zswapd {worker['version']}, up {duration(worker['uptime_seconds'])}, worker {worker['number']}{died}{frozen}"
-    yield from _memory_lines(now["core"], now["pressure"])
-    more = [*_cache_lines(now["core"], before["core"], seconds), *_disk_lines(now["core"], before["core"], seconds)]
-    yield from more
-    yield ""
-    yield from _rate_lines(now, before, seconds)
-    yield ""
-    classes = (now["core"]["zsmalloc"] or {"classes": []})["classes"]
-    yield from _class_lines(classes[:], now["core"]["frames"]["page_size"], most=_CLASSES - len(more))
-    yield ""
-    yield from _file_lines(now["core"]["devices"], now["core"]["frames"]["page_size"])
-    yield ""
-    off = [name for name, on in worker["protections"].items() if not on]
-    yield f"Protections  {len(worker['protections']) - len(off)} on, off: {', '.join(off) or 'none'}"
     if not worker["supervised"]:
         yield "WITHOUT a supervisor: `zswapd run` starts one, which takes over"
+    off = [name for name, on in worker["protections"].items() if not on]
+    yield f"Protections  {len(worker['protections']) - len(off)} on, off: {', '.join(off) or 'none'}"
+
+
+def _shortened(lines: list[str], most: int, what: str) -> list[str]:
+    """Return a blank line and a table; of a longer one than there is room for how much is missing."""
+    if len(lines) <= most:
+        return lines
+    kept = max(most - 1, 2)
+    return [*lines[:kept], f"and {len(lines) - kept} more {what}: zswapctl status"]
 
 
 def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Iterator[str]:
@@ -159,7 +174,7 @@ def _cache_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: fl
 
 
 def _disk_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> Iterator[str]:
-    """Tell of the disk behind the pool, if there is one, and how long pages of the pool were not used."""
+    """Tell of the disk behind the pool, if there is one."""
     if not core["writeback"]:
         return
     page, rate = core["frames"]["page_size"], 0.0
@@ -167,10 +182,16 @@ def _disk_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: flo
         rate = max(_written(core) - _written(before), 0) / seconds
     pages = sum(one["bd_count"] for one in core["backed"])
     yield f"Disk      {format_size(pages * page):>10}   {pages} pages; {rate:.0f} written/s"
-    ages = core["writeback"].get("sampled_ages", ())  # not from a daemon of before an upgrade
+
+
+def _age_lines(core: Mapping[str, Any]) -> Iterator[str]:
+    """Tell how long pages of the pool were not used; without a disk behind it, how long ago they were stored."""
+    name, ages = "Age", core.get("store_ages", ())  # not from a daemon of before an upgrade, as the other
+    if core["writeback"]:
+        name, ages = "Unused", core["writeback"].get("sampled_ages", ())
     if sum(ages):
-        names = ("<1 min", "<10 min", "<1 h", "<1 d", "longer")
-        yield "Unused    " + "  ".join(f"{name} {count / sum(ages):.0%}" for name, count in zip(names, ages, strict=True))
+        shares = (f"{bound} {count / sum(ages):.0%}" for bound, count in zip(_AGES, ages, strict=True))
+        yield f"{name:<10}{'  '.join(shares)}"
 
 
 def _written(core: Mapping[str, Any]) -> int:
@@ -224,16 +245,35 @@ def within(counts: list[int], share: float) -> str:
     return "longer" if total else "-"
 
 
-def _class_lines(classes: list[dict[str, Any]], page_size: int, *, most: int) -> Iterator[str]:
-    shown = sorted(classes, key=lambda one: -int(one["used_frames"]))[:most]
+def _class_lines(core: Mapping[str, Any], *, most: int) -> Iterator[str]:
+    """Tell which objects take most of the memory, by zsmalloc's classes or zbud's lists."""
+    page_size = core["frames"]["page_size"]
+    if not core["zsmalloc"]:
+        yield from table_lines([("Page frames of zbud", "Memory", "Objects"), *_zbud_rows(core["zbud"], page_size)[:most]])
+        return
     rows = [("Size class", "Memory", "Objects", "In use")]
-    for one in shown:
+    for one in sorted(core["zsmalloc"]["classes"], key=lambda one: -int(one["used_frames"]))[:most]:
         if one["used_frames"]:
             full = one["used_objects"] / one["objects"] if one["objects"] else 0.0
             rows.append(
                 (str(one["size"]), format_size(one["used_frames"] * page_size), str(one["used_objects"]), f"{full:.0%}")
             )
     yield from table_lines(rows)
+
+
+def _zbud_rows(zbud: Mapping[str, Any], page_size: int) -> list[tuple[str, ...]]:
+    """Return kinds of frames that there are, those with the most memory first."""
+    single = zbud["zbud_unbuddied_list_counts"]  # by the object's chunks
+    quarter = (len(single) + 1) // 4
+    kinds = [("two objects", zbud["zbud_buddied_count"], 2)]
+    for place, name in enumerate(("a quarter", "half", "three quarters", "all")):
+        kinds.append((f"one object of up to {name}", sum(single[place * quarter : (place + 1) * quarter]), 1))
+    kinds.append(("a whole page", zbud["bodies"], 1))
+    return [
+        (name, format_size(frames * page_size), str(frames * objects))
+        for name, frames, objects in sorted(kinds, key=lambda kind: -int(kind[1]))
+        if frames
+    ]
 
 
 def _file_lines(devices: list[dict[str, Any]], page_size: int) -> Iterator[str]:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zswapd import carry
+from zswapd.reclaim.ages import BOUNDS_S, SAMPLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,10 +46,6 @@ EMPTY_LOOK = 16
 SCAN_BITS = 13
 """Ages of 8192 pages that are of no interest are passed over in the time of one look."""
 DAY_S = 86400.0
-AGES_S = (60, 600, 3600, 86400)
-"""Bounds of the classes that ages are told in; one more class has what is older."""
-SAMPLE = 1024
-"""Places that are looked at for that: a millisecond at most."""
 _OLDER = bytes([0, *(max(1, age - 128) for age in range(1, 256))])
 
 
@@ -80,7 +77,7 @@ class WritebackStatistics:
         budget_stops: times that it was used up.
         epochs: how many have ended.
         oldest_age_s: time since the oldest epoch that has pages of the pool began.
-        sampled_ages: pages of a sample by the time since they were used, in classes that end at AGES_S;
+        sampled_ages: pages of a sample by the time since they were used, in classes that end at BOUNDS_S;
             empty if none was taken.
     """
 
@@ -370,13 +367,13 @@ class Writeback:
 
     def _sample_ages(self) -> tuple[int, ...]:
         """Count pages by class of age: one in so many of each device's, others each time."""
-        classes = [0] * (len(AGES_S) + 1)
+        classes = [0] * (len(BOUNDS_S) + 1)
         self._samples += 1
         for device in self._devices:
             stride = max(len(device.ages) * len(self._devices) // SAMPLE, 1)
             for number in range(self._samples % stride, len(device.ages), stride):
                 if device.ages[number] and device.generation(number):
-                    classes[bisect_right(AGES_S, self.age_s(device.ages[number]))] += 1
+                    classes[bisect_right(BOUNDS_S, self.age_s(device.ages[number]))] += 1
         return tuple(classes)
 
     def _oldest(self) -> int:
