@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""sdist and wheel: whole, and what comes out of the wheel runs, without a compiler.
+"""sdist and wheel: whole, and what comes out of the wheel runs; the wheel itself needs no compiler.
 
 The sdist is of the checkout as git knows it, the wheel is made of the sdist: what one lacks, the other lacks too. In the normal
 run the page path stays uncompiled, which takes seconds; the tier `package` compiles it, in an environment of the build's own.
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 TOP = Path(__file__).resolve().parents[2]
 MADE_BY_SETUPTOOLS = {"PKG-INFO", "setup.cfg"}
@@ -72,7 +76,7 @@ def copied(sdist: Path, directory: Path) -> Path:
 
 
 def fresh_environment(directory: Path, wheel: Path) -> Path:
-    """Install a wheel where there is nothing, and no compiler; return the directory of its programs."""
+    """Install a wheel, without what it needs, where there is nothing and no compiler; return the directory of its programs."""
     venv.create(directory, with_pip=False, symlinks=True)
     run(
         *(sys.executable, "-m", "pip", "--python", directory / "bin/python", "install", "--no-index", "--no-deps", wheel),
@@ -110,6 +114,17 @@ def test_wheel_of_the_sdist_runs_in_a_fresh_environment(sdist: Path, tmp_path: P
     assert "zswapd/py.typed" in names
 
     check_programs(fresh_environment(tmp_path / "venv", wheel))
+
+
+def test_what_the_wheel_needs_a_compiler_for_is_what_the_readme_says() -> None:
+    """What pip has built here itself is tagged for this machine ("linux"), what was there for it for many ("manylinux")."""
+    with (TOP / "pyproject.toml").open("rb") as file:
+        needed = [Requirement(line).name for line in tomllib.load(file)["project"]["dependencies"]]
+    tags = {name: distribution(name).read_text("WHEEL") or "" for name in needed}
+    built = {name for name, text in tags.items() if re.search(r"^Tag: .*-linux_", text, re.MULTILINE)}
+    line = re.search(r"of what it needs (.+) are on PyPI as sources only", (TOP / "README.md").read_text())
+    assert line is not None
+    assert built == set(line[1].split(" and "))
 
 
 @pytest.mark.package
