@@ -163,12 +163,91 @@ WRITTEN = st.one_of(
 )
 
 
+NAMES = st.sampled_from(
+    [*(f"params/{name}" for name in junk.RELOADABLE), "params/swap.size", "params/zv_max_zsize", "stats/loads", "stats/none"]
+)
+STEPS = st.one_of(
+    st.tuples(st.just("write"), st.one_of(junk.WORDS, st.binary(max_size=50)), st.sampled_from([0, 1, 7, 4096, 1 << 40])),
+    st.tuples(st.just("append"), junk.WORDS, st.just(0)),
+    st.tuples(st.just("read"), st.just(""), st.sampled_from([0, 1, 4096, 1 << 40])),
+    st.tuples(st.just("truncate"), st.just(""), st.sampled_from([0, 5, 4096])),
+    st.tuples(st.just("fsync"), st.just(""), st.just(0)),
+)
+SEQUENCES = st.lists(
+    st.tuples(NAMES, st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR]), st.lists(STEPS, max_size=5)),
+    min_size=1,
+    max_size=3,
+)
+"""Files that are open together, and what is done with each, in turns."""
+REFUSALS = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EBADF, errno.EFBIG}
+
+
+def do(descriptor: int, step: tuple[str, str | bytes, int]) -> bool:
+    """Do one step; return whether it wrote something that was taken."""
+    kind, text, offset = step
+    data = text.encode(errors="replace") if isinstance(text, str) else text
+    try:
+        if kind == "read":
+            assert len(os.pread(descriptor, 100, offset)) <= 100
+        elif kind == "truncate":
+            os.ftruncate(descriptor, offset)
+        elif kind == "fsync":
+            os.fsync(descriptor)
+        elif kind == "append":
+            return os.write(descriptor, data) == len(data) > 0
+        else:
+            return os.pwrite(descriptor, data, offset) == len(data) > 0
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+    return False
+
+
+def files_take_sequences(target: Target) -> Callable[[list[Any]], None]:
+    mountpoint = target.daemon.mountpoint
+    after = target.values()
+
+    def one(sequence: list[Any]) -> None:
+        nonlocal after
+        opened, taken, before = [], set(), after
+        try:
+            for name, flags, steps in sequence:
+                try:
+                    opened.append((name, os.open(mountpoint / name, flags), list(steps)))
+                except OSError as error:
+                    if error.errno not in REFUSALS:
+                        raise
+            while any(steps for _, _, steps in opened):
+                for name, descriptor, steps in opened:
+                    if steps and do(descriptor, steps.pop(0)):
+                        taken.add(name.removeprefix("params/").replace("zv_max_zsize", "pool.zv_max_zsize"))
+        finally:
+            for _, descriptor, _ in opened:
+                os.close(descriptor)
+        after = target.values()
+        taken = {name.replace("pool.pool.", "pool.") for name in taken}
+        assert {dest for dest in before if before[dest] != after[dest]} <= taken
+        assert not taken - set(junk.RELOADABLE), "what is read-only was written"
+
+    return one
+
+
 def test_the_socket_takes_anything(target: Target) -> None:
     SHORT(given(junk.lines())(socket_takes(target)))()
 
 
 def test_settings_as_files_take_anything(target: Target) -> None:
     SHORT(given(WRITTEN)(files_take(target)))()
+
+
+def test_several_files_take_any_sequence_of_writes_and_reads(target: Target) -> None:
+    SHORT(given(SEQUENCES)(files_take_sequences(target)))()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_several_files_take_any_sequence_a_hundred_thousand_times(target: Target) -> None:
+    LONG(given(SEQUENCES)(files_take_sequences(target)))()
 
 
 @pytest.mark.soak

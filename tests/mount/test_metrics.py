@@ -181,6 +181,8 @@ def test_a_scrape_starts_no_thread_and_leaves_no_descriptor(daemon: Daemon, port
         text = get(url)
         times.append(time.perf_counter() - began)
     assert b"zswapd_stored_pages" in text
+    judged = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
+    assert (judged.returncode, judged.stdout, judged.stderr) == (0, b"", b"")
     assert min(times) < 0.02
     wait_for(lambda: len(list((process / "fd").iterdir())) <= before[1], "descriptors are left")
     assert len(list((process / "task").iterdir())) == before[0]

@@ -137,6 +137,26 @@ def test_a_mistake_in_the_settings_is_told_once_while_there_is_nothing_to_serve(
     debian.run("rm /etc/zswapd/zswapd.toml.d/wrong.toml && systemctl start zswapd.service")
 
 
+def test_the_journal_has_fields_and_priorities(swapping: Container) -> None:
+    lines = swapping.run("journalctl --boot --unit=zswapd.service --output=json LOGGER=zswapd.daemon").splitlines()
+    records = [json.loads(line) for line in lines]
+    (ready,) = (record for record in records if record["MESSAGE"].startswith("ready: serving"))
+    assert ready["PRIORITY"] == "6"
+    assert ready["ZSWAPD_TEMPLATE"] == "ready: serving %s%s"
+    assert {record["PRIORITY"] for record in records} <= {"4", "6"}
+
+
+def test_the_settings_of_the_system_are_applied_at_boot(debian: Container) -> None:
+    """To something that stands in for this machine's own, in the container alone."""
+    place = "/proc/sys/vm/page-cluster"
+    debian.run(f"echo 9 > /run/stands-in && mount --bind /run/stands-in {place}")
+    try:
+        debian.run("systemctl restart systemd-sysctl.service")
+        assert debian.run(f"cat {place}").strip() == "3"
+    finally:
+        debian.run(f"umount {place}")
+
+
 def test_stop_swaps_off_and_start_swaps_on_again(swapping: Container) -> None:
     swapping.run("systemctl stop zswapd.service")
     assert loops(swapping) == []

@@ -186,6 +186,26 @@ def test_a_named_file_that_is_missing_is_an_error_the_default_one_is_not(root: P
         ("[fuse]\nmountpoint = '/a/../b'\n", 2, "/a/../b", "without '..'"),
         ("[fuse]\nmountpoint = '/'\n", 2, 'is "/"', "not the root"),
         ("[control]\nsocket = '/%s'\n" % ("x" * 107), 2, "108 bytes long", "at most 107"),
+        *(
+            (
+                f"[metrics]\nlisten = {value}\n",
+                2,
+                f"metrics.listen is {value}",
+                'such as 127.0.0.1:9847 or [::1]:9847, or "" for none',
+            )
+            for value in (
+                '"127.0.0.1:0"',
+                '"127.0.0.1:65536"',
+                '"127.0.0.1"',
+                '"localhost:9847"',
+                '"::1:9847"',
+                '"[127.0.0.1]:80"',
+                '"127.0.0.1:+80"',
+                '":9847"',
+                '" "',
+                "9847",
+            )
+        ),
         ("[log]\nlevel = 'verbose'\n", 2, "verbose", "debug, info, warning or error"),
         ("[pool\n", 1, "", "TOML"),
         ("[pool]\nchecksum = yes\n", 2, "", "TOML"),
