@@ -129,18 +129,19 @@ def test_from_installed_to_swapped_on_in_one_command(debian: Container) -> None:
 
 
 def test_a_mistake_in_the_settings_is_told_once_while_there_is_nothing_to_serve(debian: Container) -> None:
-    debian.run("mkdir -p /etc/zswapd/zswapd.toml.d && echo 'swap.size = \"1Q\"' > /etc/zswapd/zswapd.toml.d/wrong.toml")
+    now = debian.run("mkdir -p /etc/zswapd/zswapd.toml.d; date +%s.%N").strip()
+    debian.run("echo 'swap.size = \"1Q\"' > /etc/zswapd/zswapd.toml.d/wrong.toml")
     assert debian.call("systemctl start zswapd.service").returncode != 0
     time.sleep(1)
     assert shown(debian, "ActiveState", "NRestarts", "ExecMainStatus") == ["failed", "0", "2"]
-    assert debian.run("journalctl --boot --unit=zswapd.service | grep --count 'wrong.toml.*1Q'").strip() == "1"
+    assert debian.run(f"journalctl --since=@{now} --unit=zswapd.service | grep --count 'wrong.toml.*1Q'").strip() == "1"
     debian.run("rm /etc/zswapd/zswapd.toml.d/wrong.toml && systemctl start zswapd.service")
 
 
 def test_the_journal_has_fields_and_priorities(swapping: Container) -> None:
     lines = swapping.run("journalctl --boot --unit=zswapd.service --output=json LOGGER=zswapd.daemon").splitlines()
     records = [json.loads(line) for line in lines]
-    (ready,) = (record for record in records if record["MESSAGE"].startswith("ready: serving"))
+    ready = next(record for record in reversed(records) if record["MESSAGE"].startswith("ready: serving"))
     assert ready["PRIORITY"] == "6"
     assert ready["ZSWAPD_TEMPLATE"] == "ready: serving %s%s"
     assert {record["PRIORITY"] for record in records} <= {"4", "6"}
@@ -151,7 +152,7 @@ def test_the_settings_of_the_system_are_applied_at_boot(debian: Container) -> No
     place = "/proc/sys/vm/page-cluster"
     debian.run(f"echo 9 > /run/stands-in && mount --bind /run/stands-in {place}")
     try:
-        debian.run("systemctl restart systemd-sysctl.service")
+        debian.run("/usr/lib/systemd/systemd-sysctl --prefix=/vm/page-cluster")
         assert debian.run(f"cat {place}").strip() == "3"
     finally:
         debian.run(f"umount {place}")
@@ -186,9 +187,12 @@ def test_after_a_kill_systemd_starts_what_adopts_the_swap(swapping: Container, w
     assert after["worker"]["deaths"] == before["worker"]["deaths"] + (who == "all")
     assert loops(swapping) == device
     assert shown(swapping, "NRestarts") == ["1"]
-    # It looked, and found that there was nothing to do.
+    # It looked, and found that there was nothing to do; or it began to look before the restart, and that start counts for both.
     end = time.monotonic() + LIMIT_S
-    while shown(swapping, "ActiveState", "Result", unit="zswapd-swap.service") != ["inactive", "success"]:
+    while shown(swapping, "ActiveState", "Result", unit="zswapd-swap.service") not in (
+        ["inactive", "success"],
+        ["inactive", "exec-condition"],
+    ):
         assert time.monotonic() < end, swapping.run("journalctl --no-pager --lines=60")
         time.sleep(0.1)
 

@@ -64,6 +64,19 @@ def test_verify_would_find_a_mistake(root: Path) -> None:
     assert "MemorySwapMost" in analyze(f"--root={root}", "verify", "--man=no", "zswapd.service").stderr
 
 
+def test_no_time_out_kills_swapoff(root: Path) -> None:
+    """systemd's own child at shutdown has no limit, by a drop-in for all swap areas; the daemon's is not killed at its end."""
+    units = root / "usr/lib/systemd/system"
+    (units / "dev-loop9.swap").write_text("[Swap]\nWhat=/dev/loop9\n")
+    assert analyze(f"--root={root}", "verify", "--man=no", "dev-loop9.swap").stderr == ""
+    drop_in = units / "dev-.swap.d/zswapd.conf"
+    assert settings(drop_in)["Swap"]["TimeoutSec"] == "infinity"
+    drop_in.write_text(drop_in.read_text().replace("infinity", "for-ever"))
+    assert "for-ever" in analyze(f"--root={root}", "verify", "--man=no", "dev-loop9.swap").stderr
+    service = settings(SYSTEMD / "zswapd.service")["Service"]
+    assert (service["SendSIGKILL"], service["KillMode"]) == ("no", "process")
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_exposure_is_what_the_docs_say(name: str) -> None:
     found = analyze("security", "--offline=true", f"--threshold={EXPOSURE[name]}", SYSTEMD / name)

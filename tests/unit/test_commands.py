@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that take long: each tells how far it is, again and again, or its client would lose its patience after 30 s."""
+"""Commands that take long tell how far they are, or their clients would lose their patience; what is told of counters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.support.snapshots import make_core
-from zswapd import commands
+from zswapd import commands, daemon
 from zswapd.assembly import Core
 from zswapd.commands import Commands
 from zswapd.errors import HandoverError
@@ -141,3 +141,24 @@ async def test_a_job_goes_on_when_its_client_has_left(core: Core) -> None:
 
     await handler(core, "shrink", shrinking=Shrinking())(report=report, frames=3)
     assert done == [3]
+
+
+def test_what_is_told_is_fresh_noted_and_taken_no_oftener_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking it stops the loop that serves pages, and every user of the machine may ask."""
+    taken, noted, now = [], [], [100.0]
+
+    def statistics(*, ages_sampled: bool) -> str:
+        taken.append(ages_sampled)
+        return f"snapshot {len(taken)}"
+
+    worker = SimpleNamespace(_told=None, _told_at=0.0, statistics=statistics, remember=noted.append)
+    monkeypatch.setattr(daemon, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tell = daemon.Worker.tell
+    assert tell(worker) == "snapshot 1"  # type: ignore[arg-type,comparison-overlap]
+    for _ in range(100):
+        assert tell(worker) == "snapshot 1"  # type: ignore[arg-type,comparison-overlap]
+    assert tell(worker, ages_sampled=True) == "snapshot 2"  # type: ignore[arg-type,comparison-overlap]
+    now[0] += 2 * daemon.FRESH_S
+    assert tell(worker) == "snapshot 3"  # type: ignore[arg-type,comparison-overlap]
+    assert taken == [False, True, False]
+    assert noted == ["snapshot 1", "snapshot 2", "snapshot 3"]
