@@ -54,6 +54,8 @@ from zswapd.volumes.commands import CacheCommands
 from zswapd.volumes.mounted import configured, make_volumes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from zswapd.config import Config
     from zswapd.control.listening import Listener
     from zswapd.fuse.mounting import Mount
@@ -114,11 +116,7 @@ class Worker:
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
         inherited = Inherited(arena, state.lost(), recompressing.marks_in(state.areas), left.get("core", {}))
         self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
-        if self.core.writeback:
-            self.core.writeback.recall(left.get("writeback", {}))
-        self.core.ages.recall(left.get("store_ages", ()))
-        if left.get("frozen"):
-            self.core.frontswap.freeze()
+        self._recall(left)
         self.born = float(left.get("born", self._started))
         self.pressure = Pressure()
         self._session_base = left.get("session", {})
@@ -174,6 +172,14 @@ class Worker:
         self._told: Snapshot | None = None
         self._told_at = 0.0
         add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
+
+    def _recall(self, left: Mapping[str, Any]) -> None:
+        """Have the core go on with what a predecessor has left."""
+        if self.core.writeback:
+            self.core.writeback.recall(left.get("writeback", {}))
+        self.core.ages.recall(left.get("store_ages", ()))
+        if left.get("frozen"):
+            self.core.frontswap.freeze()
 
     def _has_slow_files(self) -> bool:
         """Say whether requests may wait for a disk."""
