@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import http.client
 import logging
+import os
 import re
 import shutil
 import socket
@@ -21,7 +22,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.backed import Files
-from tests.support.snapshots import make_core, make_snapshot
+from tests.support.snapshots import make, make_core, make_snapshot
 from tests.support.strategies import page
 from zswapd.knobs import OWN_NAMES
 from zswapd.metrics import exporter as exporting
@@ -128,11 +129,27 @@ def test_classes_in_use_are_there_and_no_others(text: str, snapshot: Snapshot) -
     assert {int(size): value for (name, size), value in seen.items() if name == "zswapd_zsmalloc_class_frames"} == sizes
 
 
+def test_frames_of_zbud_are_told_by_what_they_hold() -> None:
+    core = make(pool__allocator="zbud")
+    # Twice two share a frame; one shares its with the header of the last, which has a frame of its own; one is alone.
+    for number, size in enumerate((1800, 1800, 1800, 1800, 2700, 2700, 4096)):
+        core.devices["swap"].write(number * 4096, memoryview(os.urandom(size).ljust(4096, b"0")))
+    seen = samples(generate_latest(Families(make_snapshot(core))).decode())
+    core.close()
+    assert (seen["zswapd_zbud_frames", "two"], seen["zswapd_zbud_frames", "page"]) == (3, 1)
+    assert {key: value for key, value in seen.items() if key[0] == "zswapd_zbud_unbuddied_frames"} == {
+        ("zswapd_zbud_unbuddied_frames", "44"): 1
+    }
+
+
 def test_every_row_finds_its_values(snapshot: Snapshot, text: str) -> None:
     names = {name for name, _ in samples(text)}
     files = Files(64)
     names |= {name for name, _ in samples(generate_latest(Families(make_snapshot(files.core))).decode())}
     files.close()
+    core = make(pool__allocator="zbud")
+    names |= {name for name, _ in samples(generate_latest(Families(make_snapshot(core))).decode())}
+    core.close()
     assert not [row.name for row in ROWS if f"zswapd_{row.name}" not in names]
 
 
@@ -149,7 +166,9 @@ def families(snapshot: Snapshot) -> dict[str, tuple[str, str]]:
 
 def test_the_reference_describes_what_is_told_and_nothing_else(snapshot: Snapshot) -> None:
     files = Files(64)
-    told = families(snapshot) | families(make_snapshot(files.core))
+    core = make(pool__allocator="zbud")
+    told = families(snapshot) | families(make_snapshot(files.core)) | families(make_snapshot(core))
+    core.close()
     files.close()
     assert {one.name: (one.kind, one.help) for one in described()} == told
 

@@ -100,6 +100,10 @@ ROWS = (
     Row("zsmalloc_compacted_bytes_total", "Memory set free by compaction (pages_compacted).", "core.zsmalloc.pages_compacted",
         in_frames=True),
     Row("zsmalloc_objects_moved_total", "Objects that compaction moved.", "core.zsmalloc.objects_moved"),
+    Row("zbud_frames", "Page frames of zbud: with two objects (zbud_buddied_count), or with a whole page.",
+        {"two": "core.zbud.zbud_buddied_count", "page": "core.zbud.bodies"}, "objects"),
+    Row("zbud_compacted_bytes_total", "Memory set free by compaction of zbud (pages_compacted).", "core.zbud.pages_compacted",
+        in_frames=True),
     Row("tmem_objects", "Objects in the index (curr_obj_count).", "core.tmem.curr_obj_count"),
     Row("tmem_objnodes", "Nodes of the index (curr_objnode_count).", "core.tmem.curr_objnode_count"),
     Row("tmem_objnode_bytes", "Memory of the index.", "core.tmem.objnode_bytes"),
@@ -217,6 +221,10 @@ CLASS_ROWS = (
 
 _BUILD = ("build", "The program.")
 _REJECTS = ("frontswap_rejects_total", "Pages refused by reason, in the words of zcache and zswap.")
+_UNBUDDIED = (
+    "zbud_unbuddied_frames",
+    "Page frames of zbud with one object, by its length in 64ths of a page (zbud_unbuddied_list_counts).",
+)
 _PROTECTIONS = ("protection_on", "Whether a protection is on.")
 
 
@@ -247,6 +255,7 @@ def described() -> Iterator[Description]:
     yield row(*_PROTECTIONS, "protection")
     for rows, label in ((FILE_ROWS, "file"), (BACKED_ROWS, "file"), (VOLUME_ROWS, "volume"), (CLASS_ROWS, "size")):
         yield from (row(name, text, label) for name, text, _field in rows)
+    yield row(*_UNBUDDIED, "chunks")
     for what in ("load", "store"):
         name, text = _duration(what)
         yield Description(f"zswapd_{name}", "histogram", "", text)
@@ -277,6 +286,10 @@ def collect(snapshot: Snapshot) -> Iterator[Metric]:
     classes = [one for one in zsmalloc.classes if one.used_frames] if zsmalloc else []
     for name, text, field in CLASS_ROWS:
         yield _labelled(f"zswapd_{name}", text, "size", {str(one.size): getattr(one, field) for one in classes})
+    if snapshot.core.zbud:
+        counts = enumerate(snapshot.core.zbud.zbud_unbuddied_list_counts, 1)
+        used = {str(chunks): count for chunks, count in counts if count}
+        yield _labelled(f"zswapd_{_UNBUDDIED[0]}", _UNBUDDIED[1], "chunks", used)
     yield _histogram("load", snapshot.fuse.read_latency)
     yield _histogram("store", snapshot.fuse.write_latency)
 
