@@ -61,6 +61,16 @@ int check(int is_hooked)
 }
 """
 
+NEWER_HEADER = """
+#include_next <fuse_lowlevel.h>
+struct libfuse_version;
+struct fuse_session *NAME(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, CONST struct libfuse_version *, void *);
+static inline struct fuse_session *fuse_session_new_fn(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t size,
+                                                       void *userdata)
+{ return NAME(args, op, size, NULL, userdata); }
+#define fuse_session_new(args, op, size, userdata) fuse_session_new_fn(args, op, size, userdata)
+"""
+
 PROGRAM = """
 import ctypes, importlib.util, os, sys
 sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)  # as zswapd.fuse does it
@@ -84,6 +94,15 @@ def compiled(source: str, target: Path, *flags: str | Path) -> Path:
     command = ["cc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-o", target, "-x", "c", "-", "-x", "none", *flags]
     subprocess.run(command, input=source, check=True, text=True, timeout=60)
     return target
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("const", ["", "const"])
+def test_hook_compiles_with_the_headers_that_declare_a_newer_name(tmp_path: Path, name: str, const: str) -> None:
+    (tmp_path / "fuse_lowlevel.h").write_text(NEWER_HEADER.replace("NAME", name).replace("CONST", const))
+    python = f"-I{sysconfig.get_path('include')}"
+    flags = (f"-I{tmp_path}", python, *flags_of("fuse3"), "-O2", "-Wall", "-Wextra", "-Wno-cast-function-type", "-Werror")
+    compiled(HOOK.read_text(), tmp_path / "_lowlevel.so", *flags)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,10 +42,16 @@
 #define _GNU_SOURCE
 #include <Python.h>
 
+/* Names that are defined below, and that the headers of libfuse 3.17 declare, with or without a const that comes and goes. */
+#define fuse_session_new_versioned declared_session_new_versioned
+#define _fuse_session_new_317 declared_session_new_317
+#include <fuse_lowlevel.h>
+#undef fuse_session_new_versioned
+#undef _fuse_session_new_317
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <malloc.h>
 #include <poll.h>
@@ -490,6 +496,8 @@ static struct fuse_session *new_versioned(const char *name, struct fuse_args *ar
 }
 
 /* What fuse_session_new() is compiled to with the headers of libfuse 3.17.1 and later … */
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+                                                const struct libfuse_version *version, void *userdata);
 struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
                                                 const struct libfuse_version *version, void *userdata)
 {
