@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -281,6 +282,20 @@ def test_every_counter_is_reported(hook: Any) -> None:
     assert set(counters.values()) == {0}
     assert set(session._COUNTERS) | {"max_write"} == set(counters)
     assert hook.latencies() == (session._UNTIMED, session._UNTIMED)
+
+
+def test_a_mebibyte_is_one_request(tmp_path: Path) -> None:
+    """256 pages (max_pages), which takes a buffer that begins with a page; 32 are the kernel's own limit."""
+    with serving(tmp_path / "mnt") as running, mmap.mmap(-1, 1 << 20) as buffer:
+        buffer[:] = bytes(range(256)) * 4096
+        descriptor = os.open(running.path, os.O_RDWR)
+        assert os.pwritev(descriptor, [buffer], 0) == 1 << 20
+        assert os.preadv(descriptor, [buffer], 0) == 1 << 20
+        os.close(descriptor)
+        assert buffer[:] == bytes(range(256)) * 4096
+        statistics = running.stop()["statistics"]
+    assert (statistics["writes"], statistics["written_bytes"]) == (1, 1 << 20)
+    assert (statistics["reads"], statistics["read_bytes"]) == (1, 1 << 20)
 
 
 def test_one_request_in_64_is_timed(tmp_path: Path) -> None:
