@@ -44,6 +44,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# For tests that run a second time on plain Python (test_pure.py).
+settings.register_profile("short", max_examples=10, stateful_step_count=25, deadline=None, print_blob=True)
 settings.load_profile("ci")
 
 TIERS = ("soak", "bench", "vm", "package")
