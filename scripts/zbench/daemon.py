@@ -37,8 +37,10 @@ ASK_LIMIT_S = 20.0
 LOG_TAIL = 4000
 
 
-def program(name: str) -> list[str]:
-    """Return the command that starts `zswapd` or `zswapctl` of this interpreter's environment."""
+def program(name: str, tree: Path | None = None) -> list[str]:
+    """Return the command that starts `zswapd` or `zswapctl` of this interpreter's environment, or of a checkout's own."""
+    if tree is not None:
+        return [str(tree / ".venv/bin" / name)]
     script = Path(sys.executable).parent / name
     return [str(script)] if script.exists() else [sys.executable, "-m", f"zswapd.cli.{name}"]
 
@@ -52,6 +54,7 @@ class Daemon:
         arguments: further ones for `zswapd run`.
         parent: where to make its directory; None for the system's temporary directory.
         is_service: it has a service manager to talk to; without, it is ready when its log says so.
+        tree: checkout whose zswapd it is, with its environment; None for this one.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Daemon:
         arguments: Sequence[str] = (),
         parent: Path | None = None,
         is_service: bool = True,
+        tree: Path | None = None,
     ) -> None:
+        self._tree = tree
         self._size = size
         self._arguments = tuple(arguments)
         self._settings = dict(settings or {})
@@ -126,11 +131,20 @@ class Daemon:
             HarnessError: it ended, or was not ready within `START_LIMIT_S`; with what it said.
         """
         self.mountpoint.mkdir(exist_ok=True)
-        command = [*program("zswapd"), "run", "--size", self._size, "--mountpoint", str(self.mountpoint), *self._arguments]
+        command = [
+            *program("zswapd", self._tree),
+            "run",
+            "--size",
+            self._size,
+            "--mountpoint",
+            str(self.mountpoint),
+            *self._arguments,
+        ]
         settings = {"control.socket": str(self.socket), "metrics.listen": "", **self._settings}  # there is one such port
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         address = self.directory / "notify"
+        sources = {"PYTHONPATH": str(self._tree)} if self._tree else {}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self._log.open("ab") as log:
             notify.bind(str(address))
             notify.settimeout(0.2)
@@ -139,7 +153,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(address) if self._is_service else ""},
+                env={**os.environ, "NOTIFY_SOCKET": str(address) if self._is_service else "", **sources},
                 start_new_session=True,
             )
             self._wait_ready(notify)

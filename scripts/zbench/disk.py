@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import system
+from . import arguments, system
 from .contenders.swapfile import PLACE, SlowFile
 from .daemon import Daemon
 from .figures import Figure, aligned, machine, progress
@@ -265,18 +265,16 @@ PARTS = {"hot": hot, "slow": slow, "noise": noise, "cipher": cipher}
 def main(argv: Sequence[str]) -> int:
     """Measure; print a table and the figures; return 1 if one does not hold."""
     parser = argparse.ArgumentParser(prog="scripts/bench disk", description="What the disk behind the pool is worth and costs.")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="LIST", help=f"of {', '.join(PARTS)} (default all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    known = arguments.names(lambda: list(PARTS), "part")
+    parser.add_argument("--parts", type=known, default=list(PARTS), metavar="LIST", help=f"of {', '.join(PARTS)} (default all)")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
     args = parser.parse_args(argv)
-    chosen = args.parts.split(",")
-    if unknown := [name for name in chosen if name not in PARTS]:
-        parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if absent := system.missing_programs(["nbdkit", "nbdfuse", "fio"]):
         raise HarnessError(f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin fio")
     figures: list[Figure] = []
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="zbench-disk-", dir=PLACE) as place:
-        for name in chosen:
+        for name in args.parts:
             measured[name], its = PARTS[name](Path(place))
             figures += its
     rows = [["", "what", "value"]]

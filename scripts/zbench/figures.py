@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,26 @@ class Figure:
         shown = "not measured" if self.value is None else f"{self.value:.3f}"
         sign = "≥" if self.at_least else "≤"
         return f"{'holds' if self.holds else 'FAILS'}  {self.name}: {shown} ({sign} {self.bound:g})"
+
+
+def told(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """Return claims as a document has them."""
+    return [{**asdict(figure), "holds": figure.holds} for figure in figures]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return what the median of what `values` are drawn from lies between, with a probability of 95 % at least.
+
+    By their ranks alone, so whatever the distribution is; fewer than six values do not give that, and all of them are returned.
+    """
+    ordered = sorted(values)
+    count, cut, tail = len(ordered), 0, 0.0
+    for rank in range(count // 2):
+        tail += math.comb(count, rank) / 2**count
+        if tail > 0.025:
+            break
+        cut = rank
+    return ordered[cut], ordered[count - 1 - cut]
 
 
 def progress(line: str) -> None:
@@ -117,8 +138,8 @@ class Panel:
     heights: Mapping[str, Sequence[float | None]]
 
 
-def bars(panels: Sequence[Panel], path: Path) -> None:
-    """Draw panels of bars side by side into a file; the legend stands in the first."""
+def bars(panels: Sequence[Panel], path: Path, source: str = "") -> None:
+    """Draw panels of bars side by side into a file, as `save` does; the legend stands in the first."""
     pyplot = quiet_pyplot()
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -130,12 +151,18 @@ def bars(panels: Sequence[Panel], path: Path) -> None:
         axis.set_ylabel(panel.unit, fontsize=8)
         axis.set_xticks([group + 0.4 - width / 2 for group in range(len(panel.groups))], panel.groups, fontsize=8)
     axes[0][0].legend(fontsize=7)
-    save(figure, path)
+    save(figure, path, source)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure into a file, without the date, and let go of it."""
+def save(figure: Any, path: Path, source: str = "") -> None:
+    """Write a figure into a file, without the date, and let go of it.
+
+    Args:
+        figure: matplotlib's.
+        path: of the file.
+        source: what it was drawn from, said in the file where that is an SVG.
+    """
     from matplotlib import pyplot
 
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, metadata={"Date": None, "Source": source or None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

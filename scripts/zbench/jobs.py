@@ -5,15 +5,16 @@ As in rounds.py: each contender is alone on the box, the order turns from round 
 contender is put on once a round and the levels run one after the other; between two of them nothing is on swap.
 
 A run that is not done within its time is cut off; what it showed until then is a bound (times at least, speeds at most),
-marked as one in the table, and good enough for a ratio that the bound decides. The memory of a contender is read every two
-seconds.
+marked as one in the table, and good enough for a ratio that the bound decides.
+
+An application that measures its own processor time (a figure named `cpu`) is charged with that of the contender's processes,
+too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from .applications import TooSlowError
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY
-from .figures import Panel, aligned, bars, machine
+from .figures import Panel, aligned, bars, interval, machine
+from .sampling import Sampling
 from .system import MIB, HarnessError
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 SUBJECT = "zswapd"
 NO_SWAP = "none"
-SAMPLE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class JobRun:
         round: from 0.
         figures: what the application measured.
         cut: whether it was not done in time, so that the figures are bounds.
-        memory_mib: the most that the contender took, of the samples; 0 if it keeps nothing in memory.
+        memory_mib: the most that the contender took, of the readings; 0 if it keeps nothing in memory.
         error: why there are no figures; empty when it ran to its end, verified, or was cut.
     """
 
@@ -58,35 +59,14 @@ class JobRun:
     error: str = ""
 
 
-class _Memory(threading.Thread):
-    """Reads a contender's memory now and then."""
-
-    def __init__(self, contender: Contender) -> None:
-        super().__init__(daemon=True)
-        self._contender = contender
-        self._done = threading.Event()
-        self.peak = 0
-
-    def run(self) -> None:
-        while not self._done.wait(SAMPLE_S):
-            with contextlib.suppress(HarnessError):
-                self.peak = max(self.peak, self._contender.memory_used().total)
-
-    def stop(self) -> float:
-        """Return the peak in MiB, with a last look."""
-        self._done.set()
-        self.join()
-        return max(self.peak, self._contender.memory_used().total) / MIB
-
-
 def run_level(application: Application, contender: Contender, number: int, level: Level, limit: float) -> JobRun:
     """Run one level on a contender that is on."""
     figures: Mapping[str, float] = {}
     cut, error = False, ""
-    memory = _Memory(contender)
-    memory.start()
+    sampling = Sampling(contender)
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(sampling)
             cgroup: Path | None = None
             if level.memory_mib is not None:
                 cgroup = stack.enter_context(MemoryCgroup(f"bench-{application.name}", level.memory_mib * MIB)).path
@@ -95,7 +75,9 @@ def run_level(application: Application, contender: Contender, number: int, level
         figures, cut = exc.figures, True
     except HarnessError as exc:
         error = str(exc)
-    return JobRun(contender.name, number, level.name, figures, cut, memory.stop(), error)
+    if "cpu" in figures:
+        figures = {**figures, "cpu": figures["cpu"] + sampling.cpu_s}
+    return JobRun(contender.name, number, level.name, figures, cut, sampling.peak / MIB, error)
 
 
 def _round(
@@ -189,11 +171,18 @@ def table(application: Application, runs: Sequence[JobRun]) -> str:
             values = found.get(name, {})
             cells = [_cell(values.get(key), cut, application.columns[key].more_is_better) for key in figures]
             against = [] if name == SUBJECT else ratios(runs, level, figures[0], name)
-            cells.append(f"{median(against):.3f}" if against else "-")
+            cells.append(_ratio(against))
             cells.append(f"{values['memory_mib']:.0f}" if values.get("memory_mib") else "-")
             rows.append([name, *cells, f"{sum(not run.error and not run.cut for run in own)}/{len(own)}"])
         lines += [aligned(rows), ""]
     return "\n".join(lines[:-1])
+
+
+def _ratio(values: Sequence[float]) -> str:
+    """Return the median, with the interval it lies in where there are rounds enough to tell one."""
+    if len(values) < 6:
+        return f"{median(values):.3f}" if values else "-"
+    return "{:.3f} ({:.3f} to {:.3f})".format(median(values), *interval(values))
 
 
 def _cell(value: float | None, cut: bool, more_is_better: bool) -> str:  # noqa: FBT001
@@ -203,16 +192,17 @@ def _cell(value: float | None, cut: bool, more_is_better: bool) -> str:  # noqa:
     return f"{sign}{value:.1f}"
 
 
-def plot(application: Application, runs: Sequence[JobRun], path: Path) -> None:
-    """Draw the medians of the first two figures by level."""
-    levels = list(dict.fromkeys(run.level for run in runs))
-    names = list(dict.fromkeys(run.contender for run in runs))
-    by_level = {level: medians(runs, level) for level in levels}
+def plot(
+    application: Application, by_level: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path, source: str = ""
+) -> None:
+    """Draw the first two figures; `by_level` has the medians by level, contender and figure."""
+    levels = list(by_level)
+    names = list(dict.fromkeys(name for found in by_level.values() for name in found))
     panels = []
     for figure, column in list(application.columns.items())[:2]:
         heights = {name: [by_level[level].get(name, {}).get(figure) for level in levels] for name in names}
         panels.append(Panel(application.name, column.heading, [level.replace(", ", "\n") for level in levels], heights))
-    bars(panels, path)
+    bars(panels, path, source)
 
 
 def as_json(application: Application, runs: Sequence[JobRun], skipped: Mapping[str, str]) -> dict[str, Any]:

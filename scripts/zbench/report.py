@@ -11,7 +11,7 @@ import dataclasses
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .figures import Figure, aligned, machine
+from .figures import Figure, aligned, machine, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,5 +109,5 @@ def as_json(runs: Sequence[Run], plan: Plan, skipped: Mapping[str, str]) -> dict
         "runs": [{**dataclasses.asdict(run), "figures": run.figures(), "verified": run.verified} for run in runs],
         "medians": medians(runs),
         "ratios": {rival: ratios(runs, rival) for rival in rivals},
-        "figures_to_hold": [{**dataclasses.asdict(figure), "holds": figure.holds} for figure in figures_to_hold(runs)],
+        "figures": told(figures_to_hold(runs)),
     }

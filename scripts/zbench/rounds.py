@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY, Contender, MemoryUse
+from .sampling import Sampling
 from .system import MIB, HarnessError, memory_available, swap_off, swaps
 from .workload import Phase, Workload, WorkloadOptions
 
@@ -25,7 +26,7 @@ PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "veri
 SWAPOFF_LIMIT_S = 280.0
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Run:
         round: from 0.
         phases: what the workload reported, in order.
         memory: what the contender took when all data was on swap (after the settling that follows the fill).
-        memory_peak: the largest of its readings at the ends of phases, and of its own record.
+        memory_peak: the most of all readings (sampling.py), bytes.
         error: why it ended early; empty when it ran to its end with every byte verified.
         swapoff: MiB that were on swap when it was swapped off with the data still in use, and the seconds that took;
             zeros if it did not come to that.
@@ -134,33 +135,33 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
     phases: list[Phase] = []
     after_fill: MemoryUse | None = None
     swapoff = (0.0, 0.0)
-    peak = 0
     error = ""
+    sampling = Sampling(contender)
     try:
         try:
             contender.start(plan.device_mib * MIB)
             with (
                 MemoryCgroup(f"bench-{contender.name}", plan.memory_mib * MIB) as cgroup,
                 Workload(plan.workload(), cgroup.path) as workload,
+                sampling,
             ):
                 for phase in workload.phases():
                     phases.append(phase)
-                    memory = contender.memory_used()
-                    peak = max(peak, memory.total, memory.peak)
                     if phase.name == "settle" and after_fill is None:
-                        after_fill = memory
+                        after_fill = contender.memory_used()
                     elif phase.name == "settle":
                         # All of it fits from here on, and what the kernel charges before it frees a slot.
                         cgroup.set_limit(2 * plan.data_mib * MIB)
-                        swapoff = _swap_off(contender)
+                        swapoff = swap_everything_off(contender)
         finally:
             contender.stop()
     except HarnessError as exc:
         error = str(exc)
-    return Run(contender.name, number, tuple(phases), after_fill or MemoryUse(0), peak, error, swapoff)
+    memory = after_fill or MemoryUse(0)
+    return Run(contender.name, number, tuple(phases), memory, max(sampling.peak, memory.total), error, swapoff)
 
 
-def _swap_off(contender: Contender) -> tuple[float, float]:
+def swap_everything_off(contender: Contender) -> tuple[float, float]:
     """Swap all devices off; return the MiB that were on them, and the seconds it took."""
     devices = contender.devices()
     used = sum(area.used for area in swaps() if area.path in devices)
@@ -184,19 +185,21 @@ def check_room(plan: Plan) -> None:
         )
 
 
-def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None]) -> list[Run]:
+def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None], once: Collection[str] = ()) -> list[Run]:
     """Run all rounds and return all runs, those that failed included.
 
     Args:
         names: of contenders, in `REGISTRY`.
+        once: those of them that run in the first round only.
         plan: what they are put through.
         say: takes one line of progress at a time.
     """
     check_room(plan)
     runs: list[Run] = []
     for number in range(plan.rounds):
-        turn = number % len(names)
-        for name in [*names[turn:], *names[:turn]]:
+        there = [name for name in names if not number or name not in once]
+        turn = number % len(there) if there else 0
+        for name in [*there[turn:], *there[:turn]]:
             run = run_once(REGISTRY[name](), number, plan)
             runs.append(run)
             figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures().items())

@@ -43,7 +43,8 @@ from zswapd import compress
 from zswapd.assembly import Core, Inherited
 from zswapd.config import load
 
-from .figures import Figure, aligned, machine, quiet_pyplot, save
+from . import arguments
+from .figures import Figure, aligned, machine, quiet_pyplot, save, told
 from .workload import build
 
 if TYPE_CHECKING:
@@ -279,13 +280,23 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: the cost of a page, stored and read in order, at the most pages against the fewest; the index."""
+    """Return the claims: the cost of a page at the most pages against the fewest, and what is kept of it outside the arena.
+
+    In order is stored and read, at random is overwritten and read. What the process grows by has a fixed part, which few pages
+    do not share enough: 2^20 at least.
+    """
     fewest, most = min(found, key=_pages), max(found, key=_pages)
     cost = (most.store_us + most.load_us) / (fewest.store_us + fewest.load_us)
+    at_random = (most.overwrite_us + most.load_random_us) / (fewest.overwrite_us + fewest.load_random_us)
     there = {one.pages for one in found} >= {1 << 16, 1 << 24}
+    many = most.pages >= 1 << 20
     return [
-        Figure("cost of a page stored and read, at 2^24 pages ÷ at 2^16", cost if there else None, 1.2, at_least=False),
+        Figure("cost of a page in order, at 2^24 pages ÷ at 2^16", cost if there else None, 1.2, at_least=False),
+        Figure("cost of a page at random, at 2^24 pages ÷ at 2^16", at_random if there else None, 1.2, at_least=False),
         Figure("bytes of index a page, at the most pages", most.index_bytes, 16.0, at_least=False),
+        Figure(
+            "bytes a page that the process grows by, but the arena", most.heap_bytes if many else None, 16.0, at_least=False
+        ),
     ]
 
 
@@ -293,7 +304,7 @@ def _pages(one: Measurement) -> int:
     return one.pages
 
 
-def plot(found: Sequence[Measurement], path: Path) -> None:
+def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
     """Draw the costs of a page and the seconds of a takeover and a discard by the number of pages."""
     pyplot = quiet_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -309,12 +320,13 @@ def plot(found: Sequence[Measurement], path: Path) -> None:
         axis.set_xlabel("stored pages")
         axis.set_ylabel(unit)
         axis.legend(fontsize=7)
-    save(figure, path)
+    save(figure, path, source)
 
 
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
     """Return all there is to know, for a file."""
-    return {"workload": "scale", "machine": machine(), "measurements": [asdict(one) for one in found]}
+    figures = told(figures_to_hold(found))
+    return {"workload": "scale", "machine": machine(), "measurements": [asdict(one) for one in found], "figures": figures}
 
 
 def run(powers: Sequence[int], contents: str) -> list[Measurement]:
@@ -329,20 +341,20 @@ def run(powers: Sequence[int], contents: str) -> list[Measurement]:
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/bench scale", description="Measures what a page costs when there are many.")
-    parser.add_argument("--powers", help="of two: how many pages, 10 to 24 (default 16,18,20,22,24; real: to 20)")
+    powers = arguments.numbers(10, 24)
+    parser.add_argument(
+        "--powers", type=powers, metavar="LIST", help="of two: how many pages, 10 to 24 (default 16,18,20,22,24; real: to 20)"
+    )
     parser.add_argument("--contents", choices=("small", "real"), default="small")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the costs into FILE")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    parser.add_argument("--plot", type=arguments.picture, metavar="FILE", help="draw the costs into FILE")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
     parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
         print(json.dumps(asdict(measure(args.one, args.contents))))
         return 0
-    powers = sorted({int(power) for power in (args.powers or DEFAULT_POWERS[args.contents]).split(",")})
-    if powers[0] < 10 or powers[-1] > 24:
-        parser.error("powers are from 10 to 24")
-    found = run(powers, args.contents)
+    found = run(sorted(args.powers or powers(DEFAULT_POWERS[args.contents])), args.contents)
     print(table(found))
     figures = figures_to_hold(found)
     print("\n".join(["", *(figure.line() for figure in figures)]))

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench shrink`: how fast a full cache gives its memory back, and what swap feels of it.
 
-    scripts/bench shrink                     1 GiB of cached pages, over either allocator
+    scripts/bench shrink                     1 GiB of cached pages, over either allocator, by command and by a shortage
     scripts/bench shrink --mib 256 --check   less; and exit 1 when a figure does not hold
+    scripts/bench shrink --by command        without the shortage, which takes some gibibytes for a moment
 
-A file is read through a daemon until its cache is full. Then the cache is told to shrink to a twentieth, while somebody reads
-a page of swap every millisecond, as the loop device would, and checks it. What counts is when nine tenths of the frames are the
-system's again, by the size of the arena, and how long reads of swap took, beside how long they take with nothing to wait for.
+A file is read through a daemon until its cache is full. Then the cache is told to shrink to a twentieth, or another process
+takes memory until the box is short of it and keeps it so (shortage.py), while somebody reads a page of swap every millisecond,
+as the loop device would, and checks it. What counts is when nine tenths of the frames are the system's again, by the size of
+the arena, and how long reads of swap took, beside how long they take with nothing to wait for. A shortage begins when free
+memory falls below the zones' low watermark.
 
-Limits: the shortage is a command. One of the box's own makes the same task evict the same batches and look at the watermarks
-between them. On a box that others use, the slowest read is theirs.
+Limits: on a box that others use, the slowest read is theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import mmap
 import os
@@ -24,17 +27,20 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import arguments
 from .daemon import Daemon
-from .figures import Figure, aligned, machine, progress
+from .figures import Figure, aligned, machine, progress, told
+from .shortage import Shortage
 from .system import MIB, HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PAGE = mmap.PAGESIZE
 ALLOCATORS = ("zbud", "zsmalloc")
+CAUSES = ("command", "pressure")
 SWAPPED = 4000
 """Pages of swap that are read meanwhile."""
 INTERVAL_S = 0.001
@@ -42,6 +48,7 @@ INTERVAL_S = 0.001
 BEFORE_S = 3.0
 """How long they are read with nothing to wait for."""
 LIMIT_S = 400.0
+SHRINK_LIMIT_S = 60.0
 PIECE_MIB = 8
 """What is read of the volume between two looks at how full the cache is."""
 VERIFIED_MIB = 128
@@ -58,6 +65,7 @@ class Measurement:
 
     Attributes:
         allocator: the cache's.
+        by: what made it shrink: command or pressure.
         cached_mib: memory that the cache had.
         pages: cached pages.
         back_s: seconds until WANTED of it was the system's.
@@ -67,6 +75,7 @@ class Measurement:
     """
 
     allocator: str
+    by: str
     cached_mib: float
     pages: int
     back_s: float
@@ -111,6 +120,10 @@ class Reader:
             if page != self._pages[number]:
                 self.wrong = f"page {number} has come back as another"
                 return
+
+    def forget(self) -> None:
+        """Leave out of the next `take` what has been read until now."""
+        self._taken = []
 
     def take(self) -> tuple[float, float, float]:
         """Return median, 99th percentile and slowest of the reads since the last call, ms."""
@@ -174,11 +187,12 @@ class Arena:
         return self._path.stat().st_blocks * 512
 
 
-def measure(allocator: str, mib: int, directory: Path | None = None) -> Measurement:
+def measure(allocator: str, mib: int, directory: Path | None = None, by: str = "command") -> Measurement:
     """Fill a cache of `mib` MiB and have it shrink.
 
     Args:
         allocator: the cache's.
+        by: what makes it: command or pressure.
         mib: memory of the cache.
         directory: where the file of twice that size goes.
 
@@ -198,14 +212,29 @@ def measure(allocator: str, mib: int, directory: Path | None = None) -> Measurem
         volume = daemon.mountpoint / "cache" / "disk"
         reader = Reader(daemon.file)
         try:
-            return _measure(daemon, reader, allocator, mib, volume, backing)
+            return _measure(daemon, reader, (allocator, by), mib, read_file(volume, backing))
         finally:
             reader.close()
 
 
-def _measure(daemon: Daemon, reader: Reader, allocator: str, mib: int, volume: Path, backing: Path) -> Measurement:
+@contextlib.contextmanager
+def _asked_to(daemon: Daemon, by: str, frames: int) -> Iterator[Callable[[], float]]:
+    """Have the cache shrink while the body runs; yield what waits for that to begin, and says when it did, time.monotonic()."""
+    if by == "pressure":
+        with Shortage() as shortage:
+            yield shortage.wait
+        return
+    asking = threading.Thread(target=daemon.ask, args=("shrink",), kwargs={"frames": frames})
+    began = time.monotonic()
+    asking.start()
+    try:
+        yield lambda: began
+    finally:
+        asking.join(SHRINK_LIMIT_S)
+
+
+def _measure(daemon: Daemon, reader: Reader, which: tuple[str, str], mib: int, reading: Iterator[None]) -> Measurement:
     end = time.monotonic() + LIMIT_S
-    reading = read_file(volume, backing)
     while (frames := daemon.ask("stats")["core"]["cache"]["frames"]) * PAGE < 0.9 * mib * MIB:
         if time.monotonic() > end:
             raise HarnessError(f"the cache has {frames * PAGE / MIB:.0f} of {mib} MiB after {LIMIT_S:.0f} s")
@@ -220,22 +249,22 @@ def _measure(daemon: Daemon, reader: Reader, allocator: str, mib: int, volume: P
     lacking = max(0, core["frames"]["reserve_target_frames"] - core["frames"]["free_frames"])
     arena = Arena(daemon.worker_pid())
     backed = arena.backed_bytes()
-    asking = threading.Thread(target=daemon.ask, args=("shrink",), kwargs={"frames": int(frames * SHARE)})
-    began = time.perf_counter()
-    asking.start()
-    while backed - arena.backed_bytes() < (WANTED * frames - lacking) * PAGE:
-        if time.perf_counter() - began > LIMIT_S:
-            raise HarnessError(f"{(backed - arena.backed_bytes()) / MIB:.0f} MiB came back in {LIMIT_S:.0f} s")
-        time.sleep(0.002)
-    back = time.perf_counter() - began
-    asking.join()
+    with _asked_to(daemon, which[1], int(frames * SHARE)) as beginning:
+        began = beginning()
+        reader.forget()
+        end = time.monotonic() + SHRINK_LIMIT_S
+        while backed - arena.backed_bytes() < (WANTED * frames - lacking) * PAGE:
+            if time.monotonic() > end:
+                raise HarnessError(f"{(backed - arena.backed_bytes()) / MIB:.0f} MiB came back in {SHRINK_LIMIT_S:.0f} s")
+            time.sleep(0.002)
+        back = time.monotonic() - began
     during = reader.take()
     if reader.wrong:
         raise HarnessError(f"swap: {reader.wrong}")
     for _ in range(VERIFIED_MIB // PIECE_MIB):
         next(reading)
     batch = daemon.ask("stats")["shrinker"]["longest_batch_s"] * 1000
-    return Measurement(allocator, frames * PAGE / MIB, pages, back, batch, before, during)
+    return Measurement(*which, frames * PAGE / MIB, pages, back, batch, before, during)
 
 
 def table(found: Sequence[Measurement]) -> str:
@@ -244,7 +273,7 @@ def table(found: Sequence[Measurement]) -> str:
     for one in found:
         reads = [" / ".join(f"{value:.2f}" for value in times) for times in (one.before_ms, one.during_ms)]
         cells = [f"{one.cached_mib:.0f}", str(one.pages), f"{one.back_s:.2f}", f"{one.batch_ms:.2f}"]
-        rows.append([one.allocator, *cells, *reads])
+        rows.append([f"{one.allocator}, by {one.by}", *cells, *reads])
     return aligned(rows) + "\nreads of swap: median / 99 % / slowest"
 
 
@@ -252,7 +281,7 @@ def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
     """Return the claims: how fast, and that nobody waits long. What others on the box cost is taken off the slowest read."""
     figures = []
     for one in found:
-        of_it = f"cache of {one.cached_mib:.0f} MiB on {one.allocator}"
+        of_it = f"cache on {one.allocator}, by {one.by}"
         figures += [
             Figure(f"{of_it}: 90 % given back, s", one.back_s, 2.0, at_least=False),
             Figure(f"{of_it}: longest eviction without serving, ms", one.batch_ms, 10.0, at_least=False),
@@ -261,25 +290,40 @@ def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
     return figures
 
 
+def run(mib: int, allocators: Sequence[str], causes: Sequence[str], directory: Path | None = None) -> list[Measurement]:
+    """Measure each allocator with each cause."""
+    found = []
+    for by in causes:
+        for name in allocators:
+            progress(f"{mib} MiB on {name}, by {by} ...")
+            found.append(measure(name, mib, directory, by))
+    return found
+
+
+def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
+    """Return all there is to know, for a file."""
+    figures = told(figures_to_hold(found))
+    return {"workload": "shrink", "machine": machine(), "runs": [asdict(one) for one in found], "figures": figures}
+
+
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/bench shrink", description="Measures how a cache gives its memory back.")
     parser.add_argument("--mib", type=int, default=1024, help="memory of the cache (default 1024; the file has thrice that)")
-    parser.add_argument("--allocators", default=",".join(ALLOCATORS), metavar="LIST", help="the cache's (default both)")
-    parser.add_argument("--directory", type=Path, metavar="DIR", help="where the file goes (default the system's for such)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    known = arguments.names(lambda: list(ALLOCATORS), "allocator")
+    parser.add_argument("--allocators", type=known, default=ALLOCATORS, metavar="LIST", help="the cache's (default both)")
+    causes = arguments.names(lambda: list(CAUSES), "cause")
+    parser.add_argument("--by", type=causes, default=CAUSES, metavar="LIST", help="command, pressure (default both)")
+    parser.add_argument("--directory", type=arguments.directory, metavar="DIR", help="for the file (default the system's)")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
     parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
     args = parser.parse_args(argv)
-    names = args.allocators.split(",")
-    if args.mib < 8 or not set(names) <= set(ALLOCATORS):
-        parser.error(f"a cache has 8 MiB at least, and allocators are {', '.join(ALLOCATORS)}")
-    found = []
-    for name in names:
-        progress(f"{args.mib} MiB on {name} ...")
-        found.append(measure(name, args.mib, args.directory))
+    if args.mib < 8:
+        parser.error("a cache has 8 MiB at least")
+    found = run(args.mib, args.allocators, args.by, args.directory)
     print(table(found))
     figures = figures_to_hold(found)
     print("\n".join(["", *(figure.line() for figure in figures)]))
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "runs": [asdict(one) for one in found]}, indent=1) + "\n")
+        args.json.write_text(json.dumps(as_json(found), indent=1) + "\n")
     return 1 if args.check and not all(figure.holds for figure in figures) else 0

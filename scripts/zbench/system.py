@@ -9,6 +9,7 @@ FUSE mountpoint, because a daemon that hangs would hang the caller.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import time
@@ -216,6 +217,16 @@ def parent(pid: int) -> int:
     except OSError:
         return 0
     return int(text[text.rindex(")") + 2 :].split()[1])
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process and its threads have taken, 0 when it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    user, kernel = text[text.rindex(")") + 2 :].split()[11:13]
+    return (int(user) + int(kernel)) / os.sysconf("SC_CLK_TCK")
 
 
 def name(pid: int) -> str:

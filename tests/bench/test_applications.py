@@ -58,7 +58,7 @@ def test_is_ended_when_its_time_is_over(name: str) -> None:
 def test_compilation_with_another_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     application = ready("compile")
     assert isinstance(application, Compile)
-    monkeypatch.setattr(application, "_options", (*application._options, "CFLAGS=-O1"))
+    monkeypatch.setattr(application, "options", (*application.options, "CFLAGS=-O1"))
     with pytest.raises(HarnessError, match="DATA WAS LOST"):
         application.run(Level("-j2", 2, None), None, 60)
 

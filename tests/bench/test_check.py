@@ -1,61 +1,94 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench --check` has a line for each figure, and its exit code is their verdict; measurements are made up."""
+"""`scripts/bench all` and `--check`: a line for each figure, an exit code that is their verdict, documents that are kept."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scripts.zbench import bench, raw, scale
-from scripts.zbench.applications import Application
-from scripts.zbench.contenders import MemoryUse
-from scripts.zbench.jobs import JobRun
-from scripts.zbench.rounds import Run
-from scripts.zbench.system import MIB
-from tests.bench.test_harness import run, subject
-from tests.bench.test_jobs import compiled
-from tests.bench.test_scale import made
+from scripts.zbench import bench, benchmarks, everything
+from scripts.zbench.everything import PARTS, Part
+from scripts.zbench.figures import Figure, machine, told
+from scripts.zbench.system import HarnessError
 
 
-def check(monkeypatch: pytest.MonkeyPatch, directory: Path, *, speed: float, cost: float, free: float) -> int:
-    """Run the check with zswapd at `speed`, `cost` a page at 2^24 pages, and `free` seconds of compilation without pressure."""
-    runs = [run("nbdkit-zstd", 0, 1.0), run("zram-lz4", 0, 1.0, MemoryUse(500 * MIB)), subject(0, speed)]
-    compilation = [*compiled("none", 0, 10.0, 99.0), *compiled("file-slow", 0, 10.0, 40.0), *compiled("zswapd", 0, free, 20.0)]
-    asked: list[str] = []
-
-    def measure(args: argparse.Namespace) -> tuple[list[Run], dict[str, object]]:
-        asked.append(args.contenders)
-        return runs, {}
-
-    def run_scale(powers: Sequence[int], _contents: str) -> list[scale.Measurement]:
-        return [made(power, cost if power == 24 else 1.0) for power in powers]
-
-    def run_application(_application: Application, args: argparse.Namespace) -> tuple[list[JobRun], dict[str, object]]:
-        asked.append(args.contenders)
-        return compilation, {}
-
-    monkeypatch.setattr(raw, "measure", measure)
-    monkeypatch.setattr(scale, "run", run_scale)
-    monkeypatch.setattr(bench, "run_application", run_application)
-    monkeypatch.setattr(bench.os, "geteuid", lambda: 0)
-    code = bench.main(["--check", "--rounds", "1", "--directory", str(directory)])
-    assert asked == ["zram-lz4,nbdkit-zstd,zswapd", "none,file-slow,zswapd"]
-    return code
+def document(name: str, *values: float | None) -> dict[str, Any]:
+    """A document with claims that a value of 1 keeps."""
+    figures = [Figure(f"{name} {number}", value, 1.0, at_least=True) for number, value in enumerate(values)]
+    return {"workload": name, "machine": machine(), "figures": told(figures)}
 
 
-def test_all_figures_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(monkeypatch, tmp_path, speed=3.001, cost=1.2, free=10.2) == 0
-    assert sum(line.startswith("holds ") for line in capsys.readouterr().out.splitlines()) == 14
-    assert json.loads((tmp_path / "scale.json").read_text())["measurements"]
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what the parts yield; None is one that cannot be measured."""
+
+    def set_them(**given: dict[str, Any] | None) -> None:
+        def made(name: str) -> Part:
+            def measure(_quick: bool) -> dict[str, Any]:
+                if given[name] is None:
+                    raise HarnessError("nothing is installed")
+                return given[name]
+
+            return Part(measure, 1, holds=name != "tabs")
+
+        monkeypatch.setattr(everything, "PARTS", {name: made(name) for name in given})
+        monkeypatch.setattr(bench.os, "geteuid", lambda: 0)
+
+    return set_them
 
 
-@pytest.mark.parametrize(("speed", "cost", "free"), [(2.9, 1.2, 10.2), (3.001, 1.3, 10.2), (3.001, 1.2, 10.3)])
+def lines(capsys: pytest.CaptureFixture[str], word: str) -> int:
+    return sum(line.startswith(f"{word} ") for line in capsys.readouterr().out.splitlines())
+
+
+def test_all_figures_hold(parts: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts(raw=document("raw", 1.0, 2.0), scale=document("scale", 1.0), tabs=document("tabs"))
+    assert bench.main(["--check", "--directory", str(tmp_path / "new")]) == 0
+    assert lines(capsys, "holds") == 3
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["raw.json", "scale.json"], "tabs hold nothing"
+    kept = json.loads((tmp_path / "new/raw.json").read_text())
+    assert (kept["quick"], len(kept["date"]), bool(kept["commit"])) == (False, 10, True)
+
+    assert bench.main(["--check", "--from", str(tmp_path / "new")]) == 0
+    assert lines(capsys, "holds") == 3
+
+
+@pytest.mark.parametrize("value", [0.99, None])
 def test_one_that_does_not_hold_decides(
-    speed: float, cost: float, free: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    value: float | None, parts: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check(monkeypatch, tmp_path, speed=speed, cost=cost, free=free) == 1
-    assert "FAILS " in capsys.readouterr().out
+    parts(raw=document("raw", 1.0, value), scale=document("scale", 1.0))
+    assert bench.main(["--check"]) == 1
+    assert lines(capsys, "FAILS") == 1
+
+
+def test_part_that_cannot_be_measured_fails_and_the_others_go_on(
+    parts: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts(raw=None, scale=document("scale", 1.0), tabs=document("tabs"))
+    assert bench.main(["--check"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILS  raw: not measured" in out
+    assert "holds  scale 0" in out
+
+    assert bench.main(["all", "--directory", str(tmp_path), "--parts", "raw,tabs"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["tabs.json"]
+    assert "raw: nothing is installed" in capsys.readouterr().err
+
+
+def test_trial_is_marked_as_one(parts: Callable[..., None], tmp_path: Path) -> None:
+    parts(tabs=document("tabs"))
+    assert bench.main(["all", "--quick", "--directory", str(tmp_path)]) == 0
+    assert benchmarks.caption(benchmarks.load(tmp_path)["tabs"]).startswith("**A trial of seconds")
+
+
+def test_every_claim_belongs_to_a_part_of_the_check() -> None:
+    """What a figure has to hold is in --check, whichever workload it is of."""
+    assert {name for name, part in PARTS.items() if part.holds} == {
+        "raw", "scale", "nopressure", "compile", "shrink", "swapoff", "cache", "density",
+    }  # fmt: skip
+    assert sum(part.minutes for part in PARTS.values()) <= 32

@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
+import random
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from scripts.zbench import report, rounds, system
+from scripts.zbench import raw, report, rounds, sampling, system
 from scripts.zbench.cgroup import MemoryCgroup, memory_hierarchy
 from scripts.zbench.contenders import REGISTRY, Contender, MemoryUse
 from scripts.zbench.display import Display, PoolSample, Traffic
-from scripts.zbench.raw import arguments
+from scripts.zbench.figures import interval
+from scripts.zbench.raw import parse
 from scripts.zbench.rounds import Plan, Run, run_all, run_once
 from scripts.zbench.system import MIB, HarnessError
 from scripts.zbench.workload import Phase
@@ -115,6 +122,16 @@ def test_table_and_json_have_all_contenders() -> None:
     assert document["machine"]["page_cluster"] == system.page_cluster()
     assert set(document["medians"]) == {"zram-lz4", "nbdkit-zstd", "zswapd"}
     assert len(document["runs"]) == 3
+    assert [one["holds"] for one in document["figures"]] == [figure.holds for figure in report.figures_to_hold(runs)]
+
+
+def test_plot_has_all_contenders(tmp_path: Path) -> None:
+    runs = [run("zram-lz4", 0, 2.0), run("nbdkit-zstd", 0, 1.0, error="killed"), subject(0, 2.0)]
+    raw.plot(report.medians(runs), tmp_path / "plot.svg", "there")
+    picture = (tmp_path / "plot.svg").read_text()
+    assert "zram-lz4" in picture
+    assert "nbdkit" not in picture
+    assert "there" in picture
 
 
 class Fake(Contender):
@@ -155,6 +172,29 @@ def test_contender_that_does_not_start_is_stopped_and_reported() -> None:
     assert not result.verified
 
 
+def test_some_run_in_the_first_round_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "run_once", lambda contender, number, _plan: run(contender.name, number, 1.0))
+
+    runs = run_all(["file", "zswapd", "zram-lz4"], PLAN, lambda _line: None, ["file"])
+
+    assert [(one.round, one.contender) for one in runs] == [
+        (0, "file"), (0, "zswapd"), (0, "zram-lz4"), (1, "zram-lz4"), (1, "zswapd"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(1, (1, 1)), (5, (1, 5)), (8, (1, 8)), (9, (2, 8)), (12, (3, 10)), (20, (6, 15))]
+)
+def test_interval_of_a_median_goes_by_ranks(count: int, wanted: tuple[int, int]) -> None:
+    values = [float(value) for value in range(count, 0, -1)]
+    assert interval(values) == wanted
+    # Of samples of that size, 95 of a hundred have the true median between those ranks.
+    if count > 5:
+        rng = random.Random(count)
+        draws = [interval([rng.random() for _ in range(count)]) for _ in range(2000)]
+        assert sum(low <= 0.5 <= high for low, high in draws) / 2000 > 0.94
+
+
 def test_order_turns_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[int, str]] = []
 
@@ -169,13 +209,71 @@ def test_order_turns_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> Non
     assert order == [(0, name) for name in names] + [(1, name) for name in names[1:] + names[:1]]
 
 
+class Growing(Fake):
+    """A contender whose memory is large in the middle of everything only, and whose process works all the time."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.readings = iter([1, 700, *[2] * 1000])
+
+    def memory_now(self) -> int:
+        return next(self.readings) * MIB
+
+    def processes(self) -> list[int]:
+        return [os.getpid()]
+
+
+def test_peak_in_the_middle_is_seen_and_processor_time_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "SAMPLE_S", 0.01)
+    with sampling.Sampling(Growing()) as seen:
+        end = time.process_time() + 0.1
+        while seen.readings < 3 or time.process_time() < end:
+            pass
+    assert seen.peak == 700 * MIB
+    assert 0.05 <= seen.cpu_s < 20
+
+
+def test_run_tells_the_peak_of_all_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "SAMPLE_S", 0.01)
+    monkeypatch.setattr(rounds, "MemoryCgroup", lambda *_args: contextlib.nullcontext(SimpleNamespace(path=None)))
+    monkeypatch.setattr(rounds, "PHASES", ("fill", "settle", "verify"))
+
+    result = run_once(Growing(), 0, dataclasses.replace(PLAN, data_mib=200))
+
+    assert (result.error, result.verified) == ("", True)
+    assert result.memory.total == 1
+    assert result.memory_peak == 700 * MIB
+
+
+def test_contender_whose_memory_cannot_be_read_any_more_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "SAMPLE_S", 0.01)
+
+    class Gone(Fake):
+        def memory_now(self) -> int:
+            raise FileNotFoundError("mm_stat")
+
+    with sampling.Sampling(Gone([])) as seen:
+        time.sleep(0.05)
+    assert (seen.peak, seen.readings) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "given",
-    [["--contenders", "zram"], ["--rounds", "0"], ["--data-mib", "1024", "--device-mib", "1024"], ["--data-mib", "-4"]],
+    [
+        ["--contenders", "zram"],
+        ["--once", "zram"],
+        ["--rounds", "0"],
+        ["--data-mib", "1024", "--device-mib", "1024"],
+        ["--data-mib", "-4"],
+        ["--page-cluster", "-1"],
+        ["--json", "/nowhere/file.json"],
+        ["--json", "/"],
+        ["--plot", "/tmp/plot.doc"],
+    ],
 )
 def test_bad_arguments_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        arguments(given)
+        parse(given)
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
 

@@ -16,7 +16,9 @@ from zswapd.block.device import Device
 def made(power: int, cost: float = 1.0, index: float = 9.0) -> scale.Measurement:
     values = dict.fromkeys((field.name for field in dataclasses.fields(scale.Measurement)), 1.0)
     return scale.Measurement(
-        **values | {"pages": 1 << power, "contents": "small", "store_us": cost, "load_us": cost, "index_bytes": index}  # type: ignore[arg-type]
+        **values  # type: ignore[arg-type]
+        | {"pages": 1 << power, "contents": "small", "store_us": cost, "load_us": cost, "index_bytes": index}
+        | {"overwrite_us": cost, "load_random_us": cost, "heap_bytes": index}
     )
 
 
@@ -60,9 +62,10 @@ def test_figures_hold_from_their_bounds_on() -> None:
     def holding(*found: scale.Measurement) -> list[bool]:
         return [figure.holds for figure in scale.figures_to_hold(found)]
 
-    assert holding(made(16), made(24, 1.2, 16.0)) == [True, True]
-    assert holding(made(16), made(24, 1.21, 16.1)) == [False, False]
-    assert holding(made(16), made(20)) == [False, True], "2^20 is not 2^24"
+    assert holding(made(16), made(24, 1.2, 16.0)) == [True] * 4
+    assert holding(made(16), made(24, 1.21, 16.1)) == [False] * 4
+    assert holding(made(16), made(20)) == [False, False, True, True], "2^20 is not 2^24"
+    assert holding(made(16), made(18)) == [False, False, True, False], "a fixed part is most of what 2^18 pages take"
 
 
 def test_program_prints_writes_and_draws(
@@ -76,3 +79,11 @@ def test_program_prints_writes_and_draws(
     assert [one["pages"] for one in json.loads((tmp_path / "all.json").read_text())["measurements"]] == [1024, 4096]
     assert "stored pages" in (tmp_path / "plot.svg").read_text()
     assert bench.main(["scale", "--powers", "10", "--check"]) == 1, "2^24 was not measured"
+
+
+@pytest.mark.parametrize("given", ["foo", ",", "", "9", "25", "16,x", "1.5"])
+def test_powers_that_are_none_are_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        bench.main(["scale", "--powers", given])
+    assert caught.value.code == 2
+    assert "error: argument --powers" in capsys.readouterr().err

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench, shrink
+from scripts.zbench import bench, shortage, shrink
 from scripts.zbench.system import HarnessError
 
 MIB = 16
 
 
 def made(*, back_s: float = 1.5, batch_ms: float = 1.1, slowest_ms: float = 6.0) -> shrink.Measurement:
-    return shrink.Measurement("zbud", 1024, 500_000, back_s, batch_ms, (0.1, 0.3, 0.9), (0.2, 1.5, slowest_ms))
+    return shrink.Measurement("zbud", "pressure", 1024, 500_000, back_s, batch_ms, (0.1, 0.3, 0.9), (0.2, 1.5, slowest_ms))
 
 
 @pytest.mark.mount
 def test_cache_is_filled_shrinks_and_everything_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["shrink", "--mib", str(MIB), "--allocators", "zsmalloc", "--directory", str(tmp_path)]
+    words = ["shrink", "--mib", str(MIB), "--allocators", "zsmalloc", "--by", "command", "--directory", str(tmp_path)]
     assert bench.main([*words, "--json", str(tmp_path / "all.json")]) == 0
     (run,) = json.loads((tmp_path / "all.json").read_text())["runs"]
     assert 0.9 * MIB <= run["cached_mib"] <= MIB
@@ -29,7 +29,7 @@ def test_cache_is_filled_shrinks_and_everything_is_written_down(tmp_path: Path, 
     assert 0 < run["back_s"] < 30
     assert run["batch_ms"] > 0
     assert 0 < run["before_ms"][0] <= run["before_ms"][1] <= run["before_ms"][2]
-    assert f"cache of {run['cached_mib']:.0f} MiB on zsmalloc: 90 % given back" in capsys.readouterr().out
+    assert "cache on zsmalloc, by command: 90 % given back" in capsys.readouterr().out
     assert os.listdir(tmp_path) == ["all.json"]
 
 
@@ -58,7 +58,73 @@ def test_each_figure_can_fail(measured: shrink.Measurement, fails: str | None) -
     assert "zbud" in shrink.table([measured]).splitlines()[1]
 
 
-@pytest.mark.parametrize("words", [["--mib", "2"], ["--allocators", "slab"]])
+@pytest.mark.parametrize("words", [["--mib", "2"], ["--allocators", "slab"], ["--by", "magic"], ["--directory", "/nowhere"]])
 def test_senseless_arguments_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["shrink", *words])
+
+
+ZONES = """
+Node 0, zone      DMA
+  pages free     3000
+        boost    0
+        min      10
+        low      20
+        high     30
+        managed  3840
+        protection: (0, 2900, 23000, 23000)
+Node 0, zone   Normal
+  pages free     5000
+        min      1000
+        low      4500
+        high     9000
+        managed  4000000
+        protection: (0, 0, 0, 0)
+Node 0, zone  Movable
+  pages free     0
+        min      0
+        low      0
+        high     0
+        managed  0
+        protection: (0, 0, 0, 0)
+"""
+
+
+def test_shortage_is_of_the_zone_that_is_best_off() -> None:
+    assert shortage.pages_above_low(ZONES) == 500
+    assert shortage.pages_above_low(ZONES.replace("free     5000", "free     4400")) == -100
+    assert shortage.pages_above_low(), "this machine's"
+
+
+def test_box_with_too_little_to_take_from_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = shortage.FACTOR.read_text()
+    monkeypatch.setattr(shortage, "memory_available", lambda: 2 << 30)
+    with pytest.raises(HarnessError, match="too little to take from"), shortage.Shortage():
+        pass
+    assert shortage.FACTOR.read_text() == before
+
+
+@pytest.mark.kernel
+def test_shortage_that_does_not_come_is_told_and_undone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    factor = tmp_path / "factor"
+    factor.write_text("10\n")
+    monkeypatch.setattr(shortage, "FACTOR", factor)
+    monkeypatch.setattr(shortage, "memory_available", lambda: (shortage.KEPT_MIB * 3 + 64) << 20)
+    monkeypatch.setattr(shortage, "STEP_MIB", shortage.KEPT_MIB * 2)  # one step, of 32 MiB in the process that takes it
+    with shortage.Shortage() as short:
+        assert factor.read_text() == str(shortage.MOST)
+        with pytest.raises(HarnessError, match="not short of memory"):
+            short.wait()
+    assert factor.read_text() == "10\n"
+
+
+@pytest.mark.bench
+@pytest.mark.kernel
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("allocator", shrink.ALLOCATORS)
+def test_memory_is_back_in_time_when_the_box_is_short_of_it(allocator: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = shrink.run(512, [allocator], ["pressure"])
+    figures = shrink.figures_to_hold(found)
+    print(shrink.table(found))
+    assert found[0].back_s > 0
+    assert [figure.line() for figure in figures if not figure.holds] == []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Application(abc.ABC):
         contenders: who is compared if the user names nobody.
         levels, short: the levels of a measurement, and of a trial that takes seconds.
         columns: figure → its column; the first one is drawn.
+        rounds: how often each contender runs, if the user does not say.
     """
 
     name: ClassVar[str]
@@ -72,6 +74,7 @@ class Application(abc.ABC):
     levels: ClassVar[Sequence[Level]]
     short: ClassVar[Sequence[Level]]
     columns: ClassVar[Mapping[str, Column]]
+    rounds: ClassVar[int] = 3
 
     @abc.abstractmethod
     def missing(self) -> str:
@@ -109,6 +112,12 @@ def in_cgroup(cgroup: Path | None, command: Sequence[str | Path]) -> list[str]:
     if cgroup is None:
         return words
     return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs"), *words]
+
+
+def children_cpu() -> float:
+    """Return the processor time, seconds, of all processes that this one has waited for, and that those have waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager

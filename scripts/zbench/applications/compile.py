@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar
 
 from ..system import HarnessError, missing_programs, run
-from .base import BUILD, Application, Column, Level, TooSlowError, in_cgroup, running
+from .base import BUILD, Application, Column, Level, TooSlowError, children_cpu, in_cgroup, running
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,18 +39,19 @@ class Compile(Application):
     contenders: ClassVar[Sequence[str]] = ("none", "file-slow", "file", "zram-lz4", "nbdkit-zstd", "zswapd")
     levels: ClassVar[Sequence[Level]] = (
         Level("-j2, no limit", 2, None),
-        Level("-j2", 2, 96),
-        Level("-j4", 4, 96),
+        Level("-j2 in 192 MiB", 2, 192),
+        Level("-j4 in 192 MiB", 4, 192),
         # In less, the kernel kills a compiler, whatever it swaps to that is fast: all that is swapped in is active (6.18).
-        Level("-j8", 8, 192),
+        Level("-j8 in 192 MiB", 8, 192),
+        Level("-j4 in 96 MiB", 4, 96),
     )
     short: ClassVar[Sequence[Level]] = (Level("-j2", 2, 48),)
-    columns: ClassVar[Mapping[str, Column]] = {"seconds": Column("s")}
+    columns: ClassVar[Mapping[str, Column]] = {"seconds": Column("s"), "cpu": Column("processor s")}
 
     def __init__(self) -> None:
         self._place = BUILD / "compile"
         self._source = self._place
-        self._options: tuple[str, ...] = ()
+        self.options: tuple[str, ...] = ()
         self._reference = ""
 
     def missing(self) -> str:
@@ -60,27 +61,27 @@ class Compile(Application):
 
     def prepare(self, *, quick: bool) -> None:
         """Fetch the source unless it is there; build it once, which warms the page cache and tells the library's hash."""
-        self._options = DECODER_ONLY if quick else ()
+        self.options = DECODER_ONLY if quick else ()
         self._source = fetch()
         self._build(2, None, BUILD_LIMIT_S)
         self._reference = self._hash()
 
     def run(self, level: Level, cgroup: Path | None, limit: float) -> Mapping[str, float]:
         """Build everything, `level.amount` compilers at once."""
-        seconds = self._build(level.amount, cgroup, limit)
+        figures = self._build(level.amount, cgroup, limit)
         if self._hash() != self._reference:
             raise HarnessError("DATA WAS LOST: the library differs from the one that was built without swap")
-        return {"seconds": seconds}
+        return figures
 
     def _hash(self) -> str:
         return hashlib.sha256((self._place / "lib/libzstd.a").read_bytes()).hexdigest()
 
-    def _build(self, jobs: int, cgroup: Path | None, limit: float) -> float:
+    def _build(self, jobs: int, cgroup: Path | None, limit: float) -> dict[str, float]:
         shutil.rmtree(self._place, ignore_errors=True)
         shutil.copytree(self._source, self._place)
         os.sync()  # what the copy wrote is nobody's pressure
-        command = ["make", "-C", str(self._place / "lib"), f"-j{jobs}", "libzstd.a", *self._options]
-        started = time.monotonic()
+        command = ["make", "-C", str(self._place / "lib"), f"-j{jobs}", "libzstd.a", *self.options]
+        started, cpu = time.monotonic(), children_cpu()
         with (
             (BUILD / "compile.log").open("wb") as log,
             running(in_cgroup(cgroup, command), stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
@@ -93,7 +94,7 @@ class Compile(Application):
             lines = (BUILD / "compile.log").read_text(errors="replace").splitlines()
             words = "; ".join([line for line in lines if "error" in line.lower()][:2]) or "no error in its output"
             raise HarnessError(f"make ended with {code}: {words}")
-        return time.monotonic() - started
+        return {"seconds": time.monotonic() - started, "cpu": children_cpu() - cpu}
 
 
 def fetch() -> Path:

@@ -6,7 +6,7 @@ that and answers with a sum, as a tab does that is looked at again. The sums are
 browser is asked through its debugging pipe (JSON, ended by zeros, on descriptors 3 and 4), so nothing stands between but
 itself.
 
-Optional: Debian's chromium-headless-shell or chromium, which are large, are not installed for it.
+Debian's chromium-headless-shell, or chromium.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..system import process_memory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,14 +22,12 @@ class MemoryUse:
             what is compared.
         pool: the part that holds pages; 0 where it cannot be told apart.
         stored: bytes of the stored objects in that pool; 0 where it is not told.
-        peak: largest `total` so far, as far as the system keeps it.
         details: raw counters, for the JSON only.
     """
 
     total: int
     pool: int = 0
     stored: int = 0
-    peak: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -54,7 +54,16 @@ class Contender(abc.ABC):
 
     @abc.abstractmethod
     def memory_used(self) -> MemoryUse:
-        """Return what it takes now; called between phases only."""
+        """Return what it takes now, with all there is to know; called between phases only."""
+
+    def memory_now(self) -> int:
+        """Return the total of `memory_used`, bytes, at little cost: called while something is measured."""
+        each = self.processes()
+        return sum(process_memory(pid).pss for pid in each) if each else self.memory_used().total
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes that serve it, none if that is the kernel alone."""
+        return []
 
     @abc.abstractmethod
     def stop(self) -> None:

@@ -31,7 +31,6 @@ class NbdkitZstd(Contender):
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._device: str | None = None
-        self._peak = 0
 
     @staticmethod
     def missing_programs() -> str:
@@ -78,12 +77,13 @@ class NbdkitZstd(Contender):
 
     def memory_used(self) -> MemoryUse:
         """Return the PSS of both processes; the pool cannot be told from the rest."""
-        if self._process is None:
-            return MemoryUse(0)
-        each = {pid: system.process_memory(pid) for pid in system.children(self._process.pid)}
+        each = {pid: system.process_memory(pid) for pid in self.processes()}
         total = sum(memory.pss for memory in each.values())
-        self._peak = max(self._peak, total)
-        return MemoryUse(total, peak=self._peak, details={str(pid): memory.pss for pid, memory in each.items()})
+        return MemoryUse(total, details={str(pid): memory.pss for pid, memory in each.items()})
+
+    def processes(self) -> list[int]:
+        """Return nbdfuse and nbdkit."""
+        return system.children(self._process.pid) if self._process is not None else []
 
     def stop(self) -> None:
         """Swap off, detach, unmount; both processes end with the mount."""

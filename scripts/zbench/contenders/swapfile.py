@@ -73,6 +73,10 @@ class SlowFile(NbdkitZstd):
         """Return nothing: what holds the data stands for a disk."""
         return MemoryUse(0)
 
+    def processes(self) -> list[int]:
+        """Return nothing, for the same reason."""
+        return []
+
 
 class NoSwap(Contender):
     """No swap at all: what everything is measured against where there is no pressure."""

@@ -81,7 +81,6 @@ class ZramLz4(Contender):
             stat["mem_used_total"],
             stat["mem_used_total"],
             stat["compr_data_size"],
-            stat["mem_used_max"],
             stat,
         )
 

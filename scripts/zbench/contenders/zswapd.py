@@ -18,7 +18,6 @@ class Zswapd(Contender):
 
     def __init__(self) -> None:
         self._daemon: Daemon | None = None
-        self._peak = 0
 
     def missing(self) -> str:
         """Return why it does not even start, or an empty string."""
@@ -47,10 +46,12 @@ class Zswapd(Contender):
         """Return the PSS of all its processes, and what it says about its pool."""
         if self._daemon is None:
             return MemoryUse(0)
-        total = sum(system.process_memory(pid).pss for pid in system.children(self._daemon.pid))
-        self._peak = max(self._peak, total)
         sample = self._daemon.pool_sample()
-        return MemoryUse(total, sample.pool_bytes, sample.stored_bytes, self._peak, self._daemon.ask("stats"))
+        return MemoryUse(self.memory_now(), sample.pool_bytes, sample.stored_bytes, self._daemon.ask("stats"))
+
+    def processes(self) -> list[int]:
+        """Return supervisor, worker and spare."""
+        return system.children(self._daemon.pid) if self._daemon is not None and self._daemon.alive() else []
 
     def stop(self) -> None:
         """Swap off, stop the daemon."""

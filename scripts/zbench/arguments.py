@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the arguments of all workloads have in common: each of these is a type of argparse's.
+
+What cannot be used is said before anything is measured: a file that cannot be written would cost all the minutes it stands for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PICTURES = (".svg", ".png", ".pdf")
+
+
+def numbers(low: int, high: int) -> Callable[[str], list[int]]:
+    """Return a type: whole numbers from `low` to `high`, separated by commas; returned in the order given, each once."""
+
+    def parse(text: str) -> list[int]:
+        try:
+            found = list(dict.fromkeys(int(word) for word in text.split(",")))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers, such as {low},{high}") from None
+        if not all(low <= number <= high for number in found):
+            raise argparse.ArgumentTypeError(f"{text}: numbers are from {low} to {high}")
+        return found
+
+    return parse
+
+
+def names(known: Callable[[], list[str]], what: str) -> Callable[[str], list[str]]:
+    """Return a type: names out of those that `known` returns, separated by commas, each once."""
+
+    def parse(text: str) -> list[str]:
+        given = list(dict.fromkeys(text.split(",")))
+        if unknown := [name for name in given if name not in known()]:
+            raise argparse.ArgumentTypeError(f"unknown {what} {', '.join(unknown)}; there are {', '.join(known())}")
+        return given
+
+    return parse
+
+
+def new_file(text: str) -> Path:
+    """Return a path that a file can be written to."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: its directory is missing, or it is one itself")
+    return path
+
+
+def picture(text: str) -> Path:
+    """Return a path that a plot can be drawn into."""
+    path = new_file(text)
+    if path.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text}: a plot is one of {', '.join(PICTURES)}")
+    return path
+
+
+def directory(text: str) -> Path:
+    """Return the path of a directory that is there."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no directory")
+    return path

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program behind `scripts/bench cache`: a file on a slow device, read again from the device and from its cache volume.
+
+    scripts/bench cache                     16 MiB at random and in order, by a reader with half of that for page cache
+    scripts/bench cache --json FILE --check
+
+The file's pages are the raw workload's: those that compress, and as a second set (mixed) also the 5 % that do not. These the
+cache does not keep, so that a read with one of them among its pages has to go to the device.
+
+The slow device is nbdkit's delay filter (5 ms a read, several at once), shown as a file by nbdfuse. The reader sits in a memory
+cgroup, so that the kernel's page cache holds half of the set at most; how much it held is read from the cgroup after each pass,
+and is one of the figures. Each pass gives a checksum of all bytes.
+
+Limits: through the page cache and FUSE as any reader; what readahead makes of reads in order is the kernel's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from . import arguments, system
+from .cgroup import MemoryCgroup
+from .daemon import Daemon
+from .figures import Figure, aligned, machine, told
+from .system import MIB, HarnessError
+from .workload import build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+PAGE = 4096
+SET_MIB = 16
+MEMORY_MIB = 8
+"""What the reader's cgroup may have. Its program is charged to the cgroup that it was started in, so this is for page cache."""
+BLOCK = 16 << 10
+DELAY_MS = 5
+PASSES = {"device": 2, "volume": 5}
+"""How often the set is read again."""
+CONTENTS = ("compressible", "mixed")
+ORDERS = ("random", "sequential")
+READER_LIMIT_S = 120.0
+WANTED = 20.0
+
+_READER = """
+import hashlib, json, os, random, sys, time
+sys.stdin.readline()
+path, block, order = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+fd = os.open(path, os.O_RDONLY)
+blocks = list(range(os.fstat(fd).st_size // block))
+if order == "random":
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    random.Random(1).shuffle(blocks)
+sums = [b""] * len(blocks)
+while True:
+    begin = time.monotonic()
+    for number in blocks:
+        sums[number] = hashlib.md5(os.pread(fd, block, number * block)).digest()
+    print(json.dumps([time.monotonic() - begin, hashlib.md5(b"".join(sums)).hexdigest()]), flush=True)
+    if not sys.stdin.readline():
+        break
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One order of reading, from one place.
+
+    Attributes:
+        contents: compressible or mixed.
+        order: random or sequential.
+        place: device or volume.
+        first_s: the first pass, seconds.
+        again_s: each further one.
+        page_cache: the most of the set that the kernel's page cache held after a pass, as a share.
+    """
+
+    contents: str
+    order: str
+    place: str
+    first_s: float
+    again_s: tuple[float, ...]
+    page_cache: float
+
+    @property
+    def median_s(self) -> float:
+        """Seconds of a pass that reads it again."""
+        return median(self.again_s)
+
+
+@contextlib.contextmanager
+def slow_file(directory: Path, contents: Path, delay_ms: int = DELAY_MS) -> Iterator[Path]:
+    """Show a file as one whose reads take `delay_ms`, while the body runs.
+
+    Raises:
+        HarnessError: nbdfuse does not come up.
+    """
+    mountpoint, ready = directory / "nbd", directory / "ready"
+    mountpoint.mkdir()
+    command = ["nbdfuse", "-P", str(ready), str(mountpoint / "disk"), "--command"]
+    command += ["nbdkit", "-s", "--filter=delay", "file", str(contents), f"rdelay={delay_ms}ms"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        end = time.monotonic() + 15
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > end:
+                raise HarnessError("nbdfuse does not come up")
+            time.sleep(0.02)
+        yield mountpoint / "disk"
+    finally:
+        for place, _ in system.mounts_below(mountpoint):
+            system.unmount(place)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait(10)
+        ready.unlink(missing_ok=True)
+        mountpoint.rmdir()
+
+
+def _page_cache(cgroup: Path) -> int:
+    """Return the bytes of files that a cgroup has in memory, by v1's name for it or v2's."""
+    text = (cgroup / "memory.stat").read_text()
+    found = re.search(r"^(?:cache|file) (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def read(path: Path, which: tuple[str, str, str], passes: int, expected: str) -> Measurement:
+    """Read a file once, and `passes` times again, in a cgroup of its own.
+
+    Args:
+        path: of the file.
+        which: contents, order and place of the measurement.
+        passes: how often again.
+        expected: the MD5 of the MD5s of its blocks.
+
+    Raises:
+        HarnessError: a pass differs from that.
+    """
+    _, order, place = which
+    size = path.stat().st_size
+    with MemoryCgroup(f"bench-cache-{place}", MEMORY_MIB * MIB) as cgroup:
+        command = [sys.executable, "-c", _READER, str(path), str(BLOCK), order]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            (cgroup.path / "cgroup.procs").write_text(str(reader.pid))
+            times, share = [], 0.0
+            for _ in range(passes + 1):
+                reader.stdin.write("go\n")
+                reader.stdin.flush()
+                line = reader.stdout.readline()
+                if not line:
+                    raise HarnessError(f"the reader of {path} has ended")
+                seconds, checksum = json.loads(line)
+                if checksum != expected:
+                    raise HarnessError(f"{path} is not what was written")
+                times.append(seconds)
+                share = max(share, _page_cache(cgroup.path) / size)
+            reader.stdin.close()
+            reader.wait(READER_LIMIT_S)
+    return Measurement(*which, times[0], tuple(times[1:]), share)
+
+
+def _make(contents: str, mib: int) -> bytes:
+    """Return the bytes of a set."""
+    command = [str(build()), "--mib", str(mib * 2), "--phases", "dump"]
+    data = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    pages = (data[at : at + PAGE] for at in range(0, len(data), PAGE))
+    if contents == CONTENTS[0]:
+        pages = (page for page in pages if len(zlib.compress(page, 1)) < PAGE * 3 // 4)
+    return b"".join(itertools.islice(pages, mib * MIB // PAGE))
+
+
+def run(mib: int = SET_MIB, passes: Mapping[str, int] = PASSES) -> list[Measurement]:
+    """Measure both sets in both orders from both places; the device's time does not depend on the set."""
+    found = []
+    settings = {"cache.limit": "256M", "memory.reserve": "64M", "cache.sequential_cutoff": ""}
+    for contents in CONTENTS:
+        with tempfile.TemporaryDirectory(prefix="zbench-cache-") as name:
+            directory = Path(name)
+            data = _make(contents, mib)
+            (directory / "contents").write_bytes(data)
+            sums = [hashlib.md5(data[at : at + BLOCK]).digest() for at in range(0, len(data), BLOCK)]
+            expected = hashlib.md5(b"".join(sums)).hexdigest()
+            with (
+                slow_file(directory, directory / "contents") as slow,
+                Daemon(size="64M", settings=settings, parent=directory) as daemon,
+            ):
+                for order in ORDERS:
+                    if contents == CONTENTS[0]:
+                        found.append(read(slow, (contents, order, "device"), passes["device"], expected))
+                    daemon.ctl("cache", "add", order, "--backing", str(slow))
+                    volume = daemon.mountpoint / "cache" / order
+                    found.append(read(volume, (contents, order, "volume"), passes["volume"], expected))
+                    daemon.ctl("cache", "remove", order)
+    return found
+
+
+def faster(found: Sequence[Measurement], order: str) -> float:
+    """Return how many times faster the set that compresses is read again from its volume: of medians."""
+    there = {one.place: one.median_s for one in found if (one.contents, one.order) == (CONTENTS[0], order)}
+    return there["device"] / there["volume"]
+
+
+def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
+    """Return the claims: how much faster a volume is read again at random, and that the page cache held half of it at most.
+
+    In order it is the kernel's readahead, too, that hides the device's latency, so that there is less to gain.
+    """
+    ratio, share = faster(found, ORDERS[0]), max(one.page_cache for one in found)
+    return [
+        Figure("cache volume, random: read again, device ÷ volume (time)", ratio, WANTED, at_least=True),
+        Figure("cache volume: share of the set in the kernel's page cache", share, 0.5, at_least=False),
+    ]
+
+
+def table(found: Sequence[Measurement]) -> str:
+    """Return the measurements as a table of text."""
+    rows = [["contents", "order", "from", "first s", "again s, median", "fastest", "slowest", "in page cache %"]]
+    for one in found:
+        numbers = (one.first_s, one.median_s, min(one.again_s), max(one.again_s))
+        rows.append([one.contents, one.order, one.place, *(f"{value:.3f}" for value in numbers), f"{one.page_cache * 100:.0f}"])
+    return aligned(rows)
+
+
+def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
+    """Return all there is to know, for a file."""
+    measurements = [{**asdict(one), "median_s": one.median_s} for one in found]
+    return {"workload": "cache", "machine": machine(), "measurements": measurements, "figures": told(figures_to_hold(found))}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, and write what was asked for; return the exit code."""
+    parser = argparse.ArgumentParser(prog="scripts/bench cache", description="Reads a slow file again, through a cache volume.")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    args = parser.parse_args(argv)
+    if absent := system.missing_programs(["nbdkit", "nbdfuse"]):
+        raise HarnessError(f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin")
+    found = run()
+    print(table(found))
+    figures = figures_to_hold(found)
+    print("\n".join(["", *(figure.line() for figure in figures)]))
+    if args.json:
+        args.json.write_text(json.dumps(as_json(found), indent=1) + "\n")
+    return 1 if args.check and not all(figure.holds for figure in figures) else 0

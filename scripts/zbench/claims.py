@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What applications have to show: a claim for each figure, from the runs of jobs.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import jobs
+from .applications import APPLICATIONS
+from .figures import Figure, interval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HEAVY = "-j8 in 192 MiB"
+"""The compilation's level at which a swap file on a slow disk is to be twice as slow at least."""
+
+
+def compilation(runs: Sequence[jobs.JobRun]) -> list[Figure]:
+    """Return the claim about the compilation under pressure. Without any it is nopressure's."""
+    heavy = jobs.ratios(runs, HEAVY, "seconds", "file-slow")
+    name = f"compilation, {HEAVY}, zswapd ÷ swap file on a slow disk (time)"
+    return [Figure(name, jobs.middle(heavy), 0.5, at_least=False)]
+
+
+def no_pressure(runs: Sequence[jobs.JobRun]) -> list[Figure]:
+    """Return the claims about what needs no swap: not slower by 2 %, and told to within 2 %.
+
+    The clock's time depends on whoever else is on the machine, so its claim is that it is not known to be longer.
+    """
+    figures = []
+    for level in APPLICATIONS["nopressure"]().levels:
+        cpu = jobs.ratios(runs, level.name, "cpu", jobs.NO_SWAP)
+        clock = jobs.ratios(runs, level.name, "seconds", jobs.NO_SWAP)
+        within = max(abs(end - jobs.middle(cpu)) for end in interval(cpu)) if len(cpu) > 5 else None
+        at_least = interval(clock)[0] if len(clock) > 5 else None
+        named = f"no pressure, {level.name}, zswapd ÷ no swap"
+        figures += [
+            Figure(f"{named}, processor time", jobs.middle(cpu), 1.02, at_least=False),
+            Figure(f"{named}, that is told to within", within, 0.02, at_least=False),
+            Figure(f"{named}, run time is longer by at least", at_least, 1.02, at_least=False),
+        ]
+    return figures
+
+
+CLAIMS: dict[str, Callable[[Sequence[jobs.JobRun]], list[Figure]]] = {"compile": compilation, "nopressure": no_pressure}
+"""By application; the others have figures, and none that has to hold."""
