@@ -301,7 +301,7 @@ def loop(path: Path) -> Iterator[str]:
 
 
 @requires_nbd
-def test_second_read_of_a_slow_file_is_twenty_times_faster(tmp_path: Path) -> None:
+def test_second_read_of_a_slow_file_is_five_times_faster(tmp_path: Path) -> None:
     data = make_file(tmp_path / "contents", 2000)
     with (
         slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents") as slow,
