@@ -168,8 +168,11 @@ def test_stop_swaps_off_and_start_swaps_on_again(swapping: Container) -> None:
 
 def test_reload_is_an_upgrade_while_swapped_on(swapping: Container) -> None:
     before, device = status(swapping), loops(swapping)
-    swapping.run("systemctl reload zswapd.service")
+    place = "/etc/zswapd/zswapd.toml.d"
+    swapping.run(f"mkdir -p {place} && echo 'pool.zv_max_zsize = 2000' > {place}/size.toml && systemctl reload zswapd.service")
     assert status(swapping)["worker"]["pid"] != before["worker"]["pid"]
+    row = json.loads(swapping.run("zswapctl get --json pool.zv_max_zsize"))["pool.zv_max_zsize"]
+    assert (row["value"], row["origin"]) == (2000, f"{place}/size.toml:1")
     assert loops(swapping) == device
     assert swap_header(swapping) == "SWAPSPACE2"
     assert shown(swapping, "ActiveState", "NRestarts") == ["active", "0"]
@@ -262,16 +265,17 @@ def override(container: Container, unit: str, command: str) -> None:
     container.run(f"mkdir -p {directory} && printf '{text}' > {directory}/override.conf && systemctl daemon-reload")
 
 
-def pretend_to_hibernate(container: Container) -> None:
+def pretend_to_hibernate(container: Container, unit: str = "systemd-hibernate.service") -> None:
     """Have systemd do all of it but the thing itself."""
-    override(container, "systemd-hibernate.service", "/bin/cp /proc/swaps /run/swaps-in-hibernation")
+    override(container, unit, "/bin/cp /proc/swaps /run/swaps-in-hibernation")
     container.run("rm -f /run/swaps-in-hibernation")
 
 
-def test_hibernation_happens_without_the_swap(swapping: Container) -> None:
-    pretend_to_hibernate(swapping)
+@pytest.mark.parametrize("how", ["hibernate", "hybrid-sleep", "suspend-then-hibernate"])
+def test_hibernation_happens_without_the_swap(swapping: Container, how: str) -> None:
+    pretend_to_hibernate(swapping, f"systemd-{how}.service")
     (device,) = loops(swapping)
-    swapping.run("systemctl start systemd-hibernate.service")
+    swapping.run(f"systemctl start systemd-{how}.service")
     assert device not in swapping.run("cat /run/swaps-in-hibernation").split()
     wait_for_swap(swapping)
 
