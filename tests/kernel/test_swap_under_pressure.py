@@ -143,7 +143,8 @@ def test_pages_go_out_and_come_in_without_memory_from_the_kernel(stage: Stage) -
 
     for phase in phases:
         assert phase.mismatches == 0
-        assert faults_of_the_serving_thread(daemon) == before, phase.name
+        # None, but for the thread's other tasks (the tick, housekeeping) now and then; a page path that asked has thousands.
+        assert faults_of_the_serving_thread(daemon) - before < 10, phase.name
     after = daemon.ask("stats")["fuse"]
     for name in ("written_bytes", "read_bytes"):
         assert after[name] - fuse[name] > 64 * MIB
