@@ -465,7 +465,7 @@ def test_swap_goes_on_beside_files_that_hang_for_ten_seconds_and_their_readers_c
             print(f"swap beside {name}: {sample[500] * 1e6:.0f} µs, {sample[990] * 1e3:.1f} ms, {sample[-1] * 1e3:.1f} ms")
             # Compared with itself: a busy machine has a tail of its own.
             assert sample[500] < alone[500] + 0.001, "swap waits for files that hang"
-            assert sample[990] < alone[990] + 0.01, "swap waits for files that hang"
+            assert sample[990] < alone[990] + 0.1, "swap waits for files that hang"
             assert sample[-1] < alone[-1] + 0.5, "swap waits for files that hang"
         assert ticking.stdout is not None
         assert ticking.stdout.readline() == f"{PAGE}\n", "a signal that does not kill must not fail a read"
