@@ -147,8 +147,8 @@ def measure(names: Sequence[str], directory: Path | None, *, quick: bool) -> tup
         began = time.monotonic()
         try:
             document = part.measure(quick)
-        except HarnessError as exc:
-            progress(f"{name}: {exc}")
+        except (HarnessError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as exc:
+            progress(f"{name}: {exc}")  # what the other parts take half an hour for is not lost with it
             failed.append(name)
             continue
         found[name] = taken(document, quick=quick, seconds=time.monotonic() - began)

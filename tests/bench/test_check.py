@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +31,12 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def made(name: str) -> Part:
             def measure(_quick: bool) -> dict[str, Any]:
                 if given[name] is None:
-                    raise HarnessError("nothing is installed")
+                    raise next(errors)
                 return given[name]
 
             return Part(measure, 1, holds=name != "tabs")
 
+        errors = itertools.cycle([HarnessError("nothing is installed"), RuntimeError("2^24 pages: killed")])
         monkeypatch.setattr(everything, "PARTS", {name: made(name) for name in given})
         monkeypatch.setattr(bench.os, "geteuid", lambda: 0)
 
@@ -77,7 +79,7 @@ def test_part_that_cannot_be_measured_fails_and_the_others_go_on(
 
     assert bench.main(["all", "--directory", str(tmp_path), "--parts", "raw,tabs"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["tabs.json"]
-    assert "raw: nothing is installed" in capsys.readouterr().err
+    assert "raw: 2^24 pages: killed" in capsys.readouterr().err
 
 
 def test_trial_is_marked_as_one(parts: Callable[..., None], tmp_path: Path) -> None:
