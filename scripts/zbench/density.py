@@ -217,7 +217,7 @@ def _admit(allocator: str, sizes: Sequence[int], max_zsize: int) -> tuple[float,
     arena, frames = _frames(len(sizes) * 2 + 512)
     pool = make_allocator(allocator, frames, PERSISTENT, None, max_zspage_frames=8)
     codec = _Sizes(sizes)
-    zv = Zv(pool, frames, codec, {2: codec}, total_frames=1 << 40, keep_poor=False)
+    zv = Zv(pool, frames, codec, {codec.codec: codec}, total_frames=1 << 40, keep_poor=False)
     zv.max_zsize = max_zsize
     page = memoryview(random.Random(2).randbytes(PAGE))
     kept = sum(zv.create(0, 0, index, page, replacing=False) > 0 for index in range(len(sizes)))
