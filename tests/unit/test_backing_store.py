@@ -208,6 +208,15 @@ def test_loop_device_of_a_file_with_any_name_is_nobodys_business(tmp_path: Path)
 
 
 @requires_loop()
+def test_device_that_nobody_can_look_into_is_refused_unless_forced(loop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BackingError, match="blkid cannot be asked") as caught:
+        take(loop, 64)
+    assert "util-linux" in (caught.value.hint or "")
+    os.close(take(loop, 64, force=True))
+
+
+@requires_loop()
 def test_device_with_a_signature_is_refused_unless_forced(loop: Path) -> None:
     subprocess.run(["mkswap", str(loop)], check=True, capture_output=True)
     with pytest.raises(BackingError, match="carries a signature: swap"):

@@ -183,9 +183,15 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
     refuse_ours(status.st_rdev, path, mountpoint)
     if force or _is_ours(fd):
         return
-    found = subprocess.run(
-        ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", str(path)], check=False, capture_output=True
-    )
+    try:
+        found = subprocess.run(
+            ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", str(path)], check=False, capture_output=True
+        )
+    except OSError as error:
+        raise BackingError(
+            f"blkid cannot be asked what backing.path {path} carries: {error.strerror}",
+            hint="install util-linux; or set backing.force, if nobody needs what is there",
+        ) from error
     # blkid ends with 2 when there is nothing to be found, with 8 when it finds more than one.
     if found.returncode != 2:
         what = " ".join(found.stdout.decode(errors="replace").split()) or "something unclear"
