@@ -145,8 +145,9 @@ def _install_files(tree: Path) -> None:
 def _install_docs(tree: Path, version: str, epoch: str) -> None:
     for page in (TOP / "man").iterdir():
         _compress(page.read_bytes(), tree / f"usr/share/man/man{page.suffix[1:]}" / f"{page.name}.gz")
-    for file in (TOP / "README.md", *(TOP / "docs").iterdir()):
-        _copy(file, tree / DOC / file.name)
+    _copy(TOP / "README.md", tree / DOC / "README.md")
+    for file in (path for path in (TOP / "docs").rglob("*") if path.is_file()):
+        _copy(file, tree / DOC / file.relative_to(TOP / "docs"))
     shutil.copytree(TOP / "monitoring", tree / DOC / "examples")
     _copy(TOP / "packaging/debian/copyright", tree / DOC / "copyright")
     _copy(TOP / "packaging/debian/lintian-overrides", tree / "usr/share/lintian/overrides/zswapd")

@@ -54,6 +54,7 @@ def test_it_has_all_that_a_person_expects(contents: dict[str, str]) -> None:
         "/usr/share/zsh/vendor-completions/_zswapctl",
         "/usr/share/doc/zswapd/README.md",
         "/usr/share/doc/zswapd/operations.md",
+        "/usr/share/doc/zswapd/figures/README.md",
         "/usr/share/doc/zswapd/copyright",
         "/usr/share/doc/zswapd/examples/zswapd.rules.yml",
     }
