@@ -76,3 +76,10 @@ _.is_idle
 
 # scripts/zref makes docs/metrics.md of it.
 _.described
+
+# The supervisor numbers its files from the first on, in the order of estate.NAMES.
+_.FILE_ARENA
+_.FILE_STATE
+_.FILE_SOCKET
+_.FILE_LOCK
+_.FILE_BACKING

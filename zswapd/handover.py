@@ -45,7 +45,8 @@ SLOT_BYTES = 256 << 10
 GEOMETRY_BYTES = 64 << 10
 
 _SUPERBLOCK = struct.Struct("=8sIIQQQ")
-_MAGIC = b"zswapd\0H"
+MAGIC = b"zswapd\0H"
+"""How such a file begins."""
 _SLOT = struct.Struct("=QQQ")
 _WORDS = 256  # offset of the words in page 0
 _MADV_POPULATE_WRITE = 23
@@ -68,6 +69,17 @@ class Word(enum.IntEnum):
     """Those of them that ended themselves, because of an error that left their books in the middle of something."""
     STOPS_REFUSED = 6
     """Times that a worker was told to stop and has gone on, since the data had nowhere to go."""
+    WORKER = 7
+    """Process id of the worker, 0 before there is one."""
+    WORKER_BORN = 8
+    """When that process began, in ticks of the kernel's clock: what has its id later is another."""
+    FILE_FUSE = 9
+    """Number of an open file in the supervisor and its workers, plus 1; 0 for none. Likewise those below: estate.NAMES."""
+    FILE_ARENA = 10
+    FILE_STATE = 11
+    FILE_SOCKET = 12
+    FILE_LOCK = 13
+    FILE_BACKING = 14
 
 
 class HookWord(enum.IntEnum):
@@ -127,7 +139,7 @@ class SharedState:
             raise HandoverError(f"the shared state of the running daemon cannot be mapped: {error}") from error
         view = memoryview(self._map)
         magic, version, page, hook_at, lost_at, end = _SUPERBLOCK.unpack_from(view, 0)
-        if magic != _MAGIC or end > length or page != mmap.PAGESIZE:
+        if magic != MAGIC or end > length or page != mmap.PAGESIZE:
             raise HandoverError("the shared state of the running daemon is none that this program knows")
         if version not in READABLE_LAYOUTS:
             raise HandoverError(
@@ -200,7 +212,7 @@ class SharedState:
             except OSError as error:
                 raise ArenaError(f"no memory for {length} bytes of shared state: {error.strerror}") from error
             os.pwrite(fd, document, page + 2 * SLOT_BYTES)
-            os.pwrite(fd, _SUPERBLOCK.pack(_MAGIC, LAYOUT_VERSION, page, hook_at, lost_at, end), 0)
+            os.pwrite(fd, _SUPERBLOCK.pack(MAGIC, LAYOUT_VERSION, page, hook_at, lost_at, end), 0)
             state = cls(fd)
             undo.pop_all()
         return state

@@ -124,13 +124,17 @@ class Daemon:
         """Return all that it wrote to its standard output and error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def start(self) -> None:
+    def start(self, stored: Mapping[str, int] | None = None) -> None:
         """Start it and wait until it is ready.
+
+        Args:
+            stored: open files by name, to be given to it as a service manager gives those that it has kept.
 
         Raises:
             HarnessError: it ended, or was not ready within `START_LIMIT_S`; with what it said.
         """
-        self.mountpoint.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # `exist_ok` would look at it, and wait for a worker that hangs
+            self.mountpoint.mkdir()
         command = [
             *program("zswapd", self._tree),
             "run",
@@ -143,6 +147,11 @@ class Daemon:
         settings = {"control.socket": str(self.socket), "metrics.listen": "", **self._settings}  # there is one such port
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
+        environment = {}
+        if stored:
+            places = " ".join(f"{3 + place}<&{descriptor}" for place, descriptor in enumerate(stored.values()))
+            command = ["bash", "-c", f'export LISTEN_PID=$$; exec "$@" {places}', "bash", *command]
+            environment = {"LISTEN_FDS": str(len(stored)), "LISTEN_FDNAMES": ":".join(f"zswapd-{name}" for name in stored)}
         address = self.directory / "notify"
         sources = {"PYTHONPATH": str(self._tree)} if self._tree else {}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self._log.open("ab") as log:
@@ -153,7 +162,8 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(address) if self._is_service else "", **sources},
+                env={**os.environ, **environment, "NOTIFY_SOCKET": str(address) if self._is_service else "", **sources},
+                pass_fds=tuple((stored or {}).values()),
                 start_new_session=True,
             )
             self._wait_ready(notify)

@@ -21,6 +21,10 @@ from scripts.zbench.daemon import Daemon, program
 from scripts.zbench.system import MIB
 from scripts.zbench.torture import TorturePlan, torture
 from tests.support.swap import Stage, next_worker, wait_for
+from zswapd.control.listening import Listener
+from zswapd.errors import AlreadyRunningError
+from zswapd.supervisor import estate, silent
+from zswapd.supervisor.remains import status_of_the_dead
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(240)]
 
@@ -256,6 +260,124 @@ def test_supervisor_killed_worker_goes_on_and_a_new_supervisor_takes_over(stage:
     daemon.swapoff()
     assert daemon.terminate() == 0
     assert system.mounts_below(daemon.directory) == []
+
+
+def test_supervisor_killed_and_worker_stopped_a_new_supervisor_takes_over(stage: Stage) -> None:
+    daemon = stage.daemon(size="256M", service__hang_timeout="1")
+    daemon.swapon()
+    with load(stage) as finish:
+        old = daemon.worker_pid()
+        os.kill(daemon.pid, signal.SIGKILL)
+        os.kill(old, signal.SIGSTOP)
+        daemon.wait_for_end()
+        daemon.start()  # until then no page comes or goes
+        status = daemon.ask("status")
+        assert finish() == 0
+    assert status["worker"]["supervised"]
+    assert status["pid"] == daemon.pid
+    assert status["worker"]["pid"] != old
+    assert is_dead(old)
+    assert daemon.ask("stats")["fuse"]["request_errors"] == 0
+    daemon.swapoff()
+    assert daemon.terminate() == 0
+
+
+@pytest.mark.parametrize("worker", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+def test_what_a_service_manager_has_kept_is_adopted_whatever_the_worker_is_at(stage: Stage, worker: signal.Signals) -> None:
+    daemon = stage.daemon(size="64M", service__hang_timeout="1")
+    data = os.urandom(PAGE)
+    with daemon.file.open("r+b", buffering=0) as file:
+        file.write(data)
+    files, old = copied_files(daemon)
+    stored = {name: files[name] for name in estate.STORED if name in files}
+    os.kill(daemon.pid, signal.SIGKILL)
+    os.kill(old, worker)
+    daemon.wait_for_end()
+    for name in set(files) - set(stored):  # a service manager has no lock
+        os.close(files[name])
+    daemon.start(stored)
+    for descriptor in stored.values():
+        os.close(descriptor)
+    assert is_dead(old)
+    assert daemon.ask("status")["worker"]["supervised"]
+    with daemon.file.open("rb", buffering=0) as file:
+        assert file.read(PAGE) == data
+    with pytest.raises(AlreadyRunningError):
+        Listener(daemon.socket).open()
+
+
+def test_supervisor_killed_and_worker_in_a_loop_a_new_supervisor_takes_over(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_output: Callable[..., object]
+) -> None:
+    expect_output("Fatal Python error")  # it says where it was
+    monkeypatch.setenv("ZSWAPD_CRASH", "store_alive:1:hang")
+    daemon = stage.daemon(size="64M", service__hang_timeout="1")
+    monkeypatch.delenv("ZSWAPD_CRASH")
+    old = daemon.worker_pid()
+    os.kill(daemon.pid, signal.SIGKILL)
+    daemon.wait_for_end()
+    data = os.urandom(PAGE)
+    (tmp_path / "page").write_bytes(data)
+    # A process of its own: this one forks, and whoever closes the file meanwhile waits for the worker.
+    copy = ["dd", f"if={tmp_path / 'page'}", f"of={daemon.file}", "bs=4096", "count=1", "conv=notrunc", "status=none"]
+    with subprocess.Popen(copy) as writer:
+        wait_for(lambda: is_busy(old), "the worker is in no loop")
+        daemon.start()
+        assert writer.wait(10) == 0
+    with daemon.file.open("rb", buffering=0) as file:
+        assert file.read(PAGE) == data
+    assert daemon.ask("status")["worker"]["supervised"]
+    assert is_dead(old)
+
+
+def copied_files(daemon: Daemon) -> tuple[dict[str, int], int]:
+    """Copies of the open files of a worker, and its process id."""
+    worker = daemon.worker_pid()
+    process = os.pidfd_open(worker)
+    try:
+        return silent.copied(worker, process), worker
+    finally:
+        os.close(process)
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process has ended, buried or not."""
+    return not Path(f"/proc/{pid}").exists() or status_of_the_dead(pid) is not None
+
+
+def is_busy(pid: int) -> bool:
+    """Whether a process uses its processor all the time, or has to share it."""
+    begin = sum(os_ticks(pid))
+    time.sleep(0.1)
+    return sum(os_ticks(pid)) - begin >= 3
+
+
+def os_ticks(pid: int) -> tuple[int, int]:
+    """User and system time of a process, in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]), int(fields[12])
+
+
+@pytest.mark.parametrize("who", ["the worker", "both"])
+def test_worker_that_hangs_is_left_alone_while_its_supervisor_lives(stage: Stage, who: str) -> None:
+    daemon = stage.daemon(size="64M", service__hang_timeout="0")  # nobody ends it
+    worker = daemon.worker_pid()
+    stopped = [worker] if who == "the worker" else [worker, daemon.pid]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        arguments = ["run", "--size", "64M", "--mountpoint", str(daemon.mountpoint)]
+        settings = ["--set", f"control.socket={daemon.socket}", "--set", "service.hang_timeout=1"]
+        done = subprocess.run(
+            [*program("zswapd"), *arguments, *settings], check=False, capture_output=True, text=True, timeout=30
+        )
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 14
+    assert "another zswapd runs" in done.stderr
+    assert daemon.worker_pid() == worker
+    assert daemon.ask("status")["worker"]["deaths"] == 0
 
 
 def test_orphan_obeys_sigterm(stage: Stage) -> None:

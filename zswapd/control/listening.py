@@ -9,6 +9,11 @@ Who may talk: the socket has mode 0600, directories made for it 0700; the server
 Who may be a second daemon: nobody. A lock beside the socket is held as long as any process of the daemon lives and vanishes
 with the last, in whatever way it dies, so whoever holds the lock may replace a socket that a dead daemon left. (Connecting to
 see whether somebody answers would leave a gap in which two daemons replace each other's socket.)
+
+Who supervises: one process. On the same file it holds a second lock, of the other kind (fcntl, not flock), which is the
+process' own: neither its workers have it, nor does it survive the process, but it does survive exec. So of two that want to
+take over from an orphan one is refused, and whether a worker has a supervisor is known without asking the worker. Whoever
+closes any descriptor of that file loses this lock: a supervisor closes none.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 from typing import TYPE_CHECKING, Self
 
 from zswapd.errors import AlreadyRunningError, ControlError, PermissionsError
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 
 QUEUE = 32
 """Clients that may wait to be served."""
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of fcntl(2): type, whence, start, length, pid."""
 
 
 class Listener:
@@ -63,7 +71,8 @@ class Listener:
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _take_lock(self._lock_path)
+            self._lock = _take_lock(lock_path(self.path))
+            self._claim()
             _clear_path(self.path)
             self.socket = _listen(self.path)
         except OSError as error:
@@ -77,9 +86,37 @@ class Listener:
             raise
 
     def adopt(self, listening: int, lock: int) -> None:
-        """Take over the descriptors of a socket that another process has opened; remove it at the end as if it were our own."""
-        self.socket = socket.socket(fileno=listening)
+        """Take over the descriptors of a socket that another process has opened; remove it at the end as if it were our own.
+
+        Raises:
+            AlreadyRunningError: another process supervises already, or has made the socket anew; the descriptors stay open.
+        """
         self._lock = lock
+        try:
+            self._claim()
+        except AlreadyRunningError:
+            self._lock = None
+            raise
+        self.socket = socket.socket(fileno=listening)
+
+    def seize(self) -> None:
+        """Do as `open`, though processes of a dead supervisor still have the lock: dead ones, or such that are about to end.
+
+        Raises:
+            AlreadyRunningError: there is a supervisor.
+            ControlError, PermissionsError: as from `open`.
+        """
+        path = lock_path(self.path)
+        with contextlib.ExitStack() as undo, contextlib.suppress(FileNotFoundError):
+            old = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            undo.callback(os.close, old)  # when the new one is held: nobody else may be so bold in between
+            _claim(old, self.path)
+            path.unlink()
+            # Nobody accepts any more, but whoever has it open keeps it listening.
+            self.path.unlink(missing_ok=True)
+            self.open()
+            return
+        self.open()
 
     def descriptors(self) -> tuple[int, int]:
         """Return the descriptors of socket and lock, for `adopt` in another process."""
@@ -94,7 +131,7 @@ class Listener:
             self.socket = None
             self.path.unlink(missing_ok=True)
         if self._lock is not None:
-            self._lock_path.unlink(missing_ok=True)
+            lock_path(self.path).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
@@ -107,9 +144,50 @@ class Listener:
             os.close(self._lock)
             self._lock = None
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.path.with_name(self.path.name + ".lock")
+    def _claim(self) -> None:
+        """Become the supervisor."""
+        assert self._lock is not None
+        _claim(self._lock, self.path)
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.samestat(os.fstat(self._lock), lock_path(self.path).lstat()):
+                raise AlreadyRunningError(f"another zswapd has taken over the control socket {self.path}")
+
+
+def lock_path(path: Path) -> Path:
+    """Return where the lock of a control socket is."""
+    return path.with_name(path.name + ".lock")
+
+
+def supervisor_of(path: Path) -> int:
+    """Return the process id of the supervisor of the daemon that has a control socket; 0 if there is none, dead or alive.
+
+    Raises:
+        ControlError: the lock cannot be looked at.
+    """
+    try:
+        lock = os.open(lock_path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise ControlError(f"cannot look at {lock_path(path)}: {error.strerror}", hint="run zswapd as root") from error
+    try:
+        answer = fcntl.fcntl(lock, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    finally:
+        os.close(lock)
+    kind, _whence, _start, _length, pid = _FLOCK.unpack(answer)
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _claim(lock: int, path: Path) -> None:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise AlreadyRunningError(
+            f"another zswapd supervises the control socket {path}",
+            hint="stop it, or give this one its own with --set control.socket=PATH",
+        ) from None
 
 
 def _take_lock(path: Path) -> int:

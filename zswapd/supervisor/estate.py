@@ -7,8 +7,9 @@
     socket     the listening control socket, and its lock; clients wait in its queue
 
 A supervisor has them from one of three sources, tried in this order: the program that it replaces in the same process
-(upgrade in place: by environment), a worker whose supervisor is dead (orphan.py: over the control socket), the service
-manager's file descriptor store (after both have died). If there is none, it makes them.
+(upgrade in place: by environment), a worker whose supervisor is dead (orphan.py: over the control socket; silent.py: out of
+that process), the service manager's file descriptor store (after both have died, or the worker does not answer). If there is
+none, it makes them.
 
 Invariant: a file that is not adopted stays open with its holder; nothing is written until all of them were found to fit.
 """
@@ -180,12 +181,17 @@ def _new_arena(config: Config) -> int:
         arena.close()
 
 
-def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
+def adopt(config: Config, descriptors: Mapping[str, int], *, seize: bool = False) -> Estate:
     """Take over what another process has served; the descriptors belong to the estate from then on.
+
+    Args:
+        config: the settings.
+        descriptors: the files by name.
+        seize: take the control socket although a worker that is dead, or as good as that, has it open.
 
     Raises:
         HandoverError: it is of another layout or shape.
-        AlreadyRunningError: without `socket` among the descriptors: somebody has the control socket.
+        AlreadyRunningError: there is a supervisor, or without `socket` among the descriptors, a worker.
     """
     state = SharedState(descriptors["state"])
     check_geometry(config, state.geometry)
@@ -194,6 +200,8 @@ def adopt(config: Config, descriptors: Mapping[str, int]) -> Estate:
     listener = Listener(config.control.socket)
     if "socket" in descriptors:
         listener.adopt(descriptors["socket"], descriptors["lock"])
+    elif seize:
+        listener.seize()
     else:
         listener.open()
     mount = Mount(config.fuse.mountpoint)

@@ -4,6 +4,8 @@
 The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inherit`, which a worker that still has its
 supervisor refuses: that is how a second `zswapd run` learns that the first one lives. Only when everything was received and
 found to fit is the worker told to leave, and if it does not, killed: what it was doing is done again by its successor.
+
+One that does not answer is another matter (silent.py).
 """
 
 from __future__ import annotations
@@ -29,23 +31,31 @@ if TYPE_CHECKING:
 ANSWER_S = 10.0
 """How long a worker may take to answer, and to leave."""
 LOOK_S = 0.1
-"""Time between two looks at whether one that is to leave is dead, which its pidfd does not tell while a thread is stuck."""
+"""Time between two looks at whether one that is to leave is dead, which its pidfd does not tell while a thread is stuck; and
+between two attempts at a full queue."""
 LEAVE = signal.SIGUSR2
 """Tells a worker to end at the next request boundary, for a successor."""
 
 
-def inherit(path: Path) -> tuple[dict[str, int], int]:
+def inherit(path: Path, *, limit: float = ANSWER_S) -> tuple[dict[str, int], int]:
     """Ask the worker behind a control socket for its files; return them by name, and its process id.
 
+    Args:
+        path: the socket.
+        limit: patience with the answer, s.
+
     Raises:
-        ControlError: nobody answers, or the worker has a supervisor.
+        TimeoutError: there is no answer.
+        ControlError: nobody has the socket, or the worker has a supervisor.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(limit)
         try:
-            connection.connect(str(path))
+            _connect(connection, path, time.monotonic() + limit)
             connection.sendall(encode_request("inherit", {}))
             data, descriptors = _receive(connection)
+        except (TimeoutError, BlockingIOError):
+            raise TimeoutError(f"the daemon behind {path} does not answer") from None
         except OSError as error:
             raise ControlError(f"the daemon behind {path} does not answer: {error}", hint="look into its log") from error
     with contextlib.ExitStack() as undo:
@@ -56,6 +66,19 @@ def inherit(path: Path) -> tuple[dict[str, int], int]:
             undo.pop_all()
             return dict(zip(NAMES, descriptors, strict=False)), reply.value  # the last of them may be missing
     raise ControlError("the daemon's answer makes no sense", hint="use the same version")
+
+
+def _connect(connection: socket.socket, path: Path, end: float) -> None:
+    """Connect, and wait for a place in the queue if that is full, which the kernel does not do here."""
+    while True:
+        try:
+            connection.connect(str(path))
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(LOOK_S)
+        else:
+            return
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
@@ -75,14 +98,20 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return data, descriptors
 
 
-def retire(worker: int, *, limit: float = ANSWER_S) -> None:
-    """Tell a worker to leave and wait until it has; kill it when it does not. It need not be a child."""
+def retire(worker: int, *, ask: signal.Signals = LEAVE, limit: float = ANSWER_S) -> None:
+    """Have a worker end and wait until it has; kill it when it does not. It need not be a child.
+
+    Args:
+        worker: its process id.
+        ask: the signal that it gets first.
+        limit: how long it may take then, s.
+    """
     try:
         process = os.pidfd_open(worker)
     except ProcessLookupError:
         return
     try:
-        for number, patience in ((LEAVE, limit), (signal.SIGKILL, None)):
+        for number, patience in ((ask, limit), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, number)
             if _has_ended(worker, process, patience):

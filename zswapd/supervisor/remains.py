@@ -20,8 +20,8 @@ from pathlib import Path
 
 HARMLESS = ("volume", "backing", "attendant")
 """What the names of threads begin with that may outlive their process (volumes/mounted.py, backedpool.py, preparing.py)."""
-_STATE, _EXIT_CODE = 0, 49
-"""Fields of /proc/PID/stat, counted from behind the name: state (3) and exit_code (52, in the form of wait(2))."""
+_STATE, _BORN, _EXIT_CODE = 0, 19, 49
+"""Fields of /proc/PID/stat, counted from behind the name: state (3), starttime (22), exit_code (52, in the form of wait(2))."""
 _DEAD = frozenset({"Z", "X"})
 
 
@@ -38,6 +38,14 @@ def status_of_the_dead(pid: int, proc: Path = Path("/proc")) -> int | None:
     except OSError:  # it is just ending
         return None
     return int(fields[_EXIT_CODE])
+
+
+def born_ticks(pid: int, proc: Path = Path("/proc")) -> int:
+    """Return when a process began, in ticks since the machine did; 0 if there is none."""
+    try:
+        return int(_fields(proc / str(pid))[1][_BORN])
+    except OSError:
+        return 0
 
 
 def _fields(directory: Path) -> tuple[str, list[str]]:

@@ -41,15 +41,16 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 from zswapd import daemon, preparing, service
 from zswapd import log as log_setup
-from zswapd.errors import AlreadyRunningError, ZswapdError
+from zswapd.errors import ZswapdError
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.reclaim.pressure import Pressure
 from zswapd.supervisor import estate as estates
-from zswapd.supervisor import orphan
+from zswapd.supervisor import orphan, silent
 from zswapd.supervisor.ballast import Ballast
+from zswapd.supervisor.finding import find_estate
 from zswapd.supervisor.forking import fork, settle_objects
 from zswapd.supervisor.keeping import Keeper
-from zswapd.supervisor.remains import Remains, end_by, status_of_the_dead
+from zswapd.supervisor.remains import Remains, born_ticks, end_by, status_of_the_dead
 from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
 from zswapd.supervisor.stopping import Stopping
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.config import Config
-    from zswapd.supervisor.estate import Estate, Left
+    from zswapd.supervisor.estate import Estate
 
     Guard = Callable[[Callable[[], int]], int]
 
@@ -134,6 +135,7 @@ class Supervisor:
             log.info("worker %d makes room for the new program", self._worker)
             orphan.retire(self._worker)
         self._store_descriptors()
+        self._number_files()
         self._next_worker()
         while True:
             self._look()
@@ -173,6 +175,12 @@ class Supervisor:
             if name in descriptors:
                 self._notifier.store(estates.stored_name(name), descriptors[name])
 
+    def _number_files(self) -> None:
+        """Say which our files are, for one that has to copy them out of a worker that does not answer (silent.py)."""
+        descriptors = self._estate.descriptors()
+        for place, name in enumerate(estates.NAMES):
+            self._words[Word.FILE_FUSE + place] = descriptors.get(name, -1) + 1
+
     # The worker.
 
     def _next_worker(self) -> None:
@@ -205,7 +213,8 @@ class Supervisor:
         """Serve, in the child; never return into the parent's code."""
         code = 1
         self._ballast.close()  # a copy of it is nobody's
-        service.be_known_as("zswapd-worker")
+        service.be_known_as(silent.WORKER_NAME)
+        self._words[Word.WORKER], self._words[Word.WORKER_BORN] = os.getpid(), born_ticks(os.getpid())
         try:
             config, estate = self._config, self._estate
             files = (estate.mount, estate.listener, estate.state, estate.arena, estate.backing)
@@ -235,7 +244,7 @@ class Supervisor:
     def _prepare_spare(self) -> preparing.Prepared:
         self._ballast.close()
         service.take_time()
-        service.be_known_as("zswapd-spare")
+        service.be_known_as(silent.SPARE_NAME)
         return preparing.prepare(self._config, is_first=False)
 
     def _drop_spare(self, *, wait: bool) -> None:
@@ -377,35 +386,6 @@ def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> No
         log.exception("the supervisor goes on after an error", extra={"rate_limit": 60})
 
 
-def _find_estate(config: Config, left: Left | None) -> tuple[Estate, int]:
-    """Take over what there is, or make everything; return the estate and the worker that serves it."""
-    if left is not None and left.worker:
-        return estates.adopt(config, left.files), left.worker
-    try:
-        if left is not None:
-            return _adopt_stored(config, left.files), 0
-        return estates.make(config), 0
-    except AlreadyRunningError as refusal:
-        try:
-            descriptors, worker = orphan.inherit(config.control.socket)
-        except ZswapdError:
-            raise refusal from None
-        log.info("worker %d has lost its supervisor: taking over", worker)
-        return estates.adopt(config, descriptors), worker
-
-
-def _adopt_stored(config: Config, stored: dict[str, int]) -> Estate:
-    try:
-        estate = estates.adopt(config, stored)
-    except AlreadyRunningError:
-        # The worker lives: what it has is the same, and its socket besides.
-        for descriptor in stored.values():
-            os.close(descriptor)
-        raise
-    estate.state.words[Word.DEATHS] += 1  # with its supervisor, who would have counted it
-    return estate
-
-
 def run(configure: Callable[[], Config], guarded: Guard) -> int:
     """Supervise workers until nothing is swapped on any more and SIGTERM has come; return the exit code.
 
@@ -432,7 +412,7 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     )
     service.first_in_line()
     try:
-        estate, worker = _find_estate(config, left)
+        estate, worker = find_estate(config, left)
     except ZswapdError:
         if left is None and service.Notifier().is_heard:
             signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, AGAIN_S)
