@@ -43,7 +43,7 @@ from zswapd.tmem.core import Tmem, TmemStatistics
 from zswapd.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from zswapd.allocators.zbud import ZbudPool, ZbudStatistics
     from zswapd.allocators.zsmalloc import ZsPool
@@ -64,6 +64,10 @@ _TEST_FRAMES = 64
 """Frames of the self-test's own arena: the longest zspage and a body, several times over."""
 
 
+def _ignore() -> None:
+    """Tell nobody that a takeover comes along."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inherited:
     """What a successor gets from its predecessor, as plain values.
@@ -73,12 +77,14 @@ class Inherited:
         lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
         tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
+        alive: called again and again while the arena is made sense of, which takes its time.
     """
 
     arena_fd: int
     lost: Mapping[str, memoryview] = field(default_factory=dict)
     tried: Mapping[str, memoryview] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
+    alive: Callable[[], None] = _ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +277,9 @@ class Core:
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:
+            self.frames.alive = inherited.alive
             self._recover(started)
+            self.frames.alive = _ignore
         if not self.frames.used_frames and not self.frames.table.free_frames:
             # Nobody has used this arena yet. One that is inherited in use has the reserve that its user left, and the kernel
             # is not asked for more while requests wait.
@@ -313,6 +321,7 @@ class Core:
         # Before anything damaged is freed: a death in between must not make the next process trust the rest.
         for device in self.devices.values():
             device.adopt(distrust=damaged > 0 or self.arena.distrusted)
+            self.frames.alive()
         self.arena.distrusted = False
         reach(crashpoints.TAKEOVER_MARKED)
         bodies = self.zv.end_adoption(findings)

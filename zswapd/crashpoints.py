@@ -209,15 +209,22 @@ def disarm() -> None:
     _trigger.point = 0
 
 
-def arm_from_environment(environment: Mapping[str, str]) -> bool:
-    """Arm what ZSWAPD_CRASH says, as `name`, `name:nth` or `name:nth:how`; return whether it said anything.
+def arm_from_environment(environment: Mapping[str, str], worker: int = 1, *, is_takeover: bool = False) -> bool:
+    """Arm what ZSWAPD_CRASH says, as `name[:nth[:how[:worker]]]`; return whether anything is armed now.
+
+    Args:
+        environment: where it says so.
+        worker: which one this is; where one is named, no other is armed.
+        is_takeover: whether a takeover is about to begin: its points are armed then, all others when it is done.
 
     Raises:
         ValueError: it makes no sense.
     """
     wanted = environment.get("ZSWAPD_CRASH", "")
-    if not wanted:
+    if not wanted or wanted.startswith("takeover_") != is_takeover:
         return False
-    name, nth, how, *_ = *wanted.split(":"), "", ""
+    name, nth, how, only, *_ = *wanted.split(":"), "", "", ""
+    if only and int(only) != worker:
+        return False
     arm(name, int(nth or "1"), how or "kill")
     return True

@@ -11,7 +11,7 @@ Tasks, all in one thread, each doing its blocking part elsewhere:
 - refill and housekeeping: upkeep.py;
 - shrinking: the cache's memory goes back when others need it;
 - control: the socket (commands.py has the commands);
-- tick: the sign of life, and what a successor has to know, into the shared state;
+- beat and tick: signs of life, also before it serves; what a successor has to know, into the shared state;
 - signals: SIGUSR1 from the supervisor means stop *if the data can go back into memory*, SIGUSR2 means make room for a
   successor now, SIGURG what `zswapctl upgrade` does. The rest is the supervisor's business, unless it is dead.
 
@@ -103,9 +103,11 @@ class Worker:
         arena: int,
         backing: int,
     ) -> None:
-        self._started = time.monotonic()
         self._supervisor = os.getppid()
         self.state = state
+        self._begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # an older supervisor does not say
+        self._live()
+        crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
         left = state.load()
         self.configured = config
         self.config, self.changes = with_changes(config, left.get("settings", {}), source=SET_BY)
@@ -114,10 +116,10 @@ class Worker:
         self.protections = prepared.protections
         state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
-        inherited = Inherited(arena, state.lost(), recompressing.marks_in(state.areas), left.get("core", {}))
+        inherited = Inherited(arena, state.lost(), recompressing.marks_in(state.areas), left.get("core", {}), self._live)
         self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
         self._recall(left)
-        self.born = float(left.get("born", self._started))
+        self.born = float(left.get("born", self._begun))
         self.pressure = Pressure()
         self._session_base = left.get("session", {})
         self._control_base = left.get("control", {})
@@ -209,12 +211,13 @@ class Worker:
             MountError: the session cannot be served, or not taken over.
         """
         self.core.self_test()
-        if crashpoints.arm_from_environment(os.environ):
+        if crashpoints.arm_from_environment(os.environ, self.state.words[Word.STARTED]):
             log.warning("a crash point is armed: this worker will fail on purpose")
         with self.session:
             service.freeze_garbage_collector()
             with trio.open_signal_receiver(*_SIGNALS) as signals:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._beat)
                     if self.volumes:  # before anybody asks for one
                         await nursery.start(self.volumes.run, configured(self.config))
                     await nursery.start(self._serve, nursery.cancel_scope)
@@ -250,7 +253,7 @@ class Worker:
         number = self.state.words[Word.STARTED]
         names = ", ".join(str(self.session.mountpoint / name) for name in self.core.devices) or "the cache alone"
         if number > 1:
-            self.takeover_s = time.monotonic() - self._started
+            self.takeover_s = time.monotonic() - self._begun
             pages = self.core.statistics(ages_sampled=False).zv.curr_pages
             log.info("worker %d serves %s, %d pages, after %.0f ms", number, names, pages, self.takeover_s * 1000)
         else:
@@ -385,9 +388,17 @@ class Worker:
             ),
         )
 
-    async def _tick(self) -> None:
+    def _live(self) -> None:
+        """Give a sign of life."""
+        self.state.words[Word.TICKS] += 1
+
+    async def _beat(self) -> None:
         while True:  # by the clock: it is one
-            self.state.words[Word.TICKS] += 1
+            self._live()
+            await trio.sleep(TICK_S)
+
+    async def _tick(self) -> None:
+        while True:
             self.core.ages.look()
             if self.backed:
                 self.backed.look()

@@ -56,7 +56,7 @@ class Word(enum.IntEnum):
     """The words of page 0."""
 
     TICKS = 0
-    """Turns of the worker's event loop: the watchdog's sign of life."""
+    """The worker's signs of life, for the watchdog: turns of its event loop, and stretches of a takeover."""
     PHASE = 1
     """What the worker is at, a `Phase`."""
     UPGRADE = 2
@@ -80,6 +80,8 @@ class Word(enum.IntEnum):
     FILE_SOCKET = 12
     FILE_LOCK = 13
     FILE_BACKING = 14
+    BEGUN = 15
+    """When the supervisor began to make this worker, nanoseconds of CLOCK_MONOTONIC."""
 
 
 class HookWord(enum.IntEnum):

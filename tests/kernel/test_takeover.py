@@ -161,6 +161,33 @@ def test_other_ways_to_die(stage: Stage, number: signal.Signals, expect_output: 
     assert daemon.ask("stats")["fuse"]["request_errors"] == 0
 
 
+@pytest.mark.parametrize("where", ["before its first sign of life", "in the middle of its takeover"])
+def test_successor_that_hangs_in_its_takeover_is_ended_as_soon_as_any(
+    stage: Stage, where: str, monkeypatch: pytest.MonkeyPatch, expect_output: Callable[..., object]
+) -> None:
+    if where == "in the middle of its takeover":
+        monkeypatch.setenv("ZSWAPD_CRASH", "takeover_page:100:hang:2")  # the second worker's
+        expect_output("Fatal Python error")
+    # Not swapped on: nobody else is to wait for this.
+    daemon = stage.daemon(size="2G", service__hang_timeout="1", service__spare="true")
+    wait_for(lambda: spares(daemon), "no spare")
+    (spare,) = spares(daemon)
+    data = os.urandom(1 << 20)
+    with daemon.file.open("r+b", buffering=0) as file:
+        file.write(data)
+        if where == "before its first sign of life":
+            wait_for(lambda: "unix_stream" in Path(f"/proc/{spare}/wchan").read_text(), "the spare is not ready")
+            os.kill(spare, signal.SIGSTOP)
+        os.kill(daemon.worker_pid(), signal.SIGKILL)
+        begin = time.monotonic()
+        assert os.pread(file.fileno(), len(data), 0) == data
+    assert time.monotonic() - begin < 10  # hang_timeout, and a second to write its stack
+    status = daemon.ask("status")["worker"]
+    assert status["deaths"] == 2
+    assert status["number"] == 3
+    assert status["takeover_s"] < time.monotonic() - begin - 1, "its own, not that of the one that hung"
+
+
 def test_worker_taken_by_the_oom_killer(stage: Stage) -> None:
     daemon = stage.daemon(size="256M", service__oom_score_adj="0")
     daemon.swapon()

@@ -64,6 +64,26 @@ def test_environment_arms(text: str, reached: int, dies: bool) -> None:
     assert _fate(work) == (signal.SIGKILL if dies else 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "worker", "is_takeover", "armed"),
+    [
+        ("takeover_page", 2, True, True),
+        ("takeover_page", 2, False, False),
+        ("store_alive", 2, True, False),
+        ("store_alive", 2, False, True),
+        ("takeover_page:1:kill:2", 2, True, True),
+        ("takeover_page:1:kill:2", 3, True, False),
+    ],
+)
+def test_points_of_a_takeover_are_armed_before_it_and_only_in_the_worker_that_is_meant(
+    text: str, worker: int, is_takeover: bool, armed: bool
+) -> None:
+    try:
+        assert crashpoints.arm_from_environment({"ZSWAPD_CRASH": text}, worker, is_takeover=is_takeover) is armed
+    finally:
+        crashpoints.disarm()
+
+
 def test_environment_that_says_nothing_arms_nothing() -> None:
     assert not crashpoints.arm_from_environment({})
     assert not crashpoints.arm_from_environment({"ZSWAPD_CRASH": ""})

@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import errno
 import gc
+import itertools
 import mmap
 import os
 import random
@@ -120,6 +121,37 @@ def test_successor_goes_on_working_and_so_does_its_own(core: Core, config: Confi
     check_all(core, {})
     assert core.frames.used_frames == 0
     core.close()
+
+
+@pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
+def test_takeover_gives_signs_of_life_for_every_stretch_of_the_arena(allocator: str) -> None:
+    config = make_config("swap.size=32M", "memory.reserve=32M", "memory.arena=memfd", f"pool.allocator={allocator}")
+    core = Core(config)
+    size = core.frames.page_size
+    for number in range(core.devices["swap"].size // size):
+        core.devices["swap"].write(number * size, memoryview(page("half", number % 50, size)))
+    stretches = core.frames.used_frames // core.frames.chunk_frames
+    assert stretches >= 5
+    fd = os.dup(core.arena.fd)
+    core.close()
+    seen: list[tuple[int, int]] = []
+
+    def alive() -> None:
+        pages = successor.zv.statistics().curr_pages if hasattr(successor, "zv") else 0
+        seen.append((successor.frames.used_frames, pages))
+
+    successor = Core.__new__(Core)
+    successor.__init__(config, inherited=Inherited(fd, alive=alive))  # type: ignore[misc] - so that it can be looked at meanwhile
+    os.close(fd)
+    assert len(seen) >= 3 * stretches, "frames, zspages, pages"
+    for books in zip(*seen, strict=True):
+        # In each of the two walks that count something, no step is more than some of the whole.
+        steps = [after - before for before, after in itertools.pairwise(books)]
+        assert max(steps) <= books[-1] // stretches * 2
+    seen.clear()
+    successor.check()
+    assert seen == [], "the takeover is over"
+    successor.close()
 
 
 def test_empty_arena_made_by_somebody_else_is_a_beginning(config: Config) -> None:

@@ -93,7 +93,7 @@ def test_look_that_fails_is_no_reason_to_end(
     owner, _, name = part.rpartition(".")
     monkeypatch.setattr(getattr(supervisor, owner) if owner else supervisor, name, fail)
     watched = []
-    monkeypatch.setattr(supervisor, "_watch", lambda *_: watched.append(1))
+    monkeypatch.setattr(supervisor, "_end_if_it_hangs", lambda *_: watched.append(1))
     supervisor._look()
     assert watched  # a worker that hangs is ended all the same
 
@@ -106,7 +106,7 @@ def test_estate_that_is_new_is_given_back_when_no_worker_can_be_forked(monkeypat
         raise ZswapdError("no worker can be forked")
 
     monkeypatch.setattr(Supervisor, "run", fail)
-    monkeypatch.setattr(supervising, "_find_estate", lambda *_: (estate, 0))
+    monkeypatch.setattr(supervising, "find_estate", lambda *_: (estate, 0))
     monkeypatch.setattr(supervising.service, "protect", lambda **_: ())
     monkeypatch.setattr(supervising.service, "populate_code", lambda **_: True)
     monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)

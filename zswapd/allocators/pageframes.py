@@ -27,7 +27,7 @@ from zswapd import carry, crashpoints
 from zswapd.allocators.frametable import BUSY, EPHEMERAL, FREE, HOLE, MAX_RUN, PERSISTENT, STATE_MASK, USED, FrameTable
 from zswapd.allocators.jobs import Job
 from zswapd.crashpoints import reach
-from zswapd.errors import ArenaError, InvariantError
+from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ carry.declare(
 
 
 def _ignore() -> None:
-    """Do nothing about a low reserve."""
+    """Do nothing about a low reserve, or a takeover."""
 
 
 class PageFrames:
@@ -99,6 +99,7 @@ class PageFrames:
         reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a quarter of them.
         when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
             may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
+        alive: called for each chunk that a takeover reads.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -111,13 +112,11 @@ class PageFrames:
         self._call_mark = 0
         self.reserve_target = reserve_frames
         self.when_low: Callable[[], None] = _ignore
-        self.used_frames = 0
-        self.ephemeral_frames = 0
-        self.used_frames_max = 0
+        self.alive: Callable[[], None] = _ignore
+        self.used_frames = self.ephemeral_frames = self.used_frames_max = 0
         self._companions: list[Callable[[int, int], None]] = []
-        self._busy_frames = 0
         self._refilling = False
-        self._failed = self._refilled = self._trimmed = 0
+        self._busy_frames = self._failed = self._refilled = self._trimmed = 0
         self._holes = [end - begin for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))]
         self._hole_frames = sum(self._holes)
 
@@ -300,10 +299,8 @@ class PageFrames:
     def _run(self, job: Job) -> None:
         try:
             job.work(self.arena)
-        except ArenaError:
+        finally:
             self.commit(job)
-            raise
-        self.commit(job)
 
     # A successor's beginning.
 
@@ -331,12 +328,13 @@ class PageFrames:
                 arena.punch(last * size, end - last * size)
             if first >= last:
                 continue
-            arena.map_in(first * size, (last - first) * size)
             self._forget(hole, first)
             hole = last
             while first < last:
                 stop = min(last, first - first % self.chunk_frames + self.chunk_frames)
+                arena.map_in(first * size, (stop - first) * size)
                 wrong += self._adopt_run(first, stop)
+                self.alive()
                 first = stop
         self._forget(hole, self.end_frame)
         self.used_frames_max = self.used_frames
@@ -386,6 +384,7 @@ class PageFrames:
         """Yield the first frame of every used run of a half, by ascending number. Walks the table: never on the page path."""
         for chunk, holes_left in enumerate(self._holes):
             (frame, end), holes = self._bounds(chunk), holes_left
+            self.alive()
             while frame < end and holes < end - frame:
                 length, state = self.table.run_at(frame, end)
                 if state == USED and self.table.words[frame * 4] & EPHEMERAL == half:

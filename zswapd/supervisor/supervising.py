@@ -24,8 +24,8 @@ Ends of a worker:
   answered with EIO unseen. Workers that die before they serve are followed more slowly; for ever once one of them has served,
   since giving up would lose the data.
 
-A worker whose event loop has stood still for `service.hang_timeout` gets SIGABRT (its stack goes to the log) and then SIGKILL.
-A supervisor that was itself held up does not count that time.
+A worker that has given no sign of life for `service.hang_timeout` (watch.py) gets SIGABRT (its stack goes to the log) and then
+SIGKILL, while it takes over as while it serves.
 
 Sources: the prefork servers' master process; FUSE_NOTIFY_RESEND (Linux 6.9).
 """
@@ -54,6 +54,7 @@ from zswapd.supervisor.remains import Remains, born_ticks, end_by, status_of_the
 from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
 from zswapd.supervisor.stopping import Stopping
+from zswapd.supervisor.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +76,6 @@ STARTING_LOOK_S = 0.02
 """The same while only the spare is missing to be ready."""
 ABORT_S = 1.0
 """What a hanging worker gets to write its stack before it is killed."""
-START_S = 60.0
-"""What a worker may take before it serves, for each started GiB of swap files; its event loop does not run yet."""
 POISON_DEATHS = 3
 """Deaths at one request after which it is answered with EIO."""
 UPGRADE_S = 300.0
@@ -124,8 +123,8 @@ class Supervisor:
         self._spare_due = 0.0
         self._notifier = service.Notifier()
         self._stopping = Stopping(self._words, is_awaited=self._notifier.is_heard)
-        self._ticks = (0, 0)
-        self._ticked = self._looked = self._forked = time.monotonic()
+        self._watch = Watch(config.service.hang_timeout, sum(config.swap_files().values()))
+        self._looked = self._forked = time.monotonic()
         self._aborted: float | None = None
         self._is_ready = False
 
@@ -187,7 +186,9 @@ class Supervisor:
         self._words[Word.PHASE] = Phase.STARTING
         self._words[Word.STARTED] += 1
         self._hook[HookWord.ACTIVE] = 0
-        if self._spare is not None and self._spare.promote():
+        self._words[Word.BEGUN] = time.monotonic_ns()
+        is_forked = self._spare is None or not self._spare.promote()
+        if self._spare is not None and not is_forked:
             self._worker, self._spare = self._spare.pid, None
         else:
             self._drop_spare(wait=False)
@@ -195,7 +196,14 @@ class Supervisor:
         self._spare_due = 0.0
         self._stopping.forget_worker()
         self._aborted = None
-        self._forked = self._ticked = self._looked = time.monotonic()
+        self._forked = self._looked = time.monotonic()
+        self._watch.begin(
+            self._forked,
+            self._signs(),
+            is_forked=is_forked,
+            is_building=not self._has_served,
+            early_deaths=self._early_deaths,
+        )
 
     def _fork(self) -> int:
         pid = fork(self._hold_out, has_time=not self._has_served)
@@ -306,20 +314,18 @@ class Supervisor:
 
     def _look(self) -> None:
         now = time.monotonic()
-        # Time in which we did not run (a suspended machine, a busy one) is not held against the worker.
-        self._ticked += max(now - self._looked - 2 * LOOK_S, 0.0)
-        self._forked += max(now - self._looked - 2 * LOOK_S, 0.0)
+        self._watch.excuse(max(now - self._looked - 2 * LOOK_S, 0.0))
         self._looked = now
         self._notifier.watchdog()
         _attempt(self._keeper.hold)
         phase = self._words[Word.PHASE]
         if phase == Phase.SERVING:
             _attempt(self._look_after, now)
-        _attempt(self._watch, now, phase)
+        _attempt(self._end_if_it_hangs, now, phase)
 
     def _look_after(self, now: float) -> None:
         """Do what is to be done while a worker serves."""
-        if now - self._ticked < SILENT_S:  # whom nobody serves, no memory helps
+        if self._watch.silence(now, self._signs()) < SILENT_S:  # whom nobody serves, no memory helps
             self._ballast.look(self._hook[HookWord.REQUESTS])
         self._keep_spare(now)
         self._say_ready(now)
@@ -338,19 +344,14 @@ class Supervisor:
                 self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
             self._notifier.ready(f"serving {self._config.fuse.mountpoint}")
 
-    def _watch(self, now: float, phase: int) -> None:
-        ticks = (self._words[Word.TICKS], self._hook[HookWord.REQUESTS])
-        if ticks != self._ticks:
-            self._ticks, self._ticked = ticks, now
-        limit, since = float(self._config.service.hang_timeout), self._ticked
-        if not limit:
-            return
-        if phase == Phase.STARTING:
-            limit, since = START_S * (1 + (sum(self._config.swap_files().values()) >> 30)), self._forked
-        if now - since < limit:
+    def _signs(self) -> tuple[int, ...]:
+        return self._words[Word.TICKS], self._hook[HookWord.REQUESTS]
+
+    def _end_if_it_hangs(self, now: float, phase: int) -> None:
+        if not self._watch.hangs(now, self._signs(), serves=phase != Phase.STARTING):
             return
         if self._aborted is None:
-            log.error("worker %d has stood still for %.0f s: ending it", self._worker, now - since)
+            log.error("worker %d has stood still for %.0f s: ending it", self._worker, self._watch.silence(now, self._signs()))
             self._send(signal.SIGABRT)
             self._aborted = now
         elif now - self._aborted >= ABORT_S:
