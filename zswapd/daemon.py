@@ -139,6 +139,7 @@ class Worker:
             budget_us=config.fuse.budget_us,
             shared=state.hook,
             adopt=state.words[Word.STARTED] > 1,
+            resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is
         )
         cache = self.core.cache.cleancache if self.core.cache else None
         self.volumes = make_volumes(self.config, cache, directory, prepared.lanes, left) if cache else None

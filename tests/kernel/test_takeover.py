@@ -100,6 +100,44 @@ def test_torture_of_successors_in_their_takeover(stage: Stage) -> None:
     daemon.swapoff()
 
 
+def test_torture_as_with_a_kernel_that_has_neither_resend_nor_noswap(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
+    daemon = stage.daemon(size="256M", memory__arena="memfd")
+    daemon.swapon()
+    outcome = torture(TorturePlan(kills=10, data_mib=128, memory_mib=48, pause_s=0.7, seed=4), daemon)
+    assert outcome.good(), outcome.lines()
+    assert outcome.kills == 10
+    assert daemon.ask("stats")["core"]["arena_kind"] == "memfd"
+    daemon.swapoff()
+
+
+@pytest.mark.parametrize("what", ["a write", "a read", "a discard"])
+def test_request_left_in_the_buffer_is_answered_though_no_other_comes(
+    stage: Stage, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = {"a write": "store_alive:150", "a read": "page_loaded:200", "a discard": "discard_page:30"}[what]
+    monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
+    monkeypatch.setenv("ZSWAPD_CRASH", f"{point}:kill:1")  # the first worker dies in the middle of it
+    daemon = stage.daemon(size="64M", memory__arena="memfd")
+    data = os.urandom(128 * PAGE)
+    with daemon.file.open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), data, 0)
+        if what == "a write":
+            data = os.urandom(128 * PAGE)
+            assert os.pwrite(file.fileno(), data, 0) == len(data)
+        elif what == "a discard":
+            system.run("fallocate", "--punch-hole", "--offset", "0", "--length", str(64 * PAGE), daemon.file)
+            data = bytes(64 * PAGE) + data[64 * PAGE :]
+        else:
+            assert os.pread(file.fileno(), len(data), 0) == data
+            assert os.pread(file.fileno(), len(data), 0) == data
+        assert os.pread(file.fileno(), len(data), 0) == data
+    status, stats = daemon.ask("status")["worker"], daemon.ask("stats")["fuse"]
+    assert (status["deaths"], status["number"]) == (1, 2)
+    assert stats["resent"] == 1
+    assert stats["request_errors"] == 0
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_torture_of_two_hundred_kills(stage: Stage) -> None:

@@ -1031,21 +1031,25 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(adopt_doc, "adopt() -> bool");
+PyDoc_STRVAR(adopt_doc, "adopt(*, resend=True) -> bool");
 
 /*
  * Have libfuse hear FUSE_INIT again (the answer goes nowhere, the kernel has had one), then have what the predecessor read and
- * did not answer sent again. True: the kernel cannot, and the buffer has the only copy; it is answered with the next request.
+ * did not answer sent again. True: the kernel cannot, or is not asked to, and the buffer has the only copy; it is answered with
+ * the next request.
  */
-static PyObject *py_adopt(PyObject *self, PyObject *unused)
+static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 {
+	static char *names[] = {"resend", NULL};
+	int is_asked = 1;
 	struct fuse_out_header resend = {.len = sizeof(resend), .error = NOTIFY_RESEND, .unique = 0};
 	char init[INIT_MAX];
 	struct fuse_buf request = {.mem = init};
 	size_t length;
 
 	(void)self;
-	(void)unused;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$p:adopt", names, &is_asked))
+		return NULL;
 	if (hook.session == NULL || !find_descriptor(hook.session)) {
 		PyErr_SetString(PyExc_RuntimeError, "there is no session to adopt");
 		return NULL;
@@ -1063,7 +1067,7 @@ static PyObject *py_adopt(PyObject *self, PyObject *unused)
 		memcpy(init, hook.survivor->init, request.size);
 		fuse_session_process_buf(hook.session, &request);
 	}
-	if (write(hook.fd, &resend, sizeof(resend)) == (ssize_t)sizeof(resend)) {
+	if (is_asked && write(hook.fd, &resend, sizeof(resend)) == (ssize_t)sizeof(resend)) {
 		header()->len = 0;
 		Py_RETURN_FALSE;
 	}
@@ -1242,7 +1246,7 @@ static PyObject *py_latencies(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
     {"attach", (PyCFunction)(void (*)(void))py_attach, METH_VARARGS | METH_KEYWORDS, attach_doc},
     {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
-    {"adopt", py_adopt, METH_NOARGS, adopt_doc},
+    {"adopt", (PyCFunction)(void (*)(void))py_adopt, METH_VARARGS | METH_KEYWORDS, adopt_doc},
     {"unique", py_unique, METH_NOARGS, PyDoc_STR("unique() -> int")},
     {"reply", py_reply, METH_VARARGS, reply_doc},
     {"hear", py_hear, METH_VARARGS, PyDoc_STR("hear(fd, function)")},

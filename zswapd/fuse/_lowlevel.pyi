@@ -39,10 +39,13 @@ def attach(
         OSError: no memory for the buffers.
     """
 
-def adopt() -> bool:
+def adopt(*, resend: bool = True) -> bool:
     """Take over a session that another process has served with the same `shared`, before the first request is received.
 
     FUSE_INIT is repeated to libfuse, and the kernel asked to send again what was read and not answered (Linux 6.9).
+
+    Args:
+        resend: False to do without that, as with an older kernel.
 
     Returns:
         True if the kernel cannot, and a request is left in the buffer: it is answered when the next one comes.

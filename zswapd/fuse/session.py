@@ -157,6 +157,7 @@ class Session:
         device: the FUSE device node, for a mount to be made.
         shared: memory that outlives the process, `handover.hook_bytes(MAX_IO)` bytes, for the hook.
         adopt: whether a process before us has served this mount, with the same `shared`.
+        resend: False to take a session over as with a kernel that cannot send requests again (before Linux 6.9).
 
     Attributes:
         hook_active: whether the hook serves this session; known once it is open.
@@ -176,6 +177,7 @@ class Session:
         device: Path = Path("/dev/fuse"),
         shared: memoryview | None = None,
         adopt: bool = False,
+        resend: bool = True,
     ) -> None:
         self.operations = operations
         self._mount = Mount(mount, device=device) if isinstance(mount, Path) else mount
@@ -186,6 +188,7 @@ class Session:
         self._budget_us = budget_us
         self._shared = shared
         self._adopt = adopt
+        self._resend = resend
         self._undo = contextlib.ExitStack()
         self._is_terminating = False
 
@@ -251,7 +254,7 @@ class Session:
         self.operations.on_init = agreed.set
         async with trio.open_nursery() as nursery:
             nursery.start_soon(announce)
-            if self._adopt and lowlevel is not None and lowlevel.adopt():
+            if self._adopt and lowlevel is not None and lowlevel.adopt(resend=self._resend):
                 nursery.start_soon(self._poke)
             nursery.start_soon(self.operations.interrupts.run)
             await pyfuse3.main(max_tasks=MAX_TASKS)
