@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 LONGEST_TAKEOVER_S = 60.0
 _SERVES = re.compile(r"worker (\d+) serves .*, (\d+) pages, after (\d+) ms")
-_KERNEL_COMPLAINT = re.compile(r"I/O error, dev loop|[Ww]rite-error on swap|[Rr]ead-error on swap|blocked for more than")
+_KERNEL_COMPLAINT = re.compile(r"I/O error, dev (loop\d+)|[Ww]rite-error on swap|[Rr]ead-error on swap|blocked for more than")
 
 
 @dataclass(slots=True)
@@ -44,19 +44,24 @@ class Outcome:
     """What a run came to.
 
     Attributes:
+        planned: kills that were asked for.
         kills: workers killed.
+        deaths: workers that died, as the daemon counts them.
         wrong_pages: pages that did not come back as they were.
         pages_verified: pages that were compared, in all phases.
         failed_requests: requests that the daemon answered with an error.
         kernel_complaints: lines of the kernel's log about I/O errors on swap or hung tasks.
-        takeover_ms: of each takeover, from the fork to the first request that can be answered.
+        takeover_ms: of each takeover that was not cut short, from the moment at which the supervisor begins to make the next
+            worker to the first request that can be answered.
         outage_ms: of each kill, from the signal to the next worker's answer on the control socket.
         takeover_pages: pages in the pool at each takeover.
         seconds: of the whole run.
         error: why it ended early; empty if it did not.
     """
 
+    planned: int = 0
     kills: int = 0
+    deaths: int = 0
     wrong_pages: int = 0
     pages_verified: int = 0
     failed_requests: int = 0
@@ -75,9 +80,27 @@ class Outcome:
     def _pairs(self) -> list[tuple[int, int]]:
         return list(zip(self.takeover_ms, self.takeover_pages, strict=True))
 
+    @property
+    def cut_short(self) -> int:
+        """Takeovers that were ended by the next kill."""
+        return self.kills - len(self.takeover_ms)
+
+    def shortcomings(self) -> list[str]:
+        """Return what was not as promised, times apart; and what was not done, so that nothing was shown."""
+        found = [f"ENDED EARLY: {self.error}"] if self.error else []
+        if self.wrong_pages or self.failed_requests or self.kernel_complaints:
+            found.append("pages or requests were lost")
+        if self.kills != self.planned or not self.kills:
+            found.append(f"{self.kills} workers were killed, {self.planned} should have been")
+        if self.deaths != self.kills:
+            found.append(f"{self.deaths} workers have died, {self.kills} were killed")
+        if not self.pages_verified or not max(self.takeover_pages, default=0):
+            found.append("no page was swapped out at any takeover, or none was verified")
+        return found
+
     def good(self) -> bool:
-        """Return whether all went as promised, times apart."""
-        return not (self.error or self.wrong_pages or self.failed_requests or self.kernel_complaints)
+        """Return whether all was done, and went as promised, times apart."""
+        return not self.shortcomings()
 
     def lines(self) -> list[str]:
         """Return the summary."""
@@ -92,9 +115,7 @@ class Outcome:
             stored = max(self.takeover_pages) * PAGE >> 20
             text.append(f"up to {stored} MiB stored at a takeover; longest {self.seconds_per_gib():.2f} s a GiB")
         text += [f"kernel: {line}" for line in self.kernel_complaints[:10]]
-        if self.error:
-            text.append(f"ENDED EARLY: {self.error}")
-        return text
+        return text + self.shortcomings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +154,7 @@ class Killer(threading.Thread):
         try:
             while self._outcome.kills < self._plan.kills and not self.done.is_set():
                 self._kill_one()
-        except (HarnessError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it ends the killing
             self._outcome.error = f"after {self._outcome.kills} kills: {exc}"
         finally:
             self.done.set()
@@ -167,9 +188,12 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
         daemon: the victim.
         say: takes lines of progress.
     """
-    outcome = Outcome()
-    complaints_before = len(_kernel_complaints())
+    outcome = Outcome(planned=plan.kills)
+    deaths_before = daemon.ask("status")["worker"]["deaths"]
+    devices = {Path(device).name for device in daemon.loops()}
+    complaints_before = set(_kernel_complaints(devices))
     failed_before = daemon.ask("stats")["fuse"]["request_errors"]
+    log_before = len(daemon.log_text())
     begin = time.monotonic()
     killer = Killer(daemon, plan, outcome)
     with MemoryCgroup("torture", plan.memory_mib * MIB) as cgroup:
@@ -194,16 +218,19 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
                 killer.join()
     outcome.seconds = time.monotonic() - begin
     outcome.failed_requests = daemon.ask("stats")["fuse"]["request_errors"] - failed_before
-    for _number, pages, milliseconds in _SERVES.findall(daemon.log_text()):
+    outcome.deaths = daemon.ask("status")["worker"]["deaths"] - deaths_before
+    for _number, pages, milliseconds in _SERVES.findall(daemon.log_text()[log_before:]):
         outcome.takeover_ms.append(int(milliseconds))
         outcome.takeover_pages.append(int(pages))
-    outcome.kernel_complaints = _kernel_complaints()[complaints_before:]
+    outcome.kernel_complaints = [line for line in _kernel_complaints(devices) if line not in complaints_before]
     return outcome
 
 
-def _kernel_complaints() -> list[str]:
+def _kernel_complaints(devices: set[str]) -> list[str]:
+    """Return what the kernel has said of failed requests, but for those of other loop devices than the given."""
     text = subprocess.run(["dmesg"], check=True, capture_output=True, text=True, timeout=20).stdout
-    return [line for line in text.splitlines() if _KERNEL_COMPLAINT.search(line)]
+    found = ((line, _KERNEL_COMPLAINT.search(line)) for line in text.splitlines())
+    return [line for line, match in found if match and (match[1] is None or match[1] in devices)]
 
 
 def _signals(text: str) -> tuple[signal.Signals, ...]:
@@ -213,25 +240,53 @@ def _signals(text: str) -> tuple[signal.Signals, ...]:
         raise argparse.ArgumentTypeError(f"unknown signal {exc.args[0]}") from None
 
 
+def _above_zero(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait")
+    return number
+
+
+def _setting(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text} is no SECTION.KEY=VALUE")
+    return text
+
+
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     plan = TorturePlan()
     parser = argparse.ArgumentParser(
         prog="scripts/torture", description="Kills zswapd's worker under real swap traffic, and checks every byte."
     )
-    parser.add_argument("--kills", type=int, default=plan.kills, help="workers to kill (default %(default)s)")
-    parser.add_argument("--data-mib", type=int, default=plan.data_mib, help="data of the workload (default %(default)s)")
-    parser.add_argument("--memory-mib", type=int, default=plan.memory_mib, help="its memory cgroup (default %(default)s)")
-    parser.add_argument("--pause", type=float, default=plan.pause_s, help="longest time to a kill, s (default %(default)s)")
+    parser.add_argument("--kills", type=_above_zero, default=plan.kills, help="workers to kill (default %(default)s)")
+    parser.add_argument(
+        "--data-mib", type=_above_zero, default=plan.data_mib, help="data of the workload (default %(default)s)"
+    )
+    parser.add_argument(
+        "--memory-mib", type=_above_zero, default=plan.memory_mib, help="its memory cgroup (default %(default)s)"
+    )
+    parser.add_argument(
+        "--pause", type=_not_negative, default=plan.pause_s, help="longest time to a kill, s (default %(default)s)"
+    )
     parser.add_argument("--signals", type=_signals, default=plan.signals, help="e.g. KILL,SEGV,ABRT (default KILL)")
     parser.add_argument("--early", action="store_true", help="kill successors in their takeover, too")
     parser.add_argument("--seed", type=int, default=plan.seed, help="of times and data (default %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="a setting of the daemon")
+    parser.add_argument(
+        "--set", action="append", default=[], type=_setting, metavar="SECTION.KEY=VALUE", help="a setting of the daemon"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to FILE")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; return 0 if nothing was lost, 1 if something was, 2 if it could not run."""
+    """Run; return 0 if all was killed that should be and nothing was lost, 1 if not, 2 if it could not run."""
     args = _arguments(sys.argv[1:] if argv is None else argv)
     if os.geteuid() != 0:
         print("scripts/torture needs root for swapon, loop devices and cgroups: sudo scripts/torture", file=sys.stderr)
