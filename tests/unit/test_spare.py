@@ -107,3 +107,20 @@ def test_spare_ends_with_its_parent_and_says_nothing(tmp_path: Path, is_heard: b
     assert done.stderr == b""
     pid = int((tmp_path / "pid").read_text())
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
+
+
+def test_spare_whose_parent_dies_before_it_is_ready_ends_in_silence(tmp_path: Path) -> None:
+    code = """
+import os, sys, time
+from zswapd.supervisor.spare import Spare
+def prepare():
+    while os.getppid() == PARENT:
+        time.sleep(0.01)
+PARENT = os.getpid()
+Spare(prepare, lambda _: os._exit(9))
+os._exit(0)
+"""
+    with (tmp_path / "said").open("w") as said:
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=said, stderr=said, timeout=20)
+    time.sleep(0.5)
+    assert (tmp_path / "said").read_text() == ""

@@ -107,9 +107,9 @@ def _wait(line: socket.socket, prepare: Callable[[], T], become: Callable[[T], N
     code = 1
     try:
         prepared = prepare()
-        line.send(_READY, socket.MSG_NOSIGNAL)
         go = b""
-        with contextlib.suppress(ConnectionResetError):  # our word was not read: the parent is dead
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is dead; or died before it read our word
+            line.send(_READY, socket.MSG_NOSIGNAL)
             go = line.recv(1)
         if go == _GO:
             line.close()
