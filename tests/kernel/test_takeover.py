@@ -606,11 +606,54 @@ def test_contents_are_in_no_core_dump_and_gone_after_a_clean_stop(stage: Stage) 
     os.close(fd)
     worker = daemon.worker_pid()
     assert "Max core file size        0                    0" in Path(f"/proc/{worker}/limits").read_text()
+    (forbidden,) = (item for item in daemon.ask("status")["protections"] if item["name"] == "no_core_dumps")
+    assert forbidden["on"]
+    assert forbidden["detail"] == "what is swapped out is in no core dump"
     shared = shared_mappings(worker)
     assert len(shared) >= 2  # arena and state
     assert all("dd" in flags for flags in shared)  # MADV_DONTDUMP
     assert daemon.terminate() == 0
     assert not Path(f"/proc/{worker}").exists()  # and nobody else has the files, which have no name
+
+
+def test_whoever_dumps_a_worker_all_the_same_finds_no_page_in_it(stage: Stage) -> None:
+    daemon = stage.daemon(size="64M")
+    secrets = [b"a secret of 24 letters!!", os.urandom(24)]
+    first = daemon.worker_pid()
+    os.kill(first, signal.SIGKILL)  # what a successor has it has from its supervisor, or got in a hurry
+    next_worker(daemon, first)
+    with daemon.file.open("r+b", buffering=0) as file:
+        for place, secret in enumerate(secrets):
+            filler = os.urandom(PAGE // 2) if place else b""  # so that it does not compress
+            page = (secret * 80 + filler + b"." * PAGE)[:PAGE]
+            begin = place * 64
+            for number in range(begin, begin + 64, 8):
+                os.pwrite(file.fileno(), page * 8, number * PAGE)
+            for size in (1, 8, 32):  # what is read ahead, too
+                for number in range(begin, begin + 64, size):
+                    assert os.pread(file.fileno(), size * PAGE, number * PAGE) == page * size
+            os.pwrite(file.fileno(), secret, begin * PAGE + 5)  # a part of a page
+            assert os.pread(file.fileno(), 24, begin * PAGE + 5) == secret
+    worker = daemon.worker_pid()
+    assert found_in(worker, secrets, dumped=False), "or else this shows nothing"
+    assert found_in(worker, secrets, dumped=True) == []
+    assert found_in(daemon.pid, secrets, dumped=True) == []
+
+
+def found_in(pid: int, secrets: list[bytes], *, dumped: bool) -> list[str]:
+    """The private mappings of a process in which a secret lies: those that a core dump has, or the others (VM_DONTDUMP)."""
+    found, mapping, is_there = [], "", False
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            if not line.split(" ")[0].endswith(":"):
+                mapping = line
+            elif line.startswith("Rss:"):
+                is_there = " 0 kB" not in line
+            elif line.startswith("VmFlags:") and " rw-p " in mapping and is_there and ("dd" in line.split()) is not dumped:
+                begin, end = (int(number, 16) for number in mapping.split(" ")[0].split("-"))
+                contents = os.pread(memory.fileno(), end - begin, begin)
+                found += [mapping for secret in secrets if secret in contents]
+    return found
 
 
 def shared_mappings(pid: int) -> list[list[str]]:

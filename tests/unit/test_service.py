@@ -83,7 +83,7 @@ def test_protect_where_all_is_allowed_is_all_on(root: Path, monkeypatch: pytest.
 def test_protect_faults_in_code_and_constants_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FakeLibc()
     protect(root, libc, monkeypatch)
-    assert [call[1:] for call in libc.calls if call[0] == "madvise"] == [
+    assert [call[1:] for call in libc.calls if call[0] == "madvise" and call[3] != 16] == [
         (0x55D000, 0x1000, 22),
         (0x55E000, 0x2000, 22),
     ]
@@ -93,7 +93,7 @@ def test_protect_before_swap_is_served_faults_no_code_in(root: Path, monkeypatch
     libc = FakeLibc()
     assert protect(root, libc, monkeypatch, populates_code=False)["lock_memory"].on
     assert ("mlockall", 7) in libc.calls
-    assert not [call for call in libc.calls if call[0] == "madvise"]
+    assert not [call for call in libc.calls if call[0] == "madvise" and call[3] != 16]
 
 
 def test_protect_with_all_switched_off_forbids_core_dumps_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,22 @@ def test_protect_with_all_switched_off_forbids_core_dumps_only(root: Path, monke
     assert found["lock_memory"].hint == "set service.lock_memory=true"
     assert not found["io_flusher"].on
     assert found["oom_score_adj"].on
-    assert libc.calls == [("prctl", 4, 0, 0, 0, 0)]
+    # Neither a dump by the kernel, nor the one private mapping in anybody else's.
+    assert libc.calls == [("prctl", 4, 0, 0, 0, 0), ("madvise", 0x560000, 0x1000, 16)]
+
+
+def test_the_kernel_dumps_no_protected_process_and_its_memory_is_marked() -> None:
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            protections.protect(lock_memory=False, io_flusher=False, oom_score_adj=0, libc_heap=1 << 20, python_heap=1 << 20)
+            heap = Path("/proc/self/smaps").read_text().partition("[heap]")[2].partition("VmFlags:")[2].splitlines()[0]
+            is_dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+            code = 0 if is_dumpable == 0 and "dd" in heap.split() and resource.getrlimit(resource.RLIMIT_CORE)[0] == 0 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.parametrize(

@@ -917,6 +917,7 @@ static int make_buffers(char *given)
 		}
 		mapping = larger;
 		mapping_size = size;
+		(void)madvise(mapping, size, MADV_DONTDUMP); /* page contents; whatever it says, they are in no core (protections.py) */
 	}
 	shared = given != NULL ? given : mapping;
 	/*

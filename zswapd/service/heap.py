@@ -34,7 +34,7 @@ LIBC_HEAP = 32 << 20
 PYTHON_HEAP = 24 << 20
 """Bytes of Python's arenas, likewise."""
 
-_MADV_POPULATE_WRITE = 23
+_MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
 _PRIVATE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p ", re.MULTILINE)
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -86,6 +86,23 @@ def own_memory(libc: ctypes.CDLL, root: Path = Path("/")) -> int:
             return -1  # before Linux 5.14 there is no such advice
         copied += end - start
     return copied
+
+
+def leave_out_of_core_dumps(libc: ctypes.CDLL, root: Path = Path("/")) -> bool:
+    """Have no core dump contain the private memory that there is now, heaps above all: pages pass through them.
+
+    What is mapped later is not covered.
+
+    Args:
+        libc: for madvise.
+        root: where /proc is, for tests.
+
+    Returns:
+        Whether it worked throughout.
+    """
+    ranges = [(int(found[1], 16), int(found[2], 16)) for found in _PRIVATE.finditer((root / "proc/self/maps").read_text())]
+    outcomes = [libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTDUMP) for start, end in ranges]
+    return not any(outcomes)
 
 
 def freeze_garbage_collector() -> None:

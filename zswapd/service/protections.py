@@ -25,7 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zswapd.service import code
-from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap, own_memory
+from zswapd.service.heap import (
+    LIBC_HEAP,
+    PYTHON_HEAP,
+    grow_libc_heap,
+    grow_python_heap,
+    leave_out_of_core_dumps,
+    own_memory,
+)
 from zswapd.service.scheduling import NICE, be_last
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
@@ -83,7 +90,7 @@ def protect(
         _lock_memory(libc, root, populates_code=populates_code) if lock_memory else _not_wanted("lock_memory"),
         _set_oom_score_adj(oom_score_adj, root),
         _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
-        _forbid_core_dumps(libc),
+        _forbid_core_dumps(libc, root),
         _set_scheduling(scheduling),
     )
 
@@ -187,8 +194,12 @@ def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:
     return Protection(name, on=False, detail=f"prctl: {os.strerror(failed)}", hint=CAPABILITY_HINT)
 
 
-def _forbid_core_dumps(libc: ctypes.CDLL) -> Protection:
-    """Keep other people's memory out of files: the limit is for dumps to files, the flag for those that a program receives."""
+def _forbid_core_dumps(libc: ctypes.CDLL, root: Path) -> Protection:
+    """Keep other people's memory out of files.
+
+    The limit is for dumps to files, the flag for those that a program receives. Whoever makes one all the same (a debugger
+    does) finds the heaps left out, and the arena and the hook's buffers, which see to that themselves.
+    """
     name = "no_core_dumps"
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -196,6 +207,8 @@ def _forbid_core_dumps(libc: ctypes.CDLL) -> Protection:
         return Protection(name, on=False, detail=f"RLIMIT_CORE: {error}", hint="report this as a bug")
     if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         return Protection(name, on=False, detail=f"prctl: {_last_error()}", hint="report this as a bug")
+    if not leave_out_of_core_dumps(libc, root):
+        return Protection(name, on=True, detail="the kernel makes no core dump; a debugger's would have pages in it")
     return Protection(name, on=True, detail="what is swapped out is in no core dump")
 
 
