@@ -18,7 +18,6 @@ is populated. The index has room for every page of every swap file.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -32,6 +31,7 @@ from zswapd.allocators.frametable import PERSISTENT
 from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
 from zswapd.block.device import Device, DeviceStatistics, lost_bytes
 from zswapd.cachehalf import CacheHalf, CacheStatistics, split
+from zswapd.compress.samples import sample_pages
 from zswapd.crashpoints import reach
 from zswapd.diskhalf import apply_limits
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
@@ -386,7 +386,7 @@ class Core:
         out = memoryview(bytearray(self._page_size))
         for codec in compress.names():
             zv.compressor = compress.get(codec)
-            for page in _test_pages(self._page_size):
+            for page in sample_pages(self._page_size):
                 pampd = zv.create(0, 0, 0, memoryview(page), replacing=True)
                 out[:] = bytes(self._page_size)
                 if pampd > 0:
@@ -445,10 +445,3 @@ class Core:
     def close(self) -> None:
         """Let go of the arena."""
         self.arena.close()
-
-
-def _test_pages(page_size: int) -> tuple[bytes, ...]:
-    """Return a page that is same-filled, one that compresses, one that does so poorly, and one that does not."""
-    text = b"".join(b"%d:" % (number * 2654435761 % 4294967296) for number in range(page_size // 4))
-    noise = hashlib.shake_128(b"zswapd").digest(page_size)
-    return b"\x5a" * page_size, text[:page_size], text[: page_size // 8] + noise[page_size // 8 :], noise

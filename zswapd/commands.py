@@ -284,11 +284,8 @@ class Commands:
             partial(self._check, command),
         )
         if check.code != 0:
-            words = check.err.decode(errors="replace").strip().splitlines()
-            raise HandoverError(
-                f"the installed program cannot take over: {words[0] if words else f'exit code {check.code}'}",
-                hint="the running one goes on",
-            )
+            reason = _reason_in(check.err) or f"exit code {check.code}"
+            raise HandoverError(f"the installed program cannot take over: {reason}", hint="the running one goes on")
         worker.checked = _settings_in(check.out)
         worker.remember()
         worker.state.words[Word.UPGRADE] = 1
@@ -355,6 +352,12 @@ async def _with_news(report: Report, news: Callable[[], object], work: Callable[
 
 async def _to_nobody(_news: object) -> None:
     """Be the report of a command that no client has given."""
+
+
+def _reason_in(output: bytes) -> str:
+    """Return the line that says why a check has failed: the first, or of a traceback the last; empty if there is none."""
+    words = output.decode(errors="replace").strip().splitlines()
+    return words[-1 if words[0].startswith("Traceback") else 0] if words else ""
 
 
 def _settings_in(output: bytes) -> object:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import zswapd
 from scripts.zbench.daemon import Daemon, program
 from scripts.zbench.system import HarnessError
 from tests.support.swap import Stage, next_worker, stage, wait_for
@@ -215,6 +217,81 @@ def test_a_program_that_fails_after_its_check_leaves_the_worker_serving(
     daemon.start()  # as the service manager does
     assert daemon.ask("status")["worker"]["supervised"]
     assert daemon.worker_pid() != old
+    the_page_is_there(daemon)
+
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Python looks first; a program that is put there is the installed one from then on."""
+    place = tmp_path / "installed"
+    place.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    return place
+
+
+def install(place: Path, *, version: str, changes: dict[str, tuple[str, str]]) -> None:
+    """Put a copy of this program there, with another version and some changes."""
+    shutil.copytree(TOP / "zswapd", place / "zswapd", ignore=shutil.ignore_patterns("__pycache__"))
+    for library in TOP.glob("zswapd__mypyc*.so"):
+        shutil.copy(library, place)
+    for name, (before, after) in {"__init__.py": (zswapd.__version__, version), **changes}.items():
+        path = place / "zswapd" / name
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
+
+
+def test_an_upgrade_replaces_the_running_code(stage: Stage, installed: Path) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M")
+    with daemon.file.open("r+b", buffering=0) as swap:
+        os.pwrite(swap.fileno(), PAGE, 4096)
+    assert daemon.ask("status")["version"] == zswapd.__version__
+    install(installed, version="9.9.9", changes={})
+    report = daemon.ctl_json("upgrade")
+    assert (report["old_version"], report["version"]) == (zswapd.__version__, "9.9.9")
+    assert daemon.ask("status")["version"] == "9.9.9"
+    for pid in (daemon.pid, daemon.worker_pid()):
+        libraries = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "zswapd" in line}
+        assert any(str(installed) in name for name in libraries)
+        assert not any(name.startswith(f"{TOP}/zswapd") for name in libraries), "nothing is left of the old program"
+    the_page_is_there(daemon)
+    old = daemon.worker_pid()
+    os.kill(old, signal.SIGKILL)
+    next_worker(daemon, old)
+    assert daemon.ask("status")["version"] == "9.9.9"
+    the_page_is_there(daemon)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "said"),
+    [
+        (
+            "assembly.py",
+            "wrong = self.frames.adopt()",
+            "raise KeyError('frames')",
+            "fails in a rehearsal.*KeyError",
+        ),
+        ("daemon.py", "import trio\n", "import trio_of_tomorrow\n", "trio_of_tomorrow"),
+        ("fuse/__init__.py", "from zswapd.fuse import _lowlevel", "raise ImportError('no hook')", "no hook"),
+        ("allocators/arena.py", "\nREADABLE_LAYOUTS = ", "\nREADABLE_LAYOUTS = (99,)  # ", "knows .99,."),
+    ],
+)
+def test_a_program_whose_workers_would_not_come_up_does_not_replace_one_that_serves(
+    stage: Stage, installed: Path, name: str, before: str, after: str, said: str
+) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M")
+    with daemon.file.open("r+b", buffering=0) as swap:
+        os.pwrite(swap.fileno(), PAGE, 4096)
+    old = daemon.worker_pid()
+    install(installed, version="9.9.9", changes={name: (before, after)})
+    with pytest.raises(HarnessError, match=f"cannot take over.*{said}"):
+        daemon.ctl("upgrade")
+    assert daemon.worker_pid() == old
+    status = daemon.ask("status")
+    assert (status["version"], status["worker"]["number"]) == (zswapd.__version__, 1)
     the_page_is_there(daemon)
 
 

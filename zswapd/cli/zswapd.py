@@ -47,6 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.upgrade_check is not None:
         config = sources.load_config(options)
         supervisor.check(config, options.upgrade_check)
+        supervisor.rehearse(config)
         print(json.dumps(to_document(config)))
         return 0
     return supervisor.run(lambda: sources.load_config(options), lambda work: guarded("zswapd", work))

@@ -2,6 +2,7 @@
 """The parent process: holds what has to outlive a worker (`estate`), forks workers and buries them (`supervising`)."""
 
 from zswapd.supervisor.estate import check
+from zswapd.supervisor.rehearsal import rehearse
 from zswapd.supervisor.supervising import run
 
-__all__ = ["check", "run"]
+__all__ = ["check", "rehearse", "run"]
