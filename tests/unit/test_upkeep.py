@@ -156,3 +156,27 @@ async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_di
         await trio.sleep(0.1)
         assert grown == [1]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_what_is_discarded_goes_back_to_the_system_in_a_moment(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upkeep = await run_refill(core, 1 << 20, monkeypatch)
+    monkeypatch.setattr("zswapd.upkeep.IDLE_S", 0.02)
+    stored = 0
+    while stored < 4 * PAGES:
+        stored += store(core, stored, 256)
+        core.frames.refill_now()
+    full = core.arena.backed_bytes()
+    assert full > 4 * PAGES * 4096
+    core.devices["swap"].discard(0, 64 * MIB)
+    assert core.arena.backed_bytes() == full, "the page path gives nothing back itself"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.keep_house, lambda: None)
+        with trio.fail_after(10):
+            while core.frames.wants_trim():
+                await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()
+    target = core.frames.reserve_target * 4096
+    assert core.arena.backed_bytes() < target + target // 2 + 6 * MIB

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from scripts.zvm.channel import Silent
 from scripts.zvm.guest import UNIT, Answers, Box, Work
 from tests.vm.conftest import Boot
 
@@ -69,6 +71,14 @@ def die_together(box: Box) -> None:
     wait_for(box, lambda now: now["supervised"] and now["pid"] != old["pid"], "nothing came out of the descriptor store")
 
 
+def is_running(work: Work) -> bool:
+    try:
+        work.running.wait(0.2)
+    except Silent:
+        return True
+    return False
+
+
 def check_end(box: Box, work: Work, limit: float) -> None:
     assert work.verified(limit)[-1]["mismatches"] == 0
     console = box.run("dmesg")
@@ -115,10 +125,16 @@ def test_box_touched_at_twice_its_memory_survives_every_death(boot: Boot) -> Non
     box = boot(memory_mib=768)
     box.start({**SETTINGS, "swap.size": '"2G"'})
     work = box.workload(1536, "fill", "verify", limit=1800)
+    pauses = random.Random(1)
     with Answers(box) as answers:
         for _ in range(4):
-            time.sleep(20)
+            for _ in range(5):
+                time.sleep(pauses.uniform(2, 5))
+                old = worker(box)
+                kill(box, "KILL", old["pid"])
+                wait_for(box, lambda now, pid=old["pid"]: now["pid"] != pid, "no worker after SIGKILL")  # type: ignore[misc]
             die_in_every_way(box)
+        assert is_running(work), "the last of them died for nothing"
         check_end(box, work, 1800)
     print(f"slowest answers: {answers.slowest}")
     assert answers.swapped_kib == 0

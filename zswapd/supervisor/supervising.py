@@ -377,6 +377,8 @@ class Supervisor:
             self._notifier.set_watchdog(UPGRADE_S)
         log.info("the installed program takes over")
         estates.become_installed(self._estate, self._worker)
+        if self._notifier.watchdog_interval:  # it has not come to that
+            self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
 
 
 def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
