@@ -52,8 +52,11 @@ def find_estate(config: Config, left: Left | None) -> tuple[Estate, int]:
             raise refusal from None
     for descriptor in stored.values():
         os.close(descriptor)
+    estate = estates.adopt(config, descriptors)
+    # Between its answer and our claim, another program may have taken over from it, and have died.
+    worker = silent.living_worker(estate.state) or worker
     log.info("worker %d has lost its supervisor: taking over", worker)
-    return estates.adopt(config, descriptors), worker
+    return estate, worker
 
 
 def _counted(estate: Estate) -> Estate:

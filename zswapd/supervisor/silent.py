@@ -60,12 +60,17 @@ def worker_in(descriptor: int) -> int:
     """
     state = SharedState(os.dup(descriptor))
     try:
-        pid, born = state.words[Word.WORKER], state.words[Word.WORKER_BORN]
+        if not state.words[Word.WORKER]:
+            raise HandoverError("the worker does not answer, and does not say which process it is", hint="kill it by hand")
+        return living_worker(state)
     finally:
         state.close()
-    if not pid:
-        raise HandoverError("the worker does not answer, and does not say which process it is", hint="kill it by hand")
-    return pid if born_ticks(pid) == born else 0
+
+
+def living_worker(state: SharedState) -> int:
+    """Return the process id of the worker that a shared state names; 0 if it names none, or that lives no more."""
+    pid = state.words[Word.WORKER]
+    return pid if pid and born_ticks(pid) == state.words[Word.WORKER_BORN] else 0
 
 
 def take_files(socket: Path) -> tuple[dict[str, int], int]:
