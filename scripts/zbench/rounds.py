@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY, Contender, MemoryUse
-from .sampling import Sampling
 from .system import MIB, HarnessError, memory_available, swap_off, swaps
 from .workload import Phase, Workload, WorkloadOptions
 
@@ -76,7 +75,7 @@ class Run:
         round: from 0.
         phases: what the workload reported, in order.
         memory: what the contender took when all data was on swap (after the settling that follows the fill).
-        memory_peak: the most of all readings (sampling.py), bytes.
+        memory_peak: the most of the readings between phases, bytes.
         error: why it ended early; empty when it ran to its end with every byte verified.
         swapoff: MiB that were on swap when it was swapped off with the data still in use, and the seconds that took;
             zeros if it did not come to that.
@@ -136,17 +135,18 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
     after_fill: MemoryUse | None = None
     swapoff = (0.0, 0.0)
     error = ""
-    sampling = Sampling(contender)
+    peak = 0
     try:
         try:
             contender.start(plan.device_mib * MIB)
             with (
                 MemoryCgroup(f"bench-{contender.name}", plan.memory_mib * MIB) as cgroup,
                 Workload(plan.workload(), cgroup.path) as workload,
-                sampling,
             ):
                 for phase in workload.phases():
                     phases.append(phase)
+                    # Between phases: a reading takes processor time, and moves the workload (docs/benchmarks.md).
+                    peak = max(peak, contender.memory_now())
                     if phase.name == "settle" and after_fill is None:
                         after_fill = contender.memory_used()
                     elif phase.name == "settle":
@@ -158,7 +158,7 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
     except HarnessError as exc:
         error = str(exc)
     memory = after_fill or MemoryUse(0)
-    return Run(contender.name, number, tuple(phases), memory, max(sampling.peak, memory.total), error, swapoff)
+    return Run(contender.name, number, tuple(phases), memory, max(peak, memory.total), error, swapoff)
 
 
 def swap_everything_off(contender: Contender) -> tuple[float, float]:

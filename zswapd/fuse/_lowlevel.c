@@ -73,7 +73,7 @@
 #define PENALTY_MAX 255   /* requests */
 #define CROWDED_NS 200000 /* out of the processor for so long: not a kernel thread that had a request to pass on */
 #define CROWDED_MIN 1023  /* requests */
-#define CROWDED_MAX 65535
+#define CROWDED_MAX 4095 /* a wait that is held up costs some 3 ms, less than 1 us for each of these */
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
 #define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
@@ -111,6 +111,15 @@ struct survivor {
 	char init[INIT_MAX];
 };
 
+/*
+ * Whether it pays to wait busily after a request. Kept apart for reads and for all else: between two writes, the swapping program
+ * and the kernel's threads run on this processor as well, which says nothing about the reader who comes back in a moment.
+ */
+struct pace {
+	unsigned skip;           /* requests to serve before the next poll */
+	unsigned penalty, crowd; /* what skip becomes after the next poll: one in vain; one that was held up */
+};
+
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
 	PyObject *interrupt;                /* NULL if nobody wants to know */
@@ -131,13 +140,12 @@ static struct {
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
 	uint64_t poll_ns, budget_ns;
 	uint64_t quiet_since;   /* end of the last request served here */
-	unsigned skip;          /* requests to serve before the next poll */
-	unsigned penalty, crowd; /* what skip becomes after the next poll: one in vain; one that was held up */
+	struct pace paces[2], *pace; /* of reads, and of all else; that of the last request */
 	unsigned max_background;
 	uint64_t scarce_bytes;   /* free memory of the system below which this thread is a real-time one, 0 for never */
 	bool is_first;           /* it is one now */
 	unsigned deferred;      /* requests that wait for reply() */
-} hook = {.fd = -1, .disk_fd = -1};
+} hook = {.fd = -1, .disk_fd = -1, .pace = hook.paces};
 
 /* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
 static struct {
@@ -555,18 +563,19 @@ static ssize_t read_request(struct fuse_session *se)
  *
  * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that the next request needs, and
  * giving way costs a whole one of the other's, some 3 ms. A sleeper is let in soon after it wakes. Hence the wait that was held
- * up is the last for a thousand requests, then two, four, up to 65535; every one that succeeds takes one off that number.
+ * up is the last for a thousand requests, then two, four; every one that succeeds takes one off that number.
  */
 static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
 {
 	uint64_t start = now_ns(), now = start, end = hook.quiet_since + hook.poll_ns;
+	struct pace *pace = hook.pace;
 	ssize_t n = -EAGAIN;
 	PyThreadState *thread;
 	bool is_crowded = false;
 
 	if (end > deadline)
 		end = deadline;
-	if (now >= end || hook.skip > 0 || hook.is_first) /* a real-time thread would keep the loop driver's from running */
+	if (now >= end || pace->skip > 0 || hook.is_first) /* a real-time thread would keep the loop driver's from running */
 		return -EAGAIN;
 	thread = PyEval_SaveThread();
 	while (n == -EAGAIN && now < end && !is_crowded) {
@@ -584,16 +593,16 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
 	stats.poll_hits += n != -EAGAIN;
 	if (is_crowded) {
 		stats.crowded_polls++;
-		hook.skip = hook.crowd;
-		hook.crowd = hook.crowd < CROWDED_MAX ? 2 * hook.crowd + 1 : CROWDED_MAX;
+		pace->skip = pace->crowd;
+		pace->crowd = pace->crowd < CROWDED_MAX ? 2 * pace->crowd + 1 : CROWDED_MAX;
 	} else if (n != -EAGAIN) {
-		hook.penalty = 0;
-		hook.crowd -= hook.crowd > CROWDED_MIN;
+		pace->penalty = 0;
+		pace->crowd -= pace->crowd > CROWDED_MIN;
 	} else if (end == deadline) {
 		stats.budget_ends++;
 	} else {
-		hook.penalty = hook.penalty < PENALTY_MAX ? 2 * hook.penalty + 1 : PENALTY_MAX;
-		hook.skip = hook.penalty;
+		pace->penalty = pace->penalty < PENALTY_MAX ? 2 * pace->penalty + 1 : PENALTY_MAX;
+		pace->skip = pace->penalty;
 	}
 	return n;
 }
@@ -800,7 +809,8 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		fuse_session_process_buf(se, &request);
 		note_answered();
 		stats.drained += served++ > 0;
-		hook.skip -= hook.skip > 0;
+		hook.pace = &hook.paces[opcode != FUSE_READ];
+		hook.pace->skip -= hook.pace->skip > 0;
 		hook.quiet_since = now_ns();
 		if (sample.left == 0) {
 			sample.left = SAMPLED;
@@ -954,6 +964,7 @@ static void forget_all(void)
 	memset(&ahead, 0, sizeof(ahead));
 	hook.fd = -1;
 	hook.disk_fd = -1;
+	hook.pace = hook.paces;
 }
 
 PyDoc_STRVAR(attach_doc,
@@ -1007,7 +1018,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
-	hook.crowd = CROWDED_MIN;
+	hook.paces[0].crowd = hook.paces[1].crowd = CROWDED_MIN;
 	if (shared != Py_None)
 		given = shared_memory(shared);
 	if ((shared != Py_None && given == NULL) || make_buffers(given) != 0) {
