@@ -57,7 +57,7 @@ def refusal(root: Path, *assignments: tuple[str, str], file: Path | None = None)
 def test_load_without_any_source_gives_the_documented_defaults(root: Path) -> None:
     loaded = load(root)
     assert loaded.fuse.mountpoint == Path("/run/zswapd/mnt")
-    assert (loaded.fuse.hook, loaded.fuse.poll_us, loaded.fuse.budget_us) == (True, 100, 2000)
+    assert (loaded.fuse.hook, loaded.fuse.poll_us, loaded.fuse.budget_us) == (True, 400, 2000)
     assert loaded.swap_files() == {"swap": 3 << 30}  # min(50% of 6G, 4G)
     assert (loaded.swap.priority, loaded.swap.discard) == (100, True)
     assert loaded.pool.compressor == "lz4"

@@ -104,7 +104,7 @@ class FuseSection:
     )
     poll_us: int = setting(
         Integer(0, 100_000),
-        100,
+        400,
         help="How long to look out for the next request before going to sleep; 0 sleeps at once.",
         unit="µs",
         reloadable=True,

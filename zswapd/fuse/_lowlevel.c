@@ -74,6 +74,7 @@
 #define CROWDED_NS 200000 /* out of the processor for so long: not a kernel thread that had a request to pass on */
 #define CROWDED_MIN 1023  /* requests */
 #define CROWDED_MAX 4095 /* a wait that is held up costs some 3 ms, less than 1 us for each of these */
+#define CROWDED_WRITES 15 /* requests that are no reads: who held the wait up was, as a rule, the program that swaps out */
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
 #define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
@@ -594,7 +595,8 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
 	if (is_crowded) {
 		stats.crowded_polls++;
 		pace->skip = pace->crowd;
-		pace->crowd = pace->crowd < CROWDED_MAX ? 2 * pace->crowd + 1 : CROWDED_MAX;
+		if (pace == hook.paces && pace->crowd < CROWDED_MAX)
+			pace->crowd = 2 * pace->crowd + 1;
 	} else if (n != -EAGAIN) {
 		pace->penalty = 0;
 		pace->crowd -= pace->crowd > CROWDED_MIN;
@@ -1018,7 +1020,8 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
-	hook.paces[0].crowd = hook.paces[1].crowd = CROWDED_MIN;
+	hook.paces[0].crowd = CROWDED_MIN;
+	hook.paces[1].crowd = CROWDED_WRITES;
 	if (shared != Py_None)
 		given = shared_memory(shared);
 	if ((shared != Py_None && given == NULL) || make_buffers(given) != 0) {

@@ -172,7 +172,7 @@ class Session:
         mount: Mount | Path,
         *,
         hook: bool = True,
-        poll_us: int = 100,
+        poll_us: int = 400,
         budget_us: int = 2000,
         device: Path = Path("/dev/fuse"),
         shared: memoryview | None = None,
