@@ -273,7 +273,8 @@ class Core:
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
         tried = inherited.tried if inherited else {}
         self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback)
-        self.ages = StoreAges(list(self.devices.values()), lambda: self.zv.newest)
+        zv = self.zv
+        self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:

@@ -7,7 +7,13 @@ root reads it from here by default: they take `page_size` as a plain value, so t
 
 from __future__ import annotations
 
+import mmap
 import os
+from typing import Final
+
+ADDRESS_SPACE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+"""Flags of a mapping for as much as there may ever be, of which little is populated. With MAP_NORESERVE, which Python 3.11 has no
+name for (x86, arm, riscv, s390): a process with some of them side by side would not be forked, as if they were memory."""
 
 PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page of this system."""

@@ -17,7 +17,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from zswapd.errors import ArenaError, InvariantError
-from zswapd.pages import round_up
+from zswapd.pages import ADDRESS_SPACE, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Lru:
     def __init__(self, end_frame: int) -> None:
         self._length = round_up(end_frame * _ENTRY_BYTES, mmap.PAGESIZE)
         try:
-            self._map = mmap.mmap(-1, self._length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = mmap.mmap(-1, self._length, ADDRESS_SPACE)
         except (OSError, ValueError) as error:
             raise ArenaError(f"no address space for an order of {end_frame} frames: {error}") from error
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from zswapd import carry
 from zswapd.errors import ArenaError
-from zswapd.pages import round_up
+from zswapd.pages import ADDRESS_SPACE, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ class Objnodes:
         length = round_up((capacity + 1) * NODE_BYTES, mmap.PAGESIZE)
         counts = round_up(capacity + 1, mmap.PAGESIZE)
         try:
-            self._map = mmap.mmap(-1, length + counts, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = mmap.mmap(-1, length + counts, ADDRESS_SPACE)
         except (OSError, ValueError) as error:
             raise ArenaError(f"no address space for {capacity} index nodes: {error}", hint="lower swap.size") from error
         view = memoryview(self._map)
