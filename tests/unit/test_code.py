@@ -122,7 +122,7 @@ def test_supervisor_waits_for_code_only_if_there_is_nothing_to_serve(
     monkeypatch.setattr(supervising.signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(supervising.estates, "left_behind", lambda: None)
     monkeypatch.setattr(supervising, "choose", lambda *_: make_config())
-    monkeypatch.setattr(supervising, "_find_estate", lambda *_: events.append("found") or (found, 4711))
+    monkeypatch.setattr(supervising, "find_estate", lambda *_: events.append("found") or (found, 4711))
     monkeypatch.setattr(supervising.service, "protect", lambda **options: events.append(options["populates_code"]))
     monkeypatch.setattr(supervising.service, "populate_code", lambda *, waits: events.append(waits) or is_whole)
     monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
