@@ -565,6 +565,7 @@ static ssize_t read_request(struct fuse_session *se)
  * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that the next request needs, and
  * giving way costs a whole one of the other's, some 3 ms. A sleeper is let in soon after it wakes. Hence the wait that was held
  * up is the last for a thousand requests, then two, four; every one that succeeds takes one off that number.
+ * After a write it is the last for sixteen only: who took the processor then is the swapping program, as a rule.
  */
 static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
 {
