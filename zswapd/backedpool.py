@@ -50,6 +50,8 @@ BUSY_LOOK_S = 0.02
 """The same while the pool is used: at 200 MiB/s it fills by a thousand pages meanwhile."""
 PAUSE_S = 0.002
 """Time in which some requests are done, when no more can be begun."""
+ALONE_LOOK_S, ALONE_LOOK_MAX_S = 0.005, 0.5
+"""The same between two looks at whether threads of a dead process still write: requests wait for their end."""
 COMPACT_TURNS = 16
 """Steps of writeback between two looks at whether compaction pays."""
 _RESEND = (6, 9)
@@ -169,7 +171,7 @@ class BackedPool:
         )
         maps: Mapping[str, memoryview] = {name: state.area(_SLOTS + name) for name in config.swap_files()}
         self.backing = Backing(self.transfers, maps)
-        self.look()
+        self._release()
 
     def report(self, config: Config, core: CoreStatistics) -> BackingReport:
         """Return what `status` shows."""
@@ -205,6 +207,7 @@ class BackedPool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer)
             nursery.start_soon(self._write_back, core)
+            nursery.start_soon(self._await_the_dead)
 
     async def _answer(self) -> None:
         while True:
@@ -235,8 +238,18 @@ class BackedPool:
                 # Between two steps everybody else has his turn.
                 await trio.sleep(0 if begun or writeback.is_looking else PAUSE_S)
 
-    def look(self) -> None:
-        """See what has become of a predecessor's requests, and of a device in trouble; to be called now and then."""
+    async def _await_the_dead(self) -> None:
+        """Write what waits for the requests of dead processes, once these can do nothing any more."""
+        pause = ALONE_LOOK_S
+        while self.transfers.holds_any:
+            await trio.sleep(pause)
+            pause = min(2 * pause, ALONE_LOOK_MAX_S)
+            self._release()
+
+    def _release(self) -> None:
         if self.transfers.holds_any and self._lifeline.is_alone():
             self.transfers.release_held()
+
+    def look(self) -> None:
+        """See what has become of a device in trouble; to be called now and then."""
         self.transfers.probe()

@@ -217,17 +217,36 @@ def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages
     wait_for(lambda: "has taken" in trouble(daemon), "the stall is not seen")
     look()
     assert slowest < 1, "who needs no disk has waited for it"
-    assert pages.put(range(MANY + 1, MANY + 5)) == 0, "the pool is full, and the disk takes nothing"
     time.sleep(max(0.0, begin + STALL_S - time.monotonic()))
-    writer.join(20)
-    assert written == [0], "the slot that a dead worker's thread may still write was used"
+    assert writer.is_alive(), "the slot that a dead worker's thread may still write was used, or its writer was turned away"
     assert reader.is_alive()
     disk.resume()
+    writer.join(20)
+    assert written == [1], "what the dead worker was writing is lost to its writer"
     reader.join(20)
     assert read == [page("half", there[0], PAGE)]
     recovers(daemon)
     wait_for(lambda: not transfers(daemon)["held_slots"], "slots of the dead worker stay held")
     assert pages.put(range(MANY, MANY + 100)) == 100
+    assert pages.all_right()
+
+
+@requires_nbd
+@requires_loop()
+def test_nothing_goes_to_a_disk_that_hangs(pages: Pages, disk: BadDisk) -> None:
+    there = pages.where("disk")[0]
+    disk.pause()
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pages.get(there)))
+    reader.start()
+    wait_for(lambda: "has taken" in trouble(pages.daemon), "the stall is not seen")
+    # One who writes would hold all others up: a file system writes to a file one after the other.
+    assert pages.put(range(MANY, MANY + 5)) == 0, "the pool is full, and the disk takes nothing"
+    disk.resume()
+    reader.join(20)
+    assert read == [page("half", there, PAGE)]
+    recovers(pages.daemon)
+    assert pages.put(range(MANY, MANY + 5)) == 5
     assert pages.all_right()
 
 

@@ -21,7 +21,7 @@ from zswapd.backing.buffers import make_buffers
 from zswapd.backing.transfers import CLAIMS, Transfers
 from zswapd.block.backed import SlotsNeeded
 from zswapd.diskhalf import Backing, slot_map_sizes
-from zswapd.errors import LostPageError
+from zswapd.errors import BackingError, LostPageError
 
 
 class _Disk:
@@ -130,6 +130,8 @@ class _BackedProcess(Process):
                 reason = device.write(number * self.size, memoryview(page(kind, seed, self.size)))
                 device.end()
                 while ticket.left:  # what is written back meanwhile stays under way, where the order allows it
+                    if not disk.waiting:  # it waits for a dead process' write
+                        self._world.late_writes()
                     disk.finish(-1)
                 self._refill()
                 return REFUSED if reason is not None or ticket.errno else STORED
@@ -146,9 +148,10 @@ class _BackedProcess(Process):
                 disk.failing = code
             case ("read", first, count):
                 device.promotes = True
+                expected = (LostPageError, BackingError) if disk.failing else (LostPageError,)
                 out = memoryview(bytearray(self.size))
                 for number in range(first, min(first + count, PAGES)):
-                    with contextlib.suppress(LostPageError):
+                    with contextlib.suppress(*expected):
                         self._world.find(self.core, number, out)
             case ("late_writes",):
                 self._world.late_writes()

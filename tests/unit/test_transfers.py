@@ -124,7 +124,10 @@ def test_dead_process_may_have_been_probing() -> None:
     world.write(6, code=errno.ENOSPC)
     world.now += PROBE_S
     world.transfers.probe()
-    assert not World(claims).write(6), "its thread may still write there"
+    successor = World(claims)
+    assert successor.transfers.write(6, bytes(PAGE), successor.codes.append) is not None
+    successor.transfers.kick()
+    assert not successor.disk.waiting, "its thread may still write there"
 
 
 def test_reads_that_fail_are_trouble_too() -> None:
@@ -181,7 +184,7 @@ def test_slot_that_is_named_twice_is_read_once_and_its_buffer_comes_back() -> No
     assert world.transfers.statistics().free_buffers == world.transfers.buffers == 8
 
 
-def test_what_a_predecessor_writes_is_left_alone_until_it_cannot_any_more() -> None:
+def test_what_a_predecessor_writes_waits_until_it_cannot_write_any_more() -> None:
     claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
     dead = World(claims)
     for slot in (4, 5, 6):
@@ -189,12 +192,27 @@ def test_what_a_predecessor_writes_is_left_alone_until_it_cannot_any_more() -> N
     dead.transfers.kick()
     successor = World(claims)
     assert successor.transfers.holds_any
-    assert [successor.write(slot) for slot in (3, 4, 5, 6, 7)] == [True, False, False, False, True]
+    assert [successor.transfers.is_writing(slot) for slot in range(3, 8)] == [False, True, True, True, False]
+    for byte, slot in ((3, 3), (4, 4), (5, 5), (55, 5)):
+        assert successor.transfers.write(slot, bytes([byte]) * PAGE, successor.codes.append) is not None
+    successor.transfers.kick()
+    successor.disk.finish_all()
+    assert successor.disk.writes == [(3, 1)]
+    assert successor.codes == [0]
+    successor.now += STALL_S + 0.1
+    assert not successor.write(6), "the device hangs: its writer would wait with the others"
+    assert successor.write(7)
     third = World(claims)
     assert third.transfers.statistics().held_slots == 3
-    third.transfers.release_held()
+    successor.transfers.release_held()
+    assert not successor.transfers.holds_any
+    successor.disk.finish_all()
+    assert successor.codes == [0, 0, 0, 0, 0]
+    assert successor.disk.slots[4] == b"\4" * PAGE
+    assert successor.disk.slots[5] == bytes([55]) * PAGE
+    assert successor.transfers.is_idle()
+    assert successor.write(6)
     assert not any(claims)
-    assert third.write(5)
 
 
 @pytest.mark.parametrize("how", ["dead", "alive"])

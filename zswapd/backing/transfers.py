@@ -10,7 +10,9 @@ for its turn, and has as many for itself as a write cannot take (`READ_SHARE`).
 
 Death. `claims` is memory that outlives the process: a word for each request that writes, set before the disk can see it and
 cleared when the disk has answered. A thread that hangs in the kernel outlives its process too, and may still write much later.
-So a successor keeps away from the slots in the words it finds, until it is told that no such thread lives (`release_held`).
+So a successor writes none of the slots in the words it finds, until it is told that no such thread lives (`release_held`). What
+is to be written there waits: it is what the dead process was asked to write, for the kernel asks again. Threads die within
+milliseconds unless the device hangs; after STALL_S nothing more is taken for these slots.
 
 Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds that it works. A read of
 many slots that fails is made again for ever smaller halves, one after the other, until it is known which slots cannot be read:
@@ -29,7 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zswapd import carry, crashpoints
-from zswapd.backing.health import Health
+from zswapd.backing.health import STALL_S, Health
 from zswapd.crashpoints import reach
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ class Transfers:
         for word in self._claims:
             self._held.update(range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1)))
         self._inherited = [place for place, word in enumerate(self._claims) if word]
+        self._born = clock()
         self._health = Health(clock)
         self._bd_reads = self._bd_writes = self._read_requests = self._write_requests = 0
         self._failed_reads = self._failed_writes = self._refused = 0
@@ -179,9 +182,10 @@ class Transfers:
 
     def accepts(self, slot: int, *, buffers: int = 0) -> bool:
         """Say whether `write` would take a page for a slot, and leave at least so many buffers to others."""
-        if slot in self._held or len(self._free) <= self._reads_only + buffers or self.trouble:
+        if len(self._free) <= self._reads_only + buffers or self.trouble:
             return False
-        return not self._health.avoids(slot)
+        hangs = slot in self._held and self._clock() - self._born > STALL_S
+        return not hangs and not self._health.avoids(slot)
 
     def probe(self) -> None:
         """See whether a device in trouble works again; to be called now and then."""
@@ -231,10 +235,8 @@ class Transfers:
             queue.append(write)
         else:
             self._queues[slot] = deque()
-            if slot in self._reads:
-                self._queues[slot].append(write)
-            else:
-                self._ready.append(write)
+            waits = slot in self._reads or slot in self._held
+            (self._queues[slot] if waits else self._ready).append(write)
         return write
 
     def content(self, write: Write) -> memoryview:
@@ -257,10 +259,8 @@ class Transfers:
 
     def _free_claim(self) -> int:
         """Return the place of a claim that is free, -1 if requests of predecessors hold them all."""
-        try:
-            return self._claims.tolist().index(0)
-        except ValueError:
-            return -1
+        words = self._claims.tolist()
+        return words.index(0) if 0 in words else -1
 
     def _send(self, place: int, first: int, pages: Sequence[memoryview], done: Callable[[int], None]) -> None:
         """Begin a request that writes, under the claim at a place."""
@@ -306,8 +306,8 @@ class Transfers:
             del self._queues[slot]
 
     def is_writing(self, slot: int) -> bool:
-        """Say whether a write of a slot is under way or waits."""
-        return slot in self._queues
+        """Say whether a write of a slot is under way or waits, be it a predecessor's."""
+        return slot in self._queues or slot in self._held
 
     # Reading.
 
@@ -422,7 +422,10 @@ class Transfers:
         for place in self._inherited:
             self._claims[place] = 0
         self._inherited = []
-        self._held.clear()
+        held, self._held = self._held, set()
+        for slot in held:
+            self._next(slot)
+        self.kick()
 
     def is_idle(self) -> bool:
         """Say whether nothing is under way or waits."""
