@@ -99,7 +99,8 @@ setup(
         ),
         Extension(
             "zswapd.pam._pages",
-            sources=["zswapd/pam/_pages.c"],
+            sources=["zswapd/pam/_pages.c", "zswapd/pam/_digest.c", "zswapd/pam/_digest_avx2.c"],
+            depends=["zswapd/pam/_digest.h"],
             extra_compile_args=[*pkg_config("--cflags", *LZ4), *pkg_config("--cflags", *XXHASH), "-O2", "-Wall", "-Wextra"],
             extra_link_args=pkg_config("--libs", *LZ4),
         ),

@@ -75,7 +75,11 @@ def _raw(document: Document) -> str:
             cells = [f"{median(ratios[key]):.2f}" if key in ratios else "-" for key in names]
             rows.append([f"zswapd ÷ {rival}", *cells, ""])
     lost = [f"{run['contender']} in round {run['round'] + 1}: {run['error'].splitlines()[0]}" for run in runs if run["error"]]
-    return markdown(rows) + (f"\n\nWithout figures: {'; '.join(lost)}." if lost else "")
+    killed = {name: sum(run.get("kills", 0) for run in runs if run["contender"] == name) for name in document["medians"]}
+    again = [f"{name} {times} time{'s' * (times > 1)}" for name, times in killed.items() if times]
+    notes = [f"Without figures: {'; '.join(lost)}."] * bool(lost)
+    notes += [f"Made again, since the kernel had killed the workload: {', '.join(again)}."] * bool(again)
+    return "\n\n".join([markdown(rows), *notes])
 
 
 def _application(document: Document) -> str:

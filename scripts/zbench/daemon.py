@@ -212,6 +212,8 @@ class Daemon:
                 connection.sendall(json.dumps({"v": 1, "cmd": command, "args": arguments}).encode() + b"\n")
                 with connection.makefile("rb") as replies:
                     reply = json.loads(replies.readline())
+                    while "progress" in reply:  # what takes longer tells how far it is, and answers at its end
+                        reply = json.loads(replies.readline())
         except (OSError, ValueError) as exc:
             raise HarnessError(f"zswapd does not answer {command}: {exc}\n{self.log_text()[-LOG_TAIL:]}") from exc
         if not reply.get("ok"):

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench disk`: what the disk behind the pool is worth and costs, in four figures.
+"""`scripts/bench disk`: what the disk behind the pool is worth and costs, in five figures.
 
     hot       four times pool.limit is written, then nine loads of ten are of a hot fifth of it: how many of these memory
               serves, with writeback and without
     slow      the same pattern on a disk of 100 reads a second, behind the pool and as a plain swap device: run time
     noise     data that does not compress, all of it written through: run time beside the plain disk; this machine's own, and
               one that takes 5 ms a request
+    swapped   the same as real swap of this machine's disk: run time of a process that swaps, beside a plain swap file
     cipher    throughput of `zswapctl writeback`, encrypted and not
 
 Requests are made by this program (and fio, for `noise`), of the sizes that swap makes: 128 KiB out, a page in. No kernel swap
-takes part, so that which page is read when is the same for all. Every page that is read is checked.
+takes part but in `swapped`, so that which page is read when is the same for all. Every page that is read is checked.
 
 Limits: writes to the slow disk cost nothing but the way there, which favours the plain device.
 """
@@ -30,13 +31,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import arguments, system
-from .contenders.swapfile import PLACE, SlowFile
+from .cgroup import MemoryCgroup
+from .contenders.swapfile import PLACE, SlowFile, SwapFile
 from .daemon import Daemon
 from .figures import Figure, aligned, machine, progress
 from .system import MIB, HarnessError
+from .workload import Workload, WorkloadOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PAGE = 4096
 OUT = 32
@@ -45,6 +48,8 @@ DATA_MIB, SLOW_MIB, CIPHER_MIB = 160, 16, 160
 SLOW_READS = 12_000
 NOISE = {"own disk": (256, 16384), "slow disk": (64, 500)}
 """MiB that are written, and pages read again at random."""
+SWAPPED_MIB, SWAPPED_IN_MIB, SWAPPED_FAULTS = 512, 128, 16384
+"""Data of the process that swaps, the memory it has, and pages that it looks at at random."""
 WARM = 4
 """Loads of each hot page on an average before `hot` begins to count."""
 READ_DELAY_MS = 10
@@ -235,6 +240,65 @@ def noise(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]
     return found, figures
 
 
+def _swapping() -> dict[str, float]:
+    """Return the seconds of each phase of a process whose pages do not compress, all of them verified."""
+    options = WorkloadOptions(
+        SWAPPED_MIB, ("fill", "seq", "random"), faults=SWAPPED_FAULTS, warm_mib=SWAPPED_IN_MIB * 9 // 10, poor=True
+    )
+    with (
+        MemoryCgroup("bench-disk", SWAPPED_IN_MIB * MIB) as cgroup,
+        Workload(options, cgroup.path) as work,
+    ):
+        return {phase.name: phase.seconds for phase in work.finish()}
+
+
+def _swapping_on_file() -> dict[str, float]:
+    plain = SwapFile()
+    try:
+        plain.start(2 * SWAPPED_MIB * MIB)
+        return _swapping()
+    finally:
+        plain.stop()
+
+
+def _swapping_behind(store: Path, **settings: str) -> dict[str, float]:
+    settings |= {"swap__priority": str(system.HIGHEST_PRIORITY), "backing__force": "true"}
+    with serving(2 * SWAPPED_MIB, store, **settings) as daemon:
+        daemon.swapon()
+        return _swapping()
+
+
+def swapped(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]]:
+    """Measure what such data costs a process that swaps: written through, and as it is on default settings."""
+    kinds: dict[str, Callable[[], dict[str, float]]] = {
+        "plain": _swapping_on_file,
+        "written through": lambda: _swapping_behind(place / "store", pool__incompressible="refuse"),
+        "kept up to pool.limit": lambda: _swapping_behind(place / "store"),
+    }
+    found: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for name in [*kinds][turn % len(kinds) :] + [*kinds][: turn % len(kinds)]:
+            phases = kinds[name]()
+            found.setdefault(name, []).append(sum(phases.values()))
+            for phase, seconds in phases.items():
+                found.setdefault(f"{name}, {phase}", []).append(seconds)
+            (place / "store").unlink(missing_ok=True)
+            progress(
+                f"swapped: round {turn + 1}, {name}: " + ", ".join(f"{each} {took:.2f} s" for each, took in phases.items())
+            )
+    figures = [
+        Figure(
+            f"real swap of data that does not compress, {name}: zswapd ÷ swap file, run time",
+            median(ours / plain for ours, plain in zip(found[name], found["plain"], strict=True)),
+            1.15,
+            at_least=False,
+        )
+        for name in kinds
+        if name != "plain"
+    ]
+    return dict(found), figures
+
+
 def _writeback_rate(daemon: Daemon) -> float:
     """Write all pages, then have them written back; return the MiB/s of that."""
     pages = Pages(daemon.file, CIPHER_MIB)
@@ -259,7 +323,7 @@ def cipher(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figure
     return dict(found), [Figure("writeback, encrypted ÷ not, throughput", ratio, 0.9, at_least=True)]
 
 
-PARTS = {"hot": hot, "slow": slow, "noise": noise, "cipher": cipher}
+PARTS = {"hot": hot, "slow": slow, "noise": noise, "swapped": swapped, "cipher": cipher}
 
 
 def main(argv: Sequence[str]) -> int:

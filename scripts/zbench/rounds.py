@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import mmap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY, Contender, MemoryUse
 from .system import MIB, HarnessError, memory_available, swap_off, swaps
-from .workload import Phase, Workload, WorkloadOptions
+from .workload import KILLED, Phase, Workload, WorkloadOptions
 
 PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "verify")
 """Between the last two everything is swapped off, so what is verified last has come back that way."""
 
 SWAPOFF_LIMIT_S = 280.0
+TRIES = 4
+"""How often a contender may run in a round. With zram the kernel kills the workload now and then, though there is room
+(docs/benchmarks.md), and a round without it has no ratio; how often that was is told."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -79,6 +82,7 @@ class Run:
         error: why it ended early; empty when it ran to its end with every byte verified.
         swapoff: MiB that were on swap when it was swapped off with the data still in use, and the seconds that took;
             zeros if it did not come to that.
+        kills: runs before this one, in the same round, whose workload was killed.
     """
 
     contender: str
@@ -88,6 +92,7 @@ class Run:
     memory_peak: int
     error: str = ""
     swapoff: tuple[float, float] = (0.0, 0.0)
+    kills: int = 0
 
     def _phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)
@@ -199,9 +204,16 @@ def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None], once: 
     for number in range(plan.rounds):
         there = [name for name in names if not number or name not in once]
         turn = number % len(there) if there else 0
-        for name in [*there[turn:], *there[:turn]]:
-            run = run_once(REGISTRY[name](), number, plan)
-            runs.append(run)
-            figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures().items())
-            say(f"round {number + 1}/{plan.rounds} {name}: {run.error or figures}")
+        runs += [_run_until_it_lives(name, number, plan, say) for name in [*there[turn:], *there[:turn]]]
     return runs
+
+
+def _run_until_it_lives(name: str, number: int, plan: Plan, say: Callable[[str], None]) -> Run:
+    """Run a contender, again if the kernel has killed the workload for want of memory; return the last run."""
+    for kills in range(TRIES):
+        run = replace(run_once(REGISTRY[name](), number, plan), kills=kills)
+        figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures().items())
+        say(f"round {number + 1}/{plan.rounds} {name}: {run.error or figures}")
+        if KILLED not in run.error:
+            break
+    return run

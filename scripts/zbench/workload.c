@@ -10,7 +10,7 @@
  * kinds, drawn by weight: running text, records with pointers and counters, sparse integer tables, same-filled (never zero, since the
  * kernel swaps no zero pages), and random bytes that no codec shrinks. The first three start with magic, index and generation, so that a
  * wrong page names itself, and go on with 512-byte pieces drawn from a bank; no two pages are alike. lz4 brings the mix to
- * about 0.385 of its size.
+ * about 0.385 of its size. With --poor all pages are random bytes.
  *
  * Each phase prints one JSON line on stdout. With --step it then waits for a line on stdin, so that the harness reads
  * counters between two phases and not during one.
@@ -56,7 +56,7 @@ static struct {
     const char *cgroup, *phases;
     unsigned time_limit, same;
     int cpu;
-    bool step, progress;
+    bool step, progress, poor;
 } opt = {.pages = 0, .seed = 1, .cpu = -1, .phases = "fill,settle,seq,random,rewrite,verify", .time_limit = 600, .same = 5};
 
 static unsigned char *region, *scratch, *generations;
@@ -171,6 +171,8 @@ static enum kind kind_of(uint64_t r)
 {
     unsigned percent = (unsigned)((r >> 32) % 100);
 
+    if (opt.poor)
+        return RANDOM;
     if (percent < opt.same)
         return SAME_FILLED;
     percent = (unsigned)((r >> 40) % 95);
@@ -543,6 +545,7 @@ static void parse(int argc, char **argv)
         {"time-limit", required_argument, NULL, 't'}, {"step", no_argument, NULL, 'S'},
         {"progress", no_argument, NULL, 'P'},      {"warm-mib", required_argument, NULL, 'w'},
         {"cpu", required_argument, NULL, 'C'},     {"same", required_argument, NULL, 'e'},
+        {"poor", no_argument, NULL, 'R'},
         {NULL, 0, NULL, 0},
     };
     int c;
@@ -563,6 +566,7 @@ static void parse(int argc, char **argv)
         case 'e': opt.same = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'S': opt.step = true; break;
         case 'P': opt.progress = true; break;
+        case 'R': opt.poor = true; break;
         default: exit(2);
         }
     }

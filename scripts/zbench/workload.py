@@ -29,6 +29,8 @@ SOURCE = Path(__file__).with_name("workload.c")
 BUILD = Path(__file__).resolve().parents[2] / "build" / "zbench"
 PHASES = ("fill", "settle", "seq", "random", "rewrite", "verify")
 STEP_GRACE_S = 10.0
+KILLED = "the workload was killed"
+"""How the error begins when the kernel has ended it."""
 
 
 def build() -> Path:
@@ -117,6 +119,7 @@ class WorkloadOptions:
         warm_mib: how much the fill may write before its clock starts; what fits into the cgroup without swap.
         time_limit: seconds after which it ends itself.
         cpu: processor to stay on; None for any.
+        poor: no page of its data compresses.
     """
 
     mib: int
@@ -127,6 +130,7 @@ class WorkloadOptions:
     warm_mib: int = 0
     time_limit: int = 600
     cpu: int | None = None
+    poor: bool = False
 
 
 def _nothing(phase: str, done: int, total: int) -> None:
@@ -164,6 +168,8 @@ class Workload:
         command += ["--warm-mib", str(options.warm_mib)]
         if options.cpu is not None:
             command += ["--cpu", str(options.cpu)]
+        if options.poor:
+            command.append("--poor")
         if self._cgroup is not None:
             command += ["--cgroup", str(self._cgroup)]
         if self._on_progress is not _nothing:
@@ -235,7 +241,7 @@ class Workload:
         if end == -signal.SIGALRM:
             raise HarnessError(f"the workload was not done after its {self._options.time_limit} s")
         if end == -signal.SIGKILL:
-            raise HarnessError("the workload was killed", hint="for want of memory, as a rule: see dmesg")
+            raise HarnessError(KILLED, hint="for want of memory, as a rule: see dmesg")
         if end == -signal.SIGBUS:
             raise HarnessError("the workload got SIGBUS: a page could not be read back from swap")
         if end != 0:

@@ -32,6 +32,18 @@ def test_both_sides_of_the_cipher_are_measured(tmp_path: Path, monkeypatch: pyte
     assert figure.value == encrypted / plain
 
 
+@pytest.mark.kernel
+def test_real_swap_of_noise_is_measured_on_a_file_and_behind_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PLACE": tmp_path, "SWAPPED_MIB": 64, "SWAPPED_IN_MIB": 24, "SWAPPED_FAULTS": 500}.items():
+        monkeypatch.setattr(disk, name, value)
+    measured, figures = disk.swapped(tmp_path, rounds=1)
+    (plain,) = measured["plain"]
+    assert plain > 0
+    ratios = [measured[name][0] / plain for name in ("written through", "kept up to pool.limit")]
+    assert [figure.value for figure in figures] == ratios
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_page_that_is_not_what_was_written_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "pages"
     path.write_bytes(bytes(1 << 20))

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from tests.support.stack import Stack, build
 from tests.support.strategies import KINDS, contents, page, page_sizes
@@ -213,3 +215,16 @@ def test_nonsense_makes_no_packer(memory: bytes | bytearray, size: int) -> None:
     if isinstance(memory, bytes):
         with pytest.raises(ValueError, match="written"):
             Packer(memoryview(memory), 4096)
+
+
+@given(
+    data=st.binary(max_size=1000) | st.integers(0, 70_000).map(lambda n: random.Random(n).randbytes(n)),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(data=b"", seed=0)
+@example(data=bytes(240), seed=1)
+@example(data=bytes(241), seed=1)
+def test_every_width_of_the_checksum_is_the_library_s(data: bytes, seed: int) -> None:
+    from zswapd.pam._pages import digests
+
+    assert set(digests(data, seed)) == {xxh3_64_intdigest(data, seed)}

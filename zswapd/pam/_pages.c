@@ -25,8 +25,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include "_digest.h"
 
 /* zswapd/compress: numbers in headers. */
 #define SAME_FILLED 0
@@ -68,9 +67,11 @@ typedef struct {
 	long points[4];    /* STORE_DATA, STORE_HEADER, STORE_CHECKED, STORE_ALIVE */
 } Packer;
 
+static digest_function digest = digest_plain;
+
 static uint32_t checksum(const char *object, size_t length, uint32_t generation)
 {
-	uint32_t sum = (uint32_t)XXH3_64bits_withSeed(object + COVERED, HEADER_BYTES - COVERED + length, generation);
+	uint32_t sum = (uint32_t)digest(object + COVERED, HEADER_BYTES - COVERED + length, generation);
 
 	return sum != 0 ? sum : 1; /* 0 says that there is none */
 }
@@ -355,17 +356,42 @@ static PyTypeObject packer_type = {
     .tp_methods = packer_methods,
 };
 
+static PyObject *pages_digests(PyObject *unused, PyObject *args)
+{
+	unsigned long long seed;
+	PyObject *result;
+	Py_buffer data;
+
+	(void)unused;
+	if (!PyArg_ParseTuple(args, "y*K", &data, &seed))
+		return NULL;
+	result = Py_BuildValue("(KK)", (unsigned long long)digest_plain(data.buf, (size_t)data.len, seed),
+			       (unsigned long long)digest(data.buf, (size_t)data.len, seed));
+	PyBuffer_Release(&data);
+	return result;
+}
+
+static PyMethodDef functions[] = {
+    {"digests", pages_digests, METH_VARARGS, PyDoc_STR("digests(data, seed) -> tuple of int")},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "zswapd.pam._pages",
     .m_doc = PyDoc_STR("LZ4 pages behind their headers."),
     .m_size = -1,
+    .m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit__pages(void)
 {
 	PyObject *made = PyModule_Create(&module);
 
+#ifdef __x86_64__
+	if (digest_avx2 != NULL && __builtin_cpu_supports("avx2"))
+		digest = digest_avx2;
+#endif
 	if (made == NULL || PyModule_AddType(made, &packer_type) != 0 || PyModule_AddIntMacro(made, NOT_THE_PAGE) != 0 ||
 	    PyModule_AddIntMacro(made, WRONG_CHECKSUM) != 0 || PyModule_AddIntMacro(made, NO_LZ4_BLOCK) != 0 ||
 	    PyModule_AddIntMacro(made, NO_PAGE) != 0)

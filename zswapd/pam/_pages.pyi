@@ -4,6 +4,9 @@ WRONG_CHECKSUM: int
 NO_LZ4_BLOCK: int
 NO_PAGE: int
 
+def digests(data: bytes | memoryview, seed: int) -> tuple[int, int]:
+    """Return XXH3 of some bytes as any processor makes it, and as this one does (_digest.h); for tests."""
+
 class Packer:
     """LZ4 pages of one arena (zpages.py does the same; the C file says why this is here)."""
 
