@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from zswapd.allocators.zbud import ZbudPool, ZbudStatistics
     from zswapd.allocators.zsmalloc import ZsPool
     from zswapd.allocators.zspages import ZsStatistics
-    from zswapd.backing.transfers import TransferStatistics
+    from zswapd.backing.statistics import TransferStatistics
     from zswapd.block.backed import BackedStatistics
     from zswapd.config import Config
     from zswapd.diskhalf import Backing

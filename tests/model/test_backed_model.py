@@ -28,12 +28,14 @@ Held = bytes | int
 class BackedMachine(RuleBasedStateMachine):
     """`may` has for each page what a read that began now could get."""
 
-    @initialize(buffers=st.sampled_from((40, 64)), allocator=st.sampled_from(("zsmalloc", "zbud")))
-    def build(self, buffers: int, allocator: str) -> None:
+    @initialize(
+        buffers=st.sampled_from((40, 64)), allocator=st.sampled_from(("zsmalloc", "zbud")), ahead=st.sampled_from((0, 3, 8))
+    )
+    def build(self, buffers: int, allocator: str, ahead: int) -> None:
         logging.getLogger("zswapd.fuse.failures").disabled = True
         self.now = 0.0
         settings = (f"pool.allocator={allocator}",)
-        self.files = Files(PAGES, PAGE, buffers=buffers, clock=lambda: self.now, settings=settings)
+        self.files = Files(PAGES, PAGE, buffers=buffers, clock=lambda: self.now, settings=settings, ahead=ahead)
         self.may: list[set[Held]] = [{ZEROS} for _ in range(PAGES)]
         self.writes: dict[int, dict[int, tuple[bytes, set[Held]]]] = {}
         """By request: for each page what it writes, and what the page may have been before."""
@@ -98,6 +100,15 @@ class BackedMachine(RuleBasedStateMachine):
         count = min(count, PAGES - first)
         self.reads[self.files.read(first * PAGE, count * PAGE)] = (first, [set() for _ in range(count)])
         self._answered()
+
+    @rule(first=st.integers(0, PAGES - 1), count=st.integers(1, 3), times=st.integers(3, 8))
+    def read_in_order(self, first: int, count: int, times: int) -> None:
+        for number in range(first, min(first + times * count, PAGES), count):
+            self.read(number, count)
+
+    @rule()
+    def look(self) -> None:
+        self.files.operations.look()
 
     def _answered(self) -> None:
         """Draw the conclusions from what was begun and answered."""
@@ -216,6 +227,9 @@ class BackedMachine(RuleBasedStateMachine):
         for number, may in enumerate(self.may):
             found = self.files.get(number)
             assert found in may, f"page {number} is not what it was"
+        self.files.operations.look()
+        self.files.operations.look()
+        assert self.files.transfers.is_idle(), "something is held for nobody"
         self.files.discard(0, PAGES * PAGE)
         self.files.settle()
         seen = self.files.core.statistics()

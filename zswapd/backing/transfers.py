@@ -30,8 +30,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zswapd import carry, crashpoints
+from zswapd import crashpoints
 from zswapd.backing.health import STALL_S, Health
+from zswapd.backing.statistics import TransferStatistics
 from zswapd.crashpoints import reach
 
 if TYPE_CHECKING:
@@ -46,42 +47,6 @@ RUN_MAX = 256
 READ_SHARE = 4
 """One buffer of so many is for reads alone."""
 _COUNT_BITS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class TransferStatistics:
-    """Traffic with the backing, in pages (zram's bd_reads and bd_writes).
-
-    Attributes:
-        bd_reads, bd_writes: pages read and written.
-        read_requests, write_requests: system calls that took.
-        failed_reads, failed_writes: of these, those that failed.
-        refused_writes: pages turned away because buffers, slot or device were not to be had.
-        in_flight: requests under way.
-        free_buffers: pages that there is room for now; all that there is when nothing is under way.
-        held_slots: slots that a predecessor's request may still write.
-        avoided_slots: slots left alone since they failed.
-        degraded: writes are refused, since the device is in trouble.
-    """
-
-    bd_reads: int
-    bd_writes: int
-    read_requests: int
-    write_requests: int
-    failed_reads: int
-    failed_writes: int
-    refused_writes: int
-    in_flight: int
-    free_buffers: int
-    held_slots: int
-    avoided_slots: int
-    degraded: bool
-
-
-carry.declare(
-    TransferStatistics,
-    cumulative="bd_reads bd_writes read_requests write_requests failed_reads failed_writes refused_writes",
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +98,7 @@ class Transfers:
     Attributes:
         trouble: why writes are refused for now; empty when all is well.
         buffers: how many pages they hold.
+        before_write: told of a slot that is about to be written while somebody holds what was read of it.
     """
 
     def __init__(
@@ -154,6 +120,7 @@ class Transfers:
         self._claims = claims if claims is not None else memoryview(bytearray(8 * CLAIMS)).cast("Q")
         self._views = [buffers[place : place + page_size] for place in range(0, len(buffers), page_size)]
         self.buffers = len(self._views)
+        self.before_write: list[Callable[[int], None]] = []
         self._free = list(range(self.buffers))
         self._reads_only = self.buffers // READ_SHARE
         self._ready: deque[Write] = deque()
@@ -227,6 +194,8 @@ class Transfers:
         if not self.accepts(slot):
             self._refused += 1
             return None
+        for tell in self.before_write if slot in self._reads else ():
+            tell(slot)
         buffer = self._free.pop()
         self._views[buffer][:] = page
         write = Write(slot, buffer, done)
@@ -316,6 +285,10 @@ class Transfers:
         fetch = Fetch(tuple(sorted(set(slots))), done)
         self._waiting.append(fetch)
         return fetch
+
+    def has_room(self, pages: int) -> bool:
+        """Say whether so many pages may be read that nobody waits for: half of the buffers stay free, and all is well."""
+        return not self._waiting and len(self._free) >= pages + self.buffers // 2 and not self.trouble
 
     def _admit_fetches(self) -> None:
         """Begin with waiting readers in order, each with all its buffers: one with some of them might wait for ever."""

@@ -19,6 +19,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from zswapd.backing.ahead import Ahead
 from zswapd.block.backed import BackedDevice, SlotsNeeded
 from zswapd.errors import ConfigError
 from zswapd.fuse.operations import Operations, serving
@@ -58,6 +59,7 @@ class BackedOperations(Operations):
         reply: sends (unique, errno or 0, payload).
         blame: says which request is being answered, should this process die of it; 0 for none.
         max_io: longest read, bytes.
+        ahead: bytes that are read at a time ahead of a reader in order; 0 for none.
 
     Raises:
         ConfigError: a file is none that has slots.
@@ -73,6 +75,7 @@ class BackedOperations(Operations):
         reply: Callable[[int, int, bytes | memoryview], None],
         blame: Callable[[int], None],
         max_io: int,
+        ahead: int = 0,
     ) -> None:
         super().__init__(directory, page_size=page_size)
         self._devices: dict[int, BackedDevice] = {}
@@ -80,6 +83,8 @@ class BackedOperations(Operations):
             if not isinstance(file, BackedDevice):
                 raise ConfigError(f"{file.name} has no slots in the backing", hint="report this as a bug")
             self._devices[inode] = file
+        files = self._devices.items() if ahead else ()
+        self.aheads = {inode: Ahead(transfers, device.needed, device.size, ahead) for inode, device in files}
         self._transfers = transfers
         self._unique = unique
         self._send = reply
@@ -91,15 +96,21 @@ class BackedOperations(Operations):
     @serving
     def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
         """Do as `Operations.serve_read` does, or return DEFERRED."""
+        ahead = self.aheads.get(inode)
         try:
-            return int(_serve_read(self, inode, offset, out))
+            n = int(_serve_read(self, inode, offset, out))
         except SlotsNeeded:
             unique = self._unique()
             if not unique:
                 return -errno.EAGAIN
-        length = min(len(out), self._devices[inode].size - offset)
-        wanted = partial(self._devices[inode].needed, offset, length)
-        return self._fetch(wanted, unique, partial(self._read_again, inode, offset, length))
+            length = min(len(out), self._devices[inode].size - offset)
+            wanted = partial(self._devices[inode].needed, offset, length)
+            n = self._fetch(wanted, unique, partial(self._read_again, inode, offset, length))
+        else:
+            length = n
+        if ahead is not None and length > 0:
+            ahead.note(offset, length)
+        return n
 
     def _read_again(self, inode: int, offset: int, length: int, unique: int) -> int:
         n = int(_serve_read(self, inode, offset, self._out[:length]))
@@ -163,6 +174,11 @@ class BackedOperations(Operations):
         if n >= 0:
             self._reply(unique, 0, payload(n))
         return n
+
+    def look(self) -> None:
+        """Let go of what was read ahead of a reader who comes no more; to be called now and then."""
+        for ahead in self.aheads.values():
+            ahead.look()
 
     # Waiting for the disk.
 
