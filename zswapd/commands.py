@@ -219,7 +219,7 @@ class Commands:
         return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
 
     async def _writeback(
-        self, report: Report, *, pages: int = 1 << 62, idle: bool = False, incompressible: bool = False
+        self, report: Report, *, pages: int = 1 << 62, idle: bool = False, incompressible: bool = False, unused: int = 0
     ) -> dict[str, Any]:
         """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
         writeback = self._worker.core.writeback
@@ -229,7 +229,7 @@ class Commands:
             writeback.mark_idle()
             return {"marked": True}
         before = self._written_back()
-        writeback.command(pages, incompressible=incompressible)
+        writeback.command(pages, incompressible=incompressible, unused_s=unused)
         told = time.monotonic()
         while writeback.commanded or writeback.in_flight:
             if trouble := self._worker.backed.transfers.trouble if self._worker.backed else "":

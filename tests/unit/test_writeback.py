@@ -349,6 +349,28 @@ def test_command_ends_when_nothing_is_left() -> None:
     assert world.writeback.commanded == 0
 
 
+def test_command_that_names_an_age_sends_what_was_unused_for_so_long() -> None:
+    world = World(10, 10)
+    world.end_epoch()
+    world.use(0, 1, 2)
+    for _ in range(4):
+        world.end_epoch()
+    world.use(3)
+    world.use(5, device=1)
+    world.end_epoch()
+    world.writeback.command(1000, unused_s=10 * EPOCH_S)
+    assert world.run() == []
+    assert world.writeback.commanded == 0, "it waits for pages to grow old"
+    world.writeback.command(4, unused_s=5 * EPOCH_S)
+    assert world.run() == [4, 5, 6, 7], "those that were never used"
+    world.writeback.command(1000, unused_s=3 * EPOCH_S)
+    assert world.run() == [8, 9, 0, 1, 2]
+    assert set(world.devices[1].sent) == set(range(10)) - {5}
+    world.writeback.command(1000)
+    assert world.run() == [3]
+    assert world.writeback.statistics().by_command == 20
+
+
 @pytest.mark.parametrize(("percent", "limit"), [(1, "90%"), (90, "1%")])
 def test_the_lower_of_both_limits_is_where_writeback_begins_and_admission_ends(percent: int, limit: str) -> None:
     files = Files(64, settings=(f"pool.zv_page_count_policy_percent={percent}", f"pool.limit={limit}"))

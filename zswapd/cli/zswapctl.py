@@ -155,6 +155,8 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
         how["incompressible"] = True
     if options.pages is not None:
         how["pages"] = options.pages
+    if options.idle is not None:
+        how["unused"] = options.idle
     report = cast("dict[str, int]", client.call("writeback", progress=_news(options), **how))
     return report, [
         "all pages are marked as unused"
@@ -283,6 +285,7 @@ def make_parser() -> argparse.ArgumentParser:
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
     writeback.add_argument("--pages", type=_count, metavar="N", help="at most so many (default: all)")
     writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")
+    writeback.add_argument("--idle", type=_count, metavar="SECONDS", help="only pages that were not used for so long")
     writeback.add_argument(
         "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
     )

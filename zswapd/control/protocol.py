@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
         Argument("pages", "count", "send at most so many"),
         Argument("idle", "flag", "send none, only mark all pages as unused"),
         Argument("incompressible", "flag", "send only such as are stored as they are"),
+        Argument("unused", "count", "send only such as were not used for so many seconds"),
     ),
     "recompress": (),
     "cache-add": (

@@ -184,7 +184,7 @@ class Writeback:
         self._cursors = {kind: _Cursor(devices) for kind in ("", "incompressible", "oldest")}
         self._is_draining = False
         self._looks_for_raw = True
-        self._commanded, self._commanded_kind = 0, ""
+        self._commanded, self._commanded_kind, self._commanded_age = 0, "", 0.0
         self._sent = dict.fromkeys(("command", "incompressible", "limit", "reserve", "age"), 0)
         self._day, self._spent, self._stops, self._epochs = clock(), 0, 0, 0
         self._samples = 0
@@ -256,16 +256,18 @@ class Writeback:
 
     # What to do.
 
-    def command(self, pages: int, *, incompressible: bool = False) -> None:
+    def command(self, pages: int, *, incompressible: bool = False, unused_s: float = 0.0) -> None:
         """Have so many pages written back, the oldest first; the present epoch's too.
 
         Args:
             pages: how many.
             incompressible: only such as are stored as they are.
+            unused_s: only such as were not used for so long, as far as epochs tell: up to EPOCH_S longer.
         """
         self._next_epoch(self._clock())
         self._begin_anew()
         self._commanded, self._commanded_kind = pages, "incompressible" if incompressible else ""
+        self._commanded_age = unused_s
 
     @property
     def commanded(self) -> int:
@@ -294,7 +296,7 @@ class Writeback:
     def _oldest_idle(self) -> bool:
         """Say whether there may be pages that were not used for `idle_s`."""
         age = self._cursors[""].age
-        return age < self._epoch and self._clock() - self._began[age + 1] >= self.idle_s
+        return age < self._epoch and self._is_unused(age, self.idle_s)
 
     def step(self, why: str) -> int:
         """Begin to write back some of the oldest pages; return how many. The transfers are to be kicked then.
@@ -321,7 +323,8 @@ class Writeback:
                 self.in_flight += 1
                 self._note_sent(why)
         self.is_looking = looks >= LOOKS
-        if cursor.age >= self._epoch:  # all that is older has had its turn
+        is_through = cursor.age >= self._epoch or (self._commanded > 0 and not self._is_unused(cursor.age, self._commanded_age))
+        if is_through:  # all that is older has had its turn
             cursor.begin_anew()
             if not begun:
                 self._commanded = 0
@@ -339,10 +342,14 @@ class Writeback:
         if age >= self._epoch:
             return False
         if why == "command":
-            return self._commanded > 0
+            return self._commanded > 0 and self._is_unused(age, self._commanded_age)
         if self.budget and self._spent >= self.budget:
             return False
-        return why != "age" or self._clock() - self._began[age + 1] >= self.idle_s
+        return why != "age" or self._is_unused(age, self.idle_s)
+
+    def _is_unused(self, age: int, seconds: float) -> bool:
+        """Say whether an epoch has been over for so long."""
+        return self._clock() - self._began[age + 1] >= seconds
 
     def _note_sent(self, why: str) -> None:
         self._sent[why] += 1
