@@ -26,7 +26,11 @@ _DEAD = frozenset({"Z", "X"})
 
 
 def status_of_the_dead(pid: int, proc: Path = Path("/proc")) -> int | None:
-    """Return the wait status of a process of which only harmless threads are left; None if it lives, or if there is none."""
+    """Return the wait status of a process of which only harmless threads are left; None if it lives, or if there is none.
+
+    The kernel tells it to who may trace the process: 0 for all others, as for us without CAP_SYS_PTRACE (zswapd.service), since
+    workers are not dumpable. That is no danger: a worker that ends well says so in shared memory first (Phase.STOPPING).
+    """
     try:
         fields = _fields(proc / str(pid))[1]
         if fields[_STATE] not in _DEAD:
@@ -57,7 +61,7 @@ def _fields(directory: Path) -> tuple[str, list[str]]:
 def end_by(code: int) -> str:
     """Return what a process ended by, from `os.waitstatus_to_exitcode`."""
     if code >= 0:
-        return f"exit code {code}"
+        return f"exit code {code}" if code else "an unknown cause"
     try:
         return signal.Signals(-code).name
     except ValueError:
