@@ -38,7 +38,13 @@ RETRY_S = 0.25
 IDLE_S = 1.0
 """Housekeeping looks once in this time, and works only if no request came since the last look."""
 PLENTY = 512 << 20
-"""Spare memory at which heaps that are small are grown, where requests may wait for a disk."""
+"""Spare memory at which heaps that are small are grown, where requests may wait for a disk; and free memory at which what is
+urgent need not be little: a piece of URGENT_BYTES for each turn of the event loop is less than a fast fill takes meanwhile."""
+
+
+def free_bytes() -> int:
+    """Return the system's free memory, watermarks or not: a system call that takes no memory (spare_pages does)."""
+    return os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
 
 
 class Upkeep:
@@ -109,7 +115,8 @@ class Upkeep:
         requests = self._requests()
         is_low = frames.table.long_frames < frames.urgent_mark
         is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
-        job = frames.begin_refill((URGENT_BYTES if is_urgent else REFILL_FRAMES_BYTES) // frames.page_size)
+        is_little = is_urgent and free_bytes() < PLENTY
+        job = frames.begin_refill((URGENT_BYTES if is_little else REFILL_FRAMES_BYTES) // frames.page_size)
         if not job.runs:
             return
         self._has_leisure = not is_urgent
@@ -128,7 +135,7 @@ class Upkeep:
             spare = spare_pages() * mmap.PAGESIZE
             if spare < REFILL_FRAMES_BYTES:
                 raise at_the_watermarks()
-            floor = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE - spare
+            floor = free_bytes() - spare
         job.work(self._core.arena, floor)
 
     async def recompress(self) -> None:

@@ -15,7 +15,7 @@ import trio
 from zswapd import assembly, compress
 from zswapd.config import load
 from zswapd.offload import Offload
-from zswapd.upkeep import URGENT_BYTES, Upkeep
+from zswapd.upkeep import REFILL_FRAMES_BYTES, URGENT_BYTES, Upkeep
 
 MIB = 1 << 20
 PAGES = 8 * MIB // 4096
@@ -39,6 +39,7 @@ def store(core: assembly.Core, first: int, count: int) -> int:
 
 async def run_refill(core: assembly.Core, spare: int, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
     monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: spare)
+    monkeypatch.setattr("zswapd.upkeep.free_bytes", lambda: spare * 4096)
     monkeypatch.setattr("zswapd.upkeep.RETRY_S", 0.02)
     return Upkeep(core, Offload(), yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
 
@@ -53,6 +54,25 @@ async def test_reserve_is_refilled_while_memory_is_to_spare(core: assembly.Core,
             while core.frames.wants_refill():
                 await trio.sleep(0.005)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(("free", "pieces"), [(1 << 20, "large"), (1 << 15, "small")])
+async def test_what_is_urgent_is_little_only_where_memory_is_scarce(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, free: int, pieces: str
+) -> None:
+    upkeep = await run_refill(core, free, monkeypatch)
+    asked: list[int] = []
+    begin = core.frames.begin_refill
+    monkeypatch.setattr(type(core.frames), "begin_refill", lambda _frames, most: asked.append(most * 4096) or begin(most))
+    store(core, 0, PAGES - 256)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        with trio.fail_after(10):
+            while not asked:
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
+    assert asked[0] == (URGENT_BYTES if pieces == "small" else REFILL_FRAMES_BYTES)
 
 
 @pytest.mark.trio
