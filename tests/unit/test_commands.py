@@ -102,8 +102,8 @@ async def test_writeback_tells(core: Core, monkeypatch: pytest.MonkeyPatch) -> N
     class Writeback:
         in_flight = 0
 
-        def command(self, pages: int, *, incompressible: bool) -> None:
-            assert (pages, incompressible) == (7, False)
+        def command(self, pages: int, *, incompressible: bool, unused_s: float) -> None:
+            assert (pages, incompressible, unused_s) == (7, False, 0)
 
         @property
         def commanded(self) -> int:
