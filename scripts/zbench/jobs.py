@@ -23,6 +23,7 @@ from .applications import TooSlowError
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY
 from .figures import Panel, aligned, bars, interval, machine
+from .report import SUBJECT
 from .sampling import Sampling
 from .system import MIB, HarnessError
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .applications import Application, Level
     from .contenders import Contender
 
-SUBJECT = "zswapd"
 NO_SWAP = "none"
 
 

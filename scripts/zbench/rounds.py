@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .cgroup import MemoryCgroup
 from .contenders import REGISTRY, Contender, MemoryUse
+from .report import SUBJECT
 from .system import MIB, HarnessError, memory_available, swap_off, swaps
 from .workload import KILLED, Phase, Workload, WorkloadOptions
 
@@ -24,8 +25,8 @@ PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "veri
 
 SWAPOFF_LIMIT_S = 280.0
 TRIES = 4
-"""How often a contender may run in a round. With zram the kernel kills the workload now and then, though there is room
-(docs/benchmarks.md), and a round without it has no ratio; how often that was is told."""
+"""How often a rival may run in a round. With zram the kernel kills the workload now and then, though there is room
+(docs/benchmarks.md), and a round without it has no ratio; how often that was is told. What is measured has one try."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -209,11 +210,11 @@ def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None], once: 
 
 
 def _run_until_it_lives(name: str, number: int, plan: Plan, say: Callable[[str], None]) -> Run:
-    """Run a contender, again if the kernel has killed the workload for want of memory; return the last run."""
+    """Run a contender, a rival again if the kernel has killed its workload for want of memory; return the last run."""
     for kills in range(TRIES):
         run = replace(run_once(REGISTRY[name](), number, plan), kills=kills)
         figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures().items())
         say(f"round {number + 1}/{plan.rounds} {name}: {run.error or figures}")
-        if KILLED not in run.error:
+        if KILLED not in run.error or name.startswith(SUBJECT):
             break
     return run

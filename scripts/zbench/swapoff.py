@@ -23,6 +23,7 @@ from .cgroup import MemoryCgroup
 from .contenders import REGISTRY
 from .figures import COLOURS, Figure, aligned, machine, progress, quiet_pyplot, save, told
 from .raw import usable
+from .report import SUBJECT
 from .rounds import swap_everything_off
 from .system import MIB, HarnessError, memory_available, swaps
 from .workload import Workload, WorkloadOptions
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .contenders import Contender
 
 CONTENDERS = ("zram-lz4", "nbdkit-zstd", "zswapd")
-SUBJECT = "zswapd"
 SIZES_MIB = (256, 1024, 2048)
 MEMORY_MIB = 192
 """What the cgroup may keep in memory: enough for what others may have put onto the device meanwhile."""

@@ -23,7 +23,7 @@ from scripts.zbench.figures import interval
 from scripts.zbench.raw import parse
 from scripts.zbench.rounds import Plan, Run, run_all, run_once
 from scripts.zbench.system import MIB, HarnessError
-from scripts.zbench.workload import Phase
+from scripts.zbench.workload import KILLED, Phase
 
 PLAN = Plan(data_mib=64, memory_mib=32, device_mib=256, rounds=2, faults=0)
 
@@ -170,6 +170,25 @@ def test_contender_that_does_not_start_is_stopped_and_reported() -> None:
     assert done == ["start 256", "stop"]
     assert result.error == "it does not come up"
     assert not result.verified
+
+
+@pytest.mark.parametrize(
+    ("name", "deaths", "runs_made", "ends_well"), [("zram-lz4", 2, 3, True), ("zram-lz4", 9, 4, False), ("zswapd", 1, 1, False)]
+)
+def test_rival_whose_workload_was_killed_has_another_try_and_we_have_not(
+    monkeypatch: pytest.MonkeyPatch, name: str, deaths: int, runs_made: int, ends_well: bool
+) -> None:
+    made: list[Run] = []
+
+    def once(contender: Contender, number: int, _plan: Plan) -> Run:
+        made.append(run(contender.name, number, 1.0, error=KILLED if len(made) < deaths else ""))
+        return made[-1]
+
+    monkeypatch.setattr(rounds, "run_once", once)
+    (result,) = run_all([name], dataclasses.replace(PLAN, rounds=1), lambda _line: None)
+    assert len(made) == runs_made
+    assert (not result.error) is ends_well
+    assert result.kills == runs_made - 1
 
 
 def test_some_run_in_the_first_round_only(monkeypatch: pytest.MonkeyPatch) -> None:

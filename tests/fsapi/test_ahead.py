@@ -110,7 +110,8 @@ def test_write_waits_for_a_window_that_is_still_being_read(files: Files) -> None
     assert last in files.answers, "nobody waits for what is read ahead"
     request = files.write(number * PAGE, new)
     assert not files.disk.waiting, "a slot is not written while it is read"
-    assert files.get(number) == new
+    reader = files.read(number * PAGE, PAGE)
+    assert files.answers[reader] == new
     files.disk.waiting.append(window)
     files.settle()
     assert files.answers[request] == PAGE

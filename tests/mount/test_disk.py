@@ -96,6 +96,8 @@ def test_commands_and_settings_send_what_they_name(pages: Pages) -> None:
     assert core(daemon)["zv"]["curr_incompressible"] == 100
     daemon.ctl("set", "backing.incompressible_limit=200K")
     wait_for(lambda: writeback(daemon)["by_incompressible"] >= 50, "pages that do not compress stay")
+    # They are counted when they are sent, and leave when their slots are written.
+    wait_for(lambda: core(daemon)["zv"]["curr_incompressible"] <= 50, "what was sent does not leave")
     assert core(daemon)["zv"]["curr_incompressible"] == 50
     assert daemon.ctl_json("writeback", "--incompressible")["written_back"] == 50
     assert core(daemon)["zv"]["curr_incompressible"] == 0
@@ -153,9 +155,13 @@ def test_damage_on_the_disk_is_an_error_for_its_reader_and_nobody_else(stage: St
     assert plain is (encrypt == "false")
     with pytest.raises(OSError, match="Input/output error"):
         pages.get(40)
-    for number in set(range(100)) - {40}:
+    for number in [
+        *range(0, 40, 2),
+        *range(42, 100, 2),
+        *range(1, 100, 2),
+    ]:  # not in order: nobody looks at it ahead of its reader
         pages.get(number)
-    assert core(daemon)["backed"][0]["bad_slots"] in (1, 2), "once more if the hook looks ahead of who reads 39"
+    assert core(daemon)["backed"][0]["bad_slots"] == 1
     pages.close()
 
 

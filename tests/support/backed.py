@@ -127,7 +127,7 @@ class Files:
     def settle(self) -> None:
         """Let the disk answer all there is."""
         self.disk.finish_all()
-        assert self.transfers.is_idle() or self.operations.aheads
+        assert self.transfers.is_idle() or any(ahead.statistics().held for ahead in self.operations.aheads.values())
 
     def get(self, number: int) -> bytes | int:
         """Read a page and wait for it."""
