@@ -229,7 +229,7 @@ class Core:
         backed: those of them that have slots: all, or none.
         writeback: who chooses what leaves the pool for the disk; None without one.
         recompression: who compresses pages again.
-        ages: who knows how long ago pages were stored.
+        ages: who knows how long ago pages were stored; all_ages: and those of the cache.
 
     Raises:
         ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
@@ -275,6 +275,7 @@ class Core:
         self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback)
         zv = self.zv
         self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
+        self.all_ages = [self.ages, self.cache.ages] if self.cache else [self.ages]
         self.apply(config)
         self._recovery = RecoveryStatistics()
         if inherited:
@@ -429,7 +430,7 @@ class Core:
             frames=self.frames.statistics(),
             zsmalloc=zsmalloc,
             zbud=zbud,
-            cache=self.cache.statistics() if self.cache else None,
+            cache=self.cache.statistics(ages_sampled=ages_sampled) if self.cache else None,
             zv=self.zv.statistics(),
             tmem=self.tmem.statistics(),
             frontswap=self.frontswap.statistics(),

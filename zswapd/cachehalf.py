@@ -17,6 +17,7 @@ from zswapd.allocators.zspages import ZsStatistics
 from zswapd.errors import InvariantError
 from zswapd.frontends.cleancache import Cleancache, CleancacheStatistics
 from zswapd.pam.zbuds import Zbuds, ZbudsStatistics
+from zswapd.reclaim.ages import StoreAges
 from zswapd.reclaim.eviction import Eviction
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from zswapd.tmem.core import Tmem
     from zswapd.tmem.objnodes import Objnodes
 
+_PLACES = 4096
+"""Frames that are looked at for one answer about ages: most may be those of swap; half a millisecond."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
@@ -39,6 +43,7 @@ class CacheStatistics:
         limit_frames: frames it may have.
         zsmalloc, zbud: its allocator; the other is None.
         zbuds, cleancache: see there.
+        ages: runs of a sample by the time since one of their pages was put (see `StoreAges`); empty if none was taken.
     """
 
     frames: int
@@ -47,6 +52,32 @@ class CacheStatistics:
     zbud: ZbudStatistics | None
     zbuds: ZbudsStatistics
     cleancache: CleancacheStatistics
+    ages: tuple[int, ...]
+
+
+class CachedRuns:
+    """The runs of frames in an order of use, as `StoreAges` asks for them: a run is as old as the first of its pages.
+
+    Args:
+        lru: which runs there are.
+        allocator: what is in them.
+        zbuds: when it was put.
+    """
+
+    def __init__(self, lru: Lru, allocator: ZsPool | ZbudPool, zbuds: Zbuds) -> None:
+        self._lru = lru
+        self._allocator = allocator
+        self._zbuds = zbuds
+
+    @property
+    def pages(self) -> int:
+        """A number above those of all frames that may begin a run."""
+        return self._lru.end
+
+    def generation(self, number: int) -> int:
+        """Return the serial number of the put that one of the pages at a frame is from, 0 if no run begins there."""
+        handles = self._allocator.objects_of(number) if number in self._lru else ()
+        return self._zbuds.key_of(handles[0]).generation if handles else 0
 
 
 def split(statistics: ZsStatistics | ZbudStatistics) -> tuple[ZsStatistics | None, ZbudStatistics | None]:
@@ -67,7 +98,8 @@ class CacheHalf:
         wanted_run: frames side by side that the persistent half asks for at most.
 
     Attributes:
-        nodes, allocator, zbuds, eviction, cleancache: the parts.
+        nodes, lru, allocator, zbuds, eviction, cleancache: the parts.
+        ages: who knows how long ago pages were put.
 
     Raises:
         ArenaError: no memory for the order of use.
@@ -88,7 +120,7 @@ class CacheHalf:
         self._frames = frames
         self._tmem = tmem
         self.nodes = nodes
-        lru = Lru(frames.end_frame)
+        self.lru = lru = Lru(frames.end_frame)
         frames.accompany(lru.populate)
         self.allocator: ZsPool | ZbudPool = make_allocator(
             allocator, frames, EPHEMERAL, lru, max_zspage_frames=max_zspage_frames
@@ -96,6 +128,8 @@ class CacheHalf:
         self.zbuds = Zbuds(self.allocator, frames, compressor, compressors)
         self.eviction = Eviction(tmem, self.zbuds, frames, nodes, wanted_run=wanted_run, longest_run=self.allocator.longest_run)
         self.cleancache = Cleancache(tmem, self.zbuds, self.eviction.make_room)
+        zbuds = self.zbuds
+        self.ages = StoreAges([CachedRuns(lru, self.allocator, zbuds)], lambda: zbuds.newest, places=_PLACES)
 
     def check(self) -> None:
         """Prove the invariants of every part. Takes seconds for a full cache.
@@ -109,8 +143,8 @@ class CacheHalf:
             held = self.allocator.used_frames()
             raise InvariantError(f"{self._frames.ephemeral_frames} ephemeral frames in use, the allocator holds {held}")
 
-    def statistics(self) -> CacheStatistics:
-        """Return snapshots of all parts."""
+    def statistics(self, *, ages_sampled: bool = True) -> CacheStatistics:
+        """Return snapshots of all parts, with a sample of ages or without."""
         zsmalloc, zbud = split(self.allocator.statistics())
         return CacheStatistics(
             frames=self._frames.ephemeral_frames,
@@ -119,4 +153,5 @@ class CacheHalf:
             zbud=zbud,
             zbuds=self.zbuds.statistics(),
             cleancache=self.cleancache.statistics(),
+            ages=self.ages.sample() if ages_sampled else (),
         )

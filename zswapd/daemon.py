@@ -400,7 +400,8 @@ class Worker:
 
     async def _tick(self) -> None:
         while True:
-            self.core.ages.look()
+            for ages in self.core.all_ages:
+                ages.look()
             if self.backed:
                 self.backed.look()
             requests = self.state.hook_words[HookWord.REQUESTS]

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 
-from tests.support.snapshots import make_core
+import pytest
+
+from tests.support.snapshots import make, make_core
+from zswapd.cachehalf import CachedRuns
 from zswapd.reclaim.ages import BOUNDS_S, NOTES, SAMPLE, StoreAges
 
 MASK = 0xFFFFFFFF
@@ -97,4 +101,31 @@ def test_a_core_has_them() -> None:
     core.ages.look()
     assert sum(sum(core.statistics().store_ages) for _ in range(4)) == 30  # a quarter of the places each
     assert core.statistics(ages_sampled=False).store_ages == ()
+    core.close()
+
+
+@pytest.mark.parametrize("allocator", ["zbud", "zsmalloc"])
+def test_the_runs_of_a_cache_are_as_old_as_their_pages(allocator: str) -> None:
+    core = make(cache__limit="4M", cache__allocator=allocator)
+    assert core.cache
+    cache, clock = core.cache, Clock()
+    runs = CachedRuns(cache.lru, cache.allocator, cache.zbuds)
+    ages = StoreAges([runs], lambda: cache.zbuds.newest, places=runs.pages, clock=clock)
+    volume = cache.cleancache.init_fs()
+    ages.look()
+    for number in range(40):
+        cache.cleancache.put_page(volume, 2, number, memoryview(os.urandom(1500) + bytes(2596)))
+        if number == 19:
+            for pause in (5, 90):
+                clock.now += pause
+                ages.look()
+    young, old, *rest = ages.sample()
+    assert young + old == cache.lru.entries
+    assert min(young, old) > cache.lru.entries // 4
+    assert not any(rest)
+    assert cache.statistics().ages
+    assert cache.statistics(ages_sampled=False).ages == ()
+    while cache.eviction.evict(1):
+        assert sum(ages.sample()) <= cache.lru.entries
+    assert sum(ages.sample()) == 0
     core.close()

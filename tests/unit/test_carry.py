@@ -46,7 +46,7 @@ PRESENT: dict[type, str] = {
     FrontswapStatistics: "frozen",
     DeviceStatistics: "name size stored_pages lost_pages",
     RecoveryStatistics: "recovered_pages seconds",
-    CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache",
+    CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache ages",
     CoreStatistics: (
         "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices backed transfers "
         "writeback recompression store_ages"

@@ -52,6 +52,7 @@ def test_any_sequence_is_as_a_list_would_have_it(lru: Lru) -> None:
             model.remove(frame)
         lru.check()
         assert list(lru) == model
+        assert [frame for frame in range(FRAMES) if frame in lru] == sorted(model)
         assert lru.oldest() == (model[0] if model else 0)
 
 

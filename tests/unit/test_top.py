@@ -93,6 +93,14 @@ def test_an_ordinary_pool_tells_how_long_ago_its_pages_were_stored(report: dict[
     assert not [line for line in screen(now, now, 1.0) if line.startswith("Age")]
 
 
+def test_a_cache_tells_how_long_ago_its_pages_were_put(report: dict[str, Any]) -> None:
+    now = copy.deepcopy(report)
+    now["core"]["cache"]["ages"] = [3, 0, 0, 1, 0]
+    assert "Cached    <1 min 75%  <10 min 0%  <1 h 0%  <1 d 25%  longer 0%" in screen(now, now, 1.0)
+    del now["core"]["cache"]["ages"]
+    assert not [line for line in screen(now, now, 1.0) if line.startswith("Cached")]
+
+
 def test_a_restarted_daemon_has_no_negative_rates(report: dict[str, Any]) -> None:
     before = copy.deepcopy(report)
     before["core"]["frontswap"]["succ_stores"] = 10**9
@@ -108,7 +116,7 @@ def test_the_cache_has_a_line_when_it_has_something(report: dict[str, Any]) -> N
     cache["cleancache"]["succ_gets"] += 30
     cache["cleancache"]["failed_gets"] += 10
     cache["zbuds"]["evicted_zpages"] += 14
-    (line,) = (line for line in screen(now, report, 2.0) if line.startswith("Cache"))
+    (line,) = (line for line in screen(now, report, 2.0) if line.startswith("Cache "))
     assert re.fullmatch(r"Cache +[\d.]+ KiB   of 4\.0 MiB, \d+ pages; 75% hits; 7 evicted/s", line)
     cache["cleancache"]["frozen"] = True
     assert any(line.endswith("evicted/s, FROZEN") for line in screen(now, report, 2.0))

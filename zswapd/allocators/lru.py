@@ -37,6 +37,7 @@ class Lru:
 
     Attributes:
         entries: frame numbers in it.
+        end: above all frames whose words are populated, which are the first ones, give or take some.
 
     Raises:
         ArenaError: the kernel gives no address space.
@@ -51,7 +52,7 @@ class Lru:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         # Even words: the next more recently used; odd words: the next less recently used.
         self._words = memoryview(self._map).cast("I")
-        self.entries = 0
+        self.entries = self.end = 0
         self.populate(0, 1)
 
     def populate(self, first: int, count: int) -> None:
@@ -62,6 +63,7 @@ class Lru:
         """
         begin = first * _ENTRY_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
         end = min(round_up((first + count) * _ENTRY_BYTES, mmap.PAGESIZE), self._length)
+        self.end = max(self.end, min(first + count, self._length // _ENTRY_BYTES))
         if _libc.madvise(self._address + begin, end - begin, _MADV_POPULATE_WRITE) == 0:
             return
         code = ctypes.get_errno()
@@ -109,6 +111,10 @@ class Lru:
 
     # Off the page path.
 
+    def __contains__(self, frame: int) -> bool:
+        """Say whether a frame below `end` is in: then the older one that it names names it, too."""
+        return bool(frame and self._words[self._words[frame * 2 + 1] * 2] == frame)
+
     def __iter__(self) -> Iterator[int]:
         """Yield the frames, the one not used for longest first; what was yielded last may be taken out or touched meanwhile."""
         frame = self._words[0]
@@ -127,6 +133,8 @@ class Lru:
         for frame in self:
             if self._words[frame * 2 + 1] != older or count == self.entries:
                 raise InvariantError(f"the order of use is broken at frame {frame}, entry {count} of {self.entries}")
+            if frame not in self:
+                raise InvariantError(f"frame {frame} is in the order of use and does not know it")
             older = frame
             count += 1
         if count != self.entries or self._words[1] != older:

@@ -114,7 +114,8 @@ def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = R
     core = now["core"]
     page = core["frames"]["page_size"]
     head = [*_head_lines(now), *_memory_lines(core, now["pressure"])]
-    head += [*_cache_lines(core, before["core"], seconds), *_disk_lines(core, before["core"], seconds), *_age_lines(core)]
+    head += [*_cache_lines(core, before["core"], seconds), *_disk_lines(core, before["core"], seconds)]
+    head += _age_lines(core)
     head += ["", *_rate_lines(now, before, seconds)]
     files = _shortened(["", *_file_lines(core["devices"], page)], rows - len(head), "files")
     left = rows - len(head) - len(files)
@@ -185,13 +186,15 @@ def _disk_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: flo
 
 
 def _age_lines(core: Mapping[str, Any]) -> Iterator[str]:
-    """Tell how long pages of the pool were not used; without a disk behind it, how long ago they were stored."""
-    name, ages = "Age", core.get("store_ages", ())  # not from a daemon of before an upgrade, as the other
+    """Tell how long pages of the pool were not used, or without a disk how long ago they were stored; those of the cache."""
+    name, ages = "Age", core.get("store_ages", ())  # not from a daemon of before an upgrade, as the others
     if core["writeback"]:
         name, ages = "Unused", core["writeback"].get("sampled_ages", ())
-    if sum(ages):
-        shares = (f"{bound} {count / sum(ages):.0%}" for bound, count in zip(_AGES, ages, strict=True))
-        yield f"{name:<10}{'  '.join(shares)}"
+    cached = core["cache"].get("ages", ()) if core["cache"] else ()
+    for whose, counts in ((name, ages), ("Cached", cached)):
+        if sum(counts):
+            shares = (f"{bound} {count / sum(counts):.0%}" for bound, count in zip(_AGES, counts, strict=True))
+            yield f"{whose:<10}{'  '.join(shares)}"
 
 
 def _written(core: Mapping[str, Any]) -> int:

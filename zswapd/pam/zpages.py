@@ -204,6 +204,11 @@ class ZPages:
 
     # Off the page path.
 
+    @property
+    def newest(self) -> int:
+        """The serial number of the last store."""
+        return self._generation
+
     def key_of(self, pampd: int) -> PageKey:
         """Return what the page's header says."""
         _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)

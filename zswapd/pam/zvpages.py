@@ -284,11 +284,6 @@ class ZvPages(ZPages):
         """Pages that are kept as they are."""
         return self._raw
 
-    @property
-    def newest(self) -> int:
-        """The serial number of the last store."""
-        return self._generation
-
     def statistics(self) -> ZvStatistics:
         """Return a frozen snapshot."""
         return ZvStatistics(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long ago the pages of the pool were stored, for who looks at it; without a byte a page, and nothing on the page path.
+"""How long ago pages of the pool or the cache were stored, for who looks at it; without a byte a page, and off the page path.
 
 Every store has a serial number. Which was the newest is noted from time to time, so a page's number says between which notes it
 came. The notes for each class of age are a sixteenth of its bound apart, and there are no more than that takes.
@@ -27,14 +27,14 @@ _MASK, _HALF = 0xFFFFFFFF, 1 << 31
 
 
 class Stored(Protocol):
-    """A device as far as it matters here; `block.device.Device` is one."""
+    """What has pages, as far as it matters here: `block.device.Device`, or the runs of the cache (cachehalf.py)."""
 
     @property
     def pages(self) -> int:
-        """How many pages it has."""
+        """How many places for pages it has."""
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the store that a page in the pool is from, 0 for one that is not there."""
+        """Return the serial number of the store that a page is from, 0 for one that is not there."""
 
 
 class StoreAges:
@@ -43,13 +43,20 @@ class StoreAges:
     Args:
         devices: whose pages are told of.
         newest: returns the serial number of the last store.
+        places: how many are looked at for one answer.
         clock: seconds since the machine was started, for tests.
     """
 
     def __init__(
-        self, devices: Sequence[Stored], newest: Callable[[], int], *, clock: Callable[[], float] = time.monotonic
+        self,
+        devices: Sequence[Stored],
+        newest: Callable[[], int],
+        *,
+        places: int = SAMPLE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices = devices
+        self._places = places
         self._newest = newest
         self._clock = clock
         self._notes: list[deque[tuple[float, int]]] = [deque() for _ in BOUNDS_S]
@@ -85,7 +92,7 @@ class StoreAges:
         classes = [0] * (len(BOUNDS_S) + 1)
         self._samples += 1
         for device in self._devices:
-            stride = max(device.pages * len(self._devices) // SAMPLE, 1)
+            stride = max(device.pages * len(self._devices) // self._places, 1)
             for number in range(self._samples % stride, device.pages, stride):
                 if generation := device.generation(number):
                     older = max((bound for serial, bound in marks if (serial - generation) & _MASK < _HALF), default=0)
