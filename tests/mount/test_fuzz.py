@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from scripts.zbench.daemon import Daemon
 from tests.support import junk
-from tests.support.swap import Stage, stage
+from tests.support.swap import Stage, stage, wait_for
+from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount
@@ -77,13 +78,24 @@ class Target:
         self._socket.close()
 
 
+def use_for_the_first_time(target: Target, file: Path) -> None:
+    """Have allocated what is allocated once: messages, and the larger heaps of a worker that has had a cache volume."""
+    for name in junk.RELOADABLE:
+        target.send(json.dumps({"v": 1, "cmd": "set", "args": {"settings": {name: "no"}}}).encode())
+    small, _ = target.size()
+    file.write_bytes(bytes(1 << 20))
+    target.ask("cache-add", name="first", path=str(file))
+    larger = LIBC_HEAP + PYTHON_HEAP - 2 * SMALL_HEAP
+    wait_for(lambda: target.size()[0] - small > larger * 9 // 10, "its heaps are not grown")
+    target.ask("cache-remove", name="first")
+
+
 @pytest.fixture
-def target(stage: Stage) -> Iterator[Target]:
+def target(stage: Stage, tmp_path: Path) -> Iterator[Target]:
     """A daemon that must be the same afterwards: the same worker, no bug, no more memory, and it keeps pages."""
     daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen="")
     made = Target(daemon)
-    for name in junk.RELOADABLE:  # what is allocated at the first use
-        made.send(json.dumps({"v": 1, "cmd": "set", "args": {"settings": {name: "no"}}}).encode())
+    use_for_the_first_time(made, tmp_path / "file")
     before = made.size()
     yield made
     assert daemon.worker_pid() == made.worker
