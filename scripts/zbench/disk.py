@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import arguments, system
 from .cgroup import MemoryCgroup
-from .contenders.swapfile import PLACE, SlowFile, SwapFile
+from .contenders.swapfile import PLACE, LoopFile, SlowFile, SwapFile
 from .daemon import Daemon
 from .figures import Figure, aligned, machine, progress
 from .system import MIB, HarnessError
@@ -252,8 +252,7 @@ def _swapping() -> dict[str, float]:
         return {phase.name: phase.seconds for phase in work.finish()}
 
 
-def _swapping_on_file() -> dict[str, float]:
-    plain = SwapFile()
+def _swapping_on_file(plain: SwapFile) -> dict[str, float]:
     try:
         plain.start(2 * SWAPPED_MIB * MIB)
         return _swapping()
@@ -271,7 +270,8 @@ def _swapping_behind(store: Path, **settings: str) -> dict[str, float]:
 def swapped(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]]:
     """Measure what such data costs a process that swaps: written through, and as it is on default settings."""
     kinds: dict[str, Callable[[], dict[str, float]]] = {
-        "plain": _swapping_on_file,
+        "plain": lambda: _swapping_on_file(SwapFile()),
+        "a loop device alone": lambda: _swapping_on_file(LoopFile()),
         "written through": lambda: _swapping_behind(place / "store", pool__incompressible="refuse"),
         "kept up to pool.limit": lambda: _swapping_behind(place / "store"),
     }

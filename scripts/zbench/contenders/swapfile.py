@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people have without any of this: a file on the disk as swap, and the same on a disk that is slow.
+"""What people have without any of this: a file on the disk as swap; behind a loop device; on a disk that is slow.
 
 The slow disk is nbdkit's delay filter, one request at a time, as a disk with an arm has it: 5 ms for each, whatever its
 size (some 200 requests a second; up to 128 KiB of neighbours in one). Its data lies in memory, so that nothing but the
@@ -36,10 +36,13 @@ class SwapFile(Contender):
 
     def start(self, size: int) -> None:
         """Allocate the file and swap on."""
+        self._allocate(size)
+        system.swap_on(self.devices()[0])
+
+    def _allocate(self, size: int) -> None:
         with tempfile.NamedTemporaryFile(prefix="zbench-", dir=PLACE, delete=False) as file:
             self._file = Path(file.name)
         system.run("fallocate", "--length", str(size), self._file)
-        system.swap_on(self._file)
 
     def devices(self) -> list[str]:
         """Return the path of the file, while there is one."""
@@ -53,9 +56,42 @@ class SwapFile(Contender):
         """Swap off, remove the file."""
         if self._file is not None:
             system.swap_off(self._file)
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._file is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._file.unlink()
             self._file = None
+
+
+class LoopFile(SwapFile):
+    """The same behind a loop device: what that alone costs on a disk, whatever else stands behind it."""
+
+    name: ClassVar[str] = "file-loop"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._device: str | None = None
+
+    def start(self, size: int) -> None:
+        """Allocate the file, attach it, swap on."""
+        self._allocate(size)
+        assert self._file is not None
+        self._device = system.attach_loop(self._file)
+        system.swap_on(self._device)
+
+    def devices(self) -> list[str]:
+        """Return the path of its device, while there is one."""
+        return [self._device] if self._device is not None else []
+
+    def stop(self) -> None:
+        """Swap off, detach, remove the file."""
+        if self._device is not None:
+            system.swap_off(self._device)
+            system.detach_loop(self._device)
+            self._device = None
+        self._remove()
 
 
 class SlowFile(NbdkitZstd):
