@@ -54,6 +54,8 @@ ALONE_LOOK_S, ALONE_LOOK_MAX_S = 0.005, 0.5
 """The same between two looks at whether threads of a dead process still write: requests wait for their end."""
 AHEAD = 64
 """Pages that are read at a time ahead of a reader in order: a virtual disk takes 0.2 ms, in which he gets through as many."""
+SPIN_NS = 200_000
+"""Longest wait of a thread for the next read: a reader comes back within some 50 µs, unless the event loop has its turn."""
 COMPACT_TURNS = 16
 """Steps of writeback between two looks at whether compaction pays."""
 _RESEND = (6, 9)
@@ -162,6 +164,7 @@ class BackedPool:
         self._lifeline = Lifeline(state.fd)
         self._hook_words = state.hook_words
         self._queue = prepared.queue
+        self.set_poll_us(config.fuse.poll_us)
         cipher = Cipher(state.area(_KEY), prepared.lanes) if config.backing.encrypt else None
         self.transfers = Transfers(
             SlotStore(fd, page_size, cipher),
@@ -175,6 +178,10 @@ class BackedPool:
         self.backing = Backing(self.transfers, maps)
         self._operations: BackedOperations | None = None
         self._release()
+
+    def set_poll_us(self, poll_us: int) -> None:
+        """Have threads look out for the next read no longer than the hook does for the next request."""
+        self._queue.spin_ns = min(poll_us * 1000, SPIN_NS)
 
     def report(self, config: Config, core: CoreStatistics) -> BackingReport:
         """Return what `status` shows."""

@@ -155,6 +155,8 @@ class Commands:
         if worker.shrinking and worker.core.cache:
             worker.shrinking.shrinker.limit_frames = worker.core.cache.eviction.limit_frames
         worker.session.set_poll_us(config.fuse.poll_us)
+        if worker.backed:
+            worker.backed.set_poll_us(config.fuse.poll_us)
         log_setup.set_level(config.log.level)
         worker.remember()
 

@@ -7,10 +7,12 @@ import contextlib
 import errno
 import mmap
 import os
+import random
 import select
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -296,8 +298,9 @@ def test_requests_that_make_no_sense_are_refused(fd: int) -> None:
 class Threads:
     """A queue, threads that do what is in it, and what became of it."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, spin_ns: int = 0) -> None:
         self.queue = Queue()
+        self.queue.spin_ns = spin_ns
         self.codes: list[int] = []
         for _ in range(count):
             threading.Thread(target=self.queue.work, daemon=True).start()
@@ -330,6 +333,44 @@ def test_threads_do_requests_and_say_what_became_of_them(fd: int) -> None:
     threads.queue.submit(SlotStore(-1, PAGE).reading(0, out[1:2]), threads.codes.append)
     threads.wait(2)
     assert sorted(threads.codes) == [errno.EIO, errno.EBADF]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_threads_that_wait_busily_leave_nothing_undone(fd: int, count: int) -> None:
+    threads, store, rng = Threads(count, spin_ns=200_000), SlotStore(fd, PAGE), random.Random(count)
+    some = pages(*range(1, 5))
+    for number, page in enumerate(some):
+        store.writing(number, [page])()
+    out = [make_buffers(PAGE, PAGE) for _ in range(4)]
+    for _ in range(3000):
+        threads.codes.clear()
+        numbers = rng.sample(range(4), rng.randrange(1, 5))
+        for number in numbers:
+            threads.queue.submit(store.reading(number, [out[number]]), threads.codes.append)
+            if rng.random() < 0.3:
+                time.sleep(rng.choice((0, 20e-6, 90e-6, 200e-6)))  # as the wait begins, in it, and as it ends
+        threads.wait(len(numbers))
+        assert not any(threads.codes)
+        assert all(out[number] == some[number] for number in numbers)
+
+
+def test_nobody_waits_busily_who_is_not_told_to(fd: int) -> None:
+    store = SlotStore(fd, PAGE)
+    (page,) = pages(1)
+    store.writing(0, [page])()
+
+    def used(spin_ns: int, tries: int) -> float:
+        begin = time.process_time()
+        while tries and time.process_time() - begin < 0.03:
+            threads = Threads(1, spin_ns=spin_ns)  # which nobody has held up yet
+            threads.queue.submit(store.reading(0, [page]), threads.codes.append)
+            threads.wait(1)
+            time.sleep(0.06)
+            tries -= 1
+        return time.process_time() - begin
+
+    assert used(0, 10) < 0.02
+    assert used(50_000_000, 100) > 0.03, "nobody waits at all, or never undisturbed"
 
 
 def test_request_is_done_once(fd: int) -> None:

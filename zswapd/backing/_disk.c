@@ -31,15 +31,20 @@
 #include <limits.h>
 #include <openssl/evp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define KEY_BYTES 64
 #define BLOCK 16
+#define QUICK_NS 400000   /* a disk that takes longer hides what a wake-up takes */
+#define CROWDED_NS 600000 /* out of the processor for so long: somebody else has work to do there */
+#define SKIP_MAX 255      /* jobs */
 
 static EVP_CIPHER *xts;
 
@@ -397,7 +402,18 @@ struct queue {
 	pthread_cond_t has_jobs;
 	struct list waiting, ended;
 	int fd;
+	bool has_spinner;       /* a thread that waits busily takes what is waiting before it sleeps or does anything else */
+	unsigned skip, penalty; /* jobs to do before somebody waits so again; what skip becomes after the next wait in vain */
+	unsigned long long spin_ns; /* longest wait */
 };
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static void append(struct list *list, struct job *job)
 {
@@ -455,6 +471,7 @@ static PyObject *queue_submit(PyObject *object, PyObject *args)
 	struct queue *self = (struct queue *)object;
 	struct job *job;
 	PyObject *done;
+	bool is_taken;
 
 	if (!PyArg_ParseTuple(args, "O!O:submit", &job_type, &job, &done))
 		return NULL;
@@ -465,10 +482,48 @@ static PyObject *queue_submit(PyObject *object, PyObject *args)
 	job->done = Py_NewRef(done);
 	Py_INCREF(job);
 	pthread_mutex_lock(&self->mutex);
+	is_taken = self->has_spinner && self->waiting.first == NULL;
 	append(&self->waiting, job);
 	pthread_mutex_unlock(&self->mutex);
-	pthread_cond_signal(&self->has_jobs); /* not under the mutex: who wakes up would wait for that at once */
+	if (!is_taken)
+		pthread_cond_signal(&self->has_jobs); /* not under the mutex: who wakes up would wait for that at once */
 	Py_RETURN_NONE;
+}
+
+/*
+ * Wait busily for the next job, with the mutex, which is let go of meanwhile. After a read of a quick disk: waking a thread on an idle
+ * processor takes 15 to 30 us, half of what such a disk does. One thread at a time; each wait in vain in a row, and each that somebody
+ * else's work held up, doubles the number of jobs until the next. Measured: a page that its reader had after 119 us is there after 102.
+ */
+static void spin(struct queue *self)
+{
+	uint64_t start, now;
+	bool is_crowded = false;
+
+	if (self->has_spinner || self->waiting.first != NULL || self->spin_ns == 0)
+		return;
+	if (self->skip > 0) {
+		self->skip--;
+		return;
+	}
+	self->has_spinner = true;
+	pthread_mutex_unlock(&self->mutex);
+	start = now = now_ns();
+	while (__atomic_load_n(&self->waiting.first, __ATOMIC_RELAXED) == NULL && now - start < self->spin_ns && !is_crowded) {
+		uint64_t before = now;
+
+		sched_yield(); /* whoever's answer it was may have to run on this processor */
+		now = now_ns();
+		is_crowded = now - before > CROWDED_NS;
+	}
+	pthread_mutex_lock(&self->mutex);
+	self->has_spinner = false;
+	if (self->waiting.first != NULL && !is_crowded) {
+		self->penalty = 0;
+		return;
+	}
+	self->skip = self->penalty; /* none after the first: it may have been a turn of the event loop */
+	self->penalty = self->penalty < SKIP_MAX ? 2 * self->penalty + 1 : SKIP_MAX;
 }
 
 static void work(struct queue *self)
@@ -478,13 +533,16 @@ static void work(struct queue *self)
 	pthread_mutex_lock(&self->mutex);
 	for (;;) {
 		struct job *job;
-		bool is_first;
+		bool is_first, is_quick;
+		uint64_t start;
 
 		while (self->waiting.first == NULL)
 			pthread_cond_wait(&self->has_jobs, &self->mutex);
 		job = take_first(&self->waiting);
 		pthread_mutex_unlock(&self->mutex);
+		start = now_ns();
 		job->error = run(job);
+		is_quick = !job->writes && now_ns() - start < QUICK_NS;
 		pthread_mutex_lock(&self->mutex);
 		is_first = self->ended.first == NULL;
 		append(&self->ended, job);
@@ -493,6 +551,8 @@ static void work(struct queue *self)
 		if (is_first && write(self->fd, &one, sizeof(one)) == -1)
 			abort();
 		pthread_mutex_lock(&self->mutex);
+		if (is_quick)
+			spin(self);
 	}
 }
 
@@ -548,6 +608,7 @@ static PyMethodDef queue_methods[] = {
 
 static PyMemberDef queue_members[] = {
     {"fd", T_INT, offsetof(struct queue, fd), READONLY, PyDoc_STR("readable when a job has ended")},
+    {"spin_ns", T_ULONGLONG, offsetof(struct queue, spin_ns), 0, PyDoc_STR("how long to wait busily after a quick read; 0 for never")},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -47,9 +47,11 @@ class Queue:
 
     Attributes:
         fd: readable when some have ended.
+        spin_ns: how long a thread waits busily for the next job after a read that was quick; 0 for never.
     """
 
     fd: int
+    spin_ns: int
 
     def submit(self, job: Job, done: Callable[[int], None]) -> None:
         """Have a job done, and `done` returned by `ended` then."""

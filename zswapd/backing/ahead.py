@@ -3,7 +3,7 @@
 
 A reader in order asks for a few pages, waits for the disk, and asks for the next few: with two of him the disk would have half
 as much to wait for. So when READS requests have followed one another, the slots behind the last one are read too, a *window* of
-them at a time, the next when half of what lies before him has been used. What he asks for then is in a buffer, and his request
+them at a time, the next as soon as less than a window lies before him. What he asks for then is in a buffer, and his request
 is answered at once, as if the pool had the page.
 
 Invariants
@@ -96,7 +96,7 @@ class Ahead:
         self._is_used = True
         while self._windows and self._windows[0].end <= offset:
             self._release(self._windows.pop(0))
-        if self._followed >= READS and self._end - self._next < self._window // 2:
+        if self._followed >= READS and self._end - self._next < self._window:
             self._read_on()
 
     def _read_on(self) -> None:

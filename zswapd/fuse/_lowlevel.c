@@ -71,7 +71,12 @@
 #define INODE_LIMIT 65536
 #define OPERATIONS_MAX 1024 /* bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
 #define PENALTY_MAX 255   /* requests */
-#define CROWDED_NS 200000 /* out of the processor for so long: not a kernel thread that had a request to pass on */
+/*
+ * Out of the processor for so long: not a kernel thread that had a request to pass on, nor the hypervisor, but somebody who uses up
+ * his time slice, 0.7 ms at the least. At 200 us a virtual machine was taken for crowded four times a second, and a random fault took 41 us
+ * instead of 32.
+ */
+#define CROWDED_NS 600000
 #define CROWDED_MIN 1023  /* requests */
 #define CROWDED_MAX 4095 /* a wait that is held up costs some 3 ms, less than 1 us for each of these */
 #define CROWDED_WRITES 15 /* requests that are no reads: who held the wait up was, as a rule, the program that swaps out */
@@ -114,8 +119,11 @@ struct survivor {
 
 /*
  * Whether it pays to wait busily after a request. Kept apart for reads and for all else: between two writes, the swapping program
- * and the kernel's threads run on this processor as well, which says nothing about the reader who comes back in a moment.
+ * and the kernel's threads run on this processor as well, which says nothing about the reader who comes back in a moment. And for
+ * those that wait for the disk, of which some answer within 50 us and others within 10 ms.
  */
+enum { READS, CHANGES, DISK, PACES };
+
 struct pace {
 	unsigned skip;           /* requests to serve before the next poll */
 	unsigned penalty, crowd; /* what skip becomes after the next poll: one in vain; one that was held up */
@@ -141,7 +149,7 @@ static struct {
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
 	uint64_t poll_ns, budget_ns;
 	uint64_t quiet_since;   /* end of the last request served here */
-	struct pace paces[2], *pace; /* of reads, and of all else; that of the last request */
+	struct pace paces[PACES], *pace; /* that of the last request */
 	unsigned max_background;
 	uint64_t scarce_bytes;   /* free memory of the system below which this thread is a real-time one, 0 for never */
 	bool is_first;           /* it is one now */
@@ -554,62 +562,6 @@ static ssize_t read_request(struct fuse_session *se)
 	}
 }
 
-/*
- * Wait for the next request, for at most poll_us since the last, without the GIL. Waking a sleeping processor costs several times
- * what a request does; a program that faults its pages in comes back within some ten microseconds.
- *
- * Each wait in vain in a row doubles the number of requests that are served without one, and the first that succeeds resets
- * it. So a busy device is answered at once, and a slow trickle costs next to nothing; nor does a reader that cannot come back
- * because this very wait keeps it from its processor.
- *
- * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that the next request needs, and
- * giving way costs a whole one of the other's, some 3 ms. A sleeper is let in soon after it wakes. Hence the wait that was held
- * up is the last for a thousand requests, then two, four; every one that succeeds takes one off that number.
- * After a write it is the last for sixteen only: who took the processor then is the swapping program, as a rule.
- */
-static ssize_t poll_request(struct fuse_session *se, uint64_t deadline)
-{
-	uint64_t start = now_ns(), now = start, end = hook.quiet_since + hook.poll_ns;
-	struct pace *pace = hook.pace;
-	ssize_t n = -EAGAIN;
-	PyThreadState *thread;
-	bool is_crowded = false;
-
-	if (end > deadline)
-		end = deadline;
-	if (now >= end || pace->skip > 0 || hook.is_first) /* a real-time thread would keep the loop driver's from running */
-		return -EAGAIN;
-	thread = PyEval_SaveThread();
-	while (n == -EAGAIN && now < end && !is_crowded) {
-		uint64_t before = now;
-
-		/* Two processors: the kernel thread of the loop device, or kswapd, may have to run on this one. */
-		sched_yield();
-		n = read_request(se);
-		now = now_ns();
-		is_crowded = now - before > CROWDED_NS;
-	}
-	PyEval_RestoreThread(thread);
-	stats.polls++;
-	stats.poll_ns += now - start;
-	stats.poll_hits += n != -EAGAIN;
-	if (is_crowded) {
-		stats.crowded_polls++;
-		pace->skip = pace->crowd;
-		if (pace == hook.paces && pace->crowd < CROWDED_MAX)
-			pace->crowd = 2 * pace->crowd + 1;
-	} else if (n != -EAGAIN) {
-		pace->penalty = 0;
-		pace->crowd -= pace->crowd > CROWDED_MIN;
-	} else if (end == deadline) {
-		stats.budget_ends++;
-	} else {
-		pace->penalty = pace->penalty < PENALTY_MAX ? 2 * pace->penalty + 1 : PENALTY_MAX;
-		pace->skip = pace->penalty;
-	}
-	return n;
-}
-
 /* Hear what has become of requests to the disk: whoever waits for them is answered here, without a turn of the event loop. */
 static void hear_disk(void)
 {
@@ -621,6 +573,82 @@ static void hear_disk(void)
 	}
 	Py_DECREF(result);
 	hook.quiet_since = now_ns();
+	if (hook.deferred > 0)
+		return;
+	/* Whoever waited was a reader, as a rule, and comes back as others do. */
+	hook.pace = &hook.paces[READS];
+	hook.pace->skip -= hook.pace->skip > 0;
+}
+
+/* Somebody may wait for that, or what was read ahead of a reader be there: he is not to find it on its way. */
+static bool disk_has_answered(void)
+{
+	struct pollfd disk = {.fd = hook.disk_fd, .events = POLLIN};
+
+	return hook.disk_fd != -1 && poll(&disk, 1, 0) > 0;
+}
+
+/*
+ * Wait for the next request, or the disk if somebody waits for that, for at most poll_us since the last request, without the GIL.
+ * Waking a sleeping processor costs several times what a request does; a program that faults its pages in comes back within some
+ * ten microseconds. A page from a disk that takes 50 us is with its reader after 112 instead of 162.
+ *
+ * `is_heard`: the disk had answered, and whom it concerned has been told.
+ *
+ * Each wait in vain in a row doubles the number of requests that are served without one, and the first that succeeds resets
+ * it. So a busy device is answered at once, and a slow trickle costs next to nothing; nor does a reader that cannot come back
+ * because this very wait keeps it from its processor.
+ *
+ * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that the next request needs, and
+ * giving way costs a whole one of the other's, some 3 ms. A sleeper is let in soon after it wakes. Hence the wait that was held
+ * up is the last for a thousand requests, then two, four; every one that succeeds takes one off that number.
+ * After a write it is the last for sixteen only: who took the processor then is the swapping program, as a rule.
+ */
+static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is_heard)
+{
+	uint64_t start = now_ns(), now = start, end = hook.quiet_since + hook.poll_ns;
+	struct pace *pace = hook.pace;
+	ssize_t n = -EAGAIN;
+	PyThreadState *thread;
+	bool is_crowded = false, has_answer = false;
+
+	if (end > deadline)
+		end = deadline;
+	if (now >= end || pace->skip > 0 || hook.is_first) /* a real-time thread would keep the loop driver's from running */
+		return -EAGAIN;
+	thread = PyEval_SaveThread();
+	while (n == -EAGAIN && !has_answer && now < end && !is_crowded) {
+		uint64_t before = now;
+
+		/* Two processors: a thread that is at the disk, the kernel's of the loop device, or kswapd may have to run on this one. */
+		sched_yield();
+		n = read_request(se);
+		has_answer = n == -EAGAIN && disk_has_answered();
+		now = now_ns();
+		is_crowded = now - before > CROWDED_NS;
+	}
+	PyEval_RestoreThread(thread);
+	stats.polls++;
+	stats.poll_ns += now - start;
+	stats.poll_hits += n != -EAGAIN || has_answer;
+	if (is_crowded) {
+		stats.crowded_polls++;
+		pace->skip = pace->crowd;
+		if (pace == &hook.paces[READS] && pace->crowd < CROWDED_MAX)
+			pace->crowd = 2 * pace->crowd + 1;
+	} else if (n != -EAGAIN || has_answer) {
+		pace->penalty = 0;
+		pace->crowd -= pace->crowd > CROWDED_MIN;
+	} else if (end == deadline) {
+		stats.budget_ends++;
+	} else {
+		pace->penalty = pace->penalty < PENALTY_MAX ? 2 * pace->penalty + 1 : PENALTY_MAX;
+		pace->skip = pace->penalty;
+	}
+	*is_heard = has_answer;
+	if (has_answer)
+		hear_disk();
+	return n;
 }
 
 /*
@@ -779,6 +807,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		struct fuse_buf request = {.mem = hook.request};
 		uint32_t opcode;
 		ssize_t n = hook.is_left_over ? (ssize_t)header()->len : read_request(se);
+		bool is_heard = false;
 
 		hook.is_left_over = false;
 		if (n == -EAGAIN && may_read_ahead()) {
@@ -786,10 +815,9 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			hook.quiet_since = now_ns();
 			n = read_request(se);
 		}
-		/* Who waits for the disk is not waited for busily; its thread needs the processor. */
-		if (n == -EAGAIN && hook.deferred == 0)
-			n = poll_request(se, start + hook.budget_ns);
-		if (n == -EAGAIN && nap(start + hook.budget_ns))
+		if (n == -EAGAIN)
+			n = poll_request(se, start + hook.budget_ns, &is_heard);
+		if (n == -EAGAIN && (is_heard || nap(start + hook.budget_ns)))
 			continue;
 		if (n == -EAGAIN)
 			return -EINTR;
@@ -812,7 +840,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		fuse_session_process_buf(se, &request);
 		note_answered();
 		stats.drained += served++ > 0;
-		hook.pace = &hook.paces[opcode != FUSE_READ];
+		hook.pace = &hook.paces[hook.deferred > 0 ? DISK : opcode == FUSE_READ ? READS : CHANGES];
 		hook.pace->skip -= hook.pace->skip > 0;
 		hook.quiet_since = now_ns();
 		if (sample.left == 0) {
@@ -1021,8 +1049,8 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
-	hook.paces[0].crowd = CROWDED_MIN;
-	hook.paces[1].crowd = CROWDED_WRITES;
+	hook.paces[READS].crowd = CROWDED_MIN;
+	hook.paces[CHANGES].crowd = hook.paces[DISK].crowd = CROWDED_WRITES;
 	if (shared != Py_None)
 		given = shared_memory(shared);
 	if ((shared != Py_None && given == NULL) || make_buffers(given) != 0) {
