@@ -342,13 +342,13 @@ class Core:
         pool = config.pool
         self.zv.compressor = compress.get(pool.compressor)
         self.zv.checksum = pool.checksum
-        self.zv.keep_poor = pool.incompressible == "store"
+        self.zv.keep_poor = pool.incompressible != "refuse"
         self.zv.max_zsize = pool.zv_max_zsize
         self.zv.max_mean_zsize = pool.zv_max_mean_zsize
         self.zv.policy_percent = pool.zv_page_count_policy_percent
         limit = self.arena.total_frames if pool.limit is None else pool.limit // self._page_size
         if self.writeback:
-            limit = apply_limits(config, self.writeback, self.zv, self._total_frames)
+            limit = apply_limits(config, self.backed, self.writeback, self.zv, self._total_frames)
         recompressing.apply(config, self.recompression)
         self.zv.limit_frames = limit
         self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)

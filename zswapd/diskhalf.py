@@ -97,11 +97,12 @@ class Backing:
         )
 
 
-def apply_limits(config: Config, writeback: Writeback, zv: Zv, total_frames: int) -> int:
-    """Take over the settings of the pool's limit that only make sense with a disk behind it; return the limit in frames.
+def apply_limits(config: Config, devices: Sequence[BackedDevice], writeback: Writeback, zv: Zv, total_frames: int) -> int:
+    """Take over the settings of the pool that mean something else with a disk behind it; return the pool's limit in frames.
 
     Args:
         config: the settings.
+        devices: whose pages that do not compress the pool takes where the disk does not, or does not.
         writeback: bound by them, as is
         zv: the pool.
         total_frames: of the system's memory.
@@ -115,7 +116,13 @@ def apply_limits(config: Config, writeback: Writeback, zv: Zv, total_frames: int
     writeback.promotes = backing.promote
     writeback.accept_percent = pool.accept_threshold_percent
     writeback.idle_s = backing.idle_age if backing.writeback else 0
-    raw = backing.incompressible_limit if backing.writeback else None
+    goes_through = pool.incompressible == "auto"
+    zv.keep_poor = pool.incompressible == "store"
+    for device in devices:
+        device.poor_pool = zv if goes_through else None
+    # What had to be stored since the disk did not take it goes there as soon as it does.
+    raw = (0 if goes_through else None) if backing.incompressible_limit is None else backing.incompressible_limit
+    raw = raw if backing.writeback else None
     writeback.raw_limit = 1 << 62 if raw is None else raw // config.context.page_size
     writeback.budget = backing.budget or 0
     return limit

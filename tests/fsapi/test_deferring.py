@@ -133,6 +133,7 @@ def test_slot_that_holds_something_else_is_an_error_and_never_data(
 
 def test_page_that_is_read_while_its_slot_is_written_stays_in_the_pool(files: Files) -> None:
     files.core.zv.limit_frames = 1000
+    files.core.zv.keep_poor = True
     for number in (1, 2):
         files.put(number, data(number, 1))
     files.device.epoch += 1
@@ -161,6 +162,29 @@ def test_page_returns_to_the_pool_at_its_first_read_if_there_was_no_room_and_els
         returned.append(files.device.backed_statistics().promoted_pages)
     assert returned == ([1, 1, 1] if how == "no room" else [0, 1, 1])
     assert files.transfers.statistics().bd_reads == returned.index(1) + 1
+    files.close()
+
+
+def test_page_that_does_not_compress_goes_to_the_disk_and_is_kept_where_that_does_not_take_it() -> None:
+    files = Files(MANY)
+    assert files.core.writeback
+    assert files.core.writeback.raw_limit == 0, "what had to be kept goes there as soon as it can"
+    files.put(1, data(1, 1))
+    files.put(2, page("half", 2, PAGE))
+    files.device.poor_pool = None
+    files.disk.failing = errno.EIO
+    for number in range(3, 8):
+        files.put(number, data(number, 1))
+    assert files.transfers.trouble
+    files.device.poor_pool = files.core.zv
+    refused = files.core.devices["swap"].statistics().refused_writes
+    for number in (1, 8):
+        files.put(number, data(9, 1))
+    assert files.core.devices["swap"].statistics().refused_writes == refused
+    assert not files.core.zv.keep_poor
+    assert files.core.zv.raw_pages == 2
+    files.disk.failing = 0
+    assert [files.get(number) for number in (1, 2, 8)] == [data(9, 1), page("half", 2, PAGE), data(9, 1)]
     files.close()
 
 

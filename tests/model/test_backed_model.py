@@ -29,12 +29,15 @@ class BackedMachine(RuleBasedStateMachine):
     """`may` has for each page what a read that began now could get."""
 
     @initialize(
-        buffers=st.sampled_from((40, 64)), allocator=st.sampled_from(("zsmalloc", "zbud")), ahead=st.sampled_from((0, 3, 8))
+        buffers=st.sampled_from((40, 64)),
+        allocator=st.sampled_from(("zsmalloc", "zbud")),
+        ahead=st.sampled_from((0, 3, 8)),
+        poor=st.sampled_from(("auto", "store", "refuse")),
     )
-    def build(self, buffers: int, allocator: str, ahead: int) -> None:
+    def build(self, buffers: int, allocator: str, ahead: int, poor: str) -> None:
         logging.getLogger("zswapd.fuse.failures").disabled = True
         self.now = 0.0
-        settings = (f"pool.allocator={allocator}",)
+        settings = (f"pool.allocator={allocator}", f"pool.incompressible={poor}")
         self.files = Files(PAGES, PAGE, buffers=buffers, clock=lambda: self.now, settings=settings, ahead=ahead)
         self.may: list[set[Held]] = [{ZEROS} for _ in range(PAGES)]
         self.writes: dict[int, dict[int, tuple[bytes, set[Held]]]] = {}

@@ -91,6 +91,7 @@ def test_readers_of_the_disk_are_answered_without_a_turn_of_the_event_loop(pages
 
 def test_commands_and_settings_send_what_they_name(pages: Pages) -> None:
     daemon = pages.daemon
+    daemon.ctl("set", "pool.incompressible=store")
     pages.put(range(300))
     pages.put(range(300, 400), "noise")
     assert core(daemon)["zv"]["curr_incompressible"] == 100

@@ -53,7 +53,14 @@ class Life:
 
 
 class World:
-    """What outlives processes, and the model of it."""
+    """What outlives processes, and the model of it.
+
+    Attributes:
+        passed_on: kinds of pages that the pool refuses and something else keeps: a death between the two loses one that is
+            under way, and whoever writes it does so again.
+    """
+
+    passed_on: frozenset[str] = frozenset()
 
     def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "", packer: bool = True) -> None:
         self.size = page_size
@@ -139,7 +146,8 @@ class World:
                 before = self.model[op[1]]
                 refused: set[Held] = {held if isinstance(held, str) else LOST for held in before}
                 if number >= done:
-                    self.model[op[1]] = before | {new} | (refused if may_refuse else set())
+                    may_be_lost = may_refuse or op[2] in self.passed_on
+                    self.model[op[1]] = before | {new} | (refused if may_be_lost else set())
                 elif notes[16 + number] == STORED:
                     self.model[op[1]] = {new}
                 else:

@@ -69,6 +69,8 @@ class _Disk:
 class BackedWorld(World):
     """What outlives processes that have a backing."""
 
+    passed_on = frozenset({"noise", "poor"})
+
     def __init__(self, kind: str, page_size: int) -> None:
         super().__init__(kind, page_size)
         (length,) = slot_map_sizes(self.config).values()

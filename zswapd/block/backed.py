@@ -30,7 +30,7 @@ Ages: one byte a page, the `epoch` of its last store or load, for whoever choose
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from zswapd import carry, crashpoints
 from zswapd.block.device import Device
@@ -50,6 +50,12 @@ if TYPE_CHECKING:
 
 POOR: Final = frozenset({RejectReason.COMPRESS_POOR, RejectReason.MEAN_COMPRESS_POOR})
 """Why the pool would refuse the page again."""
+
+
+class PoorPool(Protocol):
+    """A pool that can be told to keep what compresses poorly (pam/zv.py)."""
+
+    keep_poor: bool
 
 
 class SlotsNeeded(Exception):  # noqa: N818 - no failure: the way a synchronous call says "not yet"
@@ -132,6 +138,7 @@ class BackedDevice(Device):
     Attributes:
         ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it may return there.
         epoch: of what is used now, 1 to 255.
+        poor_pool: the pool that takes what compresses poorly if its slot cannot be written; None if it is to be refused then.
         promotes: a page that is read from its slot returns to the pool, if that takes it: for the second time if it has left
             the pool since it was old, for the first if there was no room for it.
     """
@@ -156,6 +163,7 @@ class BackedDevice(Device):
         self._page = memoryview(bytearray(page_size))
         self.ages = bytearray(size // page_size)
         self.epoch = 1
+        self.poor_pool: PoorPool | None = None
         self.promotes = False
         self._promoted = 0
         self._written_back = self._written_through = self._kept = self._failed_slots = self._bad_slots = 0
@@ -231,6 +239,23 @@ class BackedDevice(Device):
         self._transfers.kick()
 
     def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
+        reason = self._store(number, page)
+        if reason is None:
+            return None
+        if self._ticket is not None and self._spill(number, page, self._ticket, 0 if reason in POOR else self.epoch):
+            self._refused_writes -= 1
+            return None
+        if reason in POOR and self.poor_pool is not None:
+            self._refused_writes -= 1
+            self.poor_pool.keep_poor = True
+            try:
+                reason = self._store(number, page)
+            finally:
+                self.poor_pool.keep_poor = False
+        return reason
+
+    def _store(self, number: int, page: memoryview) -> RejectReason | None:
+        """Put a page into the pool; return None, or why it was refused, as what it then counts as."""
         is_stored = False
         try:
             reason = self._frontswap.store(self.swap_type, number, page)
@@ -246,10 +271,6 @@ class BackedDevice(Device):
             self.ages[number] = self.epoch
             if self._slots.count or self._spills:
                 self._supersede(number)
-            return None
-        if self._ticket is not None and self._spill(number, page, self._ticket, 0 if reason in POOR else self.epoch):
-            self._refused_writes -= 1
-            return None
         return reason
 
     def _supersede(self, number: int) -> None:

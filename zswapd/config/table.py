@@ -154,9 +154,10 @@ class PoolSection:
         reloadable=True,
     )
     incompressible: str = setting(
-        Choice(("store", "refuse")),
-        "store",
-        help="What becomes of a page that does not compress: stored as it is, or left to the kernel.",
+        Choice(("auto", "store", "refuse")),
+        "auto",
+        help="What becomes of a page that does not compress: store keeps it as it is; refuse sends it to the backing or leaves "
+        "it to the kernel; auto sends it to the backing, and keeps it where there is none or it does not take it.",
         reloadable=True,
     )
     zv_max_zsize: int = setting(
