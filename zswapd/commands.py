@@ -50,6 +50,7 @@ CHECK_S = 60.0
 """How long the installed program may take to say that it can take over."""
 SET_BY = "zswapctl set"
 """The origin of what was changed at run time."""
+_ALL = 1 << 62
 PROGRESS_S = 0.5
 """Time between two pieces of news from a command that takes long; clients lose their patience after 30 s without."""
 
@@ -221,13 +222,15 @@ class Commands:
         return {"frames": given_back, "left": worker.core.frames.ephemeral_frames, "page_size": worker.core.frames.page_size}
 
     async def _writeback(
-        self, report: Report, *, pages: int = 1 << 62, idle: bool = False, incompressible: bool = False, unused: int = 0
+        self, report: Report, *, pages: int = _ALL, idle: bool = False, incompressible: bool = False, unused: int = 0
     ) -> dict[str, Any]:
         """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
         writeback = self._worker.core.writeback
         if writeback is None:
             raise BackingError("there is no disk behind the pool", hint="set backing.path, and start again")
         if idle:
+            if pages != _ALL or incompressible or unused:
+                raise ControlError("pages are marked as unused all together", hint="send some with a second command")
             writeback.mark_idle()
             return {"marked": True}
         before = self._written_back()

@@ -16,7 +16,7 @@ from tests.support.snapshots import make_core
 from zswapd import commands, daemon
 from zswapd.assembly import Core
 from zswapd.commands import Commands
-from zswapd.errors import HandoverError
+from zswapd.errors import ControlError, HandoverError
 from zswapd.offload import Offload
 
 LONG_S = 0.3
@@ -116,6 +116,24 @@ async def test_writeback_tells(core: Core, monkeypatch: pytest.MonkeyPatch) -> N
     news = await collected(handler(core, "writeback"), pages=7)
     assert len(news) >= 4
     assert set(news[0]) == {"written_back"}
+
+
+@pytest.mark.parametrize("more", [{"pages": 7}, {"incompressible": True}, {"unused": 60}], ids=str)
+async def test_pages_are_marked_as_unused_all_together(
+    core: Core, more: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks: list[bool] = []
+
+    class Writeback:
+        def mark_idle(self) -> None:
+            marks.append(True)
+
+    monkeypatch.setattr(core, "writeback", Writeback())
+    with pytest.raises(ControlError, match="all together"):
+        await collected(handler(core, "writeback"), idle=True, **more)
+    assert not marks
+    await collected(handler(core, "writeback"), idle=True)
+    assert marks
 
 
 async def test_upgrade_tells_while_the_installed_program_is_checked(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,7 @@ def test_a_named_file_that_is_missing_is_an_error_the_default_one_is_not(root: P
         ("[fuse]\nmountpoint = 'mnt'\n", 2, 'is "mnt"', "absolute path"),
         ("[fuse]\nmountpoint = '/a/../b'\n", 2, "/a/../b", "without '..'"),
         ("[fuse]\nmountpoint = '/'\n", 2, 'is "/"', "not the root"),
+        ("[backing]\npath = '/run/zswapd/mnt/store'\n", 2, "lies in fuse.mountpoint", "outside of it"),
         ("[control]\nsocket = '/%s'\n" % ("x" * 107), 2, "108 bytes long", "at most 107"),
         *(
             (

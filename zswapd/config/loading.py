@@ -346,6 +346,12 @@ def _check_together(config: Config) -> None:
             f"{at('backing.path', 'fuse.hook')}: a backing needs the FUSE hook",
             hint="set fuse.hook = true, or backing.path to nothing",
         )
+    if config.backing.path and config.backing.path.is_relative_to(config.fuse.mountpoint):
+        raise ConfigError(
+            f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} lies in fuse.mountpoint, "
+            "whose files it is to stand behind",
+            hint="choose a file or device outside of it",
+        )
     if config.backing.buffers < 4 << 20:
         raise ConfigError(
             f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads",
