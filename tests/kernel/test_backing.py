@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real swap with a disk behind the pool: most of it on the disk, under kills, encrypted."""
+"""Real swap with a disk behind the pool: most of it on the disk, under kills, encrypted; and a disk that fails.
+
+Here a disk fails to write, or stalls. One that cannot be read costs its reader his life, who may be anybody on a machine whose
+kernel pages out what is cold: tests/vm/test_disk_faults.py.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,18 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.zbench.daemon import Daemon
+from scripts.zbench.system import HarnessError
 from scripts.zbench.torture import TorturePlan, torture
+from scripts.zbench.workload import Phase
 from tests.support import baddisk
-from tests.support.baddisk import bad_disk
+from tests.support.baddisk import bad_disk, sparse_disk
+from tests.support.capabilities import requires_loop
 from tests.support.swap import Stage, next_worker, wait_for
 from zswapd.backing.store import DATA_AT, LABEL
 
@@ -48,14 +57,79 @@ def test_torture_with_most_pages_on_the_disk(stage: Stage, tmp_path: Path) -> No
         assert entropy > 7.9, "what is on the disk is not noise"
 
 
-@pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}")
+requires_nbd = pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}")
+PHASES = ("fill", "settle", "random", "rewrite", "verify")
+
+
+def trouble(daemon: Daemon) -> str:
+    """Return what `status` says of the disk."""
+    return str(daemon.ask("status")["backing"]["trouble"])
+
+
+def phases_until(phases: Iterator[Phase], last: str) -> None:
+    """Have a workload go on until it has done a phase."""
+    assert any(phase.name == last for phase in phases)
+
+
+@requires_nbd
+def test_swap_goes_on_while_nothing_can_be_written_to_the_disk(stage: Stage, tmp_path: Path) -> None:
+    with bad_disk(tmp_path / "disk", 257) as disk:
+        daemon = stage.daemon(size="256M", backing__path=str(disk.device), pool__limit="128M")
+        daemon.swapon()
+        workload = stage.workload(stage.cgroup(48), 128, *PHASES)
+        phases = workload.phases()
+        phases_until(phases, "settle")
+        assert daemon.ctl_json("writeback", "--pages", "6000")["written_back"] > 3000, "too little is on the disk"
+        disk.write_errors.touch()
+        phases_until(phases, "rewrite")  # a part of it is read from the disk
+        with pytest.raises(HarnessError, match=r"takes nothing: .*Input/output error"):
+            daemon.ctl("writeback")
+        assert "Input/output error" in trouble(daemon)
+        assert "DEGRADED" in daemon.ctl("status")
+        stats = daemon.ask("stats")["core"]
+        assert stats["transfers"]["failed_writes"] > 0
+        assert stats["transfers"]["bd_reads"] > 100
+        assert stats["devices"][0]["refused_writes"] == 0, "the pool has room"
+        disk.write_errors.unlink()
+        wait_for(lambda: not trouble(daemon), "it does not recover", 15)
+        assert daemon.ctl_json("writeback", "--pages", "1000")["written_back"] > 500
+        phases_until(phases, "verify")
+        assert workload.mismatches == 0
+        assert not list(phases)
+        workload.kill()
+        daemon.swapoff()
+
+
+@requires_loop()
+def test_swap_goes_on_on_a_sparse_disk_that_is_full(stage: Stage, tmp_path: Path) -> None:
+    with sparse_disk(tmp_path / "small", 257, 3) as disk:
+        daemon = stage.daemon(size="256M", backing__path=str(disk.device), pool__limit="128M")
+        daemon.swapon()
+        workload = stage.workload(stage.cgroup(48), 128, *PHASES)
+        phases = workload.phases()
+        phases_until(phases, "settle")  # one page of twenty does not compress: some 4 MiB for the disk
+        wait_for(lambda: "No space left" in trouble(daemon), "nobody says so")
+        kept = daemon.ask("stats")["core"]["zv"]["curr_incompressible"]
+        assert kept > 100, "what the disk does not take the pool has to keep"
+        phases_until(phases, "rewrite")
+        disk.grow(80)
+        wait_for(lambda: not trouble(daemon), "it does not recover", 15)
+        wait_for(lambda: daemon.ask("stats")["core"]["zv"]["curr_incompressible"] < kept // 4, "the rest does not go there")
+        phases_until(phases, "verify")
+        assert workload.mismatches == 0
+        assert not list(phases)
+        workload.kill()
+        daemon.swapoff()
+
+
+@requires_nbd
 def test_swap_goes_on_while_the_disk_stalls_and_its_worker_is_killed(stage: Stage, tmp_path: Path) -> None:
     with bad_disk(tmp_path / "disk", 257) as disk:
         daemon = stage.daemon(size="256M", backing__path=str(disk.device), pool__limit="128M")
         daemon.swapon()
-        workload = stage.workload(stage.cgroup(48), 128, "fill", "settle", "random", "rewrite", "verify")
+        workload = stage.workload(stage.cgroup(48), 128, *PHASES)
         phases = workload.phases()
-        assert [next(phases).name for _ in range(2)] == ["fill", "settle"]
+        phases_until(phases, "settle")
         sent = daemon.ctl_json("writeback", "--pages", "6000")["written_back"]
         assert sent > 3000, "too little is on the disk"
         disk.pause()

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import pytest
 
 from scripts.zbench.daemon import Daemon
 from tests.support import baddisk
-from tests.support.baddisk import BadDisk, bad_disk
+from tests.support.baddisk import BadDisk, SparseDisk, bad_disk, sparse_disk
 from tests.support.capabilities import requires_loop
 from tests.support.strategies import page
 from tests.support.swap import Stage, next_worker, stage, wait_for
@@ -302,25 +301,12 @@ def test_disk_that_goes_away_and_comes_back(disk: BadDisk, pages: Pages) -> None
 
 @requires_loop()
 def test_sparse_disk_that_runs_out_of_space(stage: Stage, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3M", "tmpfs", str(small)], check=True)
-    try:
-        image = small / "image"
-        with image.open("wb") as file:
-            file.truncate((SIZE_MIB + 1) << 20)
-        command = ["losetup", "--find", "--show", "--sector-size=4096", str(image)]
-        device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        try:
-            _fill_up(stage, Path(device), small)
-        finally:
-            subprocess.run(["losetup", "--detach", device], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", str(small)], check=True)
+    with sparse_disk(tmp_path / "small", SIZE_MIB + 1, 3) as disk:
+        _fill_up(stage, disk)
 
 
-def _fill_up(stage: Stage, device: Path, small: Path) -> None:
-    daemon = start(stage, device)
+def _fill_up(stage: Stage, disk: SparseDisk) -> None:
+    daemon = start(stage, disk.device)
     pages = Pages(daemon)
     taken = pages.put(range(4000))
     assert 2000 < taken < 3500
@@ -330,7 +316,7 @@ def _fill_up(stage: Stage, device: Path, small: Path) -> None:
         assert not pages.put(range(4000, 4001))
         assert "No space left" in trouble(daemon), "it takes itself for well again while there is no space"
         time.sleep(0.1)
-    subprocess.run(["mount", "-o", "remount,size=80M", str(small)], check=True)
+    disk.grow(80)
     wait_for(lambda: pages.put(range(4000, 4400)) == 400, "it does not recover", 15)
     recovers(daemon)
     assert pages.put(range(4000)) == 4000

@@ -15,6 +15,7 @@ import pytest
 
 from scripts.zbench.daemon import Daemon
 from scripts.zbench.system import HarnessError
+from tests.support import baddisk
 from tests.support.capabilities import requires_loop, requires_swap
 from tests.support.mounting import loop_device
 from tests.support.strategies import page
@@ -58,7 +59,7 @@ def test_a_device_smaller_than_the_swap(tmp_path: Path, small: Path) -> None:
 
 def test_a_path_in_the_mount_itself(tmp_path: Path) -> None:
     said = refusal(tmp_path, tmp_path / "mnt/swap", mountpoint=tmp_path / "mnt")
-    assert "is in the mount itself" in said
+    assert "lies in fuse.mountpoint" in said
     assert "outside of it" in said
 
 
@@ -70,6 +71,18 @@ def test_a_device_that_swaps_onto_a_zswapd(stage: Stage, tmp_path: Path) -> None
     assert f"{device} cannot be opened" in said
     assert "swapped on" in said
     daemon.swapoff()
+
+
+@requires_loop()
+@pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}")
+def test_a_device_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    with baddisk.bad_disk(tmp_path / "disk", 17) as disk:
+        for errors, what in ((disk.read_errors, "read"), (disk.write_errors, "written")):
+            errors.touch()
+            said = refusal(tmp_path, disk.device)
+            assert f"backing.path {disk.device} cannot be {what}: Input/output error" in said
+            assert "choose another" in said
+            errors.unlink()
 
 
 @requires_loop()

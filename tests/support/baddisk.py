@@ -6,6 +6,8 @@
 The last of them can be killed and started again, which to the others is a device that goes and comes back (`--filter=retry`
 opens it again). The delay filter makes every request slow from the start; the pause filter makes them stall while it is told
 to. The loop device is there since a disk is a block device, and takes direct I/O, as a file of nbdfuse does not.
+
+And one that promises more than it has: a loop device over a sparse file of a file system that is too small.
 """
 
 from __future__ import annotations
@@ -123,3 +125,40 @@ def bad_disk(directory: Path, mib: int, *, delay_ms: int = 0) -> Iterator[BadDis
         yield disk
     finally:
         disk.stop()
+
+
+class SparseDisk:
+    """A disk that promises more than it has.
+
+    Attributes:
+        device: the block device.
+    """
+
+    def __init__(self, directory: Path, device: Path) -> None:
+        self.device = device
+        self._directory = directory
+
+    def grow(self, mib: int) -> None:
+        """Have room for so many MiB."""
+        subprocess.run(["mount", "-o", f"remount,size={mib}M", str(self._directory)], check=True, timeout=TIMEOUT)
+
+
+@contextlib.contextmanager
+def sparse_disk(directory: Path, mib: int, room_mib: int) -> Iterator[SparseDisk]:
+    """Have such a disk of `mib` MiB, with room for `room_mib` of them, for as long as the test runs."""
+    directory.mkdir()
+    # Never swapped itself: it may be what is behind the swap.
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room_mib}M,noswap", "tmpfs", str(directory)]
+    subprocess.run(mount, check=True, timeout=TIMEOUT)
+    try:
+        image = directory / "image"
+        with image.open("wb") as file:
+            file.truncate(mib << 20)
+        command = ["losetup", "--find", "--show", "--sector-size=4096", str(image)]
+        device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip()
+        try:
+            yield SparseDisk(directory, Path(device))
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True, timeout=TIMEOUT)
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True, timeout=TIMEOUT)

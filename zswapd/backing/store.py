@@ -165,11 +165,13 @@ def _lock(fd: int, path: Path) -> None:
         raise BackingError(f"backing.path {path} is in use by another process", hint="one daemon, one backing") from error
 
 
-def _is_ours(fd: int) -> bool:
-    """Say whether a daemon like this one has used it."""
+def _is_ours(fd: int, path: Path) -> bool:
+    """Say whether a daemon like this one has used it; raises BackingError if it cannot be read."""
     copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # direct I/O would want an aligned buffer
     try:
         return os.pread(copy, len(LABEL), 0) == LABEL
+    except OSError as error:
+        raise BackingError(f"backing.path {path} cannot be read: {error.strerror}", hint="choose another") from error
     finally:
         os.close(copy)
 
@@ -181,7 +183,7 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
             f"backing.path {path} has {size} bytes, the swap files need {needed}", hint="use a larger device or less swap"
         )
     refuse_ours(status.st_rdev, path, mountpoint)
-    if force or _is_ours(fd):
+    if force or _is_ours(fd, path):
         return
     try:
         found = subprocess.run(
@@ -206,7 +208,7 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
             used = Path(os.fsdecode(loop.read_bytes().rstrip(b"\n")))
             if used.exists() and used.samefile(path):
                 raise BackingError(f"backing.path {path} is in use by /dev/{loop.parts[3]}", hint="`losetup -d` it first")
-    if status.st_size and not force and not _is_ours(fd):
+    if status.st_size and not force and not _is_ours(fd, path):
         raise BackingError(
             f"backing.path {path} exists and is none of ours", hint="if nobody needs it: remove it, or set backing.force"
         )
