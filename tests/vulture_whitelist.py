@@ -83,3 +83,6 @@ _.FILE_STATE
 _.FILE_SOCKET
 _.FILE_LOCK
 _.FILE_BACKING
+
+# backing/_disk.c reads it.
+_.spin_ns
