@@ -54,6 +54,8 @@ PACKAGES = (
     "mount",
     "util-linux",
     "procps",
+    "nbdkit",
+    "libnbd-bin",
     "initramfs-tools",
     "linux-image-cloud-amd64",
 )

@@ -36,11 +36,12 @@ def test_both_sides_of_the_cipher_are_measured(tmp_path: Path, monkeypatch: pyte
 def test_real_swap_of_noise_is_measured_on_a_file_and_behind_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PLACE": tmp_path, "SWAPPED_MIB": 64, "SWAPPED_IN_MIB": 24, "SWAPPED_FAULTS": 500}.items():
         monkeypatch.setattr(disk, name, value)
-    measured, figures = disk.swapped(tmp_path, rounds=1)
+    measured, (figure,) = disk.swapped(tmp_path, rounds=1)
     (plain,) = measured["plain"]
     assert plain > 0
-    ratios = [measured[name][0] / plain for name in ("written through", "kept up to pool.limit")]
-    assert [figure.value for figure in figures] == ratios
+    for name in ("a loop device alone", "written through", "kept up to pool.limit"):
+        assert measured[f"{name} ÷ plain"] == [measured[name][0] / plain]
+    assert [figure.value] == measured["written through ÷ plain"]
     assert not list(tmp_path.iterdir())
 
 
