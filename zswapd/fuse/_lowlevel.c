@@ -74,9 +74,10 @@
 /*
  * Out of the processor for so long: not a kernel thread that had a request to pass on, nor the hypervisor, but somebody who uses up
  * his time slice, 0.7 ms at the least. At 200 us a virtual machine was taken for crowded four times a second, and a random fault took 41 us
- * instead of 32.
+ * instead of 32. After a write it is 200 us: that is the swapping program, which had better not share a processor with this thread.
  */
 #define CROWDED_NS 600000
+#define CROWDED_WRITES_NS 200000
 #define CROWDED_MIN 1023  /* requests */
 #define CROWDED_MAX 4095 /* a wait that is held up costs some 3 ms, less than 1 us for each of these */
 #define CROWDED_WRITES 15 /* requests that are no reads: who held the wait up was, as a rule, the program that swaps out */
@@ -608,6 +609,7 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 {
 	uint64_t start = now_ns(), now = start, end = hook.quiet_since + hook.poll_ns;
 	struct pace *pace = hook.pace;
+	uint64_t crowded_ns = pace == &hook.paces[CHANGES] ? CROWDED_WRITES_NS : CROWDED_NS;
 	ssize_t n = -EAGAIN;
 	PyThreadState *thread;
 	bool is_crowded = false, has_answer = false;
@@ -625,7 +627,7 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 		n = read_request(se);
 		has_answer = n == -EAGAIN && disk_has_answered();
 		now = now_ns();
-		is_crowded = now - before > CROWDED_NS;
+		is_crowded = now - before > crowded_ns;
 	}
 	PyEval_RestoreThread(thread);
 	stats.polls++;
