@@ -66,7 +66,7 @@ def _exporter(config: Config) -> Exporter | None:
         return None
     from zswapd.metrics.exporter import Exporter
 
-    return Exporter(host.strip("[]"), int(port))
+    return Exporter(host.strip("[]"), int(port), config.metrics.users.split())
 
 
 def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepared:

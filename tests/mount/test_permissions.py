@@ -142,13 +142,9 @@ def test_nobody_gets_at_the_pages_in_memory(daemon: Daemon) -> None:
     assert len(family(daemon)) >= 2
 
 
-def test_nobody_gets_numbers_from_the_metrics_and_nothing_else(stage: Stage) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
+def metrics_of(daemon: Daemon, port: int) -> Callable[[str, str], tuple[int, str]]:
+    """Return what asks a daemon's metrics, once somebody listens."""
     wait_for(lambda: f":{port}/metrics" in daemon.log_text(), "nobody listens")
-    before = daemon.ask("get")
 
     def ask(method: str, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -157,6 +153,30 @@ def test_nobody_gets_numbers_from_the_metrics_and_nothing_else(stage: Stage) -> 
             reply = connection.getresponse()
             return reply.status, reply.read().decode()
 
+    return ask
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("users", ["prometheus", "", "1 2"])
+def test_the_metrics_are_for_root_and_for_users_who_are_named(stage: Stage, port: int, users: str) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", metrics__users=users)
+    ask = metrics_of(daemon, port)
+    status, text = as_nobody(lambda: ask("GET", "/metrics"))
+    assert (status, text) == (403, "permission denied; metrics.users names who may read the metrics\n")
+    assert ask("GET", "/metrics")[0] == 200
+
+
+@pytest.mark.parametrize("users", ["*", "prometheus nobody", str(NOBODY)])
+def test_nobody_gets_numbers_from_the_metrics_if_he_is_named_and_nothing_else(stage: Stage, port: int, users: str) -> None:
+    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", metrics__users=users)
+    ask = metrics_of(daemon, port)
+    before = daemon.ask("get")
     status, text = as_nobody(lambda: ask("GET", "/metrics"))
     assert status == 200
     values = [line for line in text.splitlines() if not line.startswith("#")]

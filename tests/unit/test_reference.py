@@ -77,7 +77,7 @@ def test_bash_completes_commands_options_and_settings(tmp_path: Path) -> None:
     assert complete("zswapctl", "swap") == {"swapon", "swapoff"}
     assert complete("zswapctl", "cache", "in") == {"invalidate"}
     assert "--mark-idle" in complete("zswapctl", "writeback", "--")
-    assert complete("zswapctl", "get", "metrics.") == {"metrics.listen"}
+    assert complete("zswapctl", "get", "metrics.") == {"metrics.listen", "metrics.users"}
     assert complete("zswapctl", "set", "pool.comp") == {"pool.compressor="}
     assert complete("zswapctl", "set", "") == {f"{name}=" for name in reloadable_names()}
     assert complete("zswapctl", "reset", "pool.comp") == {"pool.compressor"}

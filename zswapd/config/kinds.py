@@ -222,6 +222,22 @@ class ListenAddress(_Word):
 
 
 @dataclass(frozen=True, slots=True)
+class UserNames(_Word):
+    """Names or numbers of users, with spaces between them; an asterisk for all of them, an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return examples."""
+        return 'names of users such as "prometheus telegraf", "*" for all, or "" for none'
+
+    def convert(self, value: object, context: Context) -> str:
+        """Return the text if it is such names."""
+        names = value.split() if isinstance(value, str) else [""]
+        if not all(name == "*" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", name) for name in names):
+            raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
+        return " ".join(names)
+
+
+@dataclass(frozen=True, slots=True)
 class MemorySize(_Word):
     """A size expression, rounded down to the page; of at most `percent` of the memory, 0 for any."""
 

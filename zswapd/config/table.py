@@ -33,6 +33,7 @@ from zswapd.config.kinds import (
     OptionalSize,
     OptionalSwapSize,
     SwapSize,
+    UserNames,
 )
 
 if TYPE_CHECKING:
@@ -367,7 +368,12 @@ class MetricsSection:
     listen: str = setting(
         ListenAddress(),
         "127.0.0.1:9847",
-        help="Where http://…/metrics is served, to everybody who can connect.",
+        help="Where http://…/metrics is served.",
+    )
+    users: str = setting(
+        UserNames(),
+        "prometheus",
+        help="Users of this machine who may read them, besides root and the daemon's own; * for all.",
     )
 
 

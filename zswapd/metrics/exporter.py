@@ -10,12 +10,13 @@ touches memory for the first time, and must not wait for it then. It wakes up to
 
 What the page path notices: a snapshot, taken in its own loop so that all of it is of one moment (a third of a millisecond,
 noting it for a successor included, whatever the size of the pool), and that the GIL is taken while text is made. That is done
-in pieces of PIECE_S, with a pause after each. Every user of the machine may ask, so how often that happens is not up to who
+in pieces of PIECE_S, with a pause after each. Many may ask, so how often that happens is not up to who
 asks: the same text is told for TEXT_S, and no two requests are answered within GAP_S.
 
 Limits: GET and HEAD of /metrics, one request a connection, CLIENTS at a time, CLIENT_S for each, whatever it does or does not;
 one more takes the place of the one that has been without a request for longest, so that clients that say nothing keep nobody
-out. No encryption and no password: it listens on the loopback interface unless told otherwise. The socket is the worker's own:
+out. No encryption and no password: it listens on the loopback interface unless told otherwise, and tells nothing to users of
+this machine who are not named (peers.py). The socket is the worker's own:
 the next worker listens again, and a scrape that falls in between fails. If the address is taken, that is said once, and tried
 again every RETRY_S.
 """
@@ -36,9 +37,10 @@ from prometheus_client.exposition import generate_latest
 
 from zswapd import service
 from zswapd.metrics.families import collect
+from zswapd.metrics.peers import EVERYBODY, may_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from prometheus_client.core import Metric
 
@@ -63,13 +65,15 @@ class Exporter:
     Args:
         host: IP address to listen on.
         port: TCP port; 0 for any.
+        users: of this machine who may read them, besides root and our own; EVERYBODY for all.
 
     Attributes:
         address: where it listens, once it does; host and port.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, users: Sequence[str] = (EVERYBODY,)) -> None:
         self._host, self._port = host, port
+        self._users = tuple(users)
         self.address: tuple[str, int] | None = None
         self._clients = 0
         self._silent: dict[trio.CancelScope, None] = {}  # the longest first
@@ -103,6 +107,7 @@ class Exporter:
     async def _listen(self) -> None:
         making = trio.Lock()
         await self._text(making)  # what it takes is loaded, and its memory there, before anybody is short of it
+        may_read(("127.0.0.1", 0), ("127.0.0.1", 0), self._users)
         warned = False
         while True:
             try:
@@ -195,6 +200,8 @@ class Exporter:
         path = request.target.split(b"?")[0]
         if path != b"/metrics":
             await _send(connection, stream, 404, b"metrics are at /metrics\n")
+        elif not may_read(stream.socket.getpeername()[:2], stream.socket.getsockname()[:2], self._users):
+            await _send(connection, stream, 403, b"permission denied; metrics.users names who may read the metrics\n")
         elif request.method not in {b"GET", b"HEAD"}:
             await _send(connection, stream, 405, b"metrics can be read only\n")
         else:
