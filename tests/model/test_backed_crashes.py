@@ -51,37 +51,47 @@ def _scenario() -> list[Op]:
 @pytest.mark.parametrize("point", [*OF_SLOTS, "store_alive", "store_indexed", "refused_marked", "discard_page"])
 @pytest.mark.parametrize("nth", [1, 2, 9])
 def test_death_at_each_point_by_the_list(point: str, nth: int) -> None:
-    world = BackedWorld("memfd", 4096)
-    life = world.live(_scenario(), point, nth)
-    assert life.killed or nth > 1 or point.startswith("takeover"), "the list of operations does not come by this point"
-    world.check()
-    world.live([("late_writes",), *_scenario()], point, nth + 20)
-    world.check()
-    world.live(_scenario()[100:], "slot_valid", 3)
-    world.check()
-    world.close()
+    with BackedWorld("memfd", 4096) as world:
+        life = world.live(_scenario(), point, nth)
+        assert life.killed or nth > 1 or point.startswith("takeover"), "the list of operations does not come by this point"
+        world.check()
+        world.live([("late_writes",), *_scenario()], point, nth + 20)
+        world.check()
+        world.live(_scenario()[100:], "slot_valid", 3)
+        world.check()
 
 
 @pytest.mark.parametrize("nth", [1, 3])
 def test_death_in_the_takeover_of_pages_that_are_in_both_places(nth: int) -> None:
-    world = BackedWorld("memfd", 4096)
-    for point in ("slot_valid", "slot_stale", "slot_valid"):
-        world.live(_scenario(), point, nth)
-        world.live([], "takeover_slot", 1, in_takeover=True)
-    world.check()
-    world.close()
+    with BackedWorld("memfd", 4096) as world:
+        for point in ("slot_valid", "slot_stale", "slot_valid"):
+            world.live(_scenario(), point, nth)
+            world.live([], "takeover_slot", 1, in_takeover=True)
+        world.check()
 
 
 def test_slots_that_a_dead_process_may_still_write_are_left_alone() -> None:
-    world = BackedWorld("memfd", 4096)
-    pages: list[Op] = [("write", number, "half", number) for number in range(40)]
-    assert world.live([*pages, ("write_back", 0, 40)], "slot_claimed", 1).killed
-    # The next one writes as much as it can to the disk, and the late writes come behind it.
-    world.live(
-        [("write_back", 0, 40), ("disk", 99), ("limit", 0), ("write", 45, "half", 1), ("late_writes",)], "store_alive", 99
-    )
-    world.check()
-    world.close()
+    with BackedWorld("memfd", 4096) as world:
+        pages: list[Op] = [("write", number, "half", number) for number in range(40)]
+        assert world.live([*pages, ("write_back", 0, 40)], "slot_claimed", 1).killed
+        # The next one writes as much as it can to the disk, and the late writes come behind it.
+        world.live(
+            [("write_back", 0, 40), ("disk", 99), ("limit", 0), ("write", 45, "half", 1), ("late_writes",)], "store_alive", 99
+        )
+        world.check()
+
+
+@pytest.mark.parametrize("kind", ["pointers", "poor", "noise"])
+@pytest.mark.parametrize("point", ["spill_marked", "spill_cleared", "slot_claimed", "slot_valid"])
+def test_death_while_a_page_refused_for_its_contents_is_written_through(kind: str, point: str) -> None:
+    """The pool refuses "pointers" for the mean of all pages, "poor" and "noise" for their own size."""
+    writes: list[Op] = [("write", number, kind, seed) for seed in (1, 2) for number in range(5)]
+    with BackedWorld("memfd", 4096) as world:
+        assert world.live([*writes, *writes], point, 1).killed
+        world.check()
+        for nth in (1, 3, 7):
+            world.live(writes, point, nth)
+            world.check()
 
 
 def backed_ops() -> st.SearchStrategy[Op]:
@@ -116,15 +126,12 @@ def lives() -> st.SearchStrategy[tuple[list[Op], str, int, bool]]:
 
 
 def _run(each: list[tuple[list[Op], str, int, bool]], checks: list[bool]) -> None:
-    world = BackedWorld("memfd", 4096)
-    try:
+    with BackedWorld("memfd", 4096) as world:
         for (work, point, nth, in_takeover), check in zip(each, checks, strict=False):
             world.live(work, point, nth, in_takeover=in_takeover)
             if check:
                 world.check()
         world.check()
-    finally:
-        world.close()
 
 
 _given = given(each=st.lists(lives(), min_size=1, max_size=4), checks=st.lists(st.booleans(), min_size=4, max_size=4))

@@ -58,14 +58,13 @@ def _scenario(*, cached: bool = False) -> list[Op]:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("nth", [1, 2, 9])
 def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -> None:
-    world = World("memfd", 4096, allocator, cache="zbud", packer=nth != 2)
-    life = world.live(_scenario(cached=nth > 1), point, nth)
-    assert life.killed or nth > 1, "the list of operations does not come by this point"
-    world.check()
-    # And on from there.
-    world.live(_scenario()[100:], "store_indexed", 3)
-    world.check()
-    world.close()
+    with World("memfd", 4096, allocator, cache="zbud", packer=nth != 2) as world:
+        life = world.live(_scenario(cached=nth > 1), point, nth)
+        assert life.killed or nth > 1, "the list of operations does not come by this point"
+        world.check()
+        # And on from there.
+        world.live(_scenario()[100:], "store_indexed", 3)
+        world.check()
 
 
 @pytest.mark.parametrize("how", ["memory", "bug"])
@@ -73,12 +72,11 @@ def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -
 @pytest.mark.parametrize("point", POINTS)
 def test_exception_at_each_point_is_a_death(point: str, allocator: str, how: str) -> None:
     # What runs on the exception's way out runs over lists and counts that are in the middle of something.
-    world = World("memfd", 4096, allocator, cache="zbud")
-    for nth in (1, 2, 9):
-        life = world.live(_scenario(cached=nth > 1), point, nth, how=how)
-        assert life.killed or nth > 1, "the list of operations does not come by this point"
-        world.check()
-    world.close()
+    with World("memfd", 4096, allocator, cache="zbud") as world:
+        for nth in (1, 2, 9):
+            life = world.live(_scenario(cached=nth > 1), point, nth, how=how)
+            assert life.killed or nth > 1, "the list of operations does not come by this point"
+            world.check()
 
 
 @pytest.mark.parametrize(("allocator", "kind"), [("zsmalloc", "half"), ("zbud", "words")])
@@ -86,24 +84,28 @@ def test_exception_at_each_point_is_a_death(point: str, allocator: str, how: str
 def test_what_lay_in_frames_before_does_not_come_back(point: str, allocator: str, kind: str) -> None:
     # Whole objects, words of life and all, are left in freed frames; new zspages of the same class are made of just these, and
     # so are buddies of the same size.
-    world = World("memfd", 4096, allocator)
-    work: list[Op] = [("write", number, kind, 1) for number in range(120)]
-    work += [("discard", 0, PAGES), ("arm", point, 1)]
-    work += [("write", number, kind, 2) for number in range(200, 205)]
-    work += [("write", number, "noise", 2) for number in range(200, 205)]
-    world.live(work, "takeover_run", 1)
-    world.check()
-    world.close()
+    with World("memfd", 4096, allocator) as world:
+        work: list[Op] = [("write", number, kind, 1) for number in range(120)]
+        work += [("discard", 0, PAGES), ("arm", point, 1)]
+        work += [("write", number, kind, 2) for number in range(200, 205)]
+        work += [("write", number, "noise", 2) for number in range(200, 205)]
+        world.live(work, "takeover_run", 1)
+        world.check()
 
 
 @pytest.mark.parametrize("point", POINTS[: POINTS.index("compact_copied")])
 @pytest.mark.parametrize("kind", ["half", "noise"])
 def test_lost_page_is_lost_until_its_new_copy_lives(point: str, kind: str) -> None:
-    world = World("memfd", 4096)
-    work: list[Op] = [("write", 5, "words", 1), ("freeze", True), ("write", 5, kind, 2), ("freeze", False), ("arm", point, 1)]
-    world.live([*work, ("write", 5, kind, 3), ("discard", 4, 3)], "takeover_run", 1)
-    world.check()
-    world.close()
+    with World("memfd", 4096) as world:
+        work: list[Op] = [
+            ("write", 5, "words", 1),
+            ("freeze", True),
+            ("write", 5, kind, 2),
+            ("freeze", False),
+            ("arm", point, 1),
+        ]
+        world.live([*work, ("write", 5, kind, 3), ("discard", 4, 3)], "takeover_run", 1)
+        world.check()
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
@@ -112,12 +114,11 @@ def test_lost_page_is_lost_until_its_new_copy_lives(point: str, kind: str) -> No
     [*(name for name in POINTS if name.startswith("store_") and "body" not in name and "lost" not in name), "free_header"],
 )
 def test_death_while_pages_are_compressed_again(point: str, allocator: str) -> None:
-    world = World("memfd", 4096, allocator)
-    work: list[Op] = [("write", number, ("words", "letters", "pointers")[number % 3], 1) for number in range(90)]
-    for nth in (1, 7):
-        assert world.live([*work, ("arm", point, nth), ("recompress", 0, 90)], "takeover_run", 1).killed
-        world.check()
-    world.close()
+    with World("memfd", 4096, allocator) as world:
+        work: list[Op] = [("write", number, ("words", "letters", "pointers")[number % 3], 1) for number in range(90)]
+        for nth in (1, 7):
+            assert world.live([*work, ("arm", point, nth), ("recompress", 0, 90)], "takeover_run", 1).killed
+            world.check()
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
@@ -126,16 +127,15 @@ def test_death_while_pages_are_compressed_again(point: str, allocator: str) -> N
     "before", ["store_indexed", "store_checked", "store_body_written", "compact_alive", "trim_punched", "frames_headed"]
 )
 def test_death_in_the_takeover_after_a_death(point: str, before: str, allocator: str) -> None:
-    world = World("memfd", 4096, allocator)
-    assert world.live(_scenario(), before, 2 if before != "trim_punched" else 1).killed
-    for nth in (1, 2, 3):
-        life = world.live([("write", 250, "words", nth)], point, nth, in_takeover=True)
-        if nth == 1 and point not in ("takeover_duplicate", "takeover_dropped"):
-            assert life.killed
-        if nth == 1 and before in ("store_indexed", "compact_alive"):
-            assert life.killed, "there are two copies of a page"
-    world.check()
-    world.close()
+    with World("memfd", 4096, allocator) as world:
+        assert world.live(_scenario(), before, 2 if before != "trim_punched" else 1).killed
+        for nth in (1, 2, 3):
+            life = world.live([("write", 250, "words", nth)], point, nth, in_takeover=True)
+            if nth == 1 and point not in ("takeover_duplicate", "takeover_dropped"):
+                assert life.killed
+            if nth == 1 and before in ("store_indexed", "compact_alive"):
+                assert life.killed, "there are two copies of a page"
+        world.check()
 
 
 def ops() -> st.SearchStrategy[Op]:
@@ -202,16 +202,13 @@ def _run(
     checks: list[bool],
     packers: list[bool],
 ) -> None:
-    world = World(kind, page_size, allocator, cache=cache)
-    try:
+    with World(kind, page_size, allocator, cache=cache) as world:
         for (work, point, nth, in_takeover), check, packer in zip(each, checks, packers, strict=False):
             world.packer = packer  # the successor may have the other form
             world.live(work, point, nth, in_takeover=in_takeover)
             if check:
                 world.check()
         world.check()
-    finally:
-        world.close()
 
 
 _given = given(

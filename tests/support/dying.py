@@ -14,7 +14,7 @@ import os
 import signal
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from tests.support.strategies import page
 from tests.support.successor import check_books, make_config
@@ -53,14 +53,7 @@ class Life:
 
 
 class World:
-    """What outlives processes, and the model of it.
-
-    Attributes:
-        passed_on: kinds of pages that the pool refuses and something else keeps: a death between the two loses one that is
-            under way, and whoever writes it does so again.
-    """
-
-    passed_on: frozenset[str] = frozenset()
+    """What outlives processes, and the model of it. A context manager, which gives the memory back."""
 
     def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "", packer: bool = True) -> None:
         self.size = page_size
@@ -78,6 +71,20 @@ class World:
         (length,) = lost_bitmap_bytes(self.config).values()
         self.lost = memoryview(mmap.mmap(-1, length))
         self.model: list[set[Held]] = [{ABSENT} for _ in range(PAGES)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def may_write_through(self, _kind: str, _seed: int) -> bool:
+        """Say whether the pool may refuse a page for its contents, so that a disk keeps the page.
+
+        A death between the refusal and the slot loses that page (coherency rule 2, "writing through"). The
+        kernel has no answer to its request then, and sends the request again.
+        """
+        return False
 
     def take_over(self) -> Core:
         """Return a core in this process."""
@@ -146,7 +153,7 @@ class World:
                 before = self.model[op[1]]
                 refused: set[Held] = {held if isinstance(held, str) else LOST for held in before}
                 if number >= done:
-                    may_be_lost = may_refuse or op[2] in self.passed_on
+                    may_be_lost = may_refuse or self.may_write_through(op[2], op[3])
                     self.model[op[1]] = before | {new} | (refused if may_be_lost else set())
                 elif notes[16 + number] == STORED:
                     self.model[op[1]] = {new}
@@ -160,6 +167,12 @@ class World:
     def check(self) -> None:
         """Take over in this process and prove everything; what was found is what the model holds from then on."""
         core = self.take_over()
+        try:
+            self._check(core)
+        finally:
+            core.close()
+
+    def _check(self, core: Core) -> None:
         check_books(core)
         assert core.frames.ephemeral_frames == 0, "what is ephemeral has outlived its process"
         assert core.statistics().recovery.damaged == 0
@@ -181,7 +194,6 @@ class World:
         kept = core.zv.statistics()
         assert kept.curr_pages == stored
         assert core.allocator.statistics().objects == stored + kept.curr_incompressible, "an object that is no page's"
-        core.close()
 
 
 class Process:

@@ -9,6 +9,7 @@ as its claims stand: whoever takes over here has the slots that are claimed over
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,12 +17,19 @@ from typing import Any
 
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
+from zswapd import compress
 from zswapd.assembly import Core, Inherited
 from zswapd.backing.buffers import make_buffers
 from zswapd.backing.transfers import CLAIMS, Transfers
 from zswapd.block.backed import SlotsNeeded
 from zswapd.diskhalf import Backing, slot_map_sizes
 from zswapd.errors import BackingError, LostPageError
+
+
+@functools.cache
+def _longest_zsize(kind: str, seed: int, page_size: int) -> int:
+    """Return the bytes that a page takes with the codec that compresses it worst."""
+    return max(len(codec.compress(page(kind, seed, page_size))) for codec in compress.by_codec().values())
 
 
 class _Disk:
@@ -69,14 +77,15 @@ class _Disk:
 class BackedWorld(World):
     """What outlives processes that have a backing."""
 
-    passed_on = frozenset({"noise", "poor"})
-
     def __init__(self, kind: str, page_size: int) -> None:
         super().__init__(kind, page_size)
         (length,) = slot_map_sizes(self.config).values()
         self._map = memoryview(mmap.mmap(-1, length))
         self._slots = memoryview(mmap.mmap(-1, PAGES * page_size))
         self._claims = memoryview(mmap.mmap(-1, 8 * CLAIMS)).cast("Q")
+
+    def may_write_through(self, kind: str, seed: int) -> bool:
+        return _longest_zsize(kind, seed, self.size) > self.size // 8 * 5
 
     def take_over(self) -> Core:
         self.disk = _Disk(self._slots, self.size)
