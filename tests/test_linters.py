@@ -86,6 +86,19 @@ def _is_script(path: Path) -> bool:
     return path.suffix in {".py", ".sh"} or path.read_bytes()[:2] == b"#!"
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in _sources() if path.suffix == ".py"], ids=lambda path: str(path.relative_to(TOP))
+)
+def test_nothing_waits_by_select(path: Path) -> None:
+    """select(2) takes no descriptor above 1023, and a daemon or a long test run has more."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    assert not [
+        node.lineno
+        for node in calls
+        if node.attr == "select" and isinstance(node.value, ast.Name) and node.value.id == "select"
+    ]
+
+
 @pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(TOP)))
 def test_source_names_its_licence_at_the_top(path: Path) -> None:
     top = path.read_text().splitlines()[:2]  # the second line where the first is #!

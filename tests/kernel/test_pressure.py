@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import trio
 
 from scripts.zbench.cgroup import MemoryCgroup
 from scripts.zbench.system import MIB
+from tests.support.descriptors import is_readable
 from zswapd.reclaim.pressure import Pressure
 
 _READER = """
@@ -47,7 +47,7 @@ async def test_a_stall_fires_the_trigger(tmp_path: Path) -> None:
                 await trio.lowlevel.wait_readable(pressure.descriptor)
             pressure.take_trigger()
             assert pressure.statistics().triggers == 1
-            assert not select.select([pressure.descriptor], [], [], 0)[0], "the trigger was not taken"
+            assert not is_readable(pressure.descriptor, 0), "the trigger was not taken"
         finally:
             reader.kill()
             reader.wait(10)

@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
@@ -19,6 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from scripts.zbench.daemon import Daemon, program
+from tests.support.descriptors import is_readable
 from tests.support.swap import Stage, next_worker, stage
 
 __all__ = ["stage"]
@@ -53,7 +53,7 @@ class Terminal:
         end = time.monotonic() + limit
         while not condition(_CONTROL.sub(b"", self.shown)):
             assert time.monotonic() < end, self.shown
-            if select.select([self._end], [], [], 0.1)[0]:
+            if is_readable(self._end, 0.1):
                 self.shown += os.read(self._end, 65536)
 
     def press(self, key: bytes) -> None:

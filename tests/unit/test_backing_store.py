@@ -8,7 +8,6 @@ import errno
 import mmap
 import os
 import random
-import select
 import subprocess
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives import ciphers
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from tests.support.capabilities import requires_loop
+from tests.support.descriptors import is_readable
 from zswapd.backing._disk import Cipher, Job, Queue
 from zswapd.backing.buffers import make_buffers
 from zswapd.backing.store import DATA_AT, KEY_BYTES, LABEL, SlotStore, open_store
@@ -308,7 +308,7 @@ class Threads:
     def wait(self, count: int) -> None:
         """Wait until so many requests have ended."""
         while len(self.codes) < count:
-            assert select.select([self.queue.fd], [], [], 10)[0], "nobody says that it has ended"
+            assert is_readable(self.queue.fd, 10), "nobody says that it has ended"
             for done, code in self.queue.ended():
                 done(code)
 
@@ -327,7 +327,7 @@ def test_threads_do_requests_and_say_what_became_of_them(fd: int) -> None:
         assert threads.codes == [0] * 40
     assert out == written
     assert threads.queue.ended() == []
-    assert not select.select([threads.queue.fd], [], [], 0)[0], "nothing more is to be heard"
+    assert not is_readable(threads.queue.fd, 0), "nothing more is to be heard"
     threads.codes.clear()
     threads.queue.submit(store.reading(2000, out[:1]), threads.codes.append)
     threads.queue.submit(SlotStore(-1, PAGE).reading(0, out[1:2]), threads.codes.append)

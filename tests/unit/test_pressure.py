@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import select
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.descriptors import is_readable
 from tests.support.proc import write_memory, write_psi
 from zswapd.reclaim.pressure import Marks, Pressure, spare_pages
 
@@ -112,7 +112,7 @@ def test_this_kernel_has_marks_and_a_trigger_that_did_not_fire_at_once() -> None
         assert marks is not None
         assert marks.above_low >= marks.above_high
         if real.psi == "trigger":
-            has_fired = bool(select.select([real.descriptor], [], [], 0.2)[0])
+            has_fired = is_readable(real.descriptor, 0.2)
             assert not has_fired or real.statistics().some_seconds > before, "nobody waited, and it fired"
         elif Path("/proc/pressure/memory").exists():
             assert real.psi == "polling"

@@ -96,9 +96,11 @@ def test_spare_whose_preparation_fails_ends(caplog: pytest.LogCaptureFixture) ->
 def test_spare_ends_with_its_parent_and_says_nothing(tmp_path: Path, is_heard: bool) -> None:
     code = f"""if True:
         import os, select, time
+        poll = select.poll()
         from zswapd.supervisor.spare import Spare
         spare = Spare(lambda: 0, lambda _: os._exit(0))
-        select.select([spare._line], [], [])
+        poll.register(spare._line, select.POLLIN)
+        poll.poll()
         assert not {is_heard} or spare.is_ready
         open({str(tmp_path / "pid")!r}, "w").write(str(spare.pid))
         os.kill(os.getpid(), 9)

@@ -125,7 +125,9 @@ def retire(worker: int, *, ask: signal.Signals = LEAVE, limit: float = ANSWER_S)
 def _has_ended(worker: int, process: int, patience: float | None) -> bool:
     """Wait until a process has ended, or is as good as dead; for ever without `patience`."""
     end = math.inf if patience is None else time.monotonic() + patience
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(process, select.POLLIN)
     while time.monotonic() < end:
-        if select.select([process], [], [], LOOK_S)[0] or status_of_the_dead(worker) is not None:
+        if poll.poll(LOOK_S * 1000) or status_of_the_dead(worker) is not None:
             return True
     return False

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -64,9 +63,9 @@ class Spare:
     @property
     def is_ready(self) -> bool:
         """Whether it has all it needs."""
-        if not self._is_ready and select.select([self._line], [], [], 0)[0]:
-            with contextlib.suppress(OSError):
-                self._is_ready = self._line.recv(1) == _READY
+        if not self._is_ready:
+            with contextlib.suppress(OSError):  # BlockingIOError: it is still being prepared
+                self._is_ready = self._line.recv(1, socket.MSG_DONTWAIT) == _READY
         return self._is_ready
 
     def promote(self) -> bool:

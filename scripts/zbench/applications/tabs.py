@@ -106,6 +106,8 @@ class _Browser:
 
     def __init__(self, requests: int, answers: int, end: float, limit: float) -> None:
         self._requests, self._answers = requests, answers
+        self._poll = select.poll()
+        self._poll.register(answers, select.POLLIN)
         self._end, self._limit = end, limit
         self._number = 0
         self._unread = b""
@@ -128,7 +130,7 @@ class _Browser:
     def _message(self) -> bytes:
         while b"\0" not in self._unread:
             left = self._end - time.monotonic()
-            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+            if left <= 0 or not self._poll.poll(left * 1000):
                 raise TooSlowError(self._limit, {})
             more = os.read(self._answers, 1 << 16)
             if not more:
