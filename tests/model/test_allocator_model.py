@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 
@@ -66,12 +67,12 @@ class AllocatorMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
-        for handle in list(self.objects):
-            self.pool.free(handle)
-        self.pool.check()
-        self.frames.check()
-        assert self.frames.used_frames == self.frames.ephemeral_frames == self.pool.used_frames() == 0
-        self.frames.arena.close()
+        with contextlib.closing(self.frames.arena):
+            for handle in list(self.objects):
+                self.pool.free(handle)
+            self.pool.check()
+            self.frames.check()
+            assert self.frames.used_frames == self.frames.ephemeral_frames == self.pool.used_frames() == 0
 
     def _store(self, size: int) -> bool:
         handle = self.pool.alloc(size)

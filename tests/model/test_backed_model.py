@@ -7,6 +7,7 @@ waited; an error only where a write or the disk has failed; never anything older
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 
@@ -223,23 +224,23 @@ class BackedMachine(RuleBasedStateMachine):
             logging.getLogger("zswapd.fuse.failures").disabled = False
 
     def _settle_and_look(self) -> None:
-        self.files.settle()
-        self._answered()
-        assert not self.writes, "writers wait for ever"
-        assert not self.reads, "readers wait for ever"
-        for number, may in enumerate(self.may):
-            found = self.files.get(number)
-            assert found in may, f"page {number} is not what it was"
-        self.files.operations.look()
-        self.files.operations.look()
-        assert self.files.transfers.is_idle(), "something is held for nobody"
-        self.files.discard(0, PAGES * PAGE)
-        self.files.settle()
-        seen = self.files.core.statistics()
-        assert seen.frames.used_frames == 0
-        assert seen.backed[0].bd_count == 0
-        assert seen.devices[0].lost_pages == 0
-        self.files.close()
+        with contextlib.closing(self.files):
+            self.files.settle()
+            self._answered()
+            assert not self.writes, "writers wait for ever"
+            assert not self.reads, "readers wait for ever"
+            for number, may in enumerate(self.may):
+                found = self.files.get(number)
+                assert found in may, f"page {number} is not what it was"
+            self.files.operations.look()
+            self.files.operations.look()
+            assert self.files.transfers.is_idle(), "something is held for nobody"
+            self.files.discard(0, PAGES * PAGE)
+            self.files.settle()
+            seen = self.files.core.statistics()
+            assert seen.frames.used_frames == 0
+            assert seen.backed[0].bd_count == 0
+            assert seen.devices[0].lost_pages == 0
 
 
 TestBacked = BackedMachine.TestCase

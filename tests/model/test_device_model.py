@@ -8,6 +8,7 @@ never old data; and every layer's invariants hold after every step.
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 from hypothesis import strategies as st
@@ -61,14 +62,14 @@ class DeviceMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "stack"):
             return
-        self._give_back()
-        self.device.invalidate()
-        self.stack.check()
-        # What a damaged header named is beyond reach: no more than a frame each.
-        assert self.stack.frames.used_frames <= self.stack.zv.statistics().damaged_pages
-        assert self.stack.tmem.statistics().curr_objnode_count == 0
-        assert self.device.statistics().lost_pages == 0
-        self.stack.close()
+        with contextlib.closing(self.stack):
+            self._give_back()
+            self.device.invalidate()
+            self.stack.check()
+            # What a damaged header named is beyond reach: no more than a frame each.
+            assert self.stack.frames.used_frames <= self.stack.zv.statistics().damaged_pages
+            assert self.stack.tmem.statistics().curr_objnode_count == 0
+            assert self.device.statistics().lost_pages == 0
 
     # The traffic.
 

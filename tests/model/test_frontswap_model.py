@@ -7,6 +7,7 @@ the middle; the pool is compacted, its reserve refilled and trimmed; bits are fl
 
 from __future__ import annotations
 
+import contextlib
 import random
 from functools import partial
 
@@ -67,15 +68,15 @@ class FrontswapMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "stack"):
             return
-        for swap_type in TYPES:
-            self.stack.frontswap.invalidate_area(swap_type)
-        self.stack.check()
-        damaged = self.stack.zv.statistics().damaged_pages
-        # What a damaged header named is beyond reach: no more than a frame each.
-        assert self.stack.frames.used_frames <= damaged
-        assert damaged or not any(self.stack.zv.statistics().curr_dist_counts)
-        assert self.stack.tmem.statistics().curr_objnode_count == 0
-        self.stack.close()
+        with contextlib.closing(self.stack):
+            for swap_type in TYPES:
+                self.stack.frontswap.invalidate_area(swap_type)
+            self.stack.check()
+            damaged = self.stack.zv.statistics().damaged_pages
+            # What a damaged header named is beyond reach: no more than a frame each.
+            assert self.stack.frames.used_frames <= damaged
+            assert damaged or not any(self.stack.zv.statistics().curr_dist_counts)
+            assert self.stack.tmem.statistics().curr_objnode_count == 0
 
     @rule(swap_type=types(), offset=offsets(), content=contents(), count=st.integers(1, 8))
     def store(self, swap_type: int, offset: int, content: tuple[str, int], count: int) -> None:

@@ -6,6 +6,7 @@ A store is refused only if there is nothing ephemeral left, or nothing that lies
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 from hypothesis import settings
@@ -44,13 +45,13 @@ class HalvesMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "stack"):
             return
-        self.stack.frontswap.invalidate_area(TYPE)
-        for pool in self.pools:
-            self.stack.cache.cleancache.invalidate_fs(pool)
-        self.stack.check()
-        assert self.stack.frames.used_frames == 0
-        assert self.stack.tmem.statistics().curr_objnode_count == 0
-        self.stack.close()
+        with contextlib.closing(self.stack):
+            self.stack.frontswap.invalidate_area(TYPE)
+            for pool in self.pools:
+                self.stack.cache.cleancache.invalidate_fs(pool)
+            self.stack.check()
+            assert self.stack.frames.used_frames == 0
+            assert self.stack.tmem.statistics().curr_objnode_count == 0
 
     @rule(first=st.integers(0, 300), count=st.integers(1, 60), content=contents())
     def store(self, first: int, count: int, content: tuple[str, int]) -> None:
