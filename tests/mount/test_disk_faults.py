@@ -23,6 +23,7 @@ from tests.support.baddisk import BadDisk, SparseDisk, bad_disk, sparse_disk
 from tests.support.capabilities import requires_loop
 from tests.support.strategies import page
 from tests.support.swap import Stage, next_worker, stage, wait_for
+from zswapd.backing.health import PROBE_S
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
@@ -146,6 +147,9 @@ def test_read_that_fails_is_its_readers_and_nobody_elses(disk: BadDisk, pages: P
     assert all(map(pages.is_right, pages.where("compressed")[:200]))
     assert "Input/output error" in trouble(daemon)
     assert pages.put(range(30), seed=5) == 30
+    time.sleep(2.5 * PROBE_S)
+    assert "Input/output error" in trouble(daemon), "writes that work end the trouble of a disk that cannot be read"
+    assert "DEGRADED" in daemon.ctl("status")
     disk.read_errors.unlink()
     assert pages.is_right(there[0]), "reads are tried, whatever the state"
     recovers(daemon)

@@ -14,6 +14,7 @@ class Disk:
     Attributes:
         slots: what each slot holds.
         waiting: requests under way, as (job, done).
+        probes: the kind of each request for the label.
         writes: the slots of each write request, in the order in which they were made.
         failing: errno of all requests to come, 0 for none.
         bad: slots that cannot be read; a request with one of them fails.
@@ -24,6 +25,7 @@ class Disk:
         self.slots = [b"\xdb" * page_size for _ in range(slots)]
         self.waiting: list[tuple[Callable[[], None], Callable[[int], None]]] = []
         self.writes: list[tuple[int, int]] = []
+        self.probes: list[str] = []
         self.failing = 0
         self.bad: set[int] = set()
 
@@ -44,7 +46,8 @@ class Disk:
     def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
         return partial(self.write, first, pages)
 
-    def labelling(self) -> Callable[[], None]:
+    def labelling(self, *, writes: bool) -> Callable[[], None]:
+        self.probes.append("write" if writes else "read")
         return lambda: None
 
     def submit(self, job: Callable[[], None], done: Callable[[int], None]) -> None:

@@ -55,7 +55,7 @@ class _Disk:
     def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
         return partial(self.write, first, pages)
 
-    def labelling(self) -> Callable[[], None]:
+    def labelling(self, *, writes: bool) -> Callable[[], None]:
         return partial(self.read, 0, [])
 
     def spoil(self, first: int, count: int) -> None:

@@ -80,6 +80,42 @@ def test_device_that_fails_again_and_again_is_in_trouble_until_its_label_can_be_
     assert world.write(0), "a slot that failed with the device is not to blame"
 
 
+@pytest.mark.parametrize(("fails", "others"), [("read", "write"), ("write", "read")])
+def test_trouble_lasts_as_long_as_what_failed_fails(fails: str, others: str) -> None:
+    world = World()
+    for slot in range(TROUBLE):
+        if fails == "read":
+            world.read(slot, code=errno.EIO)
+        else:
+            world.write(slot, code=errno.EIO)
+    for _ in range(5):
+        assert os.strerror(errno.EIO) in world.transfers.trouble
+        world.now += PROBE_S
+        world.transfers.probe()
+        # The device does the one kind of request and fails the other one.
+        world.disk.finish(0, errno.EIO if world.disk.probes[-1] == fails else 0)
+    assert world.disk.probes == [fails] * 5
+    world.now += PROBE_S
+    world.transfers.probe()
+    world.disk.finish(0, 0)
+    assert world.transfers.trouble == ""
+
+
+def test_device_whose_reads_and_writes_fail_is_probed_for_both() -> None:
+    world = World()
+    for slot in range(TROUBLE):
+        assert world.write(slot, code=errno.EIO)
+    for slot in range(TROUBLE):
+        world.read(slot, code=errno.EIO)
+    for _ in range(2):
+        assert world.transfers.trouble
+        world.now += PROBE_S
+        world.transfers.probe()
+        world.disk.finish(0, 0)
+    assert world.disk.probes == ["read", "write"]
+    assert world.transfers.trouble == ""
+
+
 def test_device_that_is_full_is_in_trouble_until_the_slots_that_found_no_space_can_be_written() -> None:
     world = World()
     for slot in (3, 4, 5):

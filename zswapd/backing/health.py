@@ -2,7 +2,9 @@
 """What is known of a device from how its requests end: whether it is in trouble, and which slots are better left alone.
 
 A slot that failed is avoided for a while. After TROUBLE failed requests in a row of a kind, or while one takes longer than
-STALL_S, the device is in trouble, until a probe finds that it works.
+STALL_S, the device is in trouble, until a probe finds that it works. A probe does what failed: a device
+whose reads fail is in trouble until the label can be read, one whose writes fail until the label can be
+written. So the trouble is shown as long as its cause lasts, and at most PROBE_S and one request longer.
 
 A device that is out of space is in trouble after one request, and until the slots of that one can be written: what has a block
 already can be written all the time, the label too, and would say that all is well between any two pages that find none.
@@ -107,11 +109,23 @@ class Health:
         self._next_probe = now + PROBE_S
         return True
 
-    def note_probe(self, code: int) -> None:
-        """Take note of how a probe has ended."""
+    @property
+    def reads_fail(self) -> bool:
+        """Whether reads fail, so that a probe has to read."""
+        return self._failures["read"] >= TROUBLE
+
+    def note_probe(self, code: int, *, writes: bool) -> None:
+        """Take note of how a probe has ended.
+
+        Args:
+            code: 0 or an errno.
+            writes: the probe was a write.
+        """
         if code:
             self._last_error = code
-        else:
-            self._failures = {"read": 0, "write": 0}
+            return
+        self._failures["write" if writes else "read"] = 0
+        if writes:
             self.no_space_for = range(0)
+        if not self.is_failing:
             self.avoided.clear()

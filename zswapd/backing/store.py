@@ -60,8 +60,8 @@ class Slots(Protocol):
     def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
         """Return one that writes page-aligned buffers to the slots from `first` on, some of them or parts if it fails."""
 
-    def labelling(self) -> Callable[[], None]:
-        """Return one that writes the label again, which changes nothing, to see whether the device works."""
+    def labelling(self, *, writes: bool) -> Callable[[], None]:
+        """Return one that writes the label again, or reads it: neither changes anything, and both tell whether that works."""
 
 
 class SlotStore:
@@ -79,6 +79,7 @@ class SlotStore:
         self._cipher = cipher
         self._label = memoryview(mmap.mmap(-1, page_size))
         self._label[: len(LABEL)] = LABEL
+        self._label_read = memoryview(mmap.mmap(-1, page_size))
 
     def reading(self, first: int, pages: Sequence[memoryview]) -> Job:
         """Do as `Slots.reading` does; EIO for a device that has become too short."""
@@ -88,9 +89,9 @@ class SlotStore:
         """Do as `Slots.writing` does."""
         return self._moving(first, pages, writes=True)
 
-    def labelling(self) -> Job:
+    def labelling(self, *, writes: bool) -> Job:
         """Do as `Slots.labelling` does."""
-        return Job(self._fd, writes=True, offset=0, pages=[self._label])
+        return Job(self._fd, writes=writes, offset=0, pages=[self._label if writes else self._label_read])
 
     def _moving(self, first: int, pages: Sequence[memoryview], *, writes: bool) -> Job:
         at = DATA_AT + first * self._page_size
@@ -132,7 +133,7 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
             _allocate(fd, path, needed)
         try:
             # The way that pages will take: if it fails, better now than then.
-            SlotStore(fd, page_size).labelling()()
+            SlotStore(fd, page_size).labelling(writes=True)()
         except OSError as error:
             raise BackingError(f"backing.path {path} cannot be written: {error.strerror}", hint="choose another") from error
         undo.pop_all()

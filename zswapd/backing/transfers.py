@@ -161,7 +161,8 @@ class Transfers:
         if self._health.no_space_for:
             self._probe_slots(self._health.no_space_for)
         else:
-            self._start(self._store.labelling(), self._health.note_probe)
+            writes = not self._health.reads_fail
+            self._start(self._store.labelling(writes=writes), partial(self._health.note_probe, writes=writes))
 
     def _probe_slots(self, slots: range) -> None:
         """Write to slots whose last write has failed: nobody relies on what they hold, or will while writes are refused."""
@@ -174,7 +175,7 @@ class Transfers:
 
         def ended(code: int) -> None:
             self._free.append(buffer)
-            self._health.note_probe(code)
+            self._health.note_probe(code, writes=True)
             for slot in slots:
                 self._next(slot)
 
