@@ -8,6 +8,10 @@ ask themselves.
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
 longer.
 
+Under pytest-xdist (`scripts/test` runs two processes) the tests of a file stay together, and everything that swaps for
+real, or boots a machine, runs in one process one after the other: the kernel has one set of swap areas. Those begin
+first, since they take longest. What is left behind is looked for by the process that the others belong to.
+
 On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits the check
 for leftovers to those that are certainly this run's own.
 """
@@ -78,8 +82,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # A background job of a shell without job control ignores SIGINT, and whom a test interrupts would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _is_part(config):
+        return
     config.stash[_SWEPT] = leftovers.sweep() if os.geteuid() == 0 else []
     config.stash[_BEFORE] = leftovers.snapshot()
+
+
+def _is_part(config: pytest.Config) -> bool:
+    """Say whether this process runs a part of the tests for another one (pytest-xdist)."""
+    return hasattr(config, "workerinput")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -87,8 +98,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return capabilities.report() + [f"zswapd: swept {line}" for line in config.stash[_SWEPT]]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Switch tiers off, and skip what this machine cannot do."""
+    """Switch tiers off, and skip what this machine cannot do; group the tests for pytest-xdist (see above)."""
     asked = {*config.getoption("--tier"), *re.findall(r"\w+", config.option.markexpr)}
     for item in items:
         for tier in TIERS:
@@ -100,6 +112,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(capabilities.requires_swap())
         if item.get_closest_marker("box"):
             item.add_marker(capabilities.requires_emulator())
+        swaps = any(item.get_closest_marker(marker) for marker in ("kernel", "box", "package", "bench"))
+        item.add_marker(pytest.mark.xdist_group("swap" if swaps else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "swap")  # stable
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -130,6 +145,8 @@ def _left_behind(config: pytest.Config) -> leftovers.Leftovers:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that leaves a mount, a loop device, swap or a cgroup behind."""
+    if _is_part(session.config):
+        return
     end = time.monotonic() + GRACE_S
     while (left := _left_behind(session.config)).lines() and time.monotonic() < end:
         time.sleep(0.2)
