@@ -19,7 +19,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 MODULES = sorted((TOP / "zswapd").rglob("*.py"))
-MAX_LINES = 450
+MAX_LINES = 520
 SNAPSHOTS = ("Statistics", "Report")
 LICENCE = "SPDX-License-Identifier: GPL-2.0-or-later"
 

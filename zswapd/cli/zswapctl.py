@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__, paths
-from zswapd.cli import caching, rendering
+from zswapd.cli import caching, rendering, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.control.client import Client
 from zswapd.errors import ConfigError
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments in place of the process's own.
     """
+    standard_files.complete()
     options = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: swapoff's child is told to give up as well
     return guarded("zswapctl", lambda: _run(options), options)

@@ -10,7 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from zswapd import __version__, log
-from zswapd.cli import configuring, sources
+from zswapd.cli import configuring, sources, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.config import SETTINGS, to_document
 from zswapd.config.kinds import shown
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments in place of the process's own.
     """
+    standard_files.complete()
     options = argparse.Namespace()
 
     def work() -> int:
@@ -50,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         supervisor.rehearse(config)
         print(json.dumps(to_document(config)))
         return 0
+    standard_files.never_wait()
     return supervisor.run(lambda: sources.load_config(options), lambda work: guarded("zswapd", work))
 
 
