@@ -12,8 +12,9 @@ Tasks, all in one thread, each doing its blocking part elsewhere:
 - shrinking: the cache's memory goes back when others need it;
 - control: the socket (commands.py has the commands);
 - beat and tick: signs of life, also before it serves; what a successor has to know, into the shared state;
-- signals: SIGUSR1 from the supervisor means stop *if the data can go back into memory*, SIGUSR2 means make room for a
-  successor now, SIGURG what `zswapctl upgrade` does. The rest is the supervisor's business, unless it is dead.
+- signals: SIGUSR1 means stop *if the data can go back into memory*, SIGUSR2 means make room for a
+  successor now, SIGURG what `zswapctl upgrade` does; each counts only from the supervisor, or from
+  one that takes over from an orphan. SIGTERM and SIGINT are obeyed only without a supervisor.
 
 Stopping: swapoff of everything that is swapped on from our files, in a thread, while pages are being served. If that cannot
 fit, or somebody else uses a file, the worker says so and goes on: a swap device that ends takes its users' memory with it.
@@ -37,7 +38,9 @@ from zswapd.assembly import Core, Inherited
 from zswapd.backedpool import BackedPool
 from zswapd.commands import SET_BY, Commands
 from zswapd.config import to_document, with_changes
+from zswapd.control.listening import supervisor_of
 from zswapd.control.server import Server
+from zswapd.errors import ControlError
 from zswapd.fuse.failures import way_of
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
@@ -46,6 +49,7 @@ from zswapd.handover import HookWord, Phase, Word
 from zswapd.knobs import add_files
 from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import Shrinker
+from zswapd.service.signals import SI_USER, SignalFile
 from zswapd.shrinking import Shrinking
 from zswapd.snapshot import Snapshot, WorkerStatistics
 from zswapd.stopping import Stopping
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from zswapd.fuse.mounting import Mount
     from zswapd.handover import SharedState
     from zswapd.preparing import Prepared
+    from zswapd.service.signals import Received
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +78,10 @@ TICK_S = 0.5
 FRESH_S = 0.02
 """Age of statistics that are told again, however often somebody asks: taking and noting them stops the event loop."""
 _STOP, _LEAVE, RELOAD = signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG  # a worker that does not know the last ignores it
-_SIGNALS = (_STOP, _LEAVE, RELOAD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ORDERS = frozenset({_STOP, _LEAVE, RELOAD})
+"""Signals that count only from a supervisor."""
+_STOPS = frozenset({_STOP, signal.SIGTERM, signal.SIGINT})
+_SIGNALS = frozenset({*_ORDERS, *_STOPS})
 
 
 class Worker:
@@ -216,7 +224,7 @@ class Worker:
             log.warning("a crash point is armed: this worker will fail on purpose")
         with self.session:
             service.freeze_garbage_collector()
-            with trio.open_signal_receiver(*_SIGNALS) as signals:
+            with contextlib.closing(SignalFile(_SIGNALS)) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._beat)
                     if self.volumes:  # before anybody asks for one
@@ -288,21 +296,42 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):  # it has just died
                 os.kill(self._supervisor, signal.SIGUSR1)
 
-    async def _obey(self, signals: Any, nursery: trio.Nursery) -> None:
-        async for number in signals:
-            if number == _LEAVE:
-                self._end = LEFT
-                self.session.terminate()
-            elif number == RELOAD:
-                nursery.start_soon(self._commands.reload)
-            elif number == signal.SIGHUP:
-                continue
-            elif (number == _STOP or not self.has_supervisor()) and await self._stop(signal.Signals(number).name):
-                self._end = 0
-                self.session.terminate()
-            if self._end is not None:
-                nursery.cancel_scope.cancel()
-                return
+    async def _obey(self, signals: SignalFile, nursery: trio.Nursery) -> None:
+        while self._end is None:
+            await trio.lowlevel.wait_readable(signals.descriptor)
+            for received in signals.read():
+                if self._end is None:
+                    await self._act_on(received, nursery)
+        nursery.cancel_scope.cancel()
+
+    async def _act_on(self, received: Received, nursery: trio.Nursery) -> None:
+        """Do what a signal asks for, if its sender may."""
+        number = received.number
+        if not self._counts(received):
+            log.warning("%s from process %d is ignored", received.name, received.sender, extra={"rate_limit": 60})
+        elif number == RELOAD:
+            nursery.start_soon(self._commands.reload)
+        elif number == _LEAVE:
+            self._end = LEFT
+            self.session.terminate()
+        elif await self._stop(received.name):
+            self._end = 0
+            self.session.terminate()
+
+    def _counts(self, received: Received) -> bool:
+        """Say whether a signal is to be obeyed.
+
+        An orphan's orders come from the next supervisor, which has the lock by then (orphan.py).
+        """
+        if received.number not in _ORDERS:
+            return not self.has_supervisor()
+        if received.code != SI_USER:
+            return False
+        if self.has_supervisor():
+            return received.sender == self._supervisor
+        with contextlib.suppress(ControlError):
+            return received.sender == supervisor_of(self.config.control.socket)
+        return False
 
     def _give_up(self, handler: str, error: Exception) -> None:
         """End at once, with the core in the middle of something, and leave all to a successor; return if there is none."""
@@ -437,10 +466,7 @@ def run_worker(
     Raises:
         ZswapdError: it cannot come up.
     """
-    # Until the receiver is there, and again after it: none of them may end the process.
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    service.ignore_signals()
     faulthandler.enable()
     worker = Worker(config, prepared, mount=mount, listener=listener, state=state, arena=arena, backing=backing)
     code = trio.run(worker.run, instruments=[MemoryMinder()])

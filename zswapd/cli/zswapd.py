@@ -14,6 +14,7 @@ from zswapd.cli import configuring, sources, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.config import SETTINGS, to_document
 from zswapd.config.kinds import shown
+from zswapd.errors import ZswapdError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,8 @@ _RUN = (
     "Serve swap files in the foreground. SIGTERM and Ctrl-C swap off first and end the daemon when all that was swapped out is "
     "back in memory; if it does not fit, the daemon goes on."
 )
+
+_REFUSED_HINT = "look at the limits that it was started with: `ulimit -a`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +55,12 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(to_document(config)))
         return 0
     standard_files.never_wait()
-    return supervisor.run(lambda: sources.load_config(options), lambda work: guarded("zswapd", work))
+    try:
+        return supervisor.run(lambda: sources.load_config(options), lambda work: guarded("zswapd", work))
+    except OSError as error:
+        raise ZswapdError(f"zswapd ends, since the system refused something: {error}", hint=_REFUSED_HINT) from error
+    except MemoryError as error:
+        raise ZswapdError("zswapd ends for want of memory", hint="free some; look at `ulimit -v`") from error
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -8,17 +8,22 @@ from zswapd.service.heap import collect_garbage, freeze_garbage_collector, has_g
 from zswapd.service.notify import Notifier
 from zswapd.service.protections import Protection, grow_heaps, protect, refreshed, take_time
 from zswapd.service.scheduling import be_known_as, first_in_line, ordinary_children, scarce_bytes, stand_back, step_back
+from zswapd.service.signals import become_servant, block_signals, ignore_signals, lift_limits
 
 __all__ = [
     "Notifier",
     "Protection",
     "advise",
     "be_known_as",
+    "become_servant",
+    "block_signals",
     "collect_garbage",
     "first_in_line",
     "freeze_garbage_collector",
     "grow_heaps",
     "has_garbage",
+    "ignore_signals",
+    "lift_limits",
     "ordinary_children",
     "populate_code",
     "protect",

@@ -32,7 +32,7 @@ from zswapd.control.listening import Listener
 from zswapd.errors import HandoverError
 from zswapd.fuse.mounting import MAX_IO, Mount
 from zswapd.handover import READABLE_LAYOUTS as STATE_LAYOUTS
-from zswapd.handover import SharedState
+from zswapd.handover import HookWord, SharedState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +61,8 @@ class Estate:
     """The disk behind the pool, -1 for none."""
     is_new: bool
     """Nobody has served it yet."""
+    made: Path | None = None
+    """The file behind the pool, if it was made along with the rest."""
 
     def descriptors(self) -> dict[str, int]:
         """Return the open files by name, in the order of NAMES."""
@@ -69,13 +71,20 @@ class Estate:
         return {name: fd for name, fd in zip(NAMES, descriptors, strict=True) if fd >= 0}
 
     def close(self) -> None:
-        """Unmount, remove the socket, give the memory back: the end of what was stored."""
-        self.mount.close()
-        self.listener.close()
-        self.state.close()
-        os.close(self.arena)
-        if self.backing >= 0:
-            os.close(self.backing)
+        """Unmount, remove the socket, give the memory back: the end of what was stored.
+
+        A file behind the pool stays, unless it was made for this and no request has ever come.
+        """
+        is_unused = not self.state.hook_words[HookWord.REQUESTS]
+        with contextlib.ExitStack() as steps:  # each is done whatever becomes of those before it
+            if self.backing >= 0:
+                steps.callback(os.close, self.backing)
+            if self.made is not None and is_unused:
+                steps.callback(self.made.unlink, missing_ok=True)
+            steps.callback(os.close, self.arena)
+            steps.callback(self.state.close)
+            steps.callback(self.listener.close)
+            steps.callback(self.mount.close)
 
 
 class Left(NamedTuple):
@@ -166,10 +175,12 @@ def make(config: Config) -> Estate:
         shape = {**geometry.of(config), "made": [str(path) for path in mount.made], "device": mount.device}
         areas = {**backedpool.areas(config), **recompressing.areas(config)}
         state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
+        undo.callback(state.close)
         if backing >= 0:
             backedpool.make_key(state)
+        estate = Estate(mount, listener, state, arena, backing, is_new=True, made=store if is_new else None)
         undo.pop_all()
-    return Estate(mount, listener, state, arena, backing, is_new=True)
+    return estate
 
 
 def _new_arena(config: Config) -> int:

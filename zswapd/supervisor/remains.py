@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from pathlib import Path
+
+from zswapd.service.signals import name_of
 
 HARMLESS = ("volume", "backing", "attendant")
 """What the names of threads begin with that may outlive their process (volumes/mounted.py, backedpool.py, preparing.py)."""
@@ -62,10 +63,7 @@ def end_by(code: int) -> str:
     """Return what a process ended by, from `os.waitstatus_to_exitcode`."""
     if code >= 0:
         return f"exit code {code}" if code else "an unknown cause"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
+    return name_of(-code)
 
 
 class Remains:

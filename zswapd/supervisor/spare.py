@@ -73,6 +73,7 @@ class Spare:
         if not self.is_ready:
             return False
         try:
+            os.kill(self.pid, signal.SIGCONT)  # it may have been stopped
             self._line.send(_GO, socket.MSG_NOSIGNAL)
         except OSError:
             return False

@@ -6,12 +6,13 @@
       ├ worker   daemon.py: serves pages; forked, so that it starts with all of that in place
       └ spare    the next worker, with its memory in hand (spare.py)
 
-It sleeps in sigtimedwait(2): all its signals are blocked, and a signal is how a worker says "look at the words of the shared
-state".
+It sleeps in sigtimedwait(2): all its signals are blocked (service/signals.py), and a signal is how a
+worker says "look at the words of the shared state". A signal that is not named here changes nothing.
 
     SIGCHLD           a worker has ended
     SIGUSR1           a worker has changed its phase, or wants an upgrade
-    SIGHUP            to the worker as SIGURG: read the settings again, which is to upgrade
+    SIGHUP            to the worker as SIGURG: read the settings again, which is to upgrade; nothing if
+                      it tells that the terminal is gone
     SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit that it did, by a word that it goes on;
                       then so do we, and the next worker is not told, unless a service manager waits for the end
 
@@ -44,6 +45,7 @@ from zswapd import log as log_setup
 from zswapd.errors import ZswapdError
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.reclaim.pressure import Pressure
+from zswapd.service.signals import CATCHABLE, Received, is_hangup
 from zswapd.supervisor import estate as estates
 from zswapd.supervisor import orphan, silent
 from zswapd.supervisor.ballast import Ballast
@@ -91,7 +93,9 @@ AGAIN_S = 2.0
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
 """Pauses before the next worker, by the number of workers in a row that died before they served."""
 
-_SIGNALS = frozenset({signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_QUIET = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGCONT, signal.SIGWINCH)
+"""Signals of which the log says nothing: two that wake the supervisor, and two of any terminal."""
 
 
 class Supervisor:
@@ -103,6 +107,9 @@ class Supervisor:
         guarded: runs a worker, and turns what a person should read into text on stderr and an exit code.
         worker: process id of a worker that serves it already, 0 if there is none.
         is_cold: programs and libraries are not known to be in memory (service/code.py).
+
+    Attributes:
+        has_served: a page may have been stored, by this supervisor's workers or earlier ones.
     """
 
     def __init__(self, config: Config, estate: Estate, *, guarded: Guard, worker: int = 0, is_cold: bool = False) -> None:
@@ -113,7 +120,7 @@ class Supervisor:
         self._hook = estate.state.hook_words
         self._worker = worker
         self._is_cold = is_cold
-        self._has_served = not estate.is_new
+        self.has_served = not estate.is_new
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
         self._remains = Remains()
@@ -138,17 +145,37 @@ class Supervisor:
         self._next_worker()
         while True:
             self._look()
-            event = signal.sigtimedwait(_SIGNALS, self._patience())
-            if event is not None and event.si_signo in (signal.SIGTERM, signal.SIGINT):
-                self._stop(signal.Signals(event.si_signo).name)
-            elif event is not None and event.si_signo == signal.SIGHUP:
-                self._send(daemon.RELOAD)
+            event = signal.sigtimedwait(CATCHABLE, self._patience())
+            if event is not None:
+                self._hear(Received(event.si_signo, event.si_code, event.si_pid))
             # Whatever the signal was: several deaths may stand behind one SIGCHLD.
             with contextlib.suppress(ChildProcessError):
                 status = self._end_of_worker()
                 if status is not None and (code := self._bury(status)) is not None:
                     self._drop_spare(wait=True)
                     return code
+
+    def abandon(self) -> bool:
+        """After an error: end what was begun, unless it may have been used; return whether it was ended.
+
+        What may have been used is served on by the worker, from which the next start takes over.
+        """
+        if self.has_served or self._words[Word.PHASE] != Phase.STARTING:
+            return False
+        self._drop_spare(wait=True)
+        if self._worker:
+            self._send(signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._worker, 0)
+        return True
+
+    def _hear(self, received: Received) -> None:
+        if received.number in _STOPS:
+            self._stop(received.name)
+        elif received.number == signal.SIGHUP and not is_hangup(received):
+            self._send(daemon.RELOAD)
+        elif received.number not in _QUIET:
+            log.info("%s is ignored: SIGTERM and SIGINT end the daemon", received.name, extra={"rate_limit": 1})
 
     def _end_of_worker(self) -> int | None:
         """Return the wait status of the worker, None while it lives."""
@@ -201,13 +228,14 @@ class Supervisor:
             self._forked,
             self._signs(),
             is_forked=is_forked,
-            is_building=not self._has_served,
+            is_building=not self.has_served,
             early_deaths=self._early_deaths,
         )
 
     def _fork(self) -> int:
-        pid = fork(self._hold_out, has_time=not self._has_served)
+        pid = fork(self._hold_out, has_time=not self.has_served)
         if not pid:
+            service.become_servant()
             is_first = self._words[Word.STARTED] == 1
             self._become_worker(lambda: preparing.prepare(self._config, is_first=is_first, is_cold=self._is_cold))
         return pid
@@ -250,6 +278,7 @@ class Supervisor:
             self._spare_due = now + SPARE_AGAIN_S
 
     def _prepare_spare(self) -> preparing.Prepared:
+        service.become_servant()
         self._ballast.close()
         service.take_time()
         service.be_known_as(silent.SPARE_NAME)
@@ -271,14 +300,14 @@ class Supervisor:
             self._forget_descriptors()
             return 0
         # Whoever was served may have stored something, ready or not.
-        self._has_served = self._has_served or phase == Phase.SERVING
-        if not self._has_served and code > 0:
+        self.has_served = self.has_served or phase == Phase.SERVING
+        if not self.has_served and code > 0:
             self._forget_descriptors()
             return code
         if code != daemon.LEFT:
             self._mourn(code)
         self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
-        if not self._has_served and (self._stopping.is_wanted or self._early_deaths >= len(SLOW_S)):
+        if not self.has_served and (self._stopping.is_wanted or self._early_deaths >= len(SLOW_S)):
             log.error("no worker has come to serve: giving up; nothing was stored")
             self._forget_descriptors()
             return 1
@@ -339,7 +368,7 @@ class Supervisor:
     def _say_ready(self, now: float) -> None:
         """Say it once, and before the first page comes have what its death would take: making a spare takes processor time."""
         if not self._is_ready and (self._spare is None or self._spare.is_ready or now - self._forked > PATIENCE_S):
-            self._is_ready = self._has_served = True
+            self._is_ready = self.has_served = True
             if self._notifier.watchdog_interval:
                 self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
             self._notifier.ready(f"serving {self._config.fuse.mountpoint}")
@@ -397,9 +426,11 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
         guarded: see `Supervisor`.
 
     Raises:
-        ZswapdError: it cannot come up; nothing is left behind, and whatever served goes on serving.
+        ZswapdError: it cannot come up. As after any other exception before a worker has served, nothing
+            is left behind, and a worker that served goes on.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    service.block_signals()
+    service.lift_limits()
     left = estates.left_behind()
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
@@ -420,12 +451,17 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
         if left is None and service.Notifier().is_heard:
             signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, AGAIN_S)
         raise
-    is_cold = config.service.lock_memory and not service.populate_code(waits=estate.is_new)
-    try:
-        code = Supervisor(config, estate, guarded=guarded, worker=worker, is_cold=is_cold).run()
-    except ZswapdError:
+    with contextlib.ExitStack() as undo:
         if estate.is_new:
-            estate.close()
-        raise
+            undo.callback(estate.close)
+        is_cold = config.service.lock_memory and not service.populate_code(waits=estate.is_new)
+        supervisor = Supervisor(config, estate, guarded=guarded, worker=worker, is_cold=is_cold)
+        try:
+            code = supervisor.run()
+        except BaseException:
+            if not supervisor.abandon():
+                undo.pop_all()
+            raise
+        undo.pop_all()
     estate.close()
     return code
