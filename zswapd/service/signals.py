@@ -2,10 +2,10 @@
 """Which signals reach the daemon's processes: those that it acts on, and no others.
 
 The default action of most signals ends or stops a process, and both cost the readers of its pages. So
-supervisor, worker and spare block all signals and fetch those that they act on: the supervisor with
-sigtimedwait(2), the worker with signalfd(2). Both calls name the sender, and a worker obeys its
-supervisor only. A blocked signal stays blocked across fork and exec, so there is no moment at which
-one of them gets through.
+supervisor, worker and spare block all signals, and supervisor and worker fetch those that they act on
+with signalfd(2), which names the sender: a worker obeys its supervisor only. (Python's sigtimedwait
+makes up a signal if the process was stopped and continued meanwhile.) A blocked signal stays blocked
+across fork and exec, so there is no moment at which one of them gets through.
 
 A worker also has a session of its own: a terminal sends its signals to a process group, and a shell
 does so with SIGSTOP (`kill -STOP %1`), which no process can block.
@@ -26,6 +26,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import select
 import signal
 import struct
 from typing import NamedTuple
@@ -93,6 +94,13 @@ class SignalFile:
         if self.descriptor < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "signalfd")
+
+    def wait(self, seconds: float) -> list[Received]:
+        """Wait for signals; return them, none if that takes longer."""
+        poll = select.poll()  # a descriptor may be above 1023
+        poll.register(self.descriptor, select.POLLIN)
+        poll.poll(seconds * 1000)
+        return self.read()
 
     def read(self) -> list[Received]:
         """Return the signals that have come, none if there are none."""

@@ -6,7 +6,7 @@
       ├ worker   daemon.py: serves pages; forked, so that it starts with all of that in place
       └ spare    the next worker, with its memory in hand (spare.py)
 
-It sleeps in sigtimedwait(2): all its signals are blocked (service/signals.py), and a signal is how a
+It sleeps until a signal comes: all of them are blocked (service/signals.py), and a signal is how a
 worker says "look at the words of the shared state". A signal that is not named here changes nothing.
 
     SIGCHLD           a worker has ended
@@ -45,7 +45,7 @@ from zswapd import log as log_setup
 from zswapd.errors import ZswapdError
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.reclaim.pressure import Pressure
-from zswapd.service.signals import CATCHABLE, Received, is_hangup
+from zswapd.service.signals import CATCHABLE, SignalFile, is_hangup
 from zswapd.supervisor import estate as estates
 from zswapd.supervisor import orphan, silent
 from zswapd.supervisor.ballast import Ballast
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.config import Config
+    from zswapd.service.signals import Received
     from zswapd.supervisor.estate import Estate
 
     Guard = Callable[[Callable[[], int]], int]
@@ -143,17 +144,17 @@ class Supervisor:
         self._store_descriptors()
         self._number_files()
         self._next_worker()
-        while True:
-            self._look()
-            event = signal.sigtimedwait(CATCHABLE, self._patience())
-            if event is not None:
-                self._hear(Received(event.si_signo, event.si_code, event.si_pid))
-            # Whatever the signal was: several deaths may stand behind one SIGCHLD.
-            with contextlib.suppress(ChildProcessError):
-                status = self._end_of_worker()
-                if status is not None and (code := self._bury(status)) is not None:
-                    self._drop_spare(wait=True)
-                    return code
+        with contextlib.closing(SignalFile(CATCHABLE)) as signals:
+            while True:
+                self._look()
+                for received in signals.wait(self._patience()):
+                    self._hear(received)
+                # Whatever the signal was: several deaths may stand behind one SIGCHLD.
+                with contextlib.suppress(ChildProcessError):
+                    status = self._end_of_worker()
+                    if status is not None and (code := self._bury(status)) is not None:
+                        self._drop_spare(wait=True)
+                        return code
 
     def abandon(self) -> bool:
         """After an error: end what was begun, unless it may have been used; return whether it was ended.

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The processes of a `zswapd run` by what they do, wherever it was started; and its file, read under a time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from scripts.zbench.daemon import program
+from tests.support.mounting import is_mounted
+from tests.support.swap import wait_for
+
+PAGE = bytes(range(256)) * 16
+READ_S = 10.0
+"""What a read may take that waits for a successor, on a busy machine."""
+SPARE, WORKER = "zswapd-spare", "zswapd-worker"
+
+
+class Roles:
+    """Supervisor, worker and spare of the daemon that is started with `command`.
+
+    Args:
+        directory: for the mount, the socket and the log.
+        settings: more settings, section.key → value.
+    """
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.directory = directory
+        self.mountpoint = directory / "mnt"
+        self.socket = directory / "s.sock"
+        merged = {
+            "control.socket": str(self.socket),
+            "metrics.listen": "",
+            "memory.reserve": "4M",
+            **{name.replace("__", "."): value for name, value in settings.items()},
+        }
+        self.command = [*program("zswapd"), "run", "--size", "16M", "--mountpoint", str(self.mountpoint)]
+        for name, value in merged.items():
+            self.command += ["--set", f"{name}={value}"]
+
+    def all(self) -> dict[int, str]:
+        """Return the name of each of its processes, by id."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if os.fsencode(self.mountpoint) in words and state not in "ZX":
+                    found[int(entry.name)] = (entry / "comm").read_text().strip()
+        return found
+
+    @property
+    def supervisor(self) -> int:
+        """The process that was started."""
+        (pid,) = [pid for pid, name in self.all().items() if name not in (SPARE, WORKER)]
+        return pid
+
+    @property
+    def worker(self) -> int:
+        """The process that serves, waited for if there is none."""
+        return self._wait_for(WORKER)
+
+    @property
+    def spare(self) -> int:
+        """The process in waiting, waited for if there is none."""
+        return self._wait_for(SPARE)
+
+    def _wait_for(self, name: str) -> int:
+        found: list[int] = []
+
+        def look() -> bool:
+            found[:] = [pid for pid, its in self.all().items() if its == name]
+            return len(found) == 1
+
+        wait_for(look, f"there is not one {name}", limit=30)
+        return found[0]
+
+    def next_worker(self, old: int) -> int:
+        """Wait until another worker serves; return its process id."""
+        wait_for(lambda: self.worker != old, "no other worker comes", limit=30)
+        self.verify()
+        return self.worker
+
+    def wait_until_it_serves(self) -> None:
+        """Wait for the mount, and have a page in the file."""
+        wait_for(lambda: is_mounted(self.mountpoint) and self.socket.exists(), "it is not mounted", limit=30)
+        self._run("dd", f"of={self.mountpoint / 'swap'}", "conv=notrunc", "oflag=direct", data=PAGE)
+        self.verify()
+
+    def verify(self) -> None:
+        """Read the page; a reader that waits too long is left behind, and the test fails."""
+        assert self._run("dd", f"if={self.mountpoint / 'swap'}", "count=1", "iflag=direct") == PAGE
+
+    def _run(self, *command: str, data: bytes = b"") -> bytes:
+        with subprocess.Popen([*command, "bs=4096", "status=none"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            try:
+                out, _ = process.communicate(data, timeout=READ_S)
+            except subprocess.TimeoutExpired:
+                self.kill()  # or the reader could not be killed
+                process.kill()
+                raise
+        assert process.returncode == 0
+        return out
+
+    def leftovers(self) -> list[str]:
+        """Return what of it is there, in words; the log and what a test has put there apart."""
+        names = [path.name for path in self.directory.glob("*") if path.name in ("mnt", "s.sock", "s.sock.lock")]
+        return [*names, *(["mount"] if is_mounted(self.mountpoint) else []), *self.all().values()]
+
+    def wait_until_nothing_is_left(self) -> None:
+        """Wait until it has ended and cleared up."""
+        wait_for(lambda: not self.leftovers(), "something is left", limit=30)
+
+    def kill(self) -> None:
+        """End all its processes, stopped ones too, and unmount."""
+        end = time.monotonic() + 10
+        while (pids := self.all()) and time.monotonic() < end:
+            for pid in pids:
+                for number in (signal.SIGKILL, signal.SIGCONT):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+            time.sleep(0.05)
+        if is_mounted(self.mountpoint):
+            subprocess.run(["umount", "--lazy", str(self.mountpoint)], check=True, timeout=10)
