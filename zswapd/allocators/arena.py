@@ -121,6 +121,13 @@ def open_backing(kind: str) -> tuple[int, str]:
     return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
 
 
+def _hint(error: Exception) -> str:
+    """Return what to do about an arena that cannot be mapped."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "lift the limit of a file's size: ulimit -f unlimited"
+    return "lower pool.limit or swap.size"
+
+
 def head_frames(frames: int, page_size: int) -> int:
     """Return the frames that superblock and table take before so many others."""
     # The table describes itself as well: indexing by frame number then needs no subtraction.
@@ -163,9 +170,7 @@ class Arena:
             self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)
         except (OSError, ValueError) as error:
             os.close(fd)
-            raise ArenaError(
-                f"cannot map an arena of {frames} frames: {error}", hint="lower pool.limit or swap.size"
-            ) from error
+            raise ArenaError(f"cannot map an arena of {frames} frames: {error}", hint=_hint(error)) from error
         self.populate(0, page_size)
         self.view[_SUPERBLOCK.size : _SUPERBLOCK.size + len(label)] = label
         superblock = (LAYOUT_VERSION, page_size, self.total_frames, first_frame, _KINDS.index(kind), len(label))

@@ -141,10 +141,13 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def lift_limits() -> None:
+def lift_limits() -> int | None:
     """Lift the limits of processor time and of a file's size, as far as this process may.
 
     The kernel ends a process that exceeds the first. Beyond the second, fallocate(2) on the arena fails.
+
+    Returns:
+        The seconds of processor time that this process may use all the same, None for any.
     """
     for limit in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
         _soft, hard = resource.getrlimit(limit)
@@ -154,6 +157,8 @@ def lift_limits() -> None:
             except (OSError, ValueError):
                 continue
             break
+    seconds = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    return None if seconds == resource.RLIM_INFINITY else seconds
 
 
 def is_hangup(received: Received) -> bool:

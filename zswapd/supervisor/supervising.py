@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 from zswapd import daemon, preparing, service
 from zswapd import log as log_setup
-from zswapd.errors import ZswapdError
+from zswapd.errors import PermissionsError, ZswapdError
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.reclaim.pressure import Pressure
 from zswapd.service.signals import CATCHABLE, SignalFile, is_hangup
@@ -138,13 +138,13 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until a worker ends for good; return the exit code."""
-        if self._worker:
-            log.info("worker %d makes room for the new program", self._worker)
-            orphan.retire(self._worker)
-        self._store_descriptors()
-        self._number_files()
-        self._next_worker()
         with contextlib.closing(SignalFile(CATCHABLE)) as signals:
+            if self._worker:
+                log.info("worker %d makes room for the new program", self._worker)
+                orphan.retire(self._worker)
+            self._store_descriptors()
+            self._number_files()
+            self._next_worker()
             while True:
                 self._look()
                 for received in signals.wait(self._patience()):
@@ -419,6 +419,20 @@ def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> No
         log.exception("the supervisor goes on after an error", extra={"rate_limit": 60})
 
 
+def _lift_limits(*, is_needed: bool) -> None:
+    """Lift the limits that would end the daemon in time, and do not begin under one that stays.
+
+    Args:
+        is_needed: pages wait to be served, under any limit.
+    """
+    seconds = service.lift_limits()
+    if seconds is not None and not is_needed:
+        raise PermissionsError(
+            f"the kernel would end zswapd after {seconds} s of processor time (RLIMIT_CPU)",
+            hint="start it without the limit: ulimit -t unlimited",
+        )
+
+
 def run(configure: Callable[[], Config], guarded: Guard) -> int:
     """Supervise workers until nothing is swapped on any more and SIGTERM has come; return the exit code.
 
@@ -431,8 +445,8 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
             is left behind, and a worker that served goes on.
     """
     service.block_signals()
-    service.lift_limits()
     left = estates.left_behind()
+    _lift_limits(is_needed=left is not None)
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
     preparing.load(config)
