@@ -124,7 +124,7 @@ class Mount:
 
     def unmount(self) -> None:
         """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
-        with contextlib.suppress(OSError):  # no file can be opened: it is ours, as far as is known
+        with contextlib.suppress(Exception):  # no file can be opened: it is ours, as far as is known
             if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
                 return
         target = os.fsencode(self.mountpoint)
