@@ -149,17 +149,17 @@ def make_arena(config: Config) -> Arena:
     Raises:
         ArenaError: no shared memory.
     """
-    return Arena(_arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
+    return Arena(arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
 
 
-def _arena_frames(config: Config) -> int:
+def arena_frames(config: Config) -> int:
     """Return the frames of a new arena: as many as the pool may need, but no more than the header of a raw page can name.
 
     Swap files may be larger than that. What they hold is compressed, and stores that find no frame are refused.
     """
     page_size = config.context.page_size
     pages = sum(config.swap_files().values()) // page_size
-    wanted = pages + pages // 4 + 4 * _reserve_frames(config) + _cache_frames(config)
+    wanted = pages + pages // 4 + 4 * reserve_frames(config) + _cache_frames(config)
     most = (BODY_MASK + 1) // page_size
     return min(wanted, most - head_frames(most, page_size))
 
@@ -169,7 +169,7 @@ def lost_bitmap_bytes(config: Config) -> dict[str, int]:
     return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
 
 
-def _reserve_frames(config: Config) -> int:
+def reserve_frames(config: Config) -> int:
     """Return the frames to keep ready: no more than swap has pages, or where there is no swap, than the cache may have."""
     pages = sum(config.swap_files().values()) // config.context.page_size
     return min(config.memory.reserve // config.context.page_size, pages or _cache_frames(config))
@@ -243,8 +243,9 @@ class Core:
         self._page_size = page_size
         self._counters = inherited.counters if inherited else {}
         self._total_frames = config.context.memory_total // page_size
+        self._ceiling = 1 << 62
         self.arena = _adopt_arena(config, inherited.arena_fd) if inherited else make_arena(config)
-        self.frames = PageFrames(self.arena, reserve_frames=_reserve_frames(config))
+        self.frames = PageFrames(self.arena, reserve_frames=reserve_frames(config))
         self.allocator = self._make_allocator(config, self.frames)
         self.zv = Zv(
             self.allocator,
@@ -346,16 +347,27 @@ class Core:
         self.zv.max_zsize = pool.zv_max_zsize
         self.zv.max_mean_zsize = pool.zv_max_mean_zsize
         self.zv.policy_percent = pool.zv_page_count_policy_percent
-        limit = self.arena.total_frames if pool.limit is None else pool.limit // self._page_size
-        if self.writeback:
-            limit = apply_limits(config, self.backed, self.writeback, self.zv, self._total_frames)
+        self._config = config
+        self._apply_limits()
         recompressing.apply(config, self.recompression)
-        self.zv.limit_frames = limit
-        self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
             self.cache.zbuds.checksum = pool.checksum
             self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
+
+    def bound(self, frames: int) -> None:
+        """Have swap's pages take so many frames at most, whatever the settings say; those that they have they keep."""
+        if frames != self._ceiling:
+            self._ceiling = frames
+            self._apply_limits()
+
+    def _apply_limits(self) -> None:
+        config = self._config
+        limit = self.arena.total_frames if config.pool.limit is None else config.pool.limit // self._page_size
+        if self.writeback:
+            limit = apply_limits(config, self.backed, self.writeback, self.zv, self._total_frames, self._ceiling)
+        self.zv.limit_frames = min(limit, self._ceiling)
+        self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
 
     def wants_compaction(self) -> bool:
         """Say whether compaction would set free a sixteenth of the frames in use, and more than a few."""

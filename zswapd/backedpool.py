@@ -21,7 +21,7 @@ import trio
 from zswapd.backing._disk import Cipher, Queue
 from zswapd.backing.buffers import make_buffers
 from zswapd.backing.lifeline import Lifeline
-from zswapd.backing.store import KEY_BYTES, SlotStore, open_store
+from zswapd.backing.store import KEY_BYTES, SlotStore, check_store, open_store
 from zswapd.backing.transfers import CLAIMS, RUN_MAX, Transfers
 from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
 from zswapd.errors import BackingError
@@ -90,14 +90,31 @@ def open_backing(config: Config) -> int:
     path = config.backing.path
     if not path:
         return -1
+    _check_kernel()
+    mountpoint = without_links(config.fuse.mountpoint)
+    return open_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=config.backing.force)
+
+
+def check_backing(config: Config) -> None:
+    """Do nothing if what `backing.path` names could be opened, as far as can be told without changing anything.
+
+    Raises:
+        BackingError: it cannot be used.
+    """
+    path = config.backing.path
+    if path:
+        _check_kernel()
+        mountpoint, force = without_links(config.fuse.mountpoint), config.backing.force
+        check_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=force)
+
+
+def _check_kernel() -> None:
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release is None or (int(release[1]), int(release[2])) < _RESEND:
         raise BackingError(
             f"a backing needs Linux 6.9, this is {os.uname().release}",
             hint="before it, requests that wait for the disk would die with their worker: set backing.path to nothing",
         )
-    mountpoint = without_links(config.fuse.mountpoint)
-    return open_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=config.backing.force)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import outcome
 import trio
 
-from zswapd import compress, recompressing, reports, service, spawning
+from zswapd import compress, costs, recompressing, reports, service, spawning
 from zswapd import log as log_setup
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.block.states import batches
@@ -112,6 +112,7 @@ class Commands:
             "files": [
                 {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
             ],
+            "memory_limit": reports.limit_report(worker.pressure.limits.room()),
             "protections": reports.protection_reports(service.refreshed(worker.protections)),
             "advice": reports.protection_reports(service.advise()),
         }
@@ -147,6 +148,7 @@ class Commands:
             raise ConfigError(
                 "cache.limit cannot switch the cache on or off while the daemon runs", hint="set it in the file, and restart"
             )
+        costs.check_change(worker.config, config, marked=worker.core.recompression.is_prepared)
         worker.config = config
         worker.changes = changes
         worker.state.note_codecs(recompressing.codecs(config))
@@ -253,6 +255,8 @@ class Commands:
     async def _recompress(self, report: Report) -> dict[str, Any]:
         """Compress all pages again with a stronger codec, at the rate that is set, and wait until that is done."""
         worker, core = self._worker, self._worker.core
+        if not core.recompression.is_prepared:
+            costs.check_marks(worker.config, "recompression")
         worker.state.note_codecs([recompressing.STRONGER])
         before, tried = core.zv.statistics(), core.recompression.statistics()
         core.recompression.command()
@@ -280,6 +284,7 @@ class Commands:
             "arena_label": worker.core.arena.label.decode(),
             "state_layout": worker.state.layout,
             "geometry": worker.state.geometry,
+            "memory_total": worker.configured.context.memory_total,
         }
         command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
         began = trio.current_time()

@@ -178,6 +178,7 @@ class Worker:
             yields=config.service.scheduling != "normal",
             has_small_heaps=prepared.has_small_heaps,
             needs_large_heaps=self._has_slow_files,
+            limits=self.pressure.limits,
         )
         self.shrinking = self._make_shrinking()
         self._told: Snapshot | None = None

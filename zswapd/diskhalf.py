@@ -97,7 +97,9 @@ class Backing:
         )
 
 
-def apply_limits(config: Config, devices: Sequence[BackedDevice], writeback: Writeback, zv: Zv, total_frames: int) -> int:
+def apply_limits(
+    config: Config, devices: Sequence[BackedDevice], writeback: Writeback, zv: Zv, total_frames: int, ceiling: int
+) -> int:
     """Take over the settings of the pool that mean something else with a disk behind it; return the pool's limit in frames.
 
     Args:
@@ -106,11 +108,12 @@ def apply_limits(config: Config, devices: Sequence[BackedDevice], writeback: Wri
         writeback: bound by them, as is
         zv: the pool.
         total_frames: of the system's memory.
+        ceiling: frames that the pool may take, whatever the settings say.
     """
     pool, backing = config.pool, config.backing
     limit = total_frames * LIMIT_PERCENT // 100 if pool.limit is None else pool.limit // config.context.page_size
     # Whichever is lower is where the pool is full.
-    bound = min(limit, total_frames * pool.zv_page_count_policy_percent // 100)
+    bound = min(limit, total_frames * pool.zv_page_count_policy_percent // 100, ceiling)
     zv.accept_frames = bound * pool.accept_threshold_percent // 100
     writeback.limit_frames = bound if backing.writeback else 1 << 62
     writeback.promotes = backing.promote

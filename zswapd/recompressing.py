@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 from typing import TYPE_CHECKING
 
 from zswapd import compress
+from zswapd.errors import ArenaError
+from zswapd.pages import ADDRESS_SPACE
 from zswapd.reclaim.recompress import Recompression
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.block.device import Device
@@ -19,12 +23,22 @@ if TYPE_CHECKING:
 
 STRONGER = "zstd"
 """Codec for pages that nobody has used for long."""
+_STEP_BYTES = 1 << 20
+_MADV_POPULATE_WRITE = 23
 _MARKS = "tried:"
 """Begins the name of a swap file's marks in the shared state."""
 
 
 def areas(config: Config) -> dict[str, int]:
-    """Return the memory that has to outlive a worker, by name: a byte a page."""
+    """Return the memory that has to outlive a worker, by name: a byte a page; {} as long as recompression is off.
+
+    If it is switched on later, or commanded, a worker takes that memory for itself, and its successor tries pages again.
+    """
+    return marks_bytes(config) if config.pool.recompress_age else {}
+
+
+def marks_bytes(config: Config) -> dict[str, int]:
+    """Return what the marks of each swap file take, as areas."""
     return {_MARKS + name: size // config.context.page_size for name, size in config.swap_files().items()}
 
 
@@ -54,14 +68,31 @@ def make(
         frames: where copies go.
         writeback: knows ages, if there are any.
     """
+    own = {name: mmap.mmap(-1, device.pages, ADDRESS_SPACE) for name, device in devices.items() if name not in marks}
     return Recompression(
         list(devices.values()),
-        [marks[name] if name in marks else memoryview(bytearray(device.pages)) for name, device in devices.items()],
+        [marks[name] if name in marks else memoryview(own[name]) for name in devices],
         compress.get(STRONGER),
         newest=lambda: zv.newest,
         epoch_before=writeback.epoch_before if writeback else lambda _seconds: 0,
         has_room=lambda: frames.table.free_frames > frames.reserve_target // 2,
+        prepare=(lambda: _populate(own.values())) if own else None,
     )
+
+
+def _populate(mappings: Iterable[mmap.mmap]) -> None:
+    """Take the memory of mappings, a mebibyte at a time.
+
+    Raises:
+        ArenaError: there is none.
+    """
+    for mapping in mappings:
+        for place in range(0, len(mapping), _STEP_BYTES):
+            try:
+                mapping.madvise(_MADV_POPULATE_WRITE, place, min(_STEP_BYTES, len(mapping) - place))
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # before Linux 5.14 there is no such advice
+                    raise ArenaError(f"no memory for the marks of recompression: {error.strerror}") from error
 
 
 def apply(config: Config, job: Recompression) -> None:

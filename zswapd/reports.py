@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from zswapd.assembly import CoreStatistics
-    from zswapd.control.protocol import CacheReport, PoolReport, ProtectionReport
+    from zswapd.cgroups import Room
+    from zswapd.control.protocol import CacheReport, LimitReport, PoolReport, ProtectionReport
     from zswapd.service import Protection
     from zswapd.volumes.statistics import VolumeStatistics
 
@@ -55,6 +56,11 @@ def cache_report(core: CoreStatistics, volumes: Sequence[VolumeStatistics]) -> C
         "hit_ratio": hits / reads if reads else None,
         "frozen": core.cache.cleancache.frozen,
     }
+
+
+def limit_report(room: Room | None) -> LimitReport | None:
+    """Return the limit of a memory cgroup that leaves least."""
+    return None if room is None else {"limit_bytes": room.limit, "left_bytes": max(room.left, 0), "file": room.file}
 
 
 def protection_reports(protections: Iterable[Protection]) -> list[ProtectionReport]:

@@ -16,6 +16,7 @@ import trio
 
 from zswapd import service
 from zswapd.allocators.jobs import at_the_watermarks
+from zswapd.cgroups import Limits
 from zswapd.errors import ArenaError
 from zswapd.reclaim.pressure import spare_pages
 
@@ -37,6 +38,8 @@ RETRY_S = 0.25
 """Pause after a refill that found no memory."""
 IDLE_S = 1.0
 """Housekeeping looks once in this time, and works only if no request came since the last look."""
+BOUND_FRAMES = 256
+"""Steps of the pool's bound by a memory limit: applying one takes time, and what others take below it changes all the time."""
 PLENTY = 512 << 20
 """Spare memory at which heaps that are small are grown, where requests may wait for a disk; and free memory at which what is
 urgent need not be little: a piece of URGENT_BYTES for each turn of the event loop is less than a fast fill takes meanwhile."""
@@ -56,6 +59,7 @@ class Upkeep:
         yields: the other thread gives way to the swapping program, where the daemon itself does not.
         has_small_heaps: this process has heaps that can still grow, being a successor, or not having needed more so far.
         needs_large_heaps: says whether they should; asked now and then.
+        limits: of the memory cgroups above this process; None for none.
     """
 
     def __init__(
@@ -66,18 +70,23 @@ class Upkeep:
         yields: bool,
         has_small_heaps: bool,
         needs_large_heaps: Callable[[], bool],
+        limits: Limits | None = None,
     ) -> None:
         self._core = core
         self._offload = offload
         self._yields = yields
         self._has_small_heaps = has_small_heaps
         self._needs_large_heaps = needs_large_heaps
+        self._limits = limits
+        self._reserve_frames = core.frames.reserve_target
+        self._is_bound = False
         self._refilled_for = -1
         self._has_leisure = False
         self._refill_wanted = trio.Event()
         core.frames.when_low = self._wake_refill
         for nodes in core.all_nodes:
             nodes.when_low = self._wake_refill
+        self._bytes_to_take()
         self._wake_refill()  # what was recovered has the reserve that the dead worker left
 
     def _wake_refill(self) -> None:
@@ -93,9 +102,13 @@ class Upkeep:
             await self._refill_wanted.wait()
             self._refill_wanted = trio.Event()
             while self._core.frames.wants_refill() or any(nodes.wants_refill() for nodes in self._core.all_nodes):
+                most = self._bytes_to_take()
+                if most < self._core.frames.page_size:
+                    await trio.sleep(RETRY_S)
+                    continue
                 try:
                     await self._refill_nodes()
-                    await self._refill_frames()
+                    await self._refill_frames(most)
                 except ArenaError as error:
                     log.warning("the reserve cannot be refilled: %s", error, extra={"rate_limit": 10})
                     await trio.sleep(RETRY_S)
@@ -110,13 +123,41 @@ class Upkeep:
                 continue
             nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
 
-    async def _refill_frames(self) -> None:
+    def _bytes_to_take(self) -> int:
+        """Return how much memory the limits above this process leave for the reserve, and bound the pool by them.
+
+        The pool may have what it has, what is ready, and what is left below the limit, but for the reserve: so the reserve is
+        full when the pool is, and a store is refused since the pool is full, long before the kernel finds no memory.
+        """
+        room = self._limits.room() if self._limits else None
+        frames = self._core.frames
+        if room is None:
+            self._core.bound(1 << 62)
+            frames_left = 1 << 50
+        else:
+            frames_left = room.spare // frames.page_size
+            held = frames.used_frames + frames.table.free_frames
+            ceiling = max(held + frames_left - self._reserve_frames, 0)
+            self._core.bound(ceiling - ceiling % BOUND_FRAMES)
+            self._say_bound(room.file, is_bound=frames_left <= 0)
+        # Where others have taken more than is left, the reserve goes first.
+        target = max(min(self._reserve_frames, self._reserve_frames + frames_left), self._reserve_frames // 8)
+        if target != frames.reserve_target and (frames_left < 0 or target == self._reserve_frames):
+            frames.reserve_target = target
+        return max(frames_left, 0) * frames.page_size
+
+    def _say_bound(self, file: str, *, is_bound: bool) -> None:
+        if is_bound and not self._is_bound:
+            log.warning("%s leaves no more memory: the reserve is not refilled", file, extra={"rate_limit": 60})
+        self._is_bound = is_bound
+
+    async def _refill_frames(self, most: int) -> None:
         frames = self._core.frames
         requests = self._requests()
         is_low = frames.table.long_frames < frames.urgent_mark
         is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
         is_little = is_urgent and free_bytes() < PLENTY
-        job = frames.begin_refill((URGENT_BYTES if is_little else REFILL_FRAMES_BYTES) // frames.page_size)
+        job = frames.begin_refill(min(URGENT_BYTES if is_little else REFILL_FRAMES_BYTES, most) // frames.page_size)
         if not job.runs:
             return
         self._has_leisure = not is_urgent
@@ -143,6 +184,12 @@ class Upkeep:
         job = self._core.recompression
         while True:  # by the clock: pages grow old by themselves
             job.look()
+            if job.is_running and not job.is_prepared:
+                try:
+                    await self._offload.run(job.prepare)
+                except ArenaError as error:
+                    log.warning("pages are not compressed again: %s", error, extra={"rate_limit": 60})
+                    job.abandon()
             await trio.sleep(job.step() if job.is_running else IDLE_S)
 
     async def keep_house(self, look: Callable[[], None]) -> None:
@@ -157,6 +204,7 @@ class Upkeep:
         while True:  # by the clock: there is no event for "nothing happens"
             await trio.sleep(IDLE_S)
             look()
+            self._bytes_to_take()
             requests = self._requests()
             idle, seen = requests == seen, requests
             garbage_due = garbage_due or not idle or service.has_garbage()

@@ -55,7 +55,7 @@ PRESENT: dict[type, str] = {
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",
     ControlStatistics: "clients",
     ShrinkerStatistics: "ceiling_frames limit_frames",
-    PressureStatistics: "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages",
+    PressureStatistics: "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages limit_bytes limit_left_bytes",
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.support.snapshots import make_core
+from tests.support.successor import make_config
 from zswapd import commands, daemon
 from zswapd.assembly import Core
 from zswapd.commands import Commands
@@ -41,6 +42,8 @@ def handler(core: Core, name: str, **worker: object) -> Any:
         "session": session,
         "has_supervisor": lambda: True,
         "backed": None,
+        "config": make_config(),
+        "configured": make_config(),
         **worker,
     }
     return Commands(SimpleNamespace(**parts), None).handlers()[name]  # type: ignore[arg-type]

@@ -238,7 +238,7 @@ def test_raw_pages_give_their_frames_back_if_zstd_helps() -> None:
 
 
 def test_marks_outlive_a_core_where_they_can() -> None:
-    config = make_config()
+    config = make_config("pool.recompress_age=1000")
     areas = {name: memoryview(bytearray(size)) for name, size in recompressing.areas(config).items()}
     core = Core(config)
     fd = core.arena.fd

@@ -49,7 +49,7 @@ class FakeLibc:
 def root(tmp_path: Path) -> Path:
     proc = tmp_path / "proc/self"
     (proc / "task/1").mkdir(parents=True)
-    (proc / "status").write_text(f"VmLck:\t  77000 kB\nCapEff:\t{ALL_CAPABILITIES}\n")
+    (proc / "status").write_text(f"VmLck:\t 9977000 kB\nVmRSS:\t  77000 kB\nCapEff:\t{ALL_CAPABILITIES}\n")
     (proc / "oom_score_adj").write_text("0\n")
     (proc / "maps").write_text(
         "55d000-55e000 r--p 00000000 fe:00 11 /usr/bin/python3.11\n"
@@ -71,7 +71,9 @@ def protect(root: Path, libc: FakeLibc, monkeypatch: pytest.MonkeyPatch, **asked
 def test_protect_where_all_is_allowed_is_all_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FakeLibc()
     found = protect(root, libc, monkeypatch)
-    assert {name for name, item in found.items() if item.on} == {"lock_memory", "io_flusher", "oom_score_adj", "no_core_dumps"}
+    assert {name for name, item in found.items() if item.on} == {
+        "lock_memory", "io_flusher", "oom_score_adj", "no_core_dumps", "memory_limit",
+    }  # fmt: skip
     assert ("mlockall", 7) in libc.calls
     assert ("prctl", 57, 1, 0, 0, 0) in libc.calls
     assert ("prctl", 4, 0, 0, 0, 0) in libc.calls
@@ -190,11 +192,14 @@ def test_oom_score_adj_that_systemd_has_set_is_on(root: Path, monkeypatch: pytes
     assert protect(root, FakeLibc(), monkeypatch)["oom_score_adj"].on
 
 
-def test_refreshed_brings_the_locked_amount_up_to_date(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = tuple(protect(root, FakeLibc(), monkeypatch).values())
-    (root / "proc/self/status").write_text("VmLck:\t 2048000 kB\n")
-    again = {item.name: item for item in service.refreshed(found, root)}
-    assert "2000 MiB" in again["lock_memory"].detail
+    for resident, mapped, shown in ((2048000, 19817472, "2000 MiB"), (2048000, 1024, "1 MiB")):
+        (root / "proc/self/status").write_text(f"VmLck:\t {mapped} kB\nVmRSS:\t {resident} kB\n")
+        again = {item.name: item for item in service.refreshed(found, root)}
+        assert again["lock_memory"].detail.startswith(shown)
     assert again["io_flusher"] in found
 
 

@@ -29,6 +29,7 @@ class FakeWorker:
         words = [0] * len(Word)
         self.state = types.SimpleNamespace(layout=1, geometry={}, words=words)
         self.session = types.SimpleNamespace(hook_active=True)
+        self.configured = types.SimpleNamespace(context=types.SimpleNamespace(memory_total=1 << 30))
         self.core = types.SimpleNamespace(arena=types.SimpleNamespace(label=b"{}"))
         self.attendant = Offload("attendant")
         self.checked: object = None

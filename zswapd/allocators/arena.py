@@ -134,6 +134,11 @@ def head_frames(frames: int, page_size: int) -> int:
     return 1 + round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
 
 
+def label_room(page_size: int) -> int:
+    """Return the length that a label must stay below."""
+    return page_size - _SUPERBLOCK.size
+
+
 class Arena:
     """One shared mapping of `frames` frames behind a table that describes them.
 
@@ -161,7 +166,7 @@ class Arena:
     def __init__(self, frames: int, page_size: int, *, kind: str = "auto", label: bytes = b"") -> None:
         if frames < 1:
             raise ArenaError("an arena of no frames was asked for", hint="give the pool a limit of at least one page")
-        if len(label) >= page_size - _SUPERBLOCK.size:
+        if len(label) >= label_room(page_size):
             raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
         first_frame = head_frames(frames, page_size)
         fd, kind = open_backing(kind)

@@ -111,10 +111,8 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
     Raises:
         BackingError: it cannot be used; the message says why. Nothing was changed, but for a new file that is removed again.
     """
-    if path.resolve().is_relative_to(mountpoint.resolve()):
-        raise BackingError(f"backing.path {path} is in the mount itself", hint="choose a file or device outside of it")
+    path = _resolved(path, mountpoint)  # what a link names is what is made, and removed again
     needed = DATA_AT + slots * page_size
-    path = path.resolve()  # what a link names is what is made, and removed again
     is_new = not path.exists()
     with contextlib.ExitStack() as undo:
         fd = _open(path)
@@ -122,14 +120,8 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
         if is_new:
             undo.callback(path.unlink)
         _lock(fd, path)
-        status = os.fstat(fd)
-        if not force:
-            refuse_memory(path, status)
-        if stat.S_ISBLK(status.st_mode):
-            _check_device(fd, path, status, needed, mountpoint, force=force)
-        else:
-            refuse_ours(device_of(status), path, mountpoint)
-            _check_file(fd, path, status, force=force)
+        _check(fd, path, needed, mountpoint, force=force)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
             _allocate(fd, path, needed)
         try:
             # The way that pages will take: if it fails, better now than then.
@@ -138,6 +130,68 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
             raise BackingError(f"backing.path {path} cannot be written: {error.strerror}", hint="choose another") from error
         undo.pop_all()
     return fd
+
+
+def check_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False) -> None:
+    """Do nothing if `open_store` could open a backing store, as far as that can be told without making or writing anything.
+
+    Args:
+        path: see `open_store`, as for the others.
+        slots: pages that it has to hold.
+        page_size: bytes in a page.
+        mountpoint: where our own files are.
+        force: take it although it carries a signature or foreign data, or lies in memory.
+
+    Raises:
+        BackingError: it cannot be used.
+    """
+    path = _resolved(path, mountpoint)
+    needed = DATA_AT + slots * page_size
+    fd = _open(path) if path.exists() else _open_unnamed(path)
+    try:
+        _lock(fd, path)
+        _check(fd, path, needed, mountpoint, force=force)
+        if not stat.S_ISBLK(os.fstat(fd).st_mode) and not _fits(fd, needed):
+            raise _no_room(path, needed, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
+
+
+def _resolved(path: Path, mountpoint: Path) -> Path:
+    """Return what a path names.
+
+    Raises:
+        BackingError: it is in our own mount.
+    """
+    resolved = path.resolve()
+    if resolved.is_relative_to(mountpoint.resolve()):
+        raise BackingError(f"backing.path {path} is in the mount itself", hint="choose a file or device outside of it")
+    return resolved
+
+
+def _check(fd: int, path: Path, needed: int, mountpoint: Path, *, force: bool) -> None:
+    """Refuse what somebody else may need, what is too small, what lies in memory or on our own files."""
+    status = os.fstat(fd)
+    if not force:
+        refuse_memory(path, status)
+    if stat.S_ISBLK(status.st_mode):
+        _check_device(fd, path, status, needed, mountpoint, force=force)
+    else:
+        refuse_ours(device_of(status), path, mountpoint)
+        _check_file(fd, path, status, force=force)
+
+
+def _open_unnamed(path: Path) -> int:
+    """Open a file without a name where one is to be made, or the directory where the file system has no such files."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
+    try:
+        return os.open(path.parent, flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR) or not path.parent.is_dir():
+            raise _not_opened(path, error) from error
+    if not os.access(path.parent, os.W_OK):
+        raise _not_opened(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _open(path: Path) -> int:
@@ -149,14 +203,18 @@ def _open(path: Path) -> int:
         flags = os.O_EXCL if stat.S_ISBLK(kind) else os.O_CREAT
         return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | flags, 0o600)
     except OSError as error:
-        hints = {
-            errno.EBUSY: "it is mounted, swapped on, or part of another device",
-            errno.ETXTBSY: "it is swapped on: `swapoff` it first, or choose another",
-            errno.EINVAL: "its file system has no direct I/O: choose another",
-        }
-        raise BackingError(
-            f"backing.path {path} cannot be opened: {error.strerror}", hint=hints.get(error.errno or 0, "choose another path")
-        ) from error
+        raise _not_opened(path, error) from error
+
+
+def _not_opened(path: Path, error: OSError) -> BackingError:
+    hints = {
+        errno.EBUSY: "it is mounted, swapped on, or part of another device",
+        errno.ETXTBSY: "it is swapped on: `swapoff` it first, or choose another",
+        errno.EINVAL: "its file system has no direct I/O: choose another",
+    }
+    return BackingError(
+        f"backing.path {path} cannot be opened: {error.strerror}", hint=hints.get(error.errno or 0, "choose another path")
+    )
 
 
 def _lock(fd: int, path: Path) -> None:
@@ -209,7 +267,7 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
             used = Path(os.fsdecode(loop.read_bytes().rstrip(b"\n")))
             if used.exists() and used.samefile(path):
                 raise BackingError(f"backing.path {path} is in use by /dev/{loop.parts[3]}", hint="`losetup -d` it first")
-    if status.st_size and not force and not _is_ours(fd, path):
+    if stat.S_ISREG(status.st_mode) and status.st_size and not force and not _is_ours(fd, path):
         raise BackingError(
             f"backing.path {path} exists and is none of ours", hint="if nobody needs it: remove it, or set backing.force"
         )
@@ -217,9 +275,9 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
 
 def _allocate(fd: int, path: Path, needed: int) -> None:
     """Give a file all its blocks; one that cannot get them is left as it was, and so is its file system."""
-    status, room = os.fstat(fd), os.fstatvfs(fd)
+    status = os.fstat(fd)
     # What fallocate(2) has got before it fails it keeps: it is not tried where it would fill the file system.
-    why = os.strerror(errno.ENOSPC) if needed - status.st_blocks * 512 > room.f_bavail * room.f_frsize else ""
+    why = "" if _fits(fd, needed) else os.strerror(errno.ENOSPC)
     if not why:
         try:
             os.posix_fallocate(fd, 0, needed)
@@ -227,7 +285,16 @@ def _allocate(fd: int, path: Path, needed: int) -> None:
             why = os.strerror(error.errno or errno.EIO)
     if why:
         os.ftruncate(fd, status.st_size)
-        raise BackingError(
-            f"no room for {needed} bytes in {path.parent}: {why}",
-            hint="a slot must never be missing: free some, or use less swap",
-        )
+        raise _no_room(path, needed, why)
+
+
+def _fits(fd: int, needed: int) -> bool:
+    """Say whether a file's file system has blocks for so many bytes, those that the file has included."""
+    status, room = os.fstat(fd), os.fstatvfs(fd)
+    return needed - status.st_blocks * 512 <= room.f_bavail * room.f_frsize
+
+
+def _no_room(path: Path, needed: int, why: str) -> BackingError:
+    return BackingError(
+        f"no room for {needed} bytes in {path.parent}: {why}", hint="a slot must never be missing: free some, or use less swap"
+    )

@@ -7,6 +7,7 @@ Reads the same sources as `zswapd run` (sources.py), and no daemon: so a file ca
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,17 @@ def _show(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
 
 
 def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    sources.load_config(options)
+    from zswapd.checking import check  # most of the program
+
+    config = sources.load_config(options)
+    found = check(config)
+    for text in found.warnings:
+        print(f"zswapd: warning: {text}", file=sys.stderr)
+    for text in found.unchecked:
+        print(f"zswapd: not checked: {text}", file=sys.stderr)
     files = [str(path) for path in config_files(options.config)]
     lines = [f"{path}: in order" for path in files] or ["there is no config file; the defaults are in order"]
-    return {"ok": True, "files": files}, lines
+    return {"ok": True, "files": files, "warnings": found.warnings, "unchecked": found.unchecked}, lines
 
 
 def _defaults(_: argparse.Namespace) -> tuple[object, Iterable[str]]:

@@ -38,6 +38,11 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     yield from _worker_lines(status["worker"])
     yield ""
     yield from _pool_lines(status["pool"], status["page_size"])
+    if limit := status.get("memory_limit"):  # an older daemon does not say
+        yield from _wrapped(
+            "Bounded    ",
+            f"by {format_size(limit['limit_bytes'])} in {limit['file']}, {format_size(limit['left_bytes'])} left of them",
+        )
     if status["backing"]:
         yield from _backing_lines(status["backing"], status["page_size"])
     if status["cache"] and status["cache"]["volumes"]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zswapd import compress
-from zswapd.config import Context, load, parse_assignment
-from zswapd.config.loading import memory_total
-from zswapd.pages import PAGE_SIZE
+from zswapd.config import load, parse_assignment
+from zswapd.config.loading import make_context
 
 if TYPE_CHECKING:
-    from zswapd.config import Config
+    from zswapd.config import Config, Context
 
 
 def options() -> argparse.ArgumentParser:
@@ -28,11 +27,12 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(options: argparse.Namespace) -> Config:
+def load_config(options: argparse.Namespace, *, memory: int = 0) -> Config:
     """Return the Config that files and options make.
 
     Args:
         options: parsed by `options()`.
+        memory: see `config.load`.
 
     Raises:
         ConfigError: a source cannot be read, or a setting is refused.
@@ -42,9 +42,9 @@ def load_config(options: argparse.Namespace) -> Config:
         assignments.append(("swap.size", options.size, "--size"))
     if options.mountpoint is not None:
         assignments.append(("fuse.mountpoint", str(options.mountpoint.absolute()), "--mountpoint"))
-    return load(codecs=compress.names(), file=options.config, assignments=assignments)
+    return load(codecs=compress.names(), file=options.config, assignments=assignments, memory=memory)
 
 
 def context() -> Context:
     """Return what values are checked against on this machine."""
-    return Context(memory_total(), PAGE_SIZE, frozenset(compress.names()))
+    return make_context(compress.names())

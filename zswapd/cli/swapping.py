@@ -34,13 +34,13 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
         names: of its files; None for all that are not on yet, be there any or none.
         priority: in place of `swap.priority`.
         discard: False to do without, whatever `swap.discard` says.
-        force: also with a daemon whose memory is not locked.
+        force: also with a daemon that lacks one of CONDITIONS.
 
     Returns:
         A report: `swapped_on` with a row for each file, `warnings`.
 
     Raises:
-        ProtectionError: the daemon's memory is not locked.
+        ProtectionError: the daemon lacks one of CONDITIONS.
         SwapDeviceError: the daemon is on its way out, a file is unknown or on already, or a step failed. What this call had
             swapped on before is off again.
     """
@@ -157,6 +157,8 @@ def _files_that_are_on(status: StatusReport, names: Sequence[str] | None) -> lis
 CONDITIONS = {
     "lock_memory": "the daemon's memory is not locked",
     # Tried with 2 MiB on a box of 384: the loop driver's thread waited for memory that only a swap write could have freed.
+    # Seen with Linux 6.18: supervisor and successor waited for ever in do_wp_page, try_to_free_mem_cgroup_pages, rq_qos_wait.
+    "memory_limit": "a memory limit lets the daemon wait for its own swap device",
     "vm.min_free_kbytes": "the kernel keeps too little memory free for its own part of swapping",
 }
 """Protections and settings without which a box has been seen to hang, and what it means that one is off."""

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     from zswapd import supervisor
 
     if options.upgrade_check is not None:
-        config = sources.load_config(options)
+        config = sources.load_config(options, memory=supervisor.memory_of(options.upgrade_check))
         supervisor.check(config, options.upgrade_check)
         supervisor.rehearse(config)
         print(json.dumps(to_document(config)))

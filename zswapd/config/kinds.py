@@ -23,6 +23,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 _TRUE = {"true", "on", "yes", "1"}
 _FALSE = {"false", "off", "no", "0"}
+_MOST_PAGES = (1 << 32) - 1  # mkswap's header and the headers of stored pages count them in 32 bits
 _SOCKET_PATH_LONGEST = 107  # sun_path of sockaddr_un, less the closing zero
 
 
@@ -31,11 +32,13 @@ class Context:
     """What the checks know of the machine and of the program."""
 
     memory_total: int
-    """MemTotal in bytes: 100 % of every size."""
+    """100 % of every size, bytes: MemTotal, or the lowest limit of a memory cgroup above this process."""
     page_size: int
     """Bytes in a page."""
     codecs: frozenset[str]
     """Names that `pool.compressor` may have."""
+    limited_by: str = ""
+    """The file that has that limit; empty if there is none."""
 
 
 class Kind(Protocol[T_co]):
@@ -257,7 +260,8 @@ class MemorySize(_Word):
         if self.percent and size.bytes * 100 > context.memory_total * self.percent:
             share = "all" if self.percent == 100 else f"{self.percent}%"
             raise ValueRefused(
-                f"is {size.bytes} bytes, more than {share} of the memory ({context.memory_total} bytes)",
+                f"is {size.bytes} bytes, more than {share} of the memory ({context.memory_total} bytes"
+                f"{f', by {context.limited_by}' if context.limited_by else ''})",
                 f"write {self.describe(context)}",
             )
         return rounded
@@ -279,7 +283,7 @@ class OptionalSize(MemorySize):
 
 @dataclass(frozen=True, slots=True)
 class SwapSize(MemorySize):
-    """The size of a swap file: whole pages, and at least the ten that mkswap asks for."""
+    """The size of a swap file: whole pages, the ten that mkswap asks for at least, and no more than its header can count."""
 
     def convert(self, value: object, context: Context) -> int:
         """Return the size in bytes; whole numbers must be multiples of the page, the rest is rounded down."""
@@ -290,6 +294,11 @@ class SwapSize(MemorySize):
             raise ValueRefused(
                 f"is {size.bytes} bytes, not a multiple of the page ({page} bytes)",
                 f"write {' or '.join(str(right) for right in sorted(near))}",
+            )
+        if rounded // page > _MOST_PAGES:
+            raise ValueRefused(
+                f"is {size.bytes} bytes, more than a swap area can have: {_MOST_PAGES} pages",
+                f"write {_MOST_PAGES * page} or less; {EXAMPLES}",
             )
         if rounded < 10 * page:
             raise ValueRefused(f"is {size.bytes} bytes, too small for a swap file", f"write {10 * page} or more; {EXAMPLES}")

@@ -9,6 +9,7 @@ in it was accepted, also after a change at run time.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zswapd import cgroups
 from zswapd.config.kinds import Context, Named, nearest, shown
 from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
@@ -92,6 +94,15 @@ class Config:
         setting = SETTINGS[dest]
         return getattr(getattr(self, setting.section), setting.key)
 
+    def origins(self, *dests: str) -> str:
+        """Return where settings come from, for messages: those of them that were written, entries of a table included."""
+        found = [
+            str(given.origin)
+            for dest, given in self.given.items()
+            if any(dest == name or dest.startswith(name + ".") for name in dests)
+        ]
+        return ", ".join(dict.fromkeys(found)) or "default"
+
     def swap_files(self) -> dict[str, int]:
         """Return the size in bytes of every swap file by name, `swap` first; none of a daemon that only caches."""
         first = {} if self.swap.size is None else {"swap": self.swap.size}
@@ -105,6 +116,7 @@ def load(
     assignments: Sequence[tuple[str, str, str]] = (),
     root: Path = Path("/"),
     page_size: int = PAGE_SIZE,
+    memory: int = 0,
 ) -> Config:
     """Build the Config from all sources.
 
@@ -114,11 +126,14 @@ def load(
         assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G", "--size").
         root: where /etc and /proc are, for tests.
         page_size: bytes in a page.
+        memory: what 100 % is, bytes, in place of what there is now: that of a running daemon, whose swap files keep their sizes.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or refused.
     """
-    context = Context(memory_total(root), page_size, frozenset(codecs))
+    context = make_context(codecs, root=root, page_size=page_size)
+    if memory:
+        context = dataclasses.replace(context, memory_total=memory, limited_by="")
     given: dict[str, Given] = {}
     for path in config_files(file, root):
         given |= _read_file(path)
@@ -203,6 +218,23 @@ def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
         "unit": row.unit,
         "reloadable": row.reloadable,
     }
+
+
+def make_context(codecs: Iterable[str], *, root: Path = Path("/"), page_size: int = PAGE_SIZE) -> Context:
+    """Return what values are checked against on this machine: memory is what the lowest limit above this process leaves.
+
+    Args:
+        codecs: see `load`, as for the others.
+        root: where /proc and /sys are.
+        page_size: bytes in a page.
+
+    Raises:
+        ConfigError: /proc/meminfo does not say how much memory there is.
+    """
+    total, limits = memory_total(root), cgroups.find(root)
+    if limits:
+        return Context(limits[0].bytes, page_size, frozenset(codecs), str(limits[0].file))
+    return Context(total, page_size, frozenset(codecs))
 
 
 def memory_total(root: Path = Path("/")) -> int:
@@ -321,10 +353,7 @@ def _convert_entries(setting: Setting, kind: Named[object], given: Mapping[str, 
 def _check_together(config: Config) -> None:
     """Refuse values that are right alone and wrong together."""
 
-    def at(*dests: str) -> str:
-        origins = dict.fromkeys(str(config.given[dest].origin) for dest in dests if dest in config.given)
-        return ", ".join(origins) or "default"
-
+    at = config.origins
     _check_volumes(config, at)
     if config.control.socket.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(

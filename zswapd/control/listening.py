@@ -77,10 +77,7 @@ class Listener:
             self.socket = _listen(self.path)
         except OSError as error:
             self.close()
-            raise PermissionsError(
-                f"cannot make the control socket {self.path}: {error.strerror}",
-                hint="run zswapd as root, or choose another place with --set control.socket=PATH",
-            ) from error
+            raise _not_made(self.path, error.strerror or "") from error
         except BaseException:
             self.close()
             raise
@@ -178,6 +175,45 @@ def supervisor_of(path: Path) -> int:
     return 0 if kind == fcntl.F_UNLCK else int(pid)
 
 
+def is_served(path: Path) -> bool:
+    """Say whether a daemon has a control socket; False too where this process may not look."""
+    try:
+        if supervisor_of(path):
+            return True
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+            return probe.connect_ex(str(path)) == 0
+    except (ControlError, OSError):
+        return False
+
+
+def check_place(path: Path) -> None:
+    """Do nothing if a control socket could be made, as far as that can be told without making anything.
+
+    Raises:
+        ControlError: something else stands at its path.
+        PermissionsError: it cannot be made there.
+    """
+    try:
+        _look_at_path(path)
+        there = next(parent for parent in path.parents if os.path.lexists(parent))
+        reason = "" if os.access(there, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+        if not there.is_dir():
+            reason = os.strerror(errno.ENOTDIR)
+        elif reason and os.statvfs(there).f_flag & os.ST_RDONLY:
+            reason = os.strerror(errno.EROFS)
+    except OSError as error:
+        raise _not_made(path, error.strerror or "") from error
+    if reason:
+        raise _not_made(path, reason)
+
+
+def _not_made(path: Path, reason: str) -> PermissionsError:
+    return PermissionsError(
+        f"cannot make the control socket {path}: {reason}",
+        hint="run zswapd as root, or choose another place with --set control.socket=PATH",
+    )
+
+
 def _claim(lock: int, path: Path) -> None:
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,16 +246,22 @@ def _take_lock(path: Path) -> int:
 
 def _clear_path(path: Path) -> None:
     """Remove a socket that a dead daemon left; refuse anything else."""
+    if _look_at_path(path):
+        path.unlink()
+
+
+def _look_at_path(path: Path) -> bool:
+    """Say whether a dead daemon has left a socket; refuse anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise ControlError(f"{path} exists and is no socket", hint="remove it, or set control.socket to another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
             raise ControlError(f"something else listens at {path}", hint="stop it, or set control.socket to another path")
-    path.unlink()
+    return True
 
 
 def _listen(path: Path) -> socket.socket:

@@ -179,6 +179,16 @@ class WorkerReport(TypedDict):
     """Requests answered with EIO because they killed one worker after the other."""
 
 
+class LimitReport(TypedDict):
+    """The limit of a memory cgroup above the daemon, in bytes; of several, that which leaves least."""
+
+    limit_bytes: int
+    left_bytes: int
+    """What may still be charged to it; files in the page cache, which are dropped for us, do not count where little is left."""
+    file: str
+    """Where it is set."""
+
+
 class StatusReport(TypedDict):
     """The result of `status`."""
 
@@ -198,6 +208,8 @@ class StatusReport(TypedDict):
     """None without one."""
     cache: CacheReport | None
     """None if the settings say that there is no cache."""
+    memory_limit: LimitReport | None
+    """None where no limit is lower than the machine's memory."""
     files: list[FileReport]
     protections: list[ProtectionReport]
     advice: list[ProtectionReport]

@@ -82,14 +82,23 @@ class Mount:
             PermissionsError: no FUSE device, or not allowed to mount.
             MountError: the mountpoint cannot be used. In both cases everything is as before.
         """
-        self._check_privileges()
-        self._check_not_mounted()
+        self.check()
         with contextlib.ExitStack() as undo:
             self._make_mountpoint(undo)
             self._lock_mountpoint(undo)
             self.descriptor = self._mount(undo)
             self.device = _mounted(self.mountpoint)[1]
             self._undo = undo.pop_all()
+
+    def check(self) -> None:
+        """Do nothing if `open` could mount, as far as that can be told without making anything.
+
+        Raises:
+            PermissionsError, MountError: see `open`.
+        """
+        self._check_privileges()
+        self._check_not_mounted()
+        self._check_mountpoint()
 
     def adopt(self, descriptor: int, made: Sequence[Path], device: int = 0) -> None:
         """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
@@ -153,6 +162,24 @@ class Mount:
             raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
         raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
 
+    def _check_mountpoint(self) -> None:
+        """Refuse a directory that is not empty, and what is none or cannot be made."""
+        try:
+            there = next(path for path in (self.mountpoint, *self.mountpoint.parents) if os.path.lexists(path))
+            if not there.is_dir():
+                raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
+            if there != self.mountpoint and not os.access(there, os.W_OK | os.X_OK):
+                reason = os.strerror(errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES)
+                raise MountError(
+                    f"{self.mountpoint} cannot be made in {there}: {reason}", hint="choose another --mountpoint"
+                )
+            if there == self.mountpoint and any(self.mountpoint.iterdir()):
+                raise MountError(
+                    f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
+                )
+        except OSError as error:
+            raise _unusable(self.mountpoint, error) from error
+
     # Steps: each leaves its undoing behind.
 
     def _make_mountpoint(self, undo: contextlib.ExitStack) -> None:
@@ -162,17 +189,8 @@ class Mount:
                 path.mkdir(mode=0o700 if path == self.mountpoint else 0o755)
                 self.made += (path,)
                 undo.callback(_remove_if_empty, path)
-            if not self.mountpoint.is_dir():
-                raise MountError(f"{self.mountpoint} is not a directory", hint="choose another --mountpoint")
-            if any(self.mountpoint.iterdir()):
-                raise MountError(
-                    f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
-                )
         except OSError as error:
-            raise MountError(
-                f"{self.mountpoint} cannot be used as mountpoint: {error.strerror}",
-                hint="choose another --mountpoint",
-            ) from error
+            raise _unusable(self.mountpoint, error) from error
 
     def _lock_mountpoint(self, undo: contextlib.ExitStack) -> None:
         descriptor = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -203,6 +221,10 @@ class Mount:
         # Unmounting comes first: the connection has to live while it does.
         undo.callback(self.unmount)
         return descriptor
+
+
+def _unusable(mountpoint: Path, error: OSError) -> MountError:
+    return MountError(f"{mountpoint} cannot be used as mountpoint: {error.strerror}", hint="choose another --mountpoint")
 
 
 def _mounted_kind(path: Path) -> str | None:

@@ -9,12 +9,16 @@ shortage.
 kernel takes windows of whole two seconds only. Where there are no triggers (before Linux 5.2, or psi=0), `psi` says so and the
 watermarks are all there is. Stalls of a memory cgroup at its own limit are in it too, and no memory given back ends those.
 
+*Limits* of the memory cgroups above this process (cgroups.py) count like a watermark: the headroom below a limit is its high
+mark, half of it the low one.
+
 `Pressure` opens its files once: the kernel keeps their buffers, so that looking again asks it for no memory. The functions open
 them, which allocates in the kernel: not for the thread that serves pages.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import select
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zswapd import carry
+from zswapd.cgroups import Limits, headroom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +87,8 @@ class PressureStatistics:
         full_seconds: that all did.
         triggers: times that the threshold was passed, by the kernel's report or by its totals.
         spare_pages: free pages above the high watermarks.
+        limit_bytes: lowest limit of a memory cgroup above this process, by what it leaves; 0 for none.
+        limit_left_bytes: what may still be charged to it.
     """
 
     psi: str
@@ -91,6 +98,8 @@ class PressureStatistics:
     full_seconds: float
     triggers: int
     spare_pages: int
+    limit_bytes: int
+    limit_left_bytes: int
 
 
 carry.declare(PressureStatistics, cumulative="triggers")
@@ -106,9 +115,11 @@ class Pressure:
     Attributes:
         psi: see PressureStatistics.
         descriptor: readable (to select, epoll) once the trigger fired; -1 without one.
+        limits: of the memory cgroups above this process.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = Limits(root)
         self._zones = _open(root / "proc/zoneinfo", os.O_RDONLY)
         self._buffer = bytearray(_length(self._zones) + _ROOM)
         self._path = root / "proc/pressure/memory"
@@ -165,7 +176,7 @@ class Pressure:
         return fired
 
     def marks(self) -> Marks | None:
-        """Return free memory against the watermarks; None if the kernel does not say."""
+        """Return free memory against the watermarks and limits; None if the kernel does not say."""
         low, high, spare = [], [], 0
         for found in _MARKS.finditer(self._read(self._zones)):
             if not int(found[4]):  # a zone without memory, Device for one, is never below its watermark of 0
@@ -175,12 +186,19 @@ class Pressure:
             low.append(free - int(found[2]))
             high.append(free - int(found[3]))
             spare += max(0, high[-1])
-        return Marks(max(low), max(high), spare) if low else None
+        if not low:
+            return None
+        marks, room = Marks(max(low), max(high), spare), self.limits.room()
+        if room is None:
+            return marks
+        above_low = (room.left - headroom(room.limit) // 2) // mmap.PAGESIZE
+        above_high = room.spare // mmap.PAGESIZE
+        return Marks(min(marks.above_low, above_low), min(marks.above_high, above_high), min(spare, max(0, above_high)))
 
     def statistics(self) -> PressureStatistics:
         """Return a frozen snapshot."""
         some, full = self._totals()
-        marks = self.marks()
+        marks, room = self.marks(), self.limits.room()
         return PressureStatistics(
             psi=self.psi,
             some_avg10=some[0],
@@ -189,6 +207,8 @@ class Pressure:
             full_seconds=full[1],
             triggers=self._triggers,
             spare_pages=marks.spare if marks else 0,
+            limit_bytes=room.limit if room else 0,
+            limit_left_bytes=room.left if room else 0,
         )
 
     def _totals(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -218,6 +238,7 @@ class Pressure:
                 os.close(descriptor)
         self._zones = self._stalls = self._trigger = self.descriptor = -1
         self._waiter = None
+        self.limits.close()
 
 
 def _length(descriptor: int) -> int:

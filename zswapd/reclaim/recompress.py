@@ -91,6 +91,7 @@ class Recompression:
         newest: returns the serial number of the last store.
         epoch_before: returns the last epoch that was over so many seconds ago.
         has_room: says whether there is memory for a copy.
+        prepare: takes the memory of the marks, and may wait for it; None if they have it.
         clock: seconds, for tests.
 
     Attributes:
@@ -108,6 +109,7 @@ class Recompression:
         newest: Callable[[], int],
         epoch_before: Callable[[float], int],
         has_room: Callable[[], bool],
+        prepare: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices = devices
@@ -116,6 +118,7 @@ class Recompression:
         self._newest = newest
         self._epoch_before = epoch_before
         self._has_room = has_room
+        self._prepare = prepare
         self._clock = clock
         self.age_s = 0
         self.rate = 1000
@@ -134,11 +137,30 @@ class Recompression:
 
     @gain_percent.setter
     def gain_percent(self, percent: int) -> None:
-        if percent < self._gain_percent:  # what was not worthwhile may be now
+        if percent < self._gain_percent and self.is_prepared:  # what was not worthwhile may be now
             for marks in self._marks:
                 for place in range(0, len(marks), 4096):
                     marks[place : place + 4096] = bytes(len(marks[place : place + 4096]))
         self._gain_percent = percent
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the marks have their memory."""
+        return self._prepare is None
+
+    def prepare(self) -> None:
+        """Take the memory of the marks, before the first pass; in any thread, since it may block.
+
+        Raises:
+            ArenaError: there is none.
+        """
+        if self._prepare is not None:
+            self._prepare()
+            self._prepare = None
+
+    def abandon(self) -> None:
+        """End a pass that cannot be made."""
+        self.is_running = False
 
     def look(self) -> None:
         """Begin a pass if it is time; to be called about once a second."""

@@ -24,6 +24,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from zswapd import cgroups
 from zswapd.service import code
 from zswapd.service.heap import (
     LIBC_HEAP,
@@ -34,11 +35,12 @@ from zswapd.service.heap import (
     own_memory,
 )
 from zswapd.service.scheduling import NICE, be_last
+from zswapd.units import format_size
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
 PR_SET_DUMPABLE = 4
-CAP_IPC_LOCK = 14
+CAP_IPC_LOCK, CAP_SYS_RESOURCE = 14, 24
 CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 
 
@@ -84,15 +86,16 @@ def protect(
         Each protection as it is now, also those that were not asked for.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    return (
+    reached = (
         *((_own_memory(libc, root),) if is_forked else ()),
         _grow_heaps(libc, libc_heap, python_heap),
         _lock_memory(libc, root, populates_code=populates_code) if lock_memory else _not_wanted("lock_memory"),
         _set_oom_score_adj(oom_score_adj, root),
-        _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
+        flusher := _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
         _forbid_core_dumps(libc, root),
         _set_scheduling(scheduling),
     )
+    return (*reached, _look_at_limits(root, is_flusher=flusher.on))
 
 
 def take_time() -> None:
@@ -111,11 +114,21 @@ def grow_heaps() -> None:
 
 
 def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
-    """Return the protections with the amount of locked memory as it is now: it grows as memory is touched."""
+    """Return the protections with what changes by itself: the memory that is locked, and the limits above this process."""
+    is_flusher = any(item.name == "io_flusher" and item.on for item in protections)
     return tuple(
-        dataclasses.replace(item, detail=_locked_detail(root)) if item.name == "lock_memory" and item.on else item
+        dataclasses.replace(item, detail=_locked_detail(root))
+        if item.name == "lock_memory" and item.on
+        else _look_at_limits(root, is_flusher=is_flusher)
+        if item.name == "memory_limit"
+        else item
         for item in protections
     )
+
+
+def limit_protection(root: Path = Path("/")) -> Protection:
+    """Return what limits above this process would mean for a daemon with this process' capabilities."""
+    return _look_at_limits(root, is_flusher=_has_capability(root, CAP_SYS_RESOURCE))
 
 
 def _not_wanted(name: str) -> Protection:
@@ -171,7 +184,42 @@ def _may_lock_all(root: Path) -> bool:
 
 
 def _locked_detail(root: Path) -> str:
-    return f"{_status_field(root, 'VmLck') >> 10} MiB mapped as locked, also what is still to come"
+    """Return what is locked now: all that is in memory, and no page of the address space that has none (MCL_ONFAULT)."""
+    resident = min(_status_field(root, "VmRSS"), _status_field(root, "VmLck"))
+    return f"{resident >> 10} MiB of the worker are in memory and locked, and what it takes will be"
+
+
+def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
+    """Say whether reclaim at a memory limit above this process can swap in this process' own context, to its own device.
+
+    An IO flusher writes no page to swap, whatever it reclaims. Without, it may wait in a page fault for a request to its own
+    swap device, which nobody else serves; such a process cannot be killed either.
+    """
+    name = "memory_limit"
+    limits = cgroups.find(root)
+    if not limits:
+        return Protection(name, on=True, detail="no memory cgroup above the daemon has one")
+    lowest = f"{format_size(limits[0].bytes)} ({limits[0].file})"
+    unsafe = next((limit for limit in limits if cgroups.may_swap(limit)), None)
+    if unsafe is None:
+        return Protection(name, on=True, detail=f"{lowest}; nothing is swapped out because of it")
+    if is_flusher:
+        return Protection(name, on=True, detail=f"{lowest}; the daemon swaps nothing out when it is met")
+    detail = f"{format_size(unsafe.bytes)} ({unsafe.file}): to stay below it the daemon may swap to its own device"
+    return Protection(name, on=False, detail=detail, hint=_without_swap(unsafe))
+
+
+def _without_swap(limit: cgroups.Limit) -> str:
+    """Return the command after which nothing is swapped out because of a limit."""
+    directory = limit.file.parent
+    if limit.version == 2:
+        unit = directory.name if limit.is_own and directory.name.endswith((".service", ".scope")) else ""
+        return f"systemctl set-property {unit} MemorySwapMax=0" if unit else f"echo 0 > {directory}/memory.swap.max"
+    if limit.is_own:
+        return f"echo 0 > {directory}/memory.swappiness"
+    if limit.file.name == "memory.stat":  # of a cgroup that cannot be seen from here
+        return "start the container with as much memory and swap together as memory, or with the capability CAP_SYS_RESOURCE"
+    return f"echo {limit.bytes} > {directory}/memory.memsw.limit_in_bytes"
 
 
 def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:

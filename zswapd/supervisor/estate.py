@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zswapd import backedpool, geometry, recompressing
+from zswapd import backedpool, costs, geometry, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
 from zswapd.assembly import label, lost_bitmap_bytes, make_arena
+from zswapd.config.loading import memory_total
 from zswapd.control.listening import Listener
 from zswapd.errors import HandoverError
 from zswapd.fuse.mounting import MAX_IO, Mount
@@ -151,17 +152,31 @@ def check(config: Config, running: str) -> None:
         )
 
 
+def memory_of(running: str) -> int:
+    """Return what 100 % is for a running daemon, bytes: its swap files keep their sizes. Older ones go by MemTotal.
+
+    Args:
+        running: see `check`.
+    """
+    try:
+        return int(json.loads(running)["memory_total"])
+    except (ValueError, KeyError, TypeError):
+        return memory_total()
+
+
 def make(config: Config) -> Estate:
     """Make everything anew.
 
     Raises:
         AlreadyRunningError: another daemon has the control socket.
-        ArenaError: the kernel gives no memory.
+        ArenaError: the kernel gives no memory, or there is less than the settings take.
+        ConfigError: the settings take more memory than this machine has.
         BackingError: the disk behind the pool cannot be used.
         MountError, PermissionsError: the files cannot be mounted. In all cases everything is as before.
     """
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(Listener(config.control.socket))
+        costs.check(config)
         store = config.backing.path.resolve() if config.backing.path else None
         is_new = store is not None and not store.exists()
         backing = backedpool.open_backing(config)

@@ -156,18 +156,45 @@ def _signature(status: os.stat_result) -> Signature:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool) -> Backing:
+def refuse_unusable(path: str, mountpoint: Path) -> None:
+    """Do nothing if a path names what can be a backing file, though our own mount may not be there yet.
+
+    Args:
+        path: its name.
+        mountpoint: of our own mount.
+
+    Raises:
+        OSError: it is not there.
+        VolumeError: it can be no backing file.
+    """
+    devices = [device for device, place, _source in _mounts() if place == str(mountpoint)]
+    if Path(path).resolve().is_relative_to(mountpoint):
+        raise _ours(path)
+    _refuse_unusable(path, Path(path).stat(), _Site(mountpoint, devices[-1] if devices else -1))
+
+
+def _refuse_unusable(path: str, status: os.stat_result, site: _Site) -> bool:
+    """Refuse what can be no backing file; return whether it is a block device."""
     if stat.S_ISDIR(status.st_mode):
         raise VolumeError(f"{path} is a directory", hint="name a file or a block device", errno_=errno.EISDIR)
     is_block = stat.S_ISBLK(status.st_mode)
     if not is_block and not stat.S_ISREG(status.st_mode):
         raise VolumeError(f"{path} is neither a file nor a block device", hint="name one", errno_=errno.EINVAL)
-    if _is_ours(status.st_rdev if is_block else status.st_dev, _site(mountpoint)):
-        raise VolumeError(
-            f"{path} lies on what this daemon serves itself: reading it would wait for the daemon that reads it",
-            hint="name a file that does not lie on the mount, or on a device made from it",
-            errno_=errno.ELOOP,
-        )
+    if _is_ours(status.st_rdev if is_block else status.st_dev, site):
+        raise _ours(path)
+    return is_block
+
+
+def _ours(path: str) -> VolumeError:
+    return VolumeError(
+        f"{path} lies on what this daemon serves itself: reading it would wait for the daemon that reads it",
+        hint="name a file that does not lie on the mount, or on a device made from it",
+        errno_=errno.ELOOP,
+    )
+
+
+def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool) -> Backing:
+    is_block = _refuse_unusable(path, status, _site(mountpoint))
     with contextlib.ExitStack() as undo:
         write_fd = -1
         if writable:
