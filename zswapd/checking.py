@@ -16,7 +16,6 @@ import os
 import pwd
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zswapd import backedpool, costs

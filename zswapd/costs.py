@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What settings cost in memory, compared with the memory there is: before anything is made, and by `zswapd config check`.
 
-Two sums. What is *locked at start*, before the first page comes: the processes, the reserve, and what outlives a worker (a bit
-or some bytes for each page of the swap files). And the *books* of swap files that are full: those bits and bytes, the index, and
-what the kernel keeps of a swap area. Books grow with swap.size, whatever the pages compress to, so a size that is a typing
-error ("4T" for "4G") shows in them.
+There are two sums. What is *locked at start*, before the first page comes, are the processes, the reserve, and what outlives
+a worker: a bit or some bytes for each page of the swap files. The *books* of swap files that are full are those bits and
+bytes, the index, and what the kernel keeps of a swap area. Books grow with swap.size, whatever the pages compress to, so a
+typing error in a size ("4T" for "4G") shows in them.
 
 Memory is that of the machine or of the lowest limit above the daemon (cgroups.py). pool.limit and cache.limit are bounds, which
 cost nothing.

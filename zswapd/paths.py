@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ SOCKET = "/run/zswapd/zswapd.sock"
 """The control socket: zswapctl is to answer at once, and the table takes a sixth of its time to import."""
 
 _LINKS = 40  # one after the other, as the kernel follows them
+_OF_THE_KERNEL = frozenset({"proc", "sysfs"})
 
 
 def without_links(path: Path) -> Path:
@@ -30,3 +32,23 @@ def without_links(path: Path) -> Path:
         if os.path.basename(name) in (".", ".."):  # noqa: PTH119 - as text
             return Path(os.path.realpath(name))
     return Path(name)
+
+
+def why_unmakeable(directory: Path) -> str:
+    """Return why nothing can be made in a directory; empty if something can, as far as that can be told without making it."""
+    if not directory.is_dir():
+        return os.strerror(errno.ENOTDIR)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return os.strerror(errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES)
+    status = directory.stat()
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        if fields[2] == device and fields[fields.index("-") + 1] in _OF_THE_KERNEL:
+            return os.strerror(errno.EPERM)
+    return ""
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path if it is there, else the lowest of those above it that is."""
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))

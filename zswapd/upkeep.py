@@ -16,7 +16,6 @@ import trio
 
 from zswapd import service
 from zswapd.allocators.jobs import at_the_watermarks
-from zswapd.cgroups import Limits
 from zswapd.errors import ArenaError
 from zswapd.reclaim.pressure import spare_pages
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from zswapd.allocators.jobs import Job
     from zswapd.assembly import Core
+    from zswapd.cgroups import Limits
     from zswapd.offload import Offload
 
 log = logging.getLogger(__name__)

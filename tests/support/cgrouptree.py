@@ -28,7 +28,9 @@ def write_system(root: Path, *lines: str, mounts: tuple[str, ...], available: in
     rows = []
     for number, mount in enumerate(mounts):
         base, point, version = mount.split(" ")
-        rows.append(f"{40 + number} 30 0:{30 + number} {base} {point} rw,nosuid shared:9 - {FIRST if version == '1' else SECOND}\n")
+        rows.append(
+            f"{40 + number} 30 0:{30 + number} {base} {point} rw,nosuid shared:9 - {FIRST if version == '1' else SECOND}\n"
+        )
     (root / "proc/self/mountinfo").write_text("".join(rows))
 
 

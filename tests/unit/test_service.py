@@ -192,9 +192,7 @@ def test_oom_score_adj_that_systemd_has_set_is_on(root: Path, monkeypatch: pytes
     assert protect(root, FakeLibc(), monkeypatch)["oom_score_adj"].on
 
 
-def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tuple(protect(root, FakeLibc(), monkeypatch).values())
     for resident, mapped, shown in ((2048000, 19817472, "2000 MiB"), (2048000, 1024, "1 MiB")):
         (root / "proc/self/status").write_text(f"VmLck:\t {mapped} kB\nVmRSS:\t {resident} kB\n")

@@ -297,7 +297,9 @@ def make_parser() -> argparse.ArgumentParser:
     swapon.add_argument("--tune", action="store_true", help="raise vm.min_free_kbytes first, if less than recommended")
     swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")
     swapon.add_argument("--no-discard", dest="discard", action="store_false", help="do not discard freed slots")
-    swapon.add_argument("--force", action="store_true", help="swap on although a protection is missing without which boxes have hung")
+    swapon.add_argument(
+        "--force", action="store_true", help="swap on although a protection is missing without which boxes have hung"
+    )
     swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
     swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
     swapoff.add_argument("--all", action="store_true", help="all that are on; it is right if none are")

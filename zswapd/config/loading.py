@@ -126,7 +126,8 @@ def load(
         assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G", "--size").
         root: where /etc and /proc are, for tests.
         page_size: bytes in a page.
-        memory: what 100 % is, bytes, in place of what there is now: that of a running daemon, whose swap files keep their sizes.
+        memory: what 100 % is, bytes, in place of what there is now; that of a running daemon, whose swap files keep
+            their sizes.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or refused.
@@ -352,7 +353,6 @@ def _convert_entries(setting: Setting, kind: Named[object], given: Mapping[str, 
 
 def _check_together(config: Config) -> None:
     """Refuse values that are right alone and wrong together."""
-
     at = config.origins
     _check_volumes(config, at)
     if config.control.socket.is_relative_to(config.fuse.mountpoint):

@@ -28,6 +28,7 @@ import struct
 from typing import TYPE_CHECKING, Self
 
 from zswapd.errors import AlreadyRunningError, ControlError, PermissionsError
+from zswapd.paths import nearest_existing, why_unmakeable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,12 +196,7 @@ def check_place(path: Path) -> None:
     """
     try:
         _look_at_path(path)
-        there = next(parent for parent in path.parents if os.path.lexists(parent))
-        reason = "" if os.access(there, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
-        if not there.is_dir():
-            reason = os.strerror(errno.ENOTDIR)
-        elif reason and os.statvfs(there).f_flag & os.ST_RDONLY:
-            reason = os.strerror(errno.EROFS)
+        reason = why_unmakeable(nearest_existing(path.parent))
     except OSError as error:
         raise _not_made(path, error.strerror or "") from error
     if reason:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from zswapd.errors import MountError, PermissionsError
-from zswapd.paths import without_links
+from zswapd.paths import nearest_existing, why_unmakeable, without_links
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,14 +165,11 @@ class Mount:
     def _check_mountpoint(self) -> None:
         """Refuse a directory that is not empty, and what is none or cannot be made."""
         try:
-            there = next(path for path in (self.mountpoint, *self.mountpoint.parents) if os.path.lexists(path))
+            there = nearest_existing(self.mountpoint)
             if not there.is_dir():
                 raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
-            if there != self.mountpoint and not os.access(there, os.W_OK | os.X_OK):
-                reason = os.strerror(errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES)
-                raise MountError(
-                    f"{self.mountpoint} cannot be made in {there}: {reason}", hint="choose another --mountpoint"
-                )
+            if there != self.mountpoint and (reason := why_unmakeable(there)):
+                raise MountError(f"{self.mountpoint} cannot be made in {there}: {reason}", hint="choose another --mountpoint")
             if there == self.mountpoint and any(self.mountpoint.iterdir()):
                 raise MountError(
                     f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
