@@ -6,8 +6,8 @@
     geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it
     hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
-    areas      further memory by name (`area`): marks of recompression; of a disk behind the pool the key, the claims, and which
-               pages are there
+    areas      further memory by name (`area`): marks of recompression, if that is on; of a disk behind the pool the key, the
+               claims, and which pages are there
 
 All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
 time: by the worker, or by the supervisor while there is none.

@@ -173,6 +173,9 @@ ROWS = (
     Row("memory_stall_seconds_total", "Time in which tasks of the system waited for memory: some, or all of them (PSI).",
         {"some": "pressure.some_seconds", "full": "pressure.full_seconds"}, "tasks"),
     Row("memory_stalls_total", "Times that they waited for longer than the trigger's threshold.", "pressure.triggers"),
+    Row("memory_limit_bytes", "Limit of a memory cgroup above the daemon, that which leaves least; 0 for none.",
+        "pressure.limit_bytes"),
+    Row("memory_limit_left_bytes", "What may still be charged to that limit.", "pressure.limit_left_bytes"),
 )  # fmt: skip
 """Every metric whose value is a field of the snapshot."""
 
