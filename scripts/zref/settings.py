@@ -24,13 +24,14 @@ zswapctl reset pool.limit   # the configured value again; --all for all that wer
 ```
 
 Sizes are bytes, or with a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%` of memory; `min(50%, 4G)` and
-`max(…)` choose among several. Memory is that of the machine, or the lowest limit of a memory cgroup above the daemon, at its
-start. Settings that take more memory than there is are refused, by a start and by `zswapd config check`. Defaults that depend on the page are those of 4 KiB. What is set at run time wins over the
-files until it is reset or the daemon is stopped (`systemctl restart` does that too): takeovers, upgrades and reloads keep
-it, and so does a start that adopts what a daemon that died has left. Files are read again by `systemctl reload`, `zswapctl
-upgrade` or SIGHUP: as a whole, or not at all if anything in them is not right. What is stored depends on some of them
-(`fuse.mountpoint`, `fuse.hook`, `control.socket`, `swap.size`, `swap.files`, `pool.allocator`, `pool.max_zspage_frames`,
-`backing.path`, `backing.encrypt`): to change these, swap off and restart.
+`max(…)` choose among several. Memory is that of the machine, or the lowest limit of a memory cgroup above the daemon,
+at its start. Settings that take more memory than there is are refused, by a start and by `zswapd config check`.
+Defaults that depend on the page are those of 4 KiB. What is set at run time wins over the files until it is reset or
+the daemon is stopped (`systemctl restart` does that too): takeovers, upgrades and reloads keep it, and so does a start
+that adopts what a daemon that died has left. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP:
+as a whole, or not at all if anything in them is not right. What is stored depends on some of them (`fuse.mountpoint`,
+`fuse.hook`, `control.socket`, `swap.size`, `swap.files`, `pool.allocator`, `pool.max_zspage_frames`, `backing.path`,
+`backing.encrypt`): to change these, swap off and restart.
 """
 
 

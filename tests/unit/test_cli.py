@@ -432,6 +432,27 @@ def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
     assert hint in capsys.readouterr().err  # as a warning
 
 
+def test_swapon_below_a_limit_that_makes_the_daemon_swap_is_refused_unless_forced(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = {"name": "memory_limit", "on": False, "detail": "1.0 GiB (/c/memory.max)", "hint": "echo 0 > /c/memory.swap.max"}
+    daemon.status["protections"].append(limit)
+    assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
+    text = capsys.readouterr().err
+    assert "wait for its own swap device (1.0 GiB (/c/memory.max))" in text
+    assert "echo 0 > /c/memory.swap.max; --force swaps on all the same" in text
+    calls = fake_attach(monkeypatch)
+    assert ctl(daemon, "swapon", "--force") == 0
+    assert len(calls) == 1
+
+
+def test_status_names_the_limit_of_a_cgroup(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.status["memory_limit"] = {"limit_bytes": 1 << 30, "left_bytes": 1 << 28, "file": "/sys/fs/cgroup/a/memory.max"}
+    assert ctl(daemon, "status") == 0
+    line = "Bounded    by 1.0 GiB in /sys/fs/cgroup/a/memory.max, 256.0 MiB left of them"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_swapon_to_memory_that_is_not_locked_is_refused_unless_forced(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.cgrouptree import MIB, second, write_system
 from tests.support.descriptors import is_readable
 from tests.support.proc import write_memory, write_psi
 from zswapd.reclaim.pressure import Marks, Pressure, spare_pages
@@ -140,3 +141,17 @@ def test_without_triggers_the_totals_tell_who_waited(tmp_path: Path) -> None:
         assert polled.statistics().triggers == 1
     finally:
         polled.close()
+
+
+@pytest.mark.parametrize(("left", "low", "high"), [(900, True, True), (40, True, False), (10, False, False)])
+def test_a_memory_limit_counts_like_a_watermark(tmp_path: Path, left: int, low: bool, high: bool) -> None:
+    write_system(tmp_path, "0::/box", mounts=("/ /sys/fs/cgroup 2",))
+    second(tmp_path, "/sys/fs/cgroup/box", 1 << 30, usage=(1 << 30) - left * MIB)
+    write_memory(tmp_path, free=500_000, low=1000, high=1500)
+    limited = Pressure(tmp_path)
+    marks = limited.marks()
+    assert marks is not None
+    assert (marks.above_low > 0, marks.above_high > 0, marks.spare > 0) == (low, high, high)
+    seen = limited.statistics()
+    assert (seen.limit_bytes, seen.limit_left_bytes) == (1 << 30, left * MIB)
+    limited.close()

@@ -12,8 +12,9 @@ from tests.support.backed import Files
 from tests.support.strategies import KINDS, page
 from tests.support.successor import check_all, fill, make_config, read, succeed
 from zswapd import compress, recompressing
-from zswapd.assembly import Core, Inherited
+from zswapd.assembly import Core, Inherited, lost_bitmap_bytes
 from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.handover import SharedState
 from zswapd.pam.base import HEADER, NO_NEED, NO_ROOM
 from zswapd.reclaim.recompress import BATCH, LOOK_S, NO_ROOM_S, Recompression
 
@@ -327,3 +328,40 @@ def test_reading_a_page_asks_the_kernel_for_no_memory() -> None:
     first, second = map(int, done.stdout.split())
     assert first <= 24, "its context was not all there: 96 KiB"
     assert second == 0
+
+
+def test_marks_that_nobody_made_at_start_take_memory_when_a_pass_begins() -> None:
+    config = make_config()
+    assert recompressing.areas(config) == {}
+    core = Core(config)
+    assert not core.recompression.is_prepared
+    fill(core, 40)
+    core.recompression.gain_percent = 5  # lower: forgets marks, which are not there
+    core.recompression.prepare()
+    assert core.recompression.is_prepared
+    recompress_all(core)
+    tried = core.statistics().recompression.tried
+    assert tried > 20
+    recompress_all(core)
+    assert core.statistics().recompression.tried == tried, "what was in vain is not tried again"
+    core.close()
+
+
+def test_marks_of_an_older_program_are_used_though_recompression_is_off() -> None:
+    """Layout 1 of the shared state has them always."""
+    config = make_config()
+    state = SharedState.new(
+        {"page_size": 4096},
+        lost=lost_bitmap_bytes(config),
+        max_io=1 << 20,
+        kind="memfd",
+        areas=recompressing.marks_bytes(config),
+    )
+    core = Core(config)
+    successor = Core(config, inherited=Inherited(core.arena.fd, state.lost(), recompressing.marks_in(state.areas)))
+    assert successor.recompression.is_prepared
+    fill(successor, 40)
+    recompress_all(successor)
+    assert any(state.area("tried:swap"))
+    successor.close()
+    core.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -16,10 +17,14 @@ import pytest
 import trio
 
 from zswapd import commands as commands_module
+from zswapd import compress
 from zswapd.commands import Commands
+from zswapd.config import load
+from zswapd.config.loading import memory_total
 from zswapd.errors import HandoverError
 from zswapd.handover import Word
 from zswapd.offload import Offload
+from zswapd.supervisor import memory_of
 
 
 class FakeWorker:
@@ -126,3 +131,12 @@ async def test_check_that_says_no_changes_nothing(
         await commands(worker)._upgrade(nobody)
     assert not worker.state.words[Word.UPGRADE]
     assert worker.checked is None
+
+
+def test_percent_is_of_the_memory_that_the_running_daemon_started_with() -> None:
+    assert memory_of(json.dumps({"memory_total": 123 << 20})) == 123 << 20
+    for older in ({}, {"memory_total": None}, {"memory_total": "much"}):  # counts by MemTotal, whatever limits there are
+        assert memory_of(json.dumps(older)) == memory_total()
+    assert memory_of("nonsense") == memory_total()
+    config = load(codecs=compress.names(), assignments=[("swap.size", "50%", "--size")], memory=128 << 20)
+    assert config.swap.size == 64 << 20

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from zswapd import assembly, compress
+from zswapd.cgroups import Room
 from zswapd.config import load
 from zswapd.offload import Offload
 from zswapd.upkeep import REFILL_FRAMES_BYTES, URGENT_BYTES, Upkeep
@@ -200,3 +201,89 @@ async def test_what_is_discarded_goes_back_to_the_system_in_a_moment(
         nursery.cancel_scope.cancel()
     target = core.frames.reserve_target * 4096
     assert core.arena.backed_bytes() < target + target // 2 + 6 * MIB
+
+
+class FakeLimits:
+    """A limit of 64 MiB, and what others have taken below it beside the core's frames."""
+
+    def __init__(self, core: assembly.Core, others: int) -> None:
+        self.core, self.others = core, others
+
+    def room(self) -> Room:
+        frames = self.core.frames
+        held = (frames.used_frames + frames.table.free_frames) * frames.page_size
+        return Room(64 * MIB, 64 * MIB - self.others - held, "/sys/fs/cgroup/box/memory.max")
+
+
+def bounded(core: assembly.Core, others: int) -> tuple[Upkeep, FakeLimits]:
+    limits = FakeLimits(core, others)
+    return (
+        Upkeep(
+            core,
+            Offload(),
+            yields=False,
+            has_small_heaps=False,
+            needs_large_heaps=lambda: False,
+            limits=limits,  # type: ignore[arg-type]
+        ),
+        limits,
+    )
+
+
+async def store_slowly(core: assembly.Core, pages: int) -> int:
+    """Store pages with time between them for the reserve to be refilled; return how many were taken."""
+    taken = 0
+    for first in range(0, pages, 64):
+        taken += store(core, first, 64)
+        await trio.sleep(0.01)
+    return taken
+
+
+@pytest.mark.trio
+async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(core: assembly.Core) -> None:
+    upkeep, limits = bounded(core, 20 * MIB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        taken = await store_slowly(core, 64 * MIB // 4096)
+        nursery.cancel_scope.cancel()
+    # 64 MiB, less those of others, the headroom of 16 and the reserve of 8.
+    assert 18 * MIB <= taken * 4096 <= 20 * MIB
+    assert limits.room().left >= 16 * MIB - MIB
+    rejects = core.statistics().frontswap.rejects
+    assert rejects["pool_limit_hit"] > 0
+    assert core.frames.table.free_frames * 4096 >= 6 * MIB, "a full pool leaves the reserve full"
+
+
+@pytest.mark.trio
+async def test_reserve_goes_back_where_others_have_taken_what_was_left(
+    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., None]
+) -> None:
+    expect_log(r"memory.max leaves no more memory", level=logging.WARNING)
+    monkeypatch.setattr("zswapd.upkeep.IDLE_S", 0.01)
+    upkeep, limits = bounded(core, 20 * MIB)
+    assert core.frames.reserve_target * 4096 == 8 * MIB
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.refill)
+        nursery.start_soon(upkeep.keep_house, lambda: None)
+        limits.others = 52 * MIB
+        with trio.fail_after(10):
+            while core.frames.reserve_target * 4096 > MIB:
+                await trio.sleep(0.01)
+        assert core.frames.limit_frames == 0
+        assert store(core, 0, 8) == 0
+        limits.others = 20 * MIB
+        with trio.fail_after(10):
+            while core.frames.reserve_target * 4096 < 8 * MIB or core.frames.limit_frames == 0:
+                await trio.sleep(0.01)
+        assert store(core, 0, 8) == 8
+        nursery.cancel_scope.cancel()
+
+
+def test_bound_of_the_limits_is_none_without_one(core: assembly.Core) -> None:
+    before = core.frames.limit_frames
+    core.bound(10)
+    assert core.frames.limit_frames == 10
+    core.apply(core._config)
+    assert core.frames.limit_frames == 10, "a change of settings does not lift it"
+    core.bound(1 << 62)
+    assert core.frames.limit_frames == before
