@@ -21,7 +21,7 @@ die() {
 }
 
 require_root() {
-    [ "$(id -u)" -eq 0 ] || die "needs root: it $1" "sudo $me"
+    [ "$(id -u)" -eq 0 ] || die "needs root: it $1" "sudo $0"
 }
 
 # Runs a command quietly; what it said is shown only when it failed.

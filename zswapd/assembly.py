@@ -32,10 +32,12 @@ from zswapd.allocators.pageframes import PageFrames, PageFramesStatistics
 from zswapd.block.device import Device, DeviceStatistics, lost_bytes
 from zswapd.cachehalf import CacheHalf, CacheStatistics, split
 from zswapd.compress.samples import sample_pages
+from zswapd.config.shapes import differences
 from zswapd.crashpoints import reach
 from zswapd.diskhalf import apply_limits
 from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
 from zswapd.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
+from zswapd.installation import restart_daemon
 from zswapd.pam.zv import Zv
 from zswapd.pam.zvpages import BODY_MASK
 from zswapd.reclaim.ages import StoreAges
@@ -191,6 +193,15 @@ def label(config: Config) -> bytes:
     return json.dumps(geometry, separators=(",", ":")).encode()
 
 
+def parsed_label(text: str) -> dict[str, Any]:
+    """Return what a label says, as a shape (config/shapes.py); what is no label is shown as it is."""
+    try:
+        shape: dict[str, Any] = json.loads(text)
+        return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}
+    except (ValueError, TypeError, KeyError):
+        return {"label": text}
+
+
 def _adopt_arena(config: Config, fd: int) -> Arena:
     """Return the arena in an inherited file, if it is one for these settings.
 
@@ -206,11 +217,12 @@ def _adopt_arena(config: Config, fd: int) -> Arena:
     page_size, wanted = config.context.page_size, label(config)
     if arena.page_size == page_size and arena.label == wanted:
         return arena
-    theirs = f"{arena.label.decode(errors='replace')}, pages of {arena.page_size}"
+    theirs = {**parsed_label(arena.label.decode(errors="replace")), "page_size": arena.page_size}
+    found = "; ".join(differences(theirs, {**parsed_label(wanted.decode()), "page_size": page_size}))
     arena.close()
     raise ArenaError(
-        f"the inherited arena is for other settings: {theirs}, not {wanted.decode()}, pages of {page_size}",
-        hint="undo the change of swap.size, swap.files, pool.allocator or pool.max_zspage_frames; or swap off, and start anew",
+        f"the inherited arena is for other settings: {found}",
+        hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from zswapd import installation
 from zswapd.backing._disk import Cipher, Queue
 from zswapd.backing.buffers import make_buffers
 from zswapd.backing.lifeline import Lifeline
@@ -173,7 +174,8 @@ class BackedPool:
     def __init__(self, config: Config, state: SharedState, fd: int, prepared: Prepared) -> None:
         if lowlevel is None:
             raise BackingError(
-                f"a backing needs the FUSE hook: {lowlevel_problem}", hint="build it, or set backing.path to nothing"
+                f"a backing needs the FUSE hook: {lowlevel_problem}",
+                hint=f"{installation.found().reinstall()}; or set backing.path to nothing",
             )
         self.fd = fd
         self._lowlevel: Any = lowlevel

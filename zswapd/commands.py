@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import outcome
 import trio
 
-from zswapd import compress, costs, recompressing, reports, service, spawning
+from zswapd import compress, costs, installation, recompressing, reports, service, spawning
 from zswapd import log as log_setup
 from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.block.states import batches
@@ -28,6 +28,8 @@ from zswapd.config.carrying import LONGEST_DOCUMENT
 from zswapd.control.server import WithDescriptors
 from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError, ZswapdError
 from zswapd.handover import HookWord, Word
+from zswapd.hints import no_swap_file
+from zswapd.installation import restart_daemon
 from zswapd.volumes import mounted
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ CHECK_S = 60.0
 SET_BY = "zswapctl set"
 """The origin of what was changed at run time."""
 _ALL = 1 << 62
+_HINT = "zswapd: hint: "
+"""How the installed program's hint begins (cli/failures.py)."""
 PROGRESS_S = 0.5
 """Time between two pieces of news from a command that takes long; clients lose their patience after 30 s without."""
 
@@ -146,7 +150,8 @@ class Commands:
         worker = self._worker
         if (config.cache.limit is None) != (worker.config.cache.limit is None):
             raise ConfigError(
-                "cache.limit cannot switch the cache on or off while the daemon runs", hint="set it in the file, and restart"
+                "cache.limit cannot switch the cache on or off while the daemon runs",
+                hint=f"set it in the config file, then {restart_daemon()}",
             )
         costs.check_change(worker.config, config, marked=worker.core.recompression.is_prepared)
         worker.config = config
@@ -188,7 +193,7 @@ class Commands:
         """Tell of every page that has data, in pieces: requests are served between two of them, and nothing is kept."""
         core = self._worker.core
         if file is not None and file not in core.devices:
-            raise ControlError(f"there is no swap file {file!r}", hint=f"there are: {', '.join(core.devices)}")
+            raise no_swap_file(file, list(core.devices))
         codecs = {codec: compressor.name for codec, compressor in compress.by_codec().items()}
         counts: dict[str, int] = {}
         told = time.monotonic()
@@ -214,7 +219,9 @@ class Commands:
         """Take memory from the cache and give it back to the system."""
         worker = self._worker
         if worker.shrinking is None:
-            raise ControlError("there is no cache that could shrink", hint="set cache.limit and restart")
+            raise ControlError(
+                "there is no cache that could shrink", hint=f"set cache.limit in the config file, then {restart_daemon()}"
+            )
         shrinking, before = worker.shrinking, worker.core.frames.ephemeral_frames
         given_back = await _with_news(
             report,
@@ -229,7 +236,9 @@ class Commands:
         """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
         writeback = self._worker.core.writeback
         if writeback is None:
-            raise BackingError("there is no disk behind the pool", hint="set backing.path, and start again")
+            raise BackingError(
+                "there is no disk behind the pool", hint=f"set backing.path in the config file, then {restart_daemon()}"
+            )
         if idle:
             if pages != _ALL or incompressible or unused:
                 raise ControlError("pages are marked as unused all together", hint="send some with a second command")
@@ -241,7 +250,9 @@ class Commands:
         while writeback.commanded or writeback.in_flight:
             if trouble := self._worker.backed.transfers.trouble if self._worker.backed else "":
                 writeback.command(0)
-                raise BackingError(f"the disk behind the pool takes nothing: {trouble}", hint="look into the kernel's log")
+                raise BackingError(
+                    f"the disk behind the pool takes nothing: {trouble}", hint="`dmesg` may have the kernel's reason"
+                )
             if time.monotonic() - told >= PROGRESS_S:
                 told = time.monotonic()
                 await report({"written_back": self._written_back() - before})
@@ -277,7 +288,10 @@ class Commands:
         """Have the installed program checked, then take over; the answer comes before it does."""
         worker = self._worker
         if not worker.has_supervisor():
-            raise HandoverError("there is no supervisor that could be replaced", hint="start `zswapd run`: it takes over")
+            raise HandoverError(
+                "there is no supervisor that could be replaced",
+                hint=f"{installation.of_daemon().start()} starts one, which takes over",
+            )
         self._refuse_without_hook()
         identity = {
             "arena_layout": ARENA_LAYOUT,
@@ -294,8 +308,10 @@ class Commands:
             partial(self._check, command),
         )
         if check.code != 0:
-            reason = _reason_in(check.err) or f"exit code {check.code}"
-            raise HandoverError(f"the installed program cannot take over: {reason}", hint="the running one goes on")
+            reason, hint = _reason_in(check.err)
+            reason = reason or f"exit code {check.code}"
+            hint = f"{hint}; the running one goes on" if hint else "the running one goes on"
+            raise HandoverError(f"the installed program cannot take over: {reason}", hint=hint)
         worker.checked = _settings_in(check.out)
         worker.remember()
         worker.state.words[Word.UPGRADE] = 1
@@ -316,7 +332,8 @@ class Commands:
         if not self._worker.session.hook_active:
             reason = self._worker.session.hook_problem
             raise HandoverError(
-                f"this session cannot be taken over, since the FUSE hook is not in use: {reason}", hint="swap off and restart"
+                f"this session cannot be taken over, since the FUSE hook is not in use: {reason}",
+                hint=f"to do without: {restart_daemon()}",
             )
 
     async def reload(self) -> None:
@@ -364,10 +381,13 @@ async def _to_nobody(_news: object) -> None:
     """Be the report of a command that no client has given."""
 
 
-def _reason_in(output: bytes) -> str:
-    """Return the line that says why a check has failed: the first, or of a traceback the last; empty if there is none."""
-    words = output.decode(errors="replace").strip().splitlines()
-    return words[-1 if words[0].startswith("Traceback") else 0] if words else ""
+def _reason_in(output: bytes) -> tuple[str, str]:
+    """Return the line that says why a check has failed, and its hint: the first, or of a traceback the last; empty if none."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    if not lines:
+        return "", ""
+    hint = next((line.removeprefix(_HINT) for line in lines if line.startswith(_HINT)), "")
+    return lines[-1 if lines[0].startswith("Traceback") else 0].removeprefix("zswapd: error: "), hint
 
 
 def _settings_in(output: bytes) -> object:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import carry, crashpoints, recompressing, reports, service
+from zswapd import carry, crashpoints, installation, recompressing, reports, service
 from zswapd.assembly import Core, Inherited
 from zswapd.backedpool import BackedPool
 from zswapd.commands import SET_BY, Commands
@@ -270,7 +270,11 @@ class Worker:
             for item in self.protections:
                 if not item.on:
                     log.warning("protection %s is off: %s%s", item.name, item.detail, f" ({item.hint})" if item.hint else "")
-            log.info("ready: serving %s%s", names, "; `zswapctl swapon` switches it on" if self.core.devices else "")
+            log.info(
+                "ready: serving %s%s",
+                names,
+                f"; {installation.of_daemon().call('swapon')} switches it on" if self.core.devices else "",
+            )
         self.state.words[Word.PHASE] = Phase.SERVING
         self.call_supervisor()
 

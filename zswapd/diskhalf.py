@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zswapd.block.backed import BackedDevice
 from zswapd.block.slotmap import SlotMap, slot_map_bytes
+from zswapd.config.loading import BACKED_LIMIT_PERCENT
 from zswapd.reclaim.writeback import Writeback
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from zswapd.frontends.frontswap import Frontswap
     from zswapd.pam.zv import Zv
 
-LIMIT_PERCENT = 20
-"""pool.limit, of memory, if nothing is said."""
 SHORT = 8
 """The reserve is nearly empty when one frame of so many is left."""
 
@@ -111,7 +110,7 @@ def apply_limits(
         ceiling: frames that the pool may take, whatever the settings say.
     """
     pool, backing = config.pool, config.backing
-    limit = total_frames * LIMIT_PERCENT // 100 if pool.limit is None else pool.limit // config.context.page_size
+    limit = total_frames * BACKED_LIMIT_PERCENT // 100 if pool.limit is None else pool.limit // config.context.page_size
     # Whichever is lower is where the pool is full.
     bound = min(limit, total_frames * pool.zv_page_count_policy_percent // 100, ceiling)
     zv.accept_frames = bound * pool.accept_threshold_percent // 100

@@ -5,6 +5,11 @@ A failure is an exception; a refusal (a store that policy turns away) is a resul
 carries what its two edges need: `exit_code` for the command line, `errno_` for FUSE. Exit codes are unique, so that a script
 can tell them apart; `tests/unit/test_errors.py` holds them to that. Low layers raise, only the edges (cli, fuse, control)
 translate.
+
+One cause has one code, whichever command meets it. systemd gives some codes a name (systemd.exec(5), "Process Exit Codes"),
+which `systemctl status` shows: 2 to 7 have those of LSB init scripts, 64 to 78 those of sysexits.h. A code in these ranges is
+taken only where that name says what happened: 2 INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE,
+71 OSERR, 73 CANTCREAT, 75 TEMPFAIL, 78 CONFIG. All others are shown as numbers.
 """
 
 from __future__ import annotations
@@ -32,17 +37,24 @@ class ZswapdError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
+class UsageError(ZswapdError):
+    """The command line has an unknown command or option, or lacks one; nothing was done."""
+
+    exit_code = 2
+    errno_ = errno.EINVAL
+
+
 class ConfigError(ZswapdError):
     """A setting is unknown, of the wrong type or out of range; nothing was applied."""
 
-    exit_code = 2
+    exit_code = 78
     errno_ = errno.EINVAL
 
 
 class MountError(ZswapdError):
     """The file system cannot be mounted or unmounted; nothing was left mounted."""
 
-    exit_code = 3
+    exit_code = 73
     errno_ = errno.EBUSY
 
 
@@ -54,9 +66,9 @@ class PermissionsError(ZswapdError):
 
 
 class ControlError(ZswapdError):
-    """The daemon cannot be reached over its control socket, or refused the command."""
+    """The daemon cannot be reached over its control socket, cannot make that, or refused the command."""
 
-    exit_code = 5
+    exit_code = 69
     errno_ = errno.EPROTO
 
 
@@ -68,16 +80,16 @@ class AlreadyRunningError(ControlError):
 
 
 class SwapDeviceError(ZswapdError):
-    """Attaching or detaching the loop device or the swap on it failed; every step taken was undone."""
+    """No such swap file; or attaching or detaching its loop device, or the swap on it, failed, and was undone."""
 
-    exit_code = 6
+    exit_code = 71
     errno_ = errno.EBUSY
 
 
 class HeadroomError(SwapDeviceError):
     """What is swapped out does not fit into memory, so swapoff was not tried."""
 
-    exit_code = 7
+    exit_code = 75
     errno_ = errno.ENOMEM
 
 
@@ -155,3 +167,13 @@ class InvariantError(ZswapdError):
 
     exit_code = 70
     errno_ = errno.EIO
+
+
+OLD_EXIT_CODES: dict[int, type[ZswapdError]] = {
+    2: ConfigError,
+    3: MountError,
+    5: ControlError,
+    6: SwapDeviceError,
+    7: HeadroomError,
+}
+"""What daemons of before call these, over the control socket: `zswapctl upgrade` asks one."""

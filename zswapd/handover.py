@@ -30,6 +30,7 @@ from xxhash import xxh3_64_intdigest
 
 from zswapd.allocators.arena import open_backing
 from zswapd.errors import ArenaError, HandoverError
+from zswapd.installation import restart_daemon
 from zswapd.pages import round_up
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class SharedState:
             HandoverError: there is none; the running daemon was started without what it is for.
         """
         if name not in self._areas:
-            raise HandoverError(f"the running daemon's shared state has no {name}", hint="swap off and restart")
+            raise HandoverError(f"the running daemon's shared state has no {name}", hint=restart_daemon())
         return self._areas[name]
 
     @property

@@ -34,19 +34,19 @@ def without_links(path: Path) -> Path:
     return Path(name)
 
 
-def why_unmakeable(directory: Path) -> str:
-    """Return why nothing can be made in a directory; empty if something can, as far as that can be told without making it."""
+def why_unmakeable(directory: Path) -> int:
+    """Return the errno for which nothing can be made in a directory; 0 if something can, as far as can be told without it."""
     if not directory.is_dir():
-        return os.strerror(errno.ENOTDIR)
+        return errno.ENOTDIR
     if not os.access(directory, os.W_OK | os.X_OK):
-        return os.strerror(errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES)
+        return errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES
     status = directory.stat()
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")
         if fields[2] == device and fields[fields.index("-") + 1] in _OF_THE_KERNEL:
-            return os.strerror(errno.EPERM)
-    return ""
+            return errno.EPERM
+    return 0
 
 
 def nearest_existing(path: Path) -> Path:

@@ -80,7 +80,8 @@ class MemoryCgroup:
             self.set_limit(self._limit)
         except OSError as exc:
             self.remove()
-            raise HarnessError(f"cannot make the memory cgroup {self.path}: {exc.strerror}", hint="run as root") from exc
+            hint = "it takes root" if os.geteuid() else "in a container, it takes a writable /sys/fs/cgroup"
+            raise HarnessError(f"cannot make the memory cgroup {self.path}: {exc.strerror}", hint=hint) from exc
         return self
 
     def _enable_controller(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from scripts.zref.commandline import Command, Option, commands, own_options
 from zswapd import __version__, compress, errors
 from zswapd.cli import sources, zswapctl, zswapd
+from zswapd.cli.failures import INTERRUPTED
 from zswapd.config import SECTIONS, SETTINGS, Context
 from zswapd.config.kinds import shown
 
@@ -183,6 +184,9 @@ def _exit_status() -> Iterator[str]:
     yield ".TP"
     yield ".B 0"
     yield "All is well."
+    yield ".TP"
+    yield f".B {INTERRUPTED}"
+    yield "Interrupted by Ctrl\\-C."
     classes = [errors.ZswapdError]
     while classes:
         cls = classes.pop(0)

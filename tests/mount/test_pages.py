@@ -16,6 +16,7 @@ import pytest
 
 from scripts.zbench.daemon import Daemon, program
 from tests.support.swap import Stage, stage
+from zswapd.errors import SwapDeviceError
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount
@@ -94,5 +95,5 @@ def test_a_client_that_does_not_read_costs_a_buffer_and_no_more(daemon: Daemon) 
 def test_an_unknown_file_is_refused(daemon: Daemon) -> None:
     command = [*program("zswapctl"), "--socket", str(daemon.socket), "pages", "other"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 5
+    assert done.returncode == SwapDeviceError.exit_code
     assert "there is no swap file 'other'" in done.stderr

@@ -102,7 +102,7 @@ def test_reset_gives_back_what_is_configured_for_good(daemon: Daemon) -> None:
         ('[pool]\ncompressor = "lzo"\nlimit = "much"\n', ":3: pool.limit is"),
         ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "64M"\n', "files"),
         ('[pool]\ncompressor = "lzo"\n[', "TOML"),
-        ('[pool]\ncompressor = "lzo"\n[fuse]\nhook = false\n', "fuse.hook is True, the configuration says False"),
+        ('[pool]\ncompressor = "lzo"\n[fuse]\nhook = false\n', "fuse.hook is true, the settings say false"),
         ('[pool]\ncompressor = "lzo"\nlimits = 3\n', ":3: unknown setting pool.limits"),
     ],
 )

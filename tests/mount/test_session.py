@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from zswapd.errors import MountError, PermissionsError
 from zswapd.fuse import mounting
 from zswapd.fuse import session as session_module
 from zswapd.fuse.inodes import Directory
+from zswapd.fuse.mounting import Mount
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
+from zswapd.swapdevice.state import left_on
 
 PAGE = 4096
 
@@ -208,9 +212,9 @@ def test_mountpoint_that_is_covered_between_the_check_and_the_lock_is_refused(
         subprocess.run(["umount", str(tmp_path)], check=True, timeout=TIMEOUT)
 
 
-@pytest.mark.parametrize("looked_at", [False, True], ids=["unseen", "seen"])
-def test_dead_mount_is_refused_and_the_hint_cures_it(tmp_path: Path, looked_at: bool) -> None:
-    mountpoint = tmp_path / "mnt"
+@contextlib.contextmanager
+def dead(mountpoint: Path, *, looked_at: bool = False) -> Iterator[FileServer]:
+    """A mount whose server was killed, for as long as the context lasts."""
     with serving(mountpoint) as server:
         if looked_at:
             mountpoint.stat()  # as a shell does; the kernel remembers the answer for an hour
@@ -218,14 +222,76 @@ def test_dead_mount_is_refused_and_the_hint_cures_it(tmp_path: Path, looked_at: 
         server.process.wait(TIMEOUT)
         wait_for(lambda: answer(mountpoint) == errno.ENOTCONN, "the mount did not die")
         assert is_mounted(mountpoint)
-        error = refusal(mountpoint)
-        assert "a daemon that has died" in str(error)
-        assert error.hint == f"umount -l {mountpoint}"
-        assert is_mounted(mountpoint), "left as it was"
-        subprocess.run(error.hint.split(), check=True, timeout=TIMEOUT)
         server.last = {"killed": True}
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "user"), [(False, "none"), (True, "none"), (True, "a directory"), (True, "a bind mount")]
+)
+def test_dead_mount_is_unmounted_by_the_next_start(
+    tmp_path: Path, looked_at: bool, user: str, expect_log: Callable[..., None]
+) -> None:
+    mountpoint, bound = tmp_path / "mnt", tmp_path / "bound"
+    bound.mkdir()
+    with contextlib.ExitStack() as undo, dead(mountpoint, looked_at=looked_at):
+        if user == "a directory":  # umount(2) finds it busy
+            descriptor = os.open(mountpoint, os.O_PATH)
+            undo.callback(os.close, descriptor)
+        elif user == "a bind mount":
+            subprocess.run(["mount", "--bind", mountpoint, bound], check=True, timeout=TIMEOUT)
+            undo.callback(subprocess.run, ["umount", "--lazy", bound], check=True, timeout=TIMEOUT)
+        expect_log("was the mount of a zswapd that has died: unmounted", level=logging.WARNING)
+        with Mount(mountpoint):
+            assert is_mounted(mountpoint)
+        assert not is_mounted(mountpoint)
     with serving(mountpoint) as server:
         assert server.path.stat().st_size == 1 << 20
+
+
+def test_dead_mount_with_a_loop_device_on_it_is_refused_and_the_hint_cures_it(
+    tmp_path: Path, expect_log: Callable[..., None]
+) -> None:
+    mountpoint = tmp_path / "mnt"
+    with serving(mountpoint) as server:
+        command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", server.path]
+        device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip()
+        try:
+            server.process.kill()
+            server.process.wait(TIMEOUT)
+            wait_for(lambda: answer(mountpoint) == errno.ENOTCONN, "the mount did not die")
+            with pytest.raises(MountError, match=f"what was on {device} is lost") as caught:
+                Mount(mountpoint, left_on=left_on).open()
+            assert caught.value.hint == f"`losetup --detach {device}`, then start it again"
+            assert is_mounted(mountpoint), "left as it was"
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True, timeout=TIMEOUT)
+        wait_for(lambda: not left_on(mountpoint), "the loop device stays")
+        expect_log("was the mount of a zswapd that has died: unmounted", level=logging.WARNING)
+        with Mount(mountpoint, left_on=left_on):
+            assert is_mounted(mountpoint)
+        server.last = {"killed": True}
+
+
+def test_dead_mount_of_somebody_else_is_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be somebody's way to their files, whose daemon starts again."""
+    mountpoint = tmp_path / "mnt"
+    with dead(mountpoint):
+        monkeypatch.setattr(mounting, "_FILESYSTEM", b"fuse.other")
+        error = refusal(mountpoint)
+        assert "a daemon that has died, of type fuse.zswapd" in str(error)
+        assert f"`umount -l {mountpoint}`" in (error.hint or "")
+        assert is_mounted(mountpoint), "left as it was"
+
+
+def test_device_that_cannot_be_opened_is_no_traceback(tmp_path: Path) -> None:
+    """As where a cgroup does not allow the device, or nothing is behind the node."""
+    device = tmp_path / "fuse"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(10, 199))
+    with pytest.raises(PermissionsError, match="cannot be opened") as caught:
+        Mount(tmp_path / "mnt", device=device).open()
+    assert "modprobe fuse" in (caught.value.hint or "")
+    assert not (tmp_path / "mnt").exists()
 
 
 def test_mountpoint_of_another_file_system_is_refused(tmp_path: Path) -> None:

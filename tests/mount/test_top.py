@@ -20,6 +20,7 @@ import pytest
 from scripts.zbench.daemon import Daemon, program
 from tests.support.descriptors import is_readable
 from tests.support.swap import Stage, next_worker, stage
+from zswapd.errors import ControlError
 
 __all__ = ["stage"]
 
@@ -82,7 +83,7 @@ def test_a_terminal_that_cannot_is_told_what_can(daemon: Daemon) -> None:
     terminal = Terminal(*program("zswapctl"), "--socket", str(daemon.socket), "top", term="no-such-terminal")
     try:
         terminal.wait_for(lambda shown: b"use --once" in shown)
-        assert terminal.process.wait(10) == 5
+        assert terminal.process.wait(10) == ControlError.exit_code
     finally:
         terminal.close()
 

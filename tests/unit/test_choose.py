@@ -58,7 +58,8 @@ def test_files_in_another_order_are_those_that_were_in_use(
     state = SharedState.new(geometry.of(before), lost={}, max_io=1 << 20, kind="memfd")
     state.save({"configured": config.to_document(before)})
     expect_log(
-        "the settings in the files cannot be used, beginning with those that were in use: .* files is", level=logging.ERROR
+        "the settings in the files cannot be used, beginning with those that were in use: .* order of swap files is",
+        level=logging.ERROR,
     )
     found = choose(lambda: load(swap__files__b="8M", swap__files__a="4M"), Left({"state": state.fd}, 0))
     assert list(found.swap_files()) == list(before.swap_files())
@@ -86,7 +87,7 @@ def test_the_files_count_after_a_death_and_what_was_in_use_if_they_are_not_right
     what = "the settings in the files cannot be used, beginning with those that were in use"
     expect_log(f"{what}: z.toml:3: no", level=logging.ERROR)
     assert choose(refused, left) == load(pool__limit="4M")
-    expect_log(f"{what}: the running daemon's files is", level=logging.ERROR)
+    expect_log(f"{what}: the running daemon's swap.size is", level=logging.ERROR)
     assert choose(lambda: load(swap__size="1G"), left) == load(pool__limit="4M")
 
 
@@ -107,7 +108,7 @@ def test_what_an_older_program_has_left_needs_the_files(load: Callable[..., Conf
         assert choose(load, left) == load()
         with pytest.raises(HandoverError, match="no"):  # after a ConfigError the service manager would not try again
             choose(refused, left)
-        with pytest.raises(HandoverError, match="files is"):
+        with pytest.raises(HandoverError, match=r"swap\.size is"):
             choose(lambda: load(swap__size="1G"), left)
 
 

@@ -18,11 +18,13 @@ import pytest
 import trio
 
 from tests.support.commandline import all_commands
-from zswapd import __version__, config, errors, swapdevice
+from zswapd import __version__, config, errors, installation, swapdevice
 from zswapd.cli import rendering, swapping, upgrading, zswapctl, zswapd
 from zswapd.cli.failures import guarded
+from zswapd.config.loading import memory_total
 from zswapd.control.server import Server
 from zswapd.errors import ControlError, HeadroomError, SwapDeviceError, ZswapdError
+from zswapd.pages import PAGE_SIZE
 
 MIB = 1 << 20
 TOP = Path(__file__).resolve().parent.parent.parent
@@ -361,7 +363,7 @@ def test_without_a_daemon_every_command_says_what_to_do(tmp_path: Path, capsys: 
         assert captured.out == ""
         assert captured.err.splitlines() == [
             f"zswapctl: error: zswapd does not run: nobody listens at {tmp_path}/none",
-            "zswapctl: hint: start it with `zswapd run`, or name its socket with --socket",
+            f"zswapctl: hint: start it with {installation.found().start()}, or name its socket with --socket",
         ]
 
 
@@ -803,7 +805,7 @@ def fails(error: BaseException) -> Callable[[], int]:
 
 
 def test_a_failure_is_two_lines_and_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded("prog", fails(HeadroomError("too much", hint="less"))) == 7
+    assert guarded("prog", fails(HeadroomError("too much", hint="less"))) == HeadroomError.exit_code
     assert capsys.readouterr().err == "prog: error: too much\nprog: hint: less\n"
     assert guarded("prog", fails(ZswapdError("odd"))) == 1
     assert capsys.readouterr().err == "prog: error: odd\n"
@@ -836,3 +838,122 @@ def test_a_reader_that_has_seen_enough_is_no_failure(daemon: FakeDaemon) -> None
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+# Command lines that are not right
+
+
+@pytest.mark.parametrize("program", ["zswapctl", "zswapd"])
+@pytest.mark.parametrize("json_", [False, True])
+def test_a_wrong_command_line_is_two_lines_and_with_json_an_object(
+    capsys: pytest.CaptureFixture[str], program: str, json_: bool
+) -> None:
+    main = {"zswapctl": zswapctl.main, "zswapd": zswapd.main}[program]
+    with pytest.raises(SystemExit) as caught:
+        main(["bogus", *(["--json"] if json_ else [])])
+    assert caught.value.code == errors.UsageError.exit_code == 2
+    captured = capsys.readouterr()
+    first, second = captured.err.splitlines()
+    assert first == f"{program}: error: unknown command 'bogus'"
+    assert second.startswith(f"{program}: hint: ")
+    if json_:
+        error = json.loads(captured.out)["error"]
+        assert error == {"message": "unknown command 'bogus'", "hint": error["hint"], "exit_code": 2}
+    else:
+        assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["statsu"], "unknown command 'statsu'", "did you mean `zswapctl stats` or `zswapctl status`?"),
+        (["SwapOn"], "unknown command 'SwapOn'", "did you mean `zswapctl swapon`"),
+        (["swap-on"], "unknown command 'swap-on'", "did you mean `zswapctl swapon`"),
+        (["xyzzy"], "unknown command 'xyzzy'", "commands are: status, stats, top"),
+        (["cache", "ad", "x"], "unknown command 'ad'", "did you mean `zswapctl cache add`?"),
+        (["cache"], "required: COMMAND", "`zswapctl cache --help`"),
+        ([], "required: COMMAND", "`zswapctl --help`"),
+        (["swapon", "--prioritty", "5"], "unknown option --prioritty", "did you mean --priority?"),
+        (["swapon", "--prioritty=5"], "unknown option --prioritty", "did you mean --priority?"),
+        (["status", "--jsno"], "unknown option --jsno", "did you mean --json?"),
+        (["cache", "add", "x", "--baking", "/y", "--backing", "/z"], "unknown option --baking", "did you mean --backing?"),
+        (["cache", "add", "x", "--backing", "/z", "--mode", "write-through"], "--mode cannot be", "did you mean writethrough?"),
+        (["cache", "add", "x", "--backing", "/z", "--mode", "q"], "--mode cannot be 'q'", "one of: ro, writethrough"),
+        (["freeze", "swap"], "unexpected argument 'swap'", "`zswapctl freeze --help`"),
+        (["set"], "required: SECTION.KEY=VALUE", "`zswapctl set --help`"),
+        (["shrink", "much"], "write a number of pages, or a size: 64M", "`zswapctl shrink --help`"),
+        (["shrink", "64X"], "unknown unit 'X'", "`zswapctl shrink --help`"),
+        (["shrink", "0M"], "0 bytes", "`zswapctl shrink --help`"),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_meant(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str, hint: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        zswapctl.main(words)
+    assert caught.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert message in first
+    assert hint in second
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["rnu"], "did you mean `zswapd run`?"), (["config", "chekc"], "did you mean `zswapd config check`?"),
+     (["run", "--siez", "1G"], "did you mean --size?"), (["run", "--mount", "x", "--hook"], "`zswapd run --help`")],
+)  # fmt: skip
+def test_the_daemons_wrong_command_line_says_what_was_meant(
+    capsys: pytest.CaptureFixture[str], words: list[str], hint: str
+) -> None:
+    with pytest.raises(SystemExit):
+        zswapd.main(words)
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "frames"),
+    [
+        ("5", 5),
+        ("0", 0),
+        ("4097", 4097),
+        ("4K", 1),
+        ("1.5K", 1),
+        ("5K", 2),
+        ("64M", 16384),
+        ("64MiB", 16384),
+        ("min(64M, 1G)", 16384),
+    ],
+)
+@pytest.mark.skipif(PAGE_SIZE != 4096, reason="the numbers are for pages of 4 KiB")
+def test_amounts_are_pages_or_sizes(text: str, frames: int) -> None:
+    assert zswapctl.make_parser().parse_args(["shrink", text]).amount == frames
+    assert zswapctl.make_parser().parse_args(["writeback", "--pages", text]).pages == frames
+    share = zswapctl.make_parser().parse_args(["shrink", "5%"]).amount
+    assert share == -(-(memory_total() * 5 // 100) // PAGE_SIZE)
+
+
+def test_marking_pages_and_sending_some_are_two_commands(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--pages", "5"], ["--idle", "9"], ["--incompressible"]):
+        assert ctl(daemon, "writeback", "--mark-idle", *option) == errors.UsageError.exit_code
+        assert "second `zswapctl writeback`" in capsys.readouterr().err
+    assert not daemon.called
+
+
+@pytest.mark.parametrize("command", ["swapon", "swapoff"])
+def test_an_unknown_swap_file_is_one_cause_with_one_code(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert ctl(daemon, command, "secnd") == errors.SwapDeviceError.exit_code
+    text = capsys.readouterr().err
+    assert "error: there is no swap file 'secnd'" in text
+    assert "hint: did you mean second? there are: swap, second" in text
+
+
+def test_a_limit_that_another_setting_bounds_says_what_counts(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(daemon, "set", "pool.limit=90%") == 0
+    total = memory_total()
+    percent = rendering.format_size(total * 75 // 100 // PAGE_SIZE * PAGE_SIZE)
+    assert f"# {percent} counts, " in capsys.readouterr().out
+    assert ctl(daemon, "set", "pool.limit=50%") == 0
+    assert "counts" not in capsys.readouterr().out
+    assert "all," not in config.SETTINGS["pool.limit"].help

@@ -117,11 +117,11 @@ def _empty_root(tmp_path: Path) -> Path:
 def test_a_mistake_is_an_object_with_json(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text('[pool]\nlimit = "much"\n')
-    assert zswapd.main(["config", command, "--config", str(file), "--json"]) == 2
+    assert zswapd.main(["config", command, "--config", str(file), "--json"]) == ConfigError.exit_code
     error = json.loads(capsys.readouterr().out)["error"]
     assert f"{file}:2: pool.limit" in error["message"]
     assert error["hint"]
-    assert error["exit_code"] == 2
+    assert error["exit_code"] == ConfigError.exit_code
 
 
 def test_defaults_as_json_say_what_each_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.support import documents
 from zswapd import errors
+from zswapd.cli import zswapctl, zswapd
 from zswapd.metrics.families import described
 
 TOP = Path(__file__).resolve().parent.parent.parent
@@ -91,3 +94,33 @@ def test_every_finding_has_an_answer_and_a_test() -> None:
         assert len(row) == 3, row[0]
         assert len(row[1]) > 20, row[0]
         assert "`tests/" in row[2], row[0]
+
+
+CALLS = sorted({(page.name, call) for page in documents.PAGES for call in documents.calls(page)})
+
+
+def test_there_are_many_calls() -> None:
+    assert len(CALLS) > 50
+    assert len(documents.commands(TOP / "README.md")) > 12
+
+
+@pytest.mark.parametrize(("page", "call"), CALLS)
+def test_every_call_of_our_programs_is_understood(page: str, call: str) -> None:
+    words = shlex.split(call.removeprefix("sudo ").replace("[", "").replace("]", ""))
+    parser = (zswapctl if Path(words[0]).name == "zswapctl" else zswapd).make_parser()
+    # What a table means by a letter.
+    given = [{"N": "1", "…": "x"}.get(word, word) for word in words[1:]]
+    try:
+        parser.parse_args(given)
+    except errors.UsageError as refused:
+        # A sentence may name a command without its arguments.
+        if not refused.message.startswith("the following arguments are required"):
+            pytest.fail(f"{page}: {call}: {refused}")
+
+
+def test_manual_pages_examples_are_understood() -> None:
+    for page in ("zswapd.8", "zswapctl.8"):
+        text = (TOP / "man" / page).read_text().replace("\\-", "-")
+        for call in re.findall(r"^\.B (zswap(?:d|ctl) [^\n]*)", text.partition(".SH EXAMPLES")[2], re.MULTILINE):
+            words = shlex.split(call.partition(" | ")[0])
+            (zswapctl if words[0] == "zswapctl" else zswapd).make_parser().parse_args(words[1:])

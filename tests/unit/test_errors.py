@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import errno
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
 from zswapd import errors
+from zswapd.control import protocol
 
 CLASSES = [
     value
@@ -48,3 +51,48 @@ class TestEachError:
 
 def test_corruption_reads_as_an_io_error() -> None:
     assert errors.CorruptedPageError.errno_ == errors.LostPageError.errno_ == errno.EIO
+
+
+SYSEXITS = (
+    "USAGE DATAERR NOINPUT NOUSER NOHOST UNAVAILABLE SOFTWARE OSERR OSFILE CANTCREAT IOERR TEMPFAIL PROTOCOL NOPERM CONFIG"
+)
+SYSTEMD = {
+    "INVALIDARGUMENT": 2,
+    "NOTIMPLEMENTED": 3,
+    "NOPERMISSION": 4,
+    "NOTINSTALLED": 5,
+    "NOTCONFIGURED": 6,
+    "NOTRUNNING": 7,
+    **{name: 64 + number for number, name in enumerate(SYSEXITS.split())},
+}
+"""What `systemctl status` calls exit codes (systemd.exec(5)): LSB's, and those of sysexits.h."""
+FITS = {
+    errors.UsageError: "INVALIDARGUMENT",
+    errors.PermissionsError: "NOPERMISSION",
+    errors.ControlError: "UNAVAILABLE",
+    errors.InvariantError: "SOFTWARE",
+    errors.SwapDeviceError: "OSERR",
+    errors.MountError: "CANTCREAT",
+    errors.HeadroomError: "TEMPFAIL",
+    errors.ConfigError: "CONFIG",
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_systemd_names_no_code_after_something_else(cls: type[errors.ZswapdError]) -> None:
+    named = {code: name for name, code in SYSTEMD.items()}
+    assert named.get(cls.exit_code) == FITS.get(cls)
+    assert cls.exit_code < 200, "these are systemd's own"
+
+
+def test_the_unit_gives_up_at_settings_that_are_wrong_and_at_nothing_else() -> None:
+    unit = (Path(__file__).resolve().parents[2] / "systemd/zswapd.service").read_text()
+    assert re.findall("^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE) == [str(errors.ConfigError.exit_code)]
+
+
+def test_codes_of_before_are_still_understood() -> None:
+    for code, cls in ((2, errors.ConfigError), (3, errors.MountError), (5, errors.ControlError), (6, errors.SwapDeviceError),
+                      (7, errors.HeadroomError), (4, errors.PermissionsError), (13, errors.HandoverError)):  # fmt: skip
+        with pytest.raises(cls) as caught:
+            protocol.decode_reply(protocol.encode_error("no", None, code))
+        assert type(caught.value) is cls

@@ -82,7 +82,7 @@ def refuse_ours(device: int, path: Path, mountpoint: Path) -> None:
     while waiting:
         for name, file in loops_below(waiting.pop()):
             if file.is_relative_to(ours):  # and not asked of: nobody may serve it yet
-                raise BackingError(f"backing.path {path} lies on our own file {file} ({name})", hint="choose another")
+                raise BackingError(f"backing.path {path} lies on our own file {file} ({name})", hint="choose another path")
             with contextlib.suppress(OSError):
                 below = device_of(file.stat())
                 waiting += {below} - seen

@@ -29,6 +29,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING, Protocol
 from zswapd.backing._disk import Job
 from zswapd.backing.beneath import device_of, refuse_memory, refuse_ours
 from zswapd.errors import BackingError
+from zswapd.hints import for_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -127,7 +129,9 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
             # The way that pages will take: if it fails, better now than then.
             SlotStore(fd, page_size).labelling(writes=True)()
         except OSError as error:
-            raise BackingError(f"backing.path {path} cannot be written: {error.strerror}", hint="choose another") from error
+            raise BackingError(
+                f"backing.path {path} cannot be written: {error.strerror}", hint=_choose_another(error, path)
+            ) from error
         undo.pop_all()
     return fd
 
@@ -207,14 +211,18 @@ def _open(path: Path) -> int:
 
 
 def _not_opened(path: Path, error: OSError) -> BackingError:
+    name = shlex.quote(str(path))
     hints = {
-        errno.EBUSY: "it is mounted, swapped on, or part of another device",
-        errno.ETXTBSY: "it is swapped on: `swapoff` it first, or choose another",
+        errno.EBUSY: f"it is mounted, swapped on, or part of another device: `lsblk {name}`",
+        errno.ETXTBSY: f"it is swapped on: `swapoff {name}` first, or choose another",
         errno.EINVAL: "its file system has no direct I/O: choose another",
     }
-    return BackingError(
-        f"backing.path {path} cannot be opened: {error.strerror}", hint=hints.get(error.errno or 0, "choose another path")
-    )
+    hint = hints.get(error.errno or 0) or _choose_another(error, path)
+    return BackingError(f"backing.path {path} cannot be opened: {error.strerror}", hint=hint)
+
+
+def _choose_another(error: OSError, path: Path) -> str:
+    return for_failure(error, path, "choose another path")
 
 
 def _lock(fd: int, path: Path) -> None:
@@ -230,7 +238,9 @@ def _is_ours(fd: int, path: Path) -> bool:
     try:
         return os.pread(copy, len(LABEL), 0) == LABEL
     except OSError as error:
-        raise BackingError(f"backing.path {path} cannot be read: {error.strerror}", hint="choose another") from error
+        raise BackingError(
+            f"backing.path {path} cannot be read: {error.strerror}", hint=_choose_another(error, path)
+        ) from error
     finally:
         os.close(copy)
 
@@ -257,7 +267,8 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
     if found.returncode != 2:
         what = " ".join(found.stdout.decode(errors="replace").split()) or "something unclear"
         raise BackingError(
-            f"backing.path {path} carries a signature: {what}", hint="if nobody needs it: `wipefs --all`, or backing.force"
+            f"backing.path {path} carries a signature: {what}",
+            hint=f"if nobody needs it: `wipefs --all {shlex.quote(str(path))}`, or set backing.force",
         )
 
 
@@ -266,7 +277,8 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
         with contextlib.suppress(OSError):
             used = Path(os.fsdecode(loop.read_bytes().rstrip(b"\n")))
             if used.exists() and used.samefile(path):
-                raise BackingError(f"backing.path {path} is in use by /dev/{loop.parts[3]}", hint="`losetup -d` it first")
+                device = f"/dev/{loop.parts[3]}"
+                raise BackingError(f"backing.path {path} is in use by {device}", hint=f"`losetup --detach {device}` first")
     if stat.S_ISREG(status.st_mode) and status.st_size and not force and not _is_ours(fd, path):
         raise BackingError(
             f"backing.path {path} exists and is none of ours", hint="if nobody needs it: remove it, or set backing.force"

@@ -7,6 +7,7 @@ import json
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from zswapd import installation
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _worker_lines(worker: WorkerReport) -> Iterator[str]:
     if worker["poisoned_requests"]:
         yield f"  {worker['poisoned_requests']} requests were answered with EIO: they killed worker after worker"
     if not worker["supervised"]:
-        yield "  WITHOUT a supervisor: `zswapd run` starts one, which takes over"
+        yield f"  WITHOUT a supervisor: {installation.found().start()} starts one, which takes over"
 
 
 def _pool_lines(pool: PoolReport, page_size: int) -> Iterator[str]:
@@ -180,6 +181,9 @@ def setting_lines(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         remark = setting["origin"]
         if setting["unit"] == "bytes" and isinstance(value, int) and value >= 1 << 20:
             remark = f"{format_size(value)}, {remark}"
+        effective = setting.get("effective", 0)
+        if value and effective and effective < value:  # another setting bounds the same
+            remark = f"{format_size(effective)} counts, {remark}"
         yield f"{dest} = {_toml(value)}  # {remark}"
 
 

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zswapd import compress
+from zswapd.cli.parsing import Parser
 from zswapd.config import load, parse_assignment
 from zswapd.config.loading import make_context
 
 if TYPE_CHECKING:
+    import argparse
+
     from zswapd.config import Config, Context
 
 
-def options() -> argparse.ArgumentParser:
+def options() -> Parser:
     """Return a parser to inherit from."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="config file (default: /etc/zswapd/zswapd.toml, if it is there)"
     )

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zswapd import swapdevice
+from zswapd import installation, swapdevice
 from zswapd.errors import ProtectionError, SwapDeviceError, ZswapdError
+from zswapd.hints import no_swap_file
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
     if status["state"] == "stopping":
         raise SwapDeviceError(
             "the daemon is stopping: what is swapped on now would lose its data",
-            hint="start it again; or, if it cannot stop, see `zswapctl status`",
+            hint=f"{installation.found().start()} when it has ended; if it cannot end, see `zswapctl status`",
         )
     settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))
     files = _known(status, _names_that_are_off(status) if names is None else names)
@@ -131,8 +132,7 @@ def _known(status: StatusReport, names: Sequence[str]) -> list[Path]:
     known = [file["name"] for file in status["files"]]
     for name in names:
         if name not in known:
-            hint = f"there are: {', '.join(known)}" if known else "the daemon has none: swap.size is empty"
-            raise SwapDeviceError(f"there is no swap file {name!r}", hint=hint)
+            raise no_swap_file(name, known)
     return [Path(status["mountpoint"]) / name for name in names]
 
 
@@ -164,6 +164,9 @@ CONDITIONS = {
 """Protections and settings without which a box has been seen to hang, and what it means that one is off."""
 
 
+_TUNES = {"vm.min_free_kbytes": "; or let `zswapctl swapon --tune` raise it"}
+
+
 def _check_protections(status: StatusReport, *, force: bool) -> list[str]:
     """Refuse what has hung boxes; return the rest of what is off as warnings."""
     missing = [item for item in [*status["protections"], *status["advice"]] if not item["on"]]
@@ -171,7 +174,7 @@ def _check_protections(status: StatusReport, *, force: bool) -> list[str]:
         if item["name"] in CONDITIONS and not force:
             raise ProtectionError(
                 f"{CONDITIONS[item['name']]} ({item['detail']}): swapping on to it could hang this machine",
-                hint=f"{item['hint']}; --force swaps on all the same",
+                hint=f"{item['hint']}; --force swaps on all the same{_TUNES.get(item['name'], '')}",
             )
     return [f"{item['name']}: {item['detail']}" + (f" ({item['hint']})" if item["hint"] else "") for item in missing]
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 from zswapd import __version__, paths
 from zswapd.cli import caching, rendering, standard_files
 from zswapd.cli.failures import guarded
+from zswapd.cli.parsing import Parser, parse
 from zswapd.control.client import Client
-from zswapd.errors import ConfigError
+from zswapd.errors import ConfigError, UsageError
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments in place of the process's own.
     """
     standard_files.complete()
-    options = make_parser().parse_args(argv)
+    options = argparse.Namespace()
+    parse("zswapctl", make_parser, argv, options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: swapoff's child is told to give up as well
     return guarded("zswapctl", lambda: _run(options), options)
 
@@ -145,7 +147,7 @@ def _news(options: argparse.Namespace) -> Callable[[object], None]:
 
 
 def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    report = cast("dict[str, int]", client.call("shrink", progress=_news(options), frames=options.frames))
+    report = cast("dict[str, int]", client.call("shrink", progress=_news(options), frames=options.amount))
     given, left = (format_size(report[name] * report["page_size"]) for name in ("frames", "left"))
     return report, [f"{report['frames']} frames given back, {given}; the cache has {left}"]
 
@@ -156,6 +158,8 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
         how["incompressible"] = True
     if options.pages is not None:
         how["pages"] = options.pages
+    if options.mark_idle and (len(how) > 1 or options.idle is not None):
+        raise UsageError("--mark-idle marks all pages and sends none", hint="send some with a second `zswapctl writeback`")
     if options.idle is not None:
         how["unused"] = options.idle
     report = cast("dict[str, int]", client.call("writeback", progress=_news(options), **how))
@@ -230,6 +234,22 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _amount(text: str) -> int:
+    """Return a number of pages: written as such, or as a size, rounded up to whole pages."""
+    if text.isdecimal():
+        return _count(text)
+    from zswapd.config.loading import memory_total
+    from zswapd.config.sizes import ValueRefused, parse_size
+    from zswapd.pages import PAGE_SIZE
+
+    try:
+        return -(-parse_size(text, memory_total=memory_total()).bytes // PAGE_SIZE)
+    except ValueRefused as refused:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} {refused.message}; write a number of pages, or a size: 64M, 1G, 5%"
+        ) from None
+
+
 def _interval(text: str) -> float:
     try:
         value = float(text)
@@ -247,18 +267,18 @@ def _priority(text: str) -> int:
     return value
 
 
-def common(**defaults: object) -> argparse.ArgumentParser:
+def common(**defaults: object) -> Parser:
     """Return the options that may stand before the command, which gives them their defaults, and after it."""
-    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {paths.SOCKET})")
     parser.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
     parser.set_defaults(**defaults)
     return parser
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zswapctl",
         description="Show and steer a running zswapd, and switch its swap on and off.",
         parents=[common(socket=Path(paths.SOCKET), json=False)],
@@ -284,7 +304,7 @@ def make_parser() -> argparse.ArgumentParser:
     reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
     reset.add_argument("--all", action="store_true", help="all that were changed")
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
-    writeback.add_argument("--pages", type=_count, metavar="N", help="at most so many (default: all)")
+    writeback.add_argument("--pages", type=_amount, metavar="N", help="at most so many, or a size such as 64M (default: all)")
     writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")
     writeback.add_argument("--idle", type=_count, metavar="SECONDS", help="only pages that were not used for so long")
     writeback.add_argument(
@@ -308,8 +328,10 @@ def make_parser() -> argparse.ArgumentParser:
     caching.add_commands(cache, common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
-    shrink = add("shrink", _shrink, "take page frames from the cache, least recently used first, and give their memory back")
-    shrink.add_argument("frames", type=_count, metavar="N", help="how many frames")
+    shrink = add("shrink", _shrink, "take memory from the cache, least recently used first, and give it back to the system")
+    shrink.add_argument(
+        "amount", type=_amount, metavar="SIZE", help="how much: 64M, 1G, 5%% of memory; a plain number is page frames"
+    )
     add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")
     pages = add(
         "pages",

@@ -7,11 +7,12 @@ import argparse
 import json
 import shutil
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from zswapd import __version__, log
 from zswapd.cli import configuring, sources, standard_files
 from zswapd.cli.failures import guarded
+from zswapd.cli.parsing import Parser, parse
 from zswapd.config import SETTINGS, to_document
 from zswapd.config.kinds import shown
 from zswapd.errors import ZswapdError
@@ -35,13 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     standard_files.complete()
     options = argparse.Namespace()
-
-    def work() -> int:
-        make_parser().parse_args(argv, options)
-        code: int = options.work(options)
-        return code
-
-    return guarded("zswapd", work, options)
+    parse("zswapd", make_parser, argv, options)
+    return guarded("zswapd", lambda: cast("int", options.work(options)), options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -63,9 +59,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ZswapdError("zswapd ends for want of memory", hint="free some; look at `ulimit -v`") from error
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zswapd",
         description="Compressed swap in user space: a file that the kernel can swap to, held compressed in memory.",
         epilog="`zswapctl` switches swap on and off and shows what is stored.",

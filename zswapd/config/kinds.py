@@ -9,7 +9,6 @@ to the control socket. Pure: what a check needs to know of the machine comes in 
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, Protocol, TypeVar
 
 from zswapd.config.sizes import EXAMPLES, Size, ValueRefused, parse_size
+from zswapd.hints import nearest
 from zswapd.pages import round_down, round_up
 
 T_co = TypeVar("T_co", covariant=True)
@@ -76,12 +76,6 @@ def _escaped(character: str) -> str:
     if character.isprintable():
         return character
     return f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else f"\\U{ord(character):08x}"
-
-
-def nearest(name: str, names: frozenset[str] | set[str] | dict[str, object]) -> str | None:
-    """Return the one of `names` that `name` probably was meant to be."""
-    matches = difflib.get_close_matches(name, sorted(names), n=1)
-    return matches[0] if matches else None
 
 
 @dataclass(frozen=True, slots=True)

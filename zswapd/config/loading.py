@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zswapd import cgroups
-from zswapd.config.kinds import Context, Named, nearest, shown
+from zswapd.config.kinds import Context, Named, shown
 from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
     SECTIONS,
@@ -37,13 +38,17 @@ from zswapd.config.table import (
 )
 from zswapd.config.toml_lines import find_line
 from zswapd.errors import ConfigError
-from zswapd.pages import PAGE_SIZE
+from zswapd.hints import for_failure, nearest
+from zswapd.installation import restart_daemon
+from zswapd.pages import PAGE_SIZE, round_down
 
 DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
 """The config file below the root directory."""
 # tomllib takes time that grows with the square of the parts of a dotted key: these bound it to some two seconds.
 _LARGEST_FILE = 64 << 10
 _LONGEST_LINE = 4096
+BACKED_LIMIT_PERCENT = 20
+"""Default of pool.limit with a disk behind the pool, of all memory."""
 LONGEST_TEXT = 1024
 """Characters of a value that is set at run time, blanks included: all of them together have to fit into the shared state."""
 
@@ -185,7 +190,7 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
         if not setting.reloadable:
             raise ConfigError(
                 f"{dest} cannot change while the daemon runs",
-                hint=f"put it into the config file and restart; what can: {', '.join(reloadable_names())}",
+                hint=f"put it into the config file, then {restart_daemon()}; what can: {', '.join(reloadable_names())}",
             )
     new = {dest: Given(value, Origin(source), text=isinstance(value, str)) for dest, value in settings.items()}
     return build({**config.given, **new}, config.context)
@@ -200,7 +205,8 @@ def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, A
     """Return settings as plain values for `get`, all of them if none is named.
 
     Returns:
-        By full name: value (paths as strings), written form, origin, unit, and whether it can change.
+        By full name: value (paths as strings), written form, origin, unit, and whether it can change. For `pool.limit`, also
+        what counts in bytes, since `pool.zv_page_count_policy_percent` bounds the same memory.
 
     Raises:
         ConfigError: a name is unknown.
@@ -211,6 +217,7 @@ def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, A
 
 def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
     value = config.value(row.dest)
+    effective = {"effective": pool_limit_bytes(config)} if row.dest == "pool.limit" else {}
     entries = [given for dest, given in config.given.items() if dest == row.dest or dest.startswith(row.dest + ".")]
     return {
         "value": str(value) if isinstance(value, Path) else dict(value) if isinstance(value, Mapping) else value,
@@ -218,6 +225,7 @@ def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
         "origin": ", ".join(dict.fromkeys(str(given.origin) for given in entries)) or "default",
         "unit": row.unit,
         "reloadable": row.reloadable,
+        **effective,
     }
 
 
@@ -238,6 +246,14 @@ def make_context(codecs: Iterable[str], *, root: Path = Path("/"), page_size: in
     return Context(total, page_size, frozenset(codecs))
 
 
+def pool_limit_bytes(config: Config) -> int:
+    """Return what the pool may hold: the lower of pool.limit and pool.zv_page_count_policy_percent."""
+    pool, total = config.pool, config.context.memory_total
+    default = total * BACKED_LIMIT_PERCENT // 100 if config.backing.path else total
+    bound = total * pool.zv_page_count_policy_percent // 100
+    return round_down(min(default if pool.limit is None else pool.limit, bound), config.context.page_size)
+
+
 def memory_total(root: Path = Path("/")) -> int:
     """Return the machine's memory in bytes.
 
@@ -248,9 +264,9 @@ def memory_total(root: Path = Path("/")) -> int:
     try:
         match = re.search(r"^MemTotal:\s*(\d+) kB", path.read_text(), re.MULTILINE)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="mount /proc") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="`mount -t proc proc /proc`") from error
     if match is None:
-        raise ConfigError(f"{path} has no MemTotal", hint="mount /proc")
+        raise ConfigError(f"{path} has no MemTotal", hint="`mount -t proc proc /proc`")
     return int(match[1]) * 1024
 
 
@@ -261,9 +277,10 @@ def _read_file(path: Path) -> dict[str, Given]:
         _check_length(path, text)
         document = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}", hint="name an existing, readable file with --config"
-        ) from error
+        otherwise = "name an existing, readable file with --config"
+        if path.parent.name.endswith(".d"):
+            otherwise = f"`rm {shlex.quote(str(path))}`, if nobody needs it"
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=for_failure(error, path, otherwise)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:

@@ -143,7 +143,8 @@ class PoolSection:
     limit: int | None = setting(
         OptionalSize(100),
         "",
-        help="Most memory that stored pages may take; without a word, all, or 20% with a backing.",
+        help="Most memory that stored pages may take; the lower of it and zv_page_count_policy_percent counts. Without a word: "
+        "no limit but that one, or 20% of memory with a backing.",
         unit="bytes",
         reloadable=True,
     )
@@ -178,7 +179,7 @@ class PoolSection:
     zv_page_count_policy_percent: int = setting(
         Integer(1, 150),
         75,
-        help="Most memory that stored pages may take, of all memory.",
+        help="Most memory that stored pages may take, of all memory; the lower of it and limit counts.",
         unit="%",
         reloadable=True,
     )

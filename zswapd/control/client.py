@@ -9,8 +9,11 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from zswapd import installation
 from zswapd.control.protocol import MAX_REPLY, Progress, decode_reply, encode_request
 from zswapd.errors import ControlError, PermissionsError
+from zswapd.hints import for_failure
+from zswapd.installation import look_into_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +83,7 @@ class Client:
             self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             data = self._socket.recv(1 << 16)
             if not data:
-                raise ControlError("the daemon closed the connection", hint="look into its log")
+                raise ControlError("the daemon closed the connection", hint=look_into_log())
             self._received += data
         line = bytes(self._received[:end])
         del self._received[: end + 1]
@@ -89,9 +92,9 @@ class Client:
     def _silent(self, error: OSError) -> ControlError:
         if isinstance(error, TimeoutError):
             return ControlError(
-                f"zswapd does not answer within {self._timeout:g} s", hint="it hangs or is very busy; look into its log"
+                f"zswapd does not answer within {self._timeout:g} s", hint=f"it hangs or is very busy: {look_into_log()}"
             )
-        return ControlError(f"the connection to zswapd broke: {error.strerror}", hint="look into its log")
+        return ControlError(f"the connection to zswapd broke: {error.strerror}", hint=look_into_log())
 
 
 def _connect(path: Path, timeout: float) -> socket.socket:
@@ -110,11 +113,12 @@ def _connect(path: Path, timeout: float) -> socket.socket:
     except OSError as error:
         connection.close()
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise PermissionsError(f"permission denied at {path}", hint="run zswapctl as root") from error
+            hint = for_failure(error, path, "name the daemon's socket with --socket")
+            raise PermissionsError(f"permission denied at {path}", hint=hint) from error
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.ENOTDIR):
             raise ControlError(
                 f"zswapd does not run: nobody listens at {path}",
-                hint="start it with `zswapd run`, or name its socket with --socket",
+                hint=f"start it with {installation.found().start()}, or name its socket with --socket",
             ) from error
         raise ControlError(f"cannot connect to {path}: {error}", hint="name the daemon's socket with --socket") from error
     return connection

@@ -27,7 +27,9 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Self
 
-from zswapd.errors import AlreadyRunningError, ControlError, PermissionsError
+from zswapd import installation
+from zswapd.errors import AlreadyRunningError, ControlError, PermissionsError, ZswapdError
+from zswapd.hints import for_failure
 from zswapd.paths import nearest_existing, why_unmakeable
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 QUEUE = 32
 """Clients that may wait to be served."""
+_EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""Reasons that no privilege helps against."""
 _FLOCK = struct.Struct("hhqqi4x")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
 
@@ -67,8 +71,8 @@ class Listener:
 
         Raises:
             AlreadyRunningError: another daemon has this socket.
-            ControlError: something else stands at its path.
-            PermissionsError: the directory or the socket cannot be made.
+            ControlError: something else stands at its path, or the system has no room for it.
+            PermissionsError: the directory or the socket may not be made there.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ class Listener:
             self.socket = _listen(self.path)
         except OSError as error:
             self.close()
-            raise _not_made(self.path, error.strerror or "") from error
+            raise _not_made(self.path, error) from error
         except BaseException:
             self.close()
             raise
@@ -160,14 +164,16 @@ def supervisor_of(path: Path) -> int:
     """Return the process id of the supervisor of the daemon that has a control socket; 0 if there is none, dead or alive.
 
     Raises:
-        ControlError: the lock cannot be looked at.
+        ControlError, PermissionsError: the lock cannot be looked at.
     """
     try:
         lock = os.open(lock_path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return 0
     except OSError as error:
-        raise ControlError(f"cannot look at {lock_path(path)}: {error.strerror}", hint="run zswapd as root") from error
+        hint = for_failure(error, lock_path(path), "choose another place with --set control.socket=PATH")
+        cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else ControlError
+        raise cls(f"cannot look at {lock_path(path)}: {error.strerror}", hint=hint) from error
     try:
         answer = fcntl.fcntl(lock, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     finally:
@@ -196,18 +202,26 @@ def check_place(path: Path) -> None:
     """
     try:
         _look_at_path(path)
-        reason = why_unmakeable(nearest_existing(path.parent))
+        if number := why_unmakeable(nearest_existing(path.parent)):
+            raise OSError(number, os.strerror(number))
     except OSError as error:
-        raise _not_made(path, error.strerror or "") from error
-    if reason:
-        raise _not_made(path, reason)
+        raise _not_made(path, error) from error
 
 
-def _not_made(path: Path, reason: str) -> PermissionsError:
-    return PermissionsError(
-        f"cannot make the control socket {path}: {reason}",
-        hint="run zswapd as root, or choose another place with --set control.socket=PATH",
+def _not_made(path: Path, error: OSError) -> ZswapdError:
+    cls = ControlError if error.errno in _EXHAUSTED else PermissionsError
+    return cls(
+        f"cannot make the control socket {path}: {error.strerror}",
+        hint=for_failure(error, path, "choose another place with --set control.socket=PATH"),
     )
+
+
+def _stop(path: Path) -> str:
+    """Return what stops the daemon that has a control socket."""
+    with contextlib.suppress(ZswapdError):
+        if pid := supervisor_of(path):
+            return f"stop it with {installation.of_daemon().stop(pid)}"
+    return "stop it"
 
 
 def _claim(lock: int, path: Path) -> None:
@@ -218,7 +232,7 @@ def _claim(lock: int, path: Path) -> None:
             raise
         raise AlreadyRunningError(
             f"another zswapd supervises the control socket {path}",
-            hint="stop it, or give this one its own with --set control.socket=PATH",
+            hint=f"{_stop(path)}, or give this one its own with --set control.socket=PATH",
         ) from None
 
 
@@ -232,7 +246,7 @@ def _take_lock(path: Path) -> int:
             os.close(lock)
             raise AlreadyRunningError(
                 f"another zswapd runs with the control socket {path.with_suffix('')}",
-                hint="stop it, or give this one its own with --set control.socket=PATH",
+                hint=f"{_stop(path.with_suffix(''))}, or give this one its own with --set control.socket=PATH",
             ) from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.lstat()):

@@ -4,7 +4,7 @@
     → {"v": 1, "cmd": "get", "args": {"keys": ["pool.compressor"]}}
     ← {"v": 1, "progress": {…}}                        any number of these, or none
     ← {"v": 1, "ok": true, "result": {…}}
-    ← {"v": 1, "ok": false, "error": {"message": "…", "hint": "…", "code": 5}}
+    ← {"v": 1, "ok": false, "error": {"message": "…", "hint": "…", "code": 69}}
 
 `code` is the exit code that a command line should end with. A client may send its next request on the same
 connection when it has its result. COMMANDS is the one table of commands and their arguments: the server
@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
 
-from zswapd.errors import ControlError, ZswapdError
+from zswapd.errors import OLD_EXIT_CODES, ControlError, ZswapdError
+from zswapd.hints import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -270,12 +271,8 @@ def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = C
     if unknown or not isinstance(command, str) or not isinstance(arguments, dict):
         _refuse("the request is no command", 'send {"v": 1, "cmd": NAME, "args": {…}}')
     if command not in commands:
-        import difflib
-
-        near = difflib.get_close_matches(command[:40], commands, n=1)
-        _refuse(
-            f"unknown command {command[:40]!r}", f"did you mean {near[0]}?" if near else f"commands are: {', '.join(commands)}"
-        )
+        meant = did_you_mean(command[:40], commands, f"commands are: {', '.join(commands)}")
+        _refuse(f"unknown command {command[:40]!r}", meant)
     known = {argument.name: argument for argument in commands[command]}
     for name, value in arguments.items():
         if name not in known:
@@ -350,6 +347,7 @@ def _error_class(code: object) -> type[ZswapdError]:
         cls = classes.pop()
         found[cls.exit_code] = cls
         classes += cls.__subclasses__()
+    found |= OLD_EXIT_CODES
     return found.get(code, ControlError) if isinstance(code, int) else ControlError
 
 

@@ -19,15 +19,18 @@ import errno
 import fcntl
 import logging
 import os
+import shlex
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from zswapd import installation
 from zswapd.errors import MountError, PermissionsError
+from zswapd.hints import for_capability, for_device, for_failure
 from zswapd.paths import nearest_existing, why_unmakeable, without_links
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Mount:
         mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700) and removed
             at the end.
         device: the FUSE device node.
+        left_on: returns which loop devices have a file below a directory, each with the command that frees it.
 
     Attributes:
         mountpoint: its name as mountinfo has it.
@@ -60,12 +64,19 @@ class Mount:
         device: st_dev of the files in it, 0 if that is not known.
     """
 
-    def __init__(self, mountpoint: Path, *, device: Path = Path("/dev/fuse")) -> None:
+    def __init__(
+        self,
+        mountpoint: Path,
+        *,
+        device: Path = Path("/dev/fuse"),
+        left_on: Callable[[Path], Mapping[str, str]] = lambda _: {},
+    ) -> None:
         self.mountpoint = without_links(mountpoint)
         self.descriptor = -1
         self.made: tuple[Path, ...] = ()
         self.device = 0
         self._device = device
+        self._left_on = left_on
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -80,8 +91,11 @@ class Mount:
 
         Raises:
             PermissionsError: no FUSE device, or not allowed to mount.
-            MountError: the mountpoint cannot be used. In both cases everything is as before.
+            MountError: the mountpoint cannot be used. In both cases everything is as before, but that the mount of a zswapd
+                that has died may be gone.
         """
+        self._check_privileges()
+        self._clear_dead()
         self.check()
         with contextlib.ExitStack() as undo:
             self._make_mountpoint(undo)
@@ -97,8 +111,9 @@ class Mount:
             PermissionsError, MountError: see `open`.
         """
         self._check_privileges()
-        self._check_not_mounted()
-        self._check_mountpoint()
+        if not self._is_dead_mount():
+            self._check_not_mounted()
+            self._check_mountpoint()
 
     def adopt(self, descriptor: int, made: Sequence[Path], device: int = 0) -> None:
         """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
@@ -148,16 +163,22 @@ class Mount:
 
     def _check_privileges(self) -> None:
         if not self._device.exists():
-            raise PermissionsError(f"{self._device} does not exist", hint="load the FUSE module: modprobe fuse")
-        if not os.access(self._device, os.R_OK | os.W_OK) or os.geteuid() != 0:
-            raise PermissionsError("mounting needs root's privileges", hint="start zswapd as root")
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise PermissionsError(f"{self._device} does not exist", hint=for_device(missing, self._device, "fuse"))
+        if os.geteuid() != 0:
+            raise PermissionsError(
+                "mounting needs root's privileges", hint=f"start zswapd as root: {installation.called_again()}"
+            )
 
     def _check_not_mounted(self) -> None:
         kind = _mounted_kind(self.mountpoint)
         if kind is None:
             return
         if _is_dead(self.mountpoint):
-            raise MountError(f"{self.mountpoint} is the mount of a daemon that has died", hint=f"umount -l {self.mountpoint}")
+            raise MountError(
+                f"{self.mountpoint} is the mount of a daemon that has died, of type {kind}",
+                hint=f"`umount -l {shlex.quote(str(self.mountpoint))}` if nobody needs it; or choose another --mountpoint",
+            )
         if kind == _FILESYSTEM.decode():
             raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
         raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
@@ -168,8 +189,8 @@ class Mount:
             there = nearest_existing(self.mountpoint)
             if not there.is_dir():
                 raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
-            if there != self.mountpoint and (reason := why_unmakeable(there)):
-                raise MountError(f"{self.mountpoint} cannot be made in {there}: {reason}", hint="choose another --mountpoint")
+            if there != self.mountpoint and (number := why_unmakeable(there)):
+                raise OSError(number, os.strerror(number))
             if there == self.mountpoint and any(self.mountpoint.iterdir()):
                 raise MountError(
                     f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
@@ -177,7 +198,33 @@ class Mount:
         except OSError as error:
             raise _unusable(self.mountpoint, error) from error
 
-    # Steps: each leaves its undoing behind.
+    # Steps: each leaves its undoing behind, but for the first.
+
+    def _clear_dead(self) -> None:
+        """Unmount what daemons like this one have left that died: nobody can use it any more."""
+        if not self._is_dead_mount():
+            return
+        target = os.fsencode(self.mountpoint)
+        if _libc.umount2(target, _UMOUNT_NOFOLLOW) and _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW):
+            return  # the check that follows says what is there
+        log.warning("%s was the mount of a zswapd that has died: unmounted", self.mountpoint)
+
+    def _is_dead_mount(self) -> bool:
+        """Say whether a zswapd that has died left its mount on the mountpoint.
+
+        A loop device holds on to its file, and would go on failing unseen: it has to go first.
+
+        Raises:
+            MountError: a loop device or swap is on it.
+        """
+        if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode() or not _is_dead(self.mountpoint):
+            return False
+        if left := self._left_on(self.mountpoint):
+            raise MountError(
+                f"{self.mountpoint} is the mount of a zswapd that has died, and what was on {', '.join(left)} is lost",
+                hint=f"`{' && '.join(left.values())}`, then start it again",
+            )
+        return True
 
     def _make_mountpoint(self, undo: contextlib.ExitStack) -> None:
         try:
@@ -203,7 +250,11 @@ class Mount:
 
     def _mount(self, undo: contextlib.ExitStack) -> int:
         """Mount; return the descriptor of the connection."""
-        descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"{self._device} cannot be opened: {error.strerror}"
+            raise PermissionsError(message, hint=for_device(error, self._device, "fuse")) from error
         options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_IO}"
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
         target = os.fsencode(self.mountpoint)
@@ -211,9 +262,11 @@ class Mount:
             number = ctypes.get_errno()
             os.close(descriptor)
             message = f"mounting on {self.mountpoint} failed: {os.strerror(number)}"
-            if number == errno.EPERM:
-                raise PermissionsError(message, hint="the process needs CAP_SYS_ADMIN")
-            raise MountError(message, hint="see dmesg for the kernel's reason")
+            if number in (errno.EPERM, errno.EACCES):
+                raise PermissionsError(message, hint=for_capability("CAP_SYS_ADMIN"))
+            if number == errno.ENODEV:
+                raise MountError(message, hint=for_device(OSError(number, ""), self._device, "fuse"))
+            raise MountError(message, hint="`dmesg` may have the kernel's reason")
         undo.callback(os.close, descriptor)
         # Unmounting comes first: the connection has to live while it does.
         undo.callback(self.unmount)
@@ -221,7 +274,10 @@ class Mount:
 
 
 def _unusable(mountpoint: Path, error: OSError) -> MountError:
-    return MountError(f"{mountpoint} cannot be used as mountpoint: {error.strerror}", hint="choose another --mountpoint")
+    return MountError(
+        f"{mountpoint} cannot be used as mountpoint: {error.strerror}",
+        hint=for_failure(error, mountpoint, "choose another --mountpoint"),
+    )
 
 
 def _mounted_kind(path: Path) -> str | None:

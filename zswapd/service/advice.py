@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from zswapd.errors import PermissionsError
+from zswapd.hints import for_failure
 from zswapd.service.protections import Protection
 
 _MIN_FREE = "proc/sys/vm/min_free_kbytes"
@@ -45,7 +46,8 @@ def raise_min_free_kbytes(root: Path = Path("/")) -> bool:
     try:
         path.write_text(f"{found[1]}\n")
     except OSError as error:
-        raise PermissionsError(f"cannot write {path}: {error.strerror}", hint="run zswapctl as root") from error
+        elsewhere = f"set it outside of the container: `sysctl vm.min_free_kbytes={found[1]}`"
+        raise PermissionsError(f"cannot write {path}: {error.strerror}", hint=for_failure(error, path, elsewhere)) from error
     return True
 
 

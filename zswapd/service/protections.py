@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zswapd import cgroups
+from zswapd.hints import for_capability
 from zswapd.service import code
 from zswapd.service.heap import (
     LIBC_HEAP,
@@ -41,7 +42,6 @@ MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 PR_SET_IO_FLUSHER = 57
 PR_SET_DUMPABLE = 4
 CAP_IPC_LOCK, CAP_SYS_RESOURCE = 14, 24
-CAPABILITY_HINT = "run zswapd as root with the capability CAP_SYS_RESOURCE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +164,10 @@ def _lock_memory(libc: ctypes.CDLL, root: Path, *, populates_code: bool) -> Prot
         # Locking up to the limit would be worse than not locking: with MCL_FUTURE, whatever goes beyond it
         # cannot be mapped.
         detail = f"only {limit >> 10} KiB may be locked (RLIMIT_MEMLOCK)"
-        return Protection(name, on=False, detail=detail, hint="run zswapd as root, or with RLIMIT_MEMLOCK unlimited")
+        hint = f"{for_capability('CAP_IPC_LOCK')}; or raise RLIMIT_MEMLOCK: `ulimit -l unlimited`"
+        return Protection(name, on=False, detail=detail, hint=hint)
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
-        return Protection(name, on=False, detail=f"mlockall: {_last_error()}", hint="run zswapd as root")
+        return Protection(name, on=False, detail=f"mlockall: {_last_error()}", hint=for_capability("CAP_IPC_LOCK"))
     if populates_code:
         code.populate(libc, root, waits=True)
     if _status_field(root, "VmLck") == 0:
@@ -236,10 +237,10 @@ def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:
         return Protection(name, on=True, detail="allocations by the daemon start no I/O to its own swap")
     failed = ctypes.get_errno()
     if failed == errno.EPERM:
-        return Protection(name, on=False, detail="not permitted", hint=CAPABILITY_HINT)
+        return Protection(name, on=False, detail="not permitted", hint=for_capability("CAP_SYS_RESOURCE"))
     if failed == errno.EINVAL:
         return Protection(name, on=False, detail="this kernel does not have it", hint="use Linux 5.6 or later")
-    return Protection(name, on=False, detail=f"prctl: {os.strerror(failed)}", hint=CAPABILITY_HINT)
+    return Protection(name, on=False, detail=f"prctl: {os.strerror(failed)}", hint=for_capability("CAP_SYS_RESOURCE"))
 
 
 def _forbid_core_dumps(libc: ctypes.CDLL, root: Path) -> Protection:
@@ -275,7 +276,7 @@ def _set_scheduling(kind: str) -> Protection:
             return Protection(name, on=True, detail="real-time, round robin, priority 1")
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     except OSError as error:
-        return Protection(name, on=False, detail=f"{kind}: {error.strerror}", hint="run zswapd as root, with CAP_SYS_NICE")
+        return Protection(name, on=False, detail=f"{kind}: {error.strerror}", hint=for_capability("CAP_SYS_NICE"))
     return Protection(name, on=True, detail=f"nice {NICE}")
 
 
@@ -291,14 +292,14 @@ def _set_oom_score_adj(wanted: int, root: Path) -> Protection:
     try:
         reached = int(path.read_text())
     except (OSError, ValueError):
-        return Protection("oom_score_adj", on=False, detail=reason, hint="mount /proc")
+        return Protection("oom_score_adj", on=False, detail=reason, hint="`mount -t proc proc /proc`")
     if reached <= wanted:
         return Protection("oom_score_adj", on=True, detail=f"{reached}")
     return Protection(
         "oom_score_adj",
         on=False,
         detail=f"{reached} instead of {wanted}: {reason}",
-        hint=CAPABILITY_HINT,
+        hint=for_capability("CAP_SYS_RESOURCE"),
     )
 
 

@@ -27,13 +27,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zswapd import backedpool, costs, geometry, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
-from zswapd.assembly import label, lost_bitmap_bytes, make_arena
+from zswapd.assembly import label, lost_bitmap_bytes, make_arena, parsed_label
 from zswapd.config.loading import memory_total
+from zswapd.config.shapes import differences
 from zswapd.control.listening import Listener
 from zswapd.errors import HandoverError
 from zswapd.fuse.mounting import MAX_IO, Mount
 from zswapd.handover import READABLE_LAYOUTS as STATE_LAYOUTS
 from zswapd.handover import HookWord, SharedState
+from zswapd.installation import look_into_log, restart_daemon
+from zswapd.swapdevice.state import left_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,18 +110,14 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
     # What older programs do not say of themselves; the arena's label has some of it all the same.
     unsaid = {key: ours[key] for key in ("max_zspage_frames", "fuse.hook", "control.socket")}
     running = {"allocator": "zsmalloc", **unsaid} | dict(running)
-    for key in (*ours, "backing"):
-        # Files have numbers by their order, which stand in every header of a page.
-        if _in_order(running.get(key)) != _in_order(ours.get(key)):
-            raise HandoverError(
-                f"the running daemon's {key} is {running.get(key)}, the configuration says {ours.get(key)}",
-                hint="take over with the old value; swap off and restart to change it",
-            )
-
-
-def _in_order(value: object) -> object:
-    """Return what compares equal only if its parts stand in the same order."""
-    return list(value.items()) if isinstance(value, dict) else value
+    known = (*ours, "backing")
+    # Files have numbers by their order, which stand in every header of a page.
+    found = differences({key: running[key] for key in known if key in running}, ours)
+    if found:
+        raise HandoverError(
+            f"the running daemon's {'; '.join(found)}",
+            hint=f"put the old value back, or swap off to change it: {restart_daemon()}",
+        )
 
 
 def check(config: Config, running: str) -> None:
@@ -141,14 +140,15 @@ def check(config: Config, running: str) -> None:
         if theirs not in ours:
             raise HandoverError(
                 f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
-                hint="swap off and restart, when there is time for it",
+                hint=f"when there is time to swap off: {restart_daemon()}",
             )
     check_geometry(config, shape)
     made_for, wanted = identity.get("arena_label"), label(config).decode()
     if made_for is not None and made_for != wanted:  # older programs do not say
+        found = "; ".join(differences(parsed_label(made_for), parsed_label(wanted)))
         raise HandoverError(
-            f"the running daemon's arena is for other settings: {made_for}, not {wanted}",
-            hint="take over with the old values; swap off and restart to change them",
+            f"the running daemon's arena is for other settings: {found}",
+            hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
         )
 
 
@@ -186,7 +186,7 @@ def make(config: Config) -> Estate:
             undo.callback(store.unlink)
         arena = _new_arena(config)
         undo.callback(os.close, arena)
-        mount = undo.enter_context(Mount(config.fuse.mountpoint))
+        mount = undo.enter_context(Mount(config.fuse.mountpoint, left_on=left_on))
         shape = {**geometry.of(config), "made": [str(path) for path in mount.made], "device": mount.device}
         areas = {**backedpool.areas(config), **recompressing.areas(config)}
         state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
@@ -222,7 +222,7 @@ def adopt(config: Config, descriptors: Mapping[str, int], *, seize: bool = False
     state = SharedState(descriptors["state"])
     check_geometry(config, state.geometry)
     if config.backing.path and "backing" not in descriptors:
-        raise HandoverError("the disk behind the pool was not handed over", hint="look into the daemon's log")
+        raise HandoverError("the disk behind the pool was not handed over", hint=look_into_log())
     listener = Listener(config.control.socket)
     if "socket" in descriptors:
         listener.adopt(descriptors["socket"], descriptors["lock"])

@@ -8,6 +8,7 @@ all that is swapped out with it, so it tries again for as long as it takes.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import math
@@ -55,7 +56,9 @@ def fork(meanwhile: Callable[[], object], *, has_time: bool) -> int:
         except OSError as error:
             tries -= 1
             if tries <= 0:
-                hint = "free some memory; look at pids.max of its cgroup, and vm.overcommit_memory"
+                hint = "free some memory, which `free -m` shows; or look at vm.overcommit_memory, and pids.max of its cgroup"
+                if error.errno == errno.EAGAIN:
+                    hint = "raise pids.max of its cgroup (TasksMax= of the unit), or the limit that `ulimit -u` shows"
                 raise ZswapdError(f"no worker can be forked: {error.strerror}", hint=hint) from error
             log.error(  # noqa: TRY400 - a reason, not a bug
                 "no worker can be forked, trying again: %s", error.strerror, extra={"rate_limit": 5}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from zswapd.control.protocol import Result, decode_reply, encode_request
 from zswapd.errors import ControlError
+from zswapd.installation import look_into_log
 from zswapd.supervisor.estate import NAMES
 from zswapd.supervisor.remains import status_of_the_dead
 
@@ -57,7 +58,7 @@ def inherit(path: Path, *, limit: float = ANSWER_S) -> tuple[dict[str, int], int
         except (TimeoutError, BlockingIOError):
             raise TimeoutError(f"the daemon behind {path} does not answer") from None
         except OSError as error:
-            raise ControlError(f"the daemon behind {path} does not answer: {error}", hint="look into its log") from error
+            raise ControlError(f"the daemon behind {path} does not answer: {error}", hint=look_into_log()) from error
     with contextlib.ExitStack() as undo:
         for descriptor in descriptors:
             undo.callback(os.close, descriptor)
@@ -91,7 +92,7 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
                 count = len(content) // size
                 descriptors += struct.unpack(f"{count}i", content[: count * size])
         if not part:
-            raise ControlError("the daemon closed the connection", hint="look into its log")
+            raise ControlError("the daemon closed the connection", hint=look_into_log())
         data += part
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call

@@ -14,7 +14,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from zswapd import compress, preparing
+from zswapd import compress, installation, preparing
 from zswapd.assembly import Core, Inherited
 from zswapd.compress.samples import sample_pages
 from zswapd.errors import HandoverError
@@ -39,7 +39,7 @@ def rehearse(config: Config) -> None:
     if lowlevel is None:
         raise HandoverError(
             f"the installed program could not take the session over: {lowlevel_problem}",
-            hint="install it whole; build the hook",
+            hint=f"install it again, whole: {installation.found().reinstall()}",
         )
     try:
         preparing.load(config)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from zswapd.control.listening import lock_path
 from zswapd.errors import HandoverError
 from zswapd.handover import MAGIC, SharedState, Word
+from zswapd.hints import for_capability
 from zswapd.supervisor.estate import NAMES
 from zswapd.supervisor.orphan import retire
 from zswapd.supervisor.remains import born_ticks, status_of_the_dead
@@ -61,7 +62,10 @@ def worker_in(descriptor: int) -> int:
     state = SharedState(os.dup(descriptor))
     try:
         if not state.words[Word.WORKER]:
-            raise HandoverError("the worker does not answer, and does not say which process it is", hint="kill it by hand")
+            raise HandoverError(
+                "the worker does not answer, and does not say which process it is",
+                hint="`ps -C zswapd-worker` shows its process id: `kill -KILL PID` ends it",
+            )
         return living_worker(state)
     finally:
         state.close()
@@ -85,7 +89,7 @@ def take_files(socket: Path) -> tuple[dict[str, int], int]:
     if len(workers) != 1 or set(holders.values()) - {WORKER_NAME, SPARE_NAME}:
         raise HandoverError(
             f"nobody answers at {socket}, and which worker that should be is not clear: {holders or 'none can be seen'}",
-            hint="start zswapd as root, with the capability CAP_SYS_PTRACE",
+            hint=for_capability("CAP_SYS_PTRACE"),
         )
     process = os.pidfd_open(workers[0])
     try:
@@ -144,7 +148,7 @@ def _copy(process: int, number: int) -> int:
         reason = os.strerror(ctypes.get_errno())
         raise HandoverError(
             f"the files of a worker that does not answer cannot be had: {reason}",
-            hint="start zswapd as root, with the capability CAP_SYS_PTRACE",
+            hint=for_capability("CAP_SYS_PTRACE"),
         )
     return copy
 

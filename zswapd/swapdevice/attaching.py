@@ -24,13 +24,17 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zswapd import installation
 from zswapd.errors import PermissionsError, SwapDeviceError
+from zswapd.hints import for_capability, for_device, for_failure
+from zswapd.installation import look_into_log
 from zswapd.pages import PAGE_SIZE
 from zswapd.paths import without_links
 from zswapd.swapdevice.kernel import DISCARD_STEP, SWAP_FLAG_DISCARD, SWAP_FLAG_PREFER, Kernel
@@ -126,9 +130,11 @@ def _backing_file(file: Path) -> Iterator[int]:
     except OSError as error:
         hint = "is it one of the files that `zswapctl status` lists?"
         if error.errno == errno.ENOTCONN:
-            hint = f"the daemon that served it is gone: umount --lazy {file.parent}, then start zswapd again"
+            hint = f"the daemon that served it has died: start it again, {installation.found().start()}"
         elif error.errno == errno.EBUSY:
             hint = "the daemon is stopping: nobody can swap on to its files any more"
+        elif error.errno != errno.ENOENT:
+            hint = for_failure(error, file, hint)
         cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else SwapDeviceError
         raise cls(f"cannot open {file}: {error.strerror}", hint=hint) from error
     try:
@@ -164,7 +170,7 @@ def _refuse_if_attached(file: Path, root: Path) -> None:
         raise SwapDeviceError(f"{file} is swapped on already, as {found.device}", hint="`zswapctl swapoff` switches it off")
     mountpoint = mountpoint_of(found.device, root)
     if mountpoint:
-        raise SwapDeviceError(f"{file} is mounted at {mountpoint}, by {found.device}", hint=f"umount {mountpoint}")
+        raise SwapDeviceError(f"{file} is mounted at {mountpoint}, by {found.device}", hint=f"umount {shlex.quote(mountpoint)}")
     raise SwapDeviceError(
         f"{file} is attached to {found.device} already, for something else", hint=f"losetup --detach {found.device}"
     )
@@ -198,9 +204,9 @@ def _configure_free_loop(kernel: Kernel, backing: int, file: Path, block_size: i
             kernel.close(loop)
             if error.errno == errno.EBUSY:
                 continue
-            raise SwapDeviceError(
-                f"{device} cannot be attached to {file}: {error.strerror}", hint="it takes Linux 5.8 or later"
-            ) from error
+            is_old = error.errno in (errno.EINVAL, errno.ENOTTY)  # LOOP_CONFIGURE is of Linux 5.8
+            hint = "it takes Linux 5.8 or later" if is_old else for_failure(error, device, "see `dmesg`")
+            raise SwapDeviceError(f"{device} cannot be attached to {file}: {error.strerror}", hint=hint) from error
         except BaseException:
             kernel.close(loop)
             raise
@@ -217,9 +223,9 @@ def _check_direct_io(device: str, file: Path, root: Path) -> None:
 
 def _no_loop_device(error: OSError) -> PermissionsError:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return PermissionsError(f"no permission for {error.filename}", hint="run zswapctl as root")
+        return PermissionsError(f"no permission for {error.filename}", hint=for_device(error, error.filename, "loop"))
     return PermissionsError(
-        f"no loop device: {error.filename}: {error.strerror}", hint="modprobe loop; in a container, let it have /dev/loop*"
+        f"no loop device: {error.filename}: {error.strerror}", hint=for_device(error, error.filename, "loop")
     )
 
 
@@ -246,7 +252,7 @@ def _make_swap(kernel: Kernel, device: str) -> None:
     except FileNotFoundError as error:
         raise SwapDeviceError("mkswap is not installed", hint="install the package util-linux") from error
     if code != 0:
-        raise SwapDeviceError(f"mkswap {device} failed: {said or f'exit code {code}'}", hint="the daemon's log may say why")
+        raise SwapDeviceError(f"mkswap {device} failed: {said or f'exit code {code}'}", hint=look_into_log())
 
 
 def _swap_on(kernel: Kernel, device: str, priority: int, *, discard: bool) -> None:
@@ -255,5 +261,5 @@ def _swap_on(kernel: Kernel, device: str, priority: int, *, discard: bool) -> No
         kernel.swapon(device, flags)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            raise PermissionsError(f"swapon {device}: {error.strerror}", hint="run zswapctl as root") from error
+            raise PermissionsError(f"swapon {device}: {error.strerror}", hint=for_capability("CAP_SYS_ADMIN")) from error
         raise SwapDeviceError(f"swapon {device} failed: {error.strerror}", hint="the kernel's log says why: dmesg") from error

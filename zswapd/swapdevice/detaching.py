@@ -13,6 +13,7 @@ loop device, which stays attached until that is done: so nobody can have swapped
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,9 @@ def _refuse_if_not_swap(item: Attachment, root: Path) -> None:
         return
     mountpoint = mountpoint_of(item.device, root)
     if mountpoint:
-        raise SwapDeviceError(f"{item.backing} is mounted at {mountpoint}, by {item.device}", hint=f"umount {mountpoint}")
+        raise SwapDeviceError(
+            f"{item.backing} is mounted at {mountpoint}, by {item.device}", hint=f"umount {shlex.quote(mountpoint)}"
+        )
     raise SwapDeviceError(
         f"{item.backing} is attached to {item.device}, but not swapped on", hint=f"losetup --detach {item.device}"
     )

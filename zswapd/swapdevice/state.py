@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -140,6 +141,17 @@ def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
         major, minor = map(int, fields[2].split(":"))
         entries.append(MountEntry(Path(unescape(fields[4])), kind, source, os.makedev(major, minor)))
     return entries
+
+
+def left_on(mountpoint: Path, root: Path = Path("/")) -> dict[str, str]:
+    """Return what has to be done before a mount can go: the command that frees each loop device over a file in it."""
+    commands = {}
+    for item in attachments(root):
+        if item.backing.is_relative_to(mountpoint):
+            place = mountpoint_of(item.device, root)
+            free = f"umount {shlex.quote(place)}" if place else f"losetup --detach {item.device}"
+            commands[item.device] = f"swapoff {item.device}" if item.swap else free
+    return commands
 
 
 def mountpoint_of(device: str, root: Path = Path("/")) -> str | None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zswapd.errors import VolumeError
+from zswapd.installation import restart_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -300,7 +301,7 @@ class _Site:
 def _site(mountpoint: Path) -> _Site:
     devices = [device for device, place, _source in _mounts() if place == str(mountpoint)]
     if not devices:  # somebody has unmounted it; whoever has files open goes on
-        raise VolumeError(f"{mountpoint} is not mounted any more", hint="restart zswapd")
+        raise VolumeError(f"{mountpoint} is not mounted any more", hint=restart_daemon())
     return _Site(mountpoint, devices[-1])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zswapd.errors import ControlError
+from zswapd.installation import restart_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,9 @@ class CacheCommands:
     def _parts(self) -> tuple[Volumes, Cleancache]:
         volumes, cache = self._maybe
         if volumes is None or cache is None:
-            raise ControlError("there is no cache: cache.limit is empty", hint="give it a size in the settings, and restart")
+            raise ControlError(
+                "there is no cache: cache.limit is empty", hint=f"set cache.limit in the settings, then {restart_daemon()}"
+            )
         return volumes, cache
 
     async def _add(self, name: str, path: str, mode: str = "ro") -> VolumeReport:

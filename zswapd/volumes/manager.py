@@ -21,6 +21,8 @@ import trio
 
 from zswapd import carry
 from zswapd.errors import VolumeError, ZswapdError
+from zswapd.hints import did_you_mean
+from zswapd.installation import restart_daemon
 from zswapd.offload import Offload
 from zswapd.volumes.backing import Signature
 from zswapd.volumes.gate import Places
@@ -185,13 +187,16 @@ class Volumes:
     def _make(self, name: str, path: str, mode: str, *, inode: int | None, signature: Signature | None) -> Volume:
         assert self._nursery is not None, "run() comes first"
         if name in self._volumes:
-            raise VolumeError(f"there is a volume {name} already", hint="choose another name, or remove it first")
+            raise VolumeError(
+                f"there is a volume {name} already", hint=f"choose another name; or `zswapctl cache remove {name}` first"
+            )
         used = [volume.lane for volume in self._volumes.values()]
         lane = next((lane for lane in self._lanes if lane not in used and lane.is_idle), None)
         if lane is None:
             raise VolumeError(
                 f"there are threads for {len(self._lanes)} volumes, and all are in use",
-                hint="raise cache.max_volumes, or see which backing file hangs",
+                hint="`zswapctl cache list` shows whose backing file hangs; or raise cache.max_volumes in the settings, then "
+                f"{restart_daemon()}",
             )
         is_inherited = inode is not None
         if inode is None:
@@ -243,8 +248,8 @@ class Volumes:
             VolumeError: there is none.
         """
         if name not in self._volumes:
-            names = ", ".join(self._volumes) or "there are none"
-            raise VolumeError(f"there is no volume {name}", hint=f"volumes: {names}")
+            names = f"volumes: {', '.join(self._volumes) or 'there are none'}"
+            raise VolumeError(f"there is no volume {name}", hint=did_you_mean(name, self._volumes, names))
         return self._volumes[name]
 
     def volumes(self) -> list[Volume]:
