@@ -86,3 +86,6 @@ _.FILE_BACKING
 
 # backing/_disk.c reads it.
 _.spin_ns
+
+# argparse calls it for each value that is to be one of several.
+_._check_value

@@ -53,6 +53,8 @@ def for_failure(error: OSError, path: Path | str, otherwise: str) -> str:
         errno.ENAMETOOLONG: "the name is too long",
         errno.ELOOP: f"symbolic links go in a circle: `namei -l {shlex.quote(str(path))}`",
     }
+    if number == errno.EROFS and installation.found().is_in_container():
+        texts[number] += f", or outside of the container `docker run --tmpfs {shlex.quote(str(_mountpoint_above(place)))}`"
     return f"{texts[number]}; or {otherwise}" if number in texts else otherwise
 
 

@@ -873,8 +873,8 @@ def test_a_wrong_command_line_is_two_lines_and_with_json_an_object(
         (["cache", "ad", "x"], "unknown command 'ad'", "did you mean `zswapctl cache add`?"),
         (["cache"], "required: COMMAND", "`zswapctl cache --help`"),
         ([], "required: COMMAND", "`zswapctl --help`"),
-        (["swapon", "--prioritty", "5"], "unknown option --prioritty", "did you mean --priority?"),
-        (["swapon", "--prioritty=5"], "unknown option --prioritty", "did you mean --priority?"),
+        (["swapon", "--priorityy", "5"], "unknown option --priorityy", "did you mean --priority?"),
+        (["swapon", "--priorityy=5"], "unknown option --priorityy", "did you mean --priority?"),
         (["status", "--jsno"], "unknown option --jsno", "did you mean --json?"),
         (["cache", "add", "x", "--baking", "/y", "--backing", "/z"], "unknown option --baking", "did you mean --backing?"),
         (["cache", "add", "x", "--backing", "/z", "--mode", "write-through"], "--mode cannot be", "did you mean writethrough?"),
@@ -899,7 +899,7 @@ def test_a_wrong_command_line_says_what_was_meant(
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [(["rnu"], "did you mean `zswapd run`?"), (["config", "chekc"], "did you mean `zswapd config check`?"),
+    [(["rnu"], "did you mean `zswapd run`?"), (["config", "checkk"], "did you mean `zswapd config check`?"),
      (["run", "--siez", "1G"], "did you mean --size?"), (["run", "--mount", "x", "--hook"], "`zswapd run --help`")],
 )  # fmt: skip
 def test_the_daemons_wrong_command_line_says_what_was_meant(
@@ -943,9 +943,9 @@ def test_marking_pages_and_sending_some_are_two_commands(daemon: FakeDaemon, cap
 def test_an_unknown_swap_file_is_one_cause_with_one_code(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    assert ctl(daemon, command, "secnd") == errors.SwapDeviceError.exit_code
+    assert ctl(daemon, command, "secondd") == errors.SwapDeviceError.exit_code
     text = capsys.readouterr().err
-    assert "error: there is no swap file 'secnd'" in text
+    assert "error: there is no swap file 'secondd'" in text
     assert "hint: did you mean second? there are: swap, second" in text
 
 

@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from zswapd import hints, installation
+from zswapd.backing import store
 from zswapd.cli import zswapctl, zswapd
-from zswapd.config import SECTIONS, SETTINGS
+from zswapd.config import SECTIONS, SETTINGS, loading
+from zswapd.control.listening import Listener, supervisor_of
 from zswapd.errors import ZswapdError
+from zswapd.fuse import mounting
 from zswapd.installation import Installation
+from zswapd.swapdevice import attaching
 
 TOP = Path(__file__).resolve().parents[2]
 REASONS = (
@@ -95,7 +102,7 @@ def test_device_that_is_missing_is_loaded_or_passed_in(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("swpa", "swap"), ("SWAP", "swap"), ("scrach", "scratch"), ("swap2", "swap"), ("zzz", None), ("", None)],
+    [("swpa", "swap"), ("SWAP", "swap"), ("scratc", "scratch"), ("swap2", "swap"), ("zzz", None), ("", None)],
 )
 def test_nearest_name(name: str, near: str | None) -> None:
     assert hints.nearest(name, ["swap", "scratch"]) == near
@@ -103,7 +110,7 @@ def test_nearest_name(name: str, near: str | None) -> None:
 
 
 def test_swap_file_that_is_missing() -> None:
-    assert hints.no_swap_file("scrach", ["swap", "scratch"]).hint == "did you mean scratch? there are: swap, scratch"
+    assert hints.no_swap_file("scratc", ["swap", "scratch"]).hint == "did you mean scratch? there are: swap, scratch"
     assert hints.no_swap_file("third", ["swap", "second"]).hint == "there are: swap, second"
     assert "swap.size" in (hints.no_swap_file("swap", []).hint or "")
 
@@ -199,3 +206,91 @@ def test_what_hints_say_no_more(word: str) -> None:
     """Advice that is wrong for some: root is root already; a dead mount goes by itself, unless it is a stranger's."""
     fine = ("zswapd/hints.py", "zswapd/fuse/mounting.py", "zswapd/control/server.py", "zswapd/installation.py")
     assert not [where for where, text in HINTS if word in text and not where.startswith(fine)]
+
+
+# Where files cannot be had.
+
+
+def make_socket(directory: Path) -> None:
+    Listener(directory / "zswapd.sock").open()
+
+
+def look_for_supervisor(directory: Path) -> None:
+    supervisor_of(directory / "zswapd.sock")
+
+
+def make_mountpoint(directory: Path) -> None:
+    mounting.Mount(directory / "mnt")._make_mountpoint(contextlib.ExitStack())
+
+
+def open_backing(directory: Path) -> None:
+    store._open(directory / "store")
+
+
+def open_swap_file(directory: Path) -> None:
+    with attaching._backing_file(directory / "swap"):
+        pass
+
+
+def read_settings(directory: Path) -> None:
+    loading._read_file(directory / "zswapd.toml")
+
+
+def read_drop_in(directory: Path) -> None:
+    loading._read_file(directory / "zswapd.toml.d/x.toml")
+
+
+PLACES: dict[Callable[[Path], None], str] = {
+    make_socket: "--set control.socket=PATH",
+    look_for_supervisor: "--set control.socket=PATH",
+    make_mountpoint: "choose another --mountpoint",
+    open_backing: "choose another",
+    open_swap_file: "zswapctl status",
+    read_settings: "--config",
+    read_drop_in: "`rm ",
+}
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.EIO]
+)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_each_place_tells_each_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Callable[[Path], None], number: int
+) -> None:
+    be(monkeypatch)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), os.fsdecode(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse) if place is make_mountpoint else patch.setattr(os, "open", refuse)
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(ZswapdError) as caught:
+            place(tmp_path)
+    assert os.strerror(number) in caught.value.message
+    hint = caught.value.hint or ""
+    words = {
+        errno.EACCES: "as root, too",
+        errno.EPERM: "`chattr -i ",
+        errno.EROFS: "read-only",
+        errno.ENOSPC: "`df -h ",
+        errno.ENOMEM: "`free -m`",
+        errno.EMFILE: "`ulimit -n`",
+        errno.EIO: "`dmesg`",
+    }
+    assert words[number] in hint
+    assert PLACES[place] in hint
+    assert "run zswapd as root" not in hint
+
+
+@pytest.mark.mount
+def test_read_only_file_system_is_named(tmp_path: Path) -> None:
+    """The real thing: root may do all, but not this."""
+    (tmp_path / "run").mkdir()
+    code = "import sys; from zswapd.cli.zswapd import main; sys.exit(main(sys.argv[1:]))"
+    script = 'mount -t tmpfs -o ro tmpfs "$1/run" && exec "$2" -c "$3" run --size 64M --set "control.socket=$1/run/z/sock"'
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", tmp_path, sys.executable, code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=TOP)
+    assert f"`mount -o remount,rw {tmp_path}/run`" in done.stderr
+    assert "as root" not in done.stderr
