@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import logging
@@ -11,7 +12,7 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,13 +22,16 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support import capabilities
 from tests.support.backed import Files
+from tests.support.mounting import TOP
 from tests.support.snapshots import make, make_core, make_snapshot
 from tests.support.strategies import page
 from zswapd.knobs import OWN_NAMES
 from zswapd.metrics import exporter as exporting
 from zswapd.metrics.exporter import Exporter
 from zswapd.metrics.families import BACKED_ROWS, CLASS_ROWS, FILE_ROWS, ROWS, VOLUME_ROWS, collect, described
+from zswapd.metrics.peers import Verdict
 from zswapd.pam.base import RejectReason
 from zswapd.snapshot import Snapshot
 
@@ -296,63 +300,106 @@ async def test_other_requests_are_told_what_is_right(exporter: Exporter, method:
     assert bool(body) == (method != "HEAD")
 
 
-async def test_who_misbehaves_is_shown_out_and_nobody_waits(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "CLIENT_S", 0.5)
+@contextlib.contextmanager
+def connections(exporter: Exporter, number: int) -> Iterator[list[socket.socket]]:
     assert exporter.address
-    silent, slow, rude, endless = (socket.create_connection(exporter.address, timeout=5) for _ in range(4))
+    held = [socket.create_connection(exporter.address, timeout=5) for _ in range(number)]
     try:
-        slow.sendall(b"GET /metr")
-        rude.sendall(b"\x16\x03\x01\x00\xff\r\n\r\n")
-        endless.sendall(b"GET /metrics HTTP/1.1\r\nHost: " + b"x" * 20_000)
-        began = time.monotonic()
-        assert (await get(exporter))[0] == 200
-        assert time.monotonic() - began < 0.4
-        for one in (rude, endless):
-            assert (await trio.to_thread.run_sync(one.recv, 100)).startswith(b"HTTP/1.1 400")
-        for one in (silent, slow):
-            assert await trio.to_thread.run_sync(one.recv, 100) == b""
-    finally:
-        for one in (silent, slow, rude, endless):
-            one.close()
-    assert (await get(exporter))[0] == 200
-
-
-async def test_clients_that_say_nothing_keep_nobody_out(exporter: Exporter) -> None:
-    assert exporter.address
-    held = [socket.create_connection(exporter.address, timeout=3) for _ in range(2 * exporting.CLIENTS)]
-    try:
-        held[-1].sendall(b"GET /metr")
-        for _ in range(3):
-            assert (await get(exporter))[0] == 200
-        assert await trio.to_thread.run_sync(held[0].recv, 1) == b""
-        held[-1].sendall(b"ics HTTP/1.1\r\nHost: x\r\n\r\n")  # those that came last are still there
-        assert (await trio.to_thread.run_sync(held[-1].recv, 100)).startswith(b"HTTP/1.1 200")
+        yield held
     finally:
         for one in held:
             one.close()
 
 
-async def test_who_waits_for_an_answer_is_not_shown_out(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def make_text(_self: Exporter) -> bytes:
-        await trio.sleep(1)
-        return b"late"
+async def received(one: socket.socket, size: int = 100) -> bytes:
+    return await trio.to_thread.run_sync(one.recv, size)
 
-    monkeypatch.setattr(exporting, "TEXT_S", 0.0)
-    monkeypatch.setattr(exporting, "GAP_S", 0.0)
-    monkeypatch.setattr(exporting, "CLIENTS", 2)
-    monkeypatch.setattr(Exporter, "_make_text", make_text)
+
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_a_client_that_misbehaves_is_shown_out_and_no_other_waits(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "CLIENT_S", 0.5)
+    with connections(exporter, 6) as (slow, rude, endless, long, binary, unread):
+        slow.sendall(b"GET /metr")
+        rude.sendall(b"\x16\x03\x01\x00\xff\r\n\r\n")
+        binary.sendall(b"\x16\x03\x01\x00\xff")
+        endless.sendall(b"GET /metrics HTTP/1.1\r\nHost: " + b"x" * 20_000)
+        long.sendall(b"GET /" + b"x" * 20_000)
+        unread.sendall(REQUEST)
+        began = time.monotonic()
+        assert (await get(exporter))[0] == 200
+        assert time.monotonic() - began < 0.4
+        for one in (rude, endless, long, binary):
+            assert (await received(one)).startswith(b"HTTP/1.1 400")
+        assert await received(slow) == b""
+        await trio.sleep(0.3)
+        assert (await received(unread)).startswith(b"HTTP/1.1 200")  # it was sent, and waits with its reader's kernel
+    assert (await get(exporter))[0] == 200
+
+
+async def test_clients_that_hold_connections_keep_no_other_out(exporter: Exporter) -> None:
+    with connections(exporter, 3 * exporting.CLIENTS) as held:
+        for number, one in enumerate(held):
+            one.sendall(REQUEST if number % 2 else b"GET /metr")
+        for _ in range(3):
+            assert (await get(exporter))[0] == 200
+        assert await received(held[0]) == b""
+        held[-2].sendall(b"ics HTTP/1.1\r\nHost: x\r\n\r\n")  # those that came last are still there
+        assert (await received(held[-2])).startswith(b"HTTP/1.1 200")
+        assert len(exporter._clients) <= exporting.CLIENTS
+
+
+async def test_a_request_may_come_in_pieces_and_the_client_may_close_its_end(exporter: Exporter, text: str) -> None:
+    with connections(exporter, 1) as (one,):
+        for number in range(len(REQUEST)):
+            one.sendall(REQUEST[number : number + 1])
+            await trio.sleep(0.001)
+        one.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := await received(one, 1 << 16):
+            answer += piece
+            await trio.sleep(0.01)
+    assert answer.partition(b"\r\n\r\n")[2].decode() == text
+
+
+async def test_one_request_a_connection(exporter: Exporter) -> None:
+    with connections(exporter, 1) as (one,):
+        one.sendall(2 * REQUEST)
+        one.sendall(2 * REQUEST)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := await received(one, 1 << 16):
+                answer += piece
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_an_answer_that_is_not_read_is_kept_for_a_while_only(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "CLIENT_S", 0.3)
+    monkeypatch.setattr(Exporter, "_make_text", lambda _self: bytes(64 << 20))
+    exporter._made = None
     assert exporter.address
-    waiting = [socket.create_connection(exporter.address, timeout=5) for _ in range(2)]
-    try:
-        for one in waiting:
-            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        await trio.sleep(0.2)
-        with pytest.raises((http.client.HTTPException, ConnectionError)):
-            await get(exporter)
-        assert (await trio.to_thread.run_sync(waiting[0].recv, 1000)).endswith(b"late")
-    finally:
-        for one in waiting:
-            one.close()
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.settimeout(5)
+        one.connect(exporter.address)
+        one.sendall(REQUEST)
+        with trio.fail_after(5):
+            while not exporter._clients:
+                await trio.sleep(0.01)
+            while exporter._clients:
+                await trio.sleep(0.01)
+
+        def read_all() -> int:
+            size = 0
+            while piece := one.recv(1 << 20):
+                size += len(piece)
+            return size
+
+        with pytest.raises(ConnectionResetError):
+            await trio.to_thread.run_sync(read_all)
 
 
 async def test_how_often_text_is_made_is_not_up_to_who_asks(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,14 +418,26 @@ async def test_how_often_text_is_made_is_not_up_to_who_asks(snapshot: Snapshot, 
     assert len(taken) == 2
 
 
-async def test_answers_have_time_between_them(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "GAP_S", 0.1)
+async def test_a_user_who_may_not_read_gets_no_place_and_no_time(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter._doorkeeper, "judge", lambda *_: Verdict.DENIED)
+    with connections(exporter, 5) as held:
+        for one, request in zip(held, (REQUEST, b"GET /", b"\x16\x03", b"x" * 5000, b"POST / HTTP/1.1\r\n\r\n"), strict=True):
+            one.sendall(request)
+        for one in held:
+            assert (await received(one)).startswith(b"HTTP/1.1 403 Forbidden\r\n")
+            assert not exporter._clients
+    for gone in (Verdict.GONE, OSError("on cue")):
+
+        def judge(*_: object, outcome: Verdict | OSError = gone) -> Verdict:
+            if isinstance(outcome, OSError):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(exporter._doorkeeper, "judge", judge)
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            await get(exporter)
+    monkeypatch.undo()
     assert (await get(exporter))[0] == 200
-    began = time.monotonic()
-    async with trio.open_nursery() as nursery:
-        for _ in range(4):
-            nursery.start_soon(get, exporter)
-    assert time.monotonic() - began > 0.3
 
 
 async def test_a_failing_snapshot_fails_its_scrape_only(
@@ -425,16 +484,44 @@ async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
     assert (await get(made))[0] == 200
 
 
-async def test_an_exporter_that_ended_ends_nobody_else(snapshot: Snapshot) -> None:
+async def test_the_loop_that_serves_pages_goes_on_after_a_snapshot_that_failed_and_after_the_exporter(
+    snapshot: Snapshot,
+) -> None:
     made = Exporter("127.0.0.1", 0)
-    made._snapshot = lambda: snapshot
+
+    def take() -> Snapshot:
+        raise KeyError("on cue")
+
+    made._snapshot = take
     made._main = trio.lowlevel.current_trio_token()
+    with pytest.raises(KeyError):
+        await trio.to_thread.run_sync(made._take)
+    made._snapshot = lambda: snapshot
+    assert await trio.to_thread.run_sync(made._take) is snapshot
 
-    async def ask() -> None:
-        with trio.move_on_after(0.01):
-            await made._take()
 
-    thread = threading.Thread(target=trio.run, args=(ask,))
-    thread.start()
-    thread.join()  # this loop stands still meanwhile, and takes the snapshot for one that is gone
-    await trio.sleep(0.05)
+@capabilities.requires_root()
+def test_the_thread_is_an_ordinary_task_below_the_page_path_once_it_listens() -> None:
+    code = """if True:
+        import os, sys, trio
+        from zswapd import service
+        from zswapd.metrics.exporter import Exporter
+        from zswapd.service.protections import _set_scheduling
+        from tests.support.snapshots import make_core, make_snapshot
+        _set_scheduling(sys.argv[1])
+        service.first_in_line()
+        async def main():
+            made = Exporter("127.0.0.1", 0)
+            made.start(lambda: make_snapshot(make_core()))
+            while made.address is None:
+                await trio.sleep(0.01)
+            for n in os.listdir("/proc/self/task"):
+                if open(f"/proc/self/task/{n}/comm").read() == "metrics\\n":
+                    print(os.sched_getscheduler(int(n)), os.getpriority(os.PRIO_PROCESS, int(n)))
+        trio.run(main)
+    """
+    for kind in ("nice", "rr", "normal"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, kind], check=False, capture_output=True, text=True, timeout=60, cwd=TOP
+        )
+        assert (done.stdout.split(), done.stderr) == ([str(os.SCHED_OTHER), "0"], "")
