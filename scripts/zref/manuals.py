@@ -42,8 +42,11 @@ _SIGNALS = (
 )
 _FILES = (
     ("/etc/zswapd/zswapd.toml", "Settings; see zswapd.toml(5)."),
-    ("/etc/zswapd/zswapd.toml.d/*.toml", "More of them, in the order of their names; later ones win."),
-    ("/run/zswapd/zswapd.sock", "The control socket."),
+    (
+        "/etc/zswapd/zswapd.toml.d/*.toml",
+        "More of them, in the order of their names; later ones win. Names that begin with a dot are left out.",
+    ),
+    ("/run/zswapd/zswapd.sock", "The control socket, unless `control.socket` names another."),
     ("/run/zswapd/mnt/swap", "The swap file; others beside it if `swap.files` names some."),
     ("/run/zswapd/mnt/stats/, /run/zswapd/mnt/params/", "Counters and settings, a file for each."),
     ("/run/zswapd/mnt/cache/", "Cache volumes."),

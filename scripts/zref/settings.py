@@ -12,7 +12,11 @@ _INTRODUCTION = """\
 # Settings
 
 Settings come from, later ones winning: the defaults below; `/etc/zswapd/zswapd.toml`, or the file of `--config`; its drop-ins
-`<file>.d/*.toml` in the order of their names; the command line (`--set SECTION.KEY=VALUE`).
+`<file>.d/*.toml` in the order of their names; the command line (`--set SECTION.KEY=VALUE`). A name
+that begins with a dot is no drop-in, since editors leave such files. A link to `/dev/null` counts as
+an empty file. The files are UTF-8; a byte order mark is ignored. `zswapctl` reads `control.socket`
+from the same files, so it needs `--socket` only for a daemon that was started with `--config` or
+`--set control.socket=…`.
 
 ```sh
 zswapd config defaults      # a file with every setting, to begin with

@@ -19,6 +19,7 @@ from zswapd import __version__, paths
 from zswapd.cli import caching, rendering, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.cli.parsing import Parser, parse
+from zswapd.configfiles import configured_socket
 from zswapd.control.client import Client
 from zswapd.errors import ConfigError, UsageError
 from zswapd.units import format_size
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    options.socket = options.socket or daemon_socket()
     with Client(options.socket) as client:
         report, lines = options.run(client, options)
         if options.json:
@@ -56,6 +58,21 @@ def _run(options: argparse.Namespace) -> int:
             for line in lines:
                 print(line)
     return 0
+
+
+def daemon_socket(root: Path = Path("/")) -> Path:
+    """Return where the daemon's socket is: where the config files of `zswapd run` say, or by default.
+
+    A daemon that was started before `control.socket` was changed still has the default one, if it had that.
+
+    Args:
+        root: where /etc and /run are, for tests.
+    """
+    default = root / paths.SOCKET.lstrip("/")
+    configured = configured_socket(root)
+    if configured is None or (default.is_socket() and not configured.is_socket()):
+        return default
+    return configured
 
 
 def _status(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -270,7 +287,8 @@ def _priority(text: str) -> int:
 def common(**defaults: object) -> Parser:
     """Return the options that may stand before the command, which gives them their defaults, and after it."""
     parser = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"the daemon's control socket (default: {paths.SOCKET})")
+    help_ = f"the daemon's control socket (default: control.socket of the config file, else {paths.SOCKET})"
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=help_)
     parser.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
     parser.set_defaults(**defaults)
     return parser
@@ -281,7 +299,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="zswapctl",
         description="Show and steer a running zswapd, and switch its swap on and off.",
-        parents=[common(socket=Path(paths.SOCKET), json=False)],
+        parents=[common(socket=None, json=False)],
     )
     parser.add_argument("--version", action="version", version=f"zswapctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From files and command line to one Config, or to one error that says what to write instead.
 
-Sources, later ones win: the table's defaults, the config file, its drop-ins `<file>.d/*.toml` in alphabetical
-order, the command line. Each source is brought into the same flat form (`section.key` → value and origin)
-before anything is judged, so that one check serves all. All or nothing: a Config exists only if every value
-in it was accepted, also after a change at run time.
+Sources, later ones win: the table's defaults, the config file and its drop-ins (configfiles.py),
+the command line. Each source is brought into the same flat form (`section.key` → value and origin)
+before anything is judged, so that one check serves all. All or nothing: a Config exists only if
+every value in it was accepted, also after a change at run time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zswapd import cgroups
+from zswapd.config.characters import find_strange_character
 from zswapd.config.kinds import Context, Named, shown
 from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
@@ -37,15 +38,14 @@ from zswapd.config.table import (
     SwapSection,
 )
 from zswapd.config.toml_lines import find_line
+from zswapd.configfiles import config_files, position, read_text
 from zswapd.errors import ConfigError
 from zswapd.hints import for_failure, nearest
 from zswapd.installation import restart_daemon
 from zswapd.pages import PAGE_SIZE, round_down
 
-DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
-"""The config file below the root directory."""
-# tomllib takes time that grows with the square of the parts of a dotted key: these bound it to some two seconds.
-_LARGEST_FILE = 64 << 10
+# tomllib takes time that grows with the square of the parts of a dotted key: this and the longest
+# file bound it to two seconds.
 _LONGEST_LINE = 4096
 BACKED_LIMIT_PERCENT = 20
 """Default of pool.limit with a disk behind the pool, of all memory."""
@@ -142,22 +142,10 @@ def load(
         context = dataclasses.replace(context, memory_total=memory, limited_by="")
     given: dict[str, Given] = {}
     for path in config_files(file, root):
-        given |= _read_file(path)
+        given |= _read_file(path, is_chosen=path == file)
     for dest, text, option in assignments:
         given[dest] = Given(text, Origin(option), text=True)
     return build(given, context)
-
-
-def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]:
-    """Return the files that `load` reads, in this order: the config file, and its drop-ins.
-
-    Args:
-        file: see `load`.
-        root: see `load`.
-    """
-    main = file or root / DEFAULT_FILE
-    dropins = sorted(main.with_name(main.name + ".d").glob("*.toml"))
-    return [main, *dropins] if file is not None or main.exists() else dropins
 
 
 def parse_assignment(text: str) -> tuple[str, str]:
@@ -270,32 +258,30 @@ def memory_total(root: Path = Path("/")) -> int:
     return int(match[1]) * 1024
 
 
-def _read_file(path: Path) -> dict[str, Given]:
+def _read_file(path: Path, *, is_chosen: bool) -> dict[str, Given]:
+    text = read_text(path, is_chosen=is_chosen)
+    _check_length(path, text)
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1).decode()
-        _check_length(path, text)
         document = tomllib.loads(text)
-    except OSError as error:
-        otherwise = "name an existing, readable file with --config"
-        if path.parent.name.endswith(".d"):
-            otherwise = f"`rm {shlex.quote(str(path))}`, if nobody needs it"
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=for_failure(error, path, otherwise)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        place = Origin(str(path), int(line[1]) if line else None)
-        raise ConfigError(f"{place}: {error}", hint='the form is TOML: [section], key = value, strings in "quotes"') from error
+        raise _not_toml(path, text, error) from error
     except RecursionError as error:
         raise ConfigError(f"{path} nests too deep", hint="sections hold plain keys") from error
     return dict(_flatten(document, path, text))
 
 
+def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    found = find_strange_character(text, str(error))
+    if found is not None:
+        place = position(path, text, found.place)
+        return ConfigError(f"{place}: there is {found.name}, which means nothing in TOML", hint=found.advice)
+    line = re.search(r"line (\d+)", str(error))
+    origin = Origin(str(path), int(line[1]) if line else None)
+    return ConfigError(f"{origin}: {error}", hint='the form is TOML: [section], key = value, strings in "quotes"')
+
+
 def _check_length(path: Path, text: str) -> None:
-    if len(text) > _LARGEST_FILE:
-        raise ConfigError(f"{path} is longer than {_LARGEST_FILE >> 10} KiB", hint="is it a config file?")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > _LONGEST_LINE:
             raise ConfigError(
                 f"{path}:{number}: the line is longer than {_LONGEST_LINE} characters",

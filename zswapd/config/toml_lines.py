@@ -35,7 +35,7 @@ def find_line(text: str, path: Sequence[str]) -> int | None:
     table: list[str] = []
     best: tuple[int, int] | None = None  # (parts matched, line)
     closing = ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if closing:
             closing = "" if closing in line else closing
             continue
