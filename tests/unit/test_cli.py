@@ -72,6 +72,9 @@ class FakeDaemon:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.status: dict[str, Any] = json.loads(json.dumps(STATUS))
+        self.statistics: dict[str, Any] = {
+            "core": {"frames": 3, "ratio": 2.5, "none": None, "classes": [{"size": 32, "by_group": [1, 0]}]}
+        }
         self.config = config.load(codecs=("lz4", "lzo"))
         self.called: list[str] = []
         self.takeovers: Iterator[int] = iter(())
@@ -84,7 +87,7 @@ class FakeDaemon:
         self._token = trio.lowlevel.current_trio_token()
         handlers: dict[str, Callable[..., object]] = {
             "status": self._status,
-            "stats": lambda: {"core": {"frames": 3, "ratio": 2.5, "none": None, "classes": [{"size": 32, "by_group": [1, 0]}]}},
+            "stats": lambda: self.statistics,
             "get": lambda keys=(): config.describe(self.config, keys),
             "set": self._set,
             "reset": lambda keys: self._note(f"reset {keys}", config.describe(self.config, ["pool.limit"])),

@@ -11,10 +11,10 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from zswapd.cli import rendering, sources
+from zswapd.cli import output, rendering, sources
 from zswapd.config import SECTIONS, SETTINGS, describe
 from zswapd.config.kinds import shown
-from zswapd.config.loading import config_files
+from zswapd.configfiles import config_files
 
 if TYPE_CHECKING:
     import argparse
@@ -75,7 +75,9 @@ def _defaults(_: argparse.Namespace) -> tuple[object, Iterable[str]]:
         }
         for row in SETTINGS.values()
     }
-    return report, template(context)
+    lines = template(context)
+    # In another character set it would be no TOML, which is UTF-8.
+    return report, lines if output.has_unicode(sys.stdout) else map(output.plain, lines)
 
 
 def template(context: Context) -> Iterator[str]:

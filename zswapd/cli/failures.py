@@ -6,11 +6,12 @@ A traceback is for a bug only.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
+from zswapd.cli import output
 from zswapd.errors import ZswapdError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it."""
+UNWRITTEN = 1
+"""Exit code when standard output cannot be written, for another reason than that its reader has left."""
 
 
 def guarded(program: str, command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
@@ -31,9 +34,30 @@ def guarded(program: str, command: Callable[[], int], options: argparse.Namespac
         command: the work.
         options: those of the command line, looked at when it has failed.
     """
+    output.prepare()
     try:
-        code = command()
-        sys.stdout.flush()
+        try:
+            return _outcome(program, command, options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        return 0
+    except output.OutputError as error:
+        if error.errno == errno.EPIPE:
+            return 0
+        print(f"{program}: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return UNWRITTEN
+
+
+def _outcome(program: str, command: Callable[[], int], options: argparse.Namespace | None) -> int:
+    """Run a command and return its exit code.
+
+    Raises:
+        OutputError: standard output cannot be written.
+    """
+    try:
+        return command()
     except ZswapdError as error:
         return _explain(program, error, options)
     except BaseExceptionGroup as group:
@@ -45,10 +69,6 @@ def guarded(program: str, command: Callable[[], int], options: argparse.Namespac
         print(f"{program}: interrupted", file=sys.stderr)
         _print_json(options, "interrupted", None, INTERRUPTED)
         return INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough; keep the interpreter from flushing to it again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
 
 
 def _only_failure(group: BaseExceptionGroup) -> ZswapdError | None:

@@ -12,6 +12,7 @@ import curses
 import time
 from typing import TYPE_CHECKING, Any
 
+from zswapd.cli.output import encodable
 from zswapd.cli.rendering import WIDTH, duration, table_lines
 from zswapd.control.client import TIMEOUT_S, Client
 from zswapd.errors import ControlError, ZswapdError
@@ -98,7 +99,7 @@ def _draw(window: Any, lines: list[str]) -> None:
     window.erase()
     height, width = window.getmaxyx()
     for row, line in enumerate(lines[:height]):
-        window.addnstr(row, 0, line, width - 1, curses.A_BOLD if row == 0 else curses.A_NORMAL)
+        window.addnstr(row, 0, encodable(line, window.encoding), width - 1, curses.A_BOLD if row == 0 else curses.A_NORMAL)
     window.refresh()
 
 

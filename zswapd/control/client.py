@@ -68,11 +68,11 @@ class Client:
             self._socket.settimeout(self._timeout)
             with contextlib.suppress(BrokenPipeError):  # turned away: the reason is there to be read
                 self._socket.sendall(encode_request(command, arguments))
-            while isinstance(reply := decode_reply(self._read_line()), Progress):
-                if progress:
-                    progress(reply.value)
         except OSError as error:
             raise self._silent(error) from error
+        while isinstance(reply := decode_reply(self._read_line()), Progress):
+            if progress:
+                progress(reply.value)  # an error of its own is not one of the connection
         return reply.value
 
     def _read_line(self) -> bytes:
@@ -80,14 +80,20 @@ class Client:
         while (end := self._received.find(b"\n")) < 0:
             if len(self._received) > MAX_REPLY:
                 raise ControlError("the daemon's reply has no end", hint=f"is it zswapd that listens at {self._path}?")
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = self._socket.recv(1 << 16)
+            data = self._receive(deadline)
             if not data:
                 raise ControlError("the daemon closed the connection", hint=look_into_log())
             self._received += data
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         return line
+
+    def _receive(self, deadline: float) -> bytes:
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            return self._socket.recv(1 << 16)
+        except OSError as error:
+            raise self._silent(error) from error
 
     def _silent(self, error: OSError) -> ControlError:
         if isinstance(error, TimeoutError):

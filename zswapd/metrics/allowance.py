@@ -35,7 +35,6 @@ class Allowance:
         used: Callable[[], float] = time.thread_time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.waited_s = 0.0
         self._share, self._most_s = share, most_s
         self._clock, self._used, self._sleep = clock, used, sleep
         self._left_s = most_s
@@ -53,5 +52,4 @@ class Allowance:
         """Sleep until the thread may go on."""
         debt_s = self.debt_s()
         if debt_s:
-            self.waited_s += debt_s
             self._sleep(debt_s)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Standard output and standard error, so that no command ends with a traceback because of them.
+
+- Encoding: what the locale's character set lacks is written in ASCII (`...` for an ellipsis, `u`
+  for the micro sign, `?` where there is nothing like it). Bytes of file names that are no
+  characters are written as they are.
+- A descriptor that does not block (O_NONBLOCK is its file's, so another process may have set it) is
+  waited for.
+- Standard output that cannot be written raises `OutputError`, once; what comes after is dropped.
+  Such an error can be told from an error of the work itself, such as a broken connection to the
+  daemon.
+- Standard error that cannot be written is dropped, and waited for no longer than PATIENCE_S: a
+  swapoff does not end in the middle because its progress cannot be shown.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import select
+import sys
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+PATIENCE_S = 1.0
+"""How long standard error may take no more."""
+_PLAIN = {
+    "\u2026": "...",
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u201c": '"',
+    "\u201d": '"',
+    "\u2192": "->",
+    "\u00b5": "u",
+    "\u00d7": "x",
+    "\u2265": ">=",
+    "\u2264": "<=",
+}
+_ESCAPED_BYTES = range(0xDC80, 0xDD00)
+"""Bytes of file names that are no characters, as Python has them."""
+
+
+class OutputError(OSError):
+    """Standard output cannot be written."""
+
+
+def _in_ascii(character: str) -> str:
+    plain = _PLAIN.get(character)
+    if plain is None:
+        import unicodedata  # a millisecond that few commands need
+
+        plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or "?"
+
+
+def plain(text: str) -> str:
+    """Return a text in ASCII, with what looks most like each other character in its place."""
+    return "".join(one if one.isascii() else _in_ascii(one) for one in text)
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Stand in for what an encoding lacks, one character at a time."""
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    if ord(character) in _ESCAPED_BYTES:
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return _in_ascii(character), error.start + 1
+
+
+codecs.register_error("zswapd.plain", _replace)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """Return a text with what an encoding lacks replaced."""
+    return text.encode(encoding, "zswapd.plain").decode(encoding, "replace")
+
+
+def has_unicode(stream: TextIO | None) -> bool:
+    """Say whether a stream takes every character."""
+    return codecs.lookup(getattr(stream, "encoding", None) or "ascii").name.startswith("utf")
+
+
+class _Descriptor(io.FileIO):
+    """A standard file, written to until it has taken everything, or fails.
+
+    Args:
+        descriptor: its number; stays open.
+        is_for_work: an error is one of the command; otherwise nothing is.
+    """
+
+    def __init__(self, descriptor: int, *, is_for_work: bool) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._is_for_work = is_for_work
+        self._is_broken = False
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        size = len(memoryview(data).cast("B"))
+        try:
+            while not self._is_broken:
+                written = super().write(data)
+                if written is not None:
+                    return written
+                self._wait()
+        except OSError as error:
+            self._is_broken = True
+            if self._is_for_work:
+                raise OutputError(error.errno, error.strerror) from error
+        return size
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        if not poll.poll(None if self._is_for_work else PATIENCE_S * 1000):
+            self._is_broken = True
+
+
+def prepare() -> None:
+    """Have sys.stdout and sys.stderr be as this module says; a second time changes nothing."""
+    for name in ("stdout", "stderr"):
+        stream, own = getattr(sys, name), getattr(sys, f"__{name}__")
+        if stream is own and isinstance(stream, io.TextIOWrapper):  # neither closed nor a test's
+            made = _prepared(stream, is_for_work=name == "stdout")
+            setattr(sys, name, made)
+            setattr(sys, f"__{name}__", made)
+
+
+def _prepared(stream: io.TextIOWrapper, *, is_for_work: bool) -> io.TextIOWrapper:
+    with contextlib.suppress(OSError):
+        stream.flush()
+    if isinstance(getattr(stream.buffer, "raw", None), _Descriptor):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(cast("io.RawIOBase", _Descriptor(stream.fileno(), is_for_work=is_for_work))),
+        encoding=stream.encoding,
+        errors="zswapd.plain",
+        line_buffering=stream.line_buffering or not is_for_work,
+        write_through=stream.write_through,
+    )
