@@ -315,3 +315,16 @@ def test_removal_swaps_off_and_purge_leaves_nothing(swapping: Container) -> None
     assert swapping.run("find /etc -path '*zswapd*'").split() == ["/etc/zswapd", "/etc/zswapd/zswapd.toml"]
     swapping.run("apt-get purge --yes zswapd")
     assert swapping.run("find / -xdev -path /packages -prune -o -path /proc -prune -o -name '*zswapd*' -print") == ""
+
+
+def test_swap_goes_on_wherever_the_config_file_puts_the_socket(debian: Container) -> None:
+    """The units call zswapctl without --socket, so zswapctl reads the daemon's own files."""
+    setting = 'control.socket = "/run/elsewhere/zswapd.sock"'
+    debian.run(f"mkdir -p /etc/zswapd/zswapd.toml.d && echo '{setting}' > /etc/zswapd/zswapd.toml.d/socket.toml")
+    debian.run("systemctl enable --now zswapd.service")
+    wait_for_swap(debian)
+    assert status(debian)["state"] == "serving"
+    debian.run("systemctl reload zswapd.service")
+    assert shown(debian, "ActiveState") == ["active"]
+    debian.run("systemctl disable --now zswapd.service")
+    assert loops(debian) == []
