@@ -258,6 +258,38 @@ def test_closed_standard_files_are_no_failure(commands: Commands, usual: tuple[l
     assert codes == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_a_reader_that_is_stopped_can_be_interrupted(daemon: FakeDaemon, number: signal.Signals) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(1 << 16))
+    os.set_blocking(write, True)
+    code = "import sys; from zswapd.cli.zswapctl import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--socket", str(daemon.path), "get"],
+        cwd=TOP,
+        env=environment(),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    try:
+        waits_for = Path(f"/proc/{process.pid}/wchan")
+        end = time.monotonic() + 10
+        while "pipe_write" not in waits_for.read_text() and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, complaints = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read)
+    assert (process.returncode, complaints) == (130, "zswapctl: interrupted\n")
+
+
 @contextlib.contextmanager
 def full_pipe() -> Iterator[int]:
     """A pipe that is full and does not block."""

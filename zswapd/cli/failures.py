@@ -41,6 +41,10 @@ def guarded(program: str, command: Callable[[], int], options: argparse.Namespac
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except KeyboardInterrupt:  # while standard output took no more
+        output.drop()
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough
         return 0
     except output.OutputError as error:

@@ -96,18 +96,18 @@ class _Descriptor(io.FileIO):
     def __init__(self, descriptor: int, *, is_for_work: bool) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._is_for_work = is_for_work
-        self._is_broken = False
+        self.is_broken = False
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         size = len(memoryview(data).cast("B"))
         try:
-            while not self._is_broken:
+            while not self.is_broken:
                 written = super().write(data)
                 if written is not None:
                     return written
                 self._wait()
         except OSError as error:
-            self._is_broken = True
+            self.is_broken = True
             if self._is_for_work:
                 raise OutputError(error.errno, error.strerror) from error
         return size
@@ -116,7 +116,7 @@ class _Descriptor(io.FileIO):
         poll = select.poll()
         poll.register(self.fileno(), select.POLLOUT)
         if not poll.poll(None if self._is_for_work else PATIENCE_S * 1000):
-            self._is_broken = True
+            self.is_broken = True
 
 
 def prepare() -> None:
@@ -127,6 +127,13 @@ def prepare() -> None:
             made = _prepared(stream, is_for_work=name == "stdout")
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)
+
+
+def drop() -> None:
+    """Write no more to standard output, also not what is in its buffer."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Descriptor):
+        raw.is_broken = True
 
 
 def _prepared(stream: io.TextIOWrapper, *, is_for_work: bool) -> io.TextIOWrapper:

@@ -212,6 +212,7 @@ class Doorkeeper:
             listening: address of a listening socket of this process.
         """
         self.close()
+        self._allowed()  # what looking up names loads is loaded now
         try:
             self._diag = Diag()
             nobody = "0.0.0.0" if len(_packed(listening[0])) == 4 else "::"  # noqa: S104 - stands for no peer
