@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from zswapd.config.table import (
 from zswapd.config.toml_lines import find_line
 from zswapd.configfiles import config_files, position, read_text
 from zswapd.errors import ConfigError
-from zswapd.hints import for_failure, nearest
+from zswapd.hints import nearest
 from zswapd.installation import restart_daemon
 from zswapd.pages import PAGE_SIZE, round_down
 

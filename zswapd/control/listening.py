@@ -202,10 +202,11 @@ def check_place(path: Path) -> None:
     """
     try:
         _look_at_path(path)
-        if number := why_unmakeable(nearest_existing(path.parent)):
-            raise OSError(number, os.strerror(number))
+        number = why_unmakeable(nearest_existing(path.parent))
     except OSError as error:
         raise _not_made(path, error) from error
+    if number:
+        raise _not_made(path, OSError(number, os.strerror(number)))
 
 
 def _not_made(path: Path, error: OSError) -> ZswapdError:

@@ -190,7 +190,7 @@ class Mount:
             if not there.is_dir():
                 raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
             if there != self.mountpoint and (number := why_unmakeable(there)):
-                raise OSError(number, os.strerror(number))
+                raise _unusable(self.mountpoint, OSError(number, os.strerror(number)))
             if there == self.mountpoint and any(self.mountpoint.iterdir()):
                 raise MountError(
                     f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
