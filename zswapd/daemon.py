@@ -40,6 +40,7 @@ from zswapd.commands import SET_BY, Commands
 from zswapd.config import to_document, with_changes
 from zswapd.control.listening import supervisor_of
 from zswapd.control.server import Server
+from zswapd.emptying import make_emptying
 from zswapd.errors import ControlError
 from zswapd.fuse.failures import way_of
 from zswapd.fuse.inodes import Directory
@@ -138,7 +139,7 @@ class Worker:
         for device in self.core.devices.values():
             directory.add_block_file(device)
         self._directory = directory
-        page_size = config.context.page_size
+        page_size, is_adopted = config.context.page_size, state.words[Word.STARTED] > 1
         self.session = Session(
             self.backed.operations(directory, page_size) if self.backed else Operations(directory, page_size=page_size),
             mount,
@@ -146,7 +147,7 @@ class Worker:
             poll_us=self.config.fuse.poll_us,
             budget_us=config.fuse.budget_us,
             shared=state.hook,
-            adopt=state.words[Word.STARTED] > 1,
+            adopt=is_adopted,
             resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is
         )
         cache = self.core.cache.cleancache if self.core.cache else None
@@ -171,6 +172,11 @@ class Worker:
             attendant=self.attendant,
             call_supervisor=self.call_supervisor,
         )
+        self.emptying = make_emptying(self.session, directory, self.core.devices, prepared.attendant)
+        self.session.operations.writers.when_changed = self.remember
+        if is_adopted:
+            self.session.operations.writers.recall(left.get("writers"))
+            self.emptying.recall(left.get("swapped_on", {}))
         self._is_cold = prepared.is_cold
         self.upkeep = Upkeep(
             self.core,
@@ -236,6 +242,7 @@ class Worker:
                     if self.backed:
                         nursery.start_soon(self.backed.run, self.core)
                     nursery.start_soon(self.upkeep.keep_house, self._settle)
+                    nursery.start_soon(self.emptying.run)
                     nursery.start_soon(self._tick)
                     if self.shrinking:
                         nursery.start_soon(self.shrinking.run)
@@ -381,6 +388,8 @@ class Worker:
                 "settings": self.changes,
                 "frozen": self.core.frontswap.frozen,
                 "writeback": self.core.writeback.remember() if self.core.writeback else {},
+                "writers": self.session.operations.writers.remember(),
+                "swapped_on": self.emptying.remember(),
                 "store_ages": self.core.ages.remember(),
                 "born": self.born,
                 "born_ns": self._directory.born_ns,

@@ -11,15 +11,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from zswapd import service
+from zswapd.emptying import identities
 from zswapd.errors import SwapDeviceError
 from zswapd.fuse.failures import way_of
 from zswapd.handover import Word
 from zswapd.swapdevice.draining import drain
-from zswapd.swapdevice.state import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from zswapd.assembly import Core
     from zswapd.fuse.inodes import Directory
@@ -94,15 +93,10 @@ class Stopping:
             pool_bytes=pool_bytes,
             say=notifier.status,
             progressed=notifier.more_time,
-            is_opened=lambda: session.operations.opened > 0,
-            identities=self._identities(),
+            is_opened=session.operations.writers.is_any_open,
+            identities=identities(session, self._directory),
             run=self._attendant.run,
         )
-
-    def _identities(self) -> dict[Path, Identity]:
-        """Return what our block files are, by path; nothing if a predecessor did not say on which device."""
-        device, inodes = self._session.device, self._directory.block_files
-        return {self._session.mountpoint / file.name: Identity(device, inode) for inode, file in inodes.items() if device}
 
     def _go_on(self, notifier: service.Notifier, why: str, message: str) -> bool:
         """Say why it does not stop."""

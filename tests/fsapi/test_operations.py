@@ -27,6 +27,7 @@ from zswapd.fuse.operations import (
     FALLOC_FL_ZERO_RANGE,
     Operations,
 )
+from zswapd.fuse.texts import inode_of
 
 SIZE = 200 * PAGE
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -203,7 +204,8 @@ async def test_readdir_lists_each_file_once_however_small_the_buffer(ops: Operat
 
 async def test_open_is_direct_and_only_for_files(ops: Operations) -> None:
     info = await ops.open(SWAP, os.O_RDWR, CTX)
-    assert (info.fh, info.direct_io, info.keep_cache) == (SWAP, True, False)
+    assert (inode_of(info.fh), info.direct_io, info.keep_cache) == (SWAP, True, False)
+    assert (await ops.open(SWAP, os.O_RDONLY, CTX)).fh == SWAP
     await ops.flush(info.fh)
     await ops.fsync(info.fh, True)
     await ops.fsyncdir(ROOT_INODE, False)
@@ -218,10 +220,11 @@ async def test_open_is_direct_and_only_for_files(ops: Operations) -> None:
         assert raised.value.errno == expected
 
 
-async def test_statfs_reports_pages_for_the_loop_driver(ops: Operations) -> None:
+async def test_statfs_reports_pages_for_the_loop_driver_and_nothing_that_can_be_full(ops: Operations) -> None:
     data = await ops.statfs(CTX)
-    assert (data.f_bsize, data.f_frsize, data.f_blocks, data.f_bfree) == (PAGE, PAGE, SIZE // PAGE, 0)
-    assert (data.f_files, data.f_namemax) == (2, 255)
+    assert (data.f_bsize, data.f_frsize, data.f_namemax) == (PAGE, PAGE, 255)
+    assert (data.f_blocks, data.f_bfree, data.f_bavail) == (0, 0, 0)
+    assert (data.f_files, data.f_ffree, data.f_favail) == (0, 0, 0)
 
 
 def change(**wanted: int) -> tuple[Any, Any]:
@@ -625,15 +628,89 @@ def test_init_tells_who_waits_for_it(ops: Operations) -> None:
 
 async def test_block_files_cannot_be_opened_while_the_daemon_closes(ops: Operations) -> None:
     first = await ops.open(SWAP, os.O_RDWR, CTX)
-    assert ops.opened == 1
+    assert ops.writers.is_any_open()
     ops.is_closing = True
-    with pytest.raises(pyfuse3.FUSEError) as caught:
-        await ops.open(SWAP, os.O_RDONLY, CTX)
-    assert caught.value.errno == errno.EBUSY
-    assert ops.opened == 1
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        assert await errno_of_open(ops, flags) == errno.EBUSY
     assert ops.serve_read(SWAP, 0, memoryview(bytearray(PAGE))) == PAGE  # whoever has it is served
     await ops.release(first.fh)
-    await ops.release(first.fh)  # opened before this process served
-    assert ops.opened == 0
+    await ops.release(first.fh)
+    assert not ops.writers.is_any_open()
     ops.is_closing = False
     await ops.open(SWAP, os.O_RDONLY, CTX)
+
+
+# One open file at a time may change a block file.
+
+
+async def errno_of_open(ops: Operations, flags: int) -> int:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await ops.open(SWAP, flags, CTX)
+    return int(caught.value.errno)
+
+
+@pytest.mark.parametrize("first", [os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_DIRECT])
+@pytest.mark.parametrize("second", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_ACCMODE])
+async def test_second_writer_is_refused_until_the_first_has_closed(
+    ops: Operations, autojump_clock: trio.testing.MockClock, first: int, second: int
+) -> None:
+    one = await ops.open(SWAP, first, CTX)
+    assert await errno_of_open(ops, second) == errno.ETXTBSY
+    await ops.release((await ops.open(SWAP, os.O_RDONLY, CTX)).fh)
+    await ops.flush(one.fh)  # of a copy of the descriptor: the loop device's stays
+    assert await errno_of_open(ops, second) == errno.ETXTBSY
+    assert ops.statistics().refused_writers == 2
+    await ops.release(one.fh)
+    other = await ops.open(SWAP, second, CTX)
+    assert other.fh != one.fh
+    await ops.release(one.fh)  # once more, as a request that was sent again: it is not the other's
+    assert await errno_of_open(ops, first) == errno.ETXTBSY
+
+
+async def test_open_for_writing_waits_for_a_close_that_is_under_way(
+    ops: Operations, autojump_clock: trio.testing.MockClock
+) -> None:
+    one = await ops.open(SWAP, os.O_RDWR, CTX)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ops.open, SWAP, os.O_RDWR, CTX)
+        await trio.sleep(operations_module.CLOSING_S / 2)
+        await ops.release(one.fh)
+    assert ops.statistics().refused_writers == 0
+    assert ops.writers.is_any_open()
+
+
+async def test_daemon_that_closes_meanwhile_refuses_who_waits(ops: Operations, autojump_clock: trio.testing.MockClock) -> None:
+    await ops.open(SWAP, os.O_RDWR, CTX)
+    async with trio.open_nursery() as nursery:
+        async def close() -> None:
+            await trio.sleep(operations_module.CLOSING_S / 2)
+            ops.is_closing = True
+
+        nursery.start_soon(close)
+        assert await errno_of_open(ops, os.O_RDWR) == errno.EBUSY
+
+
+async def test_changes_through_another_handle_are_refused(ops: Operations) -> None:
+    info = await ops.open(SWAP, os.O_RDWR, CTX)
+    assert ops.admit(SWAP, info.fh) == 0
+    assert ops.admit(SWAP, SWAP) == ops.admit(SWAP, info.fh + (1 << 42)) == -errno.ETXTBSY
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await ops.write(SWAP, 0, b"x" * PAGE)
+    assert caught.value.errno == errno.ETXTBSY
+    assert read(ops, 0, PAGE) == bytes(PAGE)
+    assert await ops.write(info.fh, 0, b"y" * PAGE) == PAGE
+    assert await ops.read(info.fh, 0, PAGE) == b"y" * PAGE
+    assert ops.statistics().refused_writers == 3
+
+
+@pytest.mark.parametrize("handle", [None, SWAP])
+async def test_truncating_to_the_same_size_is_refused_while_another_may_write(ops: Operations, handle: int | None) -> None:
+    fields: Any = SimpleNamespace(**dict.fromkeys(("update_atime", "update_mtime", "update_ctime"), False))
+    fields.update_size, fields.update_mode, fields.update_uid, fields.update_gid = True, False, False, False
+    attributes: Any = SimpleNamespace(st_size=SIZE)
+    await ops.setattr(SWAP, attributes, fields, handle, CTX)
+    info = await ops.open(SWAP, os.O_RDWR, CTX)
+    await ops.setattr(SWAP, attributes, fields, info.fh, CTX)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await ops.setattr(SWAP, attributes, fields, handle, CTX)
+    assert caught.value.errno == errno.ETXTBSY

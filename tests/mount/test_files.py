@@ -133,7 +133,14 @@ def test_stat_and_statfs(server: FileServer) -> None:
     assert stat.S_IMODE(server.mountpoint.stat().st_mode) == 0o700
     assert os.listdir(server.mountpoint) == ["swap", "params"]
     answer = os.statvfs(server.path)
-    assert (answer.f_bsize, answer.f_blocks, answer.f_bfree) == (mmap.PAGESIZE, SIZE // mmap.PAGESIZE, 0)
+    assert (answer.f_bsize, answer.f_blocks, answer.f_bfree) == (mmap.PAGESIZE, 0, 0)
+    assert (answer.f_files, answer.f_ffree) == (0, 0)
+
+
+def test_df_does_not_say_that_the_mount_is_full(server: FileServer) -> None:
+    for inodes in ((), ("--inodes",)):
+        said = subprocess.run(["df", *inodes, server.mountpoint], capture_output=True, text=True, check=True).stdout
+        assert said.splitlines()[-1].split()[-2] == "-", said
 
 
 def test_size_cannot_be_changed(server: FileServer, fd: int) -> None:

@@ -31,6 +31,8 @@
  *     being answered. A successor answers what is left (py_adopt()): the kernel is asked to send it again, or where it cannot
  *     (before Linux 6.9), the last request is taken from the buffer. A second answer to one that was answered is refused with
  *     ENOENT, and doing it a second time changes nothing, since nobody has answered anything in between.
+ *   - A block file is changed through the one handle that Python has admitted (fuse/writers.py): `writers` remembers it until Python
+ *     says that it is void, so the question costs a compare.
  *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
  *
  * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
@@ -133,6 +135,7 @@ struct pace {
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
 	PyObject *interrupt;                /* NULL if nobody wants to know */
+	PyObject *admit;                    /* says whether a handle may change a file; NULL: each may */
 	PyObject *hear;                     /* called when disk_fd is readable; NULL if there is no disk */
 	int disk_fd;                        /* -1 then */
 	uint64_t handed_over;               /* number of the last request that pyfuse3 was given, */
@@ -156,6 +159,9 @@ static struct {
 	bool is_first;           /* it is one now */
 	unsigned deferred;      /* requests that wait for reply() */
 } hook = {.fd = -1, .disk_fd = -1, .pace = hook.paces};
+
+/* By block inode, the handle that was admitted last, 0 for none. Apart from `hook`, since only the pages in use are ever touched. */
+static uint64_t writers[INODE_LIMIT];
 
 /* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
 static struct {
@@ -283,6 +289,28 @@ static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObje
 	return n;
 }
 
+/* 0 if a block file may be changed through a handle, else -errno. */
+static long admit(fuse_ino_t ino, const struct fuse_file_info *fi)
+{
+	uint64_t handle = fi != NULL ? fi->fh : 0;
+	PyObject *args[2];
+	long error = -ENOMEM;
+
+	if (hook.admit == NULL || writers[ino] == handle)
+		return 0;
+	args[0] = PyLong_FromUnsignedLong(ino);
+	args[1] = PyLong_FromUnsignedLongLong(handle);
+	if (args[0] != NULL && args[1] != NULL)
+		error = call(hook.admit, args, 2, 0);
+	else
+		PyErr_Clear();
+	Py_XDECREF(args[0]);
+	Py_XDECREF(args[1]);
+	if (error == 0)
+		writers[ino] = handle;
+	return error;
+}
+
 static void note_read(fuse_ino_t ino, off_t off, size_t size)
 {
 	ahead.wanted = size <= ahead.most && ino == ahead.last_ino && off == ahead.last_end;
@@ -386,6 +414,11 @@ static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t 
 		return;
 	}
 	stats.write++;
+	n = admit(ino, fi);
+	if (n < 0) {
+		reply_error(req, (int)-n);
+		return;
+	}
 	forget_ahead(ino, off, (off_t)size);
 	if (size > hook.max_io) {
 		reply_error(req, EINVAL);
@@ -413,14 +446,19 @@ static void hook_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offse
                            struct fuse_file_info *fi)
 {
 	PyObject *args[4];
-	long n = -ENOMEM;
+	long n;
 
-	(void)fi;
 	if (!is_block(ino)) {
 		fuse_reply_err(req, EOPNOTSUPP);
 		return;
 	}
 	stats.fallocate++;
+	n = admit(ino, fi);
+	if (n < 0) {
+		reply_error(req, (int)-n);
+		return;
+	}
+	n = -ENOMEM;
 	forget_ahead(ino, offset, length);
 	args[0] = PyLong_FromUnsignedLong(ino);
 	args[1] = PyLong_FromLong(mode);
@@ -990,9 +1028,13 @@ static void forget_all(void)
 	Py_CLEAR(hook.write);
 	Py_CLEAR(hook.fallocate);
 	Py_CLEAR(hook.interrupt);
+	Py_CLEAR(hook.admit);
 	Py_CLEAR(hook.hear);
 	if (hook.shared.obj != NULL)
 		PyBuffer_Release(&hook.shared);
+	for (size_t ino = 0; ino < INODE_LIMIT; ino++)
+		if (hook.blocks[ino / 64] >> (ino % 64) & 1)
+			writers[ino] = 0;
 	memset(&hook, 0, sizeof(hook));
 	memset(&ahead, 0, sizeof(ahead));
 	hook.fd = -1;
@@ -1001,7 +1043,7 @@ static void forget_all(void)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None)");
+             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None, admit=None)");
 
 /* The address of shared memory for survivor and request, NULL with an exception set if it does not do. */
 static char *shared_memory(PyObject *shared)
@@ -1022,16 +1064,17 @@ static char *shared_memory(PyObject *shared)
 static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"read",   "write",          "fallocate", "poll_us", "budget_us",
-	                        "max_io", "max_background", "shared",    "interrupt", NULL};
+	                        "max_io", "max_background", "shared",    "interrupt", "admit", NULL};
 	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None, *interrupt = Py_None;
+	PyObject *admit_function = Py_None;
 	char *given = NULL;
 	unsigned poll_us = 0, budget_us = 0, max_io = 0, max_background = 0;
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOO:attach", names, &read_function, &write_function,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOOO:attach", names, &read_function, &write_function,
 	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background, &shared,
-	                                 &interrupt))
+	                                 &interrupt, &admit_function))
 		return NULL;
 	if (attached()) {
 		PyErr_SetString(PyExc_RuntimeError, "already attached: one session per process");
@@ -1063,6 +1106,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.write = Py_NewRef(write_function);
 	hook.fallocate = Py_NewRef(fallocate_function);
 	hook.interrupt = interrupt == Py_None ? NULL : Py_NewRef(interrupt);
+	hook.admit = admit_function == Py_None ? NULL : Py_NewRef(admit_function);
 	memset(&stats, 0, sizeof(stats));
 	memset(&sample, 0, sizeof(sample));
 	sample.left = SAMPLED;
@@ -1225,6 +1269,21 @@ static PyObject *py_add_inode(PyObject *self, PyObject *number)
 	if (ino >= INODE_LIMIT)
 		return PyErr_Format(PyExc_ValueError, "inode %lu: block inodes are below %d", ino, INODE_LIMIT);
 	hook.blocks[ino / 64] |= (uint64_t)1 << (ino % 64);
+	*(volatile uint64_t *)&writers[ino] = 0; /* its page is there from now on */
+	Py_RETURN_NONE;
+}
+
+/* Python has changed the file, or who may do so: what is remembered of either is void. */
+static PyObject *py_forget_writer(PyObject *self, PyObject *number)
+{
+	unsigned long ino = PyLong_AsUnsignedLong(number);
+
+	(void)self;
+	if (ino == (unsigned long)-1 && PyErr_Occurred())
+		return NULL;
+	ahead.size = 0;
+	if (ino < INODE_LIMIT)
+		writers[ino] = 0;
 	Py_RETURN_NONE;
 }
 
@@ -1302,6 +1361,7 @@ static PyMethodDef methods[] = {
     {"mind_memory", py_mind_memory, METH_NOARGS, PyDoc_STR("mind_memory()")},
     {"hooked", py_hooked, METH_NOARGS, PyDoc_STR("hooked() -> bool")},
     {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},
+    {"forget_writer", py_forget_writer, METH_O, PyDoc_STR("forget_writer(inode)")},
     {"remove_inode", py_remove_inode, METH_O, PyDoc_STR("remove_inode(inode)")},
     {"statistics", py_statistics, METH_NOARGS, PyDoc_STR("statistics() -> dict[str, int]")},
     {"latencies", py_latencies, METH_NOARGS, latencies_doc},

@@ -12,6 +12,7 @@ def attach(
     max_background: int,
     shared: memoryview | None = None,
     interrupt: Callable[[int], object] | None = None,
+    admit: Callable[[int, int], int] | None = None,
 ) -> None:
     """Have the next FUSE session answer its block inodes through these functions; zeroes the counters.
 
@@ -32,6 +33,8 @@ def attach(
         shared: writable memory that outlives the process, for the request buffer and what a successor needs (a
             survivor page; `handover.hook_bytes(max_io)` bytes on a page boundary). Private memory if None.
         interrupt: called with the number of a request whose requester has got a signal.
+        admit: called with an inode and a handle that is about to change the file, and that was not the last one admitted;
+            returns 0, or -errno for a request that is to be refused.
 
     Raises:
         RuntimeError: attached already.
@@ -104,6 +107,9 @@ def hooked() -> bool:
 
 def add_inode(inode: int) -> None:
     """Have the attached functions serve this inode, a number below 65536 (ValueError otherwise)."""
+
+def forget_writer(inode: int) -> None:
+    """Forget which handle may change a file, and what was read ahead: either may be out of date."""
 
 def remove_inode(inode: int) -> None:
     """Leave this inode to pyfuse3's own handlers again."""

@@ -4,8 +4,9 @@
 Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular file (a loop
 device wants one): a read across the end is short, a write across the end is short, one that starts at the end
 gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and EINVAL without; its name, owner,
-mode, times and size cannot be changed (EPERM). While the daemon takes back what is swapped out, to end, it cannot be opened
-(EBUSY): nobody may swap on to it then.
+mode, times and size cannot be changed (EPERM). One open file at a time may change it (writers.py): another open for writing is
+refused with ETXTBSY, which the kernel gives for changes of a swap file, after a moment in which the one before may be closed.
+While the daemon takes back what is swapped out, to end, it cannot be opened (EBUSY): nobody may swap on to it then.
 
 A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it
 is taken whole, and truncating it means nothing (`echo 1 >` does it). A handle is the inode's number, which a successor knows.
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -35,15 +37,19 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from zswapd.fuse import lowlevel
 from zswapd.fuse.failures import Failures
 from zswapd.fuse.interrupts import Interrupts
 from zswapd.fuse.texts import Texts, inode_of
+from zswapd.fuse.writers import Writers
 from zswapd.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from zswapd.fuse.inodes import CachedFile, Directory, Node, TextFile
+
+log = logging.getLogger(__name__)
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -56,6 +62,10 @@ _DISCARDING = {
 
 CACHE_SECONDS = 3600.0
 """How long the kernel may remember names and attributes that do not change while the mount lives."""
+
+CLOSING_S = 0.25
+"""How long an open for writing waits for another open file to be closed: of that, the kernel tells after close(2) is done, and
+after a loop device has let go of its file."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,6 +120,8 @@ class OperationsStatistics:
     """All other coroutines: look-ups, opens, and so on."""
     refused_writes: int
     """Writes that the file turned away; the kernel keeps such pages."""
+    refused_writers: int
+    """Opens for writing, and changes, that were refused because another open file may change the file."""
     let_go: int
     """Readers of cached files that were killed while they waited."""
     internal_errors: int
@@ -130,8 +142,7 @@ class Operations(pyfuse3.Operations):
         on_init: called when the kernel has agreed on the protocol, so that requests will be answered from now
         on.
         is_closing: block files cannot be opened.
-        opened: how often block files are open, as far as this process has seen it: those that a predecessor has seen opened
-            are missing as they are closed.
+        writers: the open files that may change block files.
     """
 
     supports_dot_lookup = True
@@ -144,7 +155,7 @@ class Operations(pyfuse3.Operations):
         self.failures = Failures()
         self.on_init: Callable[[], object] | None = None
         self.is_closing = False
-        self.opened = 0
+        self.writers = Writers(directory.block_files)
         self.other_requests = 0
         self._page_size = page_size
         self._files = directory.block_files
@@ -165,6 +176,7 @@ class Operations(pyfuse3.Operations):
             writes=self._writes,
             others=self.other_requests - self._reads - self._writes,
             refused_writes=self._refused_writes,
+            refused_writers=self.writers.refused,
             let_go=self.interrupts.let_go,
             internal_errors=self.failures.internal_errors,
             failed_requests=self.failures.failed_requests,
@@ -220,6 +232,11 @@ class Operations(pyfuse3.Operations):
         file.discard(offset, length)
         return 0
 
+    @serving
+    def admit(self, inode: int, handle: int) -> int:
+        """Return 0 if a file may be changed through a handle, else -errno; the hook asks once for each handle."""
+        return 0 if self.writers.admit(inode, handle) else -errno.ETXTBSY
+
     # Without the hook, the same as coroutines.
 
     @answering
@@ -235,7 +252,7 @@ class Operations(pyfuse3.Operations):
                 return await cached.read(off, size)
             raise FUSEError(errno.EINTR)
         out = bytearray(size)
-        n = self.serve_read(fh, off, memoryview(out))
+        n = self.serve_read(inode, off, memoryview(out))
         if n < 0:
             raise FUSEError(-n)
         return bytes(memoryview(out)[:n])
@@ -251,7 +268,7 @@ class Operations(pyfuse3.Operations):
                 return await cached.write(off, buf)
             self._text(inode).write(buf)
             return len(buf)
-        n = self.serve_write(fh, off, memoryview(buf))
+        n = self.admit(inode, fh) or self.serve_write(inode, off, memoryview(buf))
         if n < 0:
             raise FUSEError(-n)
         return n
@@ -289,7 +306,10 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow."""
+        """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow.
+
+        A size that stays is refused with ETXTBSY while another open file may change the file.
+        """
         node = self._existing(inode)
         now = await self._refreshed(node)
         # ftruncate asks for new times along with the size; alone, they are refused.
@@ -303,15 +323,20 @@ class Operations(pyfuse3.Operations):
         )
         if not is_allowed:
             raise FUSEError(errno.EPERM)
+        if fields.update_size and node.file is not None and self.writers.handle_of(inode) not in {0, fh}:
+            self.writers.refused += 1
+            raise FUSEError(errno.ETXTBSY)
         return now
 
     @answering
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """Describe a full file system of pages: without an answer, a loop device offers no discard."""
+        """Give the size of a page: without an answer, a loop device offers no discard.
+
+        The mount has no blocks and no files of its own to run out of, as /proc has none: `df` leaves it out, and a monitor has
+        no ratio to alarm at.
+        """
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = self._page_size
-        data.f_blocks = self.directory.total_size // self._page_size
-        data.f_files = len(self.directory)
         data.f_namemax = 255
         return data
 
@@ -346,8 +371,28 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         if self.is_closing:
             raise FUSEError(errno.EBUSY)
-        self.opened += 1
-        return pyfuse3.FileInfo(fh=inode, direct_io=True, keep_cache=False)
+        is_reader = flags & os.O_ACCMODE == os.O_RDONLY
+        handle = inode if is_reader else await self._open_for_writing(node)
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
+    async def _open_for_writing(self, node: Node) -> int:
+        """Return a handle, once no other open file may change the file."""
+        request, process = lowlevel.current() if lowlevel is not None else (0, 0)  # before the first await
+        with trio.move_on_after(CLOSING_S):
+            await self.writers.until_free(node.inode, request)
+        if self.is_closing:
+            raise FUSEError(errno.EBUSY)
+        handle = self.writers.open(node.inode, request)
+        if not handle:
+            name = node.name.decode(errors="backslashreplace")
+            log.info(
+                "%s is attached or open for writing: process %d, which opened it for writing too, got ETXTBSY",
+                name,
+                process,
+                extra={"rate_limit": 5},
+            )
+            raise FUSEError(errno.ETXTBSY)
+        return handle
 
     async def _open_cached(self, inode: int, cached: CachedFile, flags: int) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY and not cached.writable:
@@ -361,9 +406,8 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: int) -> None:
-        """Forget the content of a text file, tell a cached one, count a block file; nothing else is kept per open file."""
-        if fh in self._files:
-            self.opened = max(self.opened - 1, 0)
+        """Forget the content of a text file and who may change a block file, and tell a cached one."""
+        self.writers.close(fh)
         self._texts.close(fh)
         node = self.directory.node(inode_of(fh))
         if node is not None and node.cached is not None:

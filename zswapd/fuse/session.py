@@ -80,6 +80,8 @@ class SessionStatistics:
     """Bytes moved by the hook."""
     refused_writes: int
     """Writes that the pool turned away; the kernel keeps the pages."""
+    refused_writers: int
+    """Opens for writing of a file that was attached or open for writing, and changes through other open files."""
     drained: int
     """Requests taken from the queue without a turn of the event loop before them."""
     receives: int
@@ -128,7 +130,7 @@ class SessionStatistics:
 carry.declare(
     SessionStatistics,
     cumulative=(
-        "reads writes discards others read_bytes written_bytes refused_writes drained receives polls "
+        "reads writes discards others read_bytes written_bytes refused_writes refused_writers drained receives polls "
         "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
         "scarcities deferred resent let_go request_errors reply_errors internal_errors failed_requests"
     ),
@@ -306,6 +308,7 @@ class Session:
             read_bytes=hook["read_bytes"],
             written_bytes=hook["write_bytes"],
             refused_writes=plain.refused_writes,
+            refused_writers=plain.refused_writers,
             drained=hook["drained"],
             receives=hook["receives"],
             polls=hook["polls"],
@@ -366,8 +369,10 @@ class Session:
             max_background=MAX_BACKGROUND,
             shared=self._shared,
             interrupt=self.operations.interrupts.interrupt,
+            admit=self.operations.admit,
         )
         undo.callback(lowlevel.detach)
+        self.operations.writers.when_void = lowlevel.forget_writer
         for inode in self.operations.directory.block_files:
             lowlevel.add_inode(inode)
 

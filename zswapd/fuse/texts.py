@@ -18,9 +18,10 @@ from pyfuse3 import FUSEError
 if TYPE_CHECKING:
     from zswapd.fuse.inodes import TextFile
 
-_INODE_BITS = 42
-_INODE_MASK = (1 << _INODE_BITS) - 1
-_OPENS = (1 << 64 - _INODE_BITS) - 1
+INODE_BITS = 42
+"""Of a handle, those that name the inode; the others number open files."""
+_INODE_MASK = (1 << INODE_BITS) - 1
+_OPENS = (1 << 64 - INODE_BITS) - 1
 """Numbers of open files, from 1 on: what a handle of 64 bits has room for besides the inode."""
 
 
@@ -46,7 +47,7 @@ class Texts:
         if mode != os.O_RDONLY and not text.writable:  # root's capabilities let everything through that modes forbid
             raise FUSEError(errno.EACCES)
         self._opens = self._opens % _OPENS + 1
-        handle = self._opens << _INODE_BITS | inode
+        handle = self._opens << INODE_BITS | inode
         if mode != os.O_WRONLY:
             self._contents[handle] = text.read()
         return handle

@@ -56,6 +56,10 @@ RELEASE_S = 5.0
 """How long a loop device may stay attached after its last user has gone; udev may look at it."""
 
 
+CLOSING_S = 2.0
+"""How long a swapon waits for another open file over the same file to be closed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attached:
     """A file that is swapped on."""
@@ -95,7 +99,7 @@ def attach(
     kernel = kernel or Kernel()
     file = without_links(file.parent) / file.name
     with (
-        _backing_file(file) as backing,
+        _backing_file(file, root) as backing,
         _locked(backing, file, root),
         _loop_device(kernel, backing, file, min(page_size, 4096), root) as device,
     ):
@@ -123,12 +127,30 @@ def _name(device: str) -> str:
     return device.removeprefix("/dev/")
 
 
+def _open_backing(file: Path, root: Path) -> int:
+    """Open a file; where another open file may change it, wait a moment: the daemon may yet have to hear of its end."""
+    deadline = time.monotonic() + CLOSING_S
+    while True:
+        _refuse_if_attached(file, root)
+        try:
+            return os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ETXTBSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
-def _backing_file(file: Path) -> Iterator[int]:
+def _backing_file(file: Path, root: Path) -> Iterator[int]:
     try:
-        backing = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        backing = _open_backing(file, root)
     except OSError as error:
         hint = "is it one of the files that `zswapctl status` lists?"
+        if error.errno == errno.ETXTBSY:
+            raise SwapDeviceError(
+                f"{file} is open for writing: what that program writes and what is swapped out would overwrite each other",
+                hint=f"end what `fuser --verbose {file}` shows, then try again",
+            ) from error
         if error.errno == errno.ENOTCONN:
             hint = f"the daemon that served it has died: start it again, {installation.found().start()}"
         elif error.errno == errno.EBUSY:
