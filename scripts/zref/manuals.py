@@ -32,7 +32,12 @@ _SIGNALS = (
     (
         "SIGHUP",
         "Read the settings again, and become the program that is installed now, while swapped on. If either is not right, the "
-        "log says so, and nothing changes. `zswapctl upgrade` does the same, and waits for it.",
+        "log says so, and nothing changes. `zswapctl upgrade` does the same, and waits for it. A SIGHUP that tells of the end "
+        "of its terminal changes nothing.",
+    ),
+    (
+        "SIGTSTP, SIGQUIT, SIGUSR1 and others",
+        "They change nothing: job control does not stop zswapd, and no signal of a stranger ends it.",
     ),
     (
         "SIGKILL",

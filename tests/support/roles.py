@@ -96,13 +96,14 @@ class Roles:
         assert self._run("dd", f"if={self.mountpoint / 'swap'}", "count=1", "iflag=direct") == PAGE
 
     def _run(self, *command: str, data: bytes = b"") -> bytes:
-        with subprocess.Popen([*command, "bs=4096", "status=none"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            try:
-                out, _ = process.communicate(data, timeout=READ_S)
-            except subprocess.TimeoutExpired:
-                self.kill()  # or the reader could not be killed
-                process.kill()
-                raise
+        process = subprocess.Popen([*command, "bs=4096", "status=none"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            out, _ = process.communicate(data, timeout=READ_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            self.kill()  # without a daemon, the kernel lets go of the reader
+            process.communicate(timeout=READ_S)
+            raise
         assert process.returncode == 0
         return out
 
