@@ -20,7 +20,7 @@ import io
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -74,8 +74,9 @@ def never_wait() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         with contextlib.suppress(OSError):
             _open_anew(number)
+        raw: Any = LossyFile(number)  # without a buffer, as with `python -u`
         text = io.TextIOWrapper(
-            cast("BinaryIO", LossyFile(number)),  # unbuffered, as with `python -u`
+            raw,
             encoding="utf-8",
             errors="backslashreplace",
             write_through=True,
