@@ -722,6 +722,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
 
     monkeypatch.setattr("zswapd.supervisor.run", run)
     monkeypatch.setattr("zswapd.log.setup", lambda _: None)
+    monkeypatch.setattr("zswapd.cli.standard_files.never_wait", lambda: None)  # standard error is a test's here
     return seen
 
 

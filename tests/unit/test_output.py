@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -326,6 +327,7 @@ def test_standard_error_that_takes_nothing_changes_nothing(
 def test_output_that_does_not_block_is_waited_for(commands: Commands, usual: tuple[list[int], bytes]) -> None:
     """A pipe that is full most of the time, with O_NONBLOCK set by another process that has it."""
     read, write = os.pipe2(os.O_NONBLOCK)
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(read, True)
     received = bytearray()
 
