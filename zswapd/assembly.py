@@ -77,7 +77,8 @@ class Inherited:
     Attributes:
         arena_fd: the arena's file; stays the giver's.
         lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
-        tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
+        tried: marks of pages that recompression has tried, by device, a byte a page, likewise; {} for none yet.
+        more_marks: makes them when they are needed; None for marks that do not outlive the process.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
         alive: called again and again while the arena is made sense of, which takes its time.
     """
@@ -87,6 +88,7 @@ class Inherited:
     tried: Mapping[str, memoryview] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
     alive: Callable[[], None] = _ignore
+    more_marks: Callable[[], Mapping[str, memoryview]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +287,9 @@ class Core:
         }
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
         tried = inherited.tried if inherited else {}
-        self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback)
+        # A memfd is safe from swap only where the supervisor has it locked, and it does not know what is added later.
+        more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
+        self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback, more)
         zv = self.zv
         self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
         self.all_ages = [self.ages, self.cache.ages] if self.cache else [self.ages]

@@ -125,7 +125,8 @@ class Worker:
         self.protections = prepared.protections
         state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
-        inherited = Inherited(arena, state.lost(), recompressing.marks_in(state.areas), left.get("core", {}), self._live)
+        marks = recompressing.marks_in(state.areas) or recompressing.marks_of(state.extension, config)
+        inherited = Inherited(arena, state.lost(), marks, left.get("core", {}), self._live, self._add_marks)
         self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
         self._recall(left)
         self.born = float(left.get("born", self._begun))
@@ -190,6 +191,11 @@ class Worker:
         self._told: Snapshot | None = None
         self._told_at = 0.0
         add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
+
+    def _add_marks(self) -> Mapping[str, memoryview]:
+        """Make marks of recompression, in a thread for what blocks; they are the next worker's too."""
+        size = sum(recompressing.marks_bytes(self.configured).values())
+        return recompressing.marks_of(self.state.extend(size), self.configured)
 
     def _recall(self, left: Mapping[str, Any]) -> None:
         """Have the core go on with what a predecessor has left."""

@@ -8,6 +8,7 @@
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
     areas      further memory by name (`area`): marks of recompression, if that is on; of a disk behind the pool the key, the
                claims, and which pages are there
+    extension  further memory that a worker has added while it ran (`extend`), from the next page on: marks of recompression
 
 All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
 time: by the worker, or by the supervisor while there is none.
@@ -174,6 +175,30 @@ class SharedState:
         for name, size in self.geometry.get("areas", {}).items():
             self._areas[name] = view[lost_at : lost_at + size]
             lost_at += round_up(size, 8)
+        self._extension_at = round_up(end, page)
+        self.extension = view[self._extension_at :]
+
+    def extend(self, size: int) -> memoryview:
+        """Add memory for all workers to come; in any thread, since it may block. Programs that do not know it leave it alone.
+
+        Returns:
+            It, zeros at first; what a predecessor has added already is `extension`.
+
+        Raises:
+            ArenaError: the kernel gives none; nothing is added.
+        """
+        length = round_up(size, mmap.PAGESIZE)
+        try:
+            os.posix_fallocate(self.fd, self._extension_at, length)
+            added = mmap.mmap(self.fd, length, mmap.MAP_SHARED, offset=self._extension_at)
+        except OSError as error:
+            os.ftruncate(self.fd, self._extension_at)
+            raise ArenaError(f"no memory for {size} bytes of shared state: {error.strerror}") from error
+        added.madvise(mmap.MADV_DONTDUMP)
+        with contextlib.suppress(OSError):
+            added.madvise(_MADV_POPULATE_WRITE)
+        self.extension = memoryview(added)
+        return self.extension
 
     @classmethod
     def new(
@@ -274,6 +299,7 @@ class SharedState:
             self._geometry,
             *self._lost.values(),
             *self._areas.values(),
+            self.extension,
             self._layout_word,
             self._view,
         ):

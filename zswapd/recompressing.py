@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zswapd import compress
@@ -13,7 +14,7 @@ from zswapd.pages import ADDRESS_SPACE
 from zswapd.reclaim.recompress import Recompression
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from zswapd.allocators.pageframes import PageFrames
     from zswapd.block.device import Device
@@ -32,7 +33,8 @@ _MARKS = "tried:"
 def areas(config: Config) -> dict[str, int]:
     """Return the memory that has to outlive a worker, by name: a byte a page; {} as long as recompression is off.
 
-    If it is switched on later, or commanded, a worker takes that memory for itself, and its successor tries pages again.
+    If it is switched on later, or commanded, a worker adds that memory to the shared state; it keeps it to itself where that
+    is a memfd, and its successor tries pages again.
     """
     return marks_bytes(config) if config.pool.recompress_age else {}
 
@@ -43,8 +45,18 @@ def marks_bytes(config: Config) -> dict[str, int]:
 
 
 def marks_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
-    """Return the marks of each swap file that has some; an older program has made none."""
+    """Return the marks of each swap file that has some in these areas."""
     return {name.removeprefix(_MARKS): area for name, area in areas.items() if name.startswith(_MARKS)}
+
+
+def marks_of(extension: memoryview, config: Config) -> dict[str, memoryview]:
+    """Return the marks of each swap file in memory that was added to the shared state, one behind the other; {} if none was."""
+    marks: dict[str, memoryview] = {}
+    place = 0
+    for name, size in marks_bytes(config).items() if extension else ():
+        marks[name.removeprefix(_MARKS)] = extension[place : place + size]
+        place += size
+    return marks
 
 
 def codecs(config: Config) -> tuple[str, ...]:
@@ -58,6 +70,7 @@ def make(
     zv: Zv,
     frames: PageFrames,
     writeback: Writeback | None,
+    more: Callable[[], Mapping[str, memoryview]] | None = None,
 ) -> Recompression:
     """Return what compresses pages again.
 
@@ -67,6 +80,7 @@ def make(
         zv: whose pages these are.
         frames: where copies go.
         writeback: knows ages, if there are any.
+        more: makes the marks of all devices, in memory that outlives the process, when they are needed and `marks` has none.
     """
     own = {name: mmap.mmap(-1, device.pages, ADDRESS_SPACE) for name, device in devices.items() if name not in marks}
     return Recompression(
@@ -76,8 +90,19 @@ def make(
         newest=lambda: zv.newest,
         epoch_before=writeback.epoch_before if writeback else lambda _seconds: 0,
         has_room=lambda: frames.table.free_frames > frames.reserve_target // 2,
-        prepare=(lambda: _populate(own.values())) if own else None,
+        prepare=partial(_prepare, list(devices), own, more) if own else None,
     )
+
+
+def _prepare(
+    names: Sequence[str], own: Mapping[str, mmap.mmap], more: Callable[[], Mapping[str, memoryview]] | None
+) -> Sequence[memoryview] | None:
+    """Return marks that outlive the process, or None for those that the process has for itself, which have memory then."""
+    if more is None:
+        _populate(own.values())
+        return None
+    made = more()
+    return [made[name] for name in names]
 
 
 def _populate(mappings: Iterable[mmap.mmap]) -> None:

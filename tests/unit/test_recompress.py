@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -365,3 +366,25 @@ def test_marks_of_an_older_program_are_used_though_recompression_is_off() -> Non
     assert any(state.area("tried:swap"))
     successor.close()
     core.close()
+
+
+def test_marks_that_are_made_later_outlive_a_core() -> None:
+    config = make_config()
+    shape = {"page_size": 4096}
+    state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=1 << 20, kind="memfd")
+    assert recompressing.marks_of(state.extension, config) == {}
+    size = sum(recompressing.marks_bytes(config).values())
+    core = Core(config)
+    fd = core.arena.fd
+    core = Core(config, inherited=Inherited(fd, more_marks=lambda: recompressing.marks_of(state.extend(size), config)))
+    fill(core, 90)
+    core.recompression.prepare()
+    recompress_all(core)
+    assert core.statistics().recompression.tried > 60
+    later = SharedState(os.dup(state.fd))
+    marks = recompressing.marks_of(later.extension, config)
+    assert [len(view) for view in marks.values()] == [1024]
+    successor = Core(config, inherited=Inherited(fd, tried=marks))
+    assert successor.recompression.is_prepared
+    recompress_all(successor)
+    assert successor.statistics().recompression.tried == 0

@@ -187,10 +187,10 @@ class Mount:
         """Refuse a directory that is not empty, and what is none or cannot be made."""
         try:
             there = nearest_existing(self.mountpoint)
-            if not there.is_dir():
-                raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
             if there != self.mountpoint and (number := why_unmakeable(there)):
                 raise _unusable(self.mountpoint, OSError(number, os.strerror(number)))
+            if not there.is_dir():
+                raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
             if there == self.mountpoint and any(self.mountpoint.iterdir()):
                 raise MountError(
                     f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"

@@ -91,7 +91,7 @@ class Recompression:
         newest: returns the serial number of the last store.
         epoch_before: returns the last epoch that was over so many seconds ago.
         has_room: says whether there is memory for a copy.
-        prepare: takes the memory of the marks, and may wait for it; None if they have it.
+        prepare: takes the memory of the marks, and may wait for it; returns other marks to use, or None. None if they have it.
         clock: seconds, for tests.
 
     Attributes:
@@ -109,7 +109,7 @@ class Recompression:
         newest: Callable[[], int],
         epoch_before: Callable[[float], int],
         has_room: Callable[[], bool],
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], Sequence[memoryview] | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices = devices
@@ -155,7 +155,7 @@ class Recompression:
             ArenaError: there is none.
         """
         if self._prepare is not None:
-            self._prepare()
+            self._marks = self._prepare() or self._marks
             self._prepare = None
 
     def abandon(self) -> None:
