@@ -19,6 +19,7 @@ import pytest
 from scripts.zdeb.container import Container
 from tests.support import capabilities
 from tests.support.decoy import decoy
+from zswapd.errors import ConfigError
 
 pytestmark = [pytest.mark.kernel, capabilities.requires_container()]
 
@@ -127,13 +128,20 @@ def test_from_installed_to_swapped_on_in_one_command(debian: Container) -> None:
     assert "zswapd /run/zswapd/mnt" not in debian.run("cat /proc/mounts")
     assert debian.run("find /etc/systemd/system -name 'zswapd*'") == ""
 
+    said = debian.run("zswapctl status 2>&1 || :")
+    assert "hint: start it with `systemctl start zswapd`" in said
+    debian.run("systemctl mask --quiet zswapd.service")
+    assert "`systemctl unmask zswapd && systemctl start zswapd`" in debian.run("zswapctl status 2>&1 || :")
+    debian.run("systemctl unmask --quiet zswapd.service")
+
 
 def test_a_mistake_in_the_settings_is_told_once_while_there_is_nothing_to_serve(debian: Container) -> None:
     now = debian.run("mkdir -p /etc/zswapd/zswapd.toml.d; date +%s.%N").strip()
     debian.run("echo 'swap.size = \"1Q\"' > /etc/zswapd/zswapd.toml.d/wrong.toml")
     assert debian.call("systemctl start zswapd.service").returncode != 0
     time.sleep(1)
-    assert shown(debian, "ActiveState", "NRestarts", "ExecMainStatus") == ["failed", "0", "2"]
+    assert shown(debian, "ActiveState", "NRestarts", "ExecMainStatus") == ["failed", "0", str(ConfigError.exit_code)]
+    assert "status=78/CONFIG" in debian.run("systemctl status --no-pager zswapd.service || :")
     assert debian.run(f"journalctl --since=@{now} --unit=zswapd.service | grep --count 'wrong.toml.*1Q'").strip() == "1"
     debian.run("rm /etc/zswapd/zswapd.toml.d/wrong.toml && systemctl start zswapd.service")
 

@@ -903,7 +903,7 @@ def test_a_wrong_command_line_says_what_was_meant(
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [(["rnu"], "did you mean `zswapd run`?"), (["config", "checkk"], "did you mean `zswapd config check`?"),
+    [(["rnu"], "did you mean `zswapd run`?"), (["config", "chekk"], "did you mean `zswapd config check`?"),
      (["run", "--siez", "1G"], "did you mean --size?"), (["run", "--mount", "x", "--hook"], "`zswapd run --help`")],
 )  # fmt: skip
 def test_the_daemons_wrong_command_line_says_what_was_meant(
