@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -961,3 +962,22 @@ def test_a_limit_that_another_setting_bounds_says_what_counts(daemon: FakeDaemon
     assert ctl(daemon, "set", "pool.limit=50%") == 0
     assert "counts" not in capsys.readouterr().out
     assert "all," not in config.SETTINGS["pool.limit"].help
+
+
+def test_a_service_manager_is_held_up_with_a_command_line_that_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have pages to keep, so it is not told to give up; it would try ten times a second."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    for arguments in (["run", "--sizes", "1G"], ["--version"]):
+        with pytest.raises(SystemExit):
+            zswapd.main(arguments)
+    assert slept == []
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    with pytest.raises(SystemExit):
+        zswapd.main(["--version"])
+    assert slept == []
+    with pytest.raises(SystemExit) as caught:
+        zswapd.main(["run", "--sizes", "1G"])
+    assert caught.value.code == 2
+    assert slept == [zswapd.AGAIN_S]

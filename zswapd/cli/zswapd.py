@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import textwrap
+import time
 from typing import TYPE_CHECKING, cast
 
 from zswapd import __version__, log
@@ -20,6 +22,8 @@ from zswapd.errors import ZswapdError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+AGAIN_S = 2.0
+"""Time until a service manager may try a command line again that is not right."""
 _RUN = (
     "Serve swap files in the foreground. SIGTERM and Ctrl-C swap off first and end the daemon when all that was swapped out is "
     "back in memory; if it does not fit, the daemon goes on."
@@ -36,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     standard_files.complete()
     options = argparse.Namespace()
-    parse("zswapd", make_parser, argv, options)
+    try:
+        parse("zswapd", make_parser, argv, options)
+    except SystemExit as end:
+        # A service manager tries again at once, and has to: there may be something to serve (supervisor/settings.py).
+        if end.code and "NOTIFY_SOCKET" in os.environ:
+            time.sleep(AGAIN_S)
+        raise
     return guarded("zswapd", lambda: cast("int", options.work(options)), options)
 
 
