@@ -131,8 +131,7 @@ class Worker:
         self._recall(left)
         self.born = float(left.get("born", self._begun))
         self.pressure = Pressure()
-        self._session_base = left.get("session", {})
-        self._control_base = left.get("control", {})
+        self._session_base, self._control_base = left.get("session", {}), left.get("control", {})
         self._pressure_base = left.get("pressure", {})
         self._shrinker_base = left.get("shrinker", {})
         self._ceiling = int(left.get("ceiling", 1 << 62))
@@ -173,11 +172,10 @@ class Worker:
             attendant=self.attendant,
             call_supervisor=self.call_supervisor,
         )
-        self.emptying = make_emptying(self.session, directory, self.core.devices, prepared.attendant)
+        self.emptying = make_emptying(
+            self.session, directory, self.core.devices, prepared.attendant, left if is_adopted else None
+        )
         self.session.operations.writers.when_changed = self.remember
-        if is_adopted:
-            self.session.operations.writers.recall(left.get("writers"))
-            self.emptying.recall(left.get("swapped_on", {}))
         self._is_cold = prepared.is_cold
         self.upkeep = Upkeep(
             self.core,

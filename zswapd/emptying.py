@@ -12,7 +12,7 @@ A file that was never seen to be swapped on is a block file with data of its own
 swap header any more, as after mkfs, and one that another open file may change since.
 
 Nothing that is written after the look is let go: a write ends the emptying, and so does another open file that may write. Both
-are looked at in the turn of the event loop that discards. That a file was on survives a worker: its successor does what is left.
+are looked at in the turn of the event loop that discards. That a file was on survives a worker; its successor does the rest.
 """
 
 from __future__ import annotations
@@ -218,14 +218,21 @@ class Emptying:
         return seen.pages_written + seen.partial_writes + seen.refused_writes
 
 
-def make_emptying(session: Session, directory: Directory, devices: Mapping[str, Device], attendant: Offload) -> Emptying:
-    """Return the task for the files of a session.
+def make_emptying(
+    session: Session,
+    directory: Directory,
+    devices: Mapping[str, Device],
+    attendant: Offload,
+    left: Mapping[str, Any] | None,
+) -> Emptying:
+    """Return the task for the files of a session, with what a predecessor has left of it and of the writers.
 
     Args:
         session: where they are served.
         directory: which knows their inodes.
         devices: what is behind them, by name.
         attendant: its threads look at the kernel's tables.
+        left: the predecessor's document; None if there was no predecessor.
     """
     files = directory.block_files
     paths = {inode: session.mountpoint / file.name for inode, file in files.items()}
@@ -235,7 +242,7 @@ def make_emptying(session: Session, directory: Directory, devices: Mapping[str, 
     def look(path: Path, wants_header: bool) -> FileState:  # noqa: FBT001 - positional through a thread
         return look_at(path, wants_header, page_size=mmap.PAGESIZE, identity=known.get(path), kernel=kernel)
 
-    return Emptying(
+    emptying = Emptying(
         {inode: devices[file.name] for inode, file in files.items()},
         paths,
         session.operations.writers,
@@ -243,6 +250,10 @@ def make_emptying(session: Session, directory: Directory, devices: Mapping[str, 
         look=look,
         run=partial(attendant.run, abandon=True),
     )
+    if left is not None:
+        session.operations.writers.recall(left.get("writers"))
+        emptying.recall(left.get("swapped_on", {}))
+    return emptying
 
 
 @contextlib.contextmanager

@@ -682,6 +682,7 @@ async def test_open_for_writing_waits_for_a_close_that_is_under_way(
 async def test_daemon_that_closes_meanwhile_refuses_who_waits(ops: Operations, autojump_clock: trio.testing.MockClock) -> None:
     await ops.open(SWAP, os.O_RDWR, CTX)
     async with trio.open_nursery() as nursery:
+
         async def close() -> None:
             await trio.sleep(operations_module.CLOSING_S / 2)
             ops.is_closing = True
@@ -701,16 +702,3 @@ async def test_changes_through_another_handle_are_refused(ops: Operations) -> No
     assert await ops.write(info.fh, 0, b"y" * PAGE) == PAGE
     assert await ops.read(info.fh, 0, PAGE) == b"y" * PAGE
     assert ops.statistics().refused_writers == 3
-
-
-@pytest.mark.parametrize("handle", [None, SWAP])
-async def test_truncating_to_the_same_size_is_refused_while_another_may_write(ops: Operations, handle: int | None) -> None:
-    fields: Any = SimpleNamespace(**dict.fromkeys(("update_atime", "update_mtime", "update_ctime"), False))
-    fields.update_size, fields.update_mode, fields.update_uid, fields.update_gid = True, False, False, False
-    attributes: Any = SimpleNamespace(st_size=SIZE)
-    await ops.setattr(SWAP, attributes, fields, handle, CTX)
-    info = await ops.open(SWAP, os.O_RDWR, CTX)
-    await ops.setattr(SWAP, attributes, fields, info.fh, CTX)
-    with pytest.raises(pyfuse3.FUSEError) as caught:
-        await ops.setattr(SWAP, attributes, fields, handle, CTX)
-    assert caught.value.errno == errno.ETXTBSY

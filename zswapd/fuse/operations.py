@@ -306,10 +306,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow.
-
-        A size that stays is refused with ETXTBSY while another open file may change the file.
-        """
+        """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow."""
         node = self._existing(inode)
         now = await self._refreshed(node)
         # ftruncate asks for new times along with the size; alone, they are refused.
@@ -323,9 +320,6 @@ class Operations(pyfuse3.Operations):
         )
         if not is_allowed:
             raise FUSEError(errno.EPERM)
-        if fields.update_size and node.file is not None and self.writers.handle_of(inode) not in {0, fh}:
-            self.writers.refused += 1
-            raise FUSEError(errno.ETXTBSY)
         return now
 
     @answering
