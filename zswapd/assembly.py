@@ -339,11 +339,13 @@ class Core:
         damaged = wrong + findings.damaged
         # Before anything damaged is freed: a death in between must not make the next process trust the rest.
         for device in self.devices.values():
-            device.adopt(distrust=damaged > 0 or self.arena.distrusted)
+            device.adopt(distrust=damaged > 0 or self.arena.distrusted, alive=self.frames.alive)
             self.frames.alive()
         self.arena.distrusted = False
         reach(crashpoints.TAKEOVER_MARKED)
         bodies = self.zv.end_adoption(findings)
+        reach(crashpoints.TAKEOVER_REWRITTEN)
+        self.arena.end_rewriting()
         self._recovery = RecoveryStatistics(
             takeovers=1,
             recovered_pages=self.zv.statistics().curr_pages,

@@ -79,6 +79,7 @@ WRITEBACK_DROPPED: Final = 52
 DISCARD_SLOTS: Final = 53
 TAKEOVER_SLOT: Final = 54
 PAGE_LOADED: Final = 55
+TAKEOVER_REWRITTEN: Final = 56
 
 POINTS: Final[dict[str, tuple[int, str]]] = {
     "frames_off_list": (FRAMES_OFF_LIST, "take: a free run is off its list; nothing says yet what it becomes"),
@@ -97,8 +98,8 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "store_body": (STORE_BODY, "a raw page has a frame and no header"),
     "store_body_written": (STORE_BODY_WRITTEN, "the frame holds the page"),
     "store_data": (STORE_DATA, "the data is behind where the header will be"),
-    "store_header": (STORE_HEADER, "header and data, no checksum"),
-    "store_checked": (STORE_CHECKED, "the checksum, and no generation"),
+    "store_header": (STORE_HEADER, "header and data, no word of life"),
+    "store_checked": (STORE_CHECKED, "the checksum is known and not written"),
     "store_alive": (STORE_ALIVE, "the object lives; the index does not know it"),
     "store_indexed": (STORE_INDEXED, "the index names it; the older copy is there"),
     "store_replaced": (STORE_REPLACED, "the older copy is freed"),
@@ -126,6 +127,7 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "takeover_indexed": (TAKEOVER_INDEXED, "the index is complete"),
     "takeover_marked": (TAKEOVER_MARKED, "lost pages are marked; what was dropped is there still"),
     "takeover_dropped": (TAKEOVER_DROPPED, "one object that was dropped is freed"),
+    "takeover_rewritten": (TAKEOVER_REWRITTEN, "everything is done; an older arena still says that it is being rewritten"),
     "slot_stale": (SLOT_STALE, "a page is stored again, and its slot still counts"),
     "spill_marked": (SPILL_MARKED, "a page that was refused is marked lost; its slot still counts"),
     "spill_cleared": (SPILL_CLEARED, "its slot does not count any more"),

@@ -17,6 +17,7 @@ from zswapd.allocators.base import Allocator
 from zswapd.allocators.frametable import EPHEMERAL
 from zswapd.allocators.lru import Lru
 from zswapd.allocators.pageframes import PageFrames
+from zswapd.allocators.runs import DEAD
 from zswapd.allocators.zbud import ZbudPool
 from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.errors import InvariantError
@@ -113,7 +114,7 @@ def test_new_object_is_not_alive(pool: Allocator, page_size: int) -> None:
         for handle in handles:
             pool.free(handle)
         again = [pool.alloc(size) for _ in range(20)]
-        assert {LIFE.unpack_from(pool.memory, handle)[0] for handle in again} == {0}
+        assert {LIFE.unpack_from(pool.memory, handle)[0] for handle in again} == {DEAD}
         for handle in again:
             pool.free(handle)
 
@@ -124,7 +125,7 @@ def test_freed_object_is_dead(pool: Allocator, page_size: int) -> None:
     for handle in handles:
         _fill(pool, handle, size, 1)
     pool.free(handles[1])
-    assert LIFE.unpack_from(pool.memory, handles[1])[0] == 0
+    assert LIFE.unpack_from(pool.memory, handles[1])[0] == DEAD
     assert LIFE.unpack_from(pool.memory, handles[0])[0] == LIFE.unpack_from(pool.memory, handles[2])[0] == 2
 
 

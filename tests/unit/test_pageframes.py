@@ -10,7 +10,17 @@ import pytest
 
 from tests.support.fakes import FailingArena
 from zswapd.allocators.arena import Arena
-from zswapd.allocators.frametable import EPHEMERAL, MAX_RUN, PERSISTENT, SEALED, USED
+from zswapd.allocators.frametable import (
+    EPHEMERAL,
+    HALF_MASK,
+    LENGTH_MASK,
+    MAX_RUN,
+    PERSISTENT,
+    SEALED,
+    TAKEN,
+    USED,
+    seal_words,
+)
 from zswapd.allocators.pageframes import PageFrames
 from zswapd.errors import ArenaError, InvariantError
 
@@ -540,6 +550,13 @@ def test_check_finds_a_list_that_names_what_is_no_run(make: MakeFrames) -> None:
 # The two halves.
 
 
+def _seal(frames: PageFrames, first: int) -> None:
+    """Seal a run as its owner does, as one of no class."""
+    word = first * 4
+    state, length = frames.table.words[word] & HALF_MASK | USED | SEALED, frames.table.words[word + 1]
+    frames.table.pairs[first * 2] = seal_words(state, length & LENGTH_MASK)
+
+
 def test_ephemeral_frames_are_counted_apart(make: MakeFrames) -> None:
     frames = make(64, reserve=64)
     swap, cache = frames.alloc(3), frames.alloc(5, EPHEMERAL)
@@ -558,7 +575,7 @@ def test_ephemeral_runs_are_free_frames_to_a_successor(page_size: int) -> None:
     frames.refill_now()
     runs = [frames.alloc(count, EPHEMERAL if count % 2 else PERSISTENT) for count in (1, 2, 3, 4, 5)]
     for first in runs:
-        frames.table.words[first * 4] |= SEALED
+        _seal(frames, first)
     successor = PageFrames(frames.arena, reserve_frames=64)
     assert successor.adopt() == 0
     successor.check()
@@ -573,7 +590,7 @@ def test_seal_of_no_half_is_damage(page_size: int, bit: int) -> None:
     # One bit that changes by itself must not make pages vanish that have to be kept.
     frames = PageFrames(Arena(64, page_size, kind="memfd"), reserve_frames=64)
     frames.refill_now()
-    frames.table.words[frames.alloc(2) * 4] = USED | SEALED | bit
+    frames.table.pairs[frames.alloc(2) * 2] = seal_words(USED | SEALED | bit, 2)
     successor = PageFrames(frames.arena, reserve_frames=64)
     assert successor.adopt() == 1
     assert successor.arena.distrusted
@@ -588,11 +605,11 @@ def test_ephemeral_neighbours_of_a_free_run_are_found_on_both_sides(make: MakeFr
     assert [left + 3, left + 5, left + 10] == [middle, right, other]
     for first in (left, right):
         assert table.ephemeral_beside(middle, right) == 0, "not sealed, so nobody has it yet"
-        table.words[first * 4] |= SEALED
+        _seal(frames, first)
         assert table.ephemeral_beside(middle, right) == first
-        table.words[first * 4] &= ~SEALED
-    table.words[left * 4] |= SEALED
-    table.words[right * 4] |= SEALED
+        table.words[first * 4] = TAKEN | EPHEMERAL
+    _seal(frames, left)
+    _seal(frames, right)
     frames.free(middle)
     assert table.free_around(right) == (middle, other)
     assert table.free_around(left) == (left, right)

@@ -9,7 +9,7 @@ system frame by frame. Two kinds, best first:
   has no path and vanishes with the last descriptor.
 - `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped and locked.
 
-Layout, version 3 (offsets in frames; F = number of frames):
+Layout, version 5 (offsets in frames; F = number of frames):
 
     0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
                  to know again to read the rest (assembly.py: the swap files and their sizes); its last byte is `distrusted`
@@ -44,9 +44,12 @@ from zswapd.pages import round_up
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LAYOUT_VERSION = 3
-READABLE_LAYOUTS = (2, 3)
-"""2 is 3 without an ephemeral half: its seals are those of the persistent one."""
+LAYOUT_VERSION = 5
+CHANGING_LAYOUT = 6
+"""An arena of an older layout that a takeover is rewriting: parts of it are as in 5, others as they were."""
+READABLE_LAYOUTS = (2, 3, 5, 6)
+"""3 is 5 with single marks (frametable.py: no mark in word 1; zpages.py: a dead object's word of life is 0, an object may have
+no checksum); 2 is 3 without an ephemeral half: its seals are those of the persistent one."""
 TABLE_ENTRY_BYTES = 16
 PIECE_BYTES = 256 << 10
 """What `populate` does at a time: 0.1 ms of zeroing."""
@@ -152,10 +155,11 @@ class Arena:
         fd: the file's descriptor.
         kind: "tmpfs" or "memfd".
         label: as above.
+        is_older: the layout is one before LAYOUT_VERSION, or CHANGING_LAYOUT.
         view: the whole mapping as bytes; a handle of an allocator is an offset into it.
         words32, words64: the same as machine words. Setting one is a single store, which nothing can cut short: words that
             others are to find after a sudden death are written so, and not through struct, which clears its place first.
-        table: the frame table as 32-bit words, four a frame.
+        table: the frame table as 32-bit words, four a frame; table_pairs: as 64-bit words, two a frame.
         first_frame: number of the first frame that can be handed out.
         total_frames: number of all frames, superblock and table included.
 
@@ -214,6 +218,7 @@ class Arena:
         if (
             length != total_frames * page_size
             or not table_end <= first_frame * page_size < length
+            or first_frame != head_frames(total_frames - first_frame, page_size)
             or kind >= len(_KINDS)
             or label_bytes >= page_size - _SUPERBLOCK.size
         ):
@@ -224,16 +229,19 @@ class Arena:
             self._map_file(fd, _KINDS[kind], page_size, first_frame, total_frames, label)
         except (OSError, ValueError) as error:
             raise ArenaError(f"cannot map the inherited arena of {total_frames} frames: {error}") from error
+        self.is_older = version != LAYOUT_VERSION
         return self
 
     def _map_file(self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes) -> None:
         """Map the whole file and fill in the attributes; touches no page of it."""
         length = total_frames * page_size
         self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
-        self.fd, self.kind, self.label = fd, kind, label
+        self.fd, self.kind, self.label, self.is_older = fd, kind, label, False
         self.page_size, self.first_frame, self.total_frames = page_size, first_frame, total_frames
         self.view = memoryview(self._map)
-        self.table = self.view[page_size : page_size + total_frames * TABLE_ENTRY_BYTES].cast("I")
+        table = self.view[page_size : page_size + total_frames * TABLE_ENTRY_BYTES]
+        self.table, self.table_pairs = table.cast("I"), table.cast("Q")
+        table.release()
         self.words32, self.words64 = self.view.cast("I"), self.view.cast("Q")
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         # Other people's memory has no business in our core dumps.
@@ -275,9 +283,16 @@ class Arena:
                 return code
         return 0
 
-    def stamp(self) -> None:
-        """Say that the arena has this program's layout from now on, so that no older one misreads it."""
-        self.words32[_LAYOUT_WORD] = LAYOUT_VERSION
+    def begin_rewriting(self) -> None:
+        """Say, if the layout is an older one, that it is being changed to this program's, so that no older one misreads it."""
+        if self.is_older:
+            self.words32[_LAYOUT_WORD] = CHANGING_LAYOUT
+
+    def end_rewriting(self) -> None:
+        """Say that everything in the arena has this program's layout."""
+        if self.is_older:
+            self.words32[_LAYOUT_WORD] = LAYOUT_VERSION
+            self.is_older = False
 
     @property
     def distrusted(self) -> bool:
@@ -289,7 +304,7 @@ class Arena:
 
     @distrusted.setter
     def distrusted(self, found: bool) -> None:
-        self.view[self.page_size - 1] = found
+        self.view[self.page_size - 1] = 255 if found else 0  # a bit that flips leaves what is true
 
     def table_offset(self, frame: int) -> int:
         """Return the byte offset of a frame's words in the table."""
@@ -351,7 +366,7 @@ class Arena:
         """Let go of views, mapping and file; the memory is gone if no other process holds the descriptor."""
         if self.fd < 0:
             return
-        for view in (self.table, self.words32, self.words64, self.view):
+        for view in (self.table, self.table_pairs, self.words32, self.words64, self.view):
             view.release()
         # Somebody may still hold a slice; the mapping then ends with it.
         with contextlib.suppress(BufferError):

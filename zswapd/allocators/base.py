@@ -4,8 +4,9 @@
 A handle is the object's byte offset in the arena: a machine word, never 0, stable until the object is freed or compaction
 reports that it moved. Reading an object through a handle therefore needs no lookup and no copy.
 
-The first eight bytes of an object are its owner's word of life: `alloc` hands the object out with that word zero, the owner
-makes it non-zero when the object is complete, and `free` makes it zero again, in a single store each. Whoever finds the arena
+The first eight bytes of an object are its owner's word of life: `alloc` hands the object out with
+that word DEAD (runs.py), the owner makes it another, not 0, when the object is complete, and `free`
+makes it DEAD again, in a single store each. Whoever finds the arena
 without an index (a successor process) can tell live objects from dead ones by it; so can compaction.
 
 Objects above `max_shared` are the exception. Such a *body* is all its owner's, to the first byte: it may hold a page as a

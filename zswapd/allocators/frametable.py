@@ -9,23 +9,36 @@ always backed by memory.
 The table has four 32-bit words a frame (its counterpart in the kernel is struct page):
 
     word 0   low 3 bits: state; bit 3: sealed; bits 14 and 15: the half that a used run belongs to; the rest is its owner's
-    word 1   first frame of a run: its length, in the low 8 bits if used (the rest is the owner's);
-             last frame of a free run: its length; other frames of a used run: the first frame
+    word 1   first frame of a run: its length, in the low 8 bits if used, and then the seal's mark in the high 8 bits, and the
+             owner's number between them; last frame of a free run: its length; other frames of a used run: the first frame
     word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the owner's
 
 An all-zero table, which is what a fresh file holds, says "holes", so nothing has to be initialised.
 
-A successor that finds the table after a death between any two of these words believes one thing in it, the *seal*: a run is
-used if and only if word 0 of its first frame says so with the bit SEALED. For that to hold at every instruction:
+A successor that finds the table after a death between any two of these words believes one thing in
+it, the *seal*. A run is used if and only if both words 0 and 1 of its first frame say so: word 0
+with USED and SEALED, word 1 with a *mark*, which is a checksum of the length and of the lower half
+of word 0. For that to hold at every instruction:
 
-- `take` gives runs out unsealed. The owner prepares the run (words of life) and then writes word 0 whole, seal and all, once;
-- the length stands in word 1 before the seal does, and its bits never change while it is there;
-- `put` begins with the one write that takes the seal away; what it does to neighbours comes after. So no frame inside a free
-  run, and none behind the first of a used one, has ever a seal left over.
+- `take` gives runs out unsealed (TAKEN). The owner prepares the run (words of life) and then writes
+  both words by one 64-bit store;
+- neither the length, the mark nor the lower half of word 0 changes while the seal is there;
+- `put` begins with the one 64-bit store that takes seal and mark away; what it does to neighbours
+  comes after. So no frame inside a free run, and none behind the first of a used one, has ever a
+  seal left over, or half of one.
+
+Memory that changes by itself is therefore noticed, and not believed. A used and sealed word 0 is
+two bits at least from every other state. A bit that flips in state, seal, half, class or length
+makes the mark wrong. A word 0 that is lost leaves a word 1 with a mark; a word 1 that is lost leaves
+a seal without one. `adopt_run` calls all of that wrong, and each word 0 of an unused frame that no
+code writes.
+
+Layouts before 5 have no mark, and hand runs out as USED, unsealed. Such a run has nothing but state
+and half in word 0. A run that has lost its seal has a class or chunks there too, since its owner
+writes them together with the seal.
 
 The half is part of the seal: persistent runs outlive a process, ephemeral ones are free frames to its successor. Two bits that
-are always equal, so that one that changes by itself is noticed and does not turn pages that must be kept into ones that need
-not.
+are always equal, so that one that changes by itself is noticed without the mark too.
 
 All other words are rebuilt by `adopt_run` from the seals and from what the kernel says is populated; it only ever writes
 unsealed words, so that dying in the middle of it changes nothing.
@@ -35,6 +48,7 @@ Limits: a run has at most MAX_RUN frames when it is taken.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 from zswapd import crashpoints
@@ -50,18 +64,65 @@ FREE_TAIL: Final = 2
 USED: Final = 3
 USED_TAIL: Final = 4
 BUSY: Final = 5
-"""States in the low three bits of word 0. BUSY frames belong to a job under way."""
+TAKEN: Final = 6
+"""States in the low three bits of word 0. BUSY frames belong to a job under way, TAKEN runs are used and not sealed yet."""
 
 STATE_MASK: Final = 7
 SEALED: Final = 8
 """In word 0 of the first frame of a used run whose owner has made it good for a successor to find."""
+_SEAL_BITS: Final = STATE_MASK | SEALED
 LENGTH_MASK: Final = 255
+MARKED: Final = 1 << 31
+"""The highest bit of a seal's mark: no frame's number and no length has it."""
+CHAIN_MASK: Final = 0xFFFF
+"""The owner's number in word 1 of a used run's first frame, once it is shifted down by CHAIN_SHIFT."""
+CHAIN_SHIFT: Final = 8
+NO_CHAIN: Final = 0xFF0000FF
+"""Word 1 without that number."""
+LOW_SHIFT: Final = 0 if sys.byteorder == "little" else 32
+HIGH_SHIFT: Final = 32 - LOW_SHIFT
+"""Where the first and the second of two 32-bit words are in the 64-bit word that has the place of both."""
 PERSISTENT: Final = 0
 EPHEMERAL: Final = 3 << 14
 """The two halves, as bits of word 0: none of HALF_MASK, and all of it."""
 HALF_MASK: Final = 3 << 14
 MAX_RUN: Final = 16
 """Free runs of this length and more share one list; it is also the longest run that can be taken."""
+_FREED: Final = FREE_TAIL << LOW_SHIFT
+"""Words 0 and 1 of the first frame of a run that has just lost its seal."""
+_UNSEALED: Final = frozenset({HOLE, FREE, FREE_TAIL, USED_TAIL, BUSY, TAKEN, TAKEN | EPHEMERAL})
+"""All that word 0 is ever set to without a seal."""
+_UNSEALED_BEFORE: Final = frozenset({*_UNSEALED, USED, USED | EPHEMERAL})
+"""The same for layouts before 5."""
+_POLYNOMIAL: Final = 0x89
+"""x^7 + x^3 + 1: of 24 bits and the checksum, it finds any two that are wrong."""
+
+
+def _remainders(shift: int) -> list[int]:
+    """Return the share of each value of a byte, `shift` bits from the end, in the checksum."""
+    table = []
+    for value in range(256):
+        rest = value << shift + 7
+        for bit in range(shift + 14, 6, -1):
+            if rest >> bit & 1:
+                rest ^= _POLYNOMIAL << bit - 7
+        table.append(rest)
+    return table
+
+
+_OF_LENGTH: Final = _remainders(0)
+_OF_LOW_BYTE: Final = _remainders(8)
+_OF_HIGH_BYTE: Final = _remainders(16)
+
+
+def mark(state: int, length: int) -> int:
+    """Return the mark that goes into word 1 of a run: of its length, and of the lower half of its word 0, seal and all."""
+    return MARKED | (_OF_HIGH_BYTE[state >> 8 & 255] ^ _OF_LOW_BYTE[state & 255] ^ _OF_LENGTH[length]) << 24
+
+
+def seal_words(state: int, length: int) -> int:
+    """Return words 0 and 1 of a run's first frame, for one 64-bit store."""
+    return state << LOW_SHIFT | (mark(state, length) | length) << HIGH_SHIFT
 
 
 class FrameTable:
@@ -69,6 +130,7 @@ class FrameTable:
 
     Args:
         words: the table, four words a frame.
+        pairs: the same, two 64-bit words a frame.
         chunk_frames: runs do not cross a multiple of this.
         end_frame: the first frame number that does not exist.
 
@@ -77,8 +139,9 @@ class FrameTable:
         long_frames: those of them in runs of MAX_RUN frames and more, which serve any request.
     """
 
-    def __init__(self, words: memoryview, *, chunk_frames: int, end_frame: int) -> None:
+    def __init__(self, words: memoryview, pairs: memoryview, *, chunk_frames: int, end_frame: int) -> None:
         self.words = words
+        self.pairs = pairs
         self.free_frames = 0
         self.long_frames = 0
         self._chunk_frames = chunk_frames
@@ -101,7 +164,7 @@ class FrameTable:
             self._link(first + count, length - count)
             reach(crashpoints.FRAMES_SPLIT)
         word = first * 4
-        words[word] = USED
+        words[word] = TAKEN
         words[word + 1] = count
         reach(crashpoints.FRAMES_HEADED)
         for tail in range(word + 4, word + count * 4, 4):
@@ -114,7 +177,7 @@ class FrameTable:
         words = self.words
         end = first + count
         # The end of the seal, in one write before all others (file header). Joined to the run before it, it keeps this tag.
-        words[first * 4] = FREE_TAIL
+        self.pairs[first * 2] = _FREED
         reach(crashpoints.FRAMES_UNSEALED)
         if first % self._chunk_frames:
             tag = words[(first - 1) * 4] & STATE_MASK
@@ -215,36 +278,38 @@ class FrameTable:
                 first = following
         return taken
 
-    def adopt_run(self, first: int, end: int, found_wrong: Callable[[], None]) -> tuple[int, int]:
+    def adopt_run(self, first: int, end: int, found_wrong: Callable[[], None], *, is_older: bool = False) -> tuple[int, int]:
         """Rebuild the words of a stretch of populated frames, within a chunk and with holes around it, from the seals in it.
 
         Args:
             first: first frame of the stretch.
             end: the frame behind it.
-            found_wrong: called before a seal that is wrong is taken away.
+            found_wrong: called before words that are wrong are taken away.
+            is_older: the arena has a layout before 5, or is on its way from one: seals without a mark are right too.
 
         Returns:
-            Frames in used runs, and the number of seals that were wrong: their runs would have no frame or reach beyond the
-            stretch or belong to no half, which no death causes; such frames become free, as those of ephemeral runs do.
+            Frames in used runs, and the number of frames whose words are wrong, which no death causes
+            (file header). Such frames become free, as those of ephemeral runs do.
         """
-        words = self.words
+        words, pairs = self.words, self.pairs
+        unsealed = _UNSEALED_BEFORE if is_older else _UNSEALED
         used = wrong = 0
         frame = free_from = first
         while frame < end:
             word = frame * 4
-            if words[word] & (STATE_MASK | SEALED) != USED | SEALED:
+            state, length = words[word], words[word + 1]
+            if length < MARKED and state in unsealed:
                 frame += 1
                 continue
-            count = words[word + 1] & LENGTH_MASK
-            half = words[word] & HALF_MASK
-            if half == EPHEMERAL:
-                words[word] = FREE_TAIL
-                frame += 1
-                continue
-            if half != PERSISTENT or not 0 < count <= min(end - frame, MAX_RUN):
+            count = length & LENGTH_MASK
+            if not self._is_sealed(state, length, is_older) or not 0 < count <= min(end - frame, MAX_RUN):
                 wrong += 1
                 found_wrong()
-                words[word] = FREE_TAIL
+                pairs[frame * 2] = _FREED
+                frame += 1
+                continue
+            if state & HALF_MASK == EPHEMERAL:
+                pairs[frame * 2] = _FREED
                 frame += 1
                 continue
             if free_from < frame:
@@ -259,6 +324,14 @@ class FrameTable:
         if free_from < end:
             self._link(free_from, end - free_from)
         return used, wrong
+
+    def _is_sealed(self, state: int, length: int, is_older: bool) -> bool:  # noqa: FBT001 - one caller
+        """Say whether words 0 and 1 of a frame are those of a sealed run."""
+        if state & _SEAL_BITS != USED | SEALED or state & HALF_MASK not in (PERSISTENT, EPHEMERAL):
+            return False
+        if length < MARKED:
+            return is_older
+        return length & 0xFF000000 == mark(state, length & LENGTH_MASK)
 
     def erase(self, first: int, count: int) -> None:
         """Say that frames are holes."""
@@ -279,8 +352,8 @@ class FrameTable:
         state = words[frame * 4] & STATE_MASK
         if state in (FREE, BUSY):
             return words[frame * 4 + 1], state
-        if state == USED:
-            return words[frame * 4 + 1] & LENGTH_MASK, state
+        if state in (USED, TAKEN):
+            return words[frame * 4 + 1] & LENGTH_MASK, USED
         if state != HOLE:
             raise InvariantError(f"frame {frame} is inside a run, where one should begin")
         length = 1

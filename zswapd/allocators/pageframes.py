@@ -24,7 +24,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import BUSY, EPHEMERAL, FREE, HOLE, MAX_RUN, PERSISTENT, STATE_MASK, USED, FrameTable
+from zswapd.allocators.frametable import (
+    BUSY,
+    EPHEMERAL,
+    FREE,
+    HOLE,
+    MAX_RUN,
+    PERSISTENT,
+    STATE_MASK,
+    TAKEN,
+    USED,
+    FrameTable,
+)
 from zswapd.allocators.jobs import Job
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
@@ -99,7 +110,7 @@ class PageFrames:
         reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a quarter of them.
         when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
             may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
-        alive: called for each chunk that a takeover reads.
+        alive: called again and again in everything that takes long in a takeover.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -107,7 +118,7 @@ class PageFrames:
         self.page_size = arena.page_size
         self.chunk_frames = max(MAX_RUN, CHUNK_BYTES // arena.page_size)
         self.first_frame, self.end_frame = arena.first_frame, arena.total_frames
-        self.table = FrameTable(arena.table, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
+        self.table = FrameTable(arena.table, arena.table_pairs, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
         self.limit_frames = limit_frames if limit_frames is not None else self.end_frame - self.first_frame
         self._call_mark = 0
         self.reserve_target = reserve_frames
@@ -147,7 +158,7 @@ class PageFrames:
         if self.used_frames > self.used_frames_max:
             self.used_frames_max = self.used_frames
         if half:
-            table.words[first * 4] = USED | half
+            table.words[first * 4] = TAKEN | half
             self.ephemeral_frames += count
         return first
 
@@ -159,7 +170,7 @@ class PageFrames:
         """
         words = self.table.words
         state = words[first * 4]
-        if state & STATE_MASK != USED:
+        if state & STATE_MASK not in (USED, TAKEN):
             raise InvariantError(f"frame {first} is freed but does not begin a used run")
         count = words[first * 4 + 1] & 255
         self.used_frames -= count
@@ -311,13 +322,13 @@ class PageFrames:
         taken without getting to use it. The used runs are those with a seal.
 
         Returns:
-            The number of seals that were wrong, which no death causes but damage to the memory: what lay there is gone.
+            The number of frames whose words are wrong, which no death causes but damage to the memory: what lay there is gone.
 
         Raises:
             ArenaError: populated frames without a table, for which there is no memory.
         """
         arena, size = self.arena, self.page_size
-        arena.stamp()
+        arena.begin_rewriting()
         wrong, hole = 0, self.first_frame
         for begin, end in arena.data_runs(self.first_frame * size, self.end_frame * size):
             # Frames may be larger than the system's pages; one that is populated in part is none.
@@ -347,7 +358,7 @@ class PageFrames:
         if self._holes[chunk // self.chunk_frames] == self._chunk_size(chunk // self.chunk_frames):
             for populate in (self.arena.populate_table, *self._companions):
                 populate(chunk, self.chunk_frames)
-        used, wrong = self.table.adopt_run(first, end, self.distrust)
+        used, wrong = self.table.adopt_run(first, end, self.distrust, is_older=self.arena.is_older)
         self.used_frames += used
         self._add_holes(first, first - end)
         return wrong
@@ -367,11 +378,15 @@ class PageFrames:
             for start in range(begin, stop, _ZEROS_BYTES):
                 length = min(_ZEROS_BYTES, stop - start)
                 arena.view[start : start + length] = bytes(length)
+                self.alive()
 
     def _give_back_untouched(self) -> None:
         """Punch the holes if the file has more memory than was found: a refill that died between its two steps took it."""
         arena, size = self.arena, self.page_size
-        data = sum(end - begin for begin, end in arena.data_runs(0, self.end_frame * size))
+        data = 0
+        for begin, end in arena.data_runs(0, self.end_frame * size):
+            data += end - begin
+            self.alive()
         if arena.backed_bytes() <= data:
             return
         hole = self.first_frame * size
@@ -379,6 +394,7 @@ class PageFrames:
             if hole < begin:
                 arena.punch(hole, begin - hole)
             hole = end
+            self.alive()
 
     def used_runs(self, half: int) -> Iterator[int]:
         """Yield the first frame of every used run of a half, by ascending number. Walks the table: never on the page path."""

@@ -4,6 +4,8 @@
 A run that holds nothing but one body (base.py) is known by word 0 of its first frame; word 2 of it is 1 when the body was
 adopted and claimed.
 
+The word of life of a dead object is DEAD, not 0: memory that has lost what was in it is no dead object, and no living one.
+
 The order of use is kept only for an allocator that is given a Lru, since it costs a few writes each time: what is ephemeral
 needs one to know what to let go of first. Bodies are not in it: nothing in them names their page. To a successor, runs were
 used in the order of their frames.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from zswapd.allocators.frametable import PERSISTENT, SEALED, USED
+from zswapd.allocators.frametable import LOW_SHIFT, PERSISTENT, SEALED, USED
 from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from zswapd.allocators.pageframes import PageFrames
 
 _MAX_PAGE: Final = 64 << 10
+DEAD_CHECK: Final = 0x5DEAD5A3
+DEAD: Final = DEAD_CHECK << LOW_SHIFT
+"""The word of life of an object that is not in use. As a header, it has this checksum and no
+generation, which no store writes."""
+_SOME: Final = 0xFF
+"""Runs that are given back between two signs of life, less one."""
 OWN_BITS: Final = 0x3FF0
 """Bits of the lower half of word 0 that are the allocator's own."""
 
@@ -48,10 +56,12 @@ class Runs:
         self._lives = frames.arena.words64
         self._frames = frames
         self._words = frames.table.words
+        self._pairs = frames.table.pairs
         self._page_size = frames.page_size
         self._half = half
         self._sealed = USED | SEALED | half
         self._lru = lru
+        self._unfinished = self._wrong = 0
         self.failed_alloc = 0
         self.pages_compacted = 0
         self.objects_moved = 0
@@ -109,6 +119,39 @@ class Runs:
         if not ours == runs == self._lru.entries:
             raise InvariantError(f"{runs} runs; the order of use has {self._lru.entries} entries, {ours} of them runs")
 
+    # A successor's beginning.
+
+    def _found_wrong(self) -> None:
+        """Count something that no death leaves, and note it before its traces go."""
+        self._frames.distrust()
+        self._wrong += 1
+
+    def _found_unfinished(self) -> None:
+        """Count an object that is dead and counted as living: a death in `alloc` or `free` leaves one."""
+        self._unfinished += 1
+        if self._unfinished > 1:
+            self._found_wrong()
+
+    def _is_alive(self, place: int) -> bool:
+        """Say whether the object whose word of life is the arena's 64-bit word at `place` lives.
+
+        0 is what a dead one has in an older arena, which is rewritten here; in others, it is memory that has lost its contents.
+        """
+        life = self._lives[place]
+        if life:
+            return life != DEAD
+        if not self._frames.arena.is_older:
+            self._found_wrong()
+        self._lives[place] = DEAD
+        return False
+
+    def _free_empty(self, empty: list[int]) -> None:
+        """Give back runs in which nothing was found."""
+        for number, first in enumerate(empty):
+            self._frames.free(first)
+            if not number & _SOME:
+                self._frames.alive()
+
     # Bodies, after a takeover.
 
     def is_body(self, first: int) -> bool:
@@ -137,6 +180,8 @@ class Runs:
         """Give back every adopted body that nobody has claimed; return how many there were."""
         runs = self._frames.used_runs(self._half)
         unclaimed = [first for first in runs if self.is_body(first) and not self._words[first * 4 + 2]]
-        for first in unclaimed:
+        for number, first in enumerate(unclaimed):
             self.free(first * self._page_size)
+            if not number & _SOME:
+                self._frames.alive()
         return len(unclaimed)

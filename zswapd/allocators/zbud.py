@@ -9,13 +9,14 @@ best; a frame with two is on the buddied list, whatever is free between them.
 Everything about a frame is in its words of the frame table:
 
     word 0   state, seal and half | chunks of the first buddy (bits 16 to 23) | chunks of the last (24 to 31)
-    word 1   1, the run's length
+    word 1   1, the run's length | the upper half of word 0 once more (bits 8 to 23) | the seal's mark (24 to 31)
     word 2,3 next and previous frame of its list; of a body, word 2 as Runs says
 
 A body is a first buddy of all chunks. Where a buddy begins follows from word 0: the first at the frame's beginning, the last as
-many chunks before its end as it has. So word 0 says, in one store, all that a successor needs: it is written after the new
-buddy's word of life is zero, and before its owner makes it live; when a buddy goes, its word of life does first. A buddy that
-has chunks and no life is therefore a store or a free that was cut short, and is taken for free.
+many chunks before its end as it has. So words 0 and 1, which are written by one 64-bit store, say all that a successor needs:
+after the new buddy's word of life is DEAD, and before its owner makes it live; when a buddy goes, its word of life does first.
+A buddy that has chunks and no life is therefore a store or a free that was cut short, and is taken for free. A death leaves one
+of these at most. More of them are memory that has changed by itself, and so is a frame whose words do not have the same chunks.
 
 What zcache's zbud did not do: compaction. It brings two frames with one buddy each together, the smallest with the largest that
 it fits, which frees as many frames as any pairing could.
@@ -32,8 +33,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import LENGTH_MASK, PERSISTENT
-from zswapd.allocators.runs import OWN_BITS, Runs
+from zswapd.allocators.frametable import (
+    CHAIN_MASK,
+    CHAIN_SHIFT,
+    HIGH_SHIFT,
+    LENGTH_MASK,
+    LOW_SHIFT,
+    MARKED,
+    PERSISTENT,
+    seal_words,
+)
+from zswapd.allocators.runs import DEAD, OWN_BITS, Runs
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 
@@ -46,6 +56,8 @@ if TYPE_CHECKING:
 NCHUNKS: Final = 64
 _FIRST, _LAST = 16, 24
 """Bits of word 0 where the buddies' chunks begin."""
+_IN_PAIR: Final = (1 << _FIRST << LOW_SHIFT) + (1 << CHAIN_SHIFT << HIGH_SHIFT)
+"""Times the chunks of both buddies (the first's, plus 256 times the last's), it is what they are in words 0 and 1."""
 _BUDDIED: Final = 0
 """The list of frames with two buddies; the others have the number of their free chunks."""
 
@@ -92,6 +104,7 @@ class ZbudPool(Runs):
     def __init__(self, frames: PageFrames, half: int = PERSISTENT, lru: Lru | None = None) -> None:
         super().__init__(frames, half, lru)
         self._chunk = frames.page_size // NCHUNKS
+        self._seal = seal_words(self._sealed, 1)
         self.max_shared = frames.page_size - self._chunk
         self._heads = [0] * NCHUNKS
         self._counts = [0] * NCHUNKS
@@ -127,7 +140,7 @@ class ZbudPool(Runs):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object of at least `size` bytes, its first eight zero; 0 when no frame is free (counted).
+        """Return the handle of a new object of at least `size` bytes, its first eight DEAD; 0 when no frame is free (counted).
 
         Raises:
             ValueError: `size` is not between 1 byte and a page.
@@ -153,9 +166,9 @@ class ZbudPool(Runs):
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
         # The frame may hold what an earlier owner left; the word of life must not.
-        self._lives[frame * self._page_size >> 3] = 0
+        self._lives[frame * self._page_size >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
-        self._words[frame * 4] = self._sealed | chunks << _FIRST
+        self._pairs[frame * 2] = self._seal + chunks * _IN_PAIR
         reach(crashpoints.ZSPAGE_SEALED)
         if chunks == NCHUNKS:
             self._bodies += 1
@@ -168,17 +181,17 @@ class ZbudPool(Runs):
     def _join(self, number: int, frame: int, chunks: int) -> int:
         """Make the second buddy of a frame that is on an unbuddied list; return its handle."""
         self._unlink(number, frame)
-        state = self._words[frame * 4]
-        if state >> _FIRST & 255:
+        both = self._words[frame * 4] >> _FIRST
+        if both & 255:
             handle = (frame + 1) * self._page_size - chunks * self._chunk
-            state |= chunks << _LAST
+            both |= chunks << 8
         else:
             handle = frame * self._page_size
-            state |= chunks << _FIRST
+            both |= chunks
         # Before there are chunks, so that nobody takes for an object what lay there.
-        self._lives[handle >> 3] = 0
+        self._lives[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_OFF_CHAIN)
-        self._words[frame * 4] = state
+        self._pairs[frame * 2] = self._seal + both * _IN_PAIR
         reach(crashpoints.OBJECT_ALLOCATED)
         self._link(_BUDDIED, frame)
         if self._lru is not None:
@@ -192,15 +205,14 @@ class ZbudPool(Runs):
             InvariantError: the handle is not that of an object of this pool.
         """
         frame, offset = divmod(handle, self._page_size)
-        words = self._words
-        state = words[frame * 4]
+        state = self._words[frame * 4]
         if state & 0xFFFF & ~OWN_BITS != self._sealed:
             raise InvariantError(f"handle {handle:#x} is freed but lies in no frame of this pool")
         first, last = state >> _FIRST & 255, state >> _LAST
         if not offset and first:
-            own, left, bits = first, last, 255 << _FIRST
+            own, left, both = first, last, last << 8
         elif last and offset == self._page_size - last * self._chunk:
-            own, left, bits = last, first, 255 << _LAST
+            own, left, both = last, first, first
         else:
             raise InvariantError(f"handle {handle:#x} is freed but no object begins there")
         if not left:
@@ -214,9 +226,9 @@ class ZbudPool(Runs):
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(frame)
             return
-        self._lives[handle >> 3] = 0
+        self._lives[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_DEAD)
-        words[frame * 4] = state & ~bits
+        self._pairs[frame * 2] = self._seal + both * _IN_PAIR
         reach(crashpoints.OBJECT_FREED)
         self._unlink(_BUDDIED, frame)
         self._link(NCHUNKS - left, frame)
@@ -229,11 +241,11 @@ class ZbudPool(Runs):
         one, other = state >> _FIRST & 255, state >> _LAST
         base = first * self._page_size
         found: list[int] = []
-        if 0 < one < NCHUNKS and self._lives[base >> 3]:
+        if 0 < one < NCHUNKS and self._lives[base >> 3] != DEAD:
             found.append(base)
         if other:
             base += self._page_size - other * self._chunk
-            if self._lives[base >> 3]:
+            if self._lives[base >> 3] != DEAD:
                 found.append(base)
         return found
 
@@ -289,40 +301,43 @@ class ZbudPool(Runs):
         """Rebuild everything from the sealed frames and their words of life (see base.Allocator)."""
         words = self._words
         empty: list[int] = []
-        wrong = 0
         for frame in self._frames.used_runs(self._half):
-            state = words[frame * 4]
-            first, last = state >> _FIRST & 255, state >> _LAST
-            if (
-                state & OWN_BITS
-                or words[frame * 4 + 1] & LENGTH_MASK != 1
-                or not 0 < first + last <= NCHUNKS
-                or last == NCHUNKS
-            ):
-                wrong += 1
-                self._frames.distrust()
+            if not self._makes_sense(frame):
+                self._found_wrong()
                 empty.append(frame)
                 continue
-            if first == NCHUNKS:
+            if words[frame * 4] >> _FIRST == NCHUNKS:
+                self._pairs[frame * 2] = self._seal + NCHUNKS * _IN_PAIR
                 words[frame * 4 + 2] = 0  # nobody has claimed it
                 self._bodies += 1
                 continue
-            kept = 0
-            for (handle, room), bit in zip(self._buddies(frame), (_FIRST, _LAST) if first else (_LAST,), strict=False):
-                if self._lives[handle >> 3]:
-                    kept |= room // self._chunk << bit
+            first = last = 0
+            for handle, room in self._buddies(frame):
+                if not self._is_alive(handle >> 3):
+                    self._found_unfinished()
+                elif handle % self._page_size:
+                    last = room // self._chunk
+                else:
+                    first = room // self._chunk
             reach(crashpoints.TAKEOVER_ZSPAGE)
-            if not kept:
+            if not first and not last:
                 empty.append(frame)
                 continue
-            words[frame * 4] = self._sealed | kept
-            first, last = kept >> _FIRST & 255, kept >> _LAST
+            self._pairs[frame * 2] = self._seal + (first | last << 8) * _IN_PAIR
             self._link(_BUDDIED if first and last else NCHUNKS - first - last, frame)
             if self._lru is not None:
                 self._lru.add(frame)
-        for frame in empty:
-            self._frames.free(frame)
-        return wrong
+        self._free_empty(empty)
+        return self._wrong
+
+    def _makes_sense(self, frame: int) -> bool:
+        """Say whether the words of a sealed frame are some that a death leaves."""
+        state, word = self._words[frame * 4], self._words[frame * 4 + 1]
+        first, last = state >> _FIRST & 255, state >> _LAST
+        if state & OWN_BITS or word & LENGTH_MASK != 1 or not 0 < first + last <= NCHUNKS or last == NCHUNKS:
+            return False
+        # In an older arena, a word 1 without a mark has no chunks either.
+        return word < MARKED or word >> CHAIN_SHIFT & CHAIN_MASK == state >> _FIRST
 
     def each_object(self, found: Callable[[int, int], None]) -> None:
         """Call `found` with (handle, bytes of room) of every object in use that is no body (see base.Allocator)."""

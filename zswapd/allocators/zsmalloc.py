@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zswapd import crashpoints
-from zswapd.allocators.frametable import STATE_MASK, USED
-from zswapd.allocators.runs import OWN_BITS
+from zswapd.allocators.frametable import CHAIN_MASK, CHAIN_SHIFT, NO_CHAIN, STATE_MASK, USED
+from zswapd.allocators.runs import DEAD, OWN_BITS
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass
 from zswapd.allocators.zspages import ONE_OBJECT, Groups, Zspages
 from zswapd.crashpoints import reach
@@ -34,7 +34,7 @@ class ZsPool(Zspages):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object of at least `size` bytes, its first eight zero; 0 when no frame is free (counted).
+        """Return the handle of a new object of at least `size` bytes, its first eight DEAD; 0 when no frame is free (counted).
 
         Raises:
             ValueError: `size` is not between 1 byte and a page.
@@ -57,9 +57,10 @@ class ZsPool(Zspages):
         word = first * 4
         used = words[word] >> 16
         chain = words[word + 1]
-        if chain > 255:
-            handle = first * self._page_size + ((chain >> 8) - 1) * size_class.size
-            words[word + 1] = chain & 255 | self._lives[(handle >> 3) + 1] << 8
+        number = chain >> CHAIN_SHIFT & CHAIN_MASK
+        if number:
+            handle = first * self._page_size + (number - 1) * size_class.size
+            words[word + 1] = chain & NO_CHAIN | (self._lives[(handle >> 3) + 1] & CHAIN_MASK) << CHAIN_SHIFT
             reach(crashpoints.OBJECT_OFF_CHAIN)
         else:
             handle = first * self._page_size + used * size_class.size
@@ -105,11 +106,11 @@ class ZsPool(Zspages):
             self._frames.free(first)
             return
         # Dead by this one store; what the chain takes of it later does not matter any more.
-        self._lives[handle >> 3] = 0
+        self._lives[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_DEAD)
         chain = words[word + 1]
-        self._lives[(handle >> 3) + 1] = chain >> 8
-        words[word + 1] = chain & 255 | (number + 1) << 8
+        self._lives[(handle >> 3) + 1] = chain >> CHAIN_SHIFT & CHAIN_MASK
+        words[word + 1] = chain & NO_CHAIN | (number + 1) << CHAIN_SHIFT
         words[word] = state - ONE_OBJECT
         reach(crashpoints.OBJECT_FREED)
         new_group = size_class.group_of[used - 1]
@@ -128,10 +129,10 @@ class ZsPool(Zspages):
         base = first * self._page_size
         # The frames may hold what an earlier owner left; only the words of life must not.
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
-            self._lives[handle >> 3] = 0
+            self._lives[handle >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
         # From here on it counts.
-        self._words[first * 4] = self._sealed | size_class.number << 4
+        self._pairs[first * 2] = self._seals[size_class.number]
         reach(crashpoints.ZSPAGE_SEALED)
         if self._lru is not None and size_class.objects > 1:
             self._lru.add(first)

@@ -4,7 +4,7 @@
 Everything about a zspage is in the frame table's words of its first frame, nothing in Python objects:
 
     word 0   state and seal (4 bits) | class number (10) | half (2) | objects in use (16)
-    word 1   frames (8 bits) | 1 + number of the first object on the free list, 0 if none (16)
+    word 1   frames (8 bits) | 1 + number of the first object on the free list, 0 if none (16) | the seal's mark (8)
     word 2,3 next and previous zspage in the same fullness group (the full ones are on no list);
              in a body's zspage, word 2 is 1 when it was adopted and claimed
 
@@ -12,12 +12,15 @@ The class of a whole page is that of bodies (base.py) alone: one object in a zsp
 life nor a free list is ever read.
 
 What a successor finds after a death at any instruction: a zspage counts once it is sealed, which ZsPool does when all its words
-of life are zero, and until it gives its frames back, which unseals it first. Within one, the words of life are the truth, and
+of life are DEAD, and until it gives its frames back, which unseals it first. Within one, the words of life are the truth, and
 each changes by one store; use, free list and groups are made from them again (`adopt`). Compaction writes a copy's word of life
 after all else of it, so that there are two whole objects for a moment, and never half a one.
 
-Free objects are chained through themselves: the first eight bytes are zero (the word of life, base.py), the next eight hold
-the chain in the same form as word 1. While the free list is empty, the objects never used so far begin at "objects in use",
+An object is counted before it lives and dies before it is counted out. So a death leaves at most one zspage that counts one
+object more than live in it. More than that is memory that has changed by itself, and so is a zspage that counts fewer.
+
+Free objects are chained through themselves: the first eight bytes are DEAD (the word of life, base.py), the next eight hold
+the number that word 1 has. While the free list is empty, the objects never used so far begin at "objects in use",
 so no zspage has to be threaded when it is made.
 
 Invariants (`check` proves them): objects in use + free list + never used = objects of the class; a zspage with room is in the
@@ -30,8 +33,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import MAX_RUN, PERSISTENT
-from zswapd.allocators.runs import Runs
+from zswapd.allocators.frametable import CHAIN_MASK, CHAIN_SHIFT, HIGH_SHIFT, LOW_SHIFT, MAX_RUN, PERSISTENT, seal_words
+from zswapd.allocators.runs import DEAD, Runs
 from zswapd.allocators.sizeclasses import FULLNESS_GROUPS, SizeClass, build_classes
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 ONE_OBJECT: Final = 1 << 16
 """Added to word 0 for each object in use."""
+ONE_OBJECT_IN_PAIR: Final = ONE_OBJECT << LOW_SHIFT
+"""The same, in the 64-bit word that has the place of words 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ class Zspages(Runs):
         self.max_shared = self.classes[-2].size
         self.longest_run = max(size_class.frames for size_class in self.classes)
         self._groups = [Groups() for _ in self.classes]
+        self._seals = [seal_words(self._sealed | c.number << 4, c.frames) for c in self.classes]
         self._isolated = 0
 
     def _link(self, groups: Groups, group: int, first: int) -> None:
@@ -183,10 +189,10 @@ class Zspages(Runs):
         self._frames.free(first)
 
     def _live_objects(self, first: int, size_class: SizeClass) -> Iterator[int]:
-        """Yield the handles of a zspage's objects whose word of life is not zero."""
+        """Yield the handles of a zspage's living objects."""
         base = first * self._page_size
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
-            if self._lives[handle >> 3]:
+            if self._lives[handle >> 3] != DEAD:
                 yield handle
 
     # A successor's beginning.
@@ -195,13 +201,11 @@ class Zspages(Runs):
         """Rebuild everything from the sealed zspages and their words of life (see base.Allocator)."""
         words = self._words
         empty: list[int] = []
-        wrong = 0
         for first in self._frames.used_runs(self._half):
             state, chain = words[first * 4], words[first * 4 + 1]
             number = state >> 4 & 0x3FF
             if number >= len(self.classes) or self.classes[number].frames != chain & 255:
-                wrong += 1
-                self._frames.distrust()
+                self._found_wrong()
                 empty.append(first)
                 continue
             size_class = self.classes[number]
@@ -217,30 +221,32 @@ class Zspages(Runs):
                 self._link(groups, size_class.group_of[used], first)
             if self._lru is not None and size_class.objects > 1:
                 self._lru.add(first)
-        for first in empty:
-            self._frames.free(first)
-        return wrong
+        self._free_empty(empty)
+        return self._wrong
 
     def _adopt_zspage(self, first: int, size_class: SizeClass) -> int:
         """Rebuild use and free list of a zspage from its words of life; return how many objects are in use."""
-        words, lives = self._words, self._lives
+        lives, seal = self._lives, self._seals[size_class.number]
         if size_class.objects == 1:
-            words[first * 4] = self._sealed | size_class.number << 4 | ONE_OBJECT
-            words[first * 4 + 1] = size_class.frames
-            words[first * 4 + 2] = 0  # nobody has claimed it
+            self._pairs[first * 2] = seal + ONE_OBJECT_IN_PAIR
+            self._words[first * 4 + 2] = 0  # nobody has claimed it
             return 1
         used = chain = 0
         base, step = first * self._page_size >> 3, size_class.size >> 3
         for number in range(size_class.objects - 1, -1, -1):
             place = base + number * step
-            if lives[place]:
+            if self._is_alive(place):
                 used += 1
             elif used:
                 lives[place + 1] = chain
                 chain = number + 1
+        counted = self._words[first * 4] >> 16
+        if counted == used + 1:
+            self._found_unfinished()
+        elif counted != used:
+            self._found_wrong()
         # Those behind the last one in use count as never used: they need no place on the list.
-        words[first * 4] = self._sealed | size_class.number << 4 | used << 16
-        words[first * 4 + 1] = size_class.frames | chain << 8
+        self._pairs[first * 2] = seal + used * ONE_OBJECT_IN_PAIR + (chain << CHAIN_SHIFT + HIGH_SHIFT)
         return used
 
     def each_object(self, found: Callable[[int, int], None]) -> None:
@@ -251,7 +257,7 @@ class Zspages(Runs):
             if size_class.objects > 1:
                 base = first * self._page_size
                 for handle in range(base, base + size_class.objects * size, size):
-                    if lives[handle >> 3]:
+                    if lives[handle >> 3] != DEAD:
                         found(handle, size)
 
     def is_body(self, first: int) -> bool:
@@ -354,13 +360,13 @@ class Zspages(Runs):
         chain = self._words[first * 4 + 1]
         if chain & 255 != size_class.frames:
             raise InvariantError(f"zspage at frame {first} has {chain & 255} frames, its class {size_class.frames}")
-        number, free = chain >> 8, set[int]()
+        number, free = chain >> CHAIN_SHIFT & CHAIN_MASK, set[int]()
         while number:
             if number in free or number > size_class.objects:
                 raise InvariantError(f"zspage at frame {first}: its free list names object {number - 1} wrongly")
             place = first * self._page_size + (number - 1) * size_class.size >> 3
             following = self._lives[place + 1]
-            if self._lives[place]:
+            if self._lives[place] != DEAD:
                 raise InvariantError(f"zspage at frame {first}: object {number - 1} is alive and on the free list")
             free.add(number)
             number = following

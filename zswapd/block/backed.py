@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zswapd import carry, crashpoints
-from zswapd.block.device import Device
+from zswapd.block.device import ADOPTED_PAGES, Device
 from zswapd.block.states import PageState, pool_state
 from zswapd.compress.base import RAW
 from zswapd.crashpoints import reach
@@ -404,16 +404,18 @@ class BackedDevice(Device):
             end = min(start + self._page_size, last + 1)
             self.ages[start:end] = self._zeros[: end - start]
 
-    def adopt(self, *, distrust: bool) -> None:
+    def adopt(self, *, distrust: bool, alive: Callable[[], None]) -> None:
         """Take over what a dead process has left in the slot map, and its marks of loss (see `Device.adopt`)."""
         self.ages[:] = b"\1" * len(self.ages)  # which of them are in the pool, writeback will see
-        for number in self._slots.numbers():
+        for place, number in enumerate(self._slots.numbers()):
+            if not place & ADOPTED_PAGES - 1:
+                alive()
             if not self._frontswap.holds(self.swap_type, number):
                 self.ages[number] = 0
             else:
                 self._slots.clear(number)
                 reach(crashpoints.TAKEOVER_SLOT)
-        super().adopt(distrust=distrust)
+        super().adopt(distrust=distrust, alive=alive)
 
     def backed_statistics(self) -> BackedStatistics:
         """Return a frozen snapshot of what is on the disk."""

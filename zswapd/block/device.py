@@ -19,7 +19,7 @@ Limits: all calls are for ranges inside the device; the FUSE edge cuts at its en
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
 from zswapd.block.segments import cut
@@ -29,6 +29,8 @@ from zswapd.errors import DiscardError, LostPageError, ZswapdError
 from zswapd.frontends.frontswap import MAX_OFFSET
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zswapd.compress.base import Compressor
     from zswapd.frontends.frontswap import Frontswap
     from zswapd.pam.base import RejectReason
@@ -65,6 +67,10 @@ carry.declare(
     DeviceStatistics,
     cumulative="pages_read pages_written pages_discarded partial_reads partial_writes refused_writes failed_reads",
 )
+
+
+ADOPTED_PAGES: Final = 1 << 15
+"""Pages between two signs of life in a takeover, a power of two: some 30 ms if every page has to be looked for."""
 
 
 def lost_bytes(size: int, page_size: int) -> int:
@@ -303,7 +309,7 @@ class Device:
 
     def _raise_lost(self, number: int) -> None:
         raise LostPageError(
-            f"page {number} of {self.name} has no data: its last write was refused",
+            f"page {number} of {self.name} has no data: its last write was refused, or memory was damaged before a takeover",
             hint="write or discard it",
         )
 
@@ -313,16 +319,19 @@ class Device:
             self._lost[number >> 3] |= 1 << (number & 7)
             self._lost_pages += 1
 
-    def adopt(self, *, distrust: bool) -> None:
+    def adopt(self, *, distrust: bool, alive: Callable[[], None]) -> None:
         """Take over the marks that a dead process has left in the bitmap.
 
         Args:
             distrust: the arena was found damaged, so pages may be missing without a mark. Every page that is not kept is then
                 lost: an error is better than zeros that were something else.
+            alive: called for every ADOPTED_PAGES pages.
         """
         pages = self.size // self._page_size
         lost = self._lost
         for place in range(len(lost)):
+            if not place << 3 & ADOPTED_PAGES - 1:
+                alive()
             if not lost[place] and not distrust:
                 continue
             for number in range(place << 3, (place << 3) + 8):

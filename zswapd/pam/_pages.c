@@ -8,7 +8,7 @@
  * checksum are some twenty objects more. A store takes a tenth less time so, a load a third (docs/benchmarks.md).
  *
  * Invariants
- *   - An object comes to life as in zpages.py: data, header with a checksum and a generation of zero, checksum, generation, each
+ *   - An object comes to life as in zpages.py: data, header behind the word of life, word of life by one 64-bit store, each
  *     visible before the next. A crash point that is armed is reached between the same two writes.
  *   - Nothing beyond the arena is touched, whatever a damaged header says: lengths are checked before they are used.
  *   - No memory is asked for: scratch buffer and LZ4's table are made, and touched, with the Packer.
@@ -51,6 +51,7 @@ struct zheader {
 
 #define HEADER_BYTES sizeof(struct zheader)
 #define COVERED 8 /* the checksum begins behind the word of life */
+#define DEAD_CHECK 0x5DEAD5A3U /* of an object that is not in use: zswapd/allocators/runs.py */
 
 _Static_assert(sizeof(struct zheader) == 24, "the header has no gaps");
 
@@ -73,7 +74,7 @@ static uint32_t checksum(const char *object, size_t length, uint32_t generation)
 {
 	uint32_t sum = (uint32_t)digest(object + COVERED, HEADER_BYTES - COVERED + length, generation);
 
-	return sum != 0 ? sum : 1; /* 0 says that there is none */
+	return sum != 0 ? sum : 1; /* 0 is no checksum */
 }
 
 /* The address of an object of at least `length` bytes of data, NULL if it would not lie in the arena. */
@@ -111,7 +112,9 @@ static bool fits(const Packer *self, const char *object, size_t length)
 
 static bool is_whole(const char *object, const struct zheader *header)
 {
-	return header->check == 0 || header->check == checksum(object, header->length, header->generation);
+	/* Of the header alone, 16 bytes, if the page was stored while checksums were off. */
+	return (header->codec > RAW && header->check == checksum(object, 0, header->generation)) ||
+	       header->check == checksum(object, header->length, header->generation);
 }
 
 static bool is_same_filled(const char *page, size_t size)
@@ -171,6 +174,7 @@ static PyObject *packer_commit(Packer *self, PyObject *const *args, Py_ssize_t c
 {
 	struct zheader header = {0};
 	uint32_t generation;
+	uint64_t life;
 	bool is_checked;
 	long armed;
 	char *object;
@@ -199,16 +203,15 @@ static PyObject *packer_commit(Packer *self, PyObject *const *args, Py_ssize_t c
 	memcpy(object + HEADER_BYTES, self->scratch, (size_t)self->length);
 	if (reach(self, 0, armed) != 0)
 		return NULL;
-	memcpy(object, &header, HEADER_BYTES);
-	if (is_checked)
-		header.check = checksum(object, (size_t)self->length, generation);
+	memcpy(object + COVERED, (char *)&header + COVERED, HEADER_BYTES - COVERED);
 	if (reach(self, 1, armed) != 0)
 		return NULL;
-	/* Two stores in this order: a successor takes nothing for a page that has no generation. */
-	__atomic_store_n(&((struct zheader *)object)->check, header.check, __ATOMIC_RELEASE);
+	header.check = checksum(object, is_checked || self->codec <= RAW ? (size_t)self->length : 0, generation);
+	header.generation = generation;
+	memcpy(&life, &header, COVERED);
 	if (reach(self, 2, armed) != 0)
 		return NULL;
-	__atomic_store_n(&((struct zheader *)object)->generation, generation, __ATOMIC_RELEASE);
+	__atomic_store_n((uint64_t *)object, life, __ATOMIC_RELEASE);
 	if (reach(self, 3, armed) != 0)
 		return NULL;
 	Py_RETURN_NONE;
@@ -272,7 +275,7 @@ static PyObject *packer_weigh(Packer *self, PyObject *handle)
 	if (object == NULL)
 		return NULL;
 	memcpy(&header, object, HEADER_BYTES);
-	if (header.check == 0 && header.generation == 0)
+	if (header.generation == 0 && (header.check == 0 || header.check == DEAD_CHECK))
 		return PyLong_FromLong(NO_PAGE);
 	if (!fits(self, object, header.length) || !is_whole(object, &header))
 		return PyLong_FromLong(WRONG_CHECKSUM);

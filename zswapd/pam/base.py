@@ -3,7 +3,8 @@
 
 The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the same purpose):
 
-    0   u32 checksum    of everything behind it, header and data; 0 if checksums are off
+    0   u32 checksum    of everything behind it, header and data; of the header alone if checksums are off and the data is
+                        compressed; never 0 (but in arenas of older layouts, if checksums were off there)
     4   u32 generation  serial number of the store, never 0: of two copies of a page, the later one counts
     8   u64 oid         object in the pool
     16  u32 index       page in the object
@@ -12,7 +13,7 @@ The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the sam
     23  u8  pool        tmem pool
 
 It names the page, so that eviction can say what it evicts and a successor can rebuild the index from the arena alone. The
-generation makes the first eight bytes non-zero, which is the allocators' word of life: it is written last.
+generation and the checksum together are the allocators' word of life, which is written last, by one 64-bit store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What both halves do with a page: compress it, put it behind a header into an object, and get it back unharmed.
 
-Order of a store: data, then header, then checksum, then generation. A store cut short is therefore no live object.
+Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one store. A store cut short is
+therefore no live object, and no death leaves half a word of life.
+
+The checksum covers header and data. Where checksums are switched off, it covers the header of a compressed page alone, and
+all of the others, whose data is one word: a successor makes the index from headers, and must not take one page for another.
 
 LZ4 and same-filled pages go through `_pages.Packer` where there is one: the same, in C. What is here is its reference, and does
 all the rest.
@@ -15,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 from xxhash import xxh3_64_intdigest
 
 from zswapd import crashpoints
+from zswapd.allocators.frametable import HIGH_SHIFT, LOW_SHIFT
+from zswapd.allocators.runs import DEAD_CHECK
 from zswapd.compress.base import LZ4, RAW, SAME_FILLED
 from zswapd.crashpoints import reach
 from zswapd.errors import CorruptedPageError
@@ -32,7 +38,10 @@ if TYPE_CHECKING:
 CHECK_MASK: Final = 0xFFFFFFFF
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
-_pack_header: Final = HEADER.pack_into
+_pack_rest: Final = struct.Struct("=QIHBB").pack_into
+"""Of a header, what is behind the word of life."""
+_CODEC_AT: Final = 22
+"""Place of the codec in the header."""
 NOT_THE_PAGE: Final = -1
 WRONG_CHECKSUM: Final = -2
 NO_LZ4_BLOCK: Final = -3
@@ -53,7 +62,7 @@ class ZPages:
         frames: of its arena.
         compressor: for new pages.
         compressors: by codec number, for pages already there.
-        checksum: put a checksum into headers.
+        checksum: have the checksums in headers cover the data of compressed pages too.
 
     Attributes:
         compressor, checksum: as above; settable at any time, for pages to come.
@@ -73,7 +82,7 @@ class ZPages:
         self._alloc = allocator.alloc
         self._frames = frames
         self._memory = allocator.memory
-        self._words32 = frames.arena.words32
+        self._words64 = frames.arena.words64
         self._page_size = frames.page_size
         self._max_data = allocator.max_shared - HEADER_BYTES
         # First, middle and last word of a page in one call: pages that differ there, nearly all, cost 40 ns.
@@ -137,16 +146,16 @@ class ZPages:
         self._generation = generation = self._generation % 0xFFFFFFFF + 1
         memory[handle + HEADER_BYTES : end] = data
         reach(crashpoints.STORE_DATA)
-        _pack_header(memory, handle, 0, 0, oid, index, length, codec, pool)
-        # The checksum covers what follows the word of life; the generation is in it as the seed.
-        check = (_digest(memory[handle + 8 : end], generation) & CHECK_MASK or 1) if self.checksum else 0
-        # Two stores in this order: a successor takes nothing for a page that has no generation.
-        word = handle >> 2
+        _pack_rest(memory, handle + 8, oid, index, length, codec, pool)
         reach(crashpoints.STORE_HEADER)
-        self._words32[word] = check
+        check = self.check_of(handle, generation, length if self.checksum or codec <= RAW else 0)
         reach(crashpoints.STORE_CHECKED)
-        self._words32[word + 1] = generation
+        self._words64[handle >> 3] = check << LOW_SHIFT | generation << HIGH_SHIFT
         reach(crashpoints.STORE_ALIVE)
+
+    def check_of(self, handle: int, generation: int, length: int) -> int:
+        """Return the checksum of an object's header and of `length` bytes behind it; the generation is in it as the seed."""
+        return _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK or 1
 
     def read(self, pampd: int, oid: int, index: int, out: memoryview) -> int:
         """Write the page into `out`, unless its codec is RAW; return the codec.
@@ -183,16 +192,16 @@ class ZPages:
         if packer is not None:
             return packer.weigh(handle)
         check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, handle)
-        if not check and not generation:
+        if not generation and check in (0, DEAD_CHECK):
             return NO_PAGE
         return length << 8 | codec if self.matches(handle, check, generation, length) else WRONG_CHECKSUM
 
     def matches(self, handle: int, check: int, generation: int, length: int) -> bool:
-        """Say whether an object matches its checksum, if it has one; a raw page's body is not looked at."""
-        if not check:
+        """Say whether an object matches its checksum; a raw page's body is not looked at."""
+        if check == self.check_of(handle, generation, length):
             return True
-        seen = _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK
-        return bool(check == (seen or 1))
+        # Stored while checksums were off: of the header alone.
+        return self._memory[handle + _CODEC_AT] > RAW and check == self.check_of(handle, generation, 0)
 
     def corruption(self, oid: int, index: int, why: str) -> CorruptedPageError:
         """Count a damaged page and return the error for its reader."""

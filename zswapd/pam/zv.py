@@ -32,7 +32,7 @@ from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
 from zswapd.pam.base import HEADER, HEADER_BYTES, NO_NEED, NO_ROOM, RejectReason
 from zswapd.pam.zpages import NO_PAGE
-from zswapd.pam.zvpages import BODY_MASK, DIST_CHUNK, ZvPages
+from zswapd.pam.zvpages import BODY_CHECK, BODY_MASK, DIST_CHUNK, ZvPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ class Zv(ZvPages):
         compressors: by codec number, for pages already there.
         total_frames: frames of memory the system has, for zv_page_count_policy_percent.
         keep_poor: keep pages that compress poorly instead of refusing them.
-        checksum: put a checksum into headers.
+        checksum: have checksums cover the data of compressed and raw pages too.
 
     Attributes:
         compressor, checksum, keep_poor: as above; settable at any time, for pages to come.
@@ -180,8 +180,8 @@ class Zv(ZvPages):
         self._memory[body : body + self._page_size] = page
         reach(crashpoints.STORE_BODY_WRITTEN)
         # The checksum of the header's object does not reach the body, so the body's own goes with the handle: 40 bits are
-        # enough to address 1 TiB.
-        check = _digest(page) & 0xFFFFFF if self.checksum else 0
+        # enough to address 1 TiB. 0 is for none.
+        check = _digest(page) & BODY_CHECK or 1 if self.checksum else 0
         self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
         return handle
@@ -211,7 +211,7 @@ class Zv(ZvPages):
             (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
             body = word & BODY_MASK
             out[:] = self._memory[body : body + self._page_size]
-            if _unpack_header(self._memory, pampd)[0] and word >> 40 != _digest(out) & 0xFFFFFF:
+            if word >> 40 and word >> 40 != (_digest(out) & BODY_CHECK or 1):
                 raise self.corruption(oid, index, "its checksum is wrong")
         reach(crashpoints.PAGE_LOADED)
         self._loads += 1
