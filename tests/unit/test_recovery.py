@@ -26,7 +26,8 @@ import pytest
 from tests.support.strategies import page
 from tests.support.successor import check_all, fill, make_config, read, shared_lost, succeed
 from zswapd import assembly, crashpoints
-from zswapd.allocators.arena import Arena
+from zswapd.allocators.arena import LAYOUT_VERSION, Arena
+from zswapd.allocators.runs import DEAD
 from zswapd.assembly import Core, Inherited
 from zswapd.config import Config
 from zswapd.errors import ArenaError, CorruptedPageError, LostPageError
@@ -252,13 +253,29 @@ def test_compaction_cut_short_leaves_one_of_two_equal_copies(core: Core, config:
     core.close()
 
 
-def test_store_cut_short_before_its_generation_is_freed(core: Core, config: Config) -> None:
+def test_store_cut_short_before_its_word_of_life_is_free_room(core: Core, config: Config) -> None:
     expected = fill(core, 20)
-    torn = _copy_object(core, 6, generation=0)
-    assert Q.unpack_from(core.arena.view, torn)[0] != 0
+    torn = _copy_object(core, 6)
+    core.arena.words64[torn >> 3] = DEAD
     core = succeed(core, config)
-    assert core.statistics().recovery.recovered_torn == 1
+    seen = core.statistics().recovery
+    assert (seen.recovered_torn, seen.recovered_duplicates, seen.damaged) == (0, 0, 0)
     check_all(core, expected)
+    core.close()
+
+
+@pytest.mark.parametrize("life", ["no generation", "no checksum", "nothing"])
+def test_half_a_word_of_life_is_damage(core: Core, config: Config, life: str) -> None:
+    # It is written by one store, so no death leaves half of it, nor none.
+    expected = fill(core, 20)
+    word = _pampd(core, 6) >> 2
+    for part in {"no generation": [1], "no checksum": [0], "nothing": [0, 1]}[life]:
+        core.arena.words32[word + part] = 0
+    core = succeed(core, config)
+    assert core.statistics().recovery.damaged == 1
+    with pytest.raises(LostPageError):
+        read(core, 6)
+    assert read(core, 5) == expected[5]
     core.close()
 
 
@@ -430,13 +447,17 @@ def test_damaged_copy_of_two_never_wins(core: Core, config: Config, which: str) 
     core.close()
 
 
-def test_damaged_page_that_is_alone_gives_its_reader_an_error_as_before(core: Core, config: Config) -> None:
+@pytest.mark.parametrize("place", [2, 10, 17, 20, 22, 23, HEADER_BYTES + 2])
+def test_damaged_page_that_is_alone_is_an_error_and_no_other_page_changes(core: Core, config: Config, place: int) -> None:
     expected = fill(core, 20)
-    core.arena.view[_pampd(core, 6) + HEADER_BYTES + 2] ^= 1
-    core = succeed(core, config)
+    core.arena.view[_pampd(core, 6) + place] ^= 1
     with pytest.raises(CorruptedPageError):
         read(core, 6)
-    assert read(core, 5) == expected[5]
+    for _ in range(2):
+        core = succeed(core, config, {"swap": core.devices["swap"]._lost})
+        with pytest.raises(LostPageError):
+            read(core, 6)
+        assert all(read(core, number) == data for number, data in expected.items() if number != 6)
     core.close()
 
 
@@ -539,7 +560,7 @@ def test_arena_of_the_layout_before_is_read_and_stamped(core: Core, config: Conf
     core.arena.words32[2] = 2
     core = succeed(core, config)
     check_all(core, expected)
-    assert core.arena.words32[2] == 3
+    assert core.arena.words32[2] == LAYOUT_VERSION
     core.close()
 
 
