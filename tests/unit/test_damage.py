@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Memory that changes by itself before a takeover: each page reads as its data or as an error, and damage is counted.
 
-One bit, or one 32-bit word, is changed anywhere that a successor reads: words of the frame table, of used runs and of free ones;
-headers, words of life and data; bodies. No page may read as zeros then, nor as another page.
+One bit, or one 32-bit word, is changed anywhere that a successor reads: words of the frame table, of
+used runs and of free ones; headers, words of life and data; bodies. No page may read as zeros then, nor as another page.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from zswapd import crashpoints
 from zswapd.allocators.arena import CHANGING_LAYOUT, LAYOUT_VERSION
 from zswapd.allocators.frametable import EPHEMERAL, MARKED, PERSISTENT, STATE_MASK, TAKEN, USED, mark
 from zswapd.allocators.runs import DEAD
+from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.assembly import Core, Inherited
 from zswapd.block.device import ADOPTED_PAGES
 from zswapd.compress.base import RAW
@@ -68,7 +70,7 @@ def _targets(core: Core, expected: dict[int, bytes], kind: str) -> list[int]:
             return [_table_word(core, frame, word) for frame in first for word in (0, 1)]
         if kind == "links":
             return [_table_word(core, frame, word) for frame in first for word in (2, 3)]
-        begin = {frame for frame in range(frames.first_frame, frames.end_frame)} - set(first)
+        begin = set(range(frames.first_frame, frames.end_frame)) - set(first)
         words = frames.table.words
         is_tail = {frame for frame in begin if frames.table.first_of(frame) in first and words[frame * 4] & STATE_MASK == 4}
         chosen = is_tail if kind == "tails" else begin - is_tail
@@ -218,9 +220,8 @@ def _make_older(core: Core) -> None:
     """Turn an arena into one of layout 3, as 0.x programs wrote it: no mark, dead objects with a word of life of 0."""
     words, lives, size = core.frames.table.words, core.arena.words64, core.frames.page_size
     for first in [*core.frames.used_runs(PERSISTENT), *core.frames.used_runs(EPHEMERAL)]:
-        is_zsmalloc = hasattr(core.allocator, "classes")
-        words[first * 4 + 1] &= 0x00FFFFFF if is_zsmalloc else 0xFF
-        if is_zsmalloc and not core.allocator.is_body(first):
+        words[first * 4 + 1] &= 0x00FFFFFF if isinstance(core.allocator, ZsPool) else 0xFF
+        if isinstance(core.allocator, ZsPool) and not core.allocator.is_body(first):
             size_class = core.allocator.classes[words[first * 4] >> 4 & 0x3FF]
             for number in range(size_class.objects):
                 place = first * size + number * size_class.size >> 3
@@ -370,7 +371,7 @@ def test_frames_that_are_given_back_come_with_signs_of_life(allocator: str) -> N
     )
     os.close(fd)
     assert successor.frames.used_frames == 0
-    falls = [before - after for before, after in zip(seen, seen[1:], strict=False)]
+    falls = [before - after for before, after in itertools.pairwise(seen)]
     assert max(falls) <= 512 * 8, "frames given back between two signs"
     assert sum(fall > 0 for fall in falls) >= 3
     successor.close()

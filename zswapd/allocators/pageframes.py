@@ -24,18 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import (
-    BUSY,
-    EPHEMERAL,
-    FREE,
-    HOLE,
-    MAX_RUN,
-    PERSISTENT,
-    STATE_MASK,
-    TAKEN,
-    USED,
-    FrameTable,
-)
+from zswapd.allocators.frametable import BUSY, EPHEMERAL, FREE, HOLE, MAX_RUN, PERSISTENT, STATE_MASK, TAKEN, USED, FrameTable
 from zswapd.allocators.jobs import Job
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
