@@ -139,17 +139,8 @@ class Worker:
         for device in self.core.devices.values():
             directory.add_block_file(device)
         self._directory = directory
-        page_size, is_adopted = config.context.page_size, state.words[Word.STARTED] > 1
-        self.session = Session(
-            self.backed.operations(directory, page_size) if self.backed else Operations(directory, page_size=page_size),
-            mount,
-            hook=config.fuse.hook,
-            poll_us=self.config.fuse.poll_us,
-            budget_us=config.fuse.budget_us,
-            shared=state.hook,
-            adopt=is_adopted,
-            resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is
-        )
+        is_adopted = state.words[Word.STARTED] > 1
+        self.session = self._make_session(mount, is_adopted=is_adopted)
         cache = self.core.cache.cleancache if self.core.cache else None
         self.volumes = make_volumes(self.config, cache, directory, prepared.lanes, left) if cache else None
         if cache and left.get("cache_frozen"):
@@ -177,18 +168,37 @@ class Worker:
         )
         self.session.operations.writers.when_changed = self.remember
         self._is_cold = prepared.is_cold
-        self.upkeep = Upkeep(
-            self.core,
-            prepared.offload,
-            yields=config.service.scheduling != "normal",
-            has_small_heaps=prepared.has_small_heaps,
-            needs_large_heaps=self._has_slow_files,
-            limits=self.pressure.limits,
-        )
+        self.upkeep = self._make_upkeep(prepared)
         self.shrinking = self._make_shrinking()
         self._told: Snapshot | None = None
         self._told_at = 0.0
         add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
+
+    def _make_session(self, mount: Mount, *, is_adopted: bool) -> Session:
+        """Return the session that serves the block files of the directory."""
+        directory, config = self._directory, self.config
+        page_size = config.context.page_size
+        return Session(
+            self.backed.operations(directory, page_size) if self.backed else Operations(directory, page_size=page_size),
+            mount,
+            hook=config.fuse.hook,
+            poll_us=config.fuse.poll_us,
+            budget_us=config.fuse.budget_us,
+            shared=self.state.hook,
+            adopt=is_adopted,
+            resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is
+        )
+
+    def _make_upkeep(self, prepared: Prepared) -> Upkeep:
+        """Return the tasks that refill and tidy up."""
+        return Upkeep(
+            self.core,
+            prepared.offload,
+            yields=self.config.service.scheduling != "normal",
+            has_small_heaps=prepared.has_small_heaps,
+            needs_large_heaps=self._has_slow_files,
+            limits=self.pressure.limits,
+        )
 
     def _add_marks(self) -> Mapping[str, memoryview]:
         """Make marks of recompression, in a thread for what blocks; they are the next worker's too."""
