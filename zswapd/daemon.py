@@ -152,9 +152,7 @@ class Worker:
         self.takeover_s = 0.0
         self._end: int | None = None
         self._remembered = -1
-        self._exporter = prepared.exporter
-        self._watcher = prepared.watcher
-        self.attendant = prepared.attendant
+        self._exporter, self._watcher, self.attendant = prepared.exporter, prepared.watcher, prepared.attendant
         self.stopping = Stopping(
             self.core,
             self.session,
