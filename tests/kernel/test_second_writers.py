@@ -101,7 +101,7 @@ def test_what_swapoff_by_hand_leaves_goes(stage: Stage, dies: bool) -> None:
     system.run("swapoff", device)
     wait_for(lambda: stored_pages(daemon) == 0, "pages stay")
     wait_for(lambda: not daemon.loops(), "the loop device stays")
-    daemon.swapon()
+    daemon.swapon("--no-discard")
     fill(stage, daemon)
     daemon.swapoff()
 
