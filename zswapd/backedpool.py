@@ -228,6 +228,7 @@ class BackedPool:
             reply=hook.reply,
             blame=blame,
             max_io=MAX_IO,
+            takes_part=hook.takes_part,
             ahead=AHEAD * page_size,
         )
         return self._operations

@@ -40,14 +40,16 @@ from zswapd.commands import SET_BY, Commands
 from zswapd.config import to_document, with_changes
 from zswapd.control.listening import supervisor_of
 from zswapd.control.server import Server
-from zswapd.emptying import make_emptying
+from zswapd.emptying import identities, make_emptying
 from zswapd.errors import ControlError
+from zswapd.fuse import lowlevel
 from zswapd.fuse.failures import way_of
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MemoryMinder, Session
 from zswapd.handover import HookWord, Phase, Word
 from zswapd.knobs import add_files
+from zswapd.merging import Merging
 from zswapd.reclaim.pressure import Pressure
 from zswapd.reclaim.shrinker import Shrinker
 from zswapd.service.signals import SI_USER, SignalFile
@@ -164,6 +166,7 @@ class Worker:
         self.emptying = make_emptying(
             self.session, directory, self.core.devices, prepared.attendant, left if is_adopted else None
         )
+        self.merging = self._make_merging(left.get("merging", {}))
         self.session.operations.writers.when_changed = self.remember
         self._is_cold = prepared.is_cold
         self.upkeep = self._make_upkeep(prepared)
@@ -177,7 +180,9 @@ class Worker:
         directory, config = self._directory, self.config
         page_size = config.context.page_size
         return Session(
-            self.backed.operations(directory, page_size) if self.backed else Operations(directory, page_size=page_size),
+            self.backed.operations(directory, page_size)
+            if self.backed
+            else Operations(directory, page_size=page_size, takes_part=lowlevel.takes_part if lowlevel else lambda: False),
             mount,
             hook=config.fuse.hook,
             poll_us=config.fuse.poll_us,
@@ -185,6 +190,18 @@ class Worker:
             shared=self.state.hook,
             adopt=is_adopted,
             resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is
+        )
+
+    def _make_merging(self, left: Mapping[str, Any]) -> Merging:
+        """Return what keeps requests to the swap devices apart while a page cannot be read."""
+        return Merging(
+            list(self.core.devices.values()),
+            [self.session.mountpoint / name for name in self.core.devices],
+            identities=partial(identities, self.session, self._directory),
+            attendant=self.attendant,
+            is_prompt=self.backed.transfers.is_prompt if self.backed else lambda: True,
+            remember=self.remember,
+            left=left,
         )
 
     def _make_upkeep(self, prepared: Prepared) -> Upkeep:
@@ -248,6 +265,7 @@ class Worker:
                     nursery.start_soon(self._beat)
                     if self.volumes:  # before anybody asks for one
                         await nursery.start(self.volumes.run, configured(self.config))
+                    nursery.start_soon(self.merging.run)  # before the first request: what cannot be read may be known
                     await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self.upkeep.refill)
                     nursery.start_soon(self.upkeep.recompress)
@@ -409,6 +427,7 @@ class Worker:
                 "session": carry.cumulative(now.fuse),
                 "control": carry.cumulative(now.control),
                 "pressure": carry.cumulative(now.pressure),
+                "merging": self.merging.remembered(),
                 "cache_frozen": bool(self.core.cache and self.core.cache.cleancache.frozen),
                 "volumes": self.volumes.remember() if self.volumes else {},
                 "volume_counters": {volume.name: carry.cumulative(volume) for volume in now.volumes},

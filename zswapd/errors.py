@@ -27,6 +27,8 @@ class ZswapdError(Exception):
 
     exit_code = 1
     errno_ = errno.EIO
+    filled = 0
+    """Of a read: bytes in front of the failed page that are right, and may be given to the reader."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

@@ -63,7 +63,7 @@ def test_bad_sector_costs_its_own_reader_and_not_those_of_its_neighbours(
     files.settle()
     for number, request in enumerate(requests):
         assert files.answers[request] == (-errno.EIO if number == bad else data(number, 1))
-    assert files.answers[whole] == -errno.EIO
+    assert files.answers[whole] == (data(0, bad) if bad else -errno.EIO), "the pages in front of it are the answer"
     for number in range(MANY):
         assert files.get(number) == (-errno.EIO if number == bad else data(number, 1))
     assert files.transfers.trouble == "", "a sector is no disk"
@@ -84,11 +84,65 @@ def test_bad_sector_in_a_run_that_several_read_together_costs_its_reader_only(
     assert [files.answers[request] for request in requests] == [
         -errno.EIO if number == bad else data(number, 1) for number in range(MANY)
     ]
-    assert files.answers[whole] == -errno.EIO
+    assert files.answers[whole] == (data(0, bad) if bad else -errno.EIO), "the pages in front of it are the answer"
     seen = files.transfers.statistics()
     assert (seen.read_requests, seen.failed_reads, seen.bd_reads) == (9, 5, MANY - 1), "halves are tried, not each slot"
     assert seen.free_buffers == files.transfers.buffers
     assert not seen.degraded
+
+
+@pytest.mark.parametrize("bad", [(8, 9, 10, 11), (9, 10, 11, 12), (1, 2, 3, 4, 5, 13), (3, 7, 8, 9, 12), tuple(range(1, 15))])
+def test_several_bad_sectors_cost_their_own_readers_and_not_those_of_their_neighbours(
+    files: Files, bad: tuple[int, ...], expect_log: Callable[..., None]
+) -> None:
+    expect_log("of swap cannot be read", level=logging.ERROR)
+    files.write(0, data(0, MANY))
+    files.settle()
+    files.disk.bad = set(bad)
+    files.read(0, MANY * PAGE)  # the others join its request
+    requests = [files.read(number * PAGE, PAGE) for number in range(MANY)]
+    files.settle()
+    assert [files.answers[request] for request in requests] == [
+        -errno.EIO if number in bad else data(number, 1) for number in range(MANY)
+    ]
+
+
+@pytest.mark.parametrize("takes_part", [True, False])
+@pytest.mark.parametrize("place", ["the pool", "the disk"])
+def test_read_with_a_lost_page_ends_in_front_of_it(
+    files: Files, place: str, takes_part: bool, expect_log: Callable[..., None]
+) -> None:
+    expect_log("page 3 of swap has no data", level=logging.ERROR)
+    files.core.zv.limit_frames = 1000 if place == "the pool" else 0
+    files.core.zv.keep_poor = place == "the pool"
+    files.write(0, data(0, 3))
+    files.write(4 * PAGE, data(4, 4))
+    files.settle()
+    files.device._mark_lost(3)
+    files.operations._takes_part = lambda: takes_part
+    request = files.read(PAGE, 6 * PAGE)
+    files.operations._takes_part = lambda: not takes_part  # another request is in the hook's buffer
+    files.settle()
+    assert files.answers[request] == (data(1, 2) if takes_part else -errno.EIO)
+    request = files.read(3 * PAGE, 4 * PAGE)
+    files.settle()
+    assert files.answers[request] == -errno.EIO
+    assert files.device.has_unreadable()
+    files.put(3, data(3, 1))
+    assert not files.device.has_unreadable()
+
+
+def test_page_of_a_disk_that_comes_back_is_not_unreadable_any_more(files: Files, expect_log: Callable[..., None]) -> None:
+    expect_log("page 2 of swap cannot be read", level=logging.ERROR)
+    files.write(0, data(0, MANY))
+    files.settle()
+    files.disk.bad = {2}
+    assert files.get(2) == -errno.EIO
+    assert files.device.has_unreadable()
+    files.disk.bad = set()
+    assert files.device.has_unreadable(), "nobody has read it since"
+    assert files.get(2) == data(2, 1)
+    assert not files.device.has_unreadable()
 
 
 def test_disk_that_cannot_be_read_at_all_is_not_tried_for_each_page(files: Files, expect_log: Callable[..., None]) -> None:

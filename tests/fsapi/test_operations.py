@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +62,43 @@ def read(ops: Operations, offset: int, size: int) -> bytes | int:
 
 
 # Data.
+
+
+@pytest.mark.parametrize("offset", [(DAMAGED_PAGE - 2) * PAGE, (DAMAGED_PAGE - 2) * PAGE + 1, (DAMAGED_PAGE - 7) * PAGE - 5])
+@pytest.mark.parametrize("takes_part", [True, False])
+def test_read_ends_in_front_of_a_page_that_cannot_be_read(
+    file: MemoryFile, offset: int, takes_part: bool, expect_log: Callable[..., None]
+) -> None:
+    expect_log("page 101 does not match its checksum", level=logging.ERROR)
+    directory = Directory()
+    directory.add_block_file(file)
+    ops = Operations(directory, page_size=PAGE, takes_part=lambda: takes_part)
+    file.data[:] = os.urandom(SIZE)
+    length = 16 * PAGE
+    front = bytes(file.data[offset : DAMAGED_PAGE * PAGE])
+    assert read(ops, offset, length) == (front if takes_part else -errno.EIO)
+    assert ops.statistics().failed_requests == (0 if takes_part else 1)
+    assert read(ops, DAMAGED_PAGE * PAGE, length) == -errno.EIO
+    behind = (DAMAGED_PAGE + 1) * PAGE
+    assert read(ops, behind, length) == bytes(file.data[behind : behind + length])
+
+
+@pytest.mark.parametrize("front", [3, 7])
+def test_write_with_a_refused_page_is_refused_as_a_whole(ops: Operations, file: MemoryFile, front: int) -> None:
+    """To the loop device, any number of bytes is a write that is done."""
+    assert ops.serve_write(SWAP, (FULL_PAGE - front) * PAGE, memoryview(b"x" * 8 * PAGE)) == -errno.ENOSPC
+
+
+def test_bug_in_the_middle_of_a_read_is_no_part_of_an_answer(ops: Operations, expect_log: Callable[..., None]) -> None:
+    expect_log("internal error", level=logging.ERROR)
+    error = InvariantError("a bug")
+    error.filled = PAGE
+
+    def fails(_offset: int, _out: memoryview) -> None:
+        raise error
+
+    ops.directory.block_files[SWAP].read_into = fails  # type: ignore[method-assign]
+    assert read(ops, 0, 2 * PAGE) == -errno.EIO
 
 
 def test_write_then_read_gives_the_same_bytes(ops: Operations) -> None:

@@ -37,14 +37,24 @@ class MemoryFile:
         assert offset >= 0
         assert offset + len(out) <= self.size
         self._fail(offset)
+        front = DAMAGED_PAGE * PAGE - offset
         out[:] = memoryview(self.data)[offset : offset + len(out)]
+        if 0 < front < len(out):
+            out[front:] = b"\xee" * (len(out) - front)
+            try:
+                self._fail(DAMAGED_PAGE * PAGE)
+            except CorruptedPageError as error:
+                error.filled = front
+                raise
 
     def write(self, offset: int, data: memoryview) -> RejectReason | None:
-        """Copy in, or refuse."""
+        """Copy in, or refuse, with what is in front of the refused page copied in."""
         assert offset >= 0
         assert offset + len(data) <= self.size
         self._fail(offset)
-        if self.faulty and offset // PAGE == FULL_PAGE:
+        front = max(FULL_PAGE * PAGE - offset, 0)
+        if self.faulty and offset // PAGE <= FULL_PAGE and offset + len(data) > FULL_PAGE * PAGE:
+            self.data[offset : offset + front] = data[:front]
             return RejectReason.POOL_LIMIT_HIT
         if self.faulty and offset // PAGE == FROZEN_PAGE:
             return RejectReason.FROZEN

@@ -54,6 +54,11 @@ class Health:
         """Whether requests fail, and it is not the slots."""
         return bool(self.no_space_for) or max(self._failures.values()) >= TROUBLE
 
+    @property
+    def read_failures(self) -> int:
+        """How many reads have failed in a row."""
+        return self._failures["read"]
+
     def trouble(self, oldest: float | None) -> str:
         """Say what is wrong, as words for a person; nothing if all is well.
 

@@ -46,6 +46,10 @@ RUN_MAX = 256
 """Most slots in one request: 1 MiB of 4 KiB pages."""
 READ_SHARE = 4
 """One buffer of so many is for reads alone."""
+BAD_IN_A_ROW = 16
+"""Slots that cannot be read, one after the other, on a disk of which something else could: a stripe of 64 KiB."""
+PROMPT_S = 0.2
+"""Within which a disk that works has done a request."""
 _COUNT_BITS = 16
 
 
@@ -319,31 +323,33 @@ class Transfers:
                 run = []
             run.append(slot)
 
-    def _read(self, runs: list[list[int]]) -> None:
-        """Begin to read the last of some runs of slots; the others follow."""
+    def _read(self, runs: list[list[int]], *, is_readable: bool = False) -> None:
+        """Begin to read the last of some runs of slots; the others follow (see `_has_read`)."""
         run = runs.pop()
         self._read_requests += 1
         pages = [self._views[self._reads[slot].buffer] for slot in run]
-        self._start(self._store.reading(run[0], pages), partial(self._has_read, run, runs))
+        self._start(self._store.reading(run[0], pages), partial(self._has_read, run, runs, is_readable))
 
-    def _has_read(self, run: list[int], left: list[list[int]], code: int) -> None:
+    def _has_read(self, run: list[int], left: list[list[int]], is_readable: bool, code: int) -> None:  # noqa: FBT001 - by partial
         """Take note of how a read has ended.
 
         Args:
             run: its slots.
             left: other parts of a run that could not be read as a whole.
+            is_readable: some part of that run was read: several bad sectors in a row are no broken device then.
             code: 0 or an errno.
         """
         self._failed_reads += code != 0
         self._bd_reads += 0 if code else len(run)
-        if code and len(run) > 1 and not self._health.is_failing:
+        is_readable = (is_readable or not code) and self._health.read_failures < BAD_IN_A_ROW
+        if code and len(run) > 1 and (is_readable or not self._health.is_failing):
             half = len(run) // 2
             left += [run[half:], run[:half]]
         else:
             self._health.note_read(code)
             self._end_reads(run, code)
         if left:
-            self._read(left)
+            self._read(left, is_readable=is_readable)
 
     def _end_reads(self, run: list[int], code: int) -> None:
         """Tell who waits for slots."""
@@ -400,6 +406,10 @@ class Transfers:
         for slot in held:
             self._next(slot)
         self.kick()
+
+    def is_prompt(self) -> bool:
+        """Say whether no request has been under way for longer than a disk takes that works."""
+        return not self._started or self._clock() - min(self._started.values()) < PROMPT_S
 
     def is_idle(self) -> bool:
         """Say whether nothing is under way or waits."""

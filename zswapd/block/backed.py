@@ -202,12 +202,17 @@ class BackedDevice(Device):
                 hint="only its reader is hurt; test the disk, and whether anybody else writes to it",
             )
         out[:] = page
+        if self.unreadable:  # the disk has come back
+            self.unreadable.pop(number, None)
         if self.promotes and not self._frontswap.frozen:
             if self.ages[number] and self._frontswap.store(self.swap_type, number, out) is None:
                 self._promoted += 1
                 reach(crashpoints.SLOT_STALE)
                 self._slots.clear(number)
             self.ages[number] = self.epoch
+
+    def _version(self, number: int) -> tuple[int, ...]:
+        return *super()._version(number), self._slots.word(number)
 
     def needed(self, offset: int, length: int, *, edges: bool = False) -> list[int]:
         """Return the slots of a byte range that have pages which are nowhere else.
@@ -353,6 +358,7 @@ class BackedDevice(Device):
         try:
             self._frontswap.load(self.swap_type, number, self._page)
         except CorruptedPageError:
+            self._note_unreadable(number)
             return False  # stays where it is, for its reader to learn of it
         checksum, age = self._slots.checksum(number, self._page), self.ages[number]
 

@@ -13,7 +13,12 @@ The bitmap may lie in memory that outlives the process. A page is marked before 
 after there is a new one, so that after a death at any point a page without data is marked; marks of pages that have data mean
 nothing and are cleared by `adopt`.
 
-Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end.
+A page that a reader got an error for is *unreadable* until its data is replaced or discarded. Its number is kept, since
+its neighbours need protection: the kernel reads ahead several slots in one request, and a request fails as a whole from
+its first failed page on (fuse/operations.py answers the part in front; merging.py keeps requests apart).
+
+Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end. At most UNREADABLE_MAX unreadable pages
+are kept, which is enough to know that there are some.
 """
 
 from __future__ import annotations
@@ -29,11 +34,14 @@ from zswapd.errors import DiscardError, LostPageError, ZswapdError
 from zswapd.frontends.frontswap import MAX_OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from zswapd.compress.base import Compressor
     from zswapd.frontends.frontswap import Frontswap
     from zswapd.pam.base import RejectReason
+
+
+UNREADABLE_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,10 @@ def lost_bytes(size: int, page_size: int) -> int:
     return size // page_size // 8 + 1
 
 
+def _do_nothing() -> None:
+    """Stand for a caller that wants to hear of nothing."""
+
+
 class Device:
     """A device of `size` bytes.
 
@@ -88,6 +100,11 @@ class Device:
         swap_type: the frontswap type that this device is; initialised here.
         page_size: bytes in a page.
         lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the process' own if there is none.
+
+    Attributes:
+        unreadable: numbers of pages that a reader got an error for, each with what `_version` returned then.
+        has_lost_by_damage: a takeover has found pages missing (`adopt`), and some of them are still lost.
+        when_unreadable: called after a page became unreadable.
 
     Raises:
         ValueError: the size is 0, no multiple of the page, or has more pages than an index can name; or `lost` is too small.
@@ -122,27 +139,35 @@ class Device:
         self._lost_pages = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
+        self.unreadable: dict[int, tuple[int, ...]] = {}
+        self.has_lost_by_damage = False
+        self.when_unreadable: Callable[[], object] = _do_nothing
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `offset` on.
 
         Raises:
-            CorruptedPageError: a page in the range is damaged.
-            LostPageError: a page in the range has no data.
+            CorruptedPageError: a page in the range is damaged; `filled` says how many bytes in front of it are in `out`.
+            LostPageError: a page in the range has no data; likewise.
         """
         size = self._page_size
         length = len(out)
+        number = offset // size
+        start = 0
         try:
             if offset % size == 0 and length % size == 0:
-                number = offset // size
                 for start in range(0, length, size):
                     self._read_page(number, out[start : start + size])
                     number += 1
                 self._pages_read += length // size
             else:
-                self._read_parts(offset, out)
-        except ZswapdError:  # what has to be fetched from a disk first is none, and no failure
+                while start < length:
+                    start += self._read_part(number, (offset + start) % size, out[start:])
+                    number += 1
+        except ZswapdError as error:  # what has to be fetched from a disk first is none, and no failure
             self._failed_reads += 1
+            error.filled = start
+            self._note_unreadable(number)
             raise
 
     def _read_page(self, number: int, out: memoryview) -> None:
@@ -151,22 +176,17 @@ class Device:
                 self._raise_lost(number)
             out[:] = self._zeros
 
-    def _read_parts(self, offset: int, out: memoryview) -> None:
-        parts = cut(offset, len(out), self._page_size)
-        if parts.head:
-            number, begin, end = parts.head
-            self._read_page(number, self._scratch)
-            out[: end - begin] = self._scratch[begin:end]
-        position = parts.first * self._page_size - offset
-        for number in range(parts.first, parts.end):
-            self._read_page(number, out[position : position + self._page_size])
-            position += self._page_size
-        if parts.tail:
-            number, _begin, end = parts.tail
-            self._read_page(number, self._scratch)
-            out[position:] = self._scratch[:end]
-        self._pages_read += parts.end - parts.first
-        self._partial_reads += (parts.head is not None) + (parts.tail is not None)
+    def _read_part(self, number: int, begin: int, out: memoryview) -> int:
+        """Read a page from byte `begin` on, as far as `out` has room; return how many bytes."""
+        if begin == 0 and len(out) >= self._page_size:
+            self._read_page(number, out[: self._page_size])
+            self._pages_read += 1
+            return self._page_size
+        self._read_page(number, self._scratch)
+        part = self._scratch[begin : begin + len(out)]
+        out[: len(part)] = part
+        self._partial_reads += 1
+        return len(part)
 
     def write(self, offset: int, data: memoryview) -> RejectReason | None:
         """Write bytes from `offset` on.
@@ -235,16 +255,12 @@ class Device:
         """Let go of a byte range, which reads as zeros afterwards.
 
         Raises:
-            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read.
-            DiscardError: there is no room to keep the other part of such a page.
+            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read; the rest is discarded.
+            DiscardError: there is no room to keep the other part of such a page; likewise.
         """
         if not length:
             return
         parts = cut(offset, length, self._page_size)
-        for part in (parts.head, parts.tail):
-            if part:
-                number, begin, end = part
-                self._zero_part(number, begin, end)
         if parts.first < parts.end:
             last = parts.end - 1
             self._forget(parts.first, last)
@@ -253,6 +269,15 @@ class Device:
                 reach(crashpoints.DISCARD_STILL_LOST)
                 self._clear_lost(parts.first, last)
             self._pages_discarded += parts.end - parts.first
+        self._zero_edges([part for part in (parts.head, parts.tail) if part])
+
+    def _zero_edges(self, edges: list[tuple[int, int, int]]) -> None:
+        """Discard parts of pages; one that fails does not keep the next from it."""
+        if edges:
+            try:
+                self._zero_part(*edges[0])
+            finally:
+                self._zero_edges(edges[1:])
 
     def _zero_part(self, number: int, begin: int, end: int) -> None:
         if not self._has_page(number):
@@ -282,6 +307,34 @@ class Device:
         self._forget(0, self.size // self._page_size - 1)
         self._clear_lost(0, self.size // self._page_size - 1)
         return self._frontswap.invalidate_area(self.swap_type)
+
+    # Unreadable pages: off the path while there are none.
+
+    def _version(self, number: int) -> tuple[int, ...]:
+        """Return what changes when a page gets other data, or none."""
+        return self.generation(number), self._is_lost(number)
+
+    def _note_unreadable(self, number: int) -> None:
+        """Keep in mind that a page cannot be read."""
+        if number not in self.unreadable and len(self.unreadable) < UNREADABLE_MAX:
+            self.unreadable[number] = self._version(number)
+            self.when_unreadable()
+
+    def has_unreadable(self) -> bool:
+        """Forget the unreadable pages that have other data, or none; say whether any page still cannot be read.
+
+        Pages that are lost since their last write was refused do not count: the kernel has kept them, and reads no such slot.
+        """
+        for number in [number for number, version in self.unreadable.items() if version != self._version(number)]:
+            del self.unreadable[number]
+        self.has_lost_by_damage = self.has_lost_by_damage and self._lost_pages > 0
+        return bool(self.unreadable) or self.has_lost_by_damage
+
+    def recall_unreadable(self, numbers: Iterable[int]) -> None:
+        """Take over the unreadable pages that a predecessor has left, as far as they have data or are lost."""
+        for number in numbers:
+            if 0 <= number < self.pages and (self._has_page(number) or self._is_lost(number)):
+                self._note_unreadable(number)
 
     # For who compresses pages again: off the path.
 
@@ -338,6 +391,7 @@ class Device:
                 if number >= pages or self._has_page(number):
                     lost[place] &= ~(1 << (number & 7))
                 elif distrust:
+                    self.has_lost_by_damage = True
                     lost[place] |= 1 << (number & 7)
         self._lost_pages = int.from_bytes(lost, "little").bit_count()
 

@@ -46,6 +46,10 @@ class SlotMap:
         """Say whether a page is in its slot."""
         return bool(self._words[number])
 
+    def word(self, number: int) -> int:
+        """Return the word of a page: 0 if it is not in its slot."""
+        return int(self._words[number])
+
     def checksum(self, number: int, page: bytes | memoryview) -> int:
         """Return what stands for a page in its slot; never 0."""
         return (xxh3_64_intdigest(page, self.base + number) & _MASK) or 1

@@ -1173,6 +1173,22 @@ static PyObject *py_unique(PyObject *self, PyObject *unused)
 	return PyLong_FromUnsignedLongLong(hook.request != NULL && header()->len != 0 ? header()->unique : 0);
 }
 
+/*
+ * A reader that goes around the page cache says who it is (FUSE_READ_LOCKOWNER, fuse_send_read() in the kernel); the page cache,
+ * filling itself for a private mapping, does not. It takes a short answer for the end of the file (fuse_short_read()).
+ */
+static PyObject *py_takes_part(PyObject *self, PyObject *unused)
+{
+	const struct fuse_read_in *in;
+
+	(void)self;
+	(void)unused;
+	if (hook.request == NULL || header()->len == 0 || header()->opcode != FUSE_READ)
+		Py_RETURN_FALSE;
+	in = (const struct fuse_read_in *)(header() + 1);
+	return PyBool_FromLong((in->read_flags & FUSE_READ_LOCKOWNER) != 0);
+}
+
 PyDoc_STRVAR(reply_doc, "reply(unique, error, payload)");
 
 static PyObject *py_reply(PyObject *self, PyObject *args)
@@ -1353,6 +1369,7 @@ static PyMethodDef methods[] = {
     {"detach", py_detach, METH_NOARGS, PyDoc_STR("detach()")},
     {"adopt", (PyCFunction)(void (*)(void))py_adopt, METH_VARARGS | METH_KEYWORDS, adopt_doc},
     {"unique", py_unique, METH_NOARGS, PyDoc_STR("unique() -> int")},
+    {"takes_part", py_takes_part, METH_NOARGS, PyDoc_STR("takes_part() -> bool")},
     {"reply", py_reply, METH_VARARGS, reply_doc},
     {"hear", py_hear, METH_VARARGS, PyDoc_STR("hear(fd, function)")},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},

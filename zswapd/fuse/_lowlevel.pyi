@@ -63,6 +63,12 @@ def detach() -> None:
 def unique() -> int:
     """Return the kernel's number of the request that is being served; 0 if there is none, as when the hook reads ahead."""
 
+def takes_part() -> bool:
+    """Say whether the request that is being served is a read whose reader takes a short answer for what it is.
+
+    Such a reader asks again for the rest; the kernel's page cache would take it for the end of the file.
+    """
+
 def reply(unique: int, error: int, payload: bytes | memoryview) -> None:
     """Answer a request that was deferred; one that the kernel does not wait for any more is counted, as `reply_errors`.
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zswapd.backing.ahead import Ahead
 from zswapd.block.backed import BackedDevice, SlotsNeeded
-from zswapd.errors import ConfigError
-from zswapd.fuse.operations import Operations, serving
+from zswapd.errors import ConfigError, ZswapdError
+from zswapd.fuse.operations import Operations, part_of, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ class BackedOperations(Operations):
         reply: sends (unique, errno or 0, payload).
         blame: says which request is being answered, should this process die of it; 0 for none.
         max_io: longest read, bytes.
+        takes_part: see `Operations`.
         ahead: bytes that are read at a time ahead of a reader in order; 0 for none.
 
     Raises:
@@ -75,9 +76,10 @@ class BackedOperations(Operations):
         reply: Callable[[int, int, bytes | memoryview], None],
         blame: Callable[[int], None],
         max_io: int,
+        takes_part: Callable[[], bool] = lambda: True,
         ahead: int = 0,
     ) -> None:
-        super().__init__(directory, page_size=page_size)
+        super().__init__(directory, page_size=page_size, takes_part=takes_part)
         self._devices: dict[int, BackedDevice] = {}
         for inode, file in directory.block_files.items():
             if not isinstance(file, BackedDevice):
@@ -105,16 +107,22 @@ class BackedOperations(Operations):
                 return -errno.EAGAIN
             length = min(len(out), self._devices[inode].size - offset)
             wanted = partial(self._devices[inode].needed, offset, length)
-            n = self._fetch(wanted, unique, partial(self._read_again, inode, offset, length))
+            n = self._fetch(wanted, unique, partial(self._read_again, inode, offset, length, self._takes_part()))
         else:
             length = n
         if ahead is not None and length > 0:
             ahead.note(offset, length)
         return n
 
-    def _read_again(self, inode: int, offset: int, length: int, unique: int) -> int:
-        n = int(_serve_read(self, inode, offset, self._out[:length]))
-        self._reply(unique, 0, self._out[:n])
+    def _read_again(self, inode: int, offset: int, length: int, takes_part: bool, unique: int) -> int:  # noqa: FBT001
+        """Answer a read whose slots are there; `takes_part` was asked while the hook had its request."""
+        try:
+            self._files[inode].read_into(offset, self._out[:length])
+        except ZswapdError as error:
+            length = part_of(error)
+            if not length or not takes_part:
+                raise
+        self._reply(unique, 0, self._out[:length])
         return DEFERRED
 
     @serving

@@ -37,8 +37,9 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from zswapd.errors import ZswapdError
 from zswapd.fuse import lowlevel
-from zswapd.fuse.failures import Failures
+from zswapd.fuse.failures import Failures, is_internal
 from zswapd.fuse.interrupts import Interrupts
 from zswapd.fuse.texts import Texts, inode_of
 from zswapd.fuse.writers import Writers
@@ -108,6 +109,11 @@ def serving(handler: Callable[Concatenate[AnyOperations, P], int]) -> Callable[C
     return guarded
 
 
+def part_of(error: ZswapdError) -> int:
+    """Return how many bytes of a read that has failed may be given to its reader."""
+    return 0 if is_internal(error) else error.filled
+
+
 @dataclass(frozen=True, slots=True)
 class OperationsStatistics:
     """Requests that came as coroutines, and what went wrong with any (the hook counts what it answers)."""
@@ -135,6 +141,9 @@ class Operations(pyfuse3.Operations):
         directory: names and inodes; its `block_files` are served.
         page_size: what statfs reports as block size, bytes; a loop device takes it as the granularity of
         discards.
+        takes_part: says whether the reader that is being answered takes part of what it asked for, and asks again for the rest.
+        The kernel's page cache (a private mapping of a block file) does not: it takes a short answer for the file's end, and
+        would keep the loop device from all that is behind it.
 
     Attributes:
         interrupts: by which readers of cached files are let go when they are killed.
@@ -148,8 +157,11 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, directory: Directory, *, page_size: int = PAGE_SIZE) -> None:
+    def __init__(
+        self, directory: Directory, *, page_size: int = PAGE_SIZE, takes_part: Callable[[], bool] = lambda: True
+    ) -> None:
         super().__init__()
+        self._takes_part = takes_part
         self.interrupts = Interrupts()
         self.directory = directory
         self.failures = Failures()
@@ -186,7 +198,10 @@ class Operations(pyfuse3.Operations):
 
     @serving
     def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
-        """Fill `out` from `offset` on; return how many bytes the file had for it, or -errno."""
+        """Fill `out` from `offset` on; return how many bytes the file had for it, or -errno.
+
+        Where a page cannot be read, the pages in front of it are the answer, and the reader asks again for the rest.
+        """
         file = self._files[inode]
         length = len(out)
         if offset + length > file.size:
@@ -194,7 +209,12 @@ class Operations(pyfuse3.Operations):
             out = out[:length]
             if not length:
                 return 0
-        file.read_into(offset, out)
+        try:
+            file.read_into(offset, out)
+        except ZswapdError as error:
+            length = part_of(error)
+            if not length or not self._takes_part():
+                raise
         return length
 
     @serving
@@ -202,7 +222,7 @@ class Operations(pyfuse3.Operations):
         """Store `data` at `offset`; return how many bytes fitted before the end of the file, or -errno.
 
         A refused write is an error as a whole, even if some of its pages were stored: the kernel keeps them
-        all.
+        all. To the loop device, any number of bytes is a write that is done: a short answer would lose the others.
         """
         file = self._files[inode]
         length = len(data)

@@ -97,13 +97,20 @@ def find_attached(
         identity: what the file is, for it to be found under any path.
         kernel: answers for the identity of loop devices; without it, paths alone count.
     """
+    found = find_all_attached(file, root, identity=identity, kernel=kernel)
+    return max(found, key=lambda item: item.swap is not None, default=None)
+
+
+def find_all_attached(
+    file: Path, root: Path = Path("/"), *, identity: Identity | None = None, kernel: Kernel | None = None
+) -> list[Attachment]:
+    """Return all loop devices over a file; the arguments are those of `find_attached`."""
     path = without_links(file.parent) / file.name
-    found = [
+    return [
         item
         for item in attachments(root)
         if item.backing == path or (identity and kernel and _is_over(item, path.name, identity, kernel, root))
     ]
-    return max(found, key=lambda item: item.swap is not None, default=None)
 
 
 def _is_over(item: Attachment, name: str, identity: Identity, kernel: Kernel, root: Path) -> bool:
