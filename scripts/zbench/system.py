@@ -115,7 +115,8 @@ def attach_loop(backing: Path) -> str:
     """
     device = run("losetup", "--find", "--show", "--direct-io=on", "--sector-size", "4096", backing).strip()
     set_not_rotational(device)
-    (Path("/sys/block") / Path(device).name / "queue/rq_affinity").write_text("1")
+    for setting, value in (("rq_affinity", "1"), ("nomerges", "0")):
+        (Path("/sys/block") / Path(device).name / "queue" / setting).write_text(value)
     return device
 
 

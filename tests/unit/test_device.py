@@ -355,3 +355,41 @@ def test_counters_of_a_quiet_life(device: Device, page_size: int) -> None:
     assert (seen.pages_read, seen.partial_reads) == (2 + 1, 1 + 2)
     assert seen.pages_discarded == 2
     assert (seen.refused_writes, seen.failed_reads, seen.lost_pages) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+@pytest.mark.parametrize("front", [0, 1, 5])
+def test_failed_read_says_how_much_in_front_of_the_page_is_right(device: Device, page_size: int, begin: int, front: int) -> None:
+    data = _noise(PAGES * page_size)
+    assert _write(device, 0, data) is None
+    bad = 2 + front
+    device.discard(bad * page_size, page_size)
+    device._mark_lost(bad)
+    out = bytearray(8 * page_size)
+    offset = 2 * page_size + begin if front else bad * page_size + begin
+    with pytest.raises(LostPageError) as caught:
+        device.read_into(offset, memoryview(out))
+    assert caught.value.filled == max(bad * page_size - offset, 0)
+    assert out[: caught.value.filled] == data[offset : offset + caught.value.filled]
+    assert list(device.unreadable) == [bad]
+    assert device.has_unreadable()
+    assert _write(device, bad * page_size, _noise(page_size)) is None
+    assert not device.has_unreadable()
+
+
+@pytest.mark.parametrize("edge", ["head", "tail", "both"])
+def test_part_of_a_page_that_cannot_be_read_does_not_keep_the_rest_from_being_discarded(
+    device: Device, page_size: int, edge: str
+) -> None:
+    data = _noise(PAGES * page_size)
+    assert _write(device, 0, data) is None
+    for number in {"head": [1], "tail": [4], "both": [1, 4]}[edge]:
+        device.discard(number * page_size, page_size)
+        device._mark_lost(number)
+    with pytest.raises(LostPageError):
+        device.discard(page_size + 7, 3 * page_size)
+    assert _read(device, 2 * page_size, 2 * page_size) == bytes(2 * page_size)
+    if edge == "head":
+        assert _read(device, 4 * page_size, page_size) == bytes(7) + data[4 * page_size + 7 : 5 * page_size]
+    if edge == "tail":
+        assert _read(device, page_size, page_size) == data[page_size : page_size + 7] + bytes(page_size - 7)
