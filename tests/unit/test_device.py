@@ -359,7 +359,9 @@ def test_counters_of_a_quiet_life(device: Device, page_size: int) -> None:
 
 @pytest.mark.parametrize("begin", [0, 1])
 @pytest.mark.parametrize("front", [0, 1, 5])
-def test_failed_read_says_how_much_in_front_of_the_page_is_right(device: Device, page_size: int, begin: int, front: int) -> None:
+def test_failed_read_says_how_much_in_front_of_the_page_is_right(
+    device: Device, page_size: int, begin: int, front: int
+) -> None:
     data = _noise(PAGES * page_size)
     assert _write(device, 0, data) is None
     bad = 2 + front
