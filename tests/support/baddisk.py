@@ -17,8 +17,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.mounting import TIMEOUT, is_mounted
@@ -43,7 +42,6 @@ class BadDisk:
         with self._contents.open("wb") as file:
             file.truncate(mib << 20)
         self._server = directory / "server"
-        self._map = directory / "map"
         self._control = directory / "pause"
         self._mountpoint = directory / "nbd"
         self._mountpoint.mkdir()
@@ -76,32 +74,11 @@ class BadDisk:
         self._far.wait(TIMEOUT)
         self._server.unlink()
 
-    def come_back(self, bad: Sequence[range] = ()) -> None:
-        """Have the disk there, with what was on it.
-
-        Args:
-            bad: bytes that cannot be read. With any, the disk cannot be written.
-        """
-        command = ["nbdkit", "--foreground", "--unix", str(self._server)]
-        end = self._contents.stat().st_size
-        if bad:
-            edges = [0, *(edge for part in sorted(bad, key=lambda part: part.start) for edge in (part.start, part.stop)), end]
-            spans = [(start, stop, "+-"[place % 2]) for place, (start, stop) in enumerate(pairwise(edges)) if start < stop]
-            lines = [f"{start:#x} {stop - start:#x} {state}" for start, stop, state in spans]
-            self._map.write_text("\n".join(["# Mapfile. Created by a test", "0x0 + 1", *lines, ""]))
-            command += ["--filter=ddrescue"]
-        command += ["file", str(self._contents), *([f"ddrescue-mapfile={self._map}"] if bad else [])]
+    def come_back(self) -> None:
+        """Have the disk there, with what was on it."""
+        command = ["nbdkit", "--foreground", "--unix", str(self._server), "file", str(self._contents)]
         self._far = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         self._wait(self._server, self._far)
-
-    def change(self, places: Sequence[int]) -> None:
-        """Flip a bit at each of some offsets, while the disk is away."""
-        with self._contents.open("r+b") as file:
-            for place in places:
-                file.seek(place)
-                byte = file.read(1)[0]
-                file.seek(place)
-                file.write(bytes([byte ^ 4]))
 
     def _tell(self, what: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
