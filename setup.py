@@ -16,6 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -65,6 +66,20 @@ def pkg_config(option: str, library: str, package: str) -> list[str]:
     return shlex.split(result.stdout)
 
 
+def refuse_unknown_machine() -> None:
+    """End with the reason if the program would not run on this machine: its numbers of the kernel are not known."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from zswapd.errors import MachineError
+    from zswapd.machine import check
+
+    try:
+        check()
+    except MachineError as error:
+        raise SystemExit(str(error)) from None
+    finally:
+        del sys.path[0]
+
+
 COMPILES_NOTHING = {"egg_info", "dist_info", "sdist"}
 """Commands that want names and sources only: mypyc would compile at each, and its C files would go into the sdist."""
 
@@ -78,12 +93,22 @@ def compiled_page_path() -> list[Extension]:
     return mypycify(["--ignore-missing-imports", *PAGE_PATH], opt_level="3", group_name="zswapd")
 
 
+if not COMPILES_NOTHING & set(sys.argv):
+    refuse_unknown_machine()
+
 setup(
     ext_modules=[
         Extension(
             "zswapd.fuse._lowlevel",
             sources=["zswapd/fuse/_lowlevel.c"],
-            extra_compile_args=[*pkg_config("--cflags", *FUSE), "-O2", "-Wall", "-Wextra", "-Wno-cast-function-type"],
+            extra_compile_args=[
+                *pkg_config("--cflags", *FUSE),
+                *pkg_config("--cflags", *XXHASH),
+                "-O2",
+                "-Wall",
+                "-Wextra",
+                "-Wno-cast-function-type",
+            ],
             extra_link_args=pkg_config("--libs", *FUSE),
         ),
         Extension(

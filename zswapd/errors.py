@@ -164,6 +164,13 @@ class BackingError(ZswapdError):
     errno_ = errno.EIO
 
 
+class MachineError(ZswapdError):
+    """The program does not know this kind of machine; nothing was started."""
+
+    exit_code = 19
+    errno_ = errno.ENOEXEC
+
+
 class InvariantError(ZswapdError):
     """A `check()` found lists or counts that contradict each other: a bug, never a user's mistake."""
 

@@ -11,9 +11,11 @@ import mmap
 import os
 from typing import Final
 
-ADDRESS_SPACE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
-"""Flags of a mapping for as much as there may ever be, of which little is populated. With MAP_NORESERVE, for which Python 3.11
-has no name (x86, arm, riscv, s390): a process with some of them side by side would not be forked, as if they were memory."""
+from zswapd import machine
+
+ADDRESS_SPACE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | machine.numbers().map_noreserve
+"""Flags of a mapping for as much as there may ever be, of which little is populated. With MAP_NORESERVE: a process with some
+of them side by side would not be forked, as if they were memory."""
 
 PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page of this system."""

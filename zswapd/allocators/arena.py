@@ -12,12 +12,14 @@ system frame by frame. Two kinds, best first:
 Layout, version 5 (offsets in frames; F = number of frames):
 
     0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
-                 to know again to read the rest (assembly.py: the swap files and their sizes); its last byte is `distrusted`
+                 to know again to read the rest (assembly.py: the swap files and their sizes); its last byte is `distrusted`,
+                 and the words before that are `note_renewed`'s
     1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
     T .. F       frames that can be handed out
 
 Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its magic, which is written last, is
-that of an arena whose maker died.
+that of an arena whose maker died. The shared state has a copy of it (handover.py), without which one bit that changes by itself
+would keep every successor away.
 
 Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe any note about it. Note what
 it counts: a page that fallocate(2) has taken and nobody has touched yet is memory, but no data.
@@ -35,14 +37,15 @@ import mmap
 import os
 import struct
 from array import array
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from zswapd.allocators._populate import populate, punch
 from zswapd.errors import ArenaError
+from zswapd.machine import EHWPOISON
 from zswapd.pages import round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 LAYOUT_VERSION = 5
 CHANGING_LAYOUT = 6
@@ -51,11 +54,13 @@ READABLE_LAYOUTS = (2, 3, 5, 6)
 """3 is 5 with single marks (frametable.py: no mark in word 1; zpages.py: a dead object's word of life is 0, an object may have
 no checksum); 2 is 3 without an ephemeral half: its seals are those of the persistent one."""
 TABLE_ENTRY_BYTES = 16
+RENEWED_MAX = 31
+"""Frames that the superblock has room to note (`note_renewed`)."""
 PIECE_BYTES = 256 << 10
 """What `populate` does at a time: 0.1 ms of zeroing."""
 PAUSE_US = 50
 """Its sleep after each, 0.1 ms with the kernel's timer slack: still 1 GiB a second, six times what swap-out takes."""
-_SUPERBLOCK = struct.Struct("<8sIIQIHH")
+_SUPERBLOCK = struct.Struct("=8sIIQIHH")
 """Magic, layout version, page size, frames, first frame that can be handed out, kind, length of the label that follows."""
 _MAGIC = b"zswapd\0A"
 _LAYOUT_WORD = 2
@@ -131,6 +136,18 @@ def _hint(error: Exception) -> str:
     return "lower pool.limit or swap.size"
 
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the memory of a range of a file back, poisoned or not.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    while _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
 def head_frames(frames: int, page_size: int) -> int:
     """Return the frames that superblock and table take before so many others."""
     # The table describes itself as well: indexing by frame number then needs no subtraction.
@@ -140,6 +157,42 @@ def head_frames(frames: int, page_size: int) -> int:
 def label_room(page_size: int) -> int:
     """Return the length that a label must stay below."""
     return page_size - _SUPERBLOCK.size
+
+
+class _Head(NamedTuple):
+    """The fields of `_SUPERBLOCK`."""
+
+    magic: bytes
+    version: int
+    page_size: int
+    total_frames: int
+    first_frame: int
+    kind: int
+    label_bytes: int
+
+
+def _read_superblock(fd: int) -> tuple[_Head, bool]:
+    """Return what an inherited file begins with, and whether that can be read: memory that is poisoned cannot (EIO).
+
+    Raises:
+        ArenaError: the file cannot be read at all.
+    """
+    try:
+        head = os.pread(fd, _SUPERBLOCK.size, 0)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise ArenaError(f"cannot read the inherited arena: {error.strerror}", hint="start without one") from error
+        return _Head(b"", 0, 0, 0, 0, 0, 0), False
+    if len(head) < _SUPERBLOCK.size:
+        raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
+    return _Head(*_SUPERBLOCK.unpack(head)), True
+
+
+def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
+    """Return what a superblock has to be by its copy; its version may be that of a later program than the maker."""
+    version = head.version if head.version in READABLE_LAYOUTS else copy["layout"]
+    kind, label = _KINDS.index(copy["kind"]), copy["label"].encode()
+    return _Head(_MAGIC, version, copy["page_size"], copy["total_frames"], copy["first_frame"], kind, len(label))
 
 
 class Arena:
@@ -187,50 +240,72 @@ class Arena:
         self.view[: len(_MAGIC)] = _MAGIC
 
     @classmethod
-    def adopt(cls, fd: int) -> Self:
+    def adopt(cls, fd: int, copy: Mapping[str, Any] | None = None) -> Self:
         """Return the arena that another process made in the file of an inherited descriptor, exactly as it is.
 
         Nothing is written, and nothing of the file is read but its superblock: what is in the frames is found by whoever owns
-        them. The descriptor is the arena's from then on.
+        them. The descriptor is the arena's from then on. A superblock that differs from its copy, or cannot be read, has been
+        damaged: it is written anew.
 
         Args:
             fd: the file; it stays open when this fails.
+            copy: what `description` of the maker's arena was; None if its program did not keep that.
 
         Raises:
             ArenaError: it is no arena, one of another layout or page size, or the kernel gives no mapping.
         """
-        try:
-            head = os.pread(fd, _SUPERBLOCK.size, 0)
-            length = os.fstat(fd).st_size
-        except OSError as error:
-            raise ArenaError(f"cannot read the inherited arena: {error.strerror}", hint="start without one") from error
-        if len(head) < _SUPERBLOCK.size or head[: len(_MAGIC)] != _MAGIC:
+        head, is_readable = _read_superblock(fd)
+        if copy is not None:
+            head = _expected(head, copy)
+        if head.magic != _MAGIC:
             raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
-        _magic, version, page_size, total_frames, first_frame, kind, label_bytes = _SUPERBLOCK.unpack(head)
-        if version not in READABLE_LAYOUTS:
+        if head.version not in READABLE_LAYOUTS:
             raise ArenaError(
-                f"the inherited arena has layout {version}, this program reads {READABLE_LAYOUTS}",
+                f"the inherited arena has layout {head.version}, this program reads {READABLE_LAYOUTS}",
                 hint="let the version of zswapd that made it go on, swap off, then start this one",
             )
+        page_size, length = head.page_size, os.fstat(fd).st_size
         if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
             raise ArenaError(f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}")
-        table_end = page_size + total_frames * TABLE_ENTRY_BYTES
+        table_end = page_size + head.total_frames * TABLE_ENTRY_BYTES
         if (
-            length != total_frames * page_size
-            or not table_end <= first_frame * page_size < length
-            or first_frame != head_frames(total_frames - first_frame, page_size)
-            or kind >= len(_KINDS)
-            or label_bytes >= page_size - _SUPERBLOCK.size
+            length != head.total_frames * page_size
+            or not table_end <= head.first_frame * page_size < length
+            or head.first_frame != head_frames(head.total_frames - head.first_frame, page_size)
+            or head.kind >= len(_KINDS)
+            or head.label_bytes >= page_size - _SUPERBLOCK.size
         ):
             raise ArenaError("the inherited arena's superblock contradicts its file", hint="start without it")
         self = cls.__new__(cls)
-        label = os.pread(fd, label_bytes, _SUPERBLOCK.size)
         try:
-            self._map_file(fd, _KINDS[kind], page_size, first_frame, total_frames, label)
+            label = copy["label"].encode() if copy is not None else os.pread(fd, head.label_bytes, _SUPERBLOCK.size)
+            self._map_file(fd, _KINDS[head.kind], page_size, head.first_frame, head.total_frames, label)
         except (OSError, ValueError) as error:
-            raise ArenaError(f"cannot map the inherited arena of {total_frames} frames: {error}") from error
-        self.is_older = version != LAYOUT_VERSION
+            raise ArenaError(f"cannot map the inherited arena of {head.total_frames} frames: {error}") from error
+        self.is_older = head.version != LAYOUT_VERSION
+        if copy is not None:
+            self._mend(head, is_readable=is_readable)
         return self
+
+    def _mend(self, head: _Head, *, is_readable: bool) -> None:
+        """Write the superblock anew where it is not what it has to be."""
+        if not is_readable:
+            self.renew(0)
+            self.distrusted = True  # who knows what was noted there
+        whole = _SUPERBLOCK.pack(*head) + self.label
+        if self.view[: len(whole)] != whole:
+            self.view[: len(whole)] = whole
+
+    def description(self) -> dict[str, Any]:
+        """Return what the superblock says, as JSON can say it: for a copy elsewhere (`adopt`)."""
+        return {
+            "layout": LAYOUT_VERSION,
+            "page_size": self.page_size,
+            "total_frames": self.total_frames,
+            "first_frame": self.first_frame,
+            "kind": self.kind,
+            "label": self.label.decode(),
+        }
 
     def _map_file(self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes) -> None:
         """Map the whole file and fill in the attributes; touches no page of it."""
@@ -305,6 +380,31 @@ class Arena:
     @distrusted.setter
     def distrusted(self, found: bool) -> None:
         self.view[self.page_size - 1] = 255 if found else 0  # a bit that flips leaves what is true
+        if not found:
+            for place in self._note_places():
+                self.words64[place] = 0
+
+    def _note_places(self) -> range:
+        """Return the words in which frames are noted: the last of the superblock but one, as far as the label leaves them."""
+        end = self.page_size // 8 - 1
+        return range(max(end - RENEWED_MAX, -(-(_SUPERBLOCK.size + len(self.label)) // 8)), end)
+
+    def note_renewed(self, frame: int) -> None:
+        """Note a frame whose memory is about to be exchanged; `distrusted` is set, and taking that back forgets the note.
+
+        It stands in the arena for the same reason. There are RENEWED_MAX places; a frame that finds none is not noted, and a
+        death before the takeover has ended then leaves it to the checksums to find what has lain there.
+        """
+        for place in self._note_places():
+            if self.words64[place] in (0, frame):
+                self.words64[place] = frame
+                return
+
+    def renewed_frames(self) -> list[int]:
+        """Return the frames that were noted since everything in the arena was last trusted."""
+        if not self.distrusted:
+            return []
+        return [frame for place in self._note_places() if (frame := self.words64[place])]
 
     def table_offset(self, frame: int) -> int:
         """Return the byte offset of a frame's words in the table."""
@@ -350,13 +450,35 @@ class Arena:
                 yield first, min(last, end)
             begin = last
 
-    def map_in(self, offset: int, length: int) -> None:
+    def map_in(self, offset: int, length: int) -> list[int]:
         """Put pages that the file has into this process' page tables, so that the page path meets no fault. May block.
 
         Reading them in maps them writable, 16 at a time, since shared memory is not tracked for write-back; that takes half
-        as long as populating for writing. Whether it worked does not matter to anybody's data.
+        as long as populating for writing.
+
+        Returns:
+            The offsets of the system's pages whose memory is poisoned: an uncorrectable error was found in it, and a process
+            that touches one gets SIGBUS. Linux 5.16 and later keep such a page in the file and say so (EHWPOISON); earlier ones
+            take it out, which leaves a hole. All other failures are a matter of speed, and are not looked at.
         """
-        _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ)
+        if _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ) == 0 or ctypes.get_errno() != EHWPOISON:
+            return []
+        if length <= mmap.PAGESIZE:
+            return [offset]
+        # The kernel does not say which page it is. The other half of each cut costs one call.
+        half = round_up(length // 2, mmap.PAGESIZE)
+        return self.map_in(offset, half) + self.map_in(offset + half, length - half)
+
+    def renew(self, offset: int) -> None:
+        """Have another page of memory, all zeros, in place of one that is poisoned. The kernel never uses the old one again.
+
+        After a death between the two steps there is a hole.
+
+        Raises:
+            ArenaError: there is no memory for it.
+        """
+        self.punch(offset, mmap.PAGESIZE)
+        self.populate(offset, mmap.PAGESIZE)
 
     def backed_bytes(self) -> int:
         """Return how much memory the file holds now, in bytes, as the kernel counts it."""

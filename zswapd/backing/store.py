@@ -50,7 +50,6 @@ KEY_BYTES = 64
 LABEL = b"zswapd backing store, version 1\n"
 DATA_AT = 1 << 20
 """Offset of slot 0 in bytes; a multiple of every page size."""
-_BLKGETSIZE64 = 0x80081272
 
 
 class Slots(Protocol):
@@ -246,7 +245,7 @@ def _is_ours(fd: int, path: Path) -> bool:
 
 
 def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, mountpoint: Path, *, force: bool) -> None:
-    size = int.from_bytes(fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)), "little")
+    size = os.lseek(fd, 0, os.SEEK_END)  # every transfer names its own offset
     if size < needed:
         raise BackingError(
             f"backing.path {path} has {size} bytes, the swap files need {needed}", hint="use a larger device or less swap"

@@ -11,7 +11,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, cast
 
-from zswapd import __version__, log
+from zswapd import __version__, log, machine
 from zswapd.cli import configuring, sources, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.cli.parsing import Parser, parse
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     log.setup("info")  # until the settings say otherwise
+    machine.check()
     from zswapd import supervisor
 
     if options.upgrade_check is not None:

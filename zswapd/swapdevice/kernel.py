@@ -20,6 +20,7 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING
 
+from zswapd.machine import plain_ioctl
 from zswapd.spawning import Child, spawn
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _LOOP_CONFIG = struct.Struct("=II 5Q4I64s64s32s2Q 64x")
 SWAP_FLAG_PREFER = 0x8000
 SWAP_FLAG_DISCARD = 0x10000
 
-BLKDISCARD = 0x1277
+BLKDISCARD = plain_ioctl(0x12, 119)
 DISCARD_STEP = 16 << 20
 """Bytes discarded in one request: 4096 pages, some ten milliseconds of the daemon's time."""
 
