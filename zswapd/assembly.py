@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from zswapd.reclaim.writeback import WritebackStatistics
 
 _NODE_RESERVE_BYTES = 1 << 20
+_LOST_COPY = "lost:"
+"""Begins the name of a swap file's second bitmap of lost pages in the shared state."""
 COMPACT_MOVES = 128
 """Objects that one step of compaction moves: about half a millisecond, in which no page is served."""
 
@@ -81,6 +83,8 @@ class Inherited:
         more_marks: makes them when they are needed; None for marks that do not outlive the process.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
         alive: called again and again while the arena is made sense of, which takes its time.
+        lost_copies: the second bitmaps of lost pages, likewise.
+        arena_copy: what the arena's superblock says, if somebody has kept that.
     """
 
     arena_fd: int
@@ -89,6 +93,8 @@ class Inherited:
     counters: Mapping[str, Any] = field(default_factory=dict)
     alive: Callable[[], None] = _ignore
     more_marks: Callable[[], Mapping[str, memoryview]] | None = None
+    lost_copies: Mapping[str, memoryview] = field(default_factory=dict)
+    arena_copy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,8 @@ class RecoveryStatistics:
         recovered_duplicates: pages found twice, of which one copy was kept.
         freed_bodies: frames of pages that nothing named.
         damaged: objects and zspages that no death leaves, so that memory must have changed by itself; what they were is lost.
+        poisoned: pages of the arena in whose memory the machine found an uncorrectable error; what they held is lost, and other
+            memory is in their place.
     """
 
     takeovers: int = 0
@@ -112,11 +120,12 @@ class RecoveryStatistics:
     recovered_duplicates: int = 0
     freed_bodies: int = 0
     damaged: int = 0
+    poisoned: int = 0
 
 
 carry.declare(
     RecoveryStatistics,
-    cumulative="takeovers recovered_torn recovered_duplicates freed_bodies damaged",
+    cumulative="takeovers recovered_torn recovered_duplicates freed_bodies damaged poisoned",
 )
 
 
@@ -173,6 +182,16 @@ def lost_bitmap_bytes(config: Config) -> dict[str, int]:
     return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
 
 
+def areas(config: Config) -> dict[str, int]:
+    """Return the memory that has to outlive a worker, by name: the second bitmaps of lost pages."""
+    return {_LOST_COPY + name: size for name, size in lost_bitmap_bytes(config).items()}
+
+
+def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
+    """Return the second bitmap of each swap file that has one; an older program has made none."""
+    return {name.removeprefix(_LOST_COPY): area for name, area in areas.items() if name.startswith(_LOST_COPY)}
+
+
 def reserve_frames(config: Config) -> int:
     """Return the frames to keep ready: no more than swap has pages, or where there is no swap, than the cache may have."""
     pages = sum(config.swap_files().values()) // config.context.page_size
@@ -204,7 +223,7 @@ def parsed_label(text: str) -> dict[str, Any]:
         return {"label": text}
 
 
-def _adopt_arena(config: Config, fd: int) -> Arena:
+def _adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Arena:
     """Return the arena in an inherited file, if it is one for these settings.
 
     Raises:
@@ -212,7 +231,7 @@ def _adopt_arena(config: Config, fd: int) -> Arena:
     """
     fd = os.dup(fd)
     try:
-        arena = Arena.adopt(fd)
+        arena = Arena.adopt(fd, copy)
     except ArenaError:
         os.close(fd)
         raise
@@ -258,7 +277,7 @@ class Core:
         self._counters = inherited.counters if inherited else {}
         self._total_frames = config.context.memory_total // page_size
         self._ceiling = 1 << 62
-        self.arena = _adopt_arena(config, inherited.arena_fd) if inherited else make_arena(config)
+        self.arena = _adopt_arena(config, inherited.arena_fd, inherited.arena_copy) if inherited else make_arena(config)
         self.frames = PageFrames(self.arena, reserve_frames=reserve_frames(config))
         self.allocator = self._make_allocator(config, self.frames)
         self.zv = Zv(
@@ -280,9 +299,18 @@ class Core:
         self.cache = self._make_cache(config) if cache_frames else None
         self._transfers = backing.transfers if backing else None
         lost = inherited.lost if inherited else {}
-        self.backed = backing.devices(sizes, self.frontswap, lost, page_size) if backing else []
+        copies = inherited.lost_copies if inherited else {}
+        self.backed = backing.devices(sizes, self.frontswap, lost, page_size, copies) if backing else []
         self.devices: dict[str, Device] = {device.name: device for device in self.backed} or {
-            name: Device(name, size, self.frontswap, swap_type, page_size=page_size, lost=lost.get(name))
+            name: Device(
+                name,
+                size,
+                self.frontswap,
+                swap_type,
+                page_size=page_size,
+                lost=lost.get(name),
+                lost_copy=copies.get(name),
+            )
             for swap_type, (name, size) in enumerate(sizes.items())
         }
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
@@ -332,7 +360,7 @@ class Core:
         """
         wrong = self.frames.adopt()
         reach(crashpoints.TAKEOVER_FRAMES)
-        wrong += self.allocator.adopt()
+        wrong += self.allocator.adopt() + self._drop_renewed()
         reach(crashpoints.TAKEOVER_ZSPAGES)
         findings = self.zv.adopt(self.frontswap)
         reach(crashpoints.TAKEOVER_INDEXED)
@@ -354,7 +382,27 @@ class Core:
             recovered_duplicates=findings.duplicates,
             freed_bodies=bodies,
             damaged=damaged,
+            poisoned=self.frames.renewed_pages,
         )
+
+    def _drop_renewed(self) -> int:
+        """Free what has lost part of its memory to an uncorrectable error, or all of it; return how much that was.
+
+        A body's header then names no body, which zv counts as damage.
+        """
+        frames, size = self.frames.renewed, self._page_size
+        dropped: list[int] = []
+
+        def found(handle: int, room: int) -> None:
+            if not frames.isdisjoint(range(handle // size, (handle + room - 1) // size + 1)):
+                dropped.append(handle)
+
+        if frames:
+            self.allocator.each_object(found)
+            dropped += [frame * size for frame in sorted(frames) if self.allocator.is_body(frame)]
+        for handle in dropped:
+            self.allocator.free(handle)
+        return len(dropped)
 
     def apply(self, config: Config) -> None:
         """Take over the settings that can change at run time; they were checked when the Config was made."""

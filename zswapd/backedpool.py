@@ -9,6 +9,8 @@ has the shared state is gone, what is on the disk means nothing to anybody.
 from __future__ import annotations
 
 import contextlib
+import logging
+import mmap
 import os
 import re
 import threading
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+from xxhash import xxh3_64_digest
 
 from zswapd import installation
 from zswapd.backing._disk import Cipher, Queue
@@ -24,7 +27,7 @@ from zswapd.backing.buffers import make_buffers
 from zswapd.backing.lifeline import Lifeline
 from zswapd.backing.store import KEY_BYTES, SlotStore, check_store, open_store
 from zswapd.backing.transfers import CLAIMS, RUN_MAX, Transfers
-from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
+from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed, witness_sizes
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferring import BackedOperations
@@ -42,9 +45,14 @@ if TYPE_CHECKING:
     from zswapd.fuse.inodes import Directory
     from zswapd.handover import SharedState
 
+log = logging.getLogger(__name__)
+
 THREAD = "backing"
 """Name of the threads that wait for the disk."""
 _KEY, _CLAIMS, _SLOTS = "backing.key", "backing.claims", "slots:"
+_KEY_COPY, _WITNESS = "backing.key.copy", "held:"
+_CHECK_BYTES = 8
+"""Behind each copy of the key."""
 LOOK_S = 0.1
 """Time between two looks at whether pages should go to the disk."""
 BUSY_LOOK_S = 0.02
@@ -74,12 +82,38 @@ def areas(config: Config) -> dict[str, int]:
     if not config.backing.path:
         return {}
     maps = {_SLOTS + name: size for name, size in slot_map_sizes(config).items()}
-    return {_KEY: KEY_BYTES, _CLAIMS: 8 * CLAIMS, **maps}
+    witnesses = {_WITNESS + name: size for name, size in witness_sizes(config).items()}
+    # The copy stands at the end of its area, in another page than the key.
+    return {_KEY: KEY_BYTES, _CLAIMS: 8 * CLAIMS, **maps, **witnesses, _KEY_COPY: mmap.PAGESIZE + KEY_BYTES + _CHECK_BYTES}
 
 
 def make_key(state: SharedState) -> None:
     """Put a random key into a new shared state."""
-    state.area(_KEY)[:] = os.urandom(KEY_BYTES)
+    key = os.urandom(KEY_BYTES)
+    state.area(_KEY)[:] = key
+    _copy_key(state, key)
+
+
+def _copy_key(state: SharedState, key: bytes) -> None:
+    state.area(_KEY_COPY)[-KEY_BYTES - _CHECK_BYTES :] = key + xxh3_64_digest(key)
+
+
+def find_key(state: SharedState) -> memoryview:
+    """Return the key, which is taken from its copy should it have changed by itself.
+
+    An older program has made no copy; its key is believed as it is. A wrong key makes no wrong data, since what it decrypts
+    does not match its checksum, but it would cost all pages that are on the disk.
+    """
+    key = state.area(_KEY)
+    if _KEY_COPY in state.areas:
+        copy = bytes(state.area(_KEY_COPY)[-KEY_BYTES - _CHECK_BYTES :])
+        whole, check = copy[:KEY_BYTES], copy[KEY_BYTES:]
+        if xxh3_64_digest(whole) != check:
+            _copy_key(state, bytes(key))
+        elif whole != key:
+            log.error("the key of the backing has changed by itself in memory: its copy is used")
+            key[:] = whole
+    return key
 
 
 def open_backing(config: Config) -> int:
@@ -184,7 +218,7 @@ class BackedPool:
         self._hook_words = state.hook_words
         self._queue = prepared.queue
         self.set_poll_us(config.fuse.poll_us)
-        cipher = Cipher(state.area(_KEY), prepared.lanes) if config.backing.encrypt else None
+        cipher = Cipher(find_key(state), prepared.lanes) if config.backing.encrypt else None
         self.transfers = Transfers(
             SlotStore(fd, page_size, cipher),
             self._queue.submit,
@@ -194,7 +228,8 @@ class BackedPool:
             claims=state.area(_CLAIMS).cast("Q"),
         )
         maps: Mapping[str, memoryview] = {name: state.area(_SLOTS + name) for name in config.swap_files()}
-        self.backing = Backing(self.transfers, maps)
+        witnesses = {name: area for name in config.swap_files() if (area := state.areas.get(_WITNESS + name)) is not None}
+        self.backing = Backing(self.transfers, maps, witnesses)
         self._operations: BackedOperations | None = None
         self._release()
 

@@ -27,7 +27,7 @@ from zswapd.config import changed, describe
 from zswapd.config.carrying import LONGEST_DOCUMENT
 from zswapd.control.server import WithDescriptors
 from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError, ZswapdError
-from zswapd.handover import HookWord, Word
+from zswapd.handover import UPGRADE_WANTED, HookWord, Word
 from zswapd.hints import no_swap_file
 from zswapd.installation import restart_daemon
 from zswapd.volumes import mounted
@@ -314,7 +314,7 @@ class Commands:
             raise HandoverError(f"the installed program cannot take over: {reason}", hint=hint)
         worker.checked = _settings_in(check.out)
         worker.remember()
-        worker.state.words[Word.UPGRADE] = 1
+        worker.state.words[Word.UPGRADE] = UPGRADE_WANTED
         worker.call_supervisor()
         return {"version": reports.version(), "worker": os.getpid(), "number": worker.state.words[Word.STARTED]}
 

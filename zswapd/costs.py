@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd import backedpool, cgroups, recompressing
+from zswapd import assembly, backedpool, cgroups, recompressing
 from zswapd.allocators.arena import label_room
 from zswapd.assembly import arena_frames, label, lost_bitmap_bytes, reserve_frames
 from zswapd.backing.transfers import RUN_MAX
@@ -164,7 +164,7 @@ def _state(config: Config) -> dict[str, int]:
     areas = backedpool.areas(config)
     costs = {
         "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
-        "marks of lost pages": sum(lost_bitmap_bytes(config).values()),
+        "marks of lost pages": sum(lost_bitmap_bytes(config).values()) + sum(assembly.areas(config).values()),
         "marks of recompression": sum(recompressing.areas(config).values()),
         "the slot map": sum(areas.values()),
     }

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zswapd import carry, crashpoints, installation, recompressing, reports, service
-from zswapd.assembly import Core, Inherited
+from zswapd.assembly import Core, Inherited, lost_copies_in
 from zswapd.backedpool import BackedPool
 from zswapd.commands import SET_BY, Commands
 from zswapd.config import to_document, with_changes
@@ -47,7 +47,7 @@ from zswapd.fuse.failures import way_of
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MemoryMinder, Session
-from zswapd.handover import HookWord, Phase, Word
+from zswapd.handover import UPGRADE_WANTED, HookWord, Phase, Word
 from zswapd.knobs import add_files
 from zswapd.merging import Merging
 from zswapd.reclaim.pressure import Pressure
@@ -103,6 +103,8 @@ class Worker:
         ArenaError: the arena is none that this program and configuration can read.
     """
 
+    _phase = Phase.STARTING
+
     def __init__(
         self,
         config: Config,
@@ -116,6 +118,7 @@ class Worker:
     ) -> None:
         self._supervisor = os.getppid()
         self.state = state
+        _refresh(state)
         self._begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # an older supervisor does not say
         self._live()
         crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
@@ -123,12 +126,22 @@ class Worker:
         self.configured = config
         self.config, self.changes = with_changes(config, left.get("settings", {}), source=SET_BY)
         self._carried = to_document(config)
-        self.checked = left.get("checked") if state.words[Word.UPGRADE] else None  # the next supervisor's, which is yet to come
+        # The next supervisor's, which is yet to come.
+        self.checked = left.get("checked") if state.words[Word.UPGRADE] == UPGRADE_WANTED else None
         self.protections = prepared.protections
         state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
         marks = recompressing.marks_in(state.areas) or recompressing.marks_of(state.extension, config)
-        inherited = Inherited(arena, state.lost(), marks, left.get("core", {}), self._live, self._add_marks)
+        inherited = Inherited(
+            arena,
+            state.lost(),
+            marks,
+            left.get("core", {}),
+            self._live,
+            self._add_marks,
+            lost_copies_in(state.areas),
+            state.geometry.get("arena"),
+        )
         self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
         self._recall(left)
         self.born = float(left.get("born", self._begun))
@@ -141,7 +154,7 @@ class Worker:
         for device in self.core.devices.values():
             directory.add_block_file(device)
         self._directory = directory
-        is_adopted = state.words[Word.STARTED] > 1
+        is_adopted = state.words[Word.STARTED] > 1 or state.hook_words[HookWord.INIT_SIZE] > 0
         self.session = self._make_session(mount, is_adopted=is_adopted)
         cache = self.core.cache.cleancache if self.core.cache else None
         self.volumes = make_volumes(self.config, cache, directory, prepared.lanes, left) if cache else None
@@ -171,8 +184,7 @@ class Worker:
         self._is_cold = prepared.is_cold
         self.upkeep = self._make_upkeep(prepared)
         self.shrinking = self._make_shrinking()
-        self._told: Snapshot | None = None
-        self._told_at = 0.0
+        self._told: tuple[Snapshot, float] | None = None
         add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
 
     def _make_session(self, mount: Mount, *, is_adopted: bool) -> Session:
@@ -292,7 +304,7 @@ class Worker:
         """Serve requests; when somebody else has unmounted, there is nothing left to serve, and all ends."""
         await self.session.serve(task_status=task_status)
         if self._end is None:
-            self.state.words[Word.PHASE] = Phase.STOPPING
+            self._enter(Phase.STOPPING)
             self._end = 0
         scope.cancel()
 
@@ -312,7 +324,7 @@ class Worker:
                 names,
                 f"; {installation.of_daemon().call('swapon')} switches it on" if self.core.devices else "",
             )
-        self.state.words[Word.PHASE] = Phase.SERVING
+        self._enter(Phase.SERVING)
         self.call_supervisor()
 
     def _settle(self) -> None:
@@ -387,7 +399,7 @@ class Worker:
         """Take back what is swapped out; return whether the daemon may end."""
         if not await self.stopping.attempt("told to" if self.has_supervisor() else cause):
             return False
-        self.state.words[Word.PHASE] = Phase.STOPPING
+        self._enter(Phase.STOPPING)
         return True
 
     # What a successor has to know.
@@ -399,10 +411,11 @@ class Worker:
             ages_sampled: see `Core.statistics`; what is told is of now then.
         """
         now = time.monotonic()
-        if self._told is None or ages_sampled or now - self._told_at >= FRESH_S:
-            self._told, self._told_at = self.statistics(ages_sampled=ages_sampled), now
-            self.remember(self._told)
-        return self._told
+        told = self._told
+        if told is None or ages_sampled or now - told[1] >= FRESH_S:
+            self._told = told = self.statistics(ages_sampled=ages_sampled), now
+            self.remember(told[0])
+        return told[0]
 
     def remember(self, now: Snapshot | None = None) -> None:
         """Put into the shared state what is not in the arena.
@@ -463,6 +476,11 @@ class Worker:
             ),
         )
 
+    def _enter(self, phase: Phase) -> None:
+        """Say what this process is at."""
+        self._phase = phase
+        self.state.words[Word.PHASE] = phase
+
     def _live(self) -> None:
         """Give a sign of life."""
         self.state.words[Word.TICKS] += 1
@@ -470,6 +488,7 @@ class Worker:
     async def _beat(self) -> None:
         while True:  # by the clock: it is one
             self._live()
+            self.state.words[Word.PHASE] = self._phase  # should a bit of it have changed
             await trio.sleep(TICK_S)
 
     async def _tick(self) -> None:
@@ -486,6 +505,12 @@ class Worker:
                 # The hook does not see when a coroutine has answered; nobody is to be blamed for a request of long ago.
                 self.state.hook_words[HookWord.ACTIVE] = 0
             await trio.sleep(TICK_S)
+
+
+def _refresh(state: SharedState) -> None:
+    """Have other memory in place of what is poisoned in the shared state, before anything touches that."""
+    if renewed := state.refresh():
+        log.error("%d pages of the shared state had an uncorrectable error: other memory is in their place", renewed)
 
 
 def run_worker(

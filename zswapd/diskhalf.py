@@ -6,11 +6,11 @@ Only there when a backing is configured; assembly.py puts it in place of plain d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zswapd.block.backed import BackedDevice
-from zswapd.block.slotmap import SlotMap, slot_map_bytes
+from zswapd.block.slotmap import SlotMap, slot_map_bytes, witness_bytes
 from zswapd.config.loading import BACKED_LIMIT_PERCENT
 from zswapd.reclaim.writeback import Writeback
 
@@ -32,6 +32,11 @@ def slot_map_sizes(config: Config) -> dict[str, int]:
     return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
 
 
+def witness_sizes(config: Config) -> dict[str, int]:
+    """Return the length of the bits beside the slot map by device."""
+    return {name: witness_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
 def slots_needed(config: Config) -> int:
     """Return how many slots a backing must have: one for each page of each device."""
     return sum(config.swap_files().values()) // config.context.page_size
@@ -44,13 +49,20 @@ class Backing:
     Attributes:
         transfers: how pages get to their slots and back.
         maps: which pages are in their slots, by device: memory that outlives the process, `slot_map_sizes` long.
+        witnesses: the bits beside them, `witness_sizes` long; a device without some has its own.
     """
 
     transfers: Transfers
     maps: Mapping[str, memoryview]
+    witnesses: Mapping[str, memoryview] = field(default_factory=dict)
 
     def devices(
-        self, sizes: Mapping[str, int], frontswap: Frontswap, lost: Mapping[str, memoryview], page_size: int
+        self,
+        sizes: Mapping[str, int],
+        frontswap: Frontswap,
+        lost: Mapping[str, memoryview],
+        page_size: int,
+        lost_copies: Mapping[str, memoryview] | None = None,
     ) -> list[BackedDevice]:
         """Return the devices, in the order of their types; their slots follow each other in that order.
 
@@ -59,6 +71,7 @@ class Backing:
             frontswap: where pages go first.
             lost: see `Device`.
             page_size: bytes in a page.
+            lost_copies: see `Device`.
         """
         made: list[BackedDevice] = []
         base = 0
@@ -70,7 +83,8 @@ class Backing:
                 len(made),
                 page_size=page_size,
                 lost=lost.get(name),
-                slots=SlotMap(self.maps[name], base),
+                lost_copy=(lost_copies or {}).get(name),
+                slots=SlotMap(self.maps[name], base, self.witnesses.get(name)),
                 transfers=self.transfers,
             )
             made.append(device)

@@ -3,11 +3,12 @@
 
     page 0     superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers
     slots      two copies of a JSON document (`save`, `load`): settings changed at run time, frozen, counters carried on
-    geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it
+    geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it.
+               A second copy is half of GEOMETRY_BYTES behind it, and one of the superblock at the end
     hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
-    areas      further memory by name (`area`): marks of recompression, if that is on; of a disk behind the pool the key, the
-               claims, and which pages are there
+    areas      further memory by name (`area`): a second copy of these bits; marks of recompression, if that is on; of a disk
+               behind the pool the key, the claims, and which pages are there
     extension  further memory that a worker has added while it ran (`extend`), from the next page on: marks of recompression
 
 All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
@@ -15,6 +16,11 @@ time: by the worker, or by the supervisor while there is none.
 
 A document is written to the older slot, its checksum and serial number last: a writer that dies in the middle leaves the one
 before.
+
+Damage: a bit that changes by itself, a word that becomes zero, a page whose memory is poisoned (an uncorrectable error, which
+ends each process that touches it). `renew` puts other memory in place of such pages, and what has a second copy, in another
+page, is taken from that. What each reader of the rest does about damage: docs/coherency.md. A file of an older program has no
+second copies; it is believed as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
+import logging
 import mmap
 import os
 import struct
@@ -29,13 +36,16 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
-from zswapd.allocators.arena import open_backing
+from zswapd.allocators.arena import open_backing, punch_hole
 from zswapd.errors import ArenaError, HandoverError
 from zswapd.installation import restart_daemon
+from zswapd.machine import EHWPOISON
 from zswapd.pages import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+log = logging.getLogger(__name__)
 
 LAYOUT_VERSION = 1
 """Of this file. A program refuses a version that it does not know before anything is stopped."""
@@ -50,6 +60,8 @@ _SUPERBLOCK = struct.Struct("=8sIIQQQ")
 MAGIC = b"zswapd\0H"
 """How such a file begins."""
 _SLOT = struct.Struct("=QQQ")
+_COPY = struct.Struct("=40sQ")
+"""The copy of the superblock and its checksum, at the end of the geometry."""
 _WORDS = 256  # offset of the words in page 0
 _MADV_POPULATE_WRITE = 23
 
@@ -84,6 +96,17 @@ class Word(enum.IntEnum):
     FILE_BACKING = 14
     BEGUN = 15
     """When the supervisor began to make this worker, nanoseconds of CLOCK_MONOTONIC."""
+    WORKER_CHECK = 16
+    """Checksum of WORKER and WORKER_BORN; 0 where an older program has written them."""
+    FILES_CHECK = 17
+    """The same of the words from FILE_FUSE to FILE_BACKING."""
+
+
+IDENTITY = (Word.WORKER, Word.WORKER_BORN)
+FILES = tuple(Word(place) for place in range(Word.FILE_FUSE, Word.FILE_BACKING + 1))
+_CHECKED = {Word.WORKER_CHECK: IDENTITY, Word.FILES_CHECK: FILES}
+UPGRADE_WANTED = 0x65_64_61_72_67_70_75
+"""What UPGRADE is when it is asked for; no few bits make it of 0."""
 
 
 class HookWord(enum.IntEnum):
@@ -95,6 +118,7 @@ class HookWord(enum.IntEnum):
     OFFSET = 3
     POISON = 4
     POISONED = 5
+    INIT_SIZE = 6
 
 
 RESENT = 1 << 63
@@ -142,7 +166,9 @@ class SharedState:
         except (OSError, ValueError) as error:
             raise HandoverError(f"the shared state of the running daemon cannot be mapped: {error}") from error
         view = memoryview(self._map)
-        magic, version, page, hook_at, lost_at, end = _SUPERBLOCK.unpack_from(view, 0)
+        self._view = view
+        self.renewed = self.renew()
+        magic, version, page, hook_at, lost_at, end = self._mended_superblock()
         if magic != MAGIC or end > length or page != mmap.PAGESIZE:
             raise HandoverError("the shared state of the running daemon is none that this program knows")
         if version not in READABLE_LAYOUTS:
@@ -152,21 +178,21 @@ class SharedState:
             )
         # Request data is page contents; a core dump must not show any.
         self._map.madvise(mmap.MADV_DONTDUMP)
-        # The pages are there, their entries in this process' page tables are not. Before Linux 5.14, which has no such advice,
-        # words and documents fault when they are first used.
-        with contextlib.suppress(OSError):
-            self._map.madvise(_MADV_POPULATE_WRITE)
-        self._view = view
         self._layout_word = view[8:12].cast("I")
         self.words = view[_WORDS : _WORDS + 8 * len(Word)].cast("Q")
         self.hook = view[hook_at:lost_at]
         self.hook_words = self.hook[: 8 * len(HookWord)].cast("Q")
         self._slots = (view[page : page + SLOT_BYTES], view[page + SLOT_BYTES : page + 2 * SLOT_BYTES])
         self._geometry = view[page + 2 * SLOT_BYTES : page + 2 * SLOT_BYTES + GEOMETRY_BYTES]
-        document = _read(self._geometry)
+        document = _read(self._geometry) or _read(self._geometry[GEOMETRY_BYTES // 2 :])
         if document is None:
             raise HandoverError("the shared state of the running daemon does not say what it serves")
         self.geometry = document
+        sizes = [*document["lost"].values(), *document.get("areas", {}).values()]
+        made_at = round_up(page + 2 * SLOT_BYTES + GEOMETRY_BYTES, page)
+        if hook_at != made_at or end != lost_at + sum(round_up(size, 8) for size in sizes) or round_up(end, page) > length:
+            raise HandoverError("the shared state of the running daemon contradicts itself", hint="swap off and restart")
+        self._mend()
         self._lost: dict[str, memoryview] = {}
         for name, bits in self.geometry["lost"].items():
             self._lost[name] = view[lost_at : lost_at + bits]
@@ -245,6 +271,91 @@ class SharedState:
             undo.pop_all()
         return state
 
+    def renew(self) -> int:
+        """Have other memory, all zeros, in place of what is poisoned, and all of it in this process' page tables.
+
+        Before Linux 5.14 the kernel cannot tell; the pages are there, and are mapped when they are first used.
+
+        Returns:
+            How many pages were poisoned.
+
+        Raises:
+            HandoverError: there is no memory for them.
+        """
+        try:
+            return self._renew(0, len(self._view))
+        except OSError as error:
+            raise HandoverError(f"damaged memory of the shared state cannot be replaced: {error.strerror}") from error
+
+    def refresh(self) -> int:
+        """Do what a new process does: `renew`, and take what that has cleared from its copies; return how many pages it was."""
+        renewed = self.renew()
+        if renewed:
+            self._mended_superblock()
+            self._mend()
+        return renewed
+
+    def _renew(self, start: int, length: int) -> int:
+        try:
+            self._map.madvise(_MADV_POPULATE_WRITE, start, length)
+        except OSError as error:
+            if error.errno != EHWPOISON:
+                return 0
+        else:
+            return 0
+        if length <= mmap.PAGESIZE:
+            punch_hole(self.fd, start, length)
+            os.posix_fallocate(self.fd, start, length)
+            return 1
+        half = round_up(length // 2, mmap.PAGESIZE)
+        return self._renew(start, half) + self._renew(start + half, length - half)
+
+    def _mended_superblock(self) -> tuple[Any, ...]:
+        """Return the superblock, which is made good from its copy if it has changed by itself."""
+        view, size = self._view, _SUPERBLOCK.size
+        head = bytes(view[:size])
+        at = mmap.PAGESIZE + 2 * SLOT_BYTES + GEOMETRY_BYTES - _COPY.size
+        copy, check = _COPY.unpack_from(view, at) if len(view) >= at + _COPY.size else (b"", 0)
+        if not check or xxh3_64_intdigest(copy) != check or copy == head:
+            return _SUPERBLOCK.unpack(head)
+        # An older program may have raised the layout, and knows of no copy.
+        layouts = [one for one in (_SUPERBLOCK.unpack(head)[1], _SUPERBLOCK.unpack(copy)[1]) if one in READABLE_LAYOUTS]
+        magic, version, *rest = _SUPERBLOCK.unpack(copy)
+        whole = (magic, max(layouts, default=version), *rest)
+        _SUPERBLOCK.pack_into(view, 0, *whole)
+        return whole
+
+    def _has_copy(self) -> bool:
+        copy, check = _COPY.unpack_from(self._geometry, GEOMETRY_BYTES - _COPY.size)
+        return bool(check) and xxh3_64_intdigest(copy) == check
+
+    def _copy_superblock(self, layout: int | None = None) -> None:
+        """Make the copy, of what the superblock is or is going to be."""
+        magic, version, *rest = _SUPERBLOCK.unpack_from(self._view, 0)
+        copy = _SUPERBLOCK.pack(magic, layout or version, *rest)
+        _COPY.pack_into(self._geometry, GEOMETRY_BYTES - _COPY.size, copy, xxh3_64_intdigest(copy))
+
+    def _mend(self) -> None:
+        """Write both copies of what does not change, if one of them is damaged, or an older program has made none."""
+        if not self._has_copy():
+            self._copy_superblock()
+        first, second = self._geometry[: GEOMETRY_BYTES // 2], self._geometry[GEOMETRY_BYTES // 2 : -_COPY.size]
+        for copy in (first, second):
+            if _read(copy) != self.geometry:
+                with contextlib.suppress(HandoverError):  # one that fills more than half has no copy
+                    _write(copy, 1, self.geometry)
+
+    def check_words(self, check: Word) -> bool:
+        """Say whether words are as they were written, as far as a checksum says: WORKER_CHECK or FILES_CHECK."""
+        return self.words[check] in (0, self._digest(check))
+
+    def seal_words(self, check: Word) -> None:
+        """Make the checksum of words that have just been written; it was 0 while they were."""
+        self.words[check] = self._digest(check)
+
+    def _digest(self, check: Word) -> int:
+        return xxh3_64_intdigest(b"".join(self.words[place].to_bytes(8, "little") for place in _CHECKED[check])) or 1
+
     def lost(self) -> dict[str, memoryview]:
         """Return each swap file's bitmap of lost pages."""
         return dict(self._lost)
@@ -272,11 +383,22 @@ class SharedState:
     def note_codecs(self, names: Collection[str]) -> None:
         """Say, before it is so, which codecs pages are kept with: programs that do not know one refuse to take over then."""
         if "zstd" in names:
+            if self.layout != LAYOUT_WITH_ZSTD:
+                self._copy_superblock(LAYOUT_WITH_ZSTD)
             self._layout_word[0] = LAYOUT_WITH_ZSTD
 
     def load(self) -> dict[str, Any]:
-        """Return the last document that was saved whole; an empty one if there is none."""
-        return _read(max(self._slots, key=_serial)) or {}
+        """Return the last document that was saved whole; an empty one if there is none.
+
+        If the last is damaged, it is the one before, half a second older. If both are, the log says what that costs.
+        """
+        document = _read(max(self._slots, key=_serial))
+        if document is None and any(bytes(slot) != bytes(len(slot)) for slot in self._slots):
+            log.error(
+                "what earlier workers have left in the shared state is damaged: settings and volumes of run time, a freeze and "
+                "counters are forgotten; stored pages are not concerned"
+            )
+        return document or {}
 
     def save(self, document: Mapping[str, object]) -> None:
         """Put a document in place of the last.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from scripts.zbench.daemon import Daemon, program
 from scripts.zbench.system import MIB
 from scripts.zbench.torture import TorturePlan, torture
 from tests.support.swap import Stage, next_worker, wait_for
+from zswapd import handover
 from zswapd.control.listening import Listener
 from zswapd.errors import AlreadyRunningError
 from zswapd.supervisor import estate, silent
@@ -191,6 +193,88 @@ def test_request_left_in_the_buffer_is_answered_though_no_other_comes(
     assert (status["deaths"], status["number"]) == (1, 2)
     assert stats["resent"] == 1
     assert stats["request_errors"] == 0
+
+
+def shared_state(daemon: Daemon) -> mmap.mmap:
+    """Map the shared state of a daemon, from its supervisor."""
+    for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        target = str(link.readlink())
+        if target.endswith(" (deleted)") or target.startswith("/memfd:"):
+            fd = os.open(link, os.O_RDWR)
+            try:
+                if os.pread(fd, len(handover.MAGIC), 0) == handover.MAGIC:
+                    return mmap.mmap(fd, 0)
+            finally:
+                os.close(fd)
+    raise AssertionError("the supervisor has no shared state")
+
+
+def hook_at(state: mmap.mmap) -> int:
+    return int(handover._SUPERBLOCK.unpack_from(state)[3])
+
+
+HEADERS = 80
+"""Bytes before the data of a WRITE, at the end of the hook's second page."""
+
+
+@pytest.mark.parametrize(
+    ("what", "place"), [("data", HEADERS + 100 * PAGE), ("length", 1), ("opcode", 4), ("number", 8), ("file", 16)]
+)
+def test_request_that_changes_in_the_buffer_is_an_error_and_stored_by_nobody(
+    stage: Stage, what: str, place: int, monkeypatch: pytest.MonkeyPatch, expect_output: Any
+) -> None:
+    """Where the kernel has no other copy of it: before Linux 6.9."""
+    expect_output("Fatal Python error: Aborted")
+    monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
+    monkeypatch.setenv("ZSWAPD_CRASH", "store_alive:150:hang:1")
+    daemon = stage.daemon(size="64M", memory__arena="memfd", service__hang_timeout="2")
+    old, new = os.urandom(128 * PAGE), os.urandom(128 * PAGE)
+    refusals: list[OSError] = []
+
+    def write_again(fd: int) -> None:
+        try:
+            os.pwrite(fd, new, 0)
+        except OSError as error:
+            refusals.append(error)
+
+    with daemon.file.open("r+b", buffering=0) as file, contextlib.closing(shared_state(daemon)) as state:
+        os.pwrite(file.fileno(), old, 0)
+        writer = threading.Thread(target=write_again, args=(file.fileno(),))
+        writer.start()
+        at = hook_at(state) + 2 * PAGE - HEADERS
+        wait_for(lambda: state[at + HEADERS : at + HEADERS + len(new)] == new, "the request is not in the buffer")
+        time.sleep(0.2)  # it hangs in the middle of it
+        state[at + place] ^= 4
+        writer.join()
+        assert [refusal.errno for refusal in refusals] == [errno.EIO]
+        data = os.pread(file.fileno(), len(old), 0)
+    for start in range(0, len(old), PAGE):
+        assert data[start : start + PAGE] in (old[start : start + PAGE], new[start : start + PAGE]), f"page {start // PAGE}"
+    assert data[64 * PAGE :] == old[64 * PAGE :], "it was stored after all"
+    assert daemon.ask("status")["worker"]["deaths"] == 1
+
+
+def test_first_message_of_the_kernel_is_there_twice(stage: Stage) -> None:
+    """FUSE_INIT: without it no worker can serve."""
+    daemon = stage.daemon(size="64M")
+    data = os.urandom(8 * PAGE)
+    with daemon.file.open("r+b", buffering=0) as file, contextlib.closing(shared_state(daemon)) as state:
+        os.pwrite(file.fileno(), data, 0)
+        at = hook_at(state)
+        first, second = at + 8 * handover.HookWord.INIT_SIZE, at + PAGE
+        for place, damage in (
+            (first, bytes(8)),  # the size
+            (first + 8 + 4, b"\xff"),  # the operation
+            (first + 8 + 41, b"\x13"),  # the protocol's version
+            (second, bytes(16)),
+            (second + 16 + 4, b"\xff"),
+        ):
+            state[place : place + len(damage)] = damage
+            worker = daemon.worker_pid()
+            os.kill(worker, signal.SIGKILL)
+            next_worker(daemon, worker)
+            assert os.pread(file.fileno(), len(data), 0) == data
+        assert state[first + 8 : first + 112] == state[second + 16 : second + 120]
 
 
 @pytest.mark.soak

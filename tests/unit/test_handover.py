@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from zswapd import handover
+from zswapd.allocators.arena import punch_hole
 from zswapd.errors import HandoverError
 from zswapd.handover import GEOMETRY_BYTES, SLOT_BYTES, HookWord, Phase, SharedState, Word, hook_bytes
+from zswapd.machine import EHWPOISON
 
 GEOMETRY: dict[str, Any] = {"mountpoint": "/run/x", "page_size": 4096, "files": {"swap": 1 << 20}}
 MAX_IO = 1 << 16
@@ -132,3 +138,182 @@ def test_file_of_another_layout_or_kind_is_refused(state: SharedState, monkeypat
         with pytest.raises(HandoverError):
             SharedState(fd)
         os.close(fd)
+
+
+# What changes by itself.
+
+
+def shape(state: SharedState) -> tuple[object, ...]:
+    return state.geometry, state.layout, len(state.hook), {name: len(bits) for name, bits in state.lost().items()}
+
+
+def flip(fd: int, place: int, bit: int) -> None:
+    (byte,) = os.pread(fd, 1, place)
+    os.pwrite(fd, bytes([byte ^ 1 << bit]), place)
+
+
+SUPERBLOCK, GEOMETRY_AT = 40, mmap.PAGESIZE + 2 * SLOT_BYTES
+
+
+@pytest.mark.parametrize("at", [0, GEOMETRY_AT + GEOMETRY_BYTES - 48])
+def test_no_bit_of_the_superblock_or_its_copy_makes_another_state(state: SharedState, at: int) -> None:
+    state.note_codecs(["zstd"])
+    before = shape(state)
+    for place in range(at, at + SUPERBLOCK):
+        for bit in range(8):
+            flip(state.fd, place, bit)
+            heir = successor(state)
+            assert shape(heir) == before, f"bit {bit} of byte {place}"
+            heir.close()
+    assert os.pread(state.fd, SUPERBLOCK, 0) == os.pread(state.fd, SUPERBLOCK, GEOMETRY_AT + GEOMETRY_BYTES - 48)
+
+
+@pytest.mark.parametrize("at", [GEOMETRY_AT, GEOMETRY_AT + GEOMETRY_BYTES // 2])
+def test_no_bit_of_the_geometry_makes_another(state: SharedState, at: int) -> None:
+    before = shape(state)
+    for place in range(at, at + 24 + 130):
+        flip(state.fd, place, place % 8)
+        heir = successor(state)
+        assert shape(heir) == before, f"byte {place}"
+        heir.close()
+
+
+@pytest.mark.parametrize(
+    "at", [0, GEOMETRY_AT, GEOMETRY_AT + GEOMETRY_BYTES // 2, GEOMETRY_AT + GEOMETRY_BYTES - mmap.PAGESIZE]
+)
+def test_page_that_has_become_zeros_is_made_again(state: SharedState, at: int) -> None:
+    before = shape(state)
+    os.pwrite(state.fd, bytes(mmap.PAGESIZE), at)
+    for _ in range(2):
+        heir = successor(state)
+        assert shape(heir) == before
+        heir.close()
+
+
+def test_damage_in_both_places_is_refused(state: SharedState) -> None:
+    for at in (GEOMETRY_AT, GEOMETRY_AT + GEOMETRY_BYTES // 2):
+        flip(state.fd, at + 30, 0)
+    with pytest.raises(HandoverError, match="does not say what it serves"):
+        successor(state)
+
+
+def made_by_an_older_program(areas: dict[str, int]) -> int:
+    """A file as it was made without second copies, byte by byte."""
+    fd = os.memfd_create("older")
+    document = {**GEOMETRY, "lost": {"swap": 33}, **({"areas": areas} if areas else {})}
+    text = json.dumps(document, separators=(",", ":")).encode()
+    hook_at = -(-(GEOMETRY_AT + GEOMETRY_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+    lost_at = hook_at + 2 * mmap.PAGESIZE + MAX_IO
+    end = lost_at + sum(-(-size // 8) * 8 for size in (33, *areas.values()))
+    os.ftruncate(fd, -(-end // mmap.PAGESIZE) * mmap.PAGESIZE)
+    os.pwrite(fd, struct.pack("=8sIIQQQ", b"zswapd\0H", 1, mmap.PAGESIZE, hook_at, lost_at, end), 0)
+    os.pwrite(fd, struct.pack("=QQQ", 1, len(text), xxh3_64_intdigest(text, 1)) + text, GEOMETRY_AT)
+    os.pwrite(fd, struct.pack("=QQ", 77, 4711), 256 + 8 * Word.WORKER)
+    os.pwrite(fd, b"\x80", lost_at + 32)
+    return fd
+
+
+@pytest.mark.parametrize("areas", [{}, {"tried:swap": 256, "backing.key": 64}])
+def test_file_of_an_older_program_is_adopted_and_gets_its_copies(areas: dict[str, int]) -> None:
+    state = SharedState(made_by_an_older_program(areas))
+    assert state.words[Word.WORKER] == 77
+    assert state.check_words(Word.WORKER_CHECK), "what has no checksum is believed"
+    assert state.lost()["swap"][32] == 0x80
+    assert set(state.areas) == set(areas)
+    before = shape(state)
+    flip(state.fd, 16, 3)
+    flip(state.fd, GEOMETRY_AT + 40, 3)
+    heir = successor(state)
+    assert shape(heir) == before
+    heir.close()
+    state.close()
+
+
+@pytest.mark.parametrize("place", range(16, 40))
+def test_superblock_without_a_copy_that_contradicts_itself_is_refused(place: int) -> None:
+    fd = made_by_an_older_program({})
+    flip(fd, place, 3)
+    with pytest.raises(HandoverError):
+        SharedState(fd)
+    os.close(fd)
+
+
+def test_documents_damaged_both_are_forgotten_and_the_log_says_so(state: SharedState, expect_log: Any) -> None:
+    assert state.load() == {}
+    state.save({"number": 1})
+    state.save({"number": 2})
+    flip(state.fd, mmap.PAGESIZE + 30, 0)
+    assert state.load() in ({"number": 1}, {"number": 2})
+    expect_log("settings and volumes of run time", level=logging.ERROR, count=1)
+    flip(state.fd, mmap.PAGESIZE + SLOT_BYTES + 30, 0)
+    assert state.load() == {}
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        (Word.WORKER_CHECK, (Word.WORKER, Word.WORKER_BORN)),
+        (Word.FILES_CHECK, tuple(Word(place) for place in range(Word.FILE_FUSE, Word.FILE_BACKING + 1))),
+    ],
+)
+def test_word_that_others_rely_on_is_not_believed_with_one_bit_changed(
+    state: SharedState, check: Word, words: tuple[Word, ...]
+) -> None:
+    for number, word in enumerate(words):
+        state.words[word] = 1000 + number
+    state.seal_words(check)
+    assert state.check_words(check)
+    for word in words:
+        for bit in range(64):
+            state.words[word] ^= 1 << bit
+            assert not state.check_words(check)
+            state.words[word] ^= 1 << bit
+        kept, state.words[word] = state.words[word], 0
+        assert not state.check_words(check)
+        state.words[word] = kept
+
+
+class Poisoned:
+    """A mapping with pages that the kernel says are poisoned, until a hole is punched there."""
+
+    def __init__(self, state: SharedState, pages: set[int]) -> None:
+        self.pages = pages
+        self._map = state._map
+
+    def madvise(self, advice: int, start: int, length: int) -> None:
+        assert advice == handover._MADV_POPULATE_WRITE
+        if any(start <= page < start + length for page in self.pages):
+            raise OSError(EHWPOISON, "Memory page has hardware error")
+
+
+@pytest.mark.parametrize("place", ["words", "a document", "geometry", "its copy", "hook", "the end"])
+def test_poisoned_page_gets_other_memory_and_what_has_a_copy_comes_back(
+    state: SharedState, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    offset = {
+        "words": 0,
+        "a document": mmap.PAGESIZE,
+        "geometry": GEOMETRY_AT,
+        "its copy": GEOMETRY_AT + GEOMETRY_BYTES - mmap.PAGESIZE,
+        "hook": GEOMETRY_AT + GEOMETRY_BYTES,
+        "the end": len(state._view) - mmap.PAGESIZE,
+    }[place]
+    state.save({"number": 1})
+    state.save({"number": 1})
+    before, mapping = shape(state), Poisoned(state, {offset})
+
+    def punch(fd: int, start: int, length: int) -> None:
+        assert length == mmap.PAGESIZE
+        punch_hole(fd, start, length)
+        mapping.pages.remove(start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "punch_hole", punch)
+        patch.setattr(state, "_map", mapping)
+        assert state.refresh() == 1
+        assert state.refresh() == 0
+    assert not mapping.pages
+    heir = successor(state)
+    assert shape(heir) == before
+    assert heir.load() == {"number": 1}
+    heir.close()

@@ -22,7 +22,7 @@ from zswapd.commands import Commands
 from zswapd.config import load
 from zswapd.config.loading import memory_total
 from zswapd.errors import HandoverError
-from zswapd.handover import Word
+from zswapd.handover import UPGRADE_WANTED, Word
 from zswapd.offload import Offload
 from zswapd.supervisor import memory_of
 
@@ -108,7 +108,7 @@ async def test_check_that_says_yes_asks_the_supervisor(
     report = await commands(worker)._upgrade(nobody)
     assert report["worker"] == os.getpid()
     assert worker.checked == {"pool": 1}
-    assert worker.state.words[Word.UPGRADE] == 1
+    assert worker.state.words[Word.UPGRADE] == UPGRADE_WANTED
     assert worker.calls == 1
 
 

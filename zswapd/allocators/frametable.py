@@ -125,6 +125,11 @@ def seal_words(state: int, length: int) -> int:
     return state << LOW_SHIFT | (mark(state, length) | length) << HIGH_SHIFT
 
 
+def is_persistent(word: int) -> bool:
+    """Say whether a word 0 is the seal of a run of the persistent half."""
+    return word & (STATE_MASK | SEALED) == USED | SEALED and word & HALF_MASK == PERSISTENT
+
+
 class FrameTable:
     """Free and used runs of frames over a table of 32-bit words.
 

@@ -24,7 +24,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zswapd import carry, crashpoints
-from zswapd.allocators.frametable import BUSY, EPHEMERAL, FREE, HOLE, MAX_RUN, PERSISTENT, STATE_MASK, TAKEN, USED, FrameTable
+from zswapd.allocators.frametable import (
+    BUSY,
+    EPHEMERAL,
+    FREE,
+    HOLE,
+    MAX_RUN,
+    PERSISTENT,
+    STATE_MASK,
+    TAKEN,
+    USED,
+    FrameTable,
+    is_persistent,
+)
 from zswapd.allocators.jobs import Job
 from zswapd.crashpoints import reach
 from zswapd.errors import InvariantError
@@ -100,6 +112,9 @@ class PageFrames:
         when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
             may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
         alive: called again and again in everything that takes long in a takeover.
+        renewed: frames of which a takeover, or one before it that was cut short, has found memory poisoned: what it held is
+            zeros. Whoever owns them has to let go of it.
+        renewed_pages: how many of the system's pages this takeover has found so, those of the frame table included.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -114,6 +129,8 @@ class PageFrames:
         self.when_low: Callable[[], None] = _ignore
         self.alive: Callable[[], None] = _ignore
         self.used_frames = self.ephemeral_frames = self.used_frames_max = 0
+        self.renewed: set[int] = set()
+        self.renewed_pages = 0
         self._companions: list[Callable[[int, int], None]] = []
         self._refilling = False
         self._busy_frames = self._failed = self._refilled = self._trimmed = 0
@@ -318,6 +335,8 @@ class PageFrames:
         """
         arena, size = self.arena, self.page_size
         arena.begin_rewriting()
+        self.renewed = set(arena.renewed_frames())
+        self._renew_table()
         wrong, hole = 0, self.first_frame
         for begin, end in arena.data_runs(self.first_frame * size, self.end_frame * size):
             # Frames may be larger than the system's pages; one that is populated in part is none.
@@ -328,18 +347,41 @@ class PageFrames:
                 arena.punch(last * size, end - last * size)
             if first >= last:
                 continue
-            self._forget(hole, first)
+            wrong += self._forget(hole, first)
             hole = last
             while first < last:
                 stop = min(last, first - first % self.chunk_frames + self.chunk_frames)
-                arena.map_in(first * size, (stop - first) * size)
+                self._renew(arena.map_in(first * size, (stop - first) * size))
                 wrong += self._adopt_run(first, stop)
                 self.alive()
                 first = stop
-        self._forget(hole, self.end_frame)
+        wrong += self._forget(hole, self.end_frame)
         self.used_frames_max = self.used_frames
         self._give_back_untouched()
         return wrong
+
+    def _renew_table(self) -> None:
+        """Have other memory in place of what is poisoned in the frame table: the frames that it described begin no run then."""
+        arena = self.arena
+        for begin, end in arena.data_runs(self.page_size, self.first_frame * self.page_size):
+            for start in range(begin, end, CHUNK_BYTES):
+                poisoned = arena.map_in(start, min(CHUNK_BYTES, end - start))
+                if poisoned:
+                    self._renew(poisoned)
+                self.alive()
+
+    def _renew(self, poisoned: list[int]) -> None:
+        """Have other memory in place of poisoned pages, and note in which frames it is.
+
+        Their memory cannot be read, so what they held is lost, and nothing says which pages that was: hence the distrust,
+        which is noted first. Runs keep their frames, so that all that lies beside the lost memory stays.
+        """
+        for offset in poisoned:
+            self.distrust()
+            self.arena.note_renewed(offset // self.page_size)
+            self.arena.renew(offset)
+            self.renewed_pages += 1
+            self.renewed.add(offset // self.page_size)
 
     def _adopt_run(self, first: int, end: int) -> int:
         """Enter populated frames of one chunk; return the number of wrong seals."""
@@ -360,14 +402,25 @@ class PageFrames:
         begin, end = self._bounds(chunk)
         return end - begin
 
-    def _forget(self, first: int, end: int) -> None:
-        """Have the table say that frames are holes, where it is backed: a trim that was cut short has left other words."""
-        arena = self.arena
+    def _forget(self, first: int, end: int) -> int:
+        """Have the table say that frames are holes, where it is backed: a trim that was cut short has left other words.
+
+        Returns:
+            The number of seals of persistent runs among them. A run is unsealed before its memory goes, so no death leaves one:
+            the kernel has taken the memory out of the file, as Linux before 5.16 does with what is poisoned.
+        """
+        arena, wrong = self.arena, 0
         for begin, stop in arena.data_runs(arena.table_offset(first), arena.table_offset(end)):
             for start in range(begin, stop, _ZEROS_BYTES):
                 length = min(_ZEROS_BYTES, stop - start)
+                with arena.view[start : start + length].cast("I") as words:
+                    seals = [word for word in words[::4].tolist() if word and is_persistent(word)]
+                if seals:
+                    self.distrust()
+                    wrong += len(seals)
                 arena.view[start : start + length] = bytes(length)
                 self.alive()
+        return wrong
 
     def _give_back_untouched(self) -> None:
         """Punch the holes if the file has more memory than was found: a refill that died between its two steps took it."""

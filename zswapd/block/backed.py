@@ -131,7 +131,7 @@ class BackedDevice(Device):
     """A device and its slots.
 
     Args:
-        name, size, frontswap, swap_type, page_size, lost: see `Device`.
+        name, size, frontswap, swap_type, page_size, lost, lost_copy: see `Device`.
         slots: which pages are in their slots.
         transfers: how they get there and back.
 
@@ -154,8 +154,9 @@ class BackedDevice(Device):
         lost: memoryview | None,
         slots: SlotMap,
         transfers: Transfers,
+        lost_copy: memoryview | None = None,
     ) -> None:
-        super().__init__(name, size, frontswap, swap_type, page_size=page_size, lost=lost)
+        super().__init__(name, size, frontswap, swap_type, page_size=page_size, lost=lost, lost_copy=lost_copy)
         self._slots = slots
         self._transfers = transfers
         self._spills: dict[int, _Spill] = {}
@@ -181,6 +182,13 @@ class BackedDevice(Device):
             self._read_slot(number, out)
         elif self._lost_pages and self._is_lost(number):
             self._raise_lost(number)
+        elif self._slots.has_lost_word(number):
+            self._mark_lost(number)
+            self._bad_slots += 1
+            raise CorruptedPageError(
+                f"page {number} of {self.name} cannot be found on the backing: what says where it is was damaged",
+                hint="only its reader is hurt; test the machine's memory",
+            )
         else:
             out[:] = self._zeros
 
@@ -421,6 +429,10 @@ class BackedDevice(Device):
             else:
                 self._slots.clear(number)
                 reach(crashpoints.TAKEOVER_SLOT)
+        for number in self._slots.adopt():
+            if not self._frontswap.holds(self.swap_type, number):
+                self._mark_lost(number)
+                self._bad_slots += 1
         super().adopt(distrust=distrust, alive=alive)
 
     def backed_statistics(self) -> BackedStatistics:

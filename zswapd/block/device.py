@@ -17,6 +17,9 @@ A page that a reader got an error for is *unreadable* until its data is replaced
 its neighbours need protection: the kernel reads ahead several slots in one request, and a request fails as a whole from
 its first failed page on (fuse/operations.py answers the part in front; merging.py keeps requests apart).
 
+One bit stands between an error and wrong data, so there are two bitmaps, in different pages of memory: a page is lost if either
+says so. A bit that changes by itself can only add an error, and a page of bits that is gone costs nothing.
+
 Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end. At most UNREADABLE_MAX unreadable pages
 are kept, which is enough to know that there are some.
 """
@@ -90,6 +93,20 @@ def _do_nothing() -> None:
     """Stand for a caller that wants to hear of nothing."""
 
 
+def _bitmap(given: memoryview | None, length: int) -> memoryview:
+    """Return memory for a bitmap: what is given, or the process' own.
+
+    Raises:
+        ValueError: what is given is too short.
+    """
+    if given is None:
+        # Written once, so that it is backed by memory before it is needed.
+        return memoryview(bytearray(b"\0") * length)
+    if len(given) < length:
+        raise ValueError(f"{len(given)} bytes are no bitmap of {length} bytes")
+    return given[:length]
+
+
 class Device:
     """A device of `size` bytes.
 
@@ -100,6 +117,7 @@ class Device:
         swap_type: the frontswap type that this device is; initialised here.
         page_size: bytes in a page.
         lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the process' own if there is none.
+        lost_copy: the same for the second bitmap; an older program has left none.
 
     Attributes:
         unreadable: numbers of pages that a reader got an error for, each with what `_version` returned then.
@@ -107,7 +125,8 @@ class Device:
         when_unreadable: called after a page became unreadable.
 
     Raises:
-        ValueError: the size is 0, no multiple of the page, or has more pages than an index can name; or `lost` is too small.
+        ValueError: the size is 0, no multiple of the page, or has more pages than an index can name; or `lost` or `lost_copy`
+            is too small.
     """
 
     def __init__(
@@ -119,6 +138,7 @@ class Device:
         *,
         page_size: int,
         lost: memoryview | None = None,
+        lost_copy: memoryview | None = None,
     ) -> None:
         if size <= 0 or size % page_size or size // page_size - 1 > MAX_OFFSET:
             raise ValueError(f"{size} bytes are not a number of {page_size}-byte pages from 1 to {MAX_OFFSET + 1}")
@@ -130,12 +150,8 @@ class Device:
         self._page_size = page_size
         self._zeros = bytes(page_size)
         self._scratch = memoryview(bytearray(page_size))
-        if lost is None:
-            # Written once, so that it is backed by memory before it is needed.
-            lost = memoryview(bytearray(b"\0") * lost_bytes(size, page_size))
-        elif len(lost) < lost_bytes(size, page_size):
-            raise ValueError(f"{len(lost)} bytes are no bitmap for {size // page_size} pages")
-        self._lost = lost[: lost_bytes(size, page_size)]
+        self._lost = _bitmap(lost, lost_bytes(size, page_size))
+        self._lost_copy = _bitmap(lost_copy, lost_bytes(size, page_size))
         self._lost_pages = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
@@ -358,7 +374,7 @@ class Device:
     # Lost pages: off the path while there are none.
 
     def _is_lost(self, number: int) -> bool:
-        return bool(self._lost[number >> 3] >> (number & 7) & 1)
+        return bool((self._lost[number >> 3] | self._lost_copy[number >> 3]) >> (number & 7) & 1)
 
     def _raise_lost(self, number: int) -> None:
         raise LostPageError(
@@ -370,6 +386,7 @@ class Device:
         """Say that a page has no data any more; called before that is so."""
         if not self._is_lost(number):
             self._lost[number >> 3] |= 1 << (number & 7)
+            self._lost_copy[number >> 3] |= 1 << (number & 7)
             self._lost_pages += 1
 
     def adopt(self, *, distrust: bool, alive: Callable[[], None]) -> None:
@@ -381,19 +398,21 @@ class Device:
             alive: called for every ADOPTED_PAGES pages.
         """
         pages = self.size // self._page_size
-        lost = self._lost
+        lost, copy = self._lost, self._lost_copy
         for place in range(len(lost)):
             if not place << 3 & ADOPTED_PAGES - 1:
                 alive()
-            if not lost[place] and not distrust:
+            marks = lost[place] | copy[place]
+            if not marks and not distrust:
                 continue
             for number in range(place << 3, (place << 3) + 8):
                 if number >= pages or self._has_page(number):
-                    lost[place] &= ~(1 << (number & 7))
+                    marks &= ~(1 << (number & 7))
                 elif distrust:
                     self.has_lost_by_damage = True
-                    lost[place] |= 1 << (number & 7)
-        self._lost_pages = int.from_bytes(lost, "little").bit_count()
+                    marks |= 1 << (number & 7)
+            lost[place] = copy[place] = marks
+        self._lost_pages = self._count_lost()
 
     def _clear_lost(self, first: int, last: int) -> None:
         """Say that pages first..last have data again, or may read as zeros."""
@@ -402,14 +421,28 @@ class Device:
         number = first
         while number <= last:
             if number & 7 == 0 and number + 7 <= last:
-                self._lost_pages -= self._lost[number >> 3].bit_count()
-                self._lost[number >> 3] = 0
+                self._lost_pages -= (self._lost[number >> 3] | self._lost_copy[number >> 3]).bit_count()
+                self._lost[number >> 3] = self._lost_copy[number >> 3] = 0
                 number += 8
                 continue
             if self._is_lost(number):
                 self._lost[number >> 3] &= ~(1 << (number & 7))
+                self._lost_copy[number >> 3] &= ~(1 << (number & 7))
                 self._lost_pages -= 1
             number += 1
+        if self._lost_pages <= 0:
+            # Before nobody looks at the marks any more: one that has come by itself was taken away, and another is still there.
+            self._lost_pages = self._count_lost()
+
+    def _count_lost(self) -> int:
+        """Return how many pages are marked; in pieces, for which there is memory."""
+        count = 0
+        for start in range(0, len(self._lost), self._page_size):
+            one = self._lost[start : start + self._page_size].tobytes()
+            other = self._lost_copy[start : start + self._page_size].tobytes()
+            if one.count(0) < len(one) or other.count(0) < len(other):
+                count += (int.from_bytes(one, "little") | int.from_bytes(other, "little")).bit_count()
+        return count
 
     def statistics(self) -> DeviceStatistics:
         """Return a frozen snapshot."""

@@ -33,6 +33,9 @@
  *     ENOENT, and doing it a second time changes nothing, since nobody has answered anything in between.
  *   - A block file is changed through the one handle that Python has admitted (fuse/writers.py): `writers` remembers it until Python
  *     says that it is void, so the question costs a compare.
+ *   - What a successor takes from the buffer, the kernel having no other copy for it, has a checksum (`check`): a request whose
+ *     bytes have changed by themselves is answered with EIO. Where the kernel sends requests again the buffer is not believed, and
+ *     no checksum is made. FUSE_INIT, without which nobody can take over, is there twice, in two pages.
  *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
  *
  * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
@@ -66,6 +69,9 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 /* libfuse 3.17 made this name a macro around fuse_session_new_versioned(). */
 #undef fuse_session_new
@@ -118,6 +124,14 @@ struct survivor {
 	uint64_t poisoned;  /* how many were */
 	uint64_t init_size; /* bytes of the first FUSE_INIT, 0 until it was read */
 	char init[INIT_MAX];
+	uint64_t noted; /* number of the request that `check` is of, 0 from before the read of another until that has one */
+	uint64_t check; /* digest of all its bytes; only if checks_requests */
+};
+
+/* At the beginning of the second page, before the headers of the request: what an older program has left there is zeros. */
+struct init_copy {
+	uint64_t size, check; /* 0: there is no copy */
+	char init[INIT_MAX];
 };
 
 /*
@@ -147,6 +161,8 @@ static struct {
 	size_t page, max_io;                /* bytes */
 	Py_buffer shared; /* its memory, unless it is private */
 	struct survivor *survivor;
+	struct init_copy *init_copy;
+	bool checks_requests;    /* a successor may have to take the last one from the buffer */
 	bool is_left_over;       /* the request buffer holds what a predecessor has read and not answered */
 	char *request; /* its headers, and page-aligned behind those of a WRITE the data */
 	char *reply;   /* max_io bytes */
@@ -214,6 +230,12 @@ static uint64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* 0.5 us a page of 4 KiB while other programs use the processor caches; a store takes some ten. */
+static uint64_t digest(const char *data, size_t length)
+{
+	return XXH3_64bits(data, length);
 }
 
 static bool is_block(uint64_t ino)
@@ -583,6 +605,7 @@ static ssize_t read_request(struct fuse_session *se)
 		ssize_t n;
 
 		header()->len = 0;
+		__atomic_store_n(&hook.survivor->noted, 0, __ATOMIC_RELEASE);
 		n = read(hook.fd, hook.request, WRITE_HEADERS + hook.max_io);
 		int error = errno;
 
@@ -734,6 +757,10 @@ static void note_active(size_t length)
 		survivor->offset = ((const struct fuse_write_in *)(in + 1))->offset;
 	else if (in->opcode == FUSE_FALLOCATE && length >= sizeof(*in) + sizeof(struct fuse_fallocate_in))
 		survivor->offset = ((const struct fuse_fallocate_in *)(in + 1))->offset;
+	if (hook.checks_requests) {
+		survivor->check = digest(hook.request, length);
+		__atomic_store_n(&survivor->noted, in->unique, __ATOMIC_RELEASE);
+	}
 	stats.resent += (in->unique & RESENT) != 0;
 	survivor->active = in->unique & ~RESENT;
 }
@@ -814,6 +841,33 @@ static void note_interrupt(size_t length)
 	Py_XDECREF(result);
 }
 
+static void copy_init(size_t length)
+{
+	struct init_copy *copy = hook.init_copy;
+
+	copy->size = length;
+	memcpy(copy->init, hook.survivor->init, length);
+	__atomic_store_n(&copy->check, digest(copy->init, length), __ATOMIC_RELEASE);
+}
+
+/* Have both copies of FUSE_INIT be what it was: false if both are damaged. An older program has made one, which is believed. */
+static bool mend_init(void)
+{
+	struct survivor *survivor = hook.survivor;
+	struct init_copy *copy = hook.init_copy;
+	uint64_t length = survivor->init_size;
+
+	if (length > 0 && length <= INIT_MAX && (copy->check == 0 || copy->check == digest(survivor->init, length))) {
+		copy_init(length);
+		return true;
+	}
+	if (copy->size == 0 || copy->size > INIT_MAX || copy->check != digest(copy->init, copy->size))
+		return length == 0 && copy->check == 0; /* none was ever read */
+	memcpy(survivor->init, copy->init, copy->size);
+	survivor->init_size = copy->size;
+	return true;
+}
+
 /* Keep the kernel's first request for the successors: each of them has to hear it, or libfuse takes no other. */
 static void keep_init(size_t length)
 {
@@ -822,6 +876,7 @@ static void keep_init(size_t length)
 	if (header()->opcode != FUSE_INIT || length > INIT_MAX)
 		return;
 	memcpy(survivor->init, hook.request, length);
+	copy_init(length);
 	__atomic_store_n(&survivor->init_size, length, __ATOMIC_RELEASE);
 }
 
@@ -1010,6 +1065,7 @@ static int make_buffers(char *given)
 		for (size_t at = 0; at < shared_size; at += hook.page)
 			*(volatile char *)(given + at) = given[at];
 	hook.survivor = (struct survivor *)shared;
+	hook.init_copy = (struct init_copy *)(shared + hook.page);
 	hook.request = shared + 2 * hook.page - WRITE_HEADERS;
 	hook.reply = mapping + shared_size;
 	hook.write_views = make_views(hook.request + WRITE_HEADERS, hook.max_io, PyBUF_READ);
@@ -1043,7 +1099,8 @@ static void forget_all(void)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None, admit=None)");
+             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None, "
+             "admit=None, checks_requests=False)");
 
 /* The address of shared memory for survivor and request, NULL with an exception set if it does not do. */
 static char *shared_memory(PyObject *shared)
@@ -1064,17 +1121,18 @@ static char *shared_memory(PyObject *shared)
 static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"read",   "write",          "fallocate", "poll_us", "budget_us",
-	                        "max_io", "max_background", "shared",    "interrupt", "admit", NULL};
+	                        "max_io", "max_background", "shared",    "interrupt", "admit", "checks_requests", NULL};
 	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None, *interrupt = Py_None;
 	PyObject *admit_function = Py_None;
 	char *given = NULL;
 	unsigned poll_us = 0, budget_us = 0, max_io = 0, max_background = 0;
+	int checks_requests = 0;
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOOO:attach", names, &read_function, &write_function,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOOOp:attach", names, &read_function, &write_function,
 	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background, &shared,
-	                                 &interrupt, &admit_function))
+	                                 &interrupt, &admit_function, &checks_requests))
 		return NULL;
 	if (attached()) {
 		PyErr_SetString(PyExc_RuntimeError, "already attached: one session per process");
@@ -1094,6 +1152,7 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	hook.poll_ns = poll_us * 1000ull;
 	hook.budget_ns = budget_us * 1000ull;
 	hook.max_background = max_background;
+	hook.checks_requests = checks_requests;
 	hook.paces[READS].crowd = CROWDED_MIN;
 	hook.paces[CHANGES].crowd = hook.paces[DISK].crowd = CROWDED_WRITES;
 	if (shared != Py_None)
@@ -1119,6 +1178,37 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
 	(void)unused;
 	forget_all();
 	Py_RETURN_NONE;
+}
+
+/* Answer a request by its number, which may be a wrong one: the kernel knows which wait, and refuses others. */
+static void refuse(uint64_t unique)
+{
+	struct fuse_out_header out = {.len = sizeof(out), .error = -EIO, .unique = unique};
+
+	stats.errors++;
+	if (write(hook.fd, &out, sizeof(out)) != (ssize_t)sizeof(out))
+		stats.reply_errors++;
+}
+
+/*
+ * The length of the request that lies in the buffer, 0 for none. One that has changed since it was read is answered with EIO: no
+ * other copy is left of it, and what it says is not what was asked.
+ */
+static size_t left_length(void)
+{
+	size_t length = header()->len;
+	uint64_t noted = hook.survivor->noted;
+	bool is_possible = length >= sizeof(struct fuse_in_header) && length <= WRITE_HEADERS + hook.max_io;
+
+	if (noted == 0) /* nothing, or read a moment before its reader died; or an older program's */
+		return is_possible ? length : 0;
+	if (is_possible && noted == header()->unique && hook.survivor->check == digest(hook.request, length))
+		return length;
+	refuse(noted);
+	if (is_possible && noted != header()->unique)
+		refuse(header()->unique);
+	header()->len = 0;
+	return 0;
 }
 
 PyDoc_STRVAR(adopt_doc, "adopt(*, resend=True) -> bool");
@@ -1148,10 +1238,14 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 	/* What its header cannot be, a torn or foreign one is. */
 	if (length < sizeof(struct fuse_in_header) || length > WRITE_HEADERS + hook.max_io)
 		length = 0;
+	if (!mend_init()) {
+		PyErr_SetString(PyExc_RuntimeError, "what the kernel said at first (FUSE_INIT) is damaged in both places");
+		return NULL;
+	}
 	if (hook.survivor->init_size == 0 && length > 0)
 		keep_init(length); /* its reader died before it could */
 	if (length > 0 && header()->opcode == FUSE_INIT)
-		length = 0;
+		header()->len = hook.survivor->noted = 0;
 	request.size = hook.survivor->init_size;
 	if (request.size > 0 && request.size <= INIT_MAX) {
 		memcpy(init, hook.survivor->init, request.size);
@@ -1161,6 +1255,7 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 		header()->len = 0;
 		Py_RETURN_FALSE;
 	}
+	length = left_length();
 	stats.resent += length > 0;
 	hook.is_left_over = length > 0;
 	return PyBool_FromLong(length > 0);

@@ -13,6 +13,7 @@ def attach(
     shared: memoryview | None = None,
     interrupt: Callable[[int], object] | None = None,
     admit: Callable[[int, int], int] | None = None,
+    checks_requests: bool = False,
 ) -> None:
     """Have the next FUSE session answer its block inodes through these functions; zeroes the counters.
 
@@ -35,6 +36,7 @@ def attach(
         interrupt: called with the number of a request whose requester has got a signal.
         admit: called with an inode and a handle that is about to change the file, and that was not the last one admitted;
             returns 0, or -errno for a request that is to be refused.
+        checks_requests: a successor may have to take the last request from `shared`, so each of them gets a checksum.
 
     Raises:
         RuntimeError: attached already.
@@ -51,10 +53,11 @@ def adopt(*, resend: bool = True) -> bool:
         resend: False to do without that, as with an older kernel.
 
     Returns:
-        True if the kernel cannot, and a request is left in the buffer: it is answered when the next one comes.
+        True if the kernel cannot, and a request is left in the buffer: it is answered when the next one comes. One that does
+        not match its checksum has been answered with EIO.
 
     Raises:
-        RuntimeError: no session was created since `attach()`.
+        RuntimeError: no session was created since `attach()`; or what `shared` has of FUSE_INIT is damaged, in both places.
     """
 
 def detach() -> None:

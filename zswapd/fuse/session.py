@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -370,6 +371,7 @@ class Session:
             shared=self._shared,
             interrupt=self.operations.interrupts.interrupt,
             admit=self.operations.admit,
+            checks_requests=not (self._resend and can_resend()),
         )
         undo.callback(lowlevel.detach)
         self.operations.writers.when_void = lowlevel.forget_writer
@@ -377,6 +379,14 @@ class Session:
             lowlevel.add_inode(inode)
 
 
+def can_resend() -> bool:
+    """Say whether this kernel can send again what a dead process had read and not answered (FUSE_NOTIFY_RESEND)."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return release is not None and (int(release[1]), int(release[2])) >= _RESEND
+
+
+_RESEND = (6, 9)
+"""The first Linux with FUSE_NOTIFY_RESEND."""
 _UNTIMED: tuple[tuple[int, ...], int] = ((0,) * 21, 0)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zswapd import backedpool, costs, geometry, recompressing
+from zswapd import assembly, backedpool, costs, geometry, recompressing
 from zswapd.allocators.arena import READABLE_LAYOUTS
 from zswapd.assembly import label, lost_bitmap_bytes, make_arena, parsed_label
 from zswapd.config.loading import memory_total
@@ -184,11 +184,16 @@ def make(config: Config) -> Estate:
             undo.callback(os.close, backing)
         if store is not None and is_new:
             undo.callback(store.unlink)
-        arena = _new_arena(config)
+        arena, description = _new_arena(config)
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint, left_on=left_on))
-        shape = {**geometry.of(config), "made": [str(path) for path in mount.made], "device": mount.device}
-        areas = {**backedpool.areas(config), **recompressing.areas(config)}
+        shape = {
+            **geometry.of(config),
+            "made": [str(path) for path in mount.made],
+            "device": mount.device,
+            "arena": description,
+        }
+        areas = {**assembly.areas(config), **backedpool.areas(config), **recompressing.areas(config)}
         state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=MAX_IO, kind=config.memory.arena, areas=areas)
         undo.callback(state.close)
         if backing >= 0:
@@ -198,11 +203,11 @@ def make(config: Config) -> Estate:
     return estate
 
 
-def _new_arena(config: Config) -> int:
-    """Make the arena and let go of everything but its file: the supervisor never looks into it."""
+def _new_arena(config: Config) -> tuple[int, dict[str, Any]]:
+    """Make the arena and let go of everything but its file, and of what it is: the supervisor never looks into it."""
     arena = make_arena(config)
     try:
-        return os.dup(arena.fd)
+        return os.dup(arena.fd), arena.description()
     finally:
         arena.close()
 

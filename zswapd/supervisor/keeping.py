@@ -13,8 +13,12 @@ the arena, which reclaim takes last.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from zswapd.allocators.arena import Arena
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Keeper:
@@ -22,13 +26,14 @@ class Keeper:
 
     Args:
         fd: the arena's descriptor, which stays the caller's.
+        copy: see `Arena.adopt`.
 
     Raises:
         ArenaError: it is no arena that can be mapped.
     """
 
-    def __init__(self, fd: int) -> None:
-        arena = Arena.adopt(os.dup(fd))
+    def __init__(self, fd: int, copy: Mapping[str, Any] | None = None) -> None:
+        arena = Arena.adopt(os.dup(fd), copy)
         self._arena: Arena | None = arena
         if arena.kind != "memfd":
             arena.close()

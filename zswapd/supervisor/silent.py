@@ -64,7 +64,12 @@ def worker_in(descriptor: int) -> int:
         if not state.words[Word.WORKER]:
             raise HandoverError(
                 "the worker does not answer, and does not say which process it is",
-                hint="`ps -C zswapd-worker` shows its process id: `kill -KILL PID` ends it",
+                hint=f"`ps -C {WORKER_NAME}` shows its process id: `kill -KILL PID` ends it",
+            )
+        if not state.check_words(Word.WORKER_CHECK):
+            raise HandoverError(
+                "the worker does not answer, and what says which process it is was damaged",
+                hint=f"`ps -C {WORKER_NAME}` shows its process id: `kill -KILL PID` ends it",
             )
         return living_worker(state)
     finally:
@@ -115,8 +120,9 @@ def copied(worker: int, process: int) -> dict[str, int]:
         undo.callback(os.close, state)
         mapped = SharedState(os.dup(state))
         numbers = {name: mapped.words[Word.FILE_FUSE + place] - 1 for place, name in enumerate(NAMES)}
+        is_sound = mapped.check_words(Word.FILES_CHECK)
         mapped.close()
-        if numbers["state"] != number:
+        if numbers["state"] != number or not is_sound:
             raise HandoverError(f"worker {worker} does not say which its files are", hint="it is of an older version")
         files = {"state": state}
         for name, theirs in numbers.items():

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 from zswapd import daemon, preparing, service
 from zswapd import log as log_setup
 from zswapd.errors import PermissionsError, ZswapdError
-from zswapd.handover import HookWord, Phase, Word
+from zswapd.handover import UPGRADE_WANTED, HookWord, Phase, Word
 from zswapd.reclaim.pressure import Pressure
 from zswapd.service.signals import CATCHABLE, SignalFile, is_hangup
 from zswapd.supervisor import estate as estates
@@ -125,7 +125,7 @@ class Supervisor:
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
         self._remains = Remains()
-        self._keeper = Keeper(estate.arena)
+        self._keeper = Keeper(estate.arena, estate.state.geometry.get("arena"))
         self._ballast = Ballast(Pressure())
         self._spare: Spare | None = None
         self._spare_due = 0.0
@@ -205,8 +205,10 @@ class Supervisor:
     def _number_files(self) -> None:
         """Say which our files are, for one that has to copy them out of a worker that does not answer (silent.py)."""
         descriptors = self._estate.descriptors()
+        self._words[Word.FILES_CHECK] = 0
         for place, name in enumerate(estates.NAMES):
             self._words[Word.FILE_FUSE + place] = descriptors.get(name, -1) + 1
+        self._estate.state.seal_words(Word.FILES_CHECK)
 
     # The worker.
 
@@ -251,7 +253,9 @@ class Supervisor:
         code = 1
         self._ballast.close()  # a copy of it is nobody's
         service.be_known_as(silent.WORKER_NAME)
+        self._words[Word.WORKER_CHECK] = 0
         self._words[Word.WORKER], self._words[Word.WORKER_BORN] = os.getpid(), born_ticks(os.getpid())
+        self._estate.state.seal_words(Word.WORKER_CHECK)
         try:
             config, estate = self._config, self._estate
             files = (estate.mount, estate.listener, estate.state, estate.arena, estate.backing)
@@ -362,7 +366,7 @@ class Supervisor:
         self._is_cold = self._is_cold and not service.populate_code()
         if self._stopping.is_due(now):
             self._send(signal.SIGUSR1)
-        if self._words[Word.UPGRADE]:
+        if self._words[Word.UPGRADE] == UPGRADE_WANTED:
             self._words[Word.UPGRADE] = 0
             self._upgrade()
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memory with an uncorrectable error, as the kernel shows it, without one: pages that nobody may touch, and EHWPOISON.
+
+A `Poison` stands for the kernel: pages of an arena's file that it says are poisoned are out of reach in every new mapping (a
+process that touches one gets SIGSEGV, where it would be SIGBUS), until a hole has been punched there. What was in them is junk
+afterwards, should somebody have read it another way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import traceback
+from collections.abc import Callable
+
+import pytest
+
+from zswapd.allocators import arena as arena_module
+from zswapd.allocators.arena import Arena
+from zswapd.machine import EHWPOISON
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PROT_NONE, _PROT_ALL = 0, mmap.PROT_READ | mmap.PROT_WRITE
+
+
+class Poison:
+    """Poisoned pages of one arena's file.
+
+    Args:
+        patch: undoes it all.
+
+    Attributes:
+        pages: their offsets.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.pages: set[int] = set()
+        map_file, punch = Arena._map_file, Arena.punch
+
+        def mapped(arena: Arena, *args: object) -> None:
+            map_file(arena, *args)  # type: ignore[arg-type]
+            for offset in self.pages:
+                self._protect(arena, offset, _PROT_NONE)
+
+        def punched(arena: Arena, offset: int, length: int) -> None:
+            punch(arena, offset, length)
+            for page in [page for page in self.pages if offset <= page < offset + length]:
+                self._protect(arena, page, _PROT_ALL)
+                self.pages.remove(page)
+
+        patch.setattr(Arena, "_map_file", mapped)
+        patch.setattr(Arena, "punch", punched)
+        patch.setattr(arena_module, "_libc", self)
+        self._arena: Arena | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(_libc, name)
+
+    def _protect(self, arena: Arena, offset: int, rights: int) -> None:
+        assert _libc.mprotect(ctypes.c_void_p(arena._address + offset), ctypes.c_size_t(mmap.PAGESIZE), rights) == 0
+        self._arena = arena
+
+    def madvise(self, address: int, length: int, advice: int) -> int:
+        """Do as the kernel does."""
+        begin = address - self._arena._address if self._arena is not None else -1
+        if advice == arena_module._MADV_POPULATE_READ and any(begin <= page < begin + length for page in self.pages):
+            ctypes.set_errno(EHWPOISON)
+            return -1
+        done: int = _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
+        return done
+
+    def strike(self, arena: Arena, offset: int) -> None:
+        """Have an error in a page of an arena that nobody will use any more."""
+        start = offset - offset % mmap.PAGESIZE
+        arena.view[start : start + mmap.PAGESIZE] = random.Random(offset).randbytes(mmap.PAGESIZE)
+        self.pages.add(start)
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Do some work in another process, which a page that must not be touched may end; raises AssertionError if it fails."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001 - the parent hears of it by the exit code
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0, f"the other process ended with {code}"
