@@ -18,7 +18,7 @@ def test_empty_directory_has_a_root_that_is_its_own_parent() -> None:
     assert root.is_directory
     assert directory.lookup(ROOT_INODE, b"..") == root
     assert directory.entries(ROOT_INODE) == []
-    assert (len(directory), directory.total_size) == (1, 0)
+    assert len(directory) == 1
 
 
 def test_files_get_numbers_of_their_own_and_are_found_by_either() -> None:
@@ -27,7 +27,6 @@ def test_files_get_numbers_of_their_own_and_are_found_by_either() -> None:
     inodes = [directory.add_block_file(file) for file in files]
     assert inodes == [2, 3, 4]
     assert directory.block_files == dict(zip(inodes, files, strict=True))
-    assert directory.total_size == 4096 * 6
     for inode, file in zip(inodes, files, strict=True):
         node = directory.node(inode)
         assert node is not None

@@ -270,11 +270,6 @@ class Directory:
         """Yield the directories in a directory."""
         return (node for node in self.entries(parent) if node.is_directory)
 
-    @property
-    def total_size(self) -> int:
-        """Bytes of all block files together."""
-        return sum(file.size for file in self.block_files.values())
-
     def __len__(self) -> int:
         return len(self._nodes)
 
