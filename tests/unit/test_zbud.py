@@ -12,6 +12,7 @@ from zswapd.allocators.arena import Arena
 from zswapd.allocators.frametable import EPHEMERAL, PERSISTENT
 from zswapd.allocators.lru import Lru
 from zswapd.allocators.pageframes import PageFrames
+from zswapd.allocators.runs import DEAD
 from zswapd.allocators.zbud import NCHUNKS, ZbudPool
 from zswapd.allocators.zsmalloc import ZsPool
 from zswapd.errors import InvariantError
@@ -218,9 +219,9 @@ def test_successor_finds_the_buddies_that_live(make: MakePool, page_size: int, d
     pool = make(page_size)
     handles = [_chunks(pool, 20), _chunks(pool, 33)]
     for number in dead:
-        pool.view(handles[number], 8)[:] = bytes(8)
+        pool._lives[handles[number] >> 3] = DEAD
     successor = ZbudPool(_take_over(pool))
-    assert successor.adopt() == 0
+    assert successor.adopt() == (len(dead) > 1), "a death leaves one store or free that was cut short"
     successor.check()
     found: dict[int, int] = {}
     successor.each_object(found.__setitem__)
@@ -245,9 +246,11 @@ def test_seal_whose_chunks_make_no_sense_is_damage(make: MakePool, flip: int) ->
     word = _frame(pool, handle) * 4
     good = pool._words[word]
     pool._words[word] = good ^ flip
-    frames = _take_over(pool)
+    dead.append(pool)
+    frames = PageFrames(pool._frames.arena, reserve_frames=64)
+    wrong = frames.adopt()
     successor = ZbudPool(frames)
-    assert successor.adopt() == 1
+    assert wrong + successor.adopt() == 1
     assert frames.arena.distrusted
     successor.check()
     assert frames.used_frames == 0

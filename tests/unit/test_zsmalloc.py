@@ -311,10 +311,10 @@ def test_check_finds_damage(make: MakePool) -> None:
         with pytest.raises(InvariantError):
             pool.check()
         words[at] = good
-    pool.memory[handles[2]] = 1  # a free object that claims to live
+    pool.memory[handles[2]] ^= 1  # a free object that claims to live
     with pytest.raises(InvariantError):
         pool.check()
-    pool.memory[handles[2]] = 0
+    pool.memory[handles[2]] ^= 1
 
 
 def test_check_finds_wrong_books(make: MakePool) -> None:
