@@ -95,7 +95,7 @@ def _is_part(config: pytest.Config) -> bool:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what the machine can do, and what had to be swept."""
-    return capabilities.report() + [f"zswapd: swept {line}" for line in config.stash[_SWEPT]]
+    return capabilities.report() + [f"zswapd: swept {line}" for line in config.stash.get(_SWEPT, [])]
 
 
 @pytest.hookimpl(trylast=True)
