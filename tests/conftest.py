@@ -25,6 +25,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -52,6 +53,8 @@ settings.register_profile(
 settings.register_profile("short", max_examples=10, stateful_step_count=25, deadline=None, print_blob=True)
 settings.load_profile("ci")
 
+SWAPPING = re.compile(r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py)")
+"""Tests that swap for real, boot machines, or measure."""
 TIERS = ("soak", "bench", "vm", "package")
 _BEFORE = pytest.StashKey[leftovers.Leftovers]()
 _LEFT = pytest.StashKey[leftovers.Leftovers]()
@@ -98,9 +101,23 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return capabilities.report() + [f"zswapd: swept {line}" for line in config.stash.get(_SWEPT, [])]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have pytest-xdist keep the tests of a file together, and all that swap for real."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "swap" if SWAPPING.match(file) else file
+
+    return Scheduling(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Switch tiers off, and skip what this machine cannot do; group the tests for pytest-xdist (see above)."""
+    """Switch tiers off, and skip what this machine cannot do; begin with the tests that swap for real."""
+    items.sort(key=lambda item: not SWAPPING.match(item.nodeid))  # stable
     asked = {*config.getoption("--tier"), *re.findall(r"\w+", config.option.markexpr)}
     for item in items:
         for tier in TIERS:
@@ -112,9 +129,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(capabilities.requires_swap())
         if item.get_closest_marker("box"):
             item.add_marker(capabilities.requires_emulator())
-        swaps = any(item.get_closest_marker(marker) for marker in ("kernel", "box", "package", "bench"))
-        item.add_marker(pytest.mark.xdist_group("swap" if swaps else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "swap")  # stable
 
 
 @pytest.hookimpl(tryfirst=True)
