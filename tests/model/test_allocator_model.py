@@ -14,6 +14,7 @@ from zswapd.allocators.arena import Arena
 from zswapd.allocators.frametable import EPHEMERAL, PERSISTENT
 from zswapd.allocators.lru import Lru
 from zswapd.allocators.pageframes import PageFrames
+from zswapd.allocators.runs import DEAD
 from zswapd.allocators.zbud import NCHUNKS, ZbudPool
 from zswapd.allocators.zsmalloc import ZsPool
 
@@ -78,7 +79,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         handle = self.pool.alloc(size)
         if not handle:
             return False
-        assert LIFE.unpack_from(self.pool.memory, handle)[0] == 0
+        assert LIFE.unpack_from(self.pool.memory, handle)[0] == DEAD
         assert handle not in self.objects
         self.serial += 1
         data = (LIFE.pack(self.serial) + random.Random(self.serial).randbytes(size))[:size]

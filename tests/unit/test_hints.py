@@ -228,16 +228,16 @@ def open_backing(directory: Path) -> None:
 
 
 def open_swap_file(directory: Path) -> None:
-    with attaching._backing_file(directory / "swap"):
+    with attaching._backing_file(directory / "swap", directory):
         pass
 
 
 def read_settings(directory: Path) -> None:
-    loading._read_file(directory / "zswapd.toml")
+    loading._read_file(directory / "zswapd.toml", is_chosen=True)
 
 
 def read_drop_in(directory: Path) -> None:
-    loading._read_file(directory / "zswapd.toml.d/x.toml")
+    loading._read_file(directory / "zswapd.toml.d/x.toml", is_chosen=False)
 
 
 PLACES: dict[Callable[[Path], None], str] = {

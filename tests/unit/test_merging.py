@@ -83,6 +83,13 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
     return Box(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def unmerged(expect_log: Callable[..., None]) -> None:
+    """Announce that the log says so."""
+    expect_log(r"requests to /dev/loop\d are not merged", count=None)
+
+
+@pytest.mark.usefixtures("unmerged")
 def test_requests_are_kept_apart_as_long_as_a_page_cannot_be_read(box: Box) -> None:
     box.attach(0)
     box.attach(1, "/srv/image")
@@ -105,6 +112,7 @@ def test_requests_are_kept_apart_as_long_as_a_page_cannot_be_read(box: Box) -> N
     assert merging.remembered() == {}
 
 
+@pytest.mark.usefixtures("unmerged")
 def test_loop_device_of_another_file_is_given_back_as_it_was(box: Box) -> None:
     box.attach(0)
     merging = box.merging()
@@ -119,6 +127,7 @@ def test_loop_device_of_another_file_is_given_back_as_it_was(box: Box) -> None:
     assert box.nomerges(0) == "0"
 
 
+@pytest.mark.usefixtures("unmerged")
 @pytest.mark.parametrize("is_cured", [False, True])
 def test_successor_goes_on_with_it_or_ends_it(box: Box, is_cured: bool) -> None:
     box.attach(0)
@@ -135,6 +144,7 @@ def test_successor_goes_on_with_it_or_ends_it(box: Box, is_cured: bool) -> None:
     assert box.nomerges(0) == ("0" if is_cured else "2")
 
 
+@pytest.mark.usefixtures("unmerged")
 def test_pages_that_a_takeover_has_found_missing_count_until_none_is_left(box: Box) -> None:
     box.attach(0)
     box.device.write(0, memoryview(b"x" * PAGE))
@@ -143,8 +153,9 @@ def test_pages_that_a_takeover_has_found_missing_count_until_none_is_left(box: B
     assert trio.run(merging.look)
     assert box.nomerges(0) == "2"
     assert merging.remembered()["lost"] == ["swap"]
+    left = merging.remembered()
     box.device.has_lost_by_damage = False
-    assert trio.run(box.merging(merging.remembered()).look), "the next successor finds nothing missing, and has to know"
+    assert trio.run(box.merging(left).look), "the next successor finds nothing missing, and has to know"
     box.device.discard(0, 64 * PAGE)
     assert not trio.run(merging.look)
     assert box.nomerges(0) == "0"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.support.poison import Poison, in_child
 from tests.support.successor import check_books, fill, make_config, read, shared_lost
+from zswapd.allocators.arena import Arena
 from zswapd.allocators.frametable import FREE, STATE_MASK, USED
-from zswapd.allocators.pageframes import PageFrames
 from zswapd.assembly import Core, Inherited
 from zswapd.config import Config
 from zswapd.errors import ArenaError, CorruptedPageError, LostPageError
@@ -129,15 +129,14 @@ def test_what_lay_there_is_known_to_the_next_if_a_takeover_is_cut_short(
     strike(core, poison, where)
 
     def take_over() -> None:
-        renew = PageFrames._renew
+        renew = Arena.renew
 
-        def die(frames: PageFrames, poisoned: list[int]) -> None:
-            renew(frames, poisoned)
-            if poisoned:
-                raise KeyboardInterrupt
+        def die(arena: Arena, offset: int) -> None:
+            renew(arena, offset)
+            raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(PageFrames, "_renew", die)
+            patch.setattr(Arena, "renew", die)
             with pytest.raises(KeyboardInterrupt):
                 heir(core, config, lost)
         then = heir(core, config, lost)

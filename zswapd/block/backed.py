@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zswapd import carry, crashpoints
-from zswapd.block.device import ADOPTED_PAGES, Device
+from zswapd.block.device import ADOPTED_PAGES, Device, do_nothing
 from zswapd.block.states import PageState, pool_state
 from zswapd.compress.base import RAW
 from zswapd.crashpoints import reach
@@ -418,7 +418,7 @@ class BackedDevice(Device):
             end = min(start + self._page_size, last + 1)
             self.ages[start:end] = self._zeros[: end - start]
 
-    def adopt(self, *, distrust: bool, alive: Callable[[], None]) -> None:
+    def adopt(self, *, distrust: bool, alive: Callable[[], None] = do_nothing) -> None:
         """Take over what a dead process has left in the slot map, and its marks of loss (see `Device.adopt`)."""
         self.ages[:] = b"\1" * len(self.ages)  # which of them are in the pool, writeback will see
         for place, number in enumerate(self._slots.numbers()):

@@ -89,7 +89,7 @@ def lost_bytes(size: int, page_size: int) -> int:
     return size // page_size // 8 + 1
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     """Stand for a caller that wants to hear of nothing."""
 
 
@@ -157,7 +157,7 @@ class Device:
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
         self.unreadable: dict[int, tuple[int, ...]] = {}
         self.has_lost_by_damage = False
-        self.when_unreadable: Callable[[], object] = _do_nothing
+        self.when_unreadable: Callable[[], object] = do_nothing
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `offset` on.
@@ -389,7 +389,7 @@ class Device:
             self._lost_copy[number >> 3] |= 1 << (number & 7)
             self._lost_pages += 1
 
-    def adopt(self, *, distrust: bool, alive: Callable[[], None]) -> None:
+    def adopt(self, *, distrust: bool, alive: Callable[[], None] = do_nothing) -> None:
         """Take over the marks that a dead process has left in the bitmap.
 
         Args:

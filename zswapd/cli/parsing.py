@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def parse(program: str, make: Callable[[], Parser], argv: Sequence[str] | None, options: argparse.Namespace) -> None:
-    """Parse a command line into `options`; one that is not right ends the program, as argparse has it.
+    """Parse a command line into `options`; `--help` and one that is not right end the program, as argparse has it.
 
     Args:
         program: its name.
@@ -29,18 +29,22 @@ def parse(program: str, make: Callable[[], Parser], argv: Sequence[str] | None, 
         options: to be filled.
 
     Raises:
-        SystemExit: something in it is unknown or missing, and was said.
+        SystemExit: something in it is unknown or missing, and was said; or the help was asked for.
     """
+    is_filled = False
 
     def fill() -> int:
+        nonlocal is_filled
         try:
             make().parse_args(argv, options)
+            is_filled = True
         except UsageError:
             options.json = "--json" in (sys.argv[1:] if argv is None else argv)
             raise
         return 0
 
-    if code := guarded(program, fill, options):
+    code = guarded(program, fill, options)
+    if not is_filled:  # also with 0: the reader of the help has left
         raise SystemExit(code)
 
 
