@@ -20,6 +20,7 @@ import pytest
 from scripts.zbench.daemon import program
 from tests.support.mounting import TOP
 from tests.support.roles import Roles
+from zswapd.errors import ConfigError, ControlError
 
 pytestmark = pytest.mark.mount
 
@@ -150,8 +151,8 @@ def closing(which: Sequence[int], command: Sequence[str]) -> list[str]:
 
 COMMANDS: dict[str, tuple[list[str], int]] = {
     "config": ([*program("zswapd"), "config", "defaults"], 0),
-    "wrong": ([*program("zswapd"), "run", "--set", "nosuch.setting=1"], 2),
-    "status": ([*program("zswapctl"), "--socket", "/nonexistent", "status"], 5),
+    "wrong": ([*program("zswapd"), "run", "--set", "nosuch.setting=1"], ConfigError.exit_code),
+    "status": ([*program("zswapctl"), "--socket", "/nonexistent", "status"], ControlError.exit_code),
 }
 
 
