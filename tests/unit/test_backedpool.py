@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import logging
+import mmap
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,18 +18,22 @@ from zswapd.backedpool import COMPACT_TURNS, BackedPool
 
 class _State:
     def __init__(self) -> None:
-        self.memory = memoryview(bytearray(64))
+        self.areas = {"backing.key": memoryview(bytearray(64)), "backing.key.copy": memoryview(bytearray(mmap.PAGESIZE + 72))}
 
-    def area(self, _name: str) -> memoryview:
-        return self.memory
+    def area(self, name: str) -> memoryview:
+        return self.areas[name]
 
 
-def test_key_is_random_and_each_state_has_its_own() -> None:
+def test_key_is_random_and_each_state_has_its_own(expect_log: Callable[..., None]) -> None:
+    expect_log("key of the backing has changed by itself", level=logging.ERROR, count=4)
     keys = set()
     for _ in range(4):
         state = _State()
         backedpool.make_key(state)  # type: ignore[arg-type]
-        keys |= {bytes(state.memory[:32]), bytes(state.memory[32:])}
+        key = bytes(state.areas["backing.key"])
+        keys |= {key[:32], key[32:]}
+        state.areas["backing.key"][7] ^= 1
+        assert bytes(backedpool.find_key(state)) == key  # type: ignore[arg-type]
     assert len(keys) == 8
     assert all(len(set(key)) > 16 for key in keys)
 
