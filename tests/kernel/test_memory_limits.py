@@ -22,6 +22,7 @@ from scripts.zbench.cgroup import MemoryCgroup
 from scripts.zbench.daemon import program
 from tests.support.mounting import is_mounted
 from tests.support.swap import wait_for
+from zswapd.errors import ConfigError
 from zswapd.swapdevice import find_attached
 
 MIB = 1 << 20
@@ -169,7 +170,7 @@ def test_what_does_not_fit_a_limit_is_refused_before_anything_is_made(
     mib: int, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     with confined(mib, tmp_path, *options) as daemon:
-        assert daemon.process.wait(LIMIT_S) == 2
+        assert daemon.process.wait(LIMIT_S) == ConfigError.exit_code
         log = daemon.log.read_text()
         assert "memory" in log
         assert "hint:" in log
@@ -179,5 +180,5 @@ def test_what_does_not_fit_a_limit_is_refused_before_anything_is_made(
         enter = f'echo $$ > {daemon.cgroup.path}/cgroup.procs && exec "$@"'
         check = [*program("zswapd"), "config", "check", *options]
         done = subprocess.run(["sh", "-c", enter, "sh", *check], check=False, capture_output=True, text=True, timeout=LIMIT_S)
-        assert done.returncode == 2, done.stdout
+        assert done.returncode == ConfigError.exit_code, done.stdout
         assert done.stderr.splitlines()[0].removeprefix("zswapd: error: ") in log

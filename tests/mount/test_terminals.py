@@ -20,6 +20,7 @@ import pytest
 from tests.support.roles import Roles
 from tests.support.swap import wait_for
 from tests.support.terminal import CTRL_BACKSLASH, CTRL_C, CTRL_S, CTRL_Z, Terminal
+from zswapd.errors import MountError
 
 pytestmark = pytest.mark.mount
 
@@ -140,7 +141,7 @@ def test_start_that_fails_before_a_stopped_screen_ends(roles: Roles, terminal: T
     terminal.fill(room=0)
     process = subprocess.Popen(roles.command, stdin=subprocess.DEVNULL, stdout=terminal.line, stderr=terminal.line)
     try:
-        assert process.wait(30) == 3
+        assert process.wait(30) == MountError.exit_code
     finally:
         process.kill()
 

@@ -9,6 +9,7 @@ import pytest
 
 from scripts.zvm.guest import Box
 from tests.vm.conftest import Boot
+from zswapd.errors import HeadroomError
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"16M"'}
 CGROUP = "/sys/fs/cgroup/crowded"
@@ -53,7 +54,7 @@ def test_swapoff_looks_at_the_limits_of_cgroups(box: Box) -> None:
 
     refused = box.machine.run("zswapctl swapoff", 90)
 
-    assert refused.status == 7, refused.output
+    assert refused.status == HeadroomError.exit_code, refused.output
     assert "/crowded" in refused.output
     assert "memory.max" in refused.output
     assert "loop" in box.run("cat /proc/swaps")

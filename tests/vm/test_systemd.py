@@ -11,6 +11,7 @@ import pytest
 from scripts.zbench.system import HarnessError
 from scripts.zvm.guest import Box
 from tests.vm.conftest import Boot
+from zswapd.errors import HeadroomError
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"32M"'}
 STOP_LIMIT_S = 240.0
@@ -60,7 +61,7 @@ def test_stop_that_does_not_fit_into_memory_is_refused_and_harmless(box: Box) ->
     daemons = box.processes()
 
     refused = box.machine.run("zswapctl swapoff", 90)
-    assert refused.status == 7, refused.output
+    assert refused.status == HeadroomError.exit_code, refused.output
     box.machine.start("systemctl stop zswapd.service")
     box.run("timeout 90 sh -c 'until systemctl status zswapd.service | grep -q \"cannot stop\"; do sleep 1; done'", 120)
 
