@@ -265,12 +265,11 @@ def test_disk_that_is_slow_is_no_disk_in_trouble_and_has_neighbours_in_one_reque
         times: dict[str, float] = {}
 
         def use_the_disk() -> None:
-            with daemon.file.open("r+b", buffering=0) as file:
-                begin = time.monotonic()
-                assert os.pwrite(file.fileno(), data, 0) == len(data)
-                times["write"] = time.monotonic() - begin
-                assert os.pread(file.fileno(), len(data), 0) == data
-                times["both"] = time.monotonic() - begin
+            begin = time.monotonic()
+            assert os.pwrite(pages.descriptor, data, 0) == len(data)
+            times["write"] = time.monotonic() - begin
+            assert os.pread(pages.descriptor, len(data), 0) == data
+            times["both"] = time.monotonic() - begin
 
         other = threading.Thread(target=use_the_disk)
         other.start()
