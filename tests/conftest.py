@@ -8,9 +8,10 @@ ask themselves.
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
 longer.
 
-Under pytest-xdist (`scripts/test` runs two processes) the tests of a file stay together, and everything that swaps for
-real, or boots a machine, runs in one process one after the other: the kernel has one set of swap areas. Those begin
-first, since they take longest. What is left behind is looked for by the process that the others belong to.
+Under pytest-xdist (`scripts/test` runs two processes) the tests of a file stay together, and
+everything that swaps for real, or boots a machine, runs in one process one after the other: the
+kernel has one set of swap areas. Those begin first, since they take longest. What is left behind is
+looked for by the process that the others belong to.
 
 On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits the check
 for leftovers to those that are certainly this run's own.
@@ -116,7 +117,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Switch tiers off, and skip what this machine cannot do; begin with the tests that swap for real."""
+    """Switch tiers off, and skip what this machine cannot do;
+    begin with the tests that swap for real.
+    """
     items.sort(key=lambda item: not SWAPPING.match(item.nodeid))  # stable
     asked = {*config.getoption("--tier"), *re.findall(r"\w+", config.option.markexpr)}
     for item in items:

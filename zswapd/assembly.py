@@ -79,7 +79,8 @@ class Inherited:
     Attributes:
         arena_fd: the arena's file; stays the giver's.
         lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
-        tried: marks of pages that recompression has tried, by device, a byte a page, likewise; {} for none yet.
+        tried: marks of pages that recompression has tried, by device, a byte a page, likewise; {}
+            for none yet.
         more_marks: makes them when they are needed; None for marks that do not outlive the process.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
         alive: called again and again while the arena is made sense of, which takes its time.
@@ -109,8 +110,8 @@ class RecoveryStatistics:
         recovered_duplicates: pages found twice, of which one copy was kept.
         freed_bodies: frames of pages that nothing named.
         damaged: objects and zspages that no death leaves, so that memory must have changed by itself; what they were is lost.
-        poisoned: pages of the arena in whose memory the machine found an uncorrectable error; what they held is lost, and other
-            memory is in their place.
+        poisoned: pages of the arena in whose memory the machine found an uncorrectable error; what
+            they held is lost, and other memory is in their place.
     """
 
     takeovers: int = 0
@@ -215,7 +216,10 @@ def label(config: Config) -> bytes:
 
 
 def parsed_label(text: str) -> dict[str, Any]:
-    """Return what a label says, as a shape (config/shapes.py); what is no label is shown as it is."""
+    """Return what a label says, as a shape (config/shapes.py).
+
+    What is no label is shown as it is.
+    """
     try:
         shape: dict[str, Any] = json.loads(text)
         return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}
@@ -315,7 +319,8 @@ class Core:
         }
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
         tried = inherited.tried if inherited else {}
-        # A memfd is safe from swap only where the supervisor has it locked, and it does not know what is added later.
+        # A memfd is safe from swap only where the supervisor has it locked, and it does not know
+        # what is added later.
         more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
         self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback, more)
         zv = self.zv
@@ -386,7 +391,9 @@ class Core:
         )
 
     def _drop_renewed(self) -> int:
-        """Free what has lost part of its memory to an uncorrectable error, or all of it; return how much that was.
+        """Free what has lost part of its memory to an uncorrectable error, or all of it.
+
+        Return how much that was.
 
         A body's header then names no body, which zv counts as damage.
         """
@@ -422,7 +429,10 @@ class Core:
             self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
 
     def bound(self, frames: int) -> None:
-        """Have swap's pages take so many frames at most, whatever the settings say; those that they have they keep."""
+        """Have swap's pages take so many frames at most, whatever the settings say.
+
+        Those that they have they keep.
+        """
         if frames != self._ceiling:
             self._ceiling = frames
             self._apply_limits()

@@ -101,8 +101,9 @@ def _copy_key(state: SharedState, key: bytes) -> None:
 def find_key(state: SharedState) -> memoryview:
     """Return the key, which is taken from its copy should it have changed by itself.
 
-    An older program has made no copy; its key is believed as it is. A wrong key makes no wrong data, since what it decrypts
-    does not match its checksum, but it would cost all pages that are on the disk.
+    An older program has made no copy; its key is believed as it is. A wrong key makes no wrong
+    data, since what it decrypts does not match its checksum, but it would cost all pages that are
+    on the disk.
     """
     key = state.area(_KEY)
     if _KEY_COPY in state.areas:

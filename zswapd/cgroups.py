@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The memory limits of the control groups above this process, version 1 and 2, and how much room they leave.
 
-A process is charged to its own memory cgroup and to every cgroup above it, so each of them may have a limit that counts. The
-kernel says where they are: /proc/self/cgroup names the cgroup, /proc/self/mountinfo says where its hierarchy is mounted and
-from which cgroup on. In a container both may be relative to the container's own root; then the mountpoint is the highest cgroup
-that can be seen, and its limit is that of the container.
+A process is charged to its own memory cgroup and to every cgroup above it, so each of them may have
+a limit that counts. The kernel says where they are: /proc/self/cgroup names the cgroup,
+/proc/self/mountinfo says where its hierarchy is mounted and from which cgroup on. In a container
+both may be relative to the container's own root; then the mountpoint is the highest cgroup that can
+be seen, and its limit is that of the container.
 
     version 1   memory.limit_in_bytes and memory.memsw.limit_in_bytes of each cgroup; of those above the mountpoint,
                 hierarchical_memory_limit in memory.stat
     version 2   memory.max and memory.high of each cgroup; of those above the mountpoint, nothing
 
-A cgroup at its limit is reclaimed by the process that is charged next, in that process' own context. If the daemon is that
-process, it must not write pages to its own swap device: `may_swap` says whether reclaim at a limit can do that.
+A cgroup at its limit is reclaimed by the process that is charged next, in that process' own
+context. If the daemon is that process, it must not write pages to its own swap device: `may_swap`
+says whether reclaim at a limit can do that.
 
-`Limits` keeps the files open: to look again takes no memory of the kernel. `find` opens them each time.
+`Limits` keeps the files open: to look again takes no memory of the kernel. `find` opens them each
+time.
 
-Limits: a process that is moved to another cgroup while it runs goes on looking at the old one. The limits of a parent of the
-container's root (a pod's, in Kubernetes) are not to be seen with version 2.
+Limits: a process that is moved to another cgroup while it runs goes on looking at the old one. The
+limits of a parent of the container's root (a pod's, in Kubernetes) are not to be seen with version
+2.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADROOM_LEAST, HEADROOM_MOST = 16 << 20, 64 << 20
-"""Bounds of what stays free below a limit, an eighth of it: for page tables, a new spare worker, zswapctl beside us."""
+"""Bounds of what stays free below a limit, an eighth of it: for page tables, a new spare worker,
+zswapctl beside us.
+"""
 _STAT_ROOM = 16 << 10
 """Bytes of the longest memory.stat that is looked at."""
 _FILES = re.compile(rb"^(?:total_)?(inactive_file|active_file) (\d+)$", re.MULTILINE)
@@ -67,7 +73,9 @@ class Room(NamedTuple):
 
     limit: int
     left: int
-    """Bytes that may still be charged to it; what is negative was charged before the limit was lowered."""
+    """Bytes that may still be charged to it; what is negative was charged before the limit was
+    lowered.
+    """
     file: str
 
     @property
@@ -135,7 +143,10 @@ class Limits:
                     self._files.append((str(directory / name), limit, _open(directory / usage), stat))
 
     def room(self) -> Room | None:
-        """Return the limit that leaves least room now; None where there is no limit below the machine's memory."""
+        """Return the limit that leaves least room now.
+
+        None where there is no limit below the machine's memory.
+        """
         least: Room | None = None
         for file, limit_fd, usage_fd, stat_fd in self._files:
             limit = self._read_number(limit_fd)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether `zswapd run` would come up with the settings, as far as that can be told without starting anything.
 
-Each check is the one that a start makes, by the same function, without the step that follows it: nothing is made, opened for
-writing, truncated, bound or locked for longer than the look takes. What a start would refuse is an error of the class that the
-start would raise. What it would go on with, and complain about, is a warning. What takes rights that this process lacks is said
-to be unchecked.
+Each check is the one that a start makes, by the same function, without the step that follows it:
+nothing is made, opened for writing, truncated, bound or locked for longer than the look takes. What
+a start would refuse is an error of the class that the start would raise. What it would go on with,
+and complain about, is a warning. What takes rights that this process lacks is said to be unchecked.
 
-A daemon that runs with the same control socket has the mountpoint, the backing and the metrics' port: they are its own, and
-not in anybody's way.
+A daemon that runs with the same control socket has the mountpoint, the backing and the metrics'
+port: they are its own, and not in anybody's way.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
 
 
 def _check_volumes(config: Config, found: Findings) -> None:
-    """Refuse what can never be a volume's backing file; warn of what is not there now, since it may come."""
+    """Refuse what can never be a volume's backing file.
+
+    Warn of what is not there now, since it may come.
+    """
     mountpoint = without_links(config.fuse.mountpoint)
     for name, (path, mode) in configured(config).items():
         at = config.origins(f"cache.volumes.{name}")

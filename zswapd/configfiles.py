@@ -30,7 +30,9 @@ from zswapd.hints import for_failure
 DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
 """The config file below the root directory."""
 LARGEST_FILE = 64 << 10
-"""Bytes. tomllib takes time that grows with the square of the parts of a dotted key: this bounds it."""
+"""Bytes. tomllib takes time that grows with the square of the parts of a dotted key:
+this bounds it.
+"""
 
 _NULL_DEVICE = os.makedev(1, 3)
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)

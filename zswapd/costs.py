@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What settings cost in memory, compared with the memory there is: before anything is made, and by `zswapd config check`.
 
-There are two sums. What is *locked at start*, before the first page comes, are the processes, the reserve, and what outlives
-a worker: a bit or some bytes for each page of the swap files. The *books* of swap files that are full are those bits and
-bytes, the index, and what the kernel keeps of a swap area. Books grow with swap.size, whatever the pages compress to, so a
-typing error in a size ("4T" for "4G") shows in them.
+There are two sums. What is *locked at start*, before the first page comes, are the processes, the
+reserve, and what outlives a worker: a bit or some bytes for each page of the swap files. The
+*books* of swap files that are full are those bits and bytes, the index, and what the kernel keeps
+of a swap area. Books grow with swap.size, whatever the pages compress to, so a typing error in a
+size ("4T" for "4G") shows in them.
 
-Memory is that of the machine or of the lowest limit above the daemon (cgroups.py). pool.limit and cache.limit are bounds, which
-cost nothing.
+Memory is that of the machine or of the lowest limit above the daemon (cgroups.py). pool.limit and
+cache.limit are bounds, which cost nothing.
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ if TYPE_CHECKING:
     from zswapd.config import Config
 
 PROCESSES = 144 << 20
-"""Supervisor, worker and spare with small heaps, without the reserve (PSS, measured); a worker alone has a third less."""
+"""Supervisor, worker and spare with small heaps, without the reserve (PSS, measured);
+a worker alone has a third less.
+"""
 THREAD = 64 << 10
-"""Memory of a thread that waits: its kernel stack, what it has touched of its own, malloc's part."""
+"""Memory of a thread that waits: its kernel stack, what it has touched of its own,
+malloc's part.
+"""
 CHUNK = 40
 """Bytes of a worker's list for each 2 MiB of the arena's address space."""
 KERNEL_PAGE_BITS = 25
-"""What the kernel keeps of each page of a swap area, bits: a byte of swap_map, two of the owner's number, a bit for zeros."""
+"""What the kernel keeps of each page of a swap area, bits: a byte of swap_map,
+two of the owner's number, a bit for zeros.
+"""
 INDEX_PAGE_BITS = 8 * (NODE_BYTES + 1) // NODE_SLOTS + 2
 """Of the index of a page, inner nodes included."""
 START_PERCENT = 80

@@ -228,7 +228,10 @@ class Worker:
         )
 
     def _add_marks(self) -> Mapping[str, memoryview]:
-        """Make marks of recompression, in a thread for what blocks; they are the next worker's too."""
+        """Make marks of recompression, in a thread for what blocks.
+
+        They are the next worker's too.
+        """
         size = sum(recompressing.marks_bytes(self.configured).values())
         return recompressing.marks_of(self.state.extend(size), self.configured)
 

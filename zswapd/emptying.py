@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is left in a file after swapoff goes, whoever has swapped off: it means nothing any more, and keeps the pool's memory.
 
-The kernel discards nothing at swapoff, and `zswapctl swapoff` is not the only way (`swapoff -a`, systemd, kubeadm). So a worker
-looks at /proc/swaps whenever the kernel says that it has changed, and when an open file that could change a block file was
-closed. A file that was seen to be swapped on, and is not any more, is emptied:
+The kernel discards nothing at swapoff, and `zswapctl swapoff` is not the only way (`swapoff -a`,
+systemd, kubeadm). So a worker looks at /proc/swaps whenever the kernel says that it has changed,
+and when an open file that could change a block file was closed. A file that was seen to be swapped
+on, and is not any more, is emptied:
 
-- while a loop device is still over it, but for its first page, so that the device can be swapped on again as it is;
+- while a loop device is still over it, but for its first page, so that the device can be swapped on
+  again as it is;
 - as a whole when the device has let go of it.
 
-A file that was never seen to be swapped on is a block file with data of its own, and stays. So does one whose first page is no
-swap header any more, as after mkfs, and one that another open file may change since.
+A file that was never seen to be swapped on is a block file with data of its own, and stays. So does
+one whose first page is no swap header any more, as after mkfs, and one that another open file may
+change since.
 
-Nothing that is written after the look is let go: a write ends the emptying, and so does another open file that may write. Both
-are looked at in the turn of the event loop that discards. That a file was on survives a worker; its successor does the rest.
+Nothing that is written after the look is let go: a write ends the emptying, and so does another
+open file that may write. Both are looked at in the turn of the event loop that discards. That a
+file was on survives a worker; its successor does the rest.
 """
 
 from __future__ import annotations
@@ -58,7 +62,10 @@ class FileState(NamedTuple):
 
 
 def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
-    """Return what the block files are, by path; nothing if a predecessor did not say on which device."""
+    """Return what the block files are, by path.
+
+    Nothing if a predecessor did not say on which device.
+    """
     return {
         session.mountpoint / file.name: Identity(session.device, inode)
         for inode, file in directory.block_files.items()
@@ -98,7 +105,8 @@ class Emptying:
         paths: of the block files, by inode.
         writers: who may change them.
         page_size: bytes in a page.
-        look: returns the state of a file, given its path and whether the header is wanted; called in another thread.
+        look: returns the state of a file, given its path and whether the header is wanted; called
+            in another thread.
         run: calls a function in a thread.
 
     Attributes:
@@ -178,7 +186,10 @@ class Emptying:
             self._note(inode, None)
 
     def _note(self, inode: int, handle: int | None) -> None:
-        """Take note of the open file by which a file is swapped on; None when that means nothing any more."""
+        """Take note of the open file by which a file is swapped on.
+
+        None when that means nothing any more.
+        """
         if self._was_on.get(inode) == handle:
             return
         if handle is None:
@@ -258,7 +269,10 @@ def make_emptying(
 
 @contextlib.contextmanager
 def _swap_events() -> Iterator[select.epoll | None]:
-    """Yield what is readable whenever /proc/swaps has changed; None where the kernel has no swap."""
+    """Yield what is readable whenever /proc/swaps has changed.
+
+    None where the kernel has no swap.
+    """
     with contextlib.ExitStack() as undo:
         try:
             swaps = undo.enter_context(open("/proc/swaps", "rb", buffering=0))  # noqa: PTH123 - no Path is needed

@@ -6,10 +6,11 @@ carries what its two edges need: `exit_code` for the command line, `errno_` for 
 can tell them apart; `tests/unit/test_errors.py` holds them to that. Low layers raise, only the edges (cli, fuse, control)
 translate.
 
-One cause has one code, whichever command meets it. systemd gives some codes a name (systemd.exec(5), "Process Exit Codes"),
-which `systemctl status` shows: 2 to 7 have those of LSB init scripts, 64 to 78 those of sysexits.h. A code in these ranges is
-taken only where that name says what happened: 2 INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE,
-71 OSERR, 73 CANTCREAT, 75 TEMPFAIL, 78 CONFIG. All others are shown as numbers.
+One cause has one code, whichever command meets it. systemd gives some codes a name
+(systemd.exec(5), "Process Exit Codes"), which `systemctl status` shows: 2 to 7 have those of LSB
+init scripts, 64 to 78 those of sysexits.h. A code in these ranges is taken only where that name
+says what happened: 2 INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE, 71 OSERR, 73
+CANTCREAT, 75 TEMPFAIL, 78 CONFIG. All others are shown as numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class ZswapdError(Exception):
     exit_code = 1
     errno_ = errno.EIO
     filled = 0
-    """Of a read: bytes in front of the failed page that are right, and may be given to the reader."""
+    """Of a read: bytes in front of the failed page that are right,
+    and may be given to the reader.
+    """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

@@ -4,7 +4,8 @@
     page 0     superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers
     slots      two copies of a JSON document (`save`, `load`): settings changed at run time, frozen, counters carried on
     geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it.
-               A second copy is half of GEOMETRY_BYTES behind it, and one of the superblock at the end
+               A second copy is half of GEOMETRY_BYTES behind it, and one of the superblock at the
+               end
     hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
     areas      further memory by name (`area`): a second copy of these bits; marks of recompression, if that is on; of a disk
@@ -17,10 +18,11 @@ time: by the worker, or by the supervisor while there is none.
 A document is written to the older slot, its checksum and serial number last: a writer that dies in the middle leaves the one
 before.
 
-Damage: a bit that changes by itself, a word that becomes zero, a page whose memory is poisoned (an uncorrectable error, which
-ends each process that touches it). `renew` puts other memory in place of such pages, and what has a second copy, in another
-page, is taken from that. What each reader of the rest does about damage: docs/coherency.md. A file of an older program has no
-second copies; it is believed as it is.
+Damage: a bit that changes by itself, a word that becomes zero, a page whose memory is poisoned (an
+uncorrectable error, which ends each process that touches it). `renew` puts other memory in place of
+such pages, and what has a second copy, in another page, is taken from that. What each reader of the
+rest does about damage: docs/coherency.md. A file of an older program has no second copies; it is
+believed as it is.
 """
 
 from __future__ import annotations
@@ -205,7 +207,9 @@ class SharedState:
         self.extension = view[self._extension_at :]
 
     def extend(self, size: int) -> memoryview:
-        """Add memory for all workers to come; in any thread, since it may block. Programs that do not know it leave it alone.
+        """Add memory for all workers to come.
+
+        In any thread, since it may block. Programs that do not know it leave it alone.
 
         Returns:
             It, zeros at first; what a predecessor has added already is `extension`.
@@ -274,7 +278,8 @@ class SharedState:
     def renew(self) -> int:
         """Have other memory, all zeros, in place of what is poisoned, and all of it in this process' page tables.
 
-        Before Linux 5.14 the kernel cannot tell; the pages are there, and are mapped when they are first used.
+        Before Linux 5.14 the kernel cannot tell; the pages are there, and are mapped when they are
+        first used.
 
         Returns:
             How many pages were poisoned.
@@ -288,7 +293,10 @@ class SharedState:
             raise HandoverError(f"damaged memory of the shared state cannot be replaced: {error.strerror}") from error
 
     def refresh(self) -> int:
-        """Do what a new process does: `renew`, and take what that has cleared from its copies; return how many pages it was."""
+        """Do what a new process does: `renew`, and take what that has cleared from its copies.
+
+        Return how many pages it was.
+        """
         renewed = self.renew()
         if renewed:
             self._mended_superblock()
@@ -390,7 +398,8 @@ class SharedState:
     def load(self) -> dict[str, Any]:
         """Return the last document that was saved whole; an empty one if there is none.
 
-        If the last is damaged, it is the one before, half a second older. If both are, the log says what that costs.
+        If the last is damaged, it is the one before, half a second older. If both are, the log says
+        what that costs.
         """
         document = _read(max(self._slots, key=_serial))
         if document is None and any(bytes(slot) != bytes(len(slot)) for slot in self._slots):

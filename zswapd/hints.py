@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What to do about a failure, as the hint of an error: by the system's reason for it, and by the names that there are.
 
-EACCES, EPERM, EROFS and ENOSPC look alike to a program that cannot have its file; each takes another command to cure.
+EACCES, EPERM, EROFS and ENOSPC look alike to a program that cannot have its file; each takes
+another command to cure.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def for_failure(error: OSError, path: Path | str, otherwise: str) -> str:
     Args:
         error: the system's refusal.
         path: the file; it need not exist.
-        otherwise: what can be done whatever the reason is, as a clause: "choose another --mountpoint".
+        otherwise: what can be done whatever the reason is, as a clause: "choose another
+            --mountpoint".
     """
     number = error.errno or 0
     if number in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:

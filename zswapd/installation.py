@@ -3,12 +3,14 @@
 
 Hints name the next command to type, and that depends on three things:
 
-- whether systemd runs and a unit `zswapd.service` starts this very program: the Debian package, or a unit made by hand. A
-  checkout on a machine with the package is not what that unit starts;
-- else where the programs are: beside the one that is running. They are named as a shell in the current directory takes them;
+- whether systemd runs and a unit `zswapd.service` starts this very program: the Debian package, or
+  a unit made by hand. A checkout on a machine with the package is not what that unit starts;
+- else where the programs are: beside the one that is running. They are named as a shell in the
+  current directory takes them;
 - whether the caller is root, and if not, whether there is sudo.
 
-All functions return text for a sentence, each command in backticks. They are for failures and never raise.
+All functions return text for a sentence, each command in backticks. They are for failures and never
+raise.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _UNITS = (
 _IN_EVERY_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Directories that sudo searches, too (secure_path of sudoers(5))."""
 _CONTAINERS = ("run/.containerenv", ".dockerenv", "run/systemd/container")
-"""Files that tell a container: podman's, docker's, those of systemd's interface (systemd-nspawn, LXC)."""
+"""Files that tell a container: podman's, docker's, those of systemd's interface (systemd-nspawn,
+LXC).
+"""
 
 
 class Installation(NamedTuple):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the program assumes about the machine, and the numbers of the kernel that are not the same on all of them.
 
-Words in shared memory are native (`struct` with "=", `memoryview.cast`): whoever adopts them runs on the same machine. So the
-byte order does not matter. These things do:
+Words in shared memory are native (`struct` with "=", `memoryview.cast`): whoever adopts them runs
+on the same machine. So the byte order does not matter. These things do:
 
-- the numbers of some ioctls and mmap flags differ. They are here by the machine's name; all others are the same on every
-  machine that is named;
-- offsets, frame numbers and words of 64 bits are stored by one machine store each, so a process has to be one of 64 bits.
+- the numbers of some ioctls and mmap flags differ. They are here by the machine's name; all others
+  are the same on every machine that is named;
+- offsets, frame numbers and words of 64 bits are stored by one machine store each, so a process has
+  to be one of 64 bits.
 
-A machine that is not named is refused, when the program is built (setup.py) and before anything is started.
+A machine that is not named is refused, when the program is built (setup.py) and before anything is
+started.
 
 Source: arch/*/include/uapi/asm/{ioctl,mman}.h of Linux.
 """
@@ -22,7 +24,9 @@ from typing import Final, NamedTuple
 from zswapd.errors import MachineError
 
 EHWPOISON: Final = 133
-"""The errno for memory with an uncorrectable error, the same on all machines below; Python has no name for it."""
+"""The errno for memory with an uncorrectable error, the same on all machines below;
+Python has no name for it.
+"""
 
 
 class Numbers(NamedTuple):
@@ -54,7 +58,8 @@ NUMBERS: Final = {
 def numbers(machine: str | None = None) -> Numbers:
     """Return the numbers of a machine, this one by default.
 
-    Those of a machine that is not known are the generic ones: modules can be imported there, and `check` refuses to start.
+    Those of a machine that is not known are the generic ones: modules can be imported there, and
+    `check` refuses to start.
     """
     return NUMBERS.get(machine or os.uname().machine, _GENERIC)
 

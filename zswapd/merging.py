@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Keeps requests to the swap device apart while any page cannot be read, so that such a page costs its own reader alone.
 
-The kernel reads ahead when it swaps in: eight pages by default (vm.page-cluster), merged into one request. The loop device
-takes a short answer to a read, and asks again for the rest; but a request that fails fails from its first page to its last, and
-the kernel reads none of these pages again: they stay in its swap cache as unreadable until memory is short. So the pages in
-front of an unreadable one can be saved by a short answer (fuse/operations.py), and those behind it only by a request of their
-own. With `queue/nomerges` at 2, each page has that.
+The kernel reads ahead when it swaps in: eight pages by default (vm.page-cluster), merged into one
+request. The loop device takes a short answer to a read, and asks again for the rest; but a request
+that fails fails from its first page to its last, and the kernel reads none of these pages again:
+they stay in its swap cache as unreadable until memory is short. So the pages in front of an
+unreadable one can be saved by a short answer (fuse/operations.py), and those behind it only by a
+request of their own. With `queue/nomerges` at 2, each page has that.
 
-The price is why this is not always so: unmerged, swap-out takes about three times as long, and swap-in twice. Merging is
-switched off when the first page is found that cannot be read, and on again when the last of them has other data, or none.
+The price is why this is not always so: unmerged, swap-out takes about three times as long, and
+swap-in twice. Merging is switched off when the first page is found that cannot be read, and on
+again when the last of them has other data, or none.
 
-Limits: damage that shows in a read that was merged before costs the pages behind it in this one request, too.
+Limits: damage that shows in a read that was merged before costs the pages behind it in this one
+request, too.
 
-It takes several looks at sysfs, in another thread: the change waits for requests that the event loop's thread answers.
+It takes several looks at sysfs, in another thread: the change waits for requests that the event
+loop's thread answers.
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 """Time between two looks, while pages cannot be read: at them, and at what is attached."""
 PROMPT_S = 0.1
-"""Time between two looks at a disk that takes long: a queue that is frozen meanwhile would keep all swap waiting for it."""
+"""Time between two looks at a disk that takes long:
+a queue that is frozen meanwhile would keep all swap waiting for it.
+"""
 REMEMBERED = 64
 """Unreadable pages of a device that a successor is told of."""
 

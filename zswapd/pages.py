@@ -14,8 +14,9 @@ from typing import Final
 from zswapd import machine
 
 ADDRESS_SPACE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | machine.numbers().map_noreserve
-"""Flags of a mapping for as much as there may ever be, of which little is populated. With MAP_NORESERVE: a process with some
-of them side by side would not be forked, as if they were memory."""
+"""Flags of a mapping for as much as there may ever be, of which little is populated. With
+MAP_NORESERVE: a process with some of them side by side would not be forked, as if they were memory.
+"""
 
 PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page of this system."""

@@ -35,7 +35,10 @@ def without_links(path: Path) -> Path:
 
 
 def why_unmakeable(directory: Path) -> int:
-    """Return the errno for which nothing can be made in a directory; 0 if something can, as far as can be told without it."""
+    """Return the errno for which nothing can be made in a directory.
+
+    0 if something can, as far as can be told without it.
+    """
     if not directory.is_dir():
         return errno.ENOTDIR
     if not os.access(directory, os.W_OK | os.X_OK):

@@ -31,10 +31,12 @@ _MARKS = "tried:"
 
 
 def areas(config: Config) -> dict[str, int]:
-    """Return the memory that has to outlive a worker, by name: a byte a page; {} as long as recompression is off.
+    """Return the memory that has to outlive a worker, by name: a byte a page.
 
-    If it is switched on later, or commanded, a worker adds that memory to the shared state; it keeps it to itself where that
-    is a memfd, and its successor tries pages again.
+    {} as long as recompression is off.
+
+    If it is switched on later, or commanded, a worker adds that memory to the shared state; it
+    keeps it to itself where that is a memfd, and its successor tries pages again.
     """
     return marks_bytes(config) if config.pool.recompress_age else {}
 
@@ -80,7 +82,8 @@ def make(
         zv: whose pages these are.
         frames: where copies go.
         writeback: knows ages, if there are any.
-        more: makes the marks of all devices, in memory that outlives the process, when they are needed and `marks` has none.
+        more: makes the marks of all devices, in memory that outlives the process, when they are
+            needed and `marks` has none.
     """
     own = {name: mmap.mmap(-1, device.pages, ADDRESS_SPACE) for name, device in devices.items() if name not in marks}
     return Recompression(

@@ -39,7 +39,9 @@ RETRY_S = 0.25
 IDLE_S = 1.0
 """Housekeeping looks once in this time, and works only if no request came since the last look."""
 BOUND_FRAMES = 256
-"""Steps of the pool's bound by a memory limit: applying one takes time, and what others take below it changes all the time."""
+"""Steps of the pool's bound by a memory limit: applying one takes time,
+and what others take below it changes all the time.
+"""
 PLENTY = 512 << 20
 """Spare memory at which heaps that are small are grown, where requests may wait for a disk; and free memory at which what is
 urgent need not be little: a piece of URGENT_BYTES for each turn of the event loop is less than a fast fill takes meanwhile."""
@@ -126,8 +128,9 @@ class Upkeep:
     def _bytes_to_take(self) -> int:
         """Return how much memory the limits above this process leave for the reserve, and bound the pool by them.
 
-        The pool may have what it has, what is ready, and what is left below the limit, but for the reserve: so the reserve is
-        full when the pool is, and a store is refused since the pool is full, long before the kernel finds no memory.
+        The pool may have what it has, what is ready, and what is left below the limit, but for the
+        reserve: so the reserve is full when the pool is, and a store is refused since the pool is
+        full, long before the kernel finds no memory.
         """
         room = self._limits.room() if self._limits else None
         frames = self._core.frames

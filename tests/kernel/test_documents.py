@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The commands of README.md and docs/ work as they stand there, in their order, with real swap.
 
-They run in a mount namespace with a /run/zswapd of its own and in a network namespace, so that they need no other paths
-and ports than those that the documents name. The test adds nothing but waiting: a reader types more slowly than a script.
+They run in a mount namespace with a /run/zswapd of its own and in a network namespace, so that they
+need no other paths and ports than those that the documents name. The test adds nothing but waiting:
+a reader types more slowly than a script.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ exit 0
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory with what stands for a reader's devices; /run/zswapd exists for as long as the test does."""
+    """A directory with what stands for a reader's devices;
+    /run/zswapd exists for as long as the test does.
+    """
     run = Path("/run/zswapd")
     made = not run.exists()
     run.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A daemon in a memory cgroup with a limit, as in a container or under MemoryMax=.
 
-It never swaps here: a daemon that waits for its own swap device cannot be killed. What is stored is written to the file.
+It never swaps here: a daemon that waits for its own swap device cannot be killed. What is stored is
+written to the file.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def confined(mib: int, directory: Path, *options: str) -> Iterator[Confined]:
 
 
 def fill(path: Path, mib: int) -> int:
-    """Write noise, a page a time, until it is refused or `mib` MiB are there; return the pages that were taken."""
+    """Write noise, a page a time, until it is refused or `mib` MiB are there;
+    return the pages that were taken.
+    """
     taken = 0
     descriptor = os.open(path, os.O_WRONLY)
     try:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pages that cannot be read, under real swap with readahead: each costs its own reader alone, wherever it lies in its cluster.
+"""Pages that cannot be read, under real swap with readahead: each costs its own reader alone,
+wherever it lies in its cluster.
 
-The kernel swaps in eight pages at a time, in one request. What it got no data for stays in its swap cache, until memory is
-short: so a page that was unreadable once is asked for again after it was swapped out once more.
+The kernel swaps in eight pages at a time, in one request. What it got no data for stays in its swap
+cache, until memory is short: so a page that was unreadable once is asked for again after it was
+swapped out once more.
 """
 
 from __future__ import annotations

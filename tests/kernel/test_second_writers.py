@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real swap: no other program may change the file meanwhile, in whatever way; and what swapoff by hand leaves goes."""
+"""Real swap: no other program may change the file meanwhile, in whatever way;
+and what swapoff by hand leaves goes.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,9 @@ def test_slots_that_a_dead_process_may_still_write_are_left_alone() -> None:
 @pytest.mark.parametrize("kind", ["pointers", "poor", "noise"])
 @pytest.mark.parametrize("point", ["spill_marked", "spill_cleared", "slot_claimed", "slot_valid"])
 def test_death_while_a_page_refused_for_its_contents_is_written_through(kind: str, point: str) -> None:
-    """The pool refuses "pointers" for the mean of all pages, "poor" and "noise" for their own size."""
+    """The pool refuses "pointers" for the mean of all pages,
+    "poor" and "noise" for their own size.
+    """
     writes: list[Op] = [("write", number, kind, seed) for seed in (1, 2) for number in range(5)]
     with BackedWorld("memfd", 4096) as world:
         assert world.live([*writes, *writes], point, 1).killed

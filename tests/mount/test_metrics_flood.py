@@ -124,7 +124,9 @@ def test_a_user_who_may_read_gets_no_more_either(stage: Stage, kind: str) -> Non
 
 
 def test_the_thread_takes_no_memory_while_it_is_asked(stage: Stage) -> None:
-    """It is an ordinary task that may wait for memory, and it holds the GIL when it touches its own."""
+    """It is an ordinary task that may wait for memory,
+    and it holds the GIL when it touches its own.
+    """
     daemon, port = ready(stage)
     thread = Thread(daemon)
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every signal to every process of a daemon: what docs/survival.md says becomes of it, with a file that is served meanwhile.
+"""Every signal to every process of a daemon: what docs/survival.md says becomes of it,
+with a file that is served meanwhile.
 
 Nothing is swapped on here.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts that end before anything is served leave nothing, whatever ends them; and closed standard files end none."""
+"""Starts that end before anything is served leave nothing, whatever ends them;
+and closed standard files end none.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ STEPS = (
     "control/server.py:Server.serve",
     "daemon.py:Worker._say_ready",
 )
-"""Those of a start that make something, or stand between two that do; a few others come from all that there are."""
+"""Those of a start that make something, or stand between two that do;
+a few others come from all that there are.
+"""
 OTHERS = 6
 CLOSED = {"input": (0,), "output": (1,), "errors": (2,), "output and errors": (1, 2), "all": (0, 1, 2)}
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A daemon that was started in a terminal: nothing that the terminal or its shell does keeps a reader of its file waiting.
+"""A daemon that was started in a terminal: nothing that the terminal or its shell does keeps a
+reader of its file waiting.
 
 Nothing is swapped on here.
 """

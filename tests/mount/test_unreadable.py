@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A page that cannot be read, as readers of the swap file see it: system calls, and a private mapping of the file."""
+"""A page that cannot be read, as readers of the swap file see it: system calls,
+and a private mapping of the file.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_read_ends_in_front_of_it(damaged: tuple[Daemon, int], front: int) -> No
 
 
 def test_private_mapping_does_not_take_it_for_the_end_of_the_file(damaged: tuple[Daemon, int], tmp_path: Path) -> None:
-    """The page cache takes a short answer for the file's end; the loop device could read nothing behind it any more."""
+    """The page cache takes a short answer for the file's end;
+    the loop device could read nothing behind it any more.
+    """
     _daemon, descriptor = damaged
     size = os.lseek(descriptor, 0, os.SEEK_END)
     with (tmp_path / "copy").open("wb", buffering=0) as copy, contextlib.ExitStack() as undo:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The core on a machine of the other byte order: an emulated Python of Debian's s390x port, with the C modules built for it.
+"""The core on a machine of the other byte order: an emulated Python of Debian's s390x port,
+with the C modules built for it.
 
-Pages of every kind are stored by each allocator, for each size of page, and taken over twice. What the kernel does is this
-machine's; whether the modules were built right, and words are read as they were written, is the other's.
+Pages of every kind are stored by each allocator, for each size of page, and taken over twice. What
+the kernel does is this machine's; whether the modules were built right, and words are read as they
+were written, is the other's.
 """
 
 from __future__ import annotations

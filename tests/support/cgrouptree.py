@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A directory that looks like the root of a system with memory cgroups, for code that takes `root`."""
+"""A directory that looks like the root of a system with memory cgroups,
+for code that takes `root`.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ class Life:
 
 
 class World:
-    """What outlives processes, and the model of it. A context manager, which gives the memory back."""
+    """What outlives processes, and the model of it. A context manager,
+    which gives the memory back.
+    """
 
     def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "", packer: bool = True) -> None:
         self.size = page_size
@@ -81,8 +83,8 @@ class World:
     def may_write_through(self, _kind: str, _seed: int) -> bool:
         """Say whether the pool may refuse a page for its contents, so that a disk keeps the page.
 
-        A death between the refusal and the slot loses that page (coherency rule 2, "writing through"). The
-        kernel has no answer to its request then, and sends the request again.
+        A death between the refusal and the slot loses that page (coherency rule 2, "writing
+        through"). The kernel has no answer to its request then, and sends the request again.
         """
         return False
 

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts of a daemon that fail at one step after the other, by an exception at the first call of a function.
+"""Starts of a daemon that fail at one step after the other,
+by an exception at the first call of a function.
 
     python -m tests.support.failing_start DIRECTORY list
     python -m tests.support.failing_start DIRECTORY STEP=EXCEPTION...
 
-A step is a function of this program that a start calls, in the supervisor or in its first worker, as
-module:function, or module:function@2 for its second call. The first form starts a daemon, ends it when
-it serves, and prints the steps in their order, one a line. The second form prints a JSON object a line:
-the step, the exit code, whether the daemon served all the same, the output, and what is left.
+A step is a function of this program that a start calls, in the supervisor or in its first worker,
+as module:function, or module:function@2 for its second call. The first form starts a daemon, ends
+it when it serves, and prints the steps in their order, one a line. The second form prints a JSON
+object a line: the step, the exit code, whether the daemon served all the same, the output, and what
+is left.
 
 SIGKILL in place of an exception ends the process at that step, each time one comes to it.
 
-One process imports everything once, and forks for each start: a start takes a tenth of a second then.
+One process imports everything once, and forks for each start: a start takes a tenth of a second
+then.
 """
 
 from __future__ import annotations

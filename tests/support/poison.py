@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory with an uncorrectable error, as the kernel shows it, without one: pages that nobody may touch, and EHWPOISON.
+"""Memory with an uncorrectable error, as the kernel shows it, without one:
+pages that nobody may touch, and EHWPOISON.
 
-A `Poison` stands for the kernel: pages of an arena's file that it says are poisoned are out of reach in every new mapping (a
-process that touches one gets SIGSEGV, where it would be SIGBUS), until a hole has been punched there. What was in them is junk
-afterwards, should somebody have read it another way.
+A `Poison` stands for the kernel: pages of an arena's file that it says are poisoned are out of
+reach in every new mapping (a process that touches one gets SIGSEGV, where it would be SIGBUS),
+until a hole has been punched there. What was in them is junk afterwards, should somebody have read
+it another way.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ class Poison:
 
 
 def in_child(work: Callable[[], None]) -> None:
-    """Do some work in another process, which a page that must not be touched may end; raises AssertionError if it fails."""
+    """Do some work in another process, which a page that must not be touched may end;
+    raises AssertionError if it fails.
+    """
     pid = os.fork()
     if not pid:
         code = 1

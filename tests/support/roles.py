@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The processes of a `zswapd run` by what they do, wherever it was started; and its file, read under a time limit."""
+"""The processes of a `zswapd run` by what they do, wherever it was started; and its file,
+read under a time limit.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process whose pages are swapped out, and which reads them through /proc/self/mem: where a program would get SIGBUS, it gets
-an error for that page, and lives.
+"""A process whose pages are swapped out, and which reads them through /proc/self/mem:
+where a program would get SIGBUS, it gets an error for that page, and lives.
 
-The pages are random bytes, different ones, so that each is in the pool as it is and can be found there by its content. They are
-written by this process and swapped out in their order, so neighbours in memory are neighbours on the swap device.
+The pages are random bytes, different ones, so that each is in the pool as it is and can be found
+there by its content. They are written by this process and swapped out in their order, so neighbours
+in memory are neighbours on the swap device.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class Swapped:
         return slots
 
     def read(self, numbers: list[int] | range) -> list[int]:
-        """Read pages, one after the other; return those that cannot be read. Wrong bytes are a failure of the test."""
+        """Read pages, one after the other; return those that cannot be read.
+        Wrong bytes are a failure of the test.
+        """
         answer = self._ask(do="read", numbers=list(numbers))
         assert answer["wrong"] == []
         failed: list[int] = answer["failed"]

@@ -14,7 +14,8 @@ CTRL_C, CTRL_S, CTRL_Z, CTRL_BACKSLASH = b"\x03", b"\x13", b"\x1a", b"\x1c"
 
 
 class Terminal:
-    """A pseudoterminal and the interactive shell whose controlling terminal it is; a context manager.
+    """A pseudoterminal and the interactive shell whose controlling terminal it is;
+    a context manager.
 
     Attributes:
         text: what has appeared so far.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every memory limit above a process: both versions, nested, hybrid, in containers; and whether reclaim at one swaps."""
+"""Every memory limit above a process: both versions, nested, hybrid, in containers;
+and whether reclaim at one swaps.
+"""
 
 from __future__ import annotations
 

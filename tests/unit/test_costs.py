@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What settings cost is compared with memory before anything is made; refusals say what would fit."""
+"""What settings cost is compared with memory before anything is made;
+refusals say what would fit.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that changes by itself before a takeover: each page reads as its data or as an error, and damage is counted.
+"""Memory that changes by itself before a takeover: each page reads as its data or as an error,
+and damage is counted.
 
-One bit, or one 32-bit word, is changed anywhere that a successor reads: words of the frame table, of
-used runs and of free ones; headers, words of life and data; bodies. No page may read as zeros then, nor as another page.
+One bit, or one 32-bit word, is changed anywhere that a successor reads: words of the frame table,
+of used runs and of free ones; headers, words of life and data; bodies. No page may read as zeros
+then, nor as another page.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ CHANGES: dict[str, Callable[[int], int]] = {
 
 
 def _look(core: Core, expected: dict[int, bytes]) -> int:
-    """Prove that each page is its data or an error; return the number of errors of pages that were stored."""
+    """Prove that each page is its data or an error;
+    return the number of errors of pages that were stored.
+    """
     size, errors = core.frames.page_size, 0
     for number in range(core.devices["swap"].size // size):
         try:
@@ -217,7 +221,9 @@ def test_mark_differs_in_two_bits_at_least() -> None:
 
 
 def _make_older(core: Core) -> None:
-    """Turn an arena into one of layout 3, as 0.x programs wrote it: no mark, dead objects with a word of life of 0."""
+    """Turn an arena into one of layout 3, as 0.x programs wrote it: no mark,
+    dead objects with a word of life of 0.
+    """
     words, lives, size = core.frames.table.words, core.arena.words64, core.frames.page_size
     for first in [*core.frames.used_runs(PERSISTENT), *core.frames.used_runs(EPHEMERAL)]:
         words[first * 4 + 1] &= 0x00FFFFFF if isinstance(core.allocator, ZsPool) else 0xFF

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hints: another one for each of the system's reasons, and every command in one exists and is understood."""
+"""Hints: another one for each of the system's reasons,
+and every command in one exists and is understood.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ PACKAGES = {
     "lsblk", "mkdir", "modprobe", "mount", "namei", "ps", "quota", "rm", "su", "sudo", "swapoff", "swapon", "sysctl",
     "systemctl", "ulimit", "umount", "wipefs",
 }  # fmt: skip
-"""Of Debian: coreutils, e2fsprogs, kmod, libcap2-bin, procps, psmisc, quota, sudo, systemd, util-linux; of bash."""
+"""Of Debian: coreutils, e2fsprogs, kmod, libcap2-bin, procps, psmisc, quota, sudo, systemd,
+util-linux; of bash.
+"""
 
 
 def refusal(number: int) -> OSError:
@@ -119,7 +123,9 @@ def test_swap_file_that_is_missing() -> None:
 
 
 def texts(node: ast.expr) -> Iterator[str]:
-    """Yield the strings that an expression may give, with X for what is not known before it runs."""
+    """Yield the strings that an expression may give,
+    with X for what is not known before it runs.
+    """
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
@@ -203,7 +209,9 @@ def test_settings_in_hints_exist() -> None:
 
 @pytest.mark.parametrize("word", ["as root", "umount -l", "umount --lazy"])
 def test_what_hints_say_no_more(word: str) -> None:
-    """Advice that is wrong for some: root is root already; a dead mount goes by itself, unless it is a stranger's."""
+    """Advice that is wrong for some: root is root already; a dead mount goes by itself,
+    unless it is a stranger's.
+    """
     fine = ("zswapd/hints.py", "zswapd/fuse/mounting.py", "zswapd/control/server.py", "zswapd/installation.py")
     assert not [where for where, text in HINTS if word in text and not where.startswith(fine)]
 

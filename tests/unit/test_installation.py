@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which command starts, stops and calls zswapd: by how it was installed, in made-up root directories."""
+"""Which command starts, stops and calls zswapd: by how it was installed,
+in made-up root directories.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def unit(root: Path, text: str = UNIT, directory: str = "usr/lib/systemd/system"
 def package(root: Path) -> Installation:
     program(root / "usr/bin")
     unit(root)
-    # Below the test's directory /usr/bin is no place that a shell searches; what counts is the unit.
+    # Below the test's directory /usr/bin is no place that a shell searches; what counts is the
+    # unit.
     return Installation(root / "usr/bin", root)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between machines: right numbers for those that are known, and a clear refusal for all others."""
+"""What differs between machines: right numbers for those that are known,
+and a clear refusal for all others.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ def test_superblock_is_in_the_machines_byte_order(arena: Arena) -> None:
 
 
 def test_no_word_in_shared_memory_has_a_byte_order_of_its_own() -> None:
-    """What is read with an explicit order and written by a machine store is right on some machines only."""
+    """What is read with an explicit order and written by a machine store is right on some machines
+    only.
+    """
     for source in (TOP / "zswapd").rglob("*.py"):
         text = source.read_text()
         assert 'Struct("<' not in text, source

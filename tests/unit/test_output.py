@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever standard output and standard error are, no command ends with a traceback because of them."""
+"""Whatever standard output and standard error are,
+no command ends with a traceback because of them.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ FEW = ("get", "pages", "compact", "shrink", "defaults", "--json", "nonsense", "-
 
 
 def few(commands: Commands, usual: tuple[list[int], bytes]) -> tuple[Commands, list[int]]:
-    """Return one command of each kind, with its exit code: long, with progress, one that fails, JSON, help."""
+    """Return one command of each kind, with its exit code: long, with progress, one that fails,
+    JSON, help.
+    """
     chosen = [(command, code) for command, code in zip(commands, usual[0], strict=True) if command[1][-1] in FEW]
     return [command for command, _ in chosen], [code for _, code in chosen]
 
@@ -363,7 +367,8 @@ def test_every_command_says_the_same_in_any_locale(
     check(complaints)
     assert codes == usual[0]
     assert b"5 us" not in usual[1]
-    # Lines are wrapped by their length, so the number may differ by the few characters that became longer.
+    # Lines are wrapped by their length, so the number may differ by the few characters that became
+    # longer.
     said, expected = path.read_bytes().splitlines(), usual[1].splitlines()
     assert abs(len(said) - len(expected)) <= 5
     assert all(line.decode("latin-1").isprintable() for line in said)

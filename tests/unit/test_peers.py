@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose process is at the other end of a connection: told by the kernel, of one socket or from its list of all."""
+"""Whose process is at the other end of a connection: told by the kernel,
+of one socket or from its list of all.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +215,9 @@ def test_another_machine_may_read_and_a_local_socket_that_is_not_known_may_not()
 
 
 def test_a_local_socket_at_an_address_that_is_not_a_loopback_one_is_looked_for_in_the_list_too(tmp_path: Path) -> None:
-    """By its hash it is not found if it is bound to an interface, and would pass for another machine's."""
+    """By its hash it is not found if it is bound to an interface,
+    and would pass for another machine's.
+    """
     line = "   1: 07020 01 00000000:00000000 00:00000000 00000000  1000        0 1234 1 0 20 4 30 10 -1"
     addresses = " 070200C0:9C40 010200C0:2677 "  # 192.0.2.7:40000, 192.0.2.1:9847
     (tmp_path / "tcp").write_text(line.replace(" 07020 ", addresses) + "\n")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A successor comes up over memory that must not be touched, loses what lay there and nothing else, and says so.
+"""A successor comes up over memory that must not be touched,
+loses what lay there and nothing else, and says so.
 
-The kernel's part is played (tests/support/poison.py); tests/vm/test_memory_errors.py has it play itself.
+The kernel's part is played (tests/support/poison.py); tests/vm/test_memory_errors.py has it play
+itself.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stands between an error and wrong data is there twice: marks of loss, words of the slot map, the disk's key."""
+"""What stands between an error and wrong data is there twice: marks of loss,
+words of the slot map, the disk's key.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between two daemons' settings is told by the settings' names, with values as a config file has them."""
+"""What differs between two daemons' settings is told by the settings' names,
+with values as a config file has them.
+"""
 
 from __future__ import annotations
 

@@ -231,7 +231,9 @@ def bounded(core: assembly.Core, others: int) -> tuple[Upkeep, FakeLimits]:
 
 
 async def store_slowly(core: assembly.Core, pages: int) -> int:
-    """Store pages with time between them for the reserve to be refilled; return how many were taken."""
+    """Store pages with time between them for the reserve to be refilled;
+    return how many were taken.
+    """
     taken = 0
     for first in range(0, pages, 64):
         taken += store(core, first, 64)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may change a block file: what a successor makes of what it is left, whenever its predecessor died."""
+"""Who may change a block file: what a successor makes of what it is left,
+whenever its predecessor died.
+"""
 
 from __future__ import annotations
 

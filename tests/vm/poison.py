@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs in the guest: stores pages, poisons memory of the daemon's files, and says what becomes of the pages.
+"""Runs in the guest: stores pages, poisons memory of the daemon's files,
+and says what becomes of the pages.
 
     python3 poison.py write PATH PAGES     stores pages through a file of the daemon
     python3 poison.py read PATH PAGES      reads them back: how many are right, refused, zeros, otherwise wrong
     python3 poison.py poison PID PLACE     has the kernel take a page of the worker's memory for damaged (MADV_HWPOISON)
     python3 poison.py core LIB PLACE       does all that without a daemon, with a core of its own from the packages in LIB
 
-PLACE is a page of the arena (first, middle, body, free, table, superblock) or of the shared state (marks, buffer). Prints JSON.
+PLACE is a page of the arena (first, middle, body, free, table, superblock) or of the shared state
+(marks, buffer). Prints JSON.
 """
 
 from __future__ import annotations
@@ -105,7 +107,9 @@ def poison(pid: int, place: str) -> dict[str, int]:
 
 
 def damage(memory: mmap.mmap, offset: int) -> None:
-    """Have the kernel take a page of a mapping for damaged: in another process, which newer kernels end by SIGBUS for it."""
+    """Have the kernel take a page of a mapping for damaged: in another process,
+    which newer kernels end by SIGBUS for it.
+    """
 
     def inject() -> dict[str, int]:
         memory[offset]  # mapped, or there is nothing to be damaged
@@ -134,7 +138,9 @@ def in_child(work: Callable[[], dict[str, int]]) -> dict[str, int]:
 
 
 def core(library: str, place: str) -> dict[str, object]:
-    """Store pages, damage one page of memory; say how whoever touches it ends, and what two successors find."""
+    """Store pages, damage one page of memory; say how whoever touches it ends,
+    and what two successors find.
+    """
     sys.path.insert(0, library)
     from zswapd import compress
     from zswapd.assembly import Core, Inherited

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An uncorrectable error in the memory that the daemon's files lie in: it costs what lay there, and one worker.
+"""An uncorrectable error in the memory that the daemon's files lie in: it costs what lay there,
+and one worker.
 
-The kernel is told to take a page for damaged (MADV_HWPOISON, which needs CONFIG_MEMORY_FAILURE: of the two kernels here only
-the new one has it). It then takes the page from all processes, and whoever touches it gets SIGBUS, as with a real error.
+The kernel is told to take a page for damaged (MADV_HWPOISON, which needs CONFIG_MEMORY_FAILURE: of
+the two kernels here only the new one has it). It then takes the page from all processes, and
+whoever touches it gets SIGBUS, as with a real error.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def replace_worker(box: Box) -> None:
 
 
 def hold_to_it(box: Box, path: str, place: str) -> None:
-    """Poison a page, and see what becomes of every page that was stored, of the daemon, and of the memory."""
+    """Poison a page, and see what becomes of every page that was stored, of the daemon,
+    and of the memory.
+    """
     guest(box, "write", path, PAGES)
     before, deaths = poisoned(box), worker(box)["deaths"]
     guest(box, "poison", worker(box)["pid"], place)

@@ -17,9 +17,9 @@ Layout, version 5 (offsets in frames; F = number of frames):
     1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
     T .. F       frames that can be handed out
 
-Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its magic, which is written last, is
-that of an arena whose maker died. The shared state has a copy of it (handover.py), without which one bit that changes by itself
-would keep every successor away.
+Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its
+magic, which is written last, is that of an arena whose maker died. The shared state has a copy of
+it (handover.py), without which one bit that changes by itself would keep every successor away.
 
 Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe any note about it. Note what
 it counts: a page that fallocate(2) has taken and nobody has touched yet is memory, but no data.
@@ -49,10 +49,13 @@ if TYPE_CHECKING:
 
 LAYOUT_VERSION = 5
 CHANGING_LAYOUT = 6
-"""An arena of an older layout that a takeover is rewriting: parts of it are as in 5, others as they were."""
+"""An arena of an older layout that a takeover is rewriting: parts of it are as in 5,
+others as they were.
+"""
 READABLE_LAYOUTS = (2, 3, 5, 6)
-"""3 is 5 with single marks (frametable.py: no mark in word 1; zpages.py: a dead object's word of life is 0, an object may have
-no checksum); 2 is 3 without an ephemeral half: its seals are those of the persistent one."""
+"""3 is 5 with single marks (frametable.py: no mark in word 1; zpages.py: a dead object's word of
+life is 0, an object may have no checksum); 2 is 3 without an ephemeral half: its seals are those of
+the persistent one."""
 TABLE_ENTRY_BYTES = 16
 RENEWED_MAX = 31
 """Frames that the superblock has room to note (`note_renewed`)."""
@@ -189,7 +192,10 @@ def _read_superblock(fd: int) -> tuple[_Head, bool]:
 
 
 def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
-    """Return what a superblock has to be by its copy; its version may be that of a later program than the maker."""
+    """Return what a superblock has to be by its copy.
+
+    Its version may be that of a later program than the maker.
+    """
     version = head.version if head.version in READABLE_LAYOUTS else copy["layout"]
     kind, label = _KINDS.index(copy["kind"]), copy["label"].encode()
     return _Head(_MAGIC, version, copy["page_size"], copy["total_frames"], copy["first_frame"], kind, len(label))
@@ -212,7 +218,8 @@ class Arena:
         view: the whole mapping as bytes; a handle of an allocator is an offset into it.
         words32, words64: the same as machine words. Setting one is a single store, which nothing can cut short: words that
             others are to find after a sudden death are written so, and not through struct, which clears its place first.
-        table: the frame table as 32-bit words, four a frame; table_pairs: as 64-bit words, two a frame.
+        table: the frame table as 32-bit words, four a frame; table_pairs: as 64-bit words, two a
+            frame.
         first_frame: number of the first frame that can be handed out.
         total_frames: number of all frames, superblock and table included.
 
@@ -243,13 +250,15 @@ class Arena:
     def adopt(cls, fd: int, copy: Mapping[str, Any] | None = None) -> Self:
         """Return the arena that another process made in the file of an inherited descriptor, exactly as it is.
 
-        Nothing is written, and nothing of the file is read but its superblock: what is in the frames is found by whoever owns
-        them. The descriptor is the arena's from then on. A superblock that differs from its copy, or cannot be read, has been
-        damaged: it is written anew.
+        Nothing is written, and nothing of the file is read but its superblock: what is in the
+        frames is found by whoever owns them. The descriptor is the arena's from then on. A
+        superblock that differs from its copy, or cannot be read, has been damaged: it is written
+        anew.
 
         Args:
             fd: the file; it stays open when this fails.
-            copy: what `description` of the maker's arena was; None if its program did not keep that.
+            copy: what `description` of the maker's arena was; None if its program did not keep
+                that.
 
         Raises:
             ArenaError: it is no arena, one of another layout or page size, or the kernel gives no mapping.
@@ -390,10 +399,13 @@ class Arena:
         return range(max(end - RENEWED_MAX, -(-(_SUPERBLOCK.size + len(self.label)) // 8)), end)
 
     def note_renewed(self, frame: int) -> None:
-        """Note a frame whose memory is about to be exchanged; `distrusted` is set, and taking that back forgets the note.
+        """Note a frame whose memory is about to be exchanged.
 
-        It stands in the arena for the same reason. There are RENEWED_MAX places; a frame that finds none is not noted, and a
-        death before the takeover has ended then leaves it to the checksums to find what has lain there.
+        `distrusted` is set, and taking that back forgets the note.
+
+        It stands in the arena for the same reason. There are RENEWED_MAX places; a frame that finds
+        none is not noted, and a death before the takeover has ended then leaves it to the checksums
+        to find what has lain there.
         """
         for place in self._note_places():
             if self.words64[place] in (0, frame):
@@ -457,9 +469,10 @@ class Arena:
         as long as populating for writing.
 
         Returns:
-            The offsets of the system's pages whose memory is poisoned: an uncorrectable error was found in it, and a process
-            that touches one gets SIGBUS. Linux 5.16 and later keep such a page in the file and say so (EHWPOISON); earlier ones
-            take it out, which leaves a hole. All other failures are a matter of speed, and are not looked at.
+            The offsets of the system's pages whose memory is poisoned: an uncorrectable error was
+            found in it, and a process that touches one gets SIGBUS. Linux 5.16 and later keep such
+            a page in the file and say so (EHWPOISON); earlier ones take it out, which leaves a
+            hole. All other failures are a matter of speed, and are not looked at.
         """
         if _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ) == 0 or ctypes.get_errno() != EHWPOISON:
             return []
@@ -470,7 +483,9 @@ class Arena:
         return self.map_in(offset, half) + self.map_in(offset + half, length - half)
 
     def renew(self, offset: int) -> None:
-        """Have another page of memory, all zeros, in place of one that is poisoned. The kernel never uses the old one again.
+        """Have another page of memory, all zeros, in place of one that is poisoned.
+
+        The kernel never uses the old one again.
 
         After a death between the two steps there is a hole.
 

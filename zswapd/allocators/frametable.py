@@ -10,7 +10,8 @@ The table has four 32-bit words a frame (its counterpart in the kernel is struct
 
     word 0   low 3 bits: state; bit 3: sealed; bits 14 and 15: the half that a used run belongs to; the rest is its owner's
     word 1   first frame of a run: its length, in the low 8 bits if used, and then the seal's mark in the high 8 bits, and the
-             owner's number between them; last frame of a free run: its length; other frames of a used run: the first frame
+             owner's number between them; last frame of a free run: its length; other frames of a
+             used run: the first frame
     word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the owner's
 
 An all-zero table, which is what a fresh file holds, says "holes", so nothing has to be initialised.
@@ -29,9 +30,9 @@ of word 0. For that to hold at every instruction:
 
 Memory that changes by itself is therefore noticed, and not believed. A used and sealed word 0 is
 two bits at least from every other state. A bit that flips in state, seal, half, class or length
-makes the mark wrong. A word 0 that is lost leaves a word 1 with a mark; a word 1 that is lost leaves
-a seal without one. `adopt_run` calls all of that wrong, and each word 0 of an unused frame that no
-code writes.
+makes the mark wrong. A word 0 that is lost leaves a word 1 with a mark; a word 1 that is lost
+leaves a seal without one. `adopt_run` calls all of that wrong, and each word 0 of an unused frame
+that no code writes.
 
 Layouts before 5 have no mark, and hand runs out as USED, unsealed. Such a run has nothing but state
 and half in word 0. A run that has lost its seal has a class or chunks there too, since its owner
@@ -65,7 +66,9 @@ USED: Final = 3
 USED_TAIL: Final = 4
 BUSY: Final = 5
 TAKEN: Final = 6
-"""States in the low three bits of word 0. BUSY frames belong to a job under way, TAKEN runs are used and not sealed yet."""
+"""States in the low three bits of word 0. BUSY frames belong to a job under way,
+TAKEN runs are used and not sealed yet.
+"""
 
 STATE_MASK: Final = 7
 SEALED: Final = 8
@@ -75,13 +78,17 @@ LENGTH_MASK: Final = 255
 MARKED: Final = 1 << 31
 """The highest bit of a seal's mark: no frame's number and no length has it."""
 CHAIN_MASK: Final = 0xFFFF
-"""The owner's number in word 1 of a used run's first frame, once it is shifted down by CHAIN_SHIFT."""
+"""The owner's number in word 1 of a used run's first frame,
+once it is shifted down by CHAIN_SHIFT.
+"""
 CHAIN_SHIFT: Final = 8
 NO_CHAIN: Final = 0xFF0000FF
 """Word 1 without that number."""
 LOW_SHIFT: Final = 0 if sys.byteorder == "little" else 32
 HIGH_SHIFT: Final = 32 - LOW_SHIFT
-"""Where the first and the second of two 32-bit words are in the 64-bit word that has the place of both."""
+"""Where the first and the second of two 32-bit words are in the 64-bit word that has the place of
+both.
+"""
 PERSISTENT: Final = 0
 EPHEMERAL: Final = 3 << 14
 """The two halves, as bits of word 0: none of HALF_MASK, and all of it."""
@@ -290,11 +297,12 @@ class FrameTable:
             first: first frame of the stretch.
             end: the frame behind it.
             found_wrong: called before words that are wrong are taken away.
-            is_older: the arena has a layout before 5, or is on its way from one: seals without a mark are right too.
+            is_older: the arena has a layout before 5, or is on its way from one: seals without a
+                mark are right too.
 
         Returns:
-            Frames in used runs, and the number of frames whose words are wrong, which no death causes
-            (file header). Such frames become free, as those of ephemeral runs do.
+            Frames in used runs, and the number of frames whose words are wrong, which no death
+            causes (file header). Such frames become free, as those of ephemeral runs do.
         """
         words, pairs = self.words, self.pairs
         unsealed = _UNSEALED_BEFORE if is_older else _UNSEALED

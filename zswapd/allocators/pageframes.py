@@ -112,9 +112,10 @@ class PageFrames:
         when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
             may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
         alive: called again and again in everything that takes long in a takeover.
-        renewed: frames of which a takeover, or one before it that was cut short, has found memory poisoned: what it held is
-            zeros. Whoever owns them has to let go of it.
-        renewed_pages: how many of the system's pages this takeover has found so, those of the frame table included.
+        renewed: frames of which a takeover, or one before it that was cut short, has found memory
+            poisoned: what it held is zeros. Whoever owns them has to let go of it.
+        renewed_pages: how many of the system's pages this takeover has found so, those of the frame
+            table included.
     """
 
     def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
@@ -328,7 +329,8 @@ class PageFrames:
         taken without getting to use it. The used runs are those with a seal.
 
         Returns:
-            The number of frames whose words are wrong, which no death causes but damage to the memory: what lay there is gone.
+            The number of frames whose words are wrong, which no death causes but damage to the
+                memory: what lay there is gone.
 
         Raises:
             ArenaError: populated frames without a table, for which there is no memory.
@@ -373,8 +375,9 @@ class PageFrames:
     def _renew(self, poisoned: list[int]) -> None:
         """Have other memory in place of poisoned pages, and note in which frames it is.
 
-        Their memory cannot be read, so what they held is lost, and nothing says which pages that was: hence the distrust,
-        which is noted first. Runs keep their frames, so that all that lies beside the lost memory stays.
+        Their memory cannot be read, so what they held is lost, and nothing says which pages that
+        was: hence the distrust, which is noted first. Runs keep their frames, so that all that lies
+        beside the lost memory stays.
         """
         for offset in poisoned:
             self.distrust()
@@ -406,8 +409,9 @@ class PageFrames:
         """Have the table say that frames are holes, where it is backed: a trim that was cut short has left other words.
 
         Returns:
-            The number of seals of persistent runs among them. A run is unsealed before its memory goes, so no death leaves one:
-            the kernel has taken the memory out of the file, as Linux before 5.16 does with what is poisoned.
+            The number of seals of persistent runs among them. A run is unsealed before its memory
+            goes, so no death leaves one: the kernel has taken the memory out of the file, as Linux
+            before 5.16 does with what is poisoned.
         """
         arena, wrong = self.arena, 0
         for begin, stop in arena.data_runs(arena.table_offset(first), arena.table_offset(end)):

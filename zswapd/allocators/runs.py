@@ -4,7 +4,8 @@
 A run that holds nothing but one body (base.py) is known by word 0 of its first frame; word 2 of it is 1 when the body was
 adopted and claimed.
 
-The word of life of a dead object is DEAD, not 0: memory that has lost what was in it is no dead object, and no living one.
+The word of life of a dead object is DEAD, not 0: memory that has lost what was in it is no dead
+object, and no living one.
 
 The order of use is kept only for an allocator that is given a Lru, since it costs a few writes each time: what is ephemeral
 needs one to know what to let go of first. Bodies are not in it: nothing in them names their page. To a successor, runs were
@@ -135,7 +136,8 @@ class Runs:
     def _is_alive(self, place: int) -> bool:
         """Say whether the object whose word of life is the arena's 64-bit word at `place` lives.
 
-        0 is what a dead one has in an older arena, which is rewritten here; in others, it is memory that has lost its contents.
+        0 is what a dead one has in an older arena, which is rewritten here; in others, it is memory
+        that has lost its contents.
         """
         life = self._lives[place]
         if life:

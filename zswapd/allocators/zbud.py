@@ -12,11 +12,13 @@ Everything about a frame is in its words of the frame table:
     word 1   1, the run's length | the upper half of word 0 once more (bits 8 to 23) | the seal's mark (24 to 31)
     word 2,3 next and previous frame of its list; of a body, word 2 as Runs says
 
-A body is a first buddy of all chunks. Where a buddy begins follows from word 0: the first at the frame's beginning, the last as
-many chunks before its end as it has. So words 0 and 1, which are written by one 64-bit store, say all that a successor needs:
-after the new buddy's word of life is DEAD, and before its owner makes it live; when a buddy goes, its word of life does first.
-A buddy that has chunks and no life is therefore a store or a free that was cut short, and is taken for free. A death leaves one
-of these at most. More of them are memory that has changed by itself, and so is a frame whose words do not have the same chunks.
+A body is a first buddy of all chunks. Where a buddy begins follows from word 0: the first at the
+frame's beginning, the last as many chunks before its end as it has. So words 0 and 1, which are
+written by one 64-bit store, say all that a successor needs: after the new buddy's word of life is
+DEAD, and before its owner makes it live; when a buddy goes, its word of life does first. A buddy
+that has chunks and no life is therefore a store or a free that was cut short, and is taken for
+free. A death leaves one of these at most. More of them are memory that has changed by itself, and
+so is a frame whose words do not have the same chunks.
 
 What zcache's zbud did not do: compaction. It brings two frames with one buddy each together, the smallest with the largest that
 it fits, which frees as many frames as any pairing could.
@@ -57,7 +59,9 @@ NCHUNKS: Final = 64
 _FIRST, _LAST = 16, 24
 """Bits of word 0 where the buddies' chunks begin."""
 _IN_PAIR: Final = (1 << _FIRST << LOW_SHIFT) + (1 << CHAIN_SHIFT << HIGH_SHIFT)
-"""Times the chunks of both buddies (the first's, plus 256 times the last's), it is what they are in words 0 and 1."""
+"""Times the chunks of both buddies (the first's, plus 256 times the last's),
+it is what they are in words 0 and 1.
+"""
 _BUDDIED: Final = 0
 """The list of frames with two buddies; the others have the number of their free chunks."""
 
@@ -140,7 +144,9 @@ class ZbudPool(Runs):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object of at least `size` bytes, its first eight DEAD; 0 when no frame is free (counted).
+        """Return the handle of a new object of at least `size` bytes, its first eight DEAD.
+
+        0 when no frame is free (counted).
 
         Raises:
             ValueError: `size` is not between 1 byte and a page.

@@ -34,7 +34,9 @@ class ZsPool(Zspages):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object of at least `size` bytes, its first eight DEAD; 0 when no frame is free (counted).
+        """Return the handle of a new object of at least `size` bytes, its first eight DEAD.
+
+        0 when no frame is free (counted).
 
         Raises:
             ValueError: `size` is not between 1 byte and a page.

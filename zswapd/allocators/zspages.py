@@ -11,17 +11,19 @@ Everything about a zspage is in the frame table's words of its first frame, noth
 The class of a whole page is that of bodies (base.py) alone: one object in a zspage of one frame, of which neither the word of
 life nor a free list is ever read.
 
-What a successor finds after a death at any instruction: a zspage counts once it is sealed, which ZsPool does when all its words
-of life are DEAD, and until it gives its frames back, which unseals it first. Within one, the words of life are the truth, and
-each changes by one store; use, free list and groups are made from them again (`adopt`). Compaction writes a copy's word of life
-after all else of it, so that there are two whole objects for a moment, and never half a one.
+What a successor finds after a death at any instruction: a zspage counts once it is sealed, which
+ZsPool does when all its words of life are DEAD, and until it gives its frames back, which unseals
+it first. Within one, the words of life are the truth, and each changes by one store; use, free list
+and groups are made from them again (`adopt`). Compaction writes a copy's word of life after all
+else of it, so that there are two whole objects for a moment, and never half a one.
 
-An object is counted before it lives and dies before it is counted out. So a death leaves at most one zspage that counts one
-object more than live in it. More than that is memory that has changed by itself, and so is a zspage that counts fewer.
+An object is counted before it lives and dies before it is counted out. So a death leaves at most
+one zspage that counts one object more than live in it. More than that is memory that has changed by
+itself, and so is a zspage that counts fewer.
 
-Free objects are chained through themselves: the first eight bytes are DEAD (the word of life, base.py), the next eight hold
-the number that word 1 has. While the free list is empty, the objects never used so far begin at "objects in use",
-so no zspage has to be threaded when it is made.
+Free objects are chained through themselves: the first eight bytes are DEAD (the word of life,
+base.py), the next eight hold the number that word 1 has. While the free list is empty, the objects
+never used so far begin at "objects in use", so no zspage has to be threaded when it is made.
 
 Invariants (`check` proves them): objects in use + free list + never used = objects of the class; a zspage with room is in the
 group that its use says and a full or empty one in none; the counts of objects, zspages and frames agree with the table.

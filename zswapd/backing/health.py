@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is known of a device from how its requests end: whether it is in trouble, and which slots are better left alone.
 
-A slot that failed is avoided for a while. After TROUBLE failed requests in a row of a kind, or while one takes longer than
-STALL_S, the device is in trouble, until a probe finds that it works. A probe does what failed: a device
-whose reads fail is in trouble until the label can be read, one whose writes fail until the label can be
-written. So the trouble is shown as long as its cause lasts, and at most PROBE_S and one request longer.
+A slot that failed is avoided for a while. After TROUBLE failed requests in a row of a kind, or
+while one takes longer than STALL_S, the device is in trouble, until a probe finds that it works. A
+probe does what failed: a device whose reads fail is in trouble until the label can be read, one
+whose writes fail until the label can be written. So the trouble is shown as long as its cause
+lasts, and at most PROBE_S and one request longer.
 
 A device that is out of space is in trouble after one request, and until the slots of that one can be written: what has a block
 already can be written all the time, the label too, and would say that all is well between any two pages that find none.

@@ -47,7 +47,9 @@ RUN_MAX = 256
 READ_SHARE = 4
 """One buffer of so many is for reads alone."""
 BAD_IN_A_ROW = 16
-"""Slots that cannot be read, one after the other, on a disk of which something else could: a stripe of 64 KiB."""
+"""Slots that cannot be read, one after the other, on a disk of which something else could:
+a stripe of 64 KiB.
+"""
 PROMPT_S = 0.2
 """Within which a disk that works has done a request."""
 _COUNT_BITS = 16
@@ -336,7 +338,8 @@ class Transfers:
         Args:
             run: its slots.
             left: other parts of a run that could not be read as a whole.
-            is_readable: some part of that run was read: several bad sectors in a row are no broken device then.
+            is_readable: some part of that run was read: several bad sectors in a row are no broken
+                device then.
             code: 0 or an errno.
         """
         self._failed_reads += code != 0

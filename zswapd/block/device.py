@@ -13,15 +13,17 @@ The bitmap may lie in memory that outlives the process. A page is marked before 
 after there is a new one, so that after a death at any point a page without data is marked; marks of pages that have data mean
 nothing and are cleared by `adopt`.
 
-A page that a reader got an error for is *unreadable* until its data is replaced or discarded. Its number is kept, since
-its neighbours need protection: the kernel reads ahead several slots in one request, and a request fails as a whole from
-its first failed page on (fuse/operations.py answers the part in front; merging.py keeps requests apart).
+A page that a reader got an error for is *unreadable* until its data is replaced or discarded. Its
+number is kept, since its neighbours need protection: the kernel reads ahead several slots in one
+request, and a request fails as a whole from its first failed page on (fuse/operations.py answers
+the part in front; merging.py keeps requests apart).
 
-One bit stands between an error and wrong data, so there are two bitmaps, in different pages of memory: a page is lost if either
-says so. A bit that changes by itself can only add an error, and a page of bits that is gone costs nothing.
+One bit stands between an error and wrong data, so there are two bitmaps, in different pages of
+memory: a page is lost if either says so. A bit that changes by itself can only add an error, and a
+page of bits that is gone costs nothing.
 
-Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end. At most UNREADABLE_MAX unreadable pages
-are kept, which is enough to know that there are some.
+Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end. At most
+UNREADABLE_MAX unreadable pages are kept, which is enough to know that there are some.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ carry.declare(
 
 
 ADOPTED_PAGES: Final = 1 << 15
-"""Pages between two signs of life in a takeover, a power of two: some 30 ms if every page has to be looked for."""
+"""Pages between two signs of life in a takeover, a power of two:
+some 30 ms if every page has to be looked for.
+"""
 
 
 def lost_bytes(size: int, page_size: int) -> int:
@@ -120,13 +124,15 @@ class Device:
         lost_copy: the same for the second bitmap; an older program has left none.
 
     Attributes:
-        unreadable: numbers of pages that a reader got an error for, each with what `_version` returned then.
-        has_lost_by_damage: a takeover has found pages missing (`adopt`), and some of them are still lost.
+        unreadable: numbers of pages that a reader got an error for, each with what `_version`
+            returned then.
+        has_lost_by_damage: a takeover has found pages missing (`adopt`), and some of them are still
+            lost.
         when_unreadable: called after a page became unreadable.
 
     Raises:
-        ValueError: the size is 0, no multiple of the page, or has more pages than an index can name; or `lost` or `lost_copy`
-            is too small.
+        ValueError: the size is 0, no multiple of the page, or has more pages than an index can
+            name; or `lost` or `lost_copy` is too small.
     """
 
     def __init__(
@@ -163,7 +169,8 @@ class Device:
         """Fill `out` with the bytes from `offset` on.
 
         Raises:
-            CorruptedPageError: a page in the range is damaged; `filled` says how many bytes in front of it are in `out`.
+            CorruptedPageError: a page in the range is damaged; `filled` says how many bytes in
+                front of it are in `out`.
             LostPageError: a page in the range has no data; likewise.
         """
         size = self._page_size
@@ -271,7 +278,8 @@ class Device:
         """Let go of a byte range, which reads as zeros afterwards.
 
         Raises:
-            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read; the rest is discarded.
+            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read;
+                the rest is discarded.
             DiscardError: there is no room to keep the other part of such a page; likewise.
         """
         if not length:
@@ -337,9 +345,12 @@ class Device:
             self.when_unreadable()
 
     def has_unreadable(self) -> bool:
-        """Forget the unreadable pages that have other data, or none; say whether any page still cannot be read.
+        """Forget the unreadable pages that have other data, or none.
 
-        Pages that are lost since their last write was refused do not count: the kernel has kept them, and reads no such slot.
+        Say whether any page still cannot be read.
+
+        Pages that are lost since their last write was refused do not count: the kernel has kept
+        them, and reads no such slot.
         """
         for number in [number for number, version in self.unreadable.items() if version != self._version(number)]:
             del self.unreadable[number]
@@ -431,7 +442,8 @@ class Device:
                 self._lost_pages -= 1
             number += 1
         if self._lost_pages <= 0:
-            # Before nobody looks at the marks any more: one that has come by itself was taken away, and another is still there.
+            # Before nobody looks at the marks any more: one that has come by itself was taken away,
+            # and another is still there.
             self._lost_pages = self._count_lost()
 
     def _count_lost(self) -> int:

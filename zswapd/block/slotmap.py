@@ -5,10 +5,11 @@ The words lie in memory that outlives the process (0.1 % of the swap file). A wo
 slot or not, at every instruction; the checksum finds what a disk gives back that was never written there: a torn slot, another
 disk's, one that lost a write. It is of the page and the slot's number.
 
-A word that becomes 0 by itself would turn its page into zeros. So there is a bit a page besides, in other memory, that says
-"the word is not 0": it is set after the word, and taken away before it, so no death leaves a bit without a word, and a page
-that has one has lost its data (`has_lost_word`). A bit that changes by itself makes an error of zeros, or does not protect its
-page until the next takeover.
+A word that becomes 0 by itself would turn its page into zeros. So there is a bit a page besides, in
+other memory, that says "the word is not 0": it is set after the word, and taken away before it, so
+no death leaves a bit without a word, and a page that has one has lost its data (`has_lost_word`). A
+bit that changes by itself makes an error of zeros, or does not protect its page until the next
+takeover.
 
 Limits: 32 bits find all but one in four billion of such mistakes; they are no proof against somebody who writes to the disk on
 purpose.
@@ -41,8 +42,8 @@ class SlotMap:
     Args:
         memory: `slot_map_bytes` bytes, backed and locked.
         base: slot of the device's first page.
-        witness: memory for the bits, `witness_bytes` long, likewise; the process' own if there is none, as an older program
-            leaves it.
+        witness: memory for the bits, `witness_bytes` long, likewise; the process' own if there is
+            none, as an older program leaves it.
 
     Attributes:
         base: as above.
@@ -88,7 +89,10 @@ class SlotMap:
         self._words[number] = 0
 
     def adopt(self) -> list[int]:
-        """Make the bits agree with the words that a dead process has left; return the pages that have lost theirs."""
+        """Make the bits agree with the words that a dead process has left.
+
+        Return the pages that have lost theirs.
+        """
         lost: list[int] = []
         for first in range(0, len(self._words), 8 * _STEP):
             end = min(first + 8 * _STEP, len(self._words))

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it."""
 UNWRITTEN = 1
-"""Exit code when standard output cannot be written, for another reason than that its reader has left."""
+"""Exit code when standard output cannot be written,
+for another reason than that its reader has left.
+"""
 
 
 def guarded(program: str, command: Callable[[], int], options: argparse.Namespace | None = None) -> int:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Command lines that say what was meant: unknown commands and options are errors like all others, with a hint.
 
-argparse would print its usage and exit; here it raises a UsageError, which `guarded` prints in two lines, and with --json as an
-object. The hint names the command or option that is nearest, or the help.
+argparse would print its usage and exit; here it raises a UsageError, which `guarded` prints in two
+lines, and with --json as an object. The hint names the command or option that is nearest, or the
+help.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def parse(program: str, make: Callable[[], Parser], argv: Sequence[str] | None, options: argparse.Namespace) -> None:
-    """Parse a command line into `options`; `--help` and one that is not right end the program, as argparse has it.
+    """Parse a command line into `options`.
+
+    `--help`, and a command line that is not right, end the program, as argparse has it.
 
     Args:
         program: its name.

@@ -58,7 +58,8 @@ class LossyFile(io.RawIOBase):
 def complete() -> None:
     """Open /dev/null in place of each standard file that is closed.
 
-    Without it, the next files that the process opens get the numbers 0 to 2, and what is printed goes into them.
+    Without it, the next files that the process opens get the numbers 0 to 2, and what is printed
+    goes into them.
     """
     for number, (name, mode) in enumerate(zip(_NAMES, _MODES, strict=True)):
         try:

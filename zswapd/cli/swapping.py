@@ -156,8 +156,9 @@ def _files_that_are_on(status: StatusReport, names: Sequence[str] | None) -> lis
 
 CONDITIONS = {
     "lock_memory": "the daemon's memory is not locked",
-    # Tried with 2 MiB on a box of 384: the loop driver's thread waited for memory that only a swap write could have freed.
-    # Seen with Linux 6.18: supervisor and successor waited for ever in do_wp_page, try_to_free_mem_cgroup_pages, rq_qos_wait.
+    # Tried with 2 MiB on a box of 384: the loop driver's thread waited for memory that only a swap
+    # write could have freed. Seen with Linux 6.18: supervisor and successor waited for ever in
+    # do_wp_page, try_to_free_mem_cgroup_pages, rq_qos_wait.
     "memory_limit": "a memory limit lets the daemon wait for its own swap device",
     "vm.min_free_kbytes": "the kernel keeps too little memory free for its own part of swapping",
 }

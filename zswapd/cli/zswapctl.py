@@ -63,7 +63,8 @@ def _run(options: argparse.Namespace) -> int:
 def daemon_socket(root: Path = Path("/")) -> Path:
     """Return where the daemon's socket is: where the config files of `zswapd run` say, or by default.
 
-    A daemon that was started before `control.socket` was changed still has the default one, if it had that.
+    A daemon that was started before `control.socket` was changed still has the default one, if it
+    had that.
 
     Args:
         root: where /etc and /run are, for tests.

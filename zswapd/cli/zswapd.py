@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parse("zswapd", make_parser, argv, options)
     except SystemExit as end:
-        # A service manager tries again at once, and has to: there may be something to serve (supervisor/settings.py).
+        # A service manager tries again at once, and has to: there may be something to serve
+        # (supervisor/settings.py).
         if end.code and "NOTIFY_SOCKET" in os.environ:
             time.sleep(AGAIN_S)
         raise

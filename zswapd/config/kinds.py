@@ -32,7 +32,9 @@ class Context:
     """What the checks know of the machine and of the program."""
 
     memory_total: int
-    """100 % of every size, bytes: MemTotal, or the lowest limit of a memory cgroup above this process."""
+    """100 % of every size, bytes: MemTotal, or the lowest limit of a memory cgroup above this
+    process.
+    """
     page_size: int
     """Bytes in a page."""
     codecs: frozenset[str]

@@ -130,8 +130,8 @@ def load(
         assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G", "--size").
         root: where /etc and /proc are, for tests.
         page_size: bytes in a page.
-        memory: what 100 % is, bytes, in place of what there is now; that of a running daemon, whose swap files keep
-            their sizes.
+        memory: what 100 % is, bytes, in place of what there is now; that of a running daemon, whose
+            swap files keep their sizes.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or refused.
@@ -192,8 +192,9 @@ def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, A
     """Return settings as plain values for `get`, all of them if none is named.
 
     Returns:
-        By full name: value (paths as strings), written form, origin, unit, and whether it can change. For `pool.limit`, also
-        what counts in bytes, since `pool.zv_page_count_policy_percent` bounds the same memory.
+        By full name: value (paths as strings), written form, origin, unit, and whether it can
+        change. For `pool.limit`, also what counts in bytes, since
+        `pool.zv_page_count_policy_percent` bounds the same memory.
 
     Raises:
         ConfigError: a name is unknown.

@@ -181,11 +181,16 @@ class WorkerReport(TypedDict):
 
 
 class LimitReport(TypedDict):
-    """The limit of a memory cgroup above the daemon, in bytes; of several, that which leaves least."""
+    """The limit of a memory cgroup above the daemon, in bytes.
+
+    Of several, that which leaves least.
+    """
 
     limit_bytes: int
     left_bytes: int
-    """What may still be charged to it; files in the page cache, which are dropped for us, do not count where little is left."""
+    """What may still be charged to it; files in the page cache, which are dropped for us,
+    do not count where little is left.
+    """
     file: str
     """Where it is set."""
 

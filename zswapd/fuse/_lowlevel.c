@@ -31,11 +31,12 @@
  *     being answered. A successor answers what is left (py_adopt()): the kernel is asked to send it again, or where it cannot
  *     (before Linux 6.9), the last request is taken from the buffer. A second answer to one that was answered is refused with
  *     ENOENT, and doing it a second time changes nothing, since nobody has answered anything in between.
- *   - A block file is changed through the one handle that Python has admitted (fuse/writers.py): `writers` remembers it until Python
- *     says that it is void, so the question costs a compare.
- *   - What a successor takes from the buffer, the kernel having no other copy for it, has a checksum (`check`): a request whose
- *     bytes have changed by themselves is answered with EIO. Where the kernel sends requests again the buffer is not believed, and
- *     no checksum is made. FUSE_INIT, without which nobody can take over, is there twice, in two pages.
+ *   - A block file is changed through the one handle that Python has admitted (fuse/writers.py):
+ *     `writers` remembers it until Python says that it is void, so the question costs a compare.
+ *   - What a successor takes from the buffer, the kernel having no other copy for it, has a
+ *     checksum (`check`): a request whose bytes have changed by themselves is answered with EIO.
+ *     Where the kernel sends requests again the buffer is not believed, and no checksum is made.
+ *     FUSE_INIT, without which nobody can take over, is there twice, in two pages.
  *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
  *
  * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
@@ -1191,8 +1192,8 @@ static void refuse(uint64_t unique)
 }
 
 /*
- * The length of the request that lies in the buffer, 0 for none. One that has changed since it was read is answered with EIO: no
- * other copy is left of it, and what it says is not what was asked.
+ * The length of the request that lies in the buffer, 0 for none. One that has changed since it was
+ * read is answered with EIO: no other copy is left of it, and what it says is not what was asked.
  */
 static size_t left_length(void)
 {
@@ -1269,8 +1270,9 @@ static PyObject *py_unique(PyObject *self, PyObject *unused)
 }
 
 /*
- * A reader that goes around the page cache says who it is (FUSE_READ_LOCKOWNER, fuse_send_read() in the kernel); the page cache,
- * filling itself for a private mapping, does not. It takes a short answer for the end of the file (fuse_short_read()).
+ * A reader that goes around the page cache says who it is (FUSE_READ_LOCKOWNER, fuse_send_read() in
+ * the kernel); the page cache, filling itself for a private mapping, does not. It takes a short
+ * answer for the end of the file (fuse_short_read()).
  */
 static PyObject *py_takes_part(PyObject *self, PyObject *unused)
 {

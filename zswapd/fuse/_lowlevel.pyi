@@ -34,9 +34,10 @@ def attach(
         shared: writable memory that outlives the process, for the request buffer and what a successor needs (a
             survivor page; `handover.hook_bytes(max_io)` bytes on a page boundary). Private memory if None.
         interrupt: called with the number of a request whose requester has got a signal.
-        admit: called with an inode and a handle that is about to change the file, and that was not the last one admitted;
-            returns 0, or -errno for a request that is to be refused.
-        checks_requests: a successor may have to take the last request from `shared`, so each of them gets a checksum.
+        admit: called with an inode and a handle that is about to change the file, and that was not
+            the last one admitted; returns 0, or -errno for a request that is to be refused.
+        checks_requests: a successor may have to take the last request from `shared`, so each of
+            them gets a checksum.
 
     Raises:
         RuntimeError: attached already.
@@ -53,11 +54,12 @@ def adopt(*, resend: bool = True) -> bool:
         resend: False to do without that, as with an older kernel.
 
     Returns:
-        True if the kernel cannot, and a request is left in the buffer: it is answered when the next one comes. One that does
-        not match its checksum has been answered with EIO.
+        True if the kernel cannot, and a request is left in the buffer: it is answered when the next
+        one comes. One that does not match its checksum has been answered with EIO.
 
     Raises:
-        RuntimeError: no session was created since `attach()`; or what `shared` has of FUSE_INIT is damaged, in both places.
+        RuntimeError: no session was created since `attach()`; or what `shared` has of FUSE_INIT is
+            damaged, in both places.
     """
 
 def detach() -> None:
@@ -69,7 +71,8 @@ def unique() -> int:
 def takes_part() -> bool:
     """Say whether the request that is being served is a read whose reader takes a short answer for what it is.
 
-    Such a reader asks again for the rest; the kernel's page cache would take it for the end of the file.
+    Such a reader asks again for the rest; the kernel's page cache would take it for the end of the
+    file.
     """
 
 def reply(unique: int, error: int, payload: bytes | memoryview) -> None:

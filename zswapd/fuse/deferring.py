@@ -115,7 +115,10 @@ class BackedOperations(Operations):
         return n
 
     def _read_again(self, inode: int, offset: int, length: int, takes_part: bool, unique: int) -> int:  # noqa: FBT001
-        """Answer a read whose slots are there; `takes_part` was asked while the hook had its request."""
+        """Answer a read whose slots are there.
+
+        `takes_part` was asked while the hook had its request.
+        """
         try:
             self._files[inode].read_into(offset, self._out[:length])
         except ZswapdError as error:

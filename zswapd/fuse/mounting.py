@@ -55,7 +55,8 @@ class Mount:
         mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700) and removed
             at the end.
         device: the FUSE device node.
-        left_on: returns which loop devices have a file below a directory, each with the command that frees it.
+        left_on: returns which loop devices have a file below a directory, each with the command
+            that frees it.
 
     Attributes:
         mountpoint: its name as mountinfo has it.
@@ -91,8 +92,8 @@ class Mount:
 
         Raises:
             PermissionsError: no FUSE device, or not allowed to mount.
-            MountError: the mountpoint cannot be used. In both cases everything is as before, but that the mount of a zswapd
-                that has died may be gone.
+            MountError: the mountpoint cannot be used. In both cases everything is as before, but
+                that the mount of a zswapd that has died may be gone.
         """
         self._check_privileges()
         self._clear_dead()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the mount answers: FUSE requests in terms of files (inodes.py), and the one place that makes FUSEError.
 
-Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular file (a loop
-device wants one): a read across the end is short, a write across the end is short, one that starts at the end
-gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and EINVAL without; its name, owner,
-mode, times and size cannot be changed (EPERM). One open file at a time may change it (writers.py): another open for writing is
-refused with ETXTBSY, which the kernel gives for changes of a swap file, after a moment in which the one before may be closed.
-While the daemon takes back what is swapped out, to end, it cannot be opened (EBUSY): nobody may swap on to it then.
+Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular
+file (a loop device wants one): a read across the end is short, a write across the end is short, one
+that starts at the end gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and
+EINVAL without; its name, owner, mode, times and size cannot be changed (EPERM). One open file at a
+time may change it (writers.py): another open for writing is refused with ETXTBSY, which the kernel
+gives for changes of a swap file, after a moment in which the one before may be closed. While the
+daemon takes back what is swapped out, to end, it cannot be opened (EBUSY): nobody may swap on to it
+then.
 
 A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it
 is taken whole, and truncating it means nothing (`echo 1 >` does it). A handle is the inode's number, which a successor knows.
@@ -65,8 +67,8 @@ CACHE_SECONDS = 3600.0
 """How long the kernel may remember names and attributes that do not change while the mount lives."""
 
 CLOSING_S = 0.25
-"""How long an open for writing waits for another open file to be closed: of that, the kernel tells after close(2) is done, and
-after a loop device has let go of its file."""
+"""How long an open for writing waits for another open file to be closed: of that,
+the kernel tells after close(2) is done, and after a loop device has let go of its file."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,7 +129,9 @@ class OperationsStatistics:
     refused_writes: int
     """Writes that the file turned away; the kernel keeps such pages."""
     refused_writers: int
-    """Opens for writing, and changes, that were refused because another open file may change the file."""
+    """Opens for writing, and changes, that were refused because another open file may change the
+    file.
+    """
     let_go: int
     """Readers of cached files that were killed while they waited."""
     internal_errors: int
@@ -141,9 +145,10 @@ class Operations(pyfuse3.Operations):
         directory: names and inodes; its `block_files` are served.
         page_size: what statfs reports as block size, bytes; a loop device takes it as the granularity of
         discards.
-        takes_part: says whether the reader that is being answered takes part of what it asked for, and asks again for the rest.
-        The kernel's page cache (a private mapping of a block file) does not: it takes a short answer for the file's end, and
-        would keep the loop device from all that is behind it.
+        takes_part: says whether the reader that is being answered takes part of what it asked for,
+        and asks again for the rest. The kernel's page cache (a private mapping of a block file)
+        does not: it takes a short answer for the file's end, and would keep the loop device from
+        all that is behind it.
 
     Attributes:
         interrupts: by which readers of cached files are let go when they are killed.
@@ -200,7 +205,8 @@ class Operations(pyfuse3.Operations):
     def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
         """Fill `out` from `offset` on; return how many bytes the file had for it, or -errno.
 
-        Where a page cannot be read, the pages in front of it are the answer, and the reader asks again for the rest.
+        Where a page cannot be read, the pages in front of it are the answer, and the reader asks
+        again for the rest.
         """
         file = self._files[inode]
         length = len(out)
@@ -221,8 +227,9 @@ class Operations(pyfuse3.Operations):
     def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
         """Store `data` at `offset`; return how many bytes fitted before the end of the file, or -errno.
 
-        A refused write is an error as a whole, even if some of its pages were stored: the kernel keeps them
-        all. To the loop device, any number of bytes is a write that is done: a short answer would lose the others.
+        A refused write is an error as a whole, even if some of its pages were stored: the kernel
+        keeps them all. To the loop device, any number of bytes is a write that is done: a short
+        answer would lose the others.
         """
         file = self._files[inode]
         length = len(data)
@@ -254,7 +261,10 @@ class Operations(pyfuse3.Operations):
 
     @serving
     def admit(self, inode: int, handle: int) -> int:
-        """Return 0 if a file may be changed through a handle, else -errno; the hook asks once for each handle."""
+        """Return 0 if a file may be changed through a handle, else -errno.
+
+        The hook asks once for each handle.
+        """
         return 0 if self.writers.admit(inode, handle) else -errno.ETXTBSY
 
     # Without the hook, the same as coroutines.
@@ -346,8 +356,8 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Give the size of a page: without an answer, a loop device offers no discard.
 
-        The mount has no blocks and no files of its own to run out of, as /proc has none: `df` leaves it out, and a monitor has
-        no ratio to alarm at.
+        The mount has no blocks and no files of its own to run out of, as /proc has none: `df`
+        leaves it out, and a monitor has no ratio to alarm at.
         """
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = self._page_size

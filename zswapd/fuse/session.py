@@ -82,7 +82,9 @@ class SessionStatistics:
     refused_writes: int
     """Writes that the pool turned away; the kernel keeps the pages."""
     refused_writers: int
-    """Opens for writing of a file that was attached or open for writing, and changes through other open files."""
+    """Opens for writing of a file that was attached or open for writing,
+    and changes through other open files.
+    """
     drained: int
     """Requests taken from the queue without a turn of the event loop before them."""
     receives: int

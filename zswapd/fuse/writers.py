@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """At most one open file may change a block file: what is swapped out to it would be lost by a second one.
 
-A loop device keeps the open file that it was given. So while a file is attached, every other open for writing is refused, a
-second loop device among them; and while a program has the file open for writing, no loop device gets it. Opens for reading are
-not counted. The kernel sends every change with the handle of the open file: one that comes with another handle is refused too.
+A loop device keeps the open file that it was given. So while a file is attached, every other open
+for writing is refused, a second loop device among them; and while a program has the file open for
+writing, no loop device gets it. Opens for reading are not counted. The kernel sends every change
+with the handle of the open file: one that comes with another handle is refused too.
 
-The handle of an open for writing is a serial number with the inode behind it, that of an open for reading the inode alone.
-A successor gets the handles by `remember` and `recall`. Every grant is remembered before it is answered, so the kernel knows no
-handle that the shared state lacks. The other way round there can be one: the worker has died in between. The kernel then sends
-the request again, which gets the same handle; or the process that had asked was killed, and the handle never comes. Until it is
-certain, such a handle is a *guess*: the first change through any handle, or the first look that finds no loop device over the
-file (`settle`), decides. Where a predecessor has left no handles at all, each file begins with a guess.
+The handle of an open for writing is a serial number with the inode behind it, that of an open for
+reading the inode alone. A successor gets the handles by `remember` and `recall`. Every grant is
+remembered before it is answered, so the kernel knows no handle that the shared state lacks. The
+other way round there can be one: the worker has died in between. The kernel then sends the request
+again, which gets the same handle; or the process that had asked was killed, and the handle never
+comes. Until it is certain, such a handle is a *guess*: the first change through any handle, or the
+first look that finds no loop device over the file (`settle`), decides. Where a predecessor has left
+no handles at all, each file begins with a guess.
 """
 
 from __future__ import annotations
@@ -47,8 +50,10 @@ class Writers:
         inodes: of the block files.
 
     Attributes:
-        refused: opens for writing, and changes, that were refused because another open file may change the file.
-        when_changed: called after a handle was granted, before the answer, and after one was given back.
+        refused: opens for writing, and changes, that were refused because another open file may
+            change the file.
+        when_changed: called after a handle was granted, before the answer, and after one was given
+            back.
         when_void: called with an inode when what the hook remembers of its writer is out of date.
         when_closed: called when an open file that may have changed the block file was closed.
     """
@@ -89,7 +94,10 @@ class Writers:
             await self._given_back.wait()
 
     def admit(self, inode: int, handle: int) -> bool:
-        """Say whether a handle may change a file, now that it is about to; it is certain from then on."""
+        """Say whether a handle may change a file, now that it is about to.
+
+        It is certain from then on.
+        """
         writer = self._writers[inode]
         if writer.is_guess or not writer.handle:
             if writer.handle != handle:
@@ -108,7 +116,8 @@ class Writers:
         if writer is None or writer.handle != handle:
             return
         if handle == inode:
-            # Handles from before there were numbers: a reader may have had the same. Whether a loop device is left will tell.
+            # Handles from before there were numbers: a reader may have had the same. Whether a loop
+            # device is left will tell.
             writer.is_guess = True
         else:
             self._give_back(inode, writer)

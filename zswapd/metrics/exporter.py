@@ -164,7 +164,8 @@ class _Client:
         """End the connection.
 
         Args:
-            by_reset: forget what the client has not read; otherwise the kernel keeps it for CLIENT_S.
+            by_reset: forget what the client has not read; otherwise the kernel keeps it for
+                CLIENT_S.
         """
         if by_reset and self._unsent is not None:
             with contextlib.suppress(OSError):

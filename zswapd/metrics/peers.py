@@ -185,7 +185,9 @@ def _lines_with(path: Path, wanted: bytes) -> Iterator[bytes]:
 
 
 class Doorkeeper:
-    """Says whether root, the daemon's own user, a named one, another machine asks; a context manager.
+    """Says whether root, the daemon's own user, a named one, another machine asks.
+
+    A context manager.
 
     Args:
         users: names or numbers, or EVERYBODY.
@@ -230,7 +232,9 @@ class Doorkeeper:
             self._diag = None
 
     def owner(self, peer: Address, own: Address) -> Owner | None:
-        """Return the socket at the other end of a connection; None if it is no socket of this machine.
+        """Return the socket at the other end of a connection.
+
+        None if it is no socket of this machine.
 
         Args:
             peer: address and port of the other end.
@@ -259,7 +263,8 @@ class Doorkeeper:
             return Verdict.ALLOWED
         owner = self.owner(peer, own)
         if owner is None:
-            # For other machines `metrics.listen` decides. A local socket of unknown owner is denied.
+            # For other machines `metrics.listen` decides. A local socket of unknown owner is
+            # denied.
             return Verdict.DENIED if _is_loopback(peer[0]) else Verdict.ALLOWED
         if not owner.inode:
             return Verdict.GONE

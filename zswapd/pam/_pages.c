@@ -8,8 +8,9 @@
  * checksum are some twenty objects more. A store takes a tenth less time so, a load a third (docs/benchmarks.md).
  *
  * Invariants
- *   - An object comes to life as in zpages.py: data, header behind the word of life, word of life by one 64-bit store, each
- *     visible before the next. A crash point that is armed is reached between the same two writes.
+ *   - An object comes to life as in zpages.py: data, header behind the word of life, word of life
+ *     by one 64-bit store, each visible before the next. A crash point that is armed is reached
+ *     between the same two writes.
  *   - Nothing beyond the arena is touched, whatever a damaged header says: lengths are checked before they are used.
  *   - No memory is asked for: scratch buffer and LZ4's table are made, and touched, with the Packer.
  *

@@ -12,8 +12,9 @@ The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the sam
     22  u8  codec       how the data is compressed (compress/base.py)
     23  u8  pool        tmem pool
 
-It names the page, so that eviction can say what it evicts and a successor can rebuild the index from the arena alone. The
-generation and the checksum together are the allocators' word of life, which is written last, by one 64-bit store.
+It names the page, so that eviction can say what it evicts and a successor can rebuild the index
+from the arena alone. The generation and the checksum together are the allocators' word of life,
+which is written last, by one 64-bit store.
 """
 
 from __future__ import annotations

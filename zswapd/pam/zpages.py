@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What both halves do with a page: compress it, put it behind a header into an object, and get it back unharmed.
 
-Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one store. A store cut short is
-therefore no live object, and no death leaves half a word of life.
+Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one
+store. A store cut short is therefore no live object, and no death leaves half a word of life.
 
-The checksum covers header and data. Where checksums are switched off, it covers the header of a compressed page alone, and
-all of the others, whose data is one word: a successor makes the index from headers, and must not take one page for another.
+The checksum covers header and data. Where checksums are switched off, it covers the header of a
+compressed page alone, and all of the others, whose data is one word: a successor makes the index
+from headers, and must not take one page for another.
 
 LZ4 and same-filled pages go through `_pages.Packer` where there is one: the same, in C. What is here is its reference, and does
 all the rest.
@@ -154,7 +155,10 @@ class ZPages:
         reach(crashpoints.STORE_ALIVE)
 
     def check_of(self, handle: int, generation: int, length: int) -> int:
-        """Return the checksum of an object's header and of `length` bytes behind it; the generation is in it as the seed."""
+        """Return the checksum of an object's header and of `length` bytes behind it.
+
+        The generation is in it as the seed.
+        """
         return _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK or 1
 
     def read(self, pampd: int, oid: int, index: int, out: memoryview) -> int:

@@ -4,11 +4,13 @@
 `adopt` walks the objects of an adopted allocator and offers each page to the index. What it may find after a death, and what it
 makes of it:
 
-- two objects for one page: a store that died between making the new copy live and freeing the old one, or a compaction at the
-  same place. Either may stay, since nobody was told of the store; the later generation does, if its body is whole;
-- a body that no header names: a store or a free of a page that does not compress, cut short. It is freed;
-- in an arena of an older layout, one object with a checksum and no generation: a store that was cut short between its last two
-  words (*torn*). It is freed. Objects without a checksum get one there.
+- two objects for one page: a store that died between making the new copy live and freeing the old
+  one, or a compaction at the same place. Either may stay, since nobody was told of the store; the
+  later generation does, if its body is whole;
+- a body that no header names: a store or a free of a page that does not compress, cut short. It is
+  freed;
+- in an arena of an older layout, one object with a checksum and no generation: a store that was cut
+  short between its last two words (*torn*). It is freed. Objects without a checksum get one there.
 
 Anything else that makes no sense (a wrong checksum, a length beyond the object, a codec or a page
 that do not exist) is not what a death leaves, since the word of life comes last: the memory is
@@ -22,8 +24,8 @@ and each reader verifies it. Reading them would cost a pass over all that does n
 change nothing but the time at which a damaged one is noticed. Only of two copies of a page are they
 read.
 
-Every step is harmless if it is the last one: the arena changes only in `end_adoption`, by frees; an older one also by checksums
-for objects that have none.
+Every step is harmless if it is the last one: the arena changes only in `end_adoption`, by frees; an
+older one also by checksums for objects that have none.
 
 Generations are serial numbers, compared by their distance (RFC 1982). A page that is older than half their range could win
 against its successor; as said, that is allowed.
@@ -217,8 +219,8 @@ class ZvPages(ZPages):
     def _is_of_older_layout(self, handle: int, check: int, generation: int) -> bool:
         """Say whether an object that does not match its checksum is one that layouts before 5 have.
 
-        That is one without a checksum; or the one whose store was cut short before its generation, which is put with those that
-        are dropped.
+        That is one without a checksum; or the one whose store was cut short before its generation,
+        which is put with those that are dropped.
         """
         if not self._frames.arena.is_older or bool(check) == bool(generation):
             return False

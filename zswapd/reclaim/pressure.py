@@ -9,8 +9,8 @@ shortage.
 kernel takes windows of whole two seconds only. Where there are no triggers (before Linux 5.2, or psi=0), `psi` says so and the
 watermarks are all there is. Stalls of a memory cgroup at its own limit are in it too, and no memory given back ends those.
 
-*Limits* of the memory cgroups above this process (cgroups.py) count like a watermark: the headroom below a limit is its high
-mark, half of it the low one.
+*Limits* of the memory cgroups above this process (cgroups.py) count like a watermark: the headroom
+below a limit is its high mark, half of it the low one.
 
 `Pressure` opens its files once: the kernel keeps their buffers, so that looking again asks it for no memory. The functions open
 them, which allocates in the kernel: not for the thread that serves pages.
@@ -87,7 +87,8 @@ class PressureStatistics:
         full_seconds: that all did.
         triggers: times that the threshold was passed, by the kernel's report or by its totals.
         spare_pages: free pages above the high watermarks.
-        limit_bytes: lowest limit of a memory cgroup above this process, by what it leaves; 0 for none.
+        limit_bytes: lowest limit of a memory cgroup above this process, by what it leaves; 0 for
+            none.
         limit_left_bytes: what may still be charged to it.
     """
 

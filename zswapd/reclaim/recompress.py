@@ -91,7 +91,8 @@ class Recompression:
         newest: returns the serial number of the last store.
         epoch_before: returns the last epoch that was over so many seconds ago.
         has_room: says whether there is memory for a copy.
-        prepare: takes the memory of the marks, and may wait for it; returns other marks to use, or None. None if they have it.
+        prepare: takes the memory of the marks, and may wait for it; returns other marks to use, or
+            None. None if they have it.
         clock: seconds, for tests.
 
     Attributes:

@@ -193,8 +193,9 @@ def _locked_detail(root: Path) -> str:
 def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
     """Say whether reclaim at a memory limit above this process can swap in this process' own context, to its own device.
 
-    An IO flusher writes no page to swap, whatever it reclaims. Without, it may wait in a page fault for a request to its own
-    swap device, which nobody else serves; such a process cannot be killed either.
+    An IO flusher writes no page to swap, whatever it reclaims. Without, it may wait in a page fault
+    for a request to its own swap device, which nobody else serves; such a process cannot be killed
+    either.
     """
     name = "memory_limit"
     limits = cgroups.find(root)

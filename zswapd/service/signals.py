@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which signals reach the daemon's processes: those that it acts on, and no others.
 
-The default action of most signals ends or stops a process, and both cost the readers of its pages. So
-supervisor, worker and spare block all signals, and supervisor and worker fetch those that they act on
-with signalfd(2), which names the sender: a worker obeys its supervisor only. (Python's sigtimedwait
-makes up a signal if the process was stopped and continued meanwhile.) A blocked signal stays blocked
-across fork and exec, so there is no moment at which one of them gets through.
+The default action of most signals ends or stops a process, and both cost the readers of its pages.
+So supervisor, worker and spare block all signals, and supervisor and worker fetch those that they
+act on with signalfd(2), which names the sender: a worker obeys its supervisor only. (Python's
+sigtimedwait makes up a signal if the process was stopped and continued meanwhile.) A blocked signal
+stays blocked across fork and exec, so there is no moment at which one of them gets through.
 
 A worker also has a session of its own: a terminal sends its signals to a process group, and a shell
 does so with SIGSTOP (`kill -STOP %1`), which no process can block.
 
-FAULTS are not blocked in a worker and in a spare, since their handler (faulthandler) writes the stack
-to the log. A program that sends one ends that process, and the next worker takes over. A fault of the
-supervisor itself ends it, although it has the signal blocked.
+FAULTS are not blocked in a worker and in a spare, since their handler (faulthandler) writes the
+stack to the log. A program that sends one ends that process, and the next worker takes over. A
+fault of the supervisor itself ends it, although it has the signal blocked.
 
 The C library keeps the signals 32 and 33 for itself: it neither blocks nor ignores them for its
-callers, and has no handler for 32 before pthread_cancel(3), which these processes do not use. So the
-system call itself has them ignored.
+callers, and has no handler for 32 before pthread_cancel(3), which these processes do not use. So
+the system call itself has them ignored.
 
 Source: signal(7).
 """
@@ -51,7 +51,9 @@ _RT_SIGACTION = {
     ("i686", 4): 174,
     ("armv7l", 4): 174,
 }
-"""The system call's number by machine and bytes of a pointer; its structure begins with the handler."""
+"""The system call's number by machine and bytes of a pointer;
+its structure begins with the handler.
+"""
 _SIGACTION_WORDS = 16
 """More than any of these machines has in the structure."""
 _SFD_CLOEXEC, _SFD_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
@@ -144,7 +146,8 @@ def ignore_signals() -> None:
 def lift_limits() -> int | None:
     """Lift the limits of processor time and of a file's size, as far as this process may.
 
-    The kernel ends a process that exceeds the first. Beyond the second, fallocate(2) on the arena fails.
+    The kernel ends a process that exceeds the first. Beyond the second, fallocate(2) on the arena
+    fails.
 
     Returns:
         The seconds of processor time that this process may use all the same, None for any.

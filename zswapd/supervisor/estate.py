@@ -153,7 +153,9 @@ def check(config: Config, running: str) -> None:
 
 
 def memory_of(running: str) -> int:
-    """Return what 100 % is for a running daemon, bytes: its swap files keep their sizes. Older ones go by MemTotal.
+    """Return what 100 % is for a running daemon, bytes: its swap files keep their sizes.
+
+    Older ones go by MemTotal.
 
     Args:
         running: see `check`.

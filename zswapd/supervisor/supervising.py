@@ -7,7 +7,8 @@
       └ spare    the next worker, with its memory in hand (spare.py)
 
 It sleeps until a signal comes: all of them are blocked (service/signals.py), and a signal is how a
-worker says "look at the words of the shared state". A signal that is not named here changes nothing.
+worker says "look at the words of the shared state". A signal that is not named here changes
+nothing.
 
     SIGCHLD           a worker has ended
     SIGUSR1           a worker has changed its phase, or wants an upgrade
@@ -157,7 +158,9 @@ class Supervisor:
                         return code
 
     def abandon(self) -> bool:
-        """After an error: end what was begun, unless it may have been used; return whether it was ended.
+        """After an error: end what was begun, unless it may have been used.
+
+        Return whether it was ended.
 
         What may have been used is served on by the worker, from which the next start takes over.
         """
@@ -445,8 +448,8 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
         guarded: see `Supervisor`.
 
     Raises:
-        ZswapdError: it cannot come up. As after any other exception before a worker has served, nothing
-            is left behind, and a worker that served goes on.
+        ZswapdError: it cannot come up. As after any other exception before a worker has served,
+            nothing is left behind, and a worker that served goes on.
     """
     service.block_signals()
     left = estates.left_behind()

@@ -47,10 +47,11 @@ _RACES = 8  # times that another process may take the free loop device before us
 LABEL = "zswapd"
 """Label of the swap areas, as blkid shows it."""
 _TUNED = {"rq_affinity": "2", "discard_max_bytes": str(DISCARD_STEP), "nomerges": "0"}
-"""Files of queue/. The first: a finished request interrupts the processor that waits for it. By default the loop driver hands
-it to a softirq thread on the daemon's processor, one more context switch between the daemon's answer and the end of the fault:
-a random fault then takes a third longer (measured, two processors). The last: an earlier user, this daemon included, may have
-had reason not to have requests merged (merging.py)."""
+"""Files of queue/. The first: a finished request interrupts the processor that waits for it. By
+default the loop driver hands it to a softirq thread on the daemon's processor, one more context
+switch between the daemon's answer and the end of the fault: a random fault then takes a third
+longer (measured, two processors). The last: an earlier user, this daemon included, may have had
+reason not to have requests merged (merging.py)."""
 _DEFAULTS = {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16)), "nomerges": "0"}
 """The kernel's own, nearly: it takes 32 bits and whole pages. The others would be kept for the loop device's next user."""
 RELEASE_S = 5.0

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the kernel merges requests to a loop device: `queue/nomerges`, 0 for yes, 2 for never.
 
-Setting it freezes the queue: the kernel waits until all requests that are under way are answered, and new ones wait meanwhile.
-So it must never be done by the thread that answers them. It takes milliseconds as long as requests are answered.
+Setting it freezes the queue: the kernel waits until all requests that are under way are answered,
+and new ones wait meanwhile. So it must never be done by the thread that answers them. It takes
+milliseconds as long as requests are answered.
 
 A loop device keeps the value when its file is detached, for the next user.
 """
