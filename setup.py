@@ -67,7 +67,10 @@ def pkg_config(option: str, library: str, package: str) -> list[str]:
 
 
 def refuse_unknown_machine() -> None:
-    """End with the reason if the program would not run on this machine: its numbers of the kernel are not known."""
+    """End with the reason if the program would not run on this machine.
+
+    It would not where the kernel's numbers of the machine are not known.
+    """
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from zswapd.errors import MachineError
     from zswapd.machine import check

@@ -132,7 +132,9 @@ def open_backing(config: Config) -> int:
 
 
 def check_backing(config: Config) -> None:
-    """Do nothing if what `backing.path` names could be opened, as far as can be told without changing anything.
+    """Do nothing if what `backing.path` names could be opened.
+
+    Nothing is changed, so some causes of a failure are not seen.
 
     Raises:
         BackingError: it cannot be used.

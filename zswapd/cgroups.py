@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory limits of the control groups above this process, version 1 and 2, and how much room they leave.
+"""The memory limits of the control groups above this process, of versions 1 and 2.
+
+For each limit: how much room it leaves.
 
 A process is charged to its own memory cgroup and to every cgroup above it, so each of them may have
 a limit that counts. The kernel says where they are: /proc/self/cgroup names the cgroup,
@@ -90,7 +92,7 @@ def headroom(limit: int) -> int:
 
 
 def find(root: Path = Path("/")) -> tuple[Limit, ...]:
-    """Return all limits above this process that are lower than the machine's memory, the lowest first.
+    """Return all limits above this process that are below the machine's memory, lowest first.
 
     Args:
         root: where /proc and /sys are, for tests.
@@ -160,7 +162,10 @@ class Limits:
         return least
 
     def _droppable(self, descriptor: int) -> int:
-        """Return the bytes of files that reclaim can drop: all that were not used lately, and half of the others."""
+        """Return the bytes of files that reclaim can drop.
+
+        These are all that were not used lately, and half of the others.
+        """
         found = {name: int(count) for name, count in _FILES.findall(self._read(descriptor))}  # the last one is the total
         return found.get(b"inactive_file", 0) + found.get(b"active_file", 0) // 2
 
@@ -184,7 +189,10 @@ class Limits:
 
 
 def _cgroups(root: Path) -> Iterator[tuple[Path, int, Path, bool]]:
-    """Yield directory, version, highest directory and "is our own" of every memory cgroup above this process, ours first."""
+    """Yield the memory cgroups above this process, its own first.
+
+    Each is a tuple: directory, version, highest directory, whether it is the process' own.
+    """
     paths = _own_paths(root)
     mounts = _mounts(root)
     for version in (1, 2):
@@ -222,7 +230,10 @@ def _own_paths(root: Path) -> dict[int, Path]:
 
 
 def _mounts(root: Path) -> list[tuple[int, tuple[Path, Path]]]:
-    """Return (version, (cgroup at its root, mountpoint)) of every mount of a hierarchy with memory cgroups."""
+    """Return every mount of a hierarchy with memory cgroups.
+
+    Each is (version, (cgroup at its root, mountpoint)).
+    """
     mounts = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         fields = line.split(" ")
@@ -241,7 +252,7 @@ def _unescaped(name: str) -> str:
 
 
 def _hidden_limit(directory: Path) -> int:
-    """Return the limit that the kernel of version 1 computes for a cgroup from all that are above it."""
+    """Return the limit that version 1 computes for a cgroup from all that are above it."""
     found = _HIERARCHICAL.search(_text(directory / "memory.stat").encode())
     return int(found[1]) if found else 1 << 62
 

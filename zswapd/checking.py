@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether `zswapd run` would come up with the settings, as far as that can be told without starting anything.
+"""Whether `zswapd run` would come up with the settings, without starting anything.
 
 Each check is the one that a start makes, by the same function, without the step that follows it:
 nothing is made, opened for writing, truncated, bound or locked for longer than the look takes. What
@@ -133,7 +133,10 @@ def _is_user(user: str) -> bool:
 
 
 def _check_limits(found: Findings) -> None:
-    """Warn of a memory limit for which `zswapctl swapon` would be refused, if the daemon ran where this process does."""
+    """Warn of a memory limit for which `zswapctl swapon` would be refused.
+
+    The daemon is assumed to run in the memory cgroup of this process.
+    """
     protection = limit_protection()
     if not protection.on:
         found.warnings.append(f"memory limit: {protection.detail} ({protection.hint}); `zswapctl swapon` would be refused")

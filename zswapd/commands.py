@@ -382,7 +382,10 @@ async def _to_nobody(_news: object) -> None:
 
 
 def _reason_in(output: bytes) -> tuple[str, str]:
-    """Return the line that says why a check has failed, and its hint: the first, or of a traceback the last; empty if none."""
+    """Return the line that says why a check has failed, and its hint.
+
+    It is the first line, or the last one of a traceback; empty if there is none.
+    """
     lines = output.decode(errors="replace").strip().splitlines()
     if not lines:
         return "", ""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What settings cost in memory, compared with the memory there is: before anything is made, and by `zswapd config check`.
+"""What settings cost in memory, compared with the memory that there is.
+
+A start compares them before it makes anything, and `zswapd config check` does.
 
 There are two sums. What is *locked at start*, before the first page comes, are the processes, the
 reserve, and what outlives a worker: a bit or some bytes for each page of the swap files. The
@@ -73,7 +75,7 @@ def at_start(config: Config) -> dict[str, int]:
 
 
 def books(config: Config) -> dict[str, int]:
-    """Return what must be kept of pages in full swap files beside what is in them, bytes by what it is for."""
+    """Return what full swap files take beside the pages' data: bytes, by what they are for."""
     pages = sum(config.swap_files().values()) // config.context.page_size
     costs = {**_state(config), "the kernel's tables of swap areas": pages * KERNEL_PAGE_BITS // 8}
     if config.backing.path:
@@ -118,7 +120,9 @@ def check(config: Config, root: Path = Path("/")) -> None:
 
 
 def check_change(before: Config, after: Config, *, marked: bool, root: Path = Path("/")) -> None:
-    """Do nothing if settings can change at run time: if there is memory for the marks of recompression, should they be missing.
+    """Do nothing if settings can change at run time.
+
+    They can if there is memory for the marks of recompression, where these are missing.
 
     Args:
         before: the settings that count now.
@@ -155,7 +159,10 @@ def check_marks(config: Config, what: str, root: Path = Path("/")) -> None:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that can be had now: of the machine, and below every limit above this process."""
+    """Return the memory that can be had now, bytes.
+
+    The machine's counts, and what each limit above this process leaves.
+    """
     found = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
     available = int(found[1]) << 10 if found else 1 << 62
     limits = cgroups.Limits(root)

@@ -511,7 +511,7 @@ class Worker:
 
 
 def _refresh(state: SharedState) -> None:
-    """Have other memory in place of what is poisoned in the shared state, before anything touches that."""
+    """Put other memory in place of poisoned pages of the shared state, before it is used."""
     if renewed := state.refresh():
         log.error("%d pages of the shared state had an uncorrectable error: other memory is in their place", renewed)
 

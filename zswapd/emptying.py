@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is left in a file after swapoff goes, whoever has swapped off: it means nothing any more, and keeps the pool's memory.
+"""What swapoff leaves in a file goes, whichever program has swapped off.
+
+It means nothing any more, and it keeps the pool's memory.
 
 The kernel discards nothing at swapoff, and `zswapctl swapoff` is not the only way (`swapoff -a`,
 systemd, kubeadm). So a worker looks at /proc/swaps whenever the kernel says that it has changed,
@@ -140,7 +142,10 @@ class Emptying:
         self._wanted.set()
 
     def remember(self) -> dict[str, int]:
-        """Return what `recall` takes, in terms of JSON: the files that were swapped on, with the handle of the open file."""
+        """Return what `recall` takes, in terms of JSON.
+
+        It is the files that were swapped on, each with the handle of the open file.
+        """
         return {str(inode): handle for inode, handle in self._was_on.items() if inode not in self._headers}
 
     def recall(self, left: Mapping[str, int]) -> None:
@@ -236,7 +241,9 @@ def make_emptying(
     attendant: Offload,
     left: Mapping[str, Any] | None,
 ) -> Emptying:
-    """Return the task for the files of a session, with what a predecessor has left of it and of the writers.
+    """Return the task that empties the files of a session.
+
+    It goes on with what a predecessor has noted of the files and of the writers.
 
     Args:
         session: where they are served.

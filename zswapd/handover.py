@@ -276,7 +276,7 @@ class SharedState:
         return state
 
     def renew(self) -> int:
-        """Have other memory, all zeros, in place of what is poisoned, and all of it in this process' page tables.
+        """Put other memory, all zeros, in place of poisoned pages, and map all pages in.
 
         Before Linux 5.14 the kernel cannot tell; the pages are there, and are mapped when they are
         first used.
@@ -344,7 +344,10 @@ class SharedState:
         _COPY.pack_into(self._geometry, GEOMETRY_BYTES - _COPY.size, copy, xxh3_64_intdigest(copy))
 
     def _mend(self) -> None:
-        """Write both copies of what does not change, if one of them is damaged, or an older program has made none."""
+        """Write both copies of what does not change.
+
+        That is done if one of them is damaged, or an older program has made none.
+        """
         if not self._has_copy():
             self._copy_superblock()
         first, second = self._geometry[: GEOMETRY_BYTES // 2], self._geometry[GEOMETRY_BYTES // 2 : -_COPY.size]
@@ -354,7 +357,7 @@ class SharedState:
                     _write(copy, 1, self.geometry)
 
     def check_words(self, check: Word) -> bool:
-        """Say whether words are as they were written, as far as a checksum says: WORKER_CHECK or FILES_CHECK."""
+        """Say whether words agree with their checksum: WORKER_CHECK or FILES_CHECK."""
         return self.words[check] in (0, self._digest(check))
 
     def seal_words(self, check: Word) -> None:

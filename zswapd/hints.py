@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What to do about a failure, as the hint of an error: by the system's reason for it, and by the names that there are.
+"""What to do about a failure, as the hint of an error.
+
+The hint depends on the system's reason, and on the names that there are.
 
 EACCES, EPERM, EROFS and ENOSPC look alike to a program that cannot have its file; each takes
 another command to cure.

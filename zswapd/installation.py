@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How this program was installed, and so which commands start it, stop it and call it on this machine.
+"""How this program was installed, and which commands start, stop and call it.
 
 Hints name the next command to type, and that depends on three things:
 
@@ -81,7 +81,7 @@ class Installation(NamedTuple):
         return shlex.quote(str(path))
 
     def as_root(self, *commands: str) -> str:
-        """Return commands as the caller has to type them for root to run them one after the other."""
+        """Return commands for root, one after the other, as the caller has to type them."""
         if self.is_root:
             return f"`{' && '.join(commands)}`"
         if self.has_sudo:
@@ -96,7 +96,9 @@ class Installation(NamedTuple):
         return self.as_root(*unmask, f"systemctl start {UNIT}")
 
     def restart(self, pid: int = 0) -> str:
-        """Return what restarts the daemon: both ways swap off first, and end nothing if that does not fit.
+        """Return what restarts the daemon.
+
+        Both ways swap off first, and end nothing if that does not fit.
 
         Args:
             pid: the supervisor's process id, if that is known.
@@ -179,7 +181,10 @@ def found() -> Installation:
 
 
 def of_daemon() -> Installation:
-    """Return the installation as the daemon tells of it: its own directory is not that of the reader, so names are absolute."""
+    """Return the installation as the daemon tells of it.
+
+    The daemon's own directory is not that of the reader, so names are absolute.
+    """
     return found()._replace(here=None)
 
 
@@ -227,7 +232,10 @@ def _is_daemon(pid: int) -> bool:
 
 
 def _directory() -> Path | None:
-    """Return where the programs are: beside the running script, or beside the interpreter of its environment."""
+    """Return where the programs are.
+
+    They are beside the running script, or beside the interpreter of its environment.
+    """
     import shutil
 
     script = Path(os.path.abspath(sys.argv[0])) if "/" in sys.argv[0] else None  # noqa: PTH100 - links stay

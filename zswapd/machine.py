@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the program assumes about the machine, and the numbers of the kernel that are not the same on all of them.
+"""What the program assumes about the machine, and the kernel's numbers that differ.
 
 Words in shared memory are native (`struct` with "=", `memoryview.cast`): whoever adopts them runs
 on the same machine. So the byte order does not matter. These things do:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps requests to the swap device apart while any page cannot be read, so that such a page costs its own reader alone.
+"""Keeps requests to the swap device apart while any page cannot be read.
+
+So a page that cannot be read is an error for its own reader alone.
 
 The kernel reads ahead when it swaps in: eight pages by default (vm.page-cluster), merged into one
 request. The loop device takes a short answer to a read, and asks again for the rest; but a request

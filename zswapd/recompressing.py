@@ -52,7 +52,10 @@ def marks_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
 
 
 def marks_of(extension: memoryview, config: Config) -> dict[str, memoryview]:
-    """Return the marks of each swap file in memory that was added to the shared state, one behind the other; {} if none was."""
+    """Return the marks of each swap file in memory that was added to the shared state.
+
+    They stand one behind the other; {} if no memory was added.
+    """
     marks: dict[str, memoryview] = {}
     place = 0
     for name, size in marks_bytes(config).items() if extension else ():
@@ -100,7 +103,10 @@ def make(
 def _prepare(
     names: Sequence[str], own: Mapping[str, mmap.mmap], more: Callable[[], Mapping[str, memoryview]] | None
 ) -> Sequence[memoryview] | None:
-    """Return marks that outlive the process, or None for those that the process has for itself, which have memory then."""
+    """Return marks that outlive the process.
+
+    None stands for the marks of the process itself, which have memory then.
+    """
     if more is None:
         _populate(own.values())
         return None

@@ -126,7 +126,7 @@ class Upkeep:
             nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
 
     def _bytes_to_take(self) -> int:
-        """Return how much memory the limits above this process leave for the reserve, and bound the pool by them.
+        """Return how much memory the limits leave for the reserve, and bound the pool by them.
 
         The pool may have what it has, what is ready, and what is left below the limit, but for the
         reserve: so the reserve is full when the pool is, and a store is refused since the pool is

@@ -175,7 +175,9 @@ class _Head(NamedTuple):
 
 
 def _read_superblock(fd: int) -> tuple[_Head, bool]:
-    """Return what an inherited file begins with, and whether that can be read: memory that is poisoned cannot (EIO).
+    """Return what an inherited file begins with, and whether that can be read.
+
+    Memory that is poisoned cannot be read (EIO).
 
     Raises:
         ArenaError: the file cannot be read at all.
@@ -368,7 +370,10 @@ class Arena:
         return 0
 
     def begin_rewriting(self) -> None:
-        """Say, if the layout is an older one, that it is being changed to this program's, so that no older one misreads it."""
+        """Say that an older layout is being changed to this program's.
+
+        Older programs then do not misread it.
+        """
         if self.is_older:
             self.words32[_LAYOUT_WORD] = CHANGING_LAYOUT
 
@@ -394,7 +399,10 @@ class Arena:
                 self.words64[place] = 0
 
     def _note_places(self) -> range:
-        """Return the words in which frames are noted: the last of the superblock but one, as far as the label leaves them."""
+        """Return the places of the words in which frames are noted.
+
+        They are the superblock's last words but one, as far as the label leaves them free.
+        """
         end = self.page_size // 8 - 1
         return range(max(end - RENEWED_MAX, -(-(_SUPERBLOCK.size + len(self.label)) // 8)), end)
 

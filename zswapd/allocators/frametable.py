@@ -123,7 +123,10 @@ _OF_HIGH_BYTE: Final = _remainders(16)
 
 
 def mark(state: int, length: int) -> int:
-    """Return the mark that goes into word 1 of a run: of its length, and of the lower half of its word 0, seal and all."""
+    """Return the mark that goes into word 1 of a run.
+
+    It is a checksum of the run's length and of the lower half of its word 0, seal included.
+    """
     return MARKED | (_OF_HIGH_BYTE[state >> 8 & 255] ^ _OF_LOW_BYTE[state & 255] ^ _OF_LENGTH[length]) << 24
 
 

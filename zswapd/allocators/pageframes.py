@@ -363,7 +363,10 @@ class PageFrames:
         return wrong
 
     def _renew_table(self) -> None:
-        """Have other memory in place of what is poisoned in the frame table: the frames that it described begin no run then."""
+        """Put other memory in place of what is poisoned in the frame table.
+
+        The frames that this memory described begin no run then.
+        """
         arena = self.arena
         for begin, end in arena.data_runs(self.page_size, self.first_frame * self.page_size):
             for start in range(begin, end, CHUNK_BYTES):
@@ -406,7 +409,9 @@ class PageFrames:
         return end - begin
 
     def _forget(self, first: int, end: int) -> int:
-        """Have the table say that frames are holes, where it is backed: a trim that was cut short has left other words.
+        """Have the table say that frames are holes, where it is backed.
+
+        A trim that was cut short has left other words.
 
         Returns:
             The number of seals of persistent runs among them. A run is unsealed before its memory

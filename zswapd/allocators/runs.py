@@ -128,7 +128,10 @@ class Runs:
         self._wrong += 1
 
     def _found_unfinished(self) -> None:
-        """Count an object that is dead and counted as living: a death in `alloc` or `free` leaves one."""
+        """Count an object that is dead and counted as living.
+
+        A death in `alloc` or `free` leaves one.
+        """
         self._unfinished += 1
         if self._unfinished > 1:
             self._found_wrong()

@@ -62,7 +62,10 @@ class Slots(Protocol):
         """Return one that writes page-aligned buffers to the slots from `first` on, some of them or parts if it fails."""
 
     def labelling(self, *, writes: bool) -> Callable[[], None]:
-        """Return one that writes the label again, or reads it: neither changes anything, and both tell whether that works."""
+        """Return a probe that writes the label again, or reads it.
+
+        Neither changes anything, and both tell whether that works.
+        """
 
 
 class SlotStore:
@@ -136,7 +139,9 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
 
 
 def check_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False) -> None:
-    """Do nothing if `open_store` could open a backing store, as far as that can be told without making or writing anything.
+    """Do nothing if `open_store` could open a backing store.
+
+    Nothing is made or written, so some causes of a failure are not seen.
 
     Args:
         path: see `open_store`, as for the others.
@@ -173,7 +178,7 @@ def _resolved(path: Path, mountpoint: Path) -> Path:
 
 
 def _check(fd: int, path: Path, needed: int, mountpoint: Path, *, force: bool) -> None:
-    """Refuse what somebody else may need, what is too small, what lies in memory or on our own files."""
+    """Refuse a file or device that is in use, too small, in memory, or on a file of this daemon."""
     status = os.fstat(fd)
     if not force:
         refuse_memory(path, status)
@@ -185,7 +190,10 @@ def _check(fd: int, path: Path, needed: int, mountpoint: Path, *, force: bool) -
 
 
 def _open_unnamed(path: Path) -> int:
-    """Open a file without a name where one is to be made, or the directory where the file system has no such files."""
+    """Open a file without a name in the directory in which the backing file is to be made.
+
+    Where the file system has no files without a name, the directory itself is opened.
+    """
     flags = os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
     try:
         return os.open(path.parent, flags, 0o600)
@@ -300,7 +308,10 @@ def _allocate(fd: int, path: Path, needed: int) -> None:
 
 
 def _fits(fd: int, needed: int) -> bool:
-    """Say whether a file's file system has blocks for so many bytes, those that the file has included."""
+    """Say whether a file's file system has blocks for `needed` bytes.
+
+    The blocks that the file has count as well.
+    """
     status, room = os.fstat(fd), os.fstatvfs(fd)
     return needed - status.st_blocks * 512 <= room.f_bavail * room.f_frsize
 

@@ -358,7 +358,7 @@ class Device:
         return bool(self.unreadable) or self.has_lost_by_damage
 
     def recall_unreadable(self, numbers: Iterable[int]) -> None:
-        """Take over the unreadable pages that a predecessor has left, as far as they have data or are lost."""
+        """Take over a predecessor's unreadable pages, as far as they have data or are lost."""
         for number in numbers:
             if 0 <= number < self.pages and (self._has_page(number) or self._is_lost(number)):
                 self._note_unreadable(number)

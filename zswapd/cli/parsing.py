@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Command lines that say what was meant: unknown commands and options are errors like all others, with a hint.
+"""Command lines: an unknown command or option is an error like all others, with a hint.
 
 argparse would print its usage and exit; here it raises a UsageError, which `guarded` prints in two
 lines, and with --json as an object. The hint names the command or option that is nearest, or the

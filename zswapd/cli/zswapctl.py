@@ -61,7 +61,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def daemon_socket(root: Path = Path("/")) -> Path:
-    """Return where the daemon's socket is: where the config files of `zswapd run` say, or by default.
+    """Return where the daemon's socket is.
+
+    The config files of `zswapd run` say it; without them it is the default.
 
     A daemon that was started before `control.socket` was changed still has the default one, if it
     had that.

@@ -279,7 +279,10 @@ class OptionalSize(MemorySize):
 
 @dataclass(frozen=True, slots=True)
 class SwapSize(MemorySize):
-    """The size of a swap file: whole pages, the ten that mkswap asks for at least, and no more than its header can count."""
+    """The size of a swap file, in whole pages.
+
+    It has at least the ten pages that mkswap asks for, and at most what its header can count.
+    """
 
     def convert(self, value: object, context: Context) -> int:
         """Return the size in bytes; whole numbers must be multiples of the page, the rest is rounded down."""

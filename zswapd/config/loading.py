@@ -99,7 +99,10 @@ class Config:
         return getattr(getattr(self, setting.section), setting.key)
 
     def origins(self, *dests: str) -> str:
-        """Return where settings come from, for messages: those of them that were written, entries of a table included."""
+        """Return where settings come from, for messages.
+
+        Named are those that were written, entries of a table included.
+        """
         found = [
             str(given.origin)
             for dest, given in self.given.items()
@@ -218,7 +221,9 @@ def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
 
 
 def make_context(codecs: Iterable[str], *, root: Path = Path("/"), page_size: int = PAGE_SIZE) -> Context:
-    """Return what values are checked against on this machine: memory is what the lowest limit above this process leaves.
+    """Return what values are checked against on this machine.
+
+    Memory is what the lowest limit above this process leaves.
 
     Args:
         codecs: see `load`, as for the others.
@@ -235,7 +240,10 @@ def make_context(codecs: Iterable[str], *, root: Path = Path("/"), page_size: in
 
 
 def pool_limit_bytes(config: Config) -> int:
-    """Return what the pool may hold: the lower of pool.limit and pool.zv_page_count_policy_percent."""
+    """Return the bytes that the pool may hold.
+
+    It is the lower of pool.limit and pool.zv_page_count_policy_percent.
+    """
     pool, total = config.pool, config.context.memory_total
     default = total * BACKED_LIMIT_PERCENT // 100 if config.backing.path else total
     bound = total * pool.zv_page_count_policy_percent // 100

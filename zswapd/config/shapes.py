@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings that cannot change while something is stored, as a user writes them: for the message that two of them differ.
+"""Settings that cannot change while something is stored, for messages that two differ.
 
 What a daemon says of itself (geometry.py) and what an arena's label says (assembly.py) have the
 settings' values by names of their own: sizes in bytes, files in one table. Here they get the names
@@ -62,7 +62,10 @@ def _written(shape: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _plain(value: object) -> str:
-    """Return a value as TOML has it, however long it is: a path that is cut short cannot be copied."""
+    """Return a value as TOML has it, however long it is.
+
+    A path that is cut short cannot be copied.
+    """
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else shown(value)
 
 

@@ -194,7 +194,9 @@ def is_served(path: Path) -> bool:
 
 
 def check_place(path: Path) -> None:
-    """Do nothing if a control socket could be made, as far as that can be told without making anything.
+    """Do nothing if a control socket could be made.
+
+    Nothing is made, so some causes of a failure are not seen.
 
     Raises:
         ControlError: something else stands at its path.

@@ -69,7 +69,7 @@ def unique() -> int:
     """Return the kernel's number of the request that is being served; 0 if there is none, as when the hook reads ahead."""
 
 def takes_part() -> bool:
-    """Say whether the request that is being served is a read whose reader takes a short answer for what it is.
+    """Say whether the reader that is being served takes a short answer for what it is.
 
     Such a reader asks again for the rest; the kernel's page cache would take it for the end of the
     file.

@@ -430,7 +430,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: int) -> None:
-        """Forget the content of a text file and who may change a block file, and tell a cached one."""
+        """Forget an open file: a text's content, a writer's grant; and tell of a cached one."""
         self.writers.close(fh)
         self._texts.close(fh)
         node = self.directory.node(inode_of(fh))

@@ -382,7 +382,10 @@ class Session:
 
 
 def can_resend() -> bool:
-    """Say whether this kernel can send again what a dead process had read and not answered (FUSE_NOTIFY_RESEND)."""
+    """Say whether this kernel can send again the requests that a dead process has not answered.
+
+    That is FUSE_NOTIFY_RESEND.
+    """
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return release is not None and (int(release[1]), int(release[2])) >= _RESEND
 

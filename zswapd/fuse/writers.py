@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""At most one open file may change a block file: what is swapped out to it would be lost by a second one.
+"""At most one open file may change a block file.
+
+A second one would destroy what is swapped out to it.
 
 A loop device keeps the open file that it was given. So while a file is attached, every other open
 for writing is refused, a second loop device among them; and while a program has the file open for

@@ -107,7 +107,10 @@ _DENIED = _answer(403, b"permission denied; metrics.users names who may read the
 
 
 class _Client:
-    """A connection of a user who may read: a request is read, an answer sent, its end waited for."""
+    """A connection of a user that may read.
+
+    Its request is read, an answer is sent, and the client's end is waited for.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection

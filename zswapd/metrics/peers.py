@@ -82,7 +82,10 @@ class Owner:
 
 
 def _packed(address: str) -> bytes:
-    """Return an address in network byte order: 4 bytes of IPv4, also of a mapped one, or 16 of IPv6."""
+    """Return an address in network byte order: 4 bytes of IPv4, 16 of IPv6.
+
+    An IPv4 address that is mapped into IPv6 has 4 bytes as well.
+    """
     if ":" not in address:
         return socket.inet_pton(socket.AF_INET, address)
     packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
@@ -208,7 +211,9 @@ class Doorkeeper:
         self.close()
 
     def begin(self, listening: Address) -> bool:
-        """Return whether the kernel answers questions about one socket, as tried with one that is there.
+        """Return whether the kernel answers questions about one socket.
+
+        It is tried with one that is there.
 
         Args:
             listening: address of a listening socket of this process.

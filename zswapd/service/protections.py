@@ -114,7 +114,10 @@ def grow_heaps() -> None:
 
 
 def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
-    """Return the protections with what changes by itself: the memory that is locked, and the limits above this process."""
+    """Return the protections with what changes by itself.
+
+    That is the memory that is locked, and the limits above this process.
+    """
     is_flusher = any(item.name == "io_flusher" and item.on for item in protections)
     return tuple(
         dataclasses.replace(item, detail=_locked_detail(root))
@@ -127,7 +130,7 @@ def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tu
 
 
 def limit_protection(root: Path = Path("/")) -> Protection:
-    """Return what limits above this process would mean for a daemon with this process' capabilities."""
+    """Return what limits above this process mean for a daemon with its capabilities."""
     return _look_at_limits(root, is_flusher=_has_capability(root, CAP_SYS_RESOURCE))
 
 
@@ -185,13 +188,18 @@ def _may_lock_all(root: Path) -> bool:
 
 
 def _locked_detail(root: Path) -> str:
-    """Return what is locked now: all that is in memory, and no page of the address space that has none (MCL_ONFAULT)."""
+    """Return what is locked now.
+
+    That is all that is in memory, and no page of the address space without memory (MCL_ONFAULT).
+    """
     resident = min(_status_field(root, "VmRSS"), _status_field(root, "VmLck"))
     return f"{resident >> 10} MiB of the worker are in memory and locked, and what it takes will be"
 
 
 def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
-    """Say whether reclaim at a memory limit above this process can swap in this process' own context, to its own device.
+    """Say whether reclaim at a memory limit above this process can make it swap.
+
+    It would then write to its own swap device.
 
     An IO flusher writes no page to swap, whatever it reclaims. Without, it may wait in a page fault
     for a request to its own swap device, which nobody else serves; such a process cannot be killed

@@ -206,7 +206,10 @@ def make(config: Config) -> Estate:
 
 
 def _new_arena(config: Config) -> tuple[int, dict[str, Any]]:
-    """Make the arena and let go of everything but its file, and of what it is: the supervisor never looks into it."""
+    """Make the arena; return its file and its description, and let go of all else.
+
+    The supervisor never looks into the arena.
+    """
     arena = make_arena(config)
     try:
         return os.dup(arena.fd), arena.description()

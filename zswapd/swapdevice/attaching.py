@@ -130,7 +130,10 @@ def _name(device: str) -> str:
 
 
 def _open_backing(file: Path, root: Path) -> int:
-    """Open a file; where another open file may change it, wait a moment: the daemon may yet have to hear of its end."""
+    """Open a file; wait a moment where another open file may change it.
+
+    The daemon may yet have to hear of that file's end.
+    """
     deadline = time.monotonic() + CLOSING_S
     while True:
         _refuse_if_attached(file, root)

@@ -151,7 +151,10 @@ def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
 
 
 def left_on(mountpoint: Path, root: Path = Path("/")) -> dict[str, str]:
-    """Return what has to be done before a mount can go: the command that frees each loop device over a file in it."""
+    """Return what has to be done before a mount can go.
+
+    For each loop device over a file in it, that is the command that frees the device.
+    """
     commands = {}
     for item in attachments(root):
         if item.backing.is_relative_to(mountpoint):

@@ -158,7 +158,9 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def refuse_unusable(path: str, mountpoint: Path) -> None:
-    """Do nothing if a path names what can be a backing file, though our own mount may not be there yet.
+    """Do nothing if a path names what can be a backing file.
+
+    The daemon's own mount may not be there yet.
 
     Args:
         path: its name.
