@@ -85,7 +85,7 @@ class Inherited:
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
         alive: called again and again while the arena is made sense of, which takes its time.
         lost_copies: the second bitmaps of lost pages, likewise.
-        arena_copy: what the arena's superblock says, if somebody has kept that.
+        arena_copy: what the arena's superblock says, if the shared state has kept that.
     """
 
     arena_fd: int
@@ -429,9 +429,9 @@ class Core:
             self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
 
     def bound(self, frames: int) -> None:
-        """Have swap's pages take so many frames at most, whatever the settings say.
+        """Have swap's pages take `frames` frames at most, whatever the settings say.
 
-        Those that they have they keep.
+        Pages that are stored keep the frames that they have.
         """
         if frames != self._ceiling:
             self._ceiling = frames

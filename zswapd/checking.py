@@ -7,7 +7,7 @@ a start would refuse is an error of the class that the start would raise. What i
 and complain about, is a warning. What takes rights that this process lacks is said to be unchecked.
 
 A daemon that runs with the same control socket has the mountpoint, the backing and the metrics'
-port: they are its own, and not in anybody's way.
+port: they are its own, so the checks take them as free.
 """
 
 from __future__ import annotations

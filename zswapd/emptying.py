@@ -105,7 +105,7 @@ class Emptying:
     Args:
         devices: what is behind the block files, by inode.
         paths: of the block files, by inode.
-        writers: who may change them.
+        writers: the open files that may change them.
         page_size: bytes in a page.
         look: returns the state of a file, given its path and whether the header is wanted; called
             in another thread.
@@ -179,7 +179,7 @@ class Emptying:
             self._note(inode, handle)
         elif inode not in self._was_on or state.is_swap is None:
             return
-        elif handle not in {0, self._was_on[inode]} or not state.is_swap:  # somebody else's data
+        elif handle not in {0, self._was_on[inode]} or not state.is_swap:  # data of another program
             self._note(inode, None)
         elif handle and not state.is_attached:
             return  # it is about to be closed, which is a reason to look again

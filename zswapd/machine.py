@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the program assumes about the machine, and the kernel's numbers that differ.
 
-Words in shared memory are native (`struct` with "=", `memoryview.cast`): whoever adopts them runs
-on the same machine. So the byte order does not matter. These things do:
+Words in shared memory are native (`struct` with "=", `memoryview.cast`): a process that adopts
+them runs on the same machine. So the byte order does not matter. These things do:
 
 - the numbers of some ioctls and mmap flags differ. They are here by the machine's name; all others
   are the same on every machine that is named;

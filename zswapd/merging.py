@@ -56,7 +56,7 @@ class Merging:
     """One worker's part in it.
 
     Args:
-        devices: whose pages they are.
+        devices: the block devices of the pages.
         files: the paths of their files, in the same order.
         identities: returns what the files are.
         attendant: does what waits for this process.
@@ -122,7 +122,7 @@ class Merging:
         before, self._unmerged = self._unmerged, loops
         if before != loops:
             self._unmerged = before | loops
-            self._remember()  # before it is done: who follows has to undo it
+            self._remember()  # before it is done: a successor has to undo it
         while not self._is_prompt():
             await trio.sleep(PROMPT_S)
         for device in sorted(before - loops):

@@ -140,7 +140,7 @@ def test_page_of_a_disk_that_comes_back_is_not_unreadable_any_more(files: Files,
     assert files.get(2) == -errno.EIO
     assert files.device.has_unreadable()
     files.disk.bad = set()
-    assert files.device.has_unreadable(), "nobody has read it since"
+    assert files.device.has_unreadable(), "no reader has asked for the page since"
     assert files.get(2) == data(2, 1)
     assert not files.device.has_unreadable()
 

@@ -119,7 +119,7 @@ def test_daemon_in_a_cgroup_bounds_its_pool_and_refuses_what_does_not_fit(tmp_pa
         taken = fill(daemon.mountpoint / "swap", 400)
 
         assert 8 * MIB // 4096 < taken < 400 * MIB // 4096
-        for _ in range(3):  # those that come later are refused as well, and kill nobody
+        for _ in range(3):  # later stores are refused as well, and no process is killed
             fill(daemon.mountpoint / "swap", 400)
             time.sleep(0.3)
         status = daemon.status()

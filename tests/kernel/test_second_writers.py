@@ -123,4 +123,4 @@ def test_what_swapoff_leaves_on_a_loop_device_that_stays_goes_but_for_its_header
     finally:
         system.run("losetup", "--detach", device)
     wait_for(lambda: not daemon.loops(), "the loop device stays")
-    assert stored_pages(daemon) == kept > 500, "they are nobody's swap"
+    assert stored_pages(daemon) == kept > 500, "no swap area is on the file"

@@ -234,7 +234,7 @@ class BackedMachine(RuleBasedStateMachine):
                 assert found in may, f"page {number} is not what it was"
             self.files.operations.look()
             self.files.operations.look()
-            assert self.files.transfers.is_idle(), "something is held for nobody"
+            assert self.files.transfers.is_idle(), "a buffer is held and no reader waits for it"
             self.files.discard(0, PAGES * PAGE)
             self.files.settle()
             seen = self.files.core.statistics()

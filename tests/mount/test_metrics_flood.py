@@ -74,7 +74,7 @@ def ready(stage: Stage, **settings: str) -> tuple[Daemon, int]:
 
 @contextlib.contextmanager
 def attacked(kind: str, port: int, seconds: float, processes: int = 1) -> Iterator[list[int]]:
-    """Have processes of the user nobody attack a port; give how often each did, afterwards."""
+    """Have processes of the user nobody attack a port; count the attacks of each."""
     command = [sys.executable, "-m", "scripts.zbench.flood", kind, str(port), str(seconds)]
     running = [subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     counts: list[int] = []

@@ -274,7 +274,7 @@ def test_dead_mount_with_a_loop_device_on_it_is_refused_and_the_hint_cures_it(
 
 
 def test_dead_mount_of_somebody_else_is_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be somebody's way to their files, whose daemon starts again."""
+    """Another program may need the mount: its daemon may start again."""
     mountpoint = tmp_path / "mnt"
     with dead(mountpoint):
         monkeypatch.setattr(mounting, "_FILESYSTEM", b"fuse.other")

@@ -95,7 +95,7 @@ def test_death_of_a_spare_is_survived(daemon: Roles) -> None:
     old = daemon.spare
     worker = daemon.worker
     os.kill(old, signal.SIGKILL)
-    wait_for(lambda: "the spare worker" in log_of(daemon), "nobody has noticed")
+    wait_for(lambda: "the spare worker" in log_of(daemon), "the supervisor has not noticed")
     os.kill(worker, signal.SIGKILL)
     daemon.next_worker(worker)
 

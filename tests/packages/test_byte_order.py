@@ -43,7 +43,7 @@ from zswapd.assembly import Core
 populate = Arena.populate
 
 def touched(self, offset, length, **more):
-    # The emulator ignores MADV_POPULATE_WRITE, and what nobody has touched is no data to the kernel.
+    # The emulator ignores MADV_POPULATE_WRITE, and untouched memory is no data to the kernel.
     done = populate(self, offset, length, **more)
     for at in range(offset - offset % mmap.PAGESIZE, offset + done, mmap.PAGESIZE):
         self.view[at] = self.view[at]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Memory with an uncorrectable error, as the kernel shows it, without one:
-pages that nobody may touch, and EHWPOISON.
+pages that no process may touch, and EHWPOISON.
 
 A `Poison` stands for the kernel: pages of an arena's file that it says are poisoned are out of
 reach in every new mapping (a process that touches one gets SIGSEGV, where it would be SIGBUS),
-until a hole has been punched there. What was in them is junk afterwards, should somebody have read
-it another way.
+until a hole has been punched there. A process that reads such a page in another way finds junk.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Poison:
         return done
 
     def strike(self, arena: Arena, offset: int) -> None:
-        """Have an error in a page of an arena that nobody will use any more."""
+        """Have an error in a page of an arena that no process uses any more."""
         start = offset - offset % mmap.PAGESIZE
         arena.view[start : start + mmap.PAGESIZE] = random.Random(offset).randbytes(mmap.PAGESIZE)
         self.pages.add(start)

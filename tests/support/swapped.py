@@ -38,7 +38,7 @@ def content(number: int) -> bytes:
 
 
 class Swapped:
-    """Such a process.
+    """A process whose pages are swapped out and read.
 
     Args:
         cgroup: that it is in, with room for its pages.
@@ -75,7 +75,7 @@ class Swapped:
         while not slots or -1 in slots:
             assert time.monotonic() < end, f"{slots.count(-1)} pages are not swapped out"
             slots = self._ask(do="out")
-        # What was written lies in the swap cache until somebody needs its memory.
+        # What was written lies in the swap cache until the kernel needs its memory.
         for _ in range(3):
             for name, value in (("memory.force_empty", "0"), ("memory.reclaim", str(self._pages * PAGE))):
                 with contextlib.suppress(OSError):

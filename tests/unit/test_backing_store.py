@@ -308,7 +308,7 @@ class Threads:
     def wait(self, count: int) -> None:
         """Wait until so many requests have ended."""
         while len(self.codes) < count:
-            assert is_readable(self.queue.fd, 10), "nobody says that it has ended"
+            assert is_readable(self.queue.fd, 10), "the queue does not tell that the request has ended"
             for done, code in self.queue.ended():
                 done(code)
 

@@ -167,7 +167,7 @@ def test_headroom_is_an_eighth_within_bounds(limit: int, kept: int) -> None:
     assert headroom(limit) == kept
 
 
-# Who swaps at a limit.
+# Whether a process at a limit swaps.
 
 
 def protection(root: Path, *, is_flusher: bool) -> service.Protection:
@@ -209,7 +209,7 @@ def test_a_limit_at_which_nothing_is_swapped_is_one(
 
 def test_a_limit_above_is_met_by_the_neighbours_pages_too(tmp_path: Path) -> None:
     above_v2(tmp_path)
-    second(tmp_path, f"{V2}/a/b/c", memory__swap__max=0)  # ours: but those of a and b are swapped out in our context
+    second(tmp_path, f"{V2}/a/b/c", memory__swap__max=0)  # our cgroup; pages of a and b are swapped out in our context
     assert not protection(tmp_path, is_flusher=False).on
     other = tmp_path / "other"
     above_v1(other)

@@ -35,7 +35,7 @@ REASONS = (
     errno.ENODEV, errno.ENXIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 OUTSIDE = {"docker", "podman"}
-"""Programs of the machine around a container, which is where such a hint is typed."""
+"""Programs of the machine around a container, where the hint's command is typed."""
 PACKAGES = {
     "apt-get", "capsh", "chattr", "df", "dmesg", "free", "fuser", "grep", "journalctl", "kill", "losetup", "ls", "lsattr",
     "lsblk", "mkdir", "modprobe", "mount", "namei", "ps", "quota", "rm", "su", "sudo", "swapoff", "swapon", "sysctl",

@@ -63,7 +63,7 @@ def test_without_unit_or_systemd_the_program_is_named(package: Installation, kin
     if kind == "no unit":
         (package.root / "usr/lib/systemd/system/zswapd.service").unlink()
     else:
-        (package.root / "run/systemd/system").rmdir()  # a container: nobody answers systemctl
+        (package.root / "run/systemd/system").rmdir()  # a container: no systemd answers systemctl
     assert package.start() == f"`{package.root}/usr/bin/zswapd run`"
     assert "systemctl" not in package.restart() + package.log()
 

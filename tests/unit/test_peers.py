@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose process is at the other end of a connection: told by the kernel,
+"""The user at the other end of a connection, as the kernel tells it:
 of one socket or from its list of all.
 """
 

@@ -109,7 +109,7 @@ def test_poisoned_page_costs_what_lay_in_it(poison: Poison, allocator: str, wher
         assert gone <= most
         assert then.statistics().recovery.poisoned == 1
         with pytest.raises(LostPageError):
-            read(then, PAGES + 1)  # nobody knows that it was not there
+            read(then, PAGES + 1)  # no word says that it was not there
         go_on(then, expected)
         last = heir(then, config, lost)
         assert losses(last, expected) == 0

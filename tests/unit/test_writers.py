@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may change a block file: what a successor makes of what it is left,
-whenever its predecessor died.
+"""Which open file may change a block file: what a successor makes of its predecessor's notes,
+whenever the predecessor died.
 """
 
 from __future__ import annotations

@@ -138,8 +138,8 @@ def in_child(work: Callable[[], dict[str, int]]) -> dict[str, int]:
 
 
 def core(library: str, place: str) -> dict[str, object]:
-    """Store pages, damage one page of memory; say how whoever touches it ends,
-    and what two successors find.
+    """Store pages, damage one page of memory; say how a process ends
+    that touches it, and what two successors find.
     """
     sys.path.insert(0, library)
     from zswapd import compress

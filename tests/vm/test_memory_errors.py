@@ -4,7 +4,7 @@ and one worker.
 
 The kernel is told to take a page for damaged (MADV_HWPOISON, which needs CONFIG_MEMORY_FAILURE: of
 the two kernels here only the new one has it). It then takes the page from all processes, and
-whoever touches it gets SIGBUS, as with a real error.
+a process that touches it gets SIGBUS, as with a real error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def replace_worker(box: Box) -> None:
     box.run(f"kill -KILL {old['pid']}")
     end = time.monotonic() + LIMIT_S
     while worker(box)["pid"] == old["pid"]:
-        assert time.monotonic() < end, "nobody follows"
+        assert time.monotonic() < end, "no worker follows"
         time.sleep(0.5)
 
 

@@ -253,7 +253,7 @@ class Arena:
         """Return the arena that another process made in the file of an inherited descriptor, exactly as it is.
 
         Nothing is written, and nothing of the file is read but its superblock: what is in the
-        frames is found by whoever owns them. The descriptor is the arena's from then on. A
+        frames is found by the frames' owners. The descriptor is the arena's from then on. A
         superblock that differs from its copy, or cannot be read, has been damaged: it is written
         anew.
 
@@ -302,7 +302,7 @@ class Arena:
         """Write the superblock anew where it is not what it has to be."""
         if not is_readable:
             self.renew(0)
-            self.distrusted = True  # who knows what was noted there
+            self.distrusted = True  # what was noted there is unknown
         whole = _SUPERBLOCK.pack(*head) + self.label
         if self.view[: len(whole)] != whole:
             self.view[: len(whole)] = whole

@@ -6,8 +6,8 @@ reports that it moved. Reading an object through a handle therefore needs no loo
 
 The first eight bytes of an object are its owner's word of life: `alloc` hands the object out with
 that word DEAD (runs.py), the owner makes it another, not 0, when the object is complete, and `free`
-makes it DEAD again, in a single store each. Whoever finds the arena
-without an index (a successor process) can tell live objects from dead ones by it; so can compaction.
+makes it DEAD again, in a single store each. A successor process, which finds
+the arena without an index, tells live objects from dead ones by it, and so does compaction.
 
 Objects above `max_shared` are the exception. Such a *body* is all its owner's, to the first byte: it may hold a page as a
 process wrote it, which could imitate anything. So it has no word of life, compaction never moves it, and it outlives a takeover

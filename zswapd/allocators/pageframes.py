@@ -113,7 +113,7 @@ class PageFrames:
             may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
         alive: called again and again in everything that takes long in a takeover.
         renewed: frames of which a takeover, or one before it that was cut short, has found memory
-            poisoned: what it held is zeros. Whoever owns them has to let go of it.
+            poisoned: what it held is zeros. The frames' owners have to let go of it.
         renewed_pages: how many of the system's pages this takeover has found so, those of the frame
             table included.
     """

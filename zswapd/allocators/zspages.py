@@ -231,7 +231,7 @@ class Zspages(Runs):
         lives, seal = self._lives, self._seals[size_class.number]
         if size_class.objects == 1:
             self._pairs[first * 2] = seal + ONE_OBJECT_IN_PAIR
-            self._words[first * 4 + 2] = 0  # nobody has claimed it
+            self._words[first * 4 + 2] = 0  # not claimed yet
             return 1
         used = chain = 0
         base, step = first * self._page_size >> 3, size_class.size >> 3

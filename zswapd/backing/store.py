@@ -275,7 +275,7 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
         what = " ".join(found.stdout.decode(errors="replace").split()) or "something unclear"
         raise BackingError(
             f"backing.path {path} carries a signature: {what}",
-            hint=f"if nobody needs it: `wipefs --all {shlex.quote(str(path))}`, or set backing.force",
+            hint=f"if no program needs it: `wipefs --all {shlex.quote(str(path))}`, or set backing.force",
         )
 
 
@@ -288,7 +288,7 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
                 raise BackingError(f"backing.path {path} is in use by {device}", hint=f"`losetup --detach {device}` first")
     if stat.S_ISREG(status.st_mode) and status.st_size and not force and not _is_ours(fd, path):
         raise BackingError(
-            f"backing.path {path} exists and is none of ours", hint="if nobody needs it: remove it, or set backing.force"
+            f"backing.path {path} exists and is none of ours", hint="if no program needs it: remove it, or set backing.force"
         )
 
 

@@ -442,8 +442,8 @@ class Device:
                 self._lost_pages -= 1
             number += 1
         if self._lost_pages <= 0:
-            # Before nobody looks at the marks any more: one that has come by itself was taken away,
-            # and another is still there.
+            # Marks are counted before the device stops looking at them. A mark that came by itself
+            # was taken away, and another one may still be there.
             self._lost_pages = self._count_lost()
 
     def _count_lost(self) -> int:

@@ -91,7 +91,7 @@ class SlotMap:
     def adopt(self) -> list[int]:
         """Make the bits agree with the words that a dead process has left.
 
-        Return the pages that have lost theirs.
+        Return the pages that have lost their word.
         """
         lost: list[int] = []
         for first in range(0, len(self._words), 8 * _STEP):

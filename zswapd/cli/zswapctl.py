@@ -325,7 +325,7 @@ def make_parser() -> Parser:
     reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
     reset.add_argument("--all", action="store_true", help="all that were changed")
     writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
-    writeback.add_argument("--pages", type=_amount, metavar="N", help="at most so many, or a size such as 64M (default: all)")
+    writeback.add_argument("--pages", type=_amount, metavar="N", help="at most N pages, or a size such as 64M (default: all)")
     writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")
     writeback.add_argument("--idle", type=_count, metavar="SECONDS", help="only pages that were not used for so long")
     writeback.add_argument(

@@ -36,7 +36,7 @@
  *   - What a successor takes from the buffer, the kernel having no other copy for it, has a
  *     checksum (`check`): a request whose bytes have changed by themselves is answered with EIO.
  *     Where the kernel sends requests again the buffer is not believed, and no checksum is made.
- *     FUSE_INIT, without which nobody can take over, is there twice, in two pages.
+ *     FUSE_INIT, which every takeover needs, is there twice, in two pages.
  *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
  *
  * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
@@ -1270,9 +1270,9 @@ static PyObject *py_unique(PyObject *self, PyObject *unused)
 }
 
 /*
- * A reader that goes around the page cache says who it is (FUSE_READ_LOCKOWNER, fuse_send_read() in
- * the kernel); the page cache, filling itself for a private mapping, does not. It takes a short
- * answer for the end of the file (fuse_short_read()).
+ * A reader that goes around the page cache names its lock owner (FUSE_READ_LOCKOWNER,
+ * fuse_send_read() in the kernel); the page cache, filling itself for a private mapping, does not.
+ * It takes a short answer for the end of the file (fuse_short_read()).
  */
 static PyObject *py_takes_part(PyObject *self, PyObject *unused)
 {
@@ -1386,7 +1386,7 @@ static PyObject *py_add_inode(PyObject *self, PyObject *number)
 	Py_RETURN_NONE;
 }
 
-/* Python has changed the file, or who may do so: what is remembered of either is void. */
+/* Python has changed the file, or its writer: what is remembered of either is void. */
 static PyObject *py_forget_writer(PyObject *self, PyObject *number)
 {
 	unsigned long ino = PyLong_AsUnsignedLong(number);

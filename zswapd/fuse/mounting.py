@@ -149,7 +149,7 @@ class Mount:
 
     def unmount(self) -> None:
         """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
-        with contextlib.suppress(Exception):  # no file can be opened: it is ours, as far as is known
+        with contextlib.suppress(Exception):  # no file can be opened: the mount counts as this daemon's
             if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
                 return
         target = os.fsencode(self.mountpoint)
@@ -178,7 +178,7 @@ class Mount:
         if _is_dead(self.mountpoint):
             raise MountError(
                 f"{self.mountpoint} is the mount of a daemon that has died, of type {kind}",
-                hint=f"`umount -l {shlex.quote(str(self.mountpoint))}` if nobody needs it; or choose another --mountpoint",
+                hint=f"`umount -l {shlex.quote(str(self.mountpoint))}` if no program needs it; or choose another --mountpoint",
             )
         if kind == _FILESYSTEM.decode():
             raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
@@ -202,7 +202,7 @@ class Mount:
     # Steps: each leaves its undoing behind, but for the first.
 
     def _clear_dead(self) -> None:
-        """Unmount what daemons like this one have left that died: nobody can use it any more."""
+        """Unmount what dead daemons of this program have left: no program can use it any more."""
         if not self._is_dead_mount():
             return
         target = os.fsencode(self.mountpoint)

@@ -7,8 +7,8 @@ that starts at the end gets ENOSPC; punching and zeroing are clipped with FALLOC
 EINVAL without; its name, owner, mode, times and size cannot be changed (EPERM). One open file at a
 time may change it (writers.py): another open for writing is refused with ETXTBSY, which the kernel
 gives for changes of a swap file, after a moment in which the one before may be closed. While the
-daemon takes back what is swapped out, to end, it cannot be opened (EBUSY): nobody may swap on to it
-then.
+daemon takes back what is swapped out, to end, it cannot be opened (EBUSY), so
+that no program swaps on to it then.
 
 A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it
 is taken whole, and truncating it means nothing (`echo 1 >` does it). A handle is the inode's number, which a successor knows.

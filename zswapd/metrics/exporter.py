@@ -16,9 +16,9 @@ thread is built for a flood.
   it does not get to stays in the listening socket's queue, at most QUEUE connections, each with
   RECEIVE_BYTES at most; the kernel drops what is more, and a client's kernel tries again. So a
   scraper gets in beside a flood that is not much faster than the thread accepts.
-- Whose socket it is, is asked first (peers.py). A user who may not read gets a line with 403 at
-  once, and neither a place nor time. The kernel tells of a connection only when a request has come
-  (TCP_DEFER_ACCEPT), so there is nothing to wait for.
+- The owner of the client's socket is asked first (peers.py). A user who may not read gets a line
+  with 403 at once, and neither a place nor time. The kernel tells of a connection only when a
+  request has come (TCP_DEFER_ACCEPT), so there is nothing to wait for.
 - Of users who may read: CLIENTS at a time, CLIENT_S for each, HEAD_BYTES for a request, one request
   a connection. One more takes the place of the one that is there for longest. A client that does
   not read its answer has its connection reset, so the kernel does not keep answers either: it holds
@@ -394,7 +394,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _turn_away(connection: socket.socket, verdict: Verdict) -> None:
-    """End the connection of a user who may not read, who may still be there."""
+    """End the connection of a user who may not read; the client may still be there."""
     with connection:
         if verdict is Verdict.DENIED:
             with contextlib.suppress(BlockingIOError):

@@ -68,7 +68,7 @@ class Verdict(enum.Enum):
     ALLOWED = enum.auto()
     DENIED = enum.auto()
     GONE = enum.auto()
-    """Its process has closed it: there is nobody to answer."""
+    """Its process has closed it: no client is left to answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 makes of it:
 
 - two objects for one page: a store that died between making the new copy live and freeing the old
-  one, or a compaction at the same place. Either may stay, since nobody was told of the store; the
+  one, or a compaction at the same place. Either may stay, since the store was not answered; the
   later generation does, if its body is whole;
 - a body that no header names: a store or a free of a page that does not compress, cut short. It is
   freed;

@@ -202,7 +202,7 @@ def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
     It would then write to its own swap device.
 
     An IO flusher writes no page to swap, whatever it reclaims. Without, it may wait in a page fault
-    for a request to its own swap device, which nobody else serves; such a process cannot be killed
+    for a request to its own swap device, which no other process serves; it cannot be killed then
     either.
     """
     name = "memory_limit"

@@ -150,7 +150,7 @@ class Supervisor:
                 self._look()
                 for received in signals.wait(self._patience()):
                     self._hear(received)
-                # Whatever the signal was: several deaths may stand behind one SIGCHLD.
+                # After any signal: one SIGCHLD may stand for several deaths.
                 with contextlib.suppress(ChildProcessError):
                     status = self._end_of_worker()
                     if status is not None and (code := self._bury(status)) is not None:
