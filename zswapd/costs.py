@@ -131,7 +131,7 @@ def check_change(before: Config, after: Config, *, marked: bool, root: Path = Pa
         root: see `check`.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: there is no memory for the marks.
     """
     if marked or not after.pool.recompress_age or before.pool.recompress_age:
         return
