@@ -9,8 +9,8 @@ a limit that counts. The kernel says where they are: /proc/self/cgroup names the
 both may be relative to the container's own root; then the mountpoint is the highest cgroup that can
 be seen, and its limit is that of the container.
 
-    version 1   memory.limit_in_bytes and memory.memsw.limit_in_bytes of each cgroup; of those above the mountpoint,
-                hierarchical_memory_limit in memory.stat
+    version 1   memory.limit_in_bytes and memory.memsw.limit_in_bytes of each cgroup; of those above
+                the mountpoint, hierarchical_memory_limit in memory.stat
     version 2   memory.max and memory.high of each cgroup; of those above the mountpoint, nothing
 
 A cgroup at its limit is reclaimed by the process that is charged next, in that process' own
@@ -155,7 +155,8 @@ class Limits:
             if limit is None or limit >= self._total:
                 continue
             room = Room(limit, limit - (self._read_number(usage_fd) or 0), file)
-            if room.left < 2 * HEADROOM_MOST:  # near: then files in the page cache count, which are dropped for us
+            # near: then files in the page cache count, which are dropped for us
+            if room.left < 2 * HEADROOM_MOST:
                 room = room._replace(left=room.left + self._droppable(stat_fd))
             if least is None or room.spare < least.spare:
                 least = room
@@ -166,7 +167,8 @@ class Limits:
 
         These are all that were not used lately, and half of the others.
         """
-        found = {name: int(count) for name, count in _FILES.findall(self._read(descriptor))}  # the last one is the total
+        # the last one is the total
+        found = {name: int(count) for name, count in _FILES.findall(self._read(descriptor))}
         return found.get(b"inactive_file", 0) + found.get(b"active_file", 0) // 2
 
     def _read_number(self, descriptor: int) -> int | None:

@@ -109,13 +109,15 @@ def _check_metrics(config: Config, found: Findings, *, is_running: bool) -> None
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the metrics' own listener does
+                # as the metrics' own listener does
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
             found.warnings.append(
                 f"{config.origins('metrics.listen')}: metrics.listen {config.metrics.listen}: {error.strerror}"
             )
-    if not port or "metrics.users" not in config.given:  # the default names a user that few machines have
+    # the default names a user that few machines have
+    if not port or "metrics.users" not in config.given:
         return
     for user in config.metrics.users.split():
         if user != EVERYBODY and not _is_user(user):

@@ -118,7 +118,8 @@ def read_text(path: Path, *, is_chosen: bool = False) -> str:
         raise ConfigError(f"{path} is longer than {LARGEST_FILE >> 10} KiB", hint="is it a config file?")
     text = _decode(path, data)
     text = text.replace("\r\n", "\n")
-    return text if "\n" in text else text.replace("\r", "\n")  # lines as of a Macintosh: nothing else ends a line then
+    # lines as of a Macintosh: nothing else ends a line then
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _read(path: Path, *, is_chosen: bool) -> bytes:

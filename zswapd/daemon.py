@@ -280,7 +280,8 @@ class Worker:
                     nursery.start_soon(self._beat)
                     if self.volumes:  # before anybody asks for one
                         await nursery.start(self.volumes.run, configured(self.config))
-                    nursery.start_soon(self.merging.run)  # before the first request: what cannot be read may be known
+                    # before the first request: what cannot be read may be known
+                    nursery.start_soon(self.merging.run)
                     await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self.upkeep.refill)
                     nursery.start_soon(self.upkeep.recompress)

@@ -90,7 +90,8 @@ def look_at(path: Path, wants_header: bool, *, page_size: int, identity: Identit
         return FileState(is_attached=True, is_swapped_on=True, is_swap=None)
     is_swap = None
     if wants_header:
-        with contextlib.suppress(OSError):  # detached from its mountpoint, or the daemon is about to end
+        # detached from its mountpoint, or the daemon is about to end
+        with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 is_swap = os.pread(descriptor, len(SWAP_MAGIC), page_size - len(SWAP_MAGIC)) == SWAP_MAGIC
@@ -133,7 +134,8 @@ class Emptying:
         self._look_at = look
         self._run = run
         self._was_on: dict[int, int] = {}  # and by which open file
-        self._headers: dict[int, int] = {}  # files with no more than a swap header left, and how often they had been written
+        # files with no more than a swap header left, and how often they had been written
+        self._headers: dict[int, int] = {}
         self._wanted = trio.Event()
         writers.when_closed = self.look_soon
 

@@ -3,9 +3,9 @@
 
     page 0     superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers
     slots      two copies of a JSON document (`save`, `load`): settings changed at run time, frozen, counters carried on
-    geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another shape is refused by it.
-               A second copy is half of GEOMETRY_BYTES behind it, and one of the superblock at the
-               end
+    geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another
+               shape is refused by it. A second copy is half of GEOMETRY_BYTES behind it, and one of
+               the superblock at the end
     hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
     lost       one bit a page of every swap file: pages whose overwrite was refused (block/device.py)
     areas      further memory by name (`area`): a second copy of these bits; marks of recompression, if that is on; of a disk
@@ -353,7 +353,8 @@ class SharedState:
         first, second = self._geometry[: GEOMETRY_BYTES // 2], self._geometry[GEOMETRY_BYTES // 2 : -_COPY.size]
         for copy in (first, second):
             if _read(copy) != self.geometry:
-                with contextlib.suppress(HandoverError):  # one that fills more than half has no copy
+                # one that fills more than half has no copy
+                with contextlib.suppress(HandoverError):
                     _write(copy, 1, self.geometry)
 
     def check_words(self, check: Word) -> bool:

@@ -91,7 +91,8 @@ def test_signals_of_the_shell_to_the_job_keep_no_reader_waiting(roles: Roles, te
         time.sleep(0.3)
         roles.verify()
     goes_on(roles, before)
-    assert "signal " not in terminal.read()  # the interpreter's sigtimedwait makes one up after a stop
+    # the interpreter's sigtimedwait makes one up after a stop
+    assert "signal " not in terminal.read()
     terminal.enter("kill -KILL %1")
     wait_for(lambda: not Path(f"/proc/{before['supervisor']}").exists(), "the supervisor lives")
     roles.verify()

@@ -209,7 +209,8 @@ def test_a_limit_at_which_nothing_is_swapped_is_one(
 
 def test_a_limit_above_is_met_by_the_neighbours_pages_too(tmp_path: Path) -> None:
     above_v2(tmp_path)
-    second(tmp_path, f"{V2}/a/b/c", memory__swap__max=0)  # our cgroup; pages of a and b are swapped out in our context
+    # our cgroup; pages of a and b are swapped out in our context
+    second(tmp_path, f"{V2}/a/b/c", memory__swap__max=0)
     assert not protection(tmp_path, is_flusher=False).on
     other = tmp_path / "other"
     above_v1(other)

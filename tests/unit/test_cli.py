@@ -723,7 +723,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
 
     monkeypatch.setattr("zswapd.supervisor.run", run)
     monkeypatch.setattr("zswapd.log.setup", lambda _: None)
-    monkeypatch.setattr("zswapd.cli.standard_files.never_wait", lambda: None)  # standard error is a test's here
+    # standard error is a test's here
+    monkeypatch.setattr("zswapd.cli.standard_files.never_wait", lambda: None)
     return seen
 
 

@@ -336,7 +336,8 @@ async def test_a_client_that_misbehaves_is_shown_out_and_no_other_waits(
             assert (await received(one)).startswith(b"HTTP/1.1 400")
         assert await received(slow) == b""
         await trio.sleep(0.3)
-        assert (await received(unread)).startswith(b"HTTP/1.1 200")  # it was sent, and waits with its reader's kernel
+        # it was sent, and waits with its reader's kernel
+        assert (await received(unread)).startswith(b"HTTP/1.1 200")
     assert (await get(exporter))[0] == 200
 
 

@@ -135,7 +135,8 @@ async def test_check_that_says_no_changes_nothing(
 
 def test_percent_is_of_the_memory_that_the_running_daemon_started_with() -> None:
     assert memory_of(json.dumps({"memory_total": 123 << 20})) == 123 << 20
-    for older in ({}, {"memory_total": None}, {"memory_total": "much"}):  # counts by MemTotal, whatever limits there are
+    # counts by MemTotal, whatever limits there are
+    for older in ({}, {"memory_total": None}, {"memory_total": "much"}):
         assert memory_of(json.dumps(older)) == memory_total()
     assert memory_of("nonsense") == memory_total()
     config = load(codecs=compress.names(), assignments=[("swap.size", "50%", "--size")], memory=128 << 20)

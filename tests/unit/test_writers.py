@@ -43,7 +43,8 @@ def test_successor_refuses_a_second_writer_and_lets_the_first_go_on() -> None:
     writers, _ = make()
     handle = writers.open(FILE, REQUEST)
     heir = successor_of(json.loads(json.dumps(writers.remember())))
-    heir.settle(FILE, is_attached=False)  # it is certain: a program may have it open, without a loop device
+    # it is certain: a program may have it open, without a loop device
+    heir.settle(FILE, is_attached=False)
     assert not heir.open(FILE, REQUEST + 2)
     assert heir.admit(FILE, handle)
     assert not heir.admit(FILE, handle + (1 << 42))

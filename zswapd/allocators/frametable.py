@@ -9,9 +9,9 @@ always backed by memory.
 The table has four 32-bit words a frame (its counterpart in the kernel is struct page):
 
     word 0   low 3 bits: state; bit 3: sealed; bits 14 and 15: the half that a used run belongs to; the rest is its owner's
-    word 1   first frame of a run: its length, in the low 8 bits if used, and then the seal's mark in the high 8 bits, and the
-             owner's number between them; last frame of a free run: its length; other frames of a
-             used run: the first frame
+    word 1   first frame of a run: its length, in the low 8 bits if used, and then the seal's mark in
+             the high 8 bits, and the owner's number between them; last frame of a free run: its
+             length; other frames of a used run: the first frame
     word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the owner's
 
 An all-zero table, which is what a fresh file holds, says "holes", so nothing has to be initialised.

@@ -187,7 +187,7 @@ class Device:
                 while start < length:
                     start += self._read_part(number, (offset + start) % size, out[start:])
                     number += 1
-        except ZswapdError as error:  # what has to be fetched from a disk first is none, and no failure
+        except ZswapdError as error:  # a page that has to be fetched from a disk first is no failure
             self._failed_reads += 1
             error.filled = start
             self._note_unreadable(number)

@@ -63,7 +63,8 @@ def find_strange_character(text: str, complaint: str) -> StrangeCharacter | None
 def _line(text: str, complaint: str) -> tuple[int, int, int]:
     """Return where the line of a complaint begins and ends, and where the parser has stopped."""
     found = _PLACE.search(complaint)
-    if found is None:  # at the end: what is open there was opened by the last line that is not empty
+    # at the end: what is open there was opened by the last line that is not empty
+    if found is None:
         end = len(text.rstrip())
         return text.rfind("\n", 0, end) + 1, end, len(text)
     begin = 0

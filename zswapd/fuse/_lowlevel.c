@@ -125,11 +125,15 @@ struct survivor {
 	uint64_t poisoned;  /* how many were */
 	uint64_t init_size; /* bytes of the first FUSE_INIT, 0 until it was read */
 	char init[INIT_MAX];
-	uint64_t noted; /* number of the request that `check` is of, 0 from before the read of another until that has one */
+	/* Number of the request that `check` is of; 0 from before the read of another until that has one. */
+	uint64_t noted;
 	uint64_t check; /* digest of all its bytes; only if checks_requests */
 };
 
-/* At the beginning of the second page, before the headers of the request: what an older program has left there is zeros. */
+/*
+ * At the beginning of the second page, before the headers of the request. An older program has left
+ * zeros there.
+ */
 struct init_copy {
 	uint64_t size, check; /* 0: there is no copy */
 	char init[INIT_MAX];
@@ -177,7 +181,10 @@ static struct {
 	unsigned deferred;      /* requests that wait for reply() */
 } hook = {.fd = -1, .disk_fd = -1, .pace = hook.paces};
 
-/* By block inode, the handle that was admitted last, 0 for none. Apart from `hook`, since only the pages in use are ever touched. */
+/*
+ * By block inode, the handle that was admitted last, 0 for none. It is apart from `hook`, since only
+ * the pages in use are ever touched.
+ */
 static uint64_t writers[INODE_LIMIT];
 
 /* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
@@ -851,7 +858,10 @@ static void copy_init(size_t length)
 	__atomic_store_n(&copy->check, digest(copy->init, length), __ATOMIC_RELEASE);
 }
 
-/* Have both copies of FUSE_INIT be what it was: false if both are damaged. An older program has made one, which is believed. */
+/*
+ * Make both copies of FUSE_INIT right again; return false if both are damaged. An older program has
+ * made one copy, which is believed.
+ */
 static bool mend_init(void)
 {
 	struct survivor *survivor = hook.survivor;
@@ -1181,7 +1191,10 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-/* Answer a request by its number, which may be a wrong one: the kernel knows which wait, and refuses others. */
+/*
+ * Answer a request by its number, which may be a wrong one: the kernel knows which requests wait, and
+ * refuses others.
+ */
 static void refuse(uint64_t unique)
 {
 	struct fuse_out_header out = {.len = sizeof(out), .error = -EIO, .unique = unique};

@@ -149,7 +149,8 @@ class Mount:
 
     def unmount(self) -> None:
         """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
-        with contextlib.suppress(Exception):  # no file can be opened: the mount counts as this daemon's
+        # no file can be opened: the mount counts as this daemon's
+        with contextlib.suppress(Exception):
             if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
                 return
         target = os.fsencode(self.mountpoint)

@@ -401,7 +401,8 @@ class Operations(pyfuse3.Operations):
 
     async def _open_for_writing(self, node: Node) -> int:
         """Return a handle, once no other open file may change the file."""
-        request, process = lowlevel.current() if lowlevel is not None else (0, 0)  # before the first await
+        # before the first await
+        request, process = lowlevel.current() if lowlevel is not None else (0, 0)
         with trio.move_on_after(CLOSING_S):
             await self.writers.until_free(node.inode, request)
         if self.is_closing:

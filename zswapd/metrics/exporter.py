@@ -192,7 +192,8 @@ class Exporter:
         self._host, self._port = host, port
         self._doorkeeper = Doorkeeper(users)
         self.address: tuple[str, int] | None = None
-        self._clients: dict[int, _Client] = {}  # by descriptor, the one that is there for longest first
+        # by descriptor, the one that is there for longest first
+        self._clients: dict[int, _Client] = {}
         self._made: tuple[float, bytes] | None = None
         self._snapshot: Callable[[], Snapshot] | None = None
         self._main: trio.lowlevel.TrioToken | None = None
@@ -380,7 +381,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)  # its connections inherit it
+        # its connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CLIENT_S * 1000))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(CLIENT_S))
@@ -398,5 +400,6 @@ def _turn_away(connection: socket.socket, verdict: Verdict) -> None:
     with connection:
         if verdict is Verdict.DENIED:
             with contextlib.suppress(BlockingIOError):
-                connection.recv(HEAD_BYTES, socket.MSG_DONTWAIT)  # what is unread would have the answer dropped
+                # what is unread would have the answer dropped
+                connection.recv(HEAD_BYTES, socket.MSG_DONTWAIT)
             connection.send(_DENIED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -53,9 +53,11 @@ _SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY, _NLMSG_ERROR, _NLM_F_REQUEST = 20, 2, 1
 _NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
 _REQUEST = struct.Struct("=BBBxI")  # family, protocol, extensions, states
-_SOCKET_ID = struct.Struct("!HH16s16s")  # ports and addresses, of the socket that is looked for and of its peer
+# ports and addresses, of the socket that is looked for and of its peer
+_SOCKET_ID = struct.Struct("!HH16s16s")
 _INTERFACE_AND_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)  # any
-_MESSAGE = struct.Struct("=BBBB48sIIIII")  # family, state, timer, retransmissions, id, expiry, queues, user, inode
+# family, state, timer, retransmissions, id, expiry, queues, user, inode
+_MESSAGE = struct.Struct("=BBBB48sIIIII")
 _LISTEN, _ALL_STATES = 10, 0xFFFFFFFF
 _PIECE = 64 << 10
 _UID_FIELD, _INODE_FIELD = 4, 6

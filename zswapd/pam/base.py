@@ -3,8 +3,9 @@
 
 The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the same purpose):
 
-    0   u32 checksum    of everything behind it, header and data; of the header alone if checksums are off and the data is
-                        compressed; never 0 (but in arenas of older layouts, if checksums were off there)
+    0   u32 checksum    of everything behind it, header and data; of the header alone if checksums are
+                        off and the data is compressed; never 0 (but in arenas of older layouts, if
+                        checksums were off there)
     4   u32 generation  serial number of the store, never 0: of two copies of a page, the later one counts
     8   u64 oid         object in the pool
     16  u32 index       page in the object
