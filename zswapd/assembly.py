@@ -79,8 +79,7 @@ class Inherited:
     Attributes:
         arena_fd: the arena's file; stays the giver's.
         lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
-        tried: marks of pages that recompression has tried, by device, a byte a page, likewise; {}
-            for none yet.
+        tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
         more_marks: makes them when they are needed; None for marks that do not outlive the process.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
         alive: called again and again while the arena is made sense of, which takes its time.
@@ -216,10 +215,7 @@ def label(config: Config) -> bytes:
 
 
 def parsed_label(text: str) -> dict[str, Any]:
-    """Return what a label says, as a shape (config/shapes.py).
-
-    What is no label is shown as it is.
-    """
+    """Return what a label says, as a shape (config/shapes.py); other text is shown as it is."""
     try:
         shape: dict[str, Any] = json.loads(text)
         return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}
@@ -319,8 +315,7 @@ class Core:
         }
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
         tried = inherited.tried if inherited else {}
-        # A memfd is safe from swap only where the supervisor has it locked, and it does not know
-        # what is added later.
+        # A memfd is safe from swap only where the supervisor locks it: not what is added later.
         more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
         self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback, more)
         zv = self.zv
@@ -391,9 +386,7 @@ class Core:
         )
 
     def _drop_renewed(self) -> int:
-        """Free what has lost part of its memory to an uncorrectable error, or all of it.
-
-        Return how much that was.
+        """Free what has lost memory to an uncorrectable error; return how much that was.
 
         A body's header then names no body, which zv counts as damage.
         """
@@ -429,10 +422,7 @@ class Core:
             self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
 
     def bound(self, frames: int) -> None:
-        """Have swap's pages take `frames` frames at most, whatever the settings say.
-
-        Pages that are stored keep the frames that they have.
-        """
+        """Bound the frames of swap's pages, whatever the settings say; those in use are kept."""
         if frames != self._ceiling:
             self._ceiling = frames
             self._apply_limits()

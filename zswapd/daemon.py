@@ -228,10 +228,7 @@ class Worker:
         )
 
     def _add_marks(self) -> Mapping[str, memoryview]:
-        """Make marks of recompression, in a thread for what blocks.
-
-        They are the next worker's too.
-        """
+        """Make marks of recompression, for later workers too, in a thread for what blocks."""
         size = sum(recompressing.marks_bytes(self.configured).values())
         return recompressing.marks_of(self.state.extend(size), self.configured)
 
@@ -280,8 +277,7 @@ class Worker:
                     nursery.start_soon(self._beat)
                     if self.volumes:  # before anybody asks for one
                         await nursery.start(self.volumes.run, configured(self.config))
-                    # before the first request: what cannot be read may be known
-                    nursery.start_soon(self.merging.run)
+                    nursery.start_soon(self.merging.run)  # unreadable pages may be known already
                     await nursery.start(self._serve, nursery.cancel_scope)
                     nursery.start_soon(self.upkeep.refill)
                     nursery.start_soon(self.upkeep.recompress)
