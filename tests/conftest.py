@@ -20,11 +20,13 @@ for leftovers to those that are certainly this run's own.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import re
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(line, red=True)
     if not config.getoption("--shared-machine"):
         terminalreporter.line("if another zswapd runs here at the same time, use --shared-machine")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Take away the handler of a test that has set up the program's log: it would print what a later test announces."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in [one for one in root.handlers if type(one).__module__ == "zswapd.log"]:
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 @pytest.fixture(params=(4096, 16384, 65536), ids=lambda size: f"{size // 1024}K")

@@ -271,12 +271,10 @@ class Core:
 
     def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: Backing | None = None) -> None:
         started = time.perf_counter()
-        page_size = config.context.page_size
         sizes = config.swap_files()
-        self._page_size = page_size
+        self._page_size = page_size = config.context.page_size
         self._counters = inherited.counters if inherited else {}
-        self._total_frames = config.context.memory_total // page_size
-        self._ceiling = 1 << 62
+        self._total_frames, self._ceiling = config.context.memory_total // page_size, 1 << 62
         self.arena = _adopt_arena(config, inherited.arena_fd, inherited.arena_copy) if inherited else make_arena(config)
         self.frames = PageFrames(self.arena, reserve_frames=reserve_frames(config))
         self.allocator = self._make_allocator(config, self.frames)

@@ -131,24 +131,12 @@ class Worker:
         self.protections = prepared.protections
         state.note_codecs(recompressing.codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
-        marks = recompressing.marks_in(state.areas) or recompressing.marks_of(state.extension, config)
-        inherited = Inherited(
-            arena,
-            state.lost(),
-            marks,
-            left.get("core", {}),
-            self._live,
-            self._add_marks,
-            lost_copies_in(state.areas),
-            state.geometry.get("arena"),
-        )
-        self.core = Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
+        self.core = self._make_core(arena, left)
         self._recall(left)
         self.born = float(left.get("born", self._begun))
         self.pressure = Pressure()
         self._session_base, self._control_base = left.get("session", {}), left.get("control", {})
-        self._pressure_base = left.get("pressure", {})
-        self._shrinker_base = left.get("shrinker", {})
+        self._pressure_base, self._shrinker_base = left.get("pressure", {}), left.get("shrinker", {})
         self._ceiling = int(left.get("ceiling", 1 << 62))
         directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
         for device in self.core.devices.values():
@@ -168,17 +156,10 @@ class Worker:
         self._end: int | None = None
         self._remembered = -1
         self._exporter, self._watcher, self.attendant = prepared.exporter, prepared.watcher, prepared.attendant
-        self.stopping = Stopping(
-            self.core,
-            self.session,
-            directory,
-            state,
-            attendant=self.attendant,
-            call_supervisor=self.call_supervisor,
-        )
-        self.emptying = make_emptying(
-            self.session, directory, self.core.devices, prepared.attendant, left if is_adopted else None
-        )
+        self.stopping = self._make_stopping()
+        handles = left if is_adopted else None
+        transfers = self.backed.transfers if self.backed else None
+        self.emptying = make_emptying(self.session, directory, self.core.devices, self.attendant, transfers, handles)
         self.merging = self._make_merging(left.get("merging", {}))
         self.session.operations.writers.when_changed = self.remember
         self._is_cold = prepared.is_cold
@@ -186,6 +167,32 @@ class Worker:
         self.shrinking = self._make_shrinking()
         self._told: tuple[Snapshot, float] | None = None
         add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
+
+    def _make_core(self, arena: int, left: Mapping[str, Any]) -> Core:
+        """Return the core that is rebuilt from the arena, which may be empty."""
+        marks = recompressing.marks_in(self.state.areas) or recompressing.marks_of(self.state.extension, self.configured)
+        inherited = Inherited(
+            arena,
+            self.state.lost(),
+            marks,
+            left.get("core", {}),
+            self._live,
+            self._add_marks,
+            lost_copies_in(self.state.areas),
+            self.state.geometry.get("arena"),
+        )
+        return Core(self.config, inherited=inherited, backing=self.backed.backing if self.backed else None)
+
+    def _make_stopping(self) -> Stopping:
+        """Return what swaps off before the end."""
+        return Stopping(
+            self.core,
+            self.session,
+            self._directory,
+            self.state,
+            attendant=self.attendant,
+            call_supervisor=self.call_supervisor,
+        )
 
     def _make_session(self, mount: Mount, *, is_adopted: bool) -> Session:
         """Return the session that serves the block files of the directory."""

@@ -26,13 +26,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
-import os
 import select
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
+from zswapd.block.backed import SlotsNeeded
+from zswapd.errors import ZswapdError
 from zswapd.swapdevice.kernel import Kernel
 from zswapd.swapdevice.state import Identity, find_attached
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
+    from zswapd.backing.transfers import Transfers
     from zswapd.block.device import Device
     from zswapd.fuse.inodes import Directory
     from zswapd.fuse.session import Session
@@ -59,8 +61,6 @@ class FileState(NamedTuple):
 
     is_attached: bool
     is_swapped_on: bool
-    is_swap: bool | None
-    """Whether it begins with a swap header; None where that was not asked, or cannot be read."""
 
 
 def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
@@ -75,29 +75,45 @@ def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
     }
 
 
-def look_at(path: Path, wants_header: bool, *, page_size: int, identity: Identity | None, kernel: Kernel) -> FileState:  # noqa: FBT001
+def look_at(path: Path, *, identity: Identity | None, kernel: Kernel) -> FileState:
     """Return what the kernel makes of a file.
 
     Args:
         path: of the file.
-        wants_header: read its first page, which is a question to the daemon that serves it.
-        page_size: bytes in a page.
         identity: what the file is, for it to be found under any path.
         kernel: system calls.
     """
     found = find_attached(path, identity=identity, kernel=kernel)
-    if found is not None and found.swap:
-        return FileState(is_attached=True, is_swapped_on=True, is_swap=None)
-    is_swap = None
-    if wants_header:
-        # detached from its mountpoint, or the daemon is about to end
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return FileState(is_attached=found is not None, is_swapped_on=found is not None and bool(found.swap))
+
+
+async def read_first_page(device: Device, transfers: Transfers | None, page_size: int) -> memoryview | None:
+    """Return the first page of a device; None if it cannot be read.
+
+    The worker reads it by itself. An open of its own file would be a request to itself, which nothing
+    answers when all processes of the daemon are killed: the kernel then waits for it for ever.
+
+    Args:
+        device: whose page it is.
+        transfers: read it from the disk behind the pool; None without one.
+        page_size: bytes in a page.
+    """
+    page = memoryview(bytearray(page_size))
+    with contextlib.ExitStack() as held:
+        while True:
             try:
-                is_swap = os.pread(descriptor, len(SWAP_MAGIC), page_size - len(SWAP_MAGIC)) == SWAP_MAGIC
-            finally:
-                os.close(descriptor)
-    return FileState(is_attached=found is not None, is_swapped_on=False, is_swap=is_swap)
+                device.read_into(0, page)
+            except SlotsNeeded:
+                assert transfers is not None
+                is_there = trio.Event()
+                fetch = transfers.fetch(device.needed(0, page_size), is_there.set)  # type: ignore[attr-defined]
+                transfers.kick()
+                await is_there.wait()
+                held.callback(transfers.end, fetch)
+            except ZswapdError:  # damaged, or lost
+                return None
+            else:
+                return page
 
 
 class Emptying:
@@ -108,8 +124,8 @@ class Emptying:
         paths: of the block files, by inode.
         writers: the open files that may change them.
         page_size: bytes in a page.
-        look: returns the state of a file, given its path and whether the header is wanted; called
-            in another thread.
+        look: returns the state of a file, given its path; called in another thread.
+        first_page: returns the first page of a device, None if it cannot be read.
         run: calls a function in a thread.
 
     Attributes:
@@ -123,7 +139,8 @@ class Emptying:
         writers: Writers,
         *,
         page_size: int,
-        look: Callable[[Path, bool], FileState],
+        look: Callable[[Path], FileState],
+        first_page: Callable[[Device], Awaitable[memoryview | None]],
         run: Callable[..., Awaitable[Any]],
     ) -> None:
         self.emptied = 0
@@ -132,6 +149,7 @@ class Emptying:
         self._writers = writers
         self._page_size = page_size
         self._look_at = look
+        self._first_page = first_page
         self._run = run
         self._was_on: dict[int, int] = {}  # and by which open file
         # files with no more than a swap header left, and how often they had been written
@@ -173,15 +191,17 @@ class Emptying:
 
     async def _look(self, inode: int) -> None:
         written, writers = self._written(inode), self._writers
-        state = await self._run(self._look_at, self._paths[inode], inode in self._was_on)
+        state = await self._run(partial(self._look_at, self._paths[inode]))
         writers.settle(inode, is_attached=state.is_attached)
-        handle = writers.handle_of(inode)
         if state.is_swapped_on:
             self._headers.pop(inode, None)
-            self._note(inode, handle)
-        elif inode not in self._was_on or state.is_swap is None:
+            self._note(inode, writers.handle_of(inode))
             return
-        elif handle not in {0, self._was_on[inode]} or not state.is_swap:  # data of another program
+        page = await self._first_page(self._devices[inode]) if inode in self._was_on else None
+        handle = writers.handle_of(inode)
+        if page is None or inode not in self._was_on:
+            return
+        if handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC:  # data of another program
             self._note(inode, None)
         elif handle and not state.is_attached:
             return  # it is about to be closed, which is a reason to look again
@@ -241,6 +261,7 @@ def make_emptying(
     directory: Directory,
     devices: Mapping[str, Device],
     attendant: Offload,
+    transfers: Transfers | None,
     left: Mapping[str, Any] | None,
 ) -> Emptying:
     """Return the task that empties the files of a session.
@@ -252,6 +273,7 @@ def make_emptying(
         directory: which knows their inodes.
         devices: what is behind them, by name.
         attendant: its threads look at the kernel's tables.
+        transfers: read pages from the disk behind the pool; None without one.
         left: the predecessor's document; None if there was no predecessor.
     """
     files = directory.block_files
@@ -259,8 +281,8 @@ def make_emptying(
     known = identities(session, directory)
     kernel = Kernel()
 
-    def look(path: Path, wants_header: bool) -> FileState:  # noqa: FBT001 - positional through a thread
-        return look_at(path, wants_header, page_size=mmap.PAGESIZE, identity=known.get(path), kernel=kernel)
+    def look(path: Path) -> FileState:
+        return look_at(path, identity=known.get(path), kernel=kernel)
 
     emptying = Emptying(
         {inode: devices[file.name] for inode, file in files.items()},
@@ -268,6 +290,7 @@ def make_emptying(
         session.operations.writers,
         page_size=mmap.PAGESIZE,
         look=look,
+        first_page=partial(read_first_page, transfers=transfers, page_size=mmap.PAGESIZE),
         run=partial(attendant.run, abandon=True),
     )
     if left is not None:

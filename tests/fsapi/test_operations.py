@@ -38,7 +38,7 @@ CTX: Any = None
 
 @pytest.fixture
 def file() -> MemoryFile:
-    return MemoryFile(size=SIZE, faulty=True)
+    return MemoryFile(size=SIZE, faulty=True, faults_inside=True)
 
 
 @pytest.fixture

@@ -135,10 +135,10 @@ def test_loop_device_that_comes_later_is_found(stage: Stage) -> None:
         damage(daemon, [5])
         with pytest.raises(OSError, match="Input/output error"):
             os.pread(file.fileno(), PAGE, 5 * PAGE)
-        device = system.attach_loop(daemon.file)
-        try:
-            unmerged(device)
-            assert nomerges(device) == "2"
-        finally:
-            system.detach_loop(device)
-        merged(device)
+    device = system.attach_loop(daemon.file)
+    try:
+        unmerged(device)
+        assert nomerges(device) == "2"
+    finally:
+        system.detach_loop(device)
+    merged(device)

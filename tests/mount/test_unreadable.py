@@ -16,7 +16,7 @@ import pytest
 
 from scripts.zbench.daemon import Daemon
 from tests.kernel.test_integrity import damage
-from tests.support.swap import Stage, stage
+from tests.support.swap import Stage, stage, wait_for
 from tests.support.swapped import PAGE, content
 
 __all__ = ["stage"]
@@ -50,7 +50,7 @@ def test_read_ends_in_front_of_it(damaged: tuple[Daemon, int], front: int) -> No
         os.pread(descriptor, 32 * PAGE, BAD * PAGE)
     behind = os.pread(descriptor, 32 * PAGE, (BAD + 1) * PAGE)
     assert behind == b"".join(map(content, range(BAD + 1, BAD + 33)))
-    assert "is damaged" in daemon.log_text()
+    wait_for(lambda: "is damaged" in daemon.log_text(), "the log does not say so")
 
 
 def test_private_mapping_does_not_take_it_for_the_end_of_the_file(damaged: tuple[Daemon, int], tmp_path: Path) -> None:

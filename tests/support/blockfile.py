@@ -18,18 +18,20 @@ class MemoryFile:
     Args:
         name: in the mount.
         size: in bytes.
-        faulty: whether the four pages above misbehave.
+        faulty: whether the four pages above misbehave, when a request begins there.
+        faults_inside: so does DAMAGED_PAGE or FULL_PAGE further on in a request.
 
     Attributes:
         data: what it holds.
         discards: the ranges that were discarded, (offset, length).
     """
 
-    def __init__(self, name: str = "swap", size: int = 1 << 20, *, faulty: bool = False) -> None:
+    def __init__(self, name: str = "swap", size: int = 1 << 20, *, faulty: bool = False, faults_inside: bool = False) -> None:
         self.name = name
         self.size = size
         self.data = bytearray(size)
         self.faulty = faulty
+        self.faults_inside = faults_inside
         self.discards: list[tuple[int, int]] = []
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -39,7 +41,7 @@ class MemoryFile:
         self._fail(offset)
         front = DAMAGED_PAGE * PAGE - offset
         out[:] = memoryview(self.data)[offset : offset + len(out)]
-        if 0 < front < len(out):
+        if self.faults_inside and 0 < front < len(out):
             out[front:] = b"\xee" * (len(out) - front)
             try:
                 self._fail(DAMAGED_PAGE * PAGE)
@@ -53,7 +55,8 @@ class MemoryFile:
         assert offset + len(data) <= self.size
         self._fail(offset)
         front = max(FULL_PAGE * PAGE - offset, 0)
-        if self.faulty and offset // PAGE <= FULL_PAGE and offset + len(data) > FULL_PAGE * PAGE:
+        is_full = offset // PAGE == FULL_PAGE or (self.faults_inside and 0 < front < len(data))
+        if self.faulty and is_full:
             self.data[offset : offset + front] = data[:front]
             return RejectReason.POOL_LIMIT_HIT
         if self.faulty and offset // PAGE == FROZEN_PAGE:

@@ -87,7 +87,9 @@ def test_systemd_names_no_code_after_something_else(cls: type[errors.ZswapdError
 
 def test_the_unit_gives_up_at_settings_that_are_wrong_and_at_nothing_else() -> None:
     unit = (Path(__file__).resolve().parents[2] / "systemd/zswapd.service").read_text()
-    assert re.findall("^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE) == [str(errors.ConfigError.exit_code)]
+    assert re.findall("^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE) == [
+        f"{errors.ConfigError.exit_code} {errors.MachineError.exit_code}"
+    ]
 
 
 def test_codes_of_before_are_still_understood() -> None:

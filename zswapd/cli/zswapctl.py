@@ -297,6 +297,23 @@ def common(**defaults: object) -> Parser:
     return parser
 
 
+def _add_swap_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    """Add `swapon` and `swapoff`."""
+    swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
+    swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
+    swapon.add_argument("--all", action="store_true", help="all swap files that are not on yet; it is right if there are none")
+    swapon.add_argument("--tune", action="store_true", help="raise vm.min_free_kbytes first, if less than recommended")
+    swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")
+    swapon.add_argument("--no-discard", dest="discard", action="store_false", help="do not discard freed slots")
+    swapon.add_argument(
+        "--force", action="store_true", help="swap on although a protection is missing without which boxes have hung"
+    )
+    swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
+    swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
+    swapoff.add_argument("--all", action="store_true", help="all that are on; it is right if none are")
+    swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
+
+
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
@@ -332,19 +349,7 @@ def make_parser() -> Parser:
         "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
     )
     add("recompress", _recompress, "compress all pages again, with zstd, where that saves enough")
-    swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
-    swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
-    swapon.add_argument("--all", action="store_true", help="all swap files that are not on yet; it is right if there are none")
-    swapon.add_argument("--tune", action="store_true", help="raise vm.min_free_kbytes first, if less than recommended")
-    swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")
-    swapon.add_argument("--no-discard", dest="discard", action="store_false", help="do not discard freed slots")
-    swapon.add_argument(
-        "--force", action="store_true", help="swap on although a protection is missing without which boxes have hung"
-    )
-    swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
-    swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
-    swapoff.add_argument("--all", action="store_true", help="all that are on; it is right if none are")
-    swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
+    _add_swap_commands(add)
     cache = commands.add_parser("cache", help="show slow files through the cache", description="Cache volumes.")
     caching.add_commands(cache, common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
