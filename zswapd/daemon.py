@@ -116,8 +116,7 @@ class Worker:
         arena: int,
         backing: int,
     ) -> None:
-        self._supervisor = os.getppid()
-        self.state = state
+        self._supervisor, self.state = os.getppid(), state
         _refresh(state)
         self._begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # an older supervisor does not say
         self._live()
@@ -135,8 +134,8 @@ class Worker:
         self._recall(left)
         self.born = float(left.get("born", self._begun))
         self.pressure = Pressure()
-        self._session_base, self._control_base = left.get("session", {}), left.get("control", {})
-        self._pressure_base, self._shrinker_base = left.get("pressure", {}), left.get("shrinker", {})
+        bases = (left.get(name, {}) for name in ("session", "control", "pressure", "shrinker"))
+        self._session_base, self._control_base, self._pressure_base, self._shrinker_base = bases
         self._ceiling = int(left.get("ceiling", 1 << 62))
         directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
         for device in self.core.devices.values():
@@ -152,9 +151,8 @@ class Worker:
         self._commands = commands = Commands(self, listener)
         volume_commands = CacheCommands(self.volumes, cache, self.remember)
         self.server = Server(listener, {**commands.handlers(), **volume_commands.handlers()})
-        self.takeover_s = 0.0
+        self.takeover_s, self._remembered = 0.0, -1
         self._end: int | None = None
-        self._remembered = -1
         self._exporter, self._watcher, self.attendant = prepared.exporter, prepared.watcher, prepared.attendant
         self.stopping = self._make_stopping()
         handles = left if is_adopted else None
@@ -165,7 +163,7 @@ class Worker:
         self._is_cold = prepared.is_cold
         self.upkeep = self._make_upkeep(prepared)
         self.shrinking = self._make_shrinking()
-        self._told: tuple[Snapshot, float] | None = None
+        self._told: tuple[Snapshot, float] | None = None  # and when
         add_files(directory, self.statistics(ages_sampled=False), self.tell, lambda: self.config, commands.change)
 
     def _make_core(self, arena: int, left: Mapping[str, Any]) -> Core:
