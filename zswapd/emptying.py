@@ -194,7 +194,8 @@ class Emptying:
         state = await self._run(partial(self._look_at, self._paths[inode]))
         writers.settle(inode, is_attached=state.is_attached)
         if state.is_swapped_on:
-            self._headers.pop(inode, None)
+            if self._headers.pop(inode, None) is not None:
+                writers.when_changed()  # `remember` names it again
             self._note(inode, writers.handle_of(inode))
             return
         page = await self._first_page(self._devices[inode]) if inode in self._was_on else None
@@ -238,6 +239,8 @@ class Emptying:
         else:
             if handle:
                 self._headers[inode] = written
+                # `remember` leaves it out: a successor could not tell what is written from now on.
+                self._writers.when_changed()
             else:
                 self._note(inode, None)
         if self.emptied > before:
