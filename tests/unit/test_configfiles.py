@@ -17,7 +17,7 @@ from tests.support.mounting import TOP
 from zswapd import config, paths
 from zswapd.cli import zswapctl
 from zswapd.configfiles import LARGEST_FILE, config_files, configured_socket, read_text
-from zswapd.errors import ConfigError
+from zswapd.errors import ConfigError, ControlError
 
 GOOD = "[swap]\npriority = 7\n"
 
@@ -385,7 +385,7 @@ def test_zswapctl_asks_the_daemon_of_the_config_file(
 ) -> None:
     main_file(root).write_text('[control]\nsocket = "/nonexistent/a.sock"\n')
     monkeypatch.setattr(zswapctl.daemon_socket, "__defaults__", (root,))
-    assert zswapctl.main(["status"]) == 5
+    assert zswapctl.main(["status"]) == ControlError.exit_code
     assert "/nonexistent/a.sock" in capsys.readouterr().err
     assert zswapctl.main(["--socket", "/nonexistent/b.sock", "status"]) == 5
     assert "/nonexistent/b.sock" in capsys.readouterr().err
