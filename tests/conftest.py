@@ -8,8 +8,8 @@ ask themselves.
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
 longer.
 
-Under pytest-xdist (`scripts/test --numprocesses 2 --dist loadscope --no-loadscope-reorder`) the tests of a file stay together, and
-everything that swaps for real, or boots a machine, runs in one process one after the other: the
+Under pytest-xdist (`scripts/test --numprocesses 2 --dist loadscope --no-loadscope-reorder`) the tests
+of a file stay together, and everything that swaps for real, or boots a machine, runs in one process one after the other: the
 kernel has one set of swap areas. Those begin first, since they take longest. What is left behind is
 looked for by the process that the others belong to.
 

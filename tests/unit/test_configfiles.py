@@ -387,7 +387,7 @@ def test_zswapctl_asks_the_daemon_of_the_config_file(
     monkeypatch.setattr(zswapctl.daemon_socket, "__defaults__", (root,))
     assert zswapctl.main(["status"]) == ControlError.exit_code
     assert "/nonexistent/a.sock" in capsys.readouterr().err
-    assert zswapctl.main(["--socket", "/nonexistent/b.sock", "status"]) == 5
+    assert zswapctl.main(["--socket", "/nonexistent/b.sock", "status"]) == ControlError.exit_code
     assert "/nonexistent/b.sock" in capsys.readouterr().err
 
 
