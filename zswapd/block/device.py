@@ -35,7 +35,7 @@ from zswapd import carry, crashpoints
 from zswapd.block.segments import cut
 from zswapd.block.states import PageState, pool_state
 from zswapd.crashpoints import reach
-from zswapd.errors import DiscardError, LostPageError, ZswapdError
+from zswapd.errors import CorruptedPageError, DiscardError, LostPageError, ZswapdError
 from zswapd.frontends.frontswap import MAX_OFFSET
 
 if TYPE_CHECKING:
@@ -280,7 +280,8 @@ class Device:
         Raises:
             CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read;
                 the rest is discarded.
-            DiscardError: there is no room to keep the other part of such a page; likewise.
+            DiscardError: there is no room to keep the other part of such a page. The pages
+                between are discarded; the other edge is not tried, since a refusal loses its page.
         """
         if not length:
             return
@@ -296,12 +297,14 @@ class Device:
         self._zero_edges([part for part in (parts.head, parts.tail) if part])
 
     def _zero_edges(self, edges: list[tuple[int, int, int]]) -> None:
-        """Discard parts of pages; one that fails does not keep the next from it."""
+        """Discard parts of pages; one that cannot be read does not keep the next from it."""
         if edges:
             try:
                 self._zero_part(*edges[0])
-            finally:
+            except (CorruptedPageError, LostPageError):
                 self._zero_edges(edges[1:])
+                raise
+            self._zero_edges(edges[1:])
 
     def _zero_part(self, number: int, begin: int, end: int) -> None:
         if not self._has_page(number):
