@@ -74,7 +74,7 @@ def test_damaged_pages_cost_their_own_readers_alone(stage: Stage) -> None:
         damage(daemon, [*BAD, FIRST])
         assert is_behind(process.read([FIRST]), FIRST)
         unmerged(device)
-        assert "cannot be read" in daemon.log_text()
+        wait_for(lambda: "cannot be read" in daemon.log_text(), "the log does not say so", 5)  # after the device was set
         assert process.read(range(FIRST)) == BAD
         process.swap_out()
         assert process.read(range(PAGES)) == [*BAD, FIRST], "their neighbours are readable, each time"
@@ -106,7 +106,7 @@ def test_damage_that_shows_in_readahead_costs_no_page_in_front_of_it_and_is_over
             assert is_behind(process.read(range(bad, bad + 100)), bad)
             unmerged(device)
         merged(device)  # the kernel has discarded what was the process'
-    assert "are merged again" in daemon.log_text()
+    wait_for(lambda: "are merged again" in daemon.log_text(), "the log does not say so", 5)
 
 
 def test_changed_slots_of_the_disk_cost_their_own_readers_alone(stage: Stage, tmp_path: Path) -> None:

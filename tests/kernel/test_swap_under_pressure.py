@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,9 @@ def test_status_while_swapped_on_agrees_with_the_kernel(stage: Stage) -> None:
     assert status["discard"] is True
     assert status["files"][0]["size"] == 512 * MIB
     assert status["pool"]["ratio"] == round(status["pool"]["stored_pages"] / status["pool"]["frames"], 4)
-    assert f"ratio {status['pool']['ratio']:.2f}" in text
+    shown = re.search(r"ratio ([0-9.]+)", text)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(status["pool"]["ratio"], abs=0.05), "asked a moment later, when frames were freed"
     # the kernel counts a slot before its page is written, and mkswap wrote one page that is no slot
     assert abs(status["pool"]["stored_pages"] - area.used // mmap.PAGESIZE) <= 2048
     assert all(isinstance(protection["on"], bool) for protection in status["protections"])

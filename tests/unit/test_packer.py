@@ -66,12 +66,13 @@ def take(stack: Stack, pampd: int, *, packer: bool) -> bytes | str:
     return bytes(out)
 
 
-def weigh(stack: Stack, pampd: int, *, packer: bool) -> int:
+def weigh(stack: Stack, pampd: int, *, packer: bool) -> tuple[int, list[zpages.Page]]:
+    """What both ways to look at a page without reading it say."""
     zv, kept = stack.zv, stack.zv.packer
     if not packer:
         zv.packer = None
     try:
-        return zv.weigh(pampd)
+        return zv.weigh(pampd), zv.survey(pampd, stack.page_size, 1)
     finally:
         zv.packer = kept
 
@@ -101,7 +102,13 @@ def test_both_write_the_same_bytes_and_read_each_others(
         length = stack.zv.key_of(pampd).length
         objects.append(bytes(stack.arena.view[pampd : pampd + HEADER_BYTES + length]))
         assert [take(stack, pampd, packer=reader) for reader in (True, False)] == [page(kind, 5, page_size)] * 2
-        assert weigh(stack, pampd, packer=True) == weigh(stack, pampd, packer=False) > 0
+        (weight, seen), reference = (weigh(stack, pampd, packer=packer) for packer in (True, False))
+        assert (weight, seen) == reference
+        assert weight > 0
+        ((place, generation, oid, index, length, codec, pool),) = seen
+        assert place == pampd
+        assert (pool, oid, index, length << 8 | codec) == (*KEY, weight)
+        assert generation == stack.zv.newest
     if kind in ("noise", "poor"):  # whose object names the frame that holds it
         objects = [held[8:HEADER_BYTES] for held in objects]
     assert objects[0] == objects[1]
@@ -167,6 +174,8 @@ def test_an_object_that_cannot_be_is_refused() -> None:
             packer.unpack(handle, *KEY[1:], out)
         with pytest.raises(IndexError):
             packer.weigh(handle)
+        with pytest.raises(IndexError):
+            packer.survey(handle, 4096, 1)
     # The last one there can be, and a length that reaches beyond.
     packer.pack(memoryview(bytes(4096)))
     last = (1 << 16) - HEADER_BYTES - 8
@@ -174,6 +183,7 @@ def test_an_object_that_cannot_be_is_refused() -> None:
     assert packer.unpack(last, *KEY[1:], out) == SAME_FILLED
     arena[last + 20 : last + 22] = b"\xff\xff"
     assert packer.unpack(last, *KEY[1:], out) == packer.weigh(last) == zpages.WRONG_CHECKSUM
+    assert packer.survey(last, 1 << 16, 1) == [(last, 0, 0, 0, 0, 0, 0)]
     for wrong in (b"", bytes(4095), bytes(8192)):
         with pytest.raises(ValueError, match="page"):
             packer.pack(memoryview(wrong))
@@ -192,6 +202,7 @@ def test_a_closed_arena_has_no_objects() -> None:
         lambda: packer.commit(64, *KEY, 1, True, 0),
         lambda: packer.unpack(64, *KEY[1:], memoryview(bytearray(4096))),
         lambda: packer.weigh(64),
+        lambda: packer.survey(64, 4096, 1),
     ):
         with pytest.raises(IndexError):
             attempt()

@@ -66,6 +66,12 @@ class Allocator(Protocol):
         sense, which no death causes.
         """
 
+    def each_span(self, found: Callable[[int, int, int], None]) -> None:
+        """Call `found` with (handle, bytes, number) of objects in a row, dead ones among them; no bodies.
+
+        All spans together have every object in use that is no body. `found` must not free or allocate.
+        """
+
     def each_object(self, found: Callable[[int, int], None]) -> None:
         """Call `found` with (handle, bytes of room) of every object in use that is no body; it must not free or allocate."""
 

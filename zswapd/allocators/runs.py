@@ -20,6 +20,8 @@ from zswapd.allocators.frametable import LOW_SHIFT, PERSISTENT, SEALED, USED
 from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zswapd.allocators.lru import Lru
     from zswapd.allocators.pageframes import PageFrames
 
@@ -156,6 +158,20 @@ class Runs:
             self._frames.free(first)
             if not number & _SOME:
                 self._frames.alive()
+
+    def each_span(self, found: Callable[[int, int, int], None]) -> None:
+        """Call `found` with objects in a row (see base.Allocator)."""
+        raise NotImplementedError
+
+    def each_object(self, found: Callable[[int, int], None]) -> None:
+        """Call `found` with every object in use that is no body (see base.Allocator)."""
+
+        def found_span(handle: int, size: int, count: int) -> None:
+            for place in range(handle, handle + size * count, size):
+                if self._lives[place >> 3] != DEAD:
+                    found(place, size)
+
+        self.each_span(found_span)
 
     # Bodies, after a takeover.
 

@@ -345,11 +345,11 @@ class ZbudPool(Runs):
         # In an older arena, a word 1 without a mark has no chunks either.
         return word < MARKED or word >> CHAIN_SHIFT & CHAIN_MASK == state >> _FIRST
 
-    def each_object(self, found: Callable[[int, int], None]) -> None:
-        """Call `found` with (handle, bytes of room) of every object in use that is no body (see base.Allocator)."""
+    def each_span(self, found: Callable[[int, int, int], None]) -> None:
+        """Call `found` with each buddy (see base.Allocator)."""
         for frame in self._frames.used_runs(self._half):
             for handle, room in self._buddies(frame):
-                found(handle, room)
+                found(handle, room, 1)
 
     def is_body(self, first: int) -> bool:
         """Say whether a used frame is that of a body."""

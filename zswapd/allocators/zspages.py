@@ -235,12 +235,14 @@ class Zspages(Runs):
             return 1
         used = chain = 0
         base, step = first * self._page_size >> 3, size_class.size >> 3
+        # One slice for all words of life: read one by one, they take a third longer.
+        words_of_life: list[int] = lives[base : base + size_class.objects * step : step].tolist()
         for number in range(size_class.objects - 1, -1, -1):
-            place = base + number * step
-            if self._is_alive(place):
+            life = words_of_life[number]
+            if life != DEAD if life else self._is_alive(base + number * step):
                 used += 1
             elif used:
-                lives[place + 1] = chain
+                lives[base + number * step + 1] = chain
                 chain = number + 1
         counted = self._words[first * 4] >> 16
         if counted == used + 1:
@@ -251,16 +253,11 @@ class Zspages(Runs):
         self._pairs[first * 2] = seal + used * ONE_OBJECT_IN_PAIR + (chain << CHAIN_SHIFT + HIGH_SHIFT)
         return used
 
-    def each_object(self, found: Callable[[int, int], None]) -> None:
-        """Call `found` with (handle, bytes of room) of every object in use that is no body (see base.Allocator)."""
-        lives = self._lives
+    def each_span(self, found: Callable[[int, int, int], None]) -> None:
+        """Call `found` with the objects of each zspage (see base.Allocator)."""
         for first, size_class in self._zspages():
-            size = size_class.size
             if size_class.objects > 1:
-                base = first * self._page_size
-                for handle in range(base, base + size_class.objects * size, size):
-                    if lives[handle >> 3] != DEAD:
-                        found(handle, size)
+                found(first * self._page_size, size_class.size, size_class.objects)
 
     def is_body(self, first: int) -> bool:
         """Say whether a used run is that of a body."""

@@ -283,6 +283,71 @@ static PyObject *packer_weigh(Packer *self, PyObject *handle)
 	return PyLong_FromLong((long)header.length << 8 | header.codec);
 }
 
+/* Whether the header of an object of `room` bytes is that of a page, and the checksum agrees. */
+static bool is_page(const Packer *self, const char *object, const struct zheader *header, size_t room)
+{
+	return header->generation != 0 && header->length != 0 && HEADER_BYTES + header->length <= room &&
+	       (header->codec > RAW || header->length == 8) && fits(self, object, header->length) && is_whole(object, header);
+}
+
+static PyObject *tuple_of(const uint64_t *numbers, Py_ssize_t count)
+{
+	PyObject *tuple = PyTuple_New(count);
+
+	for (Py_ssize_t i = 0; tuple != NULL && i < count; i++) {
+		PyObject *number = PyLong_FromUnsignedLongLong(numbers[i]);
+
+		if (number == NULL)
+			Py_CLEAR(tuple);
+		else
+			PyTuple_SET_ITEM(tuple, i, number);
+	}
+	return tuple;
+}
+
+/* Append what the header of one object says, unless the object is dead; -1 with an exception if that failed. */
+static int survey_object(const Packer *self, PyObject *found, uint64_t handle, size_t room)
+{
+	const char *object = object_at(self, handle, 8);
+	struct zheader header;
+	PyObject *page;
+	int result;
+
+	if (object == NULL) {
+		PyErr_Format(PyExc_IndexError, "there is no object at %#llx", (unsigned long long)handle);
+		return -1;
+	}
+	memcpy(&header, object, HEADER_BYTES);
+	if (header.generation == 0 && header.check == DEAD_CHECK)
+		return 0;
+	if (!is_page(self, object, &header, room))
+		memset(&header, 0, HEADER_BYTES);
+	page = tuple_of((const uint64_t[]){handle, header.generation, header.oid, header.index, header.length, header.codec,
+					   header.pool}, 7);
+	result = page != NULL ? PyList_Append(found, page) : -1;
+	Py_XDECREF(page);
+	return result;
+}
+
+static PyObject *packer_survey(Packer *self, PyObject *const *args, Py_ssize_t count)
+{
+	unsigned long long handle, size, objects;
+	PyObject *found;
+
+	if (count != 3) {
+		PyErr_SetString(PyExc_TypeError, "survey(handle, size, count)");
+		return NULL;
+	}
+	handle = PyLong_AsUnsignedLongLong(args[0]);
+	size = PyLong_AsUnsignedLongLong(args[1]);
+	objects = PyLong_AsUnsignedLongLong(args[2]);
+	found = PyErr_Occurred() == NULL ? PyList_New(0) : NULL;
+	for (; found != NULL && objects > 0; objects--, handle += size)
+		if (survey_object(self, found, handle, size) != 0)
+			Py_CLEAR(found);
+	return found;
+}
+
 static void packer_dealloc(Packer *self)
 {
 	PyMem_Free(self->scratch);
@@ -346,6 +411,7 @@ static PyMethodDef packer_methods[] = {
     {"commit", (PyCFunction)(void (*)(void))packer_commit, METH_FASTCALL, PyDoc_STR("commit(handle, pool, oid, index, generation, checksum, armed)")},
     {"unpack", (PyCFunction)(void (*)(void))packer_unpack, METH_FASTCALL, PyDoc_STR("unpack(handle, oid, index, out) -> int")},
     {"weigh", (PyCFunction)packer_weigh, METH_O, PyDoc_STR("weigh(handle) -> int")},
+    {"survey", (PyCFunction)(void (*)(void))packer_survey, METH_FASTCALL, PyDoc_STR("survey(handle, size, count) -> list")},
     {NULL, NULL, 0, NULL},
 };
 

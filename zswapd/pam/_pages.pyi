@@ -67,3 +67,19 @@ class Packer:
         Raises:
             IndexError: there can be no object at `handle`.
         """
+
+    def survey(self, handle: int, size: int, count: int) -> list[tuple[int, int, int, int, int, int, int]]:
+        """Return what the headers of objects in a row say, each verified by its checksum.
+
+        Args:
+            handle: of the first object.
+            size: bytes of each.
+            count: number of objects; dead ones are left out.
+
+        Returns:
+            Of each, handle, generation, object, index, bytes of data, codec, pool; of one that is no
+            page, is damaged, or whose data would not fit, all but the handle are 0.
+
+        Raises:
+            IndexError: there can be no object there.
+        """

@@ -48,6 +48,8 @@ WRONG_CHECKSUM: Final = -2
 NO_LZ4_BLOCK: Final = -3
 NO_PAGE: Final = -4
 """What `Packer.unpack` and `weigh` return instead of a codec or a length; constants, so that compiled code has numbers."""
+Page = tuple[int, int, int, int, int, int, int]
+"""An object that may be a page: handle, generation, object, index, bytes of data, codec, pool."""
 _WRONG: Final = {
     NOT_THE_PAGE: "its header is not that of the page",
     WRONG_CHECKSUM: "its checksum is wrong",
@@ -199,6 +201,27 @@ class ZPages:
         if not generation and check in (0, DEAD_CHECK):
             return NO_PAGE
         return length << 8 | codec if self.matches(handle, check, generation, length) else WRONG_CHECKSUM
+
+    def survey(self, handle: int, size: int, count: int) -> list[Page]:
+        """Return what the headers of objects in a row say, each verified by its checksum.
+
+        Dead objects are left out. Of an object that is no page, or a damaged one, all but the handle
+        is 0.
+        """
+        packer = self.packer
+        if packer is not None:
+            return packer.survey(handle, size, count)
+        pages: list[Page] = []
+        for place in range(handle, handle + size * count, size):
+            check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, place)
+            if not generation and check == DEAD_CHECK:
+                continue
+            fits = length == 8 if codec <= RAW else 0 < length <= size - HEADER_BYTES
+            if generation and fits and self.matches(place, check, generation, length):
+                pages.append((place, generation, oid, index, length, codec, pool))
+            else:
+                pages.append((place, 0, 0, 0, 0, 0, 0))
+        return pages
 
     def matches(self, handle: int, check: int, generation: int, length: int) -> bool:
         """Say whether an object matches its checksum; a raw page's body is not looked at."""
