@@ -5,9 +5,9 @@ Five things are:
 
 - `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which must be the one pyfuse3 was
   built against: it stands between the two (docs/architecture.md, "the hook").
-- `zswapd.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
-- `zswapd.backing._disk`, requests to the disk and their encryption, in C because that must not take the GIL either;
-- `zswapd.pam._pages`, LZ4 pages behind their headers in one call, from the distribution's LZ4 and xxHash (header only);
+- `zswapd.core.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
+- `zswapd.core.backing._disk`, requests to the disk and their encryption, in C because that must not take the GIL either;
+- `zswapd.core.pam._pages`, LZ4 pages behind their headers in one call, from the distribution's LZ4 and xxHash (header only);
 - the modules of the page path, by mypyc, from the same Python source that runs without compilation. ZSWAPD_PURE=1 leaves them
   out: everything works, a store takes about a quarter longer.
 """
@@ -21,33 +21,33 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 PAGE_PATH = [
-    "zswapd/allocators/frametable.py",
-    "zswapd/allocators/jobs.py",
-    "zswapd/allocators/lru.py",
-    "zswapd/allocators/pageframes.py",
-    "zswapd/allocators/runs.py",
-    "zswapd/allocators/sizeclasses.py",
-    "zswapd/allocators/zbud.py",
-    "zswapd/allocators/zsmalloc.py",
-    "zswapd/allocators/zspages.py",
-    "zswapd/block/backed.py",
-    "zswapd/block/device.py",
-    "zswapd/block/slotmap.py",
-    "zswapd/compress/lz4.py",
-    "zswapd/compress/lzo.py",
-    "zswapd/compress/zstd.py",
-    "zswapd/crashpoints.py",
-    "zswapd/frontends/cleancache.py",
-    "zswapd/frontends/frontswap.py",
-    "zswapd/pam/zbuds.py",
-    "zswapd/pam/zpages.py",
-    "zswapd/pam/zv.py",
-    "zswapd/pam/zvpages.py",
-    "zswapd/reclaim/eviction.py",
-    "zswapd/tmem/core.py",
-    "zswapd/tmem/objnodes.py",
-    "zswapd/tmem/pool.py",
-    "zswapd/tmem/radix.py",
+    "zswapd/core/allocators/frametable.py",
+    "zswapd/core/allocators/jobs.py",
+    "zswapd/core/allocators/lru.py",
+    "zswapd/core/allocators/pageframes.py",
+    "zswapd/core/allocators/runs.py",
+    "zswapd/core/allocators/sizeclasses.py",
+    "zswapd/core/allocators/zbud.py",
+    "zswapd/core/allocators/zsmalloc.py",
+    "zswapd/core/allocators/zspages.py",
+    "zswapd/core/block/backed.py",
+    "zswapd/core/block/device.py",
+    "zswapd/core/block/slotmap.py",
+    "zswapd/core/compress/lz4.py",
+    "zswapd/core/compress/lzo.py",
+    "zswapd/core/compress/zstd.py",
+    "zswapd/core/crashpoints.py",
+    "zswapd/core/frontends/cleancache.py",
+    "zswapd/core/frontends/frontswap.py",
+    "zswapd/core/pam/zbuds.py",
+    "zswapd/core/pam/zpages.py",
+    "zswapd/core/pam/zv.py",
+    "zswapd/core/pam/zvpages.py",
+    "zswapd/core/reclaim/eviction.py",
+    "zswapd/core/tmem/tmem.py",
+    "zswapd/core/tmem/objnodes.py",
+    "zswapd/core/tmem/pool.py",
+    "zswapd/core/tmem/radix.py",
 ]
 
 FUSE = ("fuse3", "libfuse3-dev")
@@ -73,7 +73,7 @@ def refuse_unknown_machine() -> None:
     """
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from zswapd.errors import MachineError
-    from zswapd.machine import check
+    from zswapd.host.machine import check
 
     try:
         check()
@@ -115,20 +115,20 @@ setup(
             extra_link_args=pkg_config("--libs", *FUSE),
         ),
         Extension(
-            "zswapd.allocators._populate",
-            sources=["zswapd/allocators/_populate.c"],
+            "zswapd.core.allocators._populate",
+            sources=["zswapd/core/allocators/_populate.c"],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
         ),
         Extension(
-            "zswapd.backing._disk",
-            sources=["zswapd/backing/_disk.c"],
+            "zswapd.core.backing._disk",
+            sources=["zswapd/core/backing/_disk.c"],
             extra_compile_args=[*pkg_config("--cflags", *CRYPTO), "-O2", "-Wall", "-Wextra"],
             extra_link_args=pkg_config("--libs", *CRYPTO),
         ),
         Extension(
-            "zswapd.pam._pages",
-            sources=["zswapd/pam/_pages.c", "zswapd/pam/_digest.c", "zswapd/pam/_digest_avx2.c"],
-            depends=["zswapd/pam/_digest.h"],
+            "zswapd.core.pam._pages",
+            sources=["zswapd/core/pam/_pages.c", "zswapd/core/pam/_digest.c", "zswapd/core/pam/_digest_avx2.c"],
+            depends=["zswapd/core/pam/_digest.h"],
             extra_compile_args=[*pkg_config("--cflags", *LZ4), *pkg_config("--cflags", *XXHASH), "-O2", "-Wall", "-Wextra"],
             extra_link_args=pkg_config("--libs", *LZ4),
         ),

@@ -46,7 +46,7 @@ def test_linter_finds_nothing(tool: str) -> None:
 
 
 def test_codespell_finds_nothing() -> None:
-    written = ("zswapd", "tests", "scripts", "docs", "systemd", ".ci", "README.md", "pyproject.toml", "setup.py")
+    written = ("zswapd", "tests", "tools", "scripts", "docs", "systemd", ".ci", "README.md", "pyproject.toml", "setup.py")
     _run(sys.executable, "-m", "codespell_lib", *(name for name in written if (TOP / name).exists()))
 
 
@@ -80,7 +80,7 @@ def test_functions_are_short(path: Path) -> None:
 
 def _sources() -> list[Path]:
     found = [TOP / "setup.py"]
-    for directory in ("zswapd", "tests"):
+    for directory in ("zswapd", "tests", "tools"):
         found += [path for suffix in ("py", "c", "h") for path in (TOP / directory).rglob(f"*.{suffix}")]
     for directory in ("scripts", ".ci"):
         found += [path for path in (TOP / directory).rglob("*") if path.is_file() and _is_script(path)]

@@ -74,7 +74,7 @@ _.after_io_wait  # trio calls it
 # Tests ask whether all is done.
 _.is_idle
 
-# scripts/zref makes docs/metrics.md of it.
+# tools/reference makes docs/metrics.md of it.
 _.described
 
 # The supervisor numbers its files from the first on, in the order of estate.NAMES.
@@ -84,7 +84,7 @@ _.FILE_SOCKET
 _.FILE_LOCK
 _.FILE_BACKING
 
-# backing/_disk.c reads it.
+# core/backing/_disk.c reads it.
 _.spin_ns
 
 # argparse calls it for each value that is to be one of several.

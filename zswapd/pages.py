@@ -11,7 +11,7 @@ import mmap
 import os
 from typing import Final
 
-from zswapd import machine
+from zswapd.host import machine
 
 ADDRESS_SPACE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | machine.numbers().map_noreserve
 """Flags of a mapping for as much as there may ever be, of which little is populated. With

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench
-from scripts.zbench.applications import APPLICATIONS, Application, Level, TooSlowError
-from scripts.zbench.applications.base import in_cgroup, running
-from scripts.zbench.applications.compile import Compile
-from scripts.zbench.applications.database import Database
-from scripts.zbench.applications.tabs import _Browser
-from scripts.zbench.contenders import REGISTRY
-from scripts.zbench.contenders.swapfile import SlowFile
-from scripts.zbench.rounds import Plan, run_once
-from scripts.zbench.system import HarnessError, is_swap
+from tools.bench import bench
+from tools.bench.applications import APPLICATIONS, Application, Level, TooSlowError
+from tools.bench.applications.base import in_cgroup, running
+from tools.bench.applications.compile import Compile
+from tools.bench.applications.database import Database
+from tools.bench.applications.tabs import _Browser
+from tools.bench.contenders import REGISTRY
+from tools.bench.contenders.swapfile import SlowFile
+from tools.bench.harness.system import HarnessError, is_swap
+from tools.bench.workloads.rounds import Plan, run_once
 
 
 @functools.cache

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench import bench, benchmarks, cache, density, jobs, profile, raw, report, scale, shrink, swapoff
-from scripts.zbench.applications import APPLICATIONS
-from scripts.zbench.contenders import MemoryUse
-from scripts.zbench.everything import PARTS, taken
-from scripts.zbench.jobs import JobRun
-from scripts.zbench.system import MIB
 from tests.bench.test_harness import PLAN, run, subject
 from tests.bench.test_jobs import harmless
 from tests.bench.test_scale import made
+from tools.bench import bench, benchmarks
+from tools.bench.applications import APPLICATIONS, jobs
+from tools.bench.applications.jobs import JobRun
+from tools.bench.contenders import MemoryUse
+from tools.bench.everything import PARTS, taken
+from tools.bench.harness.system import MIB
+from tools.bench.workloads import cache, density, profile, raw, report, scale, shrink, swapoff
 
 TEXT = "text\n" + "".join(f"\n<!-- bench: {name} -->\nold\n<!-- bench: end -->\nmore\n" for name in (*PARTS, "check"))
 

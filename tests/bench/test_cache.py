@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import cache, system
-from scripts.zbench.system import MIB, HarnessError
+from tools.bench.harness import system
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.workloads import cache
 
 
 def made(volume_s: float, page_cache: float = 0.4) -> list[cache.Measurement]:

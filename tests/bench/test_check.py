@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench import bench, benchmarks, everything
-from scripts.zbench.everything import PARTS, Part
-from scripts.zbench.figures import Figure, machine, told
-from scripts.zbench.system import HarnessError
+from tools.bench import bench, benchmarks, everything
+from tools.bench.everything import PARTS, Part
+from tools.bench.harness.figures import Figure, machine, told
+from tools.bench.harness.system import HarnessError
 
 
 def document(name: str, *values: float | None) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench, density
+from tools.bench import bench
+from tools.bench.workloads import density
 
 PAGES = 12_000
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import disk
-from scripts.zbench.figures import Figure
-from scripts.zbench.system import HarnessError
+from tools.bench.harness.figures import Figure
+from tools.bench.harness.system import HarnessError
+from tools.bench.workloads import disk
 
 pytestmark = pytest.mark.mount
 

@@ -15,15 +15,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.zbench import raw, report, rounds, sampling, system
-from scripts.zbench.cgroup import MemoryCgroup, memory_hierarchy
-from scripts.zbench.contenders import REGISTRY, Contender, MemoryUse
-from scripts.zbench.display import Display, PoolSample, Traffic
-from scripts.zbench.figures import interval
-from scripts.zbench.raw import parse
-from scripts.zbench.rounds import Plan, Run, run_all, run_once
-from scripts.zbench.system import MIB, HarnessError
-from scripts.zbench.workload import KILLED, Phase
+from tools.bench.applications import sampling
+from tools.bench.contenders import REGISTRY, Contender, MemoryUse
+from tools.bench.harness import system
+from tools.bench.harness.cgroup import MemoryCgroup, memory_hierarchy
+from tools.bench.harness.display import Display, PoolSample, Traffic
+from tools.bench.harness.figures import interval
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import KILLED, Phase
+from tools.bench.workloads import raw, report, rounds
+from tools.bench.workloads.raw import parse
+from tools.bench.workloads.rounds import Plan, Run, run_all, run_once
 
 PLAN = Plan(data_mib=64, memory_mib=32, device_mib=256, rounds=2, faults=0)
 

@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import pytest
 
-from scripts.zbench import bench, claims, jobs
-from scripts.zbench.applications import APPLICATIONS, Application, Column, Level, TooSlowError
-from scripts.zbench.contenders import Contender, MemoryUse
-from scripts.zbench.jobs import JobRun
-from scripts.zbench.runner import application_arguments
-from scripts.zbench.system import MIB, HarnessError
+from tools.bench import bench
+from tools.bench.applications import APPLICATIONS, Application, Column, Level, TooSlowError, claims, jobs
+from tools.bench.applications.jobs import JobRun
+from tools.bench.applications.runner import application_arguments
+from tools.bench.contenders import Contender, MemoryUse
+from tools.bench.harness.system import MIB, HarnessError
 
 HEAVY = Level("heavy", 8, None)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.flood import ATTACKS
 from tests.mount.test_metrics_flood import ready
 from tests.support import capabilities
 from tests.support.mounting import TOP
 from tests.support.swap import Stage, stage
+from tools.bench.workloads.flood import ATTACKS
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.bench, pytest.mark.mount, capabilities.requires_root()]
@@ -65,7 +65,7 @@ def attack(kind: str, port: int) -> subprocess.Popen[str] | None:
         return None
     command = [sys.executable, "-c", OWN, str(WINDOW_S + 2)]
     if kind != "own":
-        command = [sys.executable, "-m", "scripts.zbench.flood", kind, str(port), str(WINDOW_S + 2)]
+        command = [sys.executable, "-m", "tools.bench.workloads.flood", kind, str(port), str(WINDOW_S + 2)]
     running = subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     running.stdout.readline()

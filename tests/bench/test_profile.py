@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench, profile
-from scripts.zbench.system import HarnessError, missing_programs
+from tools.bench import bench
+from tools.bench.harness.system import HarnessError, missing_programs
+from tools.bench.workloads import profile
 
 requires_perf = pytest.mark.skipif(bool(missing_programs(["perf"])), reason="perf is not installed; install linux-perf")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench, scale
-from zswapd.block.device import Device
+from tools.bench import bench
+from tools.bench.workloads import scale
+from zswapd.core.block.device import Device
 
 
 def made(power: int, cost: float = 1.0, index: float = 9.0) -> scale.Measurement:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench, shortage, shrink
-from scripts.zbench.system import HarnessError
+from tools.bench import bench
+from tools.bench.harness import shortage
+from tools.bench.harness.system import HarnessError
+from tools.bench.workloads import shrink
 
 MIB = 16
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import bench, swapoff
-from scripts.zbench.contenders import REGISTRY
-from scripts.zbench.system import HarnessError
+from tools.bench import bench
+from tools.bench.contenders import REGISTRY
+from tools.bench.harness.system import HarnessError
+from tools.bench.workloads import swapoff
 
 
 @pytest.mark.kernel

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import pytest
 
-from scripts.zbench import torture
-from scripts.zbench.system import HarnessError
-from scripts.zbench.torture import Killer, Outcome, TorturePlan, main
+from tools import torture
+from tools.bench.harness.system import HarnessError
+from tools.torture import Killer, Outcome, TorturePlan, main
 
 GOOD = Outcome(planned=2, kills=2, deaths=2, pages_verified=9, takeover_ms=[30, 50], takeover_pages=[1 << 14, 1 << 15])
 

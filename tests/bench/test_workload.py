@@ -12,8 +12,8 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from scripts.zbench.system import MIB, HarnessError
-from scripts.zbench.workload import Workload, WorkloadOptions, build
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import Workload, WorkloadOptions, build
 
 PAGE = mmap.PAGESIZE
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every allocator over page frames promises (allocators/base.py); one body, all implementations.
+"""What every allocator over page frames promises (core/allocators/base.py); one body, all implementations.
 
 A new allocator joins by a line in ALLOCATORS.
 """
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.base import Allocator
-from zswapd.allocators.frametable import EPHEMERAL
-from zswapd.allocators.lru import Lru
-from zswapd.allocators.pageframes import PageFrames
-from zswapd.allocators.runs import DEAD
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.base import Allocator
+from zswapd.core.allocators.frametable import EPHEMERAL
+from zswapd.core.allocators.lru import Lru
+from zswapd.core.allocators.pageframes import PageFrames
+from zswapd.core.allocators.runs import DEAD
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.errors import InvariantError
 
 ALLOCATORS: dict[str, Callable[[PageFrames], Allocator]] = {

@@ -10,11 +10,11 @@ import pytest
 from tests.support.fakes import FakePam
 from tests.support.stack import build
 from tests.support.strategies import KINDS, page
+from zswapd.core.frontends.cleancache import MAX_INODE, MAX_PAGE, Cleancache
+from zswapd.core.pam.base import Pam, RejectReason
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.tmem import Tmem
 from zswapd.errors import CorruptedPageError
-from zswapd.frontends.cleancache import MAX_INODE, MAX_PAGE, Cleancache
-from zswapd.pam.base import Pam, RejectReason
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
 
 INODE = 5
 

@@ -15,11 +15,11 @@ import pytest
 from tests.support.fakes import FailingCompressor
 from tests.support.stack import Stack, build
 from tests.support.strategies import KINDS, page
-from zswapd import compress
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.core import compress
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.pam.base import RejectReason
 from zswapd.errors import CorruptedPageError
-from zswapd.pam.base import RejectReason
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "zv-zsmalloc-lz4": {"compressor": "lz4"},

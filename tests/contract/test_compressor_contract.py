@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every compressor promises (compress/base.py); one body, all that are registered."""
+"""What every compressor promises (core/compress/base.py); one body, all that are registered."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.strategies import KINDS, contents, page, page_sizes
-from zswapd import compress
-from zswapd.compress.base import FIRST_CODEC, RAW, SAME_FILLED, Compressor
+from zswapd.core import compress
+from zswapd.core.compress.base import FIRST_CODEC, RAW, SAME_FILLED, Compressor
 from zswapd.errors import ConfigError, CorruptedPageError
 
 NAMES = compress.names()

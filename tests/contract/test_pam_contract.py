@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every page accessible memory promises (pam/base.py); one body, each back end over each allocator and compressor.
+"""What every page accessible memory promises (core/pam/base.py); one body, each back end over each allocator and compressor.
 
 A new back end or allocator joins by a line in BACKENDS.
 """
@@ -13,10 +13,10 @@ import pytest
 
 from tests.support.stack import Stack, build
 from tests.support.strategies import KINDS, page
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.pam.base import HEADER_BYTES, MAX_INDEX, MAX_OID, MAX_POOLS, Pam, RejectReason
 from zswapd.errors import CorruptedPageError, InvariantError
-from zswapd.pam.base import HEADER_BYTES, MAX_INDEX, MAX_OID, MAX_POOLS, Pam, RejectReason
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "zv-zsmalloc-lz4": {"compressor": "lz4"},

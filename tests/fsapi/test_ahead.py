@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.backed import SWAP, Files
 from tests.support.strategies import page
-from zswapd.backing.ahead import READS, AheadStatistics
+from zswapd.core.backing.readahead import READS, AheadStatistics
 
 PAGE = 4096
 PAGES = 128

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.backed import SWAP, Files
 from tests.support.strategies import page
-from zswapd.reclaim.writeback import IN_FLIGHT
+from zswapd.core.reclaim.writeback import IN_FLIGHT
 
 PAGE = 4096
 MANY = 16

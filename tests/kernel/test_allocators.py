@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.system import MIB
-from scripts.zbench.torture import TorturePlan, torture
 from tests.support.strategies import KINDS, page
 from tests.support.swap import Stage, wait_for
+from tools.bench.harness.system import MIB
+from tools.torture import TorturePlan, torture
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(200)]
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.system import HarnessError
-from scripts.zbench.torture import TorturePlan, torture
-from scripts.zbench.workload import Phase
 from tests.support import baddisk
 from tests.support.baddisk import bad_disk, sparse_disk
 from tests.support.capabilities import requires_loop
 from tests.support.swap import Stage, next_worker, wait_for
-from zswapd.backing.store import DATA_AT, LABEL
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import HarnessError
+from tools.bench.harness.workload import Phase
+from tools.torture import TorturePlan, torture
+from zswapd.core.backing.store import DATA_AT, LABEL
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(240)]
 

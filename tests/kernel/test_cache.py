@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import cache
-from scripts.zbench.daemon import Daemon, program
 from tests.support import slowdevice
 from tests.support.swap import Stage, next_worker
 from tests.support.volumes import PAGE, make_file
+from tools.bench.harness.daemon import Daemon, program
+from tools.bench.workloads import cache
 
 pytestmark = pytest.mark.kernel
 

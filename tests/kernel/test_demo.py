@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import demo, system
-from scripts.zbench.demo import kernel_reserve
+from tools import demo
+from tools.bench.harness import system
+from tools.demo import kernel_reserve
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(120)]
 
 TOP = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-P", "-m", "scripts.zbench.demo", "--data-mib", "96", "--memory-mib", "32"]
+COMMAND = [sys.executable, "-P", "-m", "tools.demo", "--data-mib", "96", "--memory-mib", "32"]
 
 
 def start(tmp_path: Path) -> subprocess.Popen[str]:

@@ -36,7 +36,7 @@ NOT_HERE = {
     "echo 'metrics.listen = \"0.0.0.0:9847\"' > /etc/zswapd/zswapd.toml.d/metrics.toml": "changes the machine's settings",
     "systemctl daemon-reload && systemctl reload zswapd": SYSTEMD,
     "journalctl -u zswapd -p warning": SYSTEMD,
-    "journalctl -u zswapd LOGGER=zswapd.supervisor.supervising": SYSTEMD,
+    "journalctl -u zswapd LOGGER=zswapd.supervisor.supervisor": SYSTEMD,
     "journalctl -u zswapd -o verbose": SYSTEMD,
 }
 """Commands that a test machine is not for, and why."""

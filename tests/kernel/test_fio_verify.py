@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench import system
 from tests.support.swap import Stage
+from tools.bench.harness import system
 
 pytestmark = [
     pytest.mark.kernel,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.system import MIB
 from tests.support.swap import Stage
+from tools.bench.harness import system
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import MIB
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.swap import Stage, next_worker
+from tools.bench.harness.daemon import Daemon
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(60)]
 

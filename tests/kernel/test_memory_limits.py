@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.cgroup import MemoryCgroup
-from scripts.zbench.daemon import program
 from tests.support.mounting import is_mounted
 from tests.support.swap import wait_for
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.daemon import program
 from zswapd.errors import ConfigError
 from zswapd.swapdevice import find_attached
 

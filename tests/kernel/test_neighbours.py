@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import Daemon
 from tests.kernel.test_integrity import arena_of
 from tests.support.swap import Stage, next_worker, wait_for
 from tests.support.swapped import PAGE, Swapped, content
-from zswapd.backing.store import DATA_AT
+from tools.bench.harness import system
+from tools.bench.harness.daemon import Daemon
+from zswapd.core.backing.store import DATA_AT
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from scripts.zbench.cgroup import MemoryCgroup
-from scripts.zbench.system import MIB
 from tests.support.descriptors import is_readable
-from zswapd.reclaim.pressure import Pressure
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.system import MIB
+from zswapd.core.reclaim.pressure import Pressure
 
 _READER = """
 import os, sys, time

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import Daemon
 from tests.support.swap import Stage, next_worker, wait_for
+from tools.bench.harness import system
+from tools.bench.harness.daemon import Daemon
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.system import MIB, HarnessError
 from tests.support.swap import Stage, next_worker, wait_for
+from tools.bench.harness import system
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import MIB, HarnessError
 from zswapd.swapdevice.kernel import Kernel
 from zswapd.swapdevice.state import Identity, find_attached
 

@@ -17,23 +17,23 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import Daemon, program
-from scripts.zbench.system import MIB
-from scripts.zbench.torture import TorturePlan, torture
 from tests.support.mounting import KEEP_SIZE, PUNCH_HOLE, fallocate
 from tests.support.swap import Stage, next_worker, wait_for
-from zswapd import handover
-from zswapd.control.listening import Listener
+from tools.bench.harness import system
+from tools.bench.harness.daemon import Daemon, program
+from tools.bench.harness.system import MIB
+from tools.torture import TorturePlan, torture
+from zswapd.control.listener import Listener
 from zswapd.errors import AlreadyRunningError
-from zswapd.supervisor import estate, silent
+from zswapd.handover.state import state as state_module
+from zswapd.supervisor import acquire, unresponsive
 from zswapd.supervisor.ballast import PIECE_BYTES, PIECES
-from zswapd.supervisor.remains import status_of_the_dead
+from zswapd.supervisor.reaper import status_of_the_dead
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(240)]
 
 TAKEOVER_LIMIT_S = 1.0
-"""For each GiB stored; the issue's promise. A pool of less than 64 MiB counts as that much (scripts/zbench/torture.py)."""
+"""For each GiB stored; the issue's promise. A pool of less than 64 MiB counts as that much (tools/torture.py)."""
 PAGE = 4096
 RESERVE = (16 * MIB // PAGE) * 3 // 4
 """Frames at which a reserve of 16 MiB is not refilled."""
@@ -203,7 +203,7 @@ def shared_state(daemon: Daemon) -> mmap.mmap:
         if target.endswith(" (deleted)") or target.startswith("/memfd:"):
             fd = os.open(link, os.O_RDWR)
             try:
-                if os.pread(fd, len(handover.MAGIC), 0) == handover.MAGIC:
+                if os.pread(fd, len(state_module.MAGIC), 0) == state_module.MAGIC:
                     return mmap.mmap(fd, 0)
             finally:
                 os.close(fd)
@@ -211,7 +211,7 @@ def shared_state(daemon: Daemon) -> mmap.mmap:
 
 
 def hook_at(state: mmap.mmap) -> int:
-    return int(handover._SUPERBLOCK.unpack_from(state)[3])
+    return int(state_module._SUPERBLOCK.unpack_from(state)[3])
 
 
 HEADERS = 80
@@ -262,7 +262,7 @@ def test_first_message_of_the_kernel_is_there_twice(stage: Stage) -> None:
     with daemon.file.open("r+b", buffering=0) as file, contextlib.closing(shared_state(daemon)) as state:
         os.pwrite(file.fileno(), data, 0)
         at = hook_at(state)
-        first, second = at + 8 * handover.HookWord.INIT_SIZE, at + PAGE
+        first, second = at + 8 * state_module.HookWord.INIT_SIZE, at + PAGE
         for place, damage in (
             (first, bytes(8)),  # the size
             (first + 8 + 4, b"\xff"),  # the operation
@@ -499,7 +499,7 @@ def test_what_a_service_manager_has_kept_is_adopted_whatever_the_worker_is_at(st
     with daemon.file.open("r+b", buffering=0) as file:
         file.write(data)
     files, old = copied_files(daemon)
-    stored = {name: files[name] for name in estate.STORED if name in files}
+    stored = {name: files[name] for name in acquire.STORED if name in files}
     os.kill(daemon.pid, signal.SIGKILL)
     os.kill(old, worker)
     daemon.wait_for_end()
@@ -545,7 +545,7 @@ def copied_files(daemon: Daemon) -> tuple[dict[str, int], int]:
     worker = daemon.worker_pid()
     process = os.pidfd_open(worker)
     try:
-        return silent.copied(worker, process), worker
+        return unresponsive.copied(worker, process), worker
     finally:
         os.close(process)
 

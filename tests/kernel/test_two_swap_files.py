@@ -7,9 +7,9 @@ import mmap
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.system import MIB
 from tests.support.swap import Stage
+from tools.bench.harness import system
+from tools.bench.harness.system import MIB
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(120)]
 

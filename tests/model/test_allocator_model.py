@@ -10,13 +10,13 @@ import struct
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.frametable import EPHEMERAL, PERSISTENT
-from zswapd.allocators.lru import Lru
-from zswapd.allocators.pageframes import PageFrames
-from zswapd.allocators.runs import DEAD
-from zswapd.allocators.zbud import NCHUNKS, ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.frametable import EPHEMERAL, PERSISTENT
+from zswapd.core.allocators.lru import Lru
+from zswapd.core.allocators.pageframes import PageFrames
+from zswapd.core.allocators.runs import DEAD
+from zswapd.core.allocators.zbud import NCHUNKS, ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
 
 LIFE = struct.Struct("=Q")
 

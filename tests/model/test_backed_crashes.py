@@ -17,7 +17,7 @@ from tests.model.test_crash_model import OF_SLOTS, POINTS, crowds, ops
 from tests.support.dying import PAGES, Op
 from tests.support.dying_backed import BackedWorld
 from tests.support.strategies import KINDS, contents
-from zswapd import crashpoints
+from zswapd.core import crashpoints
 
 ALL_POINTS = [*POINTS, *OF_SLOTS]
 

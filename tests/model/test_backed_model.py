@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.support.backed import Files
 from tests.support.strategies import KINDS, page
-from zswapd import compress
+from zswapd.core import compress
 
 PAGES = 24
 PAGE = 4096

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.support.dying import PAGES, Op, World
 from tests.support.strategies import KINDS, contents
-from zswapd import crashpoints
-from zswapd.allocators.arena import Arena
+from zswapd.core import crashpoints
+from zswapd.core.allocators.arena import Arena
 from zswapd.errors import ArenaError
 
 ALLOCATORS = ("zsmalloc", "zbud")

@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support.stack import MakeAllocator, Stack, build
 from tests.support.strategies import contents, page, page_sizes
-from zswapd import compress
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
-from zswapd.block.device import Device
+from zswapd.core import compress
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.block.device import Device
+from zswapd.core.pam.base import HEADER_BYTES
 from zswapd.errors import CorruptedPageError, DiscardError, LostPageError
-from zswapd.pam.base import HEADER_BYTES
 
 PAGES = 24
 TYPE = 1

@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support.stack import MakeAllocator, Stack, build
 from tests.support.strategies import contents, page, page_sizes
-from zswapd import compress
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.core import compress
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.frontends.frontswap import MAX_OFFSET
+from zswapd.core.pam.base import HEADER_BYTES, RejectReason
 from zswapd.errors import CorruptedPageError
-from zswapd.frontends.frontswap import MAX_OFFSET
-from zswapd.pam.base import HEADER_BYTES, RejectReason
 
 TYPES = (0, 1, 31)
 DAMAGED = None

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.support.stack import MakeAllocator, Stack, build
 from tests.support.strategies import KINDS, contents, page
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
-from zswapd.pam.base import RejectReason
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.pam.base import RejectReason
 
 TYPE = 1
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.fakes import FailingArena
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.frametable import MAX_RUN
-from zswapd.allocators.jobs import Job
-from zswapd.allocators.pageframes import PageFrames
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.frametable import MAX_RUN
+from zswapd.core.allocators.jobs import Job
+from zswapd.core.allocators.pageframes import PageFrames
 from zswapd.errors import ArenaError
 
 

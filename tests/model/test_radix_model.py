@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zswapd.tmem.objnodes import Objnodes
-from zswapd.tmem.radix import MAX_NEW_NODES, Radix
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.radix import MAX_NEW_NODES, Radix
 
 TREES = 3
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from tests.support.fakes import FakePam
-from zswapd.pam.base import MAX_INDEX, MAX_OID, RejectReason
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
+from zswapd.core.pam.base import MAX_INDEX, MAX_OID, RejectReason
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.tmem import Tmem
 
 SIZE = 32
 Key = tuple[int, int, int]

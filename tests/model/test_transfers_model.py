@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.disk import Disk
-from zswapd.backing.buffers import make_buffers
-from zswapd.backing.transfers import CLAIMS, Fetch, Transfers
+from zswapd.core.backing.buffers import make_buffers
+from zswapd.core.backing.transfers import CLAIMS, Fetch, Transfers
 
 SLOTS = 12
 PAGE = 64

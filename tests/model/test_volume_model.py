@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.support.volumes import PAGE, Box, Device
-from zswapd.volumes import backing as files
+from zswapd.volumes import file_io as files
 from zswapd.volumes.volume import Volume
 
 PAGES = 12

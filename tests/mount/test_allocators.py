@@ -18,7 +18,7 @@ import pytest
 from tests.mount.test_files import errno_of
 from tests.support.mounting import ALLOCATORS, KEEP_SIZE, PUNCH_HOLE, FileServer, fallocate, serving
 from tests.support.strategies import KINDS, page
-from zswapd.volumes.backing import RACY_NS
+from zswapd.volumes.file_io import RACY_NS
 
 PAGE = 4096
 SWAP_PAGES, VOLUME_PAGES, FRAMES = 1200, 400, 500

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.strategies import page
 from tests.support.swap import Stage, next_worker, stage, wait_for
-from zswapd.handover import LAYOUT_VERSION, LAYOUT_WITH_ZSTD
+from tools.bench.harness.daemon import Daemon
+from zswapd.handover.state import LAYOUT_VERSION, LAYOUT_WITH_ZSTD
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

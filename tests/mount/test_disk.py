@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.strategies import page
 from tests.support.swap import Stage, stage, wait_for
-from zswapd.backing.store import DATA_AT
+from tools.bench.harness.daemon import Daemon
+from zswapd.core.backing.store import DATA_AT
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support import baddisk
 from tests.support.baddisk import BadDisk, SparseDisk, bad_disk, sparse_disk
 from tests.support.capabilities import requires_loop
 from tests.support.strategies import page
 from tests.support.swap import Stage, next_worker, stage, wait_for
-from zswapd.backing.health import PROBE_S
+from tools.bench.harness.daemon import Daemon
+from zswapd.core.backing.health import PROBE_S
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.system import HarnessError
 from tests.support import baddisk
 from tests.support.capabilities import requires_loop, requires_swap
 from tests.support.mounting import loop_device
 from tests.support.strategies import page
 from tests.support.swap import Stage, stage, wait_for
-from zswapd.config.loading import memory_total
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import HarnessError
+from zswapd.config.loader import memory_total
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import program
 from tests.support.mounting import is_mounted
 from tests.support.swap import wait_for
+from tools.bench.harness import system
+from tools.bench.harness.daemon import program
 
 pytestmark = pytest.mark.mount
 
@@ -108,8 +108,8 @@ def system_dup(descriptor: int) -> int:
 
 NOT_THERE = """
 import os
-from zswapd import service
-from zswapd.service import code
+from zswapd import system as service
+from zswapd.system import code
 runs, read, has_read = code._runs, code.read, []
 service.read_code = lambda: has_read.append(read())
 code._runs = lambda libc, item: runs(libc, item) if has_read or not os.path.exists({!r}) else [(item.start, item.end, False)]

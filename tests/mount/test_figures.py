@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon, program
 from tests.support.swap import Stage, stage, wait_for
+from tools.bench.harness.daemon import Daemon, program
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.zbench.daemon import Daemon
 from tests.support import junk
 from tests.support.swap import Stage, stage, wait_for
-from zswapd.service.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
+from tools.bench.harness.daemon import Daemon
+from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.system import HarnessError
 from tests.mount.test_files import errno_of
 from tests.support.swap import Stage, next_worker, stage, wait_for
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import HarnessError
 
 __all__ = ["stage"]
 

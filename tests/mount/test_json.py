@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.commandline import all_commands
 from tests.support.swap import Stage, stage
+from tools.bench.harness.daemon import Daemon
 from zswapd.cli import zswapctl
 
 __all__ = ["stage"]

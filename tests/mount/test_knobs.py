@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.swap import Stage, next_worker, stage
+from tools.bench.harness.daemon import Daemon
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

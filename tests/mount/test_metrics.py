@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.mount.test_metrics_flood import Thread
 from tests.support.mounting import TOP
 from tests.support.swap import Stage, next_worker, stage, wait_for
+from tools.bench.harness.daemon import Daemon
 from zswapd.metrics.exporter import TEXT_S
 
 __all__ = ["stage"]

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.flood import ATTACKS
 from tests.support import capabilities
 from tests.support.mounting import TOP
 from tests.support.swap import Stage, stage, wait_for
+from tools.bench.harness.daemon import Daemon
+from tools.bench.workloads.flood import ATTACKS
 from zswapd.metrics.exporter import CLIENTS, SAVED_S, SHARE
 
 __all__ = ["stage"]
@@ -75,7 +75,7 @@ def ready(stage: Stage, **settings: str) -> tuple[Daemon, int]:
 @contextlib.contextmanager
 def attacked(kind: str, port: int, seconds: float, processes: int = 1) -> Iterator[list[int]]:
     """Have processes of the user nobody attack a port; count the attacks of each."""
-    command = [sys.executable, "-m", "scripts.zbench.flood", kind, str(port), str(seconds)]
+    command = [sys.executable, "-m", "tools.bench.workloads.flood", kind, str(port), str(seconds)]
     running = [subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     counts: list[int] = []
     try:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import Daemon, program
 from tests.support.swap import Stage, stage
+from tools.bench.harness.daemon import Daemon, program
 from zswapd.errors import SwapDeviceError
 
 __all__ = ["stage"]

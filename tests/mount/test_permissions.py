@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.swap import Stage, stage, wait_for
+from tools.bench.harness.daemon import Daemon
 from zswapd.cli import zswapctl
 from zswapd.control.client import Client
 from zswapd.errors import PermissionsError

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.swap import Stage, stage
+from tools.bench.harness.daemon import Daemon
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount

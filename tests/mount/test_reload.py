@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import zswapd
-from scripts.zbench.daemon import Daemon, program
-from scripts.zbench.system import HarnessError
 from tests.support.swap import Stage, next_worker, stage, wait_for
+from tools.bench.harness.daemon import Daemon, program
+from tools.bench.harness.system import HarnessError
 from zswapd.errors import AlreadyRunningError
-from zswapd.supervisor.supervising import AGAIN_S
+from zswapd.supervisor.supervisor import AGAIN_S
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.mount
@@ -269,14 +269,14 @@ def test_an_upgrade_replaces_the_running_code(stage: Stage, installed: Path) -> 
     ("name", "before", "after", "said"),
     [
         (
-            "assembly.py",
+            "core/core.py",
             "wrong = self.frames.adopt()",
             "raise KeyError('frames')",
             "fails in a rehearsal.*KeyError",
         ),
-        ("daemon.py", "import trio\n", "import trio_of_tomorrow\n", "trio_of_tomorrow"),
+        ("worker/worker.py", "import trio\n", "import trio_of_tomorrow\n", "trio_of_tomorrow"),
         ("fuse/__init__.py", "from zswapd.fuse import _lowlevel", "raise ImportError('no hook')", "no hook"),
-        ("allocators/arena.py", "\nREADABLE_LAYOUTS = ", "\nREADABLE_LAYOUTS = (99,)  # ", "knows .99,."),
+        ("core/allocators/arena.py", "\nREADABLE_LAYOUTS = ", "\nREADABLE_LAYOUTS = (99,)  # ", "knows .99,."),
     ],
 )
 def test_a_program_whose_workers_would_not_come_up_does_not_replace_one_that_serves(

@@ -25,10 +25,10 @@ from tests.support import capabilities
 from tests.support.blockfile import MemoryFile
 from tests.support.mounting import TIMEOUT, TOP, FileServer, is_mounted, loop_device, serving
 from zswapd.errors import MountError, PermissionsError
-from zswapd.fuse import mounting
+from zswapd.fuse import mount
 from zswapd.fuse import session as session_module
 from zswapd.fuse.inodes import Directory
-from zswapd.fuse.mounting import Mount
+from zswapd.fuse.mount import Mount
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.swapdevice.state import left_on
@@ -205,7 +205,7 @@ def test_mountpoint_that_is_covered_between_the_check_and_the_lock_is_refused(
     def covered_first(descriptor: int, operation: int) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], check=True, timeout=TIMEOUT)
 
-    monkeypatch.setattr(mounting.fcntl, "flock", covered_first)
+    monkeypatch.setattr(mount.fcntl, "flock", covered_first)
     try:
         assert "a file system of type tmpfs is mounted" in str(refusal(tmp_path))
     finally:
@@ -277,7 +277,7 @@ def test_dead_mount_of_somebody_else_is_left_to_them(tmp_path: Path, monkeypatch
     """Another program may need the mount: its daemon may start again."""
     mountpoint = tmp_path / "mnt"
     with dead(mountpoint):
-        monkeypatch.setattr(mounting, "_FILESYSTEM", b"fuse.other")
+        monkeypatch.setattr(mount, "_FILESYSTEM", b"fuse.other")
         error = refusal(mountpoint)
         assert "a daemon that has died, of type fuse.zswapd" in str(error)
         assert f"`umount -l {mountpoint}`" in (error.hint or "")

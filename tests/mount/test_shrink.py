@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.support.swap import Stage, stage, wait_for
+from tools.bench.harness.daemon import Daemon
 
 __all__ = ["stage"]
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.roles import Roles
 from tests.support.swap import wait_for
-from zswapd.service.signals import FAULTS, name_of
+from zswapd.system.signals import FAULTS, name_of
 
 pytestmark = pytest.mark.mount
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench.daemon import program
 from tests.support.mounting import TOP
 from tests.support.roles import Roles
+from tools.bench.harness.daemon import program
 from zswapd.errors import ConfigError, ControlError
 
 pytestmark = pytest.mark.mount
@@ -38,25 +38,25 @@ EXCEPTIONS = (
 )
 STEPS = (
     "supervisor/settings.py:choose",
-    "control/listening.py:_claim",
-    "control/listening.py:_listen",
-    "allocators/arena.py:Arena.populate",
-    "fuse/mounting.py:Mount._make_mountpoint",
-    "fuse/mounting.py:Mount._mount",
-    "fuse/mounting.py:_mounted@3",
-    "handover.py:SharedState.new",
-    "service/code.py:populate",
-    "supervisor/supervising.py:Supervisor.__init__",
-    "supervisor/supervising.py:Supervisor._fork",
-    "supervisor/watch.py:Watch.begin",
-    "supervisor/supervising.py:Supervisor._patience",
-    "service/signals.py:SignalFile.wait",
-    "preparing.py:prepare",
-    "daemon.py:Worker.__init__",
-    "assembly.py:Core.self_test",
+    "control/listener.py:_claim",
+    "control/listener.py:_listen",
+    "core/allocators/arena.py:Arena.populate",
+    "fuse/mount.py:Mount._make_mountpoint",
+    "fuse/mount.py:Mount._mount",
+    "fuse/mount.py:_mounted@3",
+    "handover/state.py:SharedState.new",
+    "system/code.py:populate",
+    "supervisor/supervisor.py:Supervisor.__init__",
+    "supervisor/supervisor.py:Supervisor._fork",
+    "supervisor/watchdog.py:Watch.begin",
+    "supervisor/supervisor.py:Supervisor._patience",
+    "system/signals.py:SignalFile.wait",
+    "worker/prepare.py:prepare",
+    "worker/worker.py:Worker.__init__",
+    "core/core.py:Core.self_test",
     "fuse/session.py:Session.open",
     "control/server.py:Server.serve",
-    "daemon.py:Worker._say_ready",
+    "worker/worker.py:Worker._say_ready",
 )
 """Those of a start that make something, or stand between two that do;
 a few others come from all that there are.
@@ -80,8 +80,8 @@ def _failing_start(directory: Path, *words: str) -> str:
 def test_exception_at_any_step_of_a_start_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     steps = _failing_start(tmp_path / "a", "list").splitlines()
-    before = list(dict.fromkeys(steps[: steps.index("daemon.py:Worker._say_ready")]))
-    assert {step.partition("@")[0] for step in STEPS} <= {*before, "daemon.py:Worker._say_ready"}
+    before = list(dict.fromkeys(steps[: steps.index("worker/worker.py:Worker._say_ready")]))
+    assert {step.partition("@")[0] for step in STEPS} <= {*before, "worker/worker.py:Worker._say_ready"}
     chosen = [*STEPS, *random.sample(before, OTHERS)]
     kinds = random.sample(EXCEPTIONS, len(EXCEPTIONS))
     words = [f"{step}={kinds[number % len(kinds)]}" for number, step in enumerate(chosen)]
@@ -93,11 +93,11 @@ def test_exception_at_any_step_of_a_start_leaves_nothing(tmp_path: Path) -> None
         assert (outcome["code"] == 0) is outcome["serves"], outcome
         assert outcome["serves"] or outcome["output"] or outcome["exception"] == "SystemExit", outcome
     ends = {outcome["step"] for outcome in outcomes if not outcome["serves"]}
-    assert set(STEPS) - ends <= {"daemon.py:Worker._say_ready"}
+    assert set(STEPS) - ends <= {"worker/worker.py:Worker._say_ready"}
 
 
 def test_first_worker_that_is_killed_again_and_again_leaves_nothing(tmp_path: Path) -> None:
-    (outcome,) = fail_at(tmp_path, "daemon.py:Worker.__init__=SIGKILL")
+    (outcome,) = fail_at(tmp_path, "worker/worker.py:Worker.__init__=SIGKILL")
     assert outcome["code"] == 1
     assert outcome["left"] == []
     assert "no worker has come to serve" in outcome["output"]

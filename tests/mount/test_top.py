@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts.zbench.daemon import Daemon, program
 from tests.support.descriptors import is_readable
 from tests.support.swap import Stage, next_worker, stage
+from tools.bench.harness.daemon import Daemon, program
 from zswapd.errors import ControlError
 
 __all__ = ["stage"]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.daemon import program
 from tests.support.mounting import is_mounted
 from tests.support.swap import wait_for
+from tools.bench.harness import system
+from tools.bench.harness.daemon import program
 
 pytestmark = pytest.mark.mount
 

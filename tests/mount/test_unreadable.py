@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.daemon import Daemon
 from tests.kernel.test_integrity import damage
 from tests.support.swap import Stage, stage, wait_for
 from tests.support.swapped import PAGE, content
+from tools.bench.harness.daemon import Daemon
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zdeb.build import build
 from tests.support import capabilities, compiled
+from tools.deb.build import build
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
+from tools.bench.harness import system
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.package, pytest.mark.timeout(2400)]
 

@@ -30,15 +30,15 @@ PACKAGES = (
     "libxxhash-dev",
 )
 MODULES = {
-    "allocators/_populate": ("allocators/_populate.c",),
-    "pam/_pages": ("pam/_pages.c", "pam/_digest.c", "pam/_digest_avx2.c"),
+    "allocators/_populate": ("core/allocators/_populate.c",),
+    "pam/_pages": ("core/pam/_pages.c", "core/pam/_digest.c", "core/pam/_digest_avx2.c"),
 }
 PROGRAM = """
 import mmap, sys
 assert sys.byteorder == "big"
 from tests.support.successor import check_all, fill, make_config, succeed
-from zswapd.allocators.arena import Arena
-from zswapd.assembly import Core
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.core import Core
 
 populate = Arena.populate
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from scripts.zdeb.container import Container
 from tests.support import capabilities
 from tests.support.decoy import decoy
+from tools.deb.container import Container
 from zswapd.errors import ConfigError
 
 pytestmark = [pytest.mark.kernel, capabilities.requires_container()]
@@ -147,7 +147,7 @@ def test_a_mistake_in_the_settings_is_told_once_while_there_is_nothing_to_serve(
 
 
 def test_the_journal_has_fields_and_priorities(swapping: Container) -> None:
-    lines = swapping.run("journalctl --boot --unit=zswapd.service --output=json LOGGER=zswapd.daemon").splitlines()
+    lines = swapping.run("journalctl --boot --unit=zswapd.service --output=json LOGGER=zswapd.worker.worker").splitlines()
     records = [json.loads(line) for line in lines]
     ready = next(record for record in reversed(records) if record["MESSAGE"].startswith("ready: serving"))
     assert ready["PRIORITY"] == "6"
@@ -236,7 +236,7 @@ def hold(self, *, held=Keeper.hold):
 
 Keeper.hold = hold
 """
-"""Appended to zswapd/supervisor/keeping.py: has the supervisor loop in its next look."""
+"""Appended to zswapd/supervisor/arena_lock.py: has the supervisor loop in its next look."""
 IMPATIENT = "[Service]\nWatchdogSec=4s\nExecStartPre=/bin/rm -f /run/hangs\n"
 
 
@@ -245,7 +245,7 @@ def test_a_supervisor_that_hangs_is_ended_by_the_watchdog_and_followed(debian: C
     directory = "/etc/systemd/system/zswapd.service.d"
     debian.run(f"mkdir -p {directory} && printf '{IMPATIENT}' > {directory}/impatient.conf && systemctl daemon-reload")
     place = "/usr/lib/zswapd/zswapd/supervisor"
-    debian.run(f"rm {place}/__pycache__/keeping.*.pyc && printf '%s' '{HANG}' >> {place}/keeping.py")
+    debian.run(f"rm {place}/__pycache__/keeping.*.pyc && printf '%s' '{HANG}' >> {place}/arena_lock.py")
     try:
         debian.run("systemctl enable --now zswapd.service")
         wait_for_swap(debian)

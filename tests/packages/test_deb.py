@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zdeb.build import build
 from tests.packages.test_units import SERVICES
+from tools.deb.build import build
 from zswapd import __version__
 
 TOP = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def test_modes_and_owners_are_a_packages(contents: dict[str, str]) -> None:
 
 
 def test_the_page_path_is_compiled_and_every_module_has_bytecode(contents: dict[str, str]) -> None:
-    assert any(re.search(r"/zswapd/pam/zv\.cpython-.*\.so$", path) for path in contents)
+    assert any(re.search(r"/zswapd/core/pam/zv\.cpython-.*\.so$", path) for path in contents)
     assert any(re.search(r"/zswapd__mypyc\.cpython-.*\.so$", path) for path in contents)
     for path in (path for path in contents if path.startswith("/usr/lib/zswapd/") and path.endswith(".py")):
         directory, name = path.rsplit("/", 1)

@@ -94,7 +94,7 @@ def check_programs(programs: Path) -> None:
     assert version == run(programs / "zswapctl", "--version").strip().replace("zswapctl", "zswapd")
     assert "fuse.mountpoint" in run(programs / "zswapd", "run", "--help")
     assert "/run/zswapd/mnt" in run(programs / "zswapd", "config", "defaults")
-    where = "import zswapd.daemon, zswapd.fuse._lowlevel as hook, zswapd.allocators._populate; print(hook.__file__)"
+    where = "import zswapd.worker.worker, zswapd.fuse._lowlevel as hook, zswapd.core.allocators._populate; print(hook.__file__)"
     hook = run(programs / "python", "-P", "-c", where).strip()
     assert Path(hook).is_relative_to(programs.parent)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from tests.support.disk import Disk
 from tests.support.successor import make_config
-from zswapd.assembly import Core
-from zswapd.backing.buffers import make_buffers
-from zswapd.backing.transfers import Transfers
-from zswapd.diskhalf import Backing, slot_map_sizes, slots_needed
-from zswapd.fuse.deferring import DEFERRED, BackedOperations
+from zswapd.core.backing.buffers import make_buffers
+from zswapd.core.backing.transfers import Transfers
+from zswapd.core.core import Core
+from zswapd.core.disk import Backing, slot_map_sizes, slots_needed
+from zswapd.fuse.deferred import DEFERRED, BackedOperations
 from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from zswapd.core.pam.base import RejectReason
 from zswapd.errors import CorruptedPageError
-from zswapd.pam.base import RejectReason
 
 PAGE = 4096
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zvm import payload
+from tools.vm import payload
 
 CAP_SYS_RESOURCE = 24
 """Bit of CAP_SYS_RESOURCE in the capability sets (linux/capability.h); PR_SET_IO_FLUSHER needs it."""

@@ -56,6 +56,6 @@ def use_pure() -> None:
 
 def is_compiled() -> bool:
     """Say which of the two is being tested."""
-    from zswapd.pam import zv
+    from zswapd.core.pam import zv
 
     return not str(zv.__file__).endswith(".py")

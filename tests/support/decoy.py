@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench import system
+from tools.bench.harness import system
 
 PLACE = Path("/var/tmp")
 SIZE = 512 << 20

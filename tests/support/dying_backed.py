@@ -17,12 +17,12 @@ from typing import Any
 
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
-from zswapd import compress
-from zswapd.assembly import Core, Inherited
-from zswapd.backing.buffers import make_buffers
-from zswapd.backing.transfers import CLAIMS, Transfers
-from zswapd.block.backed import SlotsNeeded
-from zswapd.diskhalf import Backing, slot_map_sizes
+from zswapd.core import compress
+from zswapd.core.backing.buffers import make_buffers
+from zswapd.core.backing.transfers import CLAIMS, Transfers
+from zswapd.core.block.backed import SlotsNeeded
+from zswapd.core.core import Core, Inherited
+from zswapd.core.disk import Backing, slot_map_sizes
 from zswapd.errors import BackingError, LostPageError
 
 

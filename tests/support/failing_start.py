@@ -32,10 +32,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tests.support.roles import Roles
-from zswapd import daemon
 from zswapd.cli.zswapd import main
 from zswapd.errors import ZswapdError
-from zswapd.supervisor import supervising
+from zswapd.supervisor import supervisor
+from zswapd.worker import worker
 
 PR_SET_CHILD_SUBREAPER = 36
 LIMIT_S = 30.0
@@ -50,7 +50,7 @@ EXCEPTIONS: dict[str, BaseException | None] = {
     "RuntimeError": RuntimeError("a bug"),
     "ZswapdError": ZswapdError("a failure"),
 }
-_TOP = str(Path(daemon.__file__).parent) + "/"
+_TOP = str(Path(worker.__file__).parents[1]) + "/"
 
 
 def name_of(frame: FrameType) -> str | None:
@@ -101,7 +101,7 @@ def become_daemon(roles: Roles, steps: Steps) -> NoReturn:
     log = os.open(roles.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     for number in (1, 2):
         os.dup2(log, number)
-    run = supervising.run
+    run = supervisor.run
 
     def watched(*arguments: Any) -> int:
         steps.begin()

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zswapd.allocators.arena import Arena
-from zswapd.compress.base import Compressor
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.compress.base import Compressor
+from zswapd.core.pam.base import PageKey, RejectReason
 from zswapd.errors import ArenaError, CorruptedPageError
-from zswapd.pam.base import PageKey, RejectReason
 
 
 class Script:

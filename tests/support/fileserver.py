@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A program: serve a faulty `MemoryFile`, text files and volumes through a real `Session` until SIGTERM; for `mounting.py`.
+"""A program: serve a faulty `MemoryFile`, text files and volumes through a real `Session` until SIGTERM; for `mount.py`.
 
 With --allocators, file and volumes lie in a small core instead, half against half for its frames.
 
@@ -29,14 +29,14 @@ from tests.support.fakes import FakePam
 from tests.support.misbehaving import MisbehavingOperations
 from tests.support.stack import EPHEMERAL_ALLOCATORS, Stack, build
 from tests.support.textfile import Knob
-from zswapd.block.device import Device
+from zswapd.core.block.device import Device
+from zswapd.core.frontends.cleancache import Cleancache
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.tmem import Tmem
 from zswapd.errors import VolumeError, ZswapdError
-from zswapd.frontends.cleancache import Cleancache
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MOST_WAITING, Session, forget_inode, forget_name
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
 from zswapd.volumes.manager import Kernel, Volumes, make_lane
 from zswapd.volumes.volume import Volume
 

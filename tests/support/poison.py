@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import pytest
 
-from zswapd.allocators import arena as arena_module
-from zswapd.allocators.arena import Arena
-from zswapd.machine import EHWPOISON
+from zswapd.core.allocators import arena as arena_module
+from zswapd.core.allocators.arena import Arena
+from zswapd.host.machine import EHWPOISON
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PROT_NONE, _PROT_ALL = 0, mmap.PROT_READ | mmap.PROT_WRITE

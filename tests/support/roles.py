@@ -12,9 +12,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from scripts.zbench.daemon import program
 from tests.support.mounting import is_mounted
 from tests.support.swap import wait_for
+from tools.bench.harness.daemon import program
 
 PAGE = bytes(range(256)) * 16
 READ_S = 10.0

@@ -7,14 +7,14 @@ import dataclasses
 import os
 from typing import Any
 
-from zswapd import compress
-from zswapd.assembly import Core
 from zswapd.config import load
 from zswapd.control.server import ControlStatistics
+from zswapd.core import compress
+from zswapd.core.core import Core
+from zswapd.core.reclaim.pressure import PressureStatistics
+from zswapd.core.reclaim.shrinker import ShrinkerStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
-from zswapd.reclaim.pressure import PressureStatistics
-from zswapd.reclaim.shrinker import ShrinkerStatistics
-from zswapd.snapshot import Snapshot, WorkerStatistics
+from zswapd.metrics.snapshot import Snapshot, WorkerStatistics
 from zswapd.volumes.statistics import VolumeStatistics
 
 PAGE = 4096

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zswapd import compress
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.base import Allocator
-from zswapd.allocators.frametable import EPHEMERAL
-from zswapd.allocators.lru import Lru
-from zswapd.allocators.pageframes import PageFrames
-from zswapd.allocators.zbud import ZbudPool
-from zswapd.allocators.zsmalloc import ZsPool
-from zswapd.compress.base import Compressor
-from zswapd.frontends.cleancache import Cleancache
-from zswapd.frontends.frontswap import Frontswap
-from zswapd.pam.zbuds import Zbuds
-from zswapd.pam.zv import Zv
-from zswapd.reclaim.eviction import Eviction
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
+from zswapd.core import compress
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.base import Allocator
+from zswapd.core.allocators.frametable import EPHEMERAL
+from zswapd.core.allocators.lru import Lru
+from zswapd.core.allocators.pageframes import PageFrames
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.compress.base import Compressor
+from zswapd.core.frontends.cleancache import Cleancache
+from zswapd.core.frontends.frontswap import Frontswap
+from zswapd.core.pam.zbuds import Zbuds
+from zswapd.core.pam.zv import Zv
+from zswapd.core.reclaim.eviction import Eviction
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.tmem import Tmem
 
 MakeAllocator = Callable[[PageFrames], Allocator]
 EPHEMERAL_ALLOCATORS = {"zbud": ZbudPool, "zsmalloc": ZsPool}

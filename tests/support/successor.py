@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.support.strategies import KINDS, page
-from zswapd import compress
-from zswapd.assembly import Core, Inherited, lost_bitmap_bytes
 from zswapd.config import Config, load
+from zswapd.core import compress
+from zswapd.core.core import Core, Inherited, lost_bitmap_bytes
 
 
 def make_config(*settings: str, page_size: int = 4096, root: Path = Path("/")) -> Config:

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from scripts.zbench import system
-from scripts.zbench.cgroup import MemoryCgroup
-from scripts.zbench.daemon import Daemon
-from scripts.zbench.system import MIB
-from scripts.zbench.workload import Workload, WorkloadOptions
+from tools.bench.harness import system
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import MIB
+from tools.bench.harness.workload import Workload, WorkloadOptions
 
 WORKLOAD_LIMIT_S = 100
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from scripts.zbench.cgroup import MemoryCgroup
+from tools.bench.harness.cgroup import MemoryCgroup
 
 PAGE = 4096
 LIMIT_S = 50

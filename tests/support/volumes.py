@@ -17,10 +17,10 @@ import pytest
 import trio
 
 from tests.support.fakes import FakePam
-from zswapd.frontends.cleancache import Cleancache
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
-from zswapd.volumes import backing as files
+from zswapd.core.frontends.cleancache import Cleancache
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.tmem import Tmem
+from zswapd.volumes import file_io as files
 from zswapd.volumes.manager import Kernel, Volumes, make_lane
 from zswapd.volumes.volume import Volume
 

@@ -9,8 +9,8 @@ import os
 import pytest
 
 from tests.support.snapshots import make, make_core
-from zswapd.cachehalf import CachedRuns
-from zswapd.reclaim.ages import BOUNDS_S, NOTES, SAMPLE, StoreAges
+from zswapd.core.cache import CachedRuns
+from zswapd.core.reclaim.ages import BOUNDS_S, NOTES, SAMPLE, StoreAges
 
 MASK = 0xFFFFFFFF
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from zswapd.allocators import arena as arena_module
-from zswapd.allocators.arena import TABLE_ENTRY_BYTES, Arena
+from zswapd.core.allocators import arena as arena_module
+from zswapd.core.allocators.arena import TABLE_ENTRY_BYTES, Arena
 from zswapd.errors import ArenaError
 
 KINDS = ("memfd", "tmpfs")

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.strategies import page
-from zswapd import assembly, compress, reports
 from zswapd.config import changed, load
+from zswapd.core import compress
+from zswapd.core import core as core_module
+from zswapd.core.pam.zvpages import BODY_MASK
 from zswapd.errors import CorruptedPageError
-from zswapd.pam.zvpages import BODY_MASK
+from zswapd.worker import reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,26 +34,26 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def core(config: Config) -> Iterator[assembly.Core]:
-    core = assembly.Core(config)
+def core(config: Config) -> Iterator[core_module.Core]:
+    core = core_module.Core(config)
     yield core
     core.check()
     core.close()
 
 
-def test_core_has_a_device_for_every_swap_file(core: assembly.Core) -> None:
+def test_core_has_a_device_for_every_swap_file(core: core_module.Core) -> None:
     assert {name: device.size for name, device in core.devices.items()} == {"swap": 32 * MIB, "more": 8 * MIB}
     assert next(iter(core.devices)) == "swap"
 
 
-def test_core_begins_with_its_reserve_populated_and_nothing_stored(core: assembly.Core) -> None:
+def test_core_begins_with_its_reserve_populated_and_nothing_stored(core: core_module.Core) -> None:
     seen = core.statistics()
     assert seen.frames.reserve_frames * seen.frames.page_size >= 8 * MIB
     assert seen.arena_backed_bytes >= 8 * MIB
     assert (seen.zv.curr_pages, seen.frames.used_frames) == (0, 0)
 
 
-def test_settings_reach_the_parts_and_can_change(core: assembly.Core, config: Config) -> None:
+def test_settings_reach_the_parts_and_can_change(core: core_module.Core, config: Config) -> None:
     size = config.context.page_size
     wanted = {
         "pool.compressor": "lzo",
@@ -72,14 +74,14 @@ def test_settings_reach_the_parts_and_can_change(core: assembly.Core, config: Co
     assert zv.limit_frames >= 40 * MIB // size
 
 
-def test_self_test_leaves_nothing_and_counts_nothing(core: assembly.Core) -> None:
+def test_self_test_leaves_nothing_and_counts_nothing(core: core_module.Core) -> None:
     core.self_test()
     seen = core.statistics()
     assert (seen.frames.used_frames, seen.zv.stores, seen.frontswap.succ_stores) == (0, 0, 0)
 
 
 def test_self_test_refuses_a_codec_that_does_not_give_back_what_it_got(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Forgetful:
         name, codec = "forgetful", 2
@@ -90,13 +92,13 @@ def test_self_test_refuses_a_codec_that_does_not_give_back_what_it_got(
         def decompress(self, data: memoryview, page_size: int) -> bytes:
             return bytes(data) + bytes(page_size - len(data))
 
-    monkeypatch.setattr(assembly.compress, "get", lambda _name: Forgetful())
-    monkeypatch.setattr(assembly.compress, "by_codec", lambda: {2: Forgetful()})
+    monkeypatch.setattr(core_module.compress, "get", lambda _name: Forgetful())
+    monkeypatch.setattr(core_module.compress, "by_codec", lambda: {2: Forgetful()})
     with pytest.raises(CorruptedPageError, match="self-test"):
         core.self_test()
 
 
-def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(core: assembly.Core, config: Config) -> None:
+def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(core: core_module.Core, config: Config) -> None:
     size = config.context.page_size
     device = core.devices["swap"]
     count = device.size // size
@@ -111,7 +113,7 @@ def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(core: assemb
     assert core.wants_compaction()
     moved = 0
     while step := core.compact_step():
-        assert step <= assembly.COMPACT_MOVES
+        assert step <= core_module.COMPACT_MOVES
         moved += step
     assert moved > 0
     assert core.frames.used_frames < before * 2 // 3
@@ -122,7 +124,7 @@ def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(core: assemb
         assert out == page("words", number, size)
 
 
-def test_statistics_are_what_json_can_say(core: assembly.Core) -> None:
+def test_statistics_are_what_json_can_say(core: core_module.Core) -> None:
     told = json.loads(json.dumps(reports.plain(core.statistics())))
     assert told["devices"][1]["name"] == "more"
     assert told["zv"]["curr_dist_counts"][0] == 0
@@ -138,7 +140,7 @@ def test_arena_is_no_larger_than_a_raw_page_can_name_its_place(tmp_path: Path, s
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1048576 kB\n")
     assignments = [("swap.size", size, "--size"), ("memory.reserve", "8M", "--set")]
     config = load(codecs=compress.names(), assignments=assignments, root=tmp_path, page_size=page_size)
-    arena = assembly.make_arena(config)
+    arena = core_module.make_arena(config)
     length = arena.total_frames * page_size
     arena.close()
     assert length <= BODY_MASK + 1

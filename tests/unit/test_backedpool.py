@@ -12,8 +12,8 @@ from typing import Any
 import trio
 import trio.testing
 
-from zswapd import backedpool
-from zswapd.backedpool import COMPACT_TURNS, BackedPool
+from zswapd.worker import disk
+from zswapd.worker.disk import COMPACT_TURNS, BackedPool
 
 
 class _State:
@@ -29,11 +29,11 @@ def test_key_is_random_and_each_state_has_its_own(expect_log: Callable[..., None
     keys = set()
     for _ in range(4):
         state = _State()
-        backedpool.make_key(state)  # type: ignore[arg-type]
+        disk.make_key(state)  # type: ignore[arg-type]
         key = bytes(state.areas["backing.key"])
         keys |= {key[:32], key[32:]}
         state.areas["backing.key"][7] ^= 1
-        assert bytes(backedpool.find_key(state)) == key  # type: ignore[arg-type]
+        assert bytes(disk.find_key(state)) == key  # type: ignore[arg-type]
     assert len(keys) == 8
     assert all(len(set(key)) > 16 for key in keys)
 
@@ -75,10 +75,10 @@ def run(writeback: _Writeback, seconds: float) -> int:
 
 def test_writeback_that_has_only_found_empty_pages_goes_on_at_once_and_what_is_stuck_waits() -> None:
     looking = _Writeback([(0, True)] * 500 + [(5, False)])
-    run(looking, backedpool.LOOK_S * 1.5)
+    run(looking, disk.LOOK_S * 1.5)
     assert looking.steps == []
     stuck = _Writeback([(0, False)] * 500)
-    run(stuck, backedpool.LOOK_S * 3.5)
+    run(stuck, disk.LOOK_S * 3.5)
     assert len(stuck.steps) == 497, "one try a look"
 
 

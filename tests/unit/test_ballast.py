@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zswapd.reclaim.pressure import Marks
+from zswapd.core.reclaim.pressure import Marks
 from zswapd.supervisor.ballast import PIECE_BYTES, PIECES, STILL_LOOKS, Ballast
 
 PLENTY = Marks(above_low=1 << 20, above_high=1 << 20, spare=1 << 20)

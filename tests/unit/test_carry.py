@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 
 from tests.support.successor import fill, make_config, read
-from zswapd import carry
-from zswapd.allocators.pageframes import PageFramesStatistics
-from zswapd.allocators.zbud import ZbudStatistics
-from zswapd.allocators.zspages import ClassStatistics, ZsStatistics
-from zswapd.assembly import Core, CoreStatistics, Inherited, RecoveryStatistics
-from zswapd.block.device import DeviceStatistics
-from zswapd.cachehalf import CacheStatistics
+from zswapd import counters
 from zswapd.control.server import ControlStatistics
+from zswapd.core.allocators.pageframes import PageFramesStatistics
+from zswapd.core.allocators.zbud import ZbudStatistics
+from zswapd.core.allocators.zspages import ClassStatistics, ZsStatistics
+from zswapd.core.block.device import DeviceStatistics
+from zswapd.core.cache import CacheStatistics
+from zswapd.core.core import Core, CoreStatistics, Inherited, RecoveryStatistics
+from zswapd.core.frontends.frontswap import FrontswapStatistics
+from zswapd.core.pam.zbuds import ZbudsStatistics
+from zswapd.core.pam.zvpages import ZvStatistics
+from zswapd.core.reclaim.pressure import PressureStatistics
+from zswapd.core.reclaim.shrinker import ShrinkerStatistics
+from zswapd.core.tmem.objnodes import ObjnodeStatistics
+from zswapd.core.tmem.tmem import TmemStatistics
 from zswapd.errors import LostPageError
-from zswapd.frontends.frontswap import FrontswapStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
-from zswapd.pam.zbuds import ZbudsStatistics
-from zswapd.pam.zvpages import ZvStatistics
-from zswapd.reclaim.pressure import PressureStatistics
-from zswapd.reclaim.shrinker import ShrinkerStatistics
-from zswapd.tmem.core import TmemStatistics
-from zswapd.tmem.objnodes import ObjnodeStatistics
 
 # Fields that describe the present. A new field has to be put here or be declared as carried.
 PRESENT: dict[type, str] = {
@@ -61,7 +61,7 @@ PRESENT: dict[type, str] = {
 
 @pytest.mark.parametrize("kind", PRESENT, ids=lambda kind: kind.__name__)
 def test_every_field_is_of_one_kind(kind: Any) -> None:
-    kinds = [*carry._JOINS.get(kind, ()), *PRESENT[kind].split()]
+    kinds = [*counters._JOINS.get(kind, ()), *PRESENT[kind].split()]
     assert sorted(kinds) == sorted(field.name for field in dataclasses.fields(kind))
 
 
@@ -83,8 +83,8 @@ class Outer:
     bare: tuple[int, ...]
 
 
-carry.declare(Inner, cumulative="hits seconds", high_water="most")
-carry.declare(Outer, cumulative="reasons columns")
+counters.declare(Inner, cumulative="hits seconds", high_water="most")
+counters.declare(Outer, cumulative="reasons columns")
 
 
 def _outer(*numbers: int, reasons: Mapping[str, int], names: str = "ab") -> Outer:
@@ -96,16 +96,16 @@ def _outer(*numbers: int, reasons: Mapping[str, int], names: str = "ab") -> Oute
 
 def test_sum_of_a_snapshot_and_what_was_kept_of_another() -> None:
     first = _outer(10, 7, 3, reasons={"full": 2, "odd": 1})
-    base = json.loads(json.dumps(carry.cumulative(first)))
+    base = json.loads(json.dumps(counters.cumulative(first)))
     assert set(base) == {"reasons", "columns", "inner", "parts"}
     assert set(base["inner"]) == {"hits", "seconds", "most"}
-    second = carry.added(_outer(1, 9, 5, reasons={"full": 1, "new": 4}, names="bc"), base)
+    second = counters.added(_outer(1, 9, 5, reasons={"full": 1, "new": 4}, names="bc"), base)
     assert second.reasons == {"full": 3, "odd": 1, "new": 4}
     assert second.columns == (11, 0, 8)
     assert second.inner == Inner("x", 11, 5.5, 9, 5)
     assert second.parts == (Inner("b", 11, 0.0, 9, 5), Inner("c", 1, 0.0, 9, 5))
     assert second.bare == (1, 2)
-    assert carry.added(_outer(1, 2, 5, reasons={}), base).inner.most == 7
+    assert counters.added(_outer(1, 2, 5, reasons={}), base).inner.most == 7
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_sum_of_a_snapshot_and_what_was_kept_of_another() -> None:
 )
 def test_base_of_another_shape_is_left_out(base: dict[str, Any]) -> None:
     own = _outer(1, 2, 3, reasons={"full": 1})
-    assert carry.added(own, base).inner == own.inner
-    assert carry.added(own, base).parts == own.parts
-    assert carry.added(own, base).reasons == own.reasons
+    assert counters.added(own, base).inner == own.inner
+    assert counters.added(own, base).parts == own.parts
+    assert counters.added(own, base).reasons == own.reasons
 
 
 def test_core_goes_on_counting_over_three_lives() -> None:
@@ -144,7 +144,7 @@ def test_core_goes_on_counting_over_three_lives() -> None:
         core.devices["swap"].discard(90 * size, 10 * size)
         seen = core.statistics()
         most = max(most, seen.frames.used_frames_max)
-        base = json.loads(json.dumps(carry.cumulative(seen)))
+        base = json.loads(json.dumps(counters.cumulative(seen)))
         successor = Core(config, inherited=Inherited(core.arena.fd, counters=base))
         core.close()
         core = successor
@@ -169,6 +169,6 @@ def test_session_counters_add_up() -> None:
     zeros = {field.name: 0 for field in dataclasses.fields(SessionStatistics)}
     first = SessionStatistics(**zeros | {"hook_active": True, "reads": 5, "poll_seconds": 1.5, "max_background": 64})  # type: ignore[arg-type]
     second = SessionStatistics(**zeros | {"reads": 2, "poll_seconds": 0.25, "writes": 1})  # type: ignore[arg-type]
-    both = carry.added(second, carry.cumulative(first))
+    both = counters.added(second, counters.cumulative(first))
     assert (both.reads, both.writes, both.poll_seconds) == (7, 1, 1.75)
     assert (both.hook_active, both.max_background) == (0, 0)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zbench.cgroup import MemoryCgroup
 from tests.support.cgrouptree import MIB, TOTAL, first, second, write_system
-from zswapd import cgroups, service
-from zswapd.cgroups import HEADROOM_LEAST, HEADROOM_MOST, Limits, headroom
+from tools.bench.harness.cgroup import MemoryCgroup
+from zswapd import system
 from zswapd.config import load
+from zswapd.host import cgroups
+from zswapd.host.cgroups import HEADROOM_LEAST, HEADROOM_MOST, Limits, headroom
 
 V1, V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 
@@ -170,8 +171,8 @@ def test_headroom_is_an_eighth_within_bounds(limit: int, kept: int) -> None:
 # Whether a process at a limit swaps.
 
 
-def protection(root: Path, *, is_flusher: bool) -> service.Protection:
-    from zswapd.service import protections
+def protection(root: Path, *, is_flusher: bool) -> system.Protection:
+    from zswapd.system import protections
 
     return protections._look_at_limits(root, is_flusher=is_flusher)
 
@@ -238,7 +239,7 @@ def test_the_hint_is_the_command_that_helps(layout: Callable[[Path], None], hint
 @pytest.mark.kernel
 def test_limits_of_this_kernels_own_cgroups_are_seen() -> None:
     program = (
-        "from pathlib import Path; from zswapd import cgroups\n"
+        "from pathlib import Path; from zswapd.host import cgroups\n"
         "import sys; Path(sys.argv[1], 'cgroup.procs').write_text('0')\n"
         "room = cgroups.Limits().room()\n"
         "print(cgroups.find()[0].bytes, cgroups.find()[0].file, room.limit, 0 < room.left < room.limit)"

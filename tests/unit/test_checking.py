@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import compress
-from zswapd.backing.store import LABEL, check_store, open_store
 from zswapd.cli import zswapd
 from zswapd.config import load
+from zswapd.core import compress
+from zswapd.core.backing.store import LABEL, check_store, open_store
 from zswapd.errors import BackingError, ConfigError, ControlError, MountError, PermissionsError, VolumeError, ZswapdError
-from zswapd.supervisor import estate
+from zswapd.supervisor import acquire
 
 MIB = 1 << 20
 
@@ -246,7 +246,7 @@ def test_a_start_refuses_before_anything_is_made(place: Path, more: str, error: 
     before = seen(place)
     mounts = Path("/proc/self/mountinfo").read_text().count(str(place))
     with pytest.raises(error):
-        estate.make(load(codecs=compress.names(), assignments=assignments))  # type: ignore[arg-type]
+        acquire.make(load(codecs=compress.names(), assignments=assignments))  # type: ignore[arg-type]
     after = seen(place)
     assert after.keys() == before.keys(), "something was made"
     assert Path("/proc/self/mountinfo").read_text().count(str(place)) == mounts

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import compress, config, geometry
-from zswapd.commands import _settings_in
-from zswapd.config import Config, carrying
+from zswapd import config
+from zswapd.config import Config
+from zswapd.config import document as document_module
+from zswapd.core import compress
 from zswapd.errors import ConfigError, HandoverError
-from zswapd.handover import SharedState
-from zswapd.supervisor.estate import Left
+from zswapd.handover import geometry
+from zswapd.handover.state import SharedState
+from zswapd.supervisor.acquire import Left
 from zswapd.supervisor.settings import choose
+from zswapd.worker.commands import _settings_in
 
 
 @pytest.fixture
@@ -134,12 +137,12 @@ def test_the_same_comes_of_it_when_memory_has_grown(load: Callable[..., Config],
 
 
 def test_what_is_too_long_is_not_carried(load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(carrying, "LONGEST_DOCUMENT", 100)
+    monkeypatch.setattr(document_module, "LONGEST_DOCUMENT", 100)
     assert config.to_document(load()) is None
 
 
 def test_what_a_check_prints_is_taken_if_it_fits() -> None:
     assert _settings_in(b'{"given": []}\n') == {"given": []}
-    assert _settings_in(b'"' + b"x" * (carrying.LONGEST_DOCUMENT - 2) + b'"\n') is not None
-    for output in (b"", b"null\n", b"a warning\n", b"\xff", b'"' + b"x" * carrying.LONGEST_DOCUMENT + b'"\n'):
+    assert _settings_in(b'"' + b"x" * (document_module.LONGEST_DOCUMENT - 2) + b'"\n') is not None
+    for output in (b"", b"null\n", b"a warning\n", b"\xff", b'"' + b"x" * document_module.LONGEST_DOCUMENT + b'"\n'):
         assert _settings_in(output) is None

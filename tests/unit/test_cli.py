@@ -19,12 +19,13 @@ import pytest
 import trio
 
 from tests.support.commandline import all_commands
-from zswapd import __version__, config, errors, installation, swapdevice
-from zswapd.cli import rendering, swapping, upgrading, zswapctl, zswapd
+from zswapd import __version__, config, errors, swapdevice
+from zswapd.cli import render, swap, upgrade, zswapctl, zswapd
 from zswapd.cli.failures import guarded
-from zswapd.config.loading import memory_total
+from zswapd.config.loader import memory_total
 from zswapd.control.server import Server
 from zswapd.errors import ControlError, HeadroomError, SwapDeviceError, ZswapdError
+from zswapd.host import installation
 from zswapd.pages import PAGE_SIZE
 
 MIB = 1 << 20
@@ -505,7 +506,7 @@ def test_swapon_tunes_first_when_asked_to(
 ) -> None:
     low = {"name": "vm.min_free_kbytes", "on": False, "detail": "2048", "hint": "sysctl vm.min_free_kbytes=16384"}
     daemon.status["advice"] = [low]
-    monkeypatch.setattr("zswapd.service.advice.raise_min_free_kbytes", lambda: low.update(on=True))
+    monkeypatch.setattr("zswapd.system.advice.raise_min_free_kbytes", lambda: low.update(on=True))
     calls = fake_attach(monkeypatch)
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     assert ctl(daemon, "swapon", "--tune") == 0
@@ -658,7 +659,7 @@ def test_status_tells_of_workers_only_what_is_unusual(
 def test_upgrade_waits_for_the_next_worker(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upgrading, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(upgrade, "_PAUSE_S", 0.01)
     daemon.takeovers = iter([4712, 4712, 6000])
     assert ctl(daemon, "upgrade") == 0
     assert re.search(r"zswapd 0\.1\.0 was replaced by 0\.2\.0 in \d\.\d s; worker 6000 serves", capsys.readouterr().out)
@@ -667,14 +668,14 @@ def test_upgrade_waits_for_the_next_worker(
 def test_upgrade_that_does_not_happen_is_a_failure(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upgrading, "TAKEOVER_S", 0.2)
+    monkeypatch.setattr(upgrade, "TAKEOVER_S", 0.2)
     assert ctl(daemon, "upgrade") == errors.HandoverError.exit_code
     assert "the upgrade has not happened" in capsys.readouterr().err
 
 
 def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    show = swapping.Progress(quiet=False)
+    show = swap.Progress(quiet=False)
     show.update("/dev/loop12", 1023 * MIB, 4096 * MIB)
     show.close()
     text = capsys.readouterr().err
@@ -685,8 +686,8 @@ def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture
 
 def test_progress_elsewhere_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("zswapd.cli.swapping.time.monotonic", lambda: now[0])
-    show = swapping.Progress(quiet=False)
+    monkeypatch.setattr("zswapd.cli.swap.time.monotonic", lambda: now[0])
+    show = swap.Progress(quiet=False)
     for left in range(10, 0, -1):
         now[0] += 0.5
         show.update("/dev/loop0", left * MIB, 10 * MIB)
@@ -697,8 +698,8 @@ def test_progress_elsewhere_is_a_line_now_and_then(capsys: pytest.CaptureFixture
 
 
 def test_quiet_progress_and_empty_swap_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    swapping.Progress(quiet=True).update("/dev/loop0", 1, 2)
-    swapping.Progress(quiet=False).update("/dev/loop0", 0, 0)
+    swap.Progress(quiet=True).update("/dev/loop0", 1, 2)
+    swap.Progress(quiet=False).update("/dev/loop0", 0, 0)
     assert capsys.readouterr().err == ""
 
 
@@ -706,7 +707,7 @@ def test_quiet_progress_and_empty_swap_show_nothing(capsys: pytest.CaptureFixtur
     ("seconds", "text"), [(0.9, "0 s"), (59, "59 s"), (192, "3 min 12 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")]
 )
 def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
-    assert rendering.duration(seconds) == text
+    assert render.duration(seconds) == text
 
 
 # zswapd
@@ -797,7 +798,7 @@ def test_status_imports_next_to_nothing(daemon: FakeDaemon) -> None:
     heavy = {"trio", "pyfuse3", "lz4", "dataclasses", "subprocess", "ctypes", "curses", "difflib", "zswapd.config"}
     assert not imported & heavy
     assert "zswapd.swapdevice.state" in imported
-    assert "zswapd.swapdevice.attaching" not in imported
+    assert "zswapd.swapdevice.swapon" not in imported
 
 
 # How commands end
@@ -958,7 +959,7 @@ def test_an_unknown_swap_file_is_one_cause_with_one_code(
 def test_a_limit_that_another_setting_bounds_says_what_counts(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(daemon, "set", "pool.limit=90%") == 0
     total = memory_total()
-    percent = rendering.format_size(total * 75 // 100 // PAGE_SIZE * PAGE_SIZE)
+    percent = render.format_size(total * 75 // 100 // PAGE_SIZE * PAGE_SIZE)
     assert f"# {percent} counts, " in capsys.readouterr().out
     assert ctl(daemon, "set", "pool.limit=50%") == 0
     assert "counts" not in capsys.readouterr().out

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.support.successor import make_config
-from zswapd import preparing, service
-from zswapd.service import code
-from zswapd.supervisor import supervising
+from zswapd import system
+from zswapd.supervisor import supervisor
+from zswapd.system import code
+from zswapd.worker import prepare
 
 PAGE = mmap.PAGESIZE
 MAPS = f"""\
@@ -88,7 +89,7 @@ def test_read_reads_what_is_mapped_and_passes_over_what_it_may_not(root: Path, m
 
 
 LARGE = """
-from zswapd.service import code
+from zswapd.system import code
 sizes = [item.end - item.start for item in code.mappings()]
 assert sum(sizes) > 4 << 20, sizes
 code.read()
@@ -119,15 +120,15 @@ def test_supervisor_waits_for_code_only_if_there_is_nothing_to_serve(
             return 0
 
     found = types.SimpleNamespace(is_new=is_new, close=lambda: None)
-    monkeypatch.setattr(supervising.signal, "pthread_sigmask", lambda *_: None)
-    monkeypatch.setattr(supervising.estates, "left_behind", lambda: None)
-    monkeypatch.setattr(supervising, "choose", lambda *_: make_config())
-    monkeypatch.setattr(supervising, "find_estate", lambda *_: events.append("found") or (found, 4711))
-    monkeypatch.setattr(supervising.service, "protect", lambda **options: events.append(options["populates_code"]))
-    monkeypatch.setattr(supervising.service, "populate_code", lambda *, waits: events.append(waits) or is_whole)
-    monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
-    monkeypatch.setattr(supervising, "Supervisor", FakeSupervisor)
-    assert supervising.run(make_config, lambda work: work()) == 0
+    monkeypatch.setattr(supervisor.signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(supervisor.estates, "left_behind", lambda: None)
+    monkeypatch.setattr(supervisor, "choose", lambda *_: make_config())
+    monkeypatch.setattr(supervisor, "find_estate", lambda *_: events.append("found") or (found, 4711))
+    monkeypatch.setattr(supervisor.system, "protect", lambda **options: events.append(options["populates_code"]))
+    monkeypatch.setattr(supervisor.system, "populate_code", lambda *, waits: events.append(waits) or is_whole)
+    monkeypatch.setattr(supervisor.system, "first_in_line", lambda: None)
+    monkeypatch.setattr(supervisor, "Supervisor", FakeSupervisor)
+    assert supervisor.run(make_config, lambda work: work()) == 0
     assert events == [False, "found", is_new, is_cold]
 
 
@@ -139,8 +140,8 @@ def test_worker_that_has_to_serve_first_populates_no_code(monkeypatch: pytest.Mo
         seen.update(options)
         return ()
 
-    monkeypatch.setattr(service, "protect", protect)
-    monkeypatch.setattr(service, "first_in_line", lambda: None)
-    prepared = preparing.prepare(make_config("metrics.listen="), is_first=False, is_cold=is_cold)
+    monkeypatch.setattr(system, "protect", protect)
+    monkeypatch.setattr(system, "first_in_line", lambda: None)
+    prepared = prepare.prepare(make_config("metrics.listen="), is_first=False, is_cold=is_cold)
     assert seen["populates_code"] is not is_cold
     assert prepared.is_cold is is_cold

@@ -14,11 +14,12 @@ import trio
 
 from tests.support.snapshots import make_core
 from tests.support.successor import make_config
-from zswapd import commands, daemon
-from zswapd.assembly import Core
-from zswapd.commands import Commands
+from zswapd.core.core import Core
 from zswapd.errors import ControlError, HandoverError
-from zswapd.offload import Offload
+from zswapd.system.offload import Offload
+from zswapd.worker import commands
+from zswapd.worker import worker as worker_module
+from zswapd.worker.commands import Commands
 
 LONG_S = 0.3
 
@@ -173,13 +174,13 @@ def test_what_is_told_is_fresh_noted_and_taken_no_oftener_than_that(monkeypatch:
         return f"snapshot {len(taken)}"
 
     worker = SimpleNamespace(_told=None, _told_at=0.0, statistics=statistics, remember=noted.append)
-    monkeypatch.setattr(daemon, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    tell = daemon.Worker.tell
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tell = worker_module.Worker.tell
     assert tell(worker) == "snapshot 1"  # type: ignore[arg-type,comparison-overlap]
     for _ in range(100):
         assert tell(worker) == "snapshot 1"  # type: ignore[arg-type,comparison-overlap]
     assert tell(worker, ages_sampled=True) == "snapshot 2"  # type: ignore[arg-type,comparison-overlap]
-    now[0] += 2 * daemon.FRESH_S
+    now[0] += 2 * worker_module.FRESH_S
     assert tell(worker) == "snapshot 3"  # type: ignore[arg-type,comparison-overlap]
     assert taken == [False, True, False]
     assert noted == ["snapshot 1", "snapshot 2", "snapshot 3"]

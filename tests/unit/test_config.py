@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from zswapd import config
 from zswapd.config import kinds
-from zswapd.config.loading import LONGEST_TEXT
+from zswapd.config.loader import LONGEST_TEXT
 from zswapd.config.toml_lines import find_line
 from zswapd.errors import ConfigError
-from zswapd.handover import SLOT_BYTES
+from zswapd.handover.state import SLOT_BYTES
 
 MEMORY = 6 << 30
 

@@ -16,8 +16,8 @@ from tests.support import capabilities
 from tests.support.mounting import TOP
 from zswapd import config, paths
 from zswapd.cli import zswapctl
-from zswapd.configfiles import LARGEST_FILE, config_files, configured_socket, read_text
 from zswapd.errors import ConfigError, ControlError
+from zswapd.host.configfiles import LARGEST_FILE, config_files, configured_socket, read_text
 
 GOOD = "[swap]\npriority = 7\n"
 

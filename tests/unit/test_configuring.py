@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import compress, config
+from zswapd import config
 from zswapd.cli import sources, zswapd
+from zswapd.core import compress
 from zswapd.errors import ConfigError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgrouptree import MIB, second, write_system
-from zswapd import costs
 from zswapd.config import Config, load
 from zswapd.errors import ArenaError, ConfigError
+from zswapd.handover import costs
 
 GIB = 1 << 30
 

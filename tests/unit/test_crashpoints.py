@@ -14,8 +14,8 @@ import pytest
 from tests.support.compiled import PACKAGE, is_compiled
 from tests.support.stack import build
 from tests.support.strategies import page
-from zswapd import crashpoints
-from zswapd.block.device import Device
+from zswapd.core import crashpoints
+from zswapd.core.block.device import Device
 
 
 def _fate(work: Callable[[], None]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from zswapd.daemon import Worker
+from zswapd.worker.worker import Worker
 
 
 def test_supervisor_that_dies_as_it_is_called_is_no_error() -> None:

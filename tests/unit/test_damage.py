@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 
 from tests.support.strategies import KINDS, page
 from tests.support.successor import check_all, fill, make_config, read, shared_lost, succeed
-from zswapd import crashpoints
-from zswapd.allocators.arena import CHANGING_LAYOUT, LAYOUT_VERSION
-from zswapd.allocators.frametable import EPHEMERAL, MARKED, PERSISTENT, STATE_MASK, TAKEN, USED, mark
-from zswapd.allocators.runs import DEAD
-from zswapd.allocators.zsmalloc import ZsPool
-from zswapd.assembly import Core, Inherited
-from zswapd.block.device import ADOPTED_PAGES
-from zswapd.compress.base import RAW
 from zswapd.config import Config
+from zswapd.core import crashpoints
+from zswapd.core.allocators.arena import CHANGING_LAYOUT, LAYOUT_VERSION
+from zswapd.core.allocators.frametable import EPHEMERAL, MARKED, PERSISTENT, STATE_MASK, TAKEN, USED, mark
+from zswapd.core.allocators.runs import DEAD
+from zswapd.core.allocators.zsmalloc import ZsPool
+from zswapd.core.block.device import ADOPTED_PAGES
+from zswapd.core.compress.base import RAW
+from zswapd.core.core import Core, Inherited
+from zswapd.core.pam.base import HEADER, HEADER_BYTES
 from zswapd.errors import CorruptedPageError, LostPageError
-from zswapd.pam.base import HEADER, HEADER_BYTES
 
 PAGES = 90
 ALLOCATORS = ("zsmalloc", "zbud")

@@ -11,11 +11,11 @@ import pytest
 from tests.support.fakes import FailingCompressor
 from tests.support.stack import Stack, build
 from tests.support.strategies import page
-from zswapd import compress
-from zswapd.block.device import Device
+from zswapd.core import compress
+from zswapd.core.block.device import Device
+from zswapd.core.frontends.frontswap import MAX_OFFSET
+from zswapd.core.pam.base import HEADER_BYTES, RejectReason
 from zswapd.errors import CorruptedPageError, DiscardError, LostPageError
-from zswapd.frontends.frontswap import MAX_OFFSET
-from zswapd.pam.base import HEADER_BYTES, RejectReason
 
 PAGES = 64
 

@@ -20,13 +20,13 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.backed import Files
 from tests.support.stack import build
 from tests.support.strategies import page
-from zswapd import emptying as emptying_module
-from zswapd.block.device import Device
-from zswapd.emptying import SWAP_MAGIC, Emptying, FileState, make_emptying, read_first_page
+from zswapd.core.block.device import Device
+from zswapd.core.pam.base import HEADER_BYTES
 from zswapd.errors import LostPageError
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.writers import Writers
-from zswapd.pam.base import HEADER_BYTES
+from zswapd.worker import emptying as emptying_module
+from zswapd.worker.emptying import SWAP_MAGIC, Emptying, FileState, make_emptying, read_first_page
 
 FILE, OTHER = 2, 3
 PAGE = 4096

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import config, geometry
-from zswapd.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
-from zswapd.assembly import label
+from zswapd import config
 from zswapd.config import Config
+from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.core.core import label
 from zswapd.errors import ControlError, HandoverError, MountError
-from zswapd.handover import LAYOUT_VERSION as STATE_LAYOUT
-from zswapd.service import Notifier
-from zswapd.supervisor import check, estate, orphan
+from zswapd.handover import geometry
+from zswapd.handover.state import LAYOUT_VERSION as STATE_LAYOUT
+from zswapd.supervisor import acquire, check, orphan
+from zswapd.system import Notifier
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_store_that_was_made_for_an_estate_that_cannot_be_is_removed_again(tmp_p
         if before is not None:
             store.write_bytes(before)
         with pytest.raises(MountError):
-            estate.make(settings)
+            acquire.make(settings)
         assert store.exists() == (before is not None), "what was there is left"
 
 
@@ -125,11 +126,11 @@ def test_environment_is_for_this_process_only_and_read_once(monkeypatch: pytest.
     left = {"pid": os.getpid(), "worker": 7, "files": {"fuse": pipe[0], "arena": pipe[1]}}
     monkeypatch.setenv("ZSWAPD_ESTATE", json.dumps(left))
     os.set_inheritable(pipe[0], True)
-    assert estate.from_environment() == (left["files"], 7)
+    assert acquire.from_environment() == (left["files"], 7)
     assert not os.get_inheritable(pipe[0])
-    assert estate.from_environment() is None
+    assert acquire.from_environment() is None
     monkeypatch.setenv("ZSWAPD_ESTATE", json.dumps({**left, "pid": 1}))
-    assert estate.from_environment() is None
+    assert acquire.from_environment() is None
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_service_manager_gives_all_three_or_nothing(
     monkeypatch.setenv("LISTEN_FDNAMES", names)
     monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_PID", pid or str(os.getpid()))
-    assert estate.from_service_manager() == (found and (found, 0))
+    assert acquire.from_service_manager() == (found and (found, 0))
     assert "LISTEN_PID" not in os.environ  # a child is not meant
 
 
@@ -158,13 +159,13 @@ def test_notifier_sends_the_file_itself(tmp_path: Path, pipe: tuple[int, int]) -
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
-        assert notifier.store(estate.stored_name("arena"), pipe[1])
+        assert notifier.store(acquire.stored_name("arena"), pipe[1])
         data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(4))
         assert data.split(b"\n") == [b"FDSTORE=1", b"FDNAME=zswapd-arena", b"FDPOLL=0"]
         (descriptor,) = struct.unpack("i", ancillary[0][2])
         assert os.path.samestat(os.fstat(descriptor), os.fstat(pipe[1]))
         os.close(descriptor)
-        assert notifier.unstore(estate.stored_name("arena"))
+        assert notifier.unstore(acquire.stored_name("arena"))
         assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=zswapd-arena"
         notifier.close()
 
@@ -192,7 +193,7 @@ def test_orphan_that_gives_no_whole_estate_is_refused_and_nothing_stays_open(
 def test_orphan_gives_its_files_by_name(tmp_path: Path, pipe: tuple[int, int], count: int) -> None:
     files, worker = answered(tmp_path / "socket", b'{"v":1,"ok":true,"result":77}\n', [pipe[0], *[pipe[1]] * (count - 1)])
     assert worker == 77
-    assert tuple(files) == estate.NAMES[:count], "what is behind the pool is the last, and may not be there"
+    assert tuple(files) == acquire.NAMES[:count], "what is behind the pool is the last, and may not be there"
     assert os.path.samestat(os.fstat(files["fuse"]), os.fstat(pipe[0]))
     assert os.path.samestat(os.fstat(files["lock"]), os.fstat(pipe[1]))
     assert not any(os.get_inheritable(descriptor) for descriptor in files.values())

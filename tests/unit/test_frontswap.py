@@ -10,11 +10,11 @@ import pytest
 from tests.support.fakes import FailingCompressor, FakePam
 from tests.support.stack import Stack, build
 from tests.support.strategies import page
-from zswapd import compress
-from zswapd.frontends.frontswap import MAX_OFFSET, MAX_SWAPFILES, Frontswap
-from zswapd.pam.base import MAX_INDEX, RejectReason
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
+from zswapd.core import compress
+from zswapd.core.frontends.frontswap import MAX_OFFSET, MAX_SWAPFILES, Frontswap
+from zswapd.core.pam.base import MAX_INDEX, RejectReason
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.tmem import Tmem
 
 SIZE = 64
 

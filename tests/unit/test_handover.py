@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from zswapd import handover
-from zswapd.allocators.arena import punch_hole
+from zswapd.core.allocators.arena import punch_hole
 from zswapd.errors import HandoverError
-from zswapd.handover import GEOMETRY_BYTES, SLOT_BYTES, HookWord, Phase, SharedState, Word, hook_bytes
-from zswapd.machine import EHWPOISON
+from zswapd.handover import state as state_module
+from zswapd.handover.state import GEOMETRY_BYTES, SLOT_BYTES, HookWord, Phase, SharedState, Word, hook_bytes
+from zswapd.host.machine import EHWPOISON
 
 GEOMETRY: dict[str, Any] = {"mountpoint": "/run/x", "page_size": 4096, "files": {"swap": 1 << 20}}
 MAX_IO = 1 << 16
@@ -117,18 +117,18 @@ def test_programs_that_do_not_know_zstd_refuse_once_there_may_be_some(
     state: SharedState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state.note_codecs(["lz4", "lzo"])
-    assert state.layout == handover.LAYOUT_VERSION
+    assert state.layout == state_module.LAYOUT_VERSION
     state.note_codecs(["lz4", "zstd"])
     heir = successor(state)
-    assert heir.layout == handover.LAYOUT_WITH_ZSTD
+    assert heir.layout == state_module.LAYOUT_WITH_ZSTD
     heir.close()
-    monkeypatch.setattr(handover, "READABLE_LAYOUTS", (handover.LAYOUT_VERSION,))  # an older one's
+    monkeypatch.setattr(state_module, "READABLE_LAYOUTS", (state_module.LAYOUT_VERSION,))  # an older one's
     with pytest.raises(HandoverError, match="layout 2"):
         successor(state)
 
 
 def test_file_of_another_layout_or_kind_is_refused(state: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "READABLE_LAYOUTS", (99,))
+    monkeypatch.setattr(state_module, "READABLE_LAYOUTS", (99,))
     with pytest.raises(HandoverError, match=r"layout 1, this program knows \(99,\)") as caught:
         successor(state)
     assert caught.value.hint
@@ -281,7 +281,7 @@ class Poisoned:
         self._map = state._map
 
     def madvise(self, advice: int, start: int, length: int) -> None:
-        assert advice == handover._MADV_POPULATE_WRITE
+        assert advice == state_module._MADV_POPULATE_WRITE
         if any(start <= page < start + length for page in self.pages):
             raise OSError(EHWPOISON, "Memory page has hardware error")
 
@@ -308,7 +308,7 @@ def test_poisoned_page_gets_other_memory_and_what_has_a_copy_comes_back(
         mapping.pages.remove(start)
 
     with monkeypatch.context() as patch:
-        patch.setattr(handover, "punch_hole", punch)
+        patch.setattr(state_module, "punch_hole", punch)
         patch.setattr(state, "_map", mapping)
         assert state.refresh() == 1
         assert state.refresh() == 0

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import hints, installation
-from zswapd.backing import store
 from zswapd.cli import zswapctl, zswapd
-from zswapd.config import SECTIONS, SETTINGS, loading
-from zswapd.control.listening import Listener, supervisor_of
+from zswapd.config import SECTIONS, SETTINGS, loader
+from zswapd.control.listener import Listener, supervisor_of
+from zswapd.core.backing import store
 from zswapd.errors import ZswapdError
-from zswapd.fuse import mounting
-from zswapd.installation import Installation
-from zswapd.swapdevice import attaching
+from zswapd.fuse import mount
+from zswapd.host import hints, installation
+from zswapd.host.installation import Installation
+from zswapd.swapdevice import swapon
 
 TOP = Path(__file__).resolve().parents[2]
 REASONS = (
@@ -150,7 +150,7 @@ def hint_of(node: ast.AST, path: Path) -> list[ast.expr]:
         return found + (node.args[-1:] if named in ("for_failure", "_refuse", "ValueRefused") else [])
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("hint", "hints", "otherwise", "texts"):
         return [node.value]
-    if isinstance(node, ast.Return) and path.name in ("hints.py", "installation.py") and node.value:
+    if isinstance(node, ast.Return) and path.name in ("host/hints.py", "host/installation.py") and node.value:
         return [node.value]
     return []
 
@@ -212,7 +212,7 @@ def test_what_hints_say_no_more(word: str) -> None:
     """Advice that is wrong for some: root is root already; a dead mount goes by itself,
     unless it is a stranger's.
     """
-    fine = ("zswapd/hints.py", "zswapd/fuse/mounting.py", "zswapd/control/server.py", "zswapd/installation.py")
+    fine = ("zswapd/host/hints.py", "zswapd/fuse/mount.py", "zswapd/control/server.py", "zswapd/host/installation.py")
     assert not [where for where, text in HINTS if word in text and not where.startswith(fine)]
 
 
@@ -228,7 +228,7 @@ def look_for_supervisor(directory: Path) -> None:
 
 
 def make_mountpoint(directory: Path) -> None:
-    mounting.Mount(directory / "mnt")._make_mountpoint(contextlib.ExitStack())
+    mount.Mount(directory / "mnt")._make_mountpoint(contextlib.ExitStack())
 
 
 def open_backing(directory: Path) -> None:
@@ -236,16 +236,16 @@ def open_backing(directory: Path) -> None:
 
 
 def open_swap_file(directory: Path) -> None:
-    with attaching._backing_file(directory / "swap", directory):
+    with swapon._backing_file(directory / "swap", directory):
         pass
 
 
 def read_settings(directory: Path) -> None:
-    loading._read_file(directory / "zswapd.toml", is_chosen=True)
+    loader._read_file(directory / "zswapd.toml", is_chosen=True)
 
 
 def read_drop_in(directory: Path) -> None:
-    loading._read_file(directory / "zswapd.toml.d/x.toml", is_chosen=False)
+    loader._read_file(directory / "zswapd.toml.d/x.toml", is_chosen=False)
 
 
 PLACES: dict[Callable[[Path], None], str] = {

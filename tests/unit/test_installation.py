@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from zswapd import installation
 from zswapd.cli import zswapctl, zswapd
-from zswapd.installation import Installation
+from zswapd.host import installation
+from zswapd.host.installation import Installation
 
 TOP = Path(__file__).resolve().parents[2]
 UNIT = (TOP / "systemd/zswapd.service").read_text()
@@ -172,7 +172,7 @@ def test_reinstalling_is_by_what_it_was_installed_from() -> None:
 
 def test_restart_names_the_supervisor_above(tmp_path: Path) -> None:
     """A worker, or the check of an upgrade below it, names the topmost process of the daemon."""
-    code = "from zswapd.installation import restart_daemon as text; print(text(), flush=True)"
+    code = "from zswapd.host.installation import restart_daemon as text; print(text(), flush=True)"
     fake = tmp_path / "zswapd"
     fake.write_text(
         f"import os, sys\nif os.fork() == 0:\n    os.execv(sys.executable, [sys.executable, '-c', {code!r}])\nos.wait()\n"

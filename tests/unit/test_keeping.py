@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from zswapd.allocators.arena import Arena
-from zswapd.supervisor.keeping import Keeper
+from zswapd.core.allocators.arena import Arena
+from zswapd.supervisor.arena_lock import Keeper
 
 MIB = 1 << 20
 TOP = Path(__file__).resolve().parents[2]
 
 IN_A_PROCESS_OF_ITS_OWN = """if True:
     import ctypes, mmap, os, sys
-    from zswapd.allocators.arena import Arena
-    from zswapd.supervisor.keeping import Keeper
+    from zswapd.core.allocators.arena import Arena
+    from zswapd.supervisor.arena_lock import Keeper
     ctypes.CDLL(None).mlockall(7)
     arena = Arena(8192, 4096, kind=sys.argv[1])
     keeper = Keeper(arena.fd)

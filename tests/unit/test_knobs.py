@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.snapshots import make, make_snapshot
-from zswapd import compress
-from zswapd.assembly import Core
 from zswapd.config import SETTINGS, changed, describe, load
+from zswapd.core import compress
+from zswapd.core.core import Core
 from zswapd.errors import ConfigError
-from zswapd.knobs import Knob, add_files
+from zswapd.worker.files import Knob, add_files
 
 RELOADABLE = sorted(dest for dest, setting in SETTINGS.items() if setting.reloadable)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zswapd.control.listening import Listener, lock_path, supervisor_of
+from zswapd.control.listener import Listener, lock_path, supervisor_of
 from zswapd.errors import AlreadyRunningError, ControlError
 
 
@@ -64,7 +64,7 @@ def test_worker_that_outlives_its_supervisor_has_none(tmp_path: Path) -> None:
     listener.open()
     with process(lambda: None) as worker:  # it has all descriptors, and looks on
         assert os.path.samestat(os.stat(f"/proc/{worker}/fd/{listener.descriptors()[1]}"), lock_path(path).stat())
-        check = "import sys, pathlib\nfrom zswapd.control.listening import *\nprint(supervisor_of(pathlib.Path(sys.argv[1])))"
+        check = "import sys, pathlib\nfrom zswapd.control.listener import *\nprint(supervisor_of(pathlib.Path(sys.argv[1])))"
         done = subprocess.run([sys.executable, "-c", check, str(path)], check=True, capture_output=True, text=True)
         assert int(done.stdout) == os.getpid()
         listener.forget()

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from zswapd.allocators.lru import Lru
+from zswapd.core.allocators.lru import Lru
 from zswapd.errors import InvariantError
 
 FRAMES = 40

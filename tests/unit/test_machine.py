@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import requires_loop
-from zswapd import machine
-from zswapd.allocators import arena as arena_module
-from zswapd.allocators.arena import Arena
 from zswapd.cli import zswapd
+from zswapd.core.allocators import arena as arena_module
+from zswapd.core.allocators.arena import Arena
 from zswapd.errors import MachineError
+from zswapd.host import machine
 from zswapd.swapdevice.kernel import BLKDISCARD
 
 TOP = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ import pytest
 import trio
 
 from tests.support.stack import build
-from zswapd import merging as merging_module
-from zswapd.block.device import UNREADABLE_MAX, Device
+from zswapd.core.block.device import UNREADABLE_MAX, Device
 from zswapd.errors import ZswapdError
-from zswapd.merging import Merging
 from zswapd.swapdevice import merging as sysfs
+from zswapd.worker import merging as merging_module
+from zswapd.worker.merging import Merging
 
 PAGE = 4096
 

@@ -27,13 +27,13 @@ from tests.support.backed import Files
 from tests.support.mounting import TOP
 from tests.support.snapshots import make, make_core, make_snapshot
 from tests.support.strategies import page
-from zswapd.knobs import OWN_NAMES
+from zswapd.core.pam.base import RejectReason
 from zswapd.metrics import exporter as exporting
 from zswapd.metrics.exporter import Exporter
 from zswapd.metrics.families import BACKED_ROWS, CLASS_ROWS, FILE_ROWS, ROWS, VOLUME_ROWS, collect, described
 from zswapd.metrics.peers import Verdict
-from zswapd.pam.base import RejectReason
-from zswapd.snapshot import Snapshot
+from zswapd.metrics.snapshot import Snapshot
+from zswapd.worker.files import OWN_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -505,9 +505,9 @@ async def test_the_loop_that_serves_pages_goes_on_after_a_snapshot_that_failed_a
 def test_the_thread_is_an_ordinary_task_below_the_page_path_once_it_listens() -> None:
     code = """if True:
         import os, sys, trio
-        from zswapd import service
+        from zswapd import system as service
         from zswapd.metrics.exporter import Exporter
-        from zswapd.service.protections import _set_scheduling
+        from zswapd.system.protections import _set_scheduling
         from tests.support.snapshots import make_core, make_snapshot
         _set_scheduling(sys.argv[1])
         service.first_in_line()

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.stack import build
-from zswapd import compress
-from zswapd.assembly import Core, Inherited
 from zswapd.config import load
+from zswapd.core import compress
+from zswapd.core.core import Core, Inherited
 
 PAGE = 4096
 PAGES = 6000

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from zswapd.errors import ArenaError
-from zswapd.offload import Offload
+from zswapd.system.offload import Offload
 
 
 async def test_results_come_back_and_the_loop_runs_meanwhile() -> None:

@@ -33,15 +33,17 @@ from zswapd.cli import output, zswapctl
 from zswapd.control.client import Client
 from zswapd.control.protocol import encode_progress, encode_result
 from zswapd.errors import ControlError
-from zswapd.reports import plain
+from zswapd.worker.reports import plain
 
 # One process runs all commands, each in a child that was forked: starting an interpreter for each
 # would cost 20 times as much. Nothing touches the machine's own swap.
 RUNNER = """
-import gc, json, os, sys
+import gc, importlib, json, os, sys
 from zswapd import config, swapdevice
-from zswapd.cli import caching, configuring, swapping, top, upgrading, zswapctl, zswapd
+from zswapd.cli import cache, swap, top, upgrade, zswapctl, zswapd
 from zswapd.errors import SwapDeviceError
+
+importlib.import_module("zswapd.cli.config")
 
 def refuse(*_, **__):
     raise SwapDeviceError("not here")

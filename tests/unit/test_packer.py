@@ -15,11 +15,11 @@ from xxhash import xxh3_64_intdigest
 
 from tests.support.stack import Stack, build
 from tests.support.strategies import KINDS, contents, page, page_sizes
-from zswapd import compress, crashpoints
-from zswapd.compress.base import FIRST_CODEC, LZ4, RAW, SAME_FILLED
+from zswapd.core import compress, crashpoints
+from zswapd.core.compress.base import FIRST_CODEC, LZ4, RAW, SAME_FILLED
+from zswapd.core.pam import packing, zpages
+from zswapd.core.pam.base import HEADER_BYTES
 from zswapd.errors import CorruptedPageError, InvariantError
-from zswapd.pam import packing, zpages
-from zswapd.pam.base import HEADER_BYTES
 
 pytestmark = pytest.mark.skipif(bool(os.environ.get("ZSWAPD_PURE")), reason="this run is on plain Python")
 KEY = (3, 0x1234567890, 77)
@@ -82,7 +82,7 @@ def test_it_is_there() -> None:
 
 
 def test_numbers_are_those_of_the_reference() -> None:
-    from zswapd.pam import _pages
+    from zswapd.core.pam import _pages
 
     for name in ("NOT_THE_PAGE", "WRONG_CHECKSUM", "NO_LZ4_BLOCK", "NO_PAGE"):
         assert getattr(_pages, name) == getattr(zpages, name)
@@ -219,7 +219,7 @@ def test_what_is_no_page_is_not_freed(make: Callable[..., Stack]) -> None:
 @pytest.mark.parametrize("memory", [bytes(8192), bytearray(8192)])
 @pytest.mark.parametrize("size", [0, 512, 5000, 1 << 20])
 def test_nonsense_makes_no_packer(memory: bytes | bytearray, size: int) -> None:
-    from zswapd.pam._pages import Packer
+    from zswapd.core.pam._pages import Packer
 
     with pytest.raises(ValueError, match="page size"):
         Packer(memoryview(memory), size)
@@ -236,6 +236,6 @@ def test_nonsense_makes_no_packer(memory: bytes | bytearray, size: int) -> None:
 @example(data=bytes(240), seed=1)
 @example(data=bytes(241), seed=1)
 def test_every_width_of_the_checksum_is_the_library_s(data: bytes, seed: int) -> None:
-    from zswapd.pam._pages import digests
+    from zswapd.core.pam._pages import digests
 
     assert set(digests(data, seed)) == {xxh3_64_intdigest(data, seed)}

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support.fakes import FailingArena
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.frametable import (
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.frametable import (
     EPHEMERAL,
     HALF_MASK,
     LENGTH_MASK,
@@ -21,7 +21,7 @@ from zswapd.allocators.frametable import (
     USED,
     seal_words,
 )
-from zswapd.allocators.pageframes import PageFrames
+from zswapd.core.allocators.pageframes import PageFrames
 from zswapd.errors import ArenaError, InvariantError
 
 MakeFrames = Callable[..., PageFrames]

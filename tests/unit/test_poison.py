@@ -17,10 +17,10 @@ import pytest
 
 from tests.support.poison import Poison, in_child
 from tests.support.successor import check_books, fill, make_config, read, shared_lost
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.frametable import FREE, STATE_MASK, USED
-from zswapd.assembly import Core, Inherited
 from zswapd.config import Config
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.frametable import FREE, STATE_MASK, USED
+from zswapd.core.core import Core, Inherited
 from zswapd.errors import ArenaError, CorruptedPageError, LostPageError
 
 PAGES = 600

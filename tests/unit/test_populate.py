@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import capabilities
-from zswapd.allocators._populate import populate, punch
+from zswapd.core.allocators._populate import populate, punch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,8 @@ import pytest
 PROGRAM = """
 import sys
 from tests.support.successor import make_config
-from zswapd import preparing, supervisor
+from zswapd import supervisor
+from zswapd.worker import prepare as preparing
 preparing.load(make_config(*sys.argv[1:]))
 print("prometheus_client" in sys.modules)
 """

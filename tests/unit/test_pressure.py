@@ -11,7 +11,7 @@ import pytest
 from tests.support.cgrouptree import MIB, second, write_system
 from tests.support.descriptors import is_readable
 from tests.support.proc import write_memory, write_psi
-from zswapd.reclaim.pressure import Marks, Pressure, spare_pages
+from zswapd.core.reclaim.pressure import Marks, Pressure, spare_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,12 +12,12 @@ import pytest
 from tests.support.backed import Files
 from tests.support.strategies import KINDS, page
 from tests.support.successor import check_all, fill, make_config, read, succeed
-from zswapd import compress, recompressing
-from zswapd.assembly import Core, Inherited, lost_bitmap_bytes
-from zswapd.compress.base import RAW, SAME_FILLED
-from zswapd.handover import SharedState
-from zswapd.pam.base import HEADER, NO_NEED, NO_ROOM
-from zswapd.reclaim.recompress import BATCH, LOOK_S, NO_ROOM_S, Recompression
+from zswapd.core import compress, recompressing
+from zswapd.core.compress.base import RAW, SAME_FILLED
+from zswapd.core.core import Core, Inherited, lost_bitmap_bytes
+from zswapd.core.pam.base import HEADER, NO_NEED, NO_ROOM
+from zswapd.core.reclaim.recompress import BATCH, LOOK_S, NO_ROOM_S, Recompression
+from zswapd.handover.state import SharedState
 
 PAGE = 4096
 ZSTD = compress.get("zstd").codec
@@ -306,8 +306,8 @@ def test_used_pages_and_those_on_their_way_to_the_disk_stay_as_they_are() -> Non
 NO_MEMORY = """
 import ctypes, gc, resource
 from tests.support.strategies import KINDS, page
-from zswapd import compress
-from zswapd.service import heap
+from zswapd.core import compress
+from zswapd.system import heap
 libc = ctypes.CDLL(None)
 assert heap.grow_libc_heap(libc, 4 << 20)
 heap.grow_python_heap(4 << 20)

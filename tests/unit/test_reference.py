@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zref.__main__ import files
+from tools.reference.__main__ import files
 from zswapd import errors
 from zswapd.cli import zswapctl
 from zswapd.config import SETTINGS, reloadable_names

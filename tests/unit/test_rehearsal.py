@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 
 from tests.support.successor import make_config
-from zswapd import compress
-from zswapd.allocators.pageframes import PageFrames
-from zswapd.assembly import Core
-from zswapd.compress.lzo import Lzo
-from zswapd.compress.samples import sample_pages
+from zswapd.core import compress
+from zswapd.core.allocators.pageframes import PageFrames
+from zswapd.core.compress.lzo import Lzo
+from zswapd.core.compress.samples import sample_pages
+from zswapd.core.core import Core
 from zswapd.errors import ArenaError, HandoverError
-from zswapd.supervisor import rehearsal
+from zswapd.supervisor import upgrade_check
 
 
 @pytest.mark.parametrize("size", [4096, 16384, 65536])
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
 def test_program_as_it_is_passes(allocator: str, size: int) -> None:
-    rehearsal.rehearse(make_config("swap.size=1G", f"pool.allocator={allocator}", page_size=size))
+    upgrade_check.rehearse(make_config("swap.size=1G", f"pool.allocator={allocator}", page_size=size))
 
 
 def test_rehearsal_costs_little_whatever_the_settings_say(tmp_path: Any) -> None:
     config = make_config("swap.size=256G", "memory.reserve=8G", "cache.limit=1G", "swap.files.more=64G", "metrics.listen=")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rehearsal.rehearse(config)
+    upgrade_check.rehearse(config)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
 
 
@@ -58,7 +58,7 @@ def test_program_whose_workers_would_not_come_up_is_refused(
     except TypeError:  # a compiled class: the pure run shows it
         return
     with pytest.raises(HandoverError, match="rehearsal"):
-        rehearsal.rehearse(make_config())
+        upgrade_check.rehearse(make_config())
 
 
 @pytest.mark.parametrize("size", [4096, 16384, 65536])
@@ -73,7 +73,7 @@ def test_sample_pages_try_every_codec(codec: str, size: int) -> None:
 
 
 def test_program_without_its_hook_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "lowlevel", None)
-    monkeypatch.setattr(rehearsal, "lowlevel_problem", "no such file")
+    monkeypatch.setattr(upgrade_check, "lowlevel", None)
+    monkeypatch.setattr(upgrade_check, "lowlevel_problem", "no such file")
     with pytest.raises(HandoverError, match="no such file"):
-        rehearsal.rehearse(make_config())
+        upgrade_check.rehearse(make_config())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from zswapd.supervisor import orphan, remains
-from zswapd.supervisor.remains import Remains, status_of_the_dead
+from zswapd.supervisor import orphan, reaper
+from zswapd.supervisor.reaper import Remains, status_of_the_dead
 
 KILLED = 9
 
@@ -20,7 +20,7 @@ KILLED = 9
 def process(proc: Path, *threads: tuple[str, str], status: int = KILLED) -> int:
     """Make up /proc of a process of these threads (name, state), its main one first."""
     for number, (name, state) in enumerate(threads):
-        rest = " ".join([state, *["0"] * (remains._EXIT_CODE - 1), str(status)])
+        rest = " ".join([state, *["0"] * (reaper._EXIT_CODE - 1), str(status)])
         text = f"{100 + number} ({name}) {rest}\n"
         (proc / "100" / "task" / str(100 + number)).mkdir(parents=True, exist_ok=True)
         (proc / "100" / "task" / str(100 + number) / "stat").write_text(text)

@@ -13,7 +13,7 @@ import trio
 
 from tests.support import capabilities
 from zswapd.fuse.session import MemoryMinder
-from zswapd.service.scheduling import NICE, scarce_bytes
+from zswapd.system.scheduling import NICE, scarce_bytes
 
 pytestmark = capabilities.requires_root()
 
@@ -31,8 +31,8 @@ def said(code: str) -> list[str]:
 def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: str, nice: int) -> None:
     words = said(f"""
         import os, threading
-        from zswapd.service.protections import _set_scheduling
-        from zswapd.service.scheduling import step_back
+        from zswapd.system.protections import _set_scheduling
+        from zswapd.system.scheduling import step_back
         item = _set_scheduling({kind!r})
         def seen():
             return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
@@ -48,7 +48,7 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: st
 def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
     words = said("""
         import os, threading
-        from zswapd.service import first_in_line, stand_back
+        from zswapd.system import first_in_line, stand_back
         first_in_line()
         seen = [os.sched_getscheduler(0)]
         thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0))); thread.start(); thread.join()
@@ -64,7 +64,7 @@ def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
 def test_child_that_nobody_waits_for_begins_as_an_ordinary_task_and_goes_last() -> None:
     words = said("""
         import os
-        from zswapd.service import first_in_line, ordinary_children, take_time
+        from zswapd.system import first_in_line, ordinary_children, take_time
         first_in_line()
         def child(work=lambda: None):
             if not (pid := os.fork()):
@@ -110,7 +110,7 @@ def test_session_thread_that_came_as_a_real_time_one_stands_back_when_there_is_m
     words = said("""
         import os
         from zswapd.fuse import lowlevel
-        from zswapd.service import first_in_line
+        from zswapd.system import first_in_line
         lowlevel.attach(len, len, len, poll_us=0, budget_us=1000, max_io=4096, max_background=1)
         first_in_line()
         lowlevel.set_scarce(1)
@@ -131,7 +131,7 @@ def test_forked_process_copies_no_page_once_it_owns_its_memory(owned: bool) -> N
     """Writing to what was inherited takes pages from the kernel, one fault each, unless they were copied before."""
     words = said(f"""
         import ctypes, os, resource
-        from zswapd.service.heap import own_memory
+        from zswapd.system.heap import own_memory
         inherited = [bytes([number & 255]) * 400 for number in range(20_000)]
         if not (child := os.fork()):
             copied = own_memory(ctypes.CDLL(None)) if {owned} else 0

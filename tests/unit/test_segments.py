@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.strategies import page_sizes
-from zswapd.block.segments import cut
+from zswapd.core.block.segments import cut
 
 PAGE = 4096
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import capabilities
-from zswapd import service
+from zswapd import system as system_module
 from zswapd.errors import PermissionsError
-from zswapd.service import Notifier, Protection, protections
+from zswapd.system import Notifier, Protection, protections
 
 ALL_CAPABILITIES = "000001ffffffffff"
 
@@ -62,7 +62,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def protect(root: Path, libc: FakeLibc, monkeypatch: pytest.MonkeyPatch, **asked: bool | int) -> dict[str, Protection]:
-    monkeypatch.setattr("zswapd.service.protections.ctypes.CDLL", lambda *_, **__: libc)
+    monkeypatch.setattr("zswapd.system.protections.ctypes.CDLL", lambda *_, **__: libc)
     wanted: dict[str, bool | int] = {"lock_memory": True, "io_flusher": True, "oom_score_adj": -1000, **asked}
     found = protections.protect(**wanted, python_heap=1 << 20, root=root)  # type: ignore[arg-type]
     return {item.name: item for item in found}
@@ -196,7 +196,7 @@ def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(root: Pat
     found = tuple(protect(root, FakeLibc(), monkeypatch).values())
     for resident, mapped, shown in ((2048000, 19817472, "2000 MiB"), (2048000, 1024, "1 MiB")):
         (root / "proc/self/status").write_text(f"VmLck:\t {mapped} kB\nVmRSS:\t {resident} kB\n")
-        again = {item.name: item for item in service.refreshed(found, root)}
+        again = {item.name: item for item in system_module.refreshed(found, root)}
         assert again["lock_memory"].detail.startswith(shown)
     assert again["io_flusher"] in found
 
@@ -204,7 +204,7 @@ def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(root: Pat
 REAL = """
 import ctypes, gc, json, mmap, resource
 from pathlib import Path
-from zswapd import service
+from zswapd import system as service
 
 def field(name):
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if
@@ -330,7 +330,7 @@ def system(root: Path, **values: str) -> dict[str, Protection]:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    return {item.name: item for item in service.advise(root)}
+    return {item.name: item for item in system_module.advise(root)}
 
 
 def test_advise_names_the_sysctl_that_is_too_low(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_advise_keeps_its_recommendation_within_bounds(tmp_path: Path, total_kb:
 @pytest.mark.parametrize(("value", "after"), [("4096", "20971"), ("30000", "30000")])
 def test_raise_min_free_kbytes_never_lowers_it(tmp_path: Path, value: str, after: str) -> None:
     system(tmp_path, proc__sys__vm__min_free_kbytes=f"{value}\n")
-    assert service.raise_min_free_kbytes(tmp_path) is (value != after)
+    assert system_module.raise_min_free_kbytes(tmp_path) is (value != after)
     assert (tmp_path / "proc/sys/vm/min_free_kbytes").read_text().strip() == after
 
 
@@ -372,8 +372,8 @@ def test_raise_min_free_kbytes_that_cannot_says_so(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(PermissionsError, match="min_free_kbytes"):
-        service.raise_min_free_kbytes(tmp_path)
+        system_module.raise_min_free_kbytes(tmp_path)
 
 
 def test_advise_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:
-    assert service.advise(tmp_path) == ()
+    assert system_module.advise(tmp_path) == ()

@@ -13,10 +13,10 @@ import trio
 
 from tests.support.proc import write_memory, write_psi
 from tests.support.stack import build
-from zswapd.offload import Offload
-from zswapd.reclaim.pressure import Pressure
-from zswapd.reclaim.shrinker import Shrinker
-from zswapd.shrinking import Shrinking
+from zswapd.core.reclaim.pressure import Pressure
+from zswapd.core.reclaim.shrinker import Shrinker
+from zswapd.system.offload import Offload
+from zswapd.worker.shrink import Shrinking
 
 PAGE = 4096
 SWAPPED = 2000

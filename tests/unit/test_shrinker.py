@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zswapd.reclaim.pressure import Marks
-from zswapd.reclaim.shrinker import AT_ONCE, BATCH_S, CALM_S, GROW_S, PLENTY, STALL_PART, Shrinker
+from zswapd.core.reclaim.pressure import Marks
+from zswapd.core.reclaim.shrinker import AT_ONCE, BATCH_S, CALM_S, GROW_S, PLENTY, STALL_PART, Shrinker
 
 FINE = Marks(above_low=900, above_high=500, spare=500)
 BETWEEN = Marks(above_low=100, above_high=-300, spare=0)

@@ -14,9 +14,9 @@ import trio.lowlevel
 import trio.testing
 
 from tests.support.proc import write_memory, write_psi
-from zswapd.reclaim.pressure import Pressure
-from zswapd.reclaim.shrinker import BATCH_S, CALM_S, GROW_S, Shrinker
-from zswapd.shrinking import EMPTY_LOOK_S, LOOK_S, STEP_FRAMES, Shrinking
+from zswapd.core.reclaim.pressure import Pressure
+from zswapd.core.reclaim.shrinker import BATCH_S, CALM_S, GROW_S, Shrinker
+from zswapd.worker.shrink import EMPTY_LOOK_S, LOOK_S, STEP_FRAMES, Shrinking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

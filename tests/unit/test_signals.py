@@ -14,12 +14,12 @@ import pytest
 
 from tests.support.mounting import TOP
 from tests.support.terminal import Terminal
-from zswapd.service import signals
-from zswapd.service.signals import FAULTS, SI_KERNEL, SI_USER, Received, SignalFile, is_hangup, name_of
+from zswapd.system import signals
+from zswapd.system.signals import FAULTS, SI_KERNEL, SI_USER, Received, SignalFile, is_hangup, name_of
 
 BLOCKED = """
 import os, signal, sys, threading
-from zswapd.service.signals import *
+from zswapd.system.signals import *
 block_signals()
 if {forked} and (pid := os.fork()):
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -57,8 +57,8 @@ def test_servant_has_a_session_of_its_own_and_is_open_to_faults_only() -> None:
 
 CHILD = """
 import os, signal, time
-from zswapd import spawning
-from zswapd.service.signals import *
+from zswapd.system import spawn as spawning
+from zswapd.system.signals import *
 block_signals()
 ignore_signals()
 child = spawning.spawn(["sleep", "30"])
@@ -91,16 +91,14 @@ def test_sighup_of_the_shell_is_a_hangup_without_its_terminal(monkeypatch: pytes
 
 def test_terminal_is_seen_while_it_is_there(tmp_path: Path) -> None:
     with Terminal() as terminal:
-        terminal.enter(f"{sys.executable} -P -c 'from zswapd.service import signals; print(signals._has_terminal(), 1)'")
+        terminal.enter(f"{sys.executable} -P -c 'from zswapd.system import signals; print(signals._has_terminal(), 1)'")
         terminal.wait_for("True 1")
-    code = "from zswapd.service import signals; print(signals._has_terminal())"
+    code = "from zswapd.system import signals; print(signals._has_terminal())"
     done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, start_new_session=True)
     assert done.stdout == b"False\n"
 
 
-LIMITS = (
-    "import resource; from zswapd.service import lift_limits; print(lift_limits(), resource.getrlimit(resource.RLIMIT_CPU))"
-)
+LIMITS = "import resource; from zswapd.system import lift_limits; print(lift_limits(), resource.getrlimit(resource.RLIMIT_CPU))"
 
 
 def test_limit_of_processor_time_is_lifted_as_far_as_it_may_be() -> None:

@@ -8,13 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from zswapd.allocators.sizeclasses import (
-    FULLNESS_GROUPS,
-    MIN_ALLOC_SIZE,
-    SizeClass,
-    build_classes,
-    frames_for,
-)
+from zswapd.core.allocators.sizeclasses import FULLNESS_GROUPS, MIN_ALLOC_SIZE, SizeClass, build_classes, frames_for
 
 
 @pytest.fixture(params=(1, 4, 8, 16), ids=lambda frames: f"max{frames}")

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from zswapd.supervisor.remains import Remains
+from zswapd.supervisor.reaper import Remains
 from zswapd.supervisor.spare import Spare
 
 

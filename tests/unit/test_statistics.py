@@ -15,17 +15,14 @@ import pytest
 
 import zswapd
 from tests.support.stack import build
-from zswapd.block.device import Device
-
-CORE = ("allocators", "block", "compress", "frontends", "pam", "tmem")
+from zswapd.core.block.device import Device
 
 
 def _snapshots() -> Iterator[ast.ClassDef]:
-    for layer in CORE:
-        for path in sorted((Path(zswapd.__path__[0]) / layer).glob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ClassDef) and node.name.endswith("Statistics"):
-                    yield node
+    for path in sorted((Path(zswapd.__path__[0]) / "core").glob("*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Statistics"):
+                yield node
 
 
 SNAPSHOTS = list(_snapshots())

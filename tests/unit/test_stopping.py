@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from zswapd.handover import Word
-from zswapd.supervisor.stopping import STOP_AGAIN_S, Stopping
+from zswapd.handover.state import Word
+from zswapd.supervisor.stop import STOP_AGAIN_S, Stopping
 
 
 @pytest.fixture

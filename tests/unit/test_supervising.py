@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from tests.support.successor import make_config
-from zswapd.assembly import make_arena
+from zswapd.core.core import make_arena
 from zswapd.errors import ArenaError, ZswapdError
-from zswapd.handover import Phase, SharedState, Word
-from zswapd.supervisor import forking, supervising
-from zswapd.supervisor.supervising import Supervisor
+from zswapd.handover.state import Phase, SharedState, Word
+from zswapd.supervisor import fork as fork_module
+from zswapd.supervisor import supervisor as supervisor_module
+from zswapd.supervisor.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> list[int | OSError]:
         return result
 
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr(forking, "AGAIN_S", 0)
+    monkeypatch.setattr(fork_module, "AGAIN_S", 0)
     return results
 
 
@@ -57,7 +58,7 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> list[int | OSError]:
 def test_fork_that_fails_is_tried_until_it_works(
     supervisor: Supervisor, forks: list[int | OSError], number: int, expect_log: Callable[..., None]
 ) -> None:
-    forks += [*[OSError(number, os.strerror(number))] * (forking.FIRST_TRIES + 5), 4711]
+    forks += [*[OSError(number, os.strerror(number))] * (fork_module.FIRST_TRIES + 5), 4711]
     expect_log("worker 0 died: SIGKILL", level=logging.ERROR)
     expect_log("no worker can be forked", level=logging.ERROR, count=None)
     assert supervisor._bury(signal.SIGKILL) is None
@@ -69,7 +70,7 @@ def test_first_worker_that_cannot_be_forked_is_given_up(
     estate: Any, forks: list[int | OSError], expect_log: Callable[..., None]
 ) -> None:
     estate.is_new = True
-    forks += [OSError(errno.ENOMEM, "Cannot allocate memory")] * forking.FIRST_TRIES
+    forks += [OSError(errno.ENOMEM, "Cannot allocate memory")] * fork_module.FIRST_TRIES
     expect_log("no worker can be forked", level=logging.ERROR, count=None)
     supervisor = Supervisor(make_config("memory.arena=memfd"), estate, guarded=lambda work: work())
     with pytest.raises(ZswapdError, match="no worker can be forked: Cannot allocate") as caught:
@@ -106,13 +107,13 @@ def test_estate_that_is_new_is_given_back_when_no_worker_can_be_forked(monkeypat
         raise ZswapdError("no worker can be forked")
 
     monkeypatch.setattr(Supervisor, "run", fail)
-    monkeypatch.setattr(supervising, "find_estate", lambda *_: (estate, 0))
-    monkeypatch.setattr(supervising.service, "protect", lambda **_: ())
-    monkeypatch.setattr(supervising.service, "populate_code", lambda **_: True)
-    monkeypatch.setattr(supervising.service, "first_in_line", lambda: None)
+    monkeypatch.setattr(supervisor_module, "find_estate", lambda *_: (estate, 0))
+    monkeypatch.setattr(supervisor_module.system, "protect", lambda **_: ())
+    monkeypatch.setattr(supervisor_module.system, "populate_code", lambda **_: True)
+    monkeypatch.setattr(supervisor_module.system, "first_in_line", lambda: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     for is_new in (False, True):
         estate.is_new = is_new
         with pytest.raises(ZswapdError, match="no worker"):
-            supervising.run(lambda: make_config("memory.arena=memfd"), lambda work: work())
+            supervisor_module.run(lambda: make_config("memory.arena=memfd"), lambda work: work())
         assert bool(closed) is is_new

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from zswapd import installation, swapdevice
+from zswapd import swapdevice
 from zswapd.errors import HeadroomError, PermissionsError, SwapDeviceError
-from zswapd.offload import Offload
-from zswapd.swapdevice import attaching, draining, state
+from zswapd.host import installation
+from zswapd.swapdevice import drain, state
+from zswapd.swapdevice import swapon as swapon_module
+from zswapd.system.offload import Offload
 
 STEPS = ("free_loop", "open_loop", "configure_loop", "run", "swapon")
 MIB = 1 << 20
@@ -165,7 +167,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attaching, "RELEASE_S", 0.05)
+    monkeypatch.setattr(swapon_module, "RELEASE_S", 0.05)
 
 
 def attach(kernel: FakeKernel, file: Path, *, priority: int = 7, discard: bool = True) -> swapdevice.Attached:
@@ -623,8 +625,8 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
 
     said: list[str] = []
     progress_at: list[int] = []
-    monkeypatch.setattr(draining, "detach", fake_detach)
-    await draining.drain(
+    monkeypatch.setattr(drain, "detach", fake_detach)
+    await drain.drain(
         [Path("/a"), Path("/b")], pool_bytes=17, say=said.append, progressed=lambda: progress_at.append(len(said))
     )
     assert seen["files"] == (Path("/a"), Path("/b"))
@@ -636,8 +638,8 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
 
 async def test_drain_takes_back_a_file_that_came_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     on = [["/dev/loop3"], ["/dev/loop4"], []]
-    monkeypatch.setattr(draining, "detach", lambda *_, **__: on.pop(0))
-    await draining.drain([Path("/a"), Path("/b")], pool_bytes=0, say=print, progressed=lambda: None)
+    monkeypatch.setattr(drain, "detach", lambda *_, **__: on.pop(0))
+    await drain.drain([Path("/a"), Path("/b")], pool_bytes=0, say=print, progressed=lambda: None)
     assert on == []
 
 
@@ -649,24 +651,24 @@ async def test_drain_runs_in_the_thread_that_it_is_given(monkeypatch: pytest.Mon
         progress("/dev/loop3", MIB, MIB)
         return []
 
-    monkeypatch.setattr(draining, "detach", fake_detach)
+    monkeypatch.setattr(drain, "detach", fake_detach)
     monkeypatch.setattr(trio.to_thread, "run_sync", lambda *_: pytest.fail("a new thread may wait for memory"))
-    await draining.drain([Path("/a")], pool_bytes=0, say=said.append, progressed=lambda: None, run=offload.run)
+    await drain.drain([Path("/a")], pool_bytes=0, say=said.append, progressed=lambda: None, run=offload.run)
     assert threads == ["attendant"]
     assert said == ["swapping off /dev/loop3: 1.0 MiB of 1.0 MiB left"]
 
 
 async def test_drain_waits_a_moment_for_a_swapon_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     on: list[list[str]] = [[], [], ["/dev/loop3"], [], []]
-    monkeypatch.setattr(draining, "detach", lambda *_, **__: on.pop(0))
-    await draining.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: len(on) > 1)
+    monkeypatch.setattr(drain, "detach", lambda *_, **__: on.pop(0))
+    await drain.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: len(on) > 1)
     assert len(on) == 1
 
-    monkeypatch.setattr(draining, "OPENED_S", 0.1)
+    monkeypatch.setattr(drain, "OPENED_S", 0.1)
     looks = []
-    monkeypatch.setattr(draining, "detach", lambda *_, **__: looks.append(1) or [])
+    monkeypatch.setattr(drain, "detach", lambda *_, **__: looks.append(1) or [])
     with trio.fail_after(5):  # who only has it open is no reason to go on for ever
-        await draining.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: True)
+        await drain.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: True)
     assert len(looks) > 1
 
 
@@ -674,6 +676,6 @@ async def test_drain_passes_a_refusal_on(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: Path, **__: object) -> list[str]:
         raise HeadroomError("too much")
 
-    monkeypatch.setattr(draining, "detach", refuse)
+    monkeypatch.setattr(drain, "detach", refuse)
     with pytest.raises(HeadroomError, match="too much"):
-        await draining.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None)
+        await drain.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None)

@@ -18,7 +18,7 @@ import pytest
 
 from zswapd import swapdevice
 from zswapd.errors import HeadroomError, PermissionsError, SwapDeviceError
-from zswapd.swapdevice.draining import drain
+from zswapd.swapdevice.drain import drain
 from zswapd.swapdevice.kernel import Kernel
 from zswapd.swapdevice.state import attachments, read_sysfs
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.fakes import FakePam
+from zswapd.core.pam.base import MAX_INDEX, MAX_OID, MAX_POOLS, RejectReason
+from zswapd.core.tmem.objnodes import Objnodes
+from zswapd.core.tmem.radix import Radix
+from zswapd.core.tmem.tmem import Tmem
 from zswapd.errors import InvariantError
-from zswapd.pam.base import MAX_INDEX, MAX_OID, MAX_POOLS, RejectReason
-from zswapd.tmem.core import Tmem
-from zswapd.tmem.objnodes import Objnodes
-from zswapd.tmem.radix import Radix
 
 SIZE = 64
 """Pages are opaque to tmem, so they may be small here."""

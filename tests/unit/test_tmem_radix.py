@@ -9,10 +9,10 @@ import random
 
 import pytest
 
+from zswapd.core.tmem import objnodes as objnodes_module
+from zswapd.core.tmem.objnodes import NODE_BYTES, NODE_SLOTS, Objnodes, nodes_for
+from zswapd.core.tmem.radix import MAX_NEW_NODES, Radix
 from zswapd.errors import ArenaError, InvariantError
-from zswapd.tmem import objnodes as objnodes_module
-from zswapd.tmem.objnodes import NODE_BYTES, NODE_SLOTS, Objnodes, nodes_for
-from zswapd.tmem.radix import MAX_NEW_NODES, Radix
 
 EDGES = (0, 1, 63, 64, 65, 4095, 4096, 64**3 - 1, 64**3, 64**4, 64**5 - 1, 64**5, (1 << 32) - 1)
 

@@ -17,7 +17,7 @@ from tests.support.backed import Files
 from tests.support.snapshots import make, make_core, make_snapshot
 from tests.support.strategies import page
 from zswapd.cli.top import screen, within
-from zswapd.reports import plain
+from zswapd.worker.reports import plain
 
 
 @pytest.fixture(scope="module")

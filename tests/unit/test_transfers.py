@@ -9,10 +9,10 @@ import os
 import pytest
 
 from tests.support.disk import Disk
-from zswapd.backing.buffers import make_buffers
-from zswapd.backing.health import AVOID_S, PROBE_S, STALL_S, TROUBLE
-from zswapd.backing.lifeline import Lifeline
-from zswapd.backing.transfers import CLAIMS, Transfers
+from zswapd.core.backing.buffers import make_buffers
+from zswapd.core.backing.health import AVOID_S, PROBE_S, STALL_S, TROUBLE
+from zswapd.core.backing.lifeline import Lifeline
+from zswapd.core.backing.transfers import CLAIMS, Transfers
 
 PAGE = 4096
 

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import trio
 
-from zswapd import commands as commands_module
-from zswapd import compress
-from zswapd.commands import Commands
 from zswapd.config import load
-from zswapd.config.loading import memory_total
+from zswapd.config.loader import memory_total
+from zswapd.core import compress
 from zswapd.errors import HandoverError
-from zswapd.handover import UPGRADE_WANTED, Word
-from zswapd.offload import Offload
+from zswapd.handover.state import UPGRADE_WANTED, Word
 from zswapd.supervisor import memory_of
+from zswapd.system.offload import Offload
+from zswapd.worker import commands as commands_module
+from zswapd.worker.commands import Commands
 
 
 class FakeWorker:

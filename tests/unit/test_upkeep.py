@@ -12,41 +12,42 @@ from typing import Any
 import pytest
 import trio
 
-from zswapd import assembly, compress
-from zswapd.cgroups import Room
 from zswapd.config import load
-from zswapd.offload import Offload
-from zswapd.upkeep import REFILL_FRAMES_BYTES, URGENT_BYTES, Upkeep
+from zswapd.core import compress
+from zswapd.core import core as core_module
+from zswapd.host.cgroups import Room
+from zswapd.system.offload import Offload
+from zswapd.worker.upkeep import REFILL_FRAMES_BYTES, URGENT_BYTES, Upkeep
 
 MIB = 1 << 20
 PAGES = 8 * MIB // 4096
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Iterator[assembly.Core]:
+def core(tmp_path: Path) -> Iterator[core_module.Core]:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:        1048576 kB\n")
     assignments = [("swap.size", "64M", "--size"), ("memory.reserve", "8M", "--set")]
-    core = assembly.Core(load(codecs=compress.names(), assignments=assignments, root=tmp_path))
+    core = core_module.Core(load(codecs=compress.names(), assignments=assignments, root=tmp_path))
     yield core
     core.close()
 
 
-def store(core: assembly.Core, first: int, count: int) -> int:
+def store(core: core_module.Core, first: int, count: int) -> int:
     """Store pages that take a frame each; return how many were taken."""
     write = core.devices["swap"].write
     return sum(write(number * 4096, memoryview(os.urandom(4096))) is None for number in range(first, first + count))
 
 
-async def run_refill(core: assembly.Core, spare: int, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
-    monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: spare)
-    monkeypatch.setattr("zswapd.upkeep.free_bytes", lambda: spare * 4096)
-    monkeypatch.setattr("zswapd.upkeep.RETRY_S", 0.02)
+async def run_refill(core: core_module.Core, spare: int, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
+    monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: spare)
+    monkeypatch.setattr("zswapd.worker.upkeep.free_bytes", lambda: spare * 4096)
+    monkeypatch.setattr("zswapd.worker.upkeep.RETRY_S", 0.02)
     return Upkeep(core, Offload(), yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
 
 
 @pytest.mark.trio
-async def test_reserve_is_refilled_while_memory_is_to_spare(core: assembly.Core, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reserve_is_refilled_while_memory_is_to_spare(core: core_module.Core, monkeypatch: pytest.MonkeyPatch) -> None:
     upkeep = await run_refill(core, 1 << 20, monkeypatch)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.refill)
@@ -60,7 +61,7 @@ async def test_reserve_is_refilled_while_memory_is_to_spare(core: assembly.Core,
 @pytest.mark.trio
 @pytest.mark.parametrize(("free", "pieces"), [(1 << 20, "large"), (1 << 15, "small")])
 async def test_what_is_urgent_is_little_only_where_memory_is_scarce(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, free: int, pieces: str
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch, free: int, pieces: str
 ) -> None:
     upkeep = await run_refill(core, free, monkeypatch)
     asked: list[int] = []
@@ -78,7 +79,7 @@ async def test_what_is_urgent_is_little_only_where_memory_is_scarce(
 
 @pytest.mark.trio
 async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     expect_log(
         "the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None
@@ -101,7 +102,7 @@ async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
 
 @pytest.mark.trio
 async def test_reserve_that_came_back_by_itself_is_refilled_the_next_time(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     expect_log(
         "the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None
@@ -116,7 +117,7 @@ async def test_reserve_that_came_back_by_itself_is_refilled_the_next_time(
         core.devices["swap"].discard(0, PAGES // 2 * 4096)
         await trio.sleep(0.05)
         assert not core.frames.wants_refill()
-        monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
+        monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: 1 << 20)
         store(core, 0, PAGES // 2)
         with trio.fail_after(10):
             while core.frames.wants_refill():
@@ -141,9 +142,9 @@ class Starved(Offload):
 
 @pytest.mark.trio
 async def test_refill_at_leisure_is_hurried_when_the_reserve_has_nearly_run_out(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
+    monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: 1 << 20)
     offload = Starved()
     upkeep = Upkeep(core, offload, yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
     async with trio.open_nursery() as nursery:
@@ -161,13 +162,13 @@ async def test_refill_at_leisure_is_hurried_when_the_reserve_has_nearly_run_out(
 
 @pytest.mark.trio
 async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_disk(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown: list[int] = []
     volumes: list[str] = []
-    monkeypatch.setattr("zswapd.service.grow_heaps", lambda: grown.append(1))
-    monkeypatch.setattr("zswapd.upkeep.spare_pages", lambda: 1 << 20)
-    monkeypatch.setattr("zswapd.upkeep.IDLE_S", 0.01)
+    monkeypatch.setattr("zswapd.system.grow_heaps", lambda: grown.append(1))
+    monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: 1 << 20)
+    monkeypatch.setattr("zswapd.worker.upkeep.IDLE_S", 0.01)
     upkeep = Upkeep(core, Offload(), yields=False, has_small_heaps=True, needs_large_heaps=lambda: bool(volumes))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.keep_house, lambda: None)
@@ -181,10 +182,10 @@ async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_di
 
 @pytest.mark.trio
 async def test_what_is_discarded_goes_back_to_the_system_in_a_moment(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upkeep = await run_refill(core, 1 << 20, monkeypatch)
-    monkeypatch.setattr("zswapd.upkeep.IDLE_S", 0.02)
+    monkeypatch.setattr("zswapd.worker.upkeep.IDLE_S", 0.02)
     stored = 0
     while stored < 4 * PAGES:
         stored += store(core, stored, 256)
@@ -206,7 +207,7 @@ async def test_what_is_discarded_goes_back_to_the_system_in_a_moment(
 class FakeLimits:
     """A limit of 64 MiB, and what others have taken below it beside the core's frames."""
 
-    def __init__(self, core: assembly.Core, others: int) -> None:
+    def __init__(self, core: core_module.Core, others: int) -> None:
         self.core, self.others = core, others
 
     def room(self) -> Room:
@@ -215,7 +216,7 @@ class FakeLimits:
         return Room(64 * MIB, 64 * MIB - self.others - held, "/sys/fs/cgroup/box/memory.max")
 
 
-def bounded(core: assembly.Core, others: int) -> tuple[Upkeep, FakeLimits]:
+def bounded(core: core_module.Core, others: int) -> tuple[Upkeep, FakeLimits]:
     limits = FakeLimits(core, others)
     return (
         Upkeep(
@@ -230,7 +231,7 @@ def bounded(core: assembly.Core, others: int) -> tuple[Upkeep, FakeLimits]:
     )
 
 
-async def store_slowly(core: assembly.Core, pages: int) -> int:
+async def store_slowly(core: core_module.Core, pages: int) -> int:
     """Store pages with time between them for the reserve to be refilled;
     return how many were taken.
     """
@@ -242,7 +243,7 @@ async def store_slowly(core: assembly.Core, pages: int) -> int:
 
 
 @pytest.mark.trio
-async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(core: assembly.Core) -> None:
+async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(core: core_module.Core) -> None:
     upkeep, limits = bounded(core, 20 * MIB)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.refill)
@@ -258,10 +259,10 @@ async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(core: a
 
 @pytest.mark.trio
 async def test_reserve_goes_back_where_others_have_taken_what_was_left(
-    core: assembly.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., None]
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., None]
 ) -> None:
     expect_log(r"memory.max leaves no more memory", level=logging.WARNING)
-    monkeypatch.setattr("zswapd.upkeep.IDLE_S", 0.01)
+    monkeypatch.setattr("zswapd.worker.upkeep.IDLE_S", 0.01)
     upkeep, limits = bounded(core, 20 * MIB)
     assert core.frames.reserve_target * 4096 == 8 * MIB
     async with trio.open_nursery() as nursery:
@@ -281,7 +282,7 @@ async def test_reserve_goes_back_where_others_have_taken_what_was_left(
         nursery.cancel_scope.cancel()
 
 
-def test_bound_of_the_limits_is_none_without_one(core: assembly.Core) -> None:
+def test_bound_of_the_limits_is_none_without_one(core: core_module.Core) -> None:
     before = core.frames.limit_frames
     core.bound(10)
     assert core.frames.limit_frames == 10

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zswapd.volumes.planning import STREAMS, Streams, runs
+from zswapd.volumes.plan import STREAMS, Streams, runs
 
 
 @pytest.mark.parametrize(

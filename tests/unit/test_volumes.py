@@ -23,8 +23,8 @@ import trio
 from tests.support.volumes import PAGE, Box, Device, make_file
 from zswapd.errors import ConfigError, VolumeError
 from zswapd.fuse.inodes import Directory
-from zswapd.volumes import backing as files
-from zswapd.volumes import gate, watching
+from zswapd.volumes import file_io as files
+from zswapd.volumes import gate, watch
 from zswapd.volumes.fetches import Fetch, Want
 from zswapd.volumes.mounted import Mounted
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
@@ -505,7 +505,7 @@ async def test_file_that_is_open_is_looked_at_without_being_asked_and_one_that_i
     box: Box, path: Path, is_inherited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who reads a mapping makes no request."""
-    monkeypatch.setattr(watching, "LEAST_S", 0.02)
+    monkeypatch.setattr(watch, "LEAST_S", 0.02)
     make_file(path, 4)
     left: dict[str, Any] = {}
     if is_inherited:  # opens are not known to a successor

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from zswapd.supervisor.watch import MOST_DOUBLINGS, START_S, Watch
+from zswapd.supervisor.watchdog import MOST_DOUBLINGS, START_S, Watch
 
 GIB = 1 << 30
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.backed import Files
 from tests.support.strategies import page
-from zswapd.reclaim.writeback import EPOCH_S, EPOCHS, Writeback
+from zswapd.core.reclaim.writeback import EPOCH_S, EPOCHS, Writeback
 
 PAGE = 4096
 

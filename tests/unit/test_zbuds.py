@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.stack import Stack, build
 from tests.support.strategies import page
-from zswapd.allocators.frametable import EPHEMERAL, PERSISTENT
+from zswapd.core.allocators.frametable import EPHEMERAL, PERSISTENT
+from zswapd.core.pam.base import HEADER, HEADER_BYTES, RejectReason
 from zswapd.errors import CorruptedPageError, InvariantError
-from zswapd.pam.base import HEADER, HEADER_BYTES, RejectReason
 
 Make = Callable[..., Stack]
 INODE = 7

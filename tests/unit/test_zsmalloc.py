@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from zswapd.allocators.arena import Arena
-from zswapd.allocators.pageframes import PageFrames
-from zswapd.allocators.zsmalloc import ZsPool
+from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.pageframes import PageFrames
+from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.errors import InvariantError
 
 MakePool = Callable[..., ZsPool]

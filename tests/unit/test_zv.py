@@ -13,11 +13,11 @@ import pytest
 from tests.support.fakes import FailingCompressor
 from tests.support.stack import Stack, build
 from tests.support.strategies import KINDS, page
-from zswapd import compress
-from zswapd.compress.base import RAW, SAME_FILLED
+from zswapd.core import compress
+from zswapd.core.compress.base import RAW, SAME_FILLED
+from zswapd.core.pam.base import HEADER, HEADER_BYTES, MAX_INDEX, MAX_OID, MAX_POOLS, RejectReason
+from zswapd.core.pam.zv import DIST_CHUNK
 from zswapd.errors import CorruptedPageError, InvariantError
-from zswapd.pam.base import HEADER, HEADER_BYTES, MAX_INDEX, MAX_OID, MAX_POOLS, RejectReason
-from zswapd.pam.zv import DIST_CHUNK
 
 Make = Callable[..., Stack]
 

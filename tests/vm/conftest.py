@@ -5,7 +5,7 @@
 as nothing failed in it: booting takes longer than many a test. A test that fails shows the guest's console with its failure,
 after the guest's kernel was asked who is blocked.
 
-Images are cached (scripts/zvm/image.py); the first run on a machine builds one, in the fixture, which counts towards that
+Images are cached (tools/vm/image.py); the first run on a machine builds one, in the fixture, which counts towards that
 test's time.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.zdeb.build import build
-from scripts.zvm import image, payload
-from scripts.zvm.guest import Box
-from scripts.zvm.machine import Machine
+from tools.deb.build import build
+from tools.vm import image, payload
+from tools.vm.guest import Box
+from tools.vm.machine import Machine
 
 Boot = Callable[..., Box]
 _FAILED = pytest.StashKey[bool]()

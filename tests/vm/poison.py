@@ -142,9 +142,9 @@ def core(library: str, place: str) -> dict[str, object]:
     that touches it, and what two successors find.
     """
     sys.path.insert(0, library)
-    from zswapd import compress
-    from zswapd.assembly import Core, Inherited
     from zswapd.config import load
+    from zswapd.core import compress
+    from zswapd.core.core import Core, Inherited
     from zswapd.errors import ZswapdError
 
     given = {"swap.size": "8M", "memory.reserve": "4M", "cache.limit": ""}

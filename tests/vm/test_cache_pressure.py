@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scripts.zvm.guest import Answers, Box
 from tests.vm.conftest import Boot
+from tools.vm.guest import Answers, Box
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"16M"', "cache.limit": '"25%"'}
 FILE = "/srv/slow"

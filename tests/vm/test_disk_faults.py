@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts.zvm.guest import COMMAND_LIMIT_S, Box, Work
 from tests.vm.conftest import Boot
+from tools.vm.guest import COMMAND_LIMIT_S, Box, Work
 
 DEVICE = "/dev/loop7"
 SETTINGS = {

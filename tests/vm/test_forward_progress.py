@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.zvm.guest import Answers, Box
 from tests.vm.conftest import Boot
+from tools.vm.guest import Answers, Box
 
 SETTINGS = {"swap.size": '"2G"', "memory.reserve": '"16M"'}
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from scripts.zvm.guest import Box
 from tests.vm.conftest import Boot
+from tools.vm.guest import Box
 
 SETTINGS = {"swap.size": '"64M"', "swap.files.more": '"32M"', "memory.reserve": '"16M"', "cache.limit": '""'}
 PAGES = 1500

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from scripts.zvm.guest import Box
 from tests.vm.conftest import Boot
+from tools.vm.guest import Box
 from zswapd.errors import HeadroomError
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"16M"'}

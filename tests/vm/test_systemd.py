@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from scripts.zbench.system import HarnessError
-from scripts.zvm.guest import Box
 from tests.vm.conftest import Boot
+from tools.bench.harness.system import HarnessError
+from tools.vm.guest import Box
 from zswapd.errors import HeadroomError
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"32M"'}

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from scripts.zvm.channel import Silent
-from scripts.zvm.guest import UNIT, Answers, Box, Work
 from tests.vm.conftest import Boot
+from tools.vm.channel import Silent
+from tools.vm.guest import UNIT, Answers, Box, Work
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"16M"', "service.hang_timeout": "5"}
 CGROUP = "/sys/fs/cgroup/load"

@@ -12,9 +12,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zswapd import hints
 from zswapd.cli.failures import guarded
 from zswapd.errors import UsageError
+from zswapd.host import hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

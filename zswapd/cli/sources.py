@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd import compress
 from zswapd.cli.parsing import Parser
 from zswapd.config import load, parse_assignment
-from zswapd.config.loading import make_context
+from zswapd.config.loader import make_context
+from zswapd.core import compress
 
 if TYPE_CHECKING:
     import argparse

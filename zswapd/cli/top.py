@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from zswapd.cli.output import encodable
-from zswapd.cli.rendering import WIDTH, duration, table_lines
+from zswapd.cli.render import WIDTH, duration, table_lines
 from zswapd.control.client import TIMEOUT_S, Client
 from zswapd.errors import ControlError, ZswapdError
 from zswapd.units import format_size

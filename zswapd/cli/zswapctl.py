@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__, paths
-from zswapd.cli import caching, rendering, standard_files
+from zswapd.cli import cache as cache_module
+from zswapd.cli import render, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.cli.parsing import Parser, parse
-from zswapd.configfiles import configured_socket
 from zswapd.control.client import Client
 from zswapd.errors import ConfigError, UsageError
+from zswapd.host.configfiles import configured_socket
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def daemon_socket(root: Path = Path("/")) -> Path:
 
 
 def _status(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    from zswapd.cli import swapping
+    from zswapd.cli import swap as swap_module
 
     status = cast("StatusReport", client.call("status"))
-    attached = swapping.attachments(status)
+    attached = swap_module.attachments(status)
     files = [{**file, **_swap_report(attached[file["name"]])} for file in status["files"]]
-    return {**status, "files": files}, rendering.status_lines(status, attached)
+    return {**status, "files": files}, render.status_lines(status, attached)
 
 
 def _swap_report(loop: Attachment | None) -> dict[str, object]:
@@ -98,26 +99,26 @@ def _swap_report(loop: Attachment | None) -> dict[str, object]:
 
 def _stats(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
     statistics = cast("dict[str, Any]", client.call("stats"))
-    return statistics, rendering.statistics_lines(statistics)
+    return statistics, render.statistics_lines(statistics)
 
 
 def _get(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     settings = cast("dict[str, Any]", client.call("get", keys=options.key))
-    return settings, rendering.setting_lines(settings)
+    return settings, render.setting_lines(settings)
 
 
 def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     from zswapd.config import parse_assignment
 
     settings = cast("dict[str, Any]", client.call("set", settings=dict(map(parse_assignment, options.assignment))))
-    return settings, rendering.setting_lines(settings)
+    return settings, render.setting_lines(settings)
 
 
 def _reset(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     if bool(options.key) == options.all:
         raise ConfigError("reset needs to know what", hint="name settings, or say --all")
     settings = cast("dict[str, Any]", client.call("reset", keys=options.key))
-    return settings, rendering.setting_lines(settings)
+    return settings, render.setting_lines(settings)
 
 
 def _freeze(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -144,10 +145,10 @@ def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterabl
                 row = {"file": part["file"], "page": number, "state": state, "codec": codec, "bytes": size, "age_s": age}
                 print(json.dumps(row))
             else:
-                print(rendering.page_line(part["file"], number, state, codec, size, age))
+                print(render.page_line(part["file"], number, state, codec, size, age))
 
     if not options.json:
-        print(rendering.page_line("File", "Page", "State", "Codec", "Bytes", "Unused s"))
+        print(render.page_line("File", "Page", "State", "Codec", "Bytes", "Unused s"))
     file = {"file": options.name} if options.name else {}
     counts = cast("dict[str, dict[str, int]]", client.call("pages", progress=show, **file))["pages"]
     if options.json:
@@ -197,13 +198,13 @@ def _recompress(client: Client, options: argparse.Namespace) -> tuple[object, It
 
 
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    from zswapd.cli import swapping
+    from zswapd.cli import swap as swap_module
 
     if options.tune:
-        from zswapd.service.advice import raise_min_free_kbytes
+        from zswapd.system.advice import raise_min_free_kbytes
 
         raise_min_free_kbytes()
-    report = swapping.swapon(
+    report = swap_module.swapon(
         client, _names(options, ["swap"]), priority=options.priority, discard=options.discard, force=options.force
     )
     if not options.json:
@@ -222,17 +223,17 @@ def _names(options: argparse.Namespace, default: list[str]) -> list[str] | None:
 
 
 def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    from zswapd.cli import swapping
+    from zswapd.cli import swap as swap_module
 
-    show = swapping.Progress(quiet=options.json)
-    report = swapping.swapoff(client, _names(options, []), force=options.force, show=show)
+    show = swap_module.Progress(quiet=options.json)
+    report = swap_module.swapoff(client, _names(options, []), force=options.force, show=show)
     return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
 
 
 def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    from zswapd.cli import upgrading
+    from zswapd.cli import upgrade
 
-    report = upgrading.upgrade(options.socket, _news(options))
+    report = upgrade.upgrade(options.socket, _news(options))
     return report, [
         f"zswapd {report['old_version']} was replaced by {report['version']} in {report['seconds']:.1f} s; "
         f"worker {report['worker']} serves"
@@ -258,7 +259,7 @@ def _amount(text: str) -> int:
     """Return a number of pages: written as such, or as a size, rounded up to whole pages."""
     if text.isdecimal():
         return _count(text)
-    from zswapd.config.loading import memory_total
+    from zswapd.config.loader import memory_total
     from zswapd.config.sizes import ValueRefused, parse_size
     from zswapd.pages import PAGE_SIZE
 
@@ -351,7 +352,7 @@ def make_parser() -> Parser:
     add("recompress", _recompress, "compress all pages again, with zstd, where that saves enough")
     _add_swap_commands(add)
     cache = commands.add_parser("cache", help="show slow files through the cache", description="Cache volumes.")
-    caching.add_commands(cache, common)
+    cache_module.add_commands(cache, common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
     shrink = add("shrink", _shrink, "take memory from the cache, least recently used first, and give it back to the system")

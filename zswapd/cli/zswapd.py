@@ -11,13 +11,15 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, cast
 
-from zswapd import __version__, log, machine
-from zswapd.cli import configuring, sources, standard_files
+from zswapd import __version__, log
+from zswapd.cli import config as config_module
+from zswapd.cli import sources, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.cli.parsing import Parser, parse
 from zswapd.config import SETTINGS, to_document
 from zswapd.config.kinds import shown
 from zswapd.errors import ZswapdError
+from zswapd.host import machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +94,7 @@ def make_parser() -> Parser:
     # For `zswapctl upgrade`: whether this program could take over from the one that asks.
     run.add_argument("--upgrade-check", metavar="JSON", help=argparse.SUPPRESS)
     config = commands.add_parser("config", help="show and check settings", description="Settings, without a daemon.")
-    configuring.add_commands(config)
+    config_module.add_commands(config)
     return parser
 
 

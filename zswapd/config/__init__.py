@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Settings: one table (`table`), kinds of values (`kinds`, `sizes`), and their sources (`loading`)."""
 
-from zswapd.config.carrying import from_document, to_document, with_changes
+from zswapd.config.document import from_document, to_document, with_changes
 from zswapd.config.kinds import Context
-from zswapd.config.loading import Config, Origin, changed, describe, load, parse_assignment, reloadable_names
+from zswapd.config.loader import Config, Origin, changed, describe, load, parse_assignment, reloadable_names
 from zswapd.config.sizes import parse_size
 from zswapd.config.table import SECTIONS, SETTINGS, Setting
 

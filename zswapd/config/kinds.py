@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, Protocol, TypeVar
 
 from zswapd.config.sizes import EXAMPLES, Size, ValueRefused, parse_size
-from zswapd.hints import nearest
+from zswapd.host.hints import nearest
 from zswapd.pages import round_down, round_up
 
 T_co = TypeVar("T_co", covariant=True)

@@ -7,7 +7,7 @@ pool.compressor=lz4`, the control socket's `get` and `set`, the checks, and the 
 checked against its kind by the type checker.
 
 Defaults are written as a user would write them (`"min(50%, 4G)"`), since what they come to depends on the
-machine; hence no section can be built without `zswapd.config.load`, and `load()` without arguments gives the
+machine; hence no section can be built without `zswapd.config.loader`, and `load()` without arguments gives the
 defaults.
 """
 

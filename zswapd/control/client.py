@@ -9,11 +9,11 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from zswapd import installation
 from zswapd.control.protocol import MAX_REPLY, Progress, decode_reply, encode_request
 from zswapd.errors import ControlError, PermissionsError
-from zswapd.hints import for_failure
-from zswapd.installation import look_into_log
+from zswapd.host import installation
+from zswapd.host.hints import for_failure
+from zswapd.host.installation import look_into_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
 
 from zswapd.errors import OLD_EXIT_CODES, ControlError, ZswapdError
-from zswapd.hints import did_you_mean
+from zswapd.host.hints import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

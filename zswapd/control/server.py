@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon's side of the control socket: one task for each client, in the same thread as everything else.
 
-Who may talk: root, or the daemon's own user; listening.py has the socket itself.
+Who may talk: root, or the daemon's own user; listener.py has the socket itself.
 
 Who can hurt whom: a client that sends garbage, or no end, or nothing, or does not read its answer, loses its
 own connection after a while, or as soon as others need its place; these and the pages never notice. A handler's
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from zswapd import carry
-from zswapd.control.listening import Listener
+from zswapd import counters
+from zswapd.control.listener import Listener
 from zswapd.control.protocol import (
     COMMANDS,
     INTERNAL_ERROR,
@@ -78,7 +78,7 @@ class ControlStatistics:
     """Handlers that raised something else than a ZswapdError."""
 
 
-carry.declare(
+counters.declare(
     ControlStatistics,
     cumulative="requests refused turned_away internal_errors",
 )

@@ -113,7 +113,7 @@ typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *, con
 typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 
 /*
- * What outlives the process: the first page of the memory given to attach(). zswapd/handover.py describes the same words to the
+ * What outlives the process: the first page of the memory given to attach(). zswapd/handover/state.py describes the same words to the
  * supervisor; both have to agree.
  */
 struct survivor {

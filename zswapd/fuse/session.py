@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import pyfuse3
 import trio
 
-from zswapd import carry
+from zswapd import counters
 from zswapd.errors import MountError
 from zswapd.fuse import lowlevel, lowlevel_problem
-from zswapd.fuse.mounting import MAX_IO, Mount
+from zswapd.fuse.mount import MAX_IO, Mount
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -59,7 +59,7 @@ class LatencyStatistics:
     """All of them together."""
 
 
-carry.declare(LatencyStatistics, cumulative="counts seconds")
+counters.declare(LatencyStatistics, cumulative="counts seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class SessionStatistics:
     """As agreed with the kernel; 0 if it was left at the kernel's own."""
 
 
-carry.declare(
+counters.declare(
     SessionStatistics,
     cumulative=(
         "reads writes discards others read_bytes written_bytes refused_writes refused_writers drained receives polls "

@@ -52,7 +52,7 @@ from typing import TYPE_CHECKING
 import trio
 from prometheus_client.exposition import generate_latest
 
-from zswapd import service
+from zswapd import system
 from zswapd.metrics.allowance import Allowance
 from zswapd.metrics.families import collect
 from zswapd.metrics.peers import EVERYBODY, Doorkeeper, Verdict
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from zswapd.snapshot import Snapshot
+    from zswapd.metrics.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class Exporter:
         self._has_main.wait()
         try:
             self._warm_up()
-            service.step_back(needed=False)
+            system.step_back(needed=False)
             with self._listen() as listener:
                 self._serve(listener)
         except trio.RunFinishedError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 
-from zswapd.pam.base import RejectReason
+from zswapd.core.pam.base import RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from zswapd.fuse.session import LatencyStatistics
-    from zswapd.snapshot import Snapshot
+    from zswapd.metrics.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

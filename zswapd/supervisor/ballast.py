@@ -19,7 +19,7 @@ import mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zswapd.reclaim.pressure import Pressure
+    from zswapd.core.reclaim.pressure import Pressure
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a supervisor finds what it is to supervise, in the order of estate.py; and what becomes of a worker that has it."""
+"""Where a supervisor finds what it is to supervise, in the order of acquire.py; and what becomes of a worker that has it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from zswapd.control.listening import supervisor_of
+from zswapd.control.listener import supervisor_of
 from zswapd.errors import AlreadyRunningError, ZswapdError
-from zswapd.handover import Word
-from zswapd.supervisor import estate as estates
-from zswapd.supervisor import orphan, silent
+from zswapd.handover.state import Word
+from zswapd.supervisor import acquire as estates
+from zswapd.supervisor import orphan, unresponsive
 
 if TYPE_CHECKING:
     from zswapd.config import Config
-    from zswapd.supervisor.estate import Estate, Left
+    from zswapd.supervisor.acquire import Estate, Left
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def find_estate(config: Config, left: Left | None) -> tuple[Estate, int]:
         os.close(descriptor)
     estate = estates.adopt(config, descriptors)
     # Between its answer and our claim, another program may have taken over from it, and have died.
-    worker = silent.living_worker(estate.state) or worker
+    worker = unresponsive.living_worker(estate.state) or worker
     log.info("worker %d has lost its supervisor: taking over", worker)
     return estate, worker
 
@@ -68,10 +68,10 @@ def _counted(estate: Estate) -> Estate:
 def _take_from_the_silent(config: Config, stored: dict[str, int]) -> Estate:
     """End a worker that has lost its supervisor and does not answer, and return what it has served."""
     if not stored:
-        descriptors, worker = silent.take_files(config.control.socket)
+        descriptors, worker = unresponsive.take_files(config.control.socket)
         estate = estates.adopt(config, descriptors)
-        silent.end(worker)
+        unresponsive.end(worker)
         return _counted(estate)
-    if worker := silent.worker_in(stored["state"]):
-        silent.end(worker)
+    if worker := unresponsive.worker_in(stored["state"]):
+        unresponsive.end(worker)
     return _counted(estates.adopt(config, stored, seize=True))

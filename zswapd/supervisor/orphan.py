@@ -5,7 +5,7 @@ The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inh
 supervisor refuses: that is how a second `zswapd run` learns that the first one lives. Only when everything was received and
 found to fit is the worker told to leave, and if it does not, killed: what it was doing is done again by its successor.
 
-One that does not answer is another matter (silent.py).
+One that does not answer is another matter (unresponsive.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from zswapd.control.protocol import Result, decode_reply, encode_request
 from zswapd.errors import ControlError
-from zswapd.installation import look_into_log
-from zswapd.supervisor.estate import NAMES
-from zswapd.supervisor.remains import status_of_the_dead
+from zswapd.host.installation import look_into_log
+from zswapd.supervisor.acquire import NAMES
+from zswapd.supervisor.reaper import status_of_the_dead
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,17 +16,17 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zswapd import compress
 from zswapd.config import from_document
+from zswapd.core import compress
 from zswapd.errors import HandoverError, ZswapdError
-from zswapd.handover import SharedState
-from zswapd.supervisor.estate import check_geometry
+from zswapd.handover.state import SharedState
+from zswapd.supervisor.acquire import check_geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from zswapd.config import Config
-    from zswapd.supervisor.estate import Left
+    from zswapd.supervisor.acquire import Left
 
 log = logging.getLogger(__name__)
 

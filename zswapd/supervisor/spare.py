@@ -7,7 +7,7 @@ are grown. So they are found beforehand, while a worker serves and reclaim works
 program, then locks it and waits. To be promoted takes one byte on a socket, and no memory.
 
 There may be no spare: shortly after a takeover, or because it cannot get its memory. Then a worker is forked on the spot, as a
-real-time task (service/scheduling.py).
+real-time task (system/scheduling.py).
 
 Limit: it costs its memory all the time, some 40 MiB (`service.spare = false` saves it).
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From a file to a swap device and back: loop device, mkswap, swapon; head-room check, swapoff, detach.
 
-`attaching` and `detaching` are the two ways, `headroom` decides whether the way back is safe, `state` says what is there now,
-`kernel` holds the system calls. All synchronous, and without trio, since zswapctl uses it too; `draining` is the daemon's
+`swapon` and `swapoff` are the two ways, `headroom` decides whether the way back is safe, `state` says what is there now,
+`kernel` holds the system calls. All synchronous, and without trio, since zswapctl uses it too; `drain` is the daemon's
 asynchronous way to call it. Modules are imported when a name of theirs is asked for: `zswapctl status` needs `state` alone.
 """
 
@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zswapd.swapdevice.attaching import Attached, attach
-    from zswapd.swapdevice.detaching import detach
     from zswapd.swapdevice.headroom import Headroom, measure
     from zswapd.swapdevice.state import Attachment, SwapArea, find_attached, swap_areas
+    from zswapd.swapdevice.swapoff import detach
+    from zswapd.swapdevice.swapon import Attached, attach
 
 __all__ = [
     "Attached",
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Attached": "attaching",
-    "attach": "attaching",
-    "detach": "detaching",
+    "Attached": "swapon",
+    "attach": "swapon",
+    "detach": "swapoff",
     "Headroom": "headroom",
     "measure": "headroom",
     "Attachment": "state",

@@ -6,7 +6,7 @@ becomes of the process that attaches (SIGKILL included), a loop device never out
 
 swapoff(2) always runs in a child process. The kernel marks the process that is in swapoff as the first victim of the OOM
 killer, whatever its oom_score_adj; were that the daemon, a shortage during swapoff would kill the one process that must not
-die (how it is made: spawning.py).
+die (how it is made: system/spawn.py).
 
 Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2).
 """
@@ -20,8 +20,8 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING
 
-from zswapd.machine import plain_ioctl
-from zswapd.spawning import Child, spawn
+from zswapd.host.machine import plain_ioctl
+from zswapd.system.spawn import Child, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

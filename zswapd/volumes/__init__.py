@@ -6,7 +6,7 @@
     source.py     the backing file as the event loop sees it: when to look at it, and who uses it
     fetches.py    reads of the backing file that are under way, and who waits for them
     backing.py    the backing file: everything that may block, as plain functions for a thread
-    planning.py   which pages to read together, and what a sequential stream is; pure
+    plan.py   which pages to read together, and what a sequential stream is; pure
 
 How a page of a volume is found: in the kernel's page cache; in cleancache; in the backing file.
 """

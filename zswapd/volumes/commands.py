@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zswapd.errors import ControlError
-from zswapd.installation import restart_daemon
+from zswapd.host.installation import restart_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.control.protocol import VolumeReport
-    from zswapd.frontends.cleancache import Cleancache
+    from zswapd.core.frontends.cleancache import Cleancache
     from zswapd.volumes.manager import Volumes
     from zswapd.volumes.volume import Volume
 

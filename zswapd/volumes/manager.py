@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from zswapd import carry
+from zswapd import counters
 from zswapd.errors import VolumeError, ZswapdError
-from zswapd.hints import did_you_mean
-from zswapd.installation import restart_daemon
-from zswapd.offload import Offload
-from zswapd.volumes.backing import Signature
+from zswapd.host.hints import did_you_mean
+from zswapd.host.installation import restart_daemon
+from zswapd.system.offload import Offload
+from zswapd.volumes.file_io import Signature
 from zswapd.volumes.gate import Places
 from zswapd.volumes.source import Lane
 from zswapd.volumes.volume import GATES, MODES, RUN_BYTES, Volume
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from zswapd.frontends.cleancache import Cleancache
+    from zswapd.core.frontends.cleancache import Cleancache
     from zswapd.volumes.statistics import VolumeStatistics
 
 log = logging.getLogger(__name__)
@@ -274,14 +274,14 @@ class Volumes:
 
     def statistics(self) -> tuple[VolumeStatistics, ...]:
         """Return a snapshot of each volume, those of earlier workers included."""
-        return tuple(carry.added(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
+        return tuple(counters.added(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
 
 
 def make_lane(number: int, queue_depth: int) -> Lane:
     """Start the threads for a volume.
 
     Args:
-        number: of the lane; for the threads' names, by which the supervisor knows them (supervisor/remains.py).
+        number: of the lane; for the threads' names, by which the supervisor knows them (supervisor/reaper.py).
         queue_depth: reads and writes of the volume under way at once.
     """
     return Lane(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from zswapd.config import Config
-    from zswapd.frontends.cleancache import Cleancache
+    from zswapd.core.frontends.cleancache import Cleancache
     from zswapd.fuse.inodes import Directory
     from zswapd.volumes.source import Lane
     from zswapd.volumes.volume import Volume

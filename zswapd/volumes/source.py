@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 import trio
 
 from zswapd.errors import VolumeError, ZswapdError
-from zswapd.volumes import backing as files
+from zswapd.volumes import file_io as files
 
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from zswapd.offload import Offload
-    from zswapd.volumes.backing import Backing, Look, Signature, Written
+    from zswapd.system.offload import Offload
+    from zswapd.volumes.file_io import Backing, Look, Signature, Written
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from zswapd import carry
+from zswapd import counters
 
 
 @dataclass(slots=True)
@@ -77,4 +77,4 @@ class VolumeStatistics:
     turned_away: int
 
 
-carry.declare(VolumeStatistics, cumulative=" ".join(field.name for field in fields(VolumeCounters)))
+counters.declare(VolumeStatistics, cumulative=" ".join(field.name for field in fields(VolumeCounters)))

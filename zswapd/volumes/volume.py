@@ -5,7 +5,7 @@ Read: the kernel asks for what its page cache does not have; what cleancache doe
 in as few reads as possible, and kept. Write (mode writethrough): to the backing file first, then what was cached is let go.
 
 When is what is cached stale? When the backing file has changed underneath. It is looked at when it is opened, before a request
-is answered if the last look is older than `check_s`, and as often while it is open (watching.py): so no reader gets data that
+is answered if the last look is older than `check_s`, and as often while it is open (watch.py): so no reader gets data that
 was replaced longer ago than that. A changed signature drops everything, in cleancache at once, and in the kernel's page cache
 by a notification. That takes the locks of pages under read, whose readers we answer: so it runs in a thread of its own, and no
 request ever waits for it, but for an open. A request that is answered meanwhile brings old pages at worst to a reader who asked
@@ -33,20 +33,20 @@ from typing import TYPE_CHECKING
 import trio
 
 from zswapd.errors import VolumeError
-from zswapd.volumes import backing as files
+from zswapd.volumes import file_io as files
 from zswapd.volumes.fetches import Fetch, Want
 from zswapd.volumes.gate import Gate
-from zswapd.volumes.planning import Streams, runs
+from zswapd.volumes.plan import Streams, runs
 from zswapd.volumes.source import Source
 from zswapd.volumes.statistics import VolumeCounters, VolumeStatistics
-from zswapd.volumes.watching import Watch
+from zswapd.volumes.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from zswapd.frontends.cleancache import Cleancache
-    from zswapd.volumes.backing import Signature
+    from zswapd.core.frontends.cleancache import Cleancache
+    from zswapd.volumes.file_io import Signature
     from zswapd.volumes.gate import Places
     from zswapd.volumes.source import Lane
 

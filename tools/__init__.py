@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs for developers: benchmarks, virtual machines, packages, reference pages. None of them is installed."""

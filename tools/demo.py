@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program behind `scripts/demo`: one daemon, one workload larger than its memory, every byte checked.
+
+Everything it puts on, it takes off again on every way out: end, error, Ctrl-C, SIGTERM, SIGHUP. A second
+Ctrl-C during that is ignored, because a half-done clean-up would leave swap behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mmap
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zswapd.errors import PermissionsError
+from zswapd.system.advice import raise_min_free_kbytes
+
+from . import system
+from .cgroup import MemoryCgroup, memory_hierarchy
+from .daemon import Daemon
+from .display import Display
+from .system import MIB, HarnessError
+from .workload import Phase, Workload, WorkloadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+PHASES = ("fill", "seq", "random", "rewrite", "verify")
+TITLES = {
+    "fill": "writing the data, most of it goes out to swap",
+    "seq": "reading it from end to end, every byte compared",
+    "random": "touching pages in random order",
+    "rewrite": "changing pages in random order",
+    "verify": "comparing every byte once more",
+}
+SPARE_MIB = 512
+"""Memory that has to be available beside the whole data: should swap have to be given up, all of it comes back."""
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="Shows zswapd carry a workload larger than its memory.")
+    parser.add_argument("--data-mib", type=int, default=512, help="data of the workload (default 512)")
+    parser.add_argument("--memory-mib", type=int, default=128, help="its memory cgroup (default 128)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of zswapd, e.g. pool.compressor=lzo; may be repeated",
+    )
+    args = parser.parse_args(argv)
+    if args.memory_mib < 16 or args.data_mib <= args.memory_mib:
+        parser.error("--memory-mib is at least 16, and --data-mib larger than it, or nothing would be swapped")
+    if bad := [word for word in args.set if "=" not in word]:
+        parser.error(f"--set {bad[0]}: write NAME=VALUE")
+    return args
+
+
+def _check_machine(data_mib: int) -> None:
+    """Refuse, with what to do, where the machine lacks something.
+
+    Raises:
+        HarnessError: as it says.
+    """
+    if os.geteuid() != 0:
+        raise HarnessError("needs root", hint="sudo scripts/demo")
+    for node, module in (("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")):
+        if not Path(node).exists():
+            with contextlib.suppress(HarnessError):
+                system.run("modprobe", module)
+        try:
+            Path(node).open("rb").close()
+        except OSError as exc:
+            raise HarnessError(
+                f"{node} cannot be opened: {exc.strerror}",
+                hint=f"load the module {module}; in a container, pass the device in (--device {node}, --privileged)",
+            ) from exc
+    memory_hierarchy()
+    if system.memory_available() < (data_mib + SPARE_MIB) * MIB:
+        raise HarnessError(
+            f"{data_mib + SPARE_MIB} MiB of memory have to be available, {system.memory_available() // MIB} are",
+            hint="a smaller --data-mib",
+        )
+
+
+@contextlib.contextmanager
+def kernel_reserve(root: Path = Path("/")) -> Iterator[None]:
+    """Have the kernel keep as much memory free as `zswapctl swapon` insists on, for as long as the context lasts.
+
+    Args:
+        root: where /proc is, for tests.
+
+    Raises:
+        HarnessError: it is too little, and cannot be changed.
+    """
+    setting = root / "proc/sys/vm/min_free_kbytes"
+    before = setting.read_text()
+    try:
+        is_raised = raise_min_free_kbytes(root)
+    except PermissionsError as exc:
+        raise HarnessError(
+            f"vm.min_free_kbytes is {before.strip()}, too little to swap through a program: {exc.message}",
+            hint="raise it where this machine is run from: sysctl vm.min_free_kbytes=65536",
+        ) from exc
+    ours = setting.read_text()
+    if is_raised:
+        print(f"vm.min_free_kbytes: {ours.strip()} while this runs, in place of {before.strip()}", flush=True)
+    try:
+        yield
+    finally:
+        if is_raised and setting.read_text() == ours:  # else it is somebody else's by now
+            setting.write_text(before)
+
+
+def _phase_line(phase: Phase) -> str:
+    page_mib = mmap.PAGESIZE / MIB
+    line = (
+        f"{TITLES[phase.name]}: {phase.seconds:.1f} s, "
+        f"{phase.pages_out * page_mib:.0f} MiB out, {phase.pages_in * page_mib:.0f} MiB in"
+    )
+    if "us_p50" in phase.more:
+        line += f", a fault takes {phase.more['us_p50']:.0f} µs (p50), {phase.more['us_p99']:.0f} µs (p99)"
+    return line
+
+
+def _run(args: argparse.Namespace) -> None:
+    start = time.monotonic()
+    settings = {"swap.priority": str(system.HIGHEST_PRIORITY)}
+    settings |= dict(word.split("=", 1) for word in args.set)
+    options = WorkloadOptions(args.data_mib, phases=PHASES)
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(kernel_reserve())
+        print("starting zswapd", flush=True)
+        daemon = undo.enter_context(Daemon(size=f"{2 * args.data_mib}M", settings=settings))
+        device = daemon.swapon()
+        print(f"swapped on: {device} over {daemon.file}", flush=True)
+        display = Display(daemon.pool_sample, mmap.PAGESIZE, TITLES)
+        cgroup = undo.enter_context(MemoryCgroup("demo", args.memory_mib * MIB))
+        print(f"{args.data_mib} MiB of data in {args.memory_mib} MiB of memory", flush=True)
+        workload = undo.enter_context(Workload(options, cgroup.path, on_progress=display.update))
+        fullest = daemon.pool_sample()
+        for phase in workload.phases():
+            display.finished(_phase_line(phase))
+            fullest = max(fullest, daemon.pool_sample(), key=lambda sample: sample.pages)
+        print(
+            f"all {args.data_mib} MiB verified. At the fullest: {fullest.pages:,} pages "
+            f"({fullest.page_bytes / MIB:.0f} MiB) in {fullest.pool_bytes / MIB:.0f} MiB of memory, "
+            f"ratio {fullest.ratio:.2f}",
+            flush=True,
+        )
+        workload.kill()
+        daemon.swapoff()
+        print("swapped off", flush=True)
+    print(f"stopped, nothing left behind; {time.monotonic() - start:.1f} s in all")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    print("\ninterrupted: swapping off and cleaning up", flush=True)
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo.
+
+    Returns:
+        The exit code: 0 all bytes verified, 1 not, 2 it could not run, 130 interrupted.
+    """
+    args = _arguments(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        _check_machine(args.data_mib)
+    except HarnessError as exc:
+        print(f"scripts/demo: {exc}", file=sys.stderr)
+        return 2
+    try:
+        _run(args)
+    except HarnessError as exc:
+        print(f"scripts/demo: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("swapped off, stopped, nothing left behind")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`zswapd config`: what the settings are and where each comes from, whether they are right, and what they would be by default.
+
+Reads the same sources as `zswapd run` (sources.py), and no daemon: so a file can be checked before the daemon sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from zswapd.cli import output, render, sources
+from zswapd.config import SECTIONS, SETTINGS, describe
+from zswapd.config.kinds import shown
+from zswapd.host.configfiles import config_files
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+
+    from zswapd.config import Context
+
+    Command = Callable[[argparse.Namespace], tuple[object, Iterable[str]]]
+    """Returns what --json prints, and the lines otherwise."""
+
+WIDTH = 80
+"""Columns of the template."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do one of the commands that `add_commands` has made; return the exit code.
+
+    Raises:
+        ConfigError: a source is refused.
+    """
+    report, lines = options.show(options)
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for line in lines:
+            print(line)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    settings = describe(sources.load_config(options), options.key)
+    return settings, render.setting_lines(settings)
+
+
+def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    from zswapd.supervisor.start_check import check  # most of the program
+
+    config = sources.load_config(options)
+    found = check(config)
+    for text in found.warnings:
+        print(f"zswapd: warning: {text}", file=sys.stderr)
+    for text in found.unchecked:
+        print(f"zswapd: not checked: {text}", file=sys.stderr)
+    files = [str(path) for path in config_files(options.config)]
+    lines = [f"{path}: in order" for path in files] or ["there is no config file; the defaults are in order"]
+    return {"ok": True, "files": files, "warnings": found.warnings, "unchecked": found.unchecked}, lines
+
+
+def _defaults(_: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    context = sources.context()
+    report = {
+        row.dest: {
+            "default": row.default_for(context),
+            "takes": row.kind.describe(context),
+            "unit": row.unit,
+            "reloadable": row.reloadable,
+            "help": row.help,
+        }
+        for row in SETTINGS.values()
+    }
+    lines = template(context)
+    # In another character set it would be no TOML, which is UTF-8.
+    return report, lines if output.has_unicode(sys.stdout) else map(output.plain, lines)
+
+
+def template(context: Context) -> Iterator[str]:
+    """Yield the lines of a config file that has every setting with its default, each a comment.
+
+    Args:
+        context: what defaults depend on.
+    """
+    yield "# Settings of zswapd; see zswapd.toml(5). What is a comment here is the default."
+    for section, cls in SECTIONS.items():
+        yield ""
+        yield from _remark((cls.__doc__ or "").partition(": ")[2])
+        yield f"[{section}]"
+        for row in SETTINGS.values():
+            if row.section == section:
+                live = " Can change at run time." if row.reloadable else ""
+                yield ""
+                yield from _remark(f"{row.help} Takes {row.kind.describe(context)}.{live}")
+                yield f"#{row.key} = {shown(row.default_for(context))}"
+
+
+def _remark(text: str) -> list[str]:
+    text = text[:1].upper() + text[1:]
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def add_commands(config: argparse.ArgumentParser) -> None:
+    """Give `zswapd config` its commands.
+
+    Args:
+        config: its parser.
+    """
+    commands = config.add_subparsers(dest="config_command", required=True, metavar="COMMAND")
+
+    def add(name: str, show: Command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        description = text[:1].upper() + text[1:] + "."
+        command = commands.add_parser(name, help=text, description=description, parents=list(parents))
+        command.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
+        command.set_defaults(work=run, show=show)
+        return command
+
+    show_ = add("show", _show, "show settings, as `zswapd run` would find them, and where each comes from", sources.options())
+    show_.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
+    add("check", _check, "say whether the settings are right, or what is wrong in which line", sources.options())
+    add("defaults", _defaults, "print a config file with every setting, its meaning and its default")

@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From files and command line to one Config, or to one error that says what to write instead.
+
+Sources, later ones win: the table's defaults, the config file and its drop-ins (host/configfiles.py),
+the command line. Each source is brought into the same flat form (`section.key` → value and origin)
+before anything is judged, so that one check serves all. All or nothing: a Config exists only if
+every value in it was accepted, also after a change at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zswapd.config.characters import find_strange_character
+from zswapd.config.kinds import Context, Named, shown
+from zswapd.config.sizes import ValueRefused
+from zswapd.config.table import (
+    SECTIONS,
+    SETTINGS,
+    BackingSection,
+    CacheSection,
+    ControlSection,
+    FuseSection,
+    LogSection,
+    MemorySection,
+    MetricsSection,
+    PoolSection,
+    ServiceSection,
+    Setting,
+    SwapSection,
+)
+from zswapd.config.toml_lines import find_line
+from zswapd.errors import ConfigError
+from zswapd.host import cgroups
+from zswapd.host.configfiles import config_files, position, read_text
+from zswapd.host.hints import nearest
+from zswapd.host.installation import restart_daemon
+from zswapd.pages import PAGE_SIZE, round_down
+
+# tomllib takes time that grows with the square of the parts of a dotted key: this and the longest
+# file bound it to two seconds.
+_LONGEST_LINE = 4096
+BACKED_LIMIT_PERCENT = 20
+"""Default of pool.limit with a disk behind the pool, of all memory."""
+LONGEST_TEXT = 1024
+"""Characters of a value that is set at run time, blanks included: all of them together have to fit into the shared state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from."""
+
+    source: str
+    """A file's path, an option, or `default`."""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as a source wrote it."""
+
+    value: object
+    origin: Origin
+    text: bool = False
+    """From the command line or the control socket, where every value is text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every setting, checked; attributes by section, `config.pool.compressor`."""
+
+    fuse: FuseSection
+    swap: SwapSection
+    pool: PoolSection
+    cache: CacheSection
+    memory: MemorySection
+    backing: BackingSection
+    service: ServiceSection
+    control: ControlSection
+    metrics: MetricsSection
+    log: LogSection
+    context: Context
+    """What the values were checked against."""
+    given: Mapping[str, Given]
+    """What was written, by full name; entries of `swap.files` each under their own."""
+
+    def value(self, dest: str) -> object:
+        """Return the typed value of a setting by its full name."""
+        setting = SETTINGS[dest]
+        return getattr(getattr(self, setting.section), setting.key)
+
+    def origins(self, *dests: str) -> str:
+        """Return where settings come from, for messages.
+
+        Named are those that were written, entries of a table included.
+        """
+        found = [
+            str(given.origin)
+            for dest, given in self.given.items()
+            if any(dest == name or dest.startswith(name + ".") for name in dests)
+        ]
+        return ", ".join(dict.fromkeys(found)) or "default"
+
+    def swap_files(self) -> dict[str, int]:
+        """Return the size in bytes of every swap file by name, `swap` first; none of a daemon that only caches."""
+        first = {} if self.swap.size is None else {"swap": self.swap.size}
+        return {**first, **self.swap.files}
+
+
+def load(
+    *,
+    codecs: Iterable[str],
+    file: Path | None = None,
+    assignments: Sequence[tuple[str, str, str]] = (),
+    root: Path = Path("/"),
+    page_size: int = PAGE_SIZE,
+    memory: int = 0,
+) -> Config:
+    """Build the Config from all sources.
+
+    Args:
+        codecs: names that `pool.compressor` may have.
+        file: a config file to read instead of the default one; it must exist, the default one need not.
+        assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G", "--size").
+        root: where /etc and /proc are, for tests.
+        page_size: bytes in a page.
+        memory: what 100 % is, bytes, in place of what there is now; that of a running daemon, whose
+            swap files keep their sizes.
+
+    Raises:
+        ConfigError: a file cannot be read, or a setting is unknown or refused.
+    """
+    context = make_context(codecs, root=root, page_size=page_size)
+    if memory:
+        context = dataclasses.replace(context, memory_total=memory, limited_by="")
+    given: dict[str, Given] = {}
+    for path in config_files(file, root):
+        given |= _read_file(path, is_chosen=path == file)
+    for dest, text, option in assignments:
+        given[dest] = Given(text, Origin(option), text=True)
+    return build(given, context)
+
+
+def parse_assignment(text: str) -> tuple[str, str]:
+    """Split `section.key=value`.
+
+    Raises:
+        ConfigError: there is no `=` or no name before it.
+    """
+    dest, equals, value = text.partition("=")
+    if not equals or not dest.strip():
+        raise ConfigError(f"{shown(text)} is no assignment", hint="write section.key=value, for example pool.compressor=lzo")
+    return dest.strip(), value.strip()
+
+
+def changed(config: Config, settings: Mapping[str, object], *, source: str) -> Config:
+    """Return the Config with some settings changed, or raise and change none.
+
+    Args:
+        config: the Config that runs now.
+        settings: new values by full name, typed or as text.
+        source: who asks, for the origin.
+
+    Raises:
+        ConfigError: a setting is unknown, cannot change at run time, or its value is refused.
+    """
+    for dest, value in settings.items():
+        setting = _find_setting(dest, source)
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise ConfigError(f"{dest} is {len(value)} characters long", hint=f"write {LONGEST_TEXT} at most")
+        if not setting.reloadable:
+            raise ConfigError(
+                f"{dest} cannot change while the daemon runs",
+                hint=f"put it into the config file, then {restart_daemon()}; what can: {', '.join(reloadable_names())}",
+            )
+    new = {dest: Given(value, Origin(source), text=isinstance(value, str)) for dest, value in settings.items()}
+    return build({**config.given, **new}, config.context)
+
+
+def reloadable_names() -> list[str]:
+    """Return the full names of the settings that can change at run time."""
+    return [dest for dest, setting in SETTINGS.items() if setting.reloadable]
+
+
+def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return settings as plain values for `get`, all of them if none is named.
+
+    Returns:
+        By full name: value (paths as strings), written form, origin, unit, and whether it can
+        change. For `pool.limit`, also what counts in bytes, since
+        `pool.zv_page_count_policy_percent` bounds the same memory.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    rows = [_find_setting(name, "get") for name in names] if names else list(SETTINGS.values())
+    return {row.dest: _describe_one(config, row) for row in rows}
+
+
+def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
+    value = config.value(row.dest)
+    effective = {"effective": pool_limit_bytes(config)} if row.dest == "pool.limit" else {}
+    entries = [given for dest, given in config.given.items() if dest == row.dest or dest.startswith(row.dest + ".")]
+    return {
+        "value": str(value) if isinstance(value, Path) else dict(value) if isinstance(value, Mapping) else value,
+        "written": entries[0].value if len(entries) == 1 and not isinstance(row.kind, Named) else None,
+        "origin": ", ".join(dict.fromkeys(str(given.origin) for given in entries)) or "default",
+        "unit": row.unit,
+        "reloadable": row.reloadable,
+        **effective,
+    }
+
+
+def make_context(codecs: Iterable[str], *, root: Path = Path("/"), page_size: int = PAGE_SIZE) -> Context:
+    """Return what values are checked against on this machine.
+
+    Memory is what the lowest limit above this process leaves.
+
+    Args:
+        codecs: see `load`, as for the others.
+        root: where /proc and /sys are.
+        page_size: bytes in a page.
+
+    Raises:
+        ConfigError: /proc/meminfo does not say how much memory there is.
+    """
+    total, limits = memory_total(root), cgroups.find(root)
+    if limits:
+        return Context(limits[0].bytes, page_size, frozenset(codecs), str(limits[0].file))
+    return Context(total, page_size, frozenset(codecs))
+
+
+def pool_limit_bytes(config: Config) -> int:
+    """Return the bytes that the pool may hold.
+
+    It is the lower of pool.limit and pool.zv_page_count_policy_percent.
+    """
+    pool, total = config.pool, config.context.memory_total
+    default = total * BACKED_LIMIT_PERCENT // 100 if config.backing.path else total
+    bound = total * pool.zv_page_count_policy_percent // 100
+    return round_down(min(default if pool.limit is None else pool.limit, bound), config.context.page_size)
+
+
+def memory_total(root: Path = Path("/")) -> int:
+    """Return the machine's memory in bytes.
+
+    Raises:
+        ConfigError: /proc/meminfo does not say.
+    """
+    path = root / "proc/meminfo"
+    try:
+        match = re.search(r"^MemTotal:\s*(\d+) kB", path.read_text(), re.MULTILINE)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="`mount -t proc proc /proc`") from error
+    if match is None:
+        raise ConfigError(f"{path} has no MemTotal", hint="`mount -t proc proc /proc`")
+    return int(match[1]) * 1024
+
+
+def _read_file(path: Path, *, is_chosen: bool) -> dict[str, Given]:
+    text = read_text(path, is_chosen=is_chosen)
+    _check_length(path, text)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _not_toml(path, text, error) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} nests too deep", hint="sections hold plain keys") from error
+    return dict(_flatten(document, path, text))
+
+
+def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    found = find_strange_character(text, str(error))
+    if found is not None:
+        place = position(path, text, found.place)
+        return ConfigError(f"{place}: there is {found.name}, which means nothing in TOML", hint=found.advice)
+    line = re.search(r"line (\d+)", str(error))
+    origin = Origin(str(path), int(line[1]) if line else None)
+    return ConfigError(f"{origin}: {error}", hint='the form is TOML: [section], key = value, strings in "quotes"')
+
+
+def _check_length(path: Path, text: str) -> None:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > _LONGEST_LINE:
+            raise ConfigError(
+                f"{path}:{number}: the line is longer than {_LONGEST_LINE} characters",
+                hint="below [section.key], each entry of a table has a line of its own",
+            )
+
+
+def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[tuple[str, Given]]:
+    for section, keys in document.items():
+        if not isinstance(keys, dict):
+            raise _not_in_a_section(section, Origin(str(path), find_line(text, [section])))
+        for key, value in keys.items():
+            setting = SETTINGS.get(f"{section}.{key}")
+            if setting and isinstance(setting.kind, Named) and isinstance(value, dict):
+                for name, entry in value.items():
+                    yield (
+                        f"{setting.dest}.{name}",
+                        Given(entry, Origin(str(path), find_line(text, [section, key, name]))),
+                    )
+            else:
+                yield f"{section}.{key}", Given(value, Origin(str(path), find_line(text, [section, key])))
+        if section not in SECTIONS:  # an empty one; a key in it is refused with the others
+            raise _unknown_section(section, Origin(str(path), find_line(text, [section])))
+
+
+def build(given: Mapping[str, Given], context: Context) -> Config:
+    """Return the Config that comes of what was written.
+
+    Raises:
+        ConfigError: a setting is unknown or refused.
+    """
+    for dest, item in given.items():
+        _find_setting(dest, item.origin)
+    sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
+    for setting in SETTINGS.values():
+        sections[setting.section][setting.key] = _convert(setting, given, context)
+    built: dict[str, Any] = {section: SECTIONS[section](**keys) for section, keys in sections.items()}
+    config = Config(**built, context=context, given=dict(given))
+    _check_together(config)
+    return config
+
+
+def _convert(setting: Setting, given: Mapping[str, Given], context: Context) -> object:
+    if isinstance(setting.kind, Named):
+        return _convert_entries(setting, setting.kind, given, context)
+    item = given.get(setting.dest)
+    if item is None:
+        return setting.kind.convert(setting.default_for(context), context)
+    value = setting.kind.from_text(item.value) if item.text and isinstance(item.value, str) else item.value
+    try:
+        return setting.kind.convert(value, context)
+    except ValueRefused as refused:
+        raise _refused(setting.dest, item.origin, refused) from None
+
+
+def _convert_entries(setting: Setting, kind: Named[object], given: Mapping[str, Given], context: Context) -> dict[str, object]:
+    entries: dict[str, object] = {}
+    for dest, item in given.items():
+        name = dest.removeprefix(setting.dest + ".")
+        if dest != setting.dest and name == dest:
+            continue  # another setting's
+        try:
+            if dest == setting.dest:
+                kind.convert(item.value, context)  # not a table: refused, with the form of an entry
+            kind.check_name(name)
+            value = kind.kind.from_text(item.value) if item.text and isinstance(item.value, str) else item.value
+            entries[name] = kind.kind.convert(value, context)
+        except ValueRefused as refused:
+            raise _refused(dest, item.origin, refused) from None
+    return entries
+
+
+def _check_together(config: Config) -> None:
+    """Refuse values that are right alone and wrong together."""
+    at = config.origins
+    _check_volumes(config, at)
+    if config.control.socket.is_relative_to(config.fuse.mountpoint):
+        raise ConfigError(
+            f"{at('control.socket', 'fuse.mountpoint')}: control.socket {config.control.socket} lies below fuse.mountpoint, "
+            "which the mount hides",
+            hint="put the socket beside the mountpoint",
+        )
+    if not config.swap_files() and config.cache.limit is None:
+        raise ConfigError(
+            f"{at('swap.size', 'cache.limit')}: there is no swap file, and no cache either", hint="set swap.size or cache.limit"
+        )
+    if not config.swap_files() and config.backing.path:
+        raise ConfigError(
+            f"{at('swap.size', 'backing.path')}: there is no swap file, which a backing is for",
+            hint="set swap.size, or backing.path to nothing",
+        )
+    if config.backing.path and not config.fuse.hook:
+        raise ConfigError(
+            f"{at('backing.path', 'fuse.hook')}: a backing needs the FUSE hook",
+            hint="set fuse.hook = true, or backing.path to nothing",
+        )
+    if config.backing.path and config.backing.path.is_relative_to(config.fuse.mountpoint):
+        raise ConfigError(
+            f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} lies in fuse.mountpoint, "
+            "whose files it is to stand behind",
+            hint="choose a file or device outside of it",
+        )
+    if config.backing.buffers < 4 << 20:
+        raise ConfigError(
+            f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads",
+            hint="write 4M or more",
+        )
+
+
+def _check_volumes(config: Config, at: Callable[..., str]) -> None:
+    names = [f"cache.volumes.{name}" for name in config.cache.volumes]
+    if names and config.cache.limit is None:
+        raise ConfigError(
+            f"{at(*names, 'cache.limit')}: there are cache.volumes, but no cache to keep their pages",
+            hint="set cache.limit, or remove the volumes",
+        )
+    if len(names) > config.cache.max_volumes:
+        raise ConfigError(
+            f"{at(*names, 'cache.max_volumes')}: {len(names)} cache.volumes are more than cache.max_volumes, "
+            f"which is {config.cache.max_volumes}",
+            hint=f"set cache.max_volumes = {len(names)}, or remove some",
+        )
+
+
+def _refused(dest: str, origin: Origin, refused: ValueRefused) -> ConfigError:
+    return ConfigError(f"{origin}: {dest} {refused.message}", hint=refused.hint)
+
+
+def _find_setting(dest: str, origin: Origin | str) -> Setting:
+    """Return the row of a full name, or of the table that it is an entry of.
+
+    Raises:
+        ConfigError: there is none; the hint names the nearest.
+    """
+    setting = SETTINGS.get(dest)
+    if setting is not None:
+        return setting
+    section, _, key = dest.partition(".")
+    for named in SETTINGS.values():
+        if isinstance(named.kind, Named) and dest.startswith(named.dest + "."):
+            return named
+    if section not in SECTIONS:
+        raise _unknown_section(section, origin, dest)
+    near = _nearest_setting(dest, key)
+    keys = ", ".join(row.key for row in SETTINGS.values() if row.section == section)
+    raise ConfigError(
+        f"{origin}: unknown setting {dest}",
+        hint=f"did you mean {near}?" if near else f"[{section}] has: {keys}",
+    )
+
+
+def _nearest_setting(dest: str, key: str) -> str | None:
+    same_key = [name for name, row in SETTINGS.items() if row.key == key]
+    return same_key[0] if same_key else nearest(dest, set(SETTINGS))
+
+
+def _unknown_section(section: str, origin: Origin | str, dest: str = "") -> ConfigError:
+    near = nearest(section, set(SECTIONS)) or nearest(dest, set(SETTINGS))
+    return ConfigError(
+        f"{origin}: unknown section [{shown(section)[1:-1]}]",
+        hint=f"did you mean {near}?" if near else f"sections are: {', '.join(SECTIONS)}",
+    )
+
+
+def _not_in_a_section(key: str, origin: Origin) -> ConfigError:
+    rows = [row for row in SETTINGS.values() if row.key == key]
+    hint = f"put it below [{rows[0].section}]" if rows else f"keys stand below one of: {', '.join(SECTIONS)}"
+    return ConfigError(f"{origin}: {shown(key)[1:-1]} stands outside of a section", hint=hint)

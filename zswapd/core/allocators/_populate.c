@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Populates a range of the arena in short pieces, with a pause after each, in one call without the GIL; and punches many ranges in
+ * another.
+ *
+ * Why pieces: zeroing 8 MiB takes some milliseconds. On a box whose other processors are busy, the refilling thread then stands before
+ * a program that swaps; the page path runs out of requests, its processor becomes idle, and pulls that program over, since after half
+ * a millisecond without a processor (sched_migration_cost) it counts as cold. A program that has run on two processors has an
+ * interrupt sent to the second for every dirty page it swaps out (TLB flush), for good: between virtual processors that
+ * halves the rate of swap-out. A piece takes a tenth of a millisecond.
+ *
+ * Why without the GIL: taking it back between two pieces would make the page path wait until this thread gets a processor; and this
+ * thread wait a millisecond for each of a thousand single frames, while the page path evicts more.
+ *
+ * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile, this thread would take, page by page,
+ * what those wait for who have to give it a request (supervisor/ballast.py).
+ *
+ * Who says how much memory is to be left is in no hurry: the pieces are then the work of an idle task, behind which no program ever
+ * waits, for LEISURE_NS, or until another thread makes it an ordinary one: an idle task may get no processor to notice the time. Only
+ * here, where the GIL is not held: whoever holds it must not wait for an idle processor.
+ *
+ * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only their first touch faults.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE
+#include <Python.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
+#include <time.h>
+
+#define LEISURE_NS 50000000ll /* a job of 8 MiB takes some milliseconds; beside programs that compute it would take seconds */
+
+/* Back one piece with pages of the file, then map them: 0 or an errno. The file's pages come first, since that needs no lock of the
+ * address space. */
+static int populate_piece(int fd, char *address, off_t offset, size_t length, int advice)
+{
+	while (fallocate(fd, 0, offset, (off_t)length) != 0)
+		if (errno != EINTR)
+			return errno;
+	while (madvise(address, length, advice) != 0) {
+		if (errno == EINVAL)
+			return 0;
+		if (errno != EINTR)
+			return errno;
+	}
+	return 0;
+}
+
+static bool is_above(uint64_t floor)
+{
+	struct sysinfo now;
+
+	return floor == 0 || sysinfo(&now) != 0 || (uint64_t)now.freeram * now.mem_unit >= floor;
+}
+
+/* Say in `done` how many bytes are populated for certain, from the first on. */
+static int populate(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause, uint64_t floor,
+                    size_t *done)
+{
+	int error = 0;
+
+	for (*done = 0; *done < length; *done += piece) {
+		if (*done > 0)
+			nanosleep(&pause, NULL); /* a signal ends it early, which does no harm */
+		if (piece > length - *done)
+			piece = length - *done;
+		error = is_above(floor) ? populate_piece(fd, base + offset + *done, offset + (off_t)*done, piece, advice) : EAGAIN;
+		if (error != 0)
+			break;
+	}
+	return error;
+}
+
+/* The same, as an idle task for LEISURE_NS. */
+static int populate_at_leisure(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause,
+                               uint64_t floor, size_t *done)
+{
+	int policy = sched_getscheduler(0), error = 0;
+	struct sched_param own, idle = {0};
+	struct timespec start, now;
+	size_t part;
+	bool is_idle = policy >= 0 && sched_getparam(0, &own) == 0 && sched_setscheduler(0, SCHED_IDLE, &idle) == 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (*done = 0; *done < length && error == 0; *done += part) {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (is_idle && (now.tv_sec - start.tv_sec) * 1000000000ll + now.tv_nsec - start.tv_nsec > LEISURE_NS) {
+			sched_setscheduler(0, policy, &own);
+			is_idle = false;
+		}
+		if (*done > 0)
+			nanosleep(&pause, NULL);
+		part = piece < length - *done ? piece : length - *done;
+		error = populate(fd, base, offset + (off_t)*done, part, advice, piece, pause, floor, &part);
+	}
+	if (is_idle)
+		sched_setscheduler(0, policy, &own);
+	return error;
+}
+
+static PyObject *py_populate(PyObject *self, PyObject *args)
+{
+	unsigned long long base, offset, length, piece, floor;
+	size_t done;
+	struct timespec pause = {0, 0};
+	unsigned pause_us;
+	int fd, advice, error;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iKKKiKIK:populate", &fd, &base, &offset, &length, &advice, &piece, &pause_us, &floor))
+		return NULL;
+	if (piece == 0 || pause_us >= 1000000) {
+		PyErr_SetString(PyExc_ValueError, "a piece has at least one byte, a pause is shorter than a second");
+		return NULL;
+	}
+	pause.tv_nsec = (long)pause_us * 1000;
+	Py_BEGIN_ALLOW_THREADS
+	error = (floor > 0 ? populate_at_leisure : populate)(fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice,
+	                                                     (size_t)piece, pause, floor, &done);
+	Py_END_ALLOW_THREADS
+	return Py_BuildValue("in", error, (Py_ssize_t)done);
+}
+
+/* Punch ranges (offset and length in turn) until one fails; return how many were punched. */
+static Py_ssize_t punch(int fd, const int64_t *ranges, Py_ssize_t count)
+{
+	Py_ssize_t done;
+
+	for (done = 0; done < count; done++) {
+		while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * done], ranges[2 * done + 1]) != 0)
+			if (errno != EINTR)
+				return done;
+	}
+	return done;
+}
+
+static PyObject *py_punch(PyObject *self, PyObject *args)
+{
+	Py_buffer ranges;
+	Py_ssize_t done;
+	int fd;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iy*:punch", &fd, &ranges))
+		return NULL;
+	if (ranges.len % (Py_ssize_t)(2 * sizeof(int64_t)) != 0) {
+		PyBuffer_Release(&ranges);
+		PyErr_SetString(PyExc_ValueError, "a range is an offset and a length");
+		return NULL;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	done = punch(fd, ranges.buf, ranges.len / (Py_ssize_t)(2 * sizeof(int64_t)));
+	Py_END_ALLOW_THREADS
+	PyBuffer_Release(&ranges);
+	return PyLong_FromSsize_t(done);
+}
+
+static PyMethodDef methods[] = {
+    {"punch", py_punch, METH_VARARGS, PyDoc_STR("punch(fd, ranges) -> how many were punched")},
+    {"populate", py_populate, METH_VARARGS, PyDoc_STR("populate(fd, base, offset, length, advice, piece, pause_us, floor) -> (errno, bytes)")},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "zswapd.core.allocators._populate",
+    .m_doc = PyDoc_STR("Populates a range of the arena in short pieces, and punches many, without the GIL."),
+    .m_size = 0,
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__populate(void)
+{
+	return PyModuleDef_Init(&module);
+}

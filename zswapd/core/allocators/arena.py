@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The arena: the one shared-memory file that holds every stored page and the table that describes its frames.
+
+Why a file: its descriptor can be handed to a successor process, and holes can be punched into it, so memory goes back to the
+system frame by frame. Two kinds, best first:
+
+- `tmpfs`: an unlinked file on a tmpfs mounted with `noswap` (Linux 6.4). Its pages can never be swapped out, whoever maps them
+  and whether or not anybody does, which is what a pool that *is* the swap device needs. The mount is detached (fsmount), so it
+  has no path and vanishes with the last descriptor.
+- `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped and locked.
+
+Layout, version 5 (offsets in frames; F = number of frames):
+
+    0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
+                 to know again to read the rest (core/core.py: the swap files and their sizes); its last byte is `distrusted`,
+                 and the words before that are `note_renewed`'s
+    1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
+    T .. F       frames that can be handed out
+
+Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its
+magic, which is written last, is that of an arena whose maker died. The shared state has a copy of
+it (handover/state.py), without which one bit that changes by itself would keep every successor away.
+
+Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe any note about it. Note what
+it counts: a page that fallocate(2) has taken and nobody has touched yet is memory, but no data.
+
+Limits: memory is asked for in `populate` only. Any other first touch of a page of the arena is a bug on the page path: the
+kernel would have to find memory while it waits for us to free some. Nothing here is called on that path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from zswapd.core.allocators._populate import populate, punch
+from zswapd.errors import ArenaError
+from zswapd.host.machine import EHWPOISON
+from zswapd.pages import round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+LAYOUT_VERSION = 5
+CHANGING_LAYOUT = 6
+"""An arena of an older layout that a takeover is rewriting: parts of it are as in 5,
+others as they were.
+"""
+READABLE_LAYOUTS = (2, 3, 5, 6)
+"""3 is 5 with single marks (frametable.py: no mark in word 1; zpages.py: a dead object's word of
+life is 0, an object may have no checksum); 2 is 3 without an ephemeral half: its seals are those of
+the persistent one."""
+TABLE_ENTRY_BYTES = 16
+RENEWED_MAX = 31
+"""Frames that the superblock has room to note (`note_renewed`)."""
+PIECE_BYTES = 256 << 10
+"""What `populate` does at a time: 0.1 ms of zeroing."""
+PAUSE_US = 50
+"""Its sleep after each, 0.1 ms with the kernel's timer slack: still 1 GiB a second, six times what swap-out takes."""
+_SUPERBLOCK = struct.Struct("=8sIIQIHH")
+"""Magic, layout version, page size, frames, first frame that can be handed out, kind, length of the label that follows."""
+_MAGIC = b"zswapd\0A"
+_LAYOUT_WORD = 2
+"""Place of the layout's version, in words."""
+_KINDS = ("tmpfs", "memfd")
+"""By the number that the superblock has for them."""
+
+_MADV_DONTDUMP, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 16, 22, 23
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+# The mount API has the same numbers on every architecture (they were assigned after the tables were unified).
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC, _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = (
+    1,
+    1,
+    0,
+    1,
+    6,
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.syscall.restype = ctypes.c_long
+
+
+def _syscall(number: int, *args: int | bytes | None) -> int:
+    converted = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in args]
+    result: int = _libc.syscall(ctypes.c_long(number), *converted)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _open_noswap_tmpfs() -> int:
+    """Return the descriptor of an unlinked file on a detached tmpfs with `noswap`; OSError where the kernel has none."""
+    context = _syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
+    try:
+        _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"noswap", None, 0)
+        # size=0 lifts tmpfs' own default of half the memory: the pool has limits of its own.
+        _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"size", b"0", 0)
+        _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"mode", b"0700", 0)
+        _syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        mount = _syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=mount)
+    finally:
+        os.close(mount)
+
+
+def open_backing(kind: str) -> tuple[int, str]:
+    """Return (descriptor, kind reached) for the kind wished for: "tmpfs", "memfd" or "auto"."""
+    if kind not in ("auto", "tmpfs", "memfd"):
+        raise ArenaError(f"unknown kind of arena {kind!r}", hint='use "auto", "tmpfs" or "memfd"')
+    if kind != "memfd":
+        try:
+            return _open_noswap_tmpfs(), "tmpfs"
+        except OSError as error:
+            if kind == "tmpfs":
+                raise ArenaError(
+                    f"cannot make a tmpfs with noswap: {error.strerror}",
+                    hint='it needs Linux 6.4 and CAP_SYS_ADMIN; set memory.arena = "memfd" otherwise',
+                ) from error
+    return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
+
+
+def _hint(error: Exception) -> str:
+    """Return what to do about an arena that cannot be mapped."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "lift the limit of a file's size: ulimit -f unlimited"
+    return "lower pool.limit or swap.size"
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the memory of a range of a file back, poisoned or not.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    while _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+def head_frames(frames: int, page_size: int) -> int:
+    """Return the frames that superblock and table take before so many others."""
+    # The table describes itself as well: indexing by frame number then needs no subtraction.
+    return 1 + round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
+
+
+def label_room(page_size: int) -> int:
+    """Return the length that a label must stay below."""
+    return page_size - _SUPERBLOCK.size
+
+
+class _Head(NamedTuple):
+    """The fields of `_SUPERBLOCK`."""
+
+    magic: bytes
+    version: int
+    page_size: int
+    total_frames: int
+    first_frame: int
+    kind: int
+    label_bytes: int
+
+
+def _read_superblock(fd: int) -> tuple[_Head, bool]:
+    """Return what an inherited file begins with, and whether that can be read.
+
+    Memory that is poisoned cannot be read (EIO).
+
+    Raises:
+        ArenaError: the file cannot be read at all.
+    """
+    try:
+        head = os.pread(fd, _SUPERBLOCK.size, 0)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise ArenaError(f"cannot read the inherited arena: {error.strerror}", hint="start without one") from error
+        return _Head(b"", 0, 0, 0, 0, 0, 0), False
+    if len(head) < _SUPERBLOCK.size:
+        raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
+    return _Head(*_SUPERBLOCK.unpack(head)), True
+
+
+def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
+    """Return what a superblock has to be by its copy.
+
+    Its version may be that of a later program than the maker.
+    """
+    version = head.version if head.version in READABLE_LAYOUTS else copy["layout"]
+    kind, label = _KINDS.index(copy["kind"]), copy["label"].encode()
+    return _Head(_MAGIC, version, copy["page_size"], copy["total_frames"], copy["first_frame"], kind, len(label))
+
+
+class Arena:
+    """One shared mapping of `frames` frames behind a table that describes them.
+
+    Args:
+        frames: frames that can be handed out; superblock and table come on top.
+        page_size: bytes in a frame, a power of two and a multiple of the system's page.
+        kind: "tmpfs", "memfd", or "auto" for the first of the two that the kernel has.
+        label: bytes for whoever adopts the arena; what they mean is the maker's business.
+
+    Attributes:
+        fd: the file's descriptor.
+        kind: "tmpfs" or "memfd".
+        label: as above.
+        is_older: the layout is one before LAYOUT_VERSION, or CHANGING_LAYOUT.
+        view: the whole mapping as bytes; a handle of an allocator is an offset into it.
+        words32, words64: the same as machine words. Setting one is a single store, which nothing can cut short: words that
+            others are to find after a sudden death are written so, and not through struct, which clears its place first.
+        table: the frame table as 32-bit words, four a frame; table_pairs: as 64-bit words, two a
+            frame.
+        first_frame: number of the first frame that can be handed out.
+        total_frames: number of all frames, superblock and table included.
+
+    Raises:
+        ArenaError: the kernel gives neither file nor mapping.
+    """
+
+    def __init__(self, frames: int, page_size: int, *, kind: str = "auto", label: bytes = b"") -> None:
+        if frames < 1:
+            raise ArenaError("an arena of no frames was asked for", hint="give the pool a limit of at least one page")
+        if len(label) >= label_room(page_size):
+            raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
+        first_frame = head_frames(frames, page_size)
+        fd, kind = open_backing(kind)
+        try:
+            os.ftruncate(fd, (first_frame + frames) * page_size)
+            self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise ArenaError(f"cannot map an arena of {frames} frames: {error}", hint=_hint(error)) from error
+        self.populate(0, page_size)
+        self.view[_SUPERBLOCK.size : _SUPERBLOCK.size + len(label)] = label
+        superblock = (LAYOUT_VERSION, page_size, self.total_frames, first_frame, _KINDS.index(kind), len(label))
+        _SUPERBLOCK.pack_into(self.view, 0, bytes(len(_MAGIC)), *superblock)
+        self.view[: len(_MAGIC)] = _MAGIC
+
+    @classmethod
+    def adopt(cls, fd: int, copy: Mapping[str, Any] | None = None) -> Self:
+        """Return the arena that another process made in the file of an inherited descriptor, exactly as it is.
+
+        Nothing is written, and nothing of the file is read but its superblock: what is in the
+        frames is found by the frames' owners. The descriptor is the arena's from then on. A
+        superblock that differs from its copy, or cannot be read, has been damaged: it is written
+        anew.
+
+        Args:
+            fd: the file; it stays open when this fails.
+            copy: what `description` of the maker's arena was; None if its program did not keep
+                that.
+
+        Raises:
+            ArenaError: it is no arena, one of another layout or page size, or the kernel gives no mapping.
+        """
+        head, is_readable = _read_superblock(fd)
+        if copy is not None:
+            head = _expected(head, copy)
+        if head.magic != _MAGIC:
+            raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
+        if head.version not in READABLE_LAYOUTS:
+            raise ArenaError(
+                f"the inherited arena has layout {head.version}, this program reads {READABLE_LAYOUTS}",
+                hint="let the version of zswapd that made it go on, swap off, then start this one",
+            )
+        page_size, length = head.page_size, os.fstat(fd).st_size
+        if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
+            raise ArenaError(f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}")
+        table_end = page_size + head.total_frames * TABLE_ENTRY_BYTES
+        if (
+            length != head.total_frames * page_size
+            or not table_end <= head.first_frame * page_size < length
+            or head.first_frame != head_frames(head.total_frames - head.first_frame, page_size)
+            or head.kind >= len(_KINDS)
+            or head.label_bytes >= page_size - _SUPERBLOCK.size
+        ):
+            raise ArenaError("the inherited arena's superblock contradicts its file", hint="start without it")
+        self = cls.__new__(cls)
+        try:
+            label = copy["label"].encode() if copy is not None else os.pread(fd, head.label_bytes, _SUPERBLOCK.size)
+            self._map_file(fd, _KINDS[head.kind], page_size, head.first_frame, head.total_frames, label)
+        except (OSError, ValueError) as error:
+            raise ArenaError(f"cannot map the inherited arena of {head.total_frames} frames: {error}") from error
+        self.is_older = head.version != LAYOUT_VERSION
+        if copy is not None:
+            self._mend(head, is_readable=is_readable)
+        return self
+
+    def _mend(self, head: _Head, *, is_readable: bool) -> None:
+        """Write the superblock anew where it is not what it has to be."""
+        if not is_readable:
+            self.renew(0)
+            self.distrusted = True  # what was noted there is unknown
+        whole = _SUPERBLOCK.pack(*head) + self.label
+        if self.view[: len(whole)] != whole:
+            self.view[: len(whole)] = whole
+
+    def description(self) -> dict[str, Any]:
+        """Return what the superblock says, as JSON can say it: for a copy elsewhere (`adopt`)."""
+        return {
+            "layout": LAYOUT_VERSION,
+            "page_size": self.page_size,
+            "total_frames": self.total_frames,
+            "first_frame": self.first_frame,
+            "kind": self.kind,
+            "label": self.label.decode(),
+        }
+
+    def _map_file(self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes) -> None:
+        """Map the whole file and fill in the attributes; touches no page of it."""
+        length = total_frames * page_size
+        self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
+        self.fd, self.kind, self.label, self.is_older = fd, kind, label, False
+        self.page_size, self.first_frame, self.total_frames = page_size, first_frame, total_frames
+        self.view = memoryview(self._map)
+        table = self.view[page_size : page_size + total_frames * TABLE_ENTRY_BYTES]
+        self.table, self.table_pairs = table.cast("I"), table.cast("Q")
+        table.release()
+        self.words32, self.words64 = self.view.cast("I"), self.view.cast("Q")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        # Other people's memory has no business in our core dumps.
+        _libc.madvise(self._address, length, _MADV_DONTDUMP)
+
+    def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
+        """Make the kernel back a byte range with memory, and map it. May block for long, with the GIL released.
+
+        First the file's pages, which needs no lock of the address space, then the page tables (one page for 2 MiB). Populating
+        in one step would wait for memory under `mmap_lock`, and the page path could not even grow its heap meanwhile. In pieces
+        of PIECE_BYTES, so that whoever shares the processor gets it back soon (`_populate.c` says what happens otherwise).
+
+        Args:
+            offset: where the range begins.
+            length: its bytes; whole pages are populated.
+            floor: end at a piece before which the system has fewer free bytes than this, and give way to everybody.
+
+        Returns:
+            How many bytes from `offset` on are populated: fewer than `length` only because of `floor`.
+
+        Raises:
+            ArenaError: no memory; nothing can be said about how much of the range is backed, populating again is harmless.
+        """
+        start = offset - offset % mmap.PAGESIZE
+        whole = round_up(offset + length, mmap.PAGESIZE) - start
+        code, done = populate(self.fd, self._address, start, whole, _MADV_POPULATE_WRITE, PIECE_BYTES, PAUSE_US, floor)
+        if code and code != errno.EAGAIN:
+            raise ArenaError(
+                f"no memory for {whole} more bytes of the pool: {os.strerror(code)}",
+                hint="the pool stays as large as it is",
+            )
+        return length if done == whole else max(0, start + done - offset)
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> int:
+        """Call fallocate(2) until no signal interrupts it; return 0 or the errno."""
+        while _libc.fallocate(self.fd, mode, offset, length) != 0:
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                return code
+        return 0
+
+    def begin_rewriting(self) -> None:
+        """Say that an older layout is being changed to this program's.
+
+        Older programs then do not misread it.
+        """
+        if self.is_older:
+            self.words32[_LAYOUT_WORD] = CHANGING_LAYOUT
+
+    def end_rewriting(self) -> None:
+        """Say that everything in the arena has this program's layout."""
+        if self.is_older:
+            self.words32[_LAYOUT_WORD] = LAYOUT_VERSION
+            self.is_older = False
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether something in the arena was found damaged, and its traces removed, since who needs to know took note.
+
+        It stands in the arena, so that a death between finding and noting does not make the next process trust the rest.
+        """
+        return bool(self.view[self.page_size - 1])
+
+    @distrusted.setter
+    def distrusted(self, found: bool) -> None:
+        self.view[self.page_size - 1] = 255 if found else 0  # a bit that flips leaves what is true
+        if not found:
+            for place in self._note_places():
+                self.words64[place] = 0
+
+    def _note_places(self) -> range:
+        """Return the places of the words in which frames are noted.
+
+        They are the superblock's last words but one, as far as the label leaves them free.
+        """
+        end = self.page_size // 8 - 1
+        return range(max(end - RENEWED_MAX, -(-(_SUPERBLOCK.size + len(self.label)) // 8)), end)
+
+    def note_renewed(self, frame: int) -> None:
+        """Note a frame whose memory is about to be exchanged.
+
+        `distrusted` is set, and taking that back forgets the note.
+
+        It stands in the arena for the same reason. There are RENEWED_MAX places; a frame that finds
+        none is not noted, and a death before the takeover has ended then leaves it to the checksums
+        to find what has lain there.
+        """
+        for place in self._note_places():
+            if self.words64[place] in (0, frame):
+                self.words64[place] = frame
+                return
+
+    def renewed_frames(self) -> list[int]:
+        """Return the frames that were noted since everything in the arena was last trusted."""
+        if not self.distrusted:
+            return []
+        return [frame for place in self._note_places() if (frame := self.words64[place])]
+
+    def table_offset(self, frame: int) -> int:
+        """Return the byte offset of a frame's words in the table."""
+        return self.page_size + frame * TABLE_ENTRY_BYTES
+
+    def populate_table(self, frame: int, count: int) -> None:
+        """Populate the part of the frame table that describes `count` frames from `frame` on."""
+        self.populate(self.table_offset(frame), count * TABLE_ENTRY_BYTES)
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give the memory of a byte range back to the system; it reads as zeros afterwards, also when it was locked.
+
+        Raises:
+            ArenaError: the kernel refuses, which no tmpfs or memfd does.
+        """
+        code = self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+        if code:
+            raise ArenaError(f"cannot give {length} bytes back: {os.strerror(code)}")
+
+    def punch_runs(self, runs: Sequence[tuple[int, int]]) -> int:
+        """Do the same for many (first frame, frames) in one call without the GIL; return how many, before one that failed."""
+        size = self.page_size
+        ranges = array("q")
+        for first, count in runs:
+            ranges.append(first * size)
+            ranges.append(count * size)
+        return punch(self.fd, ranges)
+
+    def data_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (begin, end) in bytes of every stretch of the file between two offsets whose pages exist and were touched.
+
+        The kernel says so (SEEK_DATA), by the system's pages; nothing is touched. Cut at `begin` and `end`.
+        """
+        while begin < end:
+            try:
+                first = os.lseek(self.fd, begin, os.SEEK_DATA)
+                last = os.lseek(self.fd, first, os.SEEK_HOLE) if first < end else end
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nothing but holes follows
+                    raise ArenaError(f"the arena's file cannot be searched: {error.strerror}") from error
+                return
+            if first < end:
+                yield first, min(last, end)
+            begin = last
+
+    def map_in(self, offset: int, length: int) -> list[int]:
+        """Put pages that the file has into this process' page tables, so that the page path meets no fault. May block.
+
+        Reading them in maps them writable, 16 at a time, since shared memory is not tracked for write-back; that takes half
+        as long as populating for writing.
+
+        Returns:
+            The offsets of the system's pages whose memory is poisoned: an uncorrectable error was
+            found in it, and a process that touches one gets SIGBUS. Linux 5.16 and later keep such
+            a page in the file and say so (EHWPOISON); earlier ones take it out, which leaves a
+            hole. All other failures are a matter of speed, and are not looked at.
+        """
+        if _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ) == 0 or ctypes.get_errno() != EHWPOISON:
+            return []
+        if length <= mmap.PAGESIZE:
+            return [offset]
+        # The kernel does not say which page it is. The other half of each cut costs one call.
+        half = round_up(length // 2, mmap.PAGESIZE)
+        return self.map_in(offset, half) + self.map_in(offset + half, length - half)
+
+    def renew(self, offset: int) -> None:
+        """Have another page of memory, all zeros, in place of one that is poisoned.
+
+        The kernel never uses the old one again.
+
+        After a death between the two steps there is a hole.
+
+        Raises:
+            ArenaError: there is no memory for it.
+        """
+        self.punch(offset, mmap.PAGESIZE)
+        self.populate(offset, mmap.PAGESIZE)
+
+    def backed_bytes(self) -> int:
+        """Return how much memory the file holds now, in bytes, as the kernel counts it."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Let go of views, mapping and file; the memory is gone if no other process holds the descriptor."""
+        if self.fd < 0:
+            return
+        for view in (self.table, self.table_pairs, self.words32, self.words64, self.view):
+            view.release()
+        # Somebody may still hold a slice; the mapping then ends with it.
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        os.close(self.fd)
+        self.fd = -1

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The allocators by the names that the configuration has for them; either half may be on either."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zswapd.core.allocators.zbud import ZbudPool
+from zswapd.core.allocators.zsmalloc import ZsPool
+
+if TYPE_CHECKING:
+    from zswapd.core.allocators.lru import Lru
+    from zswapd.core.allocators.pageframes import PageFrames
+
+
+def make_allocator(name: str, frames: PageFrames, half: int, lru: Lru | None, *, max_zspage_frames: int) -> ZsPool | ZbudPool:
+    """Return a new allocator.
+
+    Args:
+        name: "zsmalloc" or "zbud".
+        frames: where its runs come from.
+        half: whose they are; see runs.Runs.
+        lru: keeps their order of use, if somebody wants it.
+        max_zspage_frames: see zspages.Zspages; zbud's runs are single frames.
+
+    Raises:
+        ValueError: there is no allocator of that name.
+    """
+    if name == "zbud":
+        return ZbudPool(frames, half, lru)
+    if name == "zsmalloc":
+        return ZsPool(frames, half, lru, max_zspage_frames=max_zspage_frames)
+    raise ValueError(f"there is no allocator {name!r}")

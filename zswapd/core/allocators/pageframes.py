@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""pageframes: the only owner of page memory, with a populated reserve so that no store asks the kernel for memory.
+
+A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a *hole* (address space without
+memory). The page path moves frames between used and free, a few table writes each. Memory is asked for and given back by jobs,
+which work in three steps so that the part that blocks may run in another thread, and none takes a lock:
+
+    job = frames.begin_refill(n)     main thread: takes the frames off the books
+    job.work(arena)                  any thread: populates or punches; touches nothing of this object
+    frames.commit(job)               main thread: enters the outcome
+
+A successor begins with `adopt`: what is populated it asks the kernel, which of that is used the seals in the frame table
+(frametable.py says why they can be trusted). Frames that a job had are what they became; those of the ephemeral half are free.
+
+Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
+the list of its length; the counts agree with the frame table.
+
+Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above: replacing a page passes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from zswapd import counters
+from zswapd.core import crashpoints
+from zswapd.core.allocators.frametable import (
+    BUSY,
+    EPHEMERAL,
+    FREE,
+    HOLE,
+    MAX_RUN,
+    PERSISTENT,
+    STATE_MASK,
+    TAKEN,
+    USED,
+    FrameTable,
+    is_persistent,
+)
+from zswapd.core.allocators.jobs import Job
+from zswapd.core.crashpoints import reach
+from zswapd.errors import InvariantError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from zswapd.core.allocators.arena import Arena
+
+_ZEROS_BYTES: Final = 1 << 20  # largest piece in which the table of holes is cleared
+_TRIM_RUNS: Final = 1024  # at once: a millisecond of entries in the table, in which no page is served
+CHUNK_BYTES: Final = 2 << 20  # what one page of page tables maps: populating a chunk costs one allocation beside its frames
+
+
+@dataclass(frozen=True, slots=True)
+class PageFramesStatistics:
+    """Frames by state, and what happened to them since the start.
+
+    Attributes:
+        page_size: bytes in a frame.
+        total_frames: frames that exist, most of them holes.
+        used_frames: held by allocators.
+        ephemeral_frames: those of them that are the ephemeral half's.
+        used_frames_max: the most there ever were.
+        free_frames: populated and ready.
+        reserve_frames: those of them in runs long enough for any allocation; what refilling keeps up.
+        reserve_target_frames: what refilling aims at.
+        limit_frames: frames that may be used at once.
+        failed_get_free_pages: requests refused because no populated run was long enough (zcache's name).
+        refilled_frames: populated since the start, in total.
+        trimmed_frames: given back to the system since the start, in total.
+    """
+
+    page_size: int
+    total_frames: int
+    used_frames: int
+    ephemeral_frames: int
+    used_frames_max: int
+    free_frames: int
+    reserve_frames: int
+    reserve_target_frames: int
+    limit_frames: int
+    failed_get_free_pages: int
+    refilled_frames: int
+    trimmed_frames: int
+
+
+counters.declare(
+    PageFramesStatistics,
+    cumulative="failed_get_free_pages refilled_frames trimmed_frames",
+    high_water="used_frames_max",
+)
+
+
+def _ignore() -> None:
+    """Do nothing about a low reserve, or a takeover."""
+
+
+class PageFrames:
+    """The frames of one arena.
+
+    Args:
+        arena: the shared memory.
+        reserve_frames: populated frames to keep ready.
+        limit_frames: frames that allocators may hold at once; all that exist by default.
+
+    Attributes:
+        table: the frame table; allocators keep their words of a used run in it.
+        used_frames: frames held by allocators; for the limits of the layers above.
+        ephemeral_frames: those of them that are the ephemeral half's; likewise.
+        limit_frames: their limit; settable at any time, below the current use too.
+        reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a quarter of them.
+        when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
+            may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
+        alive: called again and again in everything that takes long in a takeover.
+        renewed: frames of which a takeover, or one before it that was cut short, has found memory
+            poisoned: what it held is zeros. The frames' owners have to let go of it.
+        renewed_pages: how many of the system's pages this takeover has found so, those of the frame
+            table included.
+    """
+
+    def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
+        self.arena = arena
+        self.page_size = arena.page_size
+        self.chunk_frames = max(MAX_RUN, CHUNK_BYTES // arena.page_size)
+        self.first_frame, self.end_frame = arena.first_frame, arena.total_frames
+        self.table = FrameTable(arena.table, arena.table_pairs, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
+        self.limit_frames = limit_frames if limit_frames is not None else self.end_frame - self.first_frame
+        self._call_mark = 0
+        self.reserve_target = reserve_frames
+        self.when_low: Callable[[], None] = _ignore
+        self.alive: Callable[[], None] = _ignore
+        self.used_frames = self.ephemeral_frames = self.used_frames_max = 0
+        self.renewed: set[int] = set()
+        self.renewed_pages = 0
+        self._companions: list[Callable[[int, int], None]] = []
+        self._refilling = False
+        self._busy_frames = self._failed = self._refilled = self._trimmed = 0
+        self._holes = [end - begin for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))]
+        self._hole_frames = sum(self._holes)
+
+    def _bounds(self, chunk: int) -> tuple[int, int]:
+        """Return the first frame of a chunk that can be handed out and the end of it."""
+        begin = chunk * self.chunk_frames
+        end = min(begin + self.chunk_frames, self.end_frame)
+        # The frame table may fill the first chunks.
+        return min(max(begin, self.first_frame), end), end
+
+    # The page path.
+
+    def alloc(self, count: int, half: int = PERSISTENT) -> int:
+        """Take `count` (1 to 16) populated frames side by side, for one of the two halves.
+
+        Returns:
+            The first frame's number, or 0 when no populated run is long enough (counted). Never asks the kernel for memory.
+        """
+        table = self.table
+        first = table.take(count)
+        if table.long_frames < self._call_mark:
+            self._call_mark = self.urgent_mark if self._call_mark == self._low_mark else 0
+            self.when_low()
+        if not first:
+            self._failed += 1
+            return 0
+        self.used_frames += count
+        if self.used_frames > self.used_frames_max:
+            self.used_frames_max = self.used_frames
+        if half:
+            table.words[first * 4] = TAKEN | half
+            self.ephemeral_frames += count
+        return first
+
+    def free(self, first: int) -> None:
+        """Put the used run that begins at frame `first` back into the reserve.
+
+        Raises:
+            InvariantError: no used run begins there.
+        """
+        words = self.table.words
+        state = words[first * 4]
+        if state & STATE_MASK not in (USED, TAKEN):
+            raise InvariantError(f"frame {first} is freed but does not begin a used run")
+        count = words[first * 4 + 1] & 255
+        self.used_frames -= count
+        if state & EPHEMERAL:
+            self.ephemeral_frames -= count
+        self.table.put(first, count)
+
+    # Off the page path: refill and trim.
+
+    @property
+    def reserve_target(self) -> int:
+        """Frames that refilling keeps ready."""
+        return self._reserve_target
+
+    @reserve_target.setter
+    def reserve_target(self, frames: int) -> None:
+        self._reserve_target = frames
+        self._low_mark: int = frames - frames // 4
+        self.urgent_mark: int = frames // 4
+        self._call_mark = self._low_mark
+
+    def wants_refill(self) -> bool:
+        """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
+        return self.table.long_frames < self._low_mark and self._hole_frames > 0 and not self._refilling
+
+    def rearm(self) -> None:
+        """Have `when_low` called at the next fall: for who was called, and found the reserve full again of freed frames."""
+        if self.table.long_frames >= self._low_mark:
+            self._call_mark = self._low_mark
+
+    def wants_trim(self) -> bool:
+        """Say whether so many frames are free that some should go back: half above the target, and two chunks."""
+        return self.table.free_frames > self.reserve_target + self.reserve_target // 2 + 2 * self.chunk_frames
+
+    def begin_refill(self, max_frames: int) -> Job:
+        """Take up to `max_frames` holes off the books, to be populated; lowest first, so that the file stays dense.
+
+        The job is empty when the reserve is full, when no holes are left, or while another refill is under way.
+        """
+        job = Job(True, self.page_size, self.chunk_frames, companions=self._companions)  # noqa: FBT003 - its own first field
+        if self._refilling:
+            return job
+        wanted = min(max_frames, self.reserve_target - self.table.long_frames)
+        chunk = 0
+        while wanted > 0 and chunk < len(self._holes):
+            for first, count in self._hole_runs(chunk) if self._holes[chunk] else ():
+                take = min(count, wanted)
+                if take > 0:
+                    job.runs.append((first, take))
+                    wanted -= take
+            chunk += 1
+        for first, count in job.runs:
+            self._add_holes(first, -count)
+            self._busy_frames += count
+        self._refilling = bool(job.runs)
+        return job
+
+    def _add_holes(self, first: int, count: int) -> None:
+        self._holes[first // self.chunk_frames] += count
+        self._hole_frames += count
+
+    def _hole_runs(self, chunk: int) -> list[tuple[int, int]]:
+        """Return (first, length) of each run of holes in a chunk; the table of a chunk that is all holes is not read."""
+        begin, end = self._bounds(chunk)
+        if self._holes[chunk] == end - begin:
+            return [(begin, end - begin)]
+        runs: list[tuple[int, int]] = []
+        frame = begin
+        while frame < end:
+            length, state = self.table.run_at(frame, end)
+            if state == HOLE:
+                runs.append((frame, length))
+            frame += length
+        return runs
+
+    def begin_trim(self, max_frames: int, *, all_of_it: bool = False, long_only: bool = False) -> Job:
+        """Take some of what is free above the target (and, unless `all_of_it`, a quarter), or long runs of it, to punch."""
+        job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
+        surplus = self.table.free_frames - self.reserve_target - (0 if all_of_it else self.reserve_target // 4)
+        job.runs = self.table.remove_longest(min(max_frames, surplus), _TRIM_RUNS, MAX_RUN if long_only else 1)
+        self._busy_frames += sum(count for _, count in job.runs)
+        return job
+
+    def commit(self, job: Job) -> None:
+        """Enter the outcome of a job: what was populated is free, what was punched a hole, the rest as it was before."""
+        for number, (first, count) in enumerate(job.runs):
+            finished = number < job.done
+            self._busy_frames -= count
+            if job.populate == finished:
+                self.table.put(first, count)
+            else:
+                if not job.populate:
+                    self.table.erase(first, count)
+                self._add_holes(first, count)
+            if finished and job.populate:
+                self._refilled += count
+            elif finished:
+                self._trimmed += count
+            reach(crashpoints.JOB_COMMITTED)
+        if job.runs:
+            # After a trim too: it made holes, and the refill that was called for before may have found none.
+            self._call_mark = self._low_mark
+            if job.populate:
+                self._refilling = False
+        job.runs = []
+
+    def refill_now(self) -> None:
+        """Fill the reserve to its target, blocking: at start, and in tests.
+
+        Raises:
+            ArenaError: the system has no memory; what was populated until then stays.
+        """
+        while (job := self.begin_refill(4 * self.chunk_frames)).runs:
+            self._run(job)
+
+    def accompany(self, populate: Callable[[int, int], None]) -> None:
+        """Have memory that somebody keeps beside the frame table populated wherever frames are, before they are handed out.
+
+        Args:
+            populate: called with (first frame, frames) of a chunk, also in a job's thread; now for what is populated already.
+
+        Raises:
+            ArenaError: no memory for it.
+        """
+        self._companions.append(populate)
+        for chunk, holes in enumerate(self._holes):
+            if holes < self._chunk_size(chunk):
+                populate(chunk * self.chunk_frames, self.chunk_frames)
+
+    def trim_now(self) -> int:
+        """Give back all frames above the target (and a quarter), blocking; return how many."""
+        before = self._trimmed
+        while (job := self.begin_trim(4 * self.chunk_frames)).runs:
+            self._run(job)
+        return self._trimmed - before
+
+    def _run(self, job: Job) -> None:
+        try:
+            job.work(self.arena)
+        finally:
+            self.commit(job)
+
+    # A successor's beginning.
+
+    def adopt(self) -> int:
+        """Rebuild the books of an arena that another process has left; once, before anything else.
+
+        Reads and writes only what is populated, takes no memory but for page tables, and gives back what the dead process had
+        taken without getting to use it. The used runs are those with a seal.
+
+        Returns:
+            The number of frames whose words are wrong, which no death causes but damage to the
+                memory: what lay there is gone.
+
+        Raises:
+            ArenaError: populated frames without a table, for which there is no memory.
+        """
+        arena, size = self.arena, self.page_size
+        arena.begin_rewriting()
+        self.renewed = set(arena.renewed_frames())
+        self._renew_table()
+        wrong, hole = 0, self.first_frame
+        for begin, end in arena.data_runs(self.first_frame * size, self.end_frame * size):
+            # Frames may be larger than the system's pages; one that is populated in part is none.
+            first, last = -(-begin // size), end // size
+            if first * size > begin:
+                arena.punch(begin, min(first * size, end) - begin)
+            if last * size < end and first <= last:
+                arena.punch(last * size, end - last * size)
+            if first >= last:
+                continue
+            wrong += self._forget(hole, first)
+            hole = last
+            while first < last:
+                stop = min(last, first - first % self.chunk_frames + self.chunk_frames)
+                self._renew(arena.map_in(first * size, (stop - first) * size))
+                wrong += self._adopt_run(first, stop)
+                self.alive()
+                first = stop
+        wrong += self._forget(hole, self.end_frame)
+        self.used_frames_max = self.used_frames
+        self._give_back_untouched()
+        return wrong
+
+    def _renew_table(self) -> None:
+        """Put other memory in place of what is poisoned in the frame table.
+
+        The frames that this memory described begin no run then.
+        """
+        arena = self.arena
+        for begin, end in arena.data_runs(self.page_size, self.first_frame * self.page_size):
+            for start in range(begin, end, CHUNK_BYTES):
+                poisoned = arena.map_in(start, min(CHUNK_BYTES, end - start))
+                if poisoned:
+                    self._renew(poisoned)
+                self.alive()
+
+    def _renew(self, poisoned: list[int]) -> None:
+        """Have other memory in place of poisoned pages, and note in which frames it is.
+
+        Their memory cannot be read, so what they held is lost, and nothing says which pages that
+        was: hence the distrust, which is noted first. Runs keep their frames, so that all that lies
+        beside the lost memory stays.
+        """
+        for offset in poisoned:
+            self.distrust()
+            self.arena.note_renewed(offset // self.page_size)
+            self.arena.renew(offset)
+            self.renewed_pages += 1
+            self.renewed.add(offset // self.page_size)
+
+    def _adopt_run(self, first: int, end: int) -> int:
+        """Enter populated frames of one chunk; return the number of wrong seals."""
+        chunk = first - first % self.chunk_frames
+        if self._holes[chunk // self.chunk_frames] == self._chunk_size(chunk // self.chunk_frames):
+            for populate in (self.arena.populate_table, *self._companions):
+                populate(chunk, self.chunk_frames)
+        used, wrong = self.table.adopt_run(first, end, self.distrust, is_older=self.arena.is_older)
+        self.used_frames += used
+        self._add_holes(first, first - end)
+        return wrong
+
+    def distrust(self) -> None:
+        """Note, before its traces go, that something that is in the arena must have been changed by nobody."""
+        self.arena.distrusted = True
+
+    def _chunk_size(self, chunk: int) -> int:
+        begin, end = self._bounds(chunk)
+        return end - begin
+
+    def _forget(self, first: int, end: int) -> int:
+        """Have the table say that frames are holes, where it is backed.
+
+        A trim that was cut short has left other words.
+
+        Returns:
+            The number of seals of persistent runs among them. A run is unsealed before its memory
+            goes, so no death leaves one: the kernel has taken the memory out of the file, as Linux
+            before 5.16 does with what is poisoned.
+        """
+        arena, wrong = self.arena, 0
+        for begin, stop in arena.data_runs(arena.table_offset(first), arena.table_offset(end)):
+            for start in range(begin, stop, _ZEROS_BYTES):
+                length = min(_ZEROS_BYTES, stop - start)
+                with arena.view[start : start + length].cast("I") as words:
+                    seals = [word for word in words[::4].tolist() if word and is_persistent(word)]
+                if seals:
+                    self.distrust()
+                    wrong += len(seals)
+                arena.view[start : start + length] = bytes(length)
+                self.alive()
+        return wrong
+
+    def _give_back_untouched(self) -> None:
+        """Punch the holes if the file has more memory than was found: a refill that died between its two steps took it."""
+        arena, size = self.arena, self.page_size
+        data = 0
+        for begin, end in arena.data_runs(0, self.end_frame * size):
+            data += end - begin
+            self.alive()
+        if arena.backed_bytes() <= data:
+            return
+        hole = self.first_frame * size
+        for begin, end in [*arena.data_runs(hole, self.end_frame * size), (self.end_frame * size, 0)]:
+            if hole < begin:
+                arena.punch(hole, begin - hole)
+            hole = end
+            self.alive()
+
+    def used_runs(self, half: int) -> Iterator[int]:
+        """Yield the first frame of every used run of a half, by ascending number. Walks the table: never on the page path."""
+        for chunk, holes_left in enumerate(self._holes):
+            (frame, end), holes = self._bounds(chunk), holes_left
+            self.alive()
+            while frame < end and holes < end - frame:
+                length, state = self.table.run_at(frame, end)
+                if state == USED and self.table.words[frame * 4] & EPHEMERAL == half:
+                    yield frame
+                elif state == HOLE:
+                    holes -= length  # what is left of them decides whether anything follows
+                frame += length
+
+    def statistics(self) -> PageFramesStatistics:
+        """Return a frozen snapshot."""
+        return PageFramesStatistics(
+            page_size=self.page_size,
+            total_frames=self.end_frame - self.first_frame,
+            used_frames=self.used_frames,
+            ephemeral_frames=self.ephemeral_frames,
+            used_frames_max=self.used_frames_max,
+            free_frames=self.table.free_frames,
+            reserve_frames=self.table.long_frames,
+            reserve_target_frames=self.reserve_target,
+            limit_frames=self.limit_frames,
+            failed_get_free_pages=self._failed,
+            refilled_frames=self._refilled,
+            trimmed_frames=self._trimmed,
+        )
+
+    def check(self) -> None:
+        """Walk the whole table and prove the invariants named in this file's header. Takes time: never on the page path.
+
+        Raises:
+            InvariantError: naming the frame or count that is wrong.
+        """
+        counts = dict.fromkeys((HOLE, FREE, USED, BUSY), 0)
+        listed = self.table.check_lists()
+        for chunk, holes in enumerate(self._holes):
+            frame, end = self._bounds(chunk)
+            if holes == end - frame:
+                counts[HOLE] += holes
+                continue
+            holes_seen = 0
+            while frame < end:
+                length, state = self.table.run_at(frame, end)
+                if state == FREE:
+                    self.table.check_free_run(frame, length)
+                    listed.discard(frame)
+                holes_seen += length if state == HOLE else 0
+                counts[state] += length
+                frame += length
+            # Holes that a refill has taken look like holes in the table until it is committed.
+            if frame > end or not 0 <= holes_seen - holes <= self._busy_frames:
+                raise InvariantError(f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at {frame}")
+        if listed:
+            raise InvariantError(f"free lists name runs that the table does not have: {sorted(listed)[:5]}")
+        ephemeral = sum(self.table.run_at(first, self.end_frame)[0] for first in self.used_runs(EPHEMERAL))
+        found = (counts[USED], ephemeral, counts[FREE])
+        books = (self.used_frames, self.ephemeral_frames, self.table.free_frames)
+        if found != books:
+            raise InvariantError(f"used, ephemeral and free frames: {found} in the table, {books} on the books")
+        accounted = self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
+        if accounted != self.end_frame - self.first_frame:
+            raise InvariantError(f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist")
+        if self._hole_frames != sum(self._holes):
+            raise InvariantError(f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk")

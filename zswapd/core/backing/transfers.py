@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is under way between slots and private buffers: in order, bounded, and known to a successor.
+
+Order. Of one slot, one transfer at a time: a write waits for the write before it, and for the readers of the slot, and so no
+older data reaches a slot after newer data. Slots side by side that are asked for together go in one request. Readers of one
+slot share its read.
+
+Memory. Pages are in buffers of our own, made and touched at the start. A write that finds none is refused at once; a read waits
+for its turn, and has as many for itself as a write cannot take (`READ_SHARE`).
+
+Death. `claims` is memory that outlives the process: a word for each request that writes, set before the disk can see it and
+cleared when the disk has answered. A thread that hangs in the kernel outlives its process too, and may still write much later.
+So a successor writes none of the slots in the words it finds, until it is told that no such thread lives (`release_held`). What
+is to be written there waits: it is what the dead process was asked to write, for the kernel asks again. Threads die within
+milliseconds unless the device hangs; after STALL_S nothing more is taken for these slots.
+
+Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds that it works. A read of
+many slots that fails is made again for ever smaller halves, one after the other, until it is known which slots cannot be read:
+one bad sector costs its own readers only. When the device as a whole cannot be read, the rest is given up.
+
+Synchronous: `submit` runs a blocking job elsewhere and has its end told in this thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zswapd.core import crashpoints
+from zswapd.core.backing.health import STALL_S, Health
+from zswapd.core.backing.statistics import TransferStatistics
+from zswapd.core.crashpoints import reach
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from zswapd.core.backing.store import Slots
+
+CLAIMS = 256
+"""Words that say what is being written."""
+RUN_MAX = 256
+"""Most slots in one request: 1 MiB of 4 KiB pages."""
+READ_SHARE = 4
+"""One buffer of so many is for reads alone."""
+BAD_IN_A_ROW = 16
+"""Slots that cannot be read, one after the other, on a disk of which something else could:
+a stripe of 64 KiB.
+"""
+PROMPT_S = 0.2
+"""Within which a disk that works has done a request."""
+_COUNT_BITS = 16
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """A page on its way to its slot, opaque; `Transfers.content` shows it until `done` is called."""
+
+    slot: int
+    buffer: int
+    done: Callable[[int], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """One slot that somebody reads; stays until nobody needs its page any more."""
+
+    slot: int
+    buffer: int
+    users: list[Fetch] = field(default_factory=list)
+    is_there: bool = False
+    errno: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Fetch:
+    """Slots that are wanted together.
+
+    Attributes:
+        slots: which.
+        done: called once all have been read or failed; `page` and `errno_of` answer from then on, until `Transfers.end`.
+    """
+
+    slots: tuple[int, ...]
+    done: Callable[[], None]
+    missing: int = 0
+
+
+class Transfers:
+    """All transfers of one store.
+
+    Args:
+        store: what makes requests.
+        submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
+        page_size: bytes in a slot.
+        buffers: what `make_buffers` (buffers.py) has returned; at least twice the longest read.
+        depth: most requests under way.
+        claims: CLAIMS 64-bit words that outlive the process; the process' own if there are none.
+        clock: seconds, for tests.
+
+    Attributes:
+        trouble: why writes are refused for now; empty when all is well.
+        buffers: how many pages they hold.
+        before_write: told of a slot that is about to be written while somebody holds what was read of it.
+    """
+
+    def __init__(
+        self,
+        store: Slots,
+        submit: Callable[[Any, Callable[[int], None]], None],
+        *,
+        page_size: int,
+        buffers: memoryview,
+        depth: int = 32,
+        claims: memoryview | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._submit = submit
+        self._page_size = page_size
+        self._depth = depth
+        self._clock = clock
+        self._claims = claims if claims is not None else memoryview(bytearray(8 * CLAIMS)).cast("Q")
+        self._views = [buffers[place : place + page_size] for place in range(0, len(buffers), page_size)]
+        self.buffers = len(self._views)
+        self.before_write: list[Callable[[int], None]] = []
+        self._free = list(range(self.buffers))
+        self._reads_only = self.buffers // READ_SHARE
+        self._ready: deque[Write] = deque()
+        self._queues: dict[int, deque[Write]] = {}
+        self._reads: dict[int, _Read] = {}
+        self._waiting: deque[Fetch] = deque()
+        self._started: dict[int, float] = {}
+        self._number = 0
+        self._held: set[int] = set()
+        for word in self._claims:
+            self._held.update(range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1)))
+        self._inherited = [place for place, word in enumerate(self._claims) if word]
+        self._born = clock()
+        self._health = Health(clock)
+        self._bd_reads = self._bd_writes = self._read_requests = self._write_requests = 0
+        self._failed_reads = self._failed_writes = self._refused = 0
+
+    # Writing.
+
+    @property
+    def trouble(self) -> str:
+        """Why writes are refused, as words for a person."""
+        if len(self._inherited) == len(self._claims):  # no request could be begun
+            return f"{len(self._inherited)} requests of dead processes still hang"
+        return self._health.trouble(min(self._started.values()) if self._started else None)
+
+    def accepts(self, slot: int, *, buffers: int = 0) -> bool:
+        """Say whether `write` would take a page for a slot, and leave at least so many buffers to others."""
+        if len(self._free) <= self._reads_only + buffers or self.trouble:
+            return False
+        hangs = slot in self._held and self._clock() - self._born > STALL_S
+        return not hangs and not self._health.avoids(slot)
+
+    def probe(self) -> None:
+        """See whether a device in trouble works again; to be called now and then."""
+        if self._started or not self._health.is_time_to_probe():
+            return
+        if self._health.no_space_for:
+            self._probe_slots(self._health.no_space_for)
+        else:
+            writes = not self._health.reads_fail
+            self._start(self._store.labelling(writes=writes), partial(self._health.note_probe, writes=writes))
+
+    def _probe_slots(self, slots: range) -> None:
+        """Write to slots whose last write has failed: nobody relies on what they hold, or will while writes are refused."""
+        place = self._free_claim()
+        if place < 0 or not self._free or any(slot in self._queues or slot in self._reads for slot in slots):
+            return
+        buffer = self._free.pop()
+        self._views[buffer][:] = b"Z" * self._page_size  # a disk may keep zeros without a block
+        self._queues.update((slot, deque()) for slot in slots)
+
+        def ended(code: int) -> None:
+            self._free.append(buffer)
+            self._health.note_probe(code, writes=True)
+            for slot in slots:
+                self._next(slot)
+
+        self._send(place, slots[0], [self._views[buffer]] * len(slots), ended)
+
+    def write(self, slot: int, page: bytes | memoryview, done: Callable[[int], None]) -> Write | None:
+        """Have a page written to a slot, once `kick` is called.
+
+        Args:
+            slot: whose older data no reader may rely on any more.
+            page: its bytes, copied at once.
+            done: called with 0 or an errno.
+
+        Returns:
+            None if it is refused (counted); `done` is not called then.
+        """
+        if not self.accepts(slot):
+            self._refused += 1
+            return None
+        for tell in self.before_write if slot in self._reads else ():
+            tell(slot)
+        buffer = self._free.pop()
+        self._views[buffer][:] = page
+        write = Write(slot, buffer, done)
+        queue = self._queues.get(slot)
+        if queue is not None:
+            queue.append(write)
+        else:
+            self._queues[slot] = deque()
+            waits = slot in self._reads or slot in self._held
+            (self._queues[slot] if waits else self._ready).append(write)
+        return write
+
+    def content(self, write: Write) -> memoryview:
+        """Return the page that is being written; it stands there until `done` is called."""
+        return self._views[write.buffer]
+
+    def kick(self) -> None:
+        """Begin as many requests as may be under way."""
+        self._admit_fetches()
+        while self._ready and len(self._started) < self._depth:
+            place = self._free_claim()
+            if place < 0:
+                return
+            run = [self._ready.popleft()]
+            while self._ready and len(run) < RUN_MAX and self._ready[0].slot == run[-1].slot + 1:
+                run.append(self._ready.popleft())
+            self._write_requests += 1
+            pages = [self._views[write.buffer] for write in run]
+            self._send(place, run[0].slot, pages, partial(self._written, run))
+
+    def _free_claim(self) -> int:
+        """Return the place of a claim that is free, -1 if requests of predecessors hold them all."""
+        words = self._claims.tolist()
+        return words.index(0) if 0 in words else -1
+
+    def _send(self, place: int, first: int, pages: Sequence[memoryview], done: Callable[[int], None]) -> None:
+        """Begin a request that writes, under the claim at a place."""
+        self._claims[place] = first << _COUNT_BITS | len(pages)
+        reach(crashpoints.SLOT_CLAIMED)
+
+        def ended(code: int) -> None:
+            reach(crashpoints.SLOT_WRITTEN)
+            self._claims[place] = 0
+            done(code)
+
+        self._start(self._store.writing(first, pages), ended)
+
+    def _start(self, job: Callable[[], None], done: Callable[[int], None]) -> None:
+        self._number += 1
+        number = self._number
+        self._started[number] = self._clock()
+
+        def ended(code: int) -> None:
+            del self._started[number]
+            done(code)
+            self.kick()
+
+        self._submit(job, ended)
+
+    def _written(self, run: Sequence[Write], code: int) -> None:
+        self._health.note_write(range(run[0].slot, run[-1].slot + 1), code)
+        self._bd_writes += 0 if code else len(run)
+        self._failed_writes += code != 0
+        for write in run:
+            self._free.append(write.buffer)
+            self._next(write.slot)
+            write.done(code)
+
+    def _next(self, slot: int) -> None:
+        """Let the next write of a slot go, which has nobody before it any more."""
+        queue = self._queues.get(slot)
+        if queue is None or slot in self._reads:
+            return
+        if queue:
+            self._ready.append(queue.popleft())
+        else:
+            del self._queues[slot]
+
+    def is_writing(self, slot: int) -> bool:
+        """Say whether a write of a slot is under way or waits, be it a predecessor's."""
+        return slot in self._queues or slot in self._held
+
+    # Reading.
+
+    def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> Fetch:
+        """Have slots read, once `kick` is called; the result must be given to `end` after `done`. A slot named twice is one."""
+        fetch = Fetch(tuple(sorted(set(slots))), done)
+        self._waiting.append(fetch)
+        return fetch
+
+    def has_room(self, pages: int) -> bool:
+        """Say whether so many pages may be read that nobody waits for: half of the buffers stay free, and all is well."""
+        return not self._waiting and len(self._free) >= pages + self.buffers // 2 and not self.trouble
+
+    def _admit_fetches(self) -> None:
+        """Begin with waiting readers in order, each with all its buffers: one with some of them might wait for ever."""
+        while self._waiting:
+            fetch = self._waiting[0]
+            new = [slot for slot in fetch.slots if slot not in self._reads and slot not in self._queues]
+            if len(new) > len(self._free):
+                return
+            self._waiting.popleft()
+            for slot in fetch.slots:
+                read = self._reads.get(slot)
+                if read is not None:
+                    read.users.append(fetch)
+                    fetch.missing += not read.is_there
+            for slot in new:
+                self._reads[slot] = _Read(slot, self._free.pop(), [fetch])
+            fetch.missing += len(new)
+            self._begin_reads(new)
+            if not fetch.missing:  # all there already, or being written: then `page` has nothing, and the reader looks again
+                fetch.done()
+
+    def _begin_reads(self, slots: list[int]) -> None:
+        run: list[int] = []
+        for slot in [*slots, -1]:
+            if run and (slot != run[-1] + 1 or len(run) == RUN_MAX):
+                self._read([run])
+                run = []
+            run.append(slot)
+
+    def _read(self, runs: list[list[int]], *, is_readable: bool = False) -> None:
+        """Begin to read the last of some runs of slots; the others follow (see `_has_read`)."""
+        run = runs.pop()
+        self._read_requests += 1
+        pages = [self._views[self._reads[slot].buffer] for slot in run]
+        self._start(self._store.reading(run[0], pages), partial(self._has_read, run, runs, is_readable))
+
+    def _has_read(self, run: list[int], left: list[list[int]], is_readable: bool, code: int) -> None:  # noqa: FBT001 - by partial
+        """Take note of how a read has ended.
+
+        Args:
+            run: its slots.
+            left: other parts of a run that could not be read as a whole.
+            is_readable: some part of that run was read: several bad sectors in a row are no broken
+                device then.
+            code: 0 or an errno.
+        """
+        self._failed_reads += code != 0
+        self._bd_reads += 0 if code else len(run)
+        is_readable = (is_readable or not code) and self._health.read_failures < BAD_IN_A_ROW
+        if code and len(run) > 1 and (is_readable or not self._health.is_failing):
+            half = len(run) // 2
+            left += [run[half:], run[:half]]
+        else:
+            self._health.note_read(code)
+            self._end_reads(run, code)
+        if left:
+            self._read(left, is_readable=is_readable)
+
+    def _end_reads(self, run: list[int], code: int) -> None:
+        """Tell who waits for slots."""
+        finished: list[Fetch] = []
+        for slot in run:
+            read = self._reads[slot]
+            read.is_there = True
+            read.errno = code
+            for fetch in read.users:
+                fetch.missing -= 1
+                if not fetch.missing:
+                    finished.append(fetch)
+        for fetch in finished:
+            fetch.done()
+
+    def page(self, slot: int) -> memoryview | None:
+        """Return what a slot holds, if it has been read and somebody still keeps that; it stands there until the last `end`.
+
+        Raises:
+            OSError: reading it failed.
+        """
+        read = self._reads.get(slot)
+        if read is None or not read.is_there:
+            return None
+        if read.errno:
+            raise OSError(read.errno, os.strerror(read.errno))
+        return self._views[read.buffer]
+
+    def end(self, fetch: Fetch) -> None:
+        """Let go of what a reader has got."""
+        for slot in fetch.slots:
+            read = self._reads.get(slot)
+            if read is None or fetch not in read.users:
+                continue
+            read.users.remove(fetch)
+            if not read.users:
+                del self._reads[slot]
+                self._free.append(read.buffer)
+                self._next(slot)
+
+    # What a predecessor has left.
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether there are such slots."""
+        return bool(self._inherited)
+
+    def release_held(self) -> None:
+        """Take note that no thread of any predecessor lives any more."""
+        for place in self._inherited:
+            self._claims[place] = 0
+        self._inherited = []
+        held, self._held = self._held, set()
+        for slot in held:
+            self._next(slot)
+        self.kick()
+
+    def is_prompt(self) -> bool:
+        """Say whether no request has been under way for longer than a disk takes that works."""
+        return not self._started or self._clock() - min(self._started.values()) < PROMPT_S
+
+    def is_idle(self) -> bool:
+        """Say whether nothing is under way or waits."""
+        return not (self._started or self._ready or self._waiting or self._queues or self._reads)
+
+    def statistics(self) -> TransferStatistics:
+        """Return a frozen snapshot."""
+        return TransferStatistics(
+            bd_reads=self._bd_reads,
+            bd_writes=self._bd_writes,
+            read_requests=self._read_requests,
+            write_requests=self._write_requests,
+            failed_reads=self._failed_reads,
+            failed_writes=self._failed_writes,
+            refused_writes=self._refused,
+            in_flight=len(self._started),
+            free_buffers=len(self._free),
+            held_slots=len(self._held),
+            avoided_slots=self._health.avoided_slots(),
+            degraded=bool(self.trouble),
+        )

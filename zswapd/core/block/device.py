@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A block device over one frontswap type: any byte range in, whole pages out.
+
+Whole pages, which is all that swap sends, go straight through; a partial page is read, changed and written. Discards arrive as
+ranges (2 MiB clusters, the whole device at swapon) and stay ranges. A page that was never written or was discarded reads as
+zeros.
+
+A page whose overwrite was refused has no copy left, old or new (frontswap's rule). Reading it must not give zeros, which would
+be wrong data: it is marked *lost* in a bitmap, and its reader gets an error until it is written or discarded. The kernel never
+reads a swap slot whose write failed; this is for everybody else.
+
+The bitmap may lie in memory that outlives the process. A page is marked before its last copy goes and the mark is taken away
+after there is a new one, so that after a death at any point a page without data is marked; marks of pages that have data mean
+nothing and are cleared by `adopt`.
+
+A page that a reader got an error for is *unreadable* until its data is replaced or discarded. Its
+number is kept, since its neighbours need protection: the kernel reads ahead several slots in one
+request, and a request fails as a whole from its first failed page on (fuse/operations.py answers
+the part in front; worker/merging.py keeps requests apart).
+
+One bit stands between an error and wrong data, so there are two bitmaps, in different pages of
+memory: a page is lost if either says so. A bit that changes by itself can only add an error, and a
+page of bits that is gone costs nothing.
+
+Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end. At most
+UNREADABLE_MAX unreadable pages are kept, which is enough to know that there are some.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from zswapd import counters
+from zswapd.core import crashpoints
+from zswapd.core.block.segments import cut
+from zswapd.core.block.state import PageState, pool_state
+from zswapd.core.crashpoints import reach
+from zswapd.core.frontends.frontswap import MAX_OFFSET
+from zswapd.errors import CorruptedPageError, DiscardError, LostPageError, ZswapdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from zswapd.core.compress.base import Compressor
+    from zswapd.core.frontends.frontswap import Frontswap
+    from zswapd.core.pam.base import RejectReason
+
+
+UNREADABLE_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatistics:
+    """One device's traffic.
+
+    Attributes:
+        name, size: the device, and its bytes.
+        stored_pages: pages that are kept; all others read as zeros.
+        pages_read, pages_written, pages_discarded: pages since the start; of those read, zeros count too.
+        partial_reads, partial_writes: pages that were touched only in part.
+        refused_writes: requests that were not taken, or not to the end (zram's failed_writes).
+        failed_reads: requests that met a damaged or lost page (zram's failed_reads).
+        lost_pages: pages that have no data because an overwrite was refused.
+    """
+
+    name: str
+    size: int
+    stored_pages: int
+    pages_read: int
+    pages_written: int
+    pages_discarded: int
+    partial_reads: int
+    partial_writes: int
+    refused_writes: int
+    failed_reads: int
+    lost_pages: int
+
+
+counters.declare(
+    DeviceStatistics,
+    cumulative="pages_read pages_written pages_discarded partial_reads partial_writes refused_writes failed_reads",
+)
+
+
+ADOPTED_PAGES: Final = 1 << 15
+"""Pages between two signs of life in a takeover, a power of two:
+some 30 ms if every page has to be looked for.
+"""
+
+
+def lost_bytes(size: int, page_size: int) -> int:
+    """Return the length of the bitmap of lost pages for a device of `size` bytes: one bit a page."""
+    return size // page_size // 8 + 1
+
+
+def do_nothing() -> None:
+    """Stand for a caller that wants to hear of nothing."""
+
+
+def _bitmap(given: memoryview | None, length: int) -> memoryview:
+    """Return memory for a bitmap: what is given, or the process' own.
+
+    Raises:
+        ValueError: what is given is too short.
+    """
+    if given is None:
+        # Written once, so that it is backed by memory before it is needed.
+        return memoryview(bytearray(b"\0") * length)
+    if len(given) < length:
+        raise ValueError(f"{len(given)} bytes are no bitmap of {length} bytes")
+    return given[:length]
+
+
+class Device:
+    """A device of `size` bytes.
+
+    Args:
+        name: for messages and statistics.
+        size: in bytes, a multiple of the page.
+        frontswap: where pages go.
+        swap_type: the frontswap type that this device is; initialised here.
+        page_size: bytes in a page.
+        lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the process' own if there is none.
+        lost_copy: the same for the second bitmap; an older program has left none.
+
+    Attributes:
+        unreadable: numbers of pages that a reader got an error for, each with what `_version`
+            returned then.
+        has_lost_by_damage: a takeover has found pages missing (`adopt`), and some of them are still
+            lost.
+        when_unreadable: called after a page became unreadable.
+
+    Raises:
+        ValueError: the size is 0, no multiple of the page, or has more pages than an index can
+            name; or `lost` or `lost_copy` is too small.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        frontswap: Frontswap,
+        swap_type: int,
+        *,
+        page_size: int,
+        lost: memoryview | None = None,
+        lost_copy: memoryview | None = None,
+    ) -> None:
+        if size <= 0 or size % page_size or size // page_size - 1 > MAX_OFFSET:
+            raise ValueError(f"{size} bytes are not a number of {page_size}-byte pages from 1 to {MAX_OFFSET + 1}")
+        self.name = name
+        self.size = size
+        self.swap_type = swap_type
+        frontswap.init(swap_type, size // page_size, when_losing=self._mark_lost)
+        self._frontswap = frontswap
+        self._page_size = page_size
+        self._zeros = bytes(page_size)
+        self._scratch = memoryview(bytearray(page_size))
+        self._lost = _bitmap(lost, lost_bytes(size, page_size))
+        self._lost_copy = _bitmap(lost_copy, lost_bytes(size, page_size))
+        self._lost_pages = 0
+        self._pages_read = self._pages_written = self._pages_discarded = 0
+        self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
+        self.unreadable: dict[int, tuple[int, ...]] = {}
+        self.has_lost_by_damage = False
+        self.when_unreadable: Callable[[], object] = do_nothing
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `offset` on.
+
+        Raises:
+            CorruptedPageError: a page in the range is damaged; `filled` says how many bytes in
+                front of it are in `out`.
+            LostPageError: a page in the range has no data; likewise.
+        """
+        size = self._page_size
+        length = len(out)
+        number = offset // size
+        start = 0
+        try:
+            if offset % size == 0 and length % size == 0:
+                for start in range(0, length, size):
+                    self._read_page(number, out[start : start + size])
+                    number += 1
+                self._pages_read += length // size
+            else:
+                while start < length:
+                    start += self._read_part(number, (offset + start) % size, out[start:])
+                    number += 1
+        except ZswapdError as error:  # a page that has to be fetched from a disk first is no failure
+            self._failed_reads += 1
+            error.filled = start
+            self._note_unreadable(number)
+            raise
+
+    def _read_page(self, number: int, out: memoryview) -> None:
+        if not self._frontswap.load(self.swap_type, number, out):
+            if self._lost_pages and self._is_lost(number):
+                self._raise_lost(number)
+            out[:] = self._zeros
+
+    def _read_part(self, number: int, begin: int, out: memoryview) -> int:
+        """Read a page from byte `begin` on, as far as `out` has room; return how many bytes."""
+        if begin == 0 and len(out) >= self._page_size:
+            self._read_page(number, out[: self._page_size])
+            self._pages_read += 1
+            return self._page_size
+        self._read_page(number, self._scratch)
+        part = self._scratch[begin : begin + len(out)]
+        out[: len(part)] = part
+        self._partial_reads += 1
+        return len(part)
+
+    def write(self, offset: int, data: memoryview) -> RejectReason | None:
+        """Write bytes from `offset` on.
+
+        Returns:
+            None when all is stored. A reason when a page was refused: pages before it are stored, later ones untouched, and the
+            refused one is lost if it had data before.
+
+        Raises:
+            CorruptedPageError, LostPageError: a page that is written only in part cannot be read.
+        """
+        size = self._page_size
+        length = len(data)
+        if offset % size == 0 and length % size == 0:
+            number = offset // size
+            for start in range(0, length, size):
+                reason = self._write_page(number, data[start : start + size])
+                if reason is not None:
+                    return reason
+                number += 1
+            self._pages_written += length // size
+            return None
+        return self._write_parts(offset, data)
+
+    def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
+        """Store a whole page; a refusal or a failure may cost the older one, which frontswap says through `_mark_lost`."""
+        is_stored = False
+        try:
+            reason = self._frontswap.store(self.swap_type, number, page)
+            is_stored = reason is None
+        finally:
+            if not is_stored:
+                self._refused_writes += 1
+        if self._lost_pages and is_stored:
+            reach(crashpoints.STORE_STILL_LOST)
+            self._clear_lost(number, number)
+        return reason
+
+    def _write_parts(self, offset: int, data: memoryview) -> RejectReason | None:
+        parts = cut(offset, len(data), self._page_size)
+        position = 0
+        if parts.head:
+            number, begin, end = parts.head
+            reason = self._modify(number, begin, data[: end - begin])
+            if reason is not None:
+                return reason
+            position = end - begin
+        if parts.first < parts.end:
+            whole = (parts.end - parts.first) * self._page_size
+            reason = self.write(offset + position, data[position : position + whole])
+            if reason is not None:
+                return reason
+            position += whole
+        if parts.tail:
+            return self._modify(parts.tail[0], 0, data[position:])
+        return None
+
+    def _modify(self, number: int, begin: int, data: memoryview) -> RejectReason | None:
+        """Change part of a page."""
+        self._read_page(number, self._scratch)
+        self._scratch[begin : begin + len(data)] = data
+        self._partial_writes += 1
+        return self._write_page(number, self._scratch)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Let go of a byte range, which reads as zeros afterwards.
+
+        Raises:
+            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read;
+                the rest is discarded.
+            DiscardError: there is no room to keep the other part of such a page. The pages
+                between are discarded; the other edge is not tried, since a refusal loses its page.
+        """
+        if not length:
+            return
+        parts = cut(offset, length, self._page_size)
+        if parts.first < parts.end:
+            last = parts.end - 1
+            self._forget(parts.first, last)
+            self._frontswap.invalidate_range(self.swap_type, parts.first, last)
+            if self._lost_pages:
+                reach(crashpoints.DISCARD_STILL_LOST)
+                self._clear_lost(parts.first, last)
+            self._pages_discarded += parts.end - parts.first
+        self._zero_edges([part for part in (parts.head, parts.tail) if part])
+
+    def _zero_edges(self, edges: list[tuple[int, int, int]]) -> None:
+        """Discard parts of pages; one that cannot be read does not keep the next from it."""
+        if edges:
+            try:
+                self._zero_part(*edges[0])
+            except (CorruptedPageError, LostPageError):
+                self._zero_edges(edges[1:])
+                raise
+            self._zero_edges(edges[1:])
+
+    def _zero_part(self, number: int, begin: int, end: int) -> None:
+        if not self._has_page(number):
+            if self._is_lost(number):
+                self._raise_lost(number)
+            return
+        reason = self._modify(number, begin, memoryview(self._zeros)[begin:end])
+        if reason is not None:
+            raise DiscardError(f"part of page {number} of {self.name} cannot be discarded: {reason.name.lower()}")
+
+    def _has_page(self, number: int) -> bool:
+        """Say whether a page's data is anywhere."""
+        return self._frontswap.holds(self.swap_type, number)
+
+    def state_of(self, number: int) -> PageState | None:
+        """Say where a page's data is, None if there is none; its use is not counted."""
+        key = self._frontswap.key_of(self.swap_type, number)
+        if key is not None:
+            return pool_state(key, self._page_size)
+        return PageState("lost") if self._lost_pages and self._is_lost(number) else None
+
+    def _forget(self, first: int, last: int) -> None:
+        """Take note, before it is so, that the pages first..last are let go: for a device that keeps some elsewhere."""
+
+    def invalidate(self) -> int:
+        """Let go of everything, as swapoff does; return how many pages there were."""
+        self._forget(0, self.size // self._page_size - 1)
+        self._clear_lost(0, self.size // self._page_size - 1)
+        return self._frontswap.invalidate_area(self.swap_type)
+
+    # Unreadable pages: off the path while there are none.
+
+    def _version(self, number: int) -> tuple[int, ...]:
+        """Return what changes when a page gets other data, or none."""
+        return self.generation(number), self._is_lost(number)
+
+    def _note_unreadable(self, number: int) -> None:
+        """Keep in mind that a page cannot be read."""
+        if number not in self.unreadable and len(self.unreadable) < UNREADABLE_MAX:
+            self.unreadable[number] = self._version(number)
+            self.when_unreadable()
+
+    def has_unreadable(self) -> bool:
+        """Forget the unreadable pages that have other data, or none.
+
+        Say whether any page still cannot be read.
+
+        Pages that are lost since their last write was refused do not count: the kernel has kept
+        them, and reads no such slot.
+        """
+        for number in [number for number, version in self.unreadable.items() if version != self._version(number)]:
+            del self.unreadable[number]
+        self.has_lost_by_damage = self.has_lost_by_damage and self._lost_pages > 0
+        return bool(self.unreadable) or self.has_lost_by_damage
+
+    def recall_unreadable(self, numbers: Iterable[int]) -> None:
+        """Take over a predecessor's unreadable pages, as far as they have data or are lost."""
+        for number in numbers:
+            if 0 <= number < self.pages and (self._has_page(number) or self._is_lost(number)):
+                self._note_unreadable(number)
+
+    # For who compresses pages again: off the path.
+
+    @property
+    def pages(self) -> int:
+        """How many pages the device has."""
+        return self.size // self._page_size
+
+    def generation(self, number: int) -> int:
+        """Return the serial number of the store that a page in the pool is from, 0 for one that is not there."""
+        return self._frontswap.generation(self.swap_type, number)
+
+    def in_use(self, number: int, epoch: int) -> bool:
+        """Say whether a page was used after an epoch; one that keeps no ages knows no more than when it was stored."""
+        return False
+
+    def recompress(self, number: int, compressor: Compressor, gain_percent: int) -> int:
+        """Keep a page of the pool with another codec (see `Frontswap.recompress`)."""
+        return self._frontswap.recompress(self.swap_type, number, compressor, gain_percent)
+
+    # Lost pages: off the path while there are none.
+
+    def _is_lost(self, number: int) -> bool:
+        return bool((self._lost[number >> 3] | self._lost_copy[number >> 3]) >> (number & 7) & 1)
+
+    def _raise_lost(self, number: int) -> None:
+        raise LostPageError(
+            f"page {number} of {self.name} has no data: its last write was refused, or memory was damaged before a takeover",
+            hint="write or discard it",
+        )
+
+    def _mark_lost(self, number: int) -> None:
+        """Say that a page has no data any more; called before that is so."""
+        if not self._is_lost(number):
+            self._lost[number >> 3] |= 1 << (number & 7)
+            self._lost_copy[number >> 3] |= 1 << (number & 7)
+            self._lost_pages += 1
+
+    def adopt(self, *, distrust: bool, alive: Callable[[], None] = do_nothing) -> None:
+        """Take over the marks that a dead process has left in the bitmap.
+
+        Args:
+            distrust: the arena was found damaged, so pages may be missing without a mark. Every page that is not kept is then
+                lost: an error is better than zeros that were something else.
+            alive: called for every ADOPTED_PAGES pages.
+        """
+        pages = self.size // self._page_size
+        lost, copy = self._lost, self._lost_copy
+        for place in range(len(lost)):
+            if not place << 3 & ADOPTED_PAGES - 1:
+                alive()
+            marks = lost[place] | copy[place]
+            if not marks and not distrust:
+                continue
+            for number in range(place << 3, (place << 3) + 8):
+                if number >= pages or self._has_page(number):
+                    marks &= ~(1 << (number & 7))
+                elif distrust:
+                    self.has_lost_by_damage = True
+                    marks |= 1 << (number & 7)
+            lost[place] = copy[place] = marks
+        self._lost_pages = self._count_lost()
+
+    def _clear_lost(self, first: int, last: int) -> None:
+        """Say that pages first..last have data again, or may read as zeros."""
+        if not self._lost_pages:
+            return
+        number = first
+        while number <= last:
+            if number & 7 == 0 and number + 7 <= last:
+                self._lost_pages -= (self._lost[number >> 3] | self._lost_copy[number >> 3]).bit_count()
+                self._lost[number >> 3] = self._lost_copy[number >> 3] = 0
+                number += 8
+                continue
+            if self._is_lost(number):
+                self._lost[number >> 3] &= ~(1 << (number & 7))
+                self._lost_copy[number >> 3] &= ~(1 << (number & 7))
+                self._lost_pages -= 1
+            number += 1
+        if self._lost_pages <= 0:
+            # Marks are counted before the device stops looking at them. A mark that came by itself
+            # was taken away, and another one may still be there.
+            self._lost_pages = self._count_lost()
+
+    def _count_lost(self) -> int:
+        """Return how many pages are marked; in pieces, for which there is memory."""
+        count = 0
+        for start in range(0, len(self._lost), self._page_size):
+            one = self._lost[start : start + self._page_size].tobytes()
+            other = self._lost_copy[start : start + self._page_size].tobytes()
+            if one.count(0) < len(one) or other.count(0) < len(other):
+                count += (int.from_bytes(one, "little") | int.from_bytes(other, "little")).bit_count()
+        return count
+
+    def statistics(self) -> DeviceStatistics:
+        """Return a frozen snapshot."""
+        return DeviceStatistics(
+            name=self.name,
+            size=self.size,
+            stored_pages=self._frontswap.pages(self.swap_type),
+            pages_read=self._pages_read,
+            pages_written=self._pages_written,
+            pages_discarded=self._pages_discarded,
+            partial_reads=self._partial_reads,
+            partial_writes=self._partial_writes,
+            refused_writes=self._refused_writes,
+            failed_reads=self._failed_reads,
+            lost_pages=self._lost_pages,
+        )

@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The synchronous core, put together: arena, frames, allocator, zv, tmem, frontswap and one block device a swap file.
+
+If there may be cache volumes, it has an ephemeral half too (core/cache.py).
+
+With worker/worker.py and core/cache.py the only place that names concrete classes, and knows the
+configuration; every part below gets plain values. Nothing in here awaits, and nothing but the jobs
+of `begin_refill` blocks.
+
+A Core is new, with an arena of its own, or a successor's: then the arena is `inherited` as a dead process left it, and
+everything else is made from it (`_recover`). A successor takes no memory beyond what its predecessor had; refilling the reserve
+is left to who drives the core.
+
+Sizes. The arena's address space is for all swap files filled with pages that do not compress, a quarter more for zspages that
+are not full, the reserve, and half of the machine's memory if there is an ephemeral half: address space costs nothing until it
+is populated. The index has room for every page of every swap file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zswapd import counters as counters_module
+from zswapd.config.shapes import differences
+from zswapd.core import compress, crashpoints, recompressing
+from zswapd.core.allocators.arena import Arena, head_frames
+from zswapd.core.allocators.choice import make_allocator
+from zswapd.core.allocators.frametable import PERSISTENT
+from zswapd.core.allocators.pageframes import PageFrames, PageFramesStatistics
+from zswapd.core.block.device import Device, DeviceStatistics, lost_bytes
+from zswapd.core.cache import CacheHalf, CacheStatistics, split
+from zswapd.core.compress.samples import sample_pages
+from zswapd.core.crashpoints import reach
+from zswapd.core.disk import apply_limits
+from zswapd.core.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
+from zswapd.core.pam.zv import Zv
+from zswapd.core.pam.zvpages import BODY_MASK
+from zswapd.core.reclaim.ages import StoreAges
+from zswapd.core.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
+from zswapd.core.tmem.tmem import Tmem, TmemStatistics
+from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
+from zswapd.host.installation import restart_daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from zswapd.config import Config
+    from zswapd.core.allocators.zbud import ZbudPool, ZbudStatistics
+    from zswapd.core.allocators.zsmalloc import ZsPool
+    from zswapd.core.allocators.zspages import ZsStatistics
+    from zswapd.core.backing.statistics import TransferStatistics
+    from zswapd.core.block.backed import BackedStatistics
+    from zswapd.core.disk import Backing
+    from zswapd.core.pam.zvpages import ZvStatistics
+    from zswapd.core.reclaim.recompress import RecompressionStatistics
+    from zswapd.core.reclaim.writeback import WritebackStatistics
+
+_NODE_RESERVE_BYTES = 1 << 20
+_LOST_COPY = "lost:"
+"""Begins the name of a swap file's second bitmap of lost pages in the shared state."""
+COMPACT_MOVES = 128
+"""Objects that one step of compaction moves: about half a millisecond, in which no page is served."""
+
+_TEST_FRAMES = 64
+"""Frames of the self-test's own arena: the longest zspage and a body, several times over."""
+
+
+def _ignore() -> None:
+    """Tell nobody that a takeover comes along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a successor gets from its predecessor, as plain values.
+
+    Attributes:
+        arena_fd: the arena's file; stays the giver's.
+        lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
+        tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
+        more_marks: makes them when they are needed; None for marks that do not outlive the process.
+        counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
+        alive: called again and again while the arena is made sense of, which takes its time.
+        lost_copies: the second bitmaps of lost pages, likewise.
+        arena_copy: what the arena's superblock says, if the shared state has kept that.
+    """
+
+    arena_fd: int
+    lost: Mapping[str, memoryview] = field(default_factory=dict)
+    tried: Mapping[str, memoryview] = field(default_factory=dict)
+    counters: Mapping[str, Any] = field(default_factory=dict)
+    alive: Callable[[], None] = _ignore
+    more_marks: Callable[[], Mapping[str, memoryview]] | None = None
+    lost_copies: Mapping[str, memoryview] = field(default_factory=dict)
+    arena_copy: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStatistics:
+    """Takeovers from a dead process.
+
+    Attributes:
+        takeovers: how many there were.
+        recovered_pages: pages that the last one found.
+        seconds: how long the last one took.
+        recovered_torn: stores that had been cut short; their writers were never told that they were done.
+        recovered_duplicates: pages found twice, of which one copy was kept.
+        freed_bodies: frames of pages that nothing named.
+        damaged: objects and zspages that no death leaves, so that memory must have changed by itself; what they were is lost.
+        poisoned: pages of the arena in whose memory the machine found an uncorrectable error; what
+            they held is lost, and other memory is in their place.
+    """
+
+    takeovers: int = 0
+    recovered_pages: int = 0
+    seconds: float = 0.0
+    recovered_torn: int = 0
+    recovered_duplicates: int = 0
+    freed_bodies: int = 0
+    damaged: int = 0
+    poisoned: int = 0
+
+
+counters_module.declare(
+    RecoveryStatistics,
+    cumulative="takeovers recovered_torn recovered_duplicates freed_bodies damaged poisoned",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreStatistics:
+    """Snapshots of all parts, taken at one moment.
+
+    Of zsmalloc and zbud, the one that swap is not on is None, as is the cache if there is none.
+    """
+
+    arena_kind: str
+    arena_backed_bytes: int
+    frames: PageFramesStatistics
+    zsmalloc: ZsStatistics | None
+    zbud: ZbudStatistics | None
+    cache: CacheStatistics | None
+    zv: ZvStatistics
+    tmem: TmemStatistics
+    frontswap: FrontswapStatistics
+    recovery: RecoveryStatistics
+    devices: tuple[DeviceStatistics, ...]
+    backed: tuple[BackedStatistics, ...]
+    transfers: TransferStatistics | None
+    writeback: WritebackStatistics | None
+    """None without a backing, as the one above."""
+    recompression: RecompressionStatistics
+    store_ages: tuple[int, ...]
+    """Pages of a sample by the time since they were stored (see `StoreAges`); empty if none was taken."""
+
+
+def make_arena(config: Config) -> Arena:
+    """Return a new arena for the settings, as `Core` makes it; for who keeps it longer than a Core lives.
+
+    Raises:
+        ArenaError: no shared memory.
+    """
+    return Arena(arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
+
+
+def arena_frames(config: Config) -> int:
+    """Return the frames of a new arena: as many as the pool may need, but no more than the header of a raw page can name.
+
+    Swap files may be larger than that. What they hold is compressed, and stores that find no frame are refused.
+    """
+    page_size = config.context.page_size
+    pages = sum(config.swap_files().values()) // page_size
+    wanted = pages + pages // 4 + 4 * reserve_frames(config) + _cache_frames(config)
+    most = (BODY_MASK + 1) // page_size
+    return min(wanted, most - head_frames(most, page_size))
+
+
+def lost_bitmap_bytes(config: Config) -> dict[str, int]:
+    """Return the length of the bitmap of lost pages by device."""
+    return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def areas(config: Config) -> dict[str, int]:
+    """Return the memory that has to outlive a worker, by name: the second bitmaps of lost pages."""
+    return {_LOST_COPY + name: size for name, size in lost_bitmap_bytes(config).items()}
+
+
+def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
+    """Return the second bitmap of each swap file that has one; an older program has made none."""
+    return {name.removeprefix(_LOST_COPY): area for name, area in areas.items() if name.startswith(_LOST_COPY)}
+
+
+def reserve_frames(config: Config) -> int:
+    """Return the frames to keep ready: no more than swap has pages, or where there is no swap, than the cache may have."""
+    pages = sum(config.swap_files().values()) // config.context.page_size
+    return min(config.memory.reserve // config.context.page_size, pages or _cache_frames(config))
+
+
+def _cache_frames(config: Config) -> int:
+    """Return the frames that the ephemeral half may have at most, whatever its limit; 0 if there is none."""
+    return config.context.memory_total // config.context.page_size // 2 if config.cache.limit is not None else 0
+
+
+def label(config: Config) -> bytes:
+    """Return what a successor's settings must agree on: swap types and offsets stand in headers, classes in the frame table.
+
+    The ephemeral half is not in it: a successor finds none.
+    """
+    geometry: dict[str, Any] = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
+    if config.pool.allocator != "zsmalloc":  # which older programs do not name
+        geometry["allocator"] = config.pool.allocator
+    return json.dumps(geometry, separators=(",", ":")).encode()
+
+
+def parsed_label(text: str) -> dict[str, Any]:
+    """Return what a label says, as a shape (config/shapes.py); other text is shown as it is."""
+    try:
+        shape: dict[str, Any] = json.loads(text)
+        return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}
+    except (ValueError, TypeError, KeyError):
+        return {"label": text}
+
+
+def _adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Arena:
+    """Return the arena in an inherited file, if it is one for these settings.
+
+    Raises:
+        ArenaError: it is not; nothing was changed.
+    """
+    fd = os.dup(fd)
+    try:
+        arena = Arena.adopt(fd, copy)
+    except ArenaError:
+        os.close(fd)
+        raise
+    page_size, wanted = config.context.page_size, label(config)
+    if arena.page_size == page_size and arena.label == wanted:
+        return arena
+    theirs = {**parsed_label(arena.label.decode(errors="replace")), "page_size": arena.page_size}
+    found = "; ".join(differences(theirs, {**parsed_label(wanted.decode()), "page_size": page_size}))
+    arena.close()
+    raise ArenaError(
+        f"the inherited arena is for other settings: {found}",
+        hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
+    )
+
+
+class Core:
+    """All parts that a page goes through below FUSE.
+
+    Args:
+        config: the settings.
+        inherited: what a dead process has left, to go on with.
+        backing: the disk behind the pool, None for none.
+
+    Attributes:
+        devices: block devices by name, `swap` first.
+        nodes: memory of the index of swap's pages; all_nodes: of the cache's too.
+        cache: the ephemeral half; None if the settings say that there will be no cache volumes.
+        backed: those of them that have slots: all, or none.
+        writeback: who chooses what leaves the pool for the disk; None without one.
+        recompression: who compresses pages again.
+        ages: who knows how long ago pages were stored; all_ages: and those of the cache.
+
+    Raises:
+        ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
+        ConfigError: unknown compressor.
+    """
+
+    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: Backing | None = None) -> None:
+        started = time.perf_counter()
+        sizes = config.swap_files()
+        self._page_size = page_size = config.context.page_size
+        self._counters = inherited.counters if inherited else {}
+        self._total_frames, self._ceiling = config.context.memory_total // page_size, 1 << 62
+        self.arena = _adopt_arena(config, inherited.arena_fd, inherited.arena_copy) if inherited else make_arena(config)
+        self.frames = PageFrames(self.arena, reserve_frames=reserve_frames(config))
+        self.allocator = self._make_allocator(config, self.frames)
+        self.zv = Zv(
+            self.allocator,
+            self.frames,
+            compress.get(config.pool.compressor),
+            compress.by_codec(),
+            total_frames=self._total_frames,
+        )
+        objects = 1 << SWIZ_BITS
+        capacity = sum(nodes_for(size // page_size, objects) for size in sizes.values())
+        self.nodes = Objnodes(capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None)
+        self.all_nodes = [self.nodes]
+        if cache_frames := _cache_frames(config):
+            reserve = _NODE_RESERVE_BYTES // NODE_BYTES
+            self.all_nodes.append(Objnodes(cache_frames, reserve=reserve, lenient=inherited is not None))
+        self.tmem = Tmem(self.nodes, self.all_nodes[-1])
+        self.frontswap = Frontswap(self.tmem, self.zv)
+        self.cache = self._make_cache(config) if cache_frames else None
+        self._transfers = backing.transfers if backing else None
+        lost = inherited.lost if inherited else {}
+        copies = inherited.lost_copies if inherited else {}
+        self.backed = backing.devices(sizes, self.frontswap, lost, page_size, copies) if backing else []
+        self.devices: dict[str, Device] = {device.name: device for device in self.backed} or {
+            name: Device(
+                name,
+                size,
+                self.frontswap,
+                swap_type,
+                page_size=page_size,
+                lost=lost.get(name),
+                lost_copy=copies.get(name),
+            )
+            for swap_type, (name, size) in enumerate(sizes.items())
+        }
+        self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
+        tried = inherited.tried if inherited else {}
+        # A memfd is safe from swap only where the supervisor locks it: not what is added later.
+        more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
+        self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback, more)
+        zv = self.zv
+        self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
+        self.all_ages = [self.ages, self.cache.ages] if self.cache else [self.ages]
+        self.apply(config)
+        self._recovery = RecoveryStatistics()
+        if inherited:
+            self.frames.alive = inherited.alive
+            self._recover(started)
+            self.frames.alive = _ignore
+        if not self.frames.used_frames and not self.frames.table.free_frames:
+            # Nobody has used this arena yet. One that is inherited in use has the reserve that its user left, and the kernel
+            # is not asked for more while requests wait.
+            self.frames.refill_now()
+
+    def _make_allocator(self, config: Config, frames: PageFrames) -> ZsPool | ZbudPool:
+        """Return a new allocator for the persistent half."""
+        pool = config.pool
+        return make_allocator(pool.allocator, frames, PERSISTENT, None, max_zspage_frames=pool.max_zspage_frames)
+
+    def _make_cache(self, config: Config) -> CacheHalf:
+        """Return a new ephemeral half, whose frames the persistent one may eat."""
+        cache = CacheHalf(
+            self.frames,
+            self.tmem,
+            self.all_nodes[-1],
+            self.zv.compressor,
+            compress.by_codec(),
+            allocator=config.cache.allocator,
+            max_zspage_frames=config.pool.max_zspage_frames,
+            wanted_run=self.allocator.longest_run,
+        )
+        self.zv.eat = cache.eviction.eat
+        return cache
+
+    def _recover(self, started: float) -> None:
+        """Make frames, allocator, zv, index and devices from the arena.
+
+        Raises:
+            ArenaError: no memory for the index; the arena is as good as before, for the next try.
+        """
+        wrong = self.frames.adopt()
+        reach(crashpoints.TAKEOVER_FRAMES)
+        wrong += self.allocator.adopt() + self._drop_renewed()
+        reach(crashpoints.TAKEOVER_ZSPAGES)
+        findings = self.zv.adopt(self.frontswap)
+        reach(crashpoints.TAKEOVER_INDEXED)
+        damaged = wrong + findings.damaged
+        # Before anything damaged is freed: a death in between must not make the next process trust the rest.
+        for device in self.devices.values():
+            device.adopt(distrust=damaged > 0 or self.arena.distrusted, alive=self.frames.alive)
+            self.frames.alive()
+        self.arena.distrusted = False
+        reach(crashpoints.TAKEOVER_MARKED)
+        bodies = self.zv.end_adoption(findings)
+        reach(crashpoints.TAKEOVER_REWRITTEN)
+        self.arena.end_rewriting()
+        self._recovery = RecoveryStatistics(
+            takeovers=1,
+            recovered_pages=self.zv.statistics().curr_pages,
+            seconds=time.perf_counter() - started,
+            recovered_torn=findings.torn,
+            recovered_duplicates=findings.duplicates,
+            freed_bodies=bodies,
+            damaged=damaged,
+            poisoned=self.frames.renewed_pages,
+        )
+
+    def _drop_renewed(self) -> int:
+        """Free what has lost memory to an uncorrectable error; return how much that was.
+
+        A body's header then names no body, which zv counts as damage.
+        """
+        frames, size = self.frames.renewed, self._page_size
+        dropped: list[int] = []
+
+        def found(handle: int, room: int) -> None:
+            if not frames.isdisjoint(range(handle // size, (handle + room - 1) // size + 1)):
+                dropped.append(handle)
+
+        if frames:
+            self.allocator.each_object(found)
+            dropped += [frame * size for frame in sorted(frames) if self.allocator.is_body(frame)]
+        for handle in dropped:
+            self.allocator.free(handle)
+        return len(dropped)
+
+    def apply(self, config: Config) -> None:
+        """Take over the settings that can change at run time; they were checked when the Config was made."""
+        pool = config.pool
+        self.zv.compressor = compress.get(pool.compressor)
+        self.zv.checksum = pool.checksum
+        self.zv.keep_poor = pool.incompressible != "refuse"
+        self.zv.max_zsize = pool.zv_max_zsize
+        self.zv.max_mean_zsize = pool.zv_max_mean_zsize
+        self.zv.policy_percent = pool.zv_page_count_policy_percent
+        self._config = config
+        self._apply_limits()
+        recompressing.apply(config, self.recompression)
+        if self.cache:
+            self.cache.zbuds.compressor = self.zv.compressor
+            self.cache.zbuds.checksum = pool.checksum
+            self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
+
+    def bound(self, frames: int) -> None:
+        """Bound the frames of swap's pages, whatever the settings say; those in use are kept."""
+        if frames != self._ceiling:
+            self._ceiling = frames
+            self._apply_limits()
+
+    def _apply_limits(self) -> None:
+        config = self._config
+        limit = self.arena.total_frames if config.pool.limit is None else config.pool.limit // self._page_size
+        if self.writeback:
+            limit = apply_limits(config, self.backed, self.writeback, self.zv, self._total_frames, self._ceiling)
+        self.zv.limit_frames = min(limit, self._ceiling)
+        self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
+
+    def wants_compaction(self) -> bool:
+        """Say whether compaction would set free a sixteenth of the frames in use, and more than a few."""
+        return self.allocator.freeable_frames() > max(self.frames.used_frames // 16, 256)
+
+    def compact_step(self) -> int:
+        """Move objects, COMPACT_MOVES at most; return how many."""
+        before = self.allocator.objects_moved
+        self.tmem.compact(self.zv, COMPACT_MOVES)
+        return self.allocator.objects_moved - before
+
+    def self_test(self) -> None:
+        """Keep a few pages of every kind with every codec and read them back, in a zv of their own over an arena of its own.
+
+        (In the common one, a death would leave test pages for a successor to find.)
+
+        Raises:
+            CorruptedPageError: something does not come back as it was; the daemon must not serve then.
+        """
+        arena = Arena(_TEST_FRAMES, self._page_size, kind="memfd")
+        try:
+            self._test_in(arena)
+        finally:
+            arena.close()
+
+    def _test_in(self, arena: Arena) -> None:
+        frames = PageFrames(arena, reserve_frames=_TEST_FRAMES)
+        frames.refill_now()
+        zv = Zv(type(self.allocator)(frames), frames, self.zv.compressor, compress.by_codec(), total_frames=self._total_frames)
+        out = memoryview(bytearray(self._page_size))
+        for codec in compress.names():
+            zv.compressor = compress.get(codec)
+            for page in sample_pages(self._page_size):
+                pampd = zv.create(0, 0, 0, memoryview(page), replacing=True)
+                out[:] = bytes(self._page_size)
+                if pampd > 0:
+                    with contextlib.suppress(CorruptedPageError):
+                        zv.get(pampd, 0, 0, out)
+                    zv.free(pampd)
+                if pampd <= 0 or out != page:
+                    raise CorruptedPageError(
+                        f"self-test: a page stored with {codec} does not come back as it was",
+                        hint="reinstall the codec's library; test the machine's memory",
+                    )
+
+    def check(self) -> None:
+        """Prove the invariants of every part. Takes seconds for a full pool.
+
+        Raises:
+            InvariantError: naming what is wrong.
+        """
+        self.frames.check()
+        self.allocator.check()
+        self.tmem.check()
+        self.zv.check(self.tmem.pampds(self.zv))
+        if self.cache:
+            self.cache.check()
+        used, held = self.frames.used_frames - self.frames.ephemeral_frames, self.allocator.used_frames()
+        if used != held:
+            raise InvariantError(f"{used} persistent frames in use, the allocator holds {held}")
+
+    def statistics(self, *, ages_sampled: bool = True) -> CoreStatistics:
+        """Return snapshots of all parts; what is cumulative counts from the first predecessor on.
+
+        Args:
+            ages_sampled: see `Writeback.statistics`; without, it takes as long for a large pool as for a small one.
+        """
+        zsmalloc, zbud = split(self.allocator.statistics())
+        own = CoreStatistics(
+            arena_kind=self.arena.kind,
+            arena_backed_bytes=self.arena.backed_bytes(),
+            frames=self.frames.statistics(),
+            zsmalloc=zsmalloc,
+            zbud=zbud,
+            cache=self.cache.statistics(ages_sampled=ages_sampled) if self.cache else None,
+            zv=self.zv.statistics(),
+            tmem=self.tmem.statistics(),
+            frontswap=self.frontswap.statistics(),
+            recovery=self._recovery,
+            devices=tuple(device.statistics() for device in self.devices.values()),
+            backed=tuple(device.backed_statistics() for device in self.backed),
+            transfers=self._transfers.statistics() if self._transfers else None,
+            writeback=self.writeback.statistics(ages_sampled=ages_sampled) if self.writeback else None,
+            recompression=self.recompression.statistics(),
+            store_ages=self.ages.sample() if ages_sampled else (),
+        )
+        return counters_module.added(own, self._counters)
+
+    def close(self) -> None:
+        """Let go of the arena."""
+        self.arena.close()

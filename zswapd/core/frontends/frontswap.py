@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""frontswap: the vocabulary of swap over tmem: store, load, invalidate_page, invalidate_area, by (type, offset).
+
+A type is one swap file; all types share one persistent tmem pool. Offsets are swizzled as in the kernel's frontswap for
+tmem: oid = type << 8 | low eight bits of the offset, index = the rest, which gives a swap file 256 objects of even size.
+
+Rules: a load does not remove the page; a store replaces the older page, and one that is refused leaves none; while frozen,
+stores are refused and flush the older page, loads and invalidates go on. invalidate_area ends with no page of the type left.
+
+Source of the ideas: frontswap (Dan Magenheimer, 2010-2012) and its zcache back end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - mypyc looks a dataclass's annotations up
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from zswapd import counters
+from zswapd.core import crashpoints
+from zswapd.core.crashpoints import reach
+from zswapd.core.pam.base import MAX_INDEX, NO_NEED, RejectReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zswapd.core.compress.base import Compressor
+    from zswapd.core.pam.base import PageKey, RewritingPam
+    from zswapd.core.tmem.tmem import Tmem
+
+MAX_SWAPFILES: Final = 32
+SWIZ_BITS: Final = 8
+_SWIZ: Final = 1 << SWIZ_BITS
+_SWIZ_MASK: Final = _SWIZ - 1
+MAX_OFFSET: Final = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
+"""Highest page offset in a swap file."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontswapStatistics:
+    """Frontswap's own counters, by the kernel's names.
+
+    Attributes:
+        succ_stores, failed_stores: pages taken and refused.
+        loads: pages found.
+        failed_loads: loads of pages that are not there.
+        invalidates: pages let go by invalidation.
+        rejects: refused stores by reason, the reasons by their names in small letters; those that occurred.
+        frozen: stores are being refused.
+    """
+
+    succ_stores: int
+    failed_stores: int
+    loads: int
+    failed_loads: int
+    invalidates: int
+    rejects: Mapping[str, int]
+    frozen: bool
+
+
+counters.declare(
+    FrontswapStatistics,
+    cumulative="succ_stores failed_stores loads failed_loads invalidates rejects",
+)
+
+
+class Frontswap:
+    """All swap files over one persistent tmem pool.
+
+    Args:
+        tmem: the index.
+        pam: the back end that keeps the pages.
+    """
+
+    def __init__(self, tmem: Tmem, pam: RewritingPam) -> None:
+        self._tmem = tmem
+        self._pam = pam
+        self._pool = tmem.new_pool(tmem.new_client(), pam, persistent=True)
+        tmem.when_flushing = self._flushing
+        self._sizes: dict[int, int] = {}
+        self._when_losing: dict[int, Callable[[int], None]] = {}
+        self._frozen = False
+        self._rejects = dict.fromkeys(RejectReason, 0)
+        self._succ_stores = self._failed_stores = self._loads = self._failed_loads = self._invalidates = 0
+
+    def init(self, swap_type: int, pages: int = MAX_OFFSET + 1, *, when_losing: Callable[[int], None] | None = None) -> None:
+        """Begin with a swap file, empty.
+
+        Args:
+            swap_type: its number, below MAX_SWAPFILES.
+            pages: its length.
+            when_losing: called with the offset of a page just before its last copy goes because a store of it was refused.
+
+        Raises:
+            ValueError: the number is out of range or taken.
+        """
+        if not 0 <= swap_type < MAX_SWAPFILES:
+            raise ValueError(f"swap type {swap_type} is not below {MAX_SWAPFILES}")
+        if swap_type in self._sizes:
+            raise ValueError(f"swap type {swap_type} is in use")
+        self._sizes[swap_type] = pages
+        if when_losing is not None:
+            self._when_losing[swap_type] = when_losing
+
+    def store(self, swap_type: int, offset: int, page: memoryview) -> RejectReason | None:
+        """Keep a page; return None, or why it was refused (then no older copy is left either)."""
+        if self._frozen:
+            if self.holds(swap_type, offset):
+                self._flushing(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+                reach(crashpoints.REFUSED_MARKED)
+            self.invalidate_page(swap_type, offset)
+            self._failed_stores += 1
+            self._rejects[RejectReason.FROZEN] += 1
+            return RejectReason.FROZEN
+        try:
+            reason = self._tmem.put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
+        except BaseException:
+            self._failed_stores += 1
+            raise
+        if reason is None:
+            self._succ_stores += 1
+        else:
+            self._failed_stores += 1
+            self._rejects[reason] += 1
+        return reason
+
+    def _flushing(self, pool: int, oid: int, index: int) -> None:
+        """Tell whose page is about to go without its data being anywhere else."""
+        when_losing = self._when_losing.get(oid >> SWIZ_BITS)
+        if when_losing is not None and pool == self._pool:
+            when_losing(index << SWIZ_BITS | oid & _SWIZ_MASK)
+
+    def load(self, swap_type: int, offset: int, out: memoryview) -> bool:
+        """Write a page into `out`; return False if it is not there.
+
+        Raises:
+            CorruptedPageError: it is there, but damaged.
+        """
+        if self._tmem.get(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, out):
+            self._loads += 1
+            return True
+        self._failed_loads += 1
+        return False
+
+    def invalidate_page(self, swap_type: int, offset: int) -> bool:
+        """Let go of a page; return whether it was there."""
+        found = self._tmem.flush_page(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+        self._invalidates += found
+        return found
+
+    def invalidate_range(self, swap_type: int, first: int, last: int) -> int:
+        """Let go of the pages from offset `first` to `last`; return how many were there.
+
+        Costs what is there, plus 256 object look-ups: a discard of a whole swap file is one call.
+        """
+        if last - first < _SWIZ:
+            return sum(self.invalidate_page(swap_type, offset) for offset in range(first, last + 1))
+        flushed = 0
+        for low in range(_SWIZ):
+            # The offsets of this object in the range are low, low + 256, ...: round up at the first, down at the last.
+            begin = (first - low + _SWIZ_MASK) >> SWIZ_BITS
+            end = (last - low) >> SWIZ_BITS
+            flushed += self._tmem.flush_range(self._pool, swap_type << SWIZ_BITS | low, begin, end)
+        self._invalidates += flushed
+        return flushed
+
+    def invalidate_area(self, swap_type: int) -> int:
+        """Let go of all pages of a swap file, as swapoff does; return how many there were."""
+        flushed = sum(self._tmem.flush_object(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
+        self._invalidates += flushed
+        return flushed
+
+    # A successor's beginning: what pam.base.Adopter asks for.
+
+    def adopt_page(self, pool: int, oid: int, index: int, pampd: int) -> int:
+        """Take in a page that its back end has found; -1 if no swap file has such a page (see pam.base.Adopter)."""
+        pages = self._sizes.get(oid >> SWIZ_BITS, 0)
+        if pool != self._pool or index << SWIZ_BITS | oid & _SWIZ_MASK >= pages:
+            return -1
+        return self._tmem.adopt_page(pool, oid, index, pampd)
+
+    def find_page(self, pool: int, oid: int, index: int) -> int:
+        """Return the pampd of a page, or 0."""
+        return self._tmem.find(pool, oid, index) if pool == self._pool else 0
+
+    def replace_page(self, pool: int, oid: int, index: int, old: int, new: int) -> bool:
+        """Let another pampd stand for a page."""
+        return self._tmem.replace(pool, oid, index, old, new)
+
+    def holds(self, swap_type: int, offset: int) -> bool:
+        """Say whether a page is kept, without reading it."""
+        return self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS) != 0
+
+    def generation(self, swap_type: int, offset: int) -> int:
+        """Return the serial number of the store that a page is from, 0 if it is not kept: the same as long as its bytes are."""
+        key = self.key_of(swap_type, offset)
+        return key.generation if key is not None else 0
+
+    def key_of(self, swap_type: int, offset: int) -> PageKey | None:
+        """Return what the header of a page says, None if it is not kept. Its data is not looked at."""
+        pampd = self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+        return self._pam.key_of(pampd) if pampd else None
+
+    def recompress(self, swap_type: int, offset: int, compressor: Compressor, gain_percent: int) -> int:
+        """Keep a page with another codec, if that saves so much of it; its generation is another one then.
+
+        Returns:
+            1 if it was done; 0 if it is not worthwhile; NO_NEED, if there is no such page, too; NO_ROOM.
+
+        Raises:
+            CorruptedPageError: the page is damaged.
+        """
+        oid, index = swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+        old = self._tmem.find(self._pool, oid, index)
+        new = self._pam.rewrite(old, compressor, gain_percent) if old else NO_NEED
+        if new <= 0:
+            return new
+        self._tmem.replace(self._pool, oid, index, old, new)
+        reach(crashpoints.STORE_INDEXED)
+        self._pam.free(old)
+        reach(crashpoints.STORE_REPLACED)
+        return 1
+
+    def pages(self, swap_type: int) -> int:
+        """Return how many pages of a swap file are kept. Asks 256 objects."""
+        return sum(self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
+
+    def freeze(self) -> None:
+        """Refuse stores from now on; each flushes the older page."""
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Accept stores again."""
+        self._frozen = False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether stores are being refused."""
+        return self._frozen
+
+    def statistics(self) -> FrontswapStatistics:
+        """Return a frozen snapshot."""
+        return FrontswapStatistics(
+            succ_stores=self._succ_stores,
+            failed_stores=self._failed_stores,
+            loads=self._loads,
+            failed_loads=self._failed_loads,
+            invalidates=self._invalidates,
+            rejects={reason.name.lower(): count for reason, count in self._rejects.items() if count},
+            frozen=self._frozen,
+        )

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Handlers over devices that have pages on a disk: a request that has to wait for it is answered later, and nobody else waits.
+
+The hook passes each request once. What needs the disk is noted here under the kernel's number for it (`unique`), and the hook
+is told DEFERRED; when the disk has answered, the same call is made again, and its result sent with `reply`. The page path
+stays as it is: a request that the pool can answer costs an exception handler that is not entered.
+
+A successor knows nothing of deferred requests and need not: the kernel sends again whatever was not answered (Linux 6.9), and
+doing a request twice changes nothing.
+
+Limits: devices that are a `BackedDevice` only; written data that waits is copied to the heap, which is large enough for as
+many pages as `transfers` has buffers.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from zswapd.core.backing.readahead import Ahead
+from zswapd.core.block.backed import BackedDevice, SlotsNeeded
+from zswapd.errors import ConfigError, ZswapdError
+from zswapd.fuse.operations import Operations, part_of, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zswapd.core.backing.transfers import Fetch, Transfers
+    from zswapd.fuse.inodes import Directory
+
+DEFERRED: Final = -errno.EINPROGRESS
+"""What the hook takes for "will be answered by `reply`"; DEFERRED in _lowlevel.c."""
+
+# The plain handlers, without the decorator that would take SlotsNeeded for a failure.
+_serve_read: Any = Operations.serve_read.__wrapped__  # type: ignore[attr-defined]
+_serve_write: Any = Operations.serve_write.__wrapped__  # type: ignore[attr-defined]
+_serve_fallocate: Any = Operations.serve_fallocate.__wrapped__  # type: ignore[attr-defined]
+
+
+def _written(n: int) -> bytes:
+    """Return struct fuse_write_out."""
+    return struct.pack("=II", n, 0)
+
+
+def _nothing(_n: int) -> bytes:
+    return b""
+
+
+class BackedOperations(Operations):
+    """The handlers of a mount with a backing.
+
+    Args:
+        directory: names and inodes; all its block files are `BackedDevice`s.
+        page_size: see `Operations`.
+        transfers: how slots are read and written.
+        unique: returns the kernel's number for the request that is being served; 0 for one that nobody asked for.
+        reply: sends (unique, errno or 0, payload).
+        blame: says which request is being answered, should this process die of it; 0 for none.
+        max_io: longest read, bytes.
+        takes_part: see `Operations`.
+        ahead: bytes that are read at a time ahead of a reader in order; 0 for none.
+
+    Raises:
+        ConfigError: a file is none that has slots.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        page_size: int,
+        transfers: Transfers,
+        unique: Callable[[], int],
+        reply: Callable[[int, int, bytes | memoryview], None],
+        blame: Callable[[int], None],
+        max_io: int,
+        takes_part: Callable[[], bool] = lambda: True,
+        ahead: int = 0,
+    ) -> None:
+        super().__init__(directory, page_size=page_size, takes_part=takes_part)
+        self._devices: dict[int, BackedDevice] = {}
+        for inode, file in directory.block_files.items():
+            if not isinstance(file, BackedDevice):
+                raise ConfigError(f"{file.name} has no slots in the backing", hint="report this as a bug")
+            self._devices[inode] = file
+        files = self._devices.items() if ahead else ()
+        self.aheads = {inode: Ahead(transfers, device.needed, device.size, ahead) for inode, device in files}
+        self._transfers = transfers
+        self._unique = unique
+        self._send = reply
+        self._blame = blame
+        self._out = memoryview(bytearray(max_io))
+
+    # The page path.
+
+    @serving
+    def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
+        """Do as `Operations.serve_read` does, or return DEFERRED."""
+        ahead = self.aheads.get(inode)
+        try:
+            n = int(_serve_read(self, inode, offset, out))
+        except SlotsNeeded:
+            unique = self._unique()
+            if not unique:
+                return -errno.EAGAIN
+            length = min(len(out), self._devices[inode].size - offset)
+            wanted = partial(self._devices[inode].needed, offset, length)
+            n = self._fetch(wanted, unique, partial(self._read_again, inode, offset, length, self._takes_part()))
+        else:
+            length = n
+        if ahead is not None and length > 0:
+            ahead.note(offset, length)
+        return n
+
+    def _read_again(self, inode: int, offset: int, length: int, takes_part: bool, unique: int) -> int:  # noqa: FBT001
+        """Answer a read whose slots are there.
+
+        `takes_part` was asked while the hook had its request.
+        """
+        try:
+            self._files[inode].read_into(offset, self._out[:length])
+        except ZswapdError as error:
+            length = part_of(error)
+            if not length or not takes_part:
+                raise
+        self._reply(unique, 0, self._out[:length])
+        return DEFERRED
+
+    @serving
+    def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
+        """Do as `Operations.serve_write` does, or return DEFERRED."""
+        unique = self._unique()
+        try:
+            return self._change(inode, partial(_serve_write, self, inode, offset, data), _written, unique)
+        except SlotsNeeded:
+            call = partial(_serve_write, self, inode, offset, memoryview(bytes(data)))
+            wanted = self._edges(inode, offset, len(data))
+        return self._fetch(wanted, unique, partial(self._change_again, inode, call, _written))
+
+    @serving
+    def serve_fallocate(self, inode: int, mode: int, offset: int, length: int) -> int:
+        """Do as `Operations.serve_fallocate` does, or return DEFERRED."""
+        unique = self._unique()
+        call = partial(_serve_fallocate, self, inode, mode, offset, length)
+        try:
+            return self._change(inode, call, _nothing, unique)
+        except SlotsNeeded:
+            wanted = self._edges(inode, offset, length)
+        return self._fetch(wanted, unique, partial(self._change_again, inode, call, _nothing))
+
+    def _edges(self, inode: int, offset: int, length: int) -> Callable[[], list[int]]:
+        """Return what tells the slots that a change of a byte range has to read; beyond the end of the file there are none."""
+        device = self._devices[inode]
+        return partial(device.needed, offset, min(length, device.size - offset), edges=True)
+
+    def _change(self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int) -> int:
+        """Write or discard; DEFERRED if some of its pages are on their way to their slots.
+
+        Args:
+            inode: of the file.
+            call: the plain handler, with its arguments.
+            payload: returns what the answer says besides "done", given what the handler returned.
+            unique: of the request.
+        """
+        device = self._devices[inode]
+        ticket = device.begin()
+        try:
+            n = call()
+        finally:
+            device.end()
+        if n < 0 or not ticket.left:
+            return n
+
+        def done() -> None:
+            self._refused_writes += ticket.errno != 0
+            self._reply(unique, ticket.errno, payload(n))
+
+        ticket.done = done
+        return DEFERRED
+
+    def _change_again(self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int) -> int:
+        n = self._change(inode, call, payload, unique)
+        if n >= 0:
+            self._reply(unique, 0, payload(n))
+        return n
+
+    def look(self) -> None:
+        """Let go of what was read ahead of a reader who comes no more; to be called now and then."""
+        for ahead in self.aheads.values():
+            ahead.look()
+
+    # Waiting for the disk.
+
+    def _fetch(self, wanted: Callable[[], list[int]], unique: int, again: Callable[[int], int]) -> int:
+        """Have slots read, then make a call again that answers; return DEFERRED.
+
+        Args:
+            wanted: returns the slots, as things are then.
+            unique: of the request.
+            again: the call; returns a length, an errno or DEFERRED.
+        """
+        fetch: list[Fetch] = []
+
+        def done() -> None:
+            self._blame(unique)
+            try:
+                code = again(unique)
+                if code < 0 and code != DEFERRED:
+                    self._reply(unique, -code, b"")
+            except SlotsNeeded:  # it changed meanwhile
+                self._fetch(wanted, unique, again)
+            except Exception as error:  # noqa: BLE001 - the edge, as in `serving`
+                self._reply(unique, self.failures.of_the_core("a deferred request", error), b"")
+            finally:
+                self._transfers.end(fetch[0])
+                self._blame(0)
+
+        fetch.append(self._transfers.fetch(wanted(), done))
+        self._transfers.kick()
+        return DEFERRED
+
+    def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
+        self._send(unique, code, b"" if code else payload)

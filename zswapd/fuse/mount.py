@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mount itself: /dev/fuse opened, mount(2) called, and all of it undone.
+
+Apart from the session (session.py), because it lives longer: the supervisor mounts once, and one worker after the other serves
+the descriptor. fusermount3 is not needed this way, and a mount option less is trusted to a parser. Without allow_other the
+kernel keeps every other user out, even of `stat`.
+
+All checks come before the first step, each step registers its undoing before the next, and `close` undoes them
+in reverse, whatever failed. The directory that will be covered is locked with flock while the mount lives: of
+two daemons started at once on one mountpoint, one is refused. (The lock lies on the covered directory, which
+nobody reaches through its name any more once it is covered; from then on mountinfo tells.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import shlex
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from zswapd.errors import MountError, PermissionsError
+from zswapd.host import installation
+from zswapd.host.hints import for_capability, for_device, for_failure
+from zswapd.paths import nearest_existing, why_unmakeable, without_links
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+MAX_IO = 1 << 20
+"""Longest read and write in bytes; 256 pages of 4 KiB are the most that the kernel puts into one request."""
+
+ANSWER_S = 5.0
+"""What whoever serves a mount may take to answer a question before it counts as alive and busy."""
+
+_FILESYSTEM = b"fuse.zswapd"
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 2, 4, 8, 1024
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mount:
+    """A mounted, not yet served FUSE file system; a context manager.
+
+    Args:
+        mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700) and removed
+            at the end.
+        device: the FUSE device node.
+        left_on: returns which loop devices have a file below a directory, each with the command
+            that frees it.
+
+    Attributes:
+        mountpoint: its name as mountinfo has it.
+        descriptor: of the FUSE connection while mounted, else -1.
+        made: the directories that `open` had to make, outermost first; the end removes them again.
+        device: st_dev of the files in it, 0 if that is not known.
+    """
+
+    def __init__(
+        self,
+        mountpoint: Path,
+        *,
+        device: Path = Path("/dev/fuse"),
+        left_on: Callable[[Path], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self.mountpoint = without_links(mountpoint)
+        self.descriptor = -1
+        self.made: tuple[Path, ...] = ()
+        self.device = 0
+        self._device = device
+        self._left_on = left_on
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Mount.
+
+        Raises:
+            PermissionsError: no FUSE device, or not allowed to mount.
+            MountError: the mountpoint cannot be used. In both cases everything is as before, but
+                that the mount of a zswapd that has died may be gone.
+        """
+        self._check_privileges()
+        self._clear_dead()
+        self.check()
+        with contextlib.ExitStack() as undo:
+            self._make_mountpoint(undo)
+            self._lock_mountpoint(undo)
+            self.descriptor = self._mount(undo)
+            self.device = _mounted(self.mountpoint)[1]
+            self._undo = undo.pop_all()
+
+    def check(self) -> None:
+        """Do nothing if `open` could mount, as far as that can be told without making anything.
+
+        Raises:
+            PermissionsError, MountError: see `open`.
+        """
+        self._check_privileges()
+        if not self._is_dead_mount():
+            self._check_not_mounted()
+            self._check_mountpoint()
+
+    def adopt(self, descriptor: int, made: Sequence[Path], device: int = 0) -> None:
+        """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
+
+        Somebody may have unmounted it lazily: whoever has a file open, a loop device above all, is still to be served.
+
+        Args:
+            descriptor: of the connection.
+            made: what `made` was in that process.
+            device: likewise; 0 if it did not say.
+        """
+        kind, found = _mounted(self.mountpoint)
+        is_there = kind == _FILESYSTEM.decode()
+        self.device = device or (found if is_there else 0)
+        if not is_there:
+            log.warning("%s is not mounted any more; serving whoever has its files open", self.mountpoint)
+        self.descriptor = descriptor
+        self.made = tuple(made)
+        for path in self.made:
+            self._undo.callback(_remove_if_empty, path)
+        self._undo.callback(os.close, descriptor)
+        self._undo.callback(self.unmount)
+
+    def close(self) -> None:
+        """Unmount and give everything back; does nothing when that is done."""
+        self._undo.close()
+        self.descriptor = -1
+
+    def forget(self) -> None:
+        """Keep the mount beyond this object: whoever has the descriptor sees to it."""
+        self._undo.pop_all()
+
+    def unmount(self) -> None:
+        """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
+        # no file can be opened: the mount counts as this daemon's
+        with contextlib.suppress(Exception):
+            if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
+                return
+        target = os.fsencode(self.mountpoint)
+        if _libc.umount2(target, _UMOUNT_NOFOLLOW) == 0:
+            return
+        reason = os.strerror(ctypes.get_errno())
+        log.warning("unmounting %s: %s; detached it instead, whoever uses it gets errors", self.mountpoint, reason)
+        if _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            log.error("%s stays mounted: %s", self.mountpoint, os.strerror(ctypes.get_errno()))
+
+    # Checks: nothing is changed by them.
+
+    def _check_privileges(self) -> None:
+        if not self._device.exists():
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise PermissionsError(f"{self._device} does not exist", hint=for_device(missing, self._device, "fuse"))
+        if os.geteuid() != 0:
+            raise PermissionsError(
+                "mounting needs root's privileges", hint=f"start zswapd as root: {installation.called_again()}"
+            )
+
+    def _check_not_mounted(self) -> None:
+        kind = _mounted_kind(self.mountpoint)
+        if kind is None:
+            return
+        if _is_dead(self.mountpoint):
+            raise MountError(
+                f"{self.mountpoint} is the mount of a daemon that has died, of type {kind}",
+                hint=f"`umount -l {shlex.quote(str(self.mountpoint))}` if no program needs it; or choose another --mountpoint",
+            )
+        if kind == _FILESYSTEM.decode():
+            raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
+        raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
+
+    def _check_mountpoint(self) -> None:
+        """Refuse a directory that is not empty, and what is none or cannot be made."""
+        try:
+            there = nearest_existing(self.mountpoint)
+            if there != self.mountpoint and (number := why_unmakeable(there)):
+                raise _unusable(self.mountpoint, OSError(number, os.strerror(number)))
+            if not there.is_dir():
+                raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
+            if there == self.mountpoint and any(self.mountpoint.iterdir()):
+                raise MountError(
+                    f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
+                )
+        except OSError as error:
+            raise _unusable(self.mountpoint, error) from error
+
+    # Steps: each leaves its undoing behind, but for the first.
+
+    def _clear_dead(self) -> None:
+        """Unmount what dead daemons of this program have left: no program can use it any more."""
+        if not self._is_dead_mount():
+            return
+        target = os.fsencode(self.mountpoint)
+        if _libc.umount2(target, _UMOUNT_NOFOLLOW) and _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW):
+            return  # the check that follows says what is there
+        log.warning("%s was the mount of a zswapd that has died: unmounted", self.mountpoint)
+
+    def _is_dead_mount(self) -> bool:
+        """Say whether a zswapd that has died left its mount on the mountpoint.
+
+        A loop device holds on to its file, and would go on failing unseen: it has to go first.
+
+        Raises:
+            MountError: a loop device or swap is on it.
+        """
+        if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode() or not _is_dead(self.mountpoint):
+            return False
+        if left := self._left_on(self.mountpoint):
+            raise MountError(
+                f"{self.mountpoint} is the mount of a zswapd that has died, and what was on {', '.join(left)} is lost",
+                hint=f"`{' && '.join(left.values())}`, then start it again",
+            )
+        return True
+
+    def _make_mountpoint(self, undo: contextlib.ExitStack) -> None:
+        try:
+            missing = [path for path in (self.mountpoint, *self.mountpoint.parents) if not path.exists()]
+            for path in reversed(missing):
+                path.mkdir(mode=0o700 if path == self.mountpoint else 0o755)
+                self.made += (path,)
+                undo.callback(_remove_if_empty, path)
+        except OSError as error:
+            raise _unusable(self.mountpoint, error) from error
+
+    def _lock_mountpoint(self, undo: contextlib.ExitStack) -> None:
+        descriptor = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        undo.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MountError(
+                f"another zswapd is starting or stopping on {self.mountpoint}",
+                hint="stop it, or choose another --mountpoint",
+            ) from None
+        self._check_not_mounted()  # by one that was faster: then it is its root that was locked
+
+    def _mount(self, undo: contextlib.ExitStack) -> int:
+        """Mount; return the descriptor of the connection."""
+        try:
+            descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"{self._device} cannot be opened: {error.strerror}"
+            raise PermissionsError(message, hint=for_device(error, self._device, "fuse")) from error
+        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_IO}"
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
+        target = os.fsencode(self.mountpoint)
+        if _libc.mount(b"zswapd", target, _FILESYSTEM, flags, options.encode()) != 0:
+            number = ctypes.get_errno()
+            os.close(descriptor)
+            message = f"mounting on {self.mountpoint} failed: {os.strerror(number)}"
+            if number in (errno.EPERM, errno.EACCES):
+                raise PermissionsError(message, hint=for_capability("CAP_SYS_ADMIN"))
+            if number == errno.ENODEV:
+                raise MountError(message, hint=for_device(OSError(number, ""), self._device, "fuse"))
+            raise MountError(message, hint="`dmesg` may have the kernel's reason")
+        undo.callback(os.close, descriptor)
+        # Unmounting comes first: the connection has to live while it does.
+        undo.callback(self.unmount)
+        return descriptor
+
+
+def _unusable(mountpoint: Path, error: OSError) -> MountError:
+    return MountError(
+        f"{mountpoint} cannot be used as mountpoint: {error.strerror}",
+        hint=for_failure(error, mountpoint, "choose another --mountpoint"),
+    )
+
+
+def _mounted_kind(path: Path) -> str | None:
+    """Return the type of the file system that is mounted on `path`, None if `path` is no mountpoint."""
+    return _mounted(path)[0]
+
+
+def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str | None, int]:
+    """Return type and st_dev of the file system that is mounted on `path`, None and 0 if `path` is no mountpoint.
+
+    Asks the kernel's table, not the file system: one whose daemon hangs would hang the question.
+    """
+    kind, device = None, 0
+    for line in mountinfo.read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        # Space, tab, newline and backslash are written in octal.
+        place = fields[4].encode(errors="surrogateescape").decode("unicode_escape")
+        if place.encode("latin-1") == os.fsencode(path):
+            kind = fields[fields.index("-") + 1]  # the last one covers those before it
+            device = os.makedev(*map(int, fields[2].split(":")))
+    return kind, device
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    """Say whether nobody can answer for a mount any more; not so one that only takes longer than ANSWER_S.
+
+    By statvfs(2): what stat(2) says, the kernel may still know.
+    """
+    said: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(mountpoint)
+        except OSError as error:
+            said.append(error.errno)
+
+    thread = threading.Thread(target=ask, daemon=True)  # which waits with a daemon that hangs
+    thread.start()
+    thread.join(ANSWER_S)
+    return said == [errno.ENOTCONN]
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()

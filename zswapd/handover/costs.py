@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What settings cost in memory, compared with the memory that there is.
+
+A start compares them before it makes anything, and `zswapd config check` does.
+
+There are two sums. What is *locked at start*, before the first page comes, are the processes, the
+reserve, and what outlives a worker: a bit or some bytes for each page of the swap files. The
+*books* of swap files that are full are those bits and bytes, the index, and what the kernel keeps
+of a swap area. Books grow with swap.size, whatever the pages compress to, so a typing error in a
+size ("4T" for "4G") shows in them.
+
+Memory is that of the machine or of the lowest limit above the daemon (host/cgroups.py). pool.limit and
+cache.limit are bounds, which cost nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zswapd.core import core, recompressing
+from zswapd.core.allocators.arena import label_room
+from zswapd.core.backing.transfers import RUN_MAX
+from zswapd.core.core import arena_frames, label, lost_bitmap_bytes, reserve_frames
+from zswapd.core.frontends.frontswap import MAX_SWAPFILES
+from zswapd.core.tmem.objnodes import NODE_BYTES, NODE_SLOTS
+from zswapd.errors import ArenaError, ConfigError
+from zswapd.fuse.mount import MAX_IO
+from zswapd.handover.state import GEOMETRY_BYTES, SLOT_BYTES, hook_bytes
+from zswapd.host import cgroups
+from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
+from zswapd.units import format_size
+from zswapd.worker import disk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.config import Config
+
+PROCESSES = 144 << 20
+"""Supervisor, worker and spare with small heaps, without the reserve (PSS, measured);
+a worker alone has a third less.
+"""
+THREAD = 64 << 10
+"""Memory of a thread that waits: its kernel stack, what it has touched of its own,
+malloc's part.
+"""
+CHUNK = 40
+"""Bytes of a worker's list for each 2 MiB of the arena's address space."""
+KERNEL_PAGE_BITS = 25
+"""What the kernel keeps of each page of a swap area, bits: a byte of swap_map,
+two of the owner's number, a bit for zeros.
+"""
+INDEX_PAGE_BITS = 8 * (NODE_BYTES + 1) // NODE_SLOTS + 2
+"""Of the index of a page, inner nodes included."""
+START_PERCENT = 80
+"""Most that may be locked at start, of memory."""
+BOOKS_PERCENT = 25
+"""Most that the books of full swap files may take: swap files of some 90 times the memory."""
+
+
+def at_start(config: Config) -> dict[str, int]:
+    """Return what is locked before the first page comes, bytes by what it is for."""
+    context = config.context
+    chunks = arena_frames(config) * context.page_size >> 21
+    costs = {
+        "the processes": PROCESSES + CHUNK * chunks + _large_heaps(config) + _threads(config),
+        "memory.reserve": reserve_frames(config) * context.page_size,
+        **_state(config),
+    }
+    if config.backing.path:
+        lanes = config.backing.threads * RUN_MAX * context.page_size if config.backing.encrypt else 0
+        # A spare has buffers of its own.
+        costs["backing.threads"], costs["backing.buffers"] = lanes * _workers(config), config.backing.buffers * _workers(config)
+    return costs
+
+
+def books(config: Config) -> dict[str, int]:
+    """Return what full swap files take beside the pages' data: bytes, by what they are for."""
+    pages = sum(config.swap_files().values()) // config.context.page_size
+    costs = {**_state(config), "the kernel's tables of swap areas": pages * KERNEL_PAGE_BITS // 8}
+    if config.backing.path:
+        costs["ages of pages"] = pages  # pages on the disk are not in the index
+    else:
+        costs["the index"] = pages * INDEX_PAGE_BITS // 8
+    return costs
+
+
+def check(config: Config, root: Path = Path("/")) -> None:
+    """Do nothing if the settings can be had on this machine.
+
+    Args:
+        config: the settings.
+        root: where /proc and /sys are, for tests.
+
+    Raises:
+        ConfigError: they cost more than a sound part of all memory.
+        ArenaError: they cost more than is available now.
+    """
+    _check_forms(config)
+    total, available = config.context.memory_total, available_bytes(root)
+    kept, begun = books(config), at_start(config)
+    if sum(kept.values()) > total * BOOKS_PERCENT // 100:
+        files = ", ".join(f"{name} of {format_size(size)}" for name, size in config.swap_files().items())
+        raise ConfigError(
+            f"{config.origins('swap.size', 'swap.files')}: swap files ({files}) are too large for this memory: the books of "
+            f"full ones take {_added(kept)}, more than {BOOKS_PERCENT}% of {_memory(config)}",
+            hint=_smaller(config, kept),
+        )
+    if sum(begun.values()) > total * START_PERCENT // 100:
+        raise ConfigError(
+            f"{config.origins('memory.reserve', 'backing.buffers', 'swap.size')}: what is locked at start takes "
+            f"{_added(begun)}, more than {START_PERCENT}% of {_memory(config)}",
+            hint=_less(config, begun, total * START_PERCENT // 100),
+        )
+    if sum(begun.values()) > available:
+        raise ArenaError(
+            f"what is locked at start takes {_added(begun)}, and {format_size(available)} of memory are available",
+            hint=f"end what uses much memory; or {_less(config, begun, available)}",
+        )
+
+
+def check_change(before: Config, after: Config, *, marked: bool, root: Path = Path("/")) -> None:
+    """Do nothing if settings can change at run time.
+
+    They can if there is memory for the marks of recompression, where these are missing.
+
+    Args:
+        before: the settings that count now.
+        after: those that are wanted.
+        marked: there are marks already.
+        root: see `check`.
+
+    Raises:
+        ConfigError: there is no memory for the marks.
+    """
+    if marked or not after.pool.recompress_age or before.pool.recompress_age:
+        return
+    check_marks(after, "pool.recompress_age", root)
+
+
+def check_marks(config: Config, what: str, root: Path = Path("/")) -> None:
+    """Do nothing if there is memory for the marks of recompression.
+
+    Args:
+        config: the settings.
+        what: wants it, for the message.
+        root: see `check`.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    needed, available = sum(recompressing.marks_bytes(config).values()), available_bytes(root)
+    if needed > available // 2 or needed > config.context.memory_total * BOOKS_PERCENT // 100:
+        raise ConfigError(
+            f"{what} needs a byte for each page of the swap files, {format_size(needed)}; {format_size(available)} of memory "
+            "are available",
+            hint="leave it off, or use smaller swap files",
+        )
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that can be had now, bytes.
+
+    The machine's counts, and what each limit above this process leaves.
+    """
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    available = int(found[1]) << 10 if found else 1 << 62
+    limits = cgroups.Limits(root)
+    try:
+        room = limits.room()
+    finally:
+        limits.close()
+    return max(min(available, room.left if room else available), 0)
+
+
+def _state(config: Config) -> dict[str, int]:
+    """Return what outlives a worker; see `handover.SharedState`."""
+    areas = disk.areas(config)
+    costs = {
+        "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
+        "marks of lost pages": sum(lost_bitmap_bytes(config).values()) + sum(core.areas(config).values()),
+        "marks of recompression": sum(recompressing.areas(config).values()),
+        "the slot map": sum(areas.values()),
+    }
+    return {name: size for name, size in costs.items() if size}
+
+
+def _large_heaps(config: Config) -> int:
+    return LIBC_HEAP + PYTHON_HEAP - 2 * SMALL_HEAP if config.cache.volumes or config.backing.path else 0
+
+
+def _threads(config: Config) -> int:
+    of_volumes = config.cache.max_volumes * (config.cache.queue_depth + 2) if config.cache.limit is not None else 0
+    of_disk = config.backing.threads if config.backing.path else 0
+    return (of_volumes + of_disk) * THREAD * _workers(config)
+
+
+def _workers(config: Config) -> int:
+    return 2 if config.service.spare else 1
+
+
+def _check_forms(config: Config) -> None:
+    """Refuse what does not fit the places where names and sizes are written."""
+    files = len(config.swap_files())
+    if files > MAX_SWAPFILES:
+        raise ConfigError(
+            f"{config.origins('swap.files')}: there are {files} swap files, {MAX_SWAPFILES} are the most",
+            hint="use fewer and larger ones",
+        )
+    if len(label(config)) >= label_room(config.context.page_size):
+        raise ConfigError(
+            f"{config.origins('swap.files')}: the names of {files} swap files are too long together",
+            hint="use fewer files or shorter names",
+        )
+
+
+def _smaller(config: Config, kept: Mapping[str, int]) -> str:
+    """Return the size of the file `swap` with which the books fit, as a hint."""
+    page, files = config.context.page_size, config.swap_files()
+    pages = sum(files.values()) // page
+    per_page = sum(kept.values()) / max(pages, 1)
+    allowed = int(config.context.memory_total * BOOKS_PERCENT / 100 / per_page) * page
+    left = allowed - sum(size for name, size in files.items() if name != "swap")
+    return f"set swap.size to {_size(left)} or less" if left >= 1 << 20 else "use smaller swap files, or fewer"
+
+
+def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
+    """Return what to set so that no more than `allowed` bytes are locked at start."""
+    over = sum(begun.values()) - allowed
+    for name in ("memory.reserve", "backing.buffers"):
+        shrunk = begun.get(name, 0) - over
+        least = 8 << 20
+        if shrunk >= least:
+            return f"set {name} to {_size(shrunk // (1 if name == 'memory.reserve' else _workers(config)))} or less"
+    return "give the daemon more memory, or use less swap"
+
+
+def _added(costs: Mapping[str, int]) -> str:
+    parts = sorted(costs.items(), key=lambda item: -item[1])[:3]
+    return f"{format_size(sum(costs.values()))} ({', '.join(f'{name}: {format_size(size)}' for name, size in parts)})"
+
+
+def _memory(config: Config) -> str:
+    by = f", the limit in {config.context.limited_by}" if config.context.limited_by else ""
+    return f"the memory ({format_size(config.context.memory_total)}{by})"
+
+
+def _size(count: int) -> str:
+    """Return a size as a setting takes it, rounded down."""
+    for unit, shift in (("T", 40), ("G", 30), ("M", 20)):
+        if count >= 2 << shift or unit == "M":
+            return f"{max(count >> shift, 1)}{unit}"
+    raise AssertionError("unreachable")

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The config files: which there are, and their text; without the table of settings.
+
+The config file and its drop-ins `<file>.d/*.toml` in alphabetical order; later ones win. What
+editors and package managers leave beside a drop-in is none: a name that begins with a dot
+(`.#x.toml` of Emacs, `.x.toml.swp` of Vim, `.goutputstream-…`), and a name that does not end in
+`.toml` (`x.toml~`, `#x.toml#`, `x.toml.bak`, `x.toml.dpkg-new`, `x.toml.rpmsave`).
+
+Everything else that is named `*.toml` is meant to be read, so what cannot be read is an error: a
+directory, a link to nothing, a pipe (which opening would wait for). A link to /dev/null is an empty
+file, as systemd has it. The file that --config names may also be a pipe that is open already:
+/dev/stdin, or `<(…)` of a shell.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import os
+import re
+import shlex
+import stat
+from pathlib import Path
+from typing import Any
+
+from zswapd.errors import ConfigError
+from zswapd.host.hints import for_failure
+
+DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
+"""The config file below the root directory."""
+LARGEST_FILE = 64 << 10
+"""Bytes. tomllib takes time that grows with the square of the parts of a dotted key:
+this bounds it.
+"""
+
+_NULL_DEVICE = os.makedev(1, 3)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+# The longer ones first: UTF-32 begins like UTF-16.
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_SOCKET_LINE = re.compile(r"""^\s*(?:control\s*\.\s*)?socket\s*=\s*(["'])([^"'\\]+)\1""")
+_DOTTED_SOCKET_LINE = re.compile(r"^\s*control\s*\.")
+_HEADER_LINE = re.compile(r"^\s*\[\s*([^\]]*?)\s*\]")
+
+
+def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]:
+    """Return the files that settings are read from, in order: the config file, and its drop-ins.
+
+    Args:
+        file: a config file in place of the default one; it must exist, the default one need not.
+        root: where /etc is, for tests.
+
+    Raises:
+        ConfigError: it cannot be seen whether there are any.
+    """
+    main = file or root / DEFAULT_FILE
+    directory = main.with_name(main.name + ".d")
+    names = sorted(name for name in _list(directory) if name.endswith(".toml") and not name.startswith("."))
+    return [*([main] if file is not None or _is_there(main) else []), *(directory / name for name in names)]
+
+
+def _list(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _cannot_read(directory, error, is_chosen=False) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise _cannot_read(path, error, is_chosen=False) from error
+    return True
+
+
+def _cannot_read(path: Path, error: OSError, *, is_chosen: bool) -> ConfigError:
+    if error.errno in _ABSENT and path.is_symlink():
+        target = path.readlink()
+        return ConfigError(f"{path} is a link to {target}, which does not exist", hint=f"remove it: rm {path}")
+    otherwise = "name an existing, readable file with --config"
+    if not is_chosen:
+        otherwise = f"`rm {shlex.quote(str(path))}`, if nothing needs it"
+    return ConfigError(f"cannot read {path}: {error.strerror}", hint=for_failure(error, path, otherwise))
+
+
+def read_text(path: Path, *, is_chosen: bool = False) -> str:
+    """Return the text of a config file, without carriage returns and byte order mark.
+
+    Args:
+        path: the file.
+        is_chosen: --config names it.
+
+    Raises:
+        ConfigError: it cannot be read, is too long, or is no text.
+    """
+    try:
+        data = _read(path, is_chosen=is_chosen)
+    except OSError as error:
+        raise _cannot_read(path, error, is_chosen=is_chosen) from error
+    if len(data) > LARGEST_FILE:
+        raise ConfigError(f"{path} is longer than {LARGEST_FILE >> 10} KiB", hint="is it a config file?")
+    text = _decode(path, data)
+    text = text.replace("\r\n", "\n")
+    # lines as of a Macintosh: nothing else ends a line then
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def _read(path: Path, *, is_chosen: bool) -> bytes:
+    """Return what a file holds, at most one byte more than LARGEST_FILE.
+
+    Raises:
+        OSError: it cannot be read.
+        ConfigError: it is no file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(descriptor)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL_DEVICE:
+            return b""
+        is_open_pipe = is_chosen and stat.S_ISFIFO(status.st_mode) and not path.resolve().is_fifo()
+        if not stat.S_ISREG(status.st_mode) and not is_open_pipe:
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+            raise ConfigError(f"{path} is {kind}, not a file with settings", hint=f"move it away: mv {path} {path}.bak")
+        os.set_blocking(descriptor, True)
+        return file.read(LARGEST_FILE + 1)
+
+
+def _decode(path: Path, data: bytes) -> str:
+    for mark, name in _OTHER_MARKS:
+        if data.startswith(mark):
+            raise ConfigError(f"{path} is {name}, not UTF-8", hint=f"convert it: iconv -f {name} -t UTF-8 {path}")
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, data, error) from error
+    place = text.find("\0")
+    if place >= 0:
+        hint = f"convert it: iconv -f UTF-16LE -t UTF-8 {path}" if text.count("\0") > len(text) // 4 else "remove it"
+        raise ConfigError(f"{position(path, text, place)}: there is a NUL character (U+0000)", hint=hint)
+    return text
+
+
+def _not_utf8(path: Path, data: bytes, error: UnicodeDecodeError) -> ConfigError:
+    import unicodedata
+
+    byte = data[error.start : error.start + 1]
+    before = data[: error.start].decode()
+    character = byte.decode("latin-1")
+    name = unicodedata.name(character, "a control character")
+    return ConfigError(
+        f"{position(path, before, len(before))}: the byte 0x{byte.hex().upper()} is not UTF-8; "
+        f"in Latin-1 it would be U+{ord(character):04X} {name}",
+        hint=f"save the file as UTF-8: iconv -f LATIN1 -t UTF-8 {path}",
+    )
+
+
+def position(path: Path, text: str, place: int) -> str:
+    """Return where a character stands, as `path:line, column N`.
+
+    Args:
+        path: the file.
+        text: its text.
+        place: index of the character.
+    """
+    line_begin = text.rfind("\n", 0, place) + 1
+    return f"{path}:{text.count(chr(10), 0, place) + 1}, column {place - line_begin + 1}"
+
+
+def configured_socket(root: Path = Path("/")) -> Path | None:
+    """Return what `control.socket` is in the config files; None if it is in none.
+
+    For programs that look for the daemon: a file that cannot be read, or that is wrong in another
+    place, does not keep them from it, since the daemon that runs has read the files as they were
+    before.
+
+    Args:
+        root: where /etc is, for tests.
+    """
+    found = None
+    with contextlib.suppress(ConfigError):
+        for path in config_files(root=root):
+            with contextlib.suppress(ConfigError):
+                text = read_text(path)
+                if "socket" in text and (value := _socket_in(text)):
+                    found = Path(value)
+    return found
+
+
+def _socket_in(text: str) -> str | None:
+    import tomllib  # it takes as long to import as all else here, and most boxes do not need it
+
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
+        section = document.get("control")
+        value = section.get("socket") if isinstance(section, dict) else None
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = _socket_in_lines(text)
+    return value if isinstance(value, str) and value.startswith("/") else None
+
+
+def _socket_in_lines(text: str) -> str | None:
+    """Return what the setting seems to be in a text that is no TOML."""
+    section, value = "", None
+    for line in text.split("\n"):
+        if header := _HEADER_LINE.match(line):
+            section = header[1]
+        elif (found := _SOCKET_LINE.match(line)) and section == ("" if _DOTTED_SOCKET_LINE.match(line) else "control"):
+            value = found[2]
+    return value

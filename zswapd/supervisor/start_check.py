@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether `zswapd run` would come up with the settings, without starting anything.
+
+Each check is the one that a start makes, by the same function, without the step that follows it:
+nothing is made, opened for writing, truncated, bound or locked for longer than the look takes. What
+a start would refuse is an error of the class that the start would raise. What it would go on with,
+and complain about, is a warning. What takes rights that this process lacks is said to be unchecked.
+
+A daemon that runs with the same control socket has the mountpoint, the backing and the metrics'
+port: they are its own, so the checks take them as free.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from zswapd.control.listener import check_place, is_served
+from zswapd.core.allocators.arena import open_backing as open_memory
+from zswapd.errors import BackingError, VolumeError
+from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.fuse.mount import Mount
+from zswapd.handover import costs
+from zswapd.metrics.peers import EVERYBODY
+from zswapd.paths import without_links
+from zswapd.system.protections import limit_protection
+from zswapd.volumes.file_io import refuse_unusable
+from zswapd.volumes.mounted import configured
+from zswapd.worker import disk
+
+if TYPE_CHECKING:
+    from zswapd.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is not an error.
+
+    Attributes:
+        warnings: what a start would complain about, or what would be refused later.
+        unchecked: what could not be looked at, and why.
+    """
+
+    warnings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+def check(config: Config) -> Findings:
+    """Look at everything that settings name.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ZswapdError: a start would be refused; the class is that of the refusal.
+    """
+    found = Findings()
+    is_running = is_served(config.control.socket)
+    if is_running:
+        found.unchecked.append("a daemon runs with this control socket: memory, mountpoint, backing and port are in its use")
+    else:
+        costs.check(config)
+    if os.geteuid() == 0:
+        _check_as_root(config, is_running=is_running)
+    else:
+        found.unchecked.append("control socket, mountpoint, arena and backing are root's to look at")
+    _check_volumes(config, found)
+    _check_metrics(config, found, is_running=is_running)
+    _check_limits(found)
+    return found
+
+
+def _check_as_root(config: Config, *, is_running: bool) -> None:
+    """Do those checks for which others lack the rights; the order is that of a start."""
+    if is_running:
+        return
+    check_place(config.control.socket)
+    disk.check_backing(config)
+    if config.backing.path and lowlevel is None:
+        raise BackingError(f"a backing needs the FUSE hook: {lowlevel_problem}", hint="build it, or leave backing.path empty")
+    os.close(open_memory(config.memory.arena)[0])
+    Mount(config.fuse.mountpoint).check()
+
+
+def _check_volumes(config: Config, found: Findings) -> None:
+    """Refuse what can never be a volume's backing file.
+
+    Warn of what is not there now, since it may come.
+    """
+    mountpoint = without_links(config.fuse.mountpoint)
+    for name, (path, mode) in configured(config).items():
+        at = config.origins(f"cache.volumes.{name}")
+        try:
+            refuse_unusable(path, mountpoint)
+            if not os.access(path, os.R_OK | (os.W_OK if mode != "ro" else 0)):
+                wanted = "read" if mode == "ro" else "read and written"
+                found.warnings.append(f"{at}: cache.volumes.{name}: {path} cannot be {wanted}")
+        except VolumeError as error:
+            raise VolumeError(f"{at}: cache.volumes.{name}: {error.message}", hint=error.hint) from error
+        except OSError as error:
+            found.warnings.append(f"{at}: cache.volumes.{name}: {path}: {error.strerror}")
+
+
+def _check_metrics(config: Config, found: Findings, *, is_running: bool) -> None:
+    host, _, port = config.metrics.listen.rpartition(":")
+    if port and not is_running:
+        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # as the metrics' own listener does
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host.strip("[]"), int(port)))
+        except OSError as error:
+            found.warnings.append(
+                f"{config.origins('metrics.listen')}: metrics.listen {config.metrics.listen}: {error.strerror}"
+            )
+    # the default names a user that few machines have
+    if not port or "metrics.users" not in config.given:
+        return
+    for user in config.metrics.users.split():
+        if user != EVERYBODY and not _is_user(user):
+            found.warnings.append(f"{config.origins('metrics.users')}: metrics.users: there is no user {user}")
+
+
+def _is_user(user: str) -> bool:
+    if user.isdecimal():
+        return True
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _check_limits(found: Findings) -> None:
+    """Warn of a memory limit for which `zswapctl swapon` would be refused.
+
+    The daemon is assumed to run in the memory cgroup of this process.
+    """
+    protection = limit_protection()
+    if not protection.on:
+        found.warnings.append(f"memory limit: {protection.detail} ({protection.hint}); `zswapctl swapon` would be refused")

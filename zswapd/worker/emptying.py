@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What swapoff leaves in a file goes, whichever program has swapped off.
+
+It means nothing any more, and it keeps the pool's memory.
+
+The kernel discards nothing at swapoff, and `zswapctl swapoff` is not the only way (`swapoff -a`,
+systemd, kubeadm). So a worker looks at /proc/swaps whenever the kernel says that it has changed,
+and when an open file that could change a block file was closed. A file that was seen to be swapped
+on, and is not any more, is emptied:
+
+- while a loop device is still over it, but for its first page, so that the device can be swapped on
+  again as it is;
+- as a whole when the device has let go of it.
+
+A file that was never seen to be swapped on is a block file with data of its own, and stays. So does
+one whose first page is no swap header any more, as after mkfs, and one that another open file may
+change since.
+
+Nothing that is written after the look is let go: a write ends the emptying, and so does another
+open file that may write. Both are looked at in the turn of the event loop that discards. That a
+file was on survives a worker; its successor does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import select
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+from zswapd.core.block.backed import SlotsNeeded
+from zswapd.errors import ZswapdError
+from zswapd.swapdevice.kernel import Kernel
+from zswapd.swapdevice.state import Identity, find_attached
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from zswapd.core.backing.transfers import Transfers
+    from zswapd.core.block.device import Device
+    from zswapd.fuse.inodes import Directory
+    from zswapd.fuse.session import Session
+    from zswapd.fuse.writers import Writers
+    from zswapd.system.offload import Offload
+
+log = logging.getLogger(__name__)
+
+STEP_BYTES = 4 << 20
+"""Discarded in one turn of the event loop: 1024 pages, 1 ms."""
+SWAP_MAGIC = b"SWAPSPACE2"
+"""The last bytes of a swap area's first page."""
+
+
+class FileState(NamedTuple):
+    """What the kernel makes of a file."""
+
+    is_attached: bool
+    is_swapped_on: bool
+
+
+def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
+    """Return what the block files are, by path.
+
+    Nothing if a predecessor did not say on which device.
+    """
+    return {
+        session.mountpoint / file.name: Identity(session.device, inode)
+        for inode, file in directory.block_files.items()
+        if session.device
+    }
+
+
+def look_at(path: Path, *, identity: Identity | None, kernel: Kernel) -> FileState:
+    """Return what the kernel makes of a file.
+
+    Args:
+        path: of the file.
+        identity: what the file is, for it to be found under any path.
+        kernel: system calls.
+    """
+    found = find_attached(path, identity=identity, kernel=kernel)
+    return FileState(is_attached=found is not None, is_swapped_on=found is not None and bool(found.swap))
+
+
+async def read_first_page(device: Device, transfers: Transfers | None, page_size: int) -> memoryview | None:
+    """Return the first page of a device; None if it cannot be read.
+
+    The worker reads it by itself. An open of its own file would be a request to itself, which nothing
+    answers when all processes of the daemon are killed: the kernel then waits for it for ever.
+
+    Args:
+        device: whose page it is.
+        transfers: read it from the disk behind the pool; None without one.
+        page_size: bytes in a page.
+    """
+    page = memoryview(bytearray(page_size))
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                device.read_into(0, page)
+            except SlotsNeeded:
+                assert transfers is not None
+                is_there = trio.Event()
+                fetch = transfers.fetch(device.needed(0, page_size), is_there.set)  # type: ignore[attr-defined]
+                transfers.kick()
+                await is_there.wait()
+                held.callback(transfers.end, fetch)
+            except ZswapdError:  # damaged, or lost
+                return None
+            else:
+                return page
+
+
+class Emptying:
+    """The task that empties files.
+
+    Args:
+        devices: what is behind the block files, by inode.
+        paths: of the block files, by inode.
+        writers: the open files that may change them.
+        page_size: bytes in a page.
+        look: returns the state of a file, given its path; called in another thread.
+        first_page: returns the first page of a device, None if it cannot be read.
+        run: calls a function in a thread.
+
+    Attributes:
+        emptied: pages that were let go.
+    """
+
+    def __init__(
+        self,
+        devices: Mapping[int, Device],
+        paths: Mapping[int, Path],
+        writers: Writers,
+        *,
+        page_size: int,
+        look: Callable[[Path], FileState],
+        first_page: Callable[[Device], Awaitable[memoryview | None]],
+        run: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self.emptied = 0
+        self._devices = devices
+        self._paths = paths
+        self._writers = writers
+        self._page_size = page_size
+        self._look_at = look
+        self._first_page = first_page
+        self._run = run
+        self._was_on: dict[int, int] = {}  # and by which open file
+        # files with no more than a swap header left, and how often they had been written
+        self._headers: dict[int, int] = {}
+        self._wanted = trio.Event()
+        writers.when_closed = self.look_soon
+
+    def look_soon(self) -> None:
+        """Have the files looked at."""
+        self._wanted.set()
+
+    def remember(self) -> dict[str, int]:
+        """Return what `recall` takes, in terms of JSON.
+
+        It is the files that were swapped on, each with the handle of the open file.
+        """
+        return {str(inode): handle for inode, handle in self._was_on.items() if inode not in self._headers}
+
+    def recall(self, left: Mapping[str, int]) -> None:
+        """Go on with the files that a predecessor has seen swapped on."""
+        self._was_on.update((int(inode), handle) for inode, handle in left.items() if int(inode) in self._devices)
+
+    async def run(self) -> None:
+        """Look whenever there is a reason to, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            while True:
+                self._wanted = trio.Event()
+                for inode in self._paths:
+                    await self._look(inode)
+                await self._wanted.wait()
+
+    async def _listen(self) -> None:
+        with _swap_events() as events:
+            while events is not None:
+                await trio.lowlevel.wait_readable(events.fileno())
+                events.poll(0)
+                self.look_soon()
+
+    async def _look(self, inode: int) -> None:
+        written, writers = self._written(inode), self._writers
+        state = await self._run(partial(self._look_at, self._paths[inode]))
+        writers.settle(inode, is_attached=state.is_attached)
+        if state.is_swapped_on:
+            if self._headers.pop(inode, None) is not None:
+                writers.when_changed()  # `remember` names it again
+            self._note(inode, writers.handle_of(inode))
+            return
+        page = await self._first_page(self._devices[inode]) if inode in self._was_on else None
+        handle = writers.handle_of(inode)
+        if page is None or inode not in self._was_on:
+            return
+        if handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC:  # data of another program
+            self._note(inode, None)
+        elif handle and not state.is_attached:
+            return  # it is about to be closed, which is a reason to look again
+        elif inode not in self._headers:
+            await self._empty(inode, handle, written)
+        elif not handle or self._headers[inode] != written:
+            if self._headers[inode] == self._written(inode):
+                self._discard(inode, 0, self._page_size)
+            self._note(inode, None)
+
+    def _note(self, inode: int, handle: int | None) -> None:
+        """Take note of the open file by which a file is swapped on.
+
+        None when that means nothing any more.
+        """
+        if self._was_on.get(inode) == handle:
+            return
+        if handle is None:
+            del self._was_on[inode]
+            self._headers.pop(inode, None)
+        else:
+            self._was_on[inode] = handle
+        self._writers.when_changed()
+
+    async def _empty(self, inode: int, handle: int, written: int) -> None:
+        """Let go of what the swap has left, until something else is written."""
+        device, before = self._devices[inode], self.emptied
+        for offset in range(self._page_size if handle else 0, device.size, STEP_BYTES):
+            if self._written(inode) != written or self._writers.handle_of(inode) not in {0, handle}:
+                self._note(inode, None)
+                break
+            self._discard(inode, offset, min(STEP_BYTES, device.size - offset))
+            await trio.lowlevel.checkpoint()
+        else:
+            if handle:
+                self._headers[inode] = written
+                # `remember` leaves it out: a successor could not tell what is written from now on.
+                self._writers.when_changed()
+            else:
+                self._note(inode, None)
+        if self.emptied > before:
+            log.info("%s is not swapped on any more: %d of its pages are let go", device.name, self.emptied - before)
+
+    def _discard(self, inode: int, offset: int, length: int) -> None:
+        device = self._devices[inode]
+        stored = device.statistics().stored_pages
+        self._writers.when_void(inode)  # the hook may have read ahead what goes now
+        device.discard(offset, length)
+        self.emptied += stored - device.statistics().stored_pages
+
+    def _written(self, inode: int) -> int:
+        """Return a number that every write to a file changes."""
+        seen = self._devices[inode].statistics()
+        return seen.pages_written + seen.partial_writes + seen.refused_writes
+
+
+def make_emptying(
+    session: Session,
+    directory: Directory,
+    devices: Mapping[str, Device],
+    attendant: Offload,
+    transfers: Transfers | None,
+    left: Mapping[str, Any] | None,
+) -> Emptying:
+    """Return the task that empties the files of a session.
+
+    It goes on with what a predecessor has noted of the files and of the writers.
+
+    Args:
+        session: where they are served.
+        directory: which knows their inodes.
+        devices: what is behind them, by name.
+        attendant: its threads look at the kernel's tables.
+        transfers: read pages from the disk behind the pool; None without one.
+        left: the predecessor's document; None if there was no predecessor.
+    """
+    files = directory.block_files
+    paths = {inode: session.mountpoint / file.name for inode, file in files.items()}
+    known = identities(session, directory)
+    kernel = Kernel()
+
+    def look(path: Path) -> FileState:
+        return look_at(path, identity=known.get(path), kernel=kernel)
+
+    emptying = Emptying(
+        {inode: devices[file.name] for inode, file in files.items()},
+        paths,
+        session.operations.writers,
+        page_size=mmap.PAGESIZE,
+        look=look,
+        first_page=partial(read_first_page, transfers=transfers, page_size=mmap.PAGESIZE),
+        run=partial(attendant.run, abandon=True),
+    )
+    if left is not None:
+        session.operations.writers.recall(left.get("writers"))
+        emptying.recall(left.get("swapped_on", {}))
+    return emptying
+
+
+@contextlib.contextmanager
+def _swap_events() -> Iterator[select.epoll | None]:
+    """Yield what is readable whenever /proc/swaps has changed.
+
+    None where the kernel has no swap.
+    """
+    with contextlib.ExitStack() as undo:
+        try:
+            swaps = undo.enter_context(open("/proc/swaps", "rb", buffering=0))  # noqa: PTH123 - no Path is needed
+            events = undo.enter_context(select.epoll())
+            events.register(swaps.fileno(), select.EPOLLPRI | select.EPOLLET)
+        except OSError as error:
+            log.warning("changes of /proc/swaps cannot be heard of: %s", error.strerror)
+            yield None
+            return
+        yield events

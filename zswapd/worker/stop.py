@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a worker stops: everything that is swapped out to its files is taken back first, and if that cannot be, it goes on.
+
+Whatever keeps it from that is a reason to go on, an error of our own included: whoever died of it would be followed by one who
+is told to stop as well, and dies of the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from zswapd import system
+from zswapd.errors import SwapDeviceError
+from zswapd.fuse.failures import way_of
+from zswapd.handover.state import Word
+from zswapd.swapdevice.drain import drain
+from zswapd.worker.emptying import identities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zswapd.core.core import Core
+    from zswapd.fuse.inodes import Directory
+    from zswapd.fuse.session import Session
+    from zswapd.handover.state import SharedState
+    from zswapd.system.offload import Offload
+
+log = logging.getLogger(__name__)
+
+
+class Stopping:
+    """The way to a worker's end.
+
+    Args:
+        core: what is stored.
+        session: where it is served.
+        directory: of the mount.
+        state: is told of refusals.
+        attendant: runs swapoff.
+        call_supervisor: has the supervisor look at the words of the shared state.
+
+    Attributes:
+        is_under_way: a stop is being tried; nobody can swap on meanwhile.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        session: Session,
+        directory: Directory,
+        state: SharedState,
+        *,
+        attendant: Offload,
+        call_supervisor: Callable[[], None],
+    ) -> None:
+        self.is_under_way = False
+        self._core = core
+        self._session = session
+        self._directory = directory
+        self._words = state.words
+        self._attendant = attendant
+        self._call_supervisor = call_supervisor
+
+    async def attempt(self, cause: str) -> bool:
+        """Take back everything that is swapped out to our files; return whether the worker may end.
+
+        Args:
+            cause: who wants it, for the log.
+        """
+        self.is_under_way = self._session.operations.is_closing = True
+        notifier = system.Notifier()
+        notifier.status("stopping: swapping off")
+        log.info("%s: stopping", cause)
+        try:
+            await self._drain(notifier)
+        except SwapDeviceError as error:
+            return self._go_on(notifier, f"the data has nowhere to go: {error}", error.message)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            return self._go_on(notifier, f"swapoff cannot be tried: {way_of(error)}", str(error))
+        finally:
+            notifier.close()
+        return True
+
+    async def _drain(self, notifier: system.Notifier) -> None:
+        session = self._session
+        frames = self._core.frames.statistics()
+        # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing back until the end.
+        pool_frames = frames.used_frames - frames.ephemeral_frames
+        pool_bytes = pool_frames * frames.page_size if session.hook_active else 0
+        await drain(
+            [session.mountpoint / name for name in self._core.devices],
+            pool_bytes=pool_bytes,
+            say=notifier.status,
+            progressed=notifier.more_time,
+            is_opened=session.operations.writers.is_any_open,
+            identities=identities(session, self._directory),
+            run=self._attendant.run,
+        )
+
+    def _go_on(self, notifier: system.Notifier, why: str, message: str) -> bool:
+        """Say why it does not stop."""
+        self.is_under_way = self._session.operations.is_closing = False
+        self._words[Word.STOPS_REFUSED] += 1
+        self._call_supervisor()
+        log.error("not stopping, %s", why)
+        notifier.status(f"still serving, cannot stop: {message}")
+        return False
