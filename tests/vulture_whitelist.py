@@ -77,7 +77,7 @@ _.is_idle
 # tools/reference makes docs/metrics.md of it.
 _.described
 
-# The supervisor numbers its files from the first on, in the order of estate.NAMES.
+# The supervisor numbers its files from the first on, in the order of resources.NAMES.
 _.FILE_ARENA
 _.FILE_STATE
 _.FILE_SOCKET

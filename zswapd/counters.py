@@ -38,7 +38,7 @@ def declare(kind: type, *, cumulative: str = "", high_water: str = "") -> None:
     _JOINS[kind] = dict.fromkeys(cumulative.split(), _sum) | dict.fromkeys(high_water.split(), max)
 
 
-def cumulative(statistics: DataclassInstance) -> dict[str, Any]:
+def export(statistics: DataclassInstance) -> dict[str, Any]:
     """Return what a successor has to go on from, as JSON can say it: fields that are carried, by name; no others."""
     kept: dict[str, Any] = {}
     carried = _JOINS.get(type(statistics), {})
@@ -47,13 +47,13 @@ def cumulative(statistics: DataclassInstance) -> dict[str, Any]:
         if field.name in carried:
             kept[field.name] = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            kept[field.name] = cumulative(value)
+            kept[field.name] = export(value)
         elif _is_named(value):
-            kept[field.name] = {part.name: cumulative(part) for part in value}
+            kept[field.name] = {part.name: export(part) for part in value}
     return kept
 
 
-def added(statistics: T, base: Mapping[str, Any]) -> T:
+def add(statistics: T, base: Mapping[str, Any]) -> T:
     """Return a snapshot with what `cumulative` made of a predecessor's added.
 
     Args:
@@ -69,9 +69,9 @@ def added(statistics: T, base: Mapping[str, Any]) -> T:
         if field.name in carried:
             changes[field.name] = _joined(value, earlier, carried[field.name])
         elif isinstance(earlier, Mapping) and dataclasses.is_dataclass(value) and not isinstance(value, type):
-            changes[field.name] = added(value, earlier)
+            changes[field.name] = add(value, earlier)
         elif isinstance(earlier, Mapping) and _is_named(value):
-            changes[field.name] = tuple(added(part, earlier.get(part.name) or {}) for part in value)
+            changes[field.name] = tuple(add(part, earlier.get(part.name) or {}) for part in value)
     return dataclasses.replace(statistics, **changes)
 
 

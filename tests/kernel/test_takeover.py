@@ -28,7 +28,7 @@ from zswapd.errors import AlreadyRunningError
 from zswapd.handover.state import state as state_module
 from zswapd.supervisor import acquire, unresponsive
 from zswapd.supervisor.ballast import PIECE_BYTES, PIECES
-from zswapd.supervisor.reaper import status_of_the_dead
+from zswapd.supervisor.reaper import exit_status_if_dead
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(240)]
 
@@ -545,14 +545,14 @@ def copied_files(daemon: Daemon) -> tuple[dict[str, int], int]:
     worker = daemon.worker_pid()
     process = os.pidfd_open(worker)
     try:
-        return unresponsive.copied(worker, process), worker
+        return unresponsive.copy_descriptors(worker, process), worker
     finally:
         os.close(process)
 
 
 def is_dead(pid: int) -> bool:
     """Whether a process has ended, buried or not."""
-    return not Path(f"/proc/{pid}").exists() or status_of_the_dead(pid) is not None
+    return not Path(f"/proc/{pid}").exists() or exit_status_if_dead(pid) is not None
 
 
 def is_busy(pid: int) -> bool:

@@ -48,11 +48,11 @@ STEPS = (
     "system/code.py:populate",
     "supervisor/supervisor.py:Supervisor.__init__",
     "supervisor/supervisor.py:Supervisor._fork",
-    "supervisor/watchdog.py:Watch.begin",
+    "supervisor/watchdog.py:Watchdog.begin",
     "supervisor/supervisor.py:Supervisor._patience",
     "system/signals.py:SignalFile.wait",
     "worker/prepare.py:prepare",
-    "worker/worker.py:Worker.__init__",
+    "worker/assembly.py:build",
     "core/core.py:Core.self_test",
     "fuse/session.py:Session.open",
     "control/server.py:Server.serve",
@@ -97,7 +97,7 @@ def test_exception_at_any_step_of_a_start_leaves_nothing(tmp_path: Path) -> None
 
 
 def test_first_worker_that_is_killed_again_and_again_leaves_nothing(tmp_path: Path) -> None:
-    (outcome,) = fail_at(tmp_path, "worker/worker.py:Worker.__init__=SIGKILL")
+    (outcome,) = fail_at(tmp_path, "worker/assembly.py:build=SIGKILL")
     assert outcome["code"] == 1
     assert outcome["left"] == []
     assert "no worker has come to serve" in outcome["output"]

@@ -229,12 +229,12 @@ def test_settings_that_are_wrong_do_not_keep_it_from_coming_back(swapping: Conta
 HANG = """
 import os
 
-def hold(self, *, held=Keeper.hold):
+def hold(self, *, held=ArenaLock.hold):
     while os.path.exists("/run/hangs"):
         pass
     return held(self)
 
-Keeper.hold = hold
+ArenaLock.hold = hold
 """
 """Appended to zswapd/supervisor/arena_lock.py: has the supervisor loop in its next look."""
 IMPATIENT = "[Service]\nWatchdogSec=4s\nExecStartPre=/bin/rm -f /run/hangs\n"

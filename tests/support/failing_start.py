@@ -81,7 +81,7 @@ class Steps:
         name = name_of(frame)
         if name is None:
             return
-        if name.endswith(("Supervisor._say_ready", "Supervisor.abandon", ":Estate.close")):
+        if name.endswith(("Supervisor._say_ready", "Supervisor.abandon", ":Resources.close")):
             sys.setprofile(None)
             return
         self._seen[name] += 1

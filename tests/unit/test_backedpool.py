@@ -12,6 +12,7 @@ from typing import Any
 import trio
 import trio.testing
 
+from zswapd.handover.key import find_key, make_key
 from zswapd.worker import disk
 from zswapd.worker.disk import COMPACT_TURNS, BackedPool
 
@@ -25,15 +26,15 @@ class _State:
 
 
 def test_key_is_random_and_each_state_has_its_own(expect_log: Callable[..., None]) -> None:
-    expect_log("key of the backing has changed by itself", level=logging.ERROR, count=4)
+    expect_log("key of the backing has changed in memory", level=logging.ERROR, count=4)
     keys = set()
     for _ in range(4):
         state = _State()
-        disk.make_key(state)  # type: ignore[arg-type]
+        make_key(state)  # type: ignore[arg-type]
         key = bytes(state.areas["backing.key"])
         keys |= {key[:32], key[32:]}
         state.areas["backing.key"][7] ^= 1
-        assert bytes(disk.find_key(state)) == key  # type: ignore[arg-type]
+        assert bytes(find_key(state)) == key  # type: ignore[arg-type]
     assert len(keys) == 8
     assert all(len(set(key)) > 16 for key in keys)
 

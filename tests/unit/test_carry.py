@@ -96,16 +96,16 @@ def _outer(*numbers: int, reasons: Mapping[str, int], names: str = "ab") -> Oute
 
 def test_sum_of_a_snapshot_and_what_was_kept_of_another() -> None:
     first = _outer(10, 7, 3, reasons={"full": 2, "odd": 1})
-    base = json.loads(json.dumps(counters.cumulative(first)))
+    base = json.loads(json.dumps(counters.export(first)))
     assert set(base) == {"reasons", "columns", "inner", "parts"}
     assert set(base["inner"]) == {"hits", "seconds", "most"}
-    second = counters.added(_outer(1, 9, 5, reasons={"full": 1, "new": 4}, names="bc"), base)
+    second = counters.add(_outer(1, 9, 5, reasons={"full": 1, "new": 4}, names="bc"), base)
     assert second.reasons == {"full": 3, "odd": 1, "new": 4}
     assert second.columns == (11, 0, 8)
     assert second.inner == Inner("x", 11, 5.5, 9, 5)
     assert second.parts == (Inner("b", 11, 0.0, 9, 5), Inner("c", 1, 0.0, 9, 5))
     assert second.bare == (1, 2)
-    assert counters.added(_outer(1, 2, 5, reasons={}), base).inner.most == 7
+    assert counters.add(_outer(1, 2, 5, reasons={}), base).inner.most == 7
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_sum_of_a_snapshot_and_what_was_kept_of_another() -> None:
 )
 def test_base_of_another_shape_is_left_out(base: dict[str, Any]) -> None:
     own = _outer(1, 2, 3, reasons={"full": 1})
-    assert counters.added(own, base).inner == own.inner
-    assert counters.added(own, base).parts == own.parts
-    assert counters.added(own, base).reasons == own.reasons
+    assert counters.add(own, base).inner == own.inner
+    assert counters.add(own, base).parts == own.parts
+    assert counters.add(own, base).reasons == own.reasons
 
 
 def test_core_goes_on_counting_over_three_lives() -> None:
@@ -144,7 +144,7 @@ def test_core_goes_on_counting_over_three_lives() -> None:
         core.devices["swap"].discard(90 * size, 10 * size)
         seen = core.statistics()
         most = max(most, seen.frames.used_frames_max)
-        base = json.loads(json.dumps(counters.cumulative(seen)))
+        base = json.loads(json.dumps(counters.export(seen)))
         successor = Core(config, inherited=Inherited(core.arena.fd, counters=base))
         core.close()
         core = successor
@@ -169,6 +169,6 @@ def test_session_counters_add_up() -> None:
     zeros = {field.name: 0 for field in dataclasses.fields(SessionStatistics)}
     first = SessionStatistics(**zeros | {"hook_active": True, "reads": 5, "poll_seconds": 1.5, "max_background": 64})  # type: ignore[arg-type]
     second = SessionStatistics(**zeros | {"reads": 2, "poll_seconds": 0.25, "writes": 1})  # type: ignore[arg-type]
-    both = counters.added(second, counters.cumulative(first))
+    both = counters.add(second, counters.export(first))
     assert (both.reads, both.writes, both.poll_seconds) == (7, 1, 1.75)
     assert (both.hook_active, both.max_background) == (0, 0)

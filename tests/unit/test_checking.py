@@ -246,7 +246,7 @@ def test_a_start_refuses_before_anything_is_made(place: Path, more: str, error: 
     before = seen(place)
     mounts = Path("/proc/self/mountinfo").read_text().count(str(place))
     with pytest.raises(error):
-        acquire.make(load(codecs=compress.names(), assignments=assignments))  # type: ignore[arg-type]
+        acquire.make_resources(load(codecs=compress.names(), assignments=assignments))  # type: ignore[arg-type]
     after = seen(place)
     assert after.keys() == before.keys(), "something was made"
     assert Path("/proc/self/mountinfo").read_text().count(str(place)) == mounts

@@ -16,11 +16,11 @@ from zswapd.config import Config
 from zswapd.config import document as document_module
 from zswapd.core import compress
 from zswapd.errors import ConfigError, HandoverError
-from zswapd.handover import geometry
+from zswapd.handover.geometry import describe_geometry
+from zswapd.handover.resources import InheritedFiles
 from zswapd.handover.state import SharedState
-from zswapd.supervisor.acquire import Left
 from zswapd.supervisor.settings import choose
-from zswapd.worker.commands import _settings_in
+from zswapd.worker.upgrade import _settings_in
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def load(tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture
 def state(load: Callable[..., Config]) -> Iterator[SharedState]:
     """What a worker with a swap file of 256 MiB has left."""
-    made = SharedState.new(geometry.of(load()), lost={}, max_io=1 << 20, kind="memfd")
+    made = SharedState.new(describe_geometry(load()), lost={}, max_io=1 << 20, kind="memfd")
     yield made
     made.close()
 
@@ -58,20 +58,20 @@ def test_files_in_another_order_are_those_that_were_in_use(
     load: Callable[..., Config], expect_log: Callable[..., None]
 ) -> None:
     before = load(swap__files__a="4M", swap__files__b="8M")
-    state = SharedState.new(geometry.of(before), lost={}, max_io=1 << 20, kind="memfd")
+    state = SharedState.new(describe_geometry(before), lost={}, max_io=1 << 20, kind="memfd")
     state.save({"configured": config.to_document(before)})
     expect_log(
         "the settings in the files cannot be used, beginning with those that were in use: .* order of swap files is",
         level=logging.ERROR,
     )
-    found = choose(lambda: load(swap__files__b="8M", swap__files__a="4M"), Left({"state": state.fd}, 0))
+    found = choose(lambda: load(swap__files__b="8M", swap__files__a="4M"), InheritedFiles({"state": state.fd}, 0))
     assert list(found.swap_files()) == list(before.swap_files())
     state.close()
 
 
 def test_an_upgrade_takes_what_was_checked(load: Callable[..., Config], state: SharedState) -> None:
     state.save({"checked": config.to_document(load(pool__limit="5M")), "configured": config.to_document(load())})
-    left = Left({"state": state.fd}, 7)
+    left = InheritedFiles({"state": state.fd}, 7)
     for files in (refused, load, lambda: load(swap__size="1G")):
         assert choose(files, left) == load(pool__limit="5M")
     state.save({"checked": None, "configured": config.to_document(load())})  # a program that says nothing of it
@@ -85,7 +85,7 @@ def test_the_files_count_after_a_death_and_what_was_in_use_if_they_are_not_right
     state.save(
         {"checked": config.to_document(load(pool__limit="5M")), "configured": config.to_document(load(pool__limit="4M"))}
     )
-    left = Left({"state": state.fd}, 0)
+    left = InheritedFiles({"state": state.fd}, 0)
     assert choose(lambda: load(pool__limit="6M"), left).pool.limit == 6 << 20
     what = "the settings in the files cannot be used, beginning with those that were in use"
     expect_log(f"{what}: z.toml:3: no", level=logging.ERROR)
@@ -101,13 +101,13 @@ def test_a_worker_that_may_live_is_looked_for_where_it_is(
     state.save({"checked": None, "configured": config.to_document(load())})
     for name, value in (("control.socket", "/run/other.sock"), ("fuse.hook", "false")):
         expect_log(f"beginning with those that were in use: the running daemon's {name} is", level=logging.ERROR)
-        assert choose(lambda: load(**{name.replace(".", "__"): value}), Left({"state": state.fd}, 0)) == load()  # noqa: B023
+        assert choose(lambda: load(**{name.replace(".", "__"): value}), InheritedFiles({"state": state.fd}, 0)) == load()  # noqa: B023
 
 
 def test_what_an_older_program_has_left_needs_the_files(load: Callable[..., Config], state: SharedState) -> None:
     state.save({})
     for worker in (0, 7):
-        left = Left({"state": state.fd}, worker)
+        left = InheritedFiles({"state": state.fd}, worker)
         assert choose(load, left) == load()
         with pytest.raises(HandoverError, match="no"):  # after a ConfigError the service manager would not try again
             choose(refused, left)

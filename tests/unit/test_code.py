@@ -121,12 +121,12 @@ def test_supervisor_waits_for_code_only_if_there_is_nothing_to_serve(
 
     found = types.SimpleNamespace(is_new=is_new, close=lambda: None)
     monkeypatch.setattr(supervisor.signal, "pthread_sigmask", lambda *_: None)
-    monkeypatch.setattr(supervisor.estates, "left_behind", lambda: None)
+    monkeypatch.setattr(supervisor, "find_inherited", lambda: None)
     monkeypatch.setattr(supervisor, "choose", lambda *_: make_config())
-    monkeypatch.setattr(supervisor, "find_estate", lambda *_: events.append("found") or (found, 4711))
+    monkeypatch.setattr(supervisor, "find_resources", lambda *_: events.append("found") or (found, 4711))
     monkeypatch.setattr(supervisor.system, "protect", lambda **options: events.append(options["populates_code"]))
     monkeypatch.setattr(supervisor.system, "populate_code", lambda *, waits: events.append(waits) or is_whole)
-    monkeypatch.setattr(supervisor.system, "first_in_line", lambda: None)
+    monkeypatch.setattr(supervisor.system, "set_realtime", lambda: None)
     monkeypatch.setattr(supervisor, "Supervisor", FakeSupervisor)
     assert supervisor.run(make_config, lambda work: work()) == 0
     assert events == [False, "found", is_new, is_cold]
@@ -141,7 +141,7 @@ def test_worker_that_has_to_serve_first_populates_no_code(monkeypatch: pytest.Mo
         return ()
 
     monkeypatch.setattr(system, "protect", protect)
-    monkeypatch.setattr(system, "first_in_line", lambda: None)
+    monkeypatch.setattr(system, "set_realtime", lambda: None)
     prepared = prepare.prepare(make_config("metrics.listen="), is_first=False, is_cold=is_cold)
     assert seen["populates_code"] is not is_cold
     assert prepared.is_cold is is_cold

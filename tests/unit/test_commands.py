@@ -17,37 +17,38 @@ from tests.support.successor import make_config
 from zswapd.core.core import Core
 from zswapd.errors import ControlError, HandoverError
 from zswapd.system.offload import Offload
-from zswapd.worker import commands
-from zswapd.worker import worker as worker_module
+from zswapd.worker import progress, successor
 from zswapd.worker.commands import Commands
+from zswapd.worker.successor import StateSaver
+from zswapd.worker.upgrade import Upgrade
 
 LONG_S = 0.3
 
 
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:
-    monkeypatch.setattr(commands, "PROGRESS_S", LONG_S / 10)
+    monkeypatch.setattr(progress, "PROGRESS_S", LONG_S / 10)
     core = make_core()
     yield core
     core.close()
 
 
-def handler(core: Core, name: str, **worker: object) -> Any:
+def handler(core: Core, name: str, **other: object) -> Any:
+    config = make_config()
     words = SimpleNamespace(load=dict, note_codecs=lambda _: None, layout=1, geometry={}, words=dict.fromkeys(range(8), 0))
-    session = SimpleNamespace(hook_active=True)
-    attendant = Offload("attendant")
     parts = {
-        "attendant": attendant,
+        "swapoff_thread": Offload("swapoff"),
         "core": core,
         "state": words,
-        "session": session,
-        "has_supervisor": lambda: True,
-        "backed": None,
-        "config": make_config(),
-        "configured": make_config(),
-        **worker,
+        "session": SimpleNamespace(hook_active=True),
+        "parent": SimpleNamespace(is_alive=lambda: True),
+        "disk": None,
+        "settings": SimpleNamespace(current=config, configured=config, change=None, reset=None),
+        **other,
     }
-    return Commands(SimpleNamespace(**parts), None).handlers()[name]  # type: ignore[arg-type]
+    those: Any = SimpleNamespace(**parts)
+    saver: Any = SimpleNamespace(save_state=lambda: None, takeover_s=0.0)
+    return Commands(those, saver, Upgrade(those, saver)).handlers()[name]
 
 
 async def collected(command: Any, news: list[Any] | None = None, **arguments: object) -> list[Any]:
@@ -173,14 +174,14 @@ def test_what_is_told_is_fresh_noted_and_taken_no_oftener_than_that(monkeypatch:
         taken.append(ages_sampled)
         return f"snapshot {len(taken)}"
 
-    worker = SimpleNamespace(_told=None, _told_at=0.0, statistics=statistics, remember=noted.append)
-    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    tell = worker_module.Worker.tell
-    assert tell(worker) == "snapshot 1"  # type: ignore[arg-type,comparison-overlap]
+    saver: Any = SimpleNamespace(_taken=None, statistics=statistics, save_state=noted.append)
+    monkeypatch.setattr(successor, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    snapshot: Any = StateSaver.snapshot
+    assert snapshot(saver) == "snapshot 1"
     for _ in range(100):
-        assert tell(worker) == "snapshot 1"  # type: ignore[arg-type,comparison-overlap]
-    assert tell(worker, ages_sampled=True) == "snapshot 2"  # type: ignore[arg-type,comparison-overlap]
-    now[0] += 2 * worker_module.FRESH_S
-    assert tell(worker) == "snapshot 3"  # type: ignore[arg-type,comparison-overlap]
+        assert snapshot(saver) == "snapshot 1"
+    assert snapshot(saver, ages_sampled=True) == "snapshot 2"
+    now[0] += 2 * successor.FRESH_S
+    assert snapshot(saver) == "snapshot 3"
     assert taken == [False, True, False]
     assert noted == ["snapshot 1", "snapshot 2", "snapshot 3"]

@@ -17,9 +17,11 @@ from zswapd.config import Config
 from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.core.core import label
 from zswapd.errors import ControlError, HandoverError, MountError
-from zswapd.handover import geometry
+from zswapd.handover import geometry as geometry_module
+from zswapd.handover.geometry import describe_geometry
+from zswapd.handover.resources import NAMES
 from zswapd.handover.state import LAYOUT_VERSION as STATE_LAYOUT
-from zswapd.supervisor import acquire, check, orphan
+from zswapd.supervisor import acquire, check, inheritance, orphan
 from zswapd.system import Notifier
 
 
@@ -37,7 +39,7 @@ def tmp_path_with_proc(path: Path) -> Path:
 
 def identity(settings: Config, **changes: object) -> str:
     return json.dumps(
-        {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": geometry.of(settings), **changes}
+        {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": describe_geometry(settings), **changes}
     )
 
 
@@ -53,11 +55,11 @@ def test_check_refuses_layouts_that_it_does_not_know(settings: Config, change: d
 
 
 def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = geometry.of(settings)
+    shape = describe_geometry(settings)
     older = {key: shape[key] for key in ("mountpoint", "page_size", "files")}
     check(settings, identity(settings, arena_layout=2, geometry=older))
-    wanted = {**geometry.of(settings), "allocator": "zbud"}
-    monkeypatch.setattr(geometry, "of", lambda _config: wanted)
+    wanted = {**describe_geometry(settings), "allocator": "zbud"}
+    monkeypatch.setattr(geometry_module, "describe_geometry", lambda _config: wanted)
     with pytest.raises(HandoverError, match=r'pool\.allocator is "zsmalloc", the settings say "zbud"'):
         check(settings, identity(settings, geometry=older))
 
@@ -76,13 +78,13 @@ def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pyte
 )
 def test_check_refuses_another_shape_by_its_name(settings: Config, key: str, name: str) -> None:
     with pytest.raises(HandoverError, match=f"the running daemon's {name} is"):
-        check(settings, identity(settings, geometry={**geometry.of(settings), key: "other"}))
+        check(settings, identity(settings, geometry={**describe_geometry(settings), key: "other"}))
 
 
 def test_check_refuses_the_same_files_in_another_order(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = geometry.of(settings)
+    shape = describe_geometry(settings)
     files = {"swap": 4096, "a": 4096, "b": 8192}
-    monkeypatch.setattr(geometry, "of", lambda _config: {**shape, "files": files})
+    monkeypatch.setattr(geometry_module, "describe_geometry", lambda _config: {**shape, "files": files})
     check(settings, identity(settings, geometry={**shape, "files": dict(files.items())}))
     with pytest.raises(HandoverError, match="order of swap files is b, a, swap, the settings say swap, a, b"):
         check(settings, identity(settings, geometry={**shape, "files": dict(reversed(files.items()))}))
@@ -110,7 +112,7 @@ def test_store_that_was_made_for_an_estate_that_cannot_be_is_removed_again(tmp_p
         if before is not None:
             store.write_bytes(before)
         with pytest.raises(MountError):
-            acquire.make(settings)
+            acquire.make_resources(settings)
         assert store.exists() == (before is not None), "what was there is left"
 
 
@@ -126,11 +128,11 @@ def test_environment_is_for_this_process_only_and_read_once(monkeypatch: pytest.
     left = {"pid": os.getpid(), "worker": 7, "files": {"fuse": pipe[0], "arena": pipe[1]}}
     monkeypatch.setenv("ZSWAPD_ESTATE", json.dumps(left))
     os.set_inheritable(pipe[0], True)
-    assert acquire.from_environment() == (left["files"], 7)
+    assert inheritance.from_environment() == (left["files"], 7)
     assert not os.get_inheritable(pipe[0])
-    assert acquire.from_environment() is None
+    assert inheritance.from_environment() is None
     monkeypatch.setenv("ZSWAPD_ESTATE", json.dumps({**left, "pid": 1}))
-    assert acquire.from_environment() is None
+    assert inheritance.from_environment() is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_service_manager_gives_all_three_or_nothing(
     monkeypatch.setenv("LISTEN_FDNAMES", names)
     monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_PID", pid or str(os.getpid()))
-    assert acquire.from_service_manager() == (found and (found, 0))
+    assert inheritance.from_service_manager() == (found and (found, 0))
     assert "LISTEN_PID" not in os.environ  # a child is not meant
 
 
@@ -159,13 +161,13 @@ def test_notifier_sends_the_file_itself(tmp_path: Path, pipe: tuple[int, int]) -
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
-        assert notifier.store(acquire.stored_name("arena"), pipe[1])
+        assert notifier.store(inheritance.stored_name("arena"), pipe[1])
         data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(4))
         assert data.split(b"\n") == [b"FDSTORE=1", b"FDNAME=zswapd-arena", b"FDPOLL=0"]
         (descriptor,) = struct.unpack("i", ancillary[0][2])
         assert os.path.samestat(os.fstat(descriptor), os.fstat(pipe[1]))
         os.close(descriptor)
-        assert notifier.unstore(acquire.stored_name("arena"))
+        assert notifier.unstore(inheritance.stored_name("arena"))
         assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=zswapd-arena"
         notifier.close()
 
@@ -193,7 +195,7 @@ def test_orphan_that_gives_no_whole_estate_is_refused_and_nothing_stays_open(
 def test_orphan_gives_its_files_by_name(tmp_path: Path, pipe: tuple[int, int], count: int) -> None:
     files, worker = answered(tmp_path / "socket", b'{"v":1,"ok":true,"result":77}\n', [pipe[0], *[pipe[1]] * (count - 1)])
     assert worker == 77
-    assert tuple(files) == acquire.NAMES[:count], "what is behind the pool is the last, and may not be there"
+    assert tuple(files) == NAMES[:count], "what is behind the pool is the last, and may not be there"
     assert os.path.samestat(os.fstat(files["fuse"]), os.fstat(pipe[0]))
     assert os.path.samestat(os.fstat(files["lock"]), os.fstat(pipe[1]))
     assert not any(os.get_inheritable(descriptor) for descriptor in files.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zswapd.core.allocators.arena import Arena
-from zswapd.supervisor.arena_lock import Keeper
+from zswapd.supervisor.arena_lock import ArenaLock
 
 MIB = 1 << 20
 TOP = Path(__file__).resolve().parents[2]
@@ -19,11 +19,11 @@ TOP = Path(__file__).resolve().parents[2]
 IN_A_PROCESS_OF_ITS_OWN = """if True:
     import ctypes, mmap, os, sys
     from zswapd.core.allocators.arena import Arena
-    from zswapd.supervisor.arena_lock import Keeper
+    from zswapd.supervisor.arena_lock import ArenaLock
     ctypes.CDLL(None).mlockall(7)
     arena = Arena(8192, 4096, kind=sys.argv[1])
-    keeper = Keeper(arena.fd)
-    before = keeper.hold()
+    keeper = ArenaLock(arena.fd)
+    before = keeper.lock()
     if not os.fork():  # the worker: what it maps and locks goes with it
         arena.populate(4 << 20, 2 << 20)
         os._exit(0)
@@ -35,7 +35,7 @@ IN_A_PROCESS_OF_ITS_OWN = """if True:
                 found.append(int(block.split("Locked:")[1].split()[0]))
         return sum(found)
     not_yet = locked()
-    held = keeper.hold()
+    held = keeper.lock()
     print(held - before, locked() - not_yet)
 """
 
@@ -51,8 +51,8 @@ def test_hold_locks_what_another_process_has_populated(kind: str, words: str) ->
 
 def test_closed_keeper_holds_nothing() -> None:
     arena = Arena(64, 4096, kind="memfd")
-    keeper = Keeper(arena.fd)
-    assert keeper.hold() > 0
+    keeper = ArenaLock(arena.fd)
+    assert keeper.lock() > 0
     keeper.close()
-    assert keeper.hold() == 0
+    assert keeper.lock() == 0
     arena.close()

@@ -60,15 +60,16 @@ class Box:
             self.told += 1
 
         attendant: Any = Attendant()
-        return Merging(
+        made = Merging(
             [self.device],
             [Path("/mnt/swap")],
             identities=dict,
-            attendant=attendant,
+            swapoff_thread=attendant,
             is_prompt=lambda: self.is_prompt,
-            remember=remember,
             left=left or {},
         )
+        made.when_changed = remember
+        return made
 
     def lose(self, number: int) -> None:
         self.device._mark_lost(number)

@@ -510,7 +510,7 @@ def test_the_thread_is_an_ordinary_task_below_the_page_path_once_it_listens() ->
         from zswapd.system.protections import _set_scheduling
         from tests.support.snapshots import make_core, make_snapshot
         _set_scheduling(sys.argv[1])
-        service.first_in_line()
+        service.set_realtime()
         async def main():
             made = Exporter("127.0.0.1", 0)
             made.start(lambda: make_snapshot(make_core()))

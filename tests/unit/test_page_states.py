@@ -12,10 +12,11 @@ from tests.support.backed import Files
 from tests.support.stack import Stack, build
 from tests.support.strategies import page
 from zswapd.core import compress
-from zswapd.core.block import state as state_module
 from zswapd.core.block.device import Device
-from zswapd.core.block.state import PageState, batches
+from zswapd.core.block.state import PageState
 from zswapd.errors import LostPageError
+from zswapd.worker import page_states
+from zswapd.worker.page_states import batches
 
 PAGES = 64
 
@@ -85,12 +86,12 @@ def test_each_page_is_told_once_in_pieces_of_bounded_length(stack: Stack, page_s
     for number in written:
         write(device, number, bytes([number % 256, 1, 2, 3, 4, 5, 6, 7]) * (page_size // 8))
     told = list(batches(device, pages))
-    assert max(map(len, told)) <= state_module.ROWS
+    assert max(map(len, told)) <= page_states.ROWS
     assert [number for rows in told for number, _state in rows] == written
 
 
 def test_a_step_ends_when_its_time_is_up_but_never_without_a_look(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device("swap", 1000 * stack.page_size, stack.frontswap, 2, page_size=stack.page_size)
     assert len(list(batches(device, 1000))) < 16
-    monkeypatch.setattr(state_module, "STEP_S", 0.0)
+    monkeypatch.setattr(page_states, "STEP_S", 0.0)
     assert list(batches(device, 1000)) == [[]] * 16  # 64 pages in each

@@ -12,11 +12,12 @@ import pytest
 from tests.support.backed import Files
 from tests.support.strategies import KINDS, page
 from tests.support.successor import check_all, fill, make_config, read, succeed
-from zswapd.core import compress, recompressing
+from zswapd.core import compress
 from zswapd.core.compress.base import RAW, SAME_FILLED
 from zswapd.core.core import Core, Inherited, lost_bitmap_bytes
 from zswapd.core.pam.base import HEADER, NO_NEED, NO_ROOM
 from zswapd.core.reclaim.recompress import BATCH, LOOK_S, NO_ROOM_S, Recompression
+from zswapd.handover.areas import marks_areas, marks_bytes, marks_in, marks_of
 from zswapd.handover.state import SharedState
 
 PAGE = 4096
@@ -241,15 +242,15 @@ def test_raw_pages_give_their_frames_back_if_zstd_helps() -> None:
 
 def test_marks_outlive_a_core_where_they_can() -> None:
     config = make_config("pool.recompress_age=1000")
-    areas = {name: memoryview(bytearray(size)) for name, size in recompressing.areas(config).items()}
+    areas = {name: memoryview(bytearray(size)) for name, size in marks_areas(config).items()}
     core = Core(config)
     fd = core.arena.fd
-    core = Core(config, inherited=Inherited(fd, tried=recompressing.marks_in(areas)))
+    core = Core(config, inherited=Inherited(fd, tried=marks_in(areas)))
     fill(core, 90)
     recompress_all(core)
     tried = core.statistics().recompression.tried
     assert tried > 60
-    successor = Core(config, inherited=Inherited(fd, tried=recompressing.marks_in(areas)))
+    successor = Core(config, inherited=Inherited(fd, tried=marks_in(areas)))
     recompress_all(successor)
     assert successor.statistics().recompression.tried == 0
     core.close()
@@ -333,7 +334,7 @@ def test_reading_a_page_asks_the_kernel_for_no_memory() -> None:
 
 def test_marks_that_nobody_made_at_start_take_memory_when_a_pass_begins() -> None:
     config = make_config()
-    assert recompressing.areas(config) == {}
+    assert marks_areas(config) == {}
     core = Core(config)
     assert not core.recompression.is_prepared
     fill(core, 40)
@@ -356,10 +357,10 @@ def test_marks_of_an_older_program_are_used_though_recompression_is_off() -> Non
         lost=lost_bitmap_bytes(config),
         max_io=1 << 20,
         kind="memfd",
-        areas=recompressing.marks_bytes(config),
+        areas=marks_bytes(config),
     )
     core = Core(config)
-    successor = Core(config, inherited=Inherited(core.arena.fd, state.lost(), recompressing.marks_in(state.areas)))
+    successor = Core(config, inherited=Inherited(core.arena.fd, state.lost(), marks_in(state.areas)))
     assert successor.recompression.is_prepared
     fill(successor, 40)
     recompress_all(successor)
@@ -372,17 +373,17 @@ def test_marks_that_are_made_later_outlive_a_core() -> None:
     config = make_config()
     shape = {"page_size": 4096}
     state = SharedState.new(shape, lost=lost_bitmap_bytes(config), max_io=1 << 20, kind="memfd")
-    assert recompressing.marks_of(state.extension, config) == {}
-    size = sum(recompressing.marks_bytes(config).values())
+    assert marks_of(state.extension, config) == {}
+    size = sum(marks_bytes(config).values())
     core = Core(config)
     fd = core.arena.fd
-    core = Core(config, inherited=Inherited(fd, more_marks=lambda: recompressing.marks_of(state.extend(size), config)))
+    core = Core(config, inherited=Inherited(fd, more_marks=lambda: marks_of(state.extend(size), config)))
     fill(core, 90)
     core.recompression.prepare()
     recompress_all(core)
     assert core.statistics().recompression.tried > 60
     later = SharedState(os.dup(state.fd))
-    marks = recompressing.marks_of(later.extension, config)
+    marks = marks_of(later.extension, config)
     assert [len(view) for view in marks.values()] == [1024]
     successor = Core(config, inherited=Inherited(fd, tried=marks))
     assert successor.recompression.is_prepared

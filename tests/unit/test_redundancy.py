@@ -23,8 +23,9 @@ from zswapd.core.block.slotmap import SlotMap, slot_map_bytes, witness_bytes
 from zswapd.core.core import Core, Inherited
 from zswapd.core.disk import Backing
 from zswapd.errors import LostPageError
+from zswapd.handover.areas import backing_areas
+from zswapd.handover.key import find_key, make_key
 from zswapd.handover.state import SharedState
-from zswapd.worker import disk
 
 PAGES = 64
 
@@ -230,8 +231,8 @@ def test_page_whose_word_has_become_zero_is_lost_to_a_successor(files: Files) ->
 @pytest.fixture
 def state() -> Iterator[SharedState]:
     config = make_config("backing.path=/dev/null", "memory.arena=memfd")
-    made = SharedState.new({}, lost={}, max_io=1 << 16, kind="memfd", areas=disk.areas(config))
-    disk.make_key(made)
+    made = SharedState.new({}, lost={}, max_io=1 << 16, kind="memfd", areas=backing_areas(config))
+    make_key(made)
     yield made
     made.close()
 
@@ -242,7 +243,7 @@ def test_key_with_a_bit_changed_is_taken_from_its_copy(state: SharedState, bit: 
     expect_log("its copy is used", level=logging.ERROR, count=2)
     for damaged in (bytes(64), bytes(byte ^ (1 << bit % 8) * (place == bit // 8) for place, byte in enumerate(key))):
         state.area("backing.key")[:] = damaged
-        assert bytes(disk.find_key(state)) == key
+        assert bytes(find_key(state)) == key
         assert bytes(state.area("backing.key")) == key
 
 
@@ -250,10 +251,10 @@ def test_key_with_a_bit_changed_is_taken_from_its_copy(state: SharedState, bit: 
 def test_damaged_copy_of_the_key_is_made_again(state: SharedState, place: int, expect_log: Any) -> None:
     key, copy = bytes(state.area("backing.key")), state.area("backing.key.copy")[-72:]
     copy[place] ^= 4
-    assert bytes(disk.find_key(state)) == key
+    assert bytes(find_key(state)) == key
     expect_log("its copy is used", level=logging.ERROR, count=1)
     state.area("backing.key")[5] ^= 1
-    assert bytes(disk.find_key(state)) == key
+    assert bytes(find_key(state)) == key
 
 
 def test_key_and_copy_are_in_different_pages(state: SharedState) -> None:
@@ -266,5 +267,5 @@ def test_key_and_copy_are_in_different_pages(state: SharedState) -> None:
 def test_key_of_a_program_that_made_no_copy_is_believed() -> None:
     state = SharedState.new({}, lost={}, max_io=1 << 16, kind="memfd", areas={"backing.key": 64})
     state.area("backing.key")[:] = bytes(range(64))
-    assert bytes(disk.find_key(state)) == bytes(range(64))
+    assert bytes(find_key(state)) == bytes(range(64))
     state.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zswapd.supervisor import orphan, reaper
-from zswapd.supervisor.reaper import Remains, status_of_the_dead
+from zswapd.supervisor.reaper import Reaper, exit_status_if_dead
 
 KILLED = 9
 
@@ -45,26 +45,26 @@ def process(proc: Path, *threads: tuple[str, str], status: int = KILLED) -> int:
 def test_dead_is_whose_main_thread_is_and_whose_others_do_no_harm(
     tmp_path: Path, threads: list[tuple[str, str]], is_dead: bool
 ) -> None:
-    assert (status_of_the_dead(process(tmp_path, *threads), tmp_path) == KILLED) is is_dead
+    assert (exit_status_if_dead(process(tmp_path, *threads), tmp_path) == KILLED) is is_dead
 
 
 def test_no_such_process_is_nobody_s_death(tmp_path: Path) -> None:
-    assert status_of_the_dead(100, tmp_path) is None
+    assert exit_status_if_dead(100, tmp_path) is None
 
 
 def test_status_is_the_one_that_wait_tells() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    assert status_of_the_dead(child.pid) is None
+    assert exit_status_if_dead(child.pid) is None
     child.send_signal(signal.SIGTERM)
     end = time.monotonic() + 5
-    while (status := status_of_the_dead(child.pid)) is None and time.monotonic() < end:
+    while (status := exit_status_if_dead(child.pid)) is None and time.monotonic() < end:
         time.sleep(0.01)
     assert status is not None
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
-    left = Remains()
+    left = Reaper()
     left.add(child.pid)
-    left.bury()
-    left.bury()
+    left.reap()
+    left.reap()
     with pytest.raises(ChildProcessError):
         os.waitpid(child.pid, os.WNOHANG)
     child.returncode = 0
@@ -72,7 +72,7 @@ def test_status_is_the_one_that_wait_tells() -> None:
 
 def test_retiring_does_not_wait_for_a_thread_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(["sleep", "60"])
-    monkeypatch.setattr(orphan, "status_of_the_dead", lambda _pid: 0)
+    monkeypatch.setattr(orphan, "exit_status_if_dead", lambda _pid: 0)
     begin = time.monotonic()
     orphan.retire(child.pid)
     assert time.monotonic() - begin < 5

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.support import capabilities
-from zswapd.fuse.session import MemoryMinder
+from zswapd.fuse.session import MemoryMonitor
 from zswapd.system.scheduling import NICE, scarce_bytes
 
 pytestmark = capabilities.requires_root()
@@ -32,13 +32,13 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: st
     words = said(f"""
         import os, threading
         from zswapd.system.protections import _set_scheduling
-        from zswapd.system.scheduling import step_back
+        from zswapd.system.scheduling import set_nice
         item = _set_scheduling({kind!r})
         def seen():
             return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         inside = []
         def work():
-            step_back(needed=False); inside.append(seen()); step_back(needed=True); inside.append(seen())
+            set_nice(needed=False); inside.append(seen()); set_nice(needed=True); inside.append(seen())
         thread = threading.Thread(target=work); thread.start(); thread.join()
         print(item.on, seen() == (os.{policy}, {nice}), inside == [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, {NICE})])
     """)
@@ -48,14 +48,14 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: st
 def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
     words = said("""
         import os, threading
-        from zswapd.system import first_in_line, stand_back
-        first_in_line()
+        from zswapd.system import set_realtime, set_normal
+        set_realtime()
         seen = [os.sched_getscheduler(0)]
         thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0))); thread.start(); thread.join()
         if not (child := os.fork()):
             os._exit(os.sched_getscheduler(0))
         seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        stand_back()
+        set_normal()
         print(seen == [os.SCHED_RR] * 3, os.sched_getscheduler(0) == os.SCHED_OTHER)
     """)
     assert words == ["True", "True"]
@@ -64,15 +64,15 @@ def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
 def test_child_that_nobody_waits_for_begins_as_an_ordinary_task_and_goes_last() -> None:
     words = said("""
         import os
-        from zswapd.system import first_in_line, ordinary_children, take_time
-        first_in_line()
+        from zswapd.system import set_realtime, ordinary_children, set_idle_priority
+        set_realtime()
         def child(work=lambda: None):
             if not (pid := os.fork()):
                 work()
                 os._exit(os.sched_getscheduler(0))
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with ordinary_children():
-            seen = [child(), child(take_time), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK]
+            seen = [child(), child(set_idle_priority), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK]
         print(seen == [os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_RR], child() == os.sched_getscheduler(0) == os.SCHED_RR)
     """)
     assert words == ["True", "True"]
@@ -95,14 +95,14 @@ def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
 
 def test_event_loop_looks_at_free_memory_each_time_before_its_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    monkeypatch.setattr("zswapd.fuse.session.lowlevel", SimpleNamespace(mind_memory=lambda: looks.append("look")))
+    monkeypatch.setattr("zswapd.fuse.session.lowlevel", SimpleNamespace(check_memory=lambda: looks.append("look")))
 
     async def main() -> None:
         for _ in range(3):
             await trio.sleep(0.001)
             looks.append("task")
 
-    trio.run(main, instruments=[MemoryMinder()])
+    trio.run(main, instruments=[MemoryMonitor()])
     assert "".join(looks).count("looktask") == 3
 
 
@@ -110,9 +110,9 @@ def test_session_thread_that_came_as_a_real_time_one_stands_back_when_there_is_m
     words = said("""
         import os
         from zswapd.fuse import lowlevel
-        from zswapd.system import first_in_line
+        from zswapd.system import set_realtime
         lowlevel.attach(len, len, len, poll_us=0, budget_us=1000, max_io=4096, max_background=1)
-        first_in_line()
+        set_realtime()
         lowlevel.set_scarce(1)
         print(os.sched_getscheduler(0) == os.SCHED_OTHER)
     """)

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from zswapd.supervisor.reaper import Remains
+from zswapd.supervisor.reaper import Reaper
 from zswapd.supervisor.spare import Spare
 
 
@@ -52,10 +52,10 @@ def test_spare_that_is_not_ready_is_not_promoted() -> None:
 def test_spare_that_is_killed_and_not_waited_for_is_buried_later() -> None:
     spare = Spare(lambda: time.sleep(60), lambda _: become(0))
     if not spare.end(wait=False):
-        remains = Remains()
+        remains = Reaper()
         remains.add(spare.pid)
         os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOWAIT)
-        remains.bury()
+        remains.reap()
     with pytest.raises(ChildProcessError):
         os.waitpid(spare.pid, 0)
 

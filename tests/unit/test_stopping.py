@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from zswapd.handover.state import Word
-from zswapd.supervisor.stop import STOP_AGAIN_S, Stopping
+from zswapd.supervisor.stop import STOP_AGAIN_S, StopRequest
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def refuse(words: memoryview[int]) -> None:
 
 
 def test_a_worker_is_told_once_and_its_successor_again(words: memoryview[int]) -> None:
-    stopping = Stopping(words, is_awaited=False)
+    stopping = StopRequest(words, is_awaited=False)
     assert not stopping.is_due(0.0)
     stopping.want()
     assert stopping.is_under_way()
@@ -31,7 +31,7 @@ def test_a_worker_is_told_once_and_its_successor_again(words: memoryview[int]) -
 
 @pytest.mark.parametrize("dies_at_once", [False, True])
 def test_a_stop_that_is_refused_is_over_until_it_is_asked_for_again(words: memoryview[int], dies_at_once: bool) -> None:
-    stopping = Stopping(words, is_awaited=False)
+    stopping = StopRequest(words, is_awaited=False)
     stopping.want()
     assert stopping.is_due(1.0)
     refuse(words)
@@ -46,7 +46,7 @@ def test_a_stop_that_is_refused_is_over_until_it_is_asked_for_again(words: memor
 
 
 def test_where_somebody_waits_for_the_end_it_is_tried_again(words: memoryview[int]) -> None:
-    stopping = Stopping(words, is_awaited=True)
+    stopping = StopRequest(words, is_awaited=True)
     stopping.want()
     assert stopping.is_due(1.0)
     refuse(words)

@@ -61,7 +61,7 @@ def test_fork_that_fails_is_tried_until_it_works(
     forks += [*[OSError(number, os.strerror(number))] * (fork_module.FIRST_TRIES + 5), 4711]
     expect_log("worker 0 died: SIGKILL", level=logging.ERROR)
     expect_log("no worker can be forked", level=logging.ERROR, count=None)
-    assert supervisor._bury(signal.SIGKILL) is None
+    assert supervisor._worker_ended(signal.SIGKILL) is None
     assert supervisor._worker == 4711
     assert supervisor._words[Word.PHASE] == Phase.STARTING
 
@@ -79,7 +79,7 @@ def test_first_worker_that_cannot_be_forked_is_given_up(
 
 
 @pytest.mark.parametrize("error", [ArenaError("no memory"), OSError(errno.ENOMEM, "no memory"), RuntimeError("a bug")])
-@pytest.mark.parametrize("part", ["_keeper.hold", "_ballast.look", "_keep_spare", "_say_ready"])
+@pytest.mark.parametrize("part", ["_arena_lock.lock", "_ballast.look", "_keep_spare", "_say_ready"])
 def test_look_that_fails_is_no_reason_to_end(
     supervisor: Supervisor,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,7 +95,7 @@ def test_look_that_fails_is_no_reason_to_end(
     monkeypatch.setattr(getattr(supervisor, owner) if owner else supervisor, name, fail)
     watched = []
     monkeypatch.setattr(supervisor, "_end_if_it_hangs", lambda *_: watched.append(1))
-    supervisor._look()
+    supervisor._tick()
     assert watched  # a worker that hangs is ended all the same
 
 
@@ -107,10 +107,10 @@ def test_estate_that_is_new_is_given_back_when_no_worker_can_be_forked(monkeypat
         raise ZswapdError("no worker can be forked")
 
     monkeypatch.setattr(Supervisor, "run", fail)
-    monkeypatch.setattr(supervisor_module, "find_estate", lambda *_: (estate, 0))
+    monkeypatch.setattr(supervisor_module, "find_resources", lambda *_: (estate, 0))
     monkeypatch.setattr(supervisor_module.system, "protect", lambda **_: ())
     monkeypatch.setattr(supervisor_module.system, "populate_code", lambda **_: True)
-    monkeypatch.setattr(supervisor_module.system, "first_in_line", lambda: None)
+    monkeypatch.setattr(supervisor_module.system, "set_realtime", lambda: None)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     for is_new in (False, True):
         estate.is_new = is_new

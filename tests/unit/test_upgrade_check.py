@@ -23,31 +23,30 @@ from zswapd.errors import HandoverError
 from zswapd.handover.state import UPGRADE_WANTED, Word
 from zswapd.supervisor import memory_of
 from zswapd.system.offload import Offload
-from zswapd.worker import commands as commands_module
-from zswapd.worker.commands import Commands
+from zswapd.worker import upgrade as upgrade_module
+from zswapd.worker.upgrade import Upgrade
 
 
 class FakeWorker:
-    """As much of a worker as an upgrade asks for."""
+    """The parts of a worker, and its saver, as far as an upgrade needs them."""
 
     def __init__(self) -> None:
         words = [0] * len(Word)
         self.state = types.SimpleNamespace(layout=1, geometry={}, words=words)
         self.session = types.SimpleNamespace(hook_active=True)
-        self.configured = types.SimpleNamespace(context=types.SimpleNamespace(memory_total=1 << 30))
+        configured = types.SimpleNamespace(context=types.SimpleNamespace(memory_total=1 << 30))
+        self.settings = types.SimpleNamespace(configured=configured)
         self.core = types.SimpleNamespace(arena=types.SimpleNamespace(label=b"{}"))
-        self.attendant = Offload("attendant")
+        self.swapoff_thread = Offload("swapoff")
+        self.parent = types.SimpleNamespace(is_alive=lambda: True, call=self.call)
         self.checked: object = None
         self.calls = 0
 
-    def has_supervisor(self) -> bool:
-        return True
-
-    def remember(self) -> None:
-        pass
-
-    def call_supervisor(self) -> None:
+    def call(self) -> None:
         self.calls += 1
+
+    def save_state(self) -> None:
+        pass
 
 
 async def nobody(_news: object) -> None:
@@ -59,8 +58,8 @@ def worker() -> FakeWorker:
     return FakeWorker()
 
 
-def commands(worker: Any) -> Commands:
-    return Commands(worker, None)  # type: ignore[arg-type]
+def upgrade_of(worker: Any) -> Upgrade:
+    return Upgrade(worker, worker)
 
 
 @pytest.mark.parametrize("what", ["missing", "a directory", "no program"])
@@ -74,10 +73,10 @@ async def test_program_that_cannot_be_started_is_no_upgrade(
         program.write_bytes(b"\0\1\2")
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(HandoverError, match="cannot be started") as caught:
-        await commands(worker)._upgrade(nobody)
+        await upgrade_of(worker).upgrade(nobody)
     assert caught.value.hint == "the running one goes on"
     expect_log("not reloaded: the installed program cannot be started", level=logging.ERROR)
-    await commands(worker).reload()  # as SIGHUP asks for it
+    await upgrade_of(worker).reload()  # as SIGHUP asks for it
     assert not worker.state.words[Word.UPGRADE]
     assert not worker.calls
 
@@ -105,7 +104,7 @@ async def test_check_that_says_yes_asks_the_supervisor(
 ) -> None:
     text = "echo '{\"pool\": 1}'; echo noise >&2; read nothing; exit 0"
     monkeypatch.setattr(sys, "executable", program(tmp_path / "new", text))
-    report = await commands(worker)._upgrade(nobody)
+    report = await upgrade_of(worker).upgrade(nobody)
     assert report["worker"] == os.getpid()
     assert worker.checked == {"pool": 1}
     assert worker.state.words[Word.UPGRADE] == UPGRADE_WANTED
@@ -125,10 +124,10 @@ async def test_check_that_says_yes_asks_the_supervisor(
 async def test_check_that_says_no_changes_nothing(
     worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
 ) -> None:
-    monkeypatch.setattr(commands_module, "CHECK_S", 0.3)
+    monkeypatch.setattr(upgrade_module, "CHECK_S", 0.3)
     monkeypatch.setattr(sys, "executable", program(tmp_path / "new", text))
     with trio.fail_after(20), pytest.raises(HandoverError, match=reason):
-        await commands(worker)._upgrade(nobody)
+        await upgrade_of(worker).upgrade(nobody)
     assert not worker.state.words[Word.UPGRADE]
     assert worker.checked is None
 

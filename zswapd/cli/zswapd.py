@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.upgrade_check is not None:
         config = sources.load_config(options, memory=supervisor.memory_of(options.upgrade_check))
         supervisor.check(config, options.upgrade_check)
-        supervisor.rehearse(config)
+        supervisor.try_takeover(config)
         print(json.dumps(to_document(config)))
         return 0
     standard_files.never_wait()

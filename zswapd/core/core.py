@@ -520,7 +520,7 @@ class Core:
             recompression=self.recompression.statistics(),
             store_ages=self.ages.sample() if ages_sampled else (),
         )
-        return counters_module.added(own, self._counters)
+        return counters_module.add(own, self._counters)
 
     def close(self) -> None:
         """Let go of the arena."""

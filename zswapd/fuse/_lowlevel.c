@@ -968,7 +968,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
  * waits with it: nobody would serve the swap. A real-time task may go below that mark, as far as half of it. So it is one, while
  * memory is scarce; always would be too much, since a real-time task drives the swapping program from its processor.
  */
-static void mind_memory(void)
+static void check_memory(void)
 {
 	struct sched_param priority = {0};
 	struct sysinfo now;
@@ -1008,7 +1008,7 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	gil = PyGILState_Ensure(); /* pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
 	stats.receives++;
 	n = drain(se, buf);
-	mind_memory();
+	check_memory();
 	PyGILState_Release(gil);
 	return n;
 }
@@ -1359,7 +1359,7 @@ static PyObject *py_set_scarce(PyObject *self, PyObject *number)
 	if (hook.scarce_bytes == 0)
 		hook.is_first = sched_getscheduler(0) == SCHED_RR;
 	hook.scarce_bytes = bytes;
-	mind_memory();
+	check_memory();
 	Py_RETURN_NONE;
 }
 
@@ -1367,7 +1367,7 @@ static PyObject *py_mind_memory(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	mind_memory();
+	check_memory();
 	Py_RETURN_NONE;
 }
 
@@ -1485,7 +1485,7 @@ static PyMethodDef methods[] = {
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
     {"current", py_current, METH_NOARGS, PyDoc_STR("current() -> (number, thread)")},
     {"set_scarce", py_set_scarce, METH_O, PyDoc_STR("set_scarce(free_bytes)")},
-    {"mind_memory", py_mind_memory, METH_NOARGS, PyDoc_STR("mind_memory()")},
+    {"check_memory", py_mind_memory, METH_NOARGS, PyDoc_STR("check_memory()")},
     {"hooked", py_hooked, METH_NOARGS, PyDoc_STR("hooked() -> bool")},
     {"add_inode", py_add_inode, METH_O, PyDoc_STR("add_inode(inode)")},
     {"forget_writer", py_forget_writer, METH_O, PyDoc_STR("forget_writer(inode)")},

@@ -107,11 +107,11 @@ def current() -> tuple[int, int]:
 def set_scarce(free_bytes: int) -> None:
     """Have the session's thread be a real-time one (SCHED_RR) whenever the system has less free memory; 0 leaves it as it is.
 
-    Looked at here, after each batch of requests, and by `mind_memory`. A thread that is a real-time one when this is first
+    Looked at here, after each batch of requests, and by `check_memory`. A thread that is a real-time one when this is first
     set stops being one when memory is not scarce.
     """
 
-def mind_memory() -> None:
+def check_memory() -> None:
     """Look at the system's free memory now."""
 
 def hooked() -> bool:

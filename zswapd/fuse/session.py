@@ -140,13 +140,13 @@ counters.declare(
 )
 
 
-class MemoryMinder(trio.abc.Instrument):
+class MemoryMonitor(trio.abc.Instrument):
     """Has the hook look at free memory before the event loop's tasks run: they may ask the kernel for some (`set_scarce`)."""
 
     def after_io_wait(self, timeout: float) -> None:
         """Look, after each time that the loop slept or looked for events."""
         if lowlevel is not None:
-            lowlevel.mind_memory()
+            lowlevel.check_memory()
 
 
 class Session:

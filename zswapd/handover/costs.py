@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd.core import core, recompressing
+from zswapd.core import core
 from zswapd.core.allocators.arena import label_room
 from zswapd.core.backing.transfers import RUN_MAX
 from zswapd.core.core import arena_frames, label, lost_bitmap_bytes, reserve_frames
@@ -27,11 +27,11 @@ from zswapd.core.frontends.frontswap import MAX_SWAPFILES
 from zswapd.core.tmem.objnodes import NODE_BYTES, NODE_SLOTS
 from zswapd.errors import ArenaError, ConfigError
 from zswapd.fuse.mount import MAX_IO
+from zswapd.handover.areas import backing_areas, marks_areas, marks_bytes
 from zswapd.handover.state import GEOMETRY_BYTES, SLOT_BYTES, hook_bytes
 from zswapd.host import cgroups
 from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
 from zswapd.units import format_size
-from zswapd.worker import disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,7 +151,7 @@ def check_marks(config: Config, what: str, root: Path = Path("/")) -> None:
     Raises:
         ConfigError: there is not.
     """
-    needed, available = sum(recompressing.marks_bytes(config).values()), available_bytes(root)
+    needed, available = sum(marks_bytes(config).values()), available_bytes(root)
     if needed > available // 2 or needed > config.context.memory_total * BOOKS_PERCENT // 100:
         raise ConfigError(
             f"{what} needs a byte for each page of the swap files, {format_size(needed)}; {format_size(available)} of memory "
@@ -177,11 +177,11 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 def _state(config: Config) -> dict[str, int]:
     """Return what outlives a worker; see `handover.SharedState`."""
-    areas = disk.areas(config)
+    areas = backing_areas(config)
     costs = {
         "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
         "marks of lost pages": sum(lost_bitmap_bytes(config).values()) + sum(core.areas(config).values()),
-        "marks of recompression": sum(recompressing.areas(config).values()),
+        "marks of recompression": sum(marks_areas(config).values()),
         "the slot map": sum(areas.values()),
     }
     return {name: size for name, size in costs.items() if size}

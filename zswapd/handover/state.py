@@ -90,7 +90,7 @@ class Word(enum.IntEnum):
     WORKER_BORN = 8
     """When that process began, in ticks of the kernel's clock: what has its id later is another."""
     FILE_FUSE = 9
-    """Number of an open file in the supervisor and its workers, plus 1; 0 for none. Likewise those below: estate.NAMES."""
+    """Number of an open file in the supervisor and its workers, plus 1; 0 for none. Likewise those below: resources.NAMES."""
     FILE_ARENA = 10
     FILE_STATE = 11
     FILE_SOCKET = 12

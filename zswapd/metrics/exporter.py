@@ -216,7 +216,7 @@ class Exporter:
         self._has_main.wait()
         try:
             self._warm_up()
-            system.step_back(needed=False)
+            system.set_nice(needed=False)
             with self._listen() as listener:
                 self._serve(listener)
         except trio.RunFinishedError:

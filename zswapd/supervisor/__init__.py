@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parent process: holds what has to outlive a worker (`estate`), forks workers and buries them (`supervising`)."""
+"""The parent process: it holds all that outlives a worker, forks workers and reaps them."""
 
-from zswapd.supervisor.acquire import check, memory_of
 from zswapd.supervisor.supervisor import run
-from zswapd.supervisor.upgrade_check import rehearse
+from zswapd.supervisor.upgrade_check import check, memory_of, try_takeover
 
-__all__ = ["check", "memory_of", "rehearse", "run"]
+__all__ = ["check", "memory_of", "run", "try_takeover"]

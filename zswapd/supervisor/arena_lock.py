@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Keeper:
+class ArenaLock:
     """Holds an arena's pages in memory, if that takes a lock.
 
     Args:
@@ -39,7 +39,7 @@ class Keeper:
             arena.close()
             self._arena = None
 
-    def hold(self) -> int:
+    def lock(self) -> int:
         """Lock what the arena holds now; return its bytes, 0 where no lock is needed."""
         arena = self._arena
         if arena is None:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from zswapd.control.protocol import Result, decode_reply, encode_request
 from zswapd.errors import ControlError
+from zswapd.handover.resources import NAMES
 from zswapd.host.installation import look_into_log
-from zswapd.supervisor.acquire import NAMES
-from zswapd.supervisor.reaper import status_of_the_dead
+from zswapd.supervisor.reaper import exit_status_if_dead
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +120,7 @@ def retire(worker: int, *, ask: signal.Signals = LEAVE, limit: float = ANSWER_S)
     finally:
         os.close(process)
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(worker, 0 if status_of_the_dead(worker) is None else os.WNOHANG)
+        os.waitpid(worker, 0 if exit_status_if_dead(worker) is None else os.WNOHANG)
 
 
 def _has_ended(worker: int, process: int, patience: float | None) -> bool:
@@ -129,6 +129,6 @@ def _has_ended(worker: int, process: int, patience: float | None) -> bool:
     poll = select.poll()  # select(2) takes no descriptor above 1023
     poll.register(process, select.POLLIN)
     while time.monotonic() < end:
-        if poll.poll(LOOK_S * 1000) or status_of_the_dead(worker) is not None:
+        if poll.poll(LOOK_S * 1000) or exit_status_if_dead(worker) is not None:
             return True
     return False

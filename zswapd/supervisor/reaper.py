@@ -8,7 +8,7 @@ user space again. Its successor must not wait for a device.
 It has to wait for all other threads, though: one that is about to punch holes into the arena does
 so before it dies. Threads of volumes, known by their names, have nothing to do with what a
 successor takes over; from what those of the disk behind the pool may still write it keeps away
-(core/backing/transfers.py, claims); and attendants wait for a page or an answer that their own
+(core/backing/transfers.py, claims); and the threads of swapoff wait for a page or an answer that their own
 process owed them, which is the successor's to give.
 """
 
@@ -20,17 +20,18 @@ from pathlib import Path
 
 from zswapd.system.signals import name_of
 
-HARMLESS = ("volume", "backing", "attendant")
+HARMLESS = ("volume", "backing", "swapoff", "attendant")
 """What the names of threads begin with that may outlive their process.
 
-They are those of volumes/mounted.py, worker/disk.py and worker/prepare.py.
+They are those of volumes/mounted.py, worker/disk.py and worker/prepare.py; in 0.1.0, the last one
+had the name "attendant".
 """
 _STATE, _BORN, _EXIT_CODE = 0, 19, 49
 """Fields of /proc/PID/stat, counted from behind the name: state (3), starttime (22), exit_code (52, in the form of wait(2))."""
 _DEAD = frozenset({"Z", "X"})
 
 
-def status_of_the_dead(pid: int, proc: Path = Path("/proc")) -> int | None:
+def exit_status_if_dead(pid: int, proc: Path = Path("/proc")) -> int | None:
     """Return the wait status of a process of which only harmless threads are left; None if it lives, or if there is none.
 
     The kernel tells it to who may trace the process: 0 for all others, as for us without CAP_SYS_PTRACE (zswapd.service), since
@@ -70,7 +71,7 @@ def end_by(code: int) -> str:
     return name_of(-code)
 
 
-class Remains:
+class Reaper:
     """Dead children that wait(2) still has to tell of."""
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class Remains:
         """Bury it later."""
         self._pids.add(pid)
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         """Bury those whose last thread has come back."""
         for pid in list(self._pids):
             with contextlib.suppress(ChildProcessError):

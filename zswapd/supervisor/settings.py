@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 from zswapd.config import from_document
 from zswapd.core import compress
 from zswapd.errors import HandoverError, ZswapdError
+from zswapd.handover.geometry import check_geometry
 from zswapd.handover.state import SharedState
-from zswapd.supervisor.acquire import check_geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from zswapd.config import Config
-    from zswapd.supervisor.acquire import Left
+    from zswapd.handover.resources import InheritedFiles
 
 log = logging.getLogger(__name__)
 
 
-def choose(configure: Callable[[], Config], left: Left | None) -> Config:
+def choose(configure: Callable[[], Config], left: InheritedFiles | None) -> Config:
     """Return the settings to begin with.
 
     Args:

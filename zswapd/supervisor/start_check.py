@@ -26,10 +26,10 @@ from zswapd.fuse.mount import Mount
 from zswapd.handover import costs
 from zswapd.metrics.peers import EVERYBODY
 from zswapd.paths import without_links
+from zswapd.supervisor.backing import check_backing
 from zswapd.system.protections import limit_protection
 from zswapd.volumes.file_io import refuse_unusable
 from zswapd.volumes.mounted import configured
-from zswapd.worker import disk
 
 if TYPE_CHECKING:
     from zswapd.config import Config
@@ -78,7 +78,7 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
     if is_running:
         return
     check_place(config.control.socket)
-    disk.check_backing(config)
+    check_backing(config)
     if config.backing.path and lowlevel is None:
         raise BackingError(f"a backing needs the FUSE hook: {lowlevel_problem}", hint="build it, or leave backing.path empty")
     os.close(open_memory(config.memory.arena)[0])

@@ -13,7 +13,7 @@ STOP_AGAIN_S = 15.0
 """Time between two attempts, where a service manager waits for the end: what did not fit into memory may fit by now."""
 
 
-class Stopping:
+class StopRequest:
     """A stop, wanted or not.
 
     Args:

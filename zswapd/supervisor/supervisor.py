@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The supervisor: makes or takes over the estate, forks a worker, and the next one when that ends, in whatever way.
+"""The supervisor: makes or takes over the resources, forks a worker, and the next one when that ends, in whatever way.
 
     supervisor   one thread, no event loop, memory locked; has every module imported, since importing under memory pressure
     needs memory
@@ -45,27 +45,29 @@ from zswapd import log as log_setup
 from zswapd import system
 from zswapd.core.reclaim.pressure import Pressure
 from zswapd.errors import PermissionsError, ZswapdError
+from zswapd.handover.resources import NAMES, STORED
 from zswapd.handover.state import UPGRADE_WANTED, HookWord, Phase, Word
-from zswapd.supervisor import acquire as estates
 from zswapd.supervisor import orphan, unresponsive
-from zswapd.supervisor.arena_lock import Keeper
+from zswapd.supervisor.acquire import find_resources
+from zswapd.supervisor.arena_lock import ArenaLock
 from zswapd.supervisor.ballast import Ballast
-from zswapd.supervisor.finding import find_estate
 from zswapd.supervisor.fork import fork, settle_objects
-from zswapd.supervisor.reaper import Remains, born_ticks, end_by, status_of_the_dead
+from zswapd.supervisor.inheritance import become_installed, find_inherited, stored_name
+from zswapd.supervisor.reaper import Reaper, born_ticks, end_by, exit_status_if_dead
 from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
-from zswapd.supervisor.stop import Stopping
-from zswapd.supervisor.watchdog import Watch
+from zswapd.supervisor.stop import StopRequest
+from zswapd.supervisor.watchdog import Watchdog
 from zswapd.system.signals import CATCHABLE, SignalFile, is_hangup
 from zswapd.worker import prepare as prepare_module
-from zswapd.worker import worker as worker_module
+from zswapd.worker.main import run_worker
+from zswapd.worker.worker import BROKEN, LEFT, RELOAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.config import Config
-    from zswapd.supervisor.acquire import Estate
+    from zswapd.handover.resources import Resources
     from zswapd.system.signals import Received
 
     Guard = Callable[[Callable[[], int]], int]
@@ -103,11 +105,11 @@ _QUIET = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGCONT, signal.SIGWINCH)
 
 
 class Supervisor:
-    """One supervisor and its estate.
+    """One supervisor and its resources.
 
     Args:
         config: the settings.
-        estate: what workers serve.
+        resources: what workers serve.
         guarded: runs a worker, and turns what a person should read into text on stderr and an exit code.
         worker: process id of a worker that serves it already, 0 if there is none.
         is_cold: programs and libraries are not known to be in memory (system/code.py).
@@ -116,26 +118,26 @@ class Supervisor:
         has_served: a page may have been stored, by this supervisor's workers or earlier ones.
     """
 
-    def __init__(self, config: Config, estate: Estate, *, guarded: Guard, worker: int = 0, is_cold: bool = False) -> None:
+    def __init__(self, config: Config, resources: Resources, *, guarded: Guard, worker: int = 0, is_cold: bool = False) -> None:
         self._config = config
         self._guarded = guarded
-        self._estate = estate
-        self._words = estate.state.words
-        self._hook = estate.state.hook_words
+        self._resources = resources
+        self._words = resources.state.words
+        self._hook = resources.state.hook_words
         self._worker = worker
         self._is_cold = is_cold
-        self.has_served = not estate.is_new
+        self.has_served = not resources.is_new
         self._early_deaths = 0
         self._suspect, self._suspect_deaths = 0, 0
-        self._remains = Remains()
-        self._keeper = Keeper(estate.arena, estate.state.geometry.get("arena"))
+        self._reaper = Reaper()
+        self._arena_lock = ArenaLock(resources.arena, resources.state.geometry.get("arena"))
         self._ballast = Ballast(Pressure())
         self._spare: Spare | None = None
         self._spare_due = 0.0
         self._notifier = system.Notifier()
-        self._stopping = Stopping(self._words, is_awaited=self._notifier.is_heard)
-        self._watch = Watch(config.service.hang_timeout, sum(config.swap_files().values()))
-        self._looked = self._forked = time.monotonic()
+        self._stop_request = StopRequest(self._words, is_awaited=self._notifier.is_heard)
+        self._watchdog = Watchdog(config.service.hang_timeout, sum(config.swap_files().values()))
+        self._ticked = self._forked = time.monotonic()
         self._aborted: float | None = None
         self._is_ready = False
 
@@ -149,13 +151,13 @@ class Supervisor:
             self._number_files()
             self._next_worker()
             while True:
-                self._look()
+                self._tick()
                 for received in signals.wait(self._patience()):
                     self._hear(received)
                 # After any signal: one SIGCHLD may stand for several deaths.
                 with contextlib.suppress(ChildProcessError):
                     status = self._end_of_worker()
-                    if status is not None and (code := self._bury(status)) is not None:
+                    if status is not None and (code := self._worker_ended(status)) is not None:
                         self._drop_spare(wait=True)
                         return code
 
@@ -179,20 +181,20 @@ class Supervisor:
         if received.number in _STOPS:
             self._stop(received.name)
         elif received.number == signal.SIGHUP and not is_hangup(received):
-            self._send(worker_module.RELOAD)
+            self._send(RELOAD)
         elif received.number not in _QUIET:
             log.info("%s is ignored: SIGTERM and SIGINT end the daemon", received.name, extra={"rate_limit": 1})
 
     def _end_of_worker(self) -> int | None:
         """Return the wait status of the worker, None while it lives."""
-        self._remains.bury()
+        self._reaper.reap()
         pid, status = os.waitpid(self._worker, os.WNOHANG)
         if pid:
             return status
-        left = status_of_the_dead(self._worker)
+        left = exit_status_if_dead(self._worker)
         if left is not None:
             log.warning("worker %d is dead but for threads that wait for a disk", self._worker)
-            self._remains.add(self._worker)
+            self._reaper.add(self._worker)
         return left
 
     def _patience(self) -> float:
@@ -202,18 +204,18 @@ class Supervisor:
         return min(LOOK_S, interval) if interval else LOOK_S
 
     def _store_descriptors(self) -> None:
-        descriptors = self._estate.descriptors()
-        for name in estates.STORED:
+        descriptors = self._resources.descriptors()
+        for name in STORED:
             if name in descriptors:
-                self._notifier.store(estates.stored_name(name), descriptors[name])
+                self._notifier.store(stored_name(name), descriptors[name])
 
     def _number_files(self) -> None:
         """Say which our files are, for one that has to copy them out of a worker that does not answer (unresponsive.py)."""
-        descriptors = self._estate.descriptors()
+        descriptors = self._resources.descriptors()
         self._words[Word.FILES_CHECK] = 0
-        for place, name in enumerate(estates.NAMES):
+        for place, name in enumerate(NAMES):
             self._words[Word.FILE_FUSE + place] = descriptors.get(name, -1) + 1
-        self._estate.state.seal_words(Word.FILES_CHECK)
+        self._resources.state.seal_words(Word.FILES_CHECK)
 
     # The worker.
 
@@ -229,10 +231,10 @@ class Supervisor:
             self._drop_spare(wait=False)
             self._worker = self._fork()
         self._spare_due = 0.0
-        self._stopping.forget_worker()
+        self._stop_request.forget_worker()
         self._aborted = None
-        self._forked = self._looked = time.monotonic()
-        self._watch.begin(
+        self._forked = self._ticked = time.monotonic()
+        self._watchdog.begin(
             self._forked,
             self._signs(),
             is_forked=is_forked,
@@ -241,14 +243,14 @@ class Supervisor:
         )
 
     def _fork(self) -> int:
-        pid = fork(self._hold_out, has_time=not self.has_served)
+        pid = fork(self._fork_failed, has_time=not self.has_served)
         if not pid:
             system.become_servant()
             is_first = self._words[Word.STARTED] == 1
             self._become_worker(lambda: prepare_module.prepare(self._config, is_first=is_first, is_cold=self._is_cold))
         return pid
 
-    def _hold_out(self) -> None:
+    def _fork_failed(self) -> None:
         """While no worker can be forked: nothing else needs the ballast, and whoever watches over us is not to give up."""
         self._ballast.close()
         self._notifier.watchdog()
@@ -257,14 +259,13 @@ class Supervisor:
         """Serve, in the child; never return into the parent's code."""
         code = 1
         self._ballast.close()  # a copy of it is nobody's
-        system.be_known_as(unresponsive.WORKER_NAME)
+        system.set_process_name(unresponsive.WORKER_NAME)
         self._words[Word.WORKER_CHECK] = 0
         self._words[Word.WORKER], self._words[Word.WORKER_BORN] = os.getpid(), born_ticks(os.getpid())
-        self._estate.state.seal_words(Word.WORKER_CHECK)
+        self._resources.state.seal_words(Word.WORKER_CHECK)
         try:
-            config, estate = self._config, self._estate
-            files = (estate.mount, estate.listener, estate.state, estate.arena, estate.backing)
-            code = self._guarded(lambda: worker_module.run_worker(config, prepare(), *files))
+            config, resources = self._config, self._resources
+            code = self._guarded(lambda: run_worker(config, prepare(), resources))
         except BaseException:
             log.exception("worker %d ends", os.getpid())
         finally:
@@ -274,7 +275,7 @@ class Supervisor:
         """Have a spare worker, once the present one has served for a while; called while it serves."""
         if self._spare is None:
             self._spare_due = self._spare_due or now + (SPARE_S if self._is_ready else 0.0)
-            if not self._config.service.spare or self._stopping.is_under_way() or now < self._spare_due:
+            if not self._config.service.spare or self._stop_request.is_under_way() or now < self._spare_due:
                 return
             settle_objects()
             with contextlib.suppress(OSError), system.ordinary_children():
@@ -290,19 +291,19 @@ class Supervisor:
     def _prepare_spare(self) -> prepare_module.Prepared:
         system.become_servant()
         self._ballast.close()
-        system.take_time()
-        system.be_known_as(unresponsive.SPARE_NAME)
+        system.set_idle_priority()
+        system.set_process_name(unresponsive.SPARE_NAME)
         return prepare_module.prepare(self._config, is_first=False)
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:
             if not self._spare.end(wait=wait):
-                self._remains.add(self._spare.pid)
+                self._reaper.add(self._spare.pid)
             self._spare = None
 
-    def _bury(self, status: int) -> int | None:
+    def _worker_ended(self, status: int) -> int | None:
         """Draw the conclusions from a worker's end; return an exit code if it was the end for us as well."""
-        _attempt(self._keeper.hold)  # first of all: what the dead one had locked is not locked any more
+        _attempt(self._arena_lock.lock)  # first of all: what the dead one had locked is not locked any more
         code = os.waitstatus_to_exitcode(status)
         phase = self._words[Word.PHASE]
         if code == 0 and phase == Phase.STOPPING:
@@ -314,10 +315,10 @@ class Supervisor:
         if not self.has_served and code > 0:
             self._forget_descriptors()
             return code
-        if code != worker_module.LEFT:
-            self._mourn(code)
+        if code != LEFT:
+            self._log_death(code)
         self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
-        if not self.has_served and (self._stopping.is_wanted or self._early_deaths >= len(SLOW_S)):
+        if not self.has_served and (self._stop_request.is_wanted or self._early_deaths >= len(SLOW_S)):
             log.error("no worker has come to serve: giving up; nothing was stored")
             self._forget_descriptors()
             return 1
@@ -325,9 +326,9 @@ class Supervisor:
         self._next_worker()
         return None
 
-    def _mourn(self, code: int) -> None:
+    def _log_death(self, code: int) -> None:
         self._words[Word.DEATHS] += 1
-        cause = "an internal error" if code == worker_module.BROKEN else end_by(code)
+        cause = "an internal error" if code == BROKEN else end_by(code)
         active = self._hook[HookWord.ACTIVE]
         at = f", while it answered request {active} ({self._describe_request()})" if active else ""
         log.error("worker %d died: %s%s; the next one takes over", self._worker, cause, at)
@@ -351,12 +352,12 @@ class Supervisor:
 
     # Looking after it.
 
-    def _look(self) -> None:
+    def _tick(self) -> None:
         now = time.monotonic()
-        self._watch.excuse(max(now - self._looked - 2 * LOOK_S, 0.0))
-        self._looked = now
+        self._watchdog.ignore(max(now - self._ticked - 2 * LOOK_S, 0.0))
+        self._ticked = now
         self._notifier.watchdog()
-        _attempt(self._keeper.hold)
+        _attempt(self._arena_lock.lock)
         phase = self._words[Word.PHASE]
         if phase == Phase.SERVING:
             _attempt(self._look_after, now)
@@ -364,12 +365,12 @@ class Supervisor:
 
     def _look_after(self, now: float) -> None:
         """Do what is to be done while a worker serves."""
-        if self._watch.silence(now, self._signs()) < SILENT_S:  # whom nobody serves, no memory helps
+        if self._watchdog.silence(now, self._signs()) < SILENT_S:  # whom nobody serves, no memory helps
             self._ballast.look(self._hook[HookWord.REQUESTS])
         self._keep_spare(now)
         self._say_ready(now)
         self._is_cold = self._is_cold and not system.populate_code()
-        if self._stopping.is_due(now):
+        if self._stop_request.is_due(now):
             self._send(signal.SIGUSR1)
         if self._words[Word.UPGRADE] == UPGRADE_WANTED:
             self._words[Word.UPGRADE] = 0
@@ -387,10 +388,11 @@ class Supervisor:
         return self._words[Word.TICKS], self._hook[HookWord.REQUESTS]
 
     def _end_if_it_hangs(self, now: float, phase: int) -> None:
-        if not self._watch.hangs(now, self._signs(), serves=phase != Phase.STARTING):
+        if not self._watchdog.has_expired(now, self._signs(), serves=phase != Phase.STARTING):
             return
         if self._aborted is None:
-            log.error("worker %d has stood still for %.0f s: ending it", self._worker, self._watch.silence(now, self._signs()))
+            silence = self._watchdog.silence(now, self._signs())
+            log.error("worker %d has stood still for %.0f s: ending it", self._worker, silence)
             self._send(signal.SIGABRT)
             self._aborted = now
         elif now - self._aborted >= ABORT_S:
@@ -402,20 +404,20 @@ class Supervisor:
 
     def _stop(self, cause: str) -> None:
         log.info("%s: telling the worker to swap off and end", cause)
-        self._stopping.want()
+        self._stop_request.want()
 
     def _forget_descriptors(self) -> None:
-        for name in estates.STORED:
-            self._notifier.unstore(estates.stored_name(name))
+        for name in STORED:
+            self._notifier.unstore(stored_name(name))
 
     def _upgrade(self) -> None:
-        """Become the installed program, which takes the estate and the running worker over; returns only if that fails."""
+        """Become the installed program, which takes the resources and the running worker over; returns only if that fails."""
         self._drop_spare(wait=True)
         if self._notifier.watchdog_interval:
             # Its own time comes back with its first words: loading a program from disk takes long where memory is short.
             self._notifier.set_watchdog(UPGRADE_S)
         log.info("the installed program takes over")
-        estates.become_installed(self._estate, self._worker)
+        become_installed(self._resources, self._worker)
         if self._notifier.watchdog_interval:  # it has not come to that
             self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
 
@@ -454,7 +456,7 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
             nothing is left behind, and a worker that served goes on.
     """
     system.block_signals()
-    left = estates.left_behind()
+    left = find_inherited()
     _lift_limits(is_needed=left is not None)
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
@@ -468,18 +470,18 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
         libc_heap=0,
         python_heap=0,
     )
-    system.first_in_line()
+    system.set_realtime()
     try:
-        estate, worker = find_estate(config, left)
+        resources, worker = find_resources(config, left)
     except ZswapdError:
         if left is None and system.Notifier().is_heard:
             signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, AGAIN_S)
         raise
     with contextlib.ExitStack() as undo:
-        if estate.is_new:
-            undo.callback(estate.close)
-        is_cold = config.service.lock_memory and not system.populate_code(waits=estate.is_new)
-        supervisor = Supervisor(config, estate, guarded=guarded, worker=worker, is_cold=is_cold)
+        if resources.is_new:
+            undo.callback(resources.close)
+        is_cold = config.service.lock_memory and not system.populate_code(waits=resources.is_new)
+        supervisor = Supervisor(config, resources, guarded=guarded, worker=worker, is_cold=is_cold)
         try:
             code = supervisor.run()
         except BaseException:
@@ -487,5 +489,5 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
                 undo.pop_all()
             raise
         undo.pop_all()
-    estate.close()
+    resources.close()
     return code

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 
 from zswapd.control.listener import lock_path
 from zswapd.errors import HandoverError
+from zswapd.handover.resources import NAMES
 from zswapd.handover.state import MAGIC, SharedState, Word
 from zswapd.host.hints import for_capability
-from zswapd.supervisor.acquire import NAMES
 from zswapd.supervisor.orphan import retire
-from zswapd.supervisor.reaper import born_ticks, status_of_the_dead
+from zswapd.supervisor.reaper import born_ticks, exit_status_if_dead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def living_worker(state: SharedState) -> int:
     return pid if pid and born_ticks(pid) == state.words[Word.WORKER_BORN] else 0
 
 
-def take_files(socket: Path) -> tuple[dict[str, int], int]:
+def take_descriptors(socket: Path) -> tuple[dict[str, int], int]:
     """Copy the open files of the worker that has a control socket; return them by name, and its process id.
 
     Raises:
@@ -90,7 +90,7 @@ def take_files(socket: Path) -> tuple[dict[str, int], int]:
     """
     lock = lock_path(socket)
     holders = {pid: _name(pid) for pid in _holders(os.path.realpath(lock.parent) + "/" + lock.name)}
-    workers = [pid for pid, name in holders.items() if name == WORKER_NAME and status_of_the_dead(pid) is None]
+    workers = [pid for pid, name in holders.items() if name == WORKER_NAME and exit_status_if_dead(pid) is None]
     if len(workers) != 1 or set(holders.values()) - {WORKER_NAME, SPARE_NAME}:
         raise HandoverError(
             f"nobody answers at {socket}, and which worker that should be is not clear: {holders or 'none can be seen'}",
@@ -98,12 +98,12 @@ def take_files(socket: Path) -> tuple[dict[str, int], int]:
         )
     process = os.pidfd_open(workers[0])
     try:
-        return copied(workers[0], process), workers[0]
+        return copy_descriptors(workers[0], process), workers[0]
     finally:
         os.close(process)
 
 
-def copied(worker: int, process: int) -> dict[str, int]:
+def copy_descriptors(worker: int, process: int) -> dict[str, int]:
     """Return copies of a worker's open files by name.
 
     Args:

@@ -11,15 +11,22 @@ Limit: what only the real arena would bring to light stays there.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from typing import TYPE_CHECKING
 
+from zswapd.config.loader import memory_total
+from zswapd.config.shapes import differences
 from zswapd.core import compress
+from zswapd.core.allocators.arena import READABLE_LAYOUTS
 from zswapd.core.compress.samples import sample_pages
-from zswapd.core.core import Core, Inherited
+from zswapd.core.core import Core, Inherited, label, parsed_label
 from zswapd.errors import HandoverError
 from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.handover.geometry import check_geometry
+from zswapd.handover.state import READABLE_LAYOUTS as STATE_LAYOUTS
 from zswapd.host import installation
+from zswapd.host.installation import restart_daemon
 from zswapd.worker import prepare
 
 if TYPE_CHECKING:
@@ -29,7 +36,53 @@ _PAGES = 64
 """Pages of the swap file that is tried."""
 
 
-def rehearse(config: Config) -> None:
+def check(config: Config, running: str) -> None:
+    """Say whether this program, with this configuration, can take over from a running one.
+
+    Args:
+        config: the settings that it would run with.
+        running: what `zswapctl upgrade` was told by the running program, as JSON.
+
+    Raises:
+        HandoverError: it cannot, or cannot tell; the message says why.
+    """
+    try:
+        identity = json.loads(running)
+        layouts = (identity["arena_layout"], identity["state_layout"])
+        shape = dict(identity["geometry"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise HandoverError("what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`") from error
+    for what, theirs, ours in zip(("arena", "shared state"), layouts, (READABLE_LAYOUTS, STATE_LAYOUTS), strict=True):
+        if theirs not in ours:
+            raise HandoverError(
+                f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
+                hint=f"when there is time to swap off: {restart_daemon()}",
+            )
+    check_geometry(config, shape)
+    made_for, wanted = identity.get("arena_label"), label(config).decode()
+    if made_for is not None and made_for != wanted:  # older programs do not say
+        found = "; ".join(differences(parsed_label(made_for), parsed_label(wanted)))
+        raise HandoverError(
+            f"the running daemon's arena is for other settings: {found}",
+            hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
+        )
+
+
+def memory_of(running: str) -> int:
+    """Return what 100 % is for a running daemon, bytes: its swap files keep their sizes.
+
+    Older ones go by MemTotal.
+
+    Args:
+        running: see `check`.
+    """
+    try:
+        return int(json.loads(running)["memory_total"])
+    except (ValueError, KeyError, TypeError):
+        return memory_total()
+
+
+def try_takeover(config: Config) -> None:
     """Take over from nobody.
 
     Args:

@@ -10,7 +10,7 @@ silent does not depend on how much there is. Three cases are other ones:
 - where one after the other is ended before it serves, the limit is too short for this machine: each gets twice the time of the
   one before.
 
-Time in which the supervisor itself did not run (a suspended machine, a busy one) is held against nobody (`excuse`).
+Time in which the supervisor itself did not run (a suspended machine, a busy one) is held against nobody (`ignore`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ START_S = 60.0
 MOST_DOUBLINGS = 6
 
 
-class Watch:
+class Watchdog:
     """The look-out for one worker after the other.
 
     Args:
@@ -52,7 +52,7 @@ class Watch:
         self._is_building = is_building
         self._factor = 1 << min(early_deaths, MOST_DOUBLINGS)
 
-    def excuse(self, seconds: float) -> None:
+    def ignore(self, seconds: float) -> None:
         """Do not count some time."""
         self._seen += seconds
 
@@ -62,7 +62,7 @@ class Watch:
             self._signs, self._seen, self._first_s = signs, now, 0.0
         return now - self._seen
 
-    def hangs(self, now: float, signs: tuple[int, ...], *, serves: bool) -> bool:
+    def has_expired(self, now: float, signs: tuple[int, ...], *, serves: bool) -> bool:
         """Say whether the worker has been silent for too long.
 
         Args:

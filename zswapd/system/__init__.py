@@ -6,19 +6,17 @@ from zswapd.system.code import populate as populate_code
 from zswapd.system.code import read as read_code
 from zswapd.system.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.system.notify import Notifier
-from zswapd.system.protections import Protection, grow_heaps, protect, refreshed, take_time
-from zswapd.system.scheduling import be_known_as, first_in_line, ordinary_children, scarce_bytes, stand_back, step_back
+from zswapd.system.protections import Protection, grow_heaps, protect, refreshed, set_idle_priority
+from zswapd.system.scheduling import ordinary_children, scarce_bytes, set_nice, set_normal, set_process_name, set_realtime
 from zswapd.system.signals import become_servant, block_signals, ignore_signals, lift_limits
 
 __all__ = [
     "Notifier",
     "Protection",
     "advise",
-    "be_known_as",
     "become_servant",
     "block_signals",
     "collect_garbage",
-    "first_in_line",
     "freeze_garbage_collector",
     "grow_heaps",
     "has_garbage",
@@ -31,7 +29,9 @@ __all__ = [
     "read_code",
     "refreshed",
     "scarce_bytes",
-    "stand_back",
-    "step_back",
-    "take_time",
+    "set_idle_priority",
+    "set_nice",
+    "set_normal",
+    "set_process_name",
+    "set_realtime",
 ]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import trio
 
-from zswapd.system import stand_back
+from zswapd.system import set_normal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,14 +50,14 @@ class Offload:
     def _work(self) -> None:
         with contextlib.suppress(OSError):
             Path("/proc/thread-self/comm").write_text(threading.current_thread().name)
-        stand_back()
+        set_normal()
         while True:
             self._jobs.get()()
 
     def hurry(self) -> None:
         """Make the threads ordinary ones, at once: a job that began as an idle task may wait for a processor for seconds."""
         for thread in self._threads:
-            stand_back(thread.native_id or 0)
+            set_normal(thread.native_id or 0)
 
     async def run(self, function: Callable[[*Ts], R], *args: *Ts, abandon: bool = False) -> R:
         """Call a function in a thread and return what it returns; what it raises is raised here.

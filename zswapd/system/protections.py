@@ -28,7 +28,7 @@ from zswapd.host import cgroups
 from zswapd.host.hints import for_capability
 from zswapd.system import code
 from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap, leave_out_of_core_dumps, own_memory
-from zswapd.system.scheduling import NICE, be_last
+from zswapd.system.scheduling import NICE, set_idle
 from zswapd.units import format_size
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
@@ -91,13 +91,13 @@ def protect(
     return (*reached, _look_at_limits(root, is_flusher=flusher.on))
 
 
-def take_time() -> None:
+def set_idle_priority() -> None:
     """Let this process wait for memory like any other, swapping included, and for a processor longer: nobody waits for it yet.
 
-    Its next `protect` and `first_in_line` take that back.
+    Its next `protect` and `set_realtime` take that back.
     """
     ctypes.CDLL(None).prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0)
-    be_last()
+    set_idle()
 
 
 def grow_heaps() -> None:

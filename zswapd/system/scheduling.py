@@ -5,7 +5,7 @@ A page that waits for a time slice of a program that computes waits for millisec
 real-time task is more: what it asks the kernel for may go below the zones' min watermark, as far as half of it (three quarters
 before Linux 6.3). Ordinary tasks wait at that mark until swapping out has freed something. So whoever must not wait for swap is
 a real-time task when it asks: the supervisor always, as it sleeps all the time; a worker until it serves, and from then on
-while memory is scarce (`mind_memory` in fuse/_lowlevel.c). Not always: a real-time task drives the swapping program from its
+while memory is scarce (`check_memory` in fuse/_lowlevel.c). Not always: a real-time task drives the swapping program from its
 processor as it wakes up.
 
 Sources: sched(7); gfp_to_alloc_flags() and __zone_watermark_ok() in mm/page_alloc.c.
@@ -30,7 +30,7 @@ that cost a third of swap-out in half of the runs."""
 _SLACK = 16 << 20
 
 
-def first_in_line() -> None:
+def set_realtime() -> None:
     """Make this thread a real-time one, and what it starts, threads and processes: a new thread's first act is to take memory.
 
     Best effort: without CAP_SYS_NICE it stays what it is.
@@ -39,13 +39,13 @@ def first_in_line() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
-def be_known_as(name: str) -> None:
+def set_process_name(name: str) -> None:
     """Give this process a name for ps, top and the kernel's messages: at most 15 bytes of it are kept."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
 
 
-def stand_back(thread: int = 0) -> None:
+def set_normal(thread: int = 0) -> None:
     """Make a thread an ordinary one again, with its nice value as before.
 
     Args:
@@ -68,7 +68,7 @@ def ordinary_children() -> Iterator[None]:
             os.sched_setscheduler(0, policy & ~os.SCHED_RESET_ON_FORK, parameter)
 
 
-def be_last() -> None:
+def set_idle() -> None:
     """Make this thread one that runs where nobody else wants to.
 
     For work of a tenth of a second and more, such as making a spare worker: if a swapping program has to wait that long, it is
@@ -78,13 +78,13 @@ def be_last() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def step_back(*, needed: bool) -> None:
+def set_nice(*, needed: bool) -> None:
     """Have this thread get its processor like everybody's, or as the daemon does again where its work is needed now.
 
     For threads that compute for milliseconds: at the daemon's priority they would keep the swapping program itself from
     running. Best effort: a thread that may not change its priority keeps it.
     """
-    stand_back()
+    set_normal()
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE if needed else 0)
 

@@ -274,7 +274,7 @@ class Volumes:
 
     def statistics(self) -> tuple[VolumeStatistics, ...]:
         """Return a snapshot of each volume, those of earlier workers included."""
-        return tuple(counters.added(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
+        return tuple(counters.add(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
 
 
 def make_lane(number: int, queue_depth: int) -> Lane:

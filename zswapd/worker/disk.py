@@ -10,31 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
-import os
-import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
-from xxhash import xxh3_64_digest
 
 from zswapd.core.backing._disk import Cipher, Queue
 from zswapd.core.backing.buffers import make_buffers
 from zswapd.core.backing.lifeline import Lifeline
-from zswapd.core.backing.store import KEY_BYTES, SlotStore, check_store, open_store
-from zswapd.core.backing.transfers import CLAIMS, RUN_MAX, Transfers
-from zswapd.core.disk import Backing, slot_map_sizes, slots_needed, witness_sizes
+from zswapd.core.backing.store import SlotStore
+from zswapd.core.backing.transfers import RUN_MAX, Transfers
+from zswapd.core.disk import Backing
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferred import BackedOperations
 from zswapd.fuse.mount import MAX_IO
+from zswapd.handover.areas import BACKING_CLAIMS, SLOTS, WITNESS
+from zswapd.handover.key import find_key
 from zswapd.handover.state import RESENT, HookWord
 from zswapd.host import installation
-from zswapd.paths import without_links
-from zswapd.system import stand_back
+from zswapd.system import set_normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,10 +46,6 @@ log = logging.getLogger(__name__)
 
 THREAD = "backing"
 """Name of the threads that wait for the disk."""
-_KEY, _CLAIMS, _SLOTS = "backing.key", "backing.claims", "slots:"
-_KEY_COPY, _WITNESS = "backing.key.copy", "held:"
-_CHECK_BYTES = 8
-"""Behind each copy of the key."""
 LOOK_S = 0.1
 """Time between two looks at whether pages should go to the disk."""
 BUSY_LOOK_S = 0.02
@@ -67,96 +60,10 @@ SPIN_NS = 200_000
 """Longest wait of a thread for the next read: a reader comes back within some 50 µs, unless the event loop has its turn."""
 COMPACT_TURNS = 16
 """Steps of writeback between two looks at whether compaction pays."""
-_RESEND = (6, 9)
-"""The first Linux that can send again what a dead worker had put off until the disk would answer."""
-
-
-def geometry(config: Config) -> dict[str, Any]:
-    """Return what a successor has to agree on; {} without a backing."""
-    backing = config.backing
-    return {"backing": f"{backing.path}{' (encrypted)' if backing.encrypt else ''}"} if backing.path else {}
-
-
-def areas(config: Config) -> dict[str, int]:
-    """Return the memory that has to outlive a worker, by name; {} without a backing."""
-    if not config.backing.path:
-        return {}
-    maps = {_SLOTS + name: size for name, size in slot_map_sizes(config).items()}
-    witnesses = {_WITNESS + name: size for name, size in witness_sizes(config).items()}
-    # The copy stands at the end of its area, in another page than the key.
-    return {_KEY: KEY_BYTES, _CLAIMS: 8 * CLAIMS, **maps, **witnesses, _KEY_COPY: mmap.PAGESIZE + KEY_BYTES + _CHECK_BYTES}
-
-
-def make_key(state: SharedState) -> None:
-    """Put a random key into a new shared state."""
-    key = os.urandom(KEY_BYTES)
-    state.area(_KEY)[:] = key
-    _copy_key(state, key)
-
-
-def _copy_key(state: SharedState, key: bytes) -> None:
-    state.area(_KEY_COPY)[-KEY_BYTES - _CHECK_BYTES :] = key + xxh3_64_digest(key)
-
-
-def find_key(state: SharedState) -> memoryview:
-    """Return the key, which is taken from its copy should it have changed by itself.
-
-    An older program has made no copy; its key is believed as it is. A wrong key makes no wrong
-    data, since what it decrypts does not match its checksum, but it would cost all pages that are
-    on the disk.
-    """
-    key = state.area(_KEY)
-    if _KEY_COPY in state.areas:
-        copy = bytes(state.area(_KEY_COPY)[-KEY_BYTES - _CHECK_BYTES :])
-        whole, check = copy[:KEY_BYTES], copy[KEY_BYTES:]
-        if xxh3_64_digest(whole) != check:
-            _copy_key(state, bytes(key))
-        elif whole != key:
-            log.error("the key of the backing has changed by itself in memory: its copy is used")
-            key[:] = whole
-    return key
-
-
-def open_backing(config: Config) -> int:
-    """Open what `backing.path` names, for all workers to come; return its descriptor, -1 if there is no backing.
-
-    Raises:
-        BackingError: it cannot be used.
-    """
-    path = config.backing.path
-    if not path:
-        return -1
-    _check_kernel()
-    mountpoint = without_links(config.fuse.mountpoint)
-    return open_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=config.backing.force)
-
-
-def check_backing(config: Config) -> None:
-    """Do nothing if what `backing.path` names could be opened.
-
-    Nothing is changed, so some causes of a failure are not seen.
-
-    Raises:
-        BackingError: it cannot be used.
-    """
-    path = config.backing.path
-    if path:
-        _check_kernel()
-        mountpoint, force = without_links(config.fuse.mountpoint), config.backing.force
-        check_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=force)
-
-
-def _check_kernel() -> None:
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if release is None or (int(release[1]), int(release[2])) < _RESEND:
-        raise BackingError(
-            f"a backing needs Linux 6.9, this is {os.uname().release}",
-            hint="before it, requests that wait for the disk would die with their worker: set backing.path to nothing",
-        )
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class DiskThreads:
     """What a process has in hand before it needs it.
 
     Attributes:
@@ -170,7 +77,7 @@ class Prepared:
     lanes: tuple[memoryview, ...]
 
 
-def prepare(config: Config) -> Prepared | None:
+def prepare(config: Config) -> DiskThreads | None:
     """Make threads and buffers; None without a backing."""
     if not config.backing.path:
         return None
@@ -179,14 +86,14 @@ def prepare(config: Config) -> Prepared | None:
     queue = Queue()
     for _ in range(threads):
         threading.Thread(target=_work, args=(queue,), daemon=True).start()
-    return Prepared(queue, make_buffers(config.backing.buffers, page_size), tuple(lanes))
+    return DiskThreads(queue, make_buffers(config.backing.buffers, page_size), tuple(lanes))
 
 
 def _work(queue: Queue) -> None:
     """Do requests in this thread, from now on."""
     with contextlib.suppress(OSError):
         Path("/proc/thread-self/comm").write_text(THREAD)
-    stand_back()
+    set_normal()
     queue.work()
 
 
@@ -208,7 +115,7 @@ class BackedPool:
         BackingError: the hook is not there, or the key cannot be one.
     """
 
-    def __init__(self, config: Config, state: SharedState, fd: int, prepared: Prepared) -> None:
+    def __init__(self, config: Config, state: SharedState, fd: int, prepared: DiskThreads) -> None:
         if lowlevel is None:
             raise BackingError(
                 f"a backing needs the FUSE hook: {lowlevel_problem}",
@@ -228,10 +135,10 @@ class BackedPool:
             page_size=page_size,
             buffers=prepared.buffers,
             depth=config.backing.threads,
-            claims=state.area(_CLAIMS).cast("Q"),
+            claims=state.area(BACKING_CLAIMS).cast("Q"),
         )
-        maps: Mapping[str, memoryview] = {name: state.area(_SLOTS + name) for name in config.swap_files()}
-        witnesses = {name: area for name in config.swap_files() if (area := state.areas.get(_WITNESS + name)) is not None}
+        maps: Mapping[str, memoryview] = {name: state.area(SLOTS + name) for name in config.swap_files()}
+        witnesses = {name: area for name in config.swap_files() if (area := state.areas.get(WITNESS + name)) is not None}
         self.backing = Backing(self.transfers, maps, witnesses)
         self._operations: BackedOperations | None = None
         self._release()

@@ -263,7 +263,7 @@ def make_emptying(
     session: Session,
     directory: Directory,
     devices: Mapping[str, Device],
-    attendant: Offload,
+    swapoff_thread: Offload,
     transfers: Transfers | None,
     left: Mapping[str, Any] | None,
 ) -> Emptying:
@@ -275,7 +275,7 @@ def make_emptying(
         session: where they are served.
         directory: which knows their inodes.
         devices: what is behind them, by name.
-        attendant: its threads look at the kernel's tables.
+        swapoff_thread: its threads look at the kernel's tables.
         transfers: read pages from the disk behind the pool; None without one.
         left: the predecessor's document; None if there was no predecessor.
     """
@@ -294,7 +294,7 @@ def make_emptying(
         page_size=mmap.PAGESIZE,
         look=look,
         first_page=partial(read_first_page, transfers=transfers, page_size=mmap.PAGESIZE),
-        run=partial(attendant.run, abandon=True),
+        run=partial(swapoff_thread.run, abandon=True),
     )
     if left is not None:
         session.operations.writers.recall(left.get("writers"))

@@ -59,9 +59,8 @@ class Merging:
         devices: the block devices of the pages.
         files: the paths of their files, in the same order.
         identities: returns what the files are.
-        attendant: does what waits for this process.
+        swapoff_thread: does what waits for this process.
         is_prompt: says whether the requests that are under way will be answered at once.
-        remember: has a successor told of what `remembered` returns.
         left: what a predecessor has left.
     """
 
@@ -71,17 +70,16 @@ class Merging:
         files: Sequence[Path],
         *,
         identities: Callable[[], Mapping[Path, Identity]],
-        attendant: Offload,
+        swapoff_thread: Offload,
         is_prompt: Callable[[], bool],
-        remember: Callable[[], None],
         left: Mapping[str, Any],
     ) -> None:
         self._devices = devices
         self._files = files
         self._identities = identities
-        self._attendant = attendant
+        self._swapoff_thread = swapoff_thread
         self._is_prompt = is_prompt
-        self._remember = remember
+        self.when_changed: Callable[[], None] = _ignore
         self._unmerged: set[str] = set(left.get("loops", ()))
         self._wanted = trio.Event()
         for device in devices:
@@ -117,12 +115,12 @@ class Merging:
         unreadable = [device.name for device in self._devices if device.has_unreadable()]
         if not unreadable and not self._unmerged:
             return False
-        run = partial(self._attendant.run, abandon=True)
+        run = partial(self._swapoff_thread.run, abandon=True)
         loops = await run(partial(loops_over, self._files, self._identities(), kernel=Kernel())) if unreadable else set()
         before, self._unmerged = self._unmerged, loops
         if before != loops:
             self._unmerged = before | loops
-            self._remember()  # before it is done: a successor has to undo it
+            self.when_changed()  # before it is done: a successor has to undo it
         while not self._is_prompt():
             await trio.sleep(PROMPT_S)
         for device in sorted(before - loops):
@@ -134,7 +132,7 @@ class Merging:
                 self._say(device, unreadable, is_set=is_set)
         if before != loops:
             self._unmerged = loops
-            self._remember()
+            self.when_changed()
         return bool(unreadable)
 
     @staticmethod
@@ -149,3 +147,7 @@ class Merging:
                 device.removeprefix("/dev/"),
                 extra={"rate_limit": 60},
             )
+
+
+def _ignore() -> None:
+    """Do nothing."""

@@ -29,9 +29,9 @@ class Prepared:
     Attributes:
         protections: what `service.protect` reached.
         offload: a thread for what blocks; it is protected like the one that made it.
-        watcher: likewise, for what may block long.
-        attendant: likewise, for what waits for this very process, and never touches the arena: it may be left behind at its
-            death (supervisor/reaper.py).
+        psi_thread: likewise, for what may block long.
+        swapoff_thread: likewise, for calls that wait for this very process. It never touches the
+            arena, so it may outlive the process (supervisor/reaper.py).
         exporter: likewise, for metrics; None if they are switched off.
         lanes: threads of cache volumes, likewise.
         disk: threads and buffers for the disk behind the pool, None without one.
@@ -41,11 +41,11 @@ class Prepared:
 
     protections: tuple[system.Protection, ...]
     offload: Offload
-    watcher: Offload
-    attendant: Offload
+    psi_thread: Offload
+    swapoff_thread: Offload
     exporter: Exporter | None
     lanes: tuple[Lane, ...]
-    disk: disk_module.Prepared | None
+    disk: disk_module.DiskThreads | None
     has_small_heaps: bool
     is_cold: bool
 
@@ -89,12 +89,12 @@ def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepare
         libc_heap=SMALL_HEAP if is_small else LIBC_HEAP,
         python_heap=SMALL_HEAP if is_small else PYTHON_HEAP,
     )
-    system.first_in_line()
+    system.set_realtime()
     return Prepared(
         protections,
         Offload(),
-        Offload("watcher"),
-        Offload("attendant", threads=2),
+        Offload("psi"),
+        Offload("swapoff", threads=2),
         _exporter(config),
         make_lanes(config),
         disk_module.prepare(config),

@@ -5,23 +5,59 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
-from zswapd import __version__
+from zswapd import __version__, system
+from zswapd.handover.state import HookWord, Word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from zswapd.control.protocol import CacheReport, LimitReport, PoolReport, ProtectionReport
+    from zswapd.control.protocol import CacheReport, LimitReport, PoolReport, ProtectionReport, StatusReport
     from zswapd.core.core import CoreStatistics
     from zswapd.host.cgroups import Room
     from zswapd.system import Protection
     from zswapd.volumes.statistics import VolumeStatistics
+    from zswapd.worker.parts import Parts
 
 
-def version() -> str:
-    """Return zswapd's version."""
-    return __version__
+def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
+    """Return what `zswapctl status` shows of a worker.
+
+    Args:
+        parts: of the worker.
+        takeover_s: how long its takeover took, s.
+    """
+    config, statistics, words = parts.settings.current, parts.core.statistics(ages_sampled=False), parts.state.words
+    frozen = statistics.frontswap.frozen
+    return {
+        "version": __version__,
+        "pid": os.getppid() if parts.parent.is_alive() else os.getpid(),
+        "worker": {
+            "pid": os.getpid(),
+            "number": words[Word.STARTED],
+            "deaths": words[Word.DEATHS],
+            "takeover_s": round(takeover_s, 6),
+            "supervised": parts.parent.is_alive(),
+            "poisoned_requests": parts.state.hook_words[HookWord.POISONED],
+        },
+        "uptime_s": round(time.monotonic() - parts.born, 3),
+        "state": "stopping" if parts.shutdown.is_under_way else "frozen" if frozen else "serving",
+        "mountpoint": str(parts.session.mountpoint),
+        "page_size": config.context.page_size,
+        "discard": parts.session.hook_active,
+        "pool": pool_report(statistics, config.pool.compressor),
+        "backing": parts.disk.report(config, statistics) if parts.disk else None,
+        "cache": cache_report(statistics, parts.volumes.statistics() if parts.volumes else ()),
+        "files": [
+            {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
+        ],
+        "memory_limit": limit_report(parts.pressure.limits.room()),
+        "protections": protection_reports(system.refreshed(parts.protections)),
+        "advice": protection_reports(system.advise()),
+    }
 
 
 def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Stopping:
+class Shutdown:
     """The way to a worker's end.
 
     Args:
@@ -37,7 +37,7 @@ class Stopping:
         session: where it is served.
         directory: of the mount.
         state: is told of refusals.
-        attendant: runs swapoff.
+        swapoff_thread: runs swapoff.
         call_supervisor: has the supervisor look at the words of the shared state.
 
     Attributes:
@@ -50,8 +50,7 @@ class Stopping:
         session: Session,
         directory: Directory,
         state: SharedState,
-        *,
-        attendant: Offload,
+        swapoff_thread: Offload,
         call_supervisor: Callable[[], None],
     ) -> None:
         self.is_under_way = False
@@ -59,7 +58,7 @@ class Stopping:
         self._session = session
         self._directory = directory
         self._words = state.words
-        self._attendant = attendant
+        self._swapoff_thread = swapoff_thread
         self._call_supervisor = call_supervisor
 
     async def attempt(self, cause: str) -> bool:
@@ -95,7 +94,7 @@ class Stopping:
             progressed=notifier.more_time,
             is_opened=session.operations.writers.is_any_open,
             identities=identities(session, self._directory),
-            run=self._attendant.run,
+            run=self._swapoff_thread.run,
         )
 
     def _go_on(self, notifier: system.Notifier, why: str, message: str) -> bool:

@@ -173,7 +173,7 @@ class Upkeep:
     def _work(self, job: Job, urgent: bool) -> None:  # noqa: FBT001 - positional through to_thread
         """Do a job, in another thread; memory below the kernel's watermarks is taken only in need."""
         if self._yields:
-            system.step_back(needed=urgent)
+            system.set_nice(needed=urgent)
         floor = 0
         if not urgent:
             spare = spare_pages() * mmap.PAGESIZE

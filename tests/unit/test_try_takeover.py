@@ -22,13 +22,13 @@ from zswapd.supervisor import upgrade_check
 @pytest.mark.parametrize("size", [4096, 16384, 65536])
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
 def test_program_as_it_is_passes(allocator: str, size: int) -> None:
-    upgrade_check.rehearse(make_config("swap.size=1G", f"pool.allocator={allocator}", page_size=size))
+    upgrade_check.try_takeover(make_config("swap.size=1G", f"pool.allocator={allocator}", page_size=size))
 
 
 def test_rehearsal_costs_little_whatever_the_settings_say(tmp_path: Any) -> None:
     config = make_config("swap.size=256G", "memory.reserve=8G", "cache.limit=1G", "swap.files.more=64G", "metrics.listen=")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    upgrade_check.rehearse(config)
+    upgrade_check.try_takeover(config)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
 
 
@@ -58,7 +58,7 @@ def test_program_whose_workers_would_not_come_up_is_refused(
     except TypeError:  # a compiled class: the pure run shows it
         return
     with pytest.raises(HandoverError, match="rehearsal"):
-        upgrade_check.rehearse(make_config())
+        upgrade_check.try_takeover(make_config())
 
 
 @pytest.mark.parametrize("size", [4096, 16384, 65536])
@@ -76,4 +76,4 @@ def test_program_without_its_hook_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(upgrade_check, "lowlevel", None)
     monkeypatch.setattr(upgrade_check, "lowlevel_problem", "no such file")
     with pytest.raises(HandoverError, match="no such file"):
-        upgrade_check.rehearse(make_config())
+        upgrade_check.try_takeover(make_config())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Areas of the shared state: memory beside the arena that outlives a worker, by name.
+
+The settings say which areas there are, and how large each is. A supervisor makes them with the
+shared state; every worker finds them by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from zswapd.core import core
+from zswapd.core.backing.store import KEY_BYTES
+from zswapd.core.backing.transfers import CLAIMS
+from zswapd.core.disk import slot_map_sizes, witness_sizes
+from zswapd.handover.key import COPY_BYTES, KEY, KEY_COPY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.config import Config
+
+BACKING_CLAIMS: Final = "backing.claims"
+"""Slots that a worker writes to, so that its successor keeps away from them."""
+SLOTS: Final = "slots:"
+"""Begins the name of a swap file's slot map."""
+WITNESS: Final = "held:"
+"""Begins the name of a swap file's witness bits, one for each word of the slot map."""
+_MARKS: Final = "tried:"
+"""Begins the name of a swap file's marks of recompression."""
+
+
+def all_areas(config: Config) -> dict[str, int]:
+    """Return the size of every area but the bitmaps of lost pages, bytes by name."""
+    return {**core.areas(config), **backing_areas(config), **marks_areas(config)}
+
+
+def backing_areas(config: Config) -> dict[str, int]:
+    """Return the size of each area that a backing takes, bytes by name; {} without a backing."""
+    if not config.backing.path:
+        return {}
+    maps = {SLOTS + name: size for name, size in slot_map_sizes(config).items()}
+    witnesses = {WITNESS + name: size for name, size in witness_sizes(config).items()}
+    return {KEY: KEY_BYTES, BACKING_CLAIMS: 8 * CLAIMS, **maps, **witnesses, KEY_COPY: COPY_BYTES}
+
+
+def marks_areas(config: Config) -> dict[str, int]:
+    """Return the size of each swap file's marks of recompression, bytes by name; {} while recompression is off.
+
+    If recompression is switched on at run time, a worker adds the marks to the shared state. Where
+    the shared state is a memfd, the worker keeps the marks to itself, and its successor tries all
+    pages again.
+    """
+    return marks_bytes(config) if config.pool.recompress_age else {}
+
+
+def marks_bytes(config: Config) -> dict[str, int]:
+    """Return the size of each swap file's marks, one byte a page, by name of the area."""
+    return {_MARKS + name: size // config.context.page_size for name, size in config.swap_files().items()}
+
+
+def marks_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
+    """Return the marks of each swap file that has some in these areas."""
+    return {name.removeprefix(_MARKS): area for name, area in areas.items() if name.startswith(_MARKS)}
+
+
+def marks_of(extension: memoryview, config: Config) -> dict[str, memoryview]:
+    """Return the marks of each swap file in memory that was added to the shared state.
+
+    They stand one behind the other; {} if no memory was added.
+    """
+    marks: dict[str, memoryview] = {}
+    place = 0
+    for name, size in marks_bytes(config).items() if extension else ():
+        marks[name.removeprefix(_MARKS)] = extension[place : place + size]
+        place += size
+    return marks

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Resources: all that outlives a worker, as open files. The process that holds them can take over.
+
+fuse       the connection of the mount; requests wait in the kernel while no process reads them
+arena      every stored page (core/allocators/arena.py)
+state      request buffer, settings changed at run time, counters, lost pages (handover/state.py)
+socket     the listening control socket, and its lock; clients wait in its queue
+backing    the file or device behind the pool, if one is configured
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zswapd.handover.state import HookWord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zswapd.control.listener import Listener
+    from zswapd.fuse.mount import Mount
+    from zswapd.handover.state import SharedState
+
+NAMES: Final = ("fuse", "arena", "state", "socket", "lock", "backing")
+"""The descriptors, in the order in which they are sent."""
+STORED: Final = ("fuse", "arena", "state", "backing")
+"""Those that the service manager keeps: without the other two, a new socket is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """All that outlives a worker.
+
+    Attributes:
+        mount: of the files.
+        listener: the control socket.
+        state: goes from worker to worker.
+        arena: its descriptor.
+        backing: the descriptor of the disk behind the pool, -1 for none.
+        is_new: no worker has served them yet.
+        made: the file behind the pool, if it was made along with the rest.
+    """
+
+    mount: Mount
+    listener: Listener
+    state: SharedState
+    arena: int
+    backing: int
+    is_new: bool
+    made: Path | None = None
+
+    def descriptors(self) -> dict[str, int]:
+        """Return the open files by name, in the order of NAMES."""
+        listening, lock = self.listener.descriptors()
+        descriptors = (self.mount.descriptor, self.arena, self.state.fd, listening, lock, self.backing)
+        return {name: fd for name, fd in zip(NAMES, descriptors, strict=True) if fd >= 0}
+
+    def close(self) -> None:
+        """Unmount, remove the socket, give the memory back. All stored pages are gone then.
+
+        A file behind the pool stays, unless it was made along with the rest and no request has ever
+        come.
+        """
+        is_unused = not self.state.hook_words[HookWord.REQUESTS]
+        with contextlib.ExitStack() as steps:  # each step is done whatever becomes of those before it
+            if self.backing >= 0:
+                steps.callback(os.close, self.backing)
+            if self.made is not None and is_unused:
+                steps.callback(self.made.unlink, missing_ok=True)
+            steps.callback(os.close, self.arena)
+            steps.callback(self.state.close)
+            steps.callback(self.listener.close)
+            steps.callback(self.mount.close)
+
+
+class InheritedFiles(NamedTuple):
+    """Resources whose supervisor is dead, or is this process before it became this program."""
+
+    files: dict[str, int]
+    """The descriptors by name."""
+    worker: int
+    """Process id of the worker that serves them; 0 if it is dead too, or unknown."""

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the parts of a worker are put together: the composition root of the process that serves pages.
+
+`build` makes every part from the settings, from what this process has prepared, and from the
+resources that outlive a worker. It is the one place that knows concrete classes and the
+configuration; each part gets plain values. Nothing in here awaits.
+
+Coming up, the order matters: poisoned memory of the shared state is replaced before it is read, a
+sign of life is given before the arena is read, and codecs are noted before a page can be stored
+with one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zswapd import log as log_setup
+from zswapd.core import crashpoints, recompressing
+from zswapd.core.core import Core, Inherited, lost_copies_in
+from zswapd.core.reclaim.pressure import Pressure
+from zswapd.core.reclaim.shrinker import Shrinker
+from zswapd.errors import ConfigError
+from zswapd.fuse import lowlevel
+from zswapd.fuse.inodes import Directory
+from zswapd.fuse.operations import Operations
+from zswapd.fuse.session import Session
+from zswapd.handover import costs
+from zswapd.handover.areas import marks_bytes, marks_in, marks_of
+from zswapd.handover.state import UPGRADE_WANTED, HookWord, Word
+from zswapd.host.installation import restart_daemon
+from zswapd.volumes import mounted
+from zswapd.volumes.mounted import make_volumes
+from zswapd.worker.disk import BackedPool
+from zswapd.worker.emptying import identities, make_emptying
+from zswapd.worker.files import add_files
+from zswapd.worker.merging import Merging
+from zswapd.worker.parent import Parent
+from zswapd.worker.parts import Parts
+from zswapd.worker.settings import Settings
+from zswapd.worker.shrink import Shrinking
+from zswapd.worker.stop import Shutdown
+from zswapd.worker.successor import StateSaver, restore
+from zswapd.worker.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from zswapd.config import Config
+    from zswapd.handover.resources import Resources
+    from zswapd.handover.state import SharedState
+    from zswapd.system.offload import Offload
+    from zswapd.worker.prepare import Prepared
+
+log = logging.getLogger(__name__)
+
+NO_CEILING = 1 << 62
+"""Frames that the cache may have until the shrinker has set a ceiling."""
+
+
+def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Parts, StateSaver]:
+    """Return all parts of a worker, and what saves their state for a successor.
+
+    Args:
+        config: the configured settings.
+        prepared: what this process has in hand.
+        resources: what outlives a worker.
+
+    Raises:
+        ArenaError: this program or these settings cannot read the arena.
+    """
+    state, parent = resources.state, Parent(resources.state, os.getppid())
+    _refresh(state)
+    begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # supervisors before 0.1.0 do not say
+    parent.heartbeat()
+    crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
+    left = state.load()
+    settings = Settings(config, left.get("settings", {}))
+    state.note_codecs(recompressing.codecs(settings.current))
+    disk = BackedPool(settings.current, state, resources.backing, prepared.disk) if prepared.disk else None
+    core = _make_core(settings, parent, resources, disk, left)
+    restore(core, left)
+    directory = _make_directory(core, left)
+    is_adopted = state.words[Word.STARTED] > 1 or state.hook_words[HookWord.INIT_SIZE] > 0
+    session = _make_session(settings.current, resources, disk, directory, is_adopted=is_adopted)
+    cache, pressure = core.cache.cleancache if core.cache else None, Pressure()
+    volumes = make_volumes(settings.current, cache, directory, prepared.lanes, left) if cache else None
+    transfers, handles = disk.transfers if disk else None, left if is_adopted else None
+    upkeep = _make_upkeep(settings.current, prepared, core, pressure, lambda: bool(disk or (volumes and volumes.volumes())))
+    parts = Parts(
+        settings=settings,
+        parent=parent,
+        state=state,
+        listener=resources.listener,
+        core=core,
+        session=session,
+        directory=directory,
+        volumes=volumes,
+        disk=disk,
+        pressure=pressure,
+        upkeep=upkeep,
+        shrinking=_make_shrinking(settings.current, core, pressure, upkeep, int(left.get("ceiling", NO_CEILING))),
+        shutdown=Shutdown(core, session, directory, state, prepared.swapoff_thread, parent.call),
+        emptying=make_emptying(session, directory, core.devices, prepared.swapoff_thread, transfers, handles),
+        merging=_make_merging(core, session, directory, disk, prepared.swapoff_thread, left.get("merging", {})),
+        exporter=prepared.exporter,
+        psi_thread=prepared.psi_thread,
+        swapoff_thread=prepared.swapoff_thread,
+        protections=prepared.protections,
+        begun=begun,
+        born=float(left.get("born", begun)),
+        is_cold=prepared.is_cold,
+    )
+    # The next supervisor's settings, which are yet to be used.
+    checked = left.get("checked") if state.words[Word.UPGRADE] == UPGRADE_WANTED else None
+    saver = StateSaver(parts, left, checked=checked)
+    _connect(parts, saver)
+    return parts, saver
+
+
+def _connect(parts: Parts, saver: StateSaver) -> None:
+    """Have each part tell what a successor has to know, and apply its settings."""
+    parts.merging.when_changed = saver.save_state
+    parts.session.operations.writers.when_changed = saver.save_state
+    settings, core = parts.settings, parts.core
+    settings.when_applied = saver.save_state
+    settings.register_check(_check_cache)
+    settings.register_check(lambda old, new: costs.check_change(old, new, marked=core.recompression.is_prepared))
+    settings.register(
+        lambda config: parts.state.note_codecs(recompressing.codecs(config)),
+        core.apply,
+        lambda config: parts.session.set_poll_us(config.fuse.poll_us),
+        lambda config: log_setup.set_level(config.log.level),
+    )
+    if parts.disk:
+        disk = parts.disk
+        settings.register(lambda config: disk.set_poll_us(config.fuse.poll_us))
+    if parts.volumes:
+        settings.register(partial(mounted.apply, parts.volumes))
+    if parts.shrinking and core.cache:
+        shrinker, eviction = parts.shrinking.shrinker, core.cache.eviction
+
+        def bound_shrinker(_config: Config) -> None:
+            shrinker.limit_frames = eviction.limit_frames
+
+        settings.register(bound_shrinker)
+
+
+def add_setting_files(parts: Parts, saver: StateSaver) -> None:
+    """Put `stats` and `params` into the mount."""
+    settings = parts.settings
+    first = saver.statistics(ages_sampled=False)
+    add_files(parts.directory, first, saver.snapshot, lambda: settings.current, settings.change)
+
+
+def _refresh(state: SharedState) -> None:
+    """Put other memory in place of poisoned pages of the shared state."""
+    if renewed := state.refresh():
+        log.error("%d pages of the shared state had an uncorrectable error: other memory is in their place", renewed)
+
+
+def _make_directory(core: Core, left: Mapping[str, Any]) -> Directory:
+    """Return the directory of the mount, with the block files."""
+    directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
+    for device in core.devices.values():
+        directory.add_block_file(device)
+    return directory
+
+
+def _check_cache(old: Config, new: Config) -> None:
+    """Refuse to switch the cache on or off.
+
+    Raises:
+        ConfigError: cache.limit would.
+    """
+    if (new.cache.limit is None) != (old.cache.limit is None):
+        raise ConfigError(
+            "cache.limit cannot switch the cache on or off while the daemon runs",
+            hint=f"set it in the config file, then {restart_daemon()}",
+        )
+
+
+def _make_core(
+    settings: Settings, parent: Parent, resources: Resources, disk: BackedPool | None, left: Mapping[str, Any]
+) -> Core:
+    """Return the core that is rebuilt from the arena, which may be empty."""
+    state, configured = resources.state, settings.configured
+
+    def add_marks() -> Mapping[str, memoryview]:
+        """Make marks of recompression, for later workers too; it blocks."""
+        return marks_of(state.extend(sum(marks_bytes(configured).values())), configured)
+
+    inherited = Inherited(
+        resources.arena,
+        state.lost(),
+        marks_in(state.areas) or marks_of(state.extension, configured),
+        left.get("core", {}),
+        parent.heartbeat,
+        add_marks,
+        lost_copies_in(state.areas),
+        state.geometry.get("arena"),
+    )
+    return Core(settings.current, inherited=inherited, backing=disk.backing if disk else None)
+
+
+def _make_session(
+    config: Config, resources: Resources, disk: BackedPool | None, directory: Directory, *, is_adopted: bool
+) -> Session:
+    """Return the session that serves the files of the directory."""
+    page_size = config.context.page_size
+    takes_part = lowlevel.takes_part if lowlevel else lambda: False
+    return Session(
+        disk.operations(directory, page_size) if disk else Operations(directory, page_size=page_size, takes_part=takes_part),
+        resources.mount,
+        hook=config.fuse.hook,
+        poll_us=config.fuse.poll_us,
+        budget_us=config.fuse.budget_us,
+        shared=resources.state.hook,
+        adopt=is_adopted,
+        resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is
+    )
+
+
+def _make_merging(
+    core: Core,
+    session: Session,
+    directory: Directory,
+    disk: BackedPool | None,
+    swapoff_thread: Offload,
+    left: Mapping[str, Any],
+) -> Merging:
+    """Return what keeps requests to the swap devices apart while a page cannot be read."""
+    return Merging(
+        list(core.devices.values()),
+        [session.mountpoint / name for name in core.devices],
+        identities=partial(identities, session, directory),
+        swapoff_thread=swapoff_thread,
+        is_prompt=disk.transfers.is_prompt if disk else lambda: True,
+        left=left,
+    )
+
+
+def _make_upkeep(
+    config: Config, prepared: Prepared, core: Core, pressure: Pressure, has_slow_files: Callable[[], bool]
+) -> Upkeep:
+    """Return the tasks that refill and tidy up."""
+    return Upkeep(
+        core,
+        prepared.offload,
+        yields=config.service.scheduling != "normal",
+        has_small_heaps=prepared.has_small_heaps,
+        needs_large_heaps=has_slow_files,
+        limits=pressure.limits,
+    )
+
+
+def _make_shrinking(config: Config, core: Core, pressure: Pressure, upkeep: Upkeep, ceiling: int) -> Shrinking | None:
+    """Return what shrinks the cache, if there is one."""
+    if core.cache is None:
+        return None
+    frames, context = core.frames, config.context
+    shrinker = Shrinker(
+        core.cache.eviction,
+        lambda: frames.ephemeral_frames,
+        total_frames=context.memory_total // context.page_size,
+        limit_frames=core.cache.eviction.limit_frames,
+    )
+    shrinker.recall(ceiling)
+    return Shrinking(pressure, shrinker, partial(upkeep.trim, all_of_it=True))

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The main program of a worker: it builds the parts, serves, and returns the exit code."""
+
+from __future__ import annotations
+
+import faulthandler
+from typing import TYPE_CHECKING
+
+import trio
+
+from zswapd import system
+from zswapd.control.server import Server
+from zswapd.fuse.session import MemoryMonitor
+from zswapd.volumes.commands import CacheCommands
+from zswapd.worker.assembly import add_setting_files, build
+from zswapd.worker.commands import Commands
+from zswapd.worker.upgrade import Upgrade
+from zswapd.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from zswapd.config import Config
+    from zswapd.handover.resources import Resources
+    from zswapd.worker.prepare import Prepared
+
+
+def run_worker(config: Config, prepared: Prepared, resources: Resources) -> int:
+    """Serve in this process, which was forked for it; return the exit code.
+
+    Args:
+        config: the settings to begin with.
+        prepared: what `prepare.prepare` has returned.
+        resources: what outlives this worker.
+
+    Raises:
+        ZswapdError: it cannot come up.
+    """
+    system.ignore_signals()
+    faulthandler.enable()
+    worker = make_worker(config, prepared, resources)
+    code = trio.run(worker.run, instruments=[MemoryMonitor()])
+    if code == 0 and not worker.parts.parent.is_alive():  # no other process is there to clear up
+        resources.mount.unmount()
+        resources.listener.close()
+    return code
+
+
+def make_worker(config: Config, prepared: Prepared, resources: Resources) -> Worker:
+    """Return a worker with its parts, its commands and its files.
+
+    Args:
+        config: the settings to begin with.
+        prepared: what this process has in hand.
+        resources: what outlives this worker.
+
+    Raises:
+        ArenaError: this program or these settings cannot read the arena.
+    """
+    parts, saver = build(config, prepared, resources)
+    upgrade = Upgrade(parts, saver)
+    cache = parts.core.cache.cleancache if parts.core.cache else None
+    handlers = {
+        **Commands(parts, saver, upgrade).handlers(),
+        **CacheCommands(parts.volumes, cache, saver.save_state).handlers(),
+    }
+    saver.server = Server(resources.listener, handlers)
+    add_setting_files(parts, saver)
+    return Worker(parts, saver, upgrade)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of one worker. Commands, upgrade and saved state take these, and not the worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zswapd.control.listener import Listener
+    from zswapd.core.core import Core
+    from zswapd.core.reclaim.pressure import Pressure
+    from zswapd.fuse.inodes import Directory
+    from zswapd.fuse.session import Session
+    from zswapd.handover.state import SharedState
+    from zswapd.metrics.exporter import Exporter
+    from zswapd.system import Protection
+    from zswapd.system.offload import Offload
+    from zswapd.volumes.manager import Volumes
+    from zswapd.worker.disk import BackedPool
+    from zswapd.worker.emptying import Emptying
+    from zswapd.worker.merging import Merging
+    from zswapd.worker.parent import Parent
+    from zswapd.worker.settings import Settings
+    from zswapd.worker.shrink import Shrinking
+    from zswapd.worker.stop import Shutdown
+    from zswapd.worker.upkeep import Upkeep
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that one worker is made of.
+
+    Attributes:
+        settings: those that count now.
+        parent: the supervisor.
+        state: the shared state, which outlives this worker.
+        listener: the control socket, likewise.
+        core: stores pages.
+        session: serves FUSE requests.
+        directory: of the mount.
+        volumes: of the cache; None if cache.limit is not set.
+        disk: behind the pool; None without a backing.
+        pressure: of the system's memory.
+        upkeep: refills reserves and tidies up.
+        shrinking: shrinks the cache; None without one.
+        shutdown: swaps off before the end.
+        emptying: discards what swapoff leaves.
+        merging: keeps requests apart while a page cannot be read.
+        exporter: the thread that serves metrics; None if they are switched off.
+        psi_thread: waits for the kernel's PSI trigger.
+        swapoff_thread: runs swapoff, and other calls that wait for this process.
+        protections: what protects this process.
+        begun: when the supervisor began to make this worker, by the monotonic clock, s.
+        born: when the first worker began, likewise.
+        is_cold: programs and libraries may be in swap (system/code.py).
+    """
+
+    settings: Settings
+    parent: Parent
+    state: SharedState
+    listener: Listener
+    core: Core
+    session: Session
+    directory: Directory
+    volumes: Volumes | None
+    disk: BackedPool | None
+    pressure: Pressure
+    upkeep: Upkeep
+    shrinking: Shrinking | None
+    shutdown: Shutdown
+    emptying: Emptying
+    merging: Merging
+    exporter: Exporter | None
+    psi_thread: Offload
+    swapoff_thread: Offload
+    protections: tuple[Protection, ...]
+    begun: float
+    born: float
+    is_cold: bool

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The settings of a running worker: the configured ones, and those that were changed since.
+
+Each part that has settings registers how it applies them (`assembly.build`). A new setting is then
+applied by the part that has it, and nothing here changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from zswapd.config import changed, describe, to_document, with_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from zswapd.config import Config
+
+SET_BY: Final = "zswapctl set"
+"""The origin of a setting that was changed at run time."""
+
+
+class Settings:
+    """The settings that count now.
+
+    Args:
+        configured: the settings of the files and the command line.
+        changes: the settings that earlier workers were told to change, by full name.
+
+    Attributes:
+        configured: as above.
+        current: with all changes.
+        changes: the changed settings by full name; some of `changes` above may not be possible any
+            more, and are left out.
+        document: the configured settings, for a successor.
+        when_applied: called after a change.
+    """
+
+    def __init__(self, configured: Config, changes: Mapping[str, object]) -> None:
+        self.configured = configured
+        self.current, self.changes = with_changes(configured, changes, source=SET_BY)
+        self.document = to_document(configured)
+        self.when_applied: Callable[[], None] = _ignore
+        self._appliers: list[Callable[[Config], None]] = []
+        self._checks: list[Callable[[Config, Config], None]] = []
+
+    def register(self, *appliers: Callable[[Config], None]) -> None:
+        """Have functions called with the new settings after each change, in this order."""
+        self._appliers += appliers
+
+    def register_check(self, check: Callable[[Config, Config], None]) -> None:
+        """Have a function called with the old and the new settings before each change; it raises ConfigError to refuse."""
+        self._checks.append(check)
+
+    def describe(self, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """Return settings with values and origins (see `config.describe`)."""
+        return describe(self.current, list(keys))
+
+    def change(self, settings: dict[str, object]) -> dict[str, Any]:
+        """Change settings, all or none, and return them.
+
+        Raises:
+            ConfigError: one of them is refused.
+        """
+        self._apply({**self.changes, **settings}, changed(self.current, settings, source=SET_BY))
+        return self.describe(list(settings))
+
+    def reset(self, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """Give changed settings their configured values again, all of them if none is named; return them.
+
+        Raises:
+            ConfigError: a name is unknown, or the settings would be refused together.
+        """
+        names = list(describe(self.current, keys)) if keys else list(self.changes)
+        left = {name: value for name, value in self.changes.items() if name not in names}
+        self._apply(left, changed(self.configured, left, source=SET_BY))
+        return describe(self.current, names) if names else {}
+
+    def _apply(self, changes: dict[str, object], config: Config) -> None:
+        for check in self._checks:
+            check(self.current, config)
+        self.current, self.changes = config, changes
+        for apply in self._appliers:
+            apply(config)
+        self.when_applied()
+
+
+def _ignore() -> None:
+    """Do nothing."""

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a worker is replaced on request: by the installed program, or by a supervisor that takes over an orphan.
+
+An upgrade has the installed program check that it can take over, while this one serves. A program
+that cannot is refused, and the running one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from zswapd import __version__
+from zswapd.config.document import LONGEST_DOCUMENT
+from zswapd.control.server import WithDescriptors
+from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
+from zswapd.errors import ControlError, HandoverError, ZswapdError
+from zswapd.handover.state import UPGRADE_WANTED, Word
+from zswapd.host import installation
+from zswapd.host.installation import restart_daemon
+from zswapd.system import spawn
+from zswapd.worker.progress import discard_progress, run_with_progress
+
+if TYPE_CHECKING:
+    from zswapd.worker.parts import Parts
+    from zswapd.worker.progress import Report
+    from zswapd.worker.successor import StateSaver
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 60.0
+"""How long the installed program may take to say that it can take over."""
+_HINT: Final = "zswapd: hint: "
+"""How the installed program's hint begins (cli/failures.py)."""
+
+
+class Upgrade:
+    """The ways in which this worker is replaced on request.
+
+    Args:
+        parts: of this worker.
+        saver: tells the next supervisor which settings were checked.
+    """
+
+    def __init__(self, parts: Parts, saver: StateSaver) -> None:
+        self._parts = parts
+        self._saver = saver
+
+    async def upgrade(self, report: Report) -> dict[str, Any]:
+        """Have the installed program checked, then take over; the answer comes before it does."""
+        parts = self._parts
+        if not parts.parent.is_alive():
+            raise HandoverError(
+                "there is no supervisor that could be replaced",
+                hint=f"{installation.of_daemon().start()} starts one, which takes over",
+            )
+        self._refuse_without_hook()
+        identity = {
+            "arena_layout": ARENA_LAYOUT,
+            "arena_label": parts.core.arena.label.decode(),
+            "state_layout": parts.state.layout,
+            "geometry": parts.state.geometry,
+            "memory_total": parts.settings.configured.context.memory_total,
+        }
+        command = [sys.executable, *sys.orig_argv[1:], "--upgrade-check", json.dumps(identity)]
+        began = trio.current_time()
+        check = await run_with_progress(
+            report,
+            lambda: {"seconds_of_checking_the_installed_program": int(trio.current_time() - began)},
+            partial(self._check, command),
+        )
+        if check.code != 0:
+            reason, hint = _reason_in(check.err)
+            reason = reason or f"exit code {check.code}"
+            hint = f"{hint}; the running one goes on" if hint else "the running one goes on"
+            raise HandoverError(f"the installed program cannot take over: {reason}", hint=hint)
+        self._saver.checked = _settings_in(check.out)
+        self._saver.save_state()
+        parts.state.words[Word.UPGRADE] = UPGRADE_WANTED
+        parts.parent.call()
+        return {"version": __version__, "worker": os.getpid(), "number": parts.state.words[Word.STARTED]}
+
+    async def _check(self, command: list[str]) -> spawn.Finished:
+        hint = "the running one goes on"
+        try:
+            return await self._parts.swapoff_thread.run(partial(spawn.run, command, limit=CHECK_S), abandon=True)
+        except TimeoutError as error:
+            raise HandoverError(f"the installed program did not answer within {CHECK_S:g} s", hint=hint) from error
+        except OSError as error:  # being replaced just now, or no memory for a process
+            raise HandoverError(f"the installed program cannot be started: {error.strerror}", hint=hint) from error
+
+    async def reload(self) -> None:
+        """Upgrade, as a signal asks for it: to read the settings again is part of that. What is refused goes to the log."""
+        try:
+            await self.upgrade(discard_progress)
+        except ZswapdError as error:
+            log.error("not reloaded: %s", error)  # noqa: TRY400 - a reason, not a bug
+
+    def hand_over(self) -> WithDescriptors:
+        """Hand the open files to a new supervisor, if the old one is dead."""
+        parts = self._parts
+        if parts.parent.is_alive():
+            raise ControlError("this worker has a supervisor", hint="use `zswapctl upgrade`")
+        self._refuse_without_hook()
+        listening, lock = parts.listener.descriptors()
+        backing = (parts.disk.fd,) if parts.disk else ()
+        files = (parts.session.descriptor, parts.core.arena.fd, parts.state.fd, listening, lock, *backing)
+        return WithDescriptors(os.getpid(), files)
+
+    def _refuse_without_hook(self) -> None:
+        """Keep a session that cannot be taken over with the one who serves it."""
+        if not self._parts.session.hook_active:
+            reason = self._parts.session.hook_problem
+            raise HandoverError(
+                f"this session cannot be taken over, since the FUSE hook is not in use: {reason}",
+                hint=f"to do without: {restart_daemon()}",
+            )
+
+
+def _reason_in(output: bytes) -> tuple[str, str]:
+    """Return the line that says why a check has failed, and its hint.
+
+    It is the first line, or the last one of a traceback; empty if there is none.
+    """
+    lines = output.decode(errors="replace").strip().splitlines()
+    if not lines:
+        return "", ""
+    hint = next((line.removeprefix(_HINT) for line in lines if line.startswith(_HINT)), "")
+    return lines[-1 if lines[0].startswith("Traceback") else 0].removeprefix("zswapd: error: "), hint
+
+
+def _settings_in(output: bytes) -> object:
+    """Return what a check has printed; None from a program that is too old to print anything, or that prints too much."""
+    try:
+        return json.loads(output) if len(output) <= LONGEST_DOCUMENT + 1 else None
+    except ValueError:
+        return None
