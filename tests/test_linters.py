@@ -127,3 +127,12 @@ SHELL_SCRIPTS = [
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: str(path.relative_to(TOP)))
 def test_shell_script_is_clean(path: Path) -> None:
     _run("shellcheck", "--severity=style", str(path), timeout=60)
+
+
+def test_no_class_name_is_there_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(TOP)))
+    assert not {name: files for name, files in places.items() if len(files) > 1}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.blockfile import MemoryFile
-from tests.support.textfile import Knob
+from tests.support.textfile import SettingFile
 from zswapd.errors import ConfigError
 from zswapd.fuse.inodes import HASHED, NAME_MAX, ROOT_INODE, Directory
 
@@ -71,21 +71,21 @@ def test_numbers_depend_on_names_and_on_nothing_else() -> None:
     """Files stay open when another process takes over, one of another version perhaps, with more files."""
     one, other = Directory(), Directory()
     one.add_block_file(MemoryFile("swap"))
-    first = {name: one.add_text_file(one.add_directory("stats"), name, Knob()) for name in ("loads",)}
+    first = {name: one.add_text_file(one.add_directory("stats"), name, SettingFile()) for name in ("loads",)}
     for name in ("cache", "params"):
         other.add_directory(name)
     stats = other.add_directory("stats")
-    second = {name: other.add_text_file(stats, name, Knob()) for name in ("a", "b", "loads")}
+    second = {name: other.add_text_file(stats, name, SettingFile()) for name in ("a", "b", "loads")}
     assert first["loads"] == second["loads"] >= HASHED
     assert other.add_block_file(MemoryFile("swap")) == 2
-    assert len({*second.values(), stats, other.add_text_file(ROOT_INODE, "loads", Knob())}) == 5
+    assert len({*second.values(), stats, other.add_text_file(ROOT_INODE, "loads", SettingFile())}) == 5
 
 
 def test_directories_nest_and_list_what_is_in_them_alone() -> None:
     directory = Directory()
     directory.add_block_file(MemoryFile("swap"))
     stats, params = directory.add_directory("stats"), directory.add_directory("params")
-    knob = directory.add_text_file(params, "limit", Knob())
+    knob = directory.add_text_file(params, "limit", SettingFile())
     assert {node.name for node in directory.entries(ROOT_INODE)} == {b"swap", b"stats", b"params"}
     assert [node.inode for node in directory.entries(params)] == [knob]
     assert directory.entries(stats) == []
@@ -100,8 +100,8 @@ def test_impossible_name_of_a_text_file_or_directory_is_refused(name: str) -> No
     with pytest.raises(ConfigError, match="cannot be the name"):
         directory.add_directory(name)
     with pytest.raises(ConfigError, match="cannot be the name"):
-        directory.add_text_file(ROOT_INODE, name, Knob())
+        directory.add_text_file(ROOT_INODE, name, SettingFile())
     directory.add_directory("stats")
     with pytest.raises(ConfigError, match="two files are named"):
-        directory.add_text_file(ROOT_INODE, "stats", Knob())
+        directory.add_text_file(ROOT_INODE, "stats", SettingFile())
     assert len(directory) == 2

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from tests.support.blockfile import BUG_PAGE, DAMAGED_PAGE, FROZEN_PAGE, FULL_PAGE, PAGE, MemoryFile
-from tests.support.textfile import Knob
+from tests.support.textfile import SettingFile
 from zswapd.errors import CorruptedPageError, InvariantError
 from zswapd.fuse import failures
 from zswapd.fuse import operations as operations_module
@@ -355,9 +355,9 @@ async def test_readlink_is_invalid(ops: Operations) -> None:
 # Text files.
 
 
-def knob(ops: Operations, *, writable: bool = True) -> tuple[Knob, int]:
+def knob(ops: Operations, *, writable: bool = True) -> tuple[SettingFile, int]:
     """Put a knob into a directory; return it and its inode."""
-    text = Knob(writable=writable)
+    text = SettingFile(writable=writable)
     return text, ops.directory.add_text_file(ops.directory.add_directory("params"), "knob", text)
 
 

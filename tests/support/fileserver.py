@@ -28,7 +28,7 @@ from tests.support.blockfile import MemoryFile
 from tests.support.fakes import FakePam
 from tests.support.misbehaving import MisbehavingOperations
 from tests.support.stack import EPHEMERAL_ALLOCATORS, Stack, build
-from tests.support.textfile import Knob
+from tests.support.textfile import SettingFile
 from zswapd.core.block.device import Device
 from zswapd.core.frontends.cleancache import Cleancache
 from zswapd.core.tmem.objnodes import Objnodes
@@ -37,7 +37,7 @@ from zswapd.errors import VolumeError, ZswapdError
 from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import MOST_WAITING, Session, forget_inode, forget_name
-from zswapd.volumes.manager import Kernel, Volumes, make_lane
+from zswapd.volumes.manager import KernelCache, Volumes, make_lane
 from zswapd.volumes.volume import Volume
 
 
@@ -88,7 +88,7 @@ def make_volumes(directory: Directory, mountpoint: Path, stack: Stack | None) ->
     return Volumes(
         cache,
         entries,
-        Kernel(forget_inode, lambda name: forget_name(entries.inode, name)),
+        KernelCache(forget_inode, lambda name: forget_name(entries.inode, name)),
         mountpoint=mountpoint,
         page_size=mmap.PAGESIZE,
         lanes=[make_lane(number, 4) for number in range(3)],
@@ -155,8 +155,8 @@ def main() -> int:
     directory = Directory()
     directory.add_block_file(file)
     params = directory.add_directory("params")
-    directory.add_text_file(params, "knob", Knob())
-    directory.add_text_file(params, "fixed", Knob(writable=False))
+    directory.add_text_file(params, "knob", SettingFile())
+    directory.add_text_file(params, "fixed", SettingFile(writable=False))
     operations = (MisbehavingOperations if arguments.misbehave else Operations)(directory)
     session = Session(operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us)
     volumes = make_volumes(directory, arguments.mountpoint, stack) if arguments.volumes is not None else None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from zswapd.errors import ConfigError
 
 
-class Knob:
+class SettingFile:
     """A number that can be read and set.
 
     Args:

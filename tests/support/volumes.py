@@ -21,7 +21,7 @@ from zswapd.core.frontends.cleancache import Cleancache
 from zswapd.core.tmem.objnodes import Objnodes
 from zswapd.core.tmem.tmem import Tmem
 from zswapd.volumes import file_io as files
-from zswapd.volumes.manager import Kernel, Volumes, make_lane
+from zswapd.volumes.manager import KernelCache, Volumes, make_lane
 from zswapd.volumes.volume import Volume
 
 PAGE = 4096
@@ -49,7 +49,7 @@ class Device:
         patch.setattr(files, "read_into", self.read_into)
         patch.setattr(files, "write_through", self.write_through)
 
-    def read_into(self, backing: files.Backing, buffer: memoryview, offset: int) -> int:
+    def read_into(self, backing: files.SourceFile, buffer: memoryview, offset: int) -> int:
         """Read, as the device is told."""
         run = offset // PAGE, len(buffer) // PAGE
         self.reads.append(run)
@@ -60,7 +60,7 @@ class Device:
         self.after()
         return count
 
-    def write_through(self, backing: files.Backing, data: bytes, offset: int) -> files.Written:
+    def write_through(self, backing: files.SourceFile, data: bytes, offset: int) -> files.Written:
         """Write; a bad page ends it."""
         self.writes.append((offset, len(data)))
         assert self.answering.wait(20), "nobody had the device answer"
@@ -123,7 +123,7 @@ class Box:
         self.volumes = Volumes(
             self.cache,
             self.entries,
-            Kernel(self._tell, self._tell),
+            KernelCache(self._tell, self._tell),
             mountpoint=Path("/proc"),
             page_size=PAGE,
             lanes=[make_lane(number, depth) for number in range(most)],

@@ -675,7 +675,7 @@ def test_upgrade_that_does_not_happen_is_a_failure(
 
 def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    show = swap.Progress(quiet=False)
+    show = swap.SwapoffProgress(quiet=False)
     show.update("/dev/loop12", 1023 * MIB, 4096 * MIB)
     show.close()
     text = capsys.readouterr().err
@@ -687,7 +687,7 @@ def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture
 def test_progress_elsewhere_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("zswapd.cli.swap.time.monotonic", lambda: now[0])
-    show = swap.Progress(quiet=False)
+    show = swap.SwapoffProgress(quiet=False)
     for left in range(10, 0, -1):
         now[0] += 0.5
         show.update("/dev/loop0", left * MIB, 10 * MIB)
@@ -698,8 +698,8 @@ def test_progress_elsewhere_is_a_line_now_and_then(capsys: pytest.CaptureFixture
 
 
 def test_quiet_progress_and_empty_swap_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    swap.Progress(quiet=True).update("/dev/loop0", 1, 2)
-    swap.Progress(quiet=False).update("/dev/loop0", 0, 0)
+    swap.SwapoffProgress(quiet=True).update("/dev/loop0", 1, 2)
+    swap.SwapoffProgress(quiet=False).update("/dev/loop0", 0, 0)
     assert capsys.readouterr().err == ""
 
 

@@ -16,7 +16,7 @@ from zswapd.config import SETTINGS, changed, describe, load
 from zswapd.core import compress
 from zswapd.core.core import Core
 from zswapd.errors import ConfigError
-from zswapd.worker.files import Knob, add_files
+from zswapd.worker.files import SettingFile, add_files
 
 RELOADABLE = sorted(dest for dest, setting in SETTINGS.items() if setting.reloadable)
 
@@ -94,8 +94,8 @@ class Settings:
     def change(self, settings: dict[str, object]) -> None:
         self.config = changed(self.config, settings, source="test")
 
-    def knob(self, dest: str) -> Knob:
-        return Knob(dest, lambda: self.config, self.change)
+    def knob(self, dest: str) -> SettingFile:
+        return SettingFile(dest, lambda: self.config, self.change)
 
 
 WRITTEN = st.one_of(

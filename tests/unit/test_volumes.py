@@ -25,8 +25,8 @@ from zswapd.errors import ConfigError, VolumeError
 from zswapd.fuse.inodes import Directory
 from zswapd.volumes import file_io as files
 from zswapd.volumes import gate, watch
-from zswapd.volumes.fetches import Fetch, Want
-from zswapd.volumes.mounted import Mounted
+from zswapd.volumes.fetches import FileRead, Want
+from zswapd.volumes.mounted import VolumeDirectory
 from zswapd.volumes.volume import GAP_BYTES, RUN_BYTES, Volume
 
 GAP, RUN = GAP_BYTES // PAGE, RUN_BYTES // PAGE
@@ -663,7 +663,7 @@ async def test_page_that_the_file_ends_in_by_now_is_not_filled_up_with_zeros(box
 
 
 def test_fetch_gives_nothing_from_behind_its_end_however_short_the_file_is_by_now() -> None:
-    want, fetch = Want(0, memoryview(bytearray(4 * PAGE)), range(4)), Fetch(0, 4, (), keep=True)
+    want, fetch = Want(0, memoryview(bytearray(4 * PAGE)), range(4)), FileRead(0, 4, (), keep=True)
     fetch.wants.append(want)
     fetch.load(memoryview(bytearray(b"o" * 4 * PAGE)), PAGE + 100, PAGE, PAGE + 100)
     assert want.is_short
@@ -820,7 +820,7 @@ async def test_backing_that_can_be_none_is_refused_with_its_errno(box: Box, path
 async def test_name_that_can_be_no_file_s_is_refused_and_leaves_nothing(box: Box, path: Path, name: str) -> None:
     data = make_file(path, 2)
     directory = Directory()
-    box.entries = Mounted(directory)  # type: ignore[assignment]
+    box.entries = VolumeDirectory(directory)  # type: ignore[assignment]
     nodes = len(directory)
     async with box.running(most=1) as volumes:
         with pytest.raises(ConfigError, match="cannot be the name") as raised:

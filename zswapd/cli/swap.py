@@ -97,7 +97,7 @@ def _take_back(files: Sequence[Path], cause: BaseException) -> None:
         ) from cause
 
 
-def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: Progress) -> dict[str, Any]:
+def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: SwapoffProgress) -> dict[str, Any]:
     """Swap off from files of the daemon.
 
     Args:
@@ -191,7 +191,7 @@ def _pool_bytes(status: StatusReport, files: Sequence[Path]) -> int:
     return status["pool"]["frames"] * status["page_size"] * share // everything
 
 
-class Progress:
+class SwapoffProgress:
     """Shows how swapoff comes along: one line that moves on a terminal, a line every few seconds elsewhere.
 
     Args:

@@ -225,7 +225,7 @@ def _names(options: argparse.Namespace, default: list[str]) -> list[str] | None:
 def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     from zswapd.cli import swap as swap_module
 
-    show = swap_module.Progress(quiet=options.json)
+    show = swap_module.SwapoffProgress(quiet=options.json)
     report = swap_module.swapoff(client, _names(options, []), force=options.force, show=show)
     return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
 

@@ -155,7 +155,7 @@ static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
 	PyObject *interrupt;                /* NULL if nobody wants to know */
 	PyObject *admit;                    /* says whether a handle may change a file; NULL: each may */
-	PyObject *hear;                     /* called when disk_fd is readable; NULL if there is no disk */
+	PyObject *on_disk_ready;                     /* called when disk_fd is readable; NULL if there is no disk */
 	int disk_fd;                        /* -1 then */
 	uint64_t handed_over;               /* number of the last request that pyfuse3 was given, */
 	uint32_t handed_over_pid;           /* and the thread that waits for it */
@@ -635,10 +635,10 @@ static ssize_t read_request(struct fuse_session *se)
 /* Hear what has become of requests to the disk: whoever waits for them is answered here, without a turn of the event loop. */
 static void hear_disk(void)
 {
-	PyObject *result = PyObject_CallNoArgs(hook.hear);
+	PyObject *result = PyObject_CallNoArgs(hook.on_disk_ready);
 
 	if (result == NULL) { /* somebody would wait for ever: whoever comes next answers the request again */
-		PyErr_WriteUnraisable(hook.hear);
+		PyErr_WriteUnraisable(hook.on_disk_ready);
 		abort();
 	}
 	Py_DECREF(result);
@@ -1096,7 +1096,7 @@ static void forget_all(void)
 	Py_CLEAR(hook.fallocate);
 	Py_CLEAR(hook.interrupt);
 	Py_CLEAR(hook.admit);
-	Py_CLEAR(hook.hear);
+	Py_CLEAR(hook.on_disk_ready);
 	if (hook.shared.obj != NULL)
 		PyBuffer_Release(&hook.shared);
 	for (size_t ino = 0; ino < INODE_LIMIT; ino++)
@@ -1336,16 +1336,16 @@ static PyObject *py_set_poll_us(PyObject *self, PyObject *number)
 	Py_RETURN_NONE;
 }
 
-static PyObject *py_hear(PyObject *self, PyObject *args)
+static PyObject *py_on_disk_ready(PyObject *self, PyObject *args)
 {
 	PyObject *function;
 	int fd;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "iO:hear", &fd, &function))
+	if (!PyArg_ParseTuple(args, "iO:on_disk_ready", &fd, &function))
 		return NULL;
 	hook.disk_fd = fd;
-	Py_XSETREF(hook.hear, Py_NewRef(function));
+	Py_XSETREF(hook.on_disk_ready, Py_NewRef(function));
 	Py_RETURN_NONE;
 }
 
@@ -1481,7 +1481,7 @@ static PyMethodDef methods[] = {
     {"unique", py_unique, METH_NOARGS, PyDoc_STR("unique() -> int")},
     {"takes_part", py_takes_part, METH_NOARGS, PyDoc_STR("takes_part() -> bool")},
     {"reply", py_reply, METH_VARARGS, reply_doc},
-    {"hear", py_hear, METH_VARARGS, PyDoc_STR("hear(fd, function)")},
+    {"on_disk_ready", py_on_disk_ready, METH_VARARGS, PyDoc_STR("on_disk_ready(fd, function)")},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
     {"current", py_current, METH_NOARGS, PyDoc_STR("current() -> (number, thread)")},
     {"set_scarce", py_set_scarce, METH_O, PyDoc_STR("set_scarce(free_bytes)")},

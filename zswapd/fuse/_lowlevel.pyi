@@ -84,7 +84,7 @@ def reply(unique: int, error: int, payload: bytes | memoryview) -> None:
         payload: what goes behind the header; empty with an errno.
     """
 
-def hear(fd: int, function: Callable[[], object]) -> None:
+def on_disk_ready(fd: int, function: Callable[[], object]) -> None:
     """Call a function whenever a descriptor is readable while the session sleeps for the next request, between two of these.
 
     So whoever waits for the disk is answered without a turn of the event loop, which has to look at the descriptor as well: it

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import struct
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from zswapd.core.backing.readahead import Ahead
 from zswapd.core.block.backed import BackedDevice, SlotsNeeded
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 
 DEFERRED: Final = -errno.EINPROGRESS
 """What the hook takes for "will be answered by `reply`"; DEFERRED in _lowlevel.c."""
-
-# The plain handlers, without the decorator that would take SlotsNeeded for a failure.
-_serve_read: Any = Operations.serve_read.__wrapped__  # type: ignore[attr-defined]
-_serve_write: Any = Operations.serve_write.__wrapped__  # type: ignore[attr-defined]
-_serve_fallocate: Any = Operations.serve_fallocate.__wrapped__  # type: ignore[attr-defined]
 
 
 def _written(n: int) -> bytes:
@@ -100,7 +95,7 @@ class BackedOperations(Operations):
         """Do as `Operations.serve_read` does, or return DEFERRED."""
         ahead = self.aheads.get(inode)
         try:
-            n = int(_serve_read(self, inode, offset, out))
+            n = self._read(inode, offset, out)
         except SlotsNeeded:
             unique = self._unique()
             if not unique:
@@ -133,9 +128,9 @@ class BackedOperations(Operations):
         """Do as `Operations.serve_write` does, or return DEFERRED."""
         unique = self._unique()
         try:
-            return self._change(inode, partial(_serve_write, self, inode, offset, data), _written, unique)
+            return self._change(inode, partial(self._write, inode, offset, data), _written, unique)
         except SlotsNeeded:
-            call = partial(_serve_write, self, inode, offset, memoryview(bytes(data)))
+            call = partial(self._write, inode, offset, memoryview(bytes(data)))
             wanted = self._edges(inode, offset, len(data))
         return self._fetch(wanted, unique, partial(self._change_again, inode, call, _written))
 
@@ -143,7 +138,7 @@ class BackedOperations(Operations):
     def serve_fallocate(self, inode: int, mode: int, offset: int, length: int) -> int:
         """Do as `Operations.serve_fallocate` does, or return DEFERRED."""
         unique = self._unique()
-        call = partial(_serve_fallocate, self, inode, mode, offset, length)
+        call = partial(self._discard, inode, mode, offset, length)
         try:
             return self._change(inode, call, _nothing, unique)
         except SlotsNeeded:

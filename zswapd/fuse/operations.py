@@ -93,12 +93,19 @@ def answering(
     return guarded
 
 
-def serving(handler: Callable[Concatenate[AnyOperations, P], int]) -> Callable[Concatenate[AnyOperations, P], int]:
-    """Decorate a function of the page path: any exception becomes -errno, unless it leaves the core broken (failures.py).
+def serving(
+    handler: Callable[Concatenate[AnyOperations, P], int], name: str = ""
+) -> Callable[Concatenate[AnyOperations, P], int]:
+    """Guard a function of the page path: any exception becomes -errno, unless it leaves the core broken (failures.py).
 
     Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would fail
-    somebody's swap-in.
+    a swap-in.
+
+    Args:
+        handler: the function.
+        name: its name in the log, if not its own.
     """
+    name = name or handler.__name__
 
     @functools.wraps(handler)
     @trio.lowlevel.enable_ki_protection
@@ -106,7 +113,7 @@ def serving(handler: Callable[Concatenate[AnyOperations, P], int]) -> Callable[C
         try:
             return handler(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring
-            return -self.failures.of_the_core(handler.__name__, error)
+            return -self.failures.of_the_core(name, error)
 
     return guarded
 
@@ -201,8 +208,7 @@ class Operations(pyfuse3.Operations):
 
     # The page path.
 
-    @serving
-    def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
+    def _read(self, inode: int, offset: int, out: memoryview) -> int:
         """Fill `out` from `offset` on; return how many bytes the file had for it, or -errno.
 
         Where a page cannot be read, the pages in front of it are the answer, and the reader asks
@@ -223,8 +229,9 @@ class Operations(pyfuse3.Operations):
                 raise
         return length
 
-    @serving
-    def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
+    serve_read = serving(_read, "serve_read")
+
+    def _write(self, inode: int, offset: int, data: memoryview) -> int:
         """Store `data` at `offset`; return how many bytes fitted before the end of the file, or -errno.
 
         A refused write is an error as a whole, even if some of its pages were stored: the kernel
@@ -244,8 +251,9 @@ class Operations(pyfuse3.Operations):
         self._refused_writes += 1
         return -reason.errno_
 
-    @serving
-    def serve_fallocate(self, inode: int, mode: int, offset: int, length: int) -> int:
+    serve_write = serving(_write, "serve_write")
+
+    def _discard(self, inode: int, mode: int, offset: int, length: int) -> int:
         """Discard a range when that is what `mode` comes to; return 0 or -errno."""
         file = self._files[inode]
         if mode not in _DISCARDING:
@@ -258,6 +266,8 @@ class Operations(pyfuse3.Operations):
             length = file.size - offset
         file.discard(offset, length)
         return 0
+
+    serve_fallocate = serving(_discard, "serve_fallocate")
 
     @serving
     def admit(self, inode: int, handle: int) -> int:

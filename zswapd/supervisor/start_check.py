@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class StartFindings:
     """What is not an error.
 
     Attributes:
@@ -48,7 +48,7 @@ class Findings:
     unchecked: list[str] = field(default_factory=list)
 
 
-def check(config: Config) -> Findings:
+def check(config: Config) -> StartFindings:
     """Look at everything that settings name.
 
     Args:
@@ -57,7 +57,7 @@ def check(config: Config) -> Findings:
     Raises:
         ZswapdError: a start would be refused; the class is that of the refusal.
     """
-    found = Findings()
+    found = StartFindings()
     is_running = is_served(config.control.socket)
     if is_running:
         found.unchecked.append("a daemon runs with this control socket: memory, mountpoint, backing and port are in its use")
@@ -85,7 +85,7 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
     Mount(config.fuse.mountpoint).check()
 
 
-def _check_volumes(config: Config, found: Findings) -> None:
+def _check_volumes(config: Config, found: StartFindings) -> None:
     """Refuse what can never be a volume's backing file.
 
     Warn of what is not there now, since it may come.
@@ -104,7 +104,7 @@ def _check_volumes(config: Config, found: Findings) -> None:
             found.warnings.append(f"{at}: cache.volumes.{name}: {path}: {error.strerror}")
 
 
-def _check_metrics(config: Config, found: Findings, *, is_running: bool) -> None:
+def _check_metrics(config: Config, found: StartFindings, *, is_running: bool) -> None:
     host, _, port = config.metrics.listen.rpartition(":")
     if port and not is_running:
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
@@ -135,7 +135,7 @@ def _is_user(user: str) -> bool:
     return True
 
 
-def _check_limits(found: Findings) -> None:
+def _check_limits(found: StartFindings) -> None:
     """Warn of a memory limit for which `zswapctl swapon` would be refused.
 
     The daemon is assumed to run in the memory cgroup of this process.

@@ -38,7 +38,7 @@ class StopRequest:
 
     def forget_worker(self) -> None:
         """Take note that whoever serves now was told nothing yet; what its predecessor has refused stays so."""
-        self._hear_refusal()
+        self._note_refusal()
         self._sent = None
         self._refusals = self._words[Word.STOPS_REFUSED]
 
@@ -52,7 +52,7 @@ class StopRequest:
         Args:
             now: by time.monotonic.
         """
-        self._hear_refusal()
+        self._note_refusal()
         is_time = self._sent is None or (self._is_awaited and now - self._sent >= STOP_AGAIN_S)
         if not self.is_wanted or not is_time:
             return False
@@ -60,6 +60,6 @@ class StopRequest:
         self._sent = now
         return True
 
-    def _hear_refusal(self) -> None:
+    def _note_refusal(self) -> None:
         if self._sent is not None and not self._is_awaited and not self.is_under_way():
             self.is_wanted = False

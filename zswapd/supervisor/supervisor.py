@@ -153,7 +153,7 @@ class Supervisor:
             while True:
                 self._tick()
                 for received in signals.wait(self._patience()):
-                    self._hear(received)
+                    self._handle_signal(received)
                 # After any signal: one SIGCHLD may stand for several deaths.
                 with contextlib.suppress(ChildProcessError):
                     status = self._end_of_worker()
@@ -177,7 +177,7 @@ class Supervisor:
                 os.waitpid(self._worker, 0)
         return True
 
-    def _hear(self, received: Received) -> None:
+    def _handle_signal(self, received: Received) -> None:
         if received.number in _STOPS:
             self._stop(received.name)
         elif received.number == signal.SIGHUP and not is_hangup(received):

@@ -27,7 +27,7 @@ from zswapd.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    Progress = Callable[[str, int, int], None]
+    ReportProgress = Callable[[str, int, int], None]
     """Called with a device, the bytes that are still swapped out on it, and the bytes that were at the start."""
 
 INTERVAL_S = 0.2
@@ -38,7 +38,7 @@ def detach(
     *files: Path,
     force: bool = False,
     pool_bytes: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     identities: Mapping[Path, Identity] | None = None,
     kernel: Kernel | None = None,
     root: Path = Path("/"),
@@ -95,7 +95,7 @@ def _refuse_if_not_swap(item: Attachment, root: Path) -> None:
     )
 
 
-def _swap_off(kernel: Kernel, item: Attachment, progress: Progress | None, root: Path) -> None:
+def _swap_off(kernel: Kernel, item: Attachment, progress: ReportProgress | None, root: Path) -> None:
     total = _used(item.device, root)
     report = progress or (lambda *_: None)
     report(item.device, total, total)

@@ -51,7 +51,7 @@ class Want:
         self.error = None
 
 
-class Fetch:
+class FileRead:
     """One read of a run of pages.
 
     Args:

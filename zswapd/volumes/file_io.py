@@ -59,7 +59,7 @@ class Signature:
 
 
 @dataclass(slots=True)
-class Backing:
+class SourceFile:
     """An open backing file.
 
     Attributes:
@@ -100,10 +100,10 @@ class Look:
 
     signature: Signature
     is_racy: bool
-    opened: Backing | None
+    opened: SourceFile | None
 
 
-def examine(path: str, writable: bool, backing: Backing | None, mountpoint: Path) -> Look:  # noqa: FBT001 - through a thread
+def examine(path: str, writable: bool, backing: SourceFile | None, mountpoint: Path) -> Look:  # noqa: FBT001 - through a thread
     """Look at a backing file by its name; open it if it is not open, or if the name means another file now.
 
     Args:
@@ -143,7 +143,7 @@ def ask_server(file: str | int) -> None:
         _libc.statx(_AT_FDCWD, os.fsencode(file), _FORCE_SYNC, _BASIC_STATS, room)
 
 
-def _look(status: os.stat_result, backing: Backing, opened: Backing | None) -> Look:
+def _look(status: os.stat_result, backing: SourceFile, opened: SourceFile | None) -> Look:
     if backing.is_block:
         size = os.lseek(backing.read_fd, 0, os.SEEK_END)
         return Look(Signature(status.st_rdev, 0, size, 0, 0), is_racy=False, opened=opened)
@@ -196,7 +196,7 @@ def _ours(path: str) -> VolumeError:
     )
 
 
-def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool) -> Backing:
+def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool) -> SourceFile:
     is_block = _refuse_unusable(path, status, _site(mountpoint))
     with contextlib.ExitStack() as undo:
         write_fd = -1
@@ -217,10 +217,10 @@ def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool
             if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
                 raise VolumeError(f"{path} became another file while it was opened", hint="try again")
         undo.pop_all()
-    return Backing(read_fd, is_direct, write_fd, is_block, (status.st_dev, status.st_ino))
+    return SourceFile(read_fd, is_direct, write_fd, is_block, (status.st_dev, status.st_ino))
 
 
-def read_into(backing: Backing, buffer: memoryview, offset: int) -> int:
+def read_into(backing: SourceFile, buffer: memoryview, offset: int) -> int:
     """Read into a buffer until it is full or the file ends; return the number of bytes.
 
     Raises:
@@ -255,7 +255,7 @@ class Written:
     after: Signature | None
 
 
-def write_through(backing: Backing, data: bytes, offset: int) -> Written:
+def write_through(backing: SourceFile, data: bytes, offset: int) -> Written:
     """Write to the backing file; errors are part of the result, since some of it may have been written."""
     count = errno_ = 0
     before = after = None
@@ -272,14 +272,14 @@ def write_through(backing: Backing, data: bytes, offset: int) -> Written:
     return Written(count, errno_, before, after)
 
 
-def _status(backing: Backing) -> Signature | None:
+def _status(backing: SourceFile) -> Signature | None:
     if backing.is_block:
         return None
     ask_server(backing.write_fd)
     return _signature(os.fstat(backing.write_fd))
 
 
-def sync(backing: Backing) -> None:
+def sync(backing: SourceFile) -> None:
     """Have what was written reach the device.
 
     Raises:

@@ -57,7 +57,7 @@ class Entries(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelCache:
     """How the kernel is told to forget; both block, and raise nothing when it knows nothing.
 
     Attributes:
@@ -88,7 +88,7 @@ class Volumes:
         self,
         cache: Cleancache,
         entries: Entries,
-        kernel: Kernel,
+        kernel: KernelCache,
         *,
         mountpoint: Path,
         page_size: int,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zswapd.fuse.session import MOST_WAITING, forget_inode, forget_name
 from zswapd.paths import without_links
-from zswapd.volumes.manager import Kernel, Volumes, make_lane
+from zswapd.volumes.manager import KernelCache, Volumes, make_lane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DIRECTORY = "cache"
 
 
-class Mounted:
+class VolumeDirectory:
     """The directory of the volumes.
 
     Args:
@@ -64,11 +64,11 @@ def make_volumes(
         lanes: what `make_lanes` has started.
         left: what a predecessor has remembered: `volumes`, and their counters as `volume_counters`.
     """
-    entries = Mounted(directory)
+    entries = VolumeDirectory(directory)
     volumes = Volumes(
         cache,
         entries,
-        Kernel(forget_inode, entries.forget),
+        KernelCache(forget_inode, entries.forget),
         mountpoint=without_links(config.fuse.mountpoint),
         page_size=config.context.page_size,
         lanes=lanes,

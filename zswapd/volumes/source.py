@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zswapd.system.offload import Offload
-    from zswapd.volumes.file_io import Backing, Look, Signature, Written
+    from zswapd.volumes.file_io import Look, Signature, SourceFile, Written
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Source:
         self._signature = signature
         self._own: Signature | None = None
         self._is_racy = False
-        self._backing: Backing | None = None
+        self._backing: SourceFile | None = None
         self._due = 0.0
         self._check: trio.Event | None = None
 
@@ -199,7 +199,7 @@ class Source:
             self._when_changed()
         self._retire()
 
-    async def run(self, function: Callable[[Backing, *Ts], R], *args: *Ts) -> R:
+    async def run(self, function: Callable[[SourceFile, *Ts], R], *args: *Ts) -> R:
         """Call a function with the open file in a thread.
 
         Raises:
@@ -242,9 +242,9 @@ class Source:
             backing.is_retired = True
             self._close_if_unused(backing)
 
-    def _close_if_unused(self, backing: Backing) -> None:
+    def _close_if_unused(self, backing: SourceFile) -> None:
         if backing.is_retired and not backing.users:
             self._nursery.start_soon(self._close, backing)
 
-    async def _close(self, backing: Backing) -> None:
+    async def _close(self, backing: SourceFile) -> None:
         await self._lane.checks.run(backing.close, abandon=True)

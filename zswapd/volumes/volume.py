@@ -34,7 +34,7 @@ import trio
 
 from zswapd.errors import VolumeError
 from zswapd.volumes import file_io as files
-from zswapd.volumes.fetches import Fetch, Want
+from zswapd.volumes.fetches import FileRead, Want
 from zswapd.volumes.gate import Gate
 from zswapd.volumes.plan import Streams, runs
 from zswapd.volumes.source import Source
@@ -132,7 +132,7 @@ class Volume:
         self._untold = 0  # notifications of the kernel that are under way
         self._told = trio.Event()
         self._told.set()
-        self._fetches: list[Fetch] = []
+        self._fetches: list[FileRead] = []
         self._give_buffer, self._take_buffer = trio.open_memory_channel[memoryview](len(lane.buffers))
         for buffer in lane.buffers:
             self._give_buffer.send_nowait(memoryview(buffer))
@@ -330,9 +330,9 @@ class Volume:
                     raise want.error
                 is_alone = True
 
-    def _join(self, want: Want, *, keep: bool, is_alone: bool) -> list[Fetch]:
+    def _join(self, want: Want, *, keep: bool, is_alone: bool) -> list[FileRead]:
         """Join fetches that are under way and begin others, so that all that is missing comes; return them."""
-        joined: list[Fetch] = []
+        joined: list[FileRead] = []
         alone: list[int] = []
         for page in sorted(want.missing):
             fetch = None if is_alone else next((fetch for fetch in self._fetches if self._may_join(fetch, page)), None)
@@ -349,7 +349,7 @@ class Volume:
         gap = 0 if is_alone else GAP_BYTES // self._page
         for first, count in runs(alone, gap=gap, most=max(RUN_BYTES // self._page, 1)):
             skip = set(range(first, first + count)).difference(alone)
-            fetch = Fetch(first, count, skip, keep=keep)
+            fetch = FileRead(first, count, skip, keep=keep)
             fetch.wants.append(want)
             joined.append(fetch)
             self._fetches.append(fetch)
@@ -357,10 +357,10 @@ class Volume:
         return joined
 
     @staticmethod
-    def _may_join(fetch: Fetch, page: int) -> bool:
+    def _may_join(fetch: FileRead, page: int) -> bool:
         return fetch.covers(page) and not fetch.is_stale
 
-    async def _fetch(self, fetch: Fetch) -> None:
+    async def _fetch(self, fetch: FileRead) -> None:
         buffer = await self._take_buffer.receive()
         try:
             if not fetch.wants:  # all were killed
@@ -381,7 +381,7 @@ class Volume:
             self._fetches.remove(fetch)
             self._give_buffer.send_nowait(buffer)
 
-    async def _keep(self, fetch: Fetch) -> None:
+    async def _keep(self, fetch: FileRead) -> None:
         """Put what was fetched into cleancache, a few pages a turn of the event loop, unless it becomes stale meanwhile."""
         for place, page in enumerate(range(fetch.first, fetch.first + fetch.count)):
             if place % PUTS == PUTS - 1:

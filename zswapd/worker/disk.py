@@ -180,7 +180,7 @@ class BackedPool:
 
     async def run(self, core: Core) -> None:
         """Hear what the disk answers, and write pages back whenever there is a reason to; never returns."""
-        self._lowlevel.hear(self._queue.fd, self._hear)
+        self._lowlevel.on_disk_ready(self._queue.fd, self._disk_ready)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer)
             nursery.start_soon(self._write_back, core)
@@ -189,10 +189,10 @@ class BackedPool:
     async def _answer(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._queue.fd)
-            self._hear()
+            self._disk_ready()
 
     @trio.lowlevel.enable_ki_protection
-    def _hear(self) -> None:
+    def _disk_ready(self) -> None:
         """Answer whoever waits for what the disk has done."""
         for done, code in self._queue.ended():
             done(code)

@@ -56,7 +56,7 @@ OWN_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Every counter that zcache had in sysfs, and frontswap's, and where it is counted here: the first place that there is. They
 are there whatever the settings: what a part would count that is not there is 0."""
-KNOBS = ("zv_max_zsize", "zv_max_mean_zsize", "zv_page_count_policy_percent")
+SHORT_NAMES = ("zv_max_zsize", "zv_max_mean_zsize", "zv_page_count_policy_percent")
 """zcache's, all of [pool]."""
 _LONGEST = 4096
 """Bytes of the longest value that is looked at."""
@@ -96,7 +96,7 @@ class Counter:
         raise PermissionsError(f"{'.'.join(self._path)} cannot be written")
 
 
-class Knob:
+class SettingFile:
     """One setting.
 
     Args:
@@ -142,7 +142,7 @@ def add_files(
         first: says which counters there are.
         snapshot: takes one of everything; see `Counter`.
         config: returns the settings of now.
-        change: see `Knob`.
+        change: see `SettingFile`.
     """
     stats, params = directory.add_directory("stats"), directory.add_directory("params")
     for path in _leaves(first, ()):
@@ -151,9 +151,9 @@ def add_files(
     for name, places in OWN_NAMES.items():
         directory.add_text_file(stats, name, Counter(snapshot, *(tuple(place.split(".")) for place in places)))
     for dest in SETTINGS:
-        directory.add_text_file(params, dest, Knob(dest, config, change))
-    for name in KNOBS:
-        directory.add_text_file(params, name, Knob(f"pool.{name}", config, change))
+        directory.add_text_file(params, dest, SettingFile(dest, config, change))
+    for name in SHORT_NAMES:
+        directory.add_text_file(params, name, SettingFile(f"pool.{name}", config, change))
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
