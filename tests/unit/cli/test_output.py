@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 
+from tests.support import TOP
 from tests.support.commandline import all_commands
-from tests.support.mounting import TOP
 from tests.support.snapshots import make_core, make_snapshot
-from tests.unit.test_cli import ARGUMENTS, FakeDaemon
+from tests.unit.cli.test_cli import ARGUMENTS, FakeDaemon
 from zswapd.cli import output, zswapctl
 from zswapd.control.client import Client
 from zswapd.control.protocol import encode_progress, encode_result
