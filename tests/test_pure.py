@@ -18,14 +18,12 @@ TOP = Path(__file__).resolve().parents[1]
 AGAIN = (
     "tests/contract",
     "tests/model/test_device_model.py",
-    "tests/unit/core/block/test_device.py",
-    "tests/unit/core/frontends/test_frontswap.py",
-    "tests/unit/core/block/test_state.py",
+    "tests/unit/core/allocators",
+    "tests/unit/core/block",
+    "tests/unit/core/frontends",
+    "tests/unit/core/pam",
     "tests/unit/core/test_objects.py",
-    "tests/unit/core/allocators/test_zsmalloc.py",
-    "tests/unit/core/allocators/test_zbud.py",
-    "tests/unit/core/pam/test_zbuds.py",
-    "tests/unit/core/pam/test_zv.py",
+    "tests/unit/core/tmem",
     "tests/test_pure.py",
 )
 """What runs on plain Python, too: allocators, back ends, index, front ends and block files, contracts, models and units."""

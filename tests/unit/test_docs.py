@@ -14,8 +14,8 @@ from zswapd import errors
 from zswapd.cli import zswapctl, zswapd
 from zswapd.metrics.families import described
 
-PAGES = sorted([TOP / "README.md", *(TOP / "docs").glob("*.md")])
-_ROOTS = "tests|zswapd|docs|scripts|systemd|monitoring|man|completions"
+PAGES = sorted([*TOP.glob("*.md"), *(TOP / "docs").glob("*.md")])
+_ROOTS = "tests|zswapd|tools|docs|scripts|systemd|monitoring|man|completions"
 _PATH = re.compile(rf"`(?:\./|sudo )?((?:{_ROOTS})/[\w./-]*\w/?)(?:::(\w+))?[^`]*`")
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 

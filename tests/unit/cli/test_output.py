@@ -205,6 +205,7 @@ def opened(path: str, flags: int) -> Iterator[int]:
     os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_is_no_failure(commands: Commands, usual: tuple[list[int], bytes]) -> None:
     with broken_pipe() as stdout:
         codes, complaints = run(commands, stdout=stdout)
