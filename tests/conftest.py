@@ -3,7 +3,7 @@
 
 Tiers: tests marked `soak`, `bench`, `vm` or `package` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
 `mount`, `kernel` or `box` are skipped, with the reason, where the machine cannot do what they need; they need not
-ask themselves.
+ask themselves. Tests marked `slow` run by default; `make quick` leaves them out.
 
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
 longer.
@@ -197,7 +197,9 @@ def _log_as_before() -> Iterator[None]:
         root.setLevel(level)
 
 
-@pytest.fixture(params=(4096, 16384, 65536), ids=lambda size: f"{size // 1024}K")
+@pytest.fixture(
+    params=[4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (16384, 65536))], ids=lambda size: f"{size // 1024}K"
+)
 def page_size(request: pytest.FixtureRequest) -> int:
     """Every page size Linux has; the core takes it as a plain value."""
     size: int = request.param

@@ -18,14 +18,12 @@ TOP = Path(__file__).resolve().parents[1]
 AGAIN = (
     "tests/contract",
     "tests/model/test_device_model.py",
-    "tests/unit/test_device.py",
-    "tests/unit/test_frontswap.py",
-    "tests/unit/test_page_states.py",
-    "tests/unit/test_objects.py",
-    "tests/unit/test_zsmalloc.py",
-    "tests/unit/test_zbud.py",
-    "tests/unit/test_zbuds.py",
-    "tests/unit/test_zv.py",
+    "tests/unit/core/allocators",
+    "tests/unit/core/block",
+    "tests/unit/core/frontends",
+    "tests/unit/core/pam",
+    "tests/unit/core/test_objects.py",
+    "tests/unit/core/tmem",
     "tests/test_pure.py",
 )
 """What runs on plain Python, too: allocators, back ends, index, front ends and block files, contracts, models and units."""

@@ -17,15 +17,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tools.bench.harness import system
+from tools.bench.harness.cgroup import MemoryCgroup, memory_hierarchy
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.display import Display
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import Phase, Workload, WorkloadOptions
 from zswapd.errors import PermissionsError
 from zswapd.system.advice import raise_min_free_kbytes
-
-from . import system
-from .cgroup import MemoryCgroup, memory_hierarchy
-from .daemon import Daemon
-from .display import Display
-from .system import MIB, HarnessError
-from .workload import Phase, Workload, WorkloadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -24,11 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from . import system
-from .cgroup import MemoryCgroup
-from .daemon import Daemon
-from .system import MIB, HarnessError
-from .workload import Workload, WorkloadOptions
+from tools.bench.harness import system
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import Workload, WorkloadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.test_metrics_flood import ready
-from tests.support import capabilities
-from tests.support.mounting import TOP
+from tests.support import TOP, capabilities
 from tests.support.swap import Stage, stage
 from tools.bench.workloads.flood import ATTACKS
 

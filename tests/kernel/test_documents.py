@@ -18,12 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import documents
+from tests.support import TOP, documents
 from zswapd.errors import SwapDeviceError
 
 pytestmark = pytest.mark.kernel
 
-TOP = documents.TOP
 LIMIT_S = 90
 SYSTEMD = "needs systemd as process 1: tests/packages and tests/vm/test_systemd.py"
 NOT_HERE = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What cannot stand behind the pool, and limits that make no sense: the real programs refuse them, with the reason and the fix.
 
-A device that is made of our own file, `tests/unit/test_backing_store.py` has.
+A device that is made of our own file, `tests/unit/core/backing/test_store.py` has.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.mount.test_metrics_flood import Thread
-from tests.support.mounting import TOP
+from tests.support import TOP
 from tests.support.swap import Stage, next_worker, stage, wait_for
 from tools.bench.harness.daemon import Daemon
 from zswapd.metrics.exporter import TEXT_S

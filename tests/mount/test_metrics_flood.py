@@ -20,8 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import capabilities
-from tests.support.mounting import TOP
+from tests.support import TOP, capabilities
 from tests.support.swap import Stage, stage, wait_for
 from tools.bench.harness.daemon import Daemon
 from tools.bench.workloads.flood import ATTACKS

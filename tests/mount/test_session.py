@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support import capabilities
+from tests.support import TOP, capabilities
 from tests.support.blockfile import MemoryFile
-from tests.support.mounting import TIMEOUT, TOP, FileServer, is_mounted, loop_device, serving
+from tests.support.mounting import TIMEOUT, FileServer, is_mounted, loop_device, serving
 from zswapd.errors import MountError, PermissionsError
 from zswapd.fuse import mount
 from zswapd.fuse import session as session_module

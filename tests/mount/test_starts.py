@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounting import TOP
+from tests.support import TOP
 from tests.support.roles import Roles
 from tools.bench.harness.daemon import program
 from zswapd.errors import ConfigError, ControlError

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 
 from tests.support.disk import Disk
@@ -52,7 +53,7 @@ class Files:
             self.disk.submit,
             page_size=page_size,
             buffers=make_buffers(buffers * page_size, page_size),
-            **({"clock": clock} if clock else {}),
+            clock=clock or time.monotonic,
         )
         maps = {name: memoryview(bytearray(length)) for name, length in slot_map_sizes(config).items()}
         self.core = Core(config, backing=Backing(self.transfers, maps))

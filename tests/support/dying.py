@@ -225,8 +225,9 @@ class Process:
             case ("discard", first, count):
                 device.discard(first * self.size, min(count, PAGES - first) * self.size)
             case ("cache", first, count, kind):
-                for index in range(first, first + count) if core.cache else ():
-                    core.cache.cleancache.put_page(self.cached, 1, index, memoryview(page(kind, index % 9, self.size)))
+                for index in range(first, first + count):
+                    if core.cache:
+                        core.cache.cleancache.put_page(self.cached, 1, index, memoryview(page(kind, index % 9, self.size)))
             case ("evict", count):
                 if core.cache:
                     core.cache.eviction.evict(count)

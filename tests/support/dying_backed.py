@@ -29,7 +29,7 @@ from zswapd.errors import BackingError, LostPageError
 @functools.cache
 def _longest_zsize(kind: str, seed: int, page_size: int) -> int:
     """Return the bytes that a page takes with the codec that compresses it worst."""
-    return max(len(codec.compress(page(kind, seed, page_size))) for codec in compress.by_codec().values())
+    return max(len(codec.compress(memoryview(page(kind, seed, page_size)))) for codec in compress.by_codec().values())
 
 
 class _Disk:

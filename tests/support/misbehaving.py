@@ -9,7 +9,10 @@ from typing import Any
 
 from tests.support.blockfile import PAGE
 from zswapd.fuse.inodes import ROOT_INODE, Directory
-from zswapd.fuse.operations import Operations, pyfuse3  # pyfuse3 itself would be loaded before the hook
+from zswapd.fuse.operations import Operations
+
+# isort: split
+import pyfuse3  # behind zswapd.fuse, which loads the hook first
 
 RAISES, TOO_MUCH, NO_INT, NO_ERRNO, KEEPS_VIEW, KEEPS_SLICE, CHECKS_KEPT = range(7)
 """Pages of the block file whose access goes wrong in a way of its own."""
@@ -56,7 +59,7 @@ class MisbehavingOperations(Operations):
                 self.kept.append(view)
             case 5:
                 self.kept.append(view[1:2])
-            case 6:
+            case _:
                 self.check_kept()
         return len(view)
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parent.parent.parent
+from tests.support import TOP
+
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 1, 2, 8, 16  # fallocate(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from tests.support.mounting import TIMEOUT, TOP, is_mounted
+from tests.support import TOP
+from tests.support.mounting import TIMEOUT, is_mounted
 
 SIZE = 40960
 REMEMBERED_S = 30

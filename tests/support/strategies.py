@@ -59,7 +59,8 @@ def page(kind: str, seed: int, page_size: int) -> bytes:
             return rng.randbytes(page_size)
         case "letters":
             return bytes(rng.choices(range(64, 128), k=page_size))
-    raise ValueError(kind)
+        case _:
+            raise ValueError(kind)
 
 
 def contents() -> st.SearchStrategy[tuple[str, int]]:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import documents
+from tests.support import TOP, documents
 from zswapd import errors
 from zswapd.cli import zswapctl, zswapd
 from zswapd.metrics.families import described
 
-TOP = Path(__file__).resolve().parent.parent.parent
-PAGES = sorted([TOP / "README.md", *(TOP / "docs").glob("*.md")])
-_ROOTS = "tests|zswapd|docs|scripts|systemd|monitoring|man|completions"
+PAGES = sorted([*TOP.glob("*.md"), *(TOP / "docs").glob("*.md")])
+_ROOTS = "tests|zswapd|tools|docs|scripts|systemd|monitoring|man|completions"
 _PATH = re.compile(rf"`(?:\./|sudo )?((?:{_ROOTS})/[\w./-]*\w/?)(?:::(\w+))?[^`]*`")
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from zswapd import errors
 from zswapd.control import protocol
 
@@ -86,7 +86,7 @@ def test_systemd_names_no_code_after_something_else(cls: type[errors.ZswapdError
 
 
 def test_the_unit_gives_up_at_settings_that_are_wrong_and_at_nothing_else() -> None:
-    unit = (Path(__file__).resolve().parents[2] / "systemd/zswapd.service").read_text()
+    unit = (TOP / "systemd/zswapd.service").read_text()
     assert re.findall("^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE) == [
         f"{errors.ConfigError.exit_code} {errors.MachineError.exit_code}"
     ]

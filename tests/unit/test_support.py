@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import capabilities, decoy, leftovers
-
-TOP = Path(__file__).resolve().parent.parent.parent
+from tests.support import TOP, capabilities, decoy, leftovers
 
 
 @pytest.fixture

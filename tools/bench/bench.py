@@ -21,11 +21,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from . import benchmarks, cache, density, disk, everything, profile, raw, scale, shrink, swapoff
-from .applications import APPLICATIONS
-from .figures import progress
-from .runner import application_main
-from .system import HarnessError
+from tools.bench import benchmarks, everything
+from tools.bench.applications import APPLICATIONS
+from tools.bench.applications.runner import application_main
+from tools.bench.harness.figures import progress
+from tools.bench.harness.system import HarnessError
+from tools.bench.workloads import cache, density, disk, profile, raw, scale, shrink, swapoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return 0
+    work: Callable[[Sequence[str]], int]
     if argv[:1] == ["--check"]:
         name, work = "--check", everything.check
         del argv[0]

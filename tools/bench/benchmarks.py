@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from . import density, jobs, raw, report, scale, swapoff
-from .applications import APPLICATIONS
-from .figures import Figure, interval, progress
-from .profile import ORDER
+from tools.bench.applications import APPLICATIONS, jobs
+from tools.bench.harness.figures import Figure, interval, progress
+from tools.bench.workloads import density, raw, report, scale, swapoff
+from tools.bench.workloads.profile import ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

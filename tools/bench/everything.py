@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import arguments, benchmarks, cache, density, profile, raw, scale, shrink, swapoff, system
-from .applications import APPLICATIONS
-from .figures import Figure, progress
-from .runner import measure_application
-from .system import HarnessError
+from tools.bench import arguments, benchmarks
+from tools.bench.applications import APPLICATIONS
+from tools.bench.applications.runner import measure_application
+from tools.bench.harness import system
+from tools.bench.harness.figures import Figure, progress
+from tools.bench.harness.system import HarnessError
+from tools.bench.workloads import cache, density, profile, raw, scale, shrink, swapoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from tools.bench.harness.system import HarnessError
-
-from .build import TOP, build
+from tools.deb.build import TOP, build
 
 
 def main() -> int:

@@ -27,8 +27,8 @@ def zsh(parser: argparse.ArgumentParser) -> str:
 
 def _complete(parser: argparse.ArgumentParser, shell: str) -> str:
     _mark(parser)
-    preamble = {"bash": _bash_words(), "zsh": _zsh_words()}
-    return shtab.complete(parser, shell=shell, preamble=preamble)
+    words = {"bash": _bash_words, "zsh": _zsh_words}[shell]
+    return shtab.complete(parser, shell=shell, preamble=words())
 
 
 def _mark(parser: argparse.ArgumentParser, *, live: bool = False) -> None:

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 from tools.bench.harness.system import HarnessError
-
-from . import image, payload
-from .machine import Machine
+from tools.vm import image, payload
+from tools.vm.machine import Machine
 
 
 def main() -> int:

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from tools.bench.harness.system import HarnessError
-
-from .channel import Silent
+from tools.vm.channel import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .channel import Running
-    from .machine import Machine
+    from tools.vm.channel import Running
+    from tools.vm.machine import Machine
 
 COMMAND_LIMIT_S = 90.0
 START_LIMIT_S = 120.0

@@ -20,14 +20,13 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from tools.bench.harness.system import HarnessError
-
-from .channel import Channel, Silent
+from tools.vm.channel import Channel, Silent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .channel import Done, Running
-    from .image import Image
+    from tools.vm.channel import Done, Running
+    from tools.vm.image import Image
 
 BOOT_LIMIT_S = 240.0
 PROCESSOR_LIMIT_S = 3600

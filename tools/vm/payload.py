@@ -25,8 +25,7 @@ from packaging.requirements import Requirement
 
 from tools.bench.harness import workload
 from tools.bench.harness.system import HarnessError
-
-from . import image
+from tools.vm import image
 
 TOP = Path(__file__).resolve().parents[2]
 AGENT = Path(__file__).with_name("agent.c")

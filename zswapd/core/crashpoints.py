@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Crash points: places in the core where a test can end the process, as SIGKILL would between two instructions.
 
-Each stands between two writes that a successor can tell apart, or where one might think that it cannot. `reach` costs a compare
-as long as nothing is armed (measured by tests/unit/test_crashpoints.py), so the points are in the code that users run: what the
-tests kill is what they ship.
+Each stands between two writes that a successor can tell apart, or where one might think that it
+cannot. `reach` costs a compare as long as nothing is armed (measured by
+tests/unit/core/test_crashpoints.py), so the points are in the code that users run: what the tests
+kill is what they ship.
 
 A test arms a point in the process that is to die:
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import Application, Column, Level, TooSlowError
-from .compile import Compile
-from .database import Database
-from .nopressure import NoPressure
-from .tabs import Tabs
+from tools.bench.applications.base import Application, Column, Level, TooSlowError
+from tools.bench.applications.compile import Compile
+from tools.bench.applications.database import Database
+from tools.bench.applications.nopressure import NoPressure
+from tools.bench.applications.tabs import Tabs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..system import HarnessError
+from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import jobs
-from .applications import APPLICATIONS
-from .figures import Figure, interval
+from tools.bench.applications import APPLICATIONS, jobs
+from tools.bench.harness.figures import Figure, interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,11 +31,12 @@ def no_pressure(runs: Sequence[jobs.JobRun]) -> list[Figure]:
     for level in APPLICATIONS["nopressure"]().levels:
         cpu = jobs.ratios(runs, level.name, "cpu", jobs.NO_SWAP)
         clock = jobs.ratios(runs, level.name, "seconds", jobs.NO_SWAP)
-        within = max(abs(end - jobs.middle(cpu)) for end in interval(cpu)) if len(cpu) > 5 else None
+        median = jobs.middle(cpu)
+        within = max(abs(end - median) for end in interval(cpu)) if median is not None and len(cpu) > 5 else None
         at_least = interval(clock)[0] if len(clock) > 5 else None
         named = f"no pressure, {level.name}, zswapd ÷ no swap"
         figures += [
-            Figure(f"{named}, processor time", jobs.middle(cpu), 1.02, at_least=False),
+            Figure(f"{named}, processor time", median, 1.02, at_least=False),
             Figure(f"{named}, that is told to within", within, 0.02, at_least=False),
             Figure(f"{named}, run time is longer by at least", at_least, 1.02, at_least=False),
         ]

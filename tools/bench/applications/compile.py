@@ -18,8 +18,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from ..system import HarnessError, missing_programs, run
-from .base import BUILD, Application, Column, Level, TooSlowError, children_cpu, in_cgroup, running
+from tools.bench.applications.base import BUILD, Application, Column, Level, TooSlowError, children_cpu, in_cgroup, running
+from tools.bench.harness.system import HarnessError, missing_programs, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

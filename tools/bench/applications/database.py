@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..system import MIB, HarnessError
-from ..workload import build
-from .base import Application, Column, Level, TooSlowError, in_cgroup, running
+from tools.bench.applications.base import Application, Column, Level, TooSlowError, in_cgroup, running
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

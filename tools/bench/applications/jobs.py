@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .applications import TooSlowError
-from .cgroup import MemoryCgroup
-from .contenders import REGISTRY
-from .figures import Panel, aligned, bars, interval, machine
-from .report import SUBJECT
-from .sampling import Sampling
-from .system import MIB, HarnessError
+from tools.bench.applications import TooSlowError
+from tools.bench.applications.sampling import Sampling
+from tools.bench.contenders import REGISTRY
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.figures import Panel, aligned, bars, interval, machine
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.workloads.report import SUBJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from .applications import Application, Level
-    from .contenders import Contender
+    from tools.bench.applications import Application, Level
+    from tools.bench.contenders import Contender
 
 NO_SWAP = "none"
 

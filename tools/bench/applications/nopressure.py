@@ -13,10 +13,10 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING, ClassVar
 
-from ..system import MIB
-from ..workload import Workload, WorkloadOptions
-from .base import Application, Column, Level, children_cpu
-from .compile import Compile
+from tools.bench.applications.base import Application, Column, Level, children_cpu
+from tools.bench.applications.compile import Compile
+from tools.bench.harness.system import MIB
+from tools.bench.harness.workload import Workload, WorkloadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,17 +7,18 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from . import arguments, jobs, raw
-from .applications import APPLICATIONS
-from .claims import CLAIMS
-from .contenders import REGISTRY
-from .figures import progress, told
-from .system import HarnessError
+from tools.bench import arguments
+from tools.bench.applications import APPLICATIONS, jobs
+from tools.bench.applications.claims import CLAIMS
+from tools.bench.contenders import REGISTRY
+from tools.bench.harness.figures import progress, told
+from tools.bench.harness.system import HarnessError
+from tools.bench.workloads import raw, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .applications import Application
+    from tools.bench.applications import Application
 
 DEVICE_MIB = 1024
 LIMIT_S = 150.0
@@ -94,6 +95,6 @@ def application_main(name: str) -> Callable[[Sequence[str]], int]:
             args.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         if args.plot:
             jobs.plot(application, document["medians"], args.plot)
-        return 1 if any(run.error and run.contender == jobs.SUBJECT for run in runs) else 0
+        return 1 if any(run.error and run.contender == report.SUBJECT for run in runs) else 0
 
     return main_of_it

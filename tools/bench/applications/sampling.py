@@ -12,10 +12,10 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Self
 
-from . import system
+from tools.bench.harness import system
 
 if TYPE_CHECKING:
-    from .contenders import Contender
+    from tools.bench.contenders import Contender
 
 SAMPLE_S = 1.0
 

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..system import HarnessError
-from .base import Application, Column, Level, TooSlowError, in_cgroup, running
+from tools.bench.applications.base import Application, Column, Level, TooSlowError, in_cgroup, running
+from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import Contender, MemoryUse
-from .nbdkit import NbdkitZstd
-from .ramfile import LoopRam
-from .swapfile import NoSwap, SlowFile, SwapFile
-from .zram import ZramLz4, ZramLzoRle
-from .zswapd import Zswapd, ZswapdFour, ZswapdTwo
+from tools.bench.contenders.base import Contender, MemoryUse
+from tools.bench.contenders.nbdkit import NbdkitZstd
+from tools.bench.contenders.ramfile import LoopRam
+from tools.bench.contenders.swapfile import NoSwap, SlowFile, SwapFile
+from tools.bench.contenders.zram import ZramLz4, ZramLzoRle
+from tools.bench.contenders.zswapd import Zswapd, ZswapdFour, ZswapdTwo
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..system import process_memory
+from tools.bench.harness.system import process_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

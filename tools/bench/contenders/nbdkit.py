@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from .. import system
-from .base import Contender, MemoryUse
+from tools.bench.contenders.base import Contender, MemoryUse
+from tools.bench.harness import system
 
 START_LIMIT_S = 15.0
 

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from .. import system
-from .base import Contender, MemoryUse
+from tools.bench.contenders.base import Contender, MemoryUse
+from tools.bench.harness import system
 
 TMPFS = Path("/dev/shm")
 

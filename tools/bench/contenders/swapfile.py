@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from .. import system
-from .base import Contender, MemoryUse
-from .nbdkit import NbdkitZstd
+from tools.bench.contenders.base import Contender, MemoryUse
+from tools.bench.contenders.nbdkit import NbdkitZstd
+from tools.bench.harness import system
 
 PLACE = Path("/var/tmp")
 DELAY_MS = 5

@@ -7,8 +7,8 @@ import contextlib
 from pathlib import Path
 from typing import ClassVar
 
-from .. import system
-from .base import Contender, MemoryUse
+from tools.bench.contenders.base import Contender, MemoryUse
+from tools.bench.harness import system
 
 CONTROL = Path("/sys/class/zram-control")
 MM_STAT = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .. import system
-from ..daemon import Daemon, program
-from .base import Contender, MemoryUse
+from tools.bench.contenders.base import Contender, MemoryUse
+from tools.bench.harness import system
+from tools.bench.harness.daemon import Daemon, program
 
 
 class Zswapd(Contender):

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .system import HarnessError
+from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -24,9 +24,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from . import system
-from .display import PoolSample
-from .system import HarnessError
+from tools.bench.harness import system
+from tools.bench.harness.display import PoolSample
+from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .system import MIB
+from tools.bench.harness.system import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable

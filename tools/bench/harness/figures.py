@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .system import page_cluster
+from tools.bench.harness.system import page_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

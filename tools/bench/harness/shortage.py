@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from .system import MIB, HarnessError, memory_available
+from tools.bench.harness.system import MIB, HarnessError, memory_available
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .system import HarnessError
+from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -32,12 +32,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from . import arguments, system
-from .cgroup import MemoryCgroup
-from .daemon import Daemon
-from .figures import Figure, aligned, machine, told
-from .system import MIB, HarnessError
-from .workload import build
+from tools.bench import arguments
+from tools.bench.harness import system
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.figures import Figure, aligned, machine, told
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -26,6 +26,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tools.bench import arguments
+from tools.bench.harness.figures import Figure, machine, progress, quiet_pyplot, save, told
 from zswapd.core.allocators.arena import Arena
 from zswapd.core.allocators.choice import make_allocator
 from zswapd.core.allocators.frametable import PERSISTENT
@@ -35,9 +37,6 @@ from zswapd.core.pam.base import HEADER_BYTES
 from zswapd.core.pam.zv import Zv
 from zswapd.core.tmem.objnodes import Objnodes
 from zswapd.core.tmem.tmem import Tmem
-
-from . import arguments
-from .figures import Figure, machine, progress, quiet_pyplot, save, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -176,10 +175,10 @@ def measure(allocator: str, distribution: str, pages: int, seed: int) -> Measure
     arena, frames = _frames(pages * 2 + 512)
     pool = make_allocator(allocator, frames, PERSISTENT, None, max_zspage_frames=8)
     kept = _Pages(pool, arena.words64)
-    alloc_us = _timed(lambda: [kept.add(size) for size in sizes]) / pages
+    alloc_us = _timed(lambda: list(map(kept.add, sizes))) / pages
     filled, bound = kept.density(), PAGE * pages / kept.bytes
     victims = [rng.randrange(pages - number) for number in range(pages // 2)]
-    free_us = _timed(lambda: [kept.remove(place) for place in victims]) / len(victims)
+    free_us = _timed(lambda: list(map(kept.remove, victims))) / len(victims)
     for size in later:
         kept.add(size)
         kept.remove(rng.randrange(len(kept.held)))

@@ -30,13 +30,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import arguments, system
-from .cgroup import MemoryCgroup
-from .contenders.swapfile import PLACE, LoopFile, SlowFile, SwapFile
-from .daemon import Daemon
-from .figures import Figure, aligned, machine, progress
-from .system import MIB, HarnessError
-from .workload import Workload, WorkloadOptions
+from tools.bench import arguments
+from tools.bench.contenders.swapfile import PLACE, LoopFile, SlowFile, SwapFile
+from tools.bench.harness import system
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.figures import Figure, aligned, machine, progress
+from tools.bench.harness.system import MIB, HarnessError
+from tools.bench.harness.workload import Workload, WorkloadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,18 +16,19 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from . import arguments, report
-from .contenders import REGISTRY
-from .figures import Panel, bars, progress
-from .rounds import Plan, run_all
-from .system import HarnessError, page_cluster_set
+from tools.bench import arguments
+from tools.bench.contenders import REGISTRY
+from tools.bench.harness.figures import Panel, bars, progress
+from tools.bench.harness.system import HarnessError, page_cluster_set
+from tools.bench.workloads import report
+from tools.bench.workloads.rounds import Plan, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .figures import Figure
-    from .rounds import Run
+    from tools.bench.harness.figures import Figure
+    from tools.bench.workloads.rounds import Run
 
 CONTENDERS = ("loop-ram", "file", "zram-lzo-rle", "zram-lz4", "nbdkit-zstd", "zswapd")
 FILES = ("zswapd", "zswapd-2", "zswapd-4")

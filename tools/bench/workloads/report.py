@@ -11,12 +11,12 @@ import dataclasses
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .figures import Figure, aligned, machine, told
+from tools.bench.harness.figures import Figure, aligned, machine, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .rounds import Plan, Run
+    from tools.bench.workloads.rounds import Plan, Run
 
 SUBJECT = "zswapd"
 HEADINGS = {

@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .cgroup import MemoryCgroup
-from .contenders import REGISTRY, Contender, MemoryUse
-from .report import SUBJECT
-from .system import MIB, HarnessError, memory_available, swap_off, swaps
-from .workload import KILLED, Phase, Workload, WorkloadOptions
+from tools.bench.contenders import REGISTRY, Contender, MemoryUse
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.system import MIB, HarnessError, memory_available, swap_off, swaps
+from tools.bench.harness.workload import KILLED, Phase, Workload, WorkloadOptions
+from tools.bench.workloads.report import SUBJECT
 
 PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "verify")
 """Between the last two everything is swapped off, so what is verified last has come back that way."""
@@ -211,10 +211,11 @@ def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None], once: 
 
 def _run_until_it_lives(name: str, number: int, plan: Plan, say: Callable[[str], None]) -> Run:
     """Run a contender, a rival again if the kernel has killed its workload for want of memory; return the last run."""
-    for kills in range(TRIES):
+    kills = 0
+    while True:
         run = replace(run_once(REGISTRY[name](), number, plan), kills=kills)
         figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures().items())
         say(f"round {number + 1}/{plan.rounds} {name}: {run.error or figures}")
-        if KILLED not in run.error or name.startswith(SUBJECT):
-            break
-    return run
+        kills += 1
+        if KILLED not in run.error or name.startswith(SUBJECT) or kills == TRIES:
+            return run

@@ -39,13 +39,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from tools.bench import arguments
+from tools.bench.harness.figures import Figure, aligned, machine, quiet_pyplot, save, told
+from tools.bench.harness.workload import build
 from zswapd.config import load
 from zswapd.core import compress
 from zswapd.core.core import Core, Inherited
-
-from . import arguments
-from .figures import Figure, aligned, machine, quiet_pyplot, save, told
-from .workload import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

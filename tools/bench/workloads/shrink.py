@@ -29,11 +29,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import arguments
-from .daemon import Daemon
-from .figures import Figure, aligned, machine, progress, told
-from .shortage import Shortage
-from .system import MIB, HarnessError
+from tools.bench import arguments
+from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.figures import Figure, aligned, machine, progress, told
+from tools.bench.harness.shortage import Shortage
+from tools.bench.harness.system import MIB, HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

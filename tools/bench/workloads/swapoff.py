@@ -18,21 +18,21 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import arguments
-from .cgroup import MemoryCgroup
-from .contenders import REGISTRY
-from .figures import COLOURS, Figure, aligned, machine, progress, quiet_pyplot, save, told
-from .raw import usable
-from .report import SUBJECT
-from .rounds import swap_everything_off
-from .system import MIB, HarnessError, memory_available, swaps
-from .workload import Workload, WorkloadOptions
+from tools.bench import arguments
+from tools.bench.contenders import REGISTRY
+from tools.bench.harness.cgroup import MemoryCgroup
+from tools.bench.harness.figures import COLOURS, Figure, aligned, machine, progress, quiet_pyplot, save, told
+from tools.bench.harness.system import MIB, HarnessError, memory_available, swaps
+from tools.bench.harness.workload import Workload, WorkloadOptions
+from tools.bench.workloads.raw import usable
+from tools.bench.workloads.report import SUBJECT
+from tools.bench.workloads.rounds import swap_everything_off
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .contenders import Contender
+    from tools.bench.contenders import Contender
 
 CONTENDERS = ("zram-lz4", "nbdkit-zstd", "zswapd")
 SIZES_MIB = (256, 1024, 2048)

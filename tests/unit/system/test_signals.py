@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounting import TOP
+from tests.support import TOP
 from tests.support.terminal import Terminal
 from zswapd.system import signals
 from zswapd.system.signals import FAULTS, SI_KERNEL, SI_USER, Received, SignalFile, is_hangup, name_of

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.mounting import TOP
+from tests.support import TOP
 from zswapd.cli.standard_files import LossyFile
 
 COMPLETE = """

@@ -31,6 +31,8 @@ from zswapd.core.core import Core, Inherited
 from zswapd.core.pam.base import HEADER, HEADER_BYTES
 from zswapd.errors import CorruptedPageError, LostPageError
 
+pytestmark = pytest.mark.slow
+
 PAGES = 90
 ALLOCATORS = ("zsmalloc", "zbud")
 LAYOUT_WORD = 2

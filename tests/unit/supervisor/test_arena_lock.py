@@ -6,15 +6,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from zswapd.core.allocators.arena import Arena
 from zswapd.supervisor.arena_lock import ArenaLock
 
 MIB = 1 << 20
-TOP = Path(__file__).resolve().parents[2]
 
 IN_A_PROCESS_OF_ITS_OWN = """if True:
     import ctypes, mmap, os, sys

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from zswapd.cli import zswapctl, zswapd
 from zswapd.config import SECTIONS, SETTINGS, loader
 from zswapd.control.listener import Listener, supervisor_of
@@ -29,7 +30,6 @@ from zswapd.host import hints, installation
 from zswapd.host.installation import Installation
 from zswapd.swapdevice import swapon
 
-TOP = Path(__file__).resolve().parents[2]
 REASONS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EBUSY, errno.ETXTBSY,
     errno.ENODEV, errno.ENXIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP,

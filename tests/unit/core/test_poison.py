@@ -23,6 +23,8 @@ from zswapd.core.allocators.frametable import FREE, STATE_MASK, USED
 from zswapd.core.core import Core, Inherited
 from zswapd.errors import ArenaError, CorruptedPageError, LostPageError
 
+pytestmark = pytest.mark.slow
+
 PAGES = 600
 ALLOCATORS = ("zsmalloc", "zbud")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the checksum costs a load, by kind of page: the figures of docs/benchmarks.md.
 
-`pytest --tier bench tests/unit/test_checksum_cost.py -s` prints the table. With and without in turn, the fastest of many, so
-that a busy machine changes little.
+`pytest --tier bench tests/unit/core/pam/test_checksum_cost.py -s` prints the table. With and without
+in turn, the fastest of many, so that a busy machine changes little.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 
+from tests.support import TOP
 from tests.support.commandline import all_commands
-from tests.support.mounting import TOP
 from tests.support.snapshots import make_core, make_snapshot
-from tests.unit.test_cli import ARGUMENTS, FakeDaemon
+from tests.unit.cli.test_cli import ARGUMENTS, FakeDaemon
 from zswapd.cli import output, zswapctl
 from zswapd.control.client import Client
 from zswapd.control.protocol import encode_progress, encode_result
@@ -205,6 +205,7 @@ def opened(path: str, flags: int) -> Iterator[int]:
     os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_is_no_failure(commands: Commands, usual: tuple[list[int], bytes]) -> None:
     with broken_pipe() as stdout:
         codes, complaints = run(commands, stdout=stdout)

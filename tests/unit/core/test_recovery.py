@@ -79,7 +79,7 @@ def _contents(core: Core) -> dict[str, object]:
 # What is there stays there.
 
 
-@pytest.mark.parametrize("size", [4096, 16384, 65536])
+@pytest.mark.parametrize("size", [4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (16384, 65536))])
 def test_successor_has_every_page_and_counts_what_its_predecessor_did(kind: str, size: int) -> None:
     config = make_config(f"memory.arena={kind}", f"swap.files.more={64 * size}", page_size=size)
     core = Core(config)
@@ -525,7 +525,7 @@ def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: st
 # The ephemeral half.
 
 
-@pytest.mark.parametrize("size", [4096, 65536])
+@pytest.mark.parametrize("size", [4096, pytest.param(65536, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("persistent", ["zsmalloc", "zbud"])
 @pytest.mark.parametrize("ephemeral", ["zsmalloc", "zbud"])
 def test_successor_has_swaps_pages_and_none_of_the_cache(persistent: str, ephemeral: str, size: int) -> None:

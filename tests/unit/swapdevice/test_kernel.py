@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from zswapd import swapdevice
 from zswapd.errors import HeadroomError, PermissionsError, SwapDeviceError
 from zswapd.swapdevice.drain import drain
@@ -25,7 +26,6 @@ from zswapd.swapdevice.state import attachments, read_sysfs
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
 
 MIB = 1 << 20
-TOP = Path(__file__).resolve().parent.parent.parent
 HIGHEST = 32767  # before any other swap of the machine
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import capabilities
-from tests.support.mounting import TOP
+from tests.support import TOP, capabilities
 from zswapd import config, paths
 from zswapd.cli import zswapctl
 from zswapd.errors import ConfigError, ControlError

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-HOOK = Path(__file__).resolve().parents[2] / "zswapd/fuse/_lowlevel.c"
+from tests.support import TOP
+
+HOOK = TOP / "zswapd/fuse/_lowlevel.c"
 NAMES = ["fuse_session_new_versioned", "_fuse_session_new_317"]
 
 LIBFUSE = """

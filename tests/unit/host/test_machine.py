@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from tests.support.capabilities import requires_loop
 from zswapd.cli import zswapd
 from zswapd.core.allocators import arena as arena_module
@@ -23,8 +24,6 @@ from zswapd.core.allocators.arena import Arena
 from zswapd.errors import MachineError
 from zswapd.host import machine
 from zswapd.swapdevice.kernel import BLKDISCARD
-
-TOP = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 #include <errno.h>

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.support import TOP
 from tests.support.commandline import all_commands
 from zswapd import __version__, config, errors, swapdevice
 from zswapd.cli import render, swap, upgrade, zswapctl, zswapd
@@ -29,7 +30,6 @@ from zswapd.host import installation
 from zswapd.pages import PAGE_SIZE
 
 MIB = 1 << 20
-TOP = Path(__file__).resolve().parent.parent.parent
 
 STATUS: dict[str, Any] = {
     "version": "0.1.0",

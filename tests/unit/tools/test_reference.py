@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from tools.reference.__main__ import files
 from zswapd import errors
 from zswapd.cli import zswapctl
 from zswapd.config import SETTINGS, reloadable_names
 from zswapd.control.protocol import COMMANDS
 
-TOP = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted(name for name in files() if name.startswith("man/"))
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import TOP
 from zswapd.cli import zswapctl, zswapd
 from zswapd.host import installation
 from zswapd.host.installation import Installation
 
-TOP = Path(__file__).resolve().parents[2]
 UNIT = (TOP / "systemd/zswapd.service").read_text()
 
 

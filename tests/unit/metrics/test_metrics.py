@@ -22,9 +22,8 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support import capabilities
+from tests.support import TOP, capabilities
 from tests.support.backed import Files
-from tests.support.mounting import TOP
 from tests.support.snapshots import make, make_core, make_snapshot
 from tests.support.strategies import page
 from zswapd.core.pam.base import RejectReason
