@@ -219,7 +219,7 @@ def test_successor_finds_the_buddies_that_live(make: MakePool, page_size: int, d
     pool = make(page_size)
     handles = [_chunks(pool, 20), _chunks(pool, 33)]
     for number in dead:
-        pool._lives[handles[number] >> 3] = DEAD
+        pool._live_words[handles[number] >> 3] = DEAD
     successor = ZbudPool(_take_over(pool))
     assert successor.adopt() == (len(dead) > 1), "a death leaves one store or free that was cut short"
     successor.check()

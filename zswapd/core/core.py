@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from zswapd.core.allocators.zbud import ZbudPool, ZbudStatistics
     from zswapd.core.allocators.zsmalloc import ZsPool
     from zswapd.core.allocators.zspages import ZsStatistics
-    from zswapd.core.backing.statistics import TransferStatistics
+    from zswapd.core.backing.transfers import TransferStatistics
     from zswapd.core.block.backed import BackedStatistics
-    from zswapd.core.disk import Backing
+    from zswapd.core.disk import CoreDisk
     from zswapd.core.pam.zvpages import ZvStatistics
     from zswapd.core.reclaim.recompress import RecompressionStatistics
     from zswapd.core.reclaim.writeback import WritebackStatistics
@@ -271,7 +271,7 @@ class Core:
         ConfigError: unknown compressor.
     """
 
-    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: Backing | None = None) -> None:
+    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: CoreDisk | None = None) -> None:
         started = time.perf_counter()
         sizes = config.swap_files()
         self._page_size = page_size = config.context.page_size
@@ -338,7 +338,7 @@ class Core:
         return make_allocator(pool.allocator, frames, PERSISTENT, None, max_zspage_frames=pool.max_zspage_frames)
 
     def _make_cache(self, config: Config) -> CacheHalf:
-        """Return a new ephemeral half, whose frames the persistent one may eat."""
+        """Return a new ephemeral half, which is evicted for stores of the persistent one."""
         cache = CacheHalf(
             self.frames,
             self.tmem,
@@ -349,7 +349,7 @@ class Core:
             max_zspage_frames=config.pool.max_zspage_frames,
             wanted_run=self.allocator.longest_run,
         )
-        self.zv.eat = cache.eviction.eat
+        self.zv.evict_cache = cache.eviction.evict_for_store
         return cache
 
     def _recover(self, started: float) -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from zswapd.core.frontends.frontswap import Frontswap
     from zswapd.core.pam.zv import Zv
 
-SHORT = 8
-"""The reserve is nearly empty when one frame of so many is left."""
+RESERVE_LOW_DIVISOR = 8
+"""The reserve is low with less than 1/8 of `reserve_target` free."""
 
 
 def slot_map_sizes(config: Config) -> dict[str, int]:
@@ -43,7 +43,7 @@ def slots_needed(config: Config) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Backing:
+class CoreDisk:
     """The disk behind the pool, as a core is given it.
 
     Attributes:
@@ -105,7 +105,7 @@ class Backing:
             used=lambda: frames.used_frames - frames.ephemeral_frames,
             uses=uses,
             raw_pages=lambda: zv.raw_pages,
-            is_short=lambda: frames.table.free_frames < frames.reserve_target // SHORT,
+            is_short=lambda: frames.table.free_frames < frames.reserve_target // RESERVE_LOW_DIVISOR,
             accepts=lambda: transfers.accepts(-1, buffers=transfers.buffers // 4),
         )
 

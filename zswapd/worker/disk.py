@@ -22,11 +22,10 @@ import trio
 from xxhash import xxh3_64_digest
 
 from zswapd.core.backing._disk import Cipher, Queue
-from zswapd.core.backing.buffers import make_buffers
 from zswapd.core.backing.lifeline import Lifeline
-from zswapd.core.backing.store import KEY_BYTES, SlotStore, check_store, open_store
+from zswapd.core.backing.store import KEY_BYTES, SlotStore, check_store, make_buffers, open_store
 from zswapd.core.backing.transfers import CLAIMS, RUN_MAX, Transfers
-from zswapd.core.disk import Backing, slot_map_sizes, slots_needed, witness_sizes
+from zswapd.core.disk import CoreDisk, slot_map_sizes, slots_needed, witness_sizes
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferred import BackedOperations
@@ -232,7 +231,7 @@ class BackedPool:
         )
         maps: Mapping[str, memoryview] = {name: state.area(_SLOTS + name) for name in config.swap_files()}
         witnesses = {name: area for name in config.swap_files() if (area := state.areas.get(_WITNESS + name)) is not None}
-        self.backing = Backing(self.transfers, maps, witnesses)
+        self.backing = CoreDisk(self.transfers, maps, witnesses)
         self._operations: BackedOperations | None = None
         self._release()
 

@@ -4,13 +4,13 @@
 A handle is the object's byte offset in the arena: a machine word, never 0, stable until the object is freed or compaction
 reports that it moved. Reading an object through a handle therefore needs no lookup and no copy.
 
-The first eight bytes of an object are its owner's word of life: `alloc` hands the object out with
+The first eight bytes of an object are its owner's *live word*: `alloc` hands the object out with
 that word DEAD (runs.py), the owner makes it another, not 0, when the object is complete, and `free`
 makes it DEAD again, in a single store each. A successor process, which finds
 the arena without an index, tells live objects from dead ones by it, and so does compaction.
 
 Objects above `max_shared` are the exception. Such a *body* is all its owner's, to the first byte: it may hold a page as a
-process wrote it, which could imitate anything. So it has no word of life, compaction never moves it, and it outlives a takeover
+process wrote it, which could imitate anything. So it has no live word, compaction never moves it, and it outlives a takeover
 only if its owner claims it.
 """
 
@@ -62,7 +62,7 @@ class Allocator(Protocol):
     def adopt(self) -> int:
         """Rebuild everything from the arena, as a successor's first step over adopted frames.
 
-        Every object with a word of life and every body is in use afterwards. Returns the number of frames' owners that made no
+        Every object with a live word and every body is in use afterwards. Returns the number of frames' owners that made no
         sense, which no death causes.
         """
 

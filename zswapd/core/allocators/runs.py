@@ -4,7 +4,7 @@
 A run that holds nothing but one body (base.py) is known by word 0 of its first frame; word 2 of it is 1 when the body was
 adopted and claimed.
 
-The word of life of a dead object is DEAD, not 0: memory that has lost what was in it is no dead
+The live word of a dead object is DEAD, not 0: memory that has lost what was in it is no dead
 object, and no living one.
 
 The order of use is kept only for an allocator that is given a Lru, since it costs a few writes each time: what is ephemeral
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MAX_PAGE: Final = 64 << 10
 DEAD_CHECK: Final = 0x5DEAD5A3
 DEAD: Final = DEAD_CHECK << LOW_SHIFT
-"""The word of life of an object that is not in use. As a header, it has this checksum and no
+"""The live word of an object that is not in use. As a header, it has this checksum and no
 generation, which no store writes."""
 _SOME: Final = 0xFF
 """Runs that are given back between two signs of life, less one."""
@@ -56,7 +56,7 @@ class Runs:
         self.memory = frames.arena.view
         self.max_size = frames.page_size
         self.longest_run = 1
-        self._lives = frames.arena.words64
+        self._live_words = frames.arena.words64
         self._frames = frames
         self._words = frames.table.words
         self._pairs = frames.table.pairs
@@ -139,17 +139,17 @@ class Runs:
             self._found_wrong()
 
     def _is_alive(self, place: int) -> bool:
-        """Say whether the object whose word of life is the arena's 64-bit word at `place` lives.
+        """Say whether the object whose live word is the arena's 64-bit word at `place` lives.
 
         0 is what a dead one has in an older arena, which is rewritten here; in others, it is memory
         that has lost its contents.
         """
-        life = self._lives[place]
+        life = self._live_words[place]
         if life:
             return life != DEAD
         if not self._frames.arena.is_older:
             self._found_wrong()
-        self._lives[place] = DEAD
+        self._live_words[place] = DEAD
         return False
 
     def _free_empty(self, empty: list[int]) -> None:
@@ -168,7 +168,7 @@ class Runs:
 
         def found_span(handle: int, size: int, count: int) -> None:
             for place in range(handle, handle + size * count, size):
-                if self._lives[place >> 3] != DEAD:
+                if self._live_words[place >> 3] != DEAD:
                     found(place, size)
 
         self.each_span(found_span)

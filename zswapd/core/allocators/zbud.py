@@ -14,8 +14,8 @@ Everything about a frame is in its words of the frame table:
 
 A body is a first buddy of all chunks. Where a buddy begins follows from word 0: the first at the
 frame's beginning, the last as many chunks before its end as it has. So words 0 and 1, which are
-written by one 64-bit store, say all that a successor needs: after the new buddy's word of life is
-DEAD, and before its owner makes it live; when a buddy goes, its word of life does first. A buddy
+written by one 64-bit store, say all that a successor needs: after the new buddy's live word is
+DEAD, and before its owner makes it live; when a buddy goes, its live word does first. A buddy
 that has chunks and no life is therefore a store or a free that was cut short, and is taken for
 free. A death leaves one of these at most. More of them are memory that has changed by itself, and
 so is a frame whose words do not have the same chunks.
@@ -172,8 +172,8 @@ class ZbudPool(Runs):
             self.failed_alloc += 1
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
-        # The frame may hold what an earlier owner left; the word of life must not.
-        self._lives[frame * self._page_size >> 3] = DEAD
+        # The frame may hold what an earlier owner left; the live word must not.
+        self._live_words[frame * self._page_size >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
         self._pairs[frame * 2] = self._seal + chunks * _IN_PAIR
         reach(crashpoints.ZSPAGE_SEALED)
@@ -196,7 +196,7 @@ class ZbudPool(Runs):
             handle = frame * self._page_size
             both |= chunks
         # Before there are chunks, so that nobody takes for an object what lay there.
-        self._lives[handle >> 3] = DEAD
+        self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_OFF_CHAIN)
         self._pairs[frame * 2] = self._seal + both * _IN_PAIR
         reach(crashpoints.OBJECT_ALLOCATED)
@@ -229,11 +229,11 @@ class ZbudPool(Runs):
                 self._unlink(NCHUNKS - own, frame)
                 if self._lru is not None:
                     self._lru.remove(frame)
-            # The word of life stays as it is: what is not in a sealed frame is not looked at.
+            # The live word stays as it is: what is not in a sealed frame is not looked at.
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(frame)
             return
-        self._lives[handle >> 3] = DEAD
+        self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_DEAD)
         self._pairs[frame * 2] = self._seal + both * _IN_PAIR
         reach(crashpoints.OBJECT_FREED)
@@ -248,11 +248,11 @@ class ZbudPool(Runs):
         one, other = state >> _FIRST & 255, state >> _LAST
         base = first * self._page_size
         found: list[int] = []
-        if 0 < one < NCHUNKS and self._lives[base >> 3] != DEAD:
+        if 0 < one < NCHUNKS and self._live_words[base >> 3] != DEAD:
             found.append(base)
         if other:
             base += self._page_size - other * self._chunk
-            if self._lives[base >> 3] != DEAD:
+            if self._live_words[base >> 3] != DEAD:
                 found.append(base)
         return found
 
@@ -291,7 +291,7 @@ class ZbudPool(Runs):
             new = self._join(number, target, chunks)
             self.memory[new + 8 : new + chunks * self._chunk] = self.memory[old + 8 : old + chunks * self._chunk]
             reach(crashpoints.COMPACT_COPIED)
-            self._lives[new >> 3] = self._lives[old >> 3]
+            self._live_words[new >> 3] = self._live_words[old >> 3]
             reach(crashpoints.COMPACT_ALIVE)
             moved(old, new)
             reach(crashpoints.COMPACT_INDEXED)
@@ -305,7 +305,7 @@ class ZbudPool(Runs):
     # A successor's beginning.
 
     def adopt(self) -> int:
-        """Rebuild everything from the sealed frames and their words of life (see base.Allocator)."""
+        """Rebuild everything from the sealed frames and their live words (see base.Allocator)."""
         words = self._words
         empty: list[int] = []
         for frame in self._frames.used_runs(self._half):

@@ -62,7 +62,7 @@ class ZsPool(Zspages):
         number = chain >> CHAIN_SHIFT & CHAIN_MASK
         if number:
             handle = first * self._page_size + (number - 1) * size_class.size
-            words[word + 1] = chain & NO_CHAIN | (self._lives[(handle >> 3) + 1] & CHAIN_MASK) << CHAIN_SHIFT
+            words[word + 1] = chain & NO_CHAIN | (self._live_words[(handle >> 3) + 1] & CHAIN_MASK) << CHAIN_SHIFT
             reach(crashpoints.OBJECT_OFF_CHAIN)
         else:
             handle = first * self._page_size + used * size_class.size
@@ -103,15 +103,15 @@ class ZsPool(Zspages):
             groups.zspages -= 1
             if self._lru is not None and size_class.objects > 1:
                 self._lru.remove(first)
-            # Its words of life stay as they are: what is not in a zspage is not looked at.
+            # Its live words stay as they are: what is not in a zspage is not looked at.
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(first)
             return
         # Dead by this one store; what the chain takes of it later does not matter any more.
-        self._lives[handle >> 3] = DEAD
+        self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_DEAD)
         chain = words[word + 1]
-        self._lives[(handle >> 3) + 1] = chain >> CHAIN_SHIFT & CHAIN_MASK
+        self._live_words[(handle >> 3) + 1] = chain >> CHAIN_SHIFT & CHAIN_MASK
         words[word + 1] = chain & NO_CHAIN | (number + 1) << CHAIN_SHIFT
         words[word] = state - ONE_OBJECT
         reach(crashpoints.OBJECT_FREED)
@@ -129,9 +129,9 @@ class ZsPool(Zspages):
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
         base = first * self._page_size
-        # The frames may hold what an earlier owner left; only the words of life must not.
+        # The frames may hold what an earlier owner left; only the live words must not.
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
-            self._lives[handle >> 3] = DEAD
+            self._live_words[handle >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
         # From here on it counts.
         self._pairs[first * 2] = self._seals[size_class.number]
@@ -181,7 +181,7 @@ class ZsPool(Zspages):
             new = self.alloc(size_class.size)
             self.memory[new + 8 : new + size_class.size] = self.memory[old + 8 : old + size_class.size]
             reach(crashpoints.COMPACT_COPIED)
-            self._lives[new >> 3] = self._lives[old >> 3]
+            self._live_words[new >> 3] = self._live_words[old >> 3]
             reach(crashpoints.COMPACT_ALIVE)
             moved(old, new)
             reach(crashpoints.COMPACT_INDEXED)

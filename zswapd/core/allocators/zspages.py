@@ -12,16 +12,16 @@ The class of a whole page is that of bodies (base.py) alone: one object in a zsp
 life nor a free list is ever read.
 
 What a successor finds after a death at any instruction: a zspage counts once it is sealed, which
-ZsPool does when all its words of life are DEAD, and until it gives its frames back, which unseals
-it first. Within one, the words of life are the truth, and each changes by one store; use, free list
-and groups are made from them again (`adopt`). Compaction writes a copy's word of life after all
+ZsPool does when all its live words are DEAD, and until it gives its frames back, which unseals
+it first. Within one, the live words are the truth, and each changes by one store; use, free list
+and groups are made from them again (`adopt`). Compaction writes a copy's live word after all
 else of it, so that there are two whole objects for a moment, and never half a one.
 
 An object is counted before it lives and dies before it is counted out. So a death leaves at most
 one zspage that counts one object more than live in it. More than that is memory that has changed by
 itself, and so is a zspage that counts fewer.
 
-Free objects are chained through themselves: the first eight bytes are DEAD (the word of life,
+Free objects are chained through themselves: the first eight bytes are DEAD (the live word,
 base.py), the next eight hold the number that word 1 has. While the free list is empty, the objects
 never used so far begin at "objects in use", so no zspage has to be threaded when it is made.
 
@@ -195,13 +195,13 @@ class Zspages(Runs):
         """Yield the handles of a zspage's living objects."""
         base = first * self._page_size
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
-            if self._lives[handle >> 3] != DEAD:
+            if self._live_words[handle >> 3] != DEAD:
                 yield handle
 
     # A successor's beginning.
 
     def adopt(self) -> int:
-        """Rebuild everything from the sealed zspages and their words of life (see base.Allocator)."""
+        """Rebuild everything from the sealed zspages and their live words (see base.Allocator)."""
         words = self._words
         empty: list[int] = []
         for first in self._frames.used_runs(self._half):
@@ -228,22 +228,22 @@ class Zspages(Runs):
         return self._wrong
 
     def _adopt_zspage(self, first: int, size_class: SizeClass) -> int:
-        """Rebuild use and free list of a zspage from its words of life; return how many objects are in use."""
-        lives, seal = self._lives, self._seals[size_class.number]
+        """Rebuild use and free list of a zspage from its live words; return how many objects are in use."""
+        live_words, seal = self._live_words, self._seals[size_class.number]
         if size_class.objects == 1:
             self._pairs[first * 2] = seal + ONE_OBJECT_IN_PAIR
             self._words[first * 4 + 2] = 0  # not claimed yet
             return 1
         used = chain = 0
         base, step = first * self._page_size >> 3, size_class.size >> 3
-        # One slice for all words of life: read one by one, they take a third longer.
-        words_of_life: list[int] = lives[base : base + size_class.objects * step : step].tolist()
+        # One slice for all live words: read one by one, they take a third longer.
+        run: list[int] = live_words[base : base + size_class.objects * step : step].tolist()
         for number in range(size_class.objects - 1, -1, -1):
-            life = words_of_life[number]
+            life = run[number]
             if life != DEAD if life else self._is_alive(base + number * step):
                 used += 1
             elif used:
-                lives[base + number * step + 1] = chain
+                live_words[base + number * step + 1] = chain
                 chain = number + 1
         counted = self._words[first * 4] >> 16
         if counted == used + 1:
@@ -365,8 +365,8 @@ class Zspages(Runs):
             if number in free or number > size_class.objects:
                 raise InvariantError(f"zspage at frame {first}: its free list names object {number - 1} wrongly")
             place = first * self._page_size + (number - 1) * size_class.size >> 3
-            following = self._lives[place + 1]
-            if self._lives[place] != DEAD:
+            following = self._live_words[place + 1]
+            if self._live_words[place] != DEAD:
                 raise InvariantError(f"zspage at frame {first}: object {number - 1} is alive and on the free list")
             free.add(number)
             number = following

@@ -2,7 +2,7 @@
 """What both halves do with a page: compress it, put it behind a header into an object, and get it back unharmed.
 
 Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one
-store. A store cut short is therefore no live object, and no death leaves half a word of life.
+store. A store cut short is therefore no live object, and no death leaves half a live word.
 
 The checksum covers header and data. Where checksums are switched off, it covers the header of a
 compressed page alone, and all of the others, whose data is one word: a successor makes the index
@@ -40,7 +40,7 @@ CHECK_MASK: Final = 0xFFFFFFFF
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 _pack_rest: Final = struct.Struct("=QIHBB").pack_into
-"""Of a header, what is behind the word of life."""
+"""Of a header, what is behind the live word."""
 _CODEC_AT: Final = 22
 """Place of the codec in the header."""
 NOT_THE_PAGE: Final = -1

@@ -46,8 +46,9 @@ _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 LEAST_GAIN: Final = 16
 """Bytes: a step of zsmalloc's size classes for 4 KiB pages."""
-MAX_EATEN: Final = 64
-"""How often a store asks for frames of the other half: each time gives several frames, side by side if it can be."""
+EVICTIONS_PER_STORE: Final = 64
+"""Evictions of the cache that one store asks for, at most. Each frees several frames, side by side
+where the neighbours of the oldest run are ephemeral too."""
 
 
 def _nothing() -> bool:
@@ -74,7 +75,8 @@ class Zv(ZvPages):
         limit_frames: pool.limit in frames.
         accept_frames: once a limit was hit, pages are taken again when it holds no more than this; by default at once.
         policy_percent: zv_page_count_policy_percent.
-        eat: called when no frame is free; it frees some that hold nothing of ours and says whether it did.
+        evict_cache: called when no frame is free; it evicts pages of the cache and returns whether that
+            set frames free.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Zv(ZvPages):
     ) -> None:
         super().__init__(allocator, frames, compressor, compressors, checksum=checksum)
         self._total_frames = total_frames
-        self.eat: Callable[[], bool] = _nothing
+        self.evict_cache: Callable[[], bool] = _nothing
         self.keep_poor = keep_poor
         self.max_zsize = frames.page_size // 8 * 7
         self.max_mean_zsize = frames.page_size // 8 * 5
@@ -129,12 +131,12 @@ class Zv(ZvPages):
         codec, zsize = packed & 0xFF, packed >> 8
         if codec != SAME_FILLED:
             if zsize > self.max_mean_zsize or zsize > self.max_zsize:
-                refused = self._judge(zsize)
+                refused = self._admit(zsize)
                 if refused:
                     return refused
             if zsize > self._max_data:
                 return self._create_raw(pool, oid, index, page)
-        handle = self._alloc(HEADER_BYTES + zsize) or self._eat_for(HEADER_BYTES + zsize)
+        handle = self._alloc(HEADER_BYTES + zsize) or self._alloc_after_eviction(HEADER_BYTES + zsize)
         if not handle:
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
@@ -142,17 +144,17 @@ class Zv(ZvPages):
         self._count(codec, zsize, zsize)
         return handle
 
-    def _eat_for(self, size: int) -> int:
+    def _alloc_after_eviction(self, size: int) -> int:
         """Have frames of the other half freed for an object; return its handle, or 0 if there are none."""
-        for _ in range(MAX_EATEN):
-            if not self.eat():
+        for _ in range(EVICTIONS_PER_STORE):
+            if not self.evict_cache():
                 break
             handle: int = self._alloc(size)
             if handle:
                 return handle
         return 0
 
-    def _judge(self, zsize: int) -> int:
+    def _admit(self, zsize: int) -> int:
         """Count a poor page; return 0 to keep it or the negated reason to refuse it."""
         if zsize > self.max_zsize:
             self._poor += 1
@@ -169,9 +171,9 @@ class Zv(ZvPages):
 
     def _create_raw(self, pool: int, oid: int, index: int, page: memoryview) -> int:
         """Keep a page as it is in a frame of its own, and its header with the frame's handle in an object beside it."""
-        body = self._alloc(self._page_size) or self._eat_for(self._page_size)
+        body = self._alloc(self._page_size) or self._alloc_after_eviction(self._page_size)
         reach(crashpoints.STORE_BODY)
-        handle = self._alloc(HEADER_BYTES + 8) or self._eat_for(HEADER_BYTES + 8) if body else 0
+        handle = self._alloc(HEADER_BYTES + 8) or self._alloc_after_eviction(HEADER_BYTES + 8) if body else 0
         if not handle:
             if body:
                 self._allocator.free(body)

@@ -13,7 +13,7 @@ makes of it:
   short between its last two words (*torn*). It is freed. Objects without a checksum get one there.
 
 Anything else that makes no sense (a wrong checksum, a length beyond the object, a codec or a page
-that do not exist) is not what a death leaves, since the word of life comes last: the memory is
+that do not exist) is not what a death leaves, since the live word comes last: the memory is
 *damaged*. Such an object is never believed. It may have been any page, so the caller has to see to
 it that no missing page is taken for zeros, before `end_adoption` frees what was dropped.
 

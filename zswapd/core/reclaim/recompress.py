@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from zswapd.core.compress.base import Compressor
 
 BATCH = 16
-LOOKS = 512
-"""Most pages that one step looks at, half a millisecond."""
+PAGES_PER_STEP = 512
+"""Pages that one step looks at, at most: it takes 0.5 ms."""
 LOOK_S = 40e-6
 """Wait for each of them: going over a pool in which nothing is to be done takes a fortieth of a processor."""
 NO_ROOM_S = 1.0
@@ -192,7 +192,7 @@ class Recompression:
     def step(self) -> float:
         """Go on with the pass; return the seconds to wait before the next step."""
         before, looks = self._tried, 0
-        while self.is_running and looks < LOOKS and self._tried - before < BATCH:
+        while self.is_running and looks < PAGES_PER_STEP and self._tried - before < BATCH:
             if not self._has_room():
                 return NO_ROOM_S
             looks += 1
