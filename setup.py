@@ -21,15 +21,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 PAGE_PATH = [
+    "zswapd/core/allocators/base.py",
     "zswapd/core/allocators/frametable.py",
     "zswapd/core/allocators/jobs.py",
     "zswapd/core/allocators/lru.py",
     "zswapd/core/allocators/pageframes.py",
-    "zswapd/core/allocators/runs.py",
     "zswapd/core/allocators/sizeclasses.py",
     "zswapd/core/allocators/zbud.py",
     "zswapd/core/allocators/zsmalloc.py",
-    "zswapd/core/allocators/zspages.py",
     "zswapd/core/block/backed.py",
     "zswapd/core/block/device.py",
     "zswapd/core/block/slotmap.py",

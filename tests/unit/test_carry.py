@@ -15,7 +15,7 @@ from zswapd import counters
 from zswapd.control.server import ControlStatistics
 from zswapd.core.allocators.pageframes import PageFramesStatistics
 from zswapd.core.allocators.zbud import ZbudStatistics
-from zswapd.core.allocators.zspages import ClassStatistics, ZsStatistics
+from zswapd.core.allocators.zsmalloc import ClassStatistics, ZsStatistics
 from zswapd.core.block.device import DeviceStatistics
 from zswapd.core.cache import CacheStatistics
 from zswapd.core.core import Core, CoreStatistics, Inherited, RecoveryStatistics

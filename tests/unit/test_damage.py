@@ -22,8 +22,8 @@ from tests.support.successor import check_all, fill, make_config, read, shared_l
 from zswapd.config import Config
 from zswapd.core import crashpoints
 from zswapd.core.allocators.arena import CHANGING_LAYOUT, LAYOUT_VERSION
+from zswapd.core.allocators.base import DEAD
 from zswapd.core.allocators.frametable import EPHEMERAL, MARKED, PERSISTENT, STATE_MASK, TAKEN, USED, mark
-from zswapd.core.allocators.runs import DEAD
 from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.core.block.device import ADOPTED_PAGES
 from zswapd.core.compress.base import RAW

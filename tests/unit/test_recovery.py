@@ -29,7 +29,7 @@ from zswapd.config import Config
 from zswapd.core import core as core_module
 from zswapd.core import crashpoints
 from zswapd.core.allocators.arena import LAYOUT_VERSION, Arena
-from zswapd.core.allocators.runs import DEAD
+from zswapd.core.allocators.base import DEAD
 from zswapd.core.core import Core, Inherited
 from zswapd.core.pam.base import HEADER, HEADER_BYTES
 from zswapd.core.tmem import objnodes

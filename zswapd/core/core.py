@@ -51,8 +51,7 @@ if TYPE_CHECKING:
 
     from zswapd.config import Config
     from zswapd.core.allocators.zbud import ZbudPool, ZbudStatistics
-    from zswapd.core.allocators.zsmalloc import ZsPool
-    from zswapd.core.allocators.zspages import ZsStatistics
+    from zswapd.core.allocators.zsmalloc import ZsPool, ZsStatistics
     from zswapd.core.backing.transfers import TransferStatistics
     from zswapd.core.block.backed import BackedStatistics
     from zswapd.core.disk import CoreDisk

@@ -52,7 +52,7 @@ struct zheader {
 
 #define HEADER_BYTES sizeof(struct zheader)
 #define COVERED 8 /* the checksum begins behind the live word */
-#define DEAD_CHECK 0x5DEAD5A3U /* of an object that is not in use: zswapd/core/allocators/runs.py */
+#define DEAD_CHECK 0x5DEAD5A3U /* of an object that is not in use: zswapd/core/allocators/base.py */
 
 _Static_assert(sizeof(struct zheader) == 24, "the header has no gaps");
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 from xxhash import xxh3_64_intdigest
 
 from zswapd.core import crashpoints
+from zswapd.core.allocators.base import DEAD_CHECK
 from zswapd.core.allocators.frametable import HIGH_SHIFT, LOW_SHIFT
-from zswapd.core.allocators.runs import DEAD_CHECK
 from zswapd.core.compress.base import LZ4, RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
 from zswapd.core.pam.base import HEADER, HEADER_BYTES, PageKey
