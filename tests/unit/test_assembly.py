@@ -12,7 +12,7 @@ from tests.support.strategies import page
 from zswapd.config import changed, load
 from zswapd.core import compress
 from zswapd.core import core as core_module
-from zswapd.core.pam.zvpages import BODY_MASK
+from zswapd.core.pam.zv import BODY_MASK
 from zswapd.errors import CorruptedPageError
 from zswapd.worker import reports
 

@@ -21,7 +21,7 @@ from zswapd.core.cache import CacheStatistics
 from zswapd.core.core import Core, CoreStatistics, Inherited, RecoveryStatistics
 from zswapd.core.frontends.frontswap import FrontswapStatistics
 from zswapd.core.pam.zbuds import ZbudsStatistics
-from zswapd.core.pam.zvpages import ZvStatistics
+from zswapd.core.pam.zv import ZvStatistics
 from zswapd.core.reclaim.pressure import PressureStatistics
 from zswapd.core.reclaim.shrinker import ShrinkerStatistics
 from zswapd.core.tmem.objnodes import ObjnodeStatistics

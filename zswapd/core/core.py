@@ -38,8 +38,8 @@ from zswapd.core.compress.samples import sample_pages
 from zswapd.core.crashpoints import reach
 from zswapd.core.disk import apply_limits
 from zswapd.core.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
-from zswapd.core.pam.zv import Zv
-from zswapd.core.pam.zvpages import BODY_MASK
+from zswapd.core.pam.recovery import free_dropped, recover
+from zswapd.core.pam.zv import BODY_MASK, Zv
 from zswapd.core.reclaim.ages import StoreAges
 from zswapd.core.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 from zswapd.core.tmem.tmem import Tmem, TmemStatistics
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from zswapd.core.backing.transfers import TransferStatistics
     from zswapd.core.block.backed import BackedStatistics
     from zswapd.core.disk import CoreDisk
-    from zswapd.core.pam.zvpages import ZvStatistics
+    from zswapd.core.pam.zv import ZvStatistics
     from zswapd.core.reclaim.recompress import RecompressionStatistics
     from zswapd.core.reclaim.writeback import WritebackStatistics
 
@@ -361,7 +361,7 @@ class Core:
         reach(crashpoints.TAKEOVER_FRAMES)
         wrong += self.allocator.adopt() + self._drop_renewed()
         reach(crashpoints.TAKEOVER_ZSPAGES)
-        findings = self.zv.adopt(self.frontswap)
+        findings = recover(self.zv, self.frontswap)
         reach(crashpoints.TAKEOVER_INDEXED)
         damaged = wrong + findings.damaged
         # Before anything damaged is freed: a death in between must not make the next process trust the rest.
@@ -370,7 +370,7 @@ class Core:
             self.frames.alive()
         self.arena.distrusted = False
         reach(crashpoints.TAKEOVER_MARKED)
-        bodies = self.zv.end_adoption(findings)
+        bodies = free_dropped(self.zv, findings)
         reach(crashpoints.TAKEOVER_REWRITTEN)
         self.arena.end_rewriting()
         self._recovery = RecoveryStatistics(
