@@ -11,7 +11,8 @@ from tests.support.successor import make_config
 from zswapd.core.backing.store import make_buffers
 from zswapd.core.backing.transfers import Transfers
 from zswapd.core.core import Core
-from zswapd.core.disk import CoreDisk, slot_map_sizes, slots_needed
+from zswapd.core.disk import CoreDisk
+from zswapd.core.sizing import slot_map_sizes, slots_needed
 from zswapd.fuse.deferred import DEFERRED, BackedOperations
 from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE

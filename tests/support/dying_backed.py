@@ -22,7 +22,8 @@ from zswapd.core.backing.store import make_buffers
 from zswapd.core.backing.transfers import CLAIMS, Transfers
 from zswapd.core.block.backed import SlotsNeeded
 from zswapd.core.core import Core, Inherited
-from zswapd.core.disk import CoreDisk, slot_map_sizes
+from zswapd.core.disk import CoreDisk
+from zswapd.core.sizing import slot_map_sizes
 from zswapd.errors import BackingError, LostPageError
 
 

@@ -31,7 +31,7 @@ from zswapd.config.shapes import differences
 from zswapd.control.listener import Listener
 from zswapd.core import core, recompressing
 from zswapd.core.allocators.arena import READABLE_LAYOUTS
-from zswapd.core.core import label, lost_bitmap_bytes, make_arena, parsed_label
+from zswapd.core.sizing import label, lost_bitmap_bytes, make_arena, parsed_label
 from zswapd.errors import HandoverError
 from zswapd.fuse.mount import MAX_IO, Mount
 from zswapd.handover import costs, geometry

@@ -15,8 +15,8 @@ import os
 from typing import TYPE_CHECKING
 
 from zswapd.core import compress
-from zswapd.core.compress.samples import sample_pages
 from zswapd.core.core import Core, Inherited
+from zswapd.core.selftest import sample_pages
 from zswapd.errors import HandoverError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.host import installation

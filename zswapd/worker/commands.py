@@ -24,9 +24,11 @@ from zswapd import system
 from zswapd.config import changed, describe
 from zswapd.config.document import LONGEST_DOCUMENT
 from zswapd.control.server import WithDescriptors
-from zswapd.core import compress, recompressing
+from zswapd.core import compress
 from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.core.block.state import batches
+from zswapd.core.core import store_codecs
+from zswapd.core.reclaim.recompress import STRONGER
 from zswapd.errors import BackingError, ConfigError, ControlError, HandoverError, ZswapdError
 from zswapd.handover import costs
 from zswapd.handover.state import UPGRADE_WANTED, HookWord, Word
@@ -161,7 +163,7 @@ class Commands:
         costs.check_change(worker.config, config, marked=worker.core.recompression.is_prepared)
         worker.config = config
         worker.changes = changes
-        worker.state.note_codecs(recompressing.codecs(config))
+        worker.state.note_codecs(store_codecs(config))
         worker.core.apply(config)
         if worker.volumes:
             mounted.apply(worker.volumes, config)
@@ -273,7 +275,7 @@ class Commands:
         worker, core = self._worker, self._worker.core
         if not core.recompression.is_prepared:
             costs.check_marks(worker.config, "recompression")
-        worker.state.note_codecs([recompressing.STRONGER])
+        worker.state.note_codecs([STRONGER])
         before, tried = core.zv.statistics(), core.recompression.statistics()
         core.recompression.command()
         told = time.monotonic()

@@ -25,7 +25,8 @@ from zswapd.core.backing._disk import Cipher, Queue
 from zswapd.core.backing.lifeline import Lifeline
 from zswapd.core.backing.store import KEY_BYTES, SlotStore, check_store, make_buffers, open_store
 from zswapd.core.backing.transfers import CLAIMS, RUN_MAX, Transfers
-from zswapd.core.disk import CoreDisk, slot_map_sizes, slots_needed, witness_sizes
+from zswapd.core.disk import CoreDisk
+from zswapd.core.sizing import slot_map_sizes, slots_needed, witness_sizes
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferred import BackedOperations

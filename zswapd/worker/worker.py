@@ -38,7 +38,7 @@ from zswapd.config import to_document, with_changes
 from zswapd.control.listener import supervisor_of
 from zswapd.control.server import Server
 from zswapd.core import crashpoints, recompressing
-from zswapd.core.core import Core, Inherited, lost_copies_in
+from zswapd.core.core import Core, Inherited, lost_copies_in, store_codecs
 from zswapd.core.reclaim.pressure import Pressure
 from zswapd.core.reclaim.shrinker import Shrinker
 from zswapd.errors import ControlError
@@ -131,7 +131,7 @@ class Worker:
         # The next supervisor's, which is yet to come.
         self.checked = left.get("checked") if state.words[Word.UPGRADE] == UPGRADE_WANTED else None
         self.protections = prepared.protections
-        state.note_codecs(recompressing.codecs(self.config))
+        state.note_codecs(store_codecs(self.config))
         self.backed = BackedPool(self.config, state, backing, prepared.disk) if prepared.disk else None
         self.core = self._make_core(arena, left)
         self._recall(left)
