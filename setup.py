@@ -21,15 +21,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 PAGE_PATH = [
+    "zswapd/core/allocators/base.py",
     "zswapd/core/allocators/frametable.py",
     "zswapd/core/allocators/jobs.py",
     "zswapd/core/allocators/lru.py",
     "zswapd/core/allocators/pageframes.py",
-    "zswapd/core/allocators/runs.py",
     "zswapd/core/allocators/sizeclasses.py",
     "zswapd/core/allocators/zbud.py",
     "zswapd/core/allocators/zsmalloc.py",
-    "zswapd/core/allocators/zspages.py",
     "zswapd/core/block/backed.py",
     "zswapd/core/block/device.py",
     "zswapd/core/block/slotmap.py",
@@ -39,10 +38,10 @@ PAGE_PATH = [
     "zswapd/core/crashpoints.py",
     "zswapd/core/frontends/cleancache.py",
     "zswapd/core/frontends/frontswap.py",
+    "zswapd/core/pam/recovery.py",
     "zswapd/core/pam/zbuds.py",
     "zswapd/core/pam/zpages.py",
     "zswapd/core/pam/zv.py",
-    "zswapd/core/pam/zvpages.py",
     "zswapd/core/reclaim/eviction.py",
     "zswapd/core/tmem/tmem.py",
     "zswapd/core/tmem/objnodes.py",

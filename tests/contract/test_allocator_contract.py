@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from zswapd.core.allocators.arena import Arena
-from zswapd.core.allocators.base import Allocator
+from zswapd.core.allocators.base import DEAD, Allocator
 from zswapd.core.allocators.frametable import EPHEMERAL
 from zswapd.core.allocators.lru import Lru
 from zswapd.core.allocators.pageframes import PageFrames
-from zswapd.core.allocators.runs import DEAD
 from zswapd.core.allocators.zbud import ZbudPool
 from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.errors import InvariantError

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.base import DEAD
 from zswapd.core.allocators.frametable import EPHEMERAL, PERSISTENT
 from zswapd.core.allocators.lru import Lru
 from zswapd.core.allocators.pageframes import PageFrames
-from zswapd.core.allocators.runs import DEAD
 from zswapd.core.allocators.zbud import NCHUNKS, ZbudPool
 from zswapd.core.allocators.zsmalloc import ZsPool
 

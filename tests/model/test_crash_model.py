@@ -82,7 +82,7 @@ def test_exception_at_each_point_is_a_death(point: str, allocator: str, how: str
 @pytest.mark.parametrize(("allocator", "kind"), [("zsmalloc", "half"), ("zbud", "words")])
 @pytest.mark.parametrize("point", POINTS[: POINTS.index("store_still_lost")])
 def test_what_lay_in_frames_before_does_not_come_back(point: str, allocator: str, kind: str) -> None:
-    # Whole objects, words of life and all, are left in freed frames; new zspages of the same class are made of just these, and
+    # Whole objects, live words and all, are left in freed frames; new zspages of the same class are made of just these, and
     # so are buddies of the same size.
     with World("memfd", 4096, allocator) as world:
         work: list[Op] = [("write", number, kind, 1) for number in range(120)]

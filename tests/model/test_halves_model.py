@@ -65,7 +65,7 @@ class HalvesMachine(RuleBasedStateMachine):
             self.swap.pop(offset, None)
             if reason is not RejectReason.POOL_LIMIT_HIT:
                 assert reason is RejectReason.FAILED_ALLOC
-                # All of it was eaten; what is left of free frames lies between swap's own.
+                # All of it was evicted; what is left of free frames lies between swap's own.
                 assert self.stack.frames.ephemeral_frames == 0
 
     @rule(first=st.integers(0, 300), count=st.integers(1, 60))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.disk import Disk
-from zswapd.core.backing.buffers import make_buffers
-from zswapd.core.backing.transfers import CLAIMS, Fetch, Transfers
+from zswapd.core.backing.store import make_buffers
+from zswapd.core.backing.transfers import CLAIMS, SlotRead, Transfers
 
 SLOTS = 12
 PAGE = 64
@@ -42,7 +42,7 @@ class TransfersMachine(RuleBasedStateMachine):
         self.queued: dict[int, list[bytes]] = {slot: [] for slot in range(SLOTS)}
         self.certain: dict[int, bytes | None] = dict.fromkeys(range(SLOTS))
         self.reading = 0
-        self.over: list[Fetch] = []
+        self.over: list[SlotRead] = []
 
     @rule(first=st.integers(0, SLOTS - 1), count=st.integers(1, 5))
     def write(self, first: int, count: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Swap and a volume in one small core, through the kernel, over each choice of allocators: a model for either half.
 
-The frames are too few for both, so that swap eats what is cached, and finds in the end that there is nothing left to eat.
+The frames are too few for both. Stores of swap evict what is cached, until nothing is cached.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def test_both_halves_hold_what_their_models_say(request: pytest.FixtureRequest, 
     core = served.stop()["core"]
     assert core["allocators"] == [CLASSES[name] for name in request.node.callspec.params["served"].split(",")]
     assert core["cleancache"]["succ_gets"] > 100
-    assert core["zbuds"]["evicted_zpages"] > 100, "swap has eaten nothing"
+    assert core["zbuds"]["evicted_zpages"] > 100, "swap has evicted nothing"
     assert swap.refusals > 0, "there was always room"
     assert core["frontswap"]["loads"] > 500
     assert (core["cleancache"]["damaged"], core["zbuds"]["failed_evictions"]) == (0, 0)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from tests.support.disk import Disk
 from tests.support.successor import make_config
-from zswapd.core.backing.buffers import make_buffers
+from zswapd.core.backing.store import make_buffers
 from zswapd.core.backing.transfers import Transfers
 from zswapd.core.core import Core
-from zswapd.core.disk import Backing, slot_map_sizes, slots_needed
+from zswapd.core.disk import CoreDisk
+from zswapd.core.sizing import slot_map_sizes, slots_needed
 from zswapd.fuse.deferred import DEFERRED, BackedOperations
 from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -56,7 +57,7 @@ class Files:
             clock=clock or time.monotonic,
         )
         maps = {name: memoryview(bytearray(length)) for name, length in slot_map_sizes(config).items()}
-        self.core = Core(config, backing=Backing(self.transfers, maps))
+        self.core = Core(config, backing=CoreDisk(self.transfers, maps))
         (self.device,) = self.core.backed
         directory = Directory()
         directory.add_block_file(self.device)

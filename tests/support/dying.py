@@ -19,7 +19,8 @@ from typing import Any, Self
 from tests.support.strategies import page
 from tests.support.successor import check_books, make_config
 from zswapd.core import compress, crashpoints
-from zswapd.core.core import Core, Inherited, lost_bitmap_bytes, make_arena
+from zswapd.core.core import Core, Inherited
+from zswapd.core.sizing import lost_bitmap_bytes, make_arena
 from zswapd.errors import LostPageError
 
 Op = tuple[Any, ...]

@@ -18,11 +18,12 @@ from typing import Any
 from tests.support.dying import PAGES, REFUSED, STORED, Op, Process, World
 from tests.support.strategies import page
 from zswapd.core import compress
-from zswapd.core.backing.buffers import make_buffers
+from zswapd.core.backing.store import make_buffers
 from zswapd.core.backing.transfers import CLAIMS, Transfers
 from zswapd.core.block.backed import SlotsNeeded
 from zswapd.core.core import Core, Inherited
-from zswapd.core.disk import Backing, slot_map_sizes
+from zswapd.core.disk import CoreDisk
+from zswapd.core.sizing import slot_map_sizes
 from zswapd.errors import BackingError, LostPageError
 
 
@@ -96,7 +97,7 @@ class BackedWorld(World):
             buffers=make_buffers(64 * self.size, self.size),
             claims=self._claims,
         )
-        backing = Backing(self.transfers, {"swap": self._map})
+        backing = CoreDisk(self.transfers, {"swap": self._map})
         return Core(self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}), backing=backing)
 
     def late_writes(self) -> None:

@@ -123,7 +123,7 @@ def build(
         zv.packer = zbuds.packer = None
     wanted = objects.longest_run
     eviction = Eviction(tmem, zbuds, pages, cache_nodes, wanted_run=wanted, longest_run=clean.longest_run)
-    zv.eat = eviction.eat
+    zv.evict_cache = eviction.evict_for_store
     cleancache = Cleancache(tmem, zbuds, eviction.make_room)
     cache = Cache(clean, zbuds, cache_nodes, eviction, cleancache)
     return Stack(page_size, arena, pages, objects, zv, nodes, tmem, front, cache)

@@ -8,7 +8,8 @@ from pathlib import Path
 from tests.support.strategies import KINDS, page
 from zswapd.config import Config, load
 from zswapd.core import compress
-from zswapd.core.core import Core, Inherited, lost_bitmap_bytes
+from zswapd.core.core import Core, Inherited
+from zswapd.core.sizing import lost_bitmap_bytes
 
 
 def make_config(*settings: str, page_size: int = 4096, root: Path = Path("/")) -> Config:

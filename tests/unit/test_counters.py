@@ -15,13 +15,13 @@ from zswapd import counters
 from zswapd.control.server import ControlStatistics
 from zswapd.core.allocators.pageframes import PageFramesStatistics
 from zswapd.core.allocators.zbud import ZbudStatistics
-from zswapd.core.allocators.zspages import ClassStatistics, ZsStatistics
+from zswapd.core.allocators.zsmalloc import ClassStatistics, ZsStatistics
 from zswapd.core.block.device import DeviceStatistics
 from zswapd.core.cache import CacheStatistics
 from zswapd.core.core import Core, CoreStatistics, Inherited, RecoveryStatistics
 from zswapd.core.frontends.frontswap import FrontswapStatistics
 from zswapd.core.pam.zbuds import ZbudsStatistics
-from zswapd.core.pam.zvpages import ZvStatistics
+from zswapd.core.pam.zv import ZvStatistics
 from zswapd.core.reclaim.pressure import PressureStatistics
 from zswapd.core.reclaim.shrinker import ShrinkerStatistics
 from zswapd.core.tmem.objnodes import ObjnodeStatistics

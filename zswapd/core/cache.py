@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zswapd.core.allocators.choice import make_allocator
 from zswapd.core.allocators.frametable import EPHEMERAL
 from zswapd.core.allocators.lru import Lru
-from zswapd.core.allocators.zspages import ZsStatistics
+from zswapd.core.allocators.zsmalloc import ZsStatistics
 from zswapd.core.frontends.cleancache import Cleancache, CleancacheStatistics
 from zswapd.core.pam.zbuds import Zbuds, ZbudsStatistics
 from zswapd.core.reclaim.ages import StoreAges

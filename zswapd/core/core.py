@@ -11,52 +11,46 @@ A Core is new, with an arena of its own, or a successor's: then the arena is `in
 everything else is made from it (`_recover`). A successor takes no memory beyond what its predecessor had; refilling the reserve
 is left to who drives the core.
 
-Sizes. The arena's address space is for all swap files filled with pages that do not compress, a quarter more for zspages that
-are not full, the reserve, and half of the machine's memory if there is an ephemeral half: address space costs nothing until it
-is populated. The index has room for every page of every swap file.
+The index has room for every page of every swap file; sizing.py has the sizes of all else.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import mmap
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zswapd import counters as counters_module
-from zswapd.config.shapes import differences
-from zswapd.core import compress, crashpoints, recompressing
-from zswapd.core.allocators.arena import Arena, head_frames
+from zswapd.core import compress, crashpoints, selftest
 from zswapd.core.allocators.choice import make_allocator
 from zswapd.core.allocators.frametable import PERSISTENT
 from zswapd.core.allocators.pageframes import PageFrames, PageFramesStatistics
-from zswapd.core.block.device import Device, DeviceStatistics, lost_bytes
+from zswapd.core.block.device import Device, DeviceStatistics
 from zswapd.core.cache import CacheHalf, CacheStatistics, split
-from zswapd.core.compress.samples import sample_pages
 from zswapd.core.crashpoints import reach
 from zswapd.core.disk import apply_limits
 from zswapd.core.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
+from zswapd.core.pam.recovery import free_dropped, recover
 from zswapd.core.pam.zv import Zv
-from zswapd.core.pam.zvpages import BODY_MASK
 from zswapd.core.reclaim.ages import StoreAges
+from zswapd.core.reclaim.recompress import STRONGER, Recompression, populate_marks
+from zswapd.core.sizing import adopt_arena, cache_frames, lost_bitmap_bytes, make_arena, reserve_frames
 from zswapd.core.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 from zswapd.core.tmem.tmem import Tmem, TmemStatistics
-from zswapd.errors import ArenaError, CorruptedPageError, InvariantError
-from zswapd.host.installation import restart_daemon
+from zswapd.errors import InvariantError
+from zswapd.pages import ADDRESS_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from zswapd.config import Config
     from zswapd.core.allocators.zbud import ZbudPool, ZbudStatistics
-    from zswapd.core.allocators.zsmalloc import ZsPool
-    from zswapd.core.allocators.zspages import ZsStatistics
-    from zswapd.core.backing.statistics import TransferStatistics
+    from zswapd.core.allocators.zsmalloc import ZsPool, ZsStatistics
+    from zswapd.core.backing.transfers import TransferStatistics
     from zswapd.core.block.backed import BackedStatistics
-    from zswapd.core.disk import Backing
-    from zswapd.core.pam.zvpages import ZvStatistics
+    from zswapd.core.disk import CoreDisk
+    from zswapd.core.pam.zv import ZvStatistics
     from zswapd.core.reclaim.recompress import RecompressionStatistics
     from zswapd.core.reclaim.writeback import WritebackStatistics
 
@@ -65,9 +59,6 @@ _LOST_COPY = "lost:"
 """Begins the name of a swap file's second bitmap of lost pages in the shared state."""
 COMPACT_MOVES = 128
 """Objects that one step of compaction moves: about half a millisecond, in which no page is served."""
-
-_TEST_FRAMES = 64
-"""Frames of the self-test's own arena: the longest zspage and a body, several times over."""
 
 
 def _ignore() -> None:
@@ -158,32 +149,6 @@ class CoreStatistics:
     """Pages of a sample by the time since they were stored (see `StoreAges`); empty if none was taken."""
 
 
-def make_arena(config: Config) -> Arena:
-    """Return a new arena for the settings, as `Core` makes it; for who keeps it longer than a Core lives.
-
-    Raises:
-        ArenaError: no shared memory.
-    """
-    return Arena(arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
-
-
-def arena_frames(config: Config) -> int:
-    """Return the frames of a new arena: as many as the pool may need, but no more than the header of a raw page can name.
-
-    Swap files may be larger than that. What they hold is compressed, and stores that find no frame are refused.
-    """
-    page_size = config.context.page_size
-    pages = sum(config.swap_files().values()) // page_size
-    wanted = pages + pages // 4 + 4 * reserve_frames(config) + _cache_frames(config)
-    most = (BODY_MASK + 1) // page_size
-    return min(wanted, most - head_frames(most, page_size))
-
-
-def lost_bitmap_bytes(config: Config) -> dict[str, int]:
-    """Return the length of the bitmap of lost pages by device."""
-    return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
-
-
 def areas(config: Config) -> dict[str, int]:
     """Return the memory that has to outlive a worker, by name: the second bitmaps of lost pages."""
     return {_LOST_COPY + name: size for name, size in lost_bitmap_bytes(config).items()}
@@ -194,59 +159,9 @@ def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
     return {name.removeprefix(_LOST_COPY): area for name, area in areas.items() if name.startswith(_LOST_COPY)}
 
 
-def reserve_frames(config: Config) -> int:
-    """Return the frames to keep ready: no more than swap has pages, or where there is no swap, than the cache may have."""
-    pages = sum(config.swap_files().values()) // config.context.page_size
-    return min(config.memory.reserve // config.context.page_size, pages or _cache_frames(config))
-
-
-def _cache_frames(config: Config) -> int:
-    """Return the frames that the ephemeral half may have at most, whatever its limit; 0 if there is none."""
-    return config.context.memory_total // config.context.page_size // 2 if config.cache.limit is not None else 0
-
-
-def label(config: Config) -> bytes:
-    """Return what a successor's settings must agree on: swap types and offsets stand in headers, classes in the frame table.
-
-    The ephemeral half is not in it: a successor finds none.
-    """
-    geometry: dict[str, Any] = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
-    if config.pool.allocator != "zsmalloc":  # which older programs do not name
-        geometry["allocator"] = config.pool.allocator
-    return json.dumps(geometry, separators=(",", ":")).encode()
-
-
-def parsed_label(text: str) -> dict[str, Any]:
-    """Return what a label says, as a shape (config/shapes.py); other text is shown as it is."""
-    try:
-        shape: dict[str, Any] = json.loads(text)
-        return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}
-    except (ValueError, TypeError, KeyError):
-        return {"label": text}
-
-
-def _adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Arena:
-    """Return the arena in an inherited file, if it is one for these settings.
-
-    Raises:
-        ArenaError: it is not; nothing was changed.
-    """
-    fd = os.dup(fd)
-    try:
-        arena = Arena.adopt(fd, copy)
-    except ArenaError:
-        os.close(fd)
-        raise
-    page_size, wanted = config.context.page_size, label(config)
-    if arena.page_size == page_size and arena.label == wanted:
-        return arena
-    theirs = {**parsed_label(arena.label.decode(errors="replace")), "page_size": arena.page_size}
-    found = "; ".join(differences(theirs, {**parsed_label(wanted.decode()), "page_size": page_size}))
-    arena.close()
-    raise ArenaError(
-        f"the inherited arena is for other settings: {found}",
-        hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
-    )
+def store_codecs(config: Config) -> tuple[str, ...]:
+    """Return the codecs that pages are kept with from now on."""
+    return (config.pool.compressor, *([STRONGER] if config.pool.recompress_age else []))
 
 
 class Core:
@@ -271,13 +186,13 @@ class Core:
         ConfigError: unknown compressor.
     """
 
-    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: Backing | None = None) -> None:
+    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: CoreDisk | None = None) -> None:
         started = time.perf_counter()
         sizes = config.swap_files()
         self._page_size = page_size = config.context.page_size
         self._counters = inherited.counters if inherited else {}
         self._total_frames, self._ceiling = config.context.memory_total // page_size, 1 << 62
-        self.arena = _adopt_arena(config, inherited.arena_fd, inherited.arena_copy) if inherited else make_arena(config)
+        self.arena = adopt_arena(config, inherited.arena_fd, inherited.arena_copy) if inherited else make_arena(config)
         self.frames = PageFrames(self.arena, reserve_frames=reserve_frames(config))
         self.allocator = self._make_allocator(config, self.frames)
         self.zv = Zv(
@@ -291,12 +206,13 @@ class Core:
         capacity = sum(nodes_for(size // page_size, objects) for size in sizes.values())
         self.nodes = Objnodes(capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None)
         self.all_nodes = [self.nodes]
-        if cache_frames := _cache_frames(config):
+        ephemeral_frames = cache_frames(config)
+        if ephemeral_frames:
             reserve = _NODE_RESERVE_BYTES // NODE_BYTES
-            self.all_nodes.append(Objnodes(cache_frames, reserve=reserve, lenient=inherited is not None))
+            self.all_nodes.append(Objnodes(ephemeral_frames, reserve=reserve, lenient=inherited is not None))
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
-        self.cache = self._make_cache(config) if cache_frames else None
+        self.cache = self._make_cache(config) if ephemeral_frames else None
         self._transfers = backing.transfers if backing else None
         lost = inherited.lost if inherited else {}
         copies = inherited.lost_copies if inherited else {}
@@ -314,10 +230,7 @@ class Core:
             for swap_type, (name, size) in enumerate(sizes.items())
         }
         self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
-        tried = inherited.tried if inherited else {}
-        # A memfd is safe from swap only where the supervisor locks it: not what is added later.
-        more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
-        self.recompression = recompressing.make(self.devices, tried, self.zv, self.frames, self.writeback, more)
+        self.recompression = self._make_recompression(inherited)
         zv = self.zv
         self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
         self.all_ages = [self.ages, self.cache.ages] if self.cache else [self.ages]
@@ -338,7 +251,7 @@ class Core:
         return make_allocator(pool.allocator, frames, PERSISTENT, None, max_zspage_frames=pool.max_zspage_frames)
 
     def _make_cache(self, config: Config) -> CacheHalf:
-        """Return a new ephemeral half, whose frames the persistent one may eat."""
+        """Return a new ephemeral half, which is evicted for stores of the persistent one."""
         cache = CacheHalf(
             self.frames,
             self.tmem,
@@ -349,8 +262,37 @@ class Core:
             max_zspage_frames=config.pool.max_zspage_frames,
             wanted_run=self.allocator.longest_run,
         )
-        self.zv.eat = cache.eviction.eat
+        self.zv.evict_cache = cache.eviction.evict_for_store
         return cache
+
+    def _make_recompression(self, inherited: Inherited | None) -> Recompression:
+        """Return what compresses pages again.
+
+        A device whose marks are not inherited has marks of its own. Their memory is taken when a
+        pass begins: then they move to memory that outlives the process, if the shared state has it.
+        """
+        marks = inherited.tried if inherited else {}
+        # A memfd is safe from swap only where the supervisor locks it, which it does once, at its start.
+        more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
+        own = {name: mmap.mmap(-1, device.pages, ADDRESS_SPACE) for name, device in self.devices.items() if name not in marks}
+        names, zv, frames, writeback = list(self.devices), self.zv, self.frames, self.writeback
+
+        def prepare() -> list[memoryview] | None:
+            if more is None:
+                populate_marks(own.values())
+                return None
+            made = more()
+            return [made[name] for name in names]
+
+        return Recompression(
+            list(self.devices.values()),
+            [marks[name] if name in marks else memoryview(own[name]) for name in names],
+            compress.get(STRONGER),
+            newest=lambda: zv.newest,
+            epoch_before=writeback.epoch_before if writeback else lambda _seconds: 0,
+            has_room=lambda: frames.table.free_frames > frames.reserve_target // 2,
+            prepare=prepare if own else None,
+        )
 
     def _recover(self, started: float) -> None:
         """Make frames, allocator, zv, index and devices from the arena.
@@ -362,7 +304,7 @@ class Core:
         reach(crashpoints.TAKEOVER_FRAMES)
         wrong += self.allocator.adopt() + self._drop_renewed()
         reach(crashpoints.TAKEOVER_ZSPAGES)
-        findings = self.zv.adopt(self.frontswap)
+        findings = recover(self.zv, self.frontswap)
         reach(crashpoints.TAKEOVER_INDEXED)
         damaged = wrong + findings.damaged
         # Before anything damaged is freed: a death in between must not make the next process trust the rest.
@@ -371,7 +313,7 @@ class Core:
             self.frames.alive()
         self.arena.distrusted = False
         reach(crashpoints.TAKEOVER_MARKED)
-        bodies = self.zv.end_adoption(findings)
+        bodies = free_dropped(self.zv, findings)
         reach(crashpoints.TAKEOVER_REWRITTEN)
         self.arena.end_rewriting()
         self._recovery = RecoveryStatistics(
@@ -415,7 +357,8 @@ class Core:
         self.zv.policy_percent = pool.zv_page_count_policy_percent
         self._config = config
         self._apply_limits()
-        recompressing.apply(config, self.recompression)
+        job = self.recompression
+        job.age_s, job.rate, job.gain_percent = pool.recompress_age, pool.recompress_rate, pool.recompress_gain
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
             self.cache.zbuds.checksum = pool.checksum
@@ -446,38 +389,12 @@ class Core:
         return self.allocator.objects_moved - before
 
     def self_test(self) -> None:
-        """Keep a few pages of every kind with every codec and read them back, in a zv of their own over an arena of its own.
-
-        (In the common one, a death would leave test pages for a successor to find.)
+        """Try allocator and codecs with pages of every kind (selftest.py).
 
         Raises:
-            CorruptedPageError: something does not come back as it was; the daemon must not serve then.
+            CorruptedPageError: a page does not come back as it was; the daemon must not serve then.
         """
-        arena = Arena(_TEST_FRAMES, self._page_size, kind="memfd")
-        try:
-            self._test_in(arena)
-        finally:
-            arena.close()
-
-    def _test_in(self, arena: Arena) -> None:
-        frames = PageFrames(arena, reserve_frames=_TEST_FRAMES)
-        frames.refill_now()
-        zv = Zv(type(self.allocator)(frames), frames, self.zv.compressor, compress.by_codec(), total_frames=self._total_frames)
-        out = memoryview(bytearray(self._page_size))
-        for codec in compress.names():
-            zv.compressor = compress.get(codec)
-            for page in sample_pages(self._page_size):
-                pampd = zv.create(0, 0, 0, memoryview(page), replacing=True)
-                out[:] = bytes(self._page_size)
-                if pampd > 0:
-                    with contextlib.suppress(CorruptedPageError):
-                        zv.get(pampd, 0, 0, out)
-                    zv.free(pampd)
-                if pampd <= 0 or out != page:
-                    raise CorruptedPageError(
-                        f"self-test: a page stored with {codec} does not come back as it was",
-                        hint="reinstall the codec's library; test the machine's memory",
-                    )
+        selftest.run(type(self.allocator), self._page_size)
 
     def check(self) -> None:
         """Prove the invariants of every part. Takes seconds for a full pool.

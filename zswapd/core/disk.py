@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from zswapd.config.loader import BACKED_LIMIT_PERCENT
 from zswapd.core.block.backed import BackedDevice
-from zswapd.core.block.slotmap import SlotMap, slot_map_bytes, witness_bytes
+from zswapd.core.block.slotmap import SlotMap
 from zswapd.core.reclaim.writeback import Writeback
 
 if TYPE_CHECKING:
@@ -23,33 +23,18 @@ if TYPE_CHECKING:
     from zswapd.core.frontends.frontswap import Frontswap
     from zswapd.core.pam.zv import Zv
 
-SHORT = 8
-"""The reserve is nearly empty when one frame of so many is left."""
-
-
-def slot_map_sizes(config: Config) -> dict[str, int]:
-    """Return the length of the slot map by device."""
-    return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
-
-
-def witness_sizes(config: Config) -> dict[str, int]:
-    """Return the length of the bits beside the slot map by device."""
-    return {name: witness_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
-
-
-def slots_needed(config: Config) -> int:
-    """Return how many slots a backing must have: one for each page of each device."""
-    return sum(config.swap_files().values()) // config.context.page_size
+RESERVE_LOW_DIVISOR = 8
+"""The reserve is low with less than 1/8 of `reserve_target` free."""
 
 
 @dataclass(frozen=True, slots=True)
-class Backing:
+class CoreDisk:
     """The disk behind the pool, as a core is given it.
 
     Attributes:
         transfers: how pages get to their slots and back.
-        maps: which pages are in their slots, by device: memory that outlives the process, `slot_map_sizes` long.
-        witnesses: the bits beside them, `witness_sizes` long; a device without some has its own.
+        maps: which pages are in their slots, by device: memory that outlives the process, `sizing.slot_map_sizes` long.
+        witnesses: the bits beside them, `sizing.witness_sizes` long; a device without some has its own.
     """
 
     transfers: Transfers
@@ -105,7 +90,7 @@ class Backing:
             used=lambda: frames.used_frames - frames.ephemeral_frames,
             uses=uses,
             raw_pages=lambda: zv.raw_pages,
-            is_short=lambda: frames.table.free_frames < frames.reserve_target // SHORT,
+            is_short=lambda: frames.table.free_frames < frames.reserve_target // RESERVE_LOW_DIVISOR,
             accepts=lambda: transfers.accepts(-1, buffers=transfers.buffers // 4),
         )
 

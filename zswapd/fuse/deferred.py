@@ -27,7 +27,7 @@ from zswapd.fuse.operations import Operations, part_of, serving
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zswapd.core.backing.transfers import Fetch, Transfers
+    from zswapd.core.backing.transfers import SlotRead, Transfers
     from zswapd.fuse.inodes import Directory
 
 DEFERRED: Final = -errno.EINPROGRESS
@@ -196,7 +196,7 @@ class BackedOperations(Operations):
             unique: of the request.
             again: the call; returns a length, an errno or DEFERRED.
         """
-        fetch: list[Fetch] = []
+        fetch: list[SlotRead] = []
 
         def done() -> None:
             self._blame(unique)

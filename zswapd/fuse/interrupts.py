@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.25
 """Time between two looks at whoever was interrupted, or has waited for that long, and goes on waiting."""
-LOOKS = 32
+REQUESTS_PER_STEP = 32
 """Looks at others than the interrupted in a turn of the event loop: some 20 µs each."""
 _SIGKILL_BIT = 1 << 8
 
@@ -111,7 +111,7 @@ class Interrupts:
     def _look_at_some(self) -> bool:
         """Look at those not looked at for longest; return whether any was killed."""
         end, found = trio.current_time() - LOOK_S, False
-        for number, waiting in list(itertools.islice(self._waiting.items(), LOOKS)):
+        for number, waiting in list(itertools.islice(self._waiting.items(), REQUESTS_PER_STEP)):
             if waiting.since > end:
                 continue
             self._waiting[number] = self._waiting.pop(number)  # to the end

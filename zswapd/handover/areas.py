@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from zswapd.core import core
 from zswapd.core.backing.store import KEY_BYTES
 from zswapd.core.backing.transfers import CLAIMS
-from zswapd.core.disk import slot_map_sizes, witness_sizes
+from zswapd.core.sizing import slot_map_sizes, witness_sizes
 from zswapd.handover.key import COPY_BYTES, KEY, KEY_COPY
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from zswapd.core import core
 from zswapd.core.allocators.arena import label_room
 from zswapd.core.backing.transfers import RUN_MAX
-from zswapd.core.core import arena_frames, label, lost_bitmap_bytes, reserve_frames
 from zswapd.core.frontends.frontswap import MAX_SWAPFILES
+from zswapd.core.sizing import arena_frames, label, lost_bitmap_bytes, reserve_frames
 from zswapd.core.tmem.objnodes import NODE_BYTES, NODE_SLOTS
 from zswapd.errors import ArenaError, ConfigError
 from zswapd.fuse.mount import MAX_IO

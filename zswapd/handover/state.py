@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
-from zswapd.core.allocators.arena import open_backing, punch_hole
+from zswapd.core.allocators.arena import open_shared_memory, punch_hole
 from zswapd.errors import ArenaError, HandoverError
 from zswapd.host.installation import restart_daemon
 from zswapd.host.machine import EHWPOISON
@@ -259,7 +259,7 @@ class SharedState:
         areas = areas or {}
         end = lost_at + sum(round_up(size, 8) for size in (*lost.values(), *areas.values()))
         length = round_up(end, page)
-        fd, _kind = open_backing(kind)
+        fd, _kind = open_shared_memory(kind)
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             document = bytearray(GEOMETRY_BYTES)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zswapd.control.listener import Listener, supervisor_of
-from zswapd.core.core import lost_bitmap_bytes, make_arena
+from zswapd.core.sizing import lost_bitmap_bytes, make_arena
 from zswapd.errors import AlreadyRunningError, HandoverError, ZswapdError
 from zswapd.fuse.mount import MAX_IO, Mount
 from zswapd.handover import costs

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from zswapd.core.backing.store import check_store, open_store
-from zswapd.core.disk import slots_needed
+from zswapd.core.sizing import slots_needed
 from zswapd.errors import BackingError
 from zswapd.paths import without_links
 

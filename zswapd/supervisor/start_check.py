@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zswapd.control.listener import check_place, is_served
-from zswapd.core.allocators.arena import open_backing as open_memory
+from zswapd.core.allocators.arena import open_shared_memory
 from zswapd.errors import BackingError, VolumeError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.mount import Mount
@@ -81,7 +81,7 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
     check_backing(config)
     if config.backing.path and lowlevel is None:
         raise BackingError(f"a backing needs the FUSE hook: {lowlevel_problem}", hint="build it, or leave backing.path empty")
-    os.close(open_memory(config.memory.arena)[0])
+    os.close(open_shared_memory(config.memory.arena)[0])
     Mount(config.fuse.mountpoint).check()
 
 

@@ -19,8 +19,9 @@ from zswapd.config.loader import memory_total
 from zswapd.config.shapes import differences
 from zswapd.core import compress
 from zswapd.core.allocators.arena import READABLE_LAYOUTS
-from zswapd.core.compress.samples import sample_pages
-from zswapd.core.core import Core, Inherited, label, parsed_label
+from zswapd.core.core import Core, Inherited
+from zswapd.core.selftest import sample_pages
+from zswapd.core.sizing import label, parsed_label
 from zswapd.errors import HandoverError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.handover.geometry import check_geometry

@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zswapd import log as log_setup
-from zswapd.core import crashpoints, recompressing
-from zswapd.core.core import Core, Inherited, lost_copies_in
+from zswapd.core import crashpoints
+from zswapd.core.core import Core, Inherited, lost_copies_in, store_codecs
 from zswapd.core.reclaim.pressure import Pressure
 from zswapd.core.reclaim.shrinker import Shrinker
 from zswapd.errors import ConfigError
@@ -79,7 +79,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
     left = state.load()
     settings = Settings(config, left.get("settings", {}))
-    state.note_codecs(recompressing.codecs(settings.current))
+    state.note_codecs(store_codecs(settings.current))
     disk = BackedPool(settings.current, state, resources.backing, prepared.disk) if prepared.disk else None
     core = _make_core(settings, parent, resources, disk, left)
     restore(core, left)
@@ -130,7 +130,7 @@ def _connect(parts: Parts, saver: StateSaver) -> None:
     settings.register_check(_check_cache)
     settings.register_check(lambda old, new: costs.check_change(old, new, marked=core.recompression.is_prepared))
     settings.register(
-        lambda config: parts.state.note_codecs(recompressing.codecs(config)),
+        lambda config: parts.state.note_codecs(store_codecs(config)),
         core.apply,
         lambda config: parts.session.set_poll_us(config.fuse.poll_us),
         lambda config: log_setup.set_level(config.log.level),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
-from zswapd.core import compress, recompressing
+from zswapd.core import compress
+from zswapd.core.reclaim.recompress import STRONGER
 from zswapd.errors import BackingError, ControlError
 from zswapd.handover import costs
 from zswapd.host.hints import no_swap_file
@@ -174,7 +175,7 @@ class Commands:
         parts, core = self._parts, self._parts.core
         if not core.recompression.is_prepared:
             costs.check_marks(parts.settings.current, "recompression")
-        parts.state.note_codecs([recompressing.STRONGER])
+        parts.state.note_codecs([STRONGER])
         before, tried = core.zv.statistics(), core.recompression.statistics()
         core.recompression.command()
         told = time.monotonic()

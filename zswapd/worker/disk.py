@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zswapd.core.backing._disk import Cipher, Queue
-from zswapd.core.backing.buffers import make_buffers
 from zswapd.core.backing.lifeline import Lifeline
-from zswapd.core.backing.store import SlotStore
+from zswapd.core.backing.store import SlotStore, make_buffers
 from zswapd.core.backing.transfers import RUN_MAX, Transfers
-from zswapd.core.disk import Backing
+from zswapd.core.disk import CoreDisk
 from zswapd.errors import BackingError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.deferred import BackedOperations
@@ -139,7 +138,7 @@ class BackedPool:
         )
         maps: Mapping[str, memoryview] = {name: state.area(SLOTS + name) for name in config.swap_files()}
         witnesses = {name: area for name in config.swap_files() if (area := state.areas.get(WITNESS + name)) is not None}
-        self.backing = Backing(self.transfers, maps, witnesses)
+        self.backing = CoreDisk(self.transfers, maps, witnesses)
         self._operations: BackedOperations | None = None
         self._release()
 

@@ -42,7 +42,7 @@ BOUND_FRAMES = 256
 """Steps of the pool's bound by a memory limit: applying one takes time,
 and what others take below it changes all the time.
 """
-PLENTY = 512 << 20
+PLENTY_BYTES = 512 << 20
 """Spare memory at which heaps that are small are grown, where requests may wait for a disk; and free memory at which what is
 urgent need not be little: a piece of URGENT_BYTES for each turn of the event loop is less than a fast fill takes meanwhile."""
 
@@ -159,7 +159,7 @@ class Upkeep:
         requests = self._requests()
         is_low = frames.table.long_frames < frames.urgent_mark
         is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
-        is_little = is_urgent and free_bytes() < PLENTY
+        is_little = is_urgent and free_bytes() < PLENTY_BYTES
         job = frames.begin_refill(min(URGENT_BYTES if is_little else REFILL_FRAMES_BYTES, most) // frames.page_size)
         if not job.runs:
             return
@@ -218,7 +218,7 @@ class Upkeep:
                 continue
             while core.wants_compaction() and core.compact_step() and self._requests() == seen:
                 await trio.lowlevel.checkpoint()
-            if self._has_small_heaps and self._needs_large_heaps() and spare_pages() * core.frames.page_size > PLENTY:
+            if self._has_small_heaps and self._needs_large_heaps() and spare_pages() * core.frames.page_size > PLENTY_BYTES:
                 self._has_small_heaps = False
                 system.grow_heaps()
             if garbage_due:

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.strategies import page
 from zswapd.config import changed, load
-from zswapd.core import compress
+from zswapd.core import compress, sizing
 from zswapd.core import core as core_module
-from zswapd.core.pam.zvpages import BODY_MASK
+from zswapd.core.pam.zv import BODY_MASK
 from zswapd.errors import CorruptedPageError
 from zswapd.worker import reports
 
@@ -140,7 +140,7 @@ def test_arena_is_no_larger_than_a_raw_page_can_name_its_place(tmp_path: Path, s
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1048576 kB\n")
     assignments = [("swap.size", size, "--size"), ("memory.reserve", "8M", "--set")]
     config = load(codecs=compress.names(), assignments=assignments, root=tmp_path, page_size=page_size)
-    arena = core_module.make_arena(config)
+    arena = sizing.make_arena(config)
     length = arena.total_frames * page_size
     arena.close()
     assert length <= BODY_MASK + 1

@@ -3,7 +3,7 @@
 and damage is counted.
 
 One bit, or one 32-bit word, is changed anywhere that a successor reads: words of the frame table,
-of used runs and of free ones; headers, words of life and data; bodies. No page may read as zeros
+of used runs and of free ones; headers, live words and data; bodies. No page may read as zeros
 then, nor as another page.
 """
 
@@ -22,8 +22,8 @@ from tests.support.successor import check_all, fill, make_config, read, shared_l
 from zswapd.config import Config
 from zswapd.core import crashpoints
 from zswapd.core.allocators.arena import CHANGING_LAYOUT, LAYOUT_VERSION
+from zswapd.core.allocators.base import DEAD
 from zswapd.core.allocators.frametable import EPHEMERAL, MARKED, PERSISTENT, STATE_MASK, TAKEN, USED, mark
-from zswapd.core.allocators.runs import DEAD
 from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.core.block.device import ADOPTED_PAGES
 from zswapd.core.compress.base import RAW
@@ -224,7 +224,7 @@ def test_mark_differs_in_two_bits_at_least() -> None:
 
 def _make_older(core: Core) -> None:
     """Turn an arena into one of layout 3, as 0.x programs wrote it: no mark,
-    dead objects with a word of life of 0.
+    dead objects with a live word of 0.
     """
     words, lives, size = core.frames.table.words, core.arena.words64, core.frames.page_size
     for first in [*core.frames.used_runs(PERSISTENT), *core.frames.used_runs(EPHEMERAL)]:

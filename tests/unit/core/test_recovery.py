@@ -26,10 +26,9 @@ import pytest
 from tests.support.strategies import page
 from tests.support.successor import check_all, fill, make_config, read, shared_lost, succeed
 from zswapd.config import Config
-from zswapd.core import core as core_module
-from zswapd.core import crashpoints
+from zswapd.core import crashpoints, sizing
 from zswapd.core.allocators.arena import LAYOUT_VERSION, Arena
-from zswapd.core.allocators.runs import DEAD
+from zswapd.core.allocators.base import DEAD
 from zswapd.core.core import Core, Inherited
 from zswapd.core.pam.base import HEADER, HEADER_BYTES
 from zswapd.core.tmem import objnodes
@@ -157,7 +156,7 @@ def test_takeover_gives_signs_of_life_for_every_stretch_of_the_arena(allocator: 
 
 
 def test_empty_arena_made_by_somebody_else_is_a_beginning(config: Config) -> None:
-    arena = core_module.make_arena(config)
+    arena = sizing.make_arena(config)
     core = Core(config, inherited=Inherited(arena.fd))
     assert core.frames.table.long_frames >= core.frames.reserve_target * 3 // 4
     expected = fill(core, 100)
@@ -494,8 +493,8 @@ def test_seal_that_makes_no_sense_is_damage(core: Core, config: Config, damage: 
 @pytest.mark.parametrize("point", ["takeover_frames", "takeover_zspages", "takeover_indexed", "takeover_marked"])
 @pytest.mark.parametrize("damage", ["length", "class"])
 def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: str, point: str) -> None:
-    arena = core_module.make_arena(config)
-    lost = {"swap": memoryview(mmap.mmap(-1, core_module.lost_bitmap_bytes(config)["swap"]))}
+    arena = sizing.make_arena(config)
+    lost = {"swap": memoryview(mmap.mmap(-1, sizing.lost_bitmap_bytes(config)["swap"]))}
     core = Core(config, inherited=Inherited(arena.fd, lost))
     fill(core, 40)
     first = core.frames.table.first_of(_pampd(core, 4) // core.frames.page_size)
@@ -570,7 +569,7 @@ def test_arena_of_the_layout_before_is_read_and_stamped(core: Core, config: Conf
 
 def test_lost_pages_stay_lost_and_marks_without_meaning_go(config: Config) -> None:
     lost = shared_lost(config)
-    arena = core_module.make_arena(config)
+    arena = sizing.make_arena(config)
     core = Core(config, inherited=Inherited(arena.fd, lost))
     size = core.frames.page_size
     expected = fill(core, 20)
@@ -592,7 +591,7 @@ def test_lost_pages_stay_lost_and_marks_without_meaning_go(config: Config) -> No
 @pytest.mark.parametrize("frozen", [True, False])
 def test_mark_is_set_before_the_older_copy_goes(config: Config, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = shared_lost(config)
-    arena = core_module.make_arena(config)
+    arena = sizing.make_arena(config)
     core = Core(config, inherited=Inherited(arena.fd, lost))
     size = core.frames.page_size
     fill(core, 20)
@@ -619,7 +618,7 @@ def test_mark_is_set_before_the_older_copy_goes(config: Config, frozen: bool, mo
 
 
 def test_bitmap_that_is_too_short_is_refused(config: Config) -> None:
-    arena = core_module.make_arena(config)
+    arena = sizing.make_arena(config)
     with pytest.raises(ValueError, match="bitmap"):
         Core(config, inherited=Inherited(arena.fd, {"swap": memoryview(bytearray(3))}))
     arena.close()

@@ -21,7 +21,7 @@ from tests.support.successor import make_config
 from zswapd.core.block.device import Device, lost_bytes
 from zswapd.core.block.slotmap import SlotMap, slot_map_bytes, witness_bytes
 from zswapd.core.core import Core, Inherited
-from zswapd.core.disk import Backing
+from zswapd.core.disk import CoreDisk
 from zswapd.errors import LostPageError
 from zswapd.handover.areas import backing_areas
 from zswapd.handover.key import find_key, make_key
@@ -215,7 +215,7 @@ def test_page_whose_word_has_become_zero_is_an_error_until_it_is_written(files: 
 def test_page_whose_word_has_become_zero_is_lost_to_a_successor(files: Files) -> None:
     slots = files.device._slots
     slots._words[3] = 0
-    backing = Backing(files.transfers, {"swap": slots._words.cast("B")}, {"swap": slots._witness})
+    backing = CoreDisk(files.transfers, {"swap": slots._words.cast("B")}, {"swap": slots._witness})
     then = Core(files.config, inherited=Inherited(files.core.arena.fd), backing=backing)
     assert then.backed[0].backed_statistics().bad_slots == 1
     assert then.devices["swap"].statistics().lost_pages == 1

@@ -113,13 +113,13 @@ async def test_many_that_are_killed_at_once_go_at_once(proc: Path, autojump_cloc
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guard.run)
         async with trio.open_nursery() as waiting:
-            for _ in range(10 * interrupts.LOOKS):
+            for _ in range(10 * interrupts.REQUESTS_PER_STEP):
                 waiting.start_soon(wait)
             await trio.sleep(5)
             (proc / str(THREAD) / "status").write_text(RUNNING.replace("SigPnd:\t00000000000000", "SigPnd:\t00000000000001", 1))
             begin = trio.current_time()
         assert trio.current_time() - begin <= 2 * interrupts.LOOK_S
-        assert guard.let_go == 10 * interrupts.LOOKS
+        assert guard.let_go == 10 * interrupts.REQUESTS_PER_STEP
         nursery.cancel_scope.cancel()
 
 

@@ -15,7 +15,7 @@ import pytest
 from zswapd import config
 from zswapd.config import Config
 from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
-from zswapd.core.core import label
+from zswapd.core.sizing import label
 from zswapd.errors import ControlError, HandoverError, MountError
 from zswapd.handover import geometry as geometry_module
 from zswapd.handover.geometry import describe_geometry

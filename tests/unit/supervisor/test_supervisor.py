@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.successor import make_config
-from zswapd.core.core import make_arena
+from zswapd.core.sizing import make_arena
 from zswapd.errors import ArenaError, ZswapdError
 from zswapd.handover.state import Phase, SharedState, Word
 from zswapd.supervisor import fork as fork_module

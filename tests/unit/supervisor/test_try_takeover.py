@@ -13,8 +13,8 @@ from tests.support.successor import make_config
 from zswapd.core import compress
 from zswapd.core.allocators.pageframes import PageFrames
 from zswapd.core.compress.lzo import Lzo
-from zswapd.core.compress.samples import sample_pages
 from zswapd.core.core import Core
+from zswapd.core.selftest import sample_pages
 from zswapd.errors import ArenaError, HandoverError
 from zswapd.supervisor import upgrade_check
 

@@ -116,7 +116,7 @@ def _open_noswap_tmpfs() -> int:
         os.close(mount)
 
 
-def open_backing(kind: str) -> tuple[int, str]:
+def open_shared_memory(kind: str) -> tuple[int, str]:
     """Return (descriptor, kind reached) for the kind wished for: "tmpfs", "memfd" or "auto"."""
     if kind not in ("auto", "tmpfs", "memfd"):
         raise ArenaError(f"unknown kind of arena {kind!r}", hint='use "auto", "tmpfs" or "memfd"')
@@ -235,7 +235,7 @@ class Arena:
         if len(label) >= label_room(page_size):
             raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
         first_frame = head_frames(frames, page_size)
-        fd, kind = open_backing(kind)
+        fd, kind = open_shared_memory(kind)
         try:
             os.ftruncate(fd, (first_frame + frames) * page_size)
             self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)

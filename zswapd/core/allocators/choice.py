@@ -19,9 +19,9 @@ def make_allocator(name: str, frames: PageFrames, half: int, lru: Lru | None, *,
     Args:
         name: "zsmalloc" or "zbud".
         frames: where its runs come from.
-        half: whose they are; see runs.Runs.
+        half: whose they are; see Allocator.
         lru: keeps their order of use, if somebody wants it.
-        max_zspage_frames: see zspages.Zspages; zbud's runs are single frames.
+        max_zspage_frames: see ZsPool; zbud's runs are single frames.
 
     Raises:
         ValueError: there is no allocator of that name.

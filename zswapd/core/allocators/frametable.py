@@ -21,7 +21,7 @@ it, the *seal*. A run is used if and only if both words 0 and 1 of its first fra
 with USED and SEALED, word 1 with a *mark*, which is a checksum of the length and of the lower half
 of word 0. For that to hold at every instruction:
 
-- `take` gives runs out unsealed (TAKEN). The owner prepares the run (words of life) and then writes
+- `take` gives runs out unsealed (TAKEN). The owner prepares the run (live words) and then writes
   both words by one 64-bit store;
 - neither the length, the mark nor the lower half of word 0 changes while the seal is there;
 - `put` begins with the one 64-bit store that takes seal and mark away; what it does to neighbours

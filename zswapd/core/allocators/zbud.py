@@ -10,12 +10,12 @@ Everything about a frame is in its words of the frame table:
 
     word 0   state, seal and half | chunks of the first buddy (bits 16 to 23) | chunks of the last (24 to 31)
     word 1   1, the run's length | the upper half of word 0 once more (bits 8 to 23) | the seal's mark (24 to 31)
-    word 2,3 next and previous frame of its list; of a body, word 2 as Runs says
+    word 2,3 next and previous frame of its list; of a body, word 2 as base.py says
 
 A body is a first buddy of all chunks. Where a buddy begins follows from word 0: the first at the
 frame's beginning, the last as many chunks before its end as it has. So words 0 and 1, which are
-written by one 64-bit store, say all that a successor needs: after the new buddy's word of life is
-DEAD, and before its owner makes it live; when a buddy goes, its word of life does first. A buddy
+written by one 64-bit store, say all that a successor needs: after the new buddy's live word is
+DEAD, and before its owner makes it live; when a buddy goes, its live word does first. A buddy
 that has chunks and no life is therefore a store or a free that was cut short, and is taken for
 free. A death leaves one of these at most. More of them are memory that has changed by itself, and
 so is a frame whose words do not have the same chunks.
@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final
 
 from zswapd import counters
 from zswapd.core import crashpoints
+from zswapd.core.allocators.base import DEAD, OWN_BITS, Allocator
 from zswapd.core.allocators.frametable import (
     CHAIN_MASK,
     CHAIN_SHIFT,
@@ -46,7 +47,6 @@ from zswapd.core.allocators.frametable import (
     PERSISTENT,
     seal_words,
 )
-from zswapd.core.allocators.runs import DEAD, OWN_BITS, Runs
 from zswapd.core.crashpoints import reach
 from zswapd.errors import InvariantError
 
@@ -99,11 +99,10 @@ class ZbudStatistics:
 counters.declare(ZbudStatistics, cumulative="zbud_cumul_chunk_counts failed_alloc pages_compacted objects_moved")
 
 
-class ZbudPool(Runs):
-    """A pool of objects of 1 byte to a page (see Runs for the arguments).
+class ZbudPool(Allocator):
+    """A pool of objects of 1 byte to a page (see Allocator for the arguments).
 
-    Attributes:
-        max_shared: bytes of the largest object that leaves room for another, a page less a chunk; a larger one is a body.
+    The largest object that is no body is a page less a chunk.
     """
 
     def __init__(self, frames: PageFrames, half: int = PERSISTENT, lru: Lru | None = None) -> None:
@@ -145,13 +144,7 @@ class ZbudPool(Runs):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object of at least `size` bytes, its first eight DEAD.
-
-        0 when no frame is free (counted).
-
-        Raises:
-            ValueError: `size` is not between 1 byte and a page.
-        """
+        """Return the handle of a new object, beside another one where it fits best (see Allocator)."""
         if not 0 < size <= self._page_size:
             raise ValueError(f"an object of {size} bytes does not fit a page of {self._page_size}")
         chunks = (size + self._chunk - 1) // self._chunk
@@ -172,8 +165,8 @@ class ZbudPool(Runs):
             self.failed_alloc += 1
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
-        # The frame may hold what an earlier owner left; the word of life must not.
-        self._lives[frame * self._page_size >> 3] = DEAD
+        # The frame may hold an earlier owner's bytes, but not in the live word.
+        self._live_words[frame * self._page_size >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
         self._pairs[frame * 2] = self._seal + chunks * _IN_PAIR
         reach(crashpoints.ZSPAGE_SEALED)
@@ -196,7 +189,7 @@ class ZbudPool(Runs):
             handle = frame * self._page_size
             both |= chunks
         # Before there are chunks, so that nobody takes for an object what lay there.
-        self._lives[handle >> 3] = DEAD
+        self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_OFF_CHAIN)
         self._pairs[frame * 2] = self._seal + both * _IN_PAIR
         reach(crashpoints.OBJECT_ALLOCATED)
@@ -206,11 +199,7 @@ class ZbudPool(Runs):
         return handle
 
     def free(self, handle: int) -> None:
-        """Give an object back; a frame that becomes empty goes to the reserve.
-
-        Raises:
-            InvariantError: the handle is not that of an object of this pool.
-        """
+        """Free an object (see Allocator); a frame that becomes empty goes to the reserve."""
         frame, offset = divmod(handle, self._page_size)
         state = self._words[frame * 4]
         if state & 0xFFFF & ~OWN_BITS != self._sealed:
@@ -229,11 +218,11 @@ class ZbudPool(Runs):
                 self._unlink(NCHUNKS - own, frame)
                 if self._lru is not None:
                     self._lru.remove(frame)
-            # The word of life stays as it is: what is not in a sealed frame is not looked at.
+            # The live word stays as it is: no successor reads memory outside a sealed frame.
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(frame)
             return
-        self._lives[handle >> 3] = DEAD
+        self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_DEAD)
         self._pairs[frame * 2] = self._seal + both * _IN_PAIR
         reach(crashpoints.OBJECT_FREED)
@@ -243,21 +232,21 @@ class ZbudPool(Runs):
     # Off the page path.
 
     def objects_of(self, first: int) -> list[int]:
-        """Return the handles of a frame's live buddies (see Runs)."""
+        """Return the handles of a frame's live buddies (see Allocator)."""
         state = self._words[first * 4]
         one, other = state >> _FIRST & 255, state >> _LAST
         base = first * self._page_size
         found: list[int] = []
-        if 0 < one < NCHUNKS and self._lives[base >> 3] != DEAD:
+        if 0 < one < NCHUNKS and self._live_words[base >> 3] != DEAD:
             found.append(base)
         if other:
             base += self._page_size - other * self._chunk
-            if self._lives[base >> 3] != DEAD:
+            if self._live_words[base >> 3] != DEAD:
                 found.append(base)
         return found
 
     def free_run(self, first: int) -> None:
-        """Give back a frame with its buddies (see Runs)."""
+        """Give back a frame with its buddies (see Allocator)."""
         state = self._own_state(first)
         one, other = state >> _FIRST & 255, state >> _LAST
         self._unlink(_BUDDIED if one and other else NCHUNKS - one - other, first)
@@ -275,7 +264,7 @@ class ZbudPool(Runs):
         return [*found, (base + self._page_size - last, last)] if last else found
 
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
-        """Bring frames with one object together in pairs, while there is a pair that fits (see base.Allocator)."""
+        """Bring frames with one object together in pairs, while there is a pair that fits (see Allocator)."""
         freed = 0
         while freed < max_moves and self._mask:
             most = self._mask.bit_length() - 1
@@ -291,7 +280,7 @@ class ZbudPool(Runs):
             new = self._join(number, target, chunks)
             self.memory[new + 8 : new + chunks * self._chunk] = self.memory[old + 8 : old + chunks * self._chunk]
             reach(crashpoints.COMPACT_COPIED)
-            self._lives[new >> 3] = self._lives[old >> 3]
+            self._live_words[new >> 3] = self._live_words[old >> 3]
             reach(crashpoints.COMPACT_ALIVE)
             moved(old, new)
             reach(crashpoints.COMPACT_INDEXED)
@@ -305,7 +294,7 @@ class ZbudPool(Runs):
     # A successor's beginning.
 
     def adopt(self) -> int:
-        """Rebuild everything from the sealed frames and their words of life (see base.Allocator)."""
+        """Rebuild everything from the sealed frames and their live words (see Allocator)."""
         words = self._words
         empty: list[int] = []
         for frame in self._frames.used_runs(self._half):
@@ -347,7 +336,7 @@ class ZbudPool(Runs):
         return word < MARKED or word >> CHAIN_SHIFT & CHAIN_MASK == state >> _FIRST
 
     def each_span(self, found: Callable[[int, int, int], None]) -> None:
-        """Call `found` with each buddy (see base.Allocator)."""
+        """Call `found` with each buddy (see Allocator)."""
         for frame in self._frames.used_runs(self._half):
             for handle, room in self._buddies(frame):
                 found(handle, room, 1)

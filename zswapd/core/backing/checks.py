@@ -23,8 +23,8 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 _MEMORY_DISKS = ("zram", "ram")
 
 
-class Mounted(NamedTuple):
-    """A mount."""
+class MountEntry(NamedTuple):
+    """A line of mountinfo(5)."""
 
     kind: str
     """Of its file system."""
@@ -32,14 +32,14 @@ class Mounted(NamedTuple):
     """What is mounted, as mount(8) was told."""
 
 
-def mounted_on(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> Mounted | None:
+def mounted_on(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountEntry | None:
     """Return the mount of a file's st_dev, None if there is none to be seen."""
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     for line in mountinfo.read_bytes().splitlines():
         fields = line.split(b" ")
         if fields[2] == wanted:
             kind, source = fields[fields.index(b"-") + 1 :][:2]
-            return Mounted(os.fsdecode(kind), os.fsdecode(source))
+            return MountEntry(os.fsdecode(kind), os.fsdecode(source))
     return None
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zswapd.core.backing.transfers import Fetch, Transfers
+    from zswapd.core.backing.transfers import SlotRead, Transfers
 
 READS = 3
 """Requests that have followed one another before anything is read ahead of them."""
@@ -53,7 +53,7 @@ class AheadStatistics:
 @dataclass(slots=True, eq=False)
 class _Window:
     end: int
-    fetch: Fetch | None = None
+    fetch: SlotRead | None = None
     is_there: bool = False
     is_unwanted: bool = False
 

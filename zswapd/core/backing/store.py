@@ -39,6 +39,7 @@ from zswapd.core.backing._disk import Job
 from zswapd.core.backing.checks import device_of, refuse_memory, refuse_ours
 from zswapd.errors import BackingError
 from zswapd.host.hints import for_failure
+from zswapd.pages import round_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,6 +101,23 @@ class SlotStore:
     def _moving(self, first: int, pages: Sequence[memoryview], *, writes: bool) -> Job:
         at = DATA_AT + first * self._page_size
         return Job(self._fd, writes=writes, offset=at, pages=pages, slot=first, cipher=self._cipher)
+
+
+def make_buffers(size: int, page_size: int) -> memoryview:
+    """Return private memory for pages on their way to the disk and back, aligned for direct I/O.
+
+    Every page of it is touched: a transfer must not wait for the kernel's memory.
+
+    Args:
+        size: bytes; rounded down to the page.
+        page_size: bytes in a page.
+    """
+    memory = mmap.mmap(-1, round_down(size, page_size))
+    memory.madvise(mmap.MADV_DONTDUMP)
+    view = memoryview(memory)
+    for place in range(0, len(view), mmap.PAGESIZE):
+        view[place] = 0
+    return view
 
 
 def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False) -> int:

@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.backing.health import STALL_S, Health
-from zswapd.core.backing.statistics import TransferStatistics
 from zswapd.core.crashpoints import reach
 
 if TYPE_CHECKING:
@@ -70,13 +70,13 @@ class _Read:
 
     slot: int
     buffer: int
-    users: list[Fetch] = field(default_factory=list)
+    users: list[SlotRead] = field(default_factory=list)
     is_there: bool = False
     errno: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Fetch:
+class SlotRead:
     """Slots that are wanted together.
 
     Attributes:
@@ -89,6 +89,42 @@ class Fetch:
     missing: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class TransferStatistics:
+    """Traffic with the backing, in pages (zram's bd_reads and bd_writes).
+
+    Attributes:
+        bd_reads, bd_writes: pages read and written.
+        read_requests, write_requests: system calls for these pages.
+        failed_reads, failed_writes: system calls that failed.
+        refused_writes: pages refused because no buffer was free, or slot or device took no writes.
+        in_flight: requests under way.
+        free_buffers: buffers of a page that are free; all of them when nothing is under way.
+        held_slots: slots that a predecessor's request may still write.
+        avoided_slots: slots that are not written again because a write of them failed.
+        degraded: writes are refused because the device is in trouble.
+    """
+
+    bd_reads: int
+    bd_writes: int
+    read_requests: int
+    write_requests: int
+    failed_reads: int
+    failed_writes: int
+    refused_writes: int
+    in_flight: int
+    free_buffers: int
+    held_slots: int
+    avoided_slots: int
+    degraded: bool
+
+
+counters.declare(
+    TransferStatistics,
+    cumulative="bd_reads bd_writes read_requests write_requests failed_reads failed_writes refused_writes",
+)
+
+
 class Transfers:
     """All transfers of one store.
 
@@ -96,7 +132,7 @@ class Transfers:
         store: what makes requests.
         submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
         page_size: bytes in a slot.
-        buffers: what `make_buffers` (buffers.py) has returned; at least twice the longest read.
+        buffers: what `store.make_buffers` has returned; at least twice the longest read.
         depth: most requests under way.
         claims: CLAIMS 64-bit words that outlive the process; the process' own if there are none.
         clock: seconds, for tests.
@@ -132,7 +168,7 @@ class Transfers:
         self._ready: deque[Write] = deque()
         self._queues: dict[int, deque[Write]] = {}
         self._reads: dict[int, _Read] = {}
-        self._waiting: deque[Fetch] = deque()
+        self._waiting: deque[SlotRead] = deque()
         self._started: dict[int, float] = {}
         self._number = 0
         self._held: set[int] = set()
@@ -287,9 +323,9 @@ class Transfers:
 
     # Reading.
 
-    def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> Fetch:
+    def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> SlotRead:
         """Have slots read, once `kick` is called; the result must be given to `end` after `done`. A slot named twice is one."""
-        fetch = Fetch(tuple(sorted(set(slots))), done)
+        fetch = SlotRead(tuple(sorted(set(slots))), done)
         self._waiting.append(fetch)
         return fetch
 
@@ -356,7 +392,7 @@ class Transfers:
 
     def _end_reads(self, run: list[int], code: int) -> None:
         """Tell who waits for slots."""
-        finished: list[Fetch] = []
+        finished: list[SlotRead] = []
         for slot in run:
             read = self._reads[slot]
             read.is_there = True
@@ -381,7 +417,7 @@ class Transfers:
             raise OSError(read.errno, os.strerror(read.errno))
         return self._views[read.buffer]
 
-    def end(self, fetch: Fetch) -> None:
+    def end(self, fetch: SlotRead) -> None:
         """Let go of what a reader has got."""
         for slot in fetch.slots:
             read = self._reads.get(slot)

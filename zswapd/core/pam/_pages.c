@@ -8,7 +8,7 @@
  * checksum are some twenty objects more. A store takes a tenth less time so, a load a third (docs/benchmarks.md).
  *
  * Invariants
- *   - An object comes to life as in zpages.py: data, header behind the word of life, word of life
+ *   - An object comes to life as in zpages.py: data, header behind the live word, live word
  *     by one 64-bit store, each visible before the next. A crash point that is armed is reached
  *     between the same two writes.
  *   - Nothing beyond the arena is touched, whatever a damaged header says: lengths are checked before they are used.
@@ -51,8 +51,8 @@ struct zheader {
 };
 
 #define HEADER_BYTES sizeof(struct zheader)
-#define COVERED 8 /* the checksum begins behind the word of life */
-#define DEAD_CHECK 0x5DEAD5A3U /* of an object that is not in use: zswapd/core/allocators/runs.py */
+#define COVERED 8 /* the checksum begins behind the live word */
+#define DEAD_CHECK 0x5DEAD5A3U /* of an object that is not in use: zswapd/core/allocators/base.py */
 
 _Static_assert(sizeof(struct zheader) == 24, "the header has no gaps");
 

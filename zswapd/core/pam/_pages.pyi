@@ -34,7 +34,7 @@ class Packer:
         """Make a new object the page that was packed last.
 
         Args:
-            handle: of the object, whose word of life is zero and which has room for header and data.
+            handle: of the object, whose live word is DEAD and which has room for header and data.
             pool: for the header, as what follows.
             oid: of the page.
             index: of the page.

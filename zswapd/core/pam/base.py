@@ -14,7 +14,7 @@ The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the sam
     23  u8  pool        tmem pool
 
 It names the page, so that eviction can say what it evicts and a successor can rebuild the index
-from the arena alone. The generation and the checksum together are the allocators' word of life,
+from the arena alone. The generation and the checksum together are the allocators' live word,
 which is written last, by one 64-bit store.
 """
 

@@ -127,7 +127,7 @@ class Zbuds(ZPages):
         """
         if self.read(pampd, oid, index, out) == RAW:
             raise self.corruption(oid, index, "its codec is one that is not used here")
-        self._allocator.touch(pampd)
+        self.allocator.touch(pampd)
         self._loads += 1
 
     def free(self, pampd: int) -> None:
@@ -139,7 +139,7 @@ class Zbuds(ZPages):
         weight = self.weigh(pampd)
         if weight == NO_PAGE:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
-        self._allocator.free(pampd)
+        self.allocator.free(pampd)
         self._pages -= 1
         if weight >= 0:
             self._zbytes -= weight >> 8
@@ -150,7 +150,7 @@ class Zbuds(ZPages):
 
     def oldest_run(self) -> int:
         """Return the first frame of the run not used for longest; 0 if nothing is kept."""
-        return self._allocator.oldest_run()
+        return self.allocator.oldest_run()
 
     def evict(self, first: int, forget: Callable[[int, int, int, int], bool]) -> int:
         """Let go of all pages of the run that begins at a frame; return the frames set free, 0 if it could not be emptied.
@@ -160,7 +160,7 @@ class Zbuds(ZPages):
             forget: called with (pool, oid, index, pampd) of each page; has the index forget it if it names just the pampd, and
                 says whether it did.
         """
-        allocator = self._allocator
+        allocator = self.allocator
         gone: list[int] = []
         handles = allocator.objects_of(first)
         for handle in handles:
@@ -179,9 +179,9 @@ class Zbuds(ZPages):
             self._failed_evictions += 1
             allocator.touch(first * self._page_size)
             return 0
-        before = self._frames.ephemeral_frames
+        before = self.frames.ephemeral_frames
         allocator.free_run(first)
-        freed = before - self._frames.ephemeral_frames
+        freed = before - self.frames.ephemeral_frames
         self._evicted_frames += freed
         if len(gone) == 1:
             self._evicted_unbuddied += 1

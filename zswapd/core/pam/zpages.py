@@ -2,30 +2,30 @@
 """What both halves do with a page: compress it, put it behind a header into an object, and get it back unharmed.
 
 Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one
-store. A store cut short is therefore no live object, and no death leaves half a word of life.
+store. A store cut short is therefore no live object, and no death leaves half a live word.
 
 The checksum covers header and data. Where checksums are switched off, it covers the header of a
 compressed page alone, and all of the others, whose data is one word: a successor makes the index
 from headers, and must not take one page for another.
 
-LZ4 and same-filled pages go through `_pages.Packer` where there is one: the same, in C. What is here is its reference, and does
-all the rest.
+LZ4 and same-filled pages go through `_pages.Packer` where there is one: the same, in C. The Python
+code here is its reference, and does all the rest.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
 from zswapd.core import crashpoints
+from zswapd.core.allocators.base import DEAD_CHECK
 from zswapd.core.allocators.frametable import HIGH_SHIFT, LOW_SHIFT
-from zswapd.core.allocators.runs import DEAD_CHECK
 from zswapd.core.compress.base import LZ4, RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
 from zswapd.core.pam.base import HEADER, HEADER_BYTES, PageKey
-from zswapd.core.pam.packing import make_packer
 from zswapd.errors import CorruptedPageError
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from zswapd.core.pam._pages import Packer
 
 CHECK_MASK: Final = 0xFFFFFFFF
+GENERATION_HALF: Final = 1 << 31
+"""Half the range of serial numbers: at a smaller distance ahead, a generation is the later one."""
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 _pack_rest: Final = struct.Struct("=QIHBB").pack_into
-"""Of a header, what is behind the word of life."""
-_CODEC_AT: Final = 22
+"""Of a header, what is behind the live word."""
+CODEC_AT: Final = 22
 """Place of the codec in the header."""
 NOT_THE_PAGE: Final = -1
 WRONG_CHECKSUM: Final = -2
@@ -57,19 +59,34 @@ _WRONG: Final = {
 }
 
 
+def make_packer(memory: memoryview, page_size: int) -> Packer | None:
+    """Return a packer for an arena; None if `_pages` was not built, or if ZSWAPD_PURE is set.
+
+    Everything works without a packer.
+    """
+    if os.environ.get("ZSWAPD_PURE"):
+        return None
+    try:
+        from zswapd.core.pam._pages import Packer
+    except ImportError:
+        return None
+    return Packer(memory, page_size)
+
+
 class ZPages:
     """Pages in one allocator.
 
     Args:
-        allocator: where objects live.
+        allocator: of the objects.
         frames: of its arena.
         compressor: for new pages.
         compressors: by codec number, for pages already there.
         checksum: have the checksums in headers cover the data of compressed pages too.
 
     Attributes:
+        allocator, frames, compressors: as above.
         compressor, checksum: as above; settable at any time, for pages to come.
-        packer: does LZ4 pages; None to have all of it done here.
+        packer: does LZ4 pages; None to have all of it done in Python.
     """
 
     def __init__(
@@ -81,9 +98,9 @@ class ZPages:
         *,
         checksum: bool,
     ) -> None:
-        self._allocator = allocator
+        self.allocator = allocator
         self._alloc = allocator.alloc
-        self._frames = frames
+        self.frames = frames
         self._memory = allocator.memory
         self._words64 = frames.arena.words64
         self._page_size = frames.page_size
@@ -92,7 +109,7 @@ class ZPages:
         half = frames.page_size // 2 - 8
         self._probe = struct.Struct(f"=Q{half - 8}xQ{half}xQ").unpack_from
         self._words_a_page = frames.page_size // 8
-        self._compressors = compressors
+        self.compressors = compressors
         self._compressor = compressor
         self.checksum = checksum
         self.packer: Packer | None = make_packer(allocator.memory, frames.page_size)
@@ -111,7 +128,7 @@ class ZPages:
     def compressor(self, compressor: Compressor) -> None:
         self._compressor = compressor
         # The LZ4 that reads pages, not something else by its number.
-        self._packs_lz4 = compressor is self._compressors.get(LZ4)
+        self._packs_lz4 = compressor is self.compressors.get(LZ4)
 
     # The page path.
 
@@ -185,7 +202,7 @@ class ZPages:
             raise self.corruption(oid, index, _WRONG[WRONG_CHECKSUM])
         if codec > RAW:
             try:
-                out[:] = self._compressors[codec].decompress(memory[start : start + length], self._page_size)
+                out[:] = self.compressors[codec].decompress(memory[start : start + length], self._page_size)
             except (CorruptedPageError, KeyError) as error:
                 raise self.corruption(oid, index, f"{error} (codec {codec})") from error
         elif codec == SAME_FILLED:
@@ -228,7 +245,7 @@ class ZPages:
         if check == self.check_of(handle, generation, length):
             return True
         # Stored while checksums were off: of the header alone.
-        return self._memory[handle + _CODEC_AT] > RAW and check == self.check_of(handle, generation, 0)
+        return self._memory[handle + CODEC_AT] > RAW and check == self.check_of(handle, generation, 0)
 
     def corruption(self, oid: int, index: int, why: str) -> CorruptedPageError:
         """Count a damaged page and return the error for its reader."""
@@ -260,4 +277,4 @@ class ZPages:
             _check, _generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, new)
             moved(pool, oid, index, old, new)
 
-        return self._allocator.compact(object_moved, max_moves)
+        return self.allocator.compact(object_moved, max_moves)

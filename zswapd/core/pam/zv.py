@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """zv: persistent pages, compressed, each behind a header in an allocator's object.
 
-What becomes of a page:
+How a page is kept:
 
 - one machine word repeated (same-filled): header and that word, 32 bytes in all;
 - compressible: header and the compressed bytes;
-- poor, i.e. longer than zv_max_zsize, or longer than zv_max_mean_zsize while the pool's mean is: kept or refused, as
-  `keep_poor` says;
-- raw: compressed, it would need a frame of its own all the same. It is then kept as it is, which spares the decompression, and
-  the object holds the frame's handle: so no page ever takes more than a page and 32 bytes. No header and no user's bytes ever
-  share a frame in the wrong way: whatever a raw page holds, nobody looks for headers in it.
+- poor, i.e. longer than zv_max_zsize, or longer than zv_max_mean_zsize while the pool's mean is:
+  kept or refused, as `keep_poor` says;
+- raw: compressed, the page would need a frame of its own all the same. It is kept as it is, which
+  spares the decompression, and the object holds the handle of its frame, the *body*. So no page
+  takes more than a page and 32 bytes. A header and the bytes of a raw page never share a frame: no
+  reader and no successor looks for headers in a body, whatever its bytes imitate.
 
-zcache refused poor pages, having a disk behind it. A pool without one keeps them by default (as zram does): a swap device that
-refuses gives the kernel nothing but a page it must try to write again.
+zcache refused poor pages, having a disk behind it. A pool without a disk keeps them by default (as
+zram does): after a refusal the kernel has a page that it must try to write again, and no gain.
 
-zpages.py writes and reads objects; zvpages.py has the books, what a successor does, and the counters.
+zpages.py writes and reads objects; recovery.py finds them again in a successor.
 
 The mean is of `zsize`, compressed bytes without headers.
 """
@@ -22,20 +23,21 @@ The mean is of `zsize`, compressed bytes without headers.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
+from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.compress.base import RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
 from zswapd.core.pam.base import HEADER, HEADER_BYTES, NO_NEED, NO_ROOM, RejectReason
-from zswapd.core.pam.zpages import NO_PAGE
-from zswapd.core.pam.zvpages import BODY_CHECK, BODY_MASK, DIST_CHUNK, ZvPages
+from zswapd.core.pam.zpages import CHECK_MASK, GENERATION_HALF, NO_PAGE, ZPages
 from zswapd.errors import InvariantError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from zswapd.core.allocators.base import Allocator
     from zswapd.core.allocators.pageframes import PageFrames
@@ -44,10 +46,18 @@ if TYPE_CHECKING:
 _Q: Final = struct.Struct("=Q")
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
+DIST_CHUNK: Final = 64
+"""Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
+BODY_MASK: Final = (1 << 40) - 1
+"""Bits of the word in a raw page's object that are the body's handle. The 24 bits above are the
+body's checksum."""
+BODY_CHECK: Final = (1 << 24) - 1
+"""Bits of the whole checksum that the body's has; it is never 0."""
 LEAST_GAIN: Final = 16
 """Bytes: a step of zsmalloc's size classes for 4 KiB pages."""
-MAX_EATEN: Final = 64
-"""How often a store asks for frames of the other half: each time gives several frames, side by side if it can be."""
+EVICTIONS_PER_STORE: Final = 64
+"""Evictions of the cache that one store asks for, at most. Each frees several frames, side by side
+where the neighbours of the oldest run are ephemeral too."""
 
 
 def _nothing() -> bool:
@@ -55,7 +65,64 @@ def _nothing() -> bool:
     return False
 
 
-class Zv(ZvPages):
+@dataclass(frozen=True, slots=True)
+class ZvStatistics:
+    """What zv keeps, what it turned away, and how sizes are spread.
+
+    Attributes:
+        curr_pages: pages kept now (zswap's stored_pages).
+        curr_pages_max: the most there ever were.
+        curr_zbytes: their data without headers, in bytes (zram's compr_data_size).
+        curr_object_bytes: the same with headers: what was asked of the allocator.
+        curr_same_filled: same-filled pages among them.
+        curr_incompressible: pages among them that are kept as they are (zram's huge_pages).
+        stores: pages taken.
+        loads: pages given out.
+        compress_poor, mean_compress_poor: pages that policy found poor, kept or not.
+        stored_poor: poor pages kept all the same.
+        pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
+        corrupted: loads that failed their check.
+        recompressed, recompress_saved_bytes: pages recompressed with a stronger codec, and the bytes
+            of their data that this saved.
+        damaged_pages: pages that were damaged when they were freed. Their length and codec cannot be
+            known, so the counts of bytes and of kinds keep them, and the body of a raw page is lost.
+        curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up, header
+            included; raw pages in the last column (zv_curr_dist_counts, zv_cumul_dist_counts).
+    """
+
+    curr_pages: int
+    curr_pages_max: int
+    curr_zbytes: int
+    curr_object_bytes: int
+    curr_same_filled: int
+    curr_incompressible: int
+    stores: int
+    loads: int
+    compress_poor: int
+    mean_compress_poor: int
+    stored_poor: int
+    pool_limit_hit: int
+    policy_percent_exceeded: int
+    failed_alloc: int
+    corrupted: int
+    damaged_pages: int
+    recompressed: int
+    recompress_saved_bytes: int
+    curr_dist_counts: tuple[int, ...]
+    cumul_dist_counts: tuple[int, ...]
+
+
+counters.declare(
+    ZvStatistics,
+    cumulative=(
+        "stores loads compress_poor mean_compress_poor stored_poor pool_limit_hit policy_percent_exceeded "
+        "failed_alloc corrupted damaged_pages recompressed recompress_saved_bytes cumul_dist_counts"
+    ),
+    high_water="curr_pages_max",
+)
+
+
+class Zv(ZPages):
     """Persistent pages in one allocator.
 
     Args:
@@ -72,9 +139,11 @@ class Zv(ZvPages):
         max_zsize: zv_max_zsize in bytes; 7/8 of a page by default.
         max_mean_zsize: zv_max_mean_zsize in bytes; 5/8 of a page by default.
         limit_frames: pool.limit in frames.
-        accept_frames: once a limit was hit, pages are taken again when it holds no more than this; by default at once.
+        accept_frames: once a limit was hit, pages are accepted again when no more frames than these
+            are in use; by default at once.
         policy_percent: zv_page_count_policy_percent.
-        eat: called when no frame is free; it frees some that hold nothing of ours and says whether it did.
+        evict_cache: called when no frame is free; it evicts pages of the cache and returns whether that
+            set frames free.
     """
 
     def __init__(
@@ -89,8 +158,14 @@ class Zv(ZvPages):
         checksum: bool = True,
     ) -> None:
         super().__init__(allocator, frames, compressor, compressors, checksum=checksum)
+        self._pages = self._pages_max = self._zbytes = self._same_filled = self._raw = 0
+        self._stores = self._loads = self._poor = self._mean_poor = self._stored_poor = 0
+        self._limit_hit = self._percent_exceeded = self._failed_alloc = self._damaged = 0
+        self._recompressed = self._recompress_saved = 0
+        self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
+        self._cumul_dist = list(self._curr_dist)
         self._total_frames = total_frames
-        self.eat: Callable[[], bool] = _nothing
+        self.evict_cache: Callable[[], bool] = _nothing
         self.keep_poor = keep_poor
         self.max_zsize = frames.page_size // 8 * 7
         self.max_mean_zsize = frames.page_size // 8 * 5
@@ -115,8 +190,8 @@ class Zv(ZvPages):
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page; return its pampd, or the negated RejectReason (see base.Pam)."""
         if not replacing:
-            # The other half's frames are not swap's to count.
-            used = self._frames.used_frames - self._frames.ephemeral_frames
+            # The limits do not count the ephemeral half's frames.
+            used = self.frames.used_frames - self.frames.ephemeral_frames
             if used >= self.limit_frames or (self._is_full and used > self.accept_frames):
                 self._is_full = True
                 self._limit_hit += 1
@@ -129,12 +204,12 @@ class Zv(ZvPages):
         codec, zsize = packed & 0xFF, packed >> 8
         if codec != SAME_FILLED:
             if zsize > self.max_mean_zsize or zsize > self.max_zsize:
-                refused = self._judge(zsize)
+                refused = self._admit(zsize)
                 if refused:
                     return refused
             if zsize > self._max_data:
                 return self._create_raw(pool, oid, index, page)
-        handle = self._alloc(HEADER_BYTES + zsize) or self._eat_for(HEADER_BYTES + zsize)
+        handle = self._alloc(HEADER_BYTES + zsize) or self._alloc_after_eviction(HEADER_BYTES + zsize)
         if not handle:
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
@@ -142,17 +217,17 @@ class Zv(ZvPages):
         self._count(codec, zsize, zsize)
         return handle
 
-    def _eat_for(self, size: int) -> int:
-        """Have frames of the other half freed for an object; return its handle, or 0 if there are none."""
-        for _ in range(MAX_EATEN):
-            if not self.eat():
+    def _alloc_after_eviction(self, size: int) -> int:
+        """Evict pages of the cache for an object; return its handle, or 0 if that frees no frame for it."""
+        for _ in range(EVICTIONS_PER_STORE):
+            if not self.evict_cache():
                 break
             handle: int = self._alloc(size)
             if handle:
                 return handle
         return 0
 
-    def _judge(self, zsize: int) -> int:
+    def _admit(self, zsize: int) -> int:
         """Count a poor page; return 0 to keep it or the negated reason to refuse it."""
         if zsize > self.max_zsize:
             self._poor += 1
@@ -168,19 +243,19 @@ class Zv(ZvPages):
         return -reason
 
     def _create_raw(self, pool: int, oid: int, index: int, page: memoryview) -> int:
-        """Keep a page as it is in a frame of its own, and its header with the frame's handle in an object beside it."""
-        body = self._alloc(self._page_size) or self._eat_for(self._page_size)
+        """Keep a page as it is in a frame of its own, and its header with the frame's handle in an object."""
+        body = self._alloc(self._page_size) or self._alloc_after_eviction(self._page_size)
         reach(crashpoints.STORE_BODY)
-        handle = self._alloc(HEADER_BYTES + 8) or self._eat_for(HEADER_BYTES + 8) if body else 0
+        handle = self._alloc(HEADER_BYTES + 8) or self._alloc_after_eviction(HEADER_BYTES + 8) if body else 0
         if not handle:
             if body:
-                self._allocator.free(body)
+                self.allocator.free(body)
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
         self._memory[body : body + self._page_size] = page
         reach(crashpoints.STORE_BODY_WRITTEN)
-        # The checksum of the header's object does not reach the body, so the body's own goes with the handle: 40 bits are
-        # enough to address 1 TiB. 0 is for none.
+        # The checksum of the header's object does not reach the body, so the body's own goes with
+        # the handle: 40 bits are enough to address 1 TiB. 0 is for none.
         check = _digest(page) & BODY_CHECK or 1 if self.checksum else 0
         self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
@@ -217,7 +292,7 @@ class Zv(ZvPages):
         self._loads += 1
 
     def free(self, pampd: int) -> None:
-        """Let go of a page.
+        """Free a page.
 
         Raises:
             InvariantError: the pampd is not that of a page.
@@ -228,14 +303,14 @@ class Zv(ZvPages):
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
         if weight < 0:
-            # Nothing in a damaged header may be believed: a length or a handle could be another page's.
+            # A damaged header is not believed: its length or handle could be another page's.
             self._damaged += 1
         elif codec == RAW:
             (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
-            # First what names the body: a header without one would be taken for damage by a successor.
-            self._allocator.free(pampd)
+            # The header first: a successor takes a header without a body for damage.
+            self.allocator.free(pampd)
             reach(crashpoints.FREE_HEADER)
-            self._allocator.free(word & BODY_MASK)
+            self.allocator.free(word & BODY_MASK)
             self._raw -= 1
             self._zbytes -= self._page_size
             self._curr_dist[-1] -= 1
@@ -244,20 +319,21 @@ class Zv(ZvPages):
             self._same_filled -= codec == SAME_FILLED
             self._zbytes -= length
             self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] -= 1
-        self._allocator.free(pampd)
+        self.allocator.free(pampd)
 
     # Off the page path.
 
     def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
         """Make a copy of a page with another codec, if that is worthwhile (see base.RewritingPam).
 
-        The copy is as alive as its original: a successor that finds both takes the copy, whose generation is the later one.
+        The copy is as live as its original: a successor that finds both keeps the copy, whose
+        generation is the later one.
         """
         _check, _generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)
         if codec in {SAME_FILLED, compressor.codec}:
             return NO_NEED
         self.get(pampd, oid, index, self._page)
-        self._loads -= 1  # nobody has asked for it
+        self._loads -= 1  # no reader asked for it
         data = compressor.compress(self._page)
         zsize = self._page_size if codec == RAW else length
         if len(data) > self._max_data or zsize - len(data) < max(zsize * gain_percent // 100, LEAST_GAIN):
@@ -270,3 +346,86 @@ class Zv(ZvPages):
         self._recompressed += 1
         self._recompress_saved += zsize - len(data)
         return handle
+
+    # For recovery.py.
+
+    def count_found(self, generation: int, codec: int, length: int) -> None:
+        """Count a page that recovery keeps; stores go on from the latest generation found."""
+        self._enter(codec, length, 1)
+        if self._pages > self._pages_max:
+            self._pages_max = self._pages
+        if not self._generation or (generation - self._generation) & CHECK_MASK < GENERATION_HALF:
+            self._generation = generation
+
+    def uncount(self, codec: int, length: int) -> None:
+        """Take a page off the counts, of which recovery keeps another copy."""
+        self._enter(codec, length, -1)
+
+    def _enter(self, codec: int, length: int, sign: int) -> None:
+        """Count a page that is no new store (`sign` 1), or take it off the counts (-1)."""
+        self._pages += sign
+        if codec == RAW:
+            self._raw += sign
+            self._zbytes += sign * self._page_size
+            self._curr_dist[-1] += sign
+            return
+        self._same_filled += sign * (codec == SAME_FILLED)
+        self._zbytes += sign * length
+        self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += sign
+
+    # The books.
+
+    @property
+    def raw_pages(self) -> int:
+        """Pages that are kept as they are."""
+        return self._raw
+
+    def statistics(self) -> ZvStatistics:
+        """Return a frozen snapshot."""
+        return ZvStatistics(
+            curr_pages=self._pages,
+            curr_pages_max=self._pages_max,
+            curr_zbytes=self._zbytes,
+            curr_object_bytes=self._zbytes + self._pages * HEADER_BYTES + self._raw * 8,
+            curr_same_filled=self._same_filled,
+            curr_incompressible=self._raw,
+            stores=self._stores,
+            loads=self._loads,
+            compress_poor=self._poor,
+            mean_compress_poor=self._mean_poor,
+            stored_poor=self._stored_poor,
+            pool_limit_hit=self._limit_hit,
+            policy_percent_exceeded=self._percent_exceeded,
+            failed_alloc=self._failed_alloc,
+            corrupted=self._corrupted,
+            damaged_pages=self._damaged,
+            recompressed=self._recompressed,
+            recompress_saved_bytes=self._recompress_saved,
+            curr_dist_counts=tuple(self._curr_dist),
+            cumul_dist_counts=tuple(self._cumul_dist),
+        )
+
+    def check(self, pampds: Iterable[int]) -> None:
+        """Prove that the pages an index names are those that are counted here; after damage, only their number.
+
+        Args:
+            pampds: of all pages kept, in any order.
+
+        Raises:
+            InvariantError: a count is wrong.
+        """
+        pages = zbytes = same_filled = raw = 0
+        dist = [0] * len(self._curr_dist)
+        for pampd in pampds:
+            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, pampd)
+            if not generation:
+                raise InvariantError(f"the index names pampd {pampd:#x}, where no page is kept")
+            pages += 1
+            same_filled += codec == SAME_FILLED
+            raw += codec == RAW
+            zbytes += self._page_size if codec == RAW else length
+            dist[-1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += 1
+        found = (pages, zbytes, same_filled, raw, dist)
+        counted = (self._pages, self._zbytes, self._same_filled, self._raw, self._curr_dist)
+        if pages != self._pages or (not self._damaged and found != counted):
+            raise InvariantError(f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages}, {zbytes}")

@@ -5,9 +5,10 @@ Three who ask:
 
 - a cleancache put, before it begins (`make_room`): the cache keeps to its limit and leaves swap its reserve. It may take free
   frames as long as half of the reserve's target is left; from then on it lives on what it has itself;
-- a persistent store that finds no frame (`eat`), in the middle of tmem's put. That is safe since what is forgotten here is in
-  ephemeral pools only, which share neither index nodes nor objects with the persistent one. Frames side by side are what such a
-  store may lack, so the neighbours of the oldest run go with it while they are ephemeral too;
+- a persistent store that finds no frame (`evict_for_store`), in the middle of tmem's put. That is
+  safe: the pages that go are in ephemeral pools only, which share neither index nodes nor objects
+  with the persistent one. The store may lack frames side by side, so the neighbours of the oldest
+  run go with it while they are ephemeral too;
 - whoever gives memory back to the system (`evict`).
 
 Pages go only if the index names just this copy (`Tmem.forget`): what a damaged header says costs nobody a page.
@@ -79,7 +80,7 @@ class Eviction:
             return RejectReason.FAILED_OBJNODE
         return None
 
-    def eat(self) -> bool:
+    def evict_for_store(self) -> bool:
         """Free frames for a persistent store, as many side by side as it may want if that can be; return whether any."""
         table = self._frames.table
         first = self._zbuds.oldest_run()

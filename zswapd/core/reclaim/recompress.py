@@ -21,6 +21,7 @@ Source of the idea: zram's recompression (idle pages, threshold, incompressible 
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -28,23 +29,43 @@ from typing import TYPE_CHECKING, Protocol
 
 from zswapd import counters
 from zswapd.core.pam.base import NO_NEED, NO_ROOM
-from zswapd.errors import CorruptedPageError
+from zswapd.errors import ArenaError, CorruptedPageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import mmap
+    from collections.abc import Callable, Iterable, Sequence
 
     from zswapd.core.compress.base import Compressor
 
+STRONGER = "zstd"
+"""Codec of recompressed pages."""
 BATCH = 16
-LOOKS = 512
-"""Most pages that one step looks at, half a millisecond."""
+PAGES_PER_STEP = 512
+"""Pages that one step looks at, at most: it takes 0.5 ms."""
 LOOK_S = 40e-6
 """Wait for each of them: going over a pool in which nothing is to be done takes a fortieth of a processor."""
 NO_ROOM_S = 1.0
 LEAST_PASS_S = 10.0
 NOTES = 16
 """Serial numbers noted while `age_s` passes."""
+_STEP_BYTES = 1 << 20
+_MADV_POPULATE_WRITE = 23
 _MASK, _HALF = 0xFFFFFFFF, 1 << 31
+
+
+def populate_marks(mappings: Iterable[mmap.mmap]) -> None:
+    """Take the memory of marks, a mebibyte at a time.
+
+    Raises:
+        ArenaError: the system has no memory for them.
+    """
+    for mapping in mappings:
+        for place in range(0, len(mapping), _STEP_BYTES):
+            try:
+                mapping.madvise(_MADV_POPULATE_WRITE, place, min(_STEP_BYTES, len(mapping) - place))
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # before Linux 5.14 there is no such advice
+                    raise ArenaError(f"no memory for the marks of recompression: {error.strerror}") from error
 
 
 class Recompressible(Protocol):
@@ -192,7 +213,7 @@ class Recompression:
     def step(self) -> float:
         """Go on with the pass; return the seconds to wait before the next step."""
         before, looks = self._tried, 0
-        while self.is_running and looks < LOOKS and self._tried - before < BATCH:
+        while self.is_running and looks < PAGES_PER_STEP and self._tried - before < BATCH:
             if not self._has_room():
                 return NO_ROOM_S
             looks += 1

@@ -36,8 +36,8 @@ BATCH_S = 0.001
 """Time that a batch takes. A run of small objects may take a few milliseconds more: it goes whole or not at all."""
 AT_ONCE = 16
 """Frames between two looks at the clock: some 35 µs."""
-PLENTY = 16
-"""One part in so many of all memory to spare: a stall has another cause."""
+PLENTY_DIVISOR = 16
+"""With 1/16 of all memory to spare, a stall has another cause."""
 STALL_PART = 8
 """One part in so many of the cache goes for a stall."""
 CALM_S = 5.0
@@ -110,7 +110,7 @@ class Shrinker:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._eviction, self._cached, self._clock = eviction, cached, clock
-        self._plenty = total_frames // PLENTY
+        self._plenty = total_frames // PLENTY_DIVISOR
         self._limit = limit_frames
         self.ceiling_frames = limit_frames
         self._is_low = False

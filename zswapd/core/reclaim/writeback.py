@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 EPOCHS = 255
 EPOCH_S = 60.0
-USES = 32
-"""An epoch ends when one page of so many has been used."""
+EPOCH_DIVISOR = 32
+"""An epoch ends when as many pages were used as 1/32 of the frames in use."""
 IN_FLIGHT = 512
 """Most pages on their way at a time."""
-LOOKS = 4096
-"""Most pages that one step looks at: a millisecond or two."""
+PAGES_PER_STEP = 4096
+"""Pages that one step looks at, at most: it takes 1 to 2 ms."""
 RAW_LOOK = 8
 """What a look at a page's header counts, to see whether it is stored as it is, or there."""
 EMPTY_LOOK = 16
@@ -199,7 +199,7 @@ class Writeback:
         now, uses = self._clock(), self._uses()
         is_busy, self._uses_seen = uses != self._uses_seen, uses
         step = min(EPOCH_S, self.idle_s / 8) if self.idle_s else EPOCH_S
-        if uses - self._uses_before >= max(self._used() // USES, 64) or now - self._began[self._epoch] >= step:
+        if uses - self._uses_before >= max(self._used() // EPOCH_DIVISOR, 64) or now - self._began[self._epoch] >= step:
             self._uses_before = uses
             self._next_epoch(now)
         if now - self._day >= DAY_S:
@@ -310,7 +310,12 @@ class Writeback:
         most = self._missing(why)
         kind = self._commanded_kind if why == "command" else why if why == "incompressible" else ""
         cursor = self._cursors[kind]
-        while looks < LOOKS and self.in_flight < min(most, IN_FLIGHT) and self._may_go(cursor.age, why) and self._accepts():
+        while (
+            looks < PAGES_PER_STEP
+            and self.in_flight < min(most, IN_FLIGHT)
+            and self._may_go(cursor.age, why)
+            and self._accepts()
+        ):
             device = cursor.device
             number, cost = cursor.find()
             looks += cost
@@ -324,7 +329,7 @@ class Writeback:
                 begun += 1
                 self.in_flight += 1
                 self._note_sent(why)
-        self.is_looking = looks >= LOOKS
+        self.is_looking = looks >= PAGES_PER_STEP
         is_through = cursor.age >= self._epoch or (self._commanded > 0 and not self._is_unused(cursor.age, self._commanded_age))
         if is_through:  # all that is older has had its turn
             cursor.begin_anew()
@@ -388,7 +393,7 @@ class Writeback:
     def _oldest(self) -> int:
         """Return the oldest epoch that has pages; where its time is up, one that may have some."""
         cursor, looks = self._cursors["oldest"], 0
-        while cursor.age < self._epoch and looks < LOOKS:
+        while cursor.age < self._epoch and looks < PAGES_PER_STEP:
             device = cursor.device
             number, cost = cursor.find()
             looks += cost + RAW_LOOK

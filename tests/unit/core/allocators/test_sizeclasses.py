@@ -56,7 +56,7 @@ def test_class_table_is_consistent(page_size: int, max_frames: int) -> None:
         assert 1 <= c.frames <= max_frames
         assert c.objects == c.frames * page_size // c.size
         assert c.frames == frames_for(c.size, page_size, max_frames)
-        assert c.size % 16 == 0, "the word of life has to be aligned"
+        assert c.size % 16 == 0, "the live word has to be aligned"
 
 
 def test_similar_classes_are_merged(page_size: int, max_frames: int) -> None:

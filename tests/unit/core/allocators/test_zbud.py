@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from zswapd.core.allocators.arena import Arena
+from zswapd.core.allocators.base import DEAD
 from zswapd.core.allocators.frametable import EPHEMERAL, PERSISTENT
 from zswapd.core.allocators.lru import Lru
 from zswapd.core.allocators.pageframes import PageFrames
-from zswapd.core.allocators.runs import DEAD
 from zswapd.core.allocators.zbud import NCHUNKS, ZbudPool
 from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.errors import InvariantError
@@ -219,7 +219,7 @@ def test_successor_finds_the_buddies_that_live(make: MakePool, page_size: int, d
     pool = make(page_size)
     handles = [_chunks(pool, 20), _chunks(pool, 33)]
     for number in dead:
-        pool._lives[handles[number] >> 3] = DEAD
+        pool._live_words[handles[number] >> 3] = DEAD
     successor = ZbudPool(_take_over(pool))
     assert successor.adopt() == (len(dead) > 1), "a death leaves one store or free that was cut short"
     successor.check()

@@ -22,8 +22,7 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 from tests.support.capabilities import requires_loop
 from tests.support.descriptors import is_readable
 from zswapd.core.backing._disk import Cipher, Job, Queue
-from zswapd.core.backing.buffers import make_buffers
-from zswapd.core.backing.store import DATA_AT, KEY_BYTES, LABEL, SlotStore, open_store
+from zswapd.core.backing.store import DATA_AT, KEY_BYTES, LABEL, SlotStore, make_buffers, open_store
 from zswapd.errors import BackingError
 
 PAGE = 4096

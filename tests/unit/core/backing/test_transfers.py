@@ -9,9 +9,9 @@ import os
 import pytest
 
 from tests.support.disk import Disk
-from zswapd.core.backing.buffers import make_buffers
 from zswapd.core.backing.health import AVOID_S, PROBE_S, STALL_S, TROUBLE
 from zswapd.core.backing.lifeline import Lifeline
+from zswapd.core.backing.store import make_buffers
 from zswapd.core.backing.transfers import CLAIMS, Transfers
 
 PAGE = 4096

@@ -17,7 +17,7 @@ from tests.support.stack import Stack, build
 from tests.support.strategies import KINDS, contents, page, page_sizes
 from zswapd.core import compress, crashpoints
 from zswapd.core.compress.base import FIRST_CODEC, LZ4, RAW, SAME_FILLED
-from zswapd.core.pam import packing, zpages
+from zswapd.core.pam import zpages
 from zswapd.core.pam.base import HEADER_BYTES
 from zswapd.errors import CorruptedPageError, InvariantError
 
@@ -78,7 +78,7 @@ def weigh(stack: Stack, pampd: int, *, packer: bool) -> tuple[int, list[zpages.P
 
 
 def test_it_is_there() -> None:
-    assert packing.make_packer(memoryview(bytearray(4096)), 4096) is not None
+    assert zpages.make_packer(memoryview(bytearray(4096)), 4096) is not None
 
 
 def test_numbers_are_those_of_the_reference() -> None:
@@ -160,7 +160,7 @@ def test_both_come_by_the_same_points(make: Callable[..., Stack], point: str) ->
 
 def test_an_object_that_cannot_be_is_refused() -> None:
     arena = memoryview(bytearray(1 << 16))
-    packer = packing.make_packer(arena, 4096)
+    packer = zpages.make_packer(arena, 4096)
     assert packer is not None
     out = memoryview(bytearray(4096))
     with pytest.raises(ValueError, match="pack"):
@@ -193,7 +193,7 @@ def test_an_object_that_cannot_be_is_refused() -> None:
 
 def test_a_closed_arena_has_no_objects() -> None:
     arena = memoryview(bytearray(1 << 16))
-    packer = packing.make_packer(arena, 4096)
+    packer = zpages.make_packer(arena, 4096)
     assert packer is not None
     packer.pack(memoryview(page("words", 1, 4096)))
     packer.commit(64, *KEY, 1, True, 0)

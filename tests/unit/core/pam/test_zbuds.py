@@ -180,7 +180,7 @@ def test_evicting_more_than_there_is_ends(stack: Stack) -> None:
     assert stack.cache.eviction.evict(10_000) == frames
     assert stack.cache.eviction.evict(1) == 0
     assert stack.frames.ephemeral_frames == 0
-    assert not stack.cache.eviction.eat()
+    assert not stack.cache.eviction.evict_for_store()
 
 
 def test_damaged_header_costs_nobody_a_page(make: Make) -> None:
@@ -281,7 +281,7 @@ def test_index_that_is_full_makes_the_oldest_go(make: Make) -> None:
     assert stack.nodes.in_use == 0, "swap's index was used"
 
 
-# What swap eats.
+# What is evicted for swap.
 
 
 @pytest.mark.parametrize("ephemeral", ["zbud", "zsmalloc"])
@@ -317,14 +317,14 @@ def test_store_that_needs_frames_side_by_side_gets_them(make: Make) -> None:
         _get(stack, pool, index)
     length = stack.allocator.longest_run
     assert length == 8
-    assert stack.cache.eviction.eat()
+    assert stack.cache.eviction.evict_for_store()
     assert stack.frames.alloc(length), "no run of this length"
     assert stack.frames.ephemeral_frames >= 400 - 2 * length
     stack.frames.free(next(iter(stack.frames.used_runs(PERSISTENT))))
 
 
 @pytest.mark.parametrize("ephemeral", ["zbud", "zsmalloc"])
-def test_neighbours_on_the_left_are_eaten_too(make: Make, ephemeral: str) -> None:
+def test_neighbours_on_the_left_are_evicted_too(make: Make, ephemeral: str) -> None:
     stack = make(frames=100, ephemeral=ephemeral)
     pool = _pool(stack)
     for index in range(400):
@@ -336,7 +336,7 @@ def test_neighbours_on_the_left_are_eaten_too(make: Make, ephemeral: str) -> Non
         allocator.touch(first * stack.page_size)
     assert allocator.oldest_run() == runs[0]
     before = stack.frames.ephemeral_frames
-    assert stack.cache.eviction.eat()
+    assert stack.cache.eviction.evict_for_store()
     assert stack.frames.alloc(8) >= runs[8]
     assert before - stack.frames.ephemeral_frames <= 8 + 2 * allocator.longest_run
     stack.frames.free(next(iter(stack.frames.used_runs(PERSISTENT))))

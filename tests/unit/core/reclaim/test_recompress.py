@@ -14,9 +14,10 @@ from tests.support.strategies import KINDS, page
 from tests.support.successor import check_all, fill, make_config, read, succeed
 from zswapd.core import compress
 from zswapd.core.compress.base import RAW, SAME_FILLED
-from zswapd.core.core import Core, Inherited, lost_bitmap_bytes
+from zswapd.core.core import Core, Inherited
 from zswapd.core.pam.base import HEADER, NO_NEED, NO_ROOM
 from zswapd.core.reclaim.recompress import BATCH, LOOK_S, NO_ROOM_S, Recompression
+from zswapd.core.sizing import lost_bitmap_bytes
 from zswapd.handover.areas import marks_areas, marks_bytes, marks_in, marks_of
 from zswapd.handover.state import SharedState
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zswapd.core.reclaim.pressure import Marks
-from zswapd.core.reclaim.shrinker import AT_ONCE, BATCH_S, CALM_S, GROW_S, PLENTY, STALL_PART, Shrinker
+from zswapd.core.reclaim.shrinker import AT_ONCE, BATCH_S, CALM_S, GROW_S, PLENTY_DIVISOR, STALL_PART, Shrinker
 
 FINE = Marks(above_low=900, above_high=500, spare=500)
 BETWEEN = Marks(above_low=100, above_high=-300, spare=0)
@@ -108,7 +108,7 @@ def test_a_stall_costs_a_part_of_the_cache_each_time() -> None:
 
 def test_a_stall_beside_plenty_of_free_memory_is_a_cgroups_own() -> None:
     shrinker = Cache(800).shrinker()
-    shrinker.look(Marks(above_low=TOTAL, above_high=TOTAL, spare=TOTAL // PLENTY), stalled=True)
+    shrinker.look(Marks(above_low=TOTAL, above_high=TOTAL, spare=TOTAL // PLENTY_DIVISOR), stalled=True)
     assert not shrinker.has_work
 
 

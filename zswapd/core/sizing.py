@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sizes of the core's memory, from the settings, and the arena that has them.
+
+The arena's address space is for all swap files filled with pages that do not compress, a quarter
+more for zspages that are not full, four times the reserve, and half of the machine's memory if
+there is an ephemeral half: address space costs nothing until it is populated.
+
+A supervisor makes the arena, and the areas that outlive a worker, with these functions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from zswapd.config.shapes import differences
+from zswapd.core.allocators.arena import Arena, head_frames
+from zswapd.core.block.device import lost_bytes
+from zswapd.core.block.slotmap import slot_map_bytes, witness_bytes
+from zswapd.core.pam.zv import BODY_MASK
+from zswapd.errors import ArenaError
+from zswapd.host.installation import restart_daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zswapd.config import Config
+
+
+def make_arena(config: Config) -> Arena:
+    """Return a new arena for the settings.
+
+    Raises:
+        ArenaError: no shared memory.
+    """
+    return Arena(arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
+
+
+def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Arena:
+    """Return the arena in an inherited file, if it was made for these settings.
+
+    Args:
+        config: the settings.
+        fd: the file; it stays the caller's.
+        copy: contents of the arena's superblock, if the shared state has kept them.
+
+    Raises:
+        ArenaError: it is for other settings; nothing was changed.
+    """
+    fd = os.dup(fd)
+    try:
+        arena = Arena.adopt(fd, copy)
+    except ArenaError:
+        os.close(fd)
+        raise
+    page_size, wanted = config.context.page_size, label(config)
+    if arena.page_size == page_size and arena.label == wanted:
+        return arena
+    theirs = {**parsed_label(arena.label.decode(errors="replace")), "page_size": arena.page_size}
+    found = "; ".join(differences(theirs, {**parsed_label(wanted.decode()), "page_size": page_size}))
+    arena.close()
+    raise ArenaError(
+        f"the inherited arena is for other settings: {found}",
+        hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
+    )
+
+
+def arena_frames(config: Config) -> int:
+    """Return the frames of a new arena: as the pool may need, but within the handles of raw pages.
+
+    Swap files may be larger than that. Their pages are compressed, and stores that find no frame
+    are refused.
+    """
+    page_size = config.context.page_size
+    pages = sum(config.swap_files().values()) // page_size
+    wanted = pages + pages // 4 + 4 * reserve_frames(config) + cache_frames(config)
+    most = (BODY_MASK + 1) // page_size
+    return min(wanted, most - head_frames(most, page_size))
+
+
+def reserve_frames(config: Config) -> int:
+    """Return the frames of the reserve: at most the pages of swap or, without swap, the cache's frames."""
+    pages = sum(config.swap_files().values()) // config.context.page_size
+    return min(config.memory.reserve // config.context.page_size, pages or cache_frames(config))
+
+
+def cache_frames(config: Config) -> int:
+    """Return the frames of the ephemeral half at most, whatever its limit; 0 if there is no such half."""
+    return config.context.memory_total // config.context.page_size // 2 if config.cache.limit is not None else 0
+
+
+def lost_bitmap_bytes(config: Config) -> dict[str, int]:
+    """Return the length of the bitmap of lost pages by device."""
+    return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def slot_map_sizes(config: Config) -> dict[str, int]:
+    """Return the length of the slot map by device, bytes."""
+    return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def witness_sizes(config: Config) -> dict[str, int]:
+    """Return the length of the witness bits beside the slot map by device, bytes."""
+    return {name: witness_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+
+
+def slots_needed(config: Config) -> int:
+    """Return the slots of a backing: one for each page of each device."""
+    return sum(config.swap_files().values()) // config.context.page_size
+
+
+def label(config: Config) -> bytes:
+    """Return the settings that a successor must share.
+
+    Swap types and offsets stand in headers, size classes in the frame table. The ephemeral half is
+    not in the label: a successor finds no ephemeral page.
+    """
+    geometry: dict[str, Any] = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
+    if config.pool.allocator != "zsmalloc":  # which older programs do not name
+        geometry["allocator"] = config.pool.allocator
+    return json.dumps(geometry, separators=(",", ":")).encode()
+
+
+def parsed_label(text: str) -> dict[str, Any]:
+    """Return a label as a shape (config/shapes.py); other text is shown as it is."""
+    try:
+        shape: dict[str, Any] = json.loads(text)
+        return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}
+    except (ValueError, TypeError, KeyError):
+        return {"label": text}
