@@ -3,13 +3,17 @@
 
 Five things are:
 
-- `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which must be the one pyfuse3 was
-  built against: it stands between the two (docs/architecture.md, "the hook").
-- `zswapd.core.allocators._populate`, which fills the reserve, in C because it must not take the GIL between its steps;
-- `zswapd.core.backing._disk`, requests to the disk and their encryption, in C because that must not take the GIL either;
-- `zswapd.core.pam._pages`, LZ4 pages behind their headers in one call, from the distribution's LZ4 and xxHash (header only);
-- the modules of the page path, by mypyc, from the same Python source that runs without compilation. ZSWAPD_PURE=1 leaves them
-  out: everything works, a store takes about a quarter longer.
+- `zswapd.fuse._lowlevel`, the hook, in C. It is linked to the libfuse3 that pkg-config names, which
+  must be the one pyfuse3 was built against: it stands between the two (docs/architecture.md, "the
+  hook").
+- `zswapd.core.allocators._populate`, which fills the reserve, in C because it must not take the GIL
+  between its steps;
+- `zswapd.core.backing._disk`, requests to the disk and their encryption, in C because that must not
+  take the GIL either;
+- `zswapd.core.pam._pages`, LZ4 pages behind their headers in one call, from the distribution's LZ4
+  and xxHash (header only);
+- the modules of the page path, by mypyc, from the same Python source that runs without compilation.
+  ZSWAPD_PURE=1 leaves them out: everything works, a store takes about a quarter longer.
 """
 
 import os
@@ -59,9 +63,13 @@ XXHASH = ("libxxhash", "libxxhash-dev")
 def pkg_config(option: str, library: str, package: str) -> list[str]:
     """Return what pkg-config says about a library, or end with what to install."""
     try:
-        result = subprocess.run(["pkg-config", option, library], check=True, capture_output=True, text=True)
+        result = subprocess.run(
+            ["pkg-config", option, library], check=True, capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
-        raise SystemExit(f"{library} was not found; install it with: apt install {package} pkg-config") from None
+        raise SystemExit(
+            f"{library} was not found; install it with: apt install {package} pkg-config"
+        ) from None
     return shlex.split(result.stdout)
 
 
@@ -83,11 +91,17 @@ def refuse_unknown_machine() -> None:
 
 
 COMPILES_NOTHING = {"egg_info", "dist_info", "sdist"}
-"""Commands that want names and sources only: mypyc would compile at each, and its C files would go into the sdist."""
+"""Commands that want names and sources only.
+
+Mypyc would compile at each, and its C files would go into the sdist.
+"""
 
 
 def compiled_page_path() -> list[Extension]:
-    """Return what mypyc makes of the page path; nothing when ZSWAPD_PURE is set, or nothing is to be compiled."""
+    """Return what mypyc makes of the page path.
+
+    Nothing when ZSWAPD_PURE is set, or nothing is to be compiled.
+    """
     if os.environ.get("ZSWAPD_PURE") or COMPILES_NOTHING & set(sys.argv):
         return []
     from mypyc.build import mypycify
@@ -126,9 +140,19 @@ setup(
         ),
         Extension(
             "zswapd.core.pam._pages",
-            sources=["zswapd/core/pam/_pages.c", "zswapd/core/pam/_digest.c", "zswapd/core/pam/_digest_avx2.c"],
+            sources=[
+                "zswapd/core/pam/_pages.c",
+                "zswapd/core/pam/_digest.c",
+                "zswapd/core/pam/_digest_avx2.c",
+            ],
             depends=["zswapd/core/pam/_digest.h"],
-            extra_compile_args=[*pkg_config("--cflags", *LZ4), *pkg_config("--cflags", *XXHASH), "-O2", "-Wall", "-Wextra"],
+            extra_compile_args=[
+                *pkg_config("--cflags", *LZ4),
+                *pkg_config("--cflags", *XXHASH),
+                "-O2",
+                "-Wall",
+                "-Wextra",
+            ],
             extra_link_args=pkg_config("--libs", *LZ4),
         ),
         *compiled_page_path(),

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for every test: strict logs, a capability header, tiers, and nothing left behind.
 
-Tiers: tests marked `soak`, `bench`, `vm` or `package` run only when asked for (`-m soak`, or `--tier soak`). Tests marked
-`mount`, `kernel` or `box` are skipped, with the reason, where the machine cannot do what they need; they need not
-ask themselves. Tests marked `slow` run by default; `make quick` leaves them out.
+Tiers: tests marked `soak`, `bench`, `vm` or `package` run only when asked for (`-m soak`, or
+`--tier soak`). Tests marked `mount`, `kernel` or `box` are skipped, with the reason, where the
+machine cannot do what they need; they need not ask themselves. Tests marked `slow` run by default;
+`make quick` leaves them out.
 
-Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough` looks
-longer.
+Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough`
+looks longer.
 
-Under pytest-xdist (`scripts/test --numprocesses 2 --dist loadscope --no-loadscope-reorder`) the tests
-of a file stay together, and everything that swaps for real, or boots a machine, runs in one process one after the other: the
-kernel has one set of swap areas. Those begin first, since they take longest. What is left behind is
-looked for by the process that the others belong to.
+Under pytest-xdist (`scripts/test --numprocesses 2 --dist loadscope --no-loadscope-reorder`) the
+tests of a file stay together, and everything that swaps for real, or boots a machine, runs in one
+process one after the other: the kernel has one set of swap areas. Those begin first, since they
+take longest. What is left behind is looked for by the process that the others belong to.
 
-On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits the check
-for leftovers to those that are certainly this run's own.
+On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits
+the check for leftovers to those that are certainly this run's own.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ if compiled.WANTS_PURE:
 
 pytest_plugins = ["pytester", "tests.support.checklogs"]
 
-# No deadline: the machines are shared, and a slow example is not a wrong one. Counts are those at which all
-# model tests together stay well below a minute on two cores; "thorough" is for a change to the core, and
-# takes minutes.
-settings.register_profile("ci", max_examples=100, stateful_step_count=50, deadline=None, print_blob=True)
+# No deadline: the machines are shared, and a slow example is not a wrong one. Counts are those at
+# which all model tests together stay well below a minute on two cores; "thorough" is for a change
+# to the core, and takes minutes.
+settings.register_profile(
+    "ci", max_examples=100, stateful_step_count=50, deadline=None, print_blob=True
+)
 settings.register_profile(
     "thorough",
     max_examples=1500,
@@ -53,7 +56,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 # For tests that run a second time on plain Python (test_pure.py).
-settings.register_profile("short", max_examples=10, stateful_step_count=25, deadline=None, print_blob=True)
+settings.register_profile(
+    "short", max_examples=10, stateful_step_count=25, deadline=None, print_blob=True
+)
 settings.load_profile("ci")
 
 SWAPPING = re.compile(r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py)")
@@ -70,11 +75,20 @@ GRACE_S = 5.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of this suite."""
     group = parser.getgroup("zswapd")
-    group.addoption("--tier", action="append", default=[], choices=TIERS, help="run this tier too (off by default)")
+    group.addoption(
+        "--tier",
+        action="append",
+        default=[],
+        choices=TIERS,
+        help="run this tier too (off by default)",
+    )
     group.addoption(
         "--shared-machine",
         action="store_true",
-        help="other zswapd daemons run here: let only leftovers below this run's own directory fail the run",
+        help=(
+            "other zswapd daemons run here: let only leftovers below this run's own directory fail"
+            " the run"
+        ),
     )
 
 
@@ -82,10 +96,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Clear away what dead runs left, and note what is there before the first test."""
     if not compiled.WANTS_PURE and compiled.stale():
         names = ", ".join(str(path.relative_to(compiled.PACKAGE)) for path in compiled.stale())
-        pytest.exit(f"compiled modules are older than their source ({names}): run scripts/test, or set ZSWAPD_PURE=1", 3)
-    if capabilities.is_in_memory(Path(tempfile.gettempdir())):  # tests have disks in files there, which a backing has to be on
+        pytest.exit(
+            f"compiled modules are older than their source ({names}): run scripts/test, or set"
+            " ZSWAPD_PURE=1",
+            3,
+        )
+    if capabilities.is_in_memory(
+        Path(tempfile.gettempdir())
+    ):  # tests have disks in files there, which a backing has to be on
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
-    # A background job of a shell without job control ignores SIGINT, and whom a test interrupts would inherit that.
+    # A background job of a shell without job control ignores SIGINT, and whom a test interrupts
+    # would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if _is_part(config):
@@ -101,7 +122,9 @@ def _is_part(config: pytest.Config) -> bool:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what the machine can do, and what had to be swept."""
-    return capabilities.report() + [f"zswapd: swept {line}" for line in config.stash.get(_SWEPT, [])]
+    return capabilities.report() + [
+        f"zswapd: swept {line}" for line in config.stash.get(_SWEPT, [])
+    ]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -127,7 +150,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for tier in TIERS:
             if item.get_closest_marker(tier) and tier not in asked:
-                item.add_marker(pytest.mark.skip(reason=f"the {tier} tier is off: ask for it with --tier {tier}"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason=f"the {tier} tier is off: ask for it with --tier {tier}"
+                    )
+                )
         if item.get_closest_marker("mount"):
             item.add_marker(capabilities.requires_fuse())
         if item.get_closest_marker("kernel"):
@@ -138,7 +165,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let tests that compute for minutes do so: faulthandler's look at a thread that runs may end the process (SIGSEGV)."""
+    """Let tests that compute for minutes do so.
+
+    Faulthandler's look at a thread that runs may end the process (SIGSEGV).
+    """
     if item.get_closest_marker("soak"):
         faulthandler.cancel_dump_traceback_later()
 
@@ -158,7 +188,9 @@ def _left_behind(config: pytest.Config) -> leftovers.Leftovers:
     names = {line.split(" on ")[0] for line in own_loops}
     own_swaps = frozenset(path for path in new.swaps if path.rsplit("/", 1)[-1] in names)
     own_cgroups = frozenset(path for path in new.cgroups if f"-{os.getpid()}" in path)
-    return leftovers.Leftovers(frozenset(filter(mine, new.mounts)), own_loops, own_swaps, own_cgroups)
+    return leftovers.Leftovers(
+        frozenset(filter(mine, new.mounts)), own_loops, own_swaps, own_cgroups
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -174,12 +206,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Name what was left behind, loudly."""
     lines = config.stash.get(_LEFT, leftovers.Leftovers()).lines()
     if not lines:
         return
-    terminalreporter.section("left behind on this machine: the run FAILS", sep="!", red=True, bold=True)
+    terminalreporter.section(
+        "left behind on this machine: the run FAILS", sep="!", red=True, bold=True
+    )
     for line in lines:
         terminalreporter.line(line, red=True)
     if not config.getoption("--shared-machine"):
@@ -188,7 +224,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """Take away the handler of a test that has set up the program's log: it would print what a later test announces."""
+    """Take away the handler of a test that has set up the program's log.
+
+    It would print what a later test announces.
+    """
     root = logging.getLogger()
     level = root.level
     yield
@@ -198,7 +237,8 @@ def _log_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(
-    params=[4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (16384, 65536))], ids=lambda size: f"{size // 1024}K"
+    params=[4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (16384, 65536))],
+    ids=lambda size: f"{size // 1024}K",
 )
 def page_size(request: pytest.FixtureRequest) -> int:
     """Every page size Linux has; the core takes it as a plain value."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The linters, as tests: one gate, the same on every machine. `make check` runs this file.
 
-Each tool is called by this interpreter's `-m`, so a missing tool fails instead of letting another version in
-from PATH. Only shellcheck, which is no Python package, may be absent.
+Each tool is called by this interpreter's `-m`, so a missing tool fails instead of letting another
+version in from PATH. Only shellcheck, which is no Python package, may be absent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ TOOLS = {
 
 
 def _run(*command: str, timeout: float = 240) -> None:
-    result = subprocess.run(command, cwd=TOP, check=False, capture_output=True, text=True, timeout=timeout)
+    result = subprocess.run(
+        command, cwd=TOP, check=False, capture_output=True, text=True, timeout=timeout
+    )
     assert result.returncode == 0, f"{' '.join(command[1:4])}\n{result.stdout}\n{result.stderr}"
 
 
@@ -60,12 +62,17 @@ def test_codespell_finds_nothing() -> None:
         "setup.py",
     ]
     written += [page.name for page in TOP.glob("*.md")]
-    _run(sys.executable, "-m", "codespell_lib", *(name for name in written if (TOP / name).exists()))
+    _run(
+        sys.executable, "-m", "codespell_lib", *(name for name in written if (TOP / name).exists())
+    )
 
 
 def test_vulture_finds_no_dead_code(tmp_path: Path) -> None:
-    # Statistics are read by name, as JSON, by metrics and by people: a field that no line of code names is not dead.
-    fields = sorted({field for path in MODULES for field in _snapshot_fields(ast.parse(path.read_text()))})
+    # Statistics are read by name, as JSON, by metrics and by people: a field that no line of code
+    # names is not dead.
+    fields = sorted(
+        {field for path in MODULES for field in _snapshot_fields(ast.parse(path.read_text()))}
+    )
     snapshots = tmp_path / "snapshots.py"
     snapshots.write_text("".join(f"_.{field}\n" for field in fields))
     _run(sys.executable, "-m", "vulture", "zswapd", "tests/vulture_whitelist.py", str(snapshots))
@@ -94,9 +101,13 @@ def test_functions_are_short(path: Path) -> None:
 def _sources() -> list[Path]:
     found = [TOP / "setup.py"]
     for directory in ("zswapd", "tests", "tools"):
-        found += [path for suffix in ("py", "c", "h") for path in (TOP / directory).rglob(f"*.{suffix}")]
+        found += [
+            path for suffix in ("py", "c", "h") for path in (TOP / directory).rglob(f"*.{suffix}")
+        ]
     for directory in ("scripts", ".ci"):
-        found += [path for path in (TOP / directory).rglob("*") if path.is_file() and _is_script(path)]
+        found += [
+            path for path in (TOP / directory).rglob("*") if path.is_file() and _is_script(path)
+        ]
     return sorted(path for path in found if "__pycache__" not in path.parts)
 
 
@@ -105,11 +116,15 @@ def _is_script(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in _sources() if path.suffix == ".py"], ids=lambda path: str(path.relative_to(TOP))
+    "path",
+    [path for path in _sources() if path.suffix == ".py"],
+    ids=lambda path: str(path.relative_to(TOP)),
 )
 def test_nothing_waits_by_select(path: Path) -> None:
     """select(2) takes no descriptor above 1023, and a daemon or a long test run has more."""
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    calls = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+    ]
     assert not [
         node.lineno
         for node in calls
@@ -132,11 +147,16 @@ def test_module_explains_itself(path: Path) -> None:
 
 
 SHELL_SCRIPTS = [
-    path for path in _sources() if path.suffix != ".py" and re.match(rb"#!.*\b(ba|da)?sh\b", path.read_bytes()[:64])
+    path
+    for path in _sources()
+    if path.suffix != ".py" and re.match(rb"#!.*\b(ba|da)?sh\b", path.read_bytes()[:64])
 ]
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed; install the package shellcheck")
+@pytest.mark.skipif(
+    not shutil.which("shellcheck"),
+    reason="shellcheck is not installed; install the package shellcheck",
+)
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: str(path.relative_to(TOP)))
 def test_shell_script_is_clean(path: Path) -> None:
     _run("shellcheck", "--severity=style", str(path), timeout=60)

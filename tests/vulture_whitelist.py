@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Names that are used where vulture does not look; each block says by whom.
 
-Vulture reads this file beside `zswapd` and takes every name in it as used. It is never imported. Fields of statistics and
-reports need no line here: `tests/test_linters.py` adds them.
+Vulture reads this file beside `zswapd` and takes every name in it as used. It is never imported.
+Fields of statistics and reports need no line here: `tests/test_linters.py` adds them.
 """
 # ruff: noqa: B018, F821
 # mypy: ignore-errors
 
-# pyfuse3 calls the handlers of Operations by name, with arguments of these names, and reads attributes of what they return.
+# pyfuse3 calls the handlers of Operations by name, with arguments of these names, and reads
+# attributes of what they return.
 _.read
 _.statfs
 _.opendir
@@ -59,8 +60,8 @@ Volumes
 arm_from_environment
 disarm
 
-# Public operations of the core that nothing above calls yet: what a pool's clients may ask for, and whole-pool steps that the
-# daemon does in pieces.
+# Public operations of the core that nothing above calls yet: what a pool's clients may ask for, and
+# whole-pool steps that the daemon does in pieces.
 _.destroy_client
 _.pool_pages
 _.trim_now

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/demo`: one daemon, one workload larger than its memory, every byte checked.
+"""The program behind `scripts/demo`.
 
-Everything it puts on, it takes off again on every way out: end, error, Ctrl-C, SIGTERM, SIGHUP. A second
-Ctrl-C during that is ignored, because a half-done clean-up would leave swap behind.
+One daemon, one workload larger than its memory, every byte checked.
+
+Everything it puts on, it takes off again on every way out: end, error, Ctrl-C, SIGTERM, SIGHUP. A
+second Ctrl-C during that is ignored, because a half-done clean-up would leave swap behind.
 """
 
 from __future__ import annotations
@@ -39,13 +41,22 @@ TITLES = {
     "verify": "comparing every byte once more",
 }
 SPARE_MIB = 512
-"""Memory that has to be available beside the whole data: should swap have to be given up, all of it comes back."""
+"""Memory that has to be available beside the whole data.
+
+Should swap have to be given up, all of it comes back.
+"""
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description="Shows zswapd carry a workload larger than its memory.")
-    parser.add_argument("--data-mib", type=int, default=512, help="data of the workload (default 512)")
-    parser.add_argument("--memory-mib", type=int, default=128, help="its memory cgroup (default 128)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description="Shows zswapd carry a workload larger than its memory."
+    )
+    parser.add_argument(
+        "--data-mib", type=int, default=512, help="data of the workload (default 512)"
+    )
+    parser.add_argument(
+        "--memory-mib", type=int, default=128, help="its memory cgroup (default 128)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -55,7 +66,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.memory_mib < 16 or args.data_mib <= args.memory_mib:
-        parser.error("--memory-mib is at least 16, and --data-mib larger than it, or nothing would be swapped")
+        parser.error(
+            "--memory-mib is at least 16, and --data-mib larger than it, or nothing would be"
+            " swapped"
+        )
     if bad := [word for word in args.set if "=" not in word]:
         parser.error(f"--set {bad[0]}: write NAME=VALUE")
     return args
@@ -78,19 +92,25 @@ def _check_machine(data_mib: int) -> None:
         except OSError as exc:
             raise HarnessError(
                 f"{node} cannot be opened: {exc.strerror}",
-                hint=f"load the module {module}; in a container, pass the device in (--device {node}, --privileged)",
+                hint=(
+                    f"load the module {module}; in a container, pass the device in (--device"
+                    f" {node}, --privileged)"
+                ),
             ) from exc
     memory_hierarchy()
     if system.memory_available() < (data_mib + SPARE_MIB) * MIB:
         raise HarnessError(
-            f"{data_mib + SPARE_MIB} MiB of memory have to be available, {system.memory_available() // MIB} are",
+            f"{data_mib + SPARE_MIB} MiB of memory have to be available,"
+            f" {system.memory_available() // MIB} are",
             hint="a smaller --data-mib",
         )
 
 
 @contextlib.contextmanager
 def kernel_reserve(root: Path = Path("/")) -> Iterator[None]:
-    """Have the kernel keep as much memory free as `zswapctl swapon` insists on, for as long as the context lasts.
+    """Have the kernel keep as much memory free as `zswapctl swapon` insists on.
+
+    For as long as the context lasts.
 
     Args:
         root: where /proc is, for tests.
@@ -104,12 +124,16 @@ def kernel_reserve(root: Path = Path("/")) -> Iterator[None]:
         is_raised = raise_min_free_kbytes(root)
     except PermissionsError as exc:
         raise HarnessError(
-            f"vm.min_free_kbytes is {before.strip()}, too little to swap through a program: {exc.message}",
+            f"vm.min_free_kbytes is {before.strip()}, too little to swap through a program:"
+            f" {exc.message}",
             hint="raise it where this machine is run from: sysctl vm.min_free_kbytes=65536",
         ) from exc
     ours = setting.read_text()
     if is_raised:
-        print(f"vm.min_free_kbytes: {ours.strip()} while this runs, in place of {before.strip()}", flush=True)
+        print(
+            f"vm.min_free_kbytes: {ours.strip()} while this runs, in place of {before.strip()}",
+            flush=True,
+        )
     try:
         yield
     finally:
@@ -124,7 +148,10 @@ def _phase_line(phase: Phase) -> str:
         f"{phase.pages_out * page_mib:.0f} MiB out, {phase.pages_in * page_mib:.0f} MiB in"
     )
     if "us_p50" in phase.more:
-        line += f", a fault takes {phase.more['us_p50']:.0f} µs (p50), {phase.more['us_p99']:.0f} µs (p99)"
+        line += (
+            f", a fault takes {phase.more['us_p50']:.0f} µs (p50), {phase.more['us_p99']:.0f} µs"
+            " (p99)"
+        )
     return line
 
 
@@ -148,9 +175,9 @@ def _run(args: argparse.Namespace) -> None:
             display.finished(_phase_line(phase))
             fullest = max(fullest, daemon.pool_sample(), key=lambda sample: sample.pages)
         print(
-            f"all {args.data_mib} MiB verified. At the fullest: {fullest.pages:,} pages "
-            f"({fullest.page_bytes / MIB:.0f} MiB) in {fullest.pool_bytes / MIB:.0f} MiB of memory, "
-            f"ratio {fullest.ratio:.2f}",
+            f"all {args.data_mib} MiB verified. At the fullest: {fullest.pages:,} pages"
+            f" ({fullest.page_bytes / MIB:.0f} MiB) in {fullest.pool_bytes / MIB:.0f} MiB of"
+            f" memory, ratio {fullest.ratio:.2f}",
             flush=True,
         )
         workload.kill()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kills under load: a workload is swapped in and out through zswapd while its worker is killed at random times.
 
-What it shows, or fails to show: every page comes back as it was, no request fails, and a takeover is short. A worker dies by
-the signals that `--signals` lists, each kill by one of them at random; the time of a kill is random too, counted from the
-moment at which the worker serves, or with `--early` from the moment at which it exists: then successors die in their takeover
-as well.
+What it shows, or fails to show: every page comes back as it was, no request fails, and a takeover
+is short. A worker dies by the signals that `--signals` lists, each kill by one of them at random;
+the time of a kill is random too, counted from the moment at which the worker serves, or with
+`--early` from the moment at which it exists: then successors die in their takeover as well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 PAGE = 4096
 LONGEST_TAKEOVER_S = 60.0
 _SERVES = re.compile(r"worker (\d+) serves .*, (\d+) pages, after (\d+) ms")
-_KERNEL_COMPLAINT = re.compile(r"I/O error, dev (loop\d+)|[Ww]rite-error on swap|[Rr]ead-error on swap|blocked for more than")
+_KERNEL_COMPLAINT = re.compile(
+    r"I/O error, dev (loop\d+)|[Ww]rite-error on swap|[Rr]ead-error on swap|blocked for more than"
+)
 
 
 @dataclass(slots=True)
@@ -51,8 +53,8 @@ class Outcome:
         pages_verified: pages that were compared, in all phases.
         failed_requests: requests that the daemon answered with an error.
         kernel_complaints: lines of the kernel's log about I/O errors on swap or hung tasks.
-        takeover_ms: of each takeover that was not cut short, from the moment at which the supervisor begins to make the next
-            worker to the first request that can be answered.
+        takeover_ms: of each takeover that was not cut short, from the moment at which the
+            supervisor begins to make the next worker to the first request that can be answered.
         outage_ms: of each kill, from the signal to the next worker's answer on the control socket.
         takeover_pages: pages in the pool at each takeover.
         seconds: of the whole run.
@@ -73,7 +75,10 @@ class Outcome:
     error: str = ""
 
     def seconds_per_gib(self) -> float:
-        """Return the longest takeover in seconds for each GiB stored; 64 MiB at least, since fixed costs rule below."""
+        """Return the longest takeover in seconds for each GiB stored.
+
+        64 MiB at least, since fixed costs rule below.
+        """
         rates = [ms / 1000 / max(pages * PAGE / (1 << 30), 1 / 16) for ms, pages in self._pairs()]
         return max(rates, default=0.0)
 
@@ -86,7 +91,10 @@ class Outcome:
         return self.kills - len(self.takeover_ms)
 
     def shortcomings(self) -> list[str]:
-        """Return what was not as promised, times apart; and what was not done, so that nothing was shown."""
+        """Return what was not as promised, times apart.
+
+        And what was not done, so that nothing was shown.
+        """
         found = [f"ENDED EARLY: {self.error}"] if self.error else []
         if self.wrong_pages or self.failed_requests or self.kernel_complaints:
             found.append("pages or requests were lost")
@@ -104,16 +112,30 @@ class Outcome:
 
     def lines(self) -> list[str]:
         """Return the summary."""
-        text = [f"{self.kills} kills in {self.seconds:.0f} s, {self.pages_verified} pages verified, {self.wrong_pages} wrong"]
-        text.append(f"failed requests: {self.failed_requests}; complaints of the kernel: {len(self.kernel_complaints)}")
-        for name, times in (("takeover", self.takeover_ms), ("outage, from kill to answer", self.outage_ms)):
+        text = [
+            f"{self.kills} kills in {self.seconds:.0f} s, {self.pages_verified} pages verified,"
+            f" {self.wrong_pages} wrong"
+        ]
+        text.append(
+            f"failed requests: {self.failed_requests}; complaints of the kernel:"
+            f" {len(self.kernel_complaints)}"
+        )
+        for name, times in (
+            ("takeover", self.takeover_ms),
+            ("outage, from kill to answer", self.outage_ms),
+        ):
             if times:
                 ordered = sorted(times)
                 p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
-                text.append(f"{name}: median {median(times):.0f} ms, p99 {p99} ms, longest {ordered[-1]} ms")
+                text.append(
+                    f"{name}: median {median(times):.0f} ms, p99 {p99} ms, longest {ordered[-1]} ms"
+                )
         if self.takeover_pages:
             stored = max(self.takeover_pages) * PAGE >> 20
-            text.append(f"up to {stored} MiB stored at a takeover; longest {self.seconds_per_gib():.2f} s a GiB")
+            text.append(
+                f"up to {stored} MiB stored at a takeover; longest {self.seconds_per_gib():.2f} s"
+                " a GiB"
+            )
         text += [f"kernel: {line}" for line in self.kernel_complaints[:10]]
         return text + self.shortcomings()
 
@@ -169,7 +191,10 @@ class Killer(threading.Thread):
         self._outcome.kills += 1
         while self._daemon.worker_pid() == worker:
             if time.monotonic() - begin > LONGEST_TAKEOVER_S:
-                raise HarnessError(f"no new worker {LONGEST_TAKEOVER_S:.0f} s after a kill\n{self._daemon.log_text()[-2000:]}")
+                raise HarnessError(
+                    f"no new worker {LONGEST_TAKEOVER_S:.0f} s after a"
+                    f" kill\n{self._daemon.log_text()[-2000:]}"
+                )
             time.sleep(0.005)
         if not self._plan.early:
             self._daemon.ask("status")
@@ -199,7 +224,9 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
     with MemoryCgroup("torture", plan.memory_mib * MIB) as cgroup:
         # As many rounds as it takes; the workload ends when the killer has.
         phases = ("fill", *("verify", "rewrite") * 2000)
-        options = WorkloadOptions(plan.data_mib, phases=phases, seed=plan.seed, time_limit=600 + plan.kills * 10)
+        options = WorkloadOptions(
+            plan.data_mib, phases=phases, seed=plan.seed, time_limit=600 + plan.kills * 10
+        )
         try:
             with Workload(options, cgroup.path) as workload:
                 for number, phase in enumerate(workload.phases()):
@@ -207,7 +234,10 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
                         killer.start()
                     outcome.wrong_pages = phase.mismatches
                     outcome.pages_verified += phase.pages if phase.name == "verify" else 0
-                    say(f"{outcome.kills} of {plan.kills} killed; {phase.name}: {phase.mismatches} wrong pages")
+                    say(
+                        f"{outcome.kills} of {plan.kills} killed; {phase.name}: {phase.mismatches}"
+                        " wrong pages"
+                    )
                     if killer.done.is_set() and phase.name == "verify":
                         break
         except HarnessError as exc:
@@ -222,12 +252,17 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
     for _number, pages, milliseconds in _SERVES.findall(daemon.log_text()[log_before:]):
         outcome.takeover_ms.append(int(milliseconds))
         outcome.takeover_pages.append(int(pages))
-    outcome.kernel_complaints = [line for line in _kernel_complaints(devices) if line not in complaints_before]
+    outcome.kernel_complaints = [
+        line for line in _kernel_complaints(devices) if line not in complaints_before
+    ]
     return outcome
 
 
 def _kernel_complaints(devices: set[str]) -> list[str]:
-    """Return what the kernel has said of failed requests, but for those of other loop devices than the given."""
+    """Return what the kernel has said of failed requests.
+
+    But for those of other loop devices than the given.
+    """
     text = subprocess.run(["dmesg"], check=True, capture_output=True, text=True, timeout=20).stdout
     found = ((line, _KERNEL_COMPLAINT.search(line)) for line in text.splitlines())
     return [line for line, match in found if match and (match[1] is None or match[1] in devices)]
@@ -263,40 +298,79 @@ def _setting(text: str) -> str:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     plan = TorturePlan()
     parser = argparse.ArgumentParser(
-        prog="scripts/torture", description="Kills zswapd's worker under real swap traffic, and checks every byte."
-    )
-    parser.add_argument("--kills", type=_above_zero, default=plan.kills, help="workers to kill (default %(default)s)")
-    parser.add_argument(
-        "--data-mib", type=_above_zero, default=plan.data_mib, help="data of the workload (default %(default)s)"
+        prog="scripts/torture",
+        description="Kills zswapd's worker under real swap traffic, and checks every byte.",
     )
     parser.add_argument(
-        "--memory-mib", type=_above_zero, default=plan.memory_mib, help="its memory cgroup (default %(default)s)"
+        "--kills",
+        type=_above_zero,
+        default=plan.kills,
+        help="workers to kill (default %(default)s)",
     )
     parser.add_argument(
-        "--pause", type=_not_negative, default=plan.pause_s, help="longest time to a kill, s (default %(default)s)"
+        "--data-mib",
+        type=_above_zero,
+        default=plan.data_mib,
+        help="data of the workload (default %(default)s)",
     )
-    parser.add_argument("--signals", type=_signals, default=plan.signals, help="e.g. KILL,SEGV,ABRT (default KILL)")
-    parser.add_argument("--early", action="store_true", help="kill successors in their takeover, too")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of times and data (default %(default)s)")
     parser.add_argument(
-        "--set", action="append", default=[], type=_setting, metavar="SECTION.KEY=VALUE", help="a setting of the daemon"
+        "--memory-mib",
+        type=_above_zero,
+        default=plan.memory_mib,
+        help="its memory cgroup (default %(default)s)",
+    )
+    parser.add_argument(
+        "--pause",
+        type=_not_negative,
+        default=plan.pause_s,
+        help="longest time to a kill, s (default %(default)s)",
+    )
+    parser.add_argument(
+        "--signals", type=_signals, default=plan.signals, help="e.g. KILL,SEGV,ABRT (default KILL)"
+    )
+    parser.add_argument(
+        "--early", action="store_true", help="kill successors in their takeover, too"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=plan.seed, help="of times and data (default %(default)s)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="SECTION.KEY=VALUE",
+        help="a setting of the daemon",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to FILE")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; return 0 if all was killed that should be and nothing was lost, 1 if not, 2 if it could not run."""
+    """Run; return 0 if all was killed that should be and nothing was lost, 1 if not.
+
+    2 if it could not run.
+    """
     args = _arguments(sys.argv[1:] if argv is None else argv)
     if os.geteuid() != 0:
-        print("scripts/torture needs root for swapon, loop devices and cgroups: sudo scripts/torture", file=sys.stderr)
+        print(
+            "scripts/torture needs root for swapon, loop devices and cgroups: sudo scripts/torture",
+            file=sys.stderr,
+        )
         return 2
-    plan = TorturePlan(args.kills, args.data_mib, args.memory_mib, args.pause, args.signals, args.early, args.seed)
-    settings = {"swap.priority": str(system.HIGHEST_PRIORITY), **dict(item.split("=", 1) for item in args.set)}
+    plan = TorturePlan(
+        args.kills, args.data_mib, args.memory_mib, args.pause, args.signals, args.early, args.seed
+    )
+    settings = {
+        "swap.priority": str(system.HIGHEST_PRIORITY),
+        **dict(item.split("=", 1) for item in args.set),
+    }
     try:
         with Daemon(size=f"{args.data_mib * 2}M", settings=settings) as daemon:
             daemon.swapon()
-            outcome = torture(plan, daemon, say=lambda line: print(line, file=sys.stderr, flush=True))
+            outcome = torture(
+                plan, daemon, say=lambda line: print(line, file=sys.stderr, flush=True)
+            )
             daemon.swapoff()
     except HarnessError as exc:
         print(f"scripts/torture: {exc}", file=sys.stderr)

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters that outlive a process: what its statistics counted, as plain values, and the sum of those and a successor's.
+"""Counters that outlive a process.
 
-Only what happened is carried. What describes contents (pages stored, frames in use) a successor counts anew; carrying it too
-would count it twice. Each snapshot class declares which of its fields are of which kind:
+What its statistics counted, as plain values, and the sum of those and a successor's.
+
+Only what happened is carried. What describes contents (pages stored, frames in use) a successor
+counts anew; carrying it too would count it twice. Each snapshot class declares which of its fields
+are of which kind:
 
     cumulative   counts, times, tuples of counts and mappings of counts that only grow: they are added up
     high_water   the most there ever was: the larger one counts
 
-A field that is neither describes the present. Snapshots within snapshots are followed; a tuple of them is matched by `name`.
+A field that is neither describes the present. Snapshots within snapshots are followed; a tuple of
+them is matched by `name`.
 
-What comes from another process may be from another version of the program: what is missing counts as nothing, what is unknown
-or of another shape is left out. A count may be lost that way, never a takeover.
+What comes from another process may be from another version of the program: what is missing counts
+as nothing, what is unknown or of another shape is left out. A count may be lost that way, never a
+takeover.
 """
 
 from __future__ import annotations
@@ -39,13 +44,22 @@ def declare(kind: type, *, cumulative: str = "", high_water: str = "") -> None:
 
 
 def export(statistics: DataclassInstance) -> dict[str, Any]:
-    """Return what a successor has to go on from, as JSON can say it: fields that are carried, by name; no others."""
+    """Return what a successor has to go on from, as JSON can say it.
+
+    Fields that are carried, by name; no others.
+    """
     kept: dict[str, Any] = {}
     carried = _JOINS.get(type(statistics), {})
     for field in dataclasses.fields(statistics):
         value = getattr(statistics, field.name)
         if field.name in carried:
-            kept[field.name] = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            kept[field.name] = (
+                list(value)
+                if isinstance(value, tuple)
+                else dict(value)
+                if isinstance(value, Mapping)
+                else value
+            )
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             kept[field.name] = export(value)
         elif _is_named(value):
@@ -68,7 +82,11 @@ def add(statistics: T, base: Mapping[str, Any]) -> T:
             continue
         if field.name in carried:
             changes[field.name] = _joined(value, earlier, carried[field.name])
-        elif isinstance(earlier, Mapping) and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        elif (
+            isinstance(earlier, Mapping)
+            and dataclasses.is_dataclass(value)
+            and not isinstance(value, type)
+        ):
             changes[field.name] = add(value, earlier)
         elif isinstance(earlier, Mapping) and _is_named(value):
             changes[field.name] = tuple(add(part, earlier.get(part.name) or {}) for part in value)
@@ -76,7 +94,9 @@ def add(statistics: T, base: Mapping[str, Any]) -> T:
 
 
 def _is_named(value: object) -> bool:
-    return isinstance(value, tuple) and all(dataclasses.is_dataclass(part) and hasattr(part, "name") for part in value)
+    return isinstance(value, tuple) and all(
+        dataclasses.is_dataclass(part) and hasattr(part, "name") for part in value
+    )
 
 
 def _sum(one: float, other: float) -> float:
@@ -84,12 +104,19 @@ def _sum(one: float, other: float) -> float:
 
 
 def _joined(value: Any, earlier: Any, join: Any) -> Any:
-    """Return two values of a carried field as one; the first alone if the second is of another shape."""
+    """Return two values of a carried field as one.
+
+    The first alone if the second is of another shape.
+    """
     if isinstance(value, Mapping):
         known = earlier if isinstance(earlier, Mapping) else {}
         names = [*value, *(name for name in known if name not in value)]
         return {name: _joined(value.get(name, 0), known.get(name, 0), join) for name in names}
     if isinstance(value, tuple):
         same = isinstance(earlier, list | tuple) and len(earlier) == len(value)
-        return tuple(_joined(one, other, join) for one, other in zip(value, earlier, strict=True)) if same else value
+        return (
+            tuple(_joined(one, other, join) for one, other in zip(value, earlier, strict=True))
+            if same
+            else value
+        )
     return join(value, earlier) if isinstance(earlier, int | float) else value

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every failure zswapd raises by itself, in one place.
 
-A failure is an exception; a refusal (a store that policy turns away) is a result and never passes through here. Each class
-carries what its two edges need: `exit_code` for the command line, `errno_` for FUSE. Exit codes are unique, so that a script
-can tell them apart; `tests/unit/test_errors.py` holds them to that. Low layers raise, only the edges (cli, fuse, control)
-translate.
+A failure is an exception; a refusal (a store that policy turns away) is a result and never passes
+through here. Each class carries what its two edges need: `exit_code` for the command line, `errno_`
+for FUSE. Exit codes are unique, so that a script can tell them apart; `tests/unit/test_errors.py`
+holds them to that. Low layers raise, only the edges (cli, fuse, control) translate.
 
 One cause has one code, whichever command meets it. systemd gives some codes a name
 (systemd.exec(5), "Process Exit Codes"), which `systemctl status` shows: 2 to 7 have those of LSB
@@ -71,7 +71,10 @@ class PermissionsError(ZswapdError):
 
 
 class ControlError(ZswapdError):
-    """The daemon cannot be reached over its control socket, cannot make that, or refused the command."""
+    """The daemon cannot be reached over its control socket, cannot make that.
+
+    Or refused the command.
+    """
 
     exit_code = 69
     errno_ = errno.EPROTO
@@ -85,7 +88,10 @@ class AlreadyRunningError(ControlError):
 
 
 class SwapDeviceError(ZswapdError):
-    """No such swap file; or attaching or detaching its loop device, or the swap on it, failed, and was undone."""
+    """No such swap file; or attaching or detaching its loop device, or the swap on it, failed.
+
+    And was undone.
+    """
 
     exit_code = 71
     errno_ = errno.EBUSY
@@ -99,7 +105,10 @@ class HeadroomError(SwapDeviceError):
 
 
 class ProtectionError(ZswapdError):
-    """A protection that keeps the box from hanging could not be had, and was not waived with --force."""
+    """A protection that keeps the box from hanging could not be had.
+
+    And was not waived with --force.
+    """
 
     exit_code = 8
     errno_ = errno.EPERM
@@ -130,7 +139,10 @@ class LostPageError(ZswapdError):
 
 
 class DiscardError(ZswapdError):
-    """Part of a page was to be discarded and the rest could not be kept; the page is lost if it had data."""
+    """Part of a page was to be discarded and the rest could not be kept.
+
+    The page is lost if it had data.
+    """
 
     exit_code = 12
     errno_ = errno.ENOSPC

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logging: to stderr, or with its fields to journald where that reads stderr, and never at the price of serving pages.
+"""Logging: to stderr, or with its fields to journald where that reads stderr.
 
-Modules use the standard library (`log = logging.getLogger(__name__)`, %-style arguments); `setup` is called
-once by the command line. A record may carry, through `extra`:
+And never at the price of serving pages.
 
-- `rate_limit`: seconds in which a record of this logger with this message template is written at most once;
-  the next one that
-  passes says how many were held back;
+Modules use the standard library (`log = logging.getLogger(__name__)`, %-style arguments); `setup`
+is called once by the command line. A record may carry, through `extra`:
+
+- `rate_limit`: seconds in which a record of this logger with this message template is written at
+  most once; the next one that passes says how many were held back;
 - `log_once`: True, and a record with the same template and arguments is written once only.
 
-Why not a StreamHandler: a daemon that serves swap must not wait for whoever reads its stderr. A reader that
-hangs (a stopped terminal, a full pipe, a journald that itself waits for swap-in) would hang the pages, and so
-the box. Hence lines go out only while the descriptor takes them at once; what it does not take is dropped and
-counted, and the count is written when it takes lines again. Invariant: `emit` neither blocks nor raises.
+Why not a StreamHandler: a daemon that serves swap must not wait for whoever reads its stderr. A
+reader that hangs (a stopped terminal, a full pipe, a journald that itself waits for swap-in) would
+hang the pages, and so the box. Hence lines go out only while the descriptor takes them at once;
+what it does not take is dropped and counted, and the count is written when it takes lines again.
+Invariant: `emit` neither blocks nor raises.
 
-What the journal knows of a record beside the message and its priority: LOGGER, ZSWAPD_TEMPLATE (the message without its values,
-so the same for all of a kind), CODE_FILE, CODE_LINE, CODE_FUNC. A datagram that is too long for it goes to stderr instead.
+What the journal knows of a record beside the message and its priority: LOGGER, ZSWAPD_TEMPLATE (the
+message without its values, so the same for all of a kind), CODE_FILE, CODE_LINE, CODE_FUNC. A
+datagram that is too long for it goes to stderr instead.
 
 Source: systemd's native journal protocol.
 """
@@ -52,7 +55,9 @@ _SYSLOG_PRIORITY = {
 }
 JOURNAL = Path("/run/systemd/journal/socket")
 """Where journald takes datagrams."""
-_WRITE_SIZE = 4096  # a pipe that polls writable has room for a page, a terminal and a socket for more
+_WRITE_SIZE = (
+    4096  # a pipe that polls writable has room for a page, a terminal and a socket for more
+)
 _REMEMBERED = 1024  # templates and messages that the filter keeps in mind; the oldest are forgotten
 
 
@@ -102,7 +107,10 @@ class RepetitionFilter(logging.Filter):
         self._limited: OrderedDict[tuple[str, object], tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record may pass; one that follows others held back gets their count appended."""
+        """Return whether the record may pass.
+
+        One that follows others held back gets their count appended.
+        """
         if getattr(record, "log_once", False) and self._seen_before(record):
             self.held_back += 1
             return False
@@ -153,8 +161,12 @@ class UnblockingHandler(logging.Handler):
         try:
             text = self.format(record)
         except Exception as error:  # noqa: BLE001 - a record that cannot be formatted must not end the daemon
-            text = f"log record from {record.pathname}:{record.lineno} cannot be formatted: {error!r}"
-        if self._unreported and self._write(f"zswapd: {self._unreported} log lines were dropped: stderr was full\n"):
+            text = (
+                f"log record from {record.pathname}:{record.lineno} cannot be formatted: {error!r}"
+            )
+        if self._unreported and self._write(
+            f"zswapd: {self._unreported} log lines were dropped: stderr was full\n"
+        ):
             self._unreported = 0
         self._count(is_written=self._write(text + "\n"))
 
@@ -188,16 +200,24 @@ class JournalHandler(UnblockingHandler):
     def __init__(self, descriptor: int, path: Path = JOURNAL) -> None:
         super().__init__(descriptor)
         self._path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record, or drop it; write it to stderr if journald is not there or it is too long."""
+        """Send one record, or drop it.
+
+        Write it to stderr if journald is not there or it is too long.
+        """
         try:
             data = _datagram(record)
             # By path each time: the socket may be another one than before.
             if self._unreported:
                 dropped = f"{self._unreported} records were dropped: the journal was full"
-                self._socket.sendto(_datagram(logging.makeLogRecord({"msg": dropped, "levelno": logging.WARNING})), self._path)
+                self._socket.sendto(
+                    _datagram(logging.makeLogRecord({"msg": dropped, "levelno": logging.WARNING})),
+                    self._path,
+                )
                 self._unreported = 0
             self._socket.sendto(data, self._path)
         except BlockingIOError:
@@ -236,7 +256,13 @@ _filter = RepetitionFilter()
 _handler: UnblockingHandler | None = None
 
 
-def setup(level: str, *, descriptor: int = 2, environ: Mapping[str, str] = os.environ, journal: Path = JOURNAL) -> None:
+def setup(
+    level: str,
+    *,
+    descriptor: int = 2,
+    environ: Mapping[str, str] = os.environ,
+    journal: Path = JOURNAL,
+) -> None:
     """Send the program's log to stderr, in place of any earlier set-up.
 
     Args:
@@ -253,7 +279,10 @@ def setup(level: str, *, descriptor: int = 2, environ: Mapping[str, str] = os.en
         _handler.close()
     is_journal = _is_journal(descriptor, environ)
     has_socket = is_journal and journal.is_socket()
-    _handler, _filter = JournalHandler(descriptor, journal) if has_socket else UnblockingHandler(descriptor), RepetitionFilter()
+    _handler, _filter = (
+        JournalHandler(descriptor, journal) if has_socket else UnblockingHandler(descriptor),
+        RepetitionFilter(),
+    )
     _handler.setFormatter(SystemdFormatter() if is_journal else TerminalFormatter())
     _handler.addFilter(_filter)
     root.addHandler(_handler)
@@ -277,8 +306,8 @@ def statistics() -> LogStatistics:
 def _is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
     """Whether the descriptor is the stream that systemd connected to the journal.
 
-    JOURNAL_STREAM is inherited by children whose stderr goes elsewhere, so its device and inode have to
-    match.
+    JOURNAL_STREAM is inherited by children whose stderr goes elsewhere, so its device and inode
+    have to match.
     """
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
     try:

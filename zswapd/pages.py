@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page: its size, and the arithmetic that several layers share.
 
-The size is the system's (4096, 16384 or 65536 bytes), since the kernel swaps in its own pages. No layer below the composition
-root reads it from here by default: they take `page_size` as a plain value, so that tests run all three sizes on one machine.
+The size is the system's (4096, 16384 or 65536 bytes), since the kernel swaps in its own pages. No
+layer below the composition root reads it from here by default: they take `page_size` as a plain
+value, so that tests run all three sizes on one machine.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are by default, for those who must not import the table of settings to know it; what the kernel calls them."""
+"""Where things are by default, for those who must not import the table of settings to know it.
+
+What the kernel calls them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import os
 from pathlib import Path
 
 SOCKET = "/run/zswapd/zswapd.sock"
-"""The control socket: zswapctl is to answer at once, and the table takes a sixth of its time to import."""
+"""The control socket: zswapctl is to answer at once.
+
+And the table takes a sixth of its time to import.
+"""
 
 _LINKS = 40  # one after the other, as the kernel follows them
 _OF_THE_KERNEL = frozenset({"proc", "sysfs"})
@@ -17,8 +23,9 @@ _OF_THE_KERNEL = frozenset({"proc", "sysfs"})
 def without_links(path: Path) -> Path:
     """Return the absolute name under which mountinfo and sysfs list `path`.
 
-    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose daemon hangs, or is this
-    very process, would hang as well; readlink fails without asking the daemon.
+    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose
+    daemon hangs, or is this very process, would hang as well; readlink fails without asking the
+    daemon.
     """
     name = os.path.abspath(path)  # noqa: PTH100 - Path.absolute() keeps `..`
     for _ in range(_LINKS):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The applications, short. Each runs, verifies what it gets, is ended in time. On real swap, over all contenders: by tier."""
+"""The applications, short.
+
+Each runs, verifies what it gets, is ended in time. On real swap, over all contenders: by tier.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,11 @@ def test_database_that_answers_something_else_is_an_error(monkeypatch: pytest.Mo
     honest = application._value
     # After all 2048 were set, and some read: from then on the client expects another last byte.
     monkeypatch.setattr(
-        application, "_value", lambda key, gen: honest(key, gen)[:-1] + b"\xee" if next(calls) > 2100 else honest(key, gen)
+        application,
+        "_value",
+        lambda key, gen: (
+            honest(key, gen)[:-1] + b"\xee" if next(calls) > 2100 else honest(key, gen)
+        ),
     )
     with pytest.raises(HarnessError, match="DATA WAS LOST: the value of key"):
         application.run(Level("2", 2, None), None, 30)
@@ -79,7 +86,9 @@ def test_database_that_answers_something_else_is_an_error(monkeypatch: pytest.Mo
 def test_tab_that_holds_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     application = ready("tabs")
     honest, calls = _Browser.look, iter(range(100))
-    monkeypatch.setattr(_Browser, "look", lambda browser, session: honest(browser, session) + (next(calls) == 3))
+    monkeypatch.setattr(
+        _Browser, "look", lambda browser, session: honest(browser, session) + (next(calls) == 3)
+    )
     with pytest.raises(HarnessError, match="DATA WAS LOST: tab 1"):
         application.run(Level("2 tabs", 2, None), None, 60)
 
@@ -112,7 +121,9 @@ def test_contender_swaps_verifies_and_leaves_nothing(
         pytest.skip(f"{name}: {reason}")
     used: list[str] = []
     start, stop = contender.start, contender.stop
-    monkeypatch.setattr(contender, "start", lambda size: (start(size), used.extend(contender.devices())))
+    monkeypatch.setattr(
+        contender, "start", lambda size: (start(size), used.extend(contender.devices()))
+    )
     monkeypatch.setattr(contender, "stop", lambda: (stop(), used.append("off")))
 
     run = run_once(contender, 0, SLOW_PLAN if name == "file-slow" else PLAN)
@@ -126,7 +137,9 @@ def test_contender_swaps_verifies_and_leaves_nothing(
     assert (run.error, run.verified) == ("", True)
     figures = run.figures()
     assert {"out", "seq", "random", "mixed", "mixed_p999", "off"} <= set(figures)
-    if not request.config.getoption("--shared-machine"):  # others' areas of the same priority get their share of the pages
+    if not request.config.getoption(
+        "--shared-machine"
+    ):  # others' areas of the same priority get their share of the pages
         assert run.swapoff[0] > PLAN.memory_mib / 2
     if name == "file-slow":
         assert figures["random"] > 1000

@@ -19,7 +19,9 @@ def test_quick_bench_verifies_every_byte_of_every_contender(tmp_path: Path) -> N
     target = tmp_path / "bench.json"
     command = [str(TOP / "scripts/bench"), "raw", "--quick", "--json", str(target)]
 
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=270)
+    done = subprocess.run(
+        command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=270
+    )
 
     assert done.returncode == 0, done.stderr
     document = json.loads(target.read_text())

@@ -15,7 +15,9 @@ from tools.bench.workloads import cache
 
 def made(volume_s: float, page_cache: float = 0.4) -> list[cache.Measurement]:
     return [
-        cache.Measurement("compressible", order, place, 9.0, (seconds, 9 * seconds, seconds / 9), page_cache)
+        cache.Measurement(
+            "compressible", order, place, 9.0, (seconds, 9 * seconds, seconds / 9), page_cache
+        )
         for order in cache.ORDERS
         for place, seconds in (("device", 5.0), ("volume", volume_s))
     ]
@@ -25,7 +27,9 @@ def made(volume_s: float, page_cache: float = 0.4) -> list[cache.Measurement]:
     ("found", "wanted"),
     [(made(0.25), [True, True]), (made(0.26), [False, True]), (made(0.1, 0.51), [True, False])],
 )
-def test_figures_hold_from_their_bounds_on_by_medians(found: list[cache.Measurement], wanted: list[bool]) -> None:
+def test_figures_hold_from_their_bounds_on_by_medians(
+    found: list[cache.Measurement], wanted: list[bool]
+) -> None:
     assert [figure.holds for figure in cache.figures_to_hold(found)] == wanted
     assert "sequential" in cache.table(found)
 
@@ -58,7 +62,14 @@ def test_page_cache_is_what_the_readers_cgroup_holds(tmp_path: Path) -> None:
     system.run("dd", f"if={tmp_path / 'file'}", "iflag=nocache", "count=0")
     import hashlib
 
-    sums = [hashlib.md5(data[at : at + cache.BLOCK]).digest() for at in range(0, len(data), cache.BLOCK)]
-    one = cache.read(tmp_path / "file", ("mixed", "sequential", "device"), 2, hashlib.md5(b"".join(sums)).hexdigest())
+    sums = [
+        hashlib.md5(data[at : at + cache.BLOCK]).digest() for at in range(0, len(data), cache.BLOCK)
+    ]
+    one = cache.read(
+        tmp_path / "file",
+        ("mixed", "sequential", "device"),
+        2,
+        hashlib.md5(b"".join(sums)).hexdigest(),
+    )
     assert one.page_cache > 0.9
     assert len(one.again_s) == 2

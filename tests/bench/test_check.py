@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench all` and `--check`: a line for each figure, an exit code that is their verdict, documents that are kept."""
+"""`scripts/bench all` and `--check`.
+
+A line for each figure, an exit code that is their verdict, documents that are kept.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from tools.bench.harness.system import HarnessError
 
 def document(name: str, *values: float | None) -> dict[str, Any]:
     """A document with claims that a value of 1 keeps."""
-    figures = [Figure(f"{name} {number}", value, 1.0, at_least=True) for number, value in enumerate(values)]
+    figures = [
+        Figure(f"{name} {number}", value, 1.0, at_least=True) for number, value in enumerate(values)
+    ]
     return {"workload": name, "machine": machine(), "figures": told(figures)}
 
 
@@ -36,7 +41,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
             return Part(measure, 1, holds=name != "tabs")
 
-        errors = itertools.cycle([HarnessError("nothing is installed"), RuntimeError("2^24 pages: killed")])
+        errors = itertools.cycle(
+            [HarnessError("nothing is installed"), RuntimeError("2^24 pages: killed")]
+        )
         monkeypatch.setattr(everything, "PARTS", {name: made(name) for name in given})
         monkeypatch.setattr(bench.os, "geteuid", lambda: 0)
 
@@ -47,11 +54,16 @@ def lines(capsys: pytest.CaptureFixture[str], word: str) -> int:
     return sum(line.startswith(f"{word} ") for line in capsys.readouterr().out.splitlines())
 
 
-def test_all_figures_hold(parts: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_figures_hold(
+    parts: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parts(raw=document("raw", 1.0, 2.0), scale=document("scale", 1.0), tabs=document("tabs"))
     assert bench.main(["--check", "--directory", str(tmp_path / "new")]) == 0
     assert lines(capsys, "holds") == 3
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["raw.json", "scale.json"], "tabs hold nothing"
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "raw.json",
+        "scale.json",
+    ], "tabs hold nothing"
     kept = json.loads((tmp_path / "new/raw.json").read_text())
     assert (kept["quick"], len(kept["date"]), bool(kept["commit"])) == (False, 10, True)
 

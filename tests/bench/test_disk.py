@@ -15,7 +15,9 @@ from tools.bench.workloads import disk
 pytestmark = pytest.mark.mount
 
 
-def test_writeback_keeps_what_is_hot_and_its_absence_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writeback_keeps_what_is_hot_and_its_absence_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk, "PLACE", tmp_path)
     monkeypatch.setattr(disk, "DATA_MIB", 24)
     measured, figures = disk.hot(tmp_path)
@@ -23,7 +25,9 @@ def test_writeback_keeps_what_is_hot_and_its_absence_does_not(tmp_path: Path, mo
     assert [figure.value for figure in figures] == [measured["with writeback"], measured["without"]]
 
 
-def test_both_sides_of_the_cipher_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sides_of_the_cipher_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk, "PLACE", tmp_path)
     monkeypatch.setattr(disk, "CIPHER_MIB", 16)
     measured, (figure,) = disk.cipher(tmp_path, rounds=1)
@@ -33,8 +37,15 @@ def test_both_sides_of_the_cipher_are_measured(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.kernel
-def test_real_swap_of_noise_is_measured_on_a_file_and_behind_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PLACE": tmp_path, "SWAPPED_MIB": 64, "SWAPPED_IN_MIB": 24, "SWAPPED_FAULTS": 500}.items():
+def test_real_swap_of_noise_is_measured_on_a_file_and_behind_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PLACE": tmp_path,
+        "SWAPPED_MIB": 64,
+        "SWAPPED_IN_MIB": 24,
+        "SWAPPED_FAULTS": 500,
+    }.items():
         monkeypatch.setattr(disk, name, value)
     measured, (figure,) = disk.swapped(tmp_path, rounds=1)
     (plain,) = measured["plain"]
@@ -64,7 +75,9 @@ def test_its_document_and_exit_code_tell_whether_all_hold(
 ) -> None:
     for value, code in ((0.96, 0), (0.5, 1)):
         figure = Figure("hot", value, 0.95, at_least=True)
-        monkeypatch.setitem(disk.PARTS, "hot", lambda _place, figure=figure: ({"with": figure.value}, [figure]))
+        monkeypatch.setitem(
+            disk.PARTS, "hot", lambda _place, figure=figure: ({"with": figure.value}, [figure])
+        )
         monkeypatch.setattr(disk.system, "missing_programs", lambda _names: [])
         assert disk.main(["--parts", "hot", "--json", str(tmp_path / "out")]) == code
         assert ("FAILS" in capsys.readouterr().out) is bool(code)

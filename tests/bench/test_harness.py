@@ -30,16 +30,40 @@ from tools.bench.workloads.rounds import Plan, Run, run_all, run_once
 PLAN = Plan(data_mib=64, memory_mib=32, device_mib=256, rounds=2, faults=0)
 
 
-def phase(name: str, seconds: float = 1.0, *, out: int = 0, back: int = 0, mismatches: int = 0, **more: float) -> Phase:
+def phase(
+    name: str,
+    seconds: float = 1.0,
+    *,
+    out: int = 0,
+    back: int = 0,
+    mismatches: int = 0,
+    **more: float,
+) -> Phase:
     return Phase(name, 1024, seconds, back, out, 0, mismatches, more)
 
 
-def run(contender: str, number: int, speed: float, memory: MemoryUse | None = None, *, error: str = "", wrong: int = 0) -> Run:
+def run(
+    contender: str,
+    number: int,
+    speed: float,
+    memory: MemoryUse | None = None,
+    *,
+    error: str = "",
+    wrong: int = 0,
+) -> Run:
     phases = (
         phase("fill", out=round(25600 * speed)),
         phase("seq", back=round(25600 * speed)),
-        phase("random", us_mean=100 / speed, us_p50=90 / speed, us_p99=300 / speed, us_p999=500 / speed),
-        phase("mixed", out=10240, back=20480, us_mean=70, us_p50=60 / speed, us_p99=200, us_p999=400),
+        phase(
+            "random",
+            us_mean=100 / speed,
+            us_p50=90 / speed,
+            us_p99=300 / speed,
+            us_p999=500 / speed,
+        ),
+        phase(
+            "mixed", out=10240, back=20480, us_mean=70, us_p50=60 / speed, us_p99=200, us_p999=400
+        ),
         phase("verify", mismatches=wrong),
     )
     use = memory or MemoryUse(100 * MIB)
@@ -53,7 +77,12 @@ def subject(number: int, speed: float, pool: float = 1.05, **more: object) -> Ru
 
 def test_ratios_are_taken_within_a_round_and_not_between_medians() -> None:
     # round 0 was twice as slow for both, as on a machine with a noisy neighbour
-    runs = [run("nbdkit-zstd", 0, 0.5), subject(0, 1.5), run("nbdkit-zstd", 1, 1.0), subject(1, 3.0)]
+    runs = [
+        run("nbdkit-zstd", 0, 0.5),
+        subject(0, 1.5),
+        run("nbdkit-zstd", 1, 1.0),
+        subject(1, 3.0),
+    ]
 
     ratios = report.ratios(runs, "nbdkit-zstd")
 
@@ -62,13 +91,18 @@ def test_ratios_are_taken_within_a_round_and_not_between_medians() -> None:
 
 
 def pair(speed: float, pool: float = 1.05, peak: float = 1.0, zram: float = 1.0) -> list[Run]:
-    """One round: nbdkit at speed 1, zram at `zram`, zswapd at `speed` with `peak` times zram's memory."""
+    """One round: nbdkit at speed 1, zram at `zram`.
+
+    Zswapd at `speed` with `peak` times zram's memory.
+    """
     rival = run("zram-lz4", 0, zram, MemoryUse(round(500 * MIB / peak)))
     return [run("nbdkit-zstd", 0, 1.0), rival, subject(0, speed, pool=pool)]
 
 
 def failing(runs: list[Run]) -> list[int]:
-    return [number for number, figure in enumerate(report.figures_to_hold(runs)) if not figure.holds]
+    return [
+        number for number, figure in enumerate(report.figures_to_hold(runs)) if not figure.holds
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +124,12 @@ def test_figures_hold_exactly_from_their_bounds_on(runs: list[Run], wanted: list
 
 @pytest.mark.parametrize("bad", [{"wrong": 1}, {"error": "the workload was killed"}])
 def test_one_bad_run_fails_verification(bad: dict[str, object]) -> None:
-    runs = [run("nbdkit-zstd", 0, 1.0), subject(0, 2.0), run("nbdkit-zstd", 1, 1.0), subject(1, 2.0, **bad)]
+    runs = [
+        run("nbdkit-zstd", 0, 1.0),
+        subject(0, 2.0),
+        run("nbdkit-zstd", 1, 1.0),
+        subject(1, 2.0, **bad),
+    ]
 
     verified = report.figures_to_hold(runs)[8]
 
@@ -100,9 +139,16 @@ def test_one_bad_run_fails_verification(bad: dict[str, object]) -> None:
 
 def test_wrong_page_of_a_rival_fails_and_its_being_killed_does_not() -> None:
     lost = [run("nbdkit-zstd", 0, 1.0), run("zram-lz4", 0, 1.0, wrong=3), subject(0, 2.0)]
-    assert (report.figures_to_hold(lost)[-1].value, report.figures_to_hold(lost)[-1].holds) == (3, False)
+    assert (report.figures_to_hold(lost)[-1].value, report.figures_to_hold(lost)[-1].holds) == (
+        3,
+        False,
+    )
 
-    killed = [run("nbdkit-zstd", 0, 1.0), run("zram-lz4", 0, 1.0, error="killed"), subject(0, 3.001)]
+    killed = [
+        run("nbdkit-zstd", 0, 1.0),
+        run("zram-lz4", 0, 1.0, error="killed"),
+        subject(0, 3.001),
+    ]
     assert failing(killed) == [0, 1, 2, 3], "what was not measured against zram, and nothing else"
 
 
@@ -124,7 +170,9 @@ def test_table_and_json_have_all_contenders() -> None:
     assert document["machine"]["page_cluster"] == system.page_cluster()
     assert set(document["medians"]) == {"zram-lz4", "nbdkit-zstd", "zswapd"}
     assert len(document["runs"]) == 3
-    assert [one["holds"] for one in document["figures"]] == [figure.holds for figure in report.figures_to_hold(runs)]
+    assert [one["holds"] for one in document["figures"]] == [
+        figure.holds for figure in report.figures_to_hold(runs)
+    ]
 
 
 def test_plot_has_all_contenders(tmp_path: Path) -> None:
@@ -175,7 +223,8 @@ def test_contender_that_does_not_start_is_stopped_and_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "deaths", "runs_made", "ends_well"), [("zram-lz4", 2, 3, True), ("zram-lz4", 9, 4, False), ("zswapd", 1, 1, False)]
+    ("name", "deaths", "runs_made", "ends_well"),
+    [("zram-lz4", 2, 3, True), ("zram-lz4", 9, 4, False), ("zswapd", 1, 1, False)],
 )
 def test_rival_whose_workload_was_killed_has_another_try_and_we_have_not(
     monkeypatch: pytest.MonkeyPatch, name: str, deaths: int, runs_made: int, ends_well: bool
@@ -194,7 +243,9 @@ def test_rival_whose_workload_was_killed_has_another_try_and_we_have_not(
 
 
 def test_some_run_in_the_first_round_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "run_once", lambda contender, number, _plan: run(contender.name, number, 1.0))
+    monkeypatch.setattr(
+        rounds, "run_once", lambda contender, number, _plan: run(contender.name, number, 1.0)
+    )
 
     runs = run_all(["file", "zswapd", "zram-lz4"], PLAN, lambda _line: None, ["file"])
 
@@ -204,7 +255,8 @@ def test_some_run_in_the_first_round_only(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("count", "wanted"), [(1, (1, 1)), (5, (1, 5)), (8, (1, 8)), (9, (2, 8)), (12, (3, 10)), (20, (6, 15))]
+    ("count", "wanted"),
+    [(1, (1, 1)), (5, (1, 5)), (8, (1, 8)), (9, (2, 8)), (12, (3, 10)), (20, (6, 15))],
 )
 def test_interval_of_a_median_goes_by_ranks(count: int, wanted: tuple[int, int]) -> None:
     values = [float(value) for value in range(count, 0, -1)]
@@ -231,7 +283,10 @@ def test_order_turns_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Growing(Fake):
-    """A contender whose memory is large in the middle of everything only, and whose process works all the time."""
+    """A contender whose memory is large in the middle of everything only.
+
+    And whose process works all the time.
+    """
 
     def __init__(self) -> None:
         super().__init__([])
@@ -244,7 +299,9 @@ class Growing(Fake):
         return [os.getpid()]
 
 
-def test_peak_in_the_middle_is_seen_and_processor_time_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_in_the_middle_is_seen_and_processor_time_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sampling, "SAMPLE_S", 0.01)
     with sampling.Sampling(Growing()) as seen:
         end = time.process_time() + 0.1
@@ -256,7 +313,9 @@ def test_peak_in_the_middle_is_seen_and_processor_time_counted(monkeypatch: pyte
 
 def test_run_tells_the_peak_of_all_readings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "SAMPLE_S", 0.01)
-    monkeypatch.setattr(rounds, "MemoryCgroup", lambda *_args: contextlib.nullcontext(SimpleNamespace(path=None)))
+    monkeypatch.setattr(
+        rounds, "MemoryCgroup", lambda *_args: contextlib.nullcontext(SimpleNamespace(path=None))
+    )
     monkeypatch.setattr(rounds, "PHASES", ("fill", "settle", "verify"))
 
     result = run_once(Growing(), 0, dataclasses.replace(PLAN, data_mib=200))
@@ -266,7 +325,9 @@ def test_run_tells_the_peak_of_all_readings(monkeypatch: pytest.MonkeyPatch) -> 
     assert result.memory_peak == 700 * MIB
 
 
-def test_contender_whose_memory_cannot_be_read_any_more_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contender_whose_memory_cannot_be_read_any_more_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sampling, "SAMPLE_S", 0.01)
 
     class Gone(Fake):
@@ -309,7 +370,10 @@ def test_cgroup_v1_is_found_before_a_v2_without_memory(tmp_path: Path) -> None:
     unified = tmp_path / "sys/fs/cgroup/unified"
     unified.mkdir(parents=True)
     (unified / "cgroup.controllers").write_text("cpu io\n")
-    lines = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
+    lines = (
+        "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup"
+        " rw,memory 0 0\n"
+    )
 
     assert memory_hierarchy(tree(tmp_path, lines)) == (tmp_path / "sys/fs/cgroup/memory", 1)
 
@@ -373,11 +437,16 @@ def test_display_on_a_terminal_draws_one_block_in_place_and_a_line_that_stays(
 
     lines = first.split("\n")
     assert len(lines) == 5
-    assert all(line.startswith("\r\x1b[2K") and len(line.removeprefix("\r\x1b[2K")) <= 59 for line in lines[:4])
+    assert all(
+        line.startswith("\r\x1b[2K") and len(line.removeprefix("\r\x1b[2K")) <= 59
+        for line in lines[:4]
+    )
     assert "[###" in lines[0]
     assert " 25% writing" in lines[0]
     assert second.startswith("\x1b[4A\r\x1b[2K")
     assert " 75% writing" in second
     rest = capsys.readouterr().out
-    assert rest.startswith("\x1b[4A\x1b[Jdone\n\r\x1b[2K")  # nothing of the block is left, and the next one begins below
+    assert rest.startswith(
+        "\x1b[4A\x1b[Jdone\n\r\x1b[2K"
+    )  # nothing of the block is left, and the next one begins below
     assert "100% verify" in rest

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rounds of applications over contenders, on made-up ones: what is a figure, what is a bound, and what is an error."""
+"""Rounds of applications over contenders, on made-up ones.
+
+What is a figure, what is a bound, and what is an error.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,15 @@ from typing import ClassVar
 import pytest
 
 from tools.bench import bench
-from tools.bench.applications import APPLICATIONS, Application, Column, Level, TooSlowError, claims, jobs
+from tools.bench.applications import (
+    APPLICATIONS,
+    Application,
+    Column,
+    Level,
+    TooSlowError,
+    claims,
+    jobs,
+)
 from tools.bench.applications.jobs import JobRun
 from tools.bench.applications.runner import application_arguments
 from tools.bench.contenders import Contender, MemoryUse
@@ -32,7 +43,10 @@ class Fake(Application):
     contenders = ("file-slow", "zswapd")
     levels = (HEAVY,)
     short = (HEAVY,)
-    columns: ClassVar[Mapping[str, Column]] = {"seconds": Column("s"), "rate": Column("a second", more_is_better=True)}
+    columns: ClassVar[Mapping[str, Column]] = {
+        "seconds": Column("s"),
+        "rate": Column("a second", more_is_better=True),
+    }
 
     def __init__(self, *results: float | Exception) -> None:
         self._results = list(results)
@@ -82,14 +96,30 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
-def run(application: Application, names: list[str], rounds: int = 1, levels: tuple[Level, ...] = (HEAVY,)) -> list[JobRun]:
-    return jobs.run_all(application, names, levels, rounds=rounds, limit=5, device_mib=64, say=lambda _line: None)
+def run(
+    application: Application,
+    names: list[str],
+    rounds: int = 1,
+    levels: tuple[Level, ...] = (HEAVY,),
+) -> list[JobRun]:
+    return jobs.run_all(
+        application, names, levels, rounds=rounds, limit=5, device_mib=64, say=lambda _line: None
+    )
 
 
 def test_each_is_alone_and_the_order_turns(done: list[str]) -> None:
     runs = run(Fake(4.0, 2.0, 1.0, 4.0), ["file-slow", "zswapd"], rounds=2)
 
-    assert done == ["file-slow 64", "off", "zswapd 64", "off", "zswapd 64", "off", "file-slow 64", "off"]
+    assert done == [
+        "file-slow 64",
+        "off",
+        "zswapd 64",
+        "off",
+        "zswapd 64",
+        "off",
+        "file-slow 64",
+        "off",
+    ]
     assert jobs.ratios(runs, "heavy", "seconds", "file-slow") == [0.5, 0.25]
     assert jobs.medians(runs, "heavy")["zswapd"] == {"seconds": 1.5, "rate": 0.75, "memory_mib": 7}
 
@@ -134,22 +164,39 @@ def test_json_and_plot_have_all(done: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("ours", "holds"), [(20.0, True), (20.1, False)])
 def test_figure_of_the_compilation_holds_from_its_bound_on(ours: float, holds: bool) -> None:
-    runs = [JobRun(name, 0, claims.HEAVY, {"seconds": value}) for name, value in (("file-slow", 40.0), ("zswapd", ours))]
+    runs = [
+        JobRun(name, 0, claims.HEAVY, {"seconds": value})
+        for name, value in (("file-slow", 40.0), ("zswapd", ours))
+    ]
 
     assert [figure.holds for figure in claims.compilation(runs)] == [holds]
     assert [figure.holds for figure in claims.compilation(runs[:1])] == [False]
     assert claims.HEAVY in {level.name for level in APPLICATIONS["compile"]().levels}
 
 
-def harmless(cpu: float, *, noise: float = 0.001, clock: float = 1.0, rounds: int = 12) -> list[JobRun]:
-    """Runs without pressure in which zswapd takes `cpu` times the processor time of nothing, and `clock` times its run time."""
+def harmless(
+    cpu: float, *, noise: float = 0.001, clock: float = 1.0, rounds: int = 12
+) -> list[JobRun]:
+    """Runs without pressure in which zswapd takes `cpu` times the processor time of nothing.
+
+    And `clock` times its run time.
+    """
     runs = []
     for number in range(rounds):
-        drift = 1 + number / 4  # of the machine, from round to round: a median of each side would tell nothing
+        drift = (
+            1 + number / 4
+        )  # of the machine, from round to round: a median of each side would tell nothing
         off = 1 + noise * (number % 5 - 2)
         for level in APPLICATIONS["nopressure"]().levels:
             runs.append(JobRun("none", number, level.name, {"cpu": drift, "seconds": drift}))
-            runs.append(JobRun("zswapd", number, level.name, {"cpu": drift * cpu * off, "seconds": drift * clock * off}))
+            runs.append(
+                JobRun(
+                    "zswapd",
+                    number,
+                    level.name,
+                    {"cpu": drift * cpu * off, "seconds": drift * clock * off},
+                )
+            )
     return runs
 
 
@@ -165,17 +212,23 @@ def harmless(cpu: float, *, noise: float = 0.001, clock: float = 1.0, rounds: in
     ],
     ids=["less", "more", "not told", "slower", "too few", "none"],
 )
-def test_two_percent_are_told_or_the_figure_does_not_hold(runs: list[JobRun], wanted: list[bool]) -> None:
+def test_two_percent_are_told_or_the_figure_does_not_hold(
+    runs: list[JobRun], wanted: list[bool]
+) -> None:
     assert [figure.holds for figure in claims.no_pressure(runs)] == wanted * 2
 
 
 def test_table_shows_the_interval_where_there_are_rounds_enough() -> None:
-    runs = [dataclasses.replace(one, level="heavy") for one in harmless(1.01) if one.level == "memory"]
+    runs = [
+        dataclasses.replace(one, level="heavy") for one in harmless(1.01) if one.level == "memory"
+    ]
 
     class Cpu(Fake):
         columns: ClassVar[Mapping[str, Column]] = {"cpu": Column("processor s")}
 
-    assert re.search(r"^none .* 1\.0\d\d \(1\.00\d to 1\.01\d\)", jobs.table(Cpu(), runs), re.MULTILINE)
+    assert re.search(
+        r"^none .* 1\.0\d\d \(1\.00\d to 1\.01\d\)", jobs.table(Cpu(), runs), re.MULTILINE
+    )
 
 
 def test_processor_time_of_the_contender_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +284,11 @@ def test_bad_arguments_are_refused(given: list[str], capsys: pytest.CaptureFixtu
 def test_what_sigterm_meant_before_it_means_again(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     during = []
-    monkeypatch.setitem(bench.WORKLOADS, "density", lambda _argv: during.append(signal.getsignal(signal.SIGTERM)) or 0)
+    monkeypatch.setitem(
+        bench.WORKLOADS,
+        "density",
+        lambda _argv: during.append(signal.getsignal(signal.SIGTERM)) or 0,
+    )
     assert bench.main(["density"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
     assert during[0] is not before

@@ -64,7 +64,14 @@ def attack(kind: str, port: int) -> subprocess.Popen[str] | None:
         return None
     command = [sys.executable, "-c", OWN, str(WINDOW_S + 2)]
     if kind != "own":
-        command = [sys.executable, "-m", "tools.bench.workloads.flood", kind, str(port), str(WINDOW_S + 2)]
+        command = [
+            sys.executable,
+            "-m",
+            "tools.bench.workloads.flood",
+            kind,
+            str(port),
+            str(WINDOW_S + 2),
+        ]
     running = subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     running.stdout.readline()

@@ -12,7 +12,9 @@ from tools.bench import bench
 from tools.bench.harness.system import HarnessError, missing_programs
 from tools.bench.workloads import profile
 
-requires_perf = pytest.mark.skipif(bool(missing_programs(["perf"])), reason="perf is not installed; install linux-perf")
+requires_perf = pytest.mark.skipif(
+    bool(missing_programs(["perf"])), reason="perf is not installed; install linux-perf"
+)
 
 REPORT = """
 # Samples: 1K of event 'cpu-clock'
@@ -44,18 +46,33 @@ def test_samples_are_added_up_by_where_they_were() -> None:
         "kernel": 20.0,
         "other": 0.0,
     }
-    assert busiest[0] == ("LZ4_compress_fast_continue", "_block.cpython-311-x86_64-linux-gnu.so", 40.0)
-    assert [percent for _, _, percent in busiest] == sorted((percent for _, _, percent in busiest), reverse=True)
+    assert busiest[0] == (
+        "LZ4_compress_fast_continue",
+        "_block.cpython-311-x86_64-linux-gnu.so",
+        40.0,
+    )
+    assert [percent for _, _, percent in busiest] == sorted(
+        (percent for _, _, percent in busiest), reverse=True
+    )
 
 
 def made(label: str, phase: str, rate: float, lz4: float) -> profile.Profile:
     return profile.Profile(
-        label, phase, rate, 10.0, dict.fromkeys(profile.ORDER, 5.0) | {"LZ4": lz4}, (("f", "lib", lz4),), 100
+        label,
+        phase,
+        rate,
+        10.0,
+        dict.fromkeys(profile.ORDER, 5.0) | {"LZ4": lz4},
+        (("f", "lib", lz4),),
+        100,
     )
 
 
 def test_rounds_are_combined_by_their_medians() -> None:
-    each = [made("after", "swap-out", rate, lz4) for rate, lz4 in ((400, 30.0), (100, 50.0), (420, 40.0))]
+    each = [
+        made("after", "swap-out", rate, lz4)
+        for rate, lz4 in ((400, 30.0), (100, 50.0), (420, 40.0))
+    ]
     (one,) = profile.combined(each)
     assert (one.rate, one.shares["LZ4"], one.samples) == (400, 40.0, 300)
     assert "4.00" in profile.table([one])
@@ -69,7 +86,9 @@ def test_checkouts_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return [made(label, "swap-out", 1.0, 1.0)]
 
     monkeypatch.setattr(profile, "measure", measure)
-    assert [one.label for one in profile.run([("before", Path("/x")), ("after", None)], 2, 1, 1)] == ["before", "after"]
+    assert [
+        one.label for one in profile.run([("before", Path("/x")), ("after", None)], 2, 1, 1)
+    ] == ["before", "after"]
     assert order == ["before", "after", "after", "before"]
 
 
@@ -80,11 +99,16 @@ def test_checkout_without_an_environment_is_refused(tmp_path: Path) -> None:
         assert caught.value.code == 2
 
 
-def test_what_perf_cannot_record_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_perf_cannot_record_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "perf").write_text("#!/bin/sh\necho no permission >&2\nexit 1\n")
     (tmp_path / "perf").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(HarnessError, match="recorded nothing: no permission"), profile.recording(1, tmp_path / "data"):
+    with (
+        pytest.raises(HarnessError, match="recorded nothing: no permission"),
+        profile.recording(1, tmp_path / "data"),
+    ):
         pass
 
 
@@ -94,7 +118,9 @@ def test_what_perf_cannot_record_is_an_error(tmp_path: Path, monkeypatch: pytest
 def test_worker_is_seen_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["profile", "--quick", "--json", str(tmp_path / "all.json")]) == 0
     profiles = json.loads((tmp_path / "all.json").read_text())["profiles"]
-    assert [(one["label"], one["phase"]) for one in profiles] == [("after", phase) for phase in profile.PHASES.values()]
+    assert [(one["label"], one["phase"]) for one in profiles] == [
+        ("after", phase) for phase in profile.PHASES.values()
+    ]
     out = profiles[0]
     assert out["samples"] > 20
     assert 1 < out["cpu_us"] < 200

@@ -18,7 +18,13 @@ def made(power: int, cost: float = 1.0, index: float = 9.0) -> scale.Measurement
     values = dict.fromkeys((field.name for field in dataclasses.fields(scale.Measurement)), 1.0)
     return scale.Measurement(
         **values  # type: ignore[arg-type]
-        | {"pages": 1 << power, "contents": "small", "store_us": cost, "load_us": cost, "index_bytes": index}
+        | {
+            "pages": 1 << power,
+            "contents": "small",
+            "store_us": cost,
+            "load_us": cost,
+            "index_bytes": index,
+        }
         | {"overwrite_us": cost, "load_random_us": cost, "heap_bytes": index}
     )
 
@@ -28,11 +34,17 @@ def test_every_step_is_measured_and_verified(contents: str) -> None:
     found = scale.measure(4096, contents)
 
     # How much the heap grew says something in a process of its own only.
-    assert all(value > 0 for name, value in dataclasses.asdict(found).items() if name not in {"contents", "heap_bytes"})
+    assert all(
+        value > 0
+        for name, value in dataclasses.asdict(found).items()
+        if name not in {"contents", "heap_bytes"}
+    )
 
 
 @pytest.mark.parametrize("wrong", [b"\0" * 4096, b"\1" + bytes(4095)])
-def test_page_that_comes_back_as_another_is_noticed(wrong: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_that_comes_back_as_another_is_noticed(
+    wrong: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = Device.read_into
 
     def lying(device: Device, offset: int, out: memoryview) -> None:
@@ -52,7 +64,16 @@ def test_page_that_comes_back_as_another_is_noticed(wrong: bytes, monkeypatch: p
             if name != "devices":
                 return getattr(self._core, name)
             device = self._core.devices["swap"]
-            return {"swap": type("Odd", (), {"read_into": staticmethod(lambda *a: lying(device, *a)), "write": device.write})}
+            return {
+                "swap": type(
+                    "Odd",
+                    (),
+                    {
+                        "read_into": staticmethod(lambda *a: lying(device, *a)),
+                        "write": device.write,
+                    },
+                )
+            }
 
     monkeypatch.setattr(scale, "Core", Lying)
     with pytest.raises(ValueError, match="page 777 came back as another"):
@@ -66,18 +87,30 @@ def test_figures_hold_from_their_bounds_on() -> None:
     assert holding(made(16), made(24, 1.2, 16.0)) == [True] * 4
     assert holding(made(16), made(24, 1.21, 16.1)) == [False] * 4
     assert holding(made(16), made(20)) == [False, False, True, True], "2^20 is not 2^24"
-    assert holding(made(16), made(18)) == [False, False, True, False], "a fixed part is most of what 2^18 pages take"
+    assert holding(made(16), made(18)) == [False, False, True, False], (
+        "a fixed part is most of what 2^18 pages take"
+    )
 
 
 def test_program_prints_writes_and_draws(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale, "REPEATS", 1)
-    given = ["scale", "--powers", "10,12", "--json", str(tmp_path / "all.json"), "--plot", str(tmp_path / "plot.svg")]
+    given = [
+        "scale",
+        "--powers",
+        "10,12",
+        "--json",
+        str(tmp_path / "all.json"),
+        "--plot",
+        str(tmp_path / "plot.svg"),
+    ]
     assert bench.main(given) == 0
 
     assert "2^12" in capsys.readouterr().out
-    assert [one["pages"] for one in json.loads((tmp_path / "all.json").read_text())["measurements"]] == [1024, 4096]
+    assert [
+        one["pages"] for one in json.loads((tmp_path / "all.json").read_text())["measurements"]
+    ] == [1024, 4096]
     assert "stored pages" in (tmp_path / "plot.svg").read_text()
     assert bench.main(["scale", "--powers", "10", "--check"]) == 1, "2^24 was not measured"
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The driver of a cache that shrinks, on a small one; the real numbers are `scripts/bench shrink`'s."""
+"""The driver of a cache that shrinks, on a small one.
+
+The real numbers are `scripts/bench shrink`'s.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,29 @@ from tools.bench.workloads import shrink
 MIB = 16
 
 
-def made(*, back_s: float = 1.5, batch_ms: float = 1.1, slowest_ms: float = 6.0) -> shrink.Measurement:
-    return shrink.Measurement("zbud", "pressure", 1024, 500_000, back_s, batch_ms, (0.1, 0.3, 0.9), (0.2, 1.5, slowest_ms))
+def made(
+    *, back_s: float = 1.5, batch_ms: float = 1.1, slowest_ms: float = 6.0
+) -> shrink.Measurement:
+    return shrink.Measurement(
+        "zbud", "pressure", 1024, 500_000, back_s, batch_ms, (0.1, 0.3, 0.9), (0.2, 1.5, slowest_ms)
+    )
 
 
 @pytest.mark.mount
-def test_cache_is_filled_shrinks_and_everything_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["shrink", "--mib", str(MIB), "--allocators", "zsmalloc", "--by", "command", "--directory", str(tmp_path)]
+def test_cache_is_filled_shrinks_and_everything_is_written_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "shrink",
+        "--mib",
+        str(MIB),
+        "--allocators",
+        "zsmalloc",
+        "--by",
+        "command",
+        "--directory",
+        str(tmp_path),
+    ]
     assert bench.main([*words, "--json", str(tmp_path / "all.json")]) == 0
     (run,) = json.loads((tmp_path / "all.json").read_text())["runs"]
     assert 0.9 * MIB <= run["cached_mib"] <= MIB
@@ -36,9 +55,13 @@ def test_cache_is_filled_shrinks_and_everything_is_written_down(tmp_path: Path, 
 
 
 @pytest.mark.mount
-def test_volume_that_is_not_its_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volume_that_is_not_its_file_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = shrink.read_file
-    monkeypatch.setattr(shrink, "read_file", lambda path, _expected: honest(path, tmp_path / "other"))
+    monkeypatch.setattr(
+        shrink, "read_file", lambda path, _expected: honest(path, tmp_path / "other")
+    )
     (tmp_path / "other").write_bytes(bytes(MIB << 20))
     with pytest.raises(HarnessError, match="is not what"):
         shrink.measure("zbud", MIB, tmp_path)
@@ -60,7 +83,10 @@ def test_each_figure_can_fail(measured: shrink.Measurement, fails: str | None) -
     assert "zbud" in shrink.table([measured]).splitlines()[1]
 
 
-@pytest.mark.parametrize("words", [["--mib", "2"], ["--allocators", "slab"], ["--by", "magic"], ["--directory", "/nowhere"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--mib", "2"], ["--allocators", "slab"], ["--by", "magic"], ["--directory", "/nowhere"]],
+)
 def test_senseless_arguments_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["shrink", *words])
@@ -107,12 +133,16 @@ def test_box_with_too_little_to_take_from_is_left_alone(monkeypatch: pytest.Monk
 
 
 @pytest.mark.kernel
-def test_shortage_that_does_not_come_is_told_and_undone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shortage_that_does_not_come_is_told_and_undone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     factor = tmp_path / "factor"
     factor.write_text("10\n")
     monkeypatch.setattr(shortage, "FACTOR", factor)
     monkeypatch.setattr(shortage, "memory_available", lambda: (shortage.KEPT_MIB * 3 + 64) << 20)
-    monkeypatch.setattr(shortage, "STEP_MIB", shortage.KEPT_MIB * 2)  # one step, of 32 MiB in the process that takes it
+    monkeypatch.setattr(
+        shortage, "STEP_MIB", shortage.KEPT_MIB * 2
+    )  # one step, of 32 MiB in the process that takes it
     with shortage.Shortage() as short:
         assert factor.read_text() == str(shortage.MOST)
         with pytest.raises(HarnessError, match="not short of memory"):
@@ -124,7 +154,9 @@ def test_shortage_that_does_not_come_is_told_and_undone(monkeypatch: pytest.Monk
 @pytest.mark.kernel
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("allocator", shrink.ALLOCATORS)
-def test_memory_is_back_in_time_when_the_box_is_short_of_it(allocator: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_back_in_time_when_the_box_is_short_of_it(
+    allocator: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = shrink.run(512, [allocator], ["pressure"])
     figures = shrink.figures_to_hold(found)
     print(shrink.table(found))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The swapoff of a full device, a small one: it is full, it comes back, and the program says what it has to."""
+"""The swapoff of a full device, a small one.
+
+It is full, it comes back, and the program says what it has to.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,18 @@ from tools.bench.workloads import swapoff
 def test_device_is_full_and_all_comes_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    alone = not request.config.getoption("--shared-machine")  # others' areas of the same priority get their share of the pages
-    words = ["swapoff", "--contenders", "zswapd", "--sizes", "64", "--json", str(tmp_path / "all.json")]
+    alone = not request.config.getoption(
+        "--shared-machine"
+    )  # others' areas of the same priority get their share of the pages
+    words = [
+        "swapoff",
+        "--contenders",
+        "zswapd",
+        "--sizes",
+        "64",
+        "--json",
+        str(tmp_path / "all.json"),
+    ]
     assert bench.main([*words, "--plot", str(tmp_path / "plot.svg")]) == 0
     (one,) = json.loads((tmp_path / "all.json").read_text())["measurements"]
     assert (one["error"], one["wrong_pages"]) == ("", 0)
@@ -30,7 +43,9 @@ def test_device_is_full_and_all_comes_back(
     assert "all of it in use" in (tmp_path / "plot.svg").read_text()
 
 
-def made(size: int, rate: float, *, used: float = 1.0, wrong: int = 0, error: str = "") -> swapoff.Measurement:
+def made(
+    size: int, rate: float, *, used: float = 1.0, wrong: int = 0, error: str = ""
+) -> swapoff.Measurement:
     return swapoff.Measurement("zswapd", size, used, size / rate, rate, wrong, error)
 
 

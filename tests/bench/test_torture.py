@@ -17,7 +17,14 @@ from tools import torture
 from tools.bench.harness.system import HarnessError
 from tools.torture import Killer, Outcome, TorturePlan, main
 
-GOOD = Outcome(planned=2, kills=2, deaths=2, pages_verified=9, takeover_ms=[30, 50], takeover_pages=[1 << 14, 1 << 15])
+GOOD = Outcome(
+    planned=2,
+    kills=2,
+    deaths=2,
+    pages_verified=9,
+    takeover_ms=[30, 50],
+    takeover_pages=[1 << 14, 1 << 15],
+)
 
 
 def test_good_is_what_was_done_whole_and_lost_nothing() -> None:
@@ -61,7 +68,9 @@ def test_killer_that_fails_in_any_way_says_so() -> None:
     assert outcome.error == "after 0 kills: no such thing"
 
 
-def test_what_the_kernel_says_of_other_devices_is_no_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernel_says_of_other_devices_is_no_complaint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lines = [
         "[ 1.0] I/O error, dev loop1, sector 8 op 0x1:(WRITE)",
         "[ 2.0] I/O error, dev loop10, sector 8 op 0x1:(WRITE)",
@@ -88,7 +97,9 @@ def test_what_the_kernel_says_of_other_devices_is_no_complaint(monkeypatch: pyte
         ("--set", "pool.limit"),
     ],
 )
-def test_nonsense_is_refused_before_anything_happens(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonsense_is_refused_before_anything_happens(
+    arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -135,7 +146,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return run
 
 
-def test_exit_code_says_whether_it_was_good(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_says_whether_it_was_good(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(GOOD) == 0
     assert "2 kills in 0 s, 9 pages verified, 0 wrong" in capsys.readouterr().out
     assert run(dataclasses.replace(GOOD, kills=1)) == 1
@@ -145,11 +158,22 @@ def test_exit_code_says_whether_it_was_good(run: Callable[..., int], capsys: pyt
     assert run(KeyboardInterrupt()) == 130
 
 
-def test_arguments_become_the_plan_and_the_outcome_a_file(run: Callable[..., int], tmp_path: Path) -> None:
+def test_arguments_become_the_plan_and_the_outcome_a_file(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
     file = tmp_path / "outcome.json"
-    numbers = {"--kills": 7, "--data-mib": 96, "--memory-mib": 32, "--pause": 0, "--seed": 5, "--signals": "KILL,SEGV"}
+    numbers = {
+        "--kills": 7,
+        "--data-mib": 96,
+        "--memory-mib": 32,
+        "--pause": 0,
+        "--seed": 5,
+        "--signals": "KILL,SEGV",
+    }
     arguments = [str(word) for item in numbers.items() for word in item]
-    assert run(GOOD, *arguments, "--early", "--set", "pool.compressor=lzo", "--json", str(file)) == 0
+    assert (
+        run(GOOD, *arguments, "--early", "--set", "pool.compressor=lzo", "--json", str(file)) == 0
+    )
     plan = run.plan  # type: ignore[attr-defined]
     assert plan == TorturePlan(7, 96, 32, 0.0, plan.signals, early=True, seed=5)
     assert [number.name for number in plan.signals] == ["SIGKILL", "SIGSEGV"]
@@ -158,7 +182,9 @@ def test_arguments_become_the_plan_and_the_outcome_a_file(run: Callable[..., int
     assert json.loads(file.read_text())["takeover_ms"] == [30, 50]
 
 
-def test_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_is_not_root_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert main(()) == 2
     assert "needs root" in capsys.readouterr().err

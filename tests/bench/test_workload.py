@@ -17,7 +17,9 @@ from tools.bench.harness.workload import Workload, WorkloadOptions, build
 
 PAGE = mmap.PAGESIZE
 
-pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler; install gcc")
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler; install gcc"
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,15 @@ def test_data_depends_on_seed_only() -> None:
 
 def poke(pid: int, page: int, offset: int) -> None:
     """Flip one bit in a page of the workload's data, which is its largest anonymous mapping."""
-    mappings = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *$", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
-    start, _ = max(((int(low, 16), int(high, 16)) for low, high in mappings), key=lambda pair: pair[1] - pair[0])
+    mappings = re.findall(
+        r"^([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *$",
+        Path(f"/proc/{pid}/maps").read_text(),
+        re.MULTILINE,
+    )
+    start, _ = max(
+        ((int(low, 16), int(high, 16)) for low, high in mappings),
+        key=lambda pair: pair[1] - pair[0],
+    )
     with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         memory.seek(start + page * PAGE + offset)
         old = memory.read(1)
@@ -74,7 +83,9 @@ def test_one_wrong_bit_is_noticed_by_each_phase(phase: str, offset: int) -> None
         poke(workload.pid, pages // 3, offset)
 
         assert next(phases).mismatches == 1
-        with pytest.raises(HarnessError, match=rf"DATA WAS LOST(.|\n)*page {pages // 3} .*from byte {offset} on"):
+        with pytest.raises(
+            HarnessError, match=rf"DATA WAS LOST(.|\n)*page {pages // 3} .*from byte {offset} on"
+        ):
             next(phases)
 
 
@@ -90,8 +101,14 @@ def test_swapped_pages_are_noticed() -> None:
 
 
 def test_rewrite_changes_pages_and_verifies_them() -> None:
-    with Workload(WorkloadOptions(8, phases=("fill", "rewrite", "verify"), rewrites=100), None) as workload:
-        assert [(phase.name, phase.mismatches) for phase in workload.phases()] == [("fill", 0), ("rewrite", 0), ("verify", 0)]
+    with Workload(
+        WorkloadOptions(8, phases=("fill", "rewrite", "verify"), rewrites=100), None
+    ) as workload:
+        assert [(phase.name, phase.mismatches) for phase in workload.phases()] == [
+            ("fill", 0),
+            ("rewrite", 0),
+            ("verify", 0),
+        ]
 
 
 def test_time_limit_ends_the_workload() -> None:
@@ -125,7 +142,9 @@ def test_killed_workload_is_reported() -> None:
     ],
 )
 def test_bad_arguments_are_refused(arguments: list[str], message: str) -> None:
-    done = subprocess.run([str(build()), *arguments], check=False, capture_output=True, text=True, timeout=10)
+    done = subprocess.run(
+        [str(build()), *arguments], check=False, capture_output=True, text=True, timeout=10
+    )
 
     assert done.returncode == 2
     assert message in done.stderr

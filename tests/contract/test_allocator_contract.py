@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every allocator over page frames promises (core/allocators/base.py); one body, all implementations.
+"""What every allocator over page frames promises (core/allocators/base.py).
+
+One body, all implementations.
 
 A new allocator joins by a line in ALLOCATORS.
 """
@@ -125,7 +127,11 @@ def test_freed_object_is_dead(pool: Allocator, page_size: int) -> None:
         _fill(pool, handle, size, 1)
     pool.free(handles[1])
     assert LIFE.unpack_from(pool.memory, handles[1])[0] == DEAD
-    assert LIFE.unpack_from(pool.memory, handles[0])[0] == LIFE.unpack_from(pool.memory, handles[2])[0] == 2
+    assert (
+        LIFE.unpack_from(pool.memory, handles[0])[0]
+        == LIFE.unpack_from(pool.memory, handles[2])[0]
+        == 2
+    )
 
 
 def test_view_is_the_memory_itself(pool: Allocator, page_size: int) -> None:
@@ -136,7 +142,9 @@ def test_view_is_the_memory_itself(pool: Allocator, page_size: int) -> None:
 
 
 @pytest.mark.parametrize("share", [40, 7, 1])
-def test_full_pool_refuses_until_something_is_freed(pool: Allocator, frames: PageFrames, page_size: int, share: int) -> None:
+def test_full_pool_refuses_until_something_is_freed(
+    pool: Allocator, frames: PageFrames, page_size: int, share: int
+) -> None:
     size = page_size // share
     handles = _fill_up(pool, size)
     assert pool.alloc(size) == 0
@@ -150,8 +158,15 @@ def test_full_pool_refuses_until_something_is_freed(pool: Allocator, frames: Pag
 
 
 @pytest.mark.parametrize("order", ["same", "reverse", "random"])
-def test_frames_in_use_are_none_when_all_is_freed(pool: Allocator, frames: PageFrames, page_size: int, order: str) -> None:
-    handles = [handle for size in _sizes(page_size) for handle in (pool.alloc(size), pool.alloc(size)) if handle]
+def test_frames_in_use_are_none_when_all_is_freed(
+    pool: Allocator, frames: PageFrames, page_size: int, order: str
+) -> None:
+    handles = [
+        handle
+        for size in _sizes(page_size)
+        for handle in (pool.alloc(size), pool.alloc(size))
+        if handle
+    ]
     assert pool.used_frames() == frames.used_frames > 0
     if order == "reverse":
         handles.reverse()
@@ -164,7 +179,9 @@ def test_frames_in_use_are_none_when_all_is_freed(pool: Allocator, frames: PageF
     assert frames.used_frames == 0
 
 
-def test_free_of_what_was_never_allocated_is_an_invariant_error(pool: Allocator, page_size: int) -> None:
+def test_free_of_what_was_never_allocated_is_an_invariant_error(
+    pool: Allocator, page_size: int
+) -> None:
     handle = pool.alloc(page_size // 2)
     for wrong in (handle + 8, (FRAMES - 1) * page_size):
         with pytest.raises(InvariantError):
@@ -173,7 +190,9 @@ def test_free_of_what_was_never_allocated_is_an_invariant_error(pool: Allocator,
     pool.free(handle)
 
 
-def test_compaction_frees_frames_and_keeps_every_object(pool: Allocator, frames: PageFrames, page_size: int) -> None:
+def test_compaction_frees_frames_and_keeps_every_object(
+    pool: Allocator, frames: PageFrames, page_size: int
+) -> None:
     size = page_size // 7
     handles = _fill_up(pool, size)
     held = {handle: seed + 1 for seed, handle in enumerate(handles)}
@@ -186,7 +205,9 @@ def test_compaction_frees_frames_and_keeps_every_object(pool: Allocator, frames:
     def moved(old: int, new: int) -> None:
         assert old in held, "a dead object was moved"
         assert new not in held
-        assert _intact(pool, old, size, held[old]), "the old copy has to live until the call returns"
+        assert _intact(pool, old, size, held[old]), (
+            "the old copy has to live until the call returns"
+        )
         held[new] = held.pop(old)
 
     freed = pool.compact(moved, 1 << 30)
@@ -238,7 +259,9 @@ def test_compaction_of_a_dense_pool_moves_nothing(pool: Allocator, page_size: in
     assert pool.compact(moved, 1 << 30) == 0
 
 
-def test_run_goes_back_with_all_its_objects(pool: Allocator, frames: PageFrames, page_size: int) -> None:
+def test_run_goes_back_with_all_its_objects(
+    pool: Allocator, frames: PageFrames, page_size: int
+) -> None:
     handles: dict[int, tuple[int, int]] = {}
     for seed, size in enumerate([page_size // 16, page_size // 3, page_size // 2] * 20):
         handle = pool.alloc(size)
@@ -259,7 +282,9 @@ def test_run_goes_back_with_all_its_objects(pool: Allocator, frames: PageFrames,
     assert pool.used_frames() == frames.used_frames == 0
 
 
-def test_what_begins_no_run_of_objects_cannot_go_as_one(pool: Allocator, frames: PageFrames, page_size: int) -> None:
+def test_what_begins_no_run_of_objects_cannot_go_as_one(
+    pool: Allocator, frames: PageFrames, page_size: int
+) -> None:
     body = pool.alloc(page_size)
     free = frames.alloc(1)
     for first in (body // page_size, free):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The rules for ephemeral pages (docs/coherency.md, 2 to 6), each a test over every back end that may keep them."""
+"""The rules for ephemeral pages.
+
+(docs/coherency.md, 2 to 6), each a test over every back end that may keep them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,14 @@ class Cache:
     """
 
     def __init__(
-        self, pam: Pam, tmem: Tmem, page_size: int, check: Callable[[], None], damage: Callable[[], None], *, shared: bool
+        self,
+        pam: Pam,
+        tmem: Tmem,
+        page_size: int,
+        check: Callable[[], None],
+        damage: Callable[[], None],
+        *,
+        shared: bool,
     ) -> None:
         self.page_size = page_size
         self.room: RejectReason | None = None
@@ -39,12 +49,20 @@ class Cache:
         self._check = check
         self.damage = damage
 
-    def put(self, index: int, kind: str = "words", seed: int = 1, *, inode: int = INODE) -> RejectReason | None:
-        return self.front.put_page(self.pool, inode, index, memoryview(page(kind, seed, self.page_size)))
+    def put(
+        self, index: int, kind: str = "words", seed: int = 1, *, inode: int = INODE
+    ) -> RejectReason | None:
+        return self.front.put_page(
+            self.pool, inode, index, memoryview(page(kind, seed, self.page_size))
+        )
 
     def get(self, index: int, *, inode: int = INODE, keep: bool = False) -> bytes | None:
         out = bytearray(self.page_size)
-        return bytes(out) if self.front.get_page(self.pool, inode, index, memoryview(out), keep=keep) else None
+        return (
+            bytes(out)
+            if self.front.get_page(self.pool, inode, index, memoryview(out), keep=keep)
+            else None
+        )
 
     def check(self) -> None:
         self.tmem.check()
@@ -59,7 +77,14 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cache]]:
     def make_cache(*, shared: bool = False, page_size: int = 4096) -> Cache:
         if request.param == "fake":
             pam, tmem = FakePam(page_size), Tmem(Objnodes(20_000, reserve=600))
-            cache = Cache(pam, tmem, page_size, lambda: None, lambda: setattr(pam, "get", _damaged), shared=shared)
+            cache = Cache(
+                pam,
+                tmem,
+                page_size,
+                lambda: None,
+                lambda: setattr(pam, "get", _damaged),
+                shared=shared,
+            )
             made.append((cache, lambda: None))
         else:
             backend, ephemeral = request.param.split("-")
@@ -97,10 +122,17 @@ def test_coherency_rule_5_a_cleancache_get_takes_the_page_out(cache: Cache, kind
     assert cache.get(7) is None
     assert cache.tmem.pool_pages(cache.pool) == 0
     statistics = cache.front.statistics()
-    assert (statistics.puts, statistics.succ_gets, statistics.failed_gets, statistics.pages) == (1, 1, 1, 0)
+    assert (statistics.puts, statistics.succ_gets, statistics.failed_gets, statistics.pages) == (
+        1,
+        1,
+        1,
+        0,
+    )
 
 
-def test_coherency_rule_5_pages_stay_in_a_shared_pool_and_for_who_asks(make: Callable[..., Cache]) -> None:
+def test_coherency_rule_5_pages_stay_in_a_shared_pool_and_for_who_asks(
+    make: Callable[..., Cache],
+) -> None:
     for cache, keep in ((make(shared=True), False), (make(), True)):
         cache.put(7)
         for _ in range(3):
@@ -109,7 +141,9 @@ def test_coherency_rule_5_pages_stay_in_a_shared_pool_and_for_who_asks(make: Cal
 
 
 @pytest.mark.parametrize("second", KINDS)
-def test_coherency_rule_4_put_put_get_never_gives_the_first_cleancache(cache: Cache, second: str) -> None:
+def test_coherency_rule_4_put_put_get_never_gives_the_first_cleancache(
+    cache: Cache, second: str
+) -> None:
     assert cache.put(7, "half", 1) is None
     if cache.put(7, second, 2) is None:
         assert cache.get(7) == page(second, 2, cache.page_size)
@@ -129,7 +163,9 @@ def test_coherency_rule_4_after_a_failed_get_gets_fail_until_a_put_cleancache(ca
 
 
 @pytest.mark.parametrize("why", ["no room", "frozen", "back end"])
-def test_coherency_rule_2_refused_put_leaves_nothing_stale(cache: Cache, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coherency_rule_2_refused_put_leaves_nothing_stale(
+    cache: Cache, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.put(7)
     cache.put(8)
     expected = RejectReason.FROZEN
@@ -149,7 +185,11 @@ def test_coherency_rule_2_refused_put_leaves_nothing_stale(cache: Cache, why: st
     assert cache.get(7) is None
     assert cache.put(7, seed=3) is None
     statistics = cache.front.statistics()
-    assert (statistics.puts, statistics.failed_puts, statistics.rejects) == (3, 1, {expected.name.lower(): 1})
+    assert (statistics.puts, statistics.failed_puts, statistics.rejects) == (
+        3,
+        1,
+        {expected.name.lower(): 1},
+    )
 
 
 class Refusing:
@@ -174,10 +214,17 @@ def test_coherency_rule_3_what_is_invalidated_is_gone_and_nothing_else(cache: Ca
     assert not front.invalidate_page(pool, INODE, 0)
     assert front.invalidate_range(pool, INODE, 2, 4) == 3
     assert front.invalidate_range(pool, INODE, (1 << 32) - 1, 1 << 32) == 2
-    assert {index for index in indexes if cache.get(index, keep=True)} == {1, 100, (1 << 32) + 1, MAX_PAGE}
+    assert {index for index in indexes if cache.get(index, keep=True)} == {
+        1,
+        100,
+        (1 << 32) + 1,
+        MAX_PAGE,
+    }
     assert front.invalidate_inode(pool, INODE) == 4
     assert not [index for index in indexes if cache.get(index)]
-    assert len([index for index in indexes if cache.get(index, inode=INODE + 1, keep=True)]) == len(indexes)
+    assert len([index for index in indexes if cache.get(index, inode=INODE + 1, keep=True)]) == len(
+        indexes
+    )
     assert front.invalidate_fs(pool) == len(indexes)
     assert front.statistics().invalidates == 20
     assert front.pages(other) == 1, "another file system's stay"
@@ -193,7 +240,9 @@ def test_pages_go_some_at_a_time_wherever_they_are(cache: Cache) -> None:
         assert cache.put(index) is None
     assert cache.put(3, inode=INODE + 1) is None
     other = cache.front.init_fs()
-    assert cache.front.put_page(other, INODE, 3, memoryview(page("words", 1, cache.page_size))) is None
+    assert (
+        cache.front.put_page(other, INODE, 3, memoryview(page("words", 1, cache.page_size))) is None
+    )
     left = len(indexes) + 1
     while left:
         assert cache.front.invalidate_some(cache.pool, 7) == min(left, 7)
@@ -213,7 +262,12 @@ def test_file_above_16_tib_is_kept_apart_and_what_cannot_be_named_is_refused(cac
         assert cache.put(index, seed=seed) is None
     for seed, index in enumerate(indexes):
         assert cache.get(index) == page("words", seed, cache.page_size)
-    for inode, index in ((INODE, MAX_PAGE + 1), (INODE, 3 + (1 << 64)), (MAX_INODE + 1, 3), (INODE + (1 << 64), 3)):
+    for inode, index in (
+        (INODE, MAX_PAGE + 1),
+        (INODE, 3 + (1 << 64)),
+        (MAX_INODE + 1, 3),
+        (INODE + (1 << 64), 3),
+    ):
         cache.put(3)
         assert cache.put(index, inode=inode) is RejectReason.INDEX_LIMIT
         assert cache.get(index, inode=inode) is None

@@ -25,7 +25,10 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "zv-zsmalloc-lz4": {"compressor": "lz4"},
     "zv-zsmalloc-lz4-python": {"compressor": "lz4", "packer": False},
     "zv-zsmalloc-lzo": {"compressor": "lzo"},
-    "zv-zsmalloc-short": {"allocator": lambda frames: ZsPool(frames, max_zspage_frames=1), "checksum": False},
+    "zv-zsmalloc-short": {
+        "allocator": lambda frames: ZsPool(frames, max_zspage_frames=1),
+        "checksum": False,
+    },
     "zv-zbud": {"allocator": ZbudPool},
 }
 FRAMES = 256
@@ -54,7 +57,9 @@ def stack(make: Callable[..., Stack]) -> Stack:
     return make()
 
 
-def _store(stack: Stack, offset: int, kind: str, seed: int = 0, *, swap_type: int = TYPE) -> RejectReason | None:
+def _store(
+    stack: Stack, offset: int, kind: str, seed: int = 0, *, swap_type: int = TYPE
+) -> RejectReason | None:
     return stack.frontswap.store(swap_type, offset, memoryview(page(kind, seed, stack.page_size)))
 
 
@@ -68,7 +73,10 @@ def _fill(stack: Stack) -> int:
 
 
 def _force(stack: Stack, reason: RejectReason) -> None:
-    """Make the next store of a "noise" page fail for this reason, also that of a page that is there already."""
+    """Make the next store of a "noise" page fail for this reason.
+
+    Also that of a page that is there already.
+    """
     match reason:
         case RejectReason.FROZEN:
             stack.frontswap.freeze()
@@ -95,7 +103,9 @@ DUPLICATE_REFUSALS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_coherency_rule_1_store_then_load_gives_the_same_bytes_twice(stack: Stack, kind: str) -> None:
+def test_coherency_rule_1_store_then_load_gives_the_same_bytes_twice(
+    stack: Stack, kind: str
+) -> None:
     data = page(kind, 1, stack.page_size)
     assert _store(stack, 7, kind, 1) is None
     assert stack.load(TYPE, 7) == data
@@ -122,7 +132,9 @@ def test_coherency_rule_2_duplicate_store_replaces(stack: Stack, old: str, new: 
 
 
 @pytest.mark.parametrize("reason", DUPLICATE_REFUSALS)
-def test_coherency_rule_2_refused_duplicate_leaves_nothing_stale(stack: Stack, reason: RejectReason) -> None:
+def test_coherency_rule_2_refused_duplicate_leaves_nothing_stale(
+    stack: Stack, reason: RejectReason
+) -> None:
     assert _store(stack, 7, "words", 1) is None
     assert _store(stack, 8, "words", 2) is None
     before = stack.tmem.statistics().put_to_flush
@@ -134,8 +146,11 @@ def test_coherency_rule_2_refused_duplicate_leaves_nothing_stale(stack: Stack, r
         assert stack.tmem.statistics().put_to_flush == before + 1
 
 
-def test_coherency_rule_2_a_store_that_fails_in_the_middle_leaves_nothing_stale(make: Callable[..., Stack]) -> None:
-    # Not a refusal but a failure: the codec raises. The caller learns of an error; the old data may not come back.
+def test_coherency_rule_2_a_store_that_fails_in_the_middle_leaves_nothing_stale(
+    make: Callable[..., Stack],
+) -> None:
+    # Not a refusal but a failure: the codec raises. The caller learns of an error; the old data may
+    # not come back.
     stack = make(compressor=FailingCompressor(compress.get("lz4"), "RE"))
     assert _store(stack, 7, "words", 1) is None
     with pytest.raises(MemoryError):
@@ -155,7 +170,9 @@ def test_coherency_rule_3_invalidated_page_misses(stack: Stack) -> None:
     assert stack.load(TYPE, 263) == page("words", 263, stack.page_size)
 
 
-def test_coherency_rule_3_after_invalidate_area_every_load_of_that_type_misses(stack: Stack) -> None:
+def test_coherency_rule_3_after_invalidate_area_every_load_of_that_type_misses(
+    stack: Stack,
+) -> None:
     stack.frontswap.init(TYPE + 1)
     offsets = [0, 1, 255, 256, 300, 65536, (1 << 40) - 1]
     for offset in offsets:

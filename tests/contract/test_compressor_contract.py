@@ -36,16 +36,22 @@ def test_round_trip_gives_the_same_page(compressor: Compressor, kind: str, page_
     page_size=page_sizes(),
     pieces=st.lists(st.tuples(contents(), st.integers(1, 4096)), min_size=1, max_size=8),
 )
-def test_round_trip_of_patchwork_pages(name: str, page_size: int, pieces: list[tuple[tuple[str, int], int]]) -> None:
+def test_round_trip_of_patchwork_pages(
+    name: str, page_size: int, pieces: list[tuple[tuple[str, int], int]]
+) -> None:
     compressor = compress.get(name)
     patchwork = b"".join(page(*content, page_size)[:length] for content, length in pieces)
     data = (patchwork * (page_size // len(patchwork) + 1))[:page_size]
-    assert compressor.decompress(memoryview(compressor.compress(memoryview(data))), page_size) == data
+    assert (
+        compressor.decompress(memoryview(compressor.compress(memoryview(data))), page_size) == data
+    )
 
 
 def test_compresses_what_can_be_compressed(compressor: Compressor, page_size: int) -> None:
     for kind, most in {"zeros": 0.02, "sparse": 0.2, "words": 0.75, "half": 0.6}.items():
-        assert len(compressor.compress(memoryview(page(kind, 1, page_size)))) <= most * page_size, kind
+        assert len(compressor.compress(memoryview(page(kind, 1, page_size)))) <= most * page_size, (
+            kind
+        )
 
 
 def test_noise_grows_by_little(compressor: Compressor, page_size: int) -> None:
@@ -81,7 +87,9 @@ def test_page_of_another_size_is_a_corrupted_page(compressor: Compressor, page_s
             compressor.decompress(memoryview(packed), page_size)
 
 
-def test_damage_never_yields_anything_but_a_page_or_the_error(compressor: Compressor, page_size: int) -> None:
+def test_damage_never_yields_anything_but_a_page_or_the_error(
+    compressor: Compressor, page_size: int
+) -> None:
     rng = random.Random(page_size)
     packed = compressor.compress(memoryview(page("words", 2, page_size)))
     caught = 0
@@ -114,11 +122,17 @@ def test_codec_numbers_are_unique_and_clear_of_the_reserved_ones() -> None:
 def test_codec_numbers_are_for_ever() -> None:
     # They stand in stored objects, which a successor process of another version reads.
     assert (SAME_FILLED, RAW) == (0, 1)
-    assert {name: compress.get(name).codec for name in ("lz4", "lzo", "zstd")} == {"lz4": 2, "lzo": 3, "zstd": 4}
+    assert {name: compress.get(name).codec for name in ("lz4", "lzo", "zstd")} == {
+        "lz4": 2,
+        "lzo": 3,
+        "zstd": 4,
+    }
 
 
 def test_compressors_are_found_by_codec_and_by_name() -> None:
-    assert {codec: c.name for codec, c in compress.by_codec().items()} == {compress.get(n).codec: n for n in NAMES}
+    assert {codec: c.name for codec, c in compress.by_codec().items()} == {
+        compress.get(n).codec: n for n in NAMES
+    }
     assert NAMES[0] == "lz4"
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every page accessible memory promises (core/pam/base.py); one body, each back end over each allocator and compressor.
+"""What every page accessible memory promises (core/pam/base.py).
+
+One body, each back end over each allocator and compressor.
 
 A new back end or allocator joins by a line in BACKENDS.
 """
@@ -86,7 +88,9 @@ def _create(pam: Pam, data: bytes, *, pool: int = 1, oid: int = 2, index: int = 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_page_comes_back_as_it_was_more_than_once(pam: Pam, get: Get, page_size: int, kind: str, kinds: list[str]) -> None:
+def test_page_comes_back_as_it_was_more_than_once(
+    pam: Pam, get: Get, page_size: int, kind: str, kinds: list[str]
+) -> None:
     data = page(kind, 1, page_size)
     if kind not in kinds:
         assert pam.create(1, 2, 3, memoryview(data), replacing=False) == -RejectReason.COMPRESS_POOR
@@ -96,7 +100,9 @@ def test_page_comes_back_as_it_was_more_than_once(pam: Pam, get: Get, page_size:
     assert get(pampd, 2, 3) == data
 
 
-def test_many_pages_of_all_kinds_side_by_side(pam: Pam, get: Get, stack: Stack, page_size: int, kinds: list[str]) -> None:
+def test_many_pages_of_all_kinds_side_by_side(
+    pam: Pam, get: Get, stack: Stack, page_size: int, kinds: list[str]
+) -> None:
     held = {}
     for index in range(90):
         data = page(kinds[index % len(kinds)], index, page_size)
@@ -118,13 +124,17 @@ def test_key_is_kept_with_the_page(pam: Pam, page_size: int, kind: str, kinds: l
 
 
 def test_later_copy_has_the_later_generation(pam: Pam, page_size: int) -> None:
-    generations = [pam.key_of(_create(pam, page("words", 1, page_size))).generation for _ in range(5)]
+    generations = [
+        pam.key_of(_create(pam, page("words", 1, page_size))).generation for _ in range(5)
+    ]
     assert generations == sorted(set(generations))
     assert min(generations) > 0
 
 
 @pytest.mark.parametrize(("oid", "index"), [(2, 4), (3, 3), (3, 2)])
-def test_get_under_another_key_is_a_corruption(pam: Pam, get: Get, page_size: int, oid: int, index: int) -> None:
+def test_get_under_another_key_is_a_corruption(
+    pam: Pam, get: Get, page_size: int, oid: int, index: int
+) -> None:
     # The index and the page contradict each other: never hand out somebody else's data.
     pampd = _create(pam, page("words", 1, page_size))
     with pytest.raises(CorruptedPageError):
@@ -142,7 +152,9 @@ def test_freed_page_is_not_given_out_any_more(pam: Pam, get: Get, page_size: int
 
 @pytest.mark.parametrize("neighbour", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_second_free_is_noticed(pam: Pam, stack: Stack, page_size: int, kind: str, neighbour: bool, kinds: list[str]) -> None:
+def test_second_free_is_noticed(
+    pam: Pam, stack: Stack, page_size: int, kind: str, neighbour: bool, kinds: list[str]
+) -> None:
     # With and without something that keeps the frames of the page in use.
     kind = kind if kind in kinds else "half"
     data = page(kind, 1, page_size)
@@ -161,7 +173,9 @@ def test_second_free_is_noticed(pam: Pam, stack: Stack, page_size: int, kind: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_are_none_when_all_is_freed(pam: Pam, stack: Stack, page_size: int, kind: str, kinds: list[str]) -> None:
+def test_frames_are_none_when_all_is_freed(
+    pam: Pam, stack: Stack, page_size: int, kind: str, kinds: list[str]
+) -> None:
     kind = kind if kind in kinds else "half"
     pampds = [_create(pam, page(kind, seed, page_size), index=seed) for seed in range(20)]
     assert stack.frames.used_frames > 0
@@ -192,23 +206,35 @@ def test_full_back_end_refuses_with_a_reason_and_keeps_what_it_has(
         assert get(handle, 2, index) == data
 
 
-def test_rule_9_no_page_is_stored_larger_than_a_page(pam: Pam, stack: Stack, page_size: int, kinds: list[str]) -> None:
+def test_rule_9_no_page_is_stored_larger_than_a_page(
+    pam: Pam, stack: Stack, page_size: int, kinds: list[str]
+) -> None:
     count = 60
     if "noise" not in kinds:
         for index in range(count):
-            assert pam.create(1, 2, index, memoryview(page("noise", index, page_size)), replacing=False) < 0
+            assert (
+                pam.create(
+                    1, 2, index, memoryview(page("noise", index, page_size)), replacing=False
+                )
+                < 0
+            )
         assert stack.frames.used_frames == 0
         return
     for index in range(count):
         _create(pam, page("noise", index, page_size), index=index)
-    # Each has a header beside it: half a frame of zbud's if nothing else is there that it fits beside.
+    # Each has a header beside it: half a frame of zbud's if nothing else is there that it fits
+    # beside.
     dense = -(-count * 2 * HEADER_BYTES // page_size) * 16
     headers = count // 2 if isinstance(stack.allocator, ZbudPool) else dense
     assert stack.frames.used_frames <= count + headers
 
 
-def test_compaction_follows_every_page(pam: Pam, get: Get, stack: Stack, page_size: int, kinds: list[str]) -> None:
-    movable = [kind for kind in ("words", "half", "pointers", "noise", "poor", "same") if kind in kinds]
+def test_compaction_follows_every_page(
+    pam: Pam, get: Get, stack: Stack, page_size: int, kinds: list[str]
+) -> None:
+    movable = [
+        kind for kind in ("words", "half", "pointers", "noise", "poor", "same") if kind in kinds
+    ]
     held = {}
     for index in range(160):
         data = page(movable[index % len(movable)], index, page_size)

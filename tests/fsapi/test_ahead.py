@@ -82,7 +82,9 @@ def test_who_reads_here_and_there_has_nothing_read_for_him(files: Files) -> None
 def test_hook_that_asks_ahead_and_finds_nothing_is_no_reader(files: Files) -> None:
     first = start(files)
     files.unique, kept = 0, files.unique
-    assert files.operations.serve_read(SWAP, 90 * PAGE, memoryview(bytearray(PAGE))) == -errno.EAGAIN
+    assert (
+        files.operations.serve_read(SWAP, 90 * PAGE, memoryview(bytearray(PAGE))) == -errno.EAGAIN
+    )
     files.unique = kept
     assert read(files, first), "he is still followed"
 
@@ -126,7 +128,9 @@ def test_discarded_page_is_zeros(files: Files) -> None:
     assert files.get(first) == bytes(PAGE)
 
 
-def test_bad_sector_is_an_error_for_its_own_reader_only(files: Files, expect_log: Callable[..., None]) -> None:
+def test_bad_sector_is_an_error_for_its_own_reader_only(
+    files: Files, expect_log: Callable[..., None]
+) -> None:
     bad = READS * AT_ONCE + 6
     expect_log(f"page {bad} of swap cannot be read", level=logging.ERROR)
     files.disk.bad = {bad}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What requests of the kernel become at the disk: neighbours go together, and who wants the same shares it."""
+"""What requests of the kernel become at the disk.
+
+Neighbours go together, and who wants the same shares it.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +46,18 @@ def test_pages_of_one_write_that_the_pool_refuses_go_out_in_one_request(files: F
 def test_neighbours_are_read_in_one_request_which_their_readers_share(files: Files) -> None:
     files.write(0, data(0, MANY))
     files.settle()
-    requests = [files.read(0, MANY * PAGE), files.read(3 * PAGE, 4 * PAGE), files.read(0, MANY * PAGE)]
+    requests = [
+        files.read(0, MANY * PAGE),
+        files.read(3 * PAGE, 4 * PAGE),
+        files.read(0, MANY * PAGE),
+    ]
     assert len(files.disk.waiting) == 1
     files.settle()
-    assert [files.answers[request] for request in requests] == [data(0, MANY), data(3, 4), data(0, MANY)]
+    assert [files.answers[request] for request in requests] == [
+        data(0, MANY),
+        data(3, 4),
+        data(0, MANY),
+    ]
     assert files.transfers.statistics().bd_reads == MANY
 
 
@@ -63,7 +74,9 @@ def test_bad_sector_costs_its_own_reader_and_not_those_of_its_neighbours(
     files.settle()
     for number, request in enumerate(requests):
         assert files.answers[request] == (-errno.EIO if number == bad else data(number, 1))
-    assert files.answers[whole] == (data(0, bad) if bad else -errno.EIO), "the pages in front of it are the answer"
+    assert files.answers[whole] == (data(0, bad) if bad else -errno.EIO), (
+        "the pages in front of it are the answer"
+    )
     for number in range(MANY):
         assert files.get(number) == (-errno.EIO if number == bad else data(number, 1))
     assert files.transfers.trouble == "", "a sector is no disk"
@@ -84,14 +97,21 @@ def test_bad_sector_in_a_run_that_several_read_together_costs_its_reader_only(
     assert [files.answers[request] for request in requests] == [
         -errno.EIO if number == bad else data(number, 1) for number in range(MANY)
     ]
-    assert files.answers[whole] == (data(0, bad) if bad else -errno.EIO), "the pages in front of it are the answer"
+    assert files.answers[whole] == (data(0, bad) if bad else -errno.EIO), (
+        "the pages in front of it are the answer"
+    )
     seen = files.transfers.statistics()
-    assert (seen.read_requests, seen.failed_reads, seen.bd_reads) == (9, 5, MANY - 1), "halves are tried, not each slot"
+    assert (seen.read_requests, seen.failed_reads, seen.bd_reads) == (9, 5, MANY - 1), (
+        "halves are tried, not each slot"
+    )
     assert seen.free_buffers == files.transfers.buffers
     assert not seen.degraded
 
 
-@pytest.mark.parametrize("bad", [(8, 9, 10, 11), (9, 10, 11, 12), (1, 2, 3, 4, 5, 13), (3, 7, 8, 9, 12), tuple(range(1, 15))])
+@pytest.mark.parametrize(
+    "bad",
+    [(8, 9, 10, 11), (9, 10, 11, 12), (1, 2, 3, 4, 5, 13), (3, 7, 8, 9, 12), tuple(range(1, 15))],
+)
 def test_several_bad_sectors_cost_their_own_readers_and_not_those_of_their_neighbours(
     files: Files, bad: tuple[int, ...], expect_log: Callable[..., None]
 ) -> None:
@@ -132,7 +152,9 @@ def test_read_with_a_lost_page_ends_in_front_of_it(
     assert not files.device.has_unreadable()
 
 
-def test_page_of_a_disk_that_comes_back_is_not_unreadable_any_more(files: Files, expect_log: Callable[..., None]) -> None:
+def test_page_of_a_disk_that_comes_back_is_not_unreadable_any_more(
+    files: Files, expect_log: Callable[..., None]
+) -> None:
     expect_log("page 2 of swap cannot be read", level=logging.ERROR)
     files.write(0, data(0, MANY))
     files.settle()
@@ -145,7 +167,9 @@ def test_page_of_a_disk_that_comes_back_is_not_unreadable_any_more(files: Files,
     assert not files.device.has_unreadable()
 
 
-def test_disk_that_cannot_be_read_at_all_is_not_tried_for_each_page(files: Files, expect_log: Callable[..., None]) -> None:
+def test_disk_that_cannot_be_read_at_all_is_not_tried_for_each_page(
+    files: Files, expect_log: Callable[..., None]
+) -> None:
     expect_log("page 0 of swap cannot be read", level=logging.ERROR)
     files.write(0, data(0, MANY))
     files.settle()
@@ -199,7 +223,9 @@ def test_page_that_is_read_while_its_slot_is_written_stays_in_the_pool(files: Fi
 
 
 @pytest.mark.parametrize("how", ["no room", "poor", "old"])
-def test_page_returns_to_the_pool_at_its_first_read_if_there_was_no_room_and_else_at_the_second(how: str) -> None:
+def test_page_returns_to_the_pool_at_its_first_read_if_there_was_no_room_and_else_at_the_second(
+    how: str,
+) -> None:
     files = Files(MANY, settings=("pool.incompressible=refuse",))
     content = page("noise" if how == "poor" else "half", 1, PAGE)
     files.core.zv.limit_frames = 0 if how == "no room" else 1000
@@ -219,7 +245,9 @@ def test_page_returns_to_the_pool_at_its_first_read_if_there_was_no_room_and_els
     files.close()
 
 
-def test_page_that_does_not_compress_goes_to_the_disk_and_is_kept_where_that_does_not_take_it() -> None:
+def test_page_that_does_not_compress_goes_to_the_disk_and_is_kept_where_that_does_not_take_it() -> (
+    None
+):
     files = Files(MANY)
     assert files.core.writeback
     assert files.core.writeback.raw_limit == 0, "what had to be kept goes there as soon as it can"
@@ -238,7 +266,11 @@ def test_page_that_does_not_compress_goes_to_the_disk_and_is_kept_where_that_doe
     assert not files.core.zv.keep_poor
     assert files.core.zv.raw_pages == 2
     files.disk.failing = 0
-    assert [files.get(number) for number in (1, 2, 8)] == [data(9, 1), page("half", 2, PAGE), data(9, 1)]
+    assert [files.get(number) for number in (1, 2, 8)] == [
+        data(9, 1),
+        page("half", 2, PAGE),
+        data(9, 1),
+    ]
     files.close()
 
 
@@ -262,7 +294,14 @@ def test_settings_reach_who_goes_by_them() -> None:
     )
     files = Files(MANY, settings=chosen)
     writeback = files.core.writeback
-    assert tuple(getattr(writeback, name) for name in names) == (10240, 70, 123, 2048, 2 << 30, False)
+    assert tuple(getattr(writeback, name) for name in names) == (
+        10240,
+        70,
+        123,
+        2048,
+        2 << 30,
+        False,
+    )
     assert (files.core.zv.limit_frames, files.core.zv.accept_frames) == (10240, 7168)
     files.close()
     off = Files(MANY, settings=(*chosen, "backing.writeback=false"))
@@ -320,7 +359,9 @@ def test_changes_inside_one_page_on_the_disk_cost_no_buffer(files: Files, change
 
 
 @pytest.mark.parametrize("change", ["write", "discard"])
-def test_change_beyond_the_end_of_the_file_whose_head_is_on_the_disk_is_cut_there(files: Files, change: str) -> None:
+def test_change_beyond_the_end_of_the_file_whose_head_is_on_the_disk_is_cut_there(
+    files: Files, change: str
+) -> None:
     last = 4 * MANY - 1
     files.write(last * PAGE, data(last, 1))
     files.settle()
@@ -328,7 +369,9 @@ def test_change_beyond_the_end_of_the_file_whose_head_is_on_the_disk_is_cut_ther
     request = files.write(at, b"!" * length) if change == "write" else files.discard(at, length)
     files.settle()
     assert files.answers[request] == (PAGE - 100 if change == "write" else 0)
-    assert files.get(last) == data(last, 1)[:100] + (b"!" if change == "write" else b"\0") * (PAGE - 100)
+    assert files.get(last) == data(last, 1)[:100] + (b"!" if change == "write" else b"\0") * (
+        PAGE - 100
+    )
     assert files.operations.statistics().internal_errors == 0
 
 
@@ -362,7 +405,9 @@ def test_whatever_the_pool_refuses_goes_to_its_slot_and_is_counted_by_reason(rea
     refused = core.frontswap.statistics().rejects
     assert list(refused) == [reason]
     assert files.device.backed_statistics().written_through_pages == refused[reason] > 0
-    assert [files.get(number) for number in range(8)] == [page(kind, number, PAGE) for number in range(8)]
+    assert [files.get(number) for number in range(8)] == [
+        page(kind, number, PAGE) for number in range(8)
+    ]
     files.close()
 
 
@@ -388,7 +433,9 @@ def test_bug_in_an_answer_that_waited_for_the_disk_is_blamed_on_its_request_and_
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(
-        files.operations, "_files", {SWAP: type("Broken", (), {"size": PAGE, "read_into": staticmethod(read_into)})}
+        files.operations,
+        "_files",
+        {SWAP: type("Broken", (), {"size": PAGE, "read_into": staticmethod(read_into)})},
     )
     with pytest.raises(GivenUp):
         files.settle()

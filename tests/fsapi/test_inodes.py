@@ -23,7 +23,10 @@ def test_empty_directory_has_a_root_that_is_its_own_parent() -> None:
 
 def test_files_get_numbers_of_their_own_and_are_found_by_either() -> None:
     directory = Directory()
-    files = [MemoryFile(name, 4096 * (i + 1)) for i, name in enumerate(("swap", "second", "dritte Datei ü"))]
+    files = [
+        MemoryFile(name, 4096 * (i + 1))
+        for i, name in enumerate(("swap", "second", "dritte Datei ü"))
+    ]
     inodes = [directory.add_block_file(file) for file in files]
     assert inodes == [2, 3, 4]
     assert directory.block_files == dict(zip(inodes, files, strict=True))
@@ -43,7 +46,9 @@ def test_entries_go_on_behind_the_last_one_seen() -> None:
     assert directory.entries(2) == []
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b", "a\nb", "x" * (NAME_MAX + 1), "ü" * 128])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/", "a\0b", "a\nb", "x" * (NAME_MAX + 1), "ü" * 128]
+)
 def test_impossible_name_is_refused(name: str) -> None:
     directory = Directory()
     with pytest.raises(ConfigError, match="cannot be the name") as raised:
@@ -68,17 +73,25 @@ def test_second_file_of_a_name_is_refused() -> None:
 
 
 def test_numbers_depend_on_names_and_on_nothing_else() -> None:
-    """Files stay open when another process takes over, one of another version perhaps, with more files."""
+    """Files stay open when another process takes over, one of another version perhaps.
+
+    With more files.
+    """
     one, other = Directory(), Directory()
     one.add_block_file(MemoryFile("swap"))
-    first = {name: one.add_text_file(one.add_directory("stats"), name, SettingFile()) for name in ("loads",)}
+    first = {
+        name: one.add_text_file(one.add_directory("stats"), name, SettingFile())
+        for name in ("loads",)
+    }
     for name in ("cache", "params"):
         other.add_directory(name)
     stats = other.add_directory("stats")
     second = {name: other.add_text_file(stats, name, SettingFile()) for name in ("a", "b", "loads")}
     assert first["loads"] == second["loads"] >= HASHED
     assert other.add_block_file(MemoryFile("swap")) == 2
-    assert len({*second.values(), stats, other.add_text_file(ROOT_INODE, "loads", SettingFile())}) == 5
+    assert (
+        len({*second.values(), stats, other.add_text_file(ROOT_INODE, "loads", SettingFile())}) == 5
+    )
 
 
 def test_directories_nest_and_list_what_is_in_them_alone() -> None:

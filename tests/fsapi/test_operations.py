@@ -64,7 +64,10 @@ def read(ops: Operations, offset: int, size: int) -> bytes | int:
 # Data.
 
 
-@pytest.mark.parametrize("offset", [(DAMAGED_PAGE - 2) * PAGE, (DAMAGED_PAGE - 2) * PAGE + 1, (DAMAGED_PAGE - 7) * PAGE - 5])
+@pytest.mark.parametrize(
+    "offset",
+    [(DAMAGED_PAGE - 2) * PAGE, (DAMAGED_PAGE - 2) * PAGE + 1, (DAMAGED_PAGE - 7) * PAGE - 5],
+)
 @pytest.mark.parametrize("takes_part", [True, False])
 def test_read_ends_in_front_of_a_page_that_cannot_be_read(
     file: MemoryFile, offset: int, takes_part: bool, expect_log: Callable[..., None]
@@ -84,12 +87,19 @@ def test_read_ends_in_front_of_a_page_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("front", [3, 7])
-def test_write_with_a_refused_page_is_refused_as_a_whole(ops: Operations, file: MemoryFile, front: int) -> None:
+def test_write_with_a_refused_page_is_refused_as_a_whole(
+    ops: Operations, file: MemoryFile, front: int
+) -> None:
     """To the loop device, any number of bytes is a write that is done."""
-    assert ops.serve_write(SWAP, (FULL_PAGE - front) * PAGE, memoryview(b"x" * 8 * PAGE)) == -errno.ENOSPC
+    assert (
+        ops.serve_write(SWAP, (FULL_PAGE - front) * PAGE, memoryview(b"x" * 8 * PAGE))
+        == -errno.ENOSPC
+    )
 
 
-def test_bug_in_the_middle_of_a_read_is_no_part_of_an_answer(ops: Operations, expect_log: Callable[..., None]) -> None:
+def test_bug_in_the_middle_of_a_read_is_no_part_of_an_answer(
+    ops: Operations, expect_log: Callable[..., None]
+) -> None:
     expect_log("internal error", level=logging.ERROR)
     error = InvariantError("a bug")
     error.filled = PAGE
@@ -145,7 +155,9 @@ def test_write_at_the_end_is_short_or_has_no_space(
 
 
 @pytest.mark.parametrize("mode", [PUNCH, FALLOC_FL_ZERO_RANGE, ZERO_KEEP])
-def test_fallocate_that_discards_reaches_the_file_as_one_range(ops: Operations, file: MemoryFile, mode: int) -> None:
+def test_fallocate_that_discards_reaches_the_file_as_one_range(
+    ops: Operations, file: MemoryFile, mode: int
+) -> None:
     file.data[:] = b"x" * SIZE
     assert ops.serve_fallocate(SWAP, mode, 5, 50 * PAGE) == 0
     assert file.discards == [(5, 50 * PAGE)]
@@ -160,21 +172,33 @@ def test_fallocate_over_the_end_is_clipped_or_refused(ops: Operations, file: Mem
     assert len(file.discards) == 2
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 0), (0, -1), (-1, 5), (SIZE, 1), (SIZE + PAGE, PAGE)])
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 0), (0, -1), (-1, 5), (SIZE, 1), (SIZE + PAGE, PAGE)]
+)
 @pytest.mark.parametrize("mode", [PUNCH, FALLOC_FL_ZERO_RANGE, ZERO_KEEP])
-def test_fallocate_of_no_range_is_invalid(ops: Operations, file: MemoryFile, mode: int, offset: int, length: int) -> None:
+def test_fallocate_of_no_range_is_invalid(
+    ops: Operations, file: MemoryFile, mode: int, offset: int, length: int
+) -> None:
     assert ops.serve_fallocate(SWAP, mode, offset, length) == -errno.EINVAL
     assert not file.discards
 
 
-@pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, 0x08, 0x20, 0x40, PUNCH | 0x10])
-def test_fallocate_of_another_mode_is_not_supported(ops: Operations, file: MemoryFile, mode: int) -> None:
+@pytest.mark.parametrize(
+    "mode", [0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, 0x08, 0x20, 0x40, PUNCH | 0x10]
+)
+def test_fallocate_of_another_mode_is_not_supported(
+    ops: Operations, file: MemoryFile, mode: int
+) -> None:
     assert ops.serve_fallocate(SWAP, mode, 0, PAGE) == -errno.EOPNOTSUPP
     assert not file.discards
 
 
-@pytest.mark.parametrize(("page", "expected"), [(FULL_PAGE, errno.ENOSPC), (FROZEN_PAGE, errno.EIO)])
-async def test_refused_write_gets_the_errno_of_its_reason(ops: Operations, page: int, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("page", "expected"), [(FULL_PAGE, errno.ENOSPC), (FROZEN_PAGE, errno.EIO)]
+)
+async def test_refused_write_gets_the_errno_of_its_reason(
+    ops: Operations, page: int, expected: int
+) -> None:
     assert ops.serve_write(SWAP, page * PAGE, memoryview(bytes(PAGE))) == -expected
     with pytest.raises(pyfuse3.FUSEError) as raised:
         await ops.write(SWAP, page * PAGE, bytes(PAGE))
@@ -203,7 +227,12 @@ async def test_lookup_finds_the_file_the_root_and_nothing_else(ops: Operations) 
     for name in (b".", b".."):
         root = await ops.lookup(ROOT_INODE, name, CTX)
         assert (root.st_ino, root.st_mode) == (ROOT_INODE, stat.S_IFDIR | 0o700)
-    for parent, name in ((ROOT_INODE, b"other"), (SWAP, b"swap"), (MISSING, b".."), (MISSING, b".")):
+    for parent, name in (
+        (ROOT_INODE, b"other"),
+        (SWAP, b"swap"),
+        (MISSING, b".."),
+        (MISSING, b"."),
+    ):
         with pytest.raises(pyfuse3.FUSEError) as raised:
             await ops.lookup(parent, name, CTX)
         assert raised.value.errno == errno.ENOENT
@@ -217,13 +246,17 @@ async def test_getattr_of_root_and_of_an_unknown_inode(ops: Operations) -> None:
     assert raised.value.errno == errno.ESTALE
 
 
-async def test_readdir_lists_each_file_once_however_small_the_buffer(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readdir_lists_each_file_once_however_small_the_buffer(
+    ops: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("b", "a"):
         ops.directory.add_block_file(MemoryFile(name))
     listed: list[tuple[bytes, int]] = []
     room = 0
 
-    def reply(token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
+    def reply(
+        token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int
+    ) -> bool:
         nonlocal room
         if not room:
             return False
@@ -250,7 +283,10 @@ async def test_open_is_direct_and_only_for_files(ops: Operations) -> None:
     await ops.release(info.fh)
     await ops.forget([(SWAP, 1)])
     cases = [(ops.open(SWAP, os.O_RDWR | os.O_TRUNC, CTX), errno.EPERM)]
-    cases += [(ops.open(ROOT_INODE, os.O_RDONLY, CTX), errno.EISDIR), (ops.open(MISSING, 0, CTX), errno.ENOENT)]
+    cases += [
+        (ops.open(ROOT_INODE, os.O_RDONLY, CTX), errno.EISDIR),
+        (ops.open(MISSING, 0, CTX), errno.ENOENT),
+    ]
     cases += [(ops.opendir(SWAP, CTX), errno.ENOTDIR), (ops.opendir(MISSING, CTX), errno.ENOENT)]
     for coroutine, expected in cases:
         with pytest.raises(pyfuse3.FUSEError) as raised:
@@ -258,7 +294,9 @@ async def test_open_is_direct_and_only_for_files(ops: Operations) -> None:
         assert raised.value.errno == expected
 
 
-async def test_statfs_reports_pages_for_the_loop_driver_and_nothing_that_can_be_full(ops: Operations) -> None:
+async def test_statfs_reports_pages_for_the_loop_driver_and_nothing_that_can_be_full(
+    ops: Operations,
+) -> None:
     data = await ops.statfs(CTX)
     assert (data.f_bsize, data.f_frsize, data.f_namemax) == (PAGE, PAGE, 255)
     assert (data.f_blocks, data.f_bfree, data.f_bavail) == (0, 0, 0)
@@ -285,7 +323,9 @@ def change(**wanted: int) -> tuple[Any, Any]:
         {},
     ],
 )
-async def test_setattr_that_changes_nothing_succeeds(ops: Operations, wanted: dict[str, int]) -> None:
+async def test_setattr_that_changes_nothing_succeeds(
+    ops: Operations, wanted: dict[str, int]
+) -> None:
     entry = await ops.setattr(SWAP, *change(**wanted), None, CTX)
     assert (entry.st_size, entry.st_mode) == (SIZE, stat.S_IFREG | 0o600)
 
@@ -306,7 +346,9 @@ async def test_setattr_that_changes_nothing_succeeds(ops: Operations, wanted: di
         {"size": SIZE, "mode": stat.S_IFREG | 0o644},
     ],
 )
-async def test_setattr_that_changes_something_is_not_permitted(ops: Operations, wanted: dict[str, int]) -> None:
+async def test_setattr_that_changes_something_is_not_permitted(
+    ops: Operations, wanted: dict[str, int]
+) -> None:
     with pytest.raises(pyfuse3.FUSEError) as raised:
         await ops.setattr(SWAP, *change(**wanted), SWAP, CTX)
     assert raised.value.errno == errno.EPERM
@@ -366,7 +408,12 @@ async def test_text_is_made_at_open_and_read_in_pieces(ops: Operations) -> None:
     first, second = [(await ops.open(inode, os.O_RDONLY, CTX)) for _ in range(2)]
     assert (first.direct_io, first.keep_cache) == (True, False)
     assert first.fh != second.fh
-    assert [await ops.read(first.fh, off, 4) for off in (0, 4, 8, 12)] == [b"0 re", b"ad 1", b"\n", b""]
+    assert [await ops.read(first.fh, off, 4) for off in (0, 4, 8, 12)] == [
+        b"0 re",
+        b"ad 1",
+        b"\n",
+        b"",
+    ]
     assert await ops.read(second.fh, 0, 100) == b"0 read 2\n"
     assert text.reads == 2
     entry = await ops.getattr(inode, CTX)
@@ -398,7 +445,9 @@ async def test_text_that_cannot_be_written_is_not_opened_for_it(ops: Operations)
     assert text.reads == 0
 
 
-async def test_text_opened_in_another_worker_is_read_from_its_start_or_not_at_all(ops: Operations) -> None:
+async def test_text_opened_in_another_worker_is_read_from_its_start_or_not_at_all(
+    ops: Operations,
+) -> None:
     text, inode = knob(ops)
     handle = (await ops.open(inode, os.O_RDONLY, CTX)).fh
     successor = Operations(ops.directory, page_size=PAGE)
@@ -416,7 +465,11 @@ async def test_text_opened_in_another_worker_is_read_from_its_start_or_not_at_al
 
 async def test_directories_have_no_data(ops: Operations) -> None:
     stats = ops.directory.add_directory("stats")
-    for attempt in (ops.read(stats, 0, 10), ops.write(stats, 0, b"x"), ops.open(stats, os.O_RDONLY, CTX)):
+    for attempt in (
+        ops.read(stats, 0, 10),
+        ops.write(stats, 0, b"x"),
+        ops.open(stats, os.O_RDONLY, CTX),
+    ):
         with pytest.raises(pyfuse3.FUSEError) as raised:
             await attempt
         assert raised.value.errno == errno.EISDIR
@@ -469,7 +522,9 @@ def cached(ops: Operations, *, writable: bool = True) -> tuple[Cached, int, int]
     return file, 1 << 41, parent
 
 
-async def test_cached_file_goes_through_the_page_cache_and_tells_what_it_knows(ops: Operations) -> None:
+async def test_cached_file_goes_through_the_page_cache_and_tells_what_it_knows(
+    ops: Operations,
+) -> None:
     file, inode, parent = cached(ops)
     info = await ops.open(inode, os.O_RDWR, CTX)
     assert (info.direct_io, info.keep_cache) == (False, True)
@@ -492,7 +547,11 @@ async def test_cached_file_goes_through_the_page_cache_and_tells_what_it_knows(o
 async def test_read_only_cached_file_is_not_opened_for_writing(ops: Operations) -> None:
     file, inode, _parent = cached(ops, writable=False)
     assert (await ops.getattr(inode, CTX)).st_mode & 0o777 == 0o400
-    for flags, expected in ((os.O_RDWR, errno.EROFS), (os.O_WRONLY, errno.EROFS), (os.O_RDONLY | os.O_TRUNC, errno.EPERM)):
+    for flags, expected in (
+        (os.O_RDWR, errno.EROFS),
+        (os.O_WRONLY, errno.EROFS),
+        (os.O_RDONLY | os.O_TRUNC, errno.EPERM),
+    ):
         with pytest.raises(pyfuse3.FUSEError) as raised:
             await ops.open(inode, flags, CTX)
         assert raised.value.errno == expected
@@ -504,7 +563,12 @@ async def test_removed_cached_file_is_stale_for_whoever_has_it_open(ops: Operati
     ops.directory.remove(inode)
     assert not ops.directory.entries(parent)
     # Nobody knows what became of what was written: that it is durable must not be said.
-    for attempt in (ops.read(inode, 0, 10), ops.write(inode, 0, b"x"), ops.getattr(inode, CTX), ops.fsync(inode, False)):
+    for attempt in (
+        ops.read(inode, 0, 10),
+        ops.write(inode, 0, b"x"),
+        ops.getattr(inode, CTX),
+        ops.fsync(inode, False),
+    ):
         with pytest.raises(pyfuse3.FUSEError) as raised:
             await attempt
         assert raised.value.errno == errno.ESTALE
@@ -546,7 +610,9 @@ class GivenUp(BaseException):
     """What a worker does that cannot go on: nothing comes after it."""
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), MemoryError("none left"), InvariantError("a list is wrong")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), MemoryError("none left"), InvariantError("a list is wrong")]
+)
 @pytest.mark.parametrize("call", ["read", "write", "fallocate"])
 def test_whoever_can_be_succeeded_gives_up_when_the_core_is_broken_instead_of_answering(
     ops: Operations, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception
@@ -581,7 +647,9 @@ async def test_failure_with_a_name_breaks_nothing(ops: Operations, expect_log: A
     await settle()
 
 
-async def test_list_that_is_wrong_is_a_bug(ops: Operations, monkeypatch: pytest.MonkeyPatch, expect_log: Any) -> None:
+async def test_list_that_is_wrong_is_a_bug(
+    ops: Operations, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
     def fails(*_: Any) -> None:
         raise InvariantError("a list is wrong")
 
@@ -593,7 +661,9 @@ async def test_list_that_is_wrong_is_a_bug(ops: Operations, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("call", ["write", "fallocate"])
-async def test_bug_in_any_function_of_the_page_path_is_eio(ops: Operations, call: str, expect_log: Any) -> None:
+async def test_bug_in_any_function_of_the_page_path_is_eio(
+    ops: Operations, call: str, expect_log: Any
+) -> None:
     expect_log(rf"internal error in serve_{call}", level=logging.ERROR)
     if call == "write":
         assert ops.serve_write(SWAP, BUG_PAGE * PAGE, memoryview(bytes(PAGE))) == -errno.EIO
@@ -602,13 +672,18 @@ async def test_bug_in_any_function_of_the_page_path_is_eio(ops: Operations, call
     await settle()
 
 
-def test_unknown_inode_on_the_page_path_is_eio_even_without_an_event_loop(ops: Operations, expect_log: Any) -> None:
+def test_unknown_inode_on_the_page_path_is_eio_even_without_an_event_loop(
+    ops: Operations, expect_log: Any
+) -> None:
     expect_log(r"internal error in serve_read", level=logging.ERROR)
     assert ops.serve_read(MISSING, 0, memoryview(bytearray(PAGE))) == -errno.EIO
 
 
 async def test_many_failures_are_counted_but_logged_once_a_second(
-    ops: Operations, caplog: pytest.LogCaptureFixture, expect_log: Any, monkeypatch: pytest.MonkeyPatch
+    ops: Operations,
+    caplog: pytest.LogCaptureFixture,
+    expect_log: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expect_log(r"internal error", level=logging.ERROR, count=2)
     clock = SimpleNamespace(now=1000.0)
@@ -635,7 +710,9 @@ async def test_bug_in_a_coroutine_is_eio_counted_and_logged(
     await settle()
 
 
-async def test_cancellation_passes_through(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancellation_passes_through(
+    ops: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @operations_module.answering
     async def slow(self: Operations) -> None:
         await trio.sleep_forever()
@@ -646,7 +723,9 @@ async def test_cancellation_passes_through(ops: Operations, monkeypatch: pytest.
     assert ops.statistics().internal_errors == 0
 
 
-def test_keyboard_interrupt_is_not_taken_for_a_bug(ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyboard_interrupt_is_not_taken_for_a_bug(
+    ops: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(offset: int, out: memoryview) -> None:
         raise KeyboardInterrupt
 
@@ -688,7 +767,9 @@ async def errno_of_open(ops: Operations, flags: int) -> int:
 
 
 @pytest.mark.parametrize("first", [os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_DIRECT])
-@pytest.mark.parametrize("second", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_ACCMODE])
+@pytest.mark.parametrize(
+    "second", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_ACCMODE]
+)
 async def test_second_writer_is_refused_until_the_first_has_closed(
     ops: Operations, autojump_clock: trio.testing.MockClock, first: int, second: int
 ) -> None:
@@ -717,7 +798,9 @@ async def test_open_for_writing_waits_for_a_close_that_is_under_way(
     assert ops.writers.is_any_open()
 
 
-async def test_daemon_that_closes_meanwhile_refuses_who_waits(ops: Operations, autojump_clock: trio.testing.MockClock) -> None:
+async def test_daemon_that_closes_meanwhile_refuses_who_waits(
+    ops: Operations, autojump_clock: trio.testing.MockClock
+) -> None:
     await ops.open(SWAP, os.O_RDWR, CTX)
     async with trio.open_nursery() as nursery:
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real swap and a cache volume at once, over each allocator for either half, while workers are killed."""
+"""Real swap and a cache volume at once, over each allocator for either half.
+
+While workers are killed.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,17 @@ PAGE = 4096
 def contents() -> bytes:
     """Return 16 MiB of pages of all kinds, some of which the cache does not take."""
     rng = random.Random(3)
-    return b"".join(page(rng.choice(KINDS), rng.randrange(40), PAGE) for _ in range(16 * MIB // PAGE))
+    return b"".join(
+        page(rng.choice(KINDS), rng.randrange(40), PAGE) for _ in range(16 * MIB // PAGE)
+    )
 
 
 @contextmanager
 def reading(path: Path, data: bytes) -> Iterator[list[str]]:
-    """Read pieces of a volume over and over in another thread, without the page cache; yields what is wrong."""
+    """Read pieces of a volume over and over in another thread, without the page cache.
+
+    Yields what is wrong.
+    """
     wrong: list[str] = []
     ended = threading.Event()
 
@@ -60,7 +68,9 @@ def reading(path: Path, data: bytes) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("ephemeral", ["zbud", "zsmalloc"])
 @pytest.mark.parametrize("persistent", ["zsmalloc", "zbud"])
-def test_both_halves_go_on_when_workers_are_killed(stage: Stage, tmp_path: Path, persistent: str, ephemeral: str) -> None:
+def test_both_halves_go_on_when_workers_are_killed(
+    stage: Stage, tmp_path: Path, persistent: str, ephemeral: str
+) -> None:
     backing, data = tmp_path / "slow", contents()
     backing.write_bytes(data)
     settings = {"pool__allocator": persistent, "cache__limit": "10%", "cache__allocator": ephemeral}
@@ -69,13 +79,19 @@ def test_both_halves_go_on_when_workers_are_killed(stage: Stage, tmp_path: Path,
     daemon.swapon()
     with reading(daemon.mountpoint / "cache" / "slow", data) as wrong:
         outcome = torture(TorturePlan(kills=4, data_mib=64, memory_mib=24, pause_s=0.5), daemon)
-        wait_for(lambda: daemon.ask("stats")["core"]["cache"]["cleancache"]["succ_gets"] > 0, "no page was found in the cache")
+        wait_for(
+            lambda: daemon.ask("stats")["core"]["cache"]["cleancache"]["succ_gets"] > 0,
+            "no page was found in the cache",
+        )
     assert outcome.good(), outcome.lines()
     assert outcome.kills == 4
     assert wrong == []
     core = daemon.ask("stats")["core"]
     for part, allocator in ((core, persistent), (core["cache"], ephemeral)):
-        assert (part["zsmalloc"] is None, part["zbud"] is None) == (allocator == "zbud", allocator == "zsmalloc")
+        assert (part["zsmalloc"] is None, part["zbud"] is None) == (
+            allocator == "zbud",
+            allocator == "zsmalloc",
+        )
     both = core[persistent]["used_frames"] + core["cache"][ephemeral]["used_frames"]
     assert both == core["frames"]["used_frames"]
     assert core["cache"][ephemeral]["used_frames"] == core["frames"]["ephemeral_frames"] > 0

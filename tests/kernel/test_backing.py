@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real swap with a disk behind the pool: most of it on the disk, under kills, encrypted; and a disk that fails.
+"""Real swap with a disk behind the pool: most of it on the disk, under kills, encrypted.
 
-Here a disk fails to write, or stalls. One that cannot be read costs its reader his life, who may be anybody on a machine whose
-kernel pages out what is cold: tests/vm/test_disk_faults.py.
+And a disk that fails.
+
+Here a disk fails to write, or stalls. One that cannot be read costs its reader his life, who may be
+anybody on a machine whose kernel pages out what is cold: tests/vm/test_disk_faults.py.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def test_torture_with_most_pages_on_the_disk(stage: Stage, tmp_path: Path) -> No
         assert entropy > 7.9, "what is on the disk is not noise"
 
 
-requires_nbd = pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}")
+requires_nbd = pytest.mark.skipif(
+    bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}"
+)
 PHASES = ("fill", "settle", "random", "rewrite", "verify")
 
 
@@ -72,14 +76,18 @@ def phases_until(phases: Iterator[Phase], last: str) -> None:
 
 
 @requires_nbd
-def test_swap_goes_on_while_nothing_can_be_written_to_the_disk(stage: Stage, tmp_path: Path) -> None:
+def test_swap_goes_on_while_nothing_can_be_written_to_the_disk(
+    stage: Stage, tmp_path: Path
+) -> None:
     with bad_disk(tmp_path / "disk", 257) as disk:
         daemon = stage.daemon(size="256M", backing__path=str(disk.device), pool__limit="128M")
         daemon.swapon()
         workload = stage.workload(stage.cgroup(48), 128, *PHASES)
         phases = workload.phases()
         phases_until(phases, "settle")
-        assert daemon.ctl_json("writeback", "--pages", "6000")["written_back"] > 3000, "too little is on the disk"
+        assert daemon.ctl_json("writeback", "--pages", "6000")["written_back"] > 3000, (
+            "too little is on the disk"
+        )
         disk.write_errors.touch()
         phases_until(phases, "rewrite")  # a part of it is read from the disk
         with pytest.raises(HarnessError, match=r"takes nothing: .*Input/output error"):
@@ -107,14 +115,19 @@ def test_swap_goes_on_on_a_sparse_disk_that_is_full(stage: Stage, tmp_path: Path
         daemon.swapon()
         workload = stage.workload(stage.cgroup(48), 128, *PHASES)
         phases = workload.phases()
-        phases_until(phases, "settle")  # one page of twenty does not compress: some 4 MiB for the disk
+        phases_until(
+            phases, "settle"
+        )  # one page of twenty does not compress: some 4 MiB for the disk
         wait_for(lambda: "No space left" in trouble(daemon), "nobody says so")
         kept = daemon.ask("stats")["core"]["zv"]["curr_incompressible"]
         assert kept > 100, "what the disk does not take the pool has to keep"
         phases_until(phases, "rewrite")
         disk.grow(80)
         wait_for(lambda: not trouble(daemon), "it does not recover", 15)
-        wait_for(lambda: daemon.ask("stats")["core"]["zv"]["curr_incompressible"] < kept // 4, "the rest does not go there")
+        wait_for(
+            lambda: daemon.ask("stats")["core"]["zv"]["curr_incompressible"] < kept // 4,
+            "the rest does not go there",
+        )
         phases_until(phases, "verify")
         assert workload.mismatches == 0
         assert not list(phases)
@@ -123,7 +136,9 @@ def test_swap_goes_on_on_a_sparse_disk_that_is_full(stage: Stage, tmp_path: Path
 
 
 @requires_nbd
-def test_swap_goes_on_while_the_disk_stalls_and_its_worker_is_killed(stage: Stage, tmp_path: Path) -> None:
+def test_swap_goes_on_while_the_disk_stalls_and_its_worker_is_killed(
+    stage: Stage, tmp_path: Path
+) -> None:
     with bad_disk(tmp_path / "disk", 257) as disk:
         daemon = stage.daemon(size="256M", backing__path=str(disk.device), pool__limit="128M")
         daemon.swapon()
@@ -137,7 +152,9 @@ def test_swap_goes_on_while_the_disk_stalls_and_its_worker_is_killed(stage: Stag
         rest: list[str] = []
         others = threading.Thread(target=lambda: rest.extend(phase.name for phase in phases))
         others.start()  # random faults: some find their page in the pool, sooner or later one needs the disk
-        wait_for(lambda: daemon.ask("stats")["core"]["transfers"]["in_flight"], "nobody needs the disk")
+        wait_for(
+            lambda: daemon.ask("stats")["core"]["transfers"]["in_flight"], "nobody needs the disk"
+        )
         worker = daemon.worker_pid()
         os.kill(worker, signal.SIGKILL)
         next_worker(daemon, worker)

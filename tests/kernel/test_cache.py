@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cache volumes of a whole daemon: how fast, what survives a worker, and that a file that hangs hangs nobody else."""
+"""Cache volumes of a whole daemon.
+
+How fast, what survives a worker, and that a file that hangs hangs nobody else.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ from tools.bench.workloads import cache
 
 pytestmark = pytest.mark.kernel
 
-requires_nbd = pytest.mark.skipif(bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}")
+requires_nbd = pytest.mark.skipif(
+    bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}"
+)
 
 MIB = 1 << 20
 
@@ -43,13 +48,22 @@ def volume(daemon: Daemon) -> Path:
 @pytest.mark.parametrize(
     ("times", "contents", "passes"),
     [
-        (4, cache.CONTENTS[:1], {"device": 1, "volume": 3}),  # others' time slices show in half a second
+        (
+            4,
+            cache.CONTENTS[:1],
+            {"device": 1, "volume": 3},
+        ),  # others' time slices show in half a second
         pytest.param(20, cache.CONTENTS, cache.PASSES, marks=pytest.mark.bench),
     ],
     ids=["beside others", "alone"],
 )
-def test_set_twice_the_page_cache_is_read_again_faster(times: float, contents: Sequence[str], passes: dict[str, int]) -> None:
-    """At random, by medians; the page cache held half of the set at most, by the reader's own cgroup, and not nothing."""
+def test_set_twice_the_page_cache_is_read_again_faster(
+    times: float, contents: Sequence[str], passes: dict[str, int]
+) -> None:
+    """At random, by medians; the page cache held half of the set at most.
+
+    By the reader's own cgroup, and not nothing.
+    """
     found = cache.run(passes=passes, contents=contents)
     print(cache.table(found))
     assert all(0.05 < one.page_cache <= 0.5 for one in found), found
@@ -87,7 +101,9 @@ def test_length_and_cutoff_change_in_a_running_daemon(stage: Stage, tmp_path: Pa
     assert counted()["pages"] == 1500
 
 
-def test_volumes_go_on_when_the_worker_is_killed_and_nothing_is_stale(stage: Stage, tmp_path: Path) -> None:
+def test_volumes_go_on_when_the_worker_is_killed_and_nothing_is_stale(
+    stage: Stage, tmp_path: Path
+) -> None:
     configured, added = tmp_path / "configured", tmp_path / "added"
     first, old = make_file(configured, 500), make_file(added, 500, seed=1)
     daemon = stage.daemon("64M", cache__volumes__disk=str(configured), cache__check_ms="100")
@@ -122,10 +138,14 @@ def test_volumes_go_on_when_the_worker_is_killed_and_nothing_is_stale(stage: Sta
 
 @requires_nbd
 @pytest.mark.parametrize("seconds", [6, pytest.param(10, marks=pytest.mark.soak)])
-def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(stage: Stage, tmp_path: Path, seconds: int) -> None:
+def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(
+    stage: Stage, tmp_path: Path, seconds: int
+) -> None:
     make_file(tmp_path / "contents", 1000)
     daemon = stage.daemon("64M", cache__queue_depth="3")
-    with slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=seconds * 1000) as slow:
+    with slowdevice.slow_file(
+        tmp_path / "slow", tmp_path / "contents", delay_ms=seconds * 1000
+    ) as slow:
         ctl(daemon, "cache", "add", "disk", "--backing", str(slow.path))
 
         def read(offset: int) -> None:
@@ -135,7 +155,9 @@ def test_worker_whose_threads_hang_in_a_device_is_succeeded_at_once(stage: Stage
             finally:
                 os.close(descriptor)
 
-        readers = [threading.Thread(target=read, args=(number * 200 * PAGE,)) for number in range(4)]
+        readers = [
+            threading.Thread(target=read, args=(number * 200 * PAGE,)) for number in range(4)
+        ]
         for reader in readers:
             reader.start()
         time.sleep(0.5)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""scripts/demo, as a user sees it: it verifies, it tells, it leaves nothing, even when it is interrupted."""
+"""scripts/demo, as a user sees it.
+
+It verifies, it tells, it leaves nothing, even when it is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,15 @@ COMMAND = [sys.executable, "-P", "-m", "tools.demo", "--data-mib", "96", "--memo
 def start(tmp_path: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(TOP), "TMPDIR": str(tmp_path)}
     pipe = subprocess.PIPE
-    return subprocess.Popen(COMMAND, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        COMMAND,
+        cwd=tmp_path,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def assert_nothing_left(tmp_path: Path, pid: int) -> None:
@@ -44,14 +55,20 @@ def test_demo_verifies_and_leaves_nothing(tmp_path: Path) -> None:
 
     assert process.returncode == 0, err
     assert "all 96 MiB verified" in out
-    assert re.search(r"stored [\d,]+ pages, \d+ MiB of data; pool [\d.]+ MiB of memory, ratio \d\.\d\d; out \d+ MiB/s", out)
+    assert re.search(
+        r"stored [\d,]+ pages, \d+ MiB of data; pool [\d.]+ MiB of memory, ratio \d\.\d\d; out \d+"
+        r" MiB/s",
+        out,
+    )
     assert "swapped off" in out
     assert_nothing_left(tmp_path, process.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["starting zswapd", "swapped on", "writing the data"])
-def test_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+def test_interrupted_demo_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
     process = start(tmp_path)
     assert process.stdout is not None
     for line in process.stdout:
@@ -82,7 +99,9 @@ def test_kernel_that_keeps_too_little_free_keeps_more_while_the_demo_runs(
     setting = made_up_machine(tmp_path, 5632)
     with contextlib.suppress(KeyboardInterrupt), kernel_reserve(tmp_path):
         assert setting.read_text() == "41943\n"
-        assert "vm.min_free_kbytes: 41943 while this runs, in place of 5632" in capsys.readouterr().out
+        assert (
+            "vm.min_free_kbytes: 41943 while this runs, in place of 5632" in capsys.readouterr().out
+        )
         raise KeyboardInterrupt
     assert setting.read_text() == "5632\n"
 
@@ -94,21 +113,27 @@ def test_kernel_that_keeps_too_little_free_keeps_more_while_the_demo_runs(
     assert "50000" not in capsys.readouterr().out
 
 
-def test_kernel_that_keeps_too_little_free_and_cannot_be_told_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_that_keeps_too_little_free_and_cannot_be_told_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read_only(self: Path, text: str) -> int:
         raise OSError(errno.EROFS, "Read-only file system")
 
     made_up_machine(tmp_path, 5632)
     monkeypatch.setattr(Path, "write_text", read_only)
     with (
-        pytest.raises(system.HarnessError, match=r"is 5632, too little .* Read-only file system") as caught,
+        pytest.raises(
+            system.HarnessError, match=r"is 5632, too little .* Read-only file system"
+        ) as caught,
         kernel_reserve(tmp_path),
     ):
         pytest.fail("it runs")
     assert "sysctl vm.min_free_kbytes" in str(caught.value)
 
 
-def test_demo_makes_sure_of_the_kernels_reserve_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_makes_sure_of_the_kernels_reserve_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse() -> None:
         raise system.HarnessError("too little")
 
@@ -121,7 +146,15 @@ def test_demo_makes_sure_of_the_kernels_reserve_before_it_starts(monkeypatch: py
 def test_arguments_that_would_not_swap_are_refused(tmp_path: Path) -> None:
     command = [*COMMAND[:-4], "--data-mib", "32", "--memory-mib", "64"]
     environment = {**os.environ, "PYTHONPATH": str(TOP)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
 
     assert done.returncode == 2
     assert "nothing would be swapped" in done.stderr

@@ -29,10 +29,14 @@ NOT_HERE = {
     "sudo scripts/demo": "tests/kernel/test_demo.py runs it",
     "sudo scripts/test": "runs this test",
     "sudo scripts/deb": "takes minutes: tests/packages/test_deb.py runs it",
-    "sudo apt-get install ./dist/zswapd_*.deb": "changes the machine: tests/packages/test_container.py runs it",
+    "sudo apt-get install ./dist/zswapd_*.deb": (
+        "changes the machine: tests/packages/test_container.py runs it"
+    ),
     "sudo systemctl enable --now zswapd": SYSTEMD,
     "sudo zswapctl status": "the package's program; the checkout's runs below",
-    "echo 'metrics.listen = \"0.0.0.0:9847\"' > /etc/zswapd/zswapd.toml.d/metrics.toml": "changes the machine's settings",
+    "echo 'metrics.listen = \"0.0.0.0:9847\"' > /etc/zswapd/zswapd.toml.d/metrics.toml": (
+        "changes the machine's settings"
+    ),
     "systemctl daemon-reload && systemctl reload zswapd": SYSTEMD,
     "journalctl -u zswapd -p warning": SYSTEMD,
     "journalctl -u zswapd LOGGER=zswapd.supervisor.supervisor": SYSTEMD,
@@ -96,7 +100,10 @@ def run(place: Path, commands: list[str]) -> list[tuple[str, int, str]]:
     if not any("zswapd run" in command for command in commands):
         lines.append("zswapd run --size 64M &\ndaemon=$!\nready")
     for command in commands:
-        lines += [f"echo {shlex.quote(f'--- {command}')}", _DEVICE.sub(lambda path: str(place / DEVICES[path[0]]), command)]
+        lines += [
+            f"echo {shlex.quote(f'--- {command}')}",
+            _DEVICE.sub(lambda path: str(place / DEVICES[path[0]]), command),
+        ]
         lines += ["daemon=$!\nready\necho '=== 0'"] if command.endswith("&") else ['echo "=== $?"']
     script = place / "script"
     script.write_text("\n".join(lines) + EPILOGUE)
@@ -118,7 +125,11 @@ def run(place: Path, commands: list[str]) -> list[tuple[str, int, str]]:
     return results
 
 
-@pytest.mark.parametrize("page", [page for page in documents.PAGES if documents.commands(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in documents.PAGES if documents.commands(page)],
+    ids=lambda page: page.name,
+)
 def test_commands_of_a_page_work_in_their_order(place: Path, page: Path) -> None:
     commands = [command for command in documents.commands(page) if command not in NOT_HERE]
     results = run(place, commands)

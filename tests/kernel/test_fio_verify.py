@@ -18,17 +18,39 @@ pytestmark = [
     pytest.mark.mount,
     pytest.mark.slow,
     pytest.mark.timeout(120),
-    pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed; install the package fio"),
+    pytest.mark.skipif(
+        not shutil.which("fio"), reason="fio is not installed; install the package fio"
+    ),
 ]
 
-COMMON = ("--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--direct=1", "--output-format=json", "--randseed=7")
-COMPRESSIBLE = ("--refill_buffers=1", "--buffer_compress_percentage=60", "--buffer_compress_chunk=512")
+COMMON = (
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    "--direct=1",
+    "--output-format=json",
+    "--randseed=7",
+)
+COMPRESSIBLE = (
+    "--refill_buffers=1",
+    "--buffer_compress_percentage=60",
+    "--buffer_compress_chunk=512",
+)
 
 
 def fio(directory: Path, name: str, target: str, *options: str) -> dict[str, Any]:
-    """Run one job on `target` and return its report; fio exits non-zero on the first block that differs."""
+    """Run one job on `target` and return its report.
+
+    Fio exits non-zero on the first block that differs.
+    """
     report = directory / f"{name}.json"
-    words = ["fio", f"--name={name}", f"--filename={target}", f"--output={report}", f"--aux-path={directory}"]
+    words = [
+        "fio",
+        f"--name={name}",
+        f"--filename={target}",
+        f"--output={report}",
+        f"--aux-path={directory}",
+    ]
     system.run(*words, *COMMON, *COMPRESSIBLE, *options, limit=90)
     text = report.read_text()
     job: dict[str, Any] = json.loads(text[text.index("{") :])["jobs"][0]
@@ -39,7 +61,14 @@ def fio(directory: Path, name: str, target: str, *options: str) -> dict[str, Any
 @pytest.mark.parametrize("pattern", ["write", "randwrite"])
 def test_mounted_file_verifies(stage: Stage, tmp_path: Path, pattern: str) -> None:
     daemon = stage.daemon(size="128M")
-    options = (f"--rw={pattern}", "--size=96M", "--bsrange=4k-128k", "--ioengine=libaio", "--iodepth=16", "--fallocate=none")
+    options = (
+        f"--rw={pattern}",
+        "--size=96M",
+        "--bsrange=4k-128k",
+        "--ioengine=libaio",
+        "--iodepth=16",
+        "--fallocate=none",
+    )
 
     job = fio(tmp_path, pattern, str(daemon.file), *options)
 
@@ -59,9 +88,21 @@ def test_loop_device_verifies_with_discards_mixed_in(stage: Stage, tmp_path: Pat
     daemon = stage.daemon(size="128M")
     device = system.attach_loop(daemon.file)
     try:
-        # Each block is trimmed, then written; a third is trimmed again later and has to read as zeros in the end.
-        options = ("--rw=randtrimwrite", "--size=96M", "--bs=16k", "--ioengine=libaio", "--iodepth=8")
-        trims = ("--trim_percentage=33", "--trim_verify_zero=1", "--trim_backlog=64", "--trim_backlog_batch=16")
+        # Each block is trimmed, then written; a third is trimmed again later and has to read as
+        # zeros in the end.
+        options = (
+            "--rw=randtrimwrite",
+            "--size=96M",
+            "--bs=16k",
+            "--ioengine=libaio",
+            "--iodepth=8",
+        )
+        trims = (
+            "--trim_percentage=33",
+            "--trim_verify_zero=1",
+            "--trim_backlog=64",
+            "--trim_backlog_batch=16",
+        )
 
         job = fio(tmp_path, "trim", device, *options, *trims)
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A pool that is full: the write is refused and counted, the kernel keeps the page, nothing is lost."""
+"""A pool that is full: the write is refused and counted, the kernel keeps the page.
+
+Nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def refused(daemon: Daemon) -> int:
 
 
 def fill_until_refused(device: str, chunks: int) -> tuple[list[bytes], int]:
-    """Write random, incompressible chunks with O_DIRECT until one is refused; return those that went, and the errno."""
+    """Write random, incompressible chunks with O_DIRECT until one is refused.
+
+    Return those that went, and the errno.
+    """
     source = random.Random(3)
     written: list[bytes] = []
     with mmap.mmap(-1, CHUNK) as buffer:  # page-aligned, as O_DIRECT demands
@@ -69,7 +75,9 @@ def read_direct(device: str, offset: int, length: int) -> bytes:
 
 
 def test_write_to_full_pool_is_refused_and_older_data_stays(stage: Stage) -> None:
-    daemon = stage.daemon(size="256M", pool__limit="32M")  # less than the reserve: only the limit refuses
+    daemon = stage.daemon(
+        size="256M", pool__limit="32M"
+    )  # less than the reserve: only the limit refuses
     with loop_on(daemon) as device:
         written, error = fill_until_refused(device, 64)
 
@@ -97,8 +105,8 @@ def test_swap_onto_full_pool_keeps_pages_in_memory(stage: Stage) -> None:
     assert settled.pages_out > 0
     assert settled.more["resident"] > settled.pages // 2
     assert refused(daemon) > 0
-    # The limit is looked at before a zspage (eight frames at most) is taken, and the new copy of a page that is replaced is
-    # exempt: a few size classes may have begun a zspage beyond it.
+    # The limit is looked at before a zspage (eight frames at most) is taken, and the new copy of a
+    # page that is replaced is exempt: a few size classes may have begun a zspage beyond it.
     assert 15 * MIB < daemon.pool_sample().pool_bytes < 16 * MIB + 64 * mmap.PAGESIZE
     assert [phase.mismatches for phase in phases] == [0, 0, 0]
     assert cgroup.oom_kills() == 0

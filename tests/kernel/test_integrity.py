@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stored pages that change by themselves: their reader gets EIO, it is counted and logged, and nobody else suffers."""
+"""Stored pages that change by themselves.
+
+Their reader gets EIO, it is counted and logged, and nobody else suffers.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def text_page(number: int) -> bytes:
 @contextlib.contextmanager
 def arena_of(daemon: Daemon) -> Iterator[mmap.mmap]:
     """The largest of the files without a name that the worker has open."""
-    links = [Path(f"/proc/{daemon.worker_pid()}/fd/{name}") for name in os.listdir(f"/proc/{daemon.worker_pid()}/fd")]
+    links = [
+        Path(f"/proc/{daemon.worker_pid()}/fd/{name}")
+        for name in os.listdir(f"/proc/{daemon.worker_pid()}/fd")
+    ]
     files = [link for link in links if "(deleted)" in os.readlink(link)]
     largest = max(files, key=lambda link: os.stat(link).st_size)
     with largest.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
@@ -46,12 +52,16 @@ def damage(daemon: Daemon, stored: bytes) -> None:
 @pytest.mark.parametrize("kind", ["compressed", "raw"])
 def test_damaged_page_is_an_error_for_its_reader_only(stage: Stage, kind: str) -> None:
     daemon = stage.daemon(size="64M")
-    pages = {number: text_page(number) if kind == "compressed" else os.urandom(PAGE) for number in range(1, 20)}
+    pages = {
+        number: text_page(number) if kind == "compressed" else os.urandom(PAGE)
+        for number in range(1, 20)
+    }
     fd = os.open(daemon.file, os.O_RDWR)
     try:
         for number, page in pages.items():
             os.pwrite(fd, page, number * PAGE)
-        # Decimal digits of page 7 only: no other page has them; lz4 keeps the first ones as they are.
+        # Decimal digits of page 7 only: no other page has them; lz4 keeps the first ones as they
+        # are.
         damage(daemon, pages[7] if kind == "raw" else pages[7][:24])
         before = daemon.ask("stats")["core"]["zv"]["corrupted"]
         with pytest.raises(OSError, match="Input/output error") as caught:
@@ -61,7 +71,9 @@ def test_damaged_page_is_an_error_for_its_reader_only(stage: Stage, kind: str) -
             number: page for number, page in pages.items() if number != 7
         }
         stats = daemon.ask("stats")
-        assert stats["core"]["zv"]["corrupted"] > before  # a sequential reader may have been read ahead for as well
+        assert (
+            stats["core"]["zv"]["corrupted"] > before
+        )  # a sequential reader may have been read ahead for as well
         assert stats["fuse"]["failed_requests"] >= 1
         assert "is damaged" in daemon.log_text()
 

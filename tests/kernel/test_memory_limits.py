@@ -43,12 +43,28 @@ class Confined:
         self.cgroup = cgroup
         self.mountpoint, self.socket = directory / "mnt", directory / "sock"
         self.log = directory / "log"
-        settings = {"control.socket": self.socket, "metrics.listen": "", "fuse.mountpoint": self.mountpoint}
+        settings = {
+            "control.socket": self.socket,
+            "metrics.listen": "",
+            "fuse.mountpoint": self.mountpoint,
+        }
         sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         enter = f'echo $$ > {cgroup.path}/cgroup.procs && exec "$@"'
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["timeout", "--kill-after=5", "120", "sh", "-c", enter, "sh", *program("zswapd"), "run", *sets, *options],
+                [
+                    "timeout",
+                    "--kill-after=5",
+                    "120",
+                    "sh",
+                    "-c",
+                    enter,
+                    "sh",
+                    *program("zswapd"),
+                    "run",
+                    *sets,
+                    *options,
+                ],
                 stdout=log,
                 stderr=log,
             )
@@ -67,7 +83,11 @@ class Confined:
         return next(item for item in self.status()["protections"] if item["name"] == "memory_limit")
 
     def wait_until_ready(self) -> None:
-        wait_for(lambda: "ready: serving" in self.log.read_text() or self.process.poll() is not None, "not ready", LIMIT_S)
+        wait_for(
+            lambda: "ready: serving" in self.log.read_text() or self.process.poll() is not None,
+            "not ready",
+            LIMIT_S,
+        )
         assert self.process.poll() is None, self.log.read_text()
 
     def stop(self) -> None:
@@ -158,16 +178,26 @@ def test_a_limit_that_is_set_while_it_runs_counts(tmp_path: Path) -> None:
         daemon.wait_until_ready()
         before = daemon.status()["pool"]["limit_bytes"]
         daemon.cgroup.set_limit(320 * MIB)
-        wait_for(lambda: daemon.status()["pool"]["limit_bytes"] < 320 * MIB < before, "the limit is not seen")
+        wait_for(
+            lambda: daemon.status()["pool"]["limit_bytes"] < 320 * MIB < before,
+            "the limit is not seen",
+        )
         daemon.cgroup.set_limit(4096 * MIB)
-        wait_for(lambda: daemon.status()["pool"]["limit_bytes"] == before, "the limit is still seen")
+        wait_for(
+            lambda: daemon.status()["pool"]["limit_bytes"] == before, "the limit is still seen"
+        )
 
 
 @pytest.mark.kernel
 @pytest.mark.mount
 @pytest.mark.parametrize(
     ("mib", "options"),
-    [(128, ()), (256, ("--set", "memory.reserve=180M")), (512, ("--size", "512G")), (512, ("--size", "200000%"))],
+    [
+        (128, ()),
+        (256, ("--set", "memory.reserve=180M")),
+        (512, ("--size", "512G")),
+        (512, ("--size", "200000%")),
+    ],
 )
 def test_what_does_not_fit_a_limit_is_refused_before_anything_is_made(
     mib: int, options: tuple[str, ...], tmp_path: Path
@@ -182,6 +212,12 @@ def test_what_does_not_fit_a_limit_is_refused_before_anything_is_made(
         assert {path.name for path in tmp_path.iterdir()} == {"log"}
         enter = f'echo $$ > {daemon.cgroup.path}/cgroup.procs && exec "$@"'
         check = [*program("zswapd"), "config", "check", *options]
-        done = subprocess.run(["sh", "-c", enter, "sh", *check], check=False, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            ["sh", "-c", enter, "sh", *check],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
         assert done.returncode == ConfigError.exit_code, done.stdout
         assert done.stderr.splitlines()[0].removeprefix("zswapd: error: ") in log

@@ -74,10 +74,14 @@ def test_damaged_pages_cost_their_own_readers_alone(stage: Stage) -> None:
         damage(daemon, [*BAD, FIRST])
         assert is_behind(process.read([FIRST]), FIRST)
         unmerged(device)
-        wait_for(lambda: "cannot be read" in daemon.log_text(), "the log does not say so", 5)  # after the device was set
+        wait_for(
+            lambda: "cannot be read" in daemon.log_text(), "the log does not say so", 5
+        )  # after the device was set
         assert process.read(range(FIRST)) == BAD
         process.swap_out()
-        assert process.read(range(PAGES)) == [*BAD, FIRST], "their neighbours are readable, each time"
+        assert process.read(range(PAGES)) == [*BAD, FIRST], (
+            "their neighbours are readable, each time"
+        )
 
         # A successor knows, or finds out; and so does it of a loop device that is new.
         old = daemon.worker_pid()
@@ -93,7 +97,9 @@ def test_damaged_pages_cost_their_own_readers_alone(stage: Stage) -> None:
     assert nomerges(device) == "0", "the next user of the loop device is to find it as it was"
 
 
-def test_damage_that_shows_in_readahead_costs_no_page_in_front_of_it_and_is_over_with_its_process(stage: Stage) -> None:
+def test_damage_that_shows_in_readahead_costs_no_page_in_front_of_it_and_is_over_with_its_process(
+    stage: Stage,
+) -> None:
     daemon = stage.daemon(size="64M")
     device = daemon.swapon()
     cgroup = stage.cgroup(64)
@@ -109,7 +115,9 @@ def test_damage_that_shows_in_readahead_costs_no_page_in_front_of_it_and_is_over
     wait_for(lambda: "are merged again" in daemon.log_text(), "the log does not say so", 5)
 
 
-def test_changed_slots_of_the_disk_cost_their_own_readers_alone(stage: Stage, tmp_path: Path) -> None:
+def test_changed_slots_of_the_disk_cost_their_own_readers_alone(
+    stage: Stage, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     daemon = stage.daemon(size="64M", backing__path=str(store), backing__promote="false")
     device = daemon.swapon()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own PSI trigger, under a stall that is real but bounded: a program reads more than its memory cgroup holds."""
+"""The kernel's own PSI trigger, under a stall that is real but bounded.
+
+A program reads more than its memory cgroup holds.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ async def test_a_stall_fires_the_trigger(tmp_path: Path) -> None:
     with big.open("wb") as file:
         file.write(bytes(96 * MIB))
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # its pages are to be the reader's
+        os.posix_fadvise(
+            file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED
+        )  # its pages are to be the reader's
     with MemoryCgroup("pressure", 24 * MIB) as cgroup:
         reader = subprocess.Popen([sys.executable, "-c", _READER, str(big)], start_new_session=True)  # noqa: ASYNC220
         try:

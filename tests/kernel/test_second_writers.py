@@ -26,7 +26,12 @@ def assert_closed_to_writers(file: Path) -> None:
     place = os.open(file, os.O_PATH)
     try:
         for path in (file, Path(f"/proc/self/fd/{reader}"), Path(f"/proc/self/fd/{place}")):
-            for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_DIRECT, os.O_WRONLY | os.O_TRUNC):
+            for flags in (
+                os.O_WRONLY,
+                os.O_RDWR,
+                os.O_RDWR | os.O_DIRECT,
+                os.O_WRONLY | os.O_TRUNC,
+            ):
                 with pytest.raises(OSError, match=r"Text file busy|not permitted") as caught:
                     os.open(path, flags)
                 assert caught.value.errno == (errno.EPERM if flags & os.O_TRUNC else errno.ETXTBSY)
@@ -108,9 +113,13 @@ def test_what_swapoff_by_hand_leaves_goes(stage: Stage, dies: bool) -> None:
     daemon.swapoff()
 
 
-def test_what_swapoff_leaves_on_a_loop_device_that_stays_goes_but_for_its_header(stage: Stage) -> None:
+def test_what_swapoff_leaves_on_a_loop_device_that_stays_goes_but_for_its_header(
+    stage: Stage,
+) -> None:
     daemon = stage.daemon(size="256M")
-    device = system.run("losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", daemon.file).strip()
+    device = system.run(
+        "losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", daemon.file
+    ).strip()
     try:
         system.run("mkswap", device)
         for _ in range(2):
@@ -118,7 +127,9 @@ def test_what_swapoff_leaves_on_a_loop_device_that_stays_goes_but_for_its_header
             fill(stage, daemon)
             system.run("swapoff", device)
             wait_for(lambda: stored_pages(daemon) == 1, "pages stay")
-        system.run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=2", "seek=4", "oflag=direct")
+        system.run(
+            "dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=2", "seek=4", "oflag=direct"
+        )
         kept = stored_pages(daemon)
     finally:
         system.run("losetup", "--detach", device)

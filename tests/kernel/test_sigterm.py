@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SIGTERM while swapped on: swapoff first, and where that cannot fit, go on serving. Never take the data along."""
+"""SIGTERM while swapped on: swapoff first, and where that cannot fit, go on serving.
+
+Never take the data along.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,12 @@ def test_sigterm_without_room_goes_on_serving(stage: Stage) -> None:
 
     room = room_elsewhere(device) > 192 * MIB
     os.kill(daemon.pid, signal.SIGTERM)
-    wait_for(lambda: "not stopping, the data has nowhere to go" in daemon.log_text() or not daemon.alive(), "no answer")
+    wait_for(
+        lambda: (
+            "not stopping, the data has nowhere to go" in daemon.log_text() or not daemon.alive()
+        ),
+        "no answer",
+    )
 
     if room:
         assert daemon.wait_for_end() == 0
@@ -142,13 +150,17 @@ def test_sigterm_when_not_swapped_on_exits_cleanly(stage: Stage) -> None:
     assert system.mounts_below(daemon.directory) == []
 
 
-def test_a_loop_device_of_a_stranger_with_any_name_is_no_obstacle(stage: Stage, tmp_path: Path) -> None:
+def test_a_loop_device_of_a_stranger_with_any_name_is_no_obstacle(
+    stage: Stage, tmp_path: Path
+) -> None:
     daemon = stage.daemon(size="64M")
     image = os.fsencode(tmp_path) + b"/na\xefve.img"
     with open(image, "wb") as file:
         file.truncate(MIB)
     attach = [b"losetup", b"--find", b"--show", image]
-    other = subprocess.run(attach, check=True, capture_output=True, timeout=20).stdout.decode().strip()
+    other = (
+        subprocess.run(attach, check=True, capture_output=True, timeout=20).stdout.decode().strip()
+    )
     try:
         daemon.swapon()
         assert daemon.ctl_json("status")["files"][0]["device"]
@@ -171,7 +183,10 @@ def test_a_swapoff_that_cannot_even_be_tried_is_a_reason_to_go_on_serving(
 
     os.kill(daemon.pid, signal.SIGTERM)
 
-    wait_for(lambda: "not stopping, swapoff cannot be tried: PermissionError" in daemon.log_text(), "not refused")
+    wait_for(
+        lambda: "not stopping, swapoff cannot be tried: PermissionError" in daemon.log_text(),
+        "not refused",
+    )
     assert daemon.ask("status")["state"] == "serving"
     assert daemon.worker_pid() == worker
     assert system.is_swap(device)
@@ -179,7 +194,12 @@ def test_a_swapoff_that_cannot_even_be_tried_is_a_reason_to_go_on_serving(
 
 def test_a_mountpoint_that_is_a_link_is_known_by_both_names(tmp_path: Path) -> None:
     link = tmp_path / "link"
-    daemon = Daemon(size="64M", settings={"cache.limit": "32M"}, arguments=["--mountpoint", str(link)], parent=tmp_path)
+    daemon = Daemon(
+        size="64M",
+        settings={"cache.limit": "32M"},
+        arguments=["--mountpoint", str(link)],
+        parent=tmp_path,
+    )
     link.symlink_to(daemon.mountpoint)
     slow = tmp_path / "slow"
     slow.write_bytes(b"abc" * 4096)
@@ -211,7 +231,12 @@ def test_a_stop_that_was_refused_is_over(tmp_path: Path) -> None:
         worker = daemon.worker_pid()
         os.kill(worker, signal.SIGKILL)
         next_worker(daemon, worker)
-        spares = lambda: [pid for pid in system.children(daemon.pid) if system.name(pid) == "zswapd-spare"]  # noqa: E731
+
+        def spares() -> list[int]:
+            return [
+                pid for pid in system.children(daemon.pid) if system.name(pid) == "zswapd-spare"
+            ]
+
         wait_for(spares, "no spare")
         system.detach_loop(device)
         worker = daemon.worker_pid()

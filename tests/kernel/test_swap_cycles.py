@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.slow, pytest.ma
 WARM_UP = 3
 CYCLES = 20
 GROWTH_ALLOWED = 2 * MIB
-"""Of the daemon's PSS over all cycles: a leak of one page a cycle and page would be ten times that."""
+"""Of the daemon's PSS over all cycles: a leak of one page a cycle and page would be ten times that.
+"""
 
 
 def open_files(daemon: Daemon) -> int:

@@ -33,7 +33,9 @@ def test_swap_under_pressure_gives_every_byte_back(stage: Stage, codec: str) -> 
     names = ("fill", "seq", "random", "rewrite", "verify")
     phases = stage.workload(cgroup, DATA_MIB, *names).phases()
 
-    by_name = {name: next(phases) for name in names}  # it still runs after the last one, and holds its pages
+    by_name = {
+        name: next(phases) for name in names
+    }  # it still runs after the last one, and holds its pages
 
     assert by_name["verify"].mismatches == 0
     assert by_name["fill"].pages_out >= pages(DATA_MIB - MEMORY_MIB)
@@ -45,7 +47,8 @@ def test_swap_under_pressure_gives_every_byte_back(stage: Stage, codec: str) -> 
     assert pool["same_filled_pages"] > 0  # a twentieth of the data each
     assert pool["incompressible_pages"] > 0
     assert pool["frames"] * mmap.PAGESIZE <= 1.10 * pool["compressed_bytes"]
-    # the data compresses to 0.385; anything near a page a page would mean that codec or allocator do nothing
+    # the data compresses to 0.385; anything near a page a page would mean that codec or allocator
+    # do nothing
     assert pool["frames"] < 0.5 * pool["stored_pages"]
     assert cgroup.oom_kills() == 0
 
@@ -113,14 +116,20 @@ def test_status_while_swapped_on_agrees_with_the_kernel(stage: Stage) -> None:
 
     area = next(area for area in system.swaps() if area.path == device)
     assert area.priority == system.HIGHEST_PRIORITY
-    assert area.size in range(512 * MIB - 2 * mmap.PAGESIZE, 512 * MIB + 1)  # one page is mkswap's header
+    assert area.size in range(
+        512 * MIB - 2 * mmap.PAGESIZE, 512 * MIB + 1
+    )  # one page is mkswap's header
     assert status["state"] == "serving"
     assert status["discard"] is True
     assert status["files"][0]["size"] == 512 * MIB
-    assert status["pool"]["ratio"] == round(status["pool"]["stored_pages"] / status["pool"]["frames"], 4)
+    assert status["pool"]["ratio"] == round(
+        status["pool"]["stored_pages"] / status["pool"]["frames"], 4
+    )
     shown = re.search(r"ratio ([0-9.]+)", text)
     assert shown is not None
-    assert float(shown[1]) == pytest.approx(status["pool"]["ratio"], abs=0.05), "asked a moment later, when frames were freed"
+    assert float(shown[1]) == pytest.approx(status["pool"]["ratio"], abs=0.05), (
+        "asked a moment later, when frames were freed"
+    )
     # the kernel counts a slot before its page is written, and mkswap wrote one page that is no slot
     assert abs(status["pool"]["stored_pages"] - area.used // mmap.PAGESIZE) <= 2048
     assert all(isinstance(protection["on"], bool) for protection in status["protections"])
@@ -146,7 +155,8 @@ def test_pages_go_out_and_come_in_without_memory_from_the_kernel(stage: Stage) -
 
     for phase in phases:
         assert phase.mismatches == 0
-        # None, but for the thread's other tasks (the tick, housekeeping) now and then; a page path that asked has thousands.
+        # None, but for the thread's other tasks (the tick, housekeeping) now and then; a page path
+        # that asked has thousands.
         assert faults_of_the_serving_thread(daemon) - before < 10, phase.name
     after = daemon.ask("stats")["fuse"]
     for name in ("written_bytes", "read_bytes"):
@@ -154,7 +164,10 @@ def test_pages_go_out_and_come_in_without_memory_from_the_kernel(stage: Stage) -
 
 
 def test_what_a_process_has_swapped_out_goes_when_it_ends(stage: Stage) -> None:
-    """The kernel discards free slots, the pool gives their frames up, and housekeeping gives the memory back."""
+    """The kernel discards free slots, the pool gives their frames up.
+
+    And housekeeping gives the memory back.
+    """
     daemon = stage.daemon(memory__reserve="16M")
     daemon.swapon()
     workload = stage.workload(stage.cgroup(64), 256, "fill", "verify")
@@ -166,9 +179,14 @@ def test_what_a_process_has_swapped_out_goes_when_it_ends(stage: Stage) -> None:
     workload.kill()
 
     # what is left is in clusters of 2 MiB of which the kernel has not freed every slot
-    wait_for(lambda: daemon.pool_sample().pages <= stored.pages // 4, "the kernel has discarded nothing")
+    wait_for(
+        lambda: daemon.pool_sample().pages <= stored.pages // 4, "the kernel has discarded nothing"
+    )
     core = lambda: daemon.ask("stats")["core"]  # noqa: E731 - a name for what is waited for
-    wait_for(lambda: core()["arena_backed_bytes"] <= full - stored.pool_bytes // 2, "the memory does not come back")
+    wait_for(
+        lambda: core()["arena_backed_bytes"] <= full - stored.pool_bytes // 2,
+        "the memory does not come back",
+    )
     assert core()["frames"]["trimmed_frames"] > 0
     assert daemon.ask("stats")["fuse"]["discards"] > 0
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Workers die under real swap; the next one takes over: no wrong byte, no failed request, no counter that goes back."""
+"""Workers die under real swap.
+
+The next one takes over: no wrong byte, no failed request, no counter that goes back.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ from zswapd.supervisor.reaper import exit_status_if_dead
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(240)]
 
 TAKEOVER_LIMIT_S = 1.0
-"""For each GiB stored; the issue's promise. A pool of less than 64 MiB counts as that much (tools/torture.py)."""
+"""For each GiB stored; the issue's promise.
+
+A pool of less than 64 MiB counts as that much (tools/torture.py).
+"""
 PAGE = 4096
 RESERVE = (16 * MIB // PAGE) * 3 // 4
 """Frames at which a reserve of 16 MiB is not refilled."""
@@ -43,14 +49,23 @@ def counters(daemon: Daemon) -> dict[str, int]:
     """Cumulative counters that must never go back, by full name."""
     stats = daemon.ask("stats")
     front, fuse, zv = stats["core"]["frontswap"], stats["fuse"], stats["core"]["zv"]
-    found = {f"frontswap.{name}": front[name] for name in ("succ_stores", "loads", "invalidates", "failed_stores")}
-    found |= {f"fuse.{name}": fuse[name] for name in ("reads", "writes", "discards", "read_bytes", "written_bytes")}
+    found = {
+        f"frontswap.{name}": front[name]
+        for name in ("succ_stores", "loads", "invalidates", "failed_stores")
+    }
+    found |= {
+        f"fuse.{name}": fuse[name]
+        for name in ("reads", "writes", "discards", "read_bytes", "written_bytes")
+    }
     return found | {f"zv.{name}": zv[name] for name in ("stores", "loads")}
 
 
 @contextlib.contextmanager
 def load(stage: Stage, *, mib: int = 128, memory: int = 48) -> Iterator[Callable[[], int]]:
-    """Run a workload over and over in the background; yields a function that ends it and returns the pages that differed."""
+    """Run a workload over and over in the background.
+
+    Yields a function that ends it and returns the pages that differed.
+    """
     phases = ("fill", *("verify", "rewrite") * 500)
     workload = stage.workload(stage.cgroup(memory), mib, *phases)
     running = workload.phases()
@@ -103,7 +118,11 @@ BALLAST = PIECES * PIECE_BYTES
 
 def status_field(pid: int, name: str) -> int:
     """A number in /proc/PID/status."""
-    return next(int(line.split()[1]) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(name))
+    return next(
+        int(line.split()[1])
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith(name)
+    )
 
 
 def supervisor_memory(daemon: Daemon) -> int:
@@ -121,7 +140,9 @@ def test_supervisor_is_small_and_has_one_thread(stage: Stage) -> None:
 
 @pytest.mark.parametrize("spare", ["true", "false"])
 def test_takeover_takes_a_second_for_each_gib_at_most(stage: Stage, spare: str) -> None:
-    daemon = stage.daemon(size="512M", pool__limit="1G", memory__reserve="16M", service__spare=spare)
+    daemon = stage.daemon(
+        size="512M", pool__limit="1G", memory__reserve="16M", service__spare=spare
+    )
     piece = bytearray(MIB)
     with daemon.file.open("r+b", buffering=0) as file:
         for number in range(384):
@@ -133,7 +154,10 @@ def test_takeover_takes_a_second_for_each_gib_at_most(stage: Stage, spare: str) 
                     break
     gib = daemon.ask("status")["pool"]["stored_pages"] * PAGE / (1 << 30)
     assert gib == 384 / 1024
-    wait_for(lambda: daemon.ask("stats")["core"]["frames"]["reserve_frames"] >= RESERVE, "the reserve is not filled")
+    wait_for(
+        lambda: daemon.ask("stats")["core"]["frames"]["reserve_frames"] >= RESERVE,
+        "the reserve is not filled",
+    )
     memory, backed = supervisor_memory(daemon), daemon.ask("stats")["core"]["arena_backed_bytes"]
     times = []
     for _ in range(5):
@@ -143,7 +167,9 @@ def test_takeover_takes_a_second_for_each_gib_at_most(stage: Stage, spare: str) 
         os.kill(old, signal.SIGKILL)
         times.append(next_worker(daemon, old)["takeover_s"])
     print(f"{gib:.2f} GiB: {[f'{seconds * 1000:.0f} ms' for seconds in times]}")
-    assert min(times) <= TAKEOVER_LIMIT_S * gib  # other processes have this machine, too: the fastest of five
+    assert (
+        min(times) <= TAKEOVER_LIMIT_S * gib
+    )  # other processes have this machine, too: the fastest of five
     assert supervisor_memory(daemon) - memory < 2 * MIB + BALLAST
     assert daemon.ask("stats")["core"]["arena_backed_bytes"] <= backed + 16 * MIB  # a refill
     assert daemon.ask("status")["pool"]["stored_pages"] == 384 * MIB // PAGE
@@ -158,11 +184,15 @@ def test_torture_of_successors_in_their_takeover(stage: Stage) -> None:
     daemon.swapoff()
 
 
-def test_torture_as_with_a_kernel_that_has_neither_resend_nor_noswap(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torture_as_with_a_kernel_that_has_neither_resend_nor_noswap(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
     daemon = stage.daemon(size="256M", memory__arena="memfd")
     daemon.swapon()
-    outcome = torture(TorturePlan(kills=10, data_mib=128, memory_mib=48, pause_s=0.7, seed=4), daemon)
+    outcome = torture(
+        TorturePlan(kills=10, data_mib=128, memory_mib=48, pause_s=0.7, seed=4), daemon
+    )
     assert outcome.good(), outcome.lines()
     assert outcome.kills == 10
     assert daemon.ask("stats")["core"]["arena_kind"] == "memfd"
@@ -173,9 +203,15 @@ def test_torture_as_with_a_kernel_that_has_neither_resend_nor_noswap(stage: Stag
 def test_request_left_in_the_buffer_is_answered_though_no_other_comes(
     stage: Stage, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    point = {"a write": "store_alive:150", "a read": "page_loaded:200", "a discard": "discard_page:30"}[what]
+    point = {
+        "a write": "store_alive:150",
+        "a read": "page_loaded:200",
+        "a discard": "discard_page:30",
+    }[what]
     monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
-    monkeypatch.setenv("ZSWAPD_CRASH", f"{point}:kill:1")  # the first worker dies in the middle of it
+    monkeypatch.setenv(
+        "ZSWAPD_CRASH", f"{point}:kill:1"
+    )  # the first worker dies in the middle of it
     daemon = stage.daemon(size="64M", memory__arena="memfd")
     data = os.urandom(128 * PAGE)
     with daemon.file.open("r+b", buffering=0) as file:
@@ -219,7 +255,8 @@ HEADERS = 80
 
 
 @pytest.mark.parametrize(
-    ("what", "place"), [("data", HEADERS + 100 * PAGE), ("length", 1), ("opcode", 4), ("number", 8), ("file", 16)]
+    ("what", "place"),
+    [("data", HEADERS + 100 * PAGE), ("length", 1), ("opcode", 4), ("number", 8), ("file", 16)],
 )
 def test_request_that_changes_in_the_buffer_is_an_error_and_stored_by_nobody(
     stage: Stage, what: str, place: int, monkeypatch: pytest.MonkeyPatch, expect_output: Any
@@ -238,19 +275,28 @@ def test_request_that_changes_in_the_buffer_is_an_error_and_stored_by_nobody(
         except OSError as error:
             refusals.append(error)
 
-    with daemon.file.open("r+b", buffering=0) as file, contextlib.closing(shared_state(daemon)) as state:
+    with (
+        daemon.file.open("r+b", buffering=0) as file,
+        contextlib.closing(shared_state(daemon)) as state,
+    ):
         os.pwrite(file.fileno(), old, 0)
         writer = threading.Thread(target=write_again, args=(file.fileno(),))
         writer.start()
         at = hook_at(state) + 2 * PAGE - HEADERS
-        wait_for(lambda: state[at + HEADERS : at + HEADERS + len(new)] == new, "the request is not in the buffer")
+        wait_for(
+            lambda: state[at + HEADERS : at + HEADERS + len(new)] == new,
+            "the request is not in the buffer",
+        )
         time.sleep(0.2)  # it hangs in the middle of it
         state[at + place] ^= 4
         writer.join()
         assert [refusal.errno for refusal in refusals] == [errno.EIO]
         data = os.pread(file.fileno(), len(old), 0)
     for start in range(0, len(old), PAGE):
-        assert data[start : start + PAGE] in (old[start : start + PAGE], new[start : start + PAGE]), f"page {start // PAGE}"
+        assert data[start : start + PAGE] in (
+            old[start : start + PAGE],
+            new[start : start + PAGE],
+        ), f"page {start // PAGE}"
     assert data[64 * PAGE :] == old[64 * PAGE :], "it was stored after all"
     assert daemon.ask("status")["worker"]["deaths"] == 1
 
@@ -259,7 +305,10 @@ def test_first_message_of_the_kernel_is_there_twice(stage: Stage) -> None:
     """FUSE_INIT: without it no worker can serve."""
     daemon = stage.daemon(size="64M")
     data = os.urandom(8 * PAGE)
-    with daemon.file.open("r+b", buffering=0) as file, contextlib.closing(shared_state(daemon)) as state:
+    with (
+        daemon.file.open("r+b", buffering=0) as file,
+        contextlib.closing(shared_state(daemon)) as state,
+    ):
         os.pwrite(file.fileno(), data, 0)
         at = hook_at(state)
         first, second = at + 8 * state_module.HookWord.INIT_SIZE, at + PAGE
@@ -283,7 +332,9 @@ def test_first_message_of_the_kernel_is_there_twice(stage: Stage) -> None:
 def test_torture_of_two_hundred_kills(stage: Stage) -> None:
     daemon = stage.daemon(size="1G")
     daemon.swapon()
-    outcome = torture(TorturePlan(kills=200, data_mib=512, memory_mib=96, pause_s=1.5, seed=3), daemon)
+    outcome = torture(
+        TorturePlan(kills=200, data_mib=512, memory_mib=96, pause_s=1.5, seed=3), daemon
+    )
     print("\n".join(outcome.lines()))
     assert outcome.good(), outcome.lines()
     assert outcome.kills == 200
@@ -302,7 +353,9 @@ def ready_spare(daemon: Daemon) -> int:
     wait_for(lambda: spares(daemon), "no spare")
     (spare,) = spares(daemon)
     # It has locked its memory and waits: the last things that it does.
-    wait_for(lambda: "unix_stream" in Path(f"/proc/{spare}/wchan").read_text(), "the spare is not ready")
+    wait_for(
+        lambda: "unix_stream" in Path(f"/proc/{spare}/wchan").read_text(), "the spare is not ready"
+    )
     return spare
 
 
@@ -327,7 +380,9 @@ def test_without_a_spare_a_worker_is_forked(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP, signal.SIGBUS])
-def test_other_ways_to_die(stage: Stage, number: signal.Signals, expect_output: Callable[..., object]) -> None:
+def test_other_ways_to_die(
+    stage: Stage, number: signal.Signals, expect_output: Callable[..., object]
+) -> None:
     if number != signal.SIGSTOP:  # which only SIGKILL can end
         expect_output("Fatal Python error")
     daemon = stage.daemon(size="256M", service__hang_timeout="1")
@@ -368,7 +423,9 @@ def test_successor_that_hangs_in_its_takeover_is_ended_as_soon_as_any(
         assert (status["deaths"], status["number"]) == (1, 2), "it goes on when it is promoted"
         return
     assert (status["deaths"], status["number"]) == (2, 3)
-    assert status["takeover_s"] < time.monotonic() - begin - 1, "its own, not that of the one that hung"
+    assert status["takeover_s"] < time.monotonic() - begin - 1, (
+        "its own, not that of the one that hung"
+    )
 
 
 def test_worker_taken_by_the_oom_killer(stage: Stage) -> None:
@@ -377,7 +434,9 @@ def test_worker_taken_by_the_oom_killer(stage: Stage) -> None:
     crowded = stage.cgroup(2)
     with load(stage) as finish:
         old = daemon.worker_pid()
-        (crowded.path / "cgroup.procs").write_text(str(old))  # whatever it populates from now on is too much
+        (crowded.path / "cgroup.procs").write_text(
+            str(old)
+        )  # whatever it populates from now on is too much
         wait_for(lambda: crowded.oom_kills() > 0, "the OOM killer did not come")
         worker = next_worker(daemon, old)
         assert finish() == 0
@@ -400,12 +459,21 @@ def test_counters_of_contents_are_right_after_a_takeover(stage: Stage) -> None:
     after = daemon.ask("stats")["core"]
 
     for part, names in {
-        "zv": ("curr_pages", "curr_zbytes", "curr_object_bytes", "curr_same_filled", "curr_incompressible", "curr_dist_counts"),
+        "zv": (
+            "curr_pages",
+            "curr_zbytes",
+            "curr_object_bytes",
+            "curr_same_filled",
+            "curr_incompressible",
+            "curr_dist_counts",
+        ),
         "zsmalloc": ("objects", "zspages", "used_frames", "object_bytes"),
         "tmem": ("curr_obj_count", "curr_objnode_count"),
         "frames": ("used_frames",),
     }.items():
-        assert {name: after[part][name] for name in names} == {name: before[part][name] for name in names}
+        assert {name: after[part][name] for name in names} == {
+            name: before[part][name] for name in names
+        }
     assert after["devices"][0]["stored_pages"] == before["devices"][0]["stored_pages"]
     assert after["arena_backed_bytes"] <= backed + 8 * MIB
     assert next(phases).mismatches == 0
@@ -432,7 +500,9 @@ def test_upgrade_under_load(stage: Stage) -> None:
     assert daemon.ask("stats")["fuse"]["request_errors"] == 0
 
 
-def test_upgrade_to_a_program_that_cannot_take_over_is_refused_before_anything_stops(stage: Stage, tmp_path: Path) -> None:
+def test_upgrade_to_a_program_that_cannot_take_over_is_refused_before_anything_stops(
+    stage: Stage, tmp_path: Path
+) -> None:
     config = tmp_path / "zswapd.toml"
     config.write_text('[pool]\ncompressor = "lz4"\n')
     daemon = stage.daemon(size="64M", arguments=["--config", str(config)])
@@ -457,7 +527,10 @@ def test_supervisor_killed_worker_goes_on_and_a_new_supervisor_takes_over(stage:
         old = daemon.worker_pid()
         os.kill(daemon.pid, signal.SIGKILL)
         daemon.wait_for_end()
-        wait_for(lambda: not daemon.ask("status")["worker"]["supervised"], "the worker still sees its supervisor")
+        wait_for(
+            lambda: not daemon.ask("status")["worker"]["supervised"],
+            "the worker still sees its supervisor",
+        )
         time.sleep(0.5)
         daemon.start()  # with the same arguments
         status = daemon.ask("status")
@@ -493,7 +566,9 @@ def test_supervisor_killed_and_worker_stopped_a_new_supervisor_takes_over(stage:
 
 
 @pytest.mark.parametrize("worker", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
-def test_what_a_service_manager_has_kept_is_adopted_whatever_the_worker_is_at(stage: Stage, worker: signal.Signals) -> None:
+def test_what_a_service_manager_has_kept_is_adopted_whatever_the_worker_is_at(
+    stage: Stage, worker: signal.Signals
+) -> None:
     daemon = stage.daemon(size="64M", service__hang_timeout="1")
     data = os.urandom(PAGE)
     with daemon.file.open("r+b", buffering=0) as file:
@@ -517,7 +592,10 @@ def test_what_a_service_manager_has_kept_is_adopted_whatever_the_worker_is_at(st
 
 
 def test_supervisor_killed_and_worker_in_a_loop_a_new_supervisor_takes_over(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_output: Callable[..., object]
+    stage: Stage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_output: Callable[..., object],
 ) -> None:
     expect_output("Fatal Python error")  # it says where it was
     monkeypatch.setenv("ZSWAPD_CRASH", "store_alive:1:hang")
@@ -528,8 +606,17 @@ def test_supervisor_killed_and_worker_in_a_loop_a_new_supervisor_takes_over(
     daemon.wait_for_end()
     data = os.urandom(PAGE)
     (tmp_path / "page").write_bytes(data)
-    # A process of its own: this one forks, and whoever closes the file meanwhile waits for the worker.
-    copy = ["dd", f"if={tmp_path / 'page'}", f"of={daemon.file}", "bs=4096", "count=1", "conv=notrunc", "status=none"]
+    # A process of its own: this one forks, and whoever closes the file meanwhile waits for the
+    # worker.
+    copy = [
+        "dd",
+        f"if={tmp_path / 'page'}",
+        f"of={daemon.file}",
+        "bs=4096",
+        "count=1",
+        "conv=notrunc",
+        "status=none",
+    ]
     with subprocess.Popen(copy) as writer:
         wait_for(lambda: is_busy(old), "the worker is in no loop")
         daemon.start()
@@ -579,7 +666,11 @@ def test_worker_that_hangs_is_left_alone_while_its_supervisor_lives(stage: Stage
         arguments = ["run", "--size", "64M", "--mountpoint", str(daemon.mountpoint)]
         settings = ["--set", f"control.socket={daemon.socket}", "--set", "service.hang_timeout=1"]
         done = subprocess.run(
-            [*program("zswapd"), *arguments, *settings], check=False, capture_output=True, text=True, timeout=30
+            [*program("zswapd"), *arguments, *settings],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
     finally:
         for pid in stopped:
@@ -619,15 +710,27 @@ def test_sigterm_while_a_worker_is_being_replaced_is_not_forgotten(stage: Stage)
 def test_second_daemon_is_refused_while_the_first_has_its_supervisor(stage: Stage) -> None:
     daemon = stage.daemon(size="64M")
     old = daemon.worker_pid()
-    arguments = ["run", "--size", "64M", "--mountpoint", str(daemon.mountpoint), "--set", f"control.socket={daemon.socket}"]
-    done = subprocess.run([*program("zswapd"), *arguments], check=False, capture_output=True, text=True, timeout=30)
+    arguments = [
+        "run",
+        "--size",
+        "64M",
+        "--mountpoint",
+        str(daemon.mountpoint),
+        "--set",
+        f"control.socket={daemon.socket}",
+    ]
+    done = subprocess.run(
+        [*program("zswapd"), *arguments], check=False, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 14
     assert "another zswapd runs" in done.stderr
     assert daemon.worker_pid() == old
     assert daemon.ask("status")["worker"]["supervised"]
 
 
-def test_request_that_kills_every_worker_is_answered_with_eio(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_that_kills_every_worker_is_answered_with_eio(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ZSWAPD_CRASH", "store_alive:3")  # each worker dies at its third store
     daemon = stage.daemon(size="64M")
     fd = os.open(daemon.file, os.O_RDWR)
@@ -636,9 +739,16 @@ def test_request_that_kills_every_worker_is_answered_with_eio(stage: Stage, monk
         with pytest.raises(OSError, match="Input/output error") as caught:
             os.pwrite(fd, data, 0)
         assert caught.value.errno == errno.EIO
-        pages = [(os.pread(fd, PAGE, offset), data[offset : offset + PAGE]) for offset in range(0, len(data), PAGE)]
-        assert [page in (bytes(PAGE), new) for page, new in pages] == [True] * 8  # as before or as written
-        assert [page == new for page, new in pages] == [True] * 3 + [False] * 5  # each came as far as its third store
+        pages = [
+            (os.pread(fd, PAGE, offset), data[offset : offset + PAGE])
+            for offset in range(0, len(data), PAGE)
+        ]
+        assert [page in (bytes(PAGE), new) for page, new in pages] == [
+            True
+        ] * 8  # as before or as written
+        assert [page == new for page, new in pages] == [True] * 3 + [
+            False
+        ] * 5  # each came as far as its third store
         os.pwrite(fd, b"b" * PAGE, 64 * PAGE)  # the next worker has two to go
         assert os.pread(fd, PAGE, 64 * PAGE) == b"b" * PAGE
     finally:
@@ -665,7 +775,9 @@ def test_request_that_kills_every_worker_is_answered_with_eio(stage: Stage, monk
 def test_worker_after_worker_fails_and_swap_goes_on(
     stage: Stage, crash: str, monkeypatch: pytest.MonkeyPatch, expect_output: Callable[..., object]
 ) -> None:
-    if crash.endswith(("hang", "segv")) or crash.startswith("job_"):  # who gives up on the way of a page formats no traceback
+    if crash.endswith(("hang", "segv")) or crash.startswith(
+        "job_"
+    ):  # who gives up on the way of a page formats no traceback
         expect_output("Fatal Python error|Traceback", count=None)
     monkeypatch.setenv("ZSWAPD_CRASH", crash)
     daemon = stage.daemon(size="256M", service__hang_timeout="1")
@@ -686,7 +798,9 @@ def test_worker_after_worker_fails_and_swap_goes_on(
     assert told["status"]["poisoned_requests"] == 0
     assert told["stats"]["fuse"]["request_errors"] == 0
     gives_up = "store" in crash or "page" in crash or "frames" in crash
-    assert bool(told["stats"]["worker"]["broken"]) is (gives_up and crash.endswith(("bug", "memory")))
+    assert bool(told["stats"]["worker"]["broken"]) is (
+        gives_up and crash.endswith(("bug", "memory"))
+    )
 
 
 def test_contents_are_in_no_core_dump_and_gone_after_a_clean_stop(stage: Stage) -> None:
@@ -695,8 +809,13 @@ def test_contents_are_in_no_core_dump_and_gone_after_a_clean_stop(stage: Stage) 
     os.pwrite(fd, b"secret! " * 512, 0)
     os.close(fd)
     worker = daemon.worker_pid()
-    assert "Max core file size        0                    0" in Path(f"/proc/{worker}/limits").read_text()
-    (forbidden,) = (item for item in daemon.ask("status")["protections"] if item["name"] == "no_core_dumps")
+    assert (
+        "Max core file size        0                    0"
+        in Path(f"/proc/{worker}/limits").read_text()
+    )
+    (forbidden,) = (
+        item for item in daemon.ask("status")["protections"] if item["name"] == "no_core_dumps"
+    )
     assert forbidden["on"]
     assert forbidden["detail"] == "what is swapped out is in no core dump"
     shared = shared_mappings(worker)
@@ -710,7 +829,9 @@ def test_whoever_dumps_a_worker_all_the_same_finds_no_page_in_it(stage: Stage) -
     daemon = stage.daemon(size="64M")
     secrets = [b"a secret of 24 letters!!", os.urandom(24)]
     first = daemon.worker_pid()
-    os.kill(first, signal.SIGKILL)  # what a successor has it has from its supervisor, or got in a hurry
+    os.kill(
+        first, signal.SIGKILL
+    )  # what a successor has it has from its supervisor, or got in a hurry
     next_worker(daemon, first)
     with daemon.file.open("r+b", buffering=0) as file:
         for place, secret in enumerate(secrets):
@@ -731,7 +852,10 @@ def test_whoever_dumps_a_worker_all_the_same_finds_no_page_in_it(stage: Stage) -
 
 
 def found_in(pid: int, secrets: list[bytes], *, dumped: bool) -> list[str]:
-    """The private mappings of a process in which a secret lies: those that a core dump has, or the others (VM_DONTDUMP)."""
+    """The private mappings of a process in which a secret lies.
+
+    Those that a core dump has, or the others (VM_DONTDUMP).
+    """
     found, mapping, is_there = [], "", False
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -739,7 +863,12 @@ def found_in(pid: int, secrets: list[bytes], *, dumped: bool) -> list[str]:
                 mapping = line
             elif line.startswith("Rss:"):
                 is_there = " 0 kB" not in line
-            elif line.startswith("VmFlags:") and " rw-p " in mapping and is_there and ("dd" in line.split()) is not dumped:
+            elif (
+                line.startswith("VmFlags:")
+                and " rw-p " in mapping
+                and is_there
+                and ("dd" in line.split()) is not dumped
+            ):
                 begin, end = (int(number, 16) for number in mapping.split(" ")[0].split("-"))
                 contents = os.pread(memory.fileno(), end - begin, begin)
                 found += [mapping for secret in secrets if secret in contents]

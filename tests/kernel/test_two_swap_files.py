@@ -21,7 +21,9 @@ def test_two_files_with_equal_priority_share_the_pages(stage: Stage) -> None:
     cgroup = stage.cgroup(64)
 
     phases = stage.workload(cgroup, 256, "fill", "seq", "rewrite", "verify").phases()
-    last = [next(phases) for _ in range(4)][-1]  # it still runs after the last one, and holds its pages
+    last = [next(phases) for _ in range(4)][
+        -1
+    ]  # it still runs after the last one, and holds its pages
 
     assert last.mismatches == 0
     used = {area.path: area.used for area in system.swaps()}
@@ -42,7 +44,9 @@ def test_swapoff_of_one_file_leaves_the_other_untouched(stage: Stage) -> None:
     cgroup.set_limit(512 * MIB)
     daemon.swapoff("swap")
 
-    assert [area.path for area in system.swaps() if area.path in {second, *daemon.loops()}] == [second]
+    assert [area.path for area in system.swaps() if area.path in {second, *daemon.loops()}] == [
+        second
+    ]
     files = {file["name"]: file["stored_pages"] for file in daemon.ctl_json("status")["files"]}
     assert files["swap"] == 0
     assert files["second"] > 0

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Each allocator over pageframes against a dict of handle → bytes, compacted, trimmed and taken over meanwhile."""
+"""Each allocator over pageframes against a dict of handle → bytes, compacted.
+
+Trimmed and taken over meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ class AllocatorMachine(RuleBasedStateMachine):
     sizes: list[int]
 
     def make(self, frames: PageFrames, half: int, lru: Lru | None) -> None:
-        """Make the pool and choose few sizes, at the bounds of classes, so that runs fill up and empty in a short run."""
+        """Make the pool and choose few sizes, at the bounds of classes.
+
+        So that runs fill up and empty in a short run.
+        """
         raise NotImplementedError
 
     @initialize(
@@ -73,7 +79,12 @@ class AllocatorMachine(RuleBasedStateMachine):
                 self.pool.free(handle)
             self.pool.check()
             self.frames.check()
-            assert self.frames.used_frames == self.frames.ephemeral_frames == self.pool.used_frames() == 0
+            assert (
+                self.frames.used_frames
+                == self.frames.ephemeral_frames
+                == self.pool.used_frames()
+                == 0
+            )
 
     def _store(self, size: int) -> bool:
         handle = self.pool.alloc(size)
@@ -151,14 +162,20 @@ class AllocatorMachine(RuleBasedStateMachine):
         assert self.pool.adopt() == 0
         if self.order is not None:
             self.order = sorted(
-                {self._run_of(handle) for handle in self.objects if not self.pool.is_body(self._run_of(handle))}
+                {
+                    self._run_of(handle)
+                    for handle in self.objects
+                    if not self.pool.is_body(self._run_of(handle))
+                }
             )
         claimed = [handle for handle in self.objects if self.pool.claim(handle)]
         assert not any(self.pool.claim(handle) for handle in claimed)
         found: dict[int, int] = {}
         self.pool.each_object(found.__setitem__)
         assert {*found, *claimed} == set(self.objects)
-        assert all(found[handle] >= len(data) for handle, data in self.objects.items() if handle in found)
+        assert all(
+            found[handle] >= len(data) for handle, data in self.objects.items() if handle in found
+        )
         assert self.pool.free_unclaimed() == 0
 
     @precondition(lambda self: self.objects)
@@ -214,7 +231,9 @@ class AllocatorMachine(RuleBasedStateMachine):
         seen = self.pool.statistics()
         assert seen.objects == len(self.objects)
         assert seen.used_frames == self.pool.used_frames() == self.frames.used_frames
-        assert self.frames.ephemeral_frames == (self.frames.used_frames if self.half == EPHEMERAL else 0)
+        assert self.frames.ephemeral_frames == (
+            self.frames.used_frames if self.half == EPHEMERAL else 0
+        )
         memory = self.pool.memory
         for handle, data in self.objects.items():
             assert memory[handle : handle + len(data)] == data
@@ -226,7 +245,9 @@ class ZsmallocMachine(AllocatorMachine):
     def make(self, frames: PageFrames, half: int, lru: Lru | None) -> None:
         self.pool = ZsPool(frames, half, lru, max_zspage_frames=self.length)
         edges = [c.size for c in self.pool.classes[:: max(1, len(self.pool.classes) // 9)]]
-        self.sizes = [n + d for n in edges for d in (-1, 0, 1) if 16 <= n + d <= self.page_size] + [self.page_size]
+        self.sizes = [n + d for n in edges for d in (-1, 0, 1) if 16 <= n + d <= self.page_size] + [
+            self.page_size
+        ]
 
 
 class ZbudMachine(AllocatorMachine):
@@ -236,7 +257,10 @@ class ZbudMachine(AllocatorMachine):
         self.pool = ZbudPool(frames, half, lru)
         chunk = self.page_size // NCHUNKS
         self.sizes = [
-            n * chunk + d for n in (1, 20, 31, 32, 33, 44, 63, 64) for d in (-1, 0, 1) if n * chunk + d <= self.page_size
+            n * chunk + d
+            for n in (1, 20, 31, 32, 33, 44, 63, 64)
+            for d in (-1, 0, 1)
+            if n * chunk + d <= self.page_size
         ]
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Requests to a device with slots, while the disk answers in any order, well or badly, and pages are written back meanwhile.
+"""Requests to a device with slots, while the disk answers in any order, well or badly.
 
-Held to: a read gives what the last write that began before it has written, or what a write wrote that began while the read
-waited; an error only where a write or the disk has failed; never anything older, and never a mixture. Everybody is answered.
+And pages are written back meanwhile.
+
+Held to: a read gives what the last write that began before it has written, or what a write wrote
+that began while the read waited; an error only where a write or the disk has failed; never anything
+older, and never a mixture. Everybody is answered.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ class BackedMachine(RuleBasedStateMachine):
         logging.getLogger("zswapd.fuse.failures").disabled = True
         self.now = 0.0
         settings = (f"pool.allocator={allocator}", f"pool.incompressible={poor}")
-        self.files = Files(PAGES, PAGE, buffers=buffers, clock=lambda: self.now, settings=settings, ahead=ahead)
+        self.files = Files(
+            PAGES, PAGE, buffers=buffers, clock=lambda: self.now, settings=settings, ahead=ahead
+        )
         self.may: list[set[Held]] = [{ZEROS} for _ in range(PAGES)]
         self.writes: dict[int, dict[int, tuple[bytes, set[Held]]]] = {}
         """By request: for each page what it writes, and what the page may have been before."""
@@ -52,7 +57,10 @@ class BackedMachine(RuleBasedStateMachine):
 
     # Requests.
 
-    @rule(first=st.integers(0, PAGES - 1), kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=5))
+    @rule(
+        first=st.integers(0, PAGES - 1),
+        kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=5),
+    )
     def write(self, first: int, kinds: list[str]) -> None:
         pages = {}
         for number, kind in enumerate(kinds[: PAGES - first], first):
@@ -68,31 +76,54 @@ class BackedMachine(RuleBasedStateMachine):
         if not any(map(self._has_part, pages)):
             self._began(self.files.discard(first * PAGE, len(pages) * PAGE), pages)
 
-    @rule(number=st.integers(0, PAGES - 1), begin=st.integers(1, 4000), length=st.integers(1, 90), byte=st.integers(0, 255))
+    @rule(
+        number=st.integers(0, PAGES - 1),
+        begin=st.integers(1, 4000),
+        length=st.integers(1, 90),
+        byte=st.integers(0, 255),
+    )
     def change_a_part(self, number: int, begin: int, length: int, byte: int) -> None:
-        # Only one at a time, and where it is known what the rest is: two writers of one page would interleave.
+        # Only one at a time, and where it is known what the rest is: two writers of one page would
+        # interleave.
         if len(self.may[number]) != 1 or any(number in pages for pages in self.writes.values()):
             return
         (before,) = self.may[number]
         if not isinstance(before, bytes):
             return
         where = number * PAGE + begin
-        request = self.files.write(where, bytes([byte]) * length) if byte else self.files.discard(where, length)
+        request = (
+            self.files.write(where, bytes([byte]) * length)
+            if byte
+            else self.files.discard(where, length)
+        )
         self.parts.add(request)
-        self._began(request, {number: before[:begin] + bytes([byte]) * length + before[begin + length :]})
+        self._began(
+            request, {number: before[:begin] + bytes([byte]) * length + before[begin + length :]}
+        )
 
-    @rule(place=st.integers(0, PAGES - 1), begin=st.integers(1, 4000), length=st.integers(1, 90), byte=st.integers(0, 255))
-    def change_a_part_of_one_on_the_disk(self, place: int, begin: int, length: int, byte: int) -> None:
+    @rule(
+        place=st.integers(0, PAGES - 1),
+        begin=st.integers(1, 4000),
+        length=st.integers(1, 90),
+        byte=st.integers(0, 255),
+    )
+    def change_a_part_of_one_on_the_disk(
+        self, place: int, begin: int, length: int, byte: int
+    ) -> None:
         states = {number: self.files.device.state_of(number) for number in range(PAGES)}
         there = [number for number, state in states.items() if state and state.state == "disk"]
         if there:
             self.change_a_part(there[place % len(there)], begin, length, byte)
 
     def _has_part(self, number: int) -> bool:
-        return any(number in pages for request, pages in self.writes.items() if request in self.parts)
+        return any(
+            number in pages for request, pages in self.writes.items() if request in self.parts
+        )
 
     def _began(self, request: int, pages: dict[int, bytes]) -> None:
-        self.writes[request] = {number: (content, self.may[number]) for number, content in pages.items()}
+        self.writes[request] = {
+            number: (content, self.may[number]) for number, content in pages.items()
+        }
         for number, content in pages.items():
             self.last_writer[number] = request
             self.untouched.discard(number)
@@ -102,7 +133,10 @@ class BackedMachine(RuleBasedStateMachine):
     @rule(first=st.integers(0, PAGES - 1), count=st.integers(1, 6))
     def read(self, first: int, count: int) -> None:
         count = min(count, PAGES - first)
-        self.reads[self.files.read(first * PAGE, count * PAGE)] = (first, [set() for _ in range(count)])
+        self.reads[self.files.read(first * PAGE, count * PAGE)] = (
+            first,
+            [set() for _ in range(count)],
+        )
         self._answered()
 
     @rule(first=st.integers(0, PAGES - 1), count=st.integers(1, 3), times=st.integers(3, 8))
@@ -122,14 +156,17 @@ class BackedMachine(RuleBasedStateMachine):
             assert isinstance(answer, int)
             for number, (content, before) in pages.items():
                 if self.last_writer[number] != request:
-                    if answer < 0 and number in self.untouched:  # what came later may never have come to this page
+                    if (
+                        answer < 0 and number in self.untouched
+                    ):  # what came later may never have come to this page
                         self.may[number] |= before & {ZEROS, ERROR} | {ERROR}
                     continue
                 if answer >= 0:
                     self.may[number] = {content}
                 else:
-                    # Whichever of its pages failed is lost, if it was there; those behind it are as before, and so is one
-                    # of which a part was to be changed, and which could not be read.
+                    # Whichever of its pages failed is lost, if it was there; those behind it are as
+                    # before, and so is one of which a part was to be changed, and which could not
+                    # be read.
                     is_unread = request in self.parts and self._disk_failed_to_read
                     kept = before if len(pages) > 1 or is_unread else before & {ZEROS, ERROR}
                     self.may[number] = kept | {content, ERROR}
@@ -139,7 +176,8 @@ class BackedMachine(RuleBasedStateMachine):
             for number, one in enumerate(may, first):
                 one.update(self.may[number])
                 if self.files.transfers.statistics().failed_writes:
-                    # One page of a request has failed already, others are under way, and so its writer has no answer yet.
+                    # One page of a request has failed already, others are under way, and so its
+                    # writer has no answer yet.
                     for pages in self.writes.values():
                         if len(pages) > 1 and number in pages:
                             one.update(pages[number][1] & {ZEROS}, {ERROR})
@@ -147,7 +185,9 @@ class BackedMachine(RuleBasedStateMachine):
             first, may = self.reads.pop(request)
             answer = self.files.answers[request]
             if isinstance(answer, int):
-                assert any(ERROR in one for one in may) or self._disk_failed_to_read, "an error that nobody made"
+                assert any(ERROR in one for one in may) or self._disk_failed_to_read, (
+                    "an error that nobody made"
+                )
                 continue
             for number, one in enumerate(may, first):
                 found = answer[(number - first) * PAGE : (number - first + 1) * PAGE]
@@ -214,7 +254,9 @@ class BackedMachine(RuleBasedStateMachine):
         if hasattr(self, "files"):
             self.files.core.check()
             transfers = self.files.transfers
-            assert not transfers.is_idle() or transfers.statistics().free_buffers == transfers.buffers
+            assert (
+                not transfers.is_idle() or transfers.statistics().free_buffers == transfers.buffers
+            )
 
     def teardown(self) -> None:
         try:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Death at every crash point, again and again, against a model of what every page may hold.
 
-After each death a process takes over and finds: of every acknowledged write the data; of the one under way the old page, the
-new one or (where it was being refused) an error, never a mixture, nor zeros that nobody wrote; and no frame that is on no book.
+After each death a process takes over and finds: of every acknowledged write the data; of the one
+under way the old page, the new one or (where it was being refused) an error, never a mixture, nor
+zeros that nobody wrote; and no frame that is on no book.
 
-The short form kills a process at every point by a fixed list of operations, and some hundred processes at random; the long one
-(`--tier soak`) does thousands.
+The short form kills a process at every point by a fixed list of operations, and some hundred
+processes at random; the long one (`--tier soak`) does thousands.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ from zswapd.errors import ArenaError
 
 ALLOCATORS = ("zsmalloc", "zbud")
 OF_SLOTS = [
-    name for name, (number, _) in crashpoints.POINTS.items() if crashpoints.SLOT_STALE <= number <= crashpoints.TAKEOVER_SLOT
+    name
+    for name, (number, _) in crashpoints.POINTS.items()
+    if crashpoints.SLOT_STALE <= number <= crashpoints.TAKEOVER_SLOT
 ]
-POINTS = [name for name in crashpoints.POINTS if not name.startswith("takeover_") and name not in OF_SLOTS]
-TAKEOVER_POINTS = [name for name in crashpoints.POINTS if name.startswith("takeover_") and name not in OF_SLOTS]
+POINTS = [
+    name for name in crashpoints.POINTS if not name.startswith("takeover_") and name not in OF_SLOTS
+]
+TAKEOVER_POINTS = [
+    name for name in crashpoints.POINTS if name.startswith("takeover_") and name not in OF_SLOTS
+]
 
 
 def _kinds_of_arena() -> list[str]:
@@ -37,19 +44,32 @@ def _kinds_of_arena() -> list[str]:
 
 
 def _scenario(*, cached: bool = False) -> list[Op]:
-    """Operations that come by every point several times; of the cache's own too, if it is used first."""
+    """Operations that come by every point several times.
+
+    Of the cache's own too, if it is used first.
+    """
     ops: list[Op] = [("cache", 0, 60, "words"), ("evict", 4)] if cached else []
     ops += [("write", number, KINDS[number % len(KINDS)], number) for number in range(120)]
-    ops += [("write", number, KINDS[number * 5 % len(KINDS)], number + 1) for number in range(0, 120, 2)]
+    ops += [
+        ("write", number, KINDS[number * 5 % len(KINDS)], number + 1) for number in range(0, 120, 2)
+    ]
     ops += [("write", number, "half", number) for number in range(120, 200)]
     ops += [("write", number, KINDS[number % len(KINDS)], 3) for number in range(285, PAGES)]
     ops += [("read", 0, 20), ("refill", PAGES)]
     # Zspages with holes in them, to be packed.
     ops += [("discard", number, 3) for number in range(120, 200, 4)]
     ops += [("compact", 7), ("compact", 1000)]
-    ops += [("freeze", True), *(("write", number, "words", 5) for number in range(3, 20)), ("freeze", False)]
+    ops += [
+        ("freeze", True),
+        *(("write", number, "words", 5) for number in range(3, 20)),
+        ("freeze", False),
+    ]
     ops += [("write", 4, "words", 6), ("discard", 3, 4), ("discard", 8, 2)]
-    ops += [("keep_poor", False), *(("write", number, "noise", 7) for number in range(25, 40)), ("keep_poor", True)]
+    ops += [
+        ("keep_poor", False),
+        *(("write", number, "noise", 7) for number in range(25, 40)),
+        ("keep_poor", True),
+    ]
     ops += [("write", 26, "words", 6), ("discard", 0, 280), ("trim", 0), ("refill", 60)]
     return ops + [("write", number, KINDS[number % len(KINDS)], 9) for number in range(20)]
 
@@ -71,7 +91,8 @@ def test_death_at_each_point_by_the_list(point: str, nth: int, allocator: str) -
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("point", POINTS)
 def test_exception_at_each_point_is_a_death(point: str, allocator: str, how: str) -> None:
-    # What runs on the exception's way out runs over lists and counts that are in the middle of something.
+    # What runs on the exception's way out runs over lists and counts that are in the middle of
+    # something.
     with World("memfd", 4096, allocator, cache="zbud") as world:
         for nth in (1, 2, 9):
             life = world.live(_scenario(cached=nth > 1), point, nth, how=how)
@@ -81,9 +102,11 @@ def test_exception_at_each_point_is_a_death(point: str, allocator: str, how: str
 
 @pytest.mark.parametrize(("allocator", "kind"), [("zsmalloc", "half"), ("zbud", "words")])
 @pytest.mark.parametrize("point", POINTS[: POINTS.index("store_still_lost")])
-def test_what_lay_in_frames_before_does_not_come_back(point: str, allocator: str, kind: str) -> None:
-    # Whole objects, live words and all, are left in freed frames; new zspages of the same class are made of just these, and
-    # so are buddies of the same size.
+def test_what_lay_in_frames_before_does_not_come_back(
+    point: str, allocator: str, kind: str
+) -> None:
+    # Whole objects, live words and all, are left in freed frames; new zspages of the same class are
+    # made of just these, and so are buddies of the same size.
     with World("memfd", 4096, allocator) as world:
         work: list[Op] = [("write", number, kind, 1) for number in range(120)]
         work += [("discard", 0, PAGES), ("arm", point, 1)]
@@ -111,20 +134,40 @@ def test_lost_page_is_lost_until_its_new_copy_lives(point: str, kind: str) -> No
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize(
     "point",
-    [*(name for name in POINTS if name.startswith("store_") and "body" not in name and "lost" not in name), "free_header"],
+    [
+        *(
+            name
+            for name in POINTS
+            if name.startswith("store_") and "body" not in name and "lost" not in name
+        ),
+        "free_header",
+    ],
 )
 def test_death_while_pages_are_compressed_again(point: str, allocator: str) -> None:
     with World("memfd", 4096, allocator) as world:
-        work: list[Op] = [("write", number, ("words", "letters", "pointers")[number % 3], 1) for number in range(90)]
+        work: list[Op] = [
+            ("write", number, ("words", "letters", "pointers")[number % 3], 1)
+            for number in range(90)
+        ]
         for nth in (1, 7):
-            assert world.live([*work, ("arm", point, nth), ("recompress", 0, 90)], "takeover_run", 1).killed
+            assert world.live(
+                [*work, ("arm", point, nth), ("recompress", 0, 90)], "takeover_run", 1
+            ).killed
             world.check()
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("point", TAKEOVER_POINTS)
 @pytest.mark.parametrize(
-    "before", ["store_indexed", "store_checked", "store_body_written", "compact_alive", "trim_punched", "frames_headed"]
+    "before",
+    [
+        "store_indexed",
+        "store_checked",
+        "store_body_written",
+        "compact_alive",
+        "trim_punched",
+        "frames_headed",
+    ],
 )
 def test_death_in_the_takeover_after_a_death(point: str, before: str, allocator: str) -> None:
     with World("memfd", 4096, allocator) as world:
@@ -173,9 +216,15 @@ def ops() -> st.SearchStrategy[Op]:
 
 
 def crowds() -> st.SearchStrategy[list[Op]]:
-    """Draw many writes, or many discards with room left between them: what makes zspages full, and what makes them sparse."""
+    """Draw many writes, or many discards with room left between them.
+
+    What makes zspages full, and what makes them sparse.
+    """
     fill = st.tuples(
-        st.integers(0, PAGES - 80), st.integers(5, 80), st.sampled_from((*KINDS, "half", "words")), st.integers(1, 3)
+        st.integers(0, PAGES - 80),
+        st.integers(5, 80),
+        st.sampled_from((*KINDS, "half", "words")),
+        st.integers(1, 3),
     )
     writes = fill.map(lambda f: [("write", f[0] + n, f[2], n) for n in range(0, f[1], f[3])])
     thin = st.tuples(st.integers(0, PAGES - 80), st.integers(5, 80), st.integers(2, 5))
@@ -185,7 +234,9 @@ def crowds() -> st.SearchStrategy[list[Op]]:
 
 def lives() -> st.SearchStrategy[tuple[list[Op], str, int, bool]]:
     """Draw what a process does and where it dies."""
-    pieces = st.lists(st.one_of(crowds(), st.lists(ops(), min_size=1, max_size=10)), min_size=1, max_size=5)
+    pieces = st.lists(
+        st.one_of(crowds(), st.lists(ops(), min_size=1, max_size=10)), min_size=1, max_size=5
+    )
     work = pieces.map(lambda lists: [op for piece in lists for op in piece])
     nth = st.integers(1, 4) | st.integers(1, 150)
     dies_at_work = st.tuples(work, st.sampled_from(POINTS), nth, st.just(False))
@@ -203,7 +254,9 @@ def _run(
     packers: list[bool],
 ) -> None:
     with World(kind, page_size, allocator, cache=cache) as world:
-        for (work, point, nth, in_takeover), check, packer in zip(each, checks, packers, strict=False):
+        for (work, point, nth, in_takeover), check, packer in zip(
+            each, checks, packers, strict=False
+        ):
             world.packer = packer  # the successor may have the other form
             world.live(work, point, nth, in_takeover=in_takeover)
             if check:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A block device over the whole core, against a bytearray.
 
-Writes, reads and discards of any byte range; meanwhile the pool is frozen, runs out of frames, loses its taste for poor pages,
-changes its codec, is compacted, and has bits flipped in it. Whatever happens, a read gives the right bytes or an error, and
-never old data; and every layer's invariants hold after every step.
+Writes, reads and discards of any byte range; meanwhile the pool is frozen, runs out of frames,
+loses its taste for poor pages, changes its codec, is compacted, and has bits flipped in it.
+Whatever happens, a read gives the right bytes or an error, and never old data; and every layer's
+invariants hold after every step.
 """
 
 from __future__ import annotations
@@ -30,13 +31,18 @@ GOOD, LOST, DAMAGED = "good", "lost", "damaged"
 
 def ranges() -> st.SearchStrategy[tuple[float, float]]:
     """Draw (start, length) in pages: whole pages, pieces of one, and anything."""
-    whole = st.tuples(st.integers(0, PAGES - 1), st.integers(1, 8)).map(lambda r: (float(r[0]), float(r[1])))
+    whole = st.tuples(st.integers(0, PAGES - 1), st.integers(1, 8)).map(
+        lambda r: (float(r[0]), float(r[1]))
+    )
     piece = st.tuples(st.floats(0, PAGES - 0.01), st.floats(0, 1))
     return st.one_of(whole, piece, st.tuples(st.floats(0, PAGES - 0.01), st.floats(0, 6)))
 
 
 class DeviceMachine(RuleBasedStateMachine):
-    """`model` is what the device should hold; `state` says of each page whether it can be read at all."""
+    """`model` is what the device should hold.
+
+    `state` says of each page whether it can be read at all.
+    """
 
     stack: Stack
 
@@ -46,9 +52,13 @@ class DeviceMachine(RuleBasedStateMachine):
         allocator=st.sampled_from((ZsPool, ZbudPool)),
         damage=st.booleans(),
     )
-    def build(self, page_size: int, compressor: str, allocator: MakeAllocator, damage: bool) -> None:
+    def build(
+        self, page_size: int, compressor: str, allocator: MakeAllocator, damage: bool
+    ) -> None:
         self.damage = damage  # after damage, fewer things can be proved; hence runs without it
-        self.stack = build(page_size, frames=60, compressor=compressor, allocator=allocator, node_reserve=200)
+        self.stack = build(
+            page_size, frames=60, compressor=compressor, allocator=allocator, node_reserve=200
+        )
         self.stack.zv.limit_frames = 1 << 30
         self.page_size = page_size
         self.size = PAGES * page_size
@@ -86,15 +96,22 @@ class DeviceMachine(RuleBasedStateMachine):
     def _write(self, where: tuple[float, float], content: tuple[str, int]) -> None:
         begin, end = self._bytes(where)
         self.serial += 1
-        data = (page(*content, self.page_size) * (PAGES + 1))[begin % self.page_size :][: end - begin]
-        # Mark it, so that what was written now cannot be mistaken for what was there before; also where it compresses away.
+        data = (page(*content, self.page_size) * (PAGES + 1))[begin % self.page_size :][
+            : end - begin
+        ]
+        # Mark it, so that what was written now cannot be mistaken for what was there before; also
+        # where it compresses away.
         data = bytearray(data)
         for at in range(0, len(data), self.page_size // 2):
             data[at : at + 4] = self.serial.to_bytes(4, "little")[: len(data) - at]
         before = self.model[:]
         wanted = before[:]
         wanted[begin:end] = data
-        needs = [n for n in self._touched(begin, end) if self.state[n] != GOOD and not self._covers(begin, end, n)]
+        needs = [
+            n
+            for n in self._touched(begin, end)
+            if self.state[n] != GOOD and not self._covers(begin, end, n)
+        ]
         try:
             reason = self.device.write(begin, memoryview(bytes(data)))
         except LostPageError:
@@ -119,7 +136,11 @@ class DeviceMachine(RuleBasedStateMachine):
         before = self.model[:]
         wanted = before[:]
         wanted[begin:end] = bytes(end - begin)
-        needs = [n for n in self._touched(begin, end) if self.state[n] != GOOD and not self._covers(begin, end, n)]
+        needs = [
+            n
+            for n in self._touched(begin, end)
+            if self.state[n] != GOOD and not self._covers(begin, end, n)
+        ]
         try:
             self.device.discard(begin, end - begin)
         except (LostPageError, CorruptedPageError):
@@ -170,8 +191,13 @@ class DeviceMachine(RuleBasedStateMachine):
             return DAMAGED, b""
         return GOOD, bytes(out)
 
-    def _settle(self, begin: int, end: int, before: bytearray, wanted: bytearray, *, refused: bool) -> None:
-        """A request ended half-way: each page has to be as before or as wanted; at most one may be gone, if refused."""
+    def _settle(
+        self, begin: int, end: int, before: bytearray, wanted: bytearray, *, refused: bool
+    ) -> None:
+        """A request ended half-way: each page has to be as before or as wanted.
+
+        At most one may be gone, if refused.
+        """
         gone = 0
         for number in self._touched(begin, end):
             piece = slice(number * self.page_size, (number + 1) * self.page_size)
@@ -241,7 +267,9 @@ class DeviceMachine(RuleBasedStateMachine):
     def compact(self, bound: int) -> None:
         self.stack.tmem.compact(self.stack.zv, bound)
 
-    @precondition(lambda self: self.damage and any(self.state[number] == GOOD for number in self.stored))
+    @precondition(
+        lambda self: self.damage and any(self.state[number] == GOOD for number in self.stored)
+    )
     @rule(seed=st.integers(0, 1 << 16))
     def flip_a_bit(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -249,7 +277,9 @@ class DeviceMachine(RuleBasedStateMachine):
         for pampd in self.stack.tmem.pampds(self.stack.zv):
             key = self.stack.zv.key_of(pampd)
             if key.index << 8 | key.oid & 0xFF == number:
-                self.stack.arena.view[pampd + HEADER_BYTES + rng.randrange(8)] ^= 1 << rng.randrange(8)
+                self.stack.arena.view[pampd + HEADER_BYTES + rng.randrange(8)] ^= (
+                    1 << rng.randrange(8)
+                )
                 self.state[number] = DAMAGED
                 return
         raise AssertionError(f"page {number} was written and is not stored")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """frontswap over the whole core against a dict of (type, offset) → page.
 
-Several swap files; stores are refused for every reason there is, also those of pages that were stored before; codecs change in
-the middle; the pool is compacted, its reserve refilled and trimmed; bits are flipped in it.
+Several swap files; stores are refused for every reason there is, also those of pages that were
+stored before; codecs change in the middle; the pool is compacted, its reserve refilled and trimmed;
+bits are flipped in it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def types() -> st.SearchStrategy[int]:
 
 def offsets() -> st.SearchStrategy[int]:
     """Draw offsets that meet often, and those at which swizzling carries over."""
-    return st.one_of(st.integers(0, 12), st.sampled_from((255, 256, 257, 511, 65535, 65536, MAX_OFFSET)))
+    return st.one_of(
+        st.integers(0, 12), st.sampled_from((255, 256, 257, 511, 65535, 65536, MAX_OFFSET))
+    )
 
 
 class FrontswapMachine(RuleBasedStateMachine):
@@ -51,8 +54,18 @@ class FrontswapMachine(RuleBasedStateMachine):
         frames=st.integers(24, 90),
         damage=st.booleans(),
     )
-    def build(self, page_size: int, compressor: str, allocator: MakeAllocator, nodes: int, frames: int, damage: bool) -> None:
-        self.stack = build(page_size, frames=frames, compressor=compressor, allocator=allocator, node_reserve=nodes)
+    def build(
+        self,
+        page_size: int,
+        compressor: str,
+        allocator: MakeAllocator,
+        nodes: int,
+        frames: int,
+        damage: bool,
+    ) -> None:
+        self.stack = build(
+            page_size, frames=frames, compressor=compressor, allocator=allocator, node_reserve=nodes
+        )
         self.total = frames
         self.damage = damage  # after damage, fewer things can be proved; hence runs without it
         self.page_size = page_size
@@ -143,7 +156,11 @@ class FrontswapMachine(RuleBasedStateMachine):
     def switch_codec(self, name: str) -> None:
         self.stack.zv.compressor = compress.get(name)
 
-    @rule(keep_poor=st.booleans(), mean=st.sampled_from((0.05, 0.625)), limit=st.sampled_from((0.3, 2.0)))
+    @rule(
+        keep_poor=st.booleans(),
+        mean=st.sampled_from((0.05, 0.625)),
+        limit=st.sampled_from((0.3, 2.0)),
+    )
     def set_policy(self, keep_poor: bool, mean: float, limit: float) -> None:
         self.stack.zv.keep_poor = keep_poor
         self.stack.zv.max_mean_zsize = int(mean * self.page_size)
@@ -161,17 +178,23 @@ class FrontswapMachine(RuleBasedStateMachine):
         self.stack.frames.trim_now()
         self.stack.frames.refill_now()
 
-    @precondition(lambda self: self.damage and any(data is not DAMAGED for data in self.model.values()))
+    @precondition(
+        lambda self: self.damage and any(data is not DAMAGED for data in self.model.values())
+    )
     @rule(seed=st.integers(0, 1 << 16))
     def flip_a_bit(self, seed: int) -> None:
         rng = random.Random(seed)
-        swap_type, offset = rng.choice(sorted(place for place, data in self.model.items() if data is not DAMAGED))
+        swap_type, offset = rng.choice(
+            sorted(place for place, data in self.model.items() if data is not DAMAGED)
+        )
         key = swap_type << 8 | offset & 0xFF, offset >> 8
         for pampd in self.stack.tmem.pampds(self.stack.zv):
             named = self.stack.zv.key_of(pampd)
             if (named.oid, named.index) == key:
                 # Of the data: eight bytes are there whatever the page's form.
-                self.stack.arena.view[pampd + HEADER_BYTES + rng.randrange(8)] ^= 1 << rng.randrange(8)
+                self.stack.arena.view[pampd + HEADER_BYTES + rng.randrange(8)] ^= (
+                    1 << rng.randrange(8)
+                )
                 self.model[swap_type, offset] = DAMAGED
                 return
         raise AssertionError("the index does not name a page that was stored")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Both halves over one arena that is too small for them: the cache may lose pages and never shows an old one, swap loses none.
+"""Both halves over one arena that is too small for them.
+
+The cache may lose pages and never shows an old one, swap loses none.
 
 A store is refused only if there is nothing ephemeral left, or nothing that lies side by side.
 """
@@ -34,7 +36,9 @@ class HalvesMachine(RuleBasedStateMachine):
         frames=st.integers(24, 90),
     )
     def build(self, page_size: int, allocator: MakeAllocator, ephemeral: str, frames: int) -> None:
-        self.stack = build(page_size, frames=frames, allocator=allocator, ephemeral=ephemeral, node_reserve=300)
+        self.stack = build(
+            page_size, frames=frames, allocator=allocator, ephemeral=ephemeral, node_reserve=300
+        )
         self.stack.frames.reserve_target = 0
         self.stack.frontswap.init(TYPE)
         self.total = frames
@@ -75,21 +79,38 @@ class HalvesMachine(RuleBasedStateMachine):
         for offset in held:
             del self.swap[offset]
 
-    @rule(which=st.integers(0, 1), first=st.integers(0, 200), count=st.integers(1, 80), kind=st.sampled_from((*KINDS, "words")))
+    @rule(
+        which=st.integers(0, 1),
+        first=st.integers(0, 200),
+        count=st.integers(1, 80),
+        kind=st.sampled_from((*KINDS, "words")),
+    )
     def put(self, which: int, first: int, count: int, kind: str) -> None:
         for index in range(first, first + count):
             data = page(kind, index % 40, self.stack.page_size)
-            if self.stack.cache.cleancache.put_page(self.pools[which], 9, index, memoryview(data)) is None:
+            if (
+                self.stack.cache.cleancache.put_page(self.pools[which], 9, index, memoryview(data))
+                is None
+            ):
                 self.cached[which, index] = data
             else:
                 self.cached.pop((which, index), None)
 
-    @rule(which=st.integers(0, 1), first=st.integers(0, 200), count=st.integers(1, 80), keep=st.booleans())
+    @rule(
+        which=st.integers(0, 1),
+        first=st.integers(0, 200),
+        count=st.integers(1, 80),
+        keep=st.booleans(),
+    )
     def get(self, which: int, first: int, count: int, keep: bool) -> None:
         out = bytearray(self.stack.page_size)
         for index in range(first, first + count):
-            if self.stack.cache.cleancache.get_page(self.pools[which], 9, index, memoryview(out), keep=keep):
-                assert out == self.cached.get((which, index)), "a page that was never put, or an old one"
+            if self.stack.cache.cleancache.get_page(
+                self.pools[which], 9, index, memoryview(out), keep=keep
+            ):
+                assert out == self.cached.get((which, index)), (
+                    "a page that was never put, or an old one"
+                )
             else:
                 keep = False
             if not keep:

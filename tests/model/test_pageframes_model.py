@@ -15,11 +15,18 @@ from zswapd.errors import ArenaError
 
 
 class PageFramesMachine(RuleBasedStateMachine):
-    """Every used run keeps a mark in its first and last byte: a run handed out twice, or punched, shows."""
+    """Every used run keeps a mark in its first and last byte.
+
+    A run handed out twice, or punched, shows.
+    """
 
     frames: PageFrames
 
-    @initialize(page_size=st.sampled_from((4096, 16384, 65536)), chunks=st.integers(1, 3), odd=st.integers(-9, 9))
+    @initialize(
+        page_size=st.sampled_from((4096, 16384, 65536)),
+        chunks=st.integers(1, 3),
+        odd=st.integers(-9, 9),
+    )
     def build(self, page_size: int, chunks: int, odd: int) -> None:
         total = chunks * (2 << 20) // page_size + odd
         self.frames = PageFrames(Arena(total, page_size, kind="memfd"), reserve_frames=total // 2)
@@ -59,7 +66,9 @@ class PageFramesMachine(RuleBasedStateMachine):
     def free(self, data: st.DataObject, share: int) -> None:
         for first in data.draw(st.permutations(sorted(self.used)))[:share]:
             length, mark = self.used.pop(first)
-            assert {self.frames.table.first_of(frame) for frame in range(first, first + length)} == {first}
+            assert {
+                self.frames.table.first_of(frame) for frame in range(first, first + length)
+            } == {first}
             for end in self._ends(first, length):
                 assert self.frames.arena.view[end] == mark
             self.frames.free(first)
@@ -102,7 +111,9 @@ class PageFramesMachine(RuleBasedStateMachine):
         assert seen.free_frames + seen.used_frames <= self.total
         for first, (length, mark) in self.used.items():
             for end in self._ends(first, length):
-                assert self.frames.arena.view[end] == mark, "somebody wrote to or punched a used run"
+                assert self.frames.arena.view[end] == mark, (
+                    "somebody wrote to or punched a used run"
+                )
 
 
 TestPageFrames = PageFramesMachine.TestCase

@@ -14,8 +14,12 @@ TREES = 3
 
 def indexes() -> st.SearchStrategy[int]:
     """Draw indexes near each other and near the powers of 64, where trees grow and shrink."""
-    near = st.tuples(st.sampled_from([64**power for power in range(6)]), st.integers(-2, 2)).map(sum)
-    return st.one_of(st.integers(0, 200), near, st.integers(0, (1 << 32) - 1)).map(lambda i: min(max(i, 0), (1 << 32) - 1))
+    near = st.tuples(st.sampled_from([64**power for power in range(6)]), st.integers(-2, 2)).map(
+        sum
+    )
+    return st.one_of(st.integers(0, 200), near, st.integers(0, (1 << 32) - 1)).map(
+        lambda i: min(max(i, 0), (1 << 32) - 1)
+    )
 
 
 class RadixMachine(RuleBasedStateMachine):
@@ -40,7 +44,12 @@ class RadixMachine(RuleBasedStateMachine):
     def remove(self, tree: int, index: int) -> None:
         assert self.trees[tree].remove(index) == self.models[tree].pop(index, 0)
 
-    @rule(tree=st.integers(0, TREES - 1), index=indexes(), count=st.integers(1, 70), wrong=st.booleans())
+    @rule(
+        tree=st.integers(0, TREES - 1),
+        index=indexes(),
+        count=st.integers(1, 70),
+        wrong=st.booleans(),
+    )
     def take(self, tree: int, index: int, count: int, wrong: bool) -> None:
         for at in range(index, min(index + count, 1 << 32)):
             value = self.models[tree].get(at, 0)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tmem against a dict of (pool, oid, index) → page: several clients and pools, refusals, moves, and an index short of nodes."""
+"""tmem against a dict of (pool, oid, index) → page.
+
+Several clients and pools, refusals, moves, and an index short of nodes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ def indexes() -> st.SearchStrategy[int]:
 
 
 class TmemMachine(RuleBasedStateMachine):
-    """Every page that was put and not let go is there, under its own key only; the back end keeps nothing else."""
+    """Every page that was put and not let go is there, under its own key only.
+
+    The back end keeps nothing else.
+    """
 
     pools = Bundle("pools")
     tmem: Tmem
@@ -106,7 +112,9 @@ class TmemMachine(RuleBasedStateMachine):
     @rule(pool=pools, oid=oids(), index=indexes())
     def flush_page(self, pool: int, oid: int, index: int) -> None:
         if pool in self.owner:
-            assert self.tmem.flush_page(pool, oid, index) == (self.model.pop((pool, oid, index), None) is not None)
+            assert self.tmem.flush_page(pool, oid, index) == (
+                self.model.pop((pool, oid, index), None) is not None
+            )
 
     @rule(pool=pools, oid=oids(), first=indexes(), last=indexes())
     def flush_range(self, pool: int, oid: int, first: int, last: int) -> None:
@@ -145,7 +153,9 @@ class TmemMachine(RuleBasedStateMachine):
     def compact(self, bound: int) -> None:
         self.tmem.compact(self.pam, bound)
 
-    @rule(reason=st.sampled_from([None, None, RejectReason.FAILED_ALLOC, RejectReason.COMPRESS_POOR]))
+    @rule(
+        reason=st.sampled_from([None, None, RejectReason.FAILED_ALLOC, RejectReason.COMPRESS_POOR])
+    )
     def set_refusal(self, reason: RejectReason | None) -> None:
         self.pam.refuse = reason
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Transfers between slots and buffers, with requests that end in any order, well or badly.
 
-Held to: a slot has the last page that was written to it well; it is never read or written by two requests at once; readers get
-what was there when nobody wrote; buffers come back; and what is claimed is what is being written.
+Held to: a slot has the last page that was written to it well; it is never read or written by two
+requests at once; readers get what was there when nobody wrote; buffers come back; and what is
+claimed is what is being written.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class TransfersMachine(RuleBasedStateMachine):
 
     @rule(slots=st.sets(st.integers(0, SLOTS - 1), min_size=1, max_size=6))
     def read(self, slots: set[int]) -> None:
-        wanted = {slot for slot in slots if self.certain[slot] is not None and not self.queued[slot]}
+        wanted = {
+            slot for slot in slots if self.certain[slot] is not None and not self.queued[slot]
+        }
         if not wanted:
             return
         expected = {slot: self.certain[slot] for slot in wanted}
@@ -73,7 +76,11 @@ class TransfersMachine(RuleBasedStateMachine):
                 except OSError:
                     continue
                 # Written before it was this reader's turn: it has to look again.
-                assert page == expected[slot] or (page is None and self.certain[slot] != expected[slot]) or self.queued[slot]
+                assert (
+                    page == expected[slot]
+                    or (page is None and self.certain[slot] != expected[slot])
+                    or self.queued[slot]
+                )
                 if page is None:
                     assert self.transfers.is_writing(slot) or self.certain[slot] != expected[slot]
             self.over.append(fetch)
@@ -90,7 +97,10 @@ class TransfersMachine(RuleBasedStateMachine):
             self.reading -= 1
             self.transfers.kick()
 
-    @rule(place=st.integers(0, 7), code=st.sampled_from((0, 0, 0, errno.EIO, errno.ENODEV, errno.ENOSPC)))
+    @rule(
+        place=st.integers(0, 7),
+        code=st.sampled_from((0, 0, 0, errno.EIO, errno.ENODEV, errno.ENOSPC)),
+    )
     def finish(self, place: int, code: int) -> None:
         if place < len(self.disk.waiting):
             self.disk.finish(place, code)

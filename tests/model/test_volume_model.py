@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing stale, whatever comes between what: readers, writers and changes underneath, of a device that answers when it likes.
+"""Nothing stale, whatever comes between what.
 
-Time is logical: each page's contents say which version they are. A reader may get any version that was current at some moment
-between its question and its answer, and, since looks may be old, none older than the last look that was over before it asked.
+Readers, writers and changes underneath, of a device that answers when it likes.
+
+Time is logical: each page's contents say which version they are. A reader may get any version that
+was current at some moment between its question and its answer, and, since looks may be old, none
+older than the last look that was over before it asked.
 """
 
 from __future__ import annotations
@@ -61,7 +64,9 @@ class World:
             page, piece = first + place, data[place * PAGE : (place + 1) * PAGE]
             version = int(piece[22:30])
             assert piece == self.contents(page, version), "torn, or another page's"
-            assert version >= self.oldest_allowed(page, asked), f"page {page}: version {version} is stale"
+            assert version >= self.oldest_allowed(page, asked), (
+                f"page {page}: version {version} is stale"
+            )
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileServer]:
     """A mounted file, with the hook and without: what a user sees is the same but for discards.
 
-    Tests that ask for it (the parameter is one of ALLOCATORS) get one over each pair of allocators, too.
+    Tests that ask for it (the parameter is one of ALLOCATORS) get one over each pair of allocators,
+    too.
     """
     options = ["--no-hook"] if request.param == "plain" else []
     if request.param in ALLOCATORS:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swap and a volume in one small core, through the kernel, over each choice of allocators: a model for either half.
+"""Swap and a volume in one small core, through the kernel, over each choice of allocators.
+
+A model for either half.
 
 The frames are too few for both. Stores of swap evict what is cached, until nothing is cached.
 """
@@ -46,7 +48,9 @@ class SwapModel:
         count = min(rng.choice((1, 2, 16, 100)), SWAP_PAGES - first)
         match rng.choice(("write", "write", "write", "part", "discard", "read", "read")):
             case "write":
-                self._write(first, [page(rng.choice(KINDS), rng.randrange(40), PAGE) for _ in range(count)])
+                self._write(
+                    first, [page(rng.choice(KINDS), rng.randrange(40), PAGE) for _ in range(count)]
+                )
             case "part":
                 self._write_part(first)
             case "discard":
@@ -69,7 +73,10 @@ class SwapModel:
             self._look(first + place, {new[place], old[place]})
 
     def _look(self, number: int, possible: set[bytes | None]) -> None:
-        """Find out what became of a page whose write has failed: it is as the write made it, or as it was, or an error."""
+        """Find out what became of a page whose write has failed.
+
+        It is as the write made it, or as it was, or an error.
+        """
         try:
             self.pages[number] = os.pread(self._fd, PAGE, number * PAGE)
             assert self.pages[number] in possible
@@ -92,11 +99,15 @@ class SwapModel:
 
     def _read(self, first: int, count: int) -> None:
         expected = self.pages[first : first + count]
-        readable = expected.index(None) if None in expected else len(expected)  # a read is answered up to a page that is not
+        readable = (
+            expected.index(None) if None in expected else len(expected)
+        )  # a read is answered up to a page that is not
         if not readable:
             assert errno_of(os.pread, self._fd, count * PAGE, first * PAGE) == errno.EIO
         else:
-            assert os.pread(self._fd, count * PAGE, first * PAGE) == b"".join(filter(None, expected[:readable]))
+            assert os.pread(self._fd, count * PAGE, first * PAGE) == b"".join(
+                filter(None, expected[:readable])
+            )
 
     def read_all(self) -> None:
         """Read every page by itself."""
@@ -145,15 +156,21 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileServe
     rng = random.Random(2)
     kinds = [kind for kind in KINDS if kind not in {"poor", "noise"}]
     backing = tmp_path / "backing"
-    backing.write_bytes(b"".join(page(rng.choice(kinds), rng.randrange(40), PAGE) for _ in range(VOLUME_PAGES)))
+    backing.write_bytes(
+        b"".join(page(rng.choice(kinds), rng.randrange(40), PAGE) for _ in range(VOLUME_PAGES))
+    )
     os.utime(backing, ns=(backing.stat().st_mtime_ns - RACY_NS,) * 2)
     words = json.dumps({"disk": (str(backing), "writethrough")})
     sizes = ("--size", str(SWAP_PAGES * PAGE), "--frames", str(FRAMES))
-    with serving(tmp_path / "mnt", "--volumes", words, "--allocators", request.param, *sizes) as server:
+    with serving(
+        tmp_path / "mnt", "--volumes", words, "--allocators", request.param, *sizes
+    ) as server:
         yield server
 
 
-def test_both_halves_hold_what_their_models_say(request: pytest.FixtureRequest, served: FileServer, tmp_path: Path) -> None:
+def test_both_halves_hold_what_their_models_say(
+    request: pytest.FixtureRequest, served: FileServer, tmp_path: Path
+) -> None:
     rng = random.Random(5)
     volume = VolumeModel(served.mountpoint / "cache" / "disk", tmp_path / "backing", rng)
     swap = SwapModel(served.path, rng)
@@ -168,7 +185,9 @@ def test_both_halves_hold_what_their_models_say(request: pytest.FixtureRequest, 
         swap.close()
         volume.close()
     core = served.stop()["core"]
-    assert core["allocators"] == [CLASSES[name] for name in request.node.callspec.params["served"].split(",")]
+    assert core["allocators"] == [
+        CLASSES[name] for name in request.node.callspec.params["served"].split(",")
+    ]
     assert core["cleancache"]["succ_gets"] > 100
     assert core["zbuds"]["evicted_zpages"] > 100, "swap has evicted nothing"
     assert swap.refusals > 0, "there was always room"

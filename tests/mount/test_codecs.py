@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Codecs of a real daemon: switched while it runs, and pages compressed again, by command and by age."""
+"""Codecs of a real daemon: switched while it runs.
+
+And pages compressed again, by command and by age.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ def wrong(daemon: Daemon, count: int = COUNT) -> list[int]:
 
 
 def layout(daemon: Daemon) -> int:
-    """Return the layout of the shared state, which says who may take over, from among the worker's open files."""
+    """Return the layout of the shared state.
+
+    Which says who may take over, from among the worker's open files.
+    """
     for link in Path(f"/proc/{daemon.worker_pid()}/fd").iterdir():
         if str(link.readlink()).endswith(" (deleted)"):
             with link.open("rb") as file:
@@ -63,7 +69,9 @@ def test_codec_is_switched_while_pages_are_stored_and_all_stay_readable(stage: S
     assert wrong(daemon) == []
 
 
-def test_pages_are_compressed_again_by_command_and_older_programs_are_shut_out(stage: Stage) -> None:
+def test_pages_are_compressed_again_by_command_and_older_programs_are_shut_out(
+    stage: Stage,
+) -> None:
     daemon = stage.daemon("64M", memory__reserve="8M", pool__recompress_rate="100000")
     write(daemon, 0, COUNT)
     before = daemon.ask("stats")["core"]["zv"]

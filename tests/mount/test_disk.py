@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A daemon with a store in a file: what goes there and why, what comes back, and what a takeover keeps of it."""
+"""A daemon with a store in a file.
+
+What goes there and why, what comes back, and what a takeover keeps of it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ class Pages:
             self._kinds[number] = kind
 
     def get(self, number: int) -> None:
-        assert os.pread(self._fd, PAGE, number * PAGE) == page(self._kinds[number], number, PAGE), number
+        assert os.pread(self._fd, PAGE, number * PAGE) == page(self._kinds[number], number, PAGE), (
+            number
+        )
 
     def get_all(self) -> None:
         for number in self._kinds:
@@ -96,9 +101,13 @@ def test_commands_and_settings_send_what_they_name(pages: Pages) -> None:
     pages.put(range(300, 400), "noise")
     assert core(daemon)["zv"]["curr_incompressible"] == 100
     daemon.ctl("set", "backing.incompressible_limit=200K")
-    wait_for(lambda: writeback(daemon)["by_incompressible"] >= 50, "pages that do not compress stay")
+    wait_for(
+        lambda: writeback(daemon)["by_incompressible"] >= 50, "pages that do not compress stay"
+    )
     # They are counted when they are sent, and leave when their slots are written.
-    wait_for(lambda: core(daemon)["zv"]["curr_incompressible"] <= 50, "what was sent does not leave")
+    wait_for(
+        lambda: core(daemon)["zv"]["curr_incompressible"] <= 50, "what was sent does not leave"
+    )
     assert core(daemon)["zv"]["curr_incompressible"] == 50
     assert daemon.ctl_json("writeback", "--incompressible")["written_back"] == 50
     assert core(daemon)["zv"]["curr_incompressible"] == 0
@@ -142,8 +151,12 @@ def test_pages_return_to_a_pool_with_room_unless_they_may_not(pages: Pages, retu
 
 
 @pytest.mark.parametrize("encrypt", ["true", "false"])
-def test_damage_on_the_disk_is_an_error_for_its_reader_and_nobody_else(stage: Stage, store: Path, encrypt: str) -> None:
-    daemon = stage.daemon("64M", backing__path=str(store), memory__reserve="8M", backing__encrypt=encrypt)
+def test_damage_on_the_disk_is_an_error_for_its_reader_and_nobody_else(
+    stage: Stage, store: Path, encrypt: str
+) -> None:
+    daemon = stage.daemon(
+        "64M", backing__path=str(store), memory__reserve="8M", backing__encrypt=encrypt
+    )
     pages = Pages(daemon)
     pages.put(range(100))
     daemon.ctl("writeback")
@@ -167,7 +180,9 @@ def test_damage_on_the_disk_is_an_error_for_its_reader_and_nobody_else(stage: St
 
 
 def test_two_files_share_a_store_and_never_a_slot(stage: Stage, store: Path) -> None:
-    daemon = stage.daemon("4M", backing__path=str(store), memory__reserve="8M", swap__files__other="4M")
+    daemon = stage.daemon(
+        "4M", backing__path=str(store), memory__reserve="8M", swap__files__other="4M"
+    )
     both = [Pages(daemon), Pages(daemon, daemon.file.parent / "other")]
     both[0].put(range(1000))
     both[1].put(range(1000), "words")

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk behind the pool that fails, stalls, goes and comes back, or is full: swap goes on, says so, and recovers by itself.
+"""A disk behind the pool that fails, stalls, goes and comes back, or is full.
 
-A thread that hangs in the disk does not delay the takeover from its process, and what it may still write hurts nobody.
+Swap goes on, says so, and recovers by itself.
+
+A thread that hangs in the disk does not delay the takeover from its process, and what it may still
+write hurts nobody.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from zswapd.core.backing.health import PROBE_S
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
-requires_nbd = pytest.mark.skipif(bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}")
+requires_nbd = pytest.mark.skipif(
+    bool(baddisk.missing()), reason=f"not installed: {baddisk.missing()}"
+)
 
 PAGE = 4096
 SIZE_MIB = 64
@@ -45,7 +50,10 @@ class Pages:
         self.held: dict[int, int] = {}
 
     def put(self, numbers: range, seed: int = 0) -> int:
-        """Write pages; return how many were taken. One that was refused has no data any more: the kernel has kept it."""
+        """Write pages; return how many were taken.
+
+        One that was refused has no data any more: the kernel has kept it.
+        """
         taken = 0
         for number in numbers:
             try:
@@ -83,7 +91,12 @@ def disk(tmp_path: Path) -> Iterator[BadDisk]:
 
 
 def start(stage: Stage, path: Path, **settings: str) -> Daemon:
-    fixed = {"memory__reserve": "8M", "pool__limit": "4M", "backing__writeback": "false", "backing__promote": "false"}
+    fixed = {
+        "memory__reserve": "8M",
+        "pool__limit": "4M",
+        "backing__writeback": "false",
+        "backing__promote": "false",
+    }
     return stage.daemon(f"{SIZE_MIB}M", backing__path=str(path), **fixed | settings)
 
 
@@ -115,7 +128,9 @@ def recovers(daemon: Daemon) -> None:
 
 @requires_nbd
 @requires_loop()
-def test_write_that_fails_is_refused_and_one_of_writeback_leaves_its_page_where_it_is(disk: BadDisk, pages: Pages) -> None:
+def test_write_that_fails_is_refused_and_one_of_writeback_leaves_its_page_where_it_is(
+    disk: BadDisk, pages: Pages
+) -> None:
     daemon = pages.daemon
     kept = pages.where("compressed")
     disk.write_errors.touch()
@@ -148,7 +163,9 @@ def test_read_that_fails_is_its_readers_and_nobody_elses(disk: BadDisk, pages: P
     assert "Input/output error" in trouble(daemon)
     assert pages.put(range(30), seed=5) == 30
     time.sleep(2.5 * PROBE_S)
-    assert "Input/output error" in trouble(daemon), "writes that work end the trouble of a disk that cannot be read"
+    assert "Input/output error" in trouble(daemon), (
+        "writes that work end the trouble of a disk that cannot be read"
+    )
     assert "DEGRADED" in daemon.ctl("status")
     disk.read_errors.unlink()
     assert pages.is_right(there[0]), "reads are tried, whatever the state"
@@ -159,7 +176,9 @@ def test_read_that_fails_is_its_readers_and_nobody_elses(disk: BadDisk, pages: P
 
 @requires_nbd
 @requires_loop()
-def test_nothing_is_read_ahead_that_a_write_which_waits_for_the_disk_will_change(stage: Stage, disk: BadDisk) -> None:
+def test_nothing_is_read_ahead_that_a_write_which_waits_for_the_disk_will_change(
+    stage: Stage, disk: BadDisk
+) -> None:
     pages = Pages(start(stage, disk.device, pool__limit="16M"))
     daemon, edge = pages.daemon, 16
     pages.put(range(64))
@@ -172,17 +191,23 @@ def test_nothing_is_read_ahead_that_a_write_which_waits_for_the_disk_will_change
     writer = threading.Thread(target=os.pwrite, args=(pages.descriptor, new, edge * PAGE + 512))
     writer.start()
     wait_for(lambda: transfers(daemon)["in_flight"] == 1, "the write does not wait for the disk")
-    assert all(map(pages.is_right, (edge + 1, edge + 2)))  # in order: the next one may be read ahead
+    assert all(
+        map(pages.is_right, (edge + 1, edge + 2))
+    )  # in order: the next one may be read ahead
     time.sleep(0.1)
     disk.resume()
     writer.join(20)
-    assert pages.get(edge + 3) == new[3 * PAGE - 512 : 4 * PAGE - 512], "a write that was acknowledged is not seen"
+    assert pages.get(edge + 3) == new[3 * PAGE - 512 : 4 * PAGE - 512], (
+        "a write that was acknowledged is not seen"
+    )
     assert [pages.get(number) for number in (edge + 4, edge + 5)] == [
         new[number * PAGE - 512 : (number + 1) * PAGE - 512] for number in (4, 5)
     ]
     counts = daemon.ask("stats")
     assert counts["fuse"]["reads_ahead"] > before, "nobody is read ahead for: the test is void"
-    assert counts["core"]["devices"][0]["failed_reads"] == 0, "what waits for the disk does not fail"
+    assert counts["core"]["devices"][0]["failed_reads"] == 0, (
+        "what waits for the disk does not fail"
+    )
     pages.close()
 
 
@@ -221,7 +246,10 @@ def test_stall_holds_up_whom_it_must_and_no_takeover(disk: BadDisk, pages: Pages
     look()
     assert slowest < 1, "who needs no disk has waited for it"
     time.sleep(max(0.0, begin + STALL_S - time.monotonic()))
-    assert writer.is_alive(), "the slot that a dead worker's thread may still write was used, or its writer was turned away"
+    assert writer.is_alive(), (
+        "the slot that a dead worker's thread may still write was used, or its writer was turned"
+        " away"
+    )
     assert reader.is_alive()
     disk.resume()
     writer.join(20)
@@ -255,7 +283,9 @@ def test_nothing_goes_to_a_disk_that_hangs(pages: Pages, disk: BadDisk) -> None:
 
 @requires_nbd
 @requires_loop()
-def test_disk_that_is_slow_is_no_disk_in_trouble_and_has_neighbours_in_one_request(stage: Stage, tmp_path: Path) -> None:
+def test_disk_that_is_slow_is_no_disk_in_trouble_and_has_neighbours_in_one_request(
+    stage: Stage, tmp_path: Path
+) -> None:
     delay_s, many = 0.3, 32
     data = b"".join(page("noise", number, PAGE) for number in range(many))
     with bad_disk(tmp_path / "disk", SIZE_MIB + 1, delay_ms=int(1000 * delay_s)) as disk:
@@ -317,7 +347,9 @@ def _fill_up(stage: Stage, disk: SparseDisk) -> None:
     assert pages.all_right()
     for _ in range(30):
         assert not pages.put(range(4000, 4001))
-        assert "No space left" in trouble(daemon), "it takes itself for well again while there is no space"
+        assert "No space left" in trouble(daemon), (
+            "it takes itself for well again while there is no space"
+        )
         time.sleep(0.1)
     disk.grow(80)
     wait_for(lambda: pages.put(range(4000, 4400)) == 400, "it does not recover", 15)

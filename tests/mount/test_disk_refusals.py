@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What cannot stand behind the pool, and limits that make no sense: the real programs refuse them, with the reason and the fix.
+"""What cannot stand behind the pool, and limits that make no sense.
+
+The real programs refuse them, with the reason and the fix.
 
 A device that is made of our own file, `tests/unit/core/backing/test_store.py` has.
 """
@@ -28,9 +30,13 @@ pytestmark = pytest.mark.mount
 MIB = 1 << 20
 
 
-def refusal(tmp_path: Path, path: Path | str, *, size: str = "16M", mountpoint: Path | None = None) -> str:
+def refusal(
+    tmp_path: Path, path: Path | str, *, size: str = "16M", mountpoint: Path | None = None
+) -> str:
     """Start a daemon that is to be refused; return what it said, and see that it has left nothing."""
-    daemon = Daemon(size=size, settings={"backing.path": str(path), "memory.reserve": "4M"}, parent=tmp_path)
+    daemon = Daemon(
+        size=size, settings={"backing.path": str(path), "memory.reserve": "4M"}, parent=tmp_path
+    )
     daemon.mountpoint = mountpoint or daemon.mountpoint
     try:
         with pytest.raises(HarnessError) as caught:
@@ -102,23 +108,36 @@ def test_a_file_that_is_removed_while_it_is_in_use_goes_on(stage: Stage, tmp_pat
             if number == 1000:
                 store.unlink()
             os.pwrite(file.fileno(), data, number * 4096)
-        assert all(os.pread(file.fileno(), 4096, number * 4096) == data for number, data in enumerate(pages))
+        assert all(
+            os.pread(file.fileno(), 4096, number * 4096) == data
+            for number, data in enumerate(pages)
+        )
     assert daemon.ask("stats")["core"]["transfers"]["bd_reads"] > 100
 
 
-def test_a_limit_below_what_is_used_sends_the_rest_to_the_disk(stage: Stage, tmp_path: Path) -> None:
+def test_a_limit_below_what_is_used_sends_the_rest_to_the_disk(
+    stage: Stage, tmp_path: Path
+) -> None:
     daemon = stage.daemon("64M", memory__reserve="16M", backing__path=str(tmp_path / "store"))
     frames = daemon.ask("stats")["core"]["frames"]
-    assert frames["limit_frames"] == memory_total() // 4096 // 5, "20% of memory, if nothing is said"
+    assert frames["limit_frames"] == memory_total() // 4096 // 5, (
+        "20% of memory, if nothing is said"
+    )
     pages = [page("half", number, 4096) for number in range(3000)]
     with daemon.file.open("r+b", buffering=0) as file:
         for number, data in enumerate(pages):
             os.pwrite(file.fileno(), data, number * 4096)
         assert daemon.ask("stats")["core"]["frames"]["used_frames"] > 1400
         daemon.ctl("set", "pool.limit=2M")
-        wait_for(lambda: daemon.ask("stats")["core"]["frames"]["used_frames"] <= 512, "the pool stays above its limit")
+        wait_for(
+            lambda: daemon.ask("stats")["core"]["frames"]["used_frames"] <= 512,
+            "the pool stays above its limit",
+        )
         assert daemon.ask("stats")["core"]["writeback"]["by_limit"] > 1500
-        assert all(os.pread(file.fileno(), 4096, number * 4096) == data for number, data in enumerate(pages))
+        assert all(
+            os.pread(file.fileno(), 4096, number * 4096) == data
+            for number, data in enumerate(pages)
+        )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +158,9 @@ def test_a_limit_below_what_is_used_sends_the_rest_to_the_disk(stage: Stage, tmp
         ("pool.recompress_rate=0", "from 1 to"),
     ],
 )
-def test_a_limit_out_of_range_is_refused_and_changes_nothing(shared: Daemon, setting: str, fix: str) -> None:
+def test_a_limit_out_of_range_is_refused_and_changes_nothing(
+    shared: Daemon, setting: str, fix: str
+) -> None:
     before = shared.ask("get")
     with pytest.raises(HarnessError) as caught:
         shared.ctl("set", "pool.compressor=lzo", setting)
@@ -148,7 +169,9 @@ def test_a_limit_out_of_range_is_refused_and_changes_nothing(shared: Daemon, set
 
 
 def test_a_limit_beyond_the_memory_is_refused_at_the_start(tmp_path: Path) -> None:
-    daemon = Daemon(size="16M", settings={"memory.reserve": "4M", "pool.limit": "200%"}, parent=tmp_path)
+    daemon = Daemon(
+        size="16M", settings={"memory.reserve": "4M", "pool.limit": "200%"}, parent=tmp_path
+    )
     try:
         with pytest.raises(HarnessError) as caught:
             daemon.start()

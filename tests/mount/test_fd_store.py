@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Supervisor and worker are dead, and the service manager has their files: a start goes on with them.
+"""Supervisor and worker are dead, and the service manager has their files.
+
+A start goes on with them.
 
 Nothing is swapped on here: a swap device that nobody serves would stop the whole machine.
 """
@@ -38,8 +40,19 @@ class Manager:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(self._address)
         self._notify.settimeout(30)
-        settings = {"control.socket": directory / "s.sock", "metrics.listen": "", "memory.reserve": "4M"}
-        self._command = [*program("zswapd"), "run", "--size", "16M", "--mountpoint", str(self.mountpoint)]
+        settings = {
+            "control.socket": directory / "s.sock",
+            "metrics.listen": "",
+            "memory.reserve": "4M",
+        }
+        self._command = [
+            *program("zswapd"),
+            "run",
+            "--size",
+            "16M",
+            "--mountpoint",
+            str(self.mountpoint),
+        ]
         for name, value in settings.items():
             self._command += ["--set", f"{name}={value}"]
         self.process: subprocess.Popen[bytes] | None = None
@@ -51,7 +64,10 @@ class Manager:
         if self.store:
             for place, descriptor in enumerate(self.store.values(), 3):
                 script = f"exec {place}<&{descriptor}; {script}" if place != descriptor else script
-            script = f"export LISTEN_PID=$$ LISTEN_FDS={len(self.store)} LISTEN_FDNAMES={':'.join(self.store)}; {script}"
+            script = (
+                f"export LISTEN_PID=$$ LISTEN_FDS={len(self.store)}"
+                f" LISTEN_FDNAMES={':'.join(self.store)}; {script}"
+            )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["bash", "-c", script, "bash", *self._command],
@@ -114,7 +130,10 @@ runs, read, has_read = code._runs, code.read, []
 service.read_code = lambda: has_read.append(read())
 code._runs = lambda libc, item: runs(libc, item) if has_read or not os.path.exists({!r}) else [(item.start, item.end, False)]
 """
-"""A sitecustomize.py that has a process find nothing of its code in memory until it has read it, or until a file is gone."""
+"""A sitecustomize.py that has a process find nothing of its code in memory until it has read it.
+
+Or until a file is gone.
+"""
 
 
 @pytest.fixture
@@ -125,7 +144,9 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 def missing_code(pid: int) -> list[str]:
     """Return the programs and libraries of a process that are not in its memory as a whole."""
-    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text(), flags=re.MULTILINE)
+    parts = re.split(
+        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text(), flags=re.MULTILINE
+    )
     code = [part for part in parts if re.match(r"\S+ r-xp .* /", part)]
     assert code
     return [
@@ -155,6 +176,9 @@ def test_start_after_both_have_died_serves_their_pages_and_then_fetches_its_code
         assert os.pread(swap.fileno(), 4096, 8192) == PAGE
     cold.unlink()
     for pid in (manager.process.pid, *system.children(manager.process.pid)):
-        wait_for(lambda pid=pid: not missing_code(pid), f"the code of {system.name(pid)} is not in memory")
+        wait_for(
+            lambda pid=pid: not missing_code(pid),
+            f"the code of {system.name(pid)} is not in memory",
+        )
     manager.process.terminate()
     assert manager.process.wait(20) == 0

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What it costs to have zswapd and to ask it: figures, each the best of several, since others use the box."""
+"""What it costs to have zswapd and to ask it.
+
+Figures, each the best of several, since others use the box.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 def test_status_is_there_at_once(daemon: Daemon) -> None:
     command = [*program("zswapctl"), "--socket", str(daemon.socket), "status"]
-    best = min(seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)) for _ in range(12))
+    best = min(
+        seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30))
+        for _ in range(12)
+    )
     print(f"zswapctl status: {best * 1000:.0f} ms")
     assert best <= 0.150
 
@@ -62,11 +68,18 @@ def test_a_scrape_is_short(port: int) -> None:
 
 
 def usage(processes: set[int]) -> tuple[int, float]:
-    """Return how often the threads of these processes have gone to sleep, and their seconds of processor."""
+    """Return how often the threads of these processes have gone to sleep.
+
+    And their seconds of processor.
+    """
     sleeps, run = 0, 0.0
     for process in processes:
         for task in Path(f"/proc/{process}/task").iterdir():
-            fields = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines() if ":" in line)
+            fields = dict(
+                line.split(":", 1)
+                for line in (task / "status").read_text().splitlines()
+                if ":" in line
+            )
             sleeps += int(fields["voluntary_ctxt_switches"])
             run += int((task / "schedstat").read_text().split()[0]) / 1e9
     return sleeps, run
@@ -88,7 +101,10 @@ def test_an_idle_daemon_sleeps(daemon: Daemon) -> None:
         time.sleep(window)
         after = usage(processes)
         rates.append(((after[0] - before[0]) / window, (after[1] - before[1]) / window))
-        print(f"{len(processes)} idle processes: {rates[-1][0]:.1f} wake-ups a second, {rates[-1][1]:.2%} of a core")
+        print(
+            f"{len(processes)} idle processes: {rates[-1][0]:.1f} wake-ups a second,"
+            f" {rates[-1][1]:.2%} of a core"
+        )
         if len(processes) == 3 and rates[-1][0] <= 10 and rates[-1][1] <= 0.005:
             return
     pytest.fail(f"wake-ups a second and share of a core, in windows of two seconds: {rates}")

@@ -31,7 +31,9 @@ from tests.support.mounting import (
 
 SIZE = 1 << 20
 NOBODY = 65534
-over_all_allocators = pytest.mark.parametrize("server", ["hook", "plain", *ALLOCATORS], indirect=True)
+over_all_allocators = pytest.mark.parametrize(
+    "server", ["hook", "plain", *ALLOCATORS], indirect=True
+)
 
 
 def errno_of(call: Callable[..., object], *args: object) -> int:
@@ -106,7 +108,9 @@ def test_requests_as_long_as_the_kernel_makes_them(hooked: FileServer) -> None:
         assert os.pwrite(descriptor, data, 0) == len(data)
         for i in range(64):
             offset = i * PAGE
-            expected[threads.submit(os.pread, descriptor, 36 * PAGE, offset)] = data[offset : offset + 36 * PAGE]
+            expected[threads.submit(os.pread, descriptor, 36 * PAGE, offset)] = data[
+                offset : offset + 36 * PAGE
+            ]
         for future, part in expected.items():
             assert future.result() == part
         os.close(descriptor)
@@ -139,7 +143,9 @@ def test_stat_and_statfs(server: FileServer) -> None:
 
 def test_df_does_not_say_that_the_mount_is_full(server: FileServer) -> None:
     for inodes in ((), ("--inodes",)):
-        said = subprocess.run(["df", *inodes, server.mountpoint], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            ["df", *inodes, server.mountpoint], capture_output=True, text=True, check=True
+        ).stdout
         assert said.splitlines()[-1].split()[-2] == "-", said
 
 
@@ -174,8 +180,15 @@ def test_names_and_attributes_cannot_be_changed(server: FileServer) -> None:
     assert errno_of(os.unlink, new) == errno.ENOENT
     assert errno_of(os.rmdir, path) == errno.ENOTDIR
     assert errno_of(os.readlink, path) == errno.EINVAL
-    for call, *args in [(os.getxattr, path, "user.x"), (os.setxattr, path, "user.x", b"1"), (os.listxattr, path)]:
-        assert errno_of(call, *args) in {errno.EOPNOTSUPP, 0 if call is os.listxattr else errno.EOPNOTSUPP}, call
+    for call, *args in [
+        (os.getxattr, path, "user.x"),
+        (os.setxattr, path, "user.x", b"1"),
+        (os.listxattr, path),
+    ]:
+        assert errno_of(call, *args) in {
+            errno.EOPNOTSUPP,
+            0 if call is os.listxattr else errno.EOPNOTSUPP,
+        }, call
     assert os.listdir(server.mountpoint) == ["swap", "params"]
 
 
@@ -230,7 +243,9 @@ def test_refusals_and_damage_reach_the_program_as_errnos(server: FileServer, fd:
     assert statistics["internal_errors"] == 0
 
 
-def test_bug_in_the_daemon_costs_one_request_and_not_the_daemon(server: FileServer, fd: int) -> None:
+def test_bug_in_the_daemon_costs_one_request_and_not_the_daemon(
+    server: FileServer, fd: int
+) -> None:
     for _ in range(20):
         assert errno_of(os.pread, fd, PAGE, BUG_PAGE * PAGE) == errno.EIO
     assert errno_of(os.pwrite, fd, b"x", BUG_PAGE * PAGE) == errno.EIO
@@ -248,7 +263,11 @@ def test_other_users_are_locked_out(options: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="zswapd-test-mount-") as directory:
         Path(directory).chmod(0o755)
         with serving(Path(directory) / "mnt", *options) as server:
-            for arguments in (["stat", server.mountpoint], ["stat", server.path], ["ls", server.mountpoint]):
+            for arguments in (
+                ["stat", server.mountpoint],
+                ["stat", server.path],
+                ["ls", server.mountpoint],
+            ):
                 result = subprocess.run(
                     arguments,
                     user=NOBODY,
@@ -268,7 +287,11 @@ def test_text_files_are_read_and_written_as_a_shell_does(server: FileServer) -> 
     params = server.mountpoint / "params"
     assert sorted(entry.name for entry in params.iterdir()) == ["fixed", "knob"]
     assert (params / "knob").read_bytes() == b"0 read 1\n"
-    subprocess.run(["sh", "-c", 'echo 42 > "$1" && cat "$1" "$1"', "sh", params / "knob"], check=True, timeout=30)
+    subprocess.run(
+        ["sh", "-c", 'echo 42 > "$1" && cat "$1" "$1"', "sh", params / "knob"],
+        check=True,
+        timeout=30,
+    )
     assert (params / "knob").read_bytes() == b"42 read 4\n", "one content an open"
     assert stat.S_IMODE((params / "fixed").stat().st_mode) == 0o400
     assert errno_of((params / "knob").write_bytes, b"no number") == errno.EINVAL

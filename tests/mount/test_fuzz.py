@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whatever a real daemon is told by its socket and its files: it answers, changes all or nothing, and goes on as it was.
+"""Whatever a real daemon is told by its socket and its files.
+
+It answers, changes all or nothing, and goes on as it was.
 
 A few hundred cases in the normal run, 100,000 in the soak tier.
 """
@@ -70,7 +72,9 @@ class Target:
 
     def size(self) -> tuple[int, int]:
         """Return the worker's memory, bytes, and its open files."""
-        resident = int(Path(f"/proc/{self.worker}/statm").read_text().split()[1]) * resource.getpagesize()
+        resident = (
+            int(Path(f"/proc/{self.worker}/statm").read_text().split()[1]) * resource.getpagesize()
+        )
         return resident, len(os.listdir(f"/proc/{self.worker}/fd"))
 
     def close(self) -> None:
@@ -79,7 +83,10 @@ class Target:
 
 
 def use_for_the_first_time(target: Target, file: Path) -> None:
-    """Have allocated what is allocated once: messages, and the larger heaps of a worker that has had a cache volume."""
+    """Have allocated what is allocated once.
+
+    Messages, and the larger heaps of a worker that has had a cache volume.
+    """
     for name in junk.RELOADABLE:
         target.send(json.dumps({"v": 1, "cmd": "set", "args": {"settings": {name: "no"}}}).encode())
     small, _ = target.size()
@@ -92,7 +99,10 @@ def use_for_the_first_time(target: Target, file: Path) -> None:
 
 @pytest.fixture
 def target(stage: Stage, tmp_path: Path) -> Iterator[Target]:
-    """A daemon that must be the same afterwards: the same worker, no bug, no more memory, and it keeps pages."""
+    """A daemon that must be the same afterwards.
+
+    The same worker, no bug, no more memory, and it keeps pages.
+    """
     daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen="")
     made = Target(daemon)
     use_for_the_first_time(made, tmp_path / "file")
@@ -106,7 +116,14 @@ def target(stage: Stage, tmp_path: Path) -> Iterator[Target]:
     assert after[0] <= before[0] + GROWTH
     assert after[1] <= before[1]
     made.ask("thaw")
-    made.ask("set", settings={"pool.limit": "", "pool.incompressible": "store", "pool.zv_page_count_policy_percent": 75})
+    made.ask(
+        "set",
+        settings={
+            "pool.limit": "",
+            "pool.incompressible": "store",
+            "pool.zv_page_count_policy_percent": 75,
+        },
+    )
     with daemon.file.open("r+b", buffering=0) as file:
         page = os.urandom(4096)
         assert os.pwrite(file.fileno(), page, 8192) == 4096
@@ -127,7 +144,11 @@ def socket_takes(target: Target) -> Callable[[bytes], None]:
             request = json.loads(line)
             assert not changed or request["cmd"] in ("set", "reset")
             assert request["cmd"] != "set" or changed <= set(request["args"]["settings"])
-            assert request["cmd"] != "reset" or not request["args"].get("keys") or changed <= set(request["args"]["keys"])
+            assert (
+                request["cmd"] != "reset"
+                or not request["args"].get("keys")
+                or changed <= set(request["args"]["keys"])
+            )
             return
         assert not changed, "refused, and applied in part"
         assert answer["error"]["message"]
@@ -176,17 +197,29 @@ WRITTEN = st.one_of(
 
 
 NAMES = st.sampled_from(
-    [*(f"params/{name}" for name in junk.RELOADABLE), "params/swap.size", "params/zv_max_zsize", "stats/loads", "stats/none"]
+    [
+        *(f"params/{name}" for name in junk.RELOADABLE),
+        "params/swap.size",
+        "params/zv_max_zsize",
+        "stats/loads",
+        "stats/none",
+    ]
 )
 STEPS = st.one_of(
-    st.tuples(st.just("write"), st.one_of(junk.WORDS, st.binary(max_size=50)), st.sampled_from([0, 1, 7, 4096, 1 << 40])),
+    st.tuples(
+        st.just("write"),
+        st.one_of(junk.WORDS, st.binary(max_size=50)),
+        st.sampled_from([0, 1, 7, 4096, 1 << 40]),
+    ),
     st.tuples(st.just("append"), junk.WORDS, st.just(0)),
     st.tuples(st.just("read"), st.just(""), st.sampled_from([0, 1, 4096, 1 << 40])),
     st.tuples(st.just("truncate"), st.just(""), st.sampled_from([0, 5, 4096])),
     st.tuples(st.just("fsync"), st.just(""), st.just(0)),
 )
 SEQUENCES = st.lists(
-    st.tuples(NAMES, st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR]), st.lists(STEPS, max_size=5)),
+    st.tuples(
+        NAMES, st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR]), st.lists(STEPS, max_size=5)
+    ),
     min_size=1,
     max_size=3,
 )
@@ -232,7 +265,11 @@ def files_take_sequences(target: Target) -> Callable[[list[Any]], None]:
             while any(steps for _, _, steps in opened):
                 for name, descriptor, steps in opened:
                     if steps and do(descriptor, steps.pop(0)):
-                        taken.add(name.removeprefix("params/").replace("zv_max_zsize", "pool.zv_max_zsize"))
+                        taken.add(
+                            name.removeprefix("params/").replace(
+                                "zv_max_zsize", "pool.zv_max_zsize"
+                            )
+                        )
         finally:
             for _, descriptor, _ in opened:
                 os.close(descriptor)

@@ -33,7 +33,9 @@ def data(tmp_path: Path) -> bytes:
 
 
 @pytest.fixture(params=["zsmalloc,zbud", "zbud,zsmalloc"])
-def start(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path, data: bytes) -> Callable[..., Daemon]:
+def start(
+    request: pytest.FixtureRequest, stage: Stage, tmp_path: Path, data: bytes
+) -> Callable[..., Daemon]:
     """Starts a daemon with a volume, unless its cache is off."""
 
     def started(size: str = "64M", **settings: str) -> Daemon:
@@ -131,7 +133,9 @@ def test_cache_goes_on_without_a_swap_file(start: Callable[..., Daemon], data: b
     assert daemon.terminate() == 0
 
 
-def test_swap_goes_on_without_a_cache(start: Callable[..., Daemon], swap: Callable[[Daemon], Swap]) -> None:
+def test_swap_goes_on_without_a_cache(
+    start: Callable[..., Daemon], swap: Callable[[Daemon], Swap]
+) -> None:
     daemon = start(cache__limit="")
     assert sorted(os.listdir(daemon.mountpoint)) == ["params", "stats", "swap"]
     swap(daemon).goes_on()
@@ -144,7 +148,9 @@ def test_swap_goes_on_without_a_cache(start: Callable[..., Daemon], swap: Callab
 # Frozen.
 
 
-def test_cache_goes_on_while_swap_is_frozen(start: Callable[..., Daemon], swap: Callable[[Daemon], Swap], data: bytes) -> None:
+def test_cache_goes_on_while_swap_is_frozen(
+    start: Callable[..., Daemon], swap: Callable[[Daemon], Swap], data: bytes
+) -> None:
     daemon = start()
     swapped = swap(daemon)
     swapped.goes_on()
@@ -174,7 +180,9 @@ def test_swap_goes_on_while_the_cache_is_frozen(
 # Full.
 
 
-def test_cache_goes_on_while_swap_is_full(start: Callable[..., Daemon], swap: Callable[[Daemon], Swap], data: bytes) -> None:
+def test_cache_goes_on_while_swap_is_full(
+    start: Callable[..., Daemon], swap: Callable[[Daemon], Swap], data: bytes
+) -> None:
     daemon = start(pool__limit="2M")
     swapped = swap(daemon)
     codes = {swapped.write(number, os.urandom(PAGE)) for number in range(1000)}
@@ -189,7 +197,10 @@ def test_swap_goes_on_while_the_cache_is_full(
     start: Callable[..., Daemon], swap: Callable[[Daemon], Swap], data: bytes
 ) -> None:
     daemon = start(cache__limit="1M")
-    wait_for(lambda: read(daemon) == data and cache(daemon)["zbuds"]["evicted_zpages"] > PAGES, "the cache does not fill")
+    wait_for(
+        lambda: read(daemon) == data and cache(daemon)["zbuds"]["evicted_zpages"] > PAGES,
+        "the cache does not fill",
+    )
     assert cache(daemon)["frames"] <= MIB // PAGE
     swapped = swap(daemon)
     for _ in range(5):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hook itself: what it does with functions that misbehave, and with inodes that are not its own."""
+"""The hook itself: what it does with functions that misbehave.
+
+And with inodes that are not its own.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,10 @@ def reader(tmp_path: Path) -> Iterator[tuple[FileServer, int]]:
 
 
 def two_in_a_row(descriptor: int, length: int, start: int) -> int:
-    """Read two pieces that follow upon each other, give the daemon time for the third, and return where that begins."""
+    """Read two pieces that follow upon each other, give the daemon time for the third.
+
+    And return where that begins.
+    """
     os.pread(descriptor, length, start)
     os.pread(descriptor, length, start + length)
     time.sleep(0.005)
@@ -141,8 +147,13 @@ def test_sequential_reader_is_read_ahead_for(reader: tuple[FileServer, int], len
     assert statistics["read_bytes"] == len(data)
 
 
-@pytest.mark.parametrize(("at", "length"), [(0, 8 * PAGE), (0, 1), (8 * PAGE - 1, 1), (-PAGE, 2 * PAGE), (7 * PAGE, 3 * PAGE)])
-def test_write_to_what_was_read_ahead_is_seen(reader: tuple[FileServer, int], at: int, length: int) -> None:
+@pytest.mark.parametrize(
+    ("at", "length"),
+    [(0, 8 * PAGE), (0, 1), (8 * PAGE - 1, 1), (-PAGE, 2 * PAGE), (7 * PAGE, 3 * PAGE)],
+)
+def test_write_to_what_was_read_ahead_is_seen(
+    reader: tuple[FileServer, int], at: int, length: int
+) -> None:
     server, descriptor = reader
     image = bytearray(os.urandom(64 * PAGE))
     os.pwrite(descriptor, image, 0)
@@ -181,7 +192,9 @@ def test_write_beside_what_was_read_ahead_leaves_it(reader: tuple[FileServer, in
     assert stop(server, descriptor)["reads_ahead_hits"] == 1
 
 
-def test_nothing_is_read_ahead_past_the_end_for_random_or_long_reads(reader: tuple[FileServer, int]) -> None:
+def test_nothing_is_read_ahead_past_the_end_for_random_or_long_reads(
+    reader: tuple[FileServer, int],
+) -> None:
     server, descriptor = reader
     two_in_a_row(descriptor, PAGE, (2 << 20) - 2 * PAGE)  # ends where the file does
     for page in (7, 3, 9, 1):
@@ -200,7 +213,9 @@ def test_failure_ahead_of_a_reader_is_not_his(tmp_path: Path) -> None:
         descriptor = os.open(server.path, os.O_RDONLY)
         try:
             damaged = two_in_a_row(descriptor, PAGE, (DAMAGED_PAGE + 1 - 4) * PAGE)
-            assert damaged == (DAMAGED_PAGE - 1) * PAGE  # a bug, and the page behind it is the damaged one
+            assert (
+                damaged == (DAMAGED_PAGE - 1) * PAGE
+            )  # a bug, and the page behind it is the damaged one
             assert error_of(os.pread, descriptor, PAGE, damaged) == errno.EIO
             assert len(os.pread(descriptor, PAGE, damaged - PAGE)) == PAGE
         finally:
@@ -244,7 +259,13 @@ def test_attach_twice_is_refused_and_detach_allows_it_again(hook: Any) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"max_io": 0}, {"max_io": 5000}, {"max_io": 1 << 30}, {"max_background": 0}, {"max_background": 1 << 16}],
+    [
+        {"max_io": 0},
+        {"max_io": 5000},
+        {"max_io": 1 << 30},
+        {"max_background": 0},
+        {"max_background": 1 << 16},
+    ],
 )
 def test_attach_with_impossible_numbers_is_refused(hook: Any, changed: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"max_io|max_background"):
@@ -270,7 +291,9 @@ def test_attach_gives_the_references_back(hook: Any) -> None:
 
     before = sys.getrefcount(function)
     for _ in range(3):
-        hook.attach(function, function, function, poll_us=0, budget_us=0, max_io=1 << 20, max_background=1)
+        hook.attach(
+            function, function, function, poll_us=0, budget_us=0, max_io=1 << 20, max_background=1
+        )
         assert sys.getrefcount(function) == before + 3
         hook.detach()
     assert sys.getrefcount(function) == before
@@ -285,7 +308,10 @@ def test_every_counter_is_reported(hook: Any) -> None:
 
 
 def test_a_mebibyte_is_one_request(tmp_path: Path) -> None:
-    """256 pages (max_pages), which takes a buffer that begins with a page; 32 are the kernel's own limit."""
+    """256 pages (max_pages), which takes a buffer that begins with a page.
+
+    32 are the kernel's own limit.
+    """
     with serving(tmp_path / "mnt") as running, mmap.mmap(-1, 1 << 20) as buffer:
         buffer[:] = bytes(range(256)) * 4096
         descriptor = os.open(running.path, os.O_RDWR)
@@ -307,11 +333,17 @@ def test_one_request_in_64_is_timed(tmp_path: Path) -> None:
             os.pread(descriptor, PAGE, number * 7 % 50 * PAGE)
         os.close(descriptor)
         statistics = running.stop()["statistics"]
-    # which requests come before ours, through this file system or for it, does not matter by more than one
+    # which requests come before ours, through this file system or for it, does not matter by more
+    # than one
     assert sum(statistics["write_latency"]["counts"]) in {3, 4}
     assert sum(statistics["read_latency"]["counts"]) in {4, 5, 6}
     for name in ("read_latency", "write_latency"):
         counts, seconds = statistics[name]["counts"], statistics[name]["seconds"]
         bounds = [1e-6 * 2**place for place in range(len(counts) - 1)]
         least = sum(count * bound / 2 for count, bound in zip(counts[1:], bounds[1:], strict=False))
-        assert least <= seconds <= sum(count * bound for count, bound in zip(counts, bounds, strict=False)) + counts[-1] * 60
+        assert (
+            least
+            <= seconds
+            <= sum(count * bound for count, bound in zip(counts, bounds, strict=False))
+            + counts[-1] * 60
+        )

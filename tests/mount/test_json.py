@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every command of zswapctl with --json, against a real daemon that has every part: stdout is JSON, and nothing else."""
+"""Every command of zswapctl with --json, against a real daemon that has every part.
+
+Stdout is JSON, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +54,16 @@ def daemon(stage: Stage, file: Path, tmp_path: Path) -> Daemon:
     return started
 
 
-def test_every_command_prints_json_and_nothing_else(daemon: Daemon, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_prints_json_and_nothing_else(
+    daemon: Daemon, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands = [" ".join(words) for words in all_commands(zswapctl.make_parser())]
     assert not (set(IN_ORDER) | LINES | NEED_SWAP) - set(commands)
     for command in (command for command in commands if command not in NEED_SWAP):
         arguments = [word.format(file=file) for word in IN_ORDER.get(command, [])]
-        code = zswapctl.main(["--socket", str(daemon.socket), *command.split(), *arguments, "--json"])
+        code = zswapctl.main(
+            ["--socket", str(daemon.socket), *command.split(), *arguments, "--json"]
+        )
         captured = capsys.readouterr()
         assert (code, captured.err) == (0, ""), command
         documents = captured.out.splitlines() if command in LINES else [captured.out]

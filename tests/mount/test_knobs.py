@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters and settings as files, of a real daemon: what they hold, what they take, and what survives a worker."""
+"""Counters and settings as files, of a real daemon.
+
+What they hold, what they take, and what survives a worker.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ def test_counters_say_what_zswapctl_says_under_both_of_their_names(daemon: Daemo
     assert stats(daemon, "frontswap.succ_stores") == stats(daemon, "succ_stores") == "1\n"
     told = daemon.ask("stats")
     assert int(stats(daemon, "zv.curr_zbytes")) == told["core"]["zv"]["curr_zbytes"] > 1000
-    assert stats(daemon, "zv_curr_dist_counts").count(",") == len(told["core"]["zv"]["curr_dist_counts"]) - 1
+    assert (
+        stats(daemon, "zv_curr_dist_counts").count(",")
+        == len(told["core"]["zv"]["curr_dist_counts"]) - 1
+    )
     heads, row = stats(daemon, "devices").splitlines()
     assert dict(zip(heads.split(), row.split(), strict=True))["stored_pages"] == "1"
     assert "1" in stats(daemon, "zsmalloc.classes")
@@ -57,7 +63,10 @@ def test_a_setting_is_read_and_written(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("zv_max_zsize", value) for value in (b"much", b" ", b"-1", b"\xff\xfe", b"9" * 5000, b"1\0")),
+        *(
+            ("zv_max_zsize", value)
+            for value in (b"much", b" ", b"-1", b"\xff\xfe", b"9" * 5000, b"1\0")
+        ),
         ("pool.limit", b"200%"),
     ],
 )

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A real Prometheus scrapes a real daemon: every query of the dashboard and of the alerts is one that it answers."""
+"""A real Prometheus scrapes a real daemon.
+
+Every query of the dashboard and of the alerts is one that it answers.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,18 @@ from tools.bench.harness.daemon import Daemon
 from zswapd.metrics.exporter import TEXT_S
 
 __all__ = ["stage"]
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus (Debian package) is not installed")
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus (Debian package) is not installed"
+)
 
 MONITORING = TOP / "monitoring"
-QUIET = {"ZswapdDown", "ZswapdPagesLost", "ZswapdPagesDamaged", "ZswapdRequestErrors", "ZswapdUnsupervised"}
+QUIET = {
+    "ZswapdDown",
+    "ZswapdPagesLost",
+    "ZswapdPagesDamaged",
+    "ZswapdRequestErrors",
+    "ZswapdUnsupervised",
+}
 """Alerts that a daemon that is well must not raise; the others depend on the machine."""
 
 
@@ -69,7 +80,11 @@ class Prometheus:
             f"scrape_configs: [{{job_name: zswapd, static_configs: [{{targets: ['{target}']}}]}}]\n"
         )
         self._log = (directory / "prometheus.log").open("wb")
-        command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}"]
+        command = [
+            "prometheus",
+            f"--config.file={config}",
+            f"--storage.tsdb.path={directory / 'data'}",
+        ]
         command.append(f"--web.listen-address=127.0.0.1:{self.port}")
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
 
@@ -79,7 +94,9 @@ class Prometheus:
         self._log.close()
 
     def api(self, path: str, **arguments: str) -> Any:
-        answer = json.loads(get(f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"))
+        answer = json.loads(
+            get(f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}")
+        )
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -103,7 +120,11 @@ def daemon(stage: Stage, port: int, tmp_path: Path) -> Iterator[Daemon]:
     """A daemon with a cache volume, that is written to and read from all the time."""
     slow = tmp_path / "slow"
     slow.write_bytes(bytes(1 << 20))
-    settings = {"memory__reserve": "8M", "metrics__listen": f"127.0.0.1:{port}", "cache__volumes__disk": str(slow)}
+    settings = {
+        "memory__reserve": "8M",
+        "metrics__listen": f"127.0.0.1:{port}",
+        "cache__volumes__disk": str(slow),
+    }
     settings["backing__path"] = str(tmp_path / "store")
     started = stage.daemon("64M", **settings)
     end = threading.Event()
@@ -127,7 +148,11 @@ def daemon(stage: Stage, port: int, tmp_path: Path) -> Iterator[Daemon]:
 def prometheus(daemon: Daemon, port: int, tmp_path: Path) -> Iterator[Prometheus]:
     running = Prometheus(tmp_path, f"127.0.0.1:{port}")
     try:
-        wait_for(lambda: running.knows("count_over_time(zswapd_uptime_seconds[1m]) > 3"), "Prometheus has scraped nothing", 40)
+        wait_for(
+            lambda: running.knows("count_over_time(zswapd_uptime_seconds[1m]) > 3"),
+            "Prometheus has scraped nothing",
+            40,
+        )
         yield running
     finally:
         running.close()
@@ -143,21 +168,28 @@ def alerts() -> list[tuple[str, str]]:
     return re.findall(r"- alert: (\w+)\n +expr: (.+)", text)
 
 
-def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(prometheus: Prometheus, daemon: Daemon) -> None:
+def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(
+    prometheus: Prometheus, daemon: Daemon
+) -> None:
     for query in dashboard_queries():
         expression = query.replace("$instance", ".*").replace("$__rate_interval", "10s")
         assert "$" not in expression
         assert prometheus.query(expression), f"no data for {expression}"
     names = set(prometheus.api("label/__name__/values"))
     rules = (MONITORING / "zswapd.rules.yml").read_text()
-    assert {name for name in re.findall(r"zswapd_\w+", rules) if not name.endswith("_rules")} <= names
+    assert {
+        name for name in re.findall(r"zswapd_\w+", rules) if not name.endswith("_rules")
+    } <= names
     groups = prometheus.api("rules")["groups"]
     assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
     firing = {alert["labels"]["alertname"] for alert in prometheus.api("alerts")["alerts"]}
     assert not firing & QUIET
     # what Prometheus has is what the daemon counts
     before = daemon.ask("stats")["core"]["frontswap"]["succ_stores"]
-    wait_for(lambda: float(prometheus.query("zswapd_frontswap_stores_total")[0]["value"][1]) >= before, "counts stand still")
+    wait_for(
+        lambda: float(prometheus.query("zswapd_frontswap_stores_total")[0]["value"][1]) >= before,
+        "counts stand still",
+    )
     # What a scrape costs, warming up included. How long it lasts depends on the other tasks of the
     # machine, since the thread is an ordinary task.
     scrapes = float(prometheus.query("count_over_time(zswapd_uptime_seconds[5m])")[0]["value"][1])
@@ -166,7 +198,9 @@ def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(prometheus: Pr
     old = daemon.ask("status")["worker"]["pid"]
     os.kill(old, signal.SIGKILL)
     next_worker(daemon, old)
-    wait_for(lambda: prometheus.knows("zswapd_worker_deaths_total == 1"), "the death was not counted")
+    wait_for(
+        lambda: prometheus.knows("zswapd_worker_deaths_total == 1"), "the death was not counted"
+    )
     assert not prometheus.query("resets(zswapd_frontswap_stores_total[1m]) > 0")
 
 
@@ -179,14 +213,18 @@ def test_a_scrape_starts_no_thread_and_leaves_no_descriptor(daemon: Daemon, port
     for _ in range(30):
         text = get(url)
     assert b"zswapd_stored_pages" in text
-    judged = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
+    judged = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False
+    )
     assert (judged.returncode, judged.stdout, judged.stderr) == (0, b"", b"")
     assert (Thread(daemon).processor_s() - used) / 30 < 0.02
     wait_for(lambda: len(list((process / "fd").iterdir())) <= before[1], "descriptors are left")
     assert len(list((process / "task").iterdir())) == before[0]
 
 
-def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(daemon: Daemon, port: int) -> None:
+def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(
+    daemon: Daemon, port: int
+) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
     wait_for(lambda: answers(url), "nobody listens")
     worker = daemon.ask("status")["worker"]["pid"]
@@ -206,7 +244,10 @@ def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(dae
 
 
 def test_what_was_told_is_not_less_after_a_death(stage: Stage, port: int) -> None:
-    """Else Prometheus takes the counter for one that began anew, and its whole value for an increase."""
+    """Else Prometheus takes the counter for one that began anew.
+
+    And its whole value for an increase.
+    """
     daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
     url = f"http://127.0.0.1:{port}/metrics"
 
@@ -239,9 +280,19 @@ def test_a_port_that_is_taken_is_no_reason_not_to_serve(stage: Stage, port: int)
         assert daemon.ask("status")["state"] == "serving"
 
 
-@pytest.mark.parametrize("arguments", [["check", "rules", "zswapd.rules.yml"], ["test", "rules", "zswapd.rules.test.yml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "rules", "zswapd.rules.yml"], ["test", "rules", "zswapd.rules.test.yml"]],
+)
 def test_promtool_likes_the_rules(arguments: list[str]) -> None:
-    result = subprocess.run(["promtool", *arguments], cwd=MONITORING, text=True, capture_output=True, timeout=60, check=False)
+    result = subprocess.run(
+        ["promtool", *arguments],
+        cwd=MONITORING,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -47,7 +47,9 @@ class Thread:
 
     def __init__(self, daemon: Daemon) -> None:
         tasks = Path(f"/proc/{daemon.worker_pid()}/task")
-        (self._task,) = [task for task in tasks.iterdir() if (task / "comm").read_text() == "metrics\n"]
+        (self._task,) = [
+            task for task in tasks.iterdir() if (task / "comm").read_text() == "metrics\n"
+        ]
 
     def processor_s(self) -> float:
         """Return the processor time that it has used, in seconds."""
@@ -60,7 +62,9 @@ class Thread:
 
 def ready(stage: Stage, **settings: str) -> tuple[Daemon, int]:
     port = free_port()
-    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", **settings)
+    daemon = stage.daemon(
+        "64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", **settings
+    )
 
     def answers() -> bool:
         with contextlib.suppress(OSError):
@@ -75,7 +79,10 @@ def ready(stage: Stage, **settings: str) -> tuple[Daemon, int]:
 def attacked(kind: str, port: int, seconds: float, processes: int = 1) -> Iterator[list[int]]:
     """Have processes of the user nobody attack a port; count the attacks of each."""
     command = [sys.executable, "-m", "tools.bench.workloads.flood", kind, str(port), str(seconds)]
-    running = [subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    running = [
+        subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
     counts: list[int] = []
     try:
         for one in running:
@@ -89,7 +96,9 @@ def attacked(kind: str, port: int, seconds: float, processes: int = 1) -> Iterat
             one.communicate()
 
 
-def test_a_flood_gets_no_more_than_a_share_of_a_processor_and_a_scraper_its_answers(stage: Stage) -> None:
+def test_a_flood_gets_no_more_than_a_share_of_a_processor_and_a_scraper_its_answers(
+    stage: Stage,
+) -> None:
     daemon, port = ready(stage)
     thread = Thread(daemon)
     descriptors = Path(f"/proc/{daemon.worker_pid()}/fd")

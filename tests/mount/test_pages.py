@@ -30,7 +30,9 @@ def daemon(stage: Stage) -> Daemon:
     with started.file.open("r+b", buffering=0) as file:
         for start in range(0, 60_000, 64):  # same-filled: they take the least time and memory
             os.pwrite(
-                file.fileno(), b"".join(number.to_bytes(8, "little") * 512 for number in range(start, start + 64)), start << 12
+                file.fileno(),
+                b"".join(number.to_bytes(8, "little") * 512 for number in range(start, start + 64)),
+                start << 12,
             )
         os.pwrite(file.fileno(), os.urandom(4096), (FILE_PAGES - 1) << 12)
     return started
@@ -68,7 +70,8 @@ def test_every_page_is_told_while_others_are_served(daemon: Daemon) -> None:
     assert {row["state"] for row in rows[:-1]} == {"same-filled"}
     assert (rows[-1]["state"], rows[-1]["bytes"]) == ("raw", 4096)
     assert all(other == rows for other in others)
-    # 12 ms on two cores; 115 ms if all pages are looked at in one go. The best of three, on a box that others use.
+    # 12 ms on two cores; 115 ms if all pages are looked at in one go. The best of three, on a box
+    # that others use.
     assert min(times) < 0.06
 
 

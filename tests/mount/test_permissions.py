@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A user without rights gets "permission denied" wherever a running daemon can be touched; slow clients hold nobody up."""
+"""A user without rights gets "permission denied" wherever a running daemon can be touched.
+
+Slow clients hold nobody up.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,16 @@ PIDFD_OPEN, PIDFD_GETFD = 434, 438  # the same on every machine that is newer th
 
 @pytest.fixture
 def daemon(stage: Stage, tmp_path: Path) -> Iterator[Daemon]:
-    """Return a daemon below directories that anybody may enter: what keeps strangers out is its own."""
+    """Return a daemon below directories that anybody may enter.
+
+    What keeps strangers out is its own.
+    """
     started = stage.daemon("64M", memory__reserve="8M")
-    closed = [path for path in (started.directory, *tmp_path.parents) if path.stat().st_mode & 0o055 != 0o055]
+    closed = [
+        path
+        for path in (started.directory, *tmp_path.parents)
+        if path.stat().st_mode & 0o055 != 0o055
+    ]
     for path in [*closed, tmp_path]:
         path.chmod(path.stat().st_mode | 0o055)
     yield started
@@ -47,7 +57,10 @@ def daemon(stage: Stage, tmp_path: Path) -> Iterator[Daemon]:
 def family(daemon: Daemon) -> list[int]:
     """Return the supervisor and those that it has forked."""
     supervisor = int(daemon.ask("status")["pid"])
-    return [supervisor, *map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split())]
+    return [
+        supervisor,
+        *map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()),
+    ]
 
 
 def as_nobody(work: Callable[[], object]) -> Any:
@@ -88,7 +101,9 @@ def test_nobody_gets_into_the_mount(daemon: Daemon) -> None:
         attempts[f"stat {name}"] = lambda path=path: os.stat(path)
         attempts[f"list {name}"] = lambda path=path: os.listdir(path)
         attempts[f"read {name}"] = lambda path=path: os.open(path, os.O_RDONLY)
-        attempts[f"write {name}"] = lambda path=path: os.open(path / "x" if path == daemon.mountpoint else path, os.O_WRONLY)
+        attempts[f"write {name}"] = lambda path=path: os.open(
+            path / "x" if path == daemon.mountpoint else path, os.O_WRONLY
+        )
     outcomes = as_nobody(lambda: {what: _outcome(attempt) for what, attempt in attempts.items()})
     assert outcomes == dict.fromkeys(attempts, "PermissionError")
     assert os.stat(daemon.mountpoint / "params/pool.limit").st_mode & 0o077 == 0
@@ -134,7 +149,11 @@ def test_nobody_gets_at_the_pages_in_memory(daemon: Daemon) -> None:
         attempts[f"pidfd of {process}"] = lambda process=process: system_call(
             PIDFD_GETFD, system_call(PIDFD_OPEN, process, 0), 3, 0
         )
-    arena = next(path for path in Path(f"/proc/{daemon.worker_pid()}/fd").iterdir() if _size(path) >= 64 << 20)
+    arena = next(
+        path
+        for path in Path(f"/proc/{daemon.worker_pid()}/fd").iterdir()
+        if _size(path) >= 64 << 20
+    )
     attempts["the arena itself"] = lambda: os.open(arena, os.O_RDONLY)
     outcomes = as_nobody(lambda: {what: _outcome(attempt) for what, attempt in attempts.items()})
     assert outcomes == dict.fromkeys(attempts, "PermissionError")
@@ -163,24 +182,39 @@ def port() -> int:
 
 
 @pytest.mark.parametrize("users", ["prometheus", "", "1 2"])
-def test_the_metrics_are_for_root_and_for_users_who_are_named(stage: Stage, port: int, users: str) -> None:
-    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", metrics__users=users)
+def test_the_metrics_are_for_root_and_for_users_who_are_named(
+    stage: Stage, port: int, users: str
+) -> None:
+    daemon = stage.daemon(
+        "64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", metrics__users=users
+    )
     ask = metrics_of(daemon, port)
     status, text = as_nobody(lambda: ask("GET", "/metrics"))
-    assert (status, text) == (403, "permission denied; metrics.users names who may read the metrics\n")
+    assert (status, text) == (
+        403,
+        "permission denied; metrics.users names who may read the metrics\n",
+    )
     assert ask("GET", "/metrics")[0] == 200
 
 
 @pytest.mark.parametrize("users", ["*", "prometheus nobody", str(NOBODY)])
-def test_nobody_gets_numbers_from_the_metrics_if_he_is_named_and_nothing_else(stage: Stage, port: int, users: str) -> None:
-    daemon = stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", metrics__users=users)
+def test_nobody_gets_numbers_from_the_metrics_if_he_is_named_and_nothing_else(
+    stage: Stage, port: int, users: str
+) -> None:
+    daemon = stage.daemon(
+        "64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}", metrics__users=users
+    )
     ask = metrics_of(daemon, port)
     before = daemon.ask("get")
     status, text = as_nobody(lambda: ask("GET", "/metrics"))
     assert status == 200
     values = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(values) > 50
-    assert [line for line in values if not re.fullmatch(r'[a-z_]+(\{[a-z_]+="[\w.+-]*"\})? [\d.e+-]+', line)] == []
+    assert [
+        line
+        for line in values
+        if not re.fullmatch(r'[a-z_]+(\{[a-z_]+="[\w.+-]*"\})? [\d.e+-]+', line)
+    ] == []
     assert as_nobody(lambda: ask("POST", "/metrics"))[0] == 405
     assert as_nobody(lambda: ask("GET", "/params/pool.limit"))[0] == 404
     assert daemon.ask("get") == before
@@ -197,7 +231,13 @@ def test_a_crowd_of_slow_and_silent_clients_holds_nobody_up(daemon: Daemon) -> N
     try:
         for number, one in enumerate(crowd):
             one.connect(str(daemon.socket))
-            one.sendall(b'{"v":1,"cmd":"pages"}\n' if number % 3 == 0 else b'{"v":' if number % 3 == 1 else b"\xff")
+            one.sendall(
+                b'{"v":1,"cmd":"pages"}\n'
+                if number % 3 == 0
+                else b'{"v":'
+                if number % 3 == 1
+                else b"\xff"
+            )
         began = time.monotonic()
         for _ in range(5):
             with Client(daemon.socket) as client:

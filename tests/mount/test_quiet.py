@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The log says nothing per page: not of pages that are stored, and not of thousands that are refused or fail."""
+"""The log says nothing per page.
+
+Not of pages that are stored, and not of thousands that are refused or fail.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ def use(daemon: Daemon, first: int) -> int:
     with daemon.file.open("r+b", buffering=0) as file:
         for number in numbers:
             try:
-                os.pwrite(file.fileno(), os.urandom(500) + bytes([number % 256]) * 3596, number * 4096)
+                os.pwrite(
+                    file.fileno(), os.urandom(500) + bytes([number % 256]) * 3596, number * 4096
+                )
             except OSError:
                 refused += 1
         for number in numbers:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Any byte range written, punched and zeroed at random on a real daemon whose workers are killed: a model of bytes agrees."""
+"""Any byte range written, punched and zeroed at random on a real daemon whose workers are killed.
+
+A model of bytes agrees.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ class Model:
     def step(self) -> None:
         """Do one thing to one range."""
         rng = self._rng
-        length = rng.choice((1, 7, 511, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 40 * PAGE, rng.randrange(1, SIZE // 8)))
+        length = rng.choice(
+            (1, 7, 511, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 40 * PAGE, rng.randrange(1, SIZE // 8))
+        )
         offset = rng.choice((rng.randrange(SIZE), rng.randrange(SIZE // PAGE) * PAGE))
         length = min(length, SIZE - offset)
         what = rng.choice(("write", "write", "read", *HOLES))
@@ -56,14 +61,18 @@ class Model:
 
     def _write(self, offset: int, length: int) -> None:
         rng = self._rng
-        data = b"".join(page(rng.choice(KINDS), rng.randrange(40), PAGE) for _ in range(length // PAGE + 1))[:length]
+        data = b"".join(
+            page(rng.choice(KINDS), rng.randrange(40), PAGE) for _ in range(length // PAGE + 1)
+        )[:length]
         assert os.pwrite(self._fd, data, offset) == length
         self._bytes[offset : offset + length] = data
 
     def check(self) -> None:
         """Compare all of it."""
         for offset in range(0, SIZE, PAGE):
-            assert os.pread(self._fd, PAGE, offset) == self._bytes[offset : offset + PAGE], f"page {offset // PAGE}"
+            assert os.pread(self._fd, PAGE, offset) == self._bytes[offset : offset + PAGE], (
+                f"page {offset // PAGE}"
+            )
 
     def empty(self) -> None:
         """Punch all of it."""

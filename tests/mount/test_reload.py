@@ -55,14 +55,22 @@ def the_page_is_there(daemon: Daemon) -> None:
 def test_sighup_reads_the_files_again(daemon: Daemon, file: Path) -> None:
     daemon.ctl("set", "pool.zv_max_zsize=2000")
     old = daemon.worker_pid()
-    file.write_text('[pool]\ncompressor = "lzo"\nlimit = "16M"\nzv_max_zsize = 3000\n[log]\nlevel = "debug"\n')
+    file.write_text(
+        '[pool]\ncompressor = "lzo"\nlimit = "16M"\nzv_max_zsize = 3000\n[log]\nlevel = "debug"\n'
+    )
     os.kill(daemon.pid, signal.SIGHUP)
     next_worker(daemon, old)
     rows = daemon.ask("get")
-    assert (rows["pool.compressor"]["value"], rows["pool.compressor"]["origin"]) == ("lzo", f"{file}:2")
+    assert (rows["pool.compressor"]["value"], rows["pool.compressor"]["origin"]) == (
+        "lzo",
+        f"{file}:2",
+    )
     assert rows["pool.limit"]["value"] == 16 << 20
     assert rows["log.level"]["value"] == "debug"
-    assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (2000, "zswapctl set")
+    assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (
+        2000,
+        "zswapctl set",
+    )
     # Set stays set, whoever serves, until it is reset: to what the files say now.
     for end in (lambda pid: os.kill(pid, signal.SIGKILL), lambda _: daemon.ctl("upgrade")):
         old = daemon.worker_pid()
@@ -71,7 +79,10 @@ def test_sighup_reads_the_files_again(daemon: Daemon, file: Path) -> None:
         assert values(daemon)["pool.zv_max_zsize"] == 2000
     daemon.ctl("reset", "pool.zv_max_zsize")
     rows = daemon.ask("get")
-    assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (3000, f"{file}:4")
+    assert (rows["pool.zv_max_zsize"]["value"], rows["pool.zv_max_zsize"]["origin"]) == (
+        3000,
+        f"{file}:4",
+    )
     the_page_is_there(daemon)
 
 
@@ -102,11 +113,16 @@ def test_reset_gives_back_what_is_configured_for_good(daemon: Daemon) -> None:
         ('[pool]\ncompressor = "lzo"\nlimit = "much"\n', ":3: pool.limit is"),
         ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "64M"\n', "files"),
         ('[pool]\ncompressor = "lzo"\n[', "TOML"),
-        ('[pool]\ncompressor = "lzo"\n[fuse]\nhook = false\n', "fuse.hook is true, the settings say false"),
+        (
+            '[pool]\ncompressor = "lzo"\n[fuse]\nhook = false\n',
+            "fuse.hook is true, the settings say false",
+        ),
         ('[pool]\ncompressor = "lzo"\nlimits = 3\n', ":3: unknown setting pool.limits"),
     ],
 )
-def test_files_that_are_wrong_anywhere_change_nothing(daemon: Daemon, file: Path, text: str, reason: str) -> None:
+def test_files_that_are_wrong_anywhere_change_nothing(
+    daemon: Daemon, file: Path, text: str, reason: str
+) -> None:
     before, old = values(daemon), daemon.worker_pid()
     file.write_text(text)
     os.kill(daemon.pid, signal.SIGHUP)
@@ -137,10 +153,16 @@ def test_files_in_another_order_are_refused(stage: Stage, file: Path) -> None:
 def test_without_the_hook_nobody_takes_over(stage: Stage) -> None:
     daemon = stage.daemon("64M", memory__reserve="8M", fuse__hook="false")
     old = daemon.worker_pid()
-    with pytest.raises(HarnessError, match="cannot be taken over, since the FUSE hook is not in use: it is switched off"):
+    with pytest.raises(
+        HarnessError,
+        match="cannot be taken over, since the FUSE hook is not in use: it is switched off",
+    ):
         daemon.ctl("upgrade")
     os.kill(daemon.pid, signal.SIGHUP)
-    wait_for(lambda: "not reloaded: this session cannot be taken over" in daemon.log_text(), "the log says nothing")
+    wait_for(
+        lambda: "not reloaded: this session cannot be taken over" in daemon.log_text(),
+        "the log says nothing",
+    )
     assert daemon.worker_pid() == old
 
 
@@ -148,7 +170,14 @@ def test_a_service_manager_is_not_answered_at_once_with_what_it_would_try_again_
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = stage.daemon("64M", memory__reserve="8M")
-    second = [*program("zswapd"), "run", "--config", "/dev/null", "--set", f"control.socket={daemon.socket}"]
+    second = [
+        *program("zswapd"),
+        "run",
+        "--config",
+        "/dev/null",
+        "--set",
+        f"control.socket={daemon.socket}",
+    ]
 
     def refusal() -> float:
         began = time.monotonic()
@@ -254,9 +283,15 @@ def test_an_upgrade_replaces_the_running_code(stage: Stage, installed: Path) -> 
     assert (report["old_version"], report["version"]) == (zswapd.__version__, "9.9.9")
     assert daemon.ask("status")["version"] == "9.9.9"
     for pid in (daemon.pid, daemon.worker_pid()):
-        libraries = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "zswapd" in line}
+        libraries = {
+            line.split()[-1]
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+            if "zswapd" in line
+        }
         assert any(str(installed) in name for name in libraries)
-        assert not any(name.startswith(f"{TOP}/zswapd") for name in libraries), "nothing is left of the old program"
+        assert not any(name.startswith(f"{TOP}/zswapd") for name in libraries), (
+            "nothing is left of the old program"
+        )
     the_page_is_there(daemon)
     old = daemon.worker_pid()
     os.kill(old, signal.SIGKILL)
@@ -275,8 +310,18 @@ def test_an_upgrade_replaces_the_running_code(stage: Stage, installed: Path) -> 
             "fails in a rehearsal.*KeyError",
         ),
         ("worker/worker.py", "import trio\n", "import trio_of_tomorrow\n", "trio_of_tomorrow"),
-        ("fuse/__init__.py", "from zswapd.fuse import _lowlevel", "raise ImportError('no hook')", "no hook"),
-        ("core/allocators/arena.py", "\nREADABLE_LAYOUTS = ", "\nREADABLE_LAYOUTS = (99,)  # ", "knows .99,."),
+        (
+            "fuse/__init__.py",
+            "from zswapd.fuse import _lowlevel",
+            "raise ImportError('no hook')",
+            "no hook",
+        ),
+        (
+            "core/allocators/arena.py",
+            "\nREADABLE_LAYOUTS = ",
+            "\nREADABLE_LAYOUTS = (99,)  # ",
+            "knows .99,.",
+        ),
     ],
 )
 def test_a_program_whose_workers_would_not_come_up_does_not_replace_one_that_serves(
@@ -305,7 +350,9 @@ def test_a_program_whose_workers_would_not_come_up_does_not_replace_one_that_ser
         ("log.level=debug", "cache.limit=90%"),
     ],
 )
-def test_settings_that_are_wrong_anywhere_change_nothing(daemon: Daemon, assignments: tuple[str, ...]) -> None:
+def test_settings_that_are_wrong_anywhere_change_nothing(
+    daemon: Daemon, assignments: tuple[str, ...]
+) -> None:
     before = values(daemon)
     for order in (assignments, assignments[::-1]):
         with pytest.raises(HarnessError, match="error: "):

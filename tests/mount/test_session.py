@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mounting and unmounting: every way to refuse, every way to end, and nothing left behind by any of them."""
+"""Mounting and unmounting: every way to refuse, every way to end.
+
+And nothing left behind by any of them.
+"""
 
 from __future__ import annotations
 
@@ -145,10 +148,15 @@ def test_sigterm_with_the_file_open_detaches_and_says_so(tmp_path: Path) -> None
 
 def test_reader_that_is_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
     """Its requests are interrupted, or their replies no longer wanted."""
-    program = "import os,sys\nf=os.open(sys.argv[1],os.O_RDONLY)\nprint(1,flush=True)\nwhile 1: os.pread(f,1<<18,0)"
+    program = (
+        "import os,sys\nf=os.open(sys.argv[1],os.O_RDONLY)\nprint(1,flush=True)\nwhile 1:"
+        " os.pread(f,1<<18,0)"
+    )
     with serving(tmp_path / "mnt") as server:
         for _ in range(10):
-            with subprocess.Popen([sys.executable, "-c", program, server.path], stdout=subprocess.PIPE) as reader:
+            with subprocess.Popen(
+                [sys.executable, "-c", program, server.path], stdout=subprocess.PIPE
+            ) as reader:
                 assert reader.stdout is not None
                 reader.stdout.readline()
                 time.sleep(0.02)
@@ -178,7 +186,12 @@ def test_of_daemons_started_at_once_one_serves(tmp_path: Path) -> None:
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     command = [sys.executable, "-m", "tests.support.fileserver", str(mountpoint)]
-    starts = [subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    starts = [
+        subprocess.Popen(
+            command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     try:
         lines = [start.stdout.readline() for start in starts if start.stdout is not None]
         assert sum('"ready"' in line for line in lines) == 1, lines
@@ -227,7 +240,8 @@ def dead(mountpoint: Path, *, looked_at: bool = False) -> Iterator[FileServer]:
 
 
 @pytest.mark.parametrize(
-    ("looked_at", "user"), [(False, "none"), (True, "none"), (True, "a directory"), (True, "a bind mount")]
+    ("looked_at", "user"),
+    [(False, "none"), (True, "none"), (True, "a directory"), (True, "a bind mount")],
 )
 def test_dead_mount_is_unmounted_by_the_next_start(
     tmp_path: Path, looked_at: bool, user: str, expect_log: Callable[..., None]
@@ -254,8 +268,17 @@ def test_dead_mount_with_a_loop_device_on_it_is_refused_and_the_hint_cures_it(
 ) -> None:
     mountpoint = tmp_path / "mnt"
     with serving(mountpoint) as server:
-        command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", server.path]
-        device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip()
+        command = [
+            "losetup",
+            "--find",
+            "--show",
+            "--direct-io=on",
+            "--sector-size=4096",
+            server.path,
+        ]
+        device = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+        ).stdout.strip()
         try:
             server.process.kill()
             server.process.wait(TIMEOUT)
@@ -273,7 +296,9 @@ def test_dead_mount_with_a_loop_device_on_it_is_refused_and_the_hint_cures_it(
         server.last = {"killed": True}
 
 
-def test_dead_mount_of_somebody_else_is_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_mount_of_somebody_else_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another program may need the mount: its daemon may start again."""
     mountpoint = tmp_path / "mnt"
     with dead(mountpoint):
@@ -329,7 +354,9 @@ def test_device_node_that_is_none_is_refused_and_undone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ordinary_user_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_user_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     error = refusal(tmp_path / "mnt")
     assert isinstance(error, PermissionsError)
@@ -337,7 +364,9 @@ def test_ordinary_user_is_refused_before_anything_is_made(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed; install util-linux")
+@pytest.mark.skipif(
+    not shutil.which("setpriv"), reason="setpriv is not installed; install util-linux"
+)
 def test_root_without_the_capability_is_refused_and_undone(tmp_path: Path) -> None:
     with serving(tmp_path / "mnt", prefix=["setpriv", "--bounding-set=-sys_admin"]) as server:
         assert server.first["error"] == "PermissionsError"
@@ -347,7 +376,9 @@ def test_root_without_the_capability_is_refused_and_undone(tmp_path: Path) -> No
 
 def test_after_a_refusal_the_process_may_try_again(tmp_path: Path) -> None:
     assert "is not a directory" in str(refusal(Path("/dev/null")))
-    assert "is not a directory" in str(refusal(Path("/dev/null"))), "not: this process serves a mount already"
+    assert "is not a directory" in str(refusal(Path("/dev/null"))), (
+        "not: this process serves a mount already"
+    )
 
 
 def test_closing_a_session_that_was_never_opened_does_nothing(tmp_path: Path) -> None:
@@ -365,7 +396,9 @@ def test_one_session_per_process(tmp_path: Path, expect_log: Any) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_terminate_before_the_first_request_ends_serve(tmp_path: Path, expect_log: Any) -> None:
+async def test_terminate_before_the_first_request_ends_serve(
+    tmp_path: Path, expect_log: Any
+) -> None:
     expect_log("discard is off")
     with session(tmp_path / "mnt") as opened:
         with trio.fail_after(TIMEOUT):
@@ -406,7 +439,9 @@ def test_idle_session_sleeps(tmp_path: Path) -> None:
         time.sleep(1)
         assert processor_time() - before <= 0.03
         statistics = server.stop()["statistics"]
-    assert statistics["drained"] > 1000, "taken one after the other, with few turns of the event loop between them"
+    assert statistics["drained"] > 1000, (
+        "taken one after the other, with few turns of the event loop between them"
+    )
 
 
 @contextlib.contextmanager
@@ -452,7 +487,9 @@ def test_waiting_gives_way_to_another_process(tmp_path: Path) -> None:
     """Else every request would cost the server's time slice, and then the other's."""
     with serving(tmp_path / "mnt") as server, on_two_processors(server.process.pid):
         (processor,) = os.sched_getaffinity(server.process.pid)
-        with subprocess.Popen(["taskset", "-c", str(processor), sys.executable, "-c", "while 1: pass"]) as busy:
+        with subprocess.Popen(
+            ["taskset", "-c", str(processor), sys.executable, "-c", "while 1: pass"]
+        ) as busy:
             try:
                 with server.path.open("rb", buffering=0) as file:
                     for _ in range(2000):
@@ -487,11 +524,25 @@ def test_loop_device_offers_discard_and_passes_it_on_as_a_range(tmp_path: Path) 
             os.pwrite(descriptor, b"x" * 64 * PAGE, 0)
             os.fsync(descriptor)
             os.close(descriptor)
-            command = ["blkdiscard", "--offset", str(8 * PAGE), "--length", str(32 * PAGE), str(device)]
+            command = [
+                "blkdiscard",
+                "--offset",
+                str(8 * PAGE),
+                "--length",
+                str(32 * PAGE),
+                str(device),
+            ]
             subprocess.run(command, check=True, timeout=TIMEOUT)
-            subprocess.run(["blkdiscard", "--zeroout", "--length", str(PAGE), str(device)], check=True, timeout=TIMEOUT)
+            subprocess.run(
+                ["blkdiscard", "--zeroout", "--length", str(PAGE), str(device)],
+                check=True,
+                timeout=TIMEOUT,
+            )
         with server.path.open("rb") as file:
-            assert file.read(64 * PAGE) == bytes(PAGE) + b"x" * 7 * PAGE + bytes(32 * PAGE) + b"x" * 24 * PAGE
+            assert (
+                file.read(64 * PAGE)
+                == bytes(PAGE) + b"x" * 7 * PAGE + bytes(32 * PAGE) + b"x" * 24 * PAGE
+            )
         last = server.stop()
     assert last["discards"][0] == [8 * PAGE, 32 * PAGE]
     assert last["statistics"]["discards"] >= 1
@@ -501,9 +552,12 @@ def test_loop_device_offers_discard_and_passes_it_on_as_a_range(tmp_path: Path) 
 @pytest.mark.skipif(bool(capabilities.loop().missing), reason=capabilities.loop().missing)
 def test_loop_device_without_the_hook_works_and_drops_discard(tmp_path: Path) -> None:
     with serving(tmp_path / "mnt", "--no-hook") as server, loop_device(server.path) as device:
-        # The first one is swallowed by the block layer; from then on the device knows that it has no discard.
+        # The first one is swallowed by the block layer; from then on the device knows that it has
+        # no discard.
         subprocess.run(["blkdiscard", str(device)], check=False, timeout=TIMEOUT)
-        assert (Path("/sys/block") / device.name / "queue/discard_max_bytes").read_text().strip() == "0"
+        assert (
+            Path("/sys/block") / device.name / "queue/discard_max_bytes"
+        ).read_text().strip() == "0"
         with device.open("r+b", buffering=0) as file:
             file.write(b"y" * PAGE)
             os.fsync(file.fileno())

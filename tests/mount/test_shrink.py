@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cache of a real daemon gives memory back: by command, and to whoever reads on afterwards nothing has changed."""
+"""The cache of a real daemon gives memory back.
+
+By command, and to whoever reads on afterwards nothing has changed.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,15 @@ def data(tmp_path: Path) -> bytes:
 
 @pytest.fixture(params=["zsmalloc,zbud", "zbud,zsmalloc"])
 def daemon(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path, data: bytes) -> Daemon:
-    settings = {"memory.reserve": "8M", "cache.limit": "64M", "cache.volumes.disk": str(tmp_path / "slow")}
+    settings = {
+        "memory.reserve": "8M",
+        "cache.limit": "64M",
+        "cache.volumes.disk": str(tmp_path / "slow"),
+    }
     settings["pool.allocator"], settings["cache.allocator"] = request.param.split(",")
-    return stage.daemon("64M", **{name.replace(".", "__"): value for name, value in settings.items()})
+    return stage.daemon(
+        "64M", **{name.replace(".", "__"): value for name, value in settings.items()}
+    )
 
 
 def read(daemon: Daemon) -> bytes:
@@ -41,7 +50,10 @@ def read(daemon: Daemon) -> bytes:
 
 
 def fill(daemon: Daemon) -> int:
-    """Have the cache hold frames and return how many; refills come after the readers, so one reading may not do."""
+    """Have the cache hold frames and return how many.
+
+    Refills come after the readers, so one reading may not do.
+    """
 
     def frames() -> int:
         read(daemon)
@@ -55,7 +67,9 @@ def test_shrink_gives_memory_back_and_readers_do_not_notice(daemon: Daemon, data
     before = fill(daemon)
     core = daemon.ask("stats")["core"]
     backed = core["arena_backed_bytes"]
-    kept = max(0, core["frames"]["reserve_target_frames"] - core["frames"]["free_frames"])  # what swap's reserve lacks
+    kept = max(
+        0, core["frames"]["reserve_target_frames"] - core["frames"]["free_frames"]
+    )  # what swap's reserve lacks
     report = daemon.ctl_json("shrink", str(before // 2))
     assert before // 2 <= report["frames"] <= before // 2 + 16
     assert report["left"] == before - report["frames"]

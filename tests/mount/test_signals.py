@@ -27,7 +27,8 @@ DEADLY = {*FAULTS, signal.SIGKILL}
 """A worker that gets one is followed by another."""
 ALL = range(1, 65)
 NOTHING = {
-    "supervisor": {*ALL} - {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP},
+    "supervisor": {*ALL}
+    - {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP},
     "worker": {*ALL} - DEADLY - {signal.SIGSTOP},
     "spare": {*ALL} - DEADLY - {signal.SIGSTOP},
 }
@@ -75,7 +76,11 @@ def test_signals_that_change_nothing(daemon: Roles) -> None:
     daemon.verify()
     time.sleep(1.2)  # two looks of the supervisor
     daemon.verify()
-    assert {"supervisor": daemon.supervisor, "worker": daemon.worker, "spare": daemon.spare} == before
+    assert {
+        "supervisor": daemon.supervisor,
+        "worker": daemon.worker,
+        "spare": daemon.spare,
+    } == before
     assert f"from process {os.getpid()} is ignored" in log_of(daemon)
     assert "is ignored: SIGTERM and SIGINT end the daemon" in log_of(daemon)
 

@@ -62,7 +62,13 @@ STEPS = (
 a few others come from all that there are.
 """
 OTHERS = 6
-CLOSED = {"input": (0,), "output": (1,), "errors": (2,), "output and errors": (1, 2), "all": (0, 1, 2)}
+CLOSED = {
+    "input": (0,),
+    "output": (1,),
+    "errors": (2,),
+    "output and errors": (1, 2),
+    "all": (0, 1, 2),
+}
 
 
 def fail_at(directory: Path, *words: str) -> list[dict[str, Any]]:
@@ -81,7 +87,10 @@ def test_exception_at_any_step_of_a_start_leaves_nothing(tmp_path: Path) -> None
     (tmp_path / "a").mkdir()
     steps = _failing_start(tmp_path / "a", "list").splitlines()
     before = list(dict.fromkeys(steps[: steps.index("worker/worker.py:Worker._say_ready")]))
-    assert {step.partition("@")[0] for step in STEPS} <= {*before, "worker/worker.py:Worker._say_ready"}
+    assert {step.partition("@")[0] for step in STEPS} <= {
+        *before,
+        "worker/worker.py:Worker._say_ready",
+    }
     chosen = [*STEPS, *random.sample(before, OTHERS)]
     kinds = random.sample(EXCEPTIONS, len(EXCEPTIONS))
     words = [f"{step}={kinds[number % len(kinds)]}" for number, step in enumerate(chosen)]
@@ -91,7 +100,9 @@ def test_exception_at_any_step_of_a_start_leaves_nothing(tmp_path: Path) -> None
     for outcome in outcomes:
         assert outcome["left"] == [], outcome
         assert (outcome["code"] == 0) is outcome["serves"], outcome
-        assert outcome["serves"] or outcome["output"] or outcome["exception"] == "SystemExit", outcome
+        assert outcome["serves"] or outcome["output"] or outcome["exception"] == "SystemExit", (
+            outcome
+        )
     ends = {outcome["step"] for outcome in outcomes if not outcome["serves"]}
     assert set(STEPS) - ends <= {"worker/worker.py:Worker._say_ready"}
 
@@ -109,7 +120,10 @@ def test_start_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         roles = Roles(tmp_path / str(number))
         process = subprocess.Popen(
-            roles.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            roles.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         starts.append((roles, process))
     try:
@@ -130,7 +144,9 @@ def test_daemon_without_standard_files_serves(tmp_path: Path, which: Sequence[in
     roles = Roles(tmp_path)
     with contextlib.ExitStack() as undo:
         undo.callback(roles.kill)
-        process = subprocess.Popen(closing(which, roles.command), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            closing(which, roles.command), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         undo.callback(process.kill)
         roles.wait_until_it_serves()
         for pid in (roles.supervisor, roles.worker, roles.spare):
@@ -156,13 +172,18 @@ def closing(which: Sequence[int], command: Sequence[str]) -> list[str]:
 COMMANDS: dict[str, tuple[list[str], int]] = {
     "config": ([*program("zswapd"), "config", "defaults"], 0),
     "wrong": ([*program("zswapd"), "run", "--set", "nosuch.setting=1"], ConfigError.exit_code),
-    "status": ([*program("zswapctl"), "--socket", "/nonexistent", "status"], ControlError.exit_code),
+    "status": (
+        [*program("zswapctl"), "--socket", "/nonexistent", "status"],
+        ControlError.exit_code,
+    ),
 }
 
 
 @pytest.mark.parametrize(("command", "code"), COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-def test_commands_without_standard_files_end_as_with_them(command: list[str], code: int, which: Sequence[int]) -> None:
+def test_commands_without_standard_files_end_as_with_them(
+    command: list[str], code: int, which: Sequence[int]
+) -> None:
     done = subprocess.run(closing(which, command), check=False, capture_output=True, timeout=30)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
@@ -172,12 +193,26 @@ def test_commands_without_standard_files_end_as_with_them(command: list[str], co
 
 @pytest.mark.parametrize(
     ("limit", "words"),
-    [("-n 12", "Too many open files"), ("-f 100", "ulimit -f unlimited"), ("-t 5", "ulimit -t unlimited")],
+    [
+        ("-n 12", "Too many open files"),
+        ("-f 100", "ulimit -f unlimited"),
+        ("-t 5", "ulimit -t unlimited"),
+    ],
 )
-def test_start_under_a_limit_that_cannot_be_lifted_says_so(tmp_path: Path, limit: str, words: str) -> None:
+def test_start_under_a_limit_that_cannot_be_lifted_says_so(
+    tmp_path: Path, limit: str, words: str
+) -> None:
     roles = Roles(tmp_path)
-    command = ["bash", "-c", f'ulimit {limit} && exec setpriv --bounding-set=-sys_resource "$@"', "bash", *roles.command]
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    command = [
+        "bash",
+        "-c",
+        f'ulimit {limit} && exec setpriv --bounding-set=-sys_resource "$@"',
+        "bash",
+        *roles.command,
+    ]
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode in (1, 4, 9)
     assert words in done.stderr
     assert roles.leftovers() == []

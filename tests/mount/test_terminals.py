@@ -63,7 +63,9 @@ def goes_on(roles: Roles, before: dict[str, int]) -> None:
     assert [state(pid) for pid in before.values() if state(pid) == "T"] == []
 
 
-@pytest.mark.parametrize("suffix", ["", " &", " 2>&1 | cat"], ids=["foreground", "background", "pipe"])
+@pytest.mark.parametrize(
+    "suffix", ["", " &", " 2>&1 | cat"], ids=["foreground", "background", "pipe"]
+)
 def test_keys_of_job_control_stop_nothing(roles: Roles, terminal: Terminal, suffix: str) -> None:
     terminal.enter("stty tostop")
     before = start(roles, terminal, suffix)
@@ -84,7 +86,9 @@ def test_ctrl_c_ends_it_in_order(roles: Roles, terminal: Terminal) -> None:
     terminal.wait_for("it ended with 0.")
 
 
-def test_signals_of_the_shell_to_the_job_keep_no_reader_waiting(roles: Roles, terminal: Terminal) -> None:
+def test_signals_of_the_shell_to_the_job_keep_no_reader_waiting(
+    roles: Roles, terminal: Terminal
+) -> None:
     before = start(roles, terminal, " &")
     for number in ("STOP", "CONT", "TSTP", "TTIN", "TTOU"):
         terminal.enter(f"kill -{number} %1")
@@ -141,7 +145,9 @@ def test_start_that_fails_before_a_stopped_screen_ends(roles: Roles, terminal: T
     roles.directory.joinpath("mnt").mkdir()
     roles.directory.joinpath("mnt/file").touch()
     terminal.fill(room=0)
-    process = subprocess.Popen(roles.command, stdin=subprocess.DEVNULL, stdout=terminal.line, stderr=terminal.line)
+    process = subprocess.Popen(
+        roles.command, stdin=subprocess.DEVNULL, stdout=terminal.line, stderr=terminal.line
+    )
     try:
         assert process.wait(30) == MountError.exit_code
     finally:
@@ -152,7 +158,9 @@ def test_full_pipe_makes_nobody_wait(roles: Roles) -> None:
     end, begin = os.pipe()
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, end)
-        process = subprocess.Popen(roles.command, stdin=subprocess.DEVNULL, stdout=begin, stderr=begin)
+        process = subprocess.Popen(
+            roles.command, stdin=subprocess.DEVNULL, stdout=begin, stderr=begin
+        )
         undo.callback(process.wait, 10)
         undo.callback(roles.kill)
         roles.wait_until_it_serves()
@@ -177,7 +185,9 @@ def test_output_that_cannot_be_written_changes_nothing(roles: Roles, where: str)
     else:
         end, output = os.pipe()
         os.close(end)
-    process = subprocess.Popen(roles.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    process = subprocess.Popen(
+        roles.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+    )
     os.close(output)
     try:
         roles.wait_until_it_serves()

@@ -44,7 +44,12 @@ class Terminal:
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         environment = {**os.environ, "TERM": term}
         self.process = subprocess.Popen(
-            command, stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
+            command,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env=environment,
+            start_new_session=True,
         )
         os.close(other)
         self.shown = b""
@@ -69,7 +74,9 @@ class Terminal:
 
 @pytest.mark.parametrize("term", ["xterm", "vt100", "linux"])
 def test_it_shows_and_ends_with_q(daemon: Daemon, term: str) -> None:
-    terminal = Terminal(*program("zswapctl"), "--socket", str(daemon.socket), "top", "--interval", "0.2", term=term)
+    terminal = Terminal(
+        *program("zswapctl"), "--socket", str(daemon.socket), "top", "--interval", "0.2", term=term
+    )
     try:
         terminal.wait_for(lambda shown: b"Protections" in shown and b"100 pages" in shown)
         terminal.press(b"q")
@@ -80,7 +87,9 @@ def test_it_shows_and_ends_with_q(daemon: Daemon, term: str) -> None:
 
 
 def test_a_terminal_that_cannot_is_told_what_can(daemon: Daemon) -> None:
-    terminal = Terminal(*program("zswapctl"), "--socket", str(daemon.socket), "top", term="no-such-terminal")
+    terminal = Terminal(
+        *program("zswapctl"), "--socket", str(daemon.socket), "top", term="no-such-terminal"
+    )
     try:
         terminal.wait_for(lambda shown: b"use --once" in shown)
         assert terminal.process.wait(10) == ControlError.exit_code
@@ -89,7 +98,9 @@ def test_a_terminal_that_cannot_is_told_what_can(daemon: Daemon) -> None:
 
 
 def test_it_goes_on_with_the_next_worker(daemon: Daemon) -> None:
-    terminal = Terminal(*program("zswapctl"), "--socket", str(daemon.socket), "top", "--interval", "0.1")
+    terminal = Terminal(
+        *program("zswapctl"), "--socket", str(daemon.socket), "top", "--interval", "0.1"
+    )
     try:
         terminal.wait_for(lambda shown: b"worker 1" in shown)
         old = daemon.ask("status")["worker"]["pid"]
@@ -103,10 +114,24 @@ def test_it_goes_on_with_the_next_worker(daemon: Daemon) -> None:
 
 
 def test_once_is_a_screen_of_80_by_24_and_json_the_report(daemon: Daemon) -> None:
-    command = [*program("zswapctl"), "--socket", str(daemon.socket), "top", "--once", "--interval", "0.2"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    command = [
+        *program("zswapctl"),
+        "--socket",
+        str(daemon.socket),
+        "top",
+        "--once",
+        "--interval",
+        "0.2",
+    ]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=True
+    ).stdout.splitlines()
     assert len(shown) <= 24
     assert max(map(len, shown)) <= 80
     assert re.search(r"^stored +0 +100 ", "\n".join(shown), re.MULTILINE)
-    report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=30, check=True).stdout)
+    report = json.loads(
+        subprocess.run(
+            [*command, "--json"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    )
     assert report["core"]["zv"]["curr_pages"] == 100

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two programs want to take over from one worker that has lost its supervisor: one does, whatever holds the other up.
+"""Two programs want to take over from one worker that has lost its supervisor.
+
+One does, whatever holds the other up.
 
 Nothing is swapped on here.
 """
@@ -41,7 +43,10 @@ def slow(*args, **options):
 if os.environ.get("HELD_UP"):
     orphan.inherit = slow
 """
-"""A sitecustomize.py: a supervisor that has got the files goes on only when it may, as where memory is short."""
+"""A sitecustomize.py: a supervisor that has got the files goes on only when it may.
+
+As where memory is short.
+"""
 
 
 class Programs:
@@ -59,15 +64,28 @@ class Programs:
             "memory.reserve": "4M",
             "service.spare": "false",
         }
-        self._command = [*program("zswapd"), "run", "--size", "16M", "--mountpoint", str(self.mountpoint)]
+        self._command = [
+            *program("zswapd"),
+            "run",
+            "--size",
+            "16M",
+            "--mountpoint",
+            str(self.mountpoint),
+        ]
         for name, value in settings.items():
             self._command += ["--set", f"{name}={value}"]
 
     def start(self, *, held_up: bool = False) -> subprocess.Popen[bytes]:
         """Start one more."""
-        environ = {**os.environ, "PYTHONPATH": str(self._directory), "HELD_UP": "1" if held_up else ""}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(self._directory),
+            "HELD_UP": "1" if held_up else "",
+        }
         with self.log(len(self._processes)).open("wb") as log:
-            process = subprocess.Popen(self._command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                self._command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         self._processes.append(process)
         return process
 
@@ -84,9 +102,9 @@ class Programs:
         found = set()
         for directory in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (directory / "comm").read_text() == "zswapd-worker\n" and str(self.mountpoint) in (
-                    directory / "cmdline"
-                ).read_text():
+                if (directory / "comm").read_text() == "zswapd-worker\n" and str(
+                    self.mountpoint
+                ) in (directory / "cmdline").read_text():
                     found.add(int(directory.name))
         return found
 
@@ -113,7 +131,10 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 @pytest.fixture
 def held_up(programs: Programs) -> subprocess.Popen[bytes]:
-    """Return one that has got the files of a worker without supervisor, and does nothing about it yet."""
+    """Return one that has got the files of a worker without supervisor.
+
+    And does nothing about it yet.
+    """
     first = programs.start()
     programs.wait_for_text(0, "ready")
     with (programs.mountpoint / "swap").open("r+b", buffering=0) as swap:

@@ -45,7 +45,9 @@ def test_read_ends_in_front_of_it(damaged: tuple[Daemon, int], front: int) -> No
     daemon, descriptor = damaged
     first = BAD - front
     if front:
-        assert os.pread(descriptor, 32 * PAGE, first * PAGE) == b"".join(map(content, range(first, BAD)))
+        assert os.pread(descriptor, 32 * PAGE, first * PAGE) == b"".join(
+            map(content, range(first, BAD))
+        )
     with pytest.raises(OSError, match="Input/output error"):
         os.pread(descriptor, 32 * PAGE, BAD * PAGE)
     behind = os.pread(descriptor, 32 * PAGE, (BAD + 1) * PAGE)
@@ -53,14 +55,18 @@ def test_read_ends_in_front_of_it(damaged: tuple[Daemon, int], front: int) -> No
     wait_for(lambda: "is damaged" in daemon.log_text(), "the log does not say so")
 
 
-def test_private_mapping_does_not_take_it_for_the_end_of_the_file(damaged: tuple[Daemon, int], tmp_path: Path) -> None:
+def test_private_mapping_does_not_take_it_for_the_end_of_the_file(
+    damaged: tuple[Daemon, int], tmp_path: Path
+) -> None:
     """The page cache takes a short answer for the file's end;
     the loop device could read nothing behind it any more.
     """
     _daemon, descriptor = damaged
     size = os.lseek(descriptor, 0, os.SEEK_END)
     with (tmp_path / "copy").open("wb", buffering=0) as copy, contextlib.ExitStack() as undo:
-        mapping = undo.enter_context(mmap.mmap(descriptor, PAGES * PAGE, mmap.MAP_PRIVATE, mmap.PROT_READ))
+        mapping = undo.enter_context(
+            mmap.mmap(descriptor, PAGES * PAGE, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        )
         view = undo.enter_context(memoryview(mapping))
         failed = []
         for number in range(PAGES):
@@ -71,4 +77,8 @@ def test_private_mapping_does_not_take_it_for_the_end_of_the_file(damaged: tuple
     assert failed == [(BAD, errno.EFAULT)]
     assert os.lseek(descriptor, 0, os.SEEK_END) == size
     copied = (tmp_path / "copy").read_bytes()
-    assert all(copied[number * PAGE : (number + 1) * PAGE] == content(number) for number in range(PAGES) if number != BAD)
+    assert all(
+        copied[number * PAGE : (number + 1) * PAGE] == content(number)
+        for number in range(PAGES)
+        if number != BAD
+    )

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cache volumes as programs see them, through the kernel: its page cache, mmap, signals, and files that are slow or fail."""
+"""Cache volumes as programs see them, through the kernel.
+
+Its page cache, mmap, signals, and files that are slow or fail.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ CHECK_S = 0.1
 OVER = [("--allocators", pair) for pair in ALLOCATORS]
 """Options for fileserver.py."""
 
-requires_nbd = pytest.mark.skipif(bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}")
+requires_nbd = pytest.mark.skipif(
+    bool(slowdevice.missing()), reason=f"not installed: {slowdevice.missing()}"
+)
 
 
 @contextlib.contextmanager
@@ -48,8 +53,11 @@ def reads(server: FileServer) -> int:
 
 
 def becomes(read: Callable[[], bytes], expected: bytes | bytearray) -> None:
-    """Read until what is read is as long as expected, half a second at most: an answer about the length that crosses a
-    notification is dropped by the kernel, which then goes by the old one once more."""
+    """Read until what is read is as long as expected, half a second at most.
+
+    An answer about the length that crosses a notification is dropped by the kernel, which then goes
+    by the old one once more.
+    """
     end = time.monotonic() + 0.5
     while len(got := read()) != len(expected) and time.monotonic() < end:
         time.sleep(0.01)
@@ -57,7 +65,9 @@ def becomes(read: Callable[[], bytes], expected: bytes | bytearray) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--no-hook",), *OVER], ids=["hook", "plain", *ALLOCATORS])
-def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     data = make_file(tmp_path / "backing", 300.5)
     with volumes(tmp_path, *options, disk=(tmp_path / "backing", "ro")) as server:
         path = server.mountpoint / "cache" / "disk"
@@ -72,18 +82,25 @@ def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(tmp_path
         assert path.read_bytes() == data
         (statistics,) = server.ask("statistics")["done"]
         assert statistics["hits"] > 0
-        assert statistics["backing_read_bytes"] <= len(data) + PAGE, "the second time, cleancache had it"
+        assert statistics["backing_read_bytes"] <= len(data) + PAGE, (
+            "the second time, cleancache had it"
+        )
         assert errno_of(os.open, path, os.O_RDWR) == errno.EROFS
         assert errno_of(os.truncate, path, 5) in {errno.EPERM, errno.EROFS}
 
 
 @pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
-def test_change_underneath_is_seen_by_open_files_and_mappings(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_change_underneath_is_seen_by_open_files_and_mappings(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     backing = tmp_path / "backing"
     old = make_file(backing, 20)
     with volumes(tmp_path, *options, disk=(backing, "ro")) as server:
         path = server.mountpoint / "cache" / "disk"
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+        ):
             assert mapping[:] == old
             new = make_file(backing, 20, seed=1)
             assert path.read_bytes() == new, "opening looks at once"
@@ -122,7 +139,9 @@ def test_change_on_a_file_system_that_remembers_attributes_is_seen(tmp_path: Pat
     """As NFS does, and FUSE file systems: stat(2) says for half a minute what it said before."""
     with (
         remembering.served(tmp_path / "net") as net,
-        volumes(tmp_path, read=(net / "file", "ro"), written=(net / "file", "writethrough")) as server,
+        volumes(
+            tmp_path, read=(net / "file", "ro"), written=(net / "file", "writethrough")
+        ) as server,
     ):
         paths = [server.mountpoint / "cache" / name for name in ("read", "written")]
         contents = b"A" * remembering.SIZE
@@ -137,9 +156,13 @@ def test_change_on_a_file_system_that_remembers_attributes_is_seen(tmp_path: Pat
         descriptor = os.open(paths[1], os.O_RDWR)
         try:
             remembering.change(net)
-            assert os.pwrite(descriptor, b"own", 0) == 3  # which is no reason to take the change for our own
+            assert (
+                os.pwrite(descriptor, b"own", 0) == 3
+            )  # which is no reason to take the change for our own
             time.sleep(CHECK_S + 0.02)
-            assert os.pread(descriptor, remembering.SIZE, 0) == b"own" + b"D" * (remembering.SIZE - 3)
+            assert os.pread(descriptor, remembering.SIZE, 0) == b"own" + b"D" * (
+                remembering.SIZE - 3
+            )
         finally:
             os.close(descriptor)
 
@@ -153,11 +176,18 @@ def test_writes_go_through_and_readers_see_them(tmp_path: Path, options: tuple[s
         descriptor = os.open(path, os.O_RDWR)
         try:
             assert os.pread(descriptor, len(data), 0) == data
-            for offset, length in ((0, 1), (PAGE - 1, 2), (3 * PAGE, 20 * PAGE), (len(data) - 3, 3)):
+            for offset, length in (
+                (0, 1),
+                (PAGE - 1, 2),
+                (3 * PAGE, 20 * PAGE),
+                (len(data) - 3, 3),
+            ):
                 piece = os.urandom(length)
                 assert os.pwrite(descriptor, piece, offset) == length
                 data[offset : offset + length] = piece
-                assert backing.read_bytes() == data, "not on the backing file when it was acknowledged"
+                assert backing.read_bytes() == data, (
+                    "not on the backing file when it was acknowledged"
+                )
             os.fsync(descriptor)
             assert os.pread(descriptor, len(data), 0) == data
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -188,7 +218,9 @@ def test_fsync_of_a_volume_that_was_removed_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", OVER, ids=ALLOCATORS)
-def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_volume_removed_while_open_gives_estale_and_no_old_byte(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     backing = tmp_path / "backing"
     old = make_file(backing, 20)
     with volumes(tmp_path, *options, disk=(backing, "ro")) as server:
@@ -209,7 +241,9 @@ def test_volume_removed_while_open_gives_estale_and_no_old_byte(tmp_path: Path, 
 
 @pytest.mark.parametrize("mode", ["ro", "writethrough"])
 @pytest.mark.parametrize("options", OVER[::3], ids=ALLOCATORS[::3])
-def test_block_device_is_cached_written_invalidated_and_grows(tmp_path: Path, options: tuple[str, ...], mode: str) -> None:
+def test_block_device_is_cached_written_invalidated_and_grows(
+    tmp_path: Path, options: tuple[str, ...], mode: str
+) -> None:
     store = tmp_path / "store"
     data = bytearray(make_file(store, 300))
     with loop(store) as device, volumes(tmp_path, *options, disk=(Path(device), mode)) as server:
@@ -232,17 +266,23 @@ def test_block_device_is_cached_written_invalidated_and_grows(tmp_path: Path, op
             assert reread() == data
             (statistics,) = server.ask("statistics")["done"]
             assert statistics["hits"] > 0
-            assert statistics["backing_read_bytes"] == len(data), "the second time, cleancache had it"
+            assert statistics["backing_read_bytes"] == len(data), (
+                "the second time, cleancache had it"
+            )
             if mode == "writethrough":
                 data[5000:14000] = b"xyz" * 3000
                 assert os.pwrite(file.fileno(), data[5000:14000], 5000) == 9000
-                assert Path(device).read_bytes() == data, "not on the device when it was acknowledged"
+                assert Path(device).read_bytes() == data, (
+                    "not on the device when it was acknowledged"
+                )
                 os.fsync(file.fileno())
                 assert reread() == data
                 assert errno_of(os.pwrite, file.fileno(), b"x", len(data)) == errno.ENOSPC
             before = bytes(data)
             changed_by_somebody(8 * PAGE, b"somebody else")
-            assert reread() == before, "nobody can see that a block device has changed: the test is void"
+            assert reread() == before, (
+                "nobody can see that a block device has changed: the test is void"
+            )
             server.ask("invalidate", "disk")
             assert reread() == data
             data += make_file(store, 400)[300 * PAGE :]
@@ -255,7 +295,9 @@ def test_block_device_is_cached_written_invalidated_and_grows(tmp_path: Path, op
 
 
 @pytest.mark.parametrize("options", OVER[:1], ids=ALLOCATORS[:1])
-def test_file_above_16_tib_is_cached_and_dropped_page_by_page(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_file_above_16_tib_is_cached_and_dropped_page_by_page(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     """Numbers of its pages differ by multiples of 2**32, which must not be taken for each other."""
     size = 80 << 40
     offsets = [0, (16 << 40) - PAGE, 16 << 40, 48 << 40, size - PAGE]
@@ -270,10 +312,15 @@ def test_file_above_16_tib_is_cached_and_dropped_page_by_page(tmp_path: Path, op
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                     for number, offset in enumerate(offsets):
-                        assert os.pread(file.fileno(), PAGE, offset) == b"%02d" % number * (PAGE // 2)
+                        assert os.pread(file.fileno(), PAGE, offset) == b"%02d" % number * (
+                            PAGE // 2
+                        )
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 (statistics,) = server.ask("statistics")["done"]
-                assert (statistics["hits"], statistics["pages"]) == (len(offsets) * again, len(offsets))
+                assert (statistics["hits"], statistics["pages"]) == (
+                    len(offsets) * again,
+                    len(offsets),
+                )
             server.ask("remove", "disk")
             core = server.stop()["core"]
         assert core["cleancache"]["pages"] == 0
@@ -282,7 +329,10 @@ def test_file_above_16_tib_is_cached_and_dropped_page_by_page(tmp_path: Path, op
 
 def test_backing_on_our_own_mount_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path / "mnt", "--volumes", "{}", "--size", str(1 << 20)) as server:
-        assert "ELOOP" in server.ask("try-add", "disk", str(server.mountpoint / "swap"), "ro")["refused"]
+        assert (
+            "ELOOP"
+            in server.ask("try-add", "disk", str(server.mountpoint / "swap"), "ro")["refused"]
+        )
         with loop(server.path) as device:
             assert "ELOOP" in server.ask("try-add", "disk", device, "ro")["refused"]
 
@@ -290,7 +340,9 @@ def test_backing_on_our_own_mount_is_refused(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def loop(path: Path) -> Iterator[str]:
     command = ["losetup", "--find", "--show", str(path)]
-    device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    device = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=30
+    ).stdout.strip()
     try:
         yield device
     finally:
@@ -330,14 +382,18 @@ def test_failing_file_fails_its_readers_alone(tmp_path: Path, options: tuple[str
     other = make_file(tmp_path / "other", 64, seed=1)
     with (
         slowdevice.slow_file(tmp_path / "slow", tmp_path / "contents", delay_ms=1) as slow,
-        volumes(tmp_path, *options, bad=(slow.path, "ro"), good=(tmp_path / "other", "ro")) as server,
+        volumes(
+            tmp_path, *options, bad=(slow.path, "ro"), good=(tmp_path / "other", "ro")
+        ) as server,
     ):
         bad, good = server.mountpoint / "cache" / "bad", server.mountpoint / "cache" / "good"
         with bad.open("rb", buffering=0) as file:
             assert os.pread(file.fileno(), 8 * PAGE, 0) == data[: 8 * PAGE]
             slow.error_file.touch()
             assert errno_of(os.pread, file.fileno(), PAGE, 60 * PAGE) == errno.EIO
-            assert os.pread(file.fileno(), 8 * PAGE, 0) == data[: 8 * PAGE], "what is cached needs no device"
+            assert os.pread(file.fileno(), 8 * PAGE, 0) == data[: 8 * PAGE], (
+                "what is cached needs no device"
+            )
             assert good.read_bytes() == other
             slow.error_file.unlink()
             assert os.pread(file.fileno(), PAGE, 60 * PAGE) == data[60 * PAGE : 61 * PAGE]
@@ -363,7 +419,9 @@ def reader() -> Iterator[Callable[[Path, str, int], subprocess.Popen[str]]]:
 
     def start(path: Path, kind: str, offset: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", READER, str(path), kind, str(offset)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", READER, str(path), kind, str(offset)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         assert process.stdout is not None
@@ -409,7 +467,10 @@ def direct_readers(threads: int, *paths: Path) -> Iterator[subprocess.Popen[str]
 
 
 def swap_latencies(path: Path, count: int) -> list[float]:
-    """Write and read so many pages of a block device, as the kernel swaps; return the time each pair took, shortest first."""
+    """Write and read so many pages of a block device, as the kernel swaps.
+
+    Return the time each pair took, shortest first.
+    """
     latencies = []
     descriptor = os.open(path, os.O_RDWR | os.O_DIRECT)
     try:
@@ -436,11 +497,16 @@ def test_swap_goes_on_beside_files_that_hang_for_ten_seconds_and_their_readers_c
 
         def hung(name: str, seconds: int) -> Path:
             return stack.enter_context(
-                slowdevice.slow_file(tmp_path / name, tmp_path / "contents", delay_ms=seconds * 1000)
+                slowdevice.slow_file(
+                    tmp_path / name, tmp_path / "contents", delay_ms=seconds * 1000
+                )
             ).path
 
         # The time of those whose readers are killed only has to be longer than what is measured.
-        specs = {name: (hung(name, seconds), "ro") for name, seconds in (("one", 10), ("two", 4), ("three", 4))}
+        specs = {
+            name: (hung(name, seconds), "ro")
+            for name, seconds in (("one", 10), ("two", 4), ("three", 4))
+        }
         server = stack.enter_context(volumes(tmp_path, **specs))
         swap = stack.enter_context(loop_device(server.path))
         one, two, three = (server.mountpoint / "cache" / name for name in specs)
@@ -451,7 +517,8 @@ def test_swap_goes_on_beside_files_that_hang_for_ten_seconds_and_their_readers_c
         victims = [reader(two, "quiet", number * 400 * PAGE) for number in range(4)]
         time.sleep(0.3)
         latencies = swap_latencies(swap, 1000)
-        # More than the places that the loop device and all that they have to share had without a bound.
+        # More than the places that the loop device and all that they have to share had without a
+        # bound.
         with direct_readers(200, two, three):
             pending = sum(item["pending"] for item in server.ask("statistics")["done"])
             assert pending >= 400, "not all readers wait"
@@ -461,14 +528,23 @@ def test_swap_goes_on_beside_files_that_hang_for_ten_seconds_and_their_readers_c
         for victim in victims:
             assert victim.wait(2) == -signal.SIGKILL
         assert time.monotonic() - begin < 8, "they have waited for the device"
-        for name, sample in (("nobody", alone), ("a few readers", latencies), ("many readers", beside_many)):
-            print(f"swap beside {name}: {sample[500] * 1e6:.0f} µs, {sample[990] * 1e3:.1f} ms, {sample[-1] * 1e3:.1f} ms")
+        for name, sample in (
+            ("nobody", alone),
+            ("a few readers", latencies),
+            ("many readers", beside_many),
+        ):
+            print(
+                f"swap beside {name}: {sample[500] * 1e6:.0f} µs, {sample[990] * 1e3:.1f} ms,"
+                f" {sample[-1] * 1e3:.1f} ms"
+            )
             # Compared with itself: a busy machine has a tail of its own.
             assert sample[500] < alone[500] + 0.001, "swap waits for files that hang"
             assert sample[990] < alone[990] + 0.1, "swap waits for files that hang"
             assert sample[-1] < alone[-1] + 0.5, "swap waits for files that hang"
         assert ticking.stdout is not None
-        assert ticking.stdout.readline() == f"{PAGE}\n", "a signal that does not kill must not fail a read"
+        assert ticking.stdout.readline() == f"{PAGE}\n", (
+            "a signal that does not kill must not fail a read"
+        )
         assert time.monotonic() - begin > 9.5, "nothing hung: the test is void"
         assert ticking.wait(5) == 0
         assert sum(item["pending"] for item in server.ask("statistics")["done"]) == 0

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""scripts/demo from nothing: in a root directory with a bare Debian in it, which has neither Python nor a compiler.
+"""scripts/demo from nothing: in a root directory with a bare Debian in it.
 
-The kernel and its devices are this machine's, all else is the release's: it takes a mirror of Debian's and of PyPI's. Ubuntu's
-mirrors cannot be reached from where these tests were written, so nothing is said of it.
+Which has neither Python nor a compiler.
+
+The kernel and its devices are this machine's, all else is the release's: it takes a mirror of
+Debian's and of PyPI's. Ubuntu's mirrors cannot be reached from where these tests were written, so
+nothing is said of it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.package, pytest
 TOP = Path(__file__).resolve().parents[2]
 PROGRAMS = ("mmdebstrap", "unshare", "chroot", "git", "tar")
 DEMO = ("/src/scripts/demo", "--data-mib", "96", "--memory-mib", "32")
-SERVE = "cd /src; mkdir /tmp/mnt; PYTHONPATH=/src timeout 10 .venv/bin/python -P -m tests.support.fileserver /tmp/mnt"
+SERVE = (
+    "cd /src; mkdir /tmp/mnt; PYTHONPATH=/src timeout 10 .venv/bin/python -P -m"
+    " tests.support.fileserver /tmp/mnt"
+)
 LIMIT_S = 1500.0
 """A slow mirror, and a compilation on a machine that has other things to do."""
 INSIDE = """
@@ -43,29 +49,52 @@ def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     root = tmp_path / "root"
     source = f"deb http://deb.debian.org/debian {request.param} main\n"
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", request.param, str(root), "-"]
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--mode=root",
+        "--variant=minbase",
+        request.param,
+        str(root),
+        "-",
+    ]
     private = ["unshare", "--mount", "--propagation", "private"]
     try:
         subprocess.run([*private, *command], input=source, check=True, text=True, timeout=600)
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        shutil.copy(CERTIFICATES, root / "certificates.crt")  # of whoever stands between this machine and PyPI
+        shutil.copy(
+            CERTIFICATES, root / "certificates.crt"
+        )  # of whoever stands between this machine and PyPI
         (root / "src").mkdir()
         files = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=TOP, check=True, capture_output=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=TOP,
+            check=True,
+            capture_output=True,
         ).stdout
         packed = subprocess.run(
-            ["tar", "--null", "-T", "-", "-c"], cwd=TOP, input=files, check=True, capture_output=True
+            ["tar", "--null", "-T", "-", "-c"],
+            cwd=TOP,
+            input=files,
+            check=True,
+            capture_output=True,
         ).stdout
         subprocess.run(["tar", "-x", "-C", root / "src"], input=packed, check=True)
         yield root
     finally:
-        shutil.rmtree(root, ignore_errors=True)  # whatever is mounted in it, is so in another namespace
+        shutil.rmtree(
+            root, ignore_errors=True
+        )  # whatever is mounted in it, is so in another namespace
 
 
 def run_in(root: Path, *command: str) -> tuple[int, str]:
     """Run a program in a root directory; return its exit code and what it said."""
     environment = {name: os.environ[name] for name in HANDED_IN if name in os.environ}
-    environment |= {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "PIP_CERT": "/certificates.crt"}
+    environment |= {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "PIP_CERT": "/certificates.crt",
+    }
     with subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", INSIDE, str(root), *command],
         env=environment,
@@ -96,7 +125,9 @@ def test_demo_installs_what_is_missing_and_runs(bare: Path) -> None:
     assert not [path for path in (bare / "tmp").iterdir() if path.name.startswith("zswapd")]
     assert system.loops_below(bare) == []
 
-    assert '"hook_active": true' in run_in(bare, "sh", "-c", SERVE)[1]  # whatever the release's libfuse calls its functions
+    assert (
+        '"hook_active": true' in run_in(bare, "sh", "-c", SERVE)[1]
+    )  # whatever the release's libfuse calls its functions
 
     code, said = run_in(bare, *DEMO)  # and now nothing is missing
     assert code == 0

@@ -68,7 +68,12 @@ print("all is well")
 
 def run(*command: object, limit: float = 600, **more: object) -> str:
     done = subprocess.run(  # type: ignore[call-overload]
-        [str(word) for word in command], check=False, capture_output=True, text=True, timeout=limit, **more
+        [str(word) for word in command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        **more,
     )
     assert done.returncode == 0, f"{command[0]}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return str(done.stdout)
@@ -80,16 +85,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         pytest.skip(
-            f"{', '.join(missing)} is missing: apt install mmdebstrap qemu-user-static gcc-{TRIPLET} libc6-dev-s390x-cross"
+            f"{', '.join(missing)} is missing: apt install mmdebstrap qemu-user-static"
+            f" gcc-{TRIPLET} libc6-dev-s390x-cross"
         )
     path = tmp_path_factory.mktemp("s390x") / "root"
-    run("mmdebstrap", "--architectures=s390x", "--variant=extract", f"--include={','.join(PACKAGES)}", "bookworm", path)
+    run(
+        "mmdebstrap",
+        "--architectures=s390x",
+        "--variant=extract",
+        f"--include={','.join(PACKAGES)}",
+        "bookworm",
+        path,
+    )
     return path
 
 
 @pytest.mark.package
 @pytest.mark.timeout(1200)
-def test_pages_are_stored_and_taken_over_on_a_big_endian_machine(root: Path, tmp_path: Path) -> None:
+def test_pages_are_stored_and_taken_over_on_a_big_endian_machine(
+    root: Path, tmp_path: Path
+) -> None:
     tree, headers, libraries = tmp_path / "tree", root / "usr/include", root / "usr/lib" / TRIPLET
     for name in ("zswapd", "tests/__init__.py", "tests/support"):
         source, target = TOP / name, tree / name
@@ -99,10 +114,25 @@ def test_pages_are_stored_and_taken_over_on_a_big_endian_machine(root: Path, tmp
         else:
             shutil.copy(source, target)
     for module, sources in MODULES.items():
-        paths = (f"-I{headers}/python3.11", f"-I{headers}/{TRIPLET}/python3.11", "-idirafter", headers)
+        paths = (
+            f"-I{headers}/python3.11",
+            f"-I{headers}/{TRIPLET}/python3.11",
+            "-idirafter",
+            headers,
+        )
         files = [tree / "zswapd" / source for source in sources]
         target = tree / "zswapd" / f"{module}.so"
-        run(f"{TRIPLET}-gcc", "-shared", "-fPIC", "-O2", *paths, *files, "-o", target, libraries / "liblz4.so.1")
+        run(
+            f"{TRIPLET}-gcc",
+            "-shared",
+            "-fPIC",
+            "-O2",
+            *paths,
+            *files,
+            "-o",
+            target,
+            libraries / "liblz4.so.1",
+        )
     (tree / "program.py").write_text(PROGRAM)
     variables = {
         "LD_LIBRARY_PATH": libraries,
@@ -110,5 +140,7 @@ def test_pages_are_stored_and_taken_over_on_a_big_endian_machine(root: Path, tmp
         "PYTHONPATH": f"{tree}:{root}/usr/lib/python3/dist-packages",
     }
     given = [word for name, value in variables.items() for word in ("-E", f"{name}={value}")]
-    said = run("qemu-s390x-static", "-L", root, *given, root / "usr/bin/python3.11", "program.py", cwd=tree)
+    said = run(
+        "qemu-s390x-static", "-L", root, *given, root / "usr/bin/python3.11", "program.py", cwd=tree
+    )
     assert "all is well" in said

@@ -18,7 +18,14 @@ TOP = Path(__file__).resolve().parents[2]
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -61,12 +68,31 @@ def test_it_has_all_that_a_person_expects(contents: dict[str, str]) -> None:
     assert not expected - set(contents)
 
 
-def test_it_has_nothing_elsewhere_and_nothing_that_only_builds_or_tests(contents: dict[str, str]) -> None:
+def test_it_has_nothing_elsewhere_and_nothing_that_only_builds_or_tests(
+    contents: dict[str, str],
+) -> None:
     places = ("/usr/", "/etc/zswapd/")
-    assert not [path for path in contents if not path.startswith(places) and path not in ("/", "/etc/")]
-    private = [path.removeprefix("/usr/lib/zswapd/") for path in contents if path.startswith("/usr/lib/zswapd/")]
+    assert not [
+        path for path in contents if not path.startswith(places) and path not in ("/", "/etc/")
+    ]
+    private = [
+        path.removeprefix("/usr/lib/zswapd/")
+        for path in contents
+        if path.startswith("/usr/lib/zswapd/")
+    ]
     names = {path.split("/")[0].split("-")[0] for path in private}
-    assert not names & {"pip", "setuptools", "mypy", "mypyc", "pytest", "hypothesis", "ruff", "tests", "scripts", "build"}
+    assert not names & {
+        "pip",
+        "setuptools",
+        "mypy",
+        "mypyc",
+        "pytest",
+        "hypothesis",
+        "ruff",
+        "tests",
+        "scripts",
+        "build",
+    }
     assert not [path for path in private if "/_tests/" in path or path.endswith(".c")]
 
 
@@ -80,7 +106,9 @@ def test_modes_and_owners_are_a_packages(contents: dict[str, str]) -> None:
 def test_the_page_path_is_compiled_and_every_module_has_bytecode(contents: dict[str, str]) -> None:
     assert any(re.search(r"/zswapd/core/pam/zv\.cpython-.*\.so$", path) for path in contents)
     assert any(re.search(r"/zswapd__mypyc\.cpython-.*\.so$", path) for path in contents)
-    for path in (path for path in contents if path.startswith("/usr/lib/zswapd/") and path.endswith(".py")):
+    for path in (
+        path for path in contents if path.startswith("/usr/lib/zswapd/") and path.endswith(".py")
+    ):
         directory, name = path.rsplit("/", 1)
         assert f"{directory}/__pycache__/{name.removesuffix('.py')}.cpython-311.pyc" in contents
 
@@ -102,7 +130,9 @@ def test_settings_are_a_conffile_that_changes_nothing(package: Path, tmp_path: P
     assert not [line for line in config.splitlines() if line and not line.startswith(("#", "["))]
 
 
-@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not installed; install the package lintian")
+@pytest.mark.skipif(
+    not shutil.which("lintian"), reason="lintian is not installed; install the package lintian"
+)
 def test_lintian_finds_nothing(package: Path) -> None:
     assert run("lintian", "--allow-root", "--fail-on", "error,warning", package) == ""
 

@@ -14,14 +14,20 @@ SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 SYSTEMS_OWN = Path("/lib/systemd/system")
 SERVICES = sorted(path.name for path in SYSTEMD.glob("*.service"))
 EXPOSURE = {"zswapd.service": 45, "zswapd-swap.service": 31, "zswapd-hibernate.service": 35}
-"""What `systemd-analyze security` may say of each, times ten; docs/operations.md says why it is not less."""
+"""What `systemd-analyze security` may say of each, times ten.
+
+Docs/operations.md says why it is not less.
+"""
 _NAMES = """
     PrivateMounts PrivateTmp PrivateDevices PrivateIPC ProtectSystem ProtectHome ProtectKernelTunables ProtectKernelModules
     ProtectKernelLogs ProtectControlGroups ProtectProc ProcSubset ReadOnlyPaths ReadWritePaths InaccessiblePaths ExecPaths
     NoExecPaths TemporaryFileSystem BindPaths BindReadOnlyPaths RootDirectory RootImage MountFlags DynamicUser MountAPIVFS
 """
 MOUNT_NAMESPACE = frozenset(_NAMES.split())
-"""What would give a service a mount namespace of its own (systemd.exec(5)): its files would not be where others see them."""
+"""What would give a service a mount namespace of its own (systemd.exec(5)).
+
+Its files would not be where others see them.
+"""
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("systemd-analyze") or not SYSTEMS_OWN.is_dir(),
@@ -30,7 +36,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(("systemd-analyze", *arguments), check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ("systemd-analyze", *arguments), check=False, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -47,7 +55,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def settings(path: Path) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes="#", delimiters="=")
+    parser = configparser.ConfigParser(
+        strict=False, interpolation=None, comment_prefixes="#", delimiters="="
+    )
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(path)
     return parser
@@ -61,11 +71,16 @@ def test_verify_finds_nothing(root: Path) -> None:
 def test_verify_would_find_a_mistake(root: Path) -> None:
     with (root / "usr/lib/systemd/system/zswapd.service").open("a") as unit:
         unit.write("[Service]\nMemorySwapMost=0\n")
-    assert "MemorySwapMost" in analyze(f"--root={root}", "verify", "--man=no", "zswapd.service").stderr
+    assert (
+        "MemorySwapMost" in analyze(f"--root={root}", "verify", "--man=no", "zswapd.service").stderr
+    )
 
 
 def test_no_time_out_kills_swapoff(root: Path) -> None:
-    """systemd's own child at shutdown has no limit, by a drop-in for all swap areas; the daemon's is not killed at its end."""
+    """systemd's own child at shutdown has no limit, by a drop-in for all swap areas.
+
+    The daemon's is not killed at its end.
+    """
     units = root / "usr/lib/systemd/system"
     (units / "dev-loop9.swap").write_text("[Swap]\nWhat=/dev/loop9\n")
     assert analyze(f"--root={root}", "verify", "--man=no", "dev-loop9.swap").stderr == ""
@@ -81,7 +96,12 @@ def test_no_time_out_kills_swapoff(root: Path) -> None:
 def test_exposure_is_what_the_docs_say(name: str) -> None:
     found = analyze("security", "--offline=true", f"--threshold={EXPOSURE[name]}", SYSTEMD / name)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert analyze("security", "--offline=true", f"--threshold={EXPOSURE[name] - 1}", SYSTEMD / name).returncode != 0
+    assert (
+        analyze(
+            "security", "--offline=true", f"--threshold={EXPOSURE[name] - 1}", SYSTEMD / name
+        ).returncode
+        != 0
+    )
     assert f"{name} {EXPOSURE[name] / 10}" in (SYSTEMD.parent / "docs/operations.md").read_text()
 
 
@@ -91,12 +111,17 @@ def test_no_service_has_a_mount_namespace_of_its_own(name: str) -> None:
 
 
 def test_units_that_are_to_be_enabled_are_with_the_service() -> None:
-    enabled = {name for name in SERVICES if settings(SYSTEMD / name).has_section("Install")} - {"zswapd.service"}
+    enabled = {name for name in SERVICES if settings(SYSTEMD / name).has_section("Install")} - {
+        "zswapd.service"
+    }
     assert set(settings(SYSTEMD / "zswapd.service")["Install"]["Also"].split()) == enabled
 
 
 def test_nothing_binds_the_swap_to_the_service() -> None:
-    """Or each restart of a daemon that was killed would swap off and on; that must neither be needed nor tried."""
+    """Or each restart of a daemon that was killed would swap off and on.
+
+    That must neither be needed nor tried.
+    """
     for name in SERVICES:
         unit = settings(SYSTEMD / name)["Unit"]
         assert not {"BindsTo", "PartOf", "Requires", "Requisite", "PropagatesStopTo"} & set(unit)

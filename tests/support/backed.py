@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A core with a backing, and its FUSE handlers, over a disk in memory: requests are made and answered without a mount."""
+"""A core with a backing, and its FUSE handlers, over a disk in memory.
+
+Requests are made and answered without a mount.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 class Files:
     """The file `swap` as the kernel sees it, and all that is behind it.
 
-    Every request returns a number; its answer is in `answers` when there is one: bytes for a read, a number for anything else
-    (negative for an errno).
+    Every request returns a number; its answer is in `answers` when there is one: bytes for a read,
+    a number for anything else (negative for an errno).
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Files:
             buffers=make_buffers(buffers * page_size, page_size),
             clock=clock or time.monotonic,
         )
-        maps = {name: memoryview(bytearray(length)) for name, length in slot_map_sizes(config).items()}
+        maps = {
+            name: memoryview(bytearray(length)) for name, length in slot_map_sizes(config).items()
+        }
         self.core = Core(config, backing=CoreDisk(self.transfers, maps))
         (self.device,) = self.core.backed
         directory = Directory()
@@ -129,7 +134,9 @@ class Files:
     def settle(self) -> None:
         """Let the disk answer all there is."""
         self.disk.finish_all()
-        assert self.transfers.is_idle() or any(ahead.statistics().held for ahead in self.operations.aheads.values())
+        assert self.transfers.is_idle() or any(
+            ahead.statistics().held for ahead in self.operations.aheads.values()
+        )
 
     def get(self, number: int) -> bytes | int:
         """Read a page and wait for it."""

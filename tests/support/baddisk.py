@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk that fails when it is told to: a loop device over a file of nbdfuse, behind it nbdkit with its filters.
+"""A disk that fails when it is told to.
+
+A loop device over a file of nbdfuse, behind it nbdkit with its filters.
 
     loop device ── nbdfuse ── nbdkit: error, pause, retry ── nbdkit: what is on the disk
 
-The last of them can be killed and started again, which to the others is a device that goes and comes back (`--filter=retry`
-opens it again). The delay filter makes every request slow from the start; the pause filter makes them stall while it is told
-to. The loop device is there since a disk is a block device, and takes direct I/O, as a file of nbdfuse does not.
+The last of them can be killed and started again, which to the others is a device that goes and
+comes back (`--filter=retry` opens it again). The delay filter makes every request slow from the
+start; the pause filter makes them stall while it is told to. The loop device is there since a disk
+is a block device, and takes direct I/O, as a file of nbdfuse does not.
 
-And one that promises more than it has: a loop device over a sparse file of a file system that is too small.
+And one that promises more than it has: a loop device over a sparse file of a file system that is
+too small.
 """
 
 from __future__ import annotations
@@ -50,15 +54,49 @@ class BadDisk:
         self.device = Path()
         self.come_back()
         filters = ["--filter=error", "--filter=delay", "--filter=pause", "--filter=retry"]
-        command = ["nbdfuse", "-P", str(directory / "ready"), str(self._mountpoint / "disk"), "--command"]
-        command += ["nbdkit", "-s", *filters, "nbd", f"socket={self._server}", f"pause-control={self._control}"]
-        command += ["retries=1", "retry-delay=1", "retry-exponential=no", f"rdelay={delay_ms}ms", f"wdelay={delay_ms}ms"]
+        command = [
+            "nbdfuse",
+            "-P",
+            str(directory / "ready"),
+            str(self._mountpoint / "disk"),
+            "--command",
+        ]
+        command += [
+            "nbdkit",
+            "-s",
+            *filters,
+            "nbd",
+            f"socket={self._server}",
+            f"pause-control={self._control}",
+        ]
+        command += [
+            "retries=1",
+            "retry-delay=1",
+            "retry-exponential=no",
+            f"rdelay={delay_ms}ms",
+            f"wdelay={delay_ms}ms",
+        ]
         for kind, trigger in (("pread", self.read_errors), ("pwrite", self.write_errors)):
-            command += [f"error-{kind}=EIO", f"error-{kind}-rate=100%", f"error-{kind}-file={trigger}"]
+            command += [
+                f"error-{kind}=EIO",
+                f"error-{kind}-rate=100%",
+                f"error-{kind}-file={trigger}",
+            ]
         self._near = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         self._wait(directory / "ready", self._near)
-        command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", str(self._mountpoint / "disk")]
-        self.device = Path(subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip())
+        command = [
+            "losetup",
+            "--find",
+            "--show",
+            "--direct-io=on",
+            "--sector-size=4096",
+            str(self._mountpoint / "disk"),
+        ]
+        self.device = Path(
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+            ).stdout.strip()
+        )
 
     def _wait(self, path: Path, process: subprocess.Popen[bytes]) -> None:
         end = time.monotonic() + TIMEOUT
@@ -76,7 +114,14 @@ class BadDisk:
 
     def come_back(self) -> None:
         """Have the disk there, with what was on it."""
-        command = ["nbdkit", "--foreground", "--unix", str(self._server), "file", str(self._contents)]
+        command = [
+            "nbdkit",
+            "--foreground",
+            "--unix",
+            str(self._server),
+            "file",
+            str(self._contents),
+        ]
         self._far = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         self._wait(self._server, self._far)
 
@@ -108,7 +153,9 @@ class BadDisk:
         if self.device != Path():
             subprocess.run(["losetup", "--detach", str(self.device)], check=False, timeout=TIMEOUT)
         if is_mounted(self._mountpoint):
-            subprocess.run(["umount", "--lazy", str(self._mountpoint)], check=False, timeout=TIMEOUT)
+            subprocess.run(
+                ["umount", "--lazy", str(self._mountpoint)], check=False, timeout=TIMEOUT
+            )
         for process in (self._near, self._far):
             if process:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -140,12 +187,19 @@ class SparseDisk:
 
     def grow(self, mib: int) -> None:
         """Have room for so many MiB."""
-        subprocess.run(["mount", "-o", f"remount,size={mib}M", str(self._directory)], check=True, timeout=TIMEOUT)
+        subprocess.run(
+            ["mount", "-o", f"remount,size={mib}M", str(self._directory)],
+            check=True,
+            timeout=TIMEOUT,
+        )
 
 
 @contextlib.contextmanager
 def sparse_disk(directory: Path, mib: int, room_mib: int) -> Iterator[SparseDisk]:
-    """Have such a disk of `mib` MiB, with room for `room_mib` of them, for as long as the test runs."""
+    """Have such a disk of `mib` MiB, with room for `room_mib` of them.
+
+    For as long as the test runs.
+    """
     directory.mkdir()
     # Never swapped itself: it may be what is behind the swap.
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room_mib}M,noswap", "tmpfs", str(directory)]
@@ -155,7 +209,9 @@ def sparse_disk(directory: Path, mib: int, room_mib: int) -> Iterator[SparseDisk
         with image.open("wb") as file:
             file.truncate(mib << 20)
         command = ["losetup", "--find", "--show", "--sector-size=4096", str(image)]
-        device = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip()
+        device = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+        ).stdout.strip()
         try:
             yield SparseDisk(directory, Path(device))
         finally:

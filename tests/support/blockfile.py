@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A `BlockFile` without a pool behind it: bytes in memory, with faults and refusals at chosen pages."""
+"""A `BlockFile` without a pool behind it.
+
+Bytes in memory, with faults and refusals at chosen pages.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from zswapd.errors import CorruptedPageError
 PAGE = 4096
 
 BUG_PAGE, DAMAGED_PAGE, FULL_PAGE, FROZEN_PAGE = 100, 101, 102, 103
-"""Touching them raises RuntimeError or CorruptedPageError; writing them is refused for lack of room, or as frozen."""
+"""Touching them raises RuntimeError or CorruptedPageError.
+
+Writing them is refused for lack of room, or as frozen.
+"""
 
 
 class MemoryFile:
@@ -26,7 +32,14 @@ class MemoryFile:
         discards: the ranges that were discarded, (offset, length).
     """
 
-    def __init__(self, name: str = "swap", size: int = 1 << 20, *, faulty: bool = False, faults_inside: bool = False) -> None:
+    def __init__(
+        self,
+        name: str = "swap",
+        size: int = 1 << 20,
+        *,
+        faulty: bool = False,
+        faults_inside: bool = False,
+    ) -> None:
         self.name = name
         self.size = size
         self.data = bytearray(size)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the machine under the tests can do, and skips that name what is missing.
 
-A skip is only worth something if its reason can be acted on, so each missing capability carries the sentence
-that is printed: "/dev/fuse cannot be opened: EACCES; run as root, or load the module fuse". Each capability
-is looked for once, by doing the harmless part of the real thing (opening the device node), never by trusting
-a version number.
+A skip is only worth something if its reason can be acted on, so each missing capability carries the
+sentence that is printed: "/dev/fuse cannot be opened: EACCES; run as root, or load the module
+fuse". Each capability is looked for once, by doing the harmless part of the real thing (opening the
+device node), never by trusting a version number.
 
-`pytest_report_header` in `tests/conftest.py` prints `report()`: a green run that skipped the half of itself
-has to be told apart from a real one by its first lines.
+`pytest_report_header` in `tests/conftest.py` prints `report()`: a green run that skipped the half
+of itself has to be told apart from a real one by its first lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import pytest
 from tools.vm import payload
 
 CAP_SYS_RESOURCE = 24
-"""Bit of CAP_SYS_RESOURCE in the capability sets (linux/capability.h); PR_SET_IO_FLUSHER needs it."""
+"""Bit of CAP_SYS_RESOURCE in the capability sets (linux/capability.h); PR_SET_IO_FLUSHER needs it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ def _opens(name: str, path: str, advice: str) -> Capability:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
-        return Capability(name, f"{path} cannot be opened: {errno.errorcode.get(exc.errno or 0, exc)}; {advice}")
+        return Capability(
+            name, f"{path} cannot be opened: {errno.errorcode.get(exc.errno or 0, exc)}; {advice}"
+        )
     return Capability(name)
 
 
@@ -84,7 +87,9 @@ def swap() -> Capability:
     """Programs and rights to make swap and switch it on."""
     absent = [program for program in ("mkswap", "swapon", "swapoff") if not shutil.which(program)]
     if absent:
-        return Capability("swapon", f"{', '.join(absent)} not installed; install util-linux and mount")
+        return Capability(
+            "swapon", f"{', '.join(absent)} not installed; install util-linux and mount"
+        )
     if not Path("/proc/swaps").exists():
         return Capability("swapon", "/proc/swaps is missing: this kernel has no swap (CONFIG_SWAP)")
     if not root().present:
@@ -106,7 +111,9 @@ def psi() -> Capability:
     try:
         Path("/proc/pressure/memory").read_text()
     except OSError as exc:
-        return Capability("PSI", f"/proc/pressure/memory cannot be read: {exc.strerror}; boot with psi=1")
+        return Capability(
+            "PSI", f"/proc/pressure/memory cannot be read: {exc.strerror}; boot with psi=1"
+        )
     return Capability("PSI")
 
 
@@ -116,22 +123,33 @@ def sys_resource() -> Capability:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:") and int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1:
             return Capability("CAP_SYS_RESOURCE")
-    return Capability("CAP_SYS_RESOURCE", "CAP_SYS_RESOURCE is not held; PR_SET_IO_FLUSHER cannot be had here")
+    return Capability(
+        "CAP_SYS_RESOURCE", "CAP_SYS_RESOURCE is not held; PR_SET_IO_FLUSHER cannot be had here"
+    )
 
 
 @functools.cache
 def emulator() -> Capability:
     """Virtual machines that run what was built here."""
     name = "virtual machines"
-    absent = [program for program in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "setpriv") if not shutil.which(program)]
+    absent = [
+        program
+        for program in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "setpriv")
+        if not shutil.which(program)
+    ]
     if absent:
-        return Capability(name, f"{', '.join(absent)} not installed; scripts/test installs what it needs")
+        return Capability(
+            name, f"{', '.join(absent)} not installed; scripts/test installs what it needs"
+        )
     return Capability(name, payload.unsuitable())
 
 
 def _has_programs(name: str, *programs: str) -> Capability:
     absent = [program for program in programs if not shutil.which(program)]
-    return Capability(name, f"{', '.join(absent)} not installed; scripts/test installs what it needs" if absent else "")
+    return Capability(
+        name,
+        f"{', '.join(absent)} not installed; scripts/test installs what it needs" if absent else "",
+    )
 
 
 @functools.cache
@@ -162,11 +180,24 @@ def cgroup_layout(mounts: str = "/proc/self/mounts") -> str:
 
 def report() -> list[str]:
     """Return the header lines: what is there, what is not and why, and on what the tests run."""
-    all_of_them = (root(), fuse(), loop(), swap(), zram(), psi(), sys_resource(), packaging(), container(), emulator())
+    all_of_them = (
+        root(),
+        fuse(),
+        loop(),
+        swap(),
+        zram(),
+        psi(),
+        sys_resource(),
+        packaging(),
+        container(),
+        emulator(),
+    )
     there = ", ".join(capability.name for capability in all_of_them if capability.present)
     lines = [
-        f"zswapd: python {platform.python_version()}, kernel {platform.release()}, page {mmap.PAGESIZE}, "
-        f"cpus {len(os.sched_getaffinity(0))}, cgroup {cgroup_layout()}",
+        (
+            f"zswapd: python {platform.python_version()}, kernel {platform.release()}, page"
+            f" {mmap.PAGESIZE}, cpus {len(os.sched_getaffinity(0))}, cgroup {cgroup_layout()}"
+        ),
         f"zswapd: has {there or 'nothing'}",
     ]
     lines += [f"zswapd: lacks {c.name}: {c.missing}" for c in all_of_them if not c.present]
@@ -174,7 +205,9 @@ def report() -> list[str]:
 
 
 def _requires(*needed: Callable[[], Capability]) -> pytest.MarkDecorator:
-    reasons = [capability.missing for capability in (probe() for probe in needed) if capability.missing]
+    reasons = [
+        capability.missing for capability in (probe() for probe in needed) if capability.missing
+    ]
     return pytest.mark.skipif(bool(reasons), reason="; ".join(dict.fromkeys(reasons)))
 
 
@@ -185,7 +218,12 @@ def requires_root() -> pytest.MarkDecorator:
 
 def is_in_memory(path: Path) -> bool:
     """Say whether a directory is on a tmpfs, as /tmp is since Debian 13."""
-    return subprocess.run(["stat", "-fc", "%T", path], check=True, capture_output=True, text=True).stdout.strip() == "tmpfs"
+    return (
+        subprocess.run(
+            ["stat", "-fc", "%T", path], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "tmpfs"
+    )
 
 
 def requires_fuse() -> pytest.MarkDecorator:

@@ -14,7 +14,9 @@ FIRST, SECOND = "cgroup cgroup rw,memory", "cgroup2 cgroup2 rw"
 """File system, source and options of a mount of either version, as mountinfo has them."""
 
 
-def write_system(root: Path, *lines: str, mounts: tuple[str, ...], available: int = TOTAL, total: int = TOTAL) -> None:
+def write_system(
+    root: Path, *lines: str, mounts: tuple[str, ...], available: int = TOTAL, total: int = TOTAL
+) -> None:
     """Write /proc.
 
     Args:
@@ -25,13 +27,16 @@ def write_system(root: Path, *lines: str, mounts: tuple[str, ...], available: in
         total: MemTotal, bytes.
     """
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: {total >> 10} kB\nMemAvailable: {available >> 10} kB\n")
+    (root / "proc/meminfo").write_text(
+        f"MemTotal: {total >> 10} kB\nMemAvailable: {available >> 10} kB\n"
+    )
     (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines))
     rows = []
     for number, mount in enumerate(mounts):
         base, point, version = mount.split(" ")
         rows.append(
-            f"{40 + number} 30 0:{30 + number} {base} {point} rw,nosuid shared:9 - {FIRST if version == '1' else SECOND}\n"
+            f"{40 + number} 30 0:{30 + number} {base} {point} rw,nosuid shared:9 -"
+            f" {FIRST if version == '1' else SECOND}\n"
         )
     (root / "proc/self/mountinfo").write_text("".join(rows))
 
@@ -45,10 +50,20 @@ def write_cgroup(root: Path, directory: str, **files: int | str) -> Path:
     return path
 
 
-def first(root: Path, directory: str, limit: int = UNLIMITED_V1, *, usage: int = 0, **files: int | str) -> Path:
+def first(
+    root: Path, directory: str, limit: int = UNLIMITED_V1, *, usage: int = 0, **files: int | str
+) -> Path:
     """Write a cgroup of version 1."""
-    named = {"memory__memsw__limit_in_bytes": UNLIMITED_V1, "memory__swappiness": 60, "memory__use_hierarchy": 1, **files}
-    named.setdefault("memory__stat", f"hierarchical_memory_limit {UNLIMITED_V1}\ntotal_inactive_file 0\ntotal_active_file 0")
+    named = {
+        "memory__memsw__limit_in_bytes": UNLIMITED_V1,
+        "memory__swappiness": 60,
+        "memory__use_hierarchy": 1,
+        **files,
+    }
+    named.setdefault(
+        "memory__stat",
+        f"hierarchical_memory_limit {UNLIMITED_V1}\ntotal_inactive_file 0\ntotal_active_file 0",
+    )
     return write_cgroup(
         root,
         directory,
@@ -59,7 +74,14 @@ def first(root: Path, directory: str, limit: int = UNLIMITED_V1, *, usage: int =
     )
 
 
-def second(root: Path, directory: str, limit: int | str = "max", *, usage: int = 0, **files: int | str) -> Path:
+def second(
+    root: Path, directory: str, limit: int | str = "max", *, usage: int = 0, **files: int | str
+) -> Path:
     """Write a cgroup of version 2."""
-    named = {"memory__high": "max", "memory__swap__max": "max", "memory__stat": "inactive_file 0\nactive_file 0", **files}
+    named = {
+        "memory__high": "max",
+        "memory__swap__max": "max",
+        "memory__stat": "inactive_file 0\nactive_file 0",
+        **files,
+    }
     return write_cgroup(root, directory, memory__max=limit, memory__current=usage, **named)

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A pytest plugin: what a test logs or prints, it must have announced.
 
-A daemon's bugs show in its log long before they show in a result: a task that died and was restarted, a retry
-that should not have been needed. So a log record of level WARNING or above, or a traceback in the captured
-output (a subprocess's too), fails the test that caused it, unless the test said beforehand that it would
-come:
+A daemon's bugs show in its log long before they show in a result: a task that died and was
+restarted, a retry that should not have been needed. So a log record of level WARNING or above, or a
+traceback in the captured output (a subprocess's too), fails the test that caused it, unless the
+test said beforehand that it would come:
 
     def test_refusal_is_logged_once(expect_log, expect_output):
         expect_log(r"pool is full", level=logging.WARNING)
         expect_output(r"^Traceback")        # the daemon is made to crash here
 
-What was announced has to come, `count` times exactly, or the test fails as well: an announcement that
-outlived its warning would hide the next one. The idea is S3QL's and pyfuse3's log check.
+What was announced has to come, `count` times exactly, or the test fails as well: an announcement
+that outlived its warning would hide the next one. The idea is S3QL's and pyfuse3's log check.
 
-Limits: a logger with `propagate = False` is not seen; with `-s` there is no captured output to look at.
+Limits: a logger with `propagate = False` is not seen; with `-s` there is no captured output to look
+at.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a passed phase with unannounced noise, or a passed test with a broken promise, into a failure."""
+    """Turn a passed phase with unannounced noise, or a passed test with a broken promise.
+
+    Into a failure.
+    """
     report = yield
     state = item.stash.get(_STATE, None)
     if state is None:
@@ -115,7 +119,9 @@ def pytest_runtest_makereport(
         complaints += [promise for promise in promises if promise]
     if complaints and report.outcome == "passed":
         report.outcome = "failed"
-        report.longrepr = "\n".join(["noise that the test did not announce (tests/support/checklogs.py):", *complaints])
+        report.longrepr = "\n".join(
+            ["noise that the test did not announce (tests/support/checklogs.py):", *complaints]
+        )
     return report
 
 
@@ -125,7 +131,10 @@ def _unannounced_records(state: _State) -> list[str]:
         message = record.getMessage()
         accepted = [a for a in state.logs if record.levelno >= a.level and a.take(message)]
         if not accepted:
-            complaints.append(f"log: {record.levelname} {record.name}: {message} ({record.pathname}:{record.lineno})")
+            complaints.append(
+                f"log: {record.levelname} {record.name}: {message}"
+                f" ({record.pathname}:{record.lineno})"
+            )
     state.recorder.records.clear()
     return complaints
 
@@ -145,9 +154,14 @@ def _unannounced_lines(state: _State, report: pytest.TestReport) -> list[str]:
 
 @pytest.fixture
 def expect_log(request: pytest.FixtureRequest) -> Callable[..., Announcement]:
-    """Announce log records: `expect_log(pattern, level=logging.WARNING, count=1)`; None: one or more."""
+    """Announce log records: `expect_log(pattern, level=logging.WARNING, count=1)`.
 
-    def announce(pattern: str, *, level: int = logging.WARNING, count: int | None = 1) -> Announcement:
+    None: one or more.
+    """
+
+    def announce(
+        pattern: str, *, level: int = logging.WARNING, count: int | None = 1
+    ) -> Announcement:
         announcement = Announcement(re.compile(pattern), level, count)
         request.node.stash[_STATE].logs.append(announcement)
         return announcement
@@ -157,7 +171,10 @@ def expect_log(request: pytest.FixtureRequest) -> Callable[..., Announcement]:
 
 @pytest.fixture
 def expect_output(request: pytest.FixtureRequest) -> Callable[..., Announcement]:
-    """Announce lines of output: `expect_output(pattern, count=None)`; a traceback's first line, as a rule."""
+    """Announce lines of output: `expect_output(pattern, count=None)`.
+
+    A traceback's first line, as a rule.
+    """
 
     def announce(pattern: str, *, count: int | None = None) -> Announcement:
         announcement = Announcement(re.compile(pattern), -1, count)

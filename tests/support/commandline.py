@@ -7,9 +7,13 @@ import argparse
 from collections.abc import Iterator
 
 
-def all_commands(parser: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def all_commands(
+    parser: argparse.ArgumentParser, before: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
     """Yield the words of every command that there is."""
-    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    groups = [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
     for group in groups:
         for name, command in group.choices.items():
             yield from all_commands(command, (*before, name))

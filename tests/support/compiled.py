@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page path comes compiled (mypyc) or as plain Python, from the same source; the tests run on either.
+"""The page path comes compiled (mypyc) or as plain Python, from the same source.
 
-With ZSWAPD_PURE in the environment the plain source is imported even where a compiled module lies beside it. Without it, a
-compiled module that is older than its source stops the run: it would test what is no longer there.
+The tests run on either.
+
+With ZSWAPD_PURE in the environment the plain source is imported even where a compiled module lies
+beside it. Without it, a compiled module that is older than its source stops the run: it would test
+what is no longer there.
 """
 
 from __future__ import annotations
@@ -35,15 +38,25 @@ def compiled_modules() -> dict[Path, Path]:
 
 def stale() -> list[Path]:
     """Return the sources that are newer than what was compiled from them."""
-    # The modules are shims; their code is in one library beside the package, and only that is made anew.
-    shared = max((library.stat().st_mtime for library in PACKAGE.parent.glob("zswapd__mypyc*.so")), default=0.0)
+    # The modules are shims; their code is in one library beside the package, and only that is made
+    # anew.
+    shared = max(
+        (library.stat().st_mtime for library in PACKAGE.parent.glob("zswapd__mypyc*.so")),
+        default=0.0,
+    )
     return sorted(source for source in compiled_modules() if source.stat().st_mtime > shared)
 
 
 class _PureFinder(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         source = PACKAGE.parent.joinpath(*fullname.split(".")).with_suffix(".py")
-        return importlib.util.spec_from_file_location(fullname, source) if source in self.sources else None
+        return (
+            importlib.util.spec_from_file_location(fullname, source)
+            if source in self.sources
+            else None
+        )
 
     def __init__(self) -> None:
         self.sources = frozenset(compiled_modules())

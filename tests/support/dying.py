@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes that die at a crash point in the middle of their work, and what may be found after them.
+"""Processes that die at a crash point in the middle of their work.
 
-A `World` is what outlives a process: the arena, the bitmap of lost pages, and a model of what every page may hold. A life is a
-forked process that takes over, arms a crash point, does operations, and notes in shared memory which it began and which were
-acknowledged. The parent follows: an acknowledged operation has happened; of the one that was under way, each page is as before
-or as wanted (or lost, where a refusal was under way), and nothing else.
+And what may be found after them.
+
+A `World` is what outlives a process: the arena, the bitmap of lost pages, and a model of what every
+page may hold. A life is a forked process that takes over, arms a crash point, does operations, and
+notes in shared memory which it began and which were acknowledged. The parent follows: an
+acknowledged operation has happened; of the one that was under way, each page is as before or as
+wanted (or lost, where a refusal was under way), and nothing else.
 """
 
 from __future__ import annotations
@@ -58,7 +61,15 @@ class World:
     which gives the memory back.
     """
 
-    def __init__(self, kind: str, page_size: int, allocator: str = "zsmalloc", *, cache: str = "", packer: bool = True) -> None:
+    def __init__(
+        self,
+        kind: str,
+        page_size: int,
+        allocator: str = "zsmalloc",
+        *,
+        cache: str = "",
+        packer: bool = True,
+    ) -> None:
         self.size = page_size
         self.packer = packer
         ephemeral = ["cache.limit=25%", f"cache.allocator={cache}"] if cache else ["cache.limit="]
@@ -109,16 +120,21 @@ class World:
         """Give the memory back."""
         self.arena.close()
 
-    def live(self, ops: list[Op], point: str, nth: int, *, in_takeover: bool = False, how: str = "kill") -> Life:
-        """Fork a process that does the operations and dies at the point, and enter into the model what that may have left.
+    def live(
+        self, ops: list[Op], point: str, nth: int, *, in_takeover: bool = False, how: str = "kill"
+    ) -> Life:
+        """Fork a process that does the operations and dies at the point.
+
+        And enter into the model what that may have left.
 
         Args:
             ops: see `Process`.
-            point, nth, how: for `crashpoints.arm`; an exception there ends the process once it has left the operation, as a
-                worker gives up.
+            point, nth, how: for `crashpoints.arm`; an exception there ends the process once it has
+                left the operation, as a worker gives up.
             in_takeover: arm before the process takes over, not after it.
         """
-        # Three words: operations begun, operations done, outcome of each in a byte from then on; and a traceback behind them.
+        # Three words: operations begun, operations done, outcome of each in a byte from then on;
+        # and a traceback behind them.
         notes = mmap.mmap(-1, 16 + len(ops) + 8192)
         pid = os.fork()
         if not pid:
@@ -141,16 +157,29 @@ class World:
                 os._exit(1)
             os._exit(0)
         _pid, status = os.waitpid(pid, 0)
-        killed = (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) or status == GIVEN_UP << 8
+        killed = (
+            os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        ) or status == GIVEN_UP << 8
         begun, done = int.from_bytes(notes[0:4], "little"), int.from_bytes(notes[4:8], "little")
         assert killed or status == 0, notes[16 + len(ops) :].rstrip(b"\0").decode(errors="replace")
         self._enter(ops, notes, begun, done, fails=how in ("memory", "bug"))
         return Life(killed, begun, done)
 
-    def _enter(self, ops: list[Op], notes: mmap.mmap, begun: int, done: int, *, fails: bool) -> None:
-        may_refuse = fails  # an overwrite that fails costs the older page, as one that is refused does
+    def _enter(
+        self, ops: list[Op], notes: mmap.mmap, begun: int, done: int, *, fails: bool
+    ) -> None:
+        may_refuse = (
+            fails  # an overwrite that fails costs the older page, as one that is refused does
+        )
         for number, op in enumerate(ops[:begun]):
-            may_refuse = may_refuse or op[0] in ("freeze", "keep_poor", "hog", "trim", "limit", "disk_fails")
+            may_refuse = may_refuse or op[0] in (
+                "freeze",
+                "keep_poor",
+                "hog",
+                "trim",
+                "limit",
+                "disk_fails",
+            )
             if op[0] == "write":
                 new = page(op[2], op[3], self.size)
                 before = self.model[op[1]]
@@ -168,7 +197,10 @@ class World:
                     self.model[place] = {ABSENT} if number < done else self.model[place] | {ABSENT}
 
     def check(self) -> None:
-        """Take over in this process and prove everything; what was found is what the model holds from then on."""
+        """Take over in this process and prove everything.
+
+        What was found is what the model holds from then on.
+        """
         core = self.take_over()
         try:
             self._check(core)
@@ -190,13 +222,17 @@ class World:
             except LostPageError:
                 found = LOST
                 lost += 1
-            assert found in allowed, f"page {number} holds neither what it held nor what was written"
+            assert found in allowed, (
+                f"page {number} holds neither what it held nor what was written"
+            )
             self.model[number] = {found}
         assert device.statistics().lost_pages == lost
         stored = sum(core.frontswap.holds(0, number) for number in range(PAGES))
         kept = core.zv.statistics()
         assert kept.curr_pages == stored
-        assert core.allocator.statistics().objects == stored + kept.curr_incompressible, "an object that is no page's"
+        assert core.allocator.statistics().objects == stored + kept.curr_incompressible, (
+            "an object that is no page's"
+        )
 
 
 class Process:
@@ -228,7 +264,9 @@ class Process:
             case ("cache", first, count, kind):
                 for index in range(first, first + count):
                     if core.cache:
-                        core.cache.cleancache.put_page(self.cached, 1, index, memoryview(page(kind, index % 9, self.size)))
+                        core.cache.cleancache.put_page(
+                            self.cached, 1, index, memoryview(page(kind, index % 9, self.size))
+                        )
             case ("evict", count):
                 if core.cache:
                     core.cache.eviction.evict(count)

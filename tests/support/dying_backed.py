@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Processes that die at a crash point while pages are on a disk, and on their way there.
 
-The disk is memory that outlives them. From the moment a request that writes is made until it ends, its slots hold garbage, and
-so they do if its process dies meanwhile. And what a dead process had under way may reach the disk as late as it likes, as long
-as its claims stand: whoever takes over here has the slots that are claimed overwritten before it says that they are free.
+The disk is memory that outlives them. From the moment a request that writes is made until it ends,
+its slots hold garbage, and so they do if its process dies meanwhile. And what a dead process had
+under way may reach the disk as late as it likes, as long as its claims stand: whoever takes over
+here has the slots that are claimed overwritten before it says that they are free.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from zswapd.errors import BackingError, LostPageError
 @functools.cache
 def _longest_zsize(kind: str, seed: int, page_size: int) -> int:
     """Return the bytes that a page takes with the codec that compresses it worst."""
-    return max(len(codec.compress(memoryview(page(kind, seed, page_size)))) for codec in compress.by_codec().values())
+    return max(
+        len(codec.compress(memoryview(page(kind, seed, page_size))))
+        for codec in compress.by_codec().values()
+    )
 
 
 class _Disk:
@@ -60,7 +64,9 @@ class _Disk:
         return partial(self.read, 0, [])
 
     def spoil(self, first: int, count: int) -> None:
-        self._memory[first * self._size : (first + count) * self._size] = b"\xba" * (count * self._size)
+        self._memory[first * self._size : (first + count) * self._size] = b"\xba" * (
+            count * self._size
+        )
 
     def submit(self, job: Any, done: Callable[[int], None]) -> None:
         first, pages = job.args
@@ -98,7 +104,9 @@ class BackedWorld(World):
             claims=self._claims,
         )
         backing = CoreDisk(self.transfers, {"swap": self._map})
-        return Core(self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}), backing=backing)
+        return Core(
+            self.config, inherited=Inherited(self.arena.fd, {"swap": self.lost}), backing=backing
+        )
 
     def late_writes(self) -> None:
         """Have the requests of dead processes reach the disk, and say that none is left."""
@@ -141,7 +149,9 @@ class _BackedProcess(Process):
                 ticket = device.begin()
                 reason = device.write(number * self.size, memoryview(page(kind, seed, self.size)))
                 device.end()
-                while ticket.left:  # what is written back meanwhile stays under way, where the order allows it
+                while (
+                    ticket.left
+                ):  # what is written back meanwhile stays under way, where the order allows it
                     if not disk.waiting:  # it waits for a dead process' write
                         self._world.late_writes()
                     disk.finish(-1)

@@ -64,7 +64,9 @@ def name_of(frame: FrameType) -> str | None:
 class Steps:
     """Watches the calls of a start, from `supervising.run` on until a worker has served."""
 
-    def __init__(self, fail_at: str = "", exception: BaseException | None = None, record: int = -1) -> None:
+    def __init__(
+        self, fail_at: str = "", exception: BaseException | None = None, record: int = -1
+    ) -> None:
         self._fail_at, _, call = fail_at.partition("@")
         self._call = int(call or 1)
         self._exception = exception
@@ -98,7 +100,9 @@ class Steps:
 def become_daemon(roles: Roles, steps: Steps) -> NoReturn:
     """Be the program, in a forked process."""
     os.setsid()
-    log = os.open(roles.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    log = os.open(
+        roles.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
+    )
     for number in (1, 2):
         os.dup2(log, number)
     run = supervisor.run
@@ -149,7 +153,12 @@ def start(roles: Roles, steps: Steps) -> dict[str, object]:
     with contextlib.suppress(OSError):
         roles.mountpoint.rmdir()
     output = (roles.directory / "log").read_text()
-    return {"code": "hangs" if status is None else status, "serves": serves, "output": output, "left": left}
+    return {
+        "code": "hangs" if status is None else status,
+        "serves": serves,
+        "output": output,
+        "left": left,
+    }
 
 
 def _children() -> list[int]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Stand-ins that fail on cue.
 
-Each takes a script: a string that is read one letter a call, "R" for right and "E" for error; when it is used
-up, calls are right. The idea is borg's and nbdkit's (an error filter with a script), and it keeps a failing
-run short enough to read.
+Each takes a script: a string that is read one letter a call, "R" for right and "E" for error; when
+it is used up, calls are right. The idea is borg's and nbdkit's (an error filter with a script), and
+it keeps a failing run short enough to read.
 """
 
 from __future__ import annotations

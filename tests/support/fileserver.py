@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A program: serve a faulty `MemoryFile`, text files and volumes through a real `Session` until SIGTERM; for `mount.py`.
+"""A program: serve a faulty `MemoryFile`.
+
+Text files and volumes through a real `Session` until SIGTERM; for `mount.py`.
 
 With --allocators, file and volumes lie in a small core instead, half against half for its frames.
 
-Writes a line of JSON when ready and one at the end (statistics, discarded ranges, what the core holds), or one that says which
-error kept it from serving, whose exit code it then ends with.
+Writes a line of JSON when ready and one at the end (statistics, discarded ranges, what the core
+holds), or one that says which error kept it from serving, whose exit code it then ends with.
 """
 
 from __future__ import annotations
@@ -60,10 +62,17 @@ class Entries:
 
 
 def make_stack(allocators: str, frames: int) -> Stack:
-    """A core whose halves have these allocators ("zbud,zsmalloc": swap's, the cache's) and all frames in common."""
+    """A core whose halves have these allocators ("zbud,zsmalloc".
+
+    Swap's, the cache's) and all frames in common.
+    """
     persistent, ephemeral = allocators.split(",")
     stack = build(
-        mmap.PAGESIZE, frames=frames, node_reserve=8192, allocator=EPHEMERAL_ALLOCATORS[persistent], ephemeral=ephemeral
+        mmap.PAGESIZE,
+        frames=frames,
+        node_reserve=8192,
+        allocator=EPHEMERAL_ALLOCATORS[persistent],
+        ephemeral=ephemeral,
     )
     stack.frames.reserve_target = 0
     return stack
@@ -73,7 +82,9 @@ def say_core(stack: Stack) -> dict[str, object]:
     """What a core holds at the end; raises if it is not sound."""
     stack.check()
     return {
-        "allocators": [type(allocator).__name__ for allocator in (stack.allocator, stack.cache.allocator)],
+        "allocators": [
+            type(allocator).__name__ for allocator in (stack.allocator, stack.cache.allocator)
+        ],
         "frontswap": asdict(stack.frontswap.statistics()),
         "zbuds": asdict(stack.cache.zbuds.statistics()),
         "cleancache": asdict(stack.cache.cleancache.statistics()),
@@ -82,7 +93,9 @@ def say_core(stack: Stack) -> dict[str, object]:
 
 def make_volumes(directory: Directory, mountpoint: Path, stack: Stack | None) -> Volumes:
     entries = Entries(directory)
-    cache = Cleancache(Tmem(Objnodes(100_000, reserve=20_000)), FakePam(mmap.PAGESIZE), lambda: None)
+    cache = Cleancache(
+        Tmem(Objnodes(100_000, reserve=20_000)), FakePam(mmap.PAGESIZE), lambda: None
+    )
     if stack:
         cache = stack.cache.cleancache
     return Volumes(
@@ -118,7 +131,9 @@ async def obey(volumes: Volumes) -> None:
         say(done=[asdict(item) for item in volumes.statistics()])
 
 
-async def serve(session: Session, volumes: Volumes | None, specs: dict[str, tuple[str, str]]) -> None:
+async def serve(
+    session: Session, volumes: Volumes | None, specs: dict[str, tuple[str, str]]
+) -> None:
     async def terminate_on_signal() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for _ in signals:
@@ -143,23 +158,39 @@ def main() -> int:
     parser.add_argument("--no-hook", action="store_true")
     parser.add_argument("--pyfuse3-first", action="store_true")
     parser.add_argument("--misbehave", action="store_true")
-    parser.add_argument("--volumes", type=json.loads, metavar="JSON", help="(path, mode) of each volume by name")
+    parser.add_argument(
+        "--volumes", type=json.loads, metavar="JSON", help="(path, mode) of each volume by name"
+    )
     parser.add_argument("--poll-us", type=int, default=100)
-    parser.add_argument("--allocators", metavar="SWAP,CACHE", help="a core with these allocators, instead of plain memory")
+    parser.add_argument(
+        "--allocators",
+        metavar="SWAP,CACHE",
+        help="a core with these allocators, instead of plain memory",
+    )
     parser.add_argument("--frames", type=int, default=2000, help="that the core has")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     memory = MemoryFile(size=arguments.size, faulty=True)
     stack = make_stack(arguments.allocators, arguments.frames) if arguments.allocators else None
-    file = Device("swap", arguments.size, stack.frontswap, 1, page_size=mmap.PAGESIZE) if stack else memory
+    file = (
+        Device("swap", arguments.size, stack.frontswap, 1, page_size=mmap.PAGESIZE)
+        if stack
+        else memory
+    )
     directory = Directory()
     directory.add_block_file(file)
     params = directory.add_directory("params")
     directory.add_text_file(params, "knob", SettingFile())
     directory.add_text_file(params, "fixed", SettingFile(writable=False))
     operations = (MisbehavingOperations if arguments.misbehave else Operations)(directory)
-    session = Session(operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us)
-    volumes = make_volumes(directory, arguments.mountpoint, stack) if arguments.volumes is not None else None
+    session = Session(
+        operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us
+    )
+    volumes = (
+        make_volumes(directory, arguments.mountpoint, stack)
+        if arguments.volumes is not None
+        else None
+    )
     try:
         with session:
             trio.run(serve, session, volumes, arguments.volumes or {})

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people and programs may hand to the daemon: right, nearly right, and nothing like it. Hypothesis strategies."""
+"""What people and programs may hand to the daemon: right, nearly right, and nothing like it.
+
+Hypothesis strategies.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ _PLAIN = st.one_of(
 )
 ANYTHING = st.recursive(
     _PLAIN,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 """Values as JSON has them."""
@@ -84,7 +89,9 @@ RELOADABLE = reloadable_names()
 def values(name: str) -> st.SearchStrategy[str]:
     """Return what a setting may be given as text: its default, nothing, or anything."""
     default = str(SETTINGS[name].default_for(_CONTEXT))
-    return st.one_of(st.sampled_from([default, "", "1", default.rjust(9000), "true" + " " * 9000]), WORDS)
+    return st.one_of(
+        st.sampled_from([default, "", "1", default.rjust(9000), "true" + " " * 9000]), WORDS
+    )
 
 
 CHANGES = st.sampled_from(RELOADABLE).flatmap(lambda name: st.tuples(st.just(name), values(name)))
@@ -94,13 +101,17 @@ CHANGES = st.sampled_from(RELOADABLE).flatmap(lambda name: st.tuples(st.just(nam
 @st.composite
 def requests(draw: st.DrawFn) -> dict[str, object]:
     """Return a request that is mostly well-formed."""
-    command = draw(st.one_of(st.sampled_from([*HARMLESS, "set", "set", "set", "get"]), st.text(max_size=8)))
+    command = draw(
+        st.one_of(st.sampled_from([*HARMLESS, "set", "set", "set", "get"]), st.text(max_size=8))
+    )
     if command == "recompress" and draw(st.integers(0, 49)):
         command = "set"  # the other takes a second
     arguments: dict[str, object] = {}
     for argument in COMMANDS.get(command, ()):
         if draw(st.integers(0, 5)):
-            arguments[argument.name] = draw(st.one_of(_FITTING.get(argument.kind, ANYTHING), ANYTHING))
+            arguments[argument.name] = draw(
+                st.one_of(_FITTING.get(argument.kind, ANYTHING), ANYTHING)
+            )
     if draw(st.integers(0, 9)) == 0:
         arguments[draw(st.text(max_size=6))] = draw(ANYTHING)
     message: dict[str, object] = {"v": VERSION, "cmd": command, "args": arguments}
@@ -113,10 +124,24 @@ def requests(draw: st.DrawFn) -> dict[str, object]:
 
 _FITTING: dict[str, st.SearchStrategy[object]] = {
     "name": st.sampled_from(
-        ["swap", "a", "/dev/null", "/nonexistent", "/proc/self/mem", "/etc", "ro", "writethrough", "..", "x" * 300]
+        [
+            "swap",
+            "a",
+            "/dev/null",
+            "/nonexistent",
+            "/proc/self/mem",
+            "/etc",
+            "ro",
+            "writethrough",
+            "..",
+            "x" * 300,
+        ]
     ),
     "names": st.lists(NAMES, max_size=3),
-    "settings": st.one_of(st.lists(CHANGES, min_size=1, max_size=3).map(dict), st.dictionaries(NAMES, WORDS, max_size=3)),
+    "settings": st.one_of(
+        st.lists(CHANGES, min_size=1, max_size=3).map(dict),
+        st.dictionaries(NAMES, WORDS, max_size=3),
+    ),
     "count": st.sampled_from([0, 1, 64, 1 << 61]),
     "flag": st.booleans(),
 }
@@ -146,12 +171,16 @@ def documents(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(0, 5))):
         kind = draw(st.integers(0, 11))
         if kind == 0:
-            text.append(f"[{draw(st.one_of(st.sampled_from(sorted(SECTIONS)), st.text(max_size=6)))}]")
+            text.append(
+                f"[{draw(st.one_of(st.sampled_from(sorted(SECTIONS)), st.text(max_size=6)))}]"
+            )
         elif kind == 1:
             text.append(draw(st.text(max_size=30)))
         elif kind < 4:
             name = draw(NAMES)
-            text.append(f"{name if kind == 2 else name.partition('.')[2]} = {_toml(draw(ANYTHING))}")
+            text.append(
+                f"{name if kind == 2 else name.partition('.')[2]} = {_toml(draw(ANYTHING))}"
+            )
         else:
             name = draw(st.sampled_from(sorted(SETTINGS)))
             value = SETTINGS[name].default_for(_CONTEXT) if kind > 5 else draw(WORDS)
@@ -162,5 +191,9 @@ def documents(draw: st.DrawFn) -> bytes:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+            + "}"
+        )
     return json.dumps(value)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a test run may leave behind on the machine: mounts, loop devices, swap, cgroups.
 
-Two uses. At session start, `sweep()` removes what an aborted run left, and nothing else: a zswapd mount
-that lies in the temporary directory of a pytest run whose process is gone, and whose own daemon is dead, with
-the loop devices on it; and decoys (decoy.py) of processes that are gone. Anything less certain may be somebody's
-running swap. At session end, `snapshot()` of before and after are compared.
+Two uses. At session start, `sweep()` removes what an aborted run left, and nothing else: a zswapd
+mount that lies in the temporary directory of a pytest run whose process is gone, and whose own
+daemon is dead, with the loop devices on it; and decoys (decoy.py) of processes that are gone.
+Anything less certain may be somebody's running swap. At session end, `snapshot()` of before and
+after are compared.
 
-Everything is read from files below `root`, so that the search itself can be tested on made-up trees.
+Everything is read from files below `root`, so that the search itself can be tested on made-up
+trees.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ _DECOY = re.compile(r"/zswapd-decoy-(\d+)(?: \(deleted\))?$")
 
 
 def _unescape(field: str) -> str:
-    """Undo the octal escapes (blank, tab, newline, backslash) of the kernel's mount and swap tables."""
+    """Undo the octal escapes (blank, tab, newline.
+
+    Backslash) of the kernel's mount and swap tables.
+    """
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
@@ -33,7 +38,8 @@ class Leftovers:
 
     Attributes:
         mounts: mountpoints of zswapd file systems.
-        loops: "loopN on FILE" where FILE is in such a mount, in the directory of a pytest run, or a decoy.
+        loops: "loopN on FILE" where FILE is in such a mount, in the directory of a pytest run, or a
+            decoy.
         swaps: swap areas that are on one of those loop devices, by path.
         cgroups: directories named zswapd-* in any cgroup hierarchy.
     """
@@ -45,11 +51,17 @@ class Leftovers:
 
     def since(self, earlier: Leftovers) -> Leftovers:
         """Return what is here and was not in `earlier`."""
-        return Leftovers(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
+        return Leftovers(
+            **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
+        )
 
     def lines(self) -> list[str]:
         """Return one line for each thing, sorted."""
-        return [f"{f.name[:-1]} {thing}" for f in fields(self) for thing in sorted(getattr(self, f.name))]
+        return [
+            f"{f.name[:-1]} {thing}"
+            for f in fields(self)
+            for thing in sorted(getattr(self, f.name))
+        ]
 
 
 def zswapd_mounts(root: Path = Path("/")) -> list[str]:
@@ -75,13 +87,23 @@ def loops(root: Path = Path("/")) -> dict[str, str]:
 
 def swaps(root: Path = Path("/")) -> list[str]:
     """Return the paths of all swap areas in use."""
-    return [_unescape(line.split()[0]) for line in (root / "proc/swaps").read_text().splitlines()[1:]]
+    return [
+        _unescape(line.split()[0]) for line in (root / "proc/swaps").read_text().splitlines()[1:]
+    ]
 
 
 def cgroups(root: Path = Path("/")) -> list[str]:
-    """Return the cgroup directories named zswapd-* at the top of a hierarchy (v1 and v2) or one below."""
+    """Return the cgroup directories named zswapd-* at the top of a hierarchy.
+
+    (v1 and v2) or one below.
+    """
     base = root / "sys/fs/cgroup"
-    return [str(path) for depth in ("", "*/", "*/*/") for path in base.glob(f"{depth}zswapd-*") if path.is_dir()]
+    return [
+        str(path)
+        for depth in ("", "*/", "*/*/")
+        for path in base.glob(f"{depth}zswapd-*")
+        if path.is_dir()
+    ]
 
 
 def run_directory(path: str) -> Path | None:
@@ -91,7 +113,10 @@ def run_directory(path: str) -> Path | None:
 
 
 def run_pid(directory: Path) -> int | None:
-    """Return the process id of the pytest run that holds `directory`; None when it has ended or died."""
+    """Return the process id of the pytest run that holds `directory`.
+
+    None when it has ended or died.
+    """
     try:
         pid = int((directory / ".lock").read_text())
     except (OSError, ValueError):
@@ -121,7 +146,9 @@ def snapshot(root: Path = Path("/")) -> Leftovers:
     ours = {
         name: backing
         for name, backing in loops(root).items()
-        if run_directory(backing) or decoy_pid(backing) or any(backing.startswith(f"{mountpoint}/") for mountpoint in mounts)
+        if run_directory(backing)
+        or decoy_pid(backing)
+        or any(backing.startswith(f"{mountpoint}/") for mountpoint in mounts)
     }
     return Leftovers(
         mounts=frozenset(mounts),
@@ -134,7 +161,8 @@ def snapshot(root: Path = Path("/")) -> Leftovers:
 def daemon_is_dead(mountpoint: str) -> bool:
     """Whether the FUSE daemon behind `mountpoint` is gone (ENOTCONN).
 
-    Asked in a child with a time limit, because a daemon that hangs, hangs whoever asks; it counts as alive.
+    Asked in a child with a time limit, because a daemon that hangs, hangs whoever asks; it counts
+    as alive.
     """
     try:
         answer = subprocess.run(
@@ -167,7 +195,10 @@ def abandoned_decoys(root: Path = Path("/")) -> list[str]:
 
 
 def sweep() -> list[str]:
-    """Remove abandoned mounts, with the swap and loop devices on them, and decoys; return what was done, in lines."""
+    """Remove abandoned mounts, with the swap and loop devices on them, and decoys.
+
+    Return what was done, in lines.
+    """
     done = []
     for mountpoint in abandoned():
         for name, backing in loops().items():

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Operations that break what the hook asks of them, and two files that pyfuse3 serves beside the block file."""
+"""Operations that break what the hook asks of them.
+
+And two files that pyfuse3 serves beside the block file.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ RAISES, TOO_MUCH, NO_INT, NO_ERRNO, KEEPS_VIEW, KEEPS_SLICE, CHECKS_KEPT = range
 """Pages of the block file whose access goes wrong in a way of its own."""
 
 NOTES = {b"note": 70, b"far": 1 << 20}
-"""Files that are served by coroutines: one with a number that a block file could have, one beyond all of these."""
+"""Files that are served by coroutines.
+
+One with a number that a block file could have, one beyond all of these.
+"""
 
 NOTE_SIZE = 2 << 20
 
@@ -33,11 +39,19 @@ class MisbehavingOperations(Operations):
 
     def serve_read(self, inode: int, offset: int, out: memoryview) -> Any:
         """Misbehave, or read."""
-        return self._misbehave(offset, out) if offset // PAGE <= CHECKS_KEPT else super().serve_read(inode, offset, out)
+        return (
+            self._misbehave(offset, out)
+            if offset // PAGE <= CHECKS_KEPT
+            else super().serve_read(inode, offset, out)
+        )
 
     def serve_write(self, inode: int, offset: int, data: memoryview) -> Any:
         """Misbehave, or write."""
-        return self._misbehave(offset, data) if offset // PAGE <= CHECKS_KEPT else super().serve_write(inode, offset, data)
+        return (
+            self._misbehave(offset, data)
+            if offset // PAGE <= CHECKS_KEPT
+            else super().serve_write(inode, offset, data)
+        )
 
     def serve_fallocate(self, inode: int, mode: int, offset: int, length: int) -> Any:
         """Misbehave, or discard."""

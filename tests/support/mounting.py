@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`fileserver.py` as a subprocess behind a real mount, and loop devices over it; both always taken down again."""
+"""`fileserver.py` as a subprocess behind a real mount, and loop devices over it.
+
+Both always taken down again.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,14 @@ class FileServer:
         self.path = mountpoint / "swap"
         self.last: dict[str, Any] = {}
         self.log = ""
-        command = [*prefix, sys.executable, "-m", "tests.support.fileserver", str(mountpoint), *options]
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "tests.support.fileserver",
+            str(mountpoint),
+            *options,
+        ]
         self.process = subprocess.Popen(
             command,
             cwd=TOP,
@@ -88,7 +98,10 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
 
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted on `path`; does not ask the file system, which may be dead."""
-    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(
+        line.split()[4] == str(path)
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    )
 
 
 @contextlib.contextmanager
@@ -114,7 +127,9 @@ def serving(mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> Iter
 def loop_device(path: Path) -> Iterator[Path]:
     """Attach a loop device the way zswapctl does."""
     command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", str(path)]
-    name = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout.strip()
+    name = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+    ).stdout.strip()
     try:
         yield Path(name)
     finally:

@@ -60,13 +60,20 @@ class Poison:
         return getattr(_libc, name)
 
     def _protect(self, arena: Arena, offset: int, rights: int) -> None:
-        assert _libc.mprotect(ctypes.c_void_p(arena._address + offset), ctypes.c_size_t(mmap.PAGESIZE), rights) == 0
+        assert (
+            _libc.mprotect(
+                ctypes.c_void_p(arena._address + offset), ctypes.c_size_t(mmap.PAGESIZE), rights
+            )
+            == 0
+        )
         self._arena = arena
 
     def madvise(self, address: int, length: int, advice: int) -> int:
         """Do as the kernel does."""
         begin = address - self._arena._address if self._arena is not None else -1
-        if advice == arena_module._MADV_POPULATE_READ and any(begin <= page < begin + length for page in self.pages):
+        if advice == arena_module._MADV_POPULATE_READ and any(
+            begin <= page < begin + length for page in self.pages
+        ):
             ctypes.set_errno(EHWPOISON)
             return -1
         done: int = _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)

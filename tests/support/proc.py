@@ -26,10 +26,15 @@ Node 0, zone {name:>8}
 
 
 def write_memory(root: Path, *, free: int, low: int, high: int) -> None:
-    """Write a zoneinfo: DMA, idle and protected as it always is, Normal with what is given, in pages, an empty Device."""
+    """Write a zoneinfo: DMA, idle and protected as it always is, Normal with what is given.
+
+    In pages, an empty Device.
+    """
     (root / "proc").mkdir(exist_ok=True)
     dma = _ZONE.format(name="DMA", managed=4095, free=3840, low=13, high=16, protected=100_000)
-    normal = _ZONE.format(name="Normal", managed=1_000_000, free=free, low=low, high=high, protected=0)
+    normal = _ZONE.format(
+        name="Normal", managed=1_000_000, free=free, low=low, high=high, protected=0
+    )
     empty = _ZONE.format(name="Device", managed=0, free=0, low=0, high=0, protected=0)
     (root / "proc/zoneinfo").write_text(dma + normal + empty)
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE file system of one file whose attributes the kernel may remember for half a minute, as it does with NFS.
+"""A FUSE file system of one file whose attributes the kernel may remember for half a minute.
 
-The program is this file. SIGUSR1 has the file contain another letter, as if somebody had written it on the server.
+As it does with NFS.
+
+The program is this file. SIGUSR1 has the file contain another letter, as if somebody had written it
+on the server.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Server(pyfuse3.Operations):
         """Say what it is."""
         return self._attributes(inode)
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
         """Find the file."""
         if name != b"file":
             raise pyfuse3.FUSEError(errno.ENOENT)

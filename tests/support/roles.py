@@ -40,7 +40,14 @@ class Roles:
             "memory.reserve": "4M",
             **{name.replace("__", "."): value for name, value in settings.items()},
         }
-        self.command = [*program("zswapd"), "run", "--size", "16M", "--mountpoint", str(self.mountpoint)]
+        self.command = [
+            *program("zswapd"),
+            "run",
+            "--size",
+            "16M",
+            "--mountpoint",
+            str(self.mountpoint),
+        ]
         for name, value in merged.items():
             self.command += ["--set", f"{name}={value}"]
 
@@ -89,7 +96,11 @@ class Roles:
 
     def wait_until_it_serves(self) -> None:
         """Wait for the mount, and have a page in the file."""
-        wait_for(lambda: is_mounted(self.mountpoint) and self.socket.exists(), "it is not mounted", limit=30)
+        wait_for(
+            lambda: is_mounted(self.mountpoint) and self.socket.exists(),
+            "it is not mounted",
+            limit=30,
+        )
         self._run("dd", f"of={self.mountpoint / 'swap'}", "conv=notrunc", "oflag=direct", data=PAGE)
         self.verify()
 
@@ -98,7 +109,9 @@ class Roles:
         assert self._run("dd", f"if={self.mountpoint / 'swap'}", "count=1", "iflag=direct") == PAGE
 
     def _run(self, *command: str, data: bytes = b"") -> bytes:
-        process = subprocess.Popen([*command, "bs=4096", "status=none"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*command, "bs=4096", "status=none"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         try:
             out, _ = process.communicate(data, timeout=READ_S)
         except subprocess.TimeoutExpired:
@@ -111,7 +124,11 @@ class Roles:
 
     def leftovers(self) -> list[str]:
         """Return what of it is there, in words; the log and what a test has put there apart."""
-        names = [path.name for path in self.directory.glob("*") if path.name in ("mnt", "s.sock", "s.sock.lock")]
+        names = [
+            path.name
+            for path in self.directory.glob("*")
+            if path.name in ("mnt", "s.sock", "s.sock.lock")
+        ]
         return [*names, *(["mount"] if is_mounted(self.mountpoint) else []), *self.all().values()]
 
     def wait_until_nothing_is_left(self) -> None:

@@ -34,8 +34,20 @@ class SlowFile:
         self.error_file = directory / "fail"
         ready = directory / "ready"
         command = ["nbdfuse", "-P", str(ready), str(self.path), "--command"]
-        command += ["nbdkit", "-s", "--filter=error", "--filter=delay", "file", str(contents), f"rdelay={delay_ms}ms"]
-        command += ["error-pread=EIO", "error-pread-rate=100%", f"error-pread-file={self.error_file}"]
+        command += [
+            "nbdkit",
+            "-s",
+            "--filter=error",
+            "--filter=delay",
+            "file",
+            str(contents),
+            f"rdelay={delay_ms}ms",
+        ]
+        command += [
+            "error-pread=EIO",
+            "error-pread-rate=100%",
+            f"error-pread-file={self.error_file}",
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         end = time.monotonic() + TIMEOUT
         while not ready.exists():
@@ -55,7 +67,10 @@ class SlowFile:
 
 @contextlib.contextmanager
 def slow_file(directory: Path, contents: Path, *, delay_ms: int = 5) -> Iterator[SlowFile]:
-    """Show `contents` as a file that answers each read after `delay_ms`; taken down again whatever happens."""
+    """Show `contents` as a file that answers each read after `delay_ms`.
+
+    Taken down again whatever happens.
+    """
     file = SlowFile(directory, contents, delay_ms=delay_ms)
     try:
         yield file

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A snapshot of a worker that does not run: a real core with some pages in it, and made-up numbers for the rest."""
+"""A snapshot of a worker that does not run.
+
+A real core with some pages in it, and made-up numbers for the rest.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,51 @@ PAGE = 4096
 
 def make(**settings: str) -> Core:
     """Return an empty core of 16 MiB; settings by their names, with two underscores for the dot."""
-    named = {"swap.size": "16M", "memory.reserve": "8M", **{name.replace("__", "."): text for name, text in settings.items()}}
-    return Core(load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in named.items()]))
+    named = {
+        "swap.size": "16M",
+        "memory.reserve": "8M",
+        **{name.replace("__", "."): text for name, text in settings.items()},
+    }
+    return Core(
+        load(
+            codecs=compress.names(),
+            assignments=[(name, value, "test") for name, value in named.items()],
+        )
+    )
 
 
 def make_core(pages: int = 64) -> Core:
-    """Return a core of 16 MiB with `pages` pages, a third of each kind, in its swap file, and as many in its cache."""
+    """Return a core of 16 MiB with `pages` pages, a third of each kind, in its swap file.
+
+    And as many in its cache.
+    """
     core = make(cache__limit="4M")
     assert core.cache
     volume = core.cache.cleancache.init_fs()
     device = core.devices["swap"]
     for number in range(pages):
-        data = (os.urandom(PAGE), os.urandom(900) + bytes(PAGE - 900), bytes([number % 256]) * PAGE)[number % 3]
+        data = (
+            os.urandom(PAGE),
+            os.urandom(900) + bytes(PAGE - 900),
+            bytes([number % 256]) * PAGE,
+        )[number % 3]
         device.write(number * PAGE, memoryview(data))
         core.cache.cleancache.put_page(volume, 2, number, memoryview(data))
     return core
 
 
 def numbered(kind: Any, **given: object) -> Any:
-    """Return a snapshot class with a number of its own in every int and float field, but for what is given."""
+    """Return a snapshot class with a number of its own in every int and float field.
+
+    But for what is given.
+    """
     plain = {"int": int, "float": float, "bool": bool}
     fields = enumerate(dataclasses.fields(kind), 1)
-    values = {field.name: plain[str(field.type)](place) for place, field in fields if str(field.type) in plain}
+    values = {
+        field.name: plain[str(field.type)](place)
+        for place, field in fields
+        if str(field.type) in plain
+    }
     return kind(**values | given)
 
 
@@ -56,6 +82,10 @@ def make_snapshot(core: Core) -> Snapshot:
         control=numbered(ControlStatistics),
         pressure=numbered(PressureStatistics, psi="trigger"),
         volumes=(numbered(VolumeStatistics, name="disk"),),
-        shrinker=numbered(ShrinkerStatistics, shrinks={"low_memory": 4, "stalled": 0, "limit": 2, "command": 1}),
-        worker=WorkerStatistics("1.2.3", 3, 1, 0, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}),
+        shrinker=numbered(
+            ShrinkerStatistics, shrinks={"low_memory": 4, "stalled": 0, "limit": 2, "command": 1}
+        ),
+        worker=WorkerStatistics(
+            "1.2.3", 3, 1, 0, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}
+        ),
     )

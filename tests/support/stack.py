@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The whole core, built small: arena, frames, allocators, compressed back ends, index, front ends.
 
-`check()` proves everything that can be proved about it at once; property tests call it after every step.
+`check()` proves everything that can be proved about it at once; property tests call it after every
+step.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Stack:
         self.cache.allocator.check()
         self.cache.zbuds.check(self.tmem.pampds(self.cache.zbuds))
         assert self.frames.ephemeral_frames == self.cache.allocator.used_frames()
-        assert self.frames.used_frames == self.allocator.used_frames() + self.frames.ephemeral_frames
+        assert (
+            self.frames.used_frames == self.allocator.used_frames() + self.frames.ephemeral_frames
+        )
 
     def close(self) -> None:
         """Give the memory back."""
@@ -75,7 +78,9 @@ class Stack:
         out = bytearray(b"\xee") * self.page_size
         if self.frontswap.load(swap_type, offset, memoryview(out)):
             return bytes(out)
-        assert out == bytearray(b"\xee") * self.page_size, "a load that misses must not touch the buffer"
+        assert out == bytearray(b"\xee") * self.page_size, (
+            "a load that misses must not touch the buffer"
+        )
         return None
 
 
@@ -95,9 +100,9 @@ def build(
 ) -> Stack:
     """Build a stack with its reserve populated (all frames unless `reserve` says fewer).
 
-    `ephemeral` names the other half's allocator; without `packer`, all that zpages.py does is done by itself.
-    `total_frames` is the system's memory that zv_page_count_policy_percent is a share of; by default no limit
-    at all.
+    `ephemeral` names the other half's allocator; without `packer`, all that zpages.py does is done
+    by itself. `total_frames` is the system's memory that zv_page_count_policy_percent is a share
+    of; by default no limit at all.
     """
     arena = Arena(frames, page_size, kind="memfd")
     pages = PageFrames(arena, reserve_frames=frames if reserve is None else reserve)
@@ -112,7 +117,10 @@ def build(
         keep_poor=keep_poor,
         checksum=checksum,
     )
-    nodes, cache_nodes = Objnodes(20_000, reserve=node_reserve), Objnodes(20_000, reserve=node_reserve)
+    nodes, cache_nodes = (
+        Objnodes(20_000, reserve=node_reserve),
+        Objnodes(20_000, reserve=node_reserve),
+    )
     tmem = Tmem(nodes, cache_nodes)
     front = Frontswap(tmem, zv)
     lru = Lru(pages.end_frame)
@@ -122,7 +130,9 @@ def build(
     if not packer:
         zv.packer = zbuds.packer = None
     wanted = objects.longest_run
-    eviction = Eviction(tmem, zbuds, pages, cache_nodes, wanted_run=wanted, longest_run=clean.longest_run)
+    eviction = Eviction(
+        tmem, zbuds, pages, cache_nodes, wanted_run=wanted, longest_run=clean.longest_run
+    )
     zv.evict_cache = eviction.evict_for_store
     cleancache = Cleancache(tmem, zbuds, eviction.make_room)
     cache = Cache(clean, zbuds, cache_nodes, eviction, cleancache)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pages with contents that matter to a compressor, and Hypothesis strategies over them.
 
-A page follows from its kind and a seed, so an example stays two small numbers however large the page is, and
-any test can make the same page again to compare with.
+A page follows from its kind and a seed, so an example stays two small numbers however large the
+page is, and any test can make the same page again to compare with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 KINDS = ("zeros", "same", "almost-same", "sparse", "words", "pointers", "half", "poor", "noise")
 """From no data at all to data that no compressor makes smaller; see `page`."""
 
-_WORDS = b"the kernel keeps a page until its slot is written and only then gives up the frame it was in \n".split(b" ")
+_WORDS = (
+    b"the kernel keeps a page until its slot is written and only then gives up the frame it was"
+    b" in \n".split(b" ")
+)
 
 
 @functools.lru_cache(maxsize=512)
@@ -23,11 +26,11 @@ def page(kind: str, seed: int, page_size: int) -> bytes:
     """Return a page.
 
     Args:
-        kind: "zeros"; "same" (one machine word repeated); "almost-same" (but for one byte); "sparse" (few
-            bytes among zeros); "words" (text); "pointers" (addresses that share their upper bytes, as a heap
-            has them); "half" (compresses to about half); "poor" (saves a few percent); "noise" (does not
-            compress); and beyond KINDS "letters" (does not compress but by the choice of its bytes, which only zstd
-            looks at).
+        kind: "zeros"; "same" (one machine word repeated); "almost-same" (but for one byte);
+            "sparse" (few bytes among zeros); "words" (text); "pointers" (addresses that share their
+            upper bytes, as a heap has them); "half" (compresses to about half); "poor" (saves a few
+            percent); "noise" (does not compress); and beyond KINDS "letters" (does not compress but
+            by the choice of its bytes, which only zstd looks at).
         seed: what makes two pages of a kind differ.
         page_size: in bytes.
     """
@@ -50,7 +53,10 @@ def page(kind: str, seed: int, page_size: int) -> bytes:
             return b" ".join(rng.choices(_WORDS, k=page_size // 3))[:page_size]
         case "pointers":
             base = rng.randrange(1 << 46)
-            return b"".join((base + rng.randrange(1 << 20) * 16).to_bytes(8, "little") for _ in range(page_size // 8))
+            return b"".join(
+                (base + rng.randrange(1 << 20) * 16).to_bytes(8, "little")
+                for _ in range(page_size // 8)
+            )
         case "half":
             return rng.randbytes(page_size // 2) + bytes(page_size // 2)
         case "poor":

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A core and its successor over the same arena: configurations, pages, and what must hold after every takeover."""
+"""A core and its successor over the same arena.
+
+Configurations, pages, and what must hold after every takeover.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from zswapd.core.sizing import lost_bitmap_bytes
 
 
 def make_config(*settings: str, page_size: int = 4096, root: Path = Path("/")) -> Config:
-    """Return settings for a small core: one swap file of 1024 pages with a reserve of a quarter, unless said otherwise."""
+    """Return settings for a small core.
+
+    One swap file of 1024 pages with a reserve of a quarter, unless said otherwise.
+    """
     given = [f"swap.size={1024 * page_size}", f"memory.reserve={256 * page_size}", *settings]
     assignments = [(*setting.split("=", 1), "--set") for setting in given]
     return load(codecs=compress.names(), assignments=assignments, root=root, page_size=page_size)  # type: ignore[arg-type]
@@ -21,7 +27,9 @@ def make_config(*settings: str, page_size: int = 4096, root: Path = Path("/")) -
 
 def shared_lost(config: Config) -> dict[str, memoryview]:
     """Return bitmaps of lost pages that outlive a core."""
-    return {name: memoryview(bytearray(length)) for name, length in lost_bitmap_bytes(config).items()}
+    return {
+        name: memoryview(bytearray(length)) for name, length in lost_bitmap_bytes(config).items()
+    }
 
 
 def succeed(core: Core, config: Config, lost: dict[str, memoryview] | None = None) -> Core:
@@ -53,12 +61,17 @@ def read(core: Core, number: int, device: str = "swap") -> bytes:
 
 
 def check_books(core: Core) -> None:
-    """Prove every invariant, that zsmalloc has every frame in use, and that no memory of the arena is on no book."""
+    """Prove every invariant, that zsmalloc has every frame in use.
+
+    And that no memory of the arena is on no book.
+    """
     core.check()
     size, seen = core.frames.page_size, core.statistics()
     backed = seen.frames.used_frames + seen.frames.free_frames
     table = core.frames.first_frame
-    assert backed * size <= seen.arena_backed_bytes <= (backed + table) * size, "memory that is on no book"
+    assert backed * size <= seen.arena_backed_bytes <= (backed + table) * size, (
+        "memory that is on no book"
+    )
 
 
 def check_all(core: Core, expected: dict[int, bytes], device: str = "swap") -> None:

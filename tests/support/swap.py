@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stage for tests with real swap: daemons, cgroups and workloads that leave in the right order, whatever happens.
+"""A stage for tests with real swap.
 
-Only the workload sits in a memory cgroup, never the daemon, and everything has a time limit. At the end of a
-test, failed or not, things go in the order in which nothing can hang: the workload is killed (its swapped
-pages are free then), its cgroup removed, swap switched off, the loop device detached, and the daemon, which
-all the others wait for, goes last. Each daemon's log is printed, so that pytest shows it with a failure and a
-traceback in it fails the test.
+Daemons, cgroups and workloads that leave in the right order, whatever happens.
+
+Only the workload sits in a memory cgroup, never the daemon, and everything has a time limit. At the
+end of a test, failed or not, things go in the order in which nothing can hang: the workload is
+killed (its swapped pages are free then), its cgroup removed, swap switched off, the loop device
+detached, and the daemon, which all the others wait for, goes last. Each daemon's log is printed, so
+that pytest shows it with a failure and a traceback in it fails the test.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Stage:
         named = {name.replace("__", "."): value for name, value in settings.items()}
         named.setdefault("swap.priority", str(system.HIGHEST_PRIORITY))
         daemon = Daemon(size=size, settings=named, arguments=arguments, parent=self._directory)
-        self._undo.callback(lambda: print(log.read_text(errors="replace")) if log.exists() else None)
+        self._undo.callback(
+            lambda: print(log.read_text(errors="replace")) if log.exists() else None
+        )
         log = self._directory / f"{daemon.directory.name}.log"
 
         def stop() -> None:
@@ -85,8 +89,13 @@ class Stage:
         return self._undo.enter_context(MemoryCgroup(f"test{self._cgroups}", mib * MIB))
 
     def workload(self, cgroup: MemoryCgroup, mib: int, *phases: str, rewrites: int = 0) -> Workload:
-        """Start a workload with `mib` MiB of data in `cgroup`; it runs while its phases are asked for."""
-        options = WorkloadOptions(mib, phases=phases, rewrites=rewrites, time_limit=WORKLOAD_LIMIT_S)
+        """Start a workload with `mib` MiB of data in `cgroup`.
+
+        It runs while its phases are asked for.
+        """
+        options = WorkloadOptions(
+            mib, phases=phases, rewrites=rewrites, time_limit=WORKLOAD_LIMIT_S
+        )
         return self._undo.enter_context(Workload(options, cgroup.path))
 
 

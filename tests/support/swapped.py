@@ -48,16 +48,33 @@ class Swapped:
     def __init__(self, cgroup: MemoryCgroup, pages: int) -> None:
         self._cgroup = cgroup
         self._pages = pages
-        command = [sys.executable, "-P", "-m", "tests.support.swapped", str(pages), str(cgroup.path / "cgroup.procs")]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "tests.support.swapped",
+            str(pages),
+            str(cgroup.path / "cgroup.procs"),
+        ]
         top = str(Path(__file__).resolve().parents[2])
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=top, env={**os.environ, "PYTHONPATH": top}, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=top,
+            env={**os.environ, "PYTHONPATH": top},
+            text=True,
         )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._process.kill()
         self._process.communicate(timeout=LIMIT_S)
 
@@ -77,7 +94,10 @@ class Swapped:
             slots = self._ask(do="out")
         # What was written lies in the swap cache until the kernel needs its memory.
         for _ in range(3):
-            for name, value in (("memory.force_empty", "0"), ("memory.reclaim", str(self._pages * PAGE))):
+            for name, value in (
+                ("memory.force_empty", "0"),
+                ("memory.reclaim", str(self._pages * PAGE)),
+            ):
                 with contextlib.suppress(OSError):
                     (self._cgroup.path / name).write_text(value)
             time.sleep(0.05)
@@ -109,7 +129,10 @@ def _main(pages: int, procs: str) -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(pages * PAGE), _PAGEOUT)
             time.sleep(0.1)
             found = struct.unpack(f"{pages}Q", os.pread(entries, 8 * pages, start // PAGE * 8))
-            answer: Any = [(entry & ((1 << 55) - 1)) >> 5 if entry & _PAGEMAP_SWAPPED else -1 for entry in found]
+            answer: Any = [
+                (entry & ((1 << 55) - 1)) >> 5 if entry & _PAGEMAP_SWAPPED else -1
+                for entry in found
+            ]
         else:
             answer = {"failed": [], "wrong": []}
             for number in question["numbers"]:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Volumes without a mount: a cleancache that never forgets, a kernel that takes notes, and backing files that obey.
+"""Volumes without a mount: a cleancache that never forgets, a kernel that takes notes.
+
+And backing files that obey.
 
 `Device` stands between volumes and their files: it counts reads, holds them up, and fails them.
 """
@@ -64,7 +66,9 @@ class Device:
         """Write; a bad page ends it."""
         self.writes.append((offset, len(data)))
         assert self.answering.wait(20), "nobody had the device answer"
-        wrong = min((page * PAGE for page in self.bad if page * PAGE >= offset), default=offset + len(data))
+        wrong = min(
+            (page * PAGE for page in self.bad if page * PAGE >= offset), default=offset + len(data)
+        )
         if wrong >= offset + len(data):
             return self._write(backing, data, offset)
         done = self._write(backing, data[: wrong - offset], offset)
@@ -142,8 +146,13 @@ class Box:
 
 
 def make_file(path: Path, pages: float, seed: int = 0) -> bytes:
-    """Write a file whose bytes tell page and seed, and wait until it is no longer racy; return its contents."""
-    data = b"".join(b"%08d seed %08d." % (at, seed) + bytes(PAGE - 23) for at in range(int(pages) + 1))[: int(pages * PAGE)]
+    """Write a file whose bytes tell page and seed, and wait until it is no longer racy.
+
+    Return its contents.
+    """
+    data = b"".join(
+        b"%08d seed %08d." % (at, seed) + bytes(PAGE - 23) for at in range(int(pages) + 1)
+    )[: int(pages * PAGE)]
     path.write_bytes(data)
     time.sleep(files.RACY_NS / 1e9 + 0.002)
     return data

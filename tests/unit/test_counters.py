@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters go on in a successor: cumulative ones add up, marks keep the highest, what describes contents is counted anew."""
+"""Counters go on in a successor.
+
+Cumulative ones add up, marks keep the highest, what describes contents is counted anew.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +35,22 @@ from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 # Fields that describe the present. A new field has to be put here or be declared as carried.
 PRESENT: dict[type, str] = {
     PageFramesStatistics: (
-        "page_size total_frames used_frames ephemeral_frames free_frames reserve_frames reserve_target_frames limit_frames"
+        "page_size total_frames used_frames ephemeral_frames free_frames reserve_frames"
+        " reserve_target_frames limit_frames"
     ),
-    ClassStatistics: "size by_group objects used_objects used_frames frames_per_zspage freeable_frames",
+    ClassStatistics: (
+        "size by_group objects used_objects used_frames frames_per_zspage freeable_frames"
+    ),
     ZbudStatistics: (
-        "objects used_frames zbud_curr_raw_pages bodies zbud_buddied_count zbud_unbuddied_list_counts zbpg_unused_list_count"
+        "objects used_frames zbud_curr_raw_pages bodies zbud_buddied_count"
+        " zbud_unbuddied_list_counts zbpg_unused_list_count"
     ),
     ZsStatistics: "objects zspages used_frames object_bytes classes",
     ZbudsStatistics: "zbud_curr_zpages zbud_curr_zbytes",
-    ZvStatistics: "curr_pages curr_zbytes curr_object_bytes curr_same_filled curr_incompressible curr_dist_counts",
+    ZvStatistics: (
+        "curr_pages curr_zbytes curr_object_bytes curr_same_filled curr_incompressible"
+        " curr_dist_counts"
+    ),
     ObjnodeStatistics: "curr_objnode_count reserve populated_bytes",
     TmemStatistics: "curr_obj_count curr_objnode_count objnode_bytes objnode_reserve",
     FrontswapStatistics: "frozen",
@@ -48,14 +58,17 @@ PRESENT: dict[type, str] = {
     RecoveryStatistics: "recovered_pages seconds",
     CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache ages",
     CoreStatistics: (
-        "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery devices backed transfers "
-        "writeback recompression store_ages"
+        "arena_kind arena_backed_bytes frames zsmalloc zbud cache zv tmem frontswap recovery"
+        " devices backed transfers writeback recompression store_ages"
     ),
     LatencyStatistics: "",
     SessionStatistics: "read_latency write_latency hook_active discard_available max_background",
     ControlStatistics: "clients",
     ShrinkerStatistics: "ceiling_frames limit_frames",
-    PressureStatistics: "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages limit_bytes limit_left_bytes",
+    PressureStatistics: (
+        "psi some_avg10 full_avg10 some_seconds full_seconds spare_pages limit_bytes"
+        " limit_left_bytes"
+    ),
 }
 
 
@@ -152,7 +165,9 @@ def test_core_goes_on_counting_over_three_lives() -> None:
         assert again.zv == dataclasses.replace(seen.zv, curr_pages_max=seen.zv.curr_pages_max)
         assert again.frontswap == seen.frontswap
         assert again.frames.used_frames_max == seen.frames.used_frames_max
-        expected_device = dataclasses.replace(seen.devices[0], lost_pages=0)  # this core's bitmap dies with it
+        expected_device = dataclasses.replace(
+            seen.devices[0], lost_pages=0
+        )  # this core's bitmap dies with it
         assert again.devices == (expected_device,)
         assert again.recovery.takeovers == life + 1
         assert again.tmem.flush_found == seen.tmem.flush_found
@@ -167,7 +182,9 @@ def test_core_goes_on_counting_over_three_lives() -> None:
 
 def test_session_counters_add_up() -> None:
     zeros = {field.name: 0 for field in dataclasses.fields(SessionStatistics)}
-    first = SessionStatistics(**zeros | {"hook_active": True, "reads": 5, "poll_seconds": 1.5, "max_background": 64})  # type: ignore[arg-type]
+    first = SessionStatistics(
+        **zeros | {"hook_active": True, "reads": 5, "poll_seconds": 1.5, "max_background": 64}
+    )  # type: ignore[arg-type]
     second = SessionStatistics(**zeros | {"reads": 2, "poll_seconds": 0.25, "writes": 1})  # type: ignore[arg-type]
     both = counters.add(second, counters.export(first))
     assert (both.reads, both.writes, both.poll_seconds) == (7, 1, 1.75)

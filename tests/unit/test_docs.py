@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What documents name is there: files, tests, headings, and an answer for each finding of the review."""
+"""What documents name is there.
+
+Files, tests, headings, and an answer for each finding of the review.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def test_what_a_page_names_exists(page: Path) -> None:
         path = TOP / name
         assert path.exists(), f"{page.name} names {name}"
         if test:
-            assert re.search(rf"^(async )?def {test}\(", path.read_text(), re.MULTILINE), f"{name} has no {test}"
+            assert re.search(rf"^(async )?def {test}\(", path.read_text(), re.MULTILINE), (
+                f"{name} has no {test}"
+            )
     for link in _LINK.findall(text):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
@@ -35,15 +40,23 @@ def test_what_a_page_names_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_quoted_headings_of_other_pages_exist(page: Path) -> None:
     for other, heading in re.findall(r'\[[\w.]+\]\(([\w./-]+\.md)\), "([^"]+)"', page.read_text()):
-        assert re.search(rf"^##+ {re.escape(heading)}$", (page.parent / other).read_text(), re.MULTILINE), heading
+        assert re.search(
+            rf"^##+ {re.escape(heading)}$", (page.parent / other).read_text(), re.MULTILINE
+        ), heading
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, TOP / "monitoring/zswapd.rules.yml", TOP / "monitoring/grafana.json"], ids=lambda page: page.name
+    "page",
+    [*PAGES, TOP / "monitoring/zswapd.rules.yml", TOP / "monitoring/grafana.json"],
+    ids=lambda page: page.name,
 )
 def test_metrics_that_are_named_are_told(page: Path) -> None:
-    named = set(re.findall(r"\bzswapd_[a-z_]+[a-z]\b(?!\*|-|\.py)", page.read_text())) - {"zswapd_rules"}
-    assert {re.sub("_(bucket|count|sum)$", "", name) for name in named} <= {one.name for one in described()}
+    named = set(re.findall(r"\bzswapd_[a-z_]+[a-z]\b(?!\*|-|\.py)", page.read_text())) - {
+        "zswapd_rules"
+    }
+    assert {re.sub("_(bucket|count|sum)$", "", name) for name in named} <= {
+        one.name for one in described()
+    }
 
 
 def test_every_alert_has_something_to_do() -> None:
@@ -57,7 +70,11 @@ def test_every_alert_has_something_to_do() -> None:
 def test_every_exit_code_is_in_the_table() -> None:
     text = (TOP / "docs/operations.md").read_text()
     table = dict(re.findall(r"^\| (\d+) \| (\w+): .* \|$", text, re.MULTILINE))
-    classes = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.ZswapdError)]
+    classes = [
+        one
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, errors.ZswapdError)
+    ]
     assert {str(one.exit_code): one.__name__ for one in classes} == table
     for one in classes:
         first = (one.__doc__ or "").splitlines()[0]
@@ -120,6 +137,8 @@ def test_every_call_of_our_programs_is_understood(page: str, call: str) -> None:
 def test_manual_pages_examples_are_understood() -> None:
     for page in ("zswapd.8", "zswapctl.8"):
         text = (TOP / "man" / page).read_text().replace("\\-", "-")
-        for call in re.findall(r"^\.B (zswap(?:d|ctl) [^\n]*)", text.partition(".SH EXAMPLES")[2], re.MULTILINE):
+        for call in re.findall(
+            r"^\.B (zswap(?:d|ctl) [^\n]*)", text.partition(".SH EXAMPLES")[2], re.MULTILINE
+        ):
             words = shlex.split(call.partition(" | ")[0])
             (zswapctl if words[0] == "zswapctl" else zswapd).make_parser().parse_args(words[1:])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logging: journald's prefixes, records held back, and above all that a full stderr holds nobody up."""
+"""Logging: journald's prefixes, records held back.
+
+And above all that a full stderr holds nobody up.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ def test_setup_again_replaces_the_handler(pipe: tuple[int, int]) -> None:
     assert os.read(pipe[0], 4096).count(b"once") == 1
 
 
-def test_lines_for_the_journal_carry_their_priority(pipe: tuple[int, int], expect_log: Callable[..., object]) -> None:
+def test_lines_for_the_journal_carry_their_priority(
+    pipe: tuple[int, int], expect_log: Callable[..., object]
+) -> None:
     expect_log("it broke", count=1)
     status = os.fstat(pipe[1])
     environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
@@ -91,13 +96,18 @@ def journal(tmp_path: Path, pipe: tuple[int, int]) -> Iterator[Journal]:
     made = Journal(tmp_path / "socket")
     status = os.fstat(pipe[1])
     zswapd_log.setup(
-        "info", descriptor=pipe[1], environ={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}, journal=made.path
+        "info",
+        descriptor=pipe[1],
+        environ={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"},
+        journal=made.path,
     )
     yield made
     made.socket.close()
 
 
-def test_the_journal_gets_records_with_their_fields(journal: Journal, expect_log: Callable[..., object]) -> None:
+def test_the_journal_gets_records_with_their_fields(
+    journal: Journal, expect_log: Callable[..., object]
+) -> None:
     expect_log("it broke", count=1)
     log = logging.getLogger("zswapd.test")
     log.info("pool has %d frames\nPRIORITY=0", 17)
@@ -140,7 +150,9 @@ def test_a_journal_that_hangs_holds_nobody_up(journal: Journal) -> None:
     assert journal.take()["MESSAGE"] == "after"
 
 
-def test_what_the_journal_cannot_take_goes_to_stderr(journal: Journal, pipe: tuple[int, int]) -> None:
+def test_what_the_journal_cannot_take_goes_to_stderr(
+    journal: Journal, pipe: tuple[int, int]
+) -> None:
     log = logging.getLogger("zswapd.test")
     os.set_blocking(pipe[0], False)
     log.info("long %s", "x" * (1 << 20))
@@ -157,7 +169,9 @@ def test_what_the_journal_cannot_take_goes_to_stderr(journal: Journal, pipe: tup
 
 
 @pytest.mark.parametrize("stream", ["", "1:2", "garbage"])
-def test_a_journal_stream_that_is_not_this_descriptor_counts_for_nothing(pipe: tuple[int, int], stream: str) -> None:
+def test_a_journal_stream_that_is_not_this_descriptor_counts_for_nothing(
+    pipe: tuple[int, int], stream: str
+) -> None:
     zswapd_log.setup("info", descriptor=pipe[1], environ={"JOURNAL_STREAM": stream})
     logging.getLogger("zswapd.test").info("ready")
     assert not os.read(pipe[0], 4096).startswith(b"<")

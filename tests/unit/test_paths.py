@@ -28,7 +28,9 @@ from zswapd.paths import without_links
         ("loop", "loop"),
     ],
 )
-def test_name_is_that_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, target: str | None) -> None:
+def test_name_is_that_of_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, target: str | None
+) -> None:
     (tmp_path / "a/mnt").mkdir(parents=True)
     (tmp_path / "there").symlink_to("a")
     (tmp_path / "chain").symlink_to("there/mnt")
@@ -38,7 +40,9 @@ def test_name_is_that_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wanted = os.path.realpath(path)
     asked: list[str] = []
     lstat = os.lstat
-    monkeypatch.setattr(os, "lstat", lambda name, **more: asked.append(os.fspath(name)) or lstat(name, **more))
+    monkeypatch.setattr(
+        os, "lstat", lambda name, **more: asked.append(os.fspath(name)) or lstat(name, **more)
+    )
     assert str(without_links(path)) == wanted
     assert str(tmp_path / "a/mnt") not in asked or target == "a/mnt/."
 

@@ -35,11 +35,17 @@ def test_every_stateful_part_has_one() -> None:
 @pytest.mark.parametrize("node", SNAPSHOTS, ids=lambda node: node.name)
 class TestEachSnapshot:
     def test_is_declared_frozen_and_slotted(self, node: ast.ClassDef) -> None:
-        assert "dataclass(frozen=True, slots=True)" in [ast.unparse(decorator) for decorator in node.decorator_list]
+        assert "dataclass(frozen=True, slots=True)" in [
+            ast.unparse(decorator) for decorator in node.decorator_list
+        ]
 
     def test_documents_every_counter(self, node: ast.ClassDef) -> None:
         text = ast.get_docstring(node) or ""
-        fields = [line.target.id for line in node.body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
+        fields = [
+            line.target.id
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        ]
         assert fields
         assert not [field for field in fields if field not in text]
 
@@ -47,7 +53,15 @@ class TestEachSnapshot:
 def test_snapshot_cannot_be_changed_and_does_not_change_by_itself() -> None:
     stack = build()
     device = Device("swap", 64 * 4096, stack.frontswap, 0, page_size=4096)
-    parts = (stack.frames, stack.zv, stack.tmem, stack.frontswap, stack.nodes, stack.allocator, device)
+    parts = (
+        stack.frames,
+        stack.zv,
+        stack.tmem,
+        stack.frontswap,
+        stack.nodes,
+        stack.allocator,
+        device,
+    )
     before = [part.statistics() for part in parts]  # type: ignore[attr-defined]
     kept = [dataclasses.asdict(snapshot) for snapshot in before]
     for number in range(10):

@@ -22,10 +22,11 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     return pytester
 
 
-def test_checklogs_fails_what_was_not_announced(inner: pytest.Pytester, expect_output: Callable[..., object]) -> None:
+def test_checklogs_fails_what_was_not_announced(
+    inner: pytest.Pytester, expect_output: Callable[..., object]
+) -> None:
     expect_output("Traceback \\(most recent")  # of the inner run
-    inner.makepyfile(
-        """
+    inner.makepyfile("""
         import logging, subprocess, sys
         import pytest
         log = logging.getLogger("zswapd.x")
@@ -57,11 +58,12 @@ def test_checklogs_fails_what_was_not_announced(inner: pytest.Pytester, expect_o
         def test_good_announced_traceback(expect_output):
             expect_output("^Traceback", count=1)
             subprocess.run([sys.executable, "-c", "1/0"])
-        """
-    )
+        """)
     result = inner.runpytest_subprocess("-p", "tests.support.checklogs", "-rA")
     outcomes = result.parseoutcomes()
-    assert outcomes.get("passed") == 4 + 2  # of the two that fail in teardown, the test itself passes
+    assert (
+        outcomes.get("passed") == 4 + 2
+    )  # of the two that fail in teardown, the test itself passes
     assert outcomes.get("failed") == 5
     assert outcomes.get("errors") == 2
     result.stdout.no_fnmatch_line("FAILED *test_good*")
@@ -69,7 +71,9 @@ def test_checklogs_fails_what_was_not_announced(inner: pytest.Pytester, expect_o
     result.stdout.fnmatch_lines(["*log: WARNING zswapd.x: pool is full*"])
 
 
-def _tree(root: Path, *, mounts: str = "", swaps: str = "", loops: dict[str, str] | None = None) -> None:
+def _tree(
+    root: Path, *, mounts: str = "", swaps: str = "", loops: dict[str, str] | None = None
+) -> None:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/mounts").write_text(mounts)
     (root / "proc/swaps").write_text("Filename\tType\tSize\tUsed\tPriority\n" + swaps)
@@ -84,7 +88,8 @@ def test_snapshot_sees_ours_and_only_ours(tmp_path: Path) -> None:
     _tree(
         tmp_path,
         mounts=(
-            "proc /proc proc rw 0 0\nzswapd /run/my\\040swap fuse.zswapd rw,user_id=0 0 0\ns3ql /mnt/s3 fuse.s3ql rw 0 0\n"
+            "proc /proc proc rw 0 0\nzswapd /run/my\\040swap fuse.zswapd rw,user_id=0 0 0\ns3ql"
+            " /mnt/s3 fuse.s3ql rw 0 0\n"
         ),
         swaps=(
             "/dev/loop1 partition 1 0 -2\n/dev/loop2 partition 1 0 -3\n/dev/vdb partition 1 0 -4\n"
@@ -114,11 +119,18 @@ def test_snapshot_sees_ours_and_only_ours(tmp_path: Path) -> None:
     assert seen.since(leftovers.Leftovers()) == seen
 
 
-def test_abandoned_spares_live_runs_live_daemons_and_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_spares_live_runs_live_daemons_and_other_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "pytest-of-root"
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait()
-    for number, lock in {1: str(finished.pid), 2: str(os.getpid()), 3: str(finished.pid), 4: None}.items():
+    for number, lock in {
+        1: str(finished.pid),
+        2: str(os.getpid()),
+        3: str(finished.pid),
+        4: None,
+    }.items():
         (runs / f"pytest-{number}").mkdir(parents=True)
         if lock is not None:
             (runs / f"pytest-{number}/.lock").write_text(lock)
@@ -130,7 +142,9 @@ def test_abandoned_spares_live_runs_live_daemons_and_other_places(tmp_path: Path
         "somebody's swap": "/run/zswapd/mnt",
     }
     _tree(tmp_path, mounts="".join(f"zswapd {path} fuse.zswapd rw 0 0\n" for path in at.values()))
-    monkeypatch.setattr(leftovers, "daemon_is_dead", lambda mountpoint: mountpoint != at["live daemon"])
+    monkeypatch.setattr(
+        leftovers, "daemon_is_dead", lambda mountpoint: mountpoint != at["live daemon"]
+    )
     assert leftovers.abandoned(tmp_path) == [at["dead run, dead daemon"], at["ended run"]]
 
 
@@ -160,25 +174,30 @@ def test_daemon_is_dead_spares_what_answers(tmp_path: Path) -> None:
 
 def test_tiers_are_off_until_asked_for(inner: pytest.Pytester) -> None:
     inner.makeini("[pytest]\nmarkers =\n soak: x\n bench: x\n mount: x\n kernel: x\n")
-    inner.makepyfile(
-        """
+    inner.makepyfile("""
         import pytest
         @pytest.mark.soak
         def test_soak(): pass
         @pytest.mark.bench
         def test_bench(): pass
         def test_plain(): pass
-        """
+        """)
+    plugins = (
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:cacheprovider",
+        "--shared-machine",
     )
-    plugins = ("-p", "tests.conftest", "-p", "no:randomly", "-p", "no:cacheprovider", "--shared-machine")
     inner.runpytest_subprocess(*plugins).assert_outcomes(passed=1, skipped=2)
     inner.runpytest_subprocess(*plugins, "--tier", "soak").assert_outcomes(passed=2, skipped=1)
     inner.runpytest_subprocess(*plugins, "-m", "bench").assert_outcomes(passed=1, deselected=2)
 
 
 def test_run_that_leaves_a_cgroup_behind_fails(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        """
+    inner.makepyfile("""
         from tests import conftest
         from tests.support import leftovers
 
@@ -186,8 +205,7 @@ def test_run_that_leaves_a_cgroup_behind_fails(inner: pytest.Pytester) -> None:
             now = leftovers.snapshot
             leftovers.snapshot = lambda: leftovers.Leftovers(mounts=now().mounts | {"/run/forgotten"})
             conftest.GRACE_S = 0.0
-        """
-    )
+        """)
     result = inner.runpytest_subprocess("-p", "tests.conftest", "-p", "no:randomly")
     result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -209,5 +227,7 @@ def test_cgroup_layout_is_told(tmp_path: Path, mounts: str, layout: str) -> None
 
 
 def test_report_says_why_a_capability_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "zram", lambda: capabilities.Capability("zram", "load the module zram"))
+    monkeypatch.setattr(
+        capabilities, "zram", lambda: capabilities.Capability("zram", "load the module zram")
+    )
     assert "zswapd: lacks zram: load the module zram" in capabilities.report()

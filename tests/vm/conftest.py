@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests in virtual machines.
 
-`boot` gives a `Box` with the kernel and memory asked for. A box is used again by the next test that wants the same, as long
-as nothing failed in it: booting takes longer than many a test. A test that fails shows the guest's console with its failure,
-after the guest's kernel was asked who is blocked.
+`boot` gives a `Box` with the kernel and memory asked for. A box is used again by the next test that
+wants the same, as long as nothing failed in it: booting takes longer than many a test. A test that
+fails shows the guest's console with its failure, after the guest's kernel was asked who is blocked.
 
-Images are cached (tools/vm/image.py); the first run on a machine builds one, in the fixture, which counts towards that
-test's time.
+Images are cached (tools/vm/image.py); the first run on a machine builds one, in the fixture, which
+counts towards that test's time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 class Boxes:
-    """The machine that is up, if any: one at a time, the host has not memory and processors for more.
+    """The machine that is up, if any.
+
+    One at a time, the host has not memory and processors for more.
 
     Args:
         directory: with a short path.
@@ -54,9 +56,15 @@ class Boxes:
 
     def get(self, kernel: str, memory_mib: int, *, reboots: bool) -> Box:
         """Return a box with this kernel and memory, that ends when it reboots or does not."""
-        if self.kind != (kernel, memory_mib, reboots) or self.box is None or not self.box.machine.alive:
+        if (
+            self.kind != (kernel, memory_mib, reboots)
+            or self.box is None
+            or not self.box.machine.alive
+        ):
             self.end()
-            self._payload = self._payload or payload.pack(self._directory, build(self._directory / "packages"))
+            self._payload = self._payload or payload.pack(
+                self._directory, build(self._directory / "packages")
+            )
             machine = Machine(
                 image.build(),
                 self._payload,
@@ -65,7 +73,10 @@ class Boxes:
                 memory_mib=memory_mib,
                 reboots=reboots,
             )
-            self.box, self.kind = Box(self._undo.enter_context(machine)), (kernel, memory_mib, reboots)
+            self.box, self.kind = (
+                Box(self._undo.enter_context(machine)),
+                (kernel, memory_mib, reboots),
+            )
         return self.box
 
     def end(self) -> None:

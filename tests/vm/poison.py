@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs in the guest: stores pages, poisons memory of the daemon's files,
-and says what becomes of the pages.
+"""Runs in the guest: stores pages, poisons memory of the daemon's files.
+
+And says what becomes of the pages.
 
     python3 poison.py write PATH PAGES     stores pages through a file of the daemon
     python3 poison.py read PATH PAGES      reads them back: how many are right, refused, zeros, otherwise wrong
@@ -35,7 +36,11 @@ def page(number: int) -> bytes:
     """Return a page by its number: one in five does not compress."""
     if number % 5 == 0:
         return random.Random(number).randbytes(PAGE)
-    return (b"%d-" % number * 300 + random.Random(number).randbytes(1500 + number % 7 * 150) + bytes(PAGE))[:PAGE]
+    return (
+        b"%d-" % number * 300
+        + random.Random(number).randbytes(1500 + number % 7 * 150)
+        + bytes(PAGE)
+    )[:PAGE]
 
 
 def write(path: str, pages: int) -> dict[str, int]:
@@ -75,7 +80,9 @@ def open_file(pid: int, magic: bytes) -> int:
 
 def find_frame(memory: mmap.mmap, place: str) -> int:
     """Return the offset of a page of the arena that is what `place` says."""
-    _magic, _version, _size, frames, first_frame, _kind, _label = struct.unpack_from("=8sIIQIHH", memory)
+    _magic, _version, _size, frames, first_frame, _kind, _label = struct.unpack_from(
+        "=8sIIQIHH", memory
+    )
     words = memoryview(memory)[PAGE : PAGE + 16 * frames].cast("I")
     body = {page(number)[:64] for number in range(0, 2000, 5)}
     for frame in range(first_frame, frames):
@@ -86,7 +93,9 @@ def find_frame(memory: mmap.mmap, place: str) -> int:
             continue
         if place == "table":
             return (PAGE + 16 * frame) // PAGE * PAGE
-        if (place == "first" and count >= 2) or (place == "body" and bytes(memory[frame * PAGE : frame * PAGE + 64]) in body):
+        if (place == "first" and count >= 2) or (
+            place == "body" and bytes(memory[frame * PAGE : frame * PAGE + 64]) in body
+        ):
             return frame * PAGE
         if place == "middle" and count >= 3:
             return (frame + 1) * PAGE
@@ -148,7 +157,10 @@ def core(library: str, place: str) -> dict[str, object]:
     from zswapd.errors import ZswapdError
 
     given = {"swap.size": "8M", "memory.reserve": "4M", "cache.limit": ""}
-    config = load(codecs=compress.names(), assignments=[(name, value, "test") for name, value in given.items()])
+    config = load(
+        codecs=compress.names(),
+        assignments=[(name, value, "test") for name, value in given.items()],
+    )
     first = Core(config)
     for number in range(1000):
         if first.devices["swap"].write(number * PAGE, memoryview(page(number))) is not None:
@@ -172,13 +184,19 @@ def core(library: str, place: str) -> dict[str, object]:
             except ZswapdError:
                 found["refused"] += 1
                 continue
-            found["right" if out == page(number) else "zeros" if out == bytes(PAGE) else "wrong"] += 1
+            found[
+                "right" if out == page(number) else "zeros" if out == bytes(PAGE) else "wrong"
+            ] += 1
         for number in range(1000):
             if then.devices["swap"].write(number * PAGE, memoryview(page(number))) is not None:
                 found["wrong"] += 1000
         return {**found, "poisoned": then.statistics().recovery.poisoned}
 
-    return {"touched": in_child(touch), "successor": in_child(take_over), "next": in_child(take_over)}
+    return {
+        "touched": in_child(touch),
+        "successor": in_child(take_over),
+        "next": in_child(take_over),
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A whole box whose memory a cache volume has filled: who needs the memory gets it, and nobody waits for the cache long."""
+"""A whole box whose memory a cache volume has filled.
+
+Who needs the memory gets it, and nobody waits for the cache long.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def test_box_gets_the_memory_of_its_cache_and_answers_throughout(boot: Boot) -> 
         box.wait_for_phase(work, "verify", 400)
         box.next_phase(work)
         phases = work.verified(60)
-    print(f"{full} frames, {left} left; {shrinker}; slowest answers: {answers.slowest}; phases: {phases}")
+    print(
+        f"{full} frames, {left} left; {shrinker}; slowest answers: {answers.slowest}; phases:"
+        f" {phases}"
+    )
     assert left < full / 3, "less would do when the workload has what it asks for"
     assert shrinker["shrinks"]["low_memory"] + shrinker["shrinks"]["stalled"] > 0
     assert shrinker["evicted_frames"] >= full - left

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real swap with a disk behind the pool that cannot be read, or is gone: it costs the reader his life, and nobody else.
+"""Real swap with a disk behind the pool that cannot be read, or is gone.
 
-In a virtual machine, since whose page it is nobody can tell: a kernel that pages out what is cold has everybody's there.
+It costs the reader his life, and nobody else.
+
+In a virtual machine, since whose page it is nobody can tell: a kernel that pages out what is cold
+has everybody's there.
 """
 
 from __future__ import annotations
@@ -70,7 +73,10 @@ def trouble(box: Box) -> str:
 def swapped(box: Box, name: str) -> Work:
     """Start a workload in a cgroup of its own that has swapped out most of its data."""
     cgroup = f"/sys/fs/cgroup/{name}"
-    before = f"mkdir -p {cgroup} && echo {LIMIT_MIB}M > {cgroup}/memory.max && echo $$ > {cgroup}/cgroup.procs"
+    before = (
+        f"mkdir -p {cgroup} && echo {LIMIT_MIB}M > {cgroup}/memory.max && echo $$ >"
+        f" {cgroup}/cgroup.procs"
+    )
     work = box.workload(DATA_MIB, "fill", "settle", "verify", same=0, step=True, before=before)
     for phase in ("fill", "settle"):
         box.wait_for_phase(work, phase, 300)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A whole box without a cgroup around anything: swapping must neither hang it nor lose a byte.
 
-What zswapd swaps out is memory of everything on the box: of systemd, of the shell that runs a command, of the
-kernel's helpers. So the question is not only whether the workload gets through, but whether the box answers
-meanwhile: an agent that has all it needs in memory, a program that has to be started, and PID 1.
+What zswapd swaps out is memory of everything on the box: of systemd, of the shell that runs a
+command, of the kernel's helpers. So the question is not only whether the workload gets through, but
+whether the box answers meanwhile: an agent that has all it needs in memory, a program that has to
+be started, and PID 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ SETTINGS = {"swap.size": '"2G"', "memory.reserve": '"16M"'}
 
 
 def touch_twice_the_memory(box: Box, mib: int, limit: float) -> Answers:
-    """Run the workload on the whole box; nothing may be lost or killed, and zswapd itself not be swapped out."""
+    """Run the workload on the whole box.
+
+    Nothing may be lost or killed, and zswapd itself not be swapped out.
+    """
     box.start(SETTINGS)
     with Answers(box) as answers:
         phases = box.workload(mib, "fill", "verify", limit=int(limit)).verified(limit + 30)

@@ -21,18 +21,34 @@ import pytest
 from tests.vm.conftest import Boot
 from tools.vm.guest import Box
 
-SETTINGS = {"swap.size": '"64M"', "swap.files.more": '"32M"', "memory.reserve": '"16M"', "cache.limit": '""'}
+SETTINGS = {
+    "swap.size": '"64M"',
+    "swap.files.more": '"32M"',
+    "memory.reserve": '"16M"',
+    "cache.limit": '""',
+}
 PAGES = 1500
 SCRIPT = Path(__file__).with_name("poison.py")
 LIMIT_S = 120.0
-MOST_LOST = {"first": 60, "middle": 60, "body": 1, "free": 0, "table": PAGES, "superblock": 0, "marks": 0, "buffer": 1}
+MOST_LOST = {
+    "first": 60,
+    "middle": 60,
+    "body": 1,
+    "free": 0,
+    "table": PAGES,
+    "superblock": 0,
+    "marks": 0,
+    "buffer": 1,
+}
 """Pages that may be refused at most. A page of the frame table describes 256 frames."""
 ARENA = ("first", "middle", "body", "free", "table", "superblock")
 
 
 def guest(box: Box, *words: object) -> dict[str, Any]:
     """Run poison.py in the guest; return what it says."""
-    report: dict[str, Any] = json.loads(box.run(f"python3 /run/poison.py {shlex.join(map(str, words))}", LIMIT_S))
+    report: dict[str, Any] = json.loads(
+        box.run(f"python3 /run/poison.py {shlex.join(map(str, words))}", LIMIT_S)
+    )
     return report
 
 
@@ -97,7 +113,13 @@ def test_successor_comes_up_over_every_kind_of_memory(boot: Boot) -> None:
         assert (successor["zeros"], successor["wrong"]) == (0, 0), (place, seen)
         assert successor["refused"] <= MOST_LOST[place], (place, seen)
         assert successor["poisoned"] == (place != "superblock"), (place, seen)
-        assert seen["next"] == {"right": 1000, "refused": 0, "zeros": 0, "wrong": 0, "poisoned": 0}, (place, seen)
+        assert seen["next"] == {
+            "right": 1000,
+            "refused": 0,
+            "zeros": 0,
+            "wrong": 0,
+            "poisoned": 0,
+        }, (place, seen)
 
 
 @pytest.mark.box

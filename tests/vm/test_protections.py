@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What needs rights or a cgroup layout that the machines of the tests mostly lack; here all of it is real."""
+"""What needs rights or a cgroup layout that the machines of the tests mostly lack.
+
+Here all of it is real.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,20 @@ def test_every_protection_is_on_under_systemd(box: Box) -> None:
 
     off = {item["name"]: item["detail"] for item in status["protections"] if not item["on"]}
     assert not off
-    assert {item["name"] for item in status["protections"]} >= {"heap", "lock_memory", "oom_score_adj", "io_flusher"}
+    assert {item["name"] for item in status["protections"]} >= {
+        "heap",
+        "lock_memory",
+        "oom_score_adj",
+        "io_flusher",
+    }
     assert status["discard"]
     for pid in box.processes():
         assert box.run(f"cat /proc/{pid}/oom_score_adj").strip() == "-1000"
         locked = re.search(r"^VmLck:\s*(\d+) kB", box.run(f"cat /proc/{pid}/status"), re.MULTILINE)
         assert locked is not None
         assert int(locked[1]) > 0
-    # PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets, in all threads of the worker (flags: field 9).
+    # PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets, in all threads of the
+    # worker (flags: field 9).
     for line in box.run(f"cat /proc/{status['worker']['pid']}/task/*/stat").splitlines():
         flags = int(line.rpartition(")")[2].split()[6])
         assert flags & 0x00080000, f"no PF_MEMALLOC_NOIO in {line}"
@@ -47,7 +56,9 @@ def test_every_protection_is_on_under_systemd(box: Box) -> None:
 @pytest.mark.timeout(900)
 def test_swapoff_looks_at_the_limits_of_cgroups(box: Box) -> None:
     box.run(f"mkdir {CGROUP} && echo 32M > {CGROUP}/memory.max")
-    work = box.workload(72, "fill", "verify", same=5, step=True, before=f"echo $$ > {CGROUP}/cgroup.procs")
+    work = box.workload(
+        72, "fill", "verify", same=5, step=True, before=f"echo $$ > {CGROUP}/cgroup.procs"
+    )
     box.wait_for_phase(work, "fill", 90)
     swapped = int(box.run(f"cat {CGROUP}/memory.swap.current"))
     assert swapped > 36 << 20

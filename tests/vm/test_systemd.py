@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zswapd under systemd with the units of this repository: booting, stopping, rebooting, and refusing to stop."""
+"""zswapd under systemd with the units of this repository.
+
+Booting, stopping, rebooting, and refusing to stop.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,11 @@ def test_stop_that_does_not_fit_into_memory_is_refused_and_harmless(box: Box) ->
     refused = box.machine.run("zswapctl swapoff", 90)
     assert refused.status == HeadroomError.exit_code, refused.output
     box.machine.start("systemctl stop zswapd.service")
-    box.run("timeout 90 sh -c 'until systemctl status zswapd.service | grep -q \"cannot stop\"; do sleep 1; done'", 120)
+    box.run(
+        'timeout 90 sh -c \'until systemctl status zswapd.service | grep -q "cannot stop"; do'
+        " sleep 1; done'",
+        120,
+    )
 
     assert box.processes() == daemons
     box.next_phase(work)
@@ -111,10 +118,13 @@ def test_package_that_is_enabled_is_swapped_on_after_a_reboot(boot: Boot) -> Non
     status = box.ctl("status")
     assert status["state"] == "serving"
     assert [item["name"] for item in status["protections"] if not item["on"]] == []
-    # What swapon insists on, and nobody has set; 16 MiB, and the kernel's own choice for this box is 2.
+    # What swapon insists on, and nobody has set; 16 MiB, and the kernel's own choice for this box
+    # is 2.
     assert int(box.run("cat /proc/sys/vm/min_free_kbytes")) >= 16384
     assert box.run("systemctl --failed --quiet --plain --no-legend") == ""
-    assert at(box, "zswapd.service", "ActiveEnter") < at(box, "zswapd-swap.service", "InactiveEnter")
+    assert at(box, "zswapd.service", "ActiveEnter") < at(
+        box, "zswapd-swap.service", "InactiveEnter"
+    )
     assert at(box, "zswapd-swap.service", "InactiveEnter") <= at(box, "swap.target", "ActiveEnter")
     # None of its settings is one that this kernel or systemd leaves out.
     assert box.run("cat /sys/fs/cgroup/zswapd.service/memory.min").strip() == str(64 << 20)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Workers, supervisors and programs are replaced under load, on a box whose service manager is systemd."""
+"""Workers, supervisors and programs are replaced under load.
+
+On a box whose service manager is systemd.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,11 @@ def die_in_every_way(box: Box) -> None:
     assert main_pid(box) == supervisor
 
     kill(box, "KILL", supervisor)
-    wait_for(box, lambda now: now["supervised"] and now["pid"] != old["pid"], "no supervisor after SIGKILL")
+    wait_for(
+        box,
+        lambda now: now["supervised"] and now["pid"] != old["pid"],
+        "no supervisor after SIGKILL",
+    )
     assert main_pid(box) not in (0, supervisor)
 
 
@@ -68,7 +75,11 @@ def die_together(box: Box) -> None:
     """Both are dead at once: what the service manager keeps is all there is."""
     old = worker(box)
     kill(box, "KILL", main_pid(box), old["pid"])
-    wait_for(box, lambda now: now["supervised"] and now["pid"] != old["pid"], "nothing came out of the descriptor store")
+    wait_for(
+        box,
+        lambda now: now["supervised"] and now["pid"] != old["pid"],
+        "nothing came out of the descriptor store",
+    )
 
 
 def is_running(work: Work) -> bool:
@@ -85,16 +96,24 @@ def check_end(box: Box, work: Work, limit: float) -> None:
     assert "I/O error" not in console
     assert "blocked for more than" not in console
     requests = box.ctl("stats")["fuse"]
-    # A store that finds the reserve empty is refused, and the kernel keeps the page: docs/survival.md.
+    # A store that finds the reserve empty is refused, and the kernel keeps the page:
+    # docs/survival.md.
     assert requests["request_errors"] == requests["refused_writes"]
     assert "loop" in box.run("cat /proc/swaps")
 
 
 def hang_without_a_supervisor(box: Box) -> None:
-    """The supervisor is dead and its worker stopped: whom systemd starts ends it, and adopts what was stored."""
+    """The supervisor is dead and its worker stopped.
+
+    Whom systemd starts ends it, and adopts what was stored.
+    """
     old = worker(box)
     box.run(f"kill -KILL {main_pid(box)}; kill -STOP {old['pid']}")
-    wait_for(box, lambda now: now["supervised"] and now["pid"] != old["pid"], "a worker that hangs was left alone")
+    wait_for(
+        box,
+        lambda now: now["supervised"] and now["pid"] != old["pid"],
+        "a worker that hangs was left alone",
+    )
 
 
 # Linux 6.1 can neither send requests again nor keep the arena out of swap.
@@ -133,7 +152,9 @@ def test_box_touched_at_twice_its_memory_survives_every_death(boot: Boot) -> Non
                 time.sleep(pauses.uniform(2, 5))
                 old = worker(box)
                 kill(box, "KILL", old["pid"])
-                wait_for(box, lambda now, pid=old["pid"]: now["pid"] != pid, "no worker after SIGKILL")  # type: ignore[misc]
+                wait_for(
+                    box, lambda now, pid=old["pid"]: now["pid"] != pid, "no worker after SIGKILL"
+                )  # type: ignore[misc]
             die_in_every_way(box)
         assert is_running(work), "the last of them died for nothing"
         check_end(box, work, 1800)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The harness of `scripts/bench`, `scripts/demo` and the real-swap tests.
 
-Everything here drives zswapd and its rivals from outside, as a user would: programs, device nodes, /proc. But for density and
-scale, which measure parts of it, it imports nothing of zswapd, so that a broken daemon cannot bend the measurement. It needs
-the standard library; plots take matplotlib, the database the package redis.
+Everything here drives zswapd and its rivals from outside, as a user would: programs, device nodes,
+/proc. But for density and scale, which measure parts of it, it imports nothing of zswapd, so that a
+broken daemon cannot bend the measurement. It needs the standard library; plots take matplotlib, the
+database the package redis.
 
     system        what the machine says: swap areas, loop devices, memory of a process, vm settings
     cgroup        a memory cgroup of its own for a workload, v1 and v2

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the arguments of all workloads have in common: each of these is a type of argparse's.
 
-What cannot be used is said before anything is measured: a file that cannot be written would cost all the minutes it stands for.
+What cannot be used is said before anything is measured: a file that cannot be written would cost
+all the minutes it stands for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 def numbers(low: int, high: int) -> Callable[[str], list[int]]:
-    """Return a type: whole numbers from `low` to `high`, separated by commas; returned in the order given, each once."""
+    """Return a type: whole numbers from `low` to `high`, separated by commas.
+
+    Returned in the order given, each once.
+    """
 
     def parse(text: str) -> list[int]:
         try:
             found = list(dict.fromkeys(int(word) for word in text.split(",")))
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers, such as {low},{high}") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no list of whole numbers, such as {low},{high}"
+            ) from None
         if not all(low <= number <= high for number in found):
             raise argparse.ArgumentTypeError(f"{text}: numbers are from {low} to {high}")
         return found
@@ -37,7 +43,9 @@ def names(known: Callable[[], list[str]], what: str) -> Callable[[str], list[str
     def parse(text: str) -> list[str]:
         given = list(dict.fromkeys(text.split(",")))
         if unknown := [name for name in given if name not in known()]:
-            raise argparse.ArgumentTypeError(f"unknown {what} {', '.join(unknown)}; there are {', '.join(known())}")
+            raise argparse.ArgumentTypeError(
+                f"unknown {what} {', '.join(unknown)}; there are {', '.join(known())}"
+            )
         return given
 
     return parse
@@ -47,7 +55,9 @@ def new_file(text: str) -> Path:
     """Return a path that a file can be written to."""
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: its directory is missing, or it is one itself")
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be written: its directory is missing, or it is one itself"
+        )
     return path
 
 

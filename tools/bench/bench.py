@@ -7,9 +7,9 @@
                                       when one does not hold. Half an hour.
     scripts/bench all                 the same and the rest of what docs/benchmarks.md shows, which is written anew
 
-Workloads: raw and files (raw.py); compile, database, tabs and nopressure (applications/); disk, swapoff, shrink, cache,
-profile, scale and density in modules of their names; the last two need no root. `docs` writes docs/benchmarks.md from what was
-measured, without measuring.
+Workloads: raw and files (raw.py); compile, database, tabs and nopressure (applications/); disk,
+swapoff, shrink, cache, profile, scale and density in modules of their names; the last two need no
+root. `docs` writes docs/benchmarks.md from what was measured, without measuring.
 
 Limits: figures from a box that does other things meanwhile are worth little.
 """
@@ -79,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         work = WORKLOADS[name]
     if os.geteuid() != 0 and name not in ROOTLESS and not {"--help", "-h"} & set(argv):
-        progress(f"scripts/bench {name} needs root for swapon, loop devices and cgroups: sudo scripts/bench {name}")
+        progress(
+            f"scripts/bench {name} needs root for swapon, loop devices and cgroups: sudo"
+            f" scripts/bench {name}"
+        )
         return 2
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -91,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress("interrupted; swapped off and cleaned up")
         return 130
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL if before is None else before
+        )  # None: not set by Python
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     scripts/bench docs          writes them
     scripts/bench docs --test   writes nothing; exits 1 when they are not what the JSON says
 
-A table stands between `<!-- bench: NAME -->` and `<!-- bench: end -->`, and is the script's alone. A plot (docs/NAME.svg)
-names the JSON it was drawn from, by its digest. What was not measured yet is said to be so, and a trial to be one.
+A table stands between `<!-- bench: NAME -->` and `<!-- bench: end -->`, and is the script's alone.
+A plot (docs/NAME.svg) names the JSON it was drawn from, by its digest. What was not measured yet is
+said to be so, and a trial to be one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def load(directory: Path = FIGURES) -> dict[str, Document]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first of them headings, as a table: the first column to the left, the others to the right."""
+    """Return rows, the first of them headings, as a table.
+
+    The first column to the left, the others to the right.
+    """
     ruler = ["---", *["---:"] * (len(rows[0]) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ruler, *rows[1:]])
 
@@ -59,7 +63,11 @@ def caption(document: Document) -> str:
     machine = document["machine"]
     where = f"Linux {machine['kernel']}, {machine['cpus']} processors ({machine['cpu']})"
     words = f"Taken on {document['date']} at `{document['commit']}`, {where}."
-    return f"**A trial of seconds (`--quick`), no measurement.** {words}" if document["quick"] else words
+    return (
+        f"**A trial of seconds (`--quick`), no measurement.** {words}"
+        if document["quick"]
+        else words
+    )
 
 
 def _raw(document: Document) -> str:
@@ -74,11 +82,20 @@ def _raw(document: Document) -> str:
         if ratios:
             cells = [f"{median(ratios[key]):.2f}" if key in ratios else "-" for key in names]
             rows.append([f"zswapd ÷ {rival}", *cells, ""])
-    lost = [f"{run['contender']} in round {run['round'] + 1}: {run['error'].splitlines()[0]}" for run in runs if run["error"]]
-    killed = {name: sum(run.get("kills", 0) for run in runs if run["contender"] == name) for name in document["medians"]}
+    lost = [
+        f"{run['contender']} in round {run['round'] + 1}: {run['error'].splitlines()[0]}"
+        for run in runs
+        if run["error"]
+    ]
+    killed = {
+        name: sum(run.get("kills", 0) for run in runs if run["contender"] == name)
+        for name in document["medians"]
+    }
     again = [f"{name} {times} time{'s' * (times > 1)}" for name, times in killed.items() if times]
     notes = [f"Without figures: {'; '.join(lost)}."] * bool(lost)
-    notes += [f"Made again, since the kernel had killed the workload: {', '.join(again)}."] * bool(again)
+    notes += [f"Made again, since the kernel had killed the workload: {', '.join(again)}."] * bool(
+        again
+    )
     return "\n\n".join([markdown(rows), *notes])
 
 
@@ -88,14 +105,30 @@ def _application(document: Document) -> str:
     tables = []
     for level, medians in document["medians"].items():
         runs = [run for run in document["runs"] if run["level"] == level]
-        rows = [[level, *(column.heading for column in columns.values()), "zswapd ÷ it", "memory MiB", "verified"]]
+        rows = [
+            [
+                level,
+                *(column.heading for column in columns.values()),
+                "zswapd ÷ it",
+                "memory MiB",
+                "verified",
+            ]
+        ]
         for name in dict.fromkeys(run["contender"] for run in runs):
             own = [run for run in runs if run["contender"] == name]
             values = medians.get(name, {})
             cells = [_bound(values.get(key), own, columns[key].more_is_better) for key in columns]
             ratios = document["ratios"][level].get(name, {}).get(first, [])
             done = sum(not run["error"] and not run["cut"] for run in own)
-            rows.append([name, *cells, _ratio(ratios), number(values.get("memory_mib") or None), f"{done}/{len(own)}"])
+            rows.append(
+                [
+                    name,
+                    *cells,
+                    _ratio(ratios),
+                    number(values.get("memory_mib") or None),
+                    f"{done}/{len(own)}",
+                ]
+            )
         tables.append(markdown(rows))
     return "\n\n".join(tables)
 
@@ -124,27 +157,62 @@ def _swapoff(document: Document) -> str:
     rows = [["device, MiB", "contender", "in use", "swapoff, s", "MiB/s", "verified"]]
     for one in document["measurements"]:
         fine = "no" if one["error"] or one["wrong_pages"] else "yes"
-        cells = [f"{one['used'] * 100:.1f} %", f"{one['seconds']:.2f}", number(one["rate"])] if not one["error"] else ["-"] * 3
+        cells = (
+            [f"{one['used'] * 100:.1f} %", f"{one['seconds']:.2f}", number(one["rate"])]
+            if not one["error"]
+            else ["-"] * 3
+        )
         rows.append([str(one["size_mib"]), one["contender"], *cells, fine])
     return markdown(rows)
 
 
 def _shrink(document: Document) -> str:
-    rows = [["cache on", "shrinks", "MiB", "pages", "90 % back, s", "batch, ms", "reads before, ms", "meanwhile, ms"]]
+    rows = [
+        [
+            "cache on",
+            "shrinks",
+            "MiB",
+            "pages",
+            "90 % back, s",
+            "batch, ms",
+            "reads before, ms",
+            "meanwhile, ms",
+        ]
+    ]
     for one in document["runs"]:
-        reads = [" / ".join(f"{value:.2f}" for value in one[key]) for key in ("before_ms", "during_ms")]
-        cells = [f"{one['cached_mib']:.0f}", str(one["pages"]), f"{one['back_s']:.2f}", f"{one['batch_ms']:.2f}"]
+        reads = [
+            " / ".join(f"{value:.2f}" for value in one[key]) for key in ("before_ms", "during_ms")
+        ]
+        cells = [
+            f"{one['cached_mib']:.0f}",
+            str(one["pages"]),
+            f"{one['back_s']:.2f}",
+            f"{one['batch_ms']:.2f}",
+        ]
         rows.append([one["allocator"], f"by {one['by']}", *cells, *reads])
     return markdown(rows) + "\n\nReads of swap: median / 99 % / slowest. Batch: the longest."
 
 
 def _cache(document: Document) -> str:
-    rows = [["contents", "order", "from the device, s", "from the volume, s", "faster", "slowest pass", "in the page cache"]]
+    rows = [
+        [
+            "contents",
+            "order",
+            "from the device, s",
+            "from the volume, s",
+            "faster",
+            "slowest pass",
+            "in the page cache",
+        ]
+    ]
     volumes = [one for one in document["measurements"] if one["place"] == "volume"]
     devices = {one["order"]: one for one in document["measurements"] if one["place"] == "device"}
     for volume in volumes:
         device = devices[volume["order"]]
-        times = [f"{device['median_s'] / seconds:.1f} times" for seconds in (volume["median_s"], max(volume["again_s"]))]
+        times = [
+            f"{device['median_s'] / seconds:.1f} times"
+            for seconds in (volume["median_s"], max(volume["again_s"]))
+        ]
         share = max(device["page_cache"], volume["page_cache"])
         shown = [f"{one['median_s']:.3f}" for one in (device, volume)]
         rows.append([volume["contents"], volume["order"], *shown, *times, f"{share * 100:.0f} %"])
@@ -159,10 +227,14 @@ def _profile(document: Document) -> str:
     rows = [["phase", "program", "MiB/s", "µs a page", *ORDER]]
     for one in sorted(document["profiles"], key=lambda one: one["phase"], reverse=True):
         parts = [f"{one['shares'][part] * one['cpu_us'] / 100:.2f}" for part in ORDER]
-        rows.append([one["phase"], one["label"], number(one["rate"]), f"{one['cpu_us']:.2f}", *parts])
+        rows.append(
+            [one["phase"], one["label"], number(one["rate"]), f"{one['cpu_us']:.2f}", *parts]
+        )
     busiest = []
     for one in document["profiles"]:
-        functions = ", ".join(f"`{name}` {percent:.1f} %" for name, _thing, percent in one["busiest"])
+        functions = ", ".join(
+            f"`{name}` {percent:.1f} %" for name, _thing, percent in one["busiest"]
+        )
         busiest.append(f"- {one['phase']}, {one['label']}: {functions}")
     return markdown(rows) + "\n\nThe busiest functions:\n\n" + "\n".join(busiest)
 
@@ -176,7 +248,9 @@ def _check(documents: Mapping[str, Document]) -> str:
             lacking = "" if one.holds or not one.value else _lacking(one)
             shown = "not measured" if one.value is None else f"{one.value:.3g}"
             trial = " (trial)" if document["quick"] else ""
-            rows.append([one.name, asked, shown + trial, "holds" if one.holds else "**no**", lacking])
+            rows.append(
+                [one.name, asked, shown + trial, "holds" if one.holds else "**no**", lacking]
+            )
     return markdown(rows)
 
 
@@ -223,7 +297,9 @@ def render(text: str, documents: Mapping[str, Document]) -> str:
     unknown = [found[2] for found in _BLOCK.finditer(text) if found[2] not in {*TABLES, "check"}]
     if unknown:
         raise KeyError(f"no table is called {unknown[0]}")
-    return _BLOCK.sub(lambda found: f"{found[1]}\n{_block(found[2], documents)}\n\n{found[3]}", text)
+    return _BLOCK.sub(
+        lambda found: f"{found[1]}\n{_block(found[2], documents)}\n\n{found[3]}", text
+    )
 
 
 def digest(document: Document) -> str:
@@ -267,7 +343,9 @@ def stale(documents: Mapping[str, Document], docs: Path = DOCS) -> Iterator[str]
         yield "benchmarks.md"
     for name in PLOTS:
         path = docs / f"{name}.svg"
-        if name in documents and (not path.exists() or digest(documents[name]) not in path.read_text()):
+        if name in documents and (
+            not path.exists() or digest(documents[name]) not in path.read_text()
+        ):
             yield path.name
 
 
@@ -284,8 +362,14 @@ def write(docs: Path = DOCS) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Write, or compare; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench docs", description="Writes docs/benchmarks.md from docs/figures.")
-    parser.add_argument("--test", action="store_true", help="write nothing; exit 1 when something is not as measured")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench docs", description="Writes docs/benchmarks.md from docs/figures."
+    )
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="write nothing; exit 1 when something is not as measured",
+    )
     args = parser.parse_args(argv)
     if not args.test:
         write()

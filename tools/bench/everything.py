@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench all` and `scripts/bench --check`: every figure of docs/benchmarks.md, part by part.
+"""`scripts/bench all` and `scripts/bench --check`.
+
+Every figure of docs/benchmarks.md, part by part.
 
     scripts/bench all                       measures everything; writes docs/figures/*.json, docs/benchmarks.md, its plots
     scripts/bench all --parts raw,scale     some of it; what else the document shows stays
@@ -7,8 +9,8 @@
     scripts/bench --check                   the parts that hold a figure to something; a line for each, exit 1 if one fails
     scripts/bench --check --from DIR        the same of what was measured before
 
-Each part is written as soon as it is done, so what was interrupted is gone on with by --parts. Half an hour, of which `raw`
-takes a third; on a machine that does nothing else meanwhile.
+Each part is written as soon as it is done, so what was interrupted is gone on with by --parts. Half
+an hour, of which `raw` takes a third; on a machine that does nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -56,9 +58,16 @@ class Part:
 def _raw(quick: bool) -> Document:  # noqa: FBT001
     once = ["zram-lzo-rle", "file", "loop-ram", "zswapd-2", "zswapd-4"]
     names = ",".join(["zram-lz4", "nbdkit-zstd", "zswapd", *once])
-    _, document = raw.measure(raw.parse(["--contenders", names, "--once", ",".join(once), *(["--quick"] if quick else [])]))
+    _, document = raw.measure(
+        raw.parse(
+            ["--contenders", names, "--once", ",".join(once), *(["--quick"] if quick else [])]
+        )
+    )
     for run in document["runs"]:
-        run["memory"] = {**run["memory"], "details": {}}  # some hundred counters, which no table shows
+        run["memory"] = {
+            **run["memory"],
+            "details": {},
+        }  # some hundred counters, which no table shows
     return document
 
 
@@ -106,9 +115,36 @@ def _profile(quick: bool) -> Document:  # noqa: FBT001
 TREES: list[tuple[str, Path]] = []
 """Further checkouts to be profiled: what --tree says."""
 
-COMPILE = ("--contenders", "file-slow,file,zram-lz4,nbdkit-zstd,zswapd", "--levels", "3,4", "--rounds", "2", "--limit", "50")
-DATABASE = ("--contenders", "file-slow,file,zram-lz4,nbdkit-zstd,zswapd", "--levels", "3", "--rounds", "1", "--limit", "50")
-TABS = ("--contenders", "file-slow,file,zram-lz4,nbdkit-zstd,zswapd", "--levels", "3", "--rounds", "1", "--limit", "60")
+COMPILE = (
+    "--contenders",
+    "file-slow,file,zram-lz4,nbdkit-zstd,zswapd",
+    "--levels",
+    "3,4",
+    "--rounds",
+    "2",
+    "--limit",
+    "50",
+)
+DATABASE = (
+    "--contenders",
+    "file-slow,file,zram-lz4,nbdkit-zstd,zswapd",
+    "--levels",
+    "3",
+    "--rounds",
+    "1",
+    "--limit",
+    "50",
+)
+TABS = (
+    "--contenders",
+    "file-slow,file,zram-lz4,nbdkit-zstd,zswapd",
+    "--levels",
+    "3",
+    "--rounds",
+    "1",
+    "--limit",
+    "60",
+)
 
 PARTS: dict[str, Part] = {
     "raw": Part(_raw, 9, holds=True),
@@ -139,8 +175,13 @@ def taken(document: Document, *, quick: bool, seconds: float) -> Document:
     }
 
 
-def measure(names: Sequence[str], directory: Path | None, *, quick: bool) -> tuple[dict[str, Document], list[str]]:
-    """Measure parts and write each to `directory` as it is done; return the documents, and the parts that could not be."""
+def measure(
+    names: Sequence[str], directory: Path | None, *, quick: bool
+) -> tuple[dict[str, Document], list[str]]:
+    """Measure parts and write each to `directory` as it is done.
+
+    Return the documents, and the parts that could not be.
+    """
     found: dict[str, Document] = {}
     failed = []
     for name in names:
@@ -150,38 +191,68 @@ def measure(names: Sequence[str], directory: Path | None, *, quick: bool) -> tup
         try:
             document = part.measure(quick)
         except (HarnessError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as exc:
-            progress(f"{name}: {exc}")  # what the other parts take half an hour for is not lost with it
+            progress(
+                f"{name}: {exc}"
+            )  # what the other parts take half an hour for is not lost with it
             failed.append(name)
             continue
         found[name] = taken(document, quick=quick, seconds=time.monotonic() - began)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / f"{name}.json").write_text(json.dumps(found[name], indent=1, ensure_ascii=False) + "\n")
+            (directory / f"{name}.json").write_text(
+                json.dumps(found[name], indent=1, ensure_ascii=False) + "\n"
+            )
     return found, failed
 
 
 def claims(found: Mapping[str, Document]) -> list[Figure]:
-    """Return the figures of all parts that have to hold; a part that is missing is one that does not."""
+    """Return the figures of all parts that have to hold.
+
+    A part that is missing is one that does not.
+    """
     figures = []
     for name, part in PARTS.items():
         if not part.holds:
             continue
-        told = found.get(name, {}).get("figures") or [{"name": name, "value": None, "bound": 0.0, "at_least": True}]
-        figures += [Figure(one["name"], one["value"], one["bound"], one["at_least"]) for one in told]
+        told = found.get(name, {}).get("figures") or [
+            {"name": name, "value": None, "bound": 0.0, "at_least": True}
+        ]
+        figures += [
+            Figure(one["name"], one["value"], one["bound"], one["at_least"]) for one in told
+        ]
     return figures
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, write and draw; return the exit code: 1 if a part could not be measured."""
-    parser = argparse.ArgumentParser(prog="scripts/bench all", description="Takes every figure of docs/benchmarks.md.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench all", description="Takes every figure of docs/benchmarks.md."
+    )
     known = arguments.names(lambda: list(PARTS), "part")
-    parser.add_argument("--parts", type=known, default=list(PARTS), metavar="LIST", help=f"of {', '.join(PARTS)} (default all)")
-    parser.add_argument("--quick", action="store_true", help="small amounts, one round: a trial, no measurement")
     parser.add_argument(
-        "--tree", type=profile.tree, action="append", default=[], metavar="LABEL=DIR", help="for the profile, too"
+        "--parts",
+        type=known,
+        default=list(PARTS),
+        metavar="LIST",
+        help=f"of {', '.join(PARTS)} (default all)",
     )
     parser.add_argument(
-        "--directory", type=Path, default=benchmarks.FIGURES, metavar="DIR", help="for the JSON (default docs/figures)"
+        "--quick", action="store_true", help="small amounts, one round: a trial, no measurement"
+    )
+    parser.add_argument(
+        "--tree",
+        type=profile.tree,
+        action="append",
+        default=[],
+        metavar="LABEL=DIR",
+        help="for the profile, too",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=benchmarks.FIGURES,
+        metavar="DIR",
+        help="for the JSON (default docs/figures)",
     )
     args = parser.parse_args(argv)
     TREES[:] = args.tree
@@ -196,14 +267,26 @@ def main(argv: Sequence[str]) -> int:
 
 def check(argv: Sequence[str]) -> int:
     """Measure what has to hold, print a line for each figure, and return whether all do."""
-    parser = argparse.ArgumentParser(prog="scripts/bench --check", description="Measures every figure that has to hold.")
-    parser.add_argument("--directory", type=Path, metavar="DIR", help="write what was measured there, as JSON")
-    parser.add_argument("--from", dest="source", type=arguments.directory, metavar="DIR", help="measure nothing: what is there")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench --check", description="Measures every figure that has to hold."
+    )
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="write what was measured there, as JSON"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=arguments.directory,
+        metavar="DIR",
+        help="measure nothing: what is there",
+    )
     args = parser.parse_args(argv)
     if args.source:
         found = benchmarks.load(args.source)
     else:
-        found, _ = measure([name for name, part in PARTS.items() if part.holds], args.directory, quick=False)
+        found, _ = measure(
+            [name for name, part in PARTS.items() if part.holds], args.directory, quick=False
+        )
     figures = claims(found)
     print("\n".join(figure.line() for figure in figures))
     return 0 if all(figure.holds for figure in figures) else 1

@@ -13,8 +13,16 @@ from tools.deb.build import TOP, build
 
 def main() -> int:
     """Make the package and print its path; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/deb", description="Make the Debian package for the release this is run on.")
-    parser.add_argument("--output", type=Path, default=TOP / "dist", metavar="DIR", help="where it goes (default: dist)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/deb", description="Make the Debian package for the release this is run on."
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=TOP / "dist",
+        metavar="DIR",
+        help="where it goes (default: dist)",
+    )
     parser.add_argument("--revision", default="1", help="of the package (default: 1)")
     options = parser.parse_args()
     try:

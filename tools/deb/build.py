@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian package: the program as compiled in this checkout, with all Python packages that it needs, in /usr/lib/zswapd.
+"""The Debian package: the program as compiled in this checkout.
 
-These come along, rather than from the distribution, in the very versions that the tests ran with: pyfuse3 and the hook have to
-agree on one libfuse3, which is the distribution's. Both were built against it here, and dpkg-shlibdeps turns that into a
-dependency. So a package is for the release that it was built on, and needs no compiler there.
+With all Python packages that it needs, in /usr/lib/zswapd.
 
-The programs are run by the release's own Python with -I and -S: nothing of the machine's other Python packages is seen, and
-nothing of the caller's environment. Bytecode is part of the package: a swap daemon that starts does not first compile.
+These come along, rather than from the distribution, in the very versions that the tests ran with:
+pyfuse3 and the hook have to agree on one libfuse3, which is the distribution's. Both were built
+against it here, and dpkg-shlibdeps turns that into a dependency. So a package is for the release
+that it was built on, and needs no compiler there.
 
-Made by dpkg-deb alone. What is fixed stands in packaging/ and systemd/, what follows from the tables in man/ and completions/.
-The same checkout gives the same package when it is built again (SOURCE_DATE_EPOCH, by default the time of the last commit).
+The programs are run by the release's own Python with -I and -S: nothing of the machine's other
+Python packages is seen, and nothing of the caller's environment. Bytecode is part of the package: a
+swap daemon that starts does not first compile.
+
+Made by dpkg-deb alone. What is fixed stands in packaging/ and systemd/, what follows from the
+tables in man/ and completions/. The same checkout gives the same package when it is built again
+(SOURCE_DATE_EPOCH, by default the time of the last commit).
 """
 
 from __future__ import annotations
@@ -91,7 +96,10 @@ def build(output: Path, *, revision: str = "1") -> Path:
         HarnessError: a tool is missing, or something does not fit together.
     """
     version = f"{__version__}-{revision}"
-    epoch = os.environ.get("SOURCE_DATE_EPOCH") or _run("git", "-C", str(TOP), "log", "-1", "--format=%ct").strip()
+    epoch = (
+        os.environ.get("SOURCE_DATE_EPOCH")
+        or _run("git", "-C", str(TOP), "log", "-1", "--format=%ct").strip()
+    )
     with tempfile.TemporaryDirectory(prefix="zdeb-") as name:
         tree = Path(name) / "tree"
         _install_program(tree)
@@ -101,7 +109,15 @@ def build(output: Path, *, revision: str = "1") -> Path:
         _write_control(tree, Path(name), version)
         output.mkdir(parents=True, exist_ok=True)
         package = output / f"zswapd_{version}_{_architecture()}.deb"
-        _run("dpkg-deb", "--root-owner-group", "-Zgzip", "--build", str(tree), str(package), SOURCE_DATE_EPOCH=epoch)
+        _run(
+            "dpkg-deb",
+            "--root-owner-group",
+            "-Zgzip",
+            "--build",
+            str(tree),
+            str(package),
+            SOURCE_DATE_EPOCH=epoch,
+        )
     return package
 
 
@@ -122,7 +138,9 @@ def _install_program(tree: Path) -> None:
         _run("strip", "--strip-unneeded", str(library))
     # By content: what dpkg unpacks has other times than what was compiled.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    compileall.compile_dir(private, quiet=2, stripdir=str(tree), prependdir="/", invalidation_mode=mode)
+    compileall.compile_dir(
+        private, quiet=2, stripdir=str(tree), prependdir="/", invalidation_mode=mode
+    )
     for name in ("zswapd", "zswapctl"):
         program = tree / "usr/bin" / name
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +151,9 @@ def _install_files(tree: Path) -> None:
     shutil.copytree(TOP / "systemd", tree / "usr/lib/systemd/system")
     for name in ("zswapd", "zswapctl"):
         _copy(TOP / "completions" / name, tree / "usr/share/bash-completion/completions" / name)
-        _copy(TOP / "completions" / f"_{name}", tree / "usr/share/zsh/vendor-completions" / f"_{name}")
+        _copy(
+            TOP / "completions" / f"_{name}", tree / "usr/share/zsh/vendor-completions" / f"_{name}"
+        )
     _copy(TOP / "packaging/sysctl.conf", tree / "usr/lib/sysctl.d/60-zswapd.conf")
     _copy(TOP / "packaging/tmpfiles.conf", tree / "usr/lib/tmpfiles.d/zswapd.conf")
     config = tree / "etc/zswapd/zswapd.toml"
@@ -144,7 +164,9 @@ def _install_files(tree: Path) -> None:
 
 def _install_docs(tree: Path, version: str, epoch: str) -> None:
     for page in (TOP / "man").iterdir():
-        _compress(page.read_bytes(), tree / f"usr/share/man/man{page.suffix[1:]}" / f"{page.name}.gz")
+        _compress(
+            page.read_bytes(), tree / f"usr/share/man/man{page.suffix[1:]}" / f"{page.name}.gz"
+        )
     _copy(TOP / "README.md", tree / DOC / "README.md")
     for file in (path for path in (TOP / "docs").rglob("*") if path.is_file()):
         _copy(file, tree / DOC / file.relative_to(TOP / "docs"))
@@ -152,7 +174,9 @@ def _install_docs(tree: Path, version: str, epoch: str) -> None:
     _copy(TOP / "packaging/debian/copyright", tree / DOC / "copyright")
     _copy(TOP / "packaging/debian/lintian-overrides", tree / "usr/share/lintian/overrides/zswapd")
     date = _run("date", "--utc", "--rfc-email", f"--date=@{epoch}").strip()
-    text = _CHANGELOG.format(version=version, upstream=__version__, maintainer=MAINTAINER, date=date)
+    text = _CHANGELOG.format(
+        version=version, upstream=__version__, maintainer=MAINTAINER, date=date
+    )
     _compress(text.encode(), tree / DOC / "changelog.Debian.gz")
 
 
@@ -175,15 +199,29 @@ def _set_modes(tree: Path) -> None:
 
 def _write_control(tree: Path, work: Path, version: str) -> None:
     files = sorted(path for path in tree.rglob("*") if path.is_file())
-    size = sum((path.stat().st_size + 1023) // 1024 for path in files) + sum(path.is_dir() for path in tree.rglob("*"))
+    size = sum((path.stat().st_size + 1023) // 1024 for path in files) + sum(
+        path.is_dir() for path in tree.rglob("*")
+    )
     depends = ", ".join([Path(_python()).name, "mount", *_libraries(tree, work)])
     control = tree / "DEBIAN"
     control.mkdir()
-    fields = {"version": version, "architecture": _architecture(), "maintainer": MAINTAINER, "size": size, "depends": depends}
+    fields = {
+        "version": version,
+        "architecture": _architecture(),
+        "maintainer": MAINTAINER,
+        "size": size,
+        "depends": depends,
+    }
     (control / "control").write_text(_CONTROL.format(**fields))
     (control / "conffiles").write_text("".join(f"/{name}\n" for name in CONFFILES))
-    sums = (f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}" for path in files)
-    (control / "md5sums").write_text("".join(f"{line}\n" for line in sums if not line.endswith(CONFFILES)))
+    sums = (
+        f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()} "
+        f" {path.relative_to(tree)}"
+        for path in files
+    )
+    (control / "md5sums").write_text(
+        "".join(f"{line}\n" for line in sums if not line.endswith(CONFFILES))
+    )
     for name in ("postinst", "prerm", "postrm"):
         _copy(TOP / "packaging/debian" / name, control / name)
         (control / name).chmod(0o755)
@@ -217,7 +255,9 @@ def _run(*command: str, directory: Path | None = None, **environment: str) -> st
             env={**os.environ, **environment, "LC_ALL": "C"},
         )
     except FileNotFoundError as error:
-        raise HarnessError(f"{command[0]} is not installed", hint="scripts/deb installs all that is needed") from error
+        raise HarnessError(
+            f"{command[0]} is not installed", hint="scripts/deb installs all that is needed"
+        ) from error
     if done.returncode != 0:
         raise HarnessError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
     return done.stdout

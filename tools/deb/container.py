@@ -3,13 +3,14 @@
 
 It boots in a second on the kernel that runs, so it is light, but what it swaps is this machine's.
 
-`root` makes the file system once and caches it: a bare Debian of the release that the package is for, and systemd; of what
-zswapd needs nothing is installed, but it lies in apt's cache, so that no test waits for a mirror. `Container` boots it under
-systemd-nspawn with a layer of memory above it, which is gone when it ends. Commands run in it by nsenter, so nothing in there
-has to listen.
+`root` makes the file system once and caches it: a bare Debian of the release that the package is
+for, and systemd; of what zswapd needs nothing is installed, but it lies in apt's cache, so that no
+test waits for a mirror. `Container` boots it under systemd-nspawn with a layer of memory above it,
+which is gone when it ends. Commands run in it by nsenter, so nothing in there has to listen.
 
-The container is privileged on purpose: mount, loop devices and swapon are what is tried. It has no part in this machine's
-service manager, if there is one (--register=no --keep-unit), and systemd in it manages a cgroup of its own.
+The container is privileged on purpose: mount, loop devices and swapon are what is tried. It has no
+part in this machine's service manager, if there is one (--register=no --keep-unit), and systemd in
+it manages a cgroup of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ BOOT_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 120.0
 BUILD_LIMIT_S = 300.0
 LOOP_DEVICES = 64
-_ENVIRONMENT = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+_ENVIRONMENT = (
+    "env",
+    "-i",
+    "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL=C.UTF-8",
+    "DEBIAN_FRONTEND=noninteractive",
+)
 SOURCES = "".join(f"{line}\n" for line in image.SOURCES.splitlines() if "backports" not in line)
 _NEEDED = (f"python{image.PYTHON[0]}.{image.PYTHON[1]}", "libfuse3-3", "liblzo2-2", "mount")
 _OPTIONS = (
@@ -62,9 +69,27 @@ def root() -> Path:
     with image.locked():
         if not target.is_dir():
             work = image.cache() / f"building-{os.getpid()}"
-            command = ("mmdebstrap", "--quiet", *_OPTIONS, f"--customize-hook={_HOOK}", image.SUITE, str(work), "-")
+            command = (
+                "mmdebstrap",
+                "--quiet",
+                *_OPTIONS,
+                f"--customize-hook={_HOOK}",
+                image.SUITE,
+                str(work),
+                "-",
+            )
             done = subprocess.run(
-                ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", *command),
+                (
+                    "unshare",
+                    "--mount",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--mount-proc",
+                    "--propagation",
+                    "private",
+                    *command,
+                ),
                 check=False,
                 input=SOURCES,
                 capture_output=True,
@@ -72,7 +97,10 @@ def root() -> Path:
                 timeout=BUILD_LIMIT_S,
             )
             if done.returncode != 0:
-                raise HarnessError(f"mmdebstrap failed:\n{done.stderr}", hint="it needs a Debian mirror: deb.debian.org")
+                raise HarnessError(
+                    f"mmdebstrap failed:\n{done.stderr}",
+                    hint="it needs a Debian mirror: deb.debian.org",
+                )
             for old in image.cache().glob("root-*"):
                 shutil.rmtree(old, ignore_errors=True)
             work.rename(target)
@@ -101,10 +129,22 @@ class Container:
             HarnessError: it does not come up.
         """
         cgroups = list(_make_cgroups(self._name))
-        enter = "".join(f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))}; " for path in cgroups)
+        enter = "".join(
+            f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))}; " for path in cgroups
+        )
         self._nspawn = subprocess.Popen(
             # Whoever kills this process has the container shut down, which swaps off.
-            ("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", f'{enter} exec "$@"', "sh", *self._command()),
+            (
+                "setpriv",
+                "--pdeathsig",
+                "TERM",
+                "--",
+                "sh",
+                "-c",
+                f'{enter} exec "$@"',
+                "sh",
+                *self._command(),
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -119,12 +159,18 @@ class Container:
 
     def __exit__(self, *_exc_info: object) -> None:
         """Swap off and end it, whatever its state."""
-        for command in ("zswapctl swapoff --all --force", "systemctl stop zswapd.service", "systemctl poweroff"):
+        for command in (
+            "zswapctl swapoff --all --force",
+            "systemctl stop zswapd.service",
+            "systemctl poweroff",
+        ):
             with contextlib.suppress(HarnessError, subprocess.TimeoutExpired):
                 self.call(command, limit=30)
         self._end()
 
-    def call(self, command: str, limit: float = COMMAND_LIMIT_S) -> subprocess.CompletedProcess[str]:
+    def call(
+        self, command: str, limit: float = COMMAND_LIMIT_S
+    ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the container as root, to its end."""
         return subprocess.run(
             ("nsenter", f"--target={self._leader}", "--all", *_ENVIRONMENT, "sh", "-c", command),
@@ -144,7 +190,9 @@ class Container:
         """
         done = self.call(command, limit)
         if done.returncode != 0:
-            raise HarnessError(f"in the container, {command!r} ended with {done.returncode}:\n{done.stdout}")
+            raise HarnessError(
+                f"in the container, {command!r} ended with {done.returncode}:\n{done.stdout}"
+            )
         return done.stdout
 
     def wait_until(self, command: str, limit: float) -> None:
@@ -156,18 +204,29 @@ class Container:
         end = time.monotonic() + limit
         while self.call(command).returncode != 0:
             if time.monotonic() > end:
-                raise HarnessError(f"in the container, {command!r} has not come true after {limit:.0f} s")
+                raise HarnessError(
+                    f"in the container, {command!r} has not come true after {limit:.0f} s"
+                )
             time.sleep(0.1)
 
     def _command(self) -> tuple[str, ...]:
         if shutil.which("systemd-nspawn") is None:
-            raise HarnessError("systemd-nspawn is not installed", hint="apt-get install systemd-container")
+            raise HarnessError(
+                "systemd-nspawn is not installed", hint="apt-get install systemd-container"
+            )
         return (
             "systemd-nspawn",
             "--quiet",
             f"--directory={root()}",
             f"--machine={self._name}",
-            *("--volatile=overlay", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--kill-signal=SIGRTMIN+4"),
+            *(
+                "--volatile=overlay",
+                "--boot",
+                "--register=no",
+                "--keep-unit",
+                "--console=pipe",
+                "--kill-signal=SIGRTMIN+4",
+            ),
             *("--capability=all", "--system-call-filter=@swap", "--bind=/dev/fuse"),
             f"--bind-ro={self._packages}:/packages",
             "systemd.unit=multi-user.target",
@@ -176,14 +235,20 @@ class Container:
     def _wait_for_boot(self) -> None:
         assert self._nspawn is not None
         end = time.monotonic() + BOOT_LIMIT_S
-        while not self._leader or self.call("systemctl --quiet is-active multi-user.target").returncode != 0:
+        while (
+            not self._leader
+            or self.call("systemctl --quiet is-active multi-user.target").returncode != 0
+        ):
             self._leader = self._leader or _child_of(self._nspawn.pid)
             if time.monotonic() > end or self._nspawn.poll() is not None:
                 self._end()
-                raise HarnessError(f"the container did not come up:\n{self._log.decode(errors='replace')}")
+                raise HarnessError(
+                    f"the container did not come up:\n{self._log.decode(errors='replace')}"
+                )
             time.sleep(0.05)
         self.run(
-            f"mknod /dev/loop-control c 10 237; for n in $(seq 0 {LOOP_DEVICES - 1}); do mknod /dev/loop$n b 7 $n || exit; done"
+            f"mknod /dev/loop-control c 10 237; for n in $(seq 0 {LOOP_DEVICES - 1}); do mknod"
+            " /dev/loop$n b 7 $n || exit; done"
         )
 
     def _end(self) -> None:
@@ -227,12 +292,18 @@ def _remove_cgroup(top: Path) -> None:
 
 
 def _child_of(pid: int) -> int:
-    """Return the first process that is pid 1 of a namespace below a process, 0 if there is none yet."""
+    """Return the first process that is pid 1 of a namespace below a process.
+
+    0 if there is none yet.
+    """
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in map(int, children):
             status = Path(f"/proc/{child}/status").read_text()
-            if any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in status.splitlines()):
+            if any(
+                line.startswith("NSpid:") and line.split()[-1] == "1"
+                for line in status.splitlines()
+            ):
                 return child
     except FileNotFoundError:
         return 0

@@ -36,22 +36,32 @@ class Command:
     options: tuple[Option, ...]
 
 
-def own_options(parser: argparse.ArgumentParser, *without: argparse.ArgumentParser) -> tuple[Option, ...]:
+def own_options(
+    parser: argparse.ArgumentParser, *without: argparse.ArgumentParser
+) -> tuple[Option, ...]:
     """Return a parser's options and arguments, but for help and those that others have as well."""
     known = {action.dest for other in without for action in other._actions}
     found = []
     for action in parser._actions:
-        hidden = action.help == argparse.SUPPRESS or isinstance(action, argparse._SubParsersAction | argparse._HelpAction)
+        hidden = action.help == argparse.SUPPRESS or isinstance(
+            action, argparse._SubParsersAction | argparse._HelpAction
+        )
         if hidden or action.dest in known:
             continue
-        value = "" if action.nargs == 0 else action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
+        value = (
+            ""
+            if action.nargs == 0
+            else action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
+        )
         assert isinstance(value, str)
         text = (action.help or "") % {"prog": parser.prog}
         found.append(Option(tuple(action.option_strings), value, text, _form(action, value)))
     return tuple(found)
 
 
-def commands(parser: argparse.ArgumentParser, *without: argparse.ArgumentParser, before: str = "") -> Iterator[Command]:
+def commands(
+    parser: argparse.ArgumentParser, *without: argparse.ArgumentParser, before: str = ""
+) -> Iterator[Command]:
     """Yield the commands of a parser, those of commands that have commands in their place."""
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction):
@@ -65,7 +75,9 @@ def commands(parser: argparse.ArgumentParser, *without: argparse.ArgumentParser,
                 continue
             own = own_options(sub, *without)
             words = [option.form for option in own]
-            yield Command(full, " ".join(words), helps[name], " ".join((sub.description or "").split()), own)
+            yield Command(
+                full, " ".join(words), helps[name], " ".join((sub.description or "").split()), own
+            )
 
 
 def _form(action: argparse.Action, value: str) -> str:

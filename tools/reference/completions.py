@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Completions of both programs for bash and zsh, by shtab; names of settings and files are completed too."""
+"""Completions of both programs for bash and zsh, by shtab.
+
+Names of settings and files are completed too.
+"""
+
 # ruff: noqa: SLF001 - argparse has no other way to its actions
 
 from __future__ import annotations
@@ -66,11 +70,15 @@ def _word_lists() -> dict[str, list[str]]:
 
 def _bash_words() -> str:
     functions = [
-        f'{name}() {{\n{_NO_BLANK if words[0][-1] == "=" else ""}  compgen -W "{" ".join(words)}" -- "$1"\n}}'
+        f'{name}() {{\n{_NO_BLANK if words[0][-1] == "=" else ""}  compgen -W "{" ".join(words)}"'
+        ' -- "$1"\n}'
         for name, words in _word_lists().items()
     ]
     return "\n".join(functions)
 
 
 def _zsh_words() -> str:
-    return "\n".join(f"{name}() {{\n  compadd -S '' -- {' '.join(words)}\n}}" for name, words in _word_lists().items())
+    return "\n".join(
+        f"{name}() {{\n  compadd -S '' -- {' '.join(words)}\n}}"
+        for name, words in _word_lists().items()
+    )

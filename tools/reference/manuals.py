@@ -21,36 +21,51 @@ if TYPE_CHECKING:
 CONTEXT = Context(memory_total=8 << 30, page_size=4096, codecs=frozenset(compress.names()))
 
 _DESCRIPTION = (
-    "`zswapd run` serves swap files as files below a mount point, compressed in memory. `zswapctl swapon` makes one of "
-    "them swap. A process that serves may die in any way: its supervisor, the process that was started, has the next one "
-    "go on where it left off."
+    "`zswapd run` serves swap files as files below a mount point, compressed in memory. `zswapctl"
+    " swapon` makes one of them swap. A process that serves may die in any way: its supervisor, the"
+    " process that was started, has the next one go on where it left off."
 )
 _SIGNALS = (
     (
         "SIGTERM, SIGINT",
-        "Swap off, and end when all that was swapped out is back in memory. If it does not fit, the daemon goes on.",
+        (
+            "Swap off, and end when all that was swapped out is back in memory. If it does not fit,"
+            " the daemon goes on."
+        ),
     ),
     (
         "SIGHUP",
-        "Read the settings again, and become the program that is installed now, while swapped on. If either is not right, the "
-        "log says so, and nothing changes. `zswapctl upgrade` does the same, and waits for it. A SIGHUP that tells of the end "
-        "of its terminal changes nothing.",
+        (
+            "Read the settings again, and become the program that is installed now, while swapped"
+            " on. If either is not right, the log says so, and nothing changes. `zswapctl upgrade`"
+            " does the same, and waits for it. A SIGHUP that tells of the end of its terminal"
+            " changes nothing."
+        ),
     ),
     (
         "SIGTSTP, SIGQUIT, SIGUSR1 and others",
-        "They change nothing: job control does not stop zswapd, and no signal of a stranger ends it.",
+        (
+            "They change nothing: job control does not stop zswapd, and no signal of a stranger"
+            " ends it."
+        ),
     ),
     (
         "SIGKILL",
-        "To the process that serves: the next one takes over, and no page is lost. To the supervisor: the process that serves "
-        "goes on alone until `zswapd run` is started again.",
+        (
+            "To the process that serves: the next one takes over, and no page is lost. To the"
+            " supervisor: the process that serves goes on alone until `zswapd run` is started"
+            " again."
+        ),
     ),
 )
 _FILES = (
     ("/etc/zswapd/zswapd.toml", "Settings; see zswapd.toml(5)."),
     (
         "/etc/zswapd/zswapd.toml.d/*.toml",
-        "More of them, in the order of their names; later ones win. Names that begin with a dot are left out.",
+        (
+            "More of them, in the order of their names; later ones win. Names that begin with a dot"
+            " are left out."
+        ),
     ),
     ("/run/zswapd/zswapd.sock", "The control socket, unless `control.socket` names another."),
     ("/run/zswapd/mnt/swap", "The swap file; others beside it if `swap.files` names some."),
@@ -68,21 +83,23 @@ _EXAMPLES = (
     ),
 )
 _SOURCES = (
-    "Settings come from, later ones winning: the defaults below, the config file, its drop-ins in the order of their "
-    "names, and the options of `zswapd run`. `zswapd config check` says whether they are right, `zswapd config show` "
-    "where each comes from, `zswapd config defaults` prints a file to begin with. An unknown key, a wrong type or a value"
-    " out of range keeps the daemon from starting, with file, line and what would be right."
+    "Settings come from, later ones winning: the defaults below, the config file, its drop-ins in"
+    " the order of their names, and the options of `zswapd run`. `zswapd config check` says whether"
+    " they are right, `zswapd config show` where each comes from, `zswapd config defaults` prints a"
+    " file to begin with. An unknown key, a wrong type or a value out of range keeps the daemon"
+    " from starting, with file, line and what would be right."
 )
 _LIVE = (
-    "Settings that say so can change while the daemon runs: by `zswapctl set`, or by writing to their file below params/."
-    " What is asked for together is judged together, and applied whole or not at all; it wins over the files until it "
-    "is reset (`zswapctl reset`) or the daemon is stopped: takeovers, upgrades and reloads keep it, and so does a start that "
-    "adopts what a dead one has left. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP; if anything in "
-    "them is not right, nothing changes."
+    "Settings that say so can change while the daemon runs: by `zswapctl set`, or by writing to"
+    " their file below params/. What is asked for together is judged together, and applied whole or"
+    " not at all; it wins over the files until it is reset (`zswapctl reset`) or the daemon is"
+    " stopped: takeovers, upgrades and reloads keep it, and so does a start that adopts what a dead"
+    " one has left. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP; if"
+    " anything in them is not right, nothing changes."
 )
 _SIZES = (
-    "Sizes are bytes, or have a unit: K, M, G, T (each 1024 of the one before), or % of the machine's memory; min(50%, "
-    "4G) and max(...) choose among several."
+    "Sizes are bytes, or have a unit: K, M, G, T (each 1024 of the one before), or % of the"
+    " machine's memory; min(50%, 4G) and max(...) choose among several."
 )
 
 
@@ -105,9 +122,17 @@ def zswapctl_8() -> str:
     lines += [".B zswapctl", "[OPTION...] COMMAND [ARGUMENT...]"]
     lines += [
         ".SH DESCRIPTION",
-        _text("Asks the daemon over its control socket, which is root's. " + (parser.description or "")),
+        _text(
+            "Asks the daemon over its control socket, which is root's. "
+            + (parser.description or "")
+        ),
     ]
-    lines += [".SH OPTIONS", *_options(own_options(parser)), ".SH COMMANDS", *_commands(commands(parser, shared))]
+    lines += [
+        ".SH OPTIONS",
+        *_options(own_options(parser)),
+        ".SH COMMANDS",
+        *_commands(commands(parser, shared)),
+    ]
     lines += [".SH FILES", *_list(_FILES[2:]), *_exit_status(), ".SH EXAMPLES", *_list(_EXAMPLES)]
     return _page(lines, "zswapd(8), zswapd.toml(5), swapon(8), losetup(8)")
 
@@ -115,7 +140,12 @@ def zswapctl_8() -> str:
 def zswapd_toml_5() -> str:
     """Return zswapd.toml(5)."""
     lines = [*_top("zswapd.toml", 5, "settings of zswapd"), ".SH SYNOPSIS"]
-    lines += ["/etc/zswapd/zswapd.toml", ".br", "/etc/zswapd/zswapd.toml.d/*.toml", ".SH DESCRIPTION"]
+    lines += [
+        "/etc/zswapd/zswapd.toml",
+        ".br",
+        "/etc/zswapd/zswapd.toml.d/*.toml",
+        ".SH DESCRIPTION",
+    ]
     lines += [_text(_SOURCES), ".PP", _text(_SIZES), ".PP", _text(_LIVE)]
     for section, cls in SECTIONS.items():
         lines += [f".SH [{section}]", _text((cls.__doc__ or "").partition(": ")[2], capital=True)]
@@ -203,7 +233,11 @@ def _exit_status() -> Iterator[str]:
         classes.sort(key=lambda one: one.exit_code)
         yield ".TP"
         yield f".B {cls.exit_code}"
-        yield _text("Any other failure" if cls is errors.ZswapdError else (cls.__doc__ or "").partition("\n")[0])
+        yield _text(
+            "Any other failure"
+            if cls is errors.ZswapdError
+            else (cls.__doc__ or "").partition("\n")[0]
+        )
 
 
 def _quoted(text: str) -> str:
@@ -213,7 +247,9 @@ def _quoted(text: str) -> str:
 def _text(text: str, *, capital: bool = False) -> str:
     """Return running text, one line, with `code` in bold and a stop at the end."""
     text = " ".join(text.split())
-    text = (text[:1].upper() + text[1:] if capital else text) + ("" if text.endswith((".", "…")) else ".")
+    text = (text[:1].upper() + text[1:] if capital else text) + (
+        "" if text.endswith((".", "…")) else "."
+    )
     return re.sub(r"`([^`]*)`", r"\\fB\1\\fR", _escape(text))
 
 

@@ -22,5 +22,8 @@ A label has one value for each reason, protection, swap file, volume or size cla
 
 def metrics_md() -> str:
     """Return the page."""
-    rows = (f"| `{one.name}` | {one.kind} | {f'`{one.label}`' if one.label else ''} | {one.help} |\n" for one in described())
+    rows = (
+        f"| `{one.name}` | {one.kind} | {f'`{one.label}`' if one.label else ''} | {one.help} |\n"
+        for one in described()
+    )
     return _INTRODUCTION + "".join(rows)

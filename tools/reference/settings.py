@@ -62,7 +62,9 @@ def configuration_md() -> str:
                     f"{row.help} Takes {row.kind.describe(CONTEXT)}.",
                 )
                 lines.append(
-                    "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + f" | {'yes' if row.reloadable else ''} |"
+                    "| "
+                    + " | ".join(cell.replace("|", "\\|") for cell in cells)
+                    + f" | {'yes' if row.reloadable else ''} |"
                 )
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

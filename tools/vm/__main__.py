@@ -45,7 +45,11 @@ def _run(options: argparse.Namespace) -> int:
         directory = Path(name)
         start = time.monotonic()
         machine = Machine(
-            image.build(), payload.pack(directory), directory / "vm", kernel=options.kernel, memory_mib=options.memory
+            image.build(),
+            payload.pack(directory),
+            directory / "vm",
+            kernel=options.kernel,
+            memory_mib=options.memory,
         )
         with machine:
             print(f"scripts/vm: up after {time.monotonic() - start:.1f} s", file=sys.stderr)

@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The agent in the virtual machine: runs commands for the host and says what they said, over one virtio-serial port.
+ * The agent in the virtual machine: runs commands for the host and says what they said, over one
+ * virtio-serial port.
  *
- * It has to answer when the box has no memory left, since "the box answers" is what the tests ask. So it is a static program of some
- * tens of KiB that locks all it has and allocates nothing after its start. What it cannot promise is the program it is asked to run:
- * that one needs memory from the kernel like any other, and how long it takes is the measurement.
+ * It has to answer when the box has no memory left, since "the box answers" is what the tests ask.
+ * So it is a static program of some tens of KiB that locks all it has and allocates nothing after
+ * its start. What it cannot promise is the program it is asked to run: that one needs memory from
+ * the kernel like any other, and how long it takes is the measurement.
  *
  * The protocol, in lines and counted bytes. From the host:
  *     ping ID\n                      answered at once, by the agent itself
  *     run ID LENGTH\n<bytes>         /bin/sh -c <bytes>, stdin from /dev/null, stdout and stderr joined, a process group of its own
  *     kill ID\n                      SIGKILL to the process group of a run
  * To the host:
- *     pong ID\n
- *     out ID LENGTH\n<bytes>         something that a run has written
- *     end ID STATUS\n                its exit code, or minus the signal that ended it; the last word about this ID
+ *     pong ID\n out ID LENGTH\n<bytes>         something that a run has written end ID STATUS\n
+ *     its exit code, or minus the signal that ended it; the last word about this ID
  *
- * Limits: RUNS commands at a time (one more ends with 127), commands of up to COMMAND_BYTES. If the host closes the port, all runs are
- * killed. Ends only when the port is gone.
+ * Limits: RUNS commands at a time (one more ends with 127), commands of up to COMMAND_BYTES. If the
+ * host closes the port, all runs are killed. Ends only when the port is gone.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -82,7 +83,10 @@ static struct run *find(unsigned long id)
     return NULL;
 }
 
-/* Between vfork and exec: no memory of its own yet, so nothing to be short of but what exec itself takes. */
+/*
+ * Between vfork and exec: no memory of its own yet, so nothing to be short of but what exec itself
+ * takes.
+ */
 static void become(const char *command, int out)
 {
     sigset_t none;

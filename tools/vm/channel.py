@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's end of the line to the agent (agent.c has the protocol): run commands in the guest, each with a time limit.
+"""The host's end of the line to the agent (agent.c has the protocol).
 
-A thread reads; whoever waits, waits on its own command with its own limit. So several commands run at once, and asking "does
-the box answer?" goes on while a workload runs. A limit that passes raises `Silent`, and nothing here waits without one.
+Run commands in the guest, each with a time limit.
+
+A thread reads; whoever waits, waits on its own command with its own limit. So several commands run
+at once, and asking "does the box answer?" goes on while a workload runs. A limit that passes raises
+`Silent`, and nothing here waits without one.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ class Done:
             HarnessError: the command failed.
         """
         if self.status != 0:
-            raise HarnessError(f"in the guest, {self.command!r} ended with {self.status}:\n{self.output}")
+            raise HarnessError(
+                f"in the guest, {self.command!r} ended with {self.status}:\n{self.output}"
+            )
         return self
 
 
@@ -94,7 +99,9 @@ class Running:
             Silent: it has not ended after `limit` seconds (it still runs), or the guest is gone.
         """
         if not self._ended.wait(limit):
-            raise Silent(f"in the guest, {self.command!r} has not ended after {limit:.0f} s:\n{self.output}")
+            raise Silent(
+                f"in the guest, {self.command!r} has not ended after {limit:.0f} s:\n{self.output}"
+            )
         if self._status is None:
             raise Silent(f"the guest ended while {self.command!r} ran:\n{self.output}")
         return Done(self.command, self._status, self.output, self._seconds)

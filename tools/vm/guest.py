@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests do in a virtual machine, in their terms: zswapd as a service, a workload, and "does the box answer?".
+"""What the tests do in a virtual machine, in their terms.
 
-Everything is asked for over the agent, with a time limit. The limits are generous, because the guest runs in emulation on a
-machine that others use as well; but they are far below what the kernel calls a hung task (60 s here, 120 s by default) times
-two.
+Zswapd as a service, a workload, and "does the box answer?".
+
+Everything is asked for over the agent, with a time limit. The limits are generous, because the
+guest runs in emulation on a machine that others use as well; but they are far below what the kernel
+calls a hung task (60 s here, 120 s by default) times two.
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ QUESTIONS = {
     "echo": ("/bin/echo yes", 60.0),
     "pid 1": ("systemctl show --property=NRestarts zswapd.service", 90.0),
 }
-"""What is asked of a box again and again, and in how many seconds it has to answer: the agent, which has all it needs in
-memory; a program that has to be started; systemd, by a program that has to be started."""
+"""What is asked of a box again and again, and in how many seconds it has to answer.
+
+The agent, which has all it needs in memory; a program that has to be started; systemd, by a program
+that has to be started.
+"""
 UNIT = "zswapd.service"
 CGROUP = f"/sys/fs/cgroup/{UNIT}"
 
@@ -53,7 +58,11 @@ class Work:
 
     def phases(self) -> list[dict[str, Any]]:
         """Return what it has reported so far."""
-        lines = (line for line in self.running.output.splitlines() if line.startswith('{"phase"') and line.endswith("}"))
+        lines = (
+            line
+            for line in self.running.output.splitlines()
+            if line.startswith('{"phase"') and line.endswith("}")
+        )
         return [json.loads(line) for line in lines]
 
     def verified(self, limit: float) -> list[dict[str, Any]]:
@@ -92,7 +101,8 @@ class Box:
     def start(self, settings: Mapping[str, str]) -> None:
         """Install zswapd as a package would, start it, do what it advises, and swap on.
 
-        The advice matters: with the kernel's own vm.min_free_kbytes (2 MiB of 448) a box with Linux 6.12 hangs, its loop
+        The advice matters: with the kernel's own vm.min_free_kbytes (2 MiB of 448) a box with Linux
+        6.12 hangs, its loop
         driver waiting for memory in fuse_io_alloc while all else waits for the loop driver.
 
         Args:
@@ -103,13 +113,14 @@ class Box:
         """
         config = "".join(f"{name} = {value}\n" for name, value in settings.items())
         self.run(
-            "ln -sf /opt/zvm/bin/zswapd /opt/zvm/bin/zswapctl /usr/bin/ && cp -r /opt/zvm/units/* /etc/systemd/system/ && "
+            "ln -sf /opt/zvm/bin/zswapd /opt/zvm/bin/zswapctl /usr/bin/ && cp -r /opt/zvm/units/*"
+            " /etc/systemd/system/ && "
             # A journal that waits for memory itself tells nothing of the end.
-            f"mkdir -p /etc/systemd/system/{UNIT}.d && "
-            f"printf '[Service]\\nStandardError=file:/dev/console\\nDeviceAllow=/dev/console rw\\n' "
-            f"> /etc/systemd/system/{UNIT}.d/console.conf && "
-            f"mkdir -p /etc/zswapd && printf %s {shlex.quote(config)} > /etc/zswapd/zswapd.toml && "
-            f"systemctl daemon-reload && systemctl start {UNIT}",
+            f"mkdir -p /etc/systemd/system/{UNIT}.d && printf"
+            " '[Service]\\nStandardError=file:/dev/console\\nDeviceAllow=/dev/console rw\\n' >"
+            f" /etc/systemd/system/{UNIT}.d/console.conf && mkdir -p /etc/zswapd && printf %s"
+            f" {shlex.quote(config)} > /etc/zswapd/zswapd.toml && systemctl daemon-reload &&"
+            f" systemctl start {UNIT}",
             START_LIMIT_S,
         )
         for item in self.ctl("status")["advice"]:
@@ -123,9 +134,15 @@ class Box:
         Raises:
             HarnessError: something of it fails.
         """
-        self.run("pkill -KILL -x workload; while pgrep -x workload >/dev/null; do sleep 0.2; done", COMMAND_LIMIT_S)
+        self.run(
+            "pkill -KILL -x workload; while pgrep -x workload >/dev/null; do sleep 0.2; done",
+            COMMAND_LIMIT_S,
+        )
         self.run(f"! systemctl is-active --quiet {UNIT} || systemctl stop {UNIT}", START_LIMIT_S)
-        self.run(f"! systemctl is-failed --quiet {UNIT} && ! grep -q loop /proc/swaps && ! grep -q zswapd /proc/mounts")
+        self.run(
+            f"! systemctl is-failed --quiet {UNIT} && ! grep -q loop /proc/swaps && ! grep -q"
+            " zswapd /proc/mounts"
+        )
 
     def ctl(self, command: str, limit: float = COMMAND_LIMIT_S) -> dict[str, Any]:
         """Run `zswapctl --json` and return its report.
@@ -142,7 +159,10 @@ class Box:
 
     def swapped_kib(self) -> int:
         """Return how much of zswapd itself is swapped out."""
-        text = self.run(f"for pid in $(cat {CGROUP}/cgroup.procs); do cat /proc/$pid/status 2>/dev/null || :; done")
+        text = self.run(
+            f"for pid in $(cat {CGROUP}/cgroup.procs); do cat /proc/$pid/status 2>/dev/null || :;"
+            " done"
+        )
         return sum(map(int, re.findall(r"^VmSwap:\s*(\d+) kB", text, re.MULTILINE)))
 
     # What happens on the box.
@@ -166,24 +186,33 @@ class Box:
             step: wait for `next_phase` between two phases.
             limit: seconds after which it ends itself.
             before: shell commands to run in its process first, to enter a cgroup for example.
-            service: as an ordinary service, which systemd stops at shutdown, and whose end nobody sees. Otherwise it is a child
-                of the agent, which stays.
+            service: as an ordinary service, which systemd stops at shutdown, and whose end nobody
+                sees. Otherwise it is a child of the agent, which stays.
         """
         self._fifos += 1
         fifo = f"/run/workload-{self._fifos}" if step else ""
-        command = f"/opt/zvm/bin/workload --mib {mib} --same {same} --phases {','.join(phases)} --time-limit {limit}"
+        command = (
+            f"/opt/zvm/bin/workload --mib {mib} --same {same} --phases {','.join(phases)}"
+            f" --time-limit {limit}"
+        )
         if step:
-            command = f"mkfifo {fifo} && exec 3<>{fifo} && {before or ':'} && exec {command} --step <&3"
+            command = (
+                f"mkfifo {fifo} && exec 3<>{fifo} && {before or ':'} && exec {command} --step <&3"
+            )
         elif before:
             command = f"{before} && exec {command}"
         if service:
             # By hand, since systemd-run wants a D-Bus to pass the output on.
             name = f"workload-{self._fifos}"
-            unit = f"[Service]\nExecStart=/bin/sh /run/{name}.sh\nStandardOutput=file:/run/{name}.out\n"
+            unit = (
+                "[Service]\nExecStart=/bin/sh"
+                f" /run/{name}.sh\nStandardOutput=file:/run/{name}.out\n"
+            )
             command = (
-                f"printf %s {shlex.quote(command)} > /run/{name}.sh && "
-                f"printf %s {shlex.quote(unit)} > /run/systemd/system/{name}.service && systemctl daemon-reload && "
-                f"systemctl start {name}.service && exec tail -n +1 -F /run/{name}.out"
+                f"printf %s {shlex.quote(command)} > /run/{name}.sh && printf %s"
+                f" {shlex.quote(unit)} > /run/systemd/system/{name}.service && systemctl"
+                f" daemon-reload && systemctl start {name}.service && exec tail -n +1 -F"
+                f" /run/{name}.out"
             )
         return Work(self.machine.start(command), fifo)
 
@@ -202,8 +231,13 @@ class Box:
                 return
             with contextlib.suppress(Silent):
                 done = work.running.wait(0.2)
-                raise HarnessError(f"the workload ended with {done.status} before it reported {name!r}: {done.output}")
-        raise Silent(f"the workload has not reported {name!r} after {limit:.0f} s: {work.running.output}")
+                raise HarnessError(
+                    f"the workload ended with {done.status} before it reported {name!r}:"
+                    f" {done.output}"
+                )
+        raise Silent(
+            f"the workload has not reported {name!r} after {limit:.0f} s: {work.running.output}"
+        )
 
     def vmstat(self, name: str) -> int:
         """Return a counter of the guest's kernel."""
@@ -262,7 +296,9 @@ class Answers:
             while not self._end.wait(QUESTION_S):
                 for name, (command, limit) in QUESTIONS.items():
                     seconds = (
-                        self._box.machine.run(command, limit).seconds if command else self._box.machine.channel.ping(limit)
+                        self._box.machine.run(command, limit).seconds
+                        if command
+                        else self._box.machine.channel.ping(limit)
                     )
                     self.slowest[name] = max(self.slowest[name], seconds)
                     self.asked += 1

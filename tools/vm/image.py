@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The operating system of the virtual machines: Debian 12 with two kernels, built once and cached.
 
-The cache is a directory named after a hash of the recipe below, so a change to the recipe makes another image, and the image
-never depends on the checkout. It is built beside and renamed, so it is there whole or not at all; two builders wait for each
-other.
+The cache is a directory named after a hash of the recipe below, so a change to the recipe makes
+another image, and the image never depends on the checkout. It is built beside and renamed, so it is
+there whole or not at all; two builders wait for each other.
 
-Two kernels, since zswapd has ways around what older ones lack: "old" is the release's own (6.1), "new" the one of backports
-(6.12: noswap tmpfs, FUSE_NOTIFY_RESEND). They are started by the emulator itself, without a boot loader.
+Two kernels, since zswapd has ways around what older ones lack: "old" is the release's own (6.1),
+"new" the one of backports (6.12: noswap tmpfs, FUSE_NOTIFY_RESEND). They are started by the
+emulator itself, without a boot loader.
 
 Sizes: 370 MiB in a sparse file of 1 GiB. Time: about 40 s with a near mirror, most of it unpacking.
 """
@@ -80,9 +81,13 @@ FILES = {
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/hostname": "zvm\n",
     "etc/fstab": "",
-    "etc/modprobe.d/zvm.conf": "blacklist kvm_amd\nblacklist kvm_intel\nblacklist powernow_k8\nblacklist ata_piix\n",
+    "etc/modprobe.d/zvm.conf": (
+        "blacklist kvm_amd\nblacklist kvm_intel\nblacklist powernow_k8\nblacklist ata_piix\n"
+    ),
     "etc/modules-load.d/zvm.conf": "loop\nfuse\nvirtio_console\n",
-    "etc/sysctl.d/zvm.conf": "kernel.sysrq = 1\nkernel.printk = 7\nkernel.hung_task_timeout_secs = 60\n",
+    "etc/sysctl.d/zvm.conf": (
+        "kernel.sysrq = 1\nkernel.printk = 7\nkernel.hung_task_timeout_secs = 60\n"
+    ),
     # To the console as well: it is all that can still be read of a machine that hangs.
     "etc/systemd/journald.conf.d/zvm.conf": (
         "[Journal]\nStorage=volatile\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\nMaxLevelConsole=info\n"
@@ -92,7 +97,8 @@ FILES = {
     ),
     # It answers from early on until the very end of a shutdown.
     "etc/systemd/system/zvm-agent.service": (
-        "[Unit]\nDefaultDependencies=no\nRequires=opt-zvm.mount\nAfter=opt-zvm.mount systemd-modules-load.service\n"
+        "[Unit]\nDefaultDependencies=no\nRequires=opt-zvm.mount\nAfter=opt-zvm.mount"
+        " systemd-modules-load.service\n"
         "[Service]\nExecStart=/opt/zvm/bin/agent\nOOMScoreAdjust=-1000\nLimitMEMLOCK=infinity\nRestart=always\nRestartSec=1\n"
         "[Install]\nWantedBy=sysinit.target\n"
     ),
@@ -147,12 +153,26 @@ class Image:
 def cache() -> Path:
     """Return where images are kept: ZSWAPD_VM_CACHE, or zswapd-vm in the user's cache directory."""
     named = os.environ.get("ZSWAPD_VM_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zswapd-vm"
+    return (
+        Path(named)
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zswapd-vm"
+    )
 
 
 def key() -> str:
     """Return the hash of all that goes into an image."""
-    recipe = (SUITE, DISK_MIB, SOURCES, PACKAGES, MASKED, sorted(FILES.items()), _ESSENTIAL_HOOK, _CUSTOMIZE_HOOK, _OPTIONS)
+    recipe = (
+        SUITE,
+        DISK_MIB,
+        SOURCES,
+        PACKAGES,
+        MASKED,
+        sorted(FILES.items()),
+        _ESSENTIAL_HOOK,
+        _CUSTOMIZE_HOOK,
+        _OPTIONS,
+    )
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
 
@@ -172,7 +192,9 @@ def build() -> Image:
     if ready is not None:
         return ready
     if os.geteuid() != 0:
-        raise HarnessError("the image is not built yet, and only root can", hint="sudo scripts/vm build")
+        raise HarnessError(
+            "the image is not built yet, and only root can", hint="sudo scripts/vm build"
+        )
     with locked():
         ready = find()  # somebody else may have built it while we waited
         if ready is None:
@@ -212,20 +234,44 @@ def _build(target: Path) -> None:
 
 
 def _make_tree(work: Path, tree: Path) -> None:
-    """Install everything into a directory; in a mount namespace of its own, so that no mount outlives it."""
+    """Install everything into a directory.
+
+    In a mount namespace of its own, so that no mount outlives it.
+    """
     hooks = [
         f"--essential-hook={_ESSENTIAL_HOOK.format(files=work / 'files')}",
         f"--customize-hook={_CUSTOMIZE_HOOK.format(files=work / 'files')}",
     ]
-    unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
-    _run(*unshare, "mmdebstrap", *_OPTIONS, *hooks, SUITE, str(tree), "-", stdin=SOURCES, directory=work)
+    unshare = (
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--propagation",
+        "private",
+    )
+    _run(
+        *unshare,
+        "mmdebstrap",
+        *_OPTIONS,
+        *hooks,
+        SUITE,
+        str(tree),
+        "-",
+        stdin=SOURCES,
+        directory=work,
+    )
 
 
 def _split(tree: Path, product: Path) -> None:
     """Take the kernels out of the tree and make a disk of the rest."""
     kernels = sorted((tree / "boot").glob("vmlinuz-*"), key=lambda path: _version(path.name))
     if len(kernels) != len(KERNELS):
-        raise HarnessError(f"{len(kernels)} kernels were installed instead of {len(KERNELS)}: {kernels}")
+        raise HarnessError(
+            f"{len(kernels)} kernels were installed instead of {len(KERNELS)}: {kernels}"
+        )
     for name, kernel in zip(KERNELS, kernels, strict=True):
         kernel.rename(product / f"{name}.vmlinuz")
         initrd = kernel.with_name(kernel.name.replace("vmlinuz-", "initrd.img-", 1))
@@ -241,7 +287,12 @@ def _version(name: str) -> tuple[int, ...]:
 
 
 def _run(*command: str, directory: Path, stdin: str = "") -> None:
-    environment = {**os.environ, "TMPDIR": str(directory), "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(directory),
+        "LC_ALL": "C",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
     try:
         done = subprocess.run(
             command,
@@ -254,9 +305,16 @@ def _run(*command: str, directory: Path, stdin: str = "") -> None:
             env=environment,
         )
     except FileNotFoundError as error:
-        raise HarnessError(f"{command[0]} is not installed", hint="scripts/vm installs all that is needed") from error
+        raise HarnessError(
+            f"{command[0]} is not installed", hint="scripts/vm installs all that is needed"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise HarnessError(f"{command[0]}: not done after {BUILD_LIMIT_S:.0f} s", hint="is the mirror slow?") from error
+        raise HarnessError(
+            f"{command[0]}: not done after {BUILD_LIMIT_S:.0f} s", hint="is the mirror slow?"
+        ) from error
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-30:])
-        raise HarnessError(f"{' '.join(command[:1])} failed:\n{tail}", hint="it needs a Debian mirror: deb.debian.org")
+        raise HarnessError(
+            f"{' '.join(command[:1])} failed:\n{tail}",
+            hint="it needs a Debian mirror: deb.debian.org",
+        )

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One virtual machine: qemu with an image and a payload, its console in a file, and a line to its agent.
+"""One virtual machine: qemu with an image and a payload, its console in a file.
 
-Every way out ends qemu: the context manager kills it, the kernel kills it when the thread that started it dies
-(PR_SET_PDEATHSIG), and a limit on its processor time ends one that got lost. Its disks are snapshots whose changes go to an
-unlinked file. A machine that hangs becomes a `Silent` with a time limit; `autopsy` then has the guest's kernel write down who
-waits for what.
+And a line to its agent.
+
+Every way out ends qemu: the context manager kills it, the kernel kills it when the thread that
+started it dies (PR_SET_PDEATHSIG), and a limit on its processor time ends one that got lost. Its
+disks are snapshots whose changes go to an unlinked file. A machine that hangs becomes a `Silent`
+with a time limit; `autopsy` then has the guest's kernel write down who waits for what.
 """
 
 from __future__ import annotations
@@ -34,14 +36,23 @@ CONSOLE_TAIL = 8_000
 SYSRQ_S = 6.0
 ALL_TASKS_S = 40.0
 _TASKS = re.compile(
-    r"^\[[^]]*\] task:(?:zswapd|offload|kthreadd|kswapd|loop|kworker/u)[^\n]*\n(?:(?!\[[^]]*\] task:)[^\n]*\n)*", re.MULTILINE
+    r"^\[[^]]*\] task:(?:zswapd|offload|kthreadd|kswapd|loop|kworker/u)[^\n]*\n(?:(?!\[[^]]*\]"
+    r" task:)[^\n]*\n)*",
+    re.MULTILINE,
 )
 """What the console takes for the answer to one sysrq."""
-COMMAND_LINE = "root=/dev/disk/by-id/virtio-root rw console=ttyS0 loglevel=5 systemd.show_status=0 mitigations=off panic=-1"
-"""A panic ends the machine at once: a reboot does, and -no-reboot turns that into the end of qemu."""
+COMMAND_LINE = (
+    "root=/dev/disk/by-id/virtio-root rw console=ttyS0 loglevel=5 systemd.show_status=0"
+    " mitigations=off panic=-1"
+)
+"""A panic ends the machine at once: a reboot does, and -no-reboot turns that into the end of qemu.
+"""
 PROCESSOR = "max,-cx16,-la57"
-"""Without cmpxchg16b: qemu 7.2 now and then emulates it wrongly with two processors (flags in ruins, double fault in SLUB,
-which falls back to a lock without it). Without five-level page tables: one step less in each emulated walk."""
+"""Without cmpxchg16b: qemu 7.2 now and then emulates it wrongly with two processors.
+
+(flags in ruins, double fault in SLUB, which falls back to a lock without it). Without five-level
+page tables: one step less in each emulated walk.
+"""
 
 
 class Machine:
@@ -50,11 +61,13 @@ class Machine:
     Args:
         image: the operating system.
         payload: disk with what is to be tested.
-        directory: for sockets and the console's log; a short path, since socket addresses have 107 bytes.
+        directory: for sockets and the console's log; a short path, since socket addresses have 107
+            bytes.
         kernel: "old" or "new".
         memory_mib: of the guest.
         options: more words for the kernel's command line.
-        reboots: whether it comes up again when it reboots, with its disk as it left it, instead of ending.
+        reboots: whether it comes up again when it reboots, with its disk as it left it, instead of
+            ending.
     """
 
     def __init__(
@@ -70,7 +83,9 @@ class Machine:
     ) -> None:
         self.directory = directory
         self.console = directory / "console.log"
-        self._command = _qemu(image, payload, directory, kernel, memory_mib, f"{COMMAND_LINE} {options}".strip())
+        self._command = _qemu(
+            image, payload, directory, kernel, memory_mib, f"{COMMAND_LINE} {options}".strip()
+        )
         if not reboots:
             self._command.append("-no-reboot")
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +101,11 @@ class Machine:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "qemu.log").open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         try:
             self._serial = self._connect("serial")
@@ -97,7 +116,9 @@ class Machine:
             tail = self.console_tail()
             self.kill()
             if isinstance(error, HarnessError):
-                raise HarnessError(f"the virtual machine did not come up: {error}\n{tail}") from error
+                raise HarnessError(
+                    f"the virtual machine did not come up: {error}\n{tail}"
+                ) from error
             raise
         return self
 
@@ -117,7 +138,8 @@ class Machine:
             Silent: that takes longer than `limit` seconds.
         """
         end = time.monotonic() + limit
-        # What is sent before the agent runs waits in the port; one that is lost must not cost the whole limit.
+        # What is sent before the agent runs waits in the port; one that is lost must not cost the
+        # whole limit.
         while True:
             try:
                 self.channel.ping(5)
@@ -160,9 +182,12 @@ class Machine:
         return self.console.read_bytes()[-most:].decode(errors="replace").replace("\r", "")
 
     def autopsy(self) -> str:
-        """Have the kernel say who is blocked, how much memory there is, and what zswapd does; return the console's end.
+        """Have the kernel say who is blocked, how much memory there is, and what zswapd does.
 
-        Works on a machine that does not answer any more: the kernel's console obeys as long as interrupts do.
+        Return the console's end.
+
+        Works on a machine that does not answer any more: the kernel's console obeys as long as
+        interrupts do.
         """
         if not self.alive:
             return self.console_tail(3 * CONSOLE_TAIL)
@@ -229,31 +254,65 @@ class Machine:
 
 
 def _swallow(line: socket.socket) -> None:
-    """Read the console as long as it is there, or qemu would stop the guest once the socket is full."""
+    """Read the console as long as it is there.
+
+    Or qemu would stop the guest once the socket is full.
+    """
     with contextlib.suppress(OSError):
         while line.recv(65536):
             pass
 
 
-def _qemu(image: Image, payload: Path, directory: Path, kernel: str, memory_mib: int, command_line: str) -> list[str]:
+def _qemu(
+    image: Image, payload: Path, directory: Path, kernel: str, memory_mib: int, command_line: str
+) -> list[str]:
     if shutil.which("qemu-system-x86_64") is None:
-        raise HarnessError("qemu-system-x86_64 is not installed", hint="apt-get install qemu-system-x86")
+        raise HarnessError(
+            "qemu-system-x86_64 is not installed", hint="apt-get install qemu-system-x86"
+        )
 
     def server(name: str) -> str:
         return f"socket,id={name},path={directory / name}.sock,server=on,wait=off"
 
-    limits = ["setpriv", "--pdeathsig", "KILL", "prlimit", f"--cpu={PROCESSOR_LIMIT_S}", "--core=0", "--"]
+    limits = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "prlimit",
+        f"--cpu={PROCESSOR_LIMIT_S}",
+        "--core=0",
+        "--",
+    ]
     return [
         *limits,
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2", "-m", str(memory_mib)),
-        *("-kernel", str(image.kernel(kernel)), "-initrd", str(image.initrd(kernel)), "-append", command_line),
+        *(
+            "-kernel",
+            str(image.kernel(kernel)),
+            "-initrd",
+            str(image.initrd(kernel)),
+            "-append",
+            command_line,
+        ),
         *("-drive", f"file={image.disk},format=raw,if=none,id=root,snapshot=on,cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=root,serial=root"),
         *("-drive", f"file={payload},format=raw,if=none,id=payload,readonly=on"),
         *("-device", "virtio-blk-pci,drive=payload,serial=payload"),
-        *("-chardev", f"{server('serial')},logfile={directory / 'console.log'}", "-serial", "chardev:serial"),
-        *("-device", "virtio-serial-pci", "-chardev", server("agent"), "-device", "virtserialport,chardev=agent,name=zvm"),
+        *(
+            "-chardev",
+            f"{server('serial')},logfile={directory / 'console.log'}",
+            "-serial",
+            "chardev:serial",
+        ),
+        *(
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            server("agent"),
+            "-device",
+            "virtserialport,chardev=agent,name=zvm",
+        ),
         *("-chardev", server("qmp"), "-mon", "chardev=qmp,mode=control"),
     ]

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The zswapd of this checkout, packed for a virtual machine: a small disk with it, its libraries, the agent and the workload.
+"""The zswapd of this checkout, packed for a virtual machine.
 
-It is made anew for each run of the tests, in about two seconds, from the environment the tests themselves run in: the same
-compiled modules, the same versions of its dependencies. So the guest has to be of the host's kind: same Python, a C library
-not older than the one that was linked against. `unsuitable` says when it is not.
+A small disk with it, its libraries, the agent and the workload.
 
-On the disk (mounted at /opt/zvm, read-only): bin/ with programs, lib/ with Python packages, units/ with systemd units,
-packages/ with Debian packages.
+It is made anew for each run of the tests, in about two seconds, from the environment the tests
+themselves run in: the same compiled modules, the same versions of its dependencies. So the guest
+has to be of the host's kind: same Python, a C library not older than the one that was linked
+against. `unsuitable` says when it is not.
+
+On the disk (mounted at /opt/zvm, read-only): bin/ with programs, lib/ with Python packages, units/
+with systemd units, packages/ with Debian packages.
 """
 
 from __future__ import annotations
@@ -48,11 +51,17 @@ def unsuitable() -> str:
         return f"the virtual machine is x86_64, and this one is {platform.machine()}"
     if sys.version_info[:2] != image.PYTHON:
         guest = ".".join(map(str, image.PYTHON))
-        return f"the virtual machine has Python {guest}, and the tests run on {platform.python_version()}"
+        return (
+            f"the virtual machine has Python {guest}, and the tests run on"
+            f" {platform.python_version()}"
+        )
     library, version = platform.libc_ver()
     numbers = tuple(map(int, re.findall(r"\d+", version)))
     if library != "glibc" or numbers > GLIBC:
-        return f"the virtual machine has glibc {GLIBC[0]}.{GLIBC[1]}, and this one {library} {version}: use Debian 12"
+        return (
+            f"the virtual machine has glibc {GLIBC[0]}.{GLIBC[1]}, and this one {library}"
+            f" {version}: use Debian 12"
+        )
     return ""
 
 
@@ -83,10 +92,25 @@ def pack(directory: Path, *packages: Path) -> Path:
     for package in packages:
         shutil.copy2(package, tree / "packages")
     # By content, since a disk image keeps no more than seconds of a file's time.
-    compileall.compile_dir(tree / "lib", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    compileall.compile_dir(
+        tree / "lib", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
     disk = directory / "payload.img"
     subprocess.run(
-        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(tree), str(disk), "96M"],
+        [
+            "mke2fs",
+            "-q",
+            "-t",
+            "ext4",
+            "-O",
+            "^has_journal",
+            "-m",
+            "0",
+            "-d",
+            str(tree),
+            str(disk),
+            "96M",
+        ],
         check=True,
         capture_output=True,
         timeout=60,
@@ -96,14 +120,29 @@ def pack(directory: Path, *packages: Path) -> Path:
 
 
 def _compile_agent(program: Path) -> None:
-    command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-static", "-o", str(program), str(AGENT)]
+    command = [
+        "cc",
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-static",
+        "-o",
+        str(program),
+        str(AGENT),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
-        raise HarnessError(f"agent.c does not compile:\n{done.stderr}", hint="apt-get install gcc libc6-dev")
+        raise HarnessError(
+            f"agent.c does not compile:\n{done.stderr}", hint="apt-get install gcc libc6-dev"
+        )
 
 
 def copy_packages(target: Path) -> None:
-    """Copy zswapd from the checkout, and what it needs, with all that those need, from where it is installed."""
+    """Copy zswapd from the checkout.
+
+    And what it needs, with all that those need, from where it is installed.
+    """
     shutil.copytree(TOP / "zswapd", target / "zswapd", ignore=shutil.ignore_patterns("__pycache__"))
     for library in TOP.glob("zswapd__mypyc*.so"):
         shutil.copy2(library, target)
@@ -116,13 +155,18 @@ def copy_packages(target: Path) -> None:
 
 
 def _closure(name: str) -> set[str]:
-    """Return the distributions that one needs, directly or not, without extras and what other systems need."""
+    """Return the distributions that one needs, directly or not.
+
+    Without extras and what other systems need.
+    """
     found: set[str] = set()
     wanted = [name]
     while wanted:
         for line in importlib.metadata.requires(wanted.pop()) or ():
             needed = Requirement(line)
-            if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+            if needed.name not in found and (
+                needed.marker is None or needed.marker.evaluate({"extra": ""})
+            ):
                 found.add(needed.name)
                 wanted.append(needed.name)
     return found

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 def _add(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     # Links stay as they are: which file the name means is looked up at each look.
     path = str(Path.cwd() / options.backing)
-    report = cast("dict[str, Any]", client.call("cache-add", name=options.name, path=path, mode=options.mode))
-    return report, [f"volume {report['name']} shows {report['path']}: {format_size(report['size'])}, {report['mode']}"]
+    report = cast(
+        "dict[str, Any]", client.call("cache-add", name=options.name, path=path, mode=options.mode)
+    )
+    return report, [
+        f"volume {report['name']} shows {report['path']}: {format_size(report['size'])},"
+        f" {report['mode']}"
+    ]
 
 
 def _list(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -32,7 +37,16 @@ def _list(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]
     rows = [("Name", "Size", "Mode", "Pages", "Hits", "Backing file")]
     for row in report["volumes"]:
         hits = "-" if row["hit_ratio"] is None else f"{row['hit_ratio']:.1%}"
-        rows.append((row["name"], format_size(row["size"]), row["mode"], str(row["pages"]), hits, row["path"]))
+        rows.append(
+            (
+                row["name"],
+                format_size(row["size"]),
+                row["mode"],
+                str(row["pages"]),
+                hits,
+                row["path"],
+            )
+        )
     lines = list(table_lines(rows))
     lines += [f"{row['name']}: {row['problem']}" for row in report["volumes"] if row["problem"]]
     if report["frozen"]:
@@ -46,7 +60,9 @@ def _remove(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
 def _invalidate(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = cast("dict[str, Any]", client.call("cache-invalidate", name=options.name))
-    return report, [f"{report['dropped_pages']} pages of {options.name} dropped, and what the kernel had of it"]
+    return report, [
+        f"{report['dropped_pages']} pages of {options.name} dropped, and what the kernel had of it"
+    ]
 
 
 def _resize(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -55,14 +71,18 @@ def _resize(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
 
 def _freeze(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    return client.call("cache-freeze"), ["frozen: pages are read and not kept until `zswapctl cache thaw`"]
+    return client.call("cache-freeze"), [
+        "frozen: pages are read and not kept until `zswapctl cache thaw`"
+    ]
 
 
 def _thaw(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
     return client.call("cache-thaw"), ["thawed: pages are kept again"]
 
 
-def add_commands(cache: argparse.ArgumentParser, common: Callable[[], argparse.ArgumentParser]) -> None:
+def add_commands(
+    cache: argparse.ArgumentParser, common: Callable[[], argparse.ArgumentParser]
+) -> None:
     """Give `zswapctl cache` its commands.
 
     Args:
@@ -72,7 +92,9 @@ def add_commands(cache: argparse.ArgumentParser, common: Callable[[], argparse.A
     commands = cache.add_subparsers(dest="cache_command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Command, text: str, *, named: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[common()])
+        command = commands.add_parser(
+            name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[common()]
+        )
         command.set_defaults(run=run)
         if named:
             command.add_argument("name", metavar="NAME", help="of the volume")
@@ -80,10 +102,19 @@ def add_commands(cache: argparse.ArgumentParser, common: Callable[[], argparse.A
 
     add_ = add("add", _add, "show a file or block device as cache/NAME in the mount")
     add_.add_argument("--backing", required=True, metavar="PATH", help="the file or block device")
-    add_.add_argument("--mode", choices=("ro", "writethrough"), default="ro", help="whether it can be written (default: ro)")
+    add_.add_argument(
+        "--mode",
+        choices=("ro", "writethrough"),
+        default="ro",
+        help="whether it can be written (default: ro)",
+    )
     add("list", _list, "show the volumes, and how well they are cached", named=False)
     add("remove", _remove, "end a volume; whoever has it open gets errors")
-    add("invalidate", _invalidate, "drop what is cached, e.g. when a block device has changed underneath")
+    add(
+        "invalidate",
+        _invalidate,
+        "drop what is cached, e.g. when a block device has changed underneath",
+    )
     add("resize", _resize, "look how long the backing file is now")
     add("freeze", _freeze, "keep no further pages", named=False)
     add("thaw", _thaw, "end a freeze", named=False)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapd config`: what the settings are and where each comes from, whether they are right, and what they would be by default.
+"""`zswapd config`: what the settings are and where each comes from, whether they are right.
 
-Reads the same sources as `zswapd run` (sources.py), and no daemon: so a file can be checked before the daemon sees it.
+And what they would be by default.
+
+Reads the same sources as `zswapd run` (sources.py), and no daemon: so a file can be checked before
+the daemon sees it.
 """
 
 from __future__ import annotations
@@ -59,8 +62,15 @@ def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     for text in found.unchecked:
         print(f"zswapd: not checked: {text}", file=sys.stderr)
     files = [str(path) for path in config_files(options.config)]
-    lines = [f"{path}: in order" for path in files] or ["there is no config file; the defaults are in order"]
-    return {"ok": True, "files": files, "warnings": found.warnings, "unchecked": found.unchecked}, lines
+    lines = [f"{path}: in order" for path in files] or [
+        "there is no config file; the defaults are in order"
+    ]
+    return {
+        "ok": True,
+        "files": files,
+        "warnings": found.warnings,
+        "unchecked": found.unchecked,
+    }, lines
 
 
 def _defaults(_: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -101,7 +111,9 @@ def template(context: Context) -> Iterator[str]:
 
 def _remark(text: str) -> list[str]:
     text = text[:1].upper() + text[1:]
-    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return textwrap.wrap(
+        text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
 
 
 def add_commands(config: argparse.ArgumentParser) -> None:
@@ -112,14 +124,34 @@ def add_commands(config: argparse.ArgumentParser) -> None:
     """
     commands = config.add_subparsers(dest="config_command", required=True, metavar="COMMAND")
 
-    def add(name: str, show: Command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(
+        name: str, show: Command, text: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         description = text[:1].upper() + text[1:] + "."
-        command = commands.add_parser(name, help=text, description=description, parents=list(parents))
-        command.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
+        command = commands.add_parser(
+            name, help=text, description=description, parents=list(parents)
+        )
+        command.add_argument(
+            "--json", action="store_true", help="print one JSON object, also of what went wrong"
+        )
         command.set_defaults(work=run, show=show)
         return command
 
-    show_ = add("show", _show, "show settings, as `zswapd run` would find them, and where each comes from", sources.options())
-    show_.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
-    add("check", _check, "say whether the settings are right, or what is wrong in which line", sources.options())
-    add("defaults", _defaults, "print a config file with every setting, its meaning and its default")
+    show_ = add(
+        "show",
+        _show,
+        "show settings, as `zswapd run` would find them, and where each comes from",
+        sources.options(),
+    )
+    show_.add_argument(
+        "key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)"
+    )
+    add(
+        "check",
+        _check,
+        "say whether the settings are right, or what is wrong in which line",
+        sources.options(),
+    )
+    add(
+        "defaults", _defaults, "print a config file with every setting, its meaning and its default"
+    )

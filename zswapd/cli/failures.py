@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a command ends when it fails: two lines for a person, an exit code for a script, with --json an object too.
+"""How a command ends when it fails.
+
+Two lines for a person, an exit code for a script, with --json an object too.
 
 A traceback is for a bug only.
 """
@@ -26,10 +28,13 @@ for another reason than that its reader has left.
 """
 
 
-def guarded(program: str, command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
+def guarded(
+    program: str, command: Callable[[], int], options: argparse.Namespace | None = None
+) -> int:
     """Run a command and return its exit code; print what went wrong, and what to do about it.
 
-    With `json` among the options that goes to stdout as well: {"error": {"message": …, "hint": … or null, "exit_code": …}}.
+    With `json` among the options that goes to stdout as well: {"error": {"message": …, "hint": … or
+    null, "exit_code": …}}.
 
     Args:
         program: the name that the lines begin with.
@@ -96,6 +101,10 @@ def _explain(program: str, error: ZswapdError, options: argparse.Namespace | Non
     return error.exit_code
 
 
-def _print_json(options: argparse.Namespace | None, message: str, hint: str | None, code: int) -> None:
+def _print_json(
+    options: argparse.Namespace | None, message: str, hint: str | None, code: int
+) -> None:
     if getattr(options, "json", False):
-        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}), flush=True)
+        print(
+            json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}), flush=True
+        )

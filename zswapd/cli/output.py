@@ -142,7 +142,9 @@ def _prepared(stream: io.TextIOWrapper, *, is_for_work: bool) -> io.TextIOWrappe
     if isinstance(getattr(stream.buffer, "raw", None), _Descriptor):
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(cast("io.RawIOBase", _Descriptor(stream.fileno(), is_for_work=is_for_work))),
+        io.BufferedWriter(
+            cast("io.RawIOBase", _Descriptor(stream.fileno(), is_for_work=is_for_work))
+        ),
         encoding=stream.encoding,
         errors="zswapd.plain",
         line_buffering=stream.line_buffering or not is_for_work,

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-def parse(program: str, make: Callable[[], Parser], argv: Sequence[str] | None, options: argparse.Namespace) -> None:
+def parse(
+    program: str,
+    make: Callable[[], Parser],
+    argv: Sequence[str] | None,
+    options: argparse.Namespace,
+) -> None:
     """Parse a command line into `options`.
 
     `--help`, and a command line that is not right, end the program, as argparse has it.
@@ -81,13 +86,17 @@ class Parser(argparse.ArgumentParser):
         known = [str(choice) for choice in action.choices]
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no other name for it
             # A letter too many and two that changed places are as near: statsu is stats or status.
-            meant = " or ".join(f"`{self.prog} {name}`" for name in hints.near(str(value), known, 2))
+            meant = " or ".join(
+                f"`{self.prog} {name}`" for name in hints.near(str(value), known, 2)
+            )
             hint = f"did you mean {meant}?" if meant else f"commands are: {', '.join(known)}"
             raise UsageError(f"unknown command {value!r}", hint=hint)
         near = hints.nearest(str(value), known)
         name = "/".join(action.option_strings) or action.metavar or action.dest
         meant = f"did you mean {near}? " if near else ""
-        raise UsageError(f"{name} cannot be {value!r}", hint=f"{meant}it is one of: {', '.join(known)}")
+        raise UsageError(
+            f"{name} cannot be {value!r}", hint=f"{meant}it is one of: {', '.join(known)}"
+        )
 
     def _chosen(self, options: argparse.Namespace) -> Parser:
         """Return the parser of the command that was found."""
@@ -104,4 +113,7 @@ class Parser(argparse.ArgumentParser):
         name = word.partition("=")[0]
         near = hints.nearest(name, {*command._option_string_actions, *self._option_string_actions})
         otherwise = f"see `{command.prog} --help`"
-        raise UsageError(f"unknown option {name}", hint=f"did you mean {near}? {otherwise}" if near else otherwise)
+        raise UsageError(
+            f"unknown option {name}",
+            hint=f"did you mean {near}? {otherwise}" if near else otherwise,
+        )

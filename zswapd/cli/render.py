@@ -34,7 +34,10 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
         status: the daemon's report.
         attached: the loop device of each file, by the file's name.
     """
-    yield f"zswapd {status['version']}, pid {status['pid']}, {status['state']} for {duration(status['uptime_s'])}"
+    yield (
+        f"zswapd {status['version']}, pid {status['pid']}, {status['state']} for"
+        f" {duration(status['uptime_s'])}"
+    )
     yield f"  at {status['mountpoint']}, {'with' if status['discard'] else 'WITHOUT'} discard"
     yield from _worker_lines(status["worker"])
     yield ""
@@ -42,7 +45,8 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     if limit := status.get("memory_limit"):  # an older daemon does not say
         yield from _wrapped(
             "Bounded    ",
-            f"by {format_size(limit['limit_bytes'])} in {limit['file']}, {format_size(limit['left_bytes'])} left of them",
+            f"by {format_size(limit['limit_bytes'])} in {limit['file']},"
+            f" {format_size(limit['left_bytes'])} left of them",
         )
     if status["backing"]:
         yield from _backing_lines(status["backing"], status["page_size"])
@@ -64,16 +68,24 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
 def _worker_lines(worker: WorkerReport) -> Iterator[str]:
     if worker["number"] > 1:
         deaths = f"{worker['deaths']} died before it" if worker["deaths"] else "none died before it"
-        yield f"  served by worker {worker['number']}, which took over in {worker['takeover_s']:.2f} s; {deaths}"
+        yield (
+            f"  served by worker {worker['number']}, which took over in {worker['takeover_s']:.2f}"
+            f" s; {deaths}"
+        )
     if worker["poisoned_requests"]:
-        yield f"  {worker['poisoned_requests']} requests were answered with EIO: they killed worker after worker"
+        yield (
+            f"  {worker['poisoned_requests']} requests were answered with EIO: they killed worker"
+            " after worker"
+        )
     if not worker["supervised"]:
         yield f"  WITHOUT a supervisor: {installation.found().start()} starts one, which takes over"
 
 
 def _pool_lines(pool: PoolReport, page_size: int) -> Iterator[str]:
     stored, memory = pool["stored_pages"] * page_size, pool["frames"] * page_size
-    kinds = f"{pool['same_filled_pages']} same-filled, {pool['incompressible_pages']} incompressible"
+    kinds = (
+        f"{pool['same_filled_pages']} same-filled, {pool['incompressible_pages']} incompressible"
+    )
     yield f"Stored     {format_size(stored)}, pages: {pool['stored_pages']} ({kinds})"
     ratio = f", ratio {stored / memory:.2f}" if memory else ""
     yield f"Memory     {format_size(memory)}, frames: {pool['frames']}{ratio}, {pool['compressor']}"
@@ -90,9 +102,14 @@ def _backing_lines(backing: BackingReport, page_size: int) -> Iterator[str]:
     left = backing["budget_left"]
     budget = "" if left is None else f"; writeback may write {format_size(left)} more today"
     kind = "encrypted" if backing["encrypted"] else "NOT encrypted"
-    yield from _wrapped("Disk       ", f"{format_size(backing['pages'] * page_size)} on {backing['path']}, {kind}{budget}")
+    yield from _wrapped(
+        "Disk       ",
+        f"{format_size(backing['pages'] * page_size)} on {backing['path']}, {kind}{budget}",
+    )
     if backing["trouble"]:
-        yield from _wrapped("           ", f"DEGRADED: {backing['trouble']}; the pool goes on alone")
+        yield from _wrapped(
+            "           ", f"DEGRADED: {backing['trouble']}; the pool goes on alone"
+        )
 
 
 def _cache_lines(cache: CacheReport, page_size: int) -> Iterator[str]:
@@ -101,7 +118,9 @@ def _cache_lines(cache: CacheReport, page_size: int) -> Iterator[str]:
     hits = "not read yet" if cache["hit_ratio"] is None else f"hits {cache['hit_ratio']:.1%}"
     frozen = ", FROZEN" if cache["frozen"] else ""
     limit = format_size(cache["limit_bytes"])
-    yield from _wrapped("Cache      ", f"{kept} of {volumes} in {memory}, at most {limit}; {hits}{frozen}")
+    yield from _wrapped(
+        "Cache      ", f"{kept} of {volumes} in {memory}, at most {limit}; {hits}{frozen}"
+    )
 
 
 def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:
@@ -124,19 +143,27 @@ def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None])
 
 def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
     for check in checks:
-        yield from _wrapped(f"  {'on ' if check['on'] else 'OFF'}  {check['name']:<15} ", check["detail"])
+        yield from _wrapped(
+            f"  {'on ' if check['on'] else 'OFF'}  {check['name']:<15} ", check["detail"]
+        )
         if not check["on"] and check["hint"]:
             yield from _wrapped(" " * 23 + "-> ", check["hint"])
 
 
 def page_line(*cells: object) -> str:
-    """Return one line of `zswapctl pages`, of file, page, state, codec, bytes, seconds; None is shown as `-`."""
+    """Return one line of `zswapctl pages`, of file, page, state, codec, bytes, seconds.
+
+    None is shown as `-`.
+    """
     file, page, state, codec, size, age = ("-" if cell is None else str(cell) for cell in cells)
     return f"{file:<16} {page:>10}  {state:<11}  {codec:<5}  {size:>6}  {age:>9}"
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as columns, the first row as their heads: numbers flush right, the rest flush left."""
+    """Yield rows as columns, the first row as their heads.
+
+    Numbers flush right, the rest flush left.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
@@ -198,11 +225,17 @@ def _toml(value: object) -> str:
 def duration(seconds: float) -> str:
     """Return a time span for people: `5 s`, `3 min 12 s`, `2 h 5 min`, `4 d 1 h`."""
     whole = int(seconds)
-    for unit, size, below, below_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+    for unit, size, below, below_size in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // below_size} {below}"
     return f"{whole} s"
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label)) or [label.rstrip()]
+    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label)) or [
+        label.rstrip()
+    ]

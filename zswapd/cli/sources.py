@@ -21,11 +21,20 @@ def options() -> Parser:
     """Return a parser to inherit from."""
     parser = Parser(add_help=False)
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="config file (default: /etc/zswapd/zswapd.toml, if it is there)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="config file (default: /etc/zswapd/zswapd.toml, if it is there)",
     )
     parser.add_argument("--size", help="size of the swap file, such as 2G, 50%% or min(50%%, 4G)")
     parser.add_argument("--mountpoint", type=Path, metavar="DIR", help="where the files appear")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="any setting; may be repeated",
+    )
     return parser
 
 
@@ -44,7 +53,9 @@ def load_config(options: argparse.Namespace, *, memory: int = 0) -> Config:
         assignments.append(("swap.size", options.size, "--size"))
     if options.mountpoint is not None:
         assignments.append(("fuse.mountpoint", str(options.mountpoint.absolute()), "--mountpoint"))
-    return load(codecs=compress.names(), file=options.config, assignments=assignments, memory=memory)
+    return load(
+        codecs=compress.names(), file=options.config, assignments=assignments, memory=memory
+    )
 
 
 def context() -> Context:

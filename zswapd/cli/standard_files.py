@@ -77,10 +77,7 @@ def never_wait() -> None:
             _open_anew(number)
         raw: Any = LossyFile(number)  # without a buffer, as with `python -u`
         text = io.TextIOWrapper(
-            raw,
-            encoding="utf-8",
-            errors="backslashreplace",
-            write_through=True,
+            raw, encoding="utf-8", errors="backslashreplace", write_through=True
         )
         setattr(sys, name, text)
 

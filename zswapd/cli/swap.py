@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl swapon` and `swapoff`: what the daemon knows and what the kernel does, brought together.
+"""`zswapctl swapon` and `swapoff`.
 
-The loop device and the swap belong to the kernel, so this process handles them, not the daemon: it asks the daemon for its
-files, settings and protections, and then acts.
+What the daemon knows and what the kernel does, brought together.
+
+The loop device and the swap belong to the kernel, so this process handles them, not the daemon: it
+asks the daemon for its files, settings and protections, and then acts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _PLAIN_INTERVAL_S = 2.0  # between lines of progress that do not go to a termina
 _BAR = 24
 
 
-def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None, discard: bool, force: bool) -> dict[str, Any]:
+def swapon(
+    client: Client, names: Sequence[str] | None, *, priority: int | None, discard: bool, force: bool
+) -> dict[str, Any]:
     """Swap on to files of the daemon.
 
     Args:
@@ -43,14 +47,17 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
 
     Raises:
         ProtectionError: the daemon lacks one of CONDITIONS.
-        SwapDeviceError: the daemon is on its way out, a file is unknown or on already, or a step failed. What this call had
-            swapped on before is off again.
+        SwapDeviceError: the daemon is on its way out, a file is unknown or on already, or a step
+            failed. What this call had swapped on before is off again.
     """
     status = cast("StatusReport", client.call("status"))
     if status["state"] == "stopping":
         raise SwapDeviceError(
             "the daemon is stopping: what is swapped on now would lose its data",
-            hint=f"{installation.found().start()} when it has ended; if it cannot end, see `zswapctl status`",
+            hint=(
+                f"{installation.found().start()} when it has ended; if it cannot end, see `zswapctl"
+                " status`"
+            ),
         )
     settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))
     files = _known(status, _names_that_are_off(status) if names is None else names)
@@ -58,12 +65,17 @@ def swapon(client: Client, names: Sequence[str] | None, *, priority: int | None,
     discard = discard and settings["swap.discard"]["value"]
     if discard and not status["discard"]:
         discard = False
-        warnings.append("the daemon hears no discards: the memory of freed swap slots is kept until they are written again")
+        warnings.append(
+            "the daemon hears no discards: the memory of freed swap slots is kept until they are"
+            " written again"
+        )
     chosen = settings["swap.priority"]["value"] if priority is None else priority
     done: list[dict[str, Any]] = []
     for file in files:
         try:
-            attached = swapdevice.attach(file, priority=chosen, discard=discard, page_size=status["page_size"])
+            attached = swapdevice.attach(
+                file, priority=chosen, discard=discard, page_size=status["page_size"]
+            )
         except BaseException as error:
             _take_back([Path(row["file"]) for row in done], error)
             raise
@@ -92,17 +104,21 @@ def _take_back(files: Sequence[Path], cause: BaseException) -> None:
         names = ", ".join(file.name for file in files)
         why = cause.message if isinstance(cause, ZswapdError) else type(cause).__name__
         raise SwapDeviceError(
-            f"{why}; and {names}, swapped on before that, cannot be swapped off again: {error.message}",
+            f"{why}; and {names}, swapped on before that, cannot be swapped off again:"
+            f" {error.message}",
             hint="`zswapctl swapoff`, or go on with what is on",
         ) from cause
 
 
-def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: SwapoffProgress) -> dict[str, Any]:
+def swapoff(
+    client: Client, names: Sequence[str] | None, *, force: bool, show: SwapoffProgress
+) -> dict[str, Any]:
     """Swap off from files of the daemon.
 
     Args:
         client: the daemon.
-        names: of its files; an empty list for all that are on, None for the same where it is right that none are.
+        names: of its files; an empty list for all that are on, None for the same where it is right
+            that none are.
         force: do not look at head-room.
         show: where progress goes.
 
@@ -116,7 +132,9 @@ def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: S
     status = cast("StatusReport", client.call("status"))
     files = _files_that_are_on(status, names)
     try:
-        devices = swapdevice.detach(*files, force=force, pool_bytes=_pool_bytes(status, files), progress=show.update)
+        devices = swapdevice.detach(
+            *files, force=force, pool_bytes=_pool_bytes(status, files), progress=show.update
+        )
     finally:
         show.close()
     return {"swapped_off": devices}
@@ -125,7 +143,10 @@ def swapoff(client: Client, names: Sequence[str] | None, *, force: bool, show: S
 def attachments(status: StatusReport) -> dict[str, swapdevice.Attachment | None]:
     """Return the loop device of each of the daemon's files, by the file's name."""
     mountpoint = Path(status["mountpoint"])
-    return {file["name"]: swapdevice.find_attached(mountpoint / file["name"]) for file in status["files"]}
+    return {
+        file["name"]: swapdevice.find_attached(mountpoint / file["name"])
+        for file in status["files"]
+    }
 
 
 def _known(status: StatusReport, names: Sequence[str]) -> list[Path]:
@@ -149,9 +170,13 @@ def _files_that_are_on(status: StatusReport, names: Sequence[str] | None) -> lis
         return files
     off = [file.name for file in files if found[file.name] is None]
     if not found:
-        raise SwapDeviceError("there is nothing to swap off", hint="the daemon has no swap file: swap.size is empty")
+        raise SwapDeviceError(
+            "there is nothing to swap off", hint="the daemon has no swap file: swap.size is empty"
+        )
     if off or not files:
-        raise SwapDeviceError(f"not swapped on: {', '.join(off or found)}", hint="`zswapctl status` shows what is")
+        raise SwapDeviceError(
+            f"not swapped on: {', '.join(off or found)}", hint="`zswapctl status` shows what is"
+        )
     return files
 
 
@@ -163,7 +188,10 @@ CONDITIONS = {
     "memory_limit": "a memory limit lets the daemon wait for its own swap device",
     "vm.min_free_kbytes": "the kernel keeps too little memory free for its own part of swapping",
 }
-"""Protections and settings without which a box has been seen to hang, and what it means that one is off."""
+"""Protections and settings without which a box has been seen to hang.
+
+And what it means that one is off.
+"""
 
 
 _TUNES = {"vm.min_free_kbytes": "; or let `zswapctl swapon --tune` raise it"}
@@ -175,10 +203,14 @@ def _check_protections(status: StatusReport, *, force: bool) -> list[str]:
     for item in missing:
         if item["name"] in CONDITIONS and not force:
             raise ProtectionError(
-                f"{CONDITIONS[item['name']]} ({item['detail']}): swapping on to it could hang this machine",
+                f"{CONDITIONS[item['name']]} ({item['detail']}): swapping on to it could hang this"
+                " machine",
                 hint=f"{item['hint']}; --force swaps on all the same{_TUNES.get(item['name'], '')}",
             )
-    return [f"{item['name']}: {item['detail']}" + (f" ({item['hint']})" if item["hint"] else "") for item in missing]
+    return [
+        f"{item['name']}: {item['detail']}" + (f" ({item['hint']})" if item["hint"] else "")
+        for item in missing
+    ]
 
 
 def _pool_bytes(status: StatusReport, files: Sequence[Path]) -> int:
@@ -192,7 +224,9 @@ def _pool_bytes(status: StatusReport, files: Sequence[Path]) -> int:
 
 
 class SwapoffProgress:
-    """Shows how swapoff comes along: one line that moves on a terminal, a line every few seconds elsewhere.
+    """Shows how swapoff comes along.
+
+    One line that moves on a terminal, a line every few seconds elsewhere.
 
     Args:
         quiet: show nothing.

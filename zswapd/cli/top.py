@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl top`: what zswapd does now, looked at every second; curses, so any terminal and any ssh session will do.
+"""`zswapctl top`: what zswapd does now, looked at every second.
 
-`screen` makes lines from two `stats` reports, for the live screen and for --once alike. Rates are those between the two. The
-screen outlives the worker: while nobody answers it says so, and goes on with the next one.
+Curses, so any terminal and any ssh session will do.
+
+`screen` makes lines from two `stats` reports, for the live screen and for --once alike. Rates are
+those between the two. The screen outlives the worker: while nobody answers it says so, and goes on
+with the next one.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ _AGES = ("<1 min", "<10 min", "<1 h", "<1 d", "longer")
 
 
 def sample(socket: Path, *, patience: float = TIMEOUT_S) -> Statistics:
-    """Ask the daemon, on a connection of its own: the last one may have been to a worker that is dead.
+    """Ask the daemon, on a connection of its own.
+
+    The last one may have been to a worker that is dead.
 
     Args:
         socket: the control socket.
@@ -74,7 +79,9 @@ def live(socket: Path, interval: float) -> None:
     except KeyboardInterrupt:
         return
     except curses.error as error:
-        raise ControlError(f"this terminal cannot show a screen: {error}", hint="use --once") from error
+        raise ControlError(
+            f"this terminal cannot show a screen: {error}", hint="use --once"
+        ) from error
 
 
 def _show(window: Any, socket: Path, interval: float) -> None:
@@ -99,12 +106,20 @@ def _draw(window: Any, lines: list[str]) -> None:
     window.erase()
     height, width = window.getmaxyx()
     for row, line in enumerate(lines[:height]):
-        window.addnstr(row, 0, encodable(line, window.encoding), width - 1, curses.A_BOLD if row == 0 else curses.A_NORMAL)
+        window.addnstr(
+            row,
+            0,
+            encodable(line, window.encoding),
+            width - 1,
+            curses.A_BOLD if row == 0 else curses.A_NORMAL,
+        )
     window.refresh()
 
 
 def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = ROWS) -> list[str]:
-    """Return the lines, 80 columns wide; what is wrong comes first, and tables are as long as there is room for.
+    """Return the lines, 80 columns wide.
+
+    What is wrong comes first, and tables are as long as there is room for.
 
     Args:
         now: a report.
@@ -115,7 +130,10 @@ def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = R
     core = now["core"]
     page = core["frames"]["page_size"]
     head = [*_head_lines(now), *_memory_lines(core, now["pressure"])]
-    head += [*_cache_lines(core, before["core"], seconds), *_disk_lines(core, before["core"], seconds)]
+    head += [
+        *_cache_lines(core, before["core"], seconds),
+        *_disk_lines(core, before["core"], seconds),
+    ]
     head += _age_lines(core)
     head += ["", *_rate_lines(now, before, seconds)]
     files = _shortened(["", *_file_lines(core["devices"], page)], rows - len(head), "files")
@@ -128,11 +146,16 @@ def _head_lines(now: Statistics) -> Iterator[str]:
     worker = now["worker"]
     died = f", {worker['deaths']} died before it" if worker["deaths"] else ""
     frozen = ", FROZEN" if now["core"]["frontswap"]["frozen"] else ""
-    yield f"zswapd {worker['version']}, up {duration(worker['uptime_seconds'])}, worker {worker['number']}{died}{frozen}"
+    yield (
+        f"zswapd {worker['version']}, up {duration(worker['uptime_seconds'])}, worker"
+        f" {worker['number']}{died}{frozen}"
+    )
     if not worker["supervised"]:
         yield "WITHOUT a supervisor: `zswapd run` starts one, which takes over"
     off = [name for name, on in worker["protections"].items() if not on]
-    yield f"Protections  {len(worker['protections']) - len(off)} on, off: {', '.join(off) or 'none'}"
+    yield (
+        f"Protections  {len(worker['protections']) - len(off)} on, off: {', '.join(off) or 'none'}"
+    )
 
 
 def _shortened(lines: list[str], most: int, what: str) -> list[str]:
@@ -154,28 +177,44 @@ def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Itera
     full = used / limit if limit else 0.0
     bar = "#" * min(round(full * _BAR), _BAR)
     yield f"Pool      {format_size(used):>10}   [{bar:-<{_BAR}}] {full:.0%} of {format_size(limit)}"
-    ready = f"{format_size(frames['reserve_frames'] * page)} of {format_size(frames['reserve_target_frames'] * page)} ready"
+    ready = (
+        f"{format_size(frames['reserve_frames'] * page)} of"
+        f" {format_size(frames['reserve_target_frames'] * page)} ready"
+    )
     yield f"Arena     {format_size(core['arena_backed_bytes']):>10}   reserve: {ready}"
     waits = f"some {pressure['some_avg10']:.1f} %, all {pressure['full_avg10']:.1f} % of 10 s"
     free = format_size(pressure["spare_pages"] * page)
-    yield f"Pressure  tasks waiting: {waits if pressure['psi'] != 'absent' else 'not known'}; {free} to spare"
+    yield (
+        f"Pressure  tasks waiting: {waits if pressure['psi'] != 'absent' else 'not known'}; {free}"
+        " to spare"
+    )
 
 
-def _cache_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> Iterator[str]:
+def _cache_lines(
+    core: Mapping[str, Any], before: Mapping[str, Any], seconds: float
+) -> Iterator[str]:
     """Tell of the cache, if it has anything to do with."""
     cache, earlier = core["cache"], before["cache"] or core["cache"]
     if not cache or not (cache["frames"] or cache["cleancache"]["puts"]):
         return
     page, clean = core["frames"]["page_size"], cache["cleancache"]
-    hits, gets = _change(cache, earlier, "cleancache", "succ_gets"), _change(cache, earlier, "cleancache", "failed_gets")
+    hits, gets = (
+        _change(cache, earlier, "cleancache", "succ_gets"),
+        _change(cache, earlier, "cleancache", "failed_gets"),
+    )
     ratio = f"{hits / (hits + gets):.0%} hits" if hits + gets else "no gets"
     gone = _change(cache, earlier, "zbuds", "evicted_zpages") / seconds if seconds > 0 else 0.0
     frozen = ", FROZEN" if clean["frozen"] else ""
     used, limit = format_size(cache["frames"] * page), format_size(cache["limit_frames"] * page)
-    yield f"Cache     {used:>10}   of {limit}, {clean['pages']} pages; {ratio}; {gone:.0f} evicted/s{frozen}"
+    yield (
+        f"Cache     {used:>10}   of {limit}, {clean['pages']} pages; {ratio}; {gone:.0f}"
+        f" evicted/s{frozen}"
+    )
 
 
-def _disk_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> Iterator[str]:
+def _disk_lines(
+    core: Mapping[str, Any], before: Mapping[str, Any], seconds: float
+) -> Iterator[str]:
     """Tell of the disk behind the pool, if there is one."""
     if not core["writeback"]:
         return
@@ -187,14 +226,23 @@ def _disk_lines(core: Mapping[str, Any], before: Mapping[str, Any], seconds: flo
 
 
 def _age_lines(core: Mapping[str, Any]) -> Iterator[str]:
-    """Tell how long pages of the pool were not used, or without a disk how long ago they were stored; those of the cache."""
-    name, ages = "Age", core.get("store_ages", ())  # not from a daemon of before an upgrade, as the others
+    """Tell how long pages of the pool were not used.
+
+    Or without a disk how long ago they were stored; those of the cache.
+    """
+    name, ages = (
+        "Age",
+        core.get("store_ages", ()),
+    )  # not from a daemon of before an upgrade, as the others
     if core["writeback"]:
         name, ages = "Unused", core["writeback"].get("sampled_ages", ())
     cached = core["cache"].get("ages", ()) if core["cache"] else ()
     for whose, counts in ((name, ages), ("Cached", cached)):
         if sum(counts):
-            shares = (f"{bound} {count / sum(counts):.0%}" for bound, count in zip(_AGES, counts, strict=True))
+            shares = (
+                f"{bound} {count / sum(counts):.0%}"
+                for bound, count in zip(_AGES, counts, strict=True)
+            )
             yield f"{whose:<10}{'  '.join(shares)}"
 
 
@@ -229,13 +277,18 @@ def _rate_lines(now: Statistics, before: Statistics, seconds: float) -> Iterator
 
 
 def _since(counts: list[int], before: list[int]) -> list[int]:
-    """Return what came since the last report; all there is if nothing did, since few requests are timed."""
+    """Return what came since the last report.
+
+    All there is if nothing did, since few requests are timed.
+    """
     new = [count - earlier for count, earlier in zip(counts, before, strict=True)]
     return new if sum(new) > 0 and min(new) >= 0 else counts
 
 
 def within(counts: list[int], share: float) -> str:
-    """Return the bound in µs or ms below which a share of the timed requests lie; `-` if none was timed.
+    """Return the bound in µs or ms below which a share of the timed requests lie.
+
+    `-` if none was timed.
 
     Args:
         counts: requests of at most 1, 2, 4, … µs; the last has no bound.
@@ -253,14 +306,24 @@ def _class_lines(core: Mapping[str, Any], *, most: int) -> Iterator[str]:
     """Tell which objects take most of the memory, by zsmalloc's classes or zbud's lists."""
     page_size = core["frames"]["page_size"]
     if not core["zsmalloc"]:
-        yield from table_lines([("Page frames of zbud", "Memory", "Objects"), *_zbud_rows(core["zbud"], page_size)[:most]])
+        yield from table_lines(
+            [
+                ("Page frames of zbud", "Memory", "Objects"),
+                *_zbud_rows(core["zbud"], page_size)[:most],
+            ]
+        )
         return
     rows = [("Size class", "Memory", "Objects", "In use")]
     for one in sorted(core["zsmalloc"]["classes"], key=lambda one: -int(one["used_frames"]))[:most]:
         if one["used_frames"]:
             full = one["used_objects"] / one["objects"] if one["objects"] else 0.0
             rows.append(
-                (str(one["size"]), format_size(one["used_frames"] * page_size), str(one["used_objects"]), f"{full:.0%}")
+                (
+                    str(one["size"]),
+                    format_size(one["used_frames"] * page_size),
+                    str(one["used_objects"]),
+                    f"{full:.0%}",
+                )
             )
     yield from table_lines(rows)
 
@@ -271,7 +334,9 @@ def _zbud_rows(zbud: Mapping[str, Any], page_size: int) -> list[tuple[str, ...]]
     quarter = (len(single) + 1) // 4
     kinds = [("two objects", zbud["zbud_buddied_count"], 2)]
     for place, name in enumerate(("a quarter", "half", "three quarters", "all")):
-        kinds.append((f"one object of up to {name}", sum(single[place * quarter : (place + 1) * quarter]), 1))
+        kinds.append(
+            (f"one object of up to {name}", sum(single[place * quarter : (place + 1) * quarter]), 1)
+        )
     kinds.append(("a whole page", zbud["bodies"], 1))
     return [
         (name, format_size(frames * page_size), str(frames * objects))
@@ -283,7 +348,12 @@ def _zbud_rows(zbud: Mapping[str, Any], page_size: int) -> list[tuple[str, ...]]
 def _file_lines(devices: list[dict[str, Any]], page_size: int) -> Iterator[str]:
     rows = [("File", "Size", "Stored", "Lost pages")]
     rows += [
-        (one["name"], format_size(one["size"]), format_size(one["stored_pages"] * page_size), str(one["lost_pages"]))
+        (
+            one["name"],
+            format_size(one["size"]),
+            format_size(one["stored_pages"] * page_size),
+            str(one["lost_pages"]),
+        )
         for one in devices
     ]
     yield from table_lines(rows)

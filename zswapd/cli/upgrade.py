@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`zswapctl upgrade`: the installed program takes the place of the running one, while swap is on.
 
-The daemon has the installed program checked before anything happens; then its supervisor becomes that program, and a new
-worker takes over. This command waits until the new worker answers: requests, and this one among them, wait in their queues
-meanwhile.
+The daemon has the installed program checked before anything happens; then its supervisor becomes
+that program, and a new worker takes over. This command waits until the new worker answers:
+requests, and this one among them, wait in their queues meanwhile.
 """
 
 from __future__ import annotations
@@ -68,4 +68,6 @@ def upgrade(socket: Path, progress: Callable[[object], None]) -> UpgradeReport:
                 "worker": status["worker"]["pid"],
                 "seconds": round(time.monotonic() - begin, 3),
             }
-    raise HandoverError("the upgrade has not happened", hint="the daemon's log says why; what was running goes on")
+    raise HandoverError(
+        "the upgrade has not happened", hint="the daemon's log says why; what was running goes on"
+    )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`zswapctl`: shows what the daemon does, changes its settings, and switches its swap on and off.
 
-Each command is one function from the options to a report, which is printed as lines, or with --json as one JSON object. A
-status should be there at once: neither trio is imported here nor anything of the page path, and a command imports what it alone
-needs.
+Each command is one function from the options to a report, which is printed as lines, or with --json
+as one JSON object. A status should be there at once: neither trio is imported here nor anything of
+the page path, and a command imports what it alone needs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     standard_files.complete()
     options = argparse.Namespace()
     parse("zswapctl", make_parser, argv, options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: swapoff's child is told to give up as well
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C: swapoff's child is told to give up as well
     return guarded("zswapctl", lambda: _run(options), options)
 
 
@@ -110,7 +112,10 @@ def _get(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
 def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     from zswapd.config import parse_assignment
 
-    settings = cast("dict[str, Any]", client.call("set", settings=dict(map(parse_assignment, options.assignment))))
+    settings = cast(
+        "dict[str, Any]",
+        client.call("set", settings=dict(map(parse_assignment, options.assignment))),
+    )
     return settings, render.setting_lines(settings)
 
 
@@ -122,7 +127,9 @@ def _reset(client: Client, options: argparse.Namespace) -> tuple[object, Iterabl
 
 
 def _freeze(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    return client.call("freeze"), ["frozen: stores are refused until `zswapctl thaw`; what is stored can be read"]
+    return client.call("freeze"), [
+        "frozen: stores are refused until `zswapctl thaw`; what is stored can be read"
+    ]
 
 
 def _thaw(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -136,13 +143,23 @@ def _compact(client: Client, options: argparse.Namespace) -> tuple[object, Itera
 
 
 def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    """Print pages as they come, since there may be millions: with --json each as an object of a line of its own, sums last."""
+    """Print pages as they come, since there may be millions.
+
+    With --json each as an object of a line of its own, sums last.
+    """
 
     def show(news: object) -> None:
         part = cast("dict[str, Any]", news)
         for number, state, codec, size, age in part["pages"]:
             if options.json:
-                row = {"file": part["file"], "page": number, "state": state, "codec": codec, "bytes": size, "age_s": age}
+                row = {
+                    "file": part["file"],
+                    "page": number,
+                    "state": state,
+                    "codec": codec,
+                    "bytes": size,
+                    "age_s": age,
+                }
                 print(json.dumps(row))
             else:
                 print(render.page_line(part["file"], number, state, codec, size, age))
@@ -153,7 +170,10 @@ def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterabl
     counts = cast("dict[str, dict[str, int]]", client.call("pages", progress=show, **file))["pages"]
     if options.json:
         print(json.dumps({"pages": counts}))
-    return None, [f"{sum(counts.values())} pages: {', '.join(f'{count} {state}' for state, count in counts.items()) or 'none'}"]
+    return None, [
+        f"{sum(counts.values())} pages:"
+        f" {', '.join(f'{count} {state}' for state, count in counts.items()) or 'none'}"
+    ]
 
 
 def _news(options: argparse.Namespace) -> Callable[[object], None]:
@@ -168,7 +188,9 @@ def _news(options: argparse.Namespace) -> Callable[[object], None]:
 
 
 def _shrink(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    report = cast("dict[str, int]", client.call("shrink", progress=_news(options), frames=options.amount))
+    report = cast(
+        "dict[str, int]", client.call("shrink", progress=_news(options), frames=options.amount)
+    )
     given, left = (format_size(report[name] * report["page_size"]) for name in ("frames", "left"))
     return report, [f"{report['frames']} frames given back, {given}; the cache has {left}"]
 
@@ -180,21 +202,29 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
     if options.pages is not None:
         how["pages"] = options.pages
     if options.mark_idle and (len(how) > 1 or options.idle is not None):
-        raise UsageError("--mark-idle marks all pages and sends none", hint="send some with a second `zswapctl writeback`")
+        raise UsageError(
+            "--mark-idle marks all pages and sends none",
+            hint="send some with a second `zswapctl writeback`",
+        )
     if options.idle is not None:
         how["unused"] = options.idle
     report = cast("dict[str, int]", client.call("writeback", progress=_news(options), **how))
     return report, [
-        "all pages are marked as unused"
-        if options.mark_idle
-        else f"{report['written_back']} pages have left the pool for the disk"
+        (
+            "all pages are marked as unused"
+            if options.mark_idle
+            else f"{report['written_back']} pages have left the pool for the disk"
+        )
     ]
 
 
 def _recompress(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = cast("dict[str, int]", client.call("recompress", progress=_news(options)))
     saved = format_size(report["saved_bytes"])
-    return report, [f"{report['recompressed']} pages compressed again, {saved} saved; {report['in_vain']} gained too little"]
+    return report, [
+        f"{report['recompressed']} pages compressed again, {saved} saved; {report['in_vain']}"
+        " gained too little"
+    ]
 
 
 def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -205,14 +235,18 @@ def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
         raise_min_free_kbytes()
     report = swap_module.swapon(
-        client, _names(options, ["swap"]), priority=options.priority, discard=options.discard, force=options.force
+        client,
+        _names(options, ["swap"]),
+        priority=options.priority,
+        discard=options.discard,
+        force=options.force,
     )
     if not options.json:
         for warning in report["warnings"]:
             print(f"zswapctl: warning: {warning}", file=sys.stderr)
     return report, [
-        f"{row['file']} is swapped on as {row['device']}: {format_size(row['size'])}, priority {row['priority']}, "
-        f"{'with' if row['discard'] else 'without'} discard"
+        f"{row['file']} is swapped on as {row['device']}: {format_size(row['size'])}, priority"
+        f" {row['priority']}, {'with' if row['discard'] else 'without'} discard"
         for row in report["swapped_on"]
     ]
 
@@ -235,8 +269,8 @@ def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[s
 
     report = upgrade.upgrade(options.socket, _news(options))
     return report, [
-        f"zswapd {report['old_version']} was replaced by {report['version']} in {report['seconds']:.1f} s; "
-        f"worker {report['worker']} serves"
+        f"zswapd {report['old_version']} was replaced by {report['version']} in"
+        f" {report['seconds']:.1f} s; worker {report['worker']} serves"
     ]
 
 
@@ -289,29 +323,57 @@ def _priority(text: str) -> int:
 
 
 def common(**defaults: object) -> Parser:
-    """Return the options that may stand before the command, which gives them their defaults, and after it."""
+    """Return the options that may stand before the command, which gives them their defaults.
+
+    And after it.
+    """
     parser = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    help_ = f"the daemon's control socket (default: control.socket of the config file, else {paths.SOCKET})"
+    help_ = (
+        "the daemon's control socket (default: control.socket of the config file, else"
+        f" {paths.SOCKET})"
+    )
     parser.add_argument("--socket", type=Path, metavar="PATH", help=help_)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, also of what went wrong")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, also of what went wrong"
+    )
     parser.set_defaults(**defaults)
     return parser
 
 
 def _add_swap_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
     """Add `swapon` and `swapoff`."""
-    swapon = add("swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails")
+    swapon = add(
+        "swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails"
+    )
     swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
-    swapon.add_argument("--all", action="store_true", help="all swap files that are not on yet; it is right if there are none")
-    swapon.add_argument("--tune", action="store_true", help="raise vm.min_free_kbytes first, if less than recommended")
-    swapon.add_argument("--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)")
-    swapon.add_argument("--no-discard", dest="discard", action="store_false", help="do not discard freed slots")
     swapon.add_argument(
-        "--force", action="store_true", help="swap on although a protection is missing without which boxes have hung"
+        "--all",
+        action="store_true",
+        help="all swap files that are not on yet; it is right if there are none",
+    )
+    swapon.add_argument(
+        "--tune",
+        action="store_true",
+        help="raise vm.min_free_kbytes first, if less than recommended",
+    )
+    swapon.add_argument(
+        "--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)"
+    )
+    swapon.add_argument(
+        "--no-discard", dest="discard", action="store_false", help="do not discard freed slots"
+    )
+    swapon.add_argument(
+        "--force",
+        action="store_true",
+        help="swap on although a protection is missing without which boxes have hung",
     )
     swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
-    swapoff.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: all that are on)")
-    swapoff.add_argument("--all", action="store_true", help="all that are on; it is right if none are")
+    swapoff.add_argument(
+        "name", nargs="*", metavar="NAME", help="swap files (default: all that are on)"
+    )
+    swapoff.add_argument(
+        "--all", action="store_true", help="all that are on; it is right if none are"
+    )
     swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
 
 
@@ -326,44 +388,85 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Command, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[common()])
+        command = commands.add_parser(
+            name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[common()]
+        )
         command.set_defaults(run=run)
         return command
 
     add("status", _status, "show what is stored, in how much memory, and which protections are on")
     add("stats", _stats, "show all counters")
     top_ = add("top", _top, "show what is going on, every second, until q")
-    top_.add_argument("--interval", type=_interval, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
+    top_.add_argument(
+        "--interval",
+        type=_interval,
+        default=1.0,
+        metavar="S",
+        help="seconds between two looks (default: 1)",
+    )
     top_.add_argument("--once", action="store_true", help="print one screen and end")
     get = add("get", _get, "show settings and where they come from")
-    get.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)")
+    get.add_argument(
+        "key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)"
+    )
     set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
-    set_.add_argument("assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value")
-    reset = add("reset", _reset, "give settings that were changed at run time their configured values again")
+    set_.add_argument(
+        "assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value"
+    )
+    reset = add(
+        "reset", _reset, "give settings that were changed at run time their configured values again"
+    )
     reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
     reset.add_argument("--all", action="store_true", help="all that were changed")
-    writeback = add("writeback", _writeback, "send pages to the disk behind the pool, the oldest first")
-    writeback.add_argument("--pages", type=_amount, metavar="N", help="at most N pages, or a size such as 64M (default: all)")
-    writeback.add_argument("--incompressible", action="store_true", help="only pages that are stored as they are")
-    writeback.add_argument("--idle", type=_count, metavar="SECONDS", help="only pages that were not used for so long")
+    writeback = add(
+        "writeback", _writeback, "send pages to the disk behind the pool, the oldest first"
+    )
     writeback.add_argument(
-        "--mark-idle", action="store_true", help="send none, but take all for unused until they are used again"
+        "--pages",
+        type=_amount,
+        metavar="N",
+        help="at most N pages, or a size such as 64M (default: all)",
+    )
+    writeback.add_argument(
+        "--incompressible", action="store_true", help="only pages that are stored as they are"
+    )
+    writeback.add_argument(
+        "--idle", type=_count, metavar="SECONDS", help="only pages that were not used for so long"
+    )
+    writeback.add_argument(
+        "--mark-idle",
+        action="store_true",
+        help="send none, but take all for unused until they are used again",
     )
     add("recompress", _recompress, "compress all pages again, with zstd, where that saves enough")
     _add_swap_commands(add)
-    cache = commands.add_parser("cache", help="show slow files through the cache", description="Cache volumes.")
+    cache = commands.add_parser(
+        "cache", help="show slow files through the cache", description="Cache volumes."
+    )
     cache_module.add_commands(cache, common)
     add("freeze", _freeze, "refuse further stores; what is stored stays readable")
     add("thaw", _thaw, "end a freeze")
-    shrink = add("shrink", _shrink, "take memory from the cache, least recently used first, and give it back to the system")
-    shrink.add_argument(
-        "amount", type=_amount, metavar="SIZE", help="how much: 64M, 1G, 5%% of memory; a plain number is page frames"
+    shrink = add(
+        "shrink",
+        _shrink,
+        "take memory from the cache, least recently used first, and give it back to the system",
     )
-    add("upgrade", _upgrade, "have the installed program take over from the running one, while swapped on")
+    shrink.add_argument(
+        "amount",
+        type=_amount,
+        metavar="SIZE",
+        help="how much: 64M, 1G, 5%% of memory; a plain number is page frames",
+    )
+    add(
+        "upgrade",
+        _upgrade,
+        "have the installed program take over from the running one, while swapped on",
+    )
     pages = add(
         "pages",
         _pages,
-        "show where each page is: compressed, same-filled, raw, writing, disk or lost; with --json an object a line, sums last",
+        "show where each page is: compressed, same-filled, raw, writing, disk or lost; with --json"
+        " an object a line, sums last",
     )
     pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all of them)")
     add("compact", _compact, "move stored objects together and give memory back")

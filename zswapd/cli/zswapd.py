@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapd`: the daemon's command line. Sets the log up, knows where settings come from, hands over to the composition root."""
+"""`zswapd`: the daemon's command line.
+
+Sets the log up, knows where settings come from, hands over to the composition root.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 AGAIN_S = 2.0
 """Time until a service manager may try a command line again that is not right."""
 _RUN = (
-    "Serve swap files in the foreground. SIGTERM and Ctrl-C swap off first and end the daemon when all that was swapped out is "
-    "back in memory; if it does not fit, the daemon goes on."
+    "Serve swap files in the foreground. SIGTERM and Ctrl-C swap off first and end the daemon when"
+    " all that was swapped out is back in memory; if it does not fit, the daemon goes on."
 )
 
 _REFUSED_HINT = "look at the limits that it was started with: `ulimit -a`"
@@ -66,18 +69,27 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     standard_files.never_wait()
     try:
-        return supervisor.run(lambda: sources.load_config(options), lambda work: guarded("zswapd", work))
+        return supervisor.run(
+            lambda: sources.load_config(options), lambda work: guarded("zswapd", work)
+        )
     except OSError as error:
-        raise ZswapdError(f"zswapd ends, since the system refused something: {error}", hint=_REFUSED_HINT) from error
+        raise ZswapdError(
+            f"zswapd ends, since the system refused something: {error}", hint=_REFUSED_HINT
+        ) from error
     except MemoryError as error:
-        raise ZswapdError("zswapd ends for want of memory", hint="free some; look at `ulimit -v`") from error
+        raise ZswapdError(
+            "zswapd ends for want of memory", hint="free some; look at `ulimit -v`"
+        ) from error
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="zswapd",
-        description="Compressed swap in user space: a file that the kernel can swap to, held compressed in memory.",
+        description=(
+            "Compressed swap in user space: a file that the kernel can swap to, held compressed in"
+            " memory."
+        ),
         epilog="`zswapctl` switches swap on and off and shows what is stored.",
     )
     parser.add_argument("--version", action="version", version=f"zswapd {__version__}")
@@ -93,7 +105,9 @@ def make_parser() -> Parser:
     run.set_defaults(work=_run)
     # For `zswapctl upgrade`: whether this program could take over from the one that asks.
     run.add_argument("--upgrade-check", metavar="JSON", help=argparse.SUPPRESS)
-    config = commands.add_parser("config", help="show and check settings", description="Settings, without a daemon.")
+    config = commands.add_parser(
+        "config", help="show and check settings", description="Settings, without a daemon."
+    )
     config_module.add_commands(config)
     return parser
 

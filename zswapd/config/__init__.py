@@ -3,7 +3,15 @@
 
 from zswapd.config.document import from_document, to_document, with_changes
 from zswapd.config.kinds import Context
-from zswapd.config.loader import Config, Origin, changed, describe, load, parse_assignment, reloadable_names
+from zswapd.config.loader import (
+    Config,
+    Origin,
+    changed,
+    describe,
+    load,
+    parse_assignment,
+    reloadable_names,
+)
 from zswapd.config.sizes import parse_size
 from zswapd.config.table import SECTIONS, SETTINGS, Setting
 

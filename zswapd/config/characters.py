@@ -17,7 +17,9 @@ _PLACE = re.compile(r"at line (\d+), column (\d+)")
 _STRING_OR_COMMENT = re.compile(r"""("(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*)""")
 _BLANKS = " \t\n"
 _REPLACED_BY = {
-    '"': "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u2036\u275d\u275e\u301d\u301e\u301f\uff02\u02ba",
+    '"': (
+        "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u2036\u275d\u275e\u301d\u301e\u301f\uff02\u02ba"
+    ),
     "'": "\u2018\u2019\u201a\u201b\u2032\u2035\u2039\u203a\u275b\u275c\uff07\u02bc\u02b9\u00b4`",
     "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d",
     "=": "\uff1d\ua78a\u2550",
@@ -26,8 +28,15 @@ _REPLACED_BY = {
     ".": "\u3002\u2024\uff0e",
     "#": "\uff03\ufe5f",
 }
-_REPLACEMENT = {character: plain for plain, characters in _REPLACED_BY.items() for character in characters}
-_NAMES = {"\v": "LINE TABULATION", "\f": "FORM FEED", "\r": "CARRIAGE RETURN", "\x1a": "SUBSTITUTE (Ctrl-Z)"}
+_REPLACEMENT = {
+    character: plain for plain, characters in _REPLACED_BY.items() for character in characters
+}
+_NAMES = {
+    "\v": "LINE TABULATION",
+    "\f": "FORM FEED",
+    "\r": "CARRIAGE RETURN",
+    "\x1a": "SUBSTITUTE (Ctrl-Z)",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a setting's value may be: one small class per kind, from its written form to its typed value.
+"""What a setting's value may be.
 
-A value arrives either with a TOML type (from a file) or as text (command line, control socket). `from_text`
-gives the text its TOML type, `convert` checks that and returns what the program works with: bytes for a size,
-a Path for a path. Both refuse with ValueRefused, never with anything else: they also see what strangers write
-to the control socket. Pure: what a check needs to know of the machine comes in a Context.
+One small class per kind, from its written form to its typed value.
+
+A value arrives either with a TOML type (from a file) or as text (command line, control socket).
+`from_text` gives the text its TOML type, `convert` checks that and returns what the program works
+with: bytes for a size, a Path for a path. Both refuse with ValueRefused, never with anything else:
+they also see what strangers write to the control socket. Pure: what a check needs to know of the
+machine comes in a Context.
 """
 
 from __future__ import annotations
@@ -72,7 +75,10 @@ def shown(value: object) -> str:
 
 
 def _escaped(character: str) -> str:
-    """Return a character as it stands in a basic string of TOML: a terminal or a log may take any other way amiss."""
+    """Return a character as it stands in a basic string of TOML.
+
+    A terminal or a log may take any other way amiss.
+    """
     if character in '"\\':
         return "\\" + character
     if character.isprintable():
@@ -123,7 +129,9 @@ class Integer:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
         if not self.low <= value <= self._high(context):
-            raise ValueRefused(f"is {shown(value)}, out of range", f"write {self.describe(context)}")
+            raise ValueRefused(
+                f"is {shown(value)}, out of range", f"write {self.describe(context)}"
+            )
         return value
 
 
@@ -156,7 +164,9 @@ class Choice(_Word):
         if not isinstance(value, str) or value not in words:
             near = nearest(value, set(words)) if isinstance(value, str) else None
             meant = f"did you mean {near}? " if near else ""
-            raise ValueRefused(f"is {shown(value)}, which is not known", f"{meant}write {self.describe(context)}")
+            raise ValueRefused(
+                f"is {shown(value)}, which is not known", f"{meant}write {self.describe(context)}"
+            )
         return value
 
 
@@ -168,7 +178,11 @@ class AbsolutePath(_Word):
 
     def describe(self, context: Context) -> str:
         """Return the rule."""
-        return f"an absolute path of at most {_SOCKET_PATH_LONGEST} bytes" if self.socket else "an absolute path"
+        return (
+            f"an absolute path of at most {_SOCKET_PATH_LONGEST} bytes"
+            if self.socket
+            else "an absolute path"
+        )
 
     def convert(self, value: object, context: Context) -> Path:
         """Return the path, without trailing slashes and double ones."""
@@ -177,7 +191,9 @@ class AbsolutePath(_Word):
             raise ValueRefused(f"is {shown(value)}", hint)
         path = PurePosixPath(value)
         if ".." in path.parts or str(path) in ("/", "//"):
-            raise ValueRefused(f"is {shown(value)}", f"{hint}, without '..' and not the root directory")
+            raise ValueRefused(
+                f"is {shown(value)}", f"{hint}, without '..' and not the root directory"
+            )
         if self.socket and len(bytes(path)) > _SOCKET_PATH_LONGEST:
             raise ValueRefused(f"is {len(bytes(path))} bytes long", hint)
         return Path(path)
@@ -211,7 +227,9 @@ class ListenAddress(_Word):
         hint = f"write {self.describe(context)}"
         host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
         try:
-            version = ipaddress.ip_address(host[1:-1] if host[:1] + host[-1:] == "[]" else host).version
+            version = ipaddress.ip_address(
+                host[1:-1] if host[:1] + host[-1:] == "[]" else host
+            ).version
         except ValueError:
             raise ValueRefused(f"is {shown(value)}", hint) from None
         is_port = colon and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536
@@ -222,7 +240,10 @@ class ListenAddress(_Word):
 
 @dataclass(frozen=True, slots=True)
 class UserNames(_Word):
-    """Names or numbers of users, with spaces between them; an asterisk for all of them, an empty string for none."""
+    """Names or numbers of users, with spaces between them.
+
+    An asterisk for all of them, an empty string for none.
+    """
 
     def describe(self, context: Context) -> str:
         """Return examples."""
@@ -231,7 +252,10 @@ class UserNames(_Word):
     def convert(self, value: object, context: Context) -> str:
         """Return the text if it is such names."""
         names = value.split() if isinstance(value, str) else [""]
-        if not all(name == "*" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", name) for name in names):
+        if not all(
+            name == "*" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", name)
+            for name in names
+        ):
             raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
         return " ".join(names)
 
@@ -252,12 +276,15 @@ class MemorySize(_Word):
         size = _evaluate(value, context)
         rounded = round_down(size.bytes, context.page_size)
         if not rounded:
-            raise ValueRefused(f"is {size.bytes} bytes, less than a page", f"write {context.page_size} or more; {EXAMPLES}")
+            raise ValueRefused(
+                f"is {size.bytes} bytes, less than a page",
+                f"write {context.page_size} or more; {EXAMPLES}",
+            )
         if self.percent and size.bytes * 100 > context.memory_total * self.percent:
             share = "all" if self.percent == 100 else f"{self.percent}%"
             raise ValueRefused(
-                f"is {size.bytes} bytes, more than {share} of the memory ({context.memory_total} bytes"
-                f"{f', by {context.limited_by}' if context.limited_by else ''})",
+                f"is {size.bytes} bytes, more than {share} of the memory ({context.memory_total}"
+                f" bytes{f', by {context.limited_by}' if context.limited_by else ''})",
                 f"write {self.describe(context)}",
             )
         return rounded
@@ -269,7 +296,8 @@ class OptionalSize(MemorySize):
 
     def describe(self, context: Context) -> str:
         """Return examples and the meaning of nothing."""
-        # Not super(): dataclass(slots=True) makes a new class, which a zero-argument super() would not know.
+        # Not super(): dataclass(slots=True) makes a new class, which a zero-argument super() would
+        # not know.
         return f'{MemorySize.describe(self, context)}, or "" for none'
 
     def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # None is the point
@@ -285,7 +313,10 @@ class SwapSize(MemorySize):
     """
 
     def convert(self, value: object, context: Context) -> int:
-        """Return the size in bytes; whole numbers must be multiples of the page, the rest is rounded down."""
+        """Return the size in bytes; whole numbers must be multiples of the page.
+
+        The rest is rounded down.
+        """
         size, page = _evaluate(value, context), context.page_size
         rounded = round_down(size.bytes, page)
         if size.exact and rounded != size.bytes:
@@ -300,7 +331,10 @@ class SwapSize(MemorySize):
                 f"write {_MOST_PAGES * page} or less; {EXAMPLES}",
             )
         if rounded < 10 * page:
-            raise ValueRefused(f"is {size.bytes} bytes, too small for a swap file", f"write {10 * page} or more; {EXAMPLES}")
+            raise ValueRefused(
+                f"is {size.bytes} bytes, too small for a swap file",
+                f"write {10 * page} or more; {EXAMPLES}",
+            )
         return rounded
 
 
@@ -330,7 +364,9 @@ class BackingFile(_Word):
     def convert(self, value: object, context: Context) -> str:
         """Return MODE:PATH."""
         if isinstance(value, str) and "\0" not in value:
-            mode, colon, path = ("ro", ":", value) if value.startswith("/") else value.partition(":")
+            mode, colon, path = (
+                ("ro", ":", value) if value.startswith("/") else value.partition(":")
+            )
             if colon and mode in self.modes and path.startswith("/"):
                 return f"{mode}:{path}"
         raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")

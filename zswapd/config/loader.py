@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From files and command line to one Config, or to one error that says what to write instead.
 
-Sources, later ones win: the table's defaults, the config file and its drop-ins (host/configfiles.py),
-the command line. Each source is brought into the same flat form (`section.key` → value and origin)
-before anything is judged, so that one check serves all. All or nothing: a Config exists only if
-every value in it was accepted, also after a change at run time.
+Sources, later ones win: the table's defaults, the config file and its drop-ins
+(host/configfiles.py), the command line. Each source is brought into the same flat form
+(`section.key` → value and origin) before anything is judged, so that one check serves all. All or
+nothing: a Config exists only if every value in it was accepted, also after a change at run time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ _LONGEST_LINE = 4096
 BACKED_LIMIT_PERCENT = 20
 """Default of pool.limit with a disk behind the pool, of all memory."""
 LONGEST_TEXT = 1024
-"""Characters of a value that is set at run time, blanks included: all of them together have to fit into the shared state."""
+"""Characters of a value that is set at run time, blanks included.
+
+All of them together have to fit into the shared state.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,10 @@ class Config:
         return ", ".join(dict.fromkeys(found)) or "default"
 
     def swap_files(self) -> dict[str, int]:
-        """Return the size in bytes of every swap file by name, `swap` first; none of a daemon that only caches."""
+        """Return the size in bytes of every swap file by name, `swap` first.
+
+        None of a daemon that only caches.
+        """
         first = {} if self.swap.size is None else {"swap": self.swap.size}
         return {**first, **self.swap.files}
 
@@ -129,8 +135,10 @@ def load(
 
     Args:
         codecs: names that `pool.compressor` may have.
-        file: a config file to read instead of the default one; it must exist, the default one need not.
-        assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G", "--size").
+        file: a config file to read instead of the default one; it must exist, the default one need
+            not.
+        assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G",
+            "--size").
         root: where /etc and /proc are, for tests.
         page_size: bytes in a page.
         memory: what 100 % is, bytes, in place of what there is now; that of a running daemon, whose
@@ -158,7 +166,10 @@ def parse_assignment(text: str) -> tuple[str, str]:
     """
     dest, equals, value = text.partition("=")
     if not equals or not dest.strip():
-        raise ConfigError(f"{shown(text)} is no assignment", hint="write section.key=value, for example pool.compressor=lzo")
+        raise ConfigError(
+            f"{shown(text)} is no assignment",
+            hint="write section.key=value, for example pool.compressor=lzo",
+        )
     return dest.strip(), value.strip()
 
 
@@ -176,13 +187,21 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
     for dest, value in settings.items():
         setting = _find_setting(dest, source)
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
-            raise ConfigError(f"{dest} is {len(value)} characters long", hint=f"write {LONGEST_TEXT} at most")
+            raise ConfigError(
+                f"{dest} is {len(value)} characters long", hint=f"write {LONGEST_TEXT} at most"
+            )
         if not setting.reloadable:
             raise ConfigError(
                 f"{dest} cannot change while the daemon runs",
-                hint=f"put it into the config file, then {restart_daemon()}; what can: {', '.join(reloadable_names())}",
+                hint=(
+                    f"put it into the config file, then {restart_daemon()}; what can:"
+                    f" {', '.join(reloadable_names())}"
+                ),
             )
-    new = {dest: Given(value, Origin(source), text=isinstance(value, str)) for dest, value in settings.items()}
+    new = {
+        dest: Given(value, Origin(source), text=isinstance(value, str))
+        for dest, value in settings.items()
+    }
     return build({**config.given, **new}, config.context)
 
 
@@ -209,10 +228,22 @@ def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, A
 def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
     value = config.value(row.dest)
     effective = {"effective": pool_limit_bytes(config)} if row.dest == "pool.limit" else {}
-    entries = [given for dest, given in config.given.items() if dest == row.dest or dest.startswith(row.dest + ".")]
+    entries = [
+        given
+        for dest, given in config.given.items()
+        if dest == row.dest or dest.startswith(row.dest + ".")
+    ]
     return {
-        "value": str(value) if isinstance(value, Path) else dict(value) if isinstance(value, Mapping) else value,
-        "written": entries[0].value if len(entries) == 1 and not isinstance(row.kind, Named) else None,
+        "value": (
+            str(value)
+            if isinstance(value, Path)
+            else dict(value)
+            if isinstance(value, Mapping)
+            else value
+        ),
+        "written": (
+            entries[0].value if len(entries) == 1 and not isinstance(row.kind, Named) else None
+        ),
         "origin": ", ".join(dict.fromkeys(str(given.origin) for given in entries)) or "default",
         "unit": row.unit,
         "reloadable": row.reloadable,
@@ -220,7 +251,9 @@ def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
     }
 
 
-def make_context(codecs: Iterable[str], *, root: Path = Path("/"), page_size: int = PAGE_SIZE) -> Context:
+def make_context(
+    codecs: Iterable[str], *, root: Path = Path("/"), page_size: int = PAGE_SIZE
+) -> Context:
     """Return what values are checked against on this machine.
 
     Memory is what the lowest limit above this process leaves.
@@ -247,7 +280,9 @@ def pool_limit_bytes(config: Config) -> int:
     pool, total = config.pool, config.context.memory_total
     default = total * BACKED_LIMIT_PERCENT // 100 if config.backing.path else total
     bound = total * pool.zv_page_count_policy_percent // 100
-    return round_down(min(default if pool.limit is None else pool.limit, bound), config.context.page_size)
+    return round_down(
+        min(default if pool.limit is None else pool.limit, bound), config.context.page_size
+    )
 
 
 def memory_total(root: Path = Path("/")) -> int:
@@ -260,7 +295,9 @@ def memory_total(root: Path = Path("/")) -> int:
     try:
         match = re.search(r"^MemTotal:\s*(\d+) kB", path.read_text(), re.MULTILINE)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="`mount -t proc proc /proc`") from error
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", hint="`mount -t proc proc /proc`"
+        ) from error
     if match is None:
         raise ConfigError(f"{path} has no MemTotal", hint="`mount -t proc proc /proc`")
     return int(match[1]) * 1024
@@ -282,10 +319,14 @@ def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigEr
     found = find_strange_character(text, str(error))
     if found is not None:
         place = position(path, text, found.place)
-        return ConfigError(f"{place}: there is {found.name}, which means nothing in TOML", hint=found.advice)
+        return ConfigError(
+            f"{place}: there is {found.name}, which means nothing in TOML", hint=found.advice
+        )
     line = re.search(r"line (\d+)", str(error))
     origin = Origin(str(path), int(line[1]) if line else None)
-    return ConfigError(f"{origin}: {error}", hint='the form is TOML: [section], key = value, strings in "quotes"')
+    return ConfigError(
+        f"{origin}: {error}", hint='the form is TOML: [section], key = value, strings in "quotes"'
+    )
 
 
 def _check_length(path: Path, text: str) -> None:
@@ -310,7 +351,10 @@ def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[
                         Given(entry, Origin(str(path), find_line(text, [section, key, name]))),
                     )
             else:
-                yield f"{section}.{key}", Given(value, Origin(str(path), find_line(text, [section, key])))
+                yield (
+                    f"{section}.{key}",
+                    Given(value, Origin(str(path), find_line(text, [section, key]))),
+                )
         if section not in SECTIONS:  # an empty one; a key in it is refused with the others
             raise _unknown_section(section, Origin(str(path), find_line(text, [section])))
 
@@ -326,7 +370,9 @@ def build(given: Mapping[str, Given], context: Context) -> Config:
     sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for setting in SETTINGS.values():
         sections[setting.section][setting.key] = _convert(setting, given, context)
-    built: dict[str, Any] = {section: SECTIONS[section](**keys) for section, keys in sections.items()}
+    built: dict[str, Any] = {
+        section: SECTIONS[section](**keys) for section, keys in sections.items()
+    }
     config = Config(**built, context=context, given=dict(given))
     _check_together(config)
     return config
@@ -338,14 +384,20 @@ def _convert(setting: Setting, given: Mapping[str, Given], context: Context) -> 
     item = given.get(setting.dest)
     if item is None:
         return setting.kind.convert(setting.default_for(context), context)
-    value = setting.kind.from_text(item.value) if item.text and isinstance(item.value, str) else item.value
+    value = (
+        setting.kind.from_text(item.value)
+        if item.text and isinstance(item.value, str)
+        else item.value
+    )
     try:
         return setting.kind.convert(value, context)
     except ValueRefused as refused:
         raise _refused(setting.dest, item.origin, refused) from None
 
 
-def _convert_entries(setting: Setting, kind: Named[object], given: Mapping[str, Given], context: Context) -> dict[str, object]:
+def _convert_entries(
+    setting: Setting, kind: Named[object], given: Mapping[str, Given], context: Context
+) -> dict[str, object]:
     entries: dict[str, object] = {}
     for dest, item in given.items():
         name = dest.removeprefix(setting.dest + ".")
@@ -355,7 +407,11 @@ def _convert_entries(setting: Setting, kind: Named[object], given: Mapping[str, 
             if dest == setting.dest:
                 kind.convert(item.value, context)  # not a table: refused, with the form of an entry
             kind.check_name(name)
-            value = kind.kind.from_text(item.value) if item.text and isinstance(item.value, str) else item.value
+            value = (
+                kind.kind.from_text(item.value)
+                if item.text and isinstance(item.value, str)
+                else item.value
+            )
             entries[name] = kind.kind.convert(value, context)
         except ValueRefused as refused:
             raise _refused(dest, item.origin, refused) from None
@@ -368,13 +424,14 @@ def _check_together(config: Config) -> None:
     _check_volumes(config, at)
     if config.control.socket.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(
-            f"{at('control.socket', 'fuse.mountpoint')}: control.socket {config.control.socket} lies below fuse.mountpoint, "
-            "which the mount hides",
+            f"{at('control.socket', 'fuse.mountpoint')}: control.socket {config.control.socket}"
+            " lies below fuse.mountpoint, which the mount hides",
             hint="put the socket beside the mountpoint",
         )
     if not config.swap_files() and config.cache.limit is None:
         raise ConfigError(
-            f"{at('swap.size', 'cache.limit')}: there is no swap file, and no cache either", hint="set swap.size or cache.limit"
+            f"{at('swap.size', 'cache.limit')}: there is no swap file, and no cache either",
+            hint="set swap.size or cache.limit",
         )
     if not config.swap_files() and config.backing.path:
         raise ConfigError(
@@ -388,13 +445,14 @@ def _check_together(config: Config) -> None:
         )
     if config.backing.path and config.backing.path.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(
-            f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} lies in fuse.mountpoint, "
-            "whose files it is to stand behind",
+            f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} lies in"
+            " fuse.mountpoint, whose files it is to stand behind",
             hint="choose a file or device outside of it",
         )
     if config.backing.buffers < 4 << 20:
         raise ConfigError(
-            f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few for two of the longest reads",
+            f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few"
+            " for two of the longest reads",
             hint="write 4M or more",
         )
 
@@ -403,13 +461,14 @@ def _check_volumes(config: Config, at: Callable[..., str]) -> None:
     names = [f"cache.volumes.{name}" for name in config.cache.volumes]
     if names and config.cache.limit is None:
         raise ConfigError(
-            f"{at(*names, 'cache.limit')}: there are cache.volumes, but no cache to keep their pages",
+            f"{at(*names, 'cache.limit')}: there are cache.volumes, but no cache to keep their"
+            " pages",
             hint="set cache.limit, or remove the volumes",
         )
     if len(names) > config.cache.max_volumes:
         raise ConfigError(
-            f"{at(*names, 'cache.max_volumes')}: {len(names)} cache.volumes are more than cache.max_volumes, "
-            f"which is {config.cache.max_volumes}",
+            f"{at(*names, 'cache.max_volumes')}: {len(names)} cache.volumes are more than"
+            f" cache.max_volumes, which is {config.cache.max_volumes}",
             hint=f"set cache.max_volumes = {len(names)}, or remove some",
         )
 
@@ -456,5 +515,9 @@ def _unknown_section(section: str, origin: Origin | str, dest: str = "") -> Conf
 
 def _not_in_a_section(key: str, origin: Origin) -> ConfigError:
     rows = [row for row in SETTINGS.values() if row.key == key]
-    hint = f"put it below [{rows[0].section}]" if rows else f"keys stand below one of: {', '.join(SECTIONS)}"
+    hint = (
+        f"put it below [{rows[0].section}]"
+        if rows
+        else f"keys stand below one of: {', '.join(SECTIONS)}"
+    )
     return ConfigError(f"{origin}: {shown(key)[1:-1]} stands outside of a section", hint=hint)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Settings that cannot change while something is stored, for messages that two differ.
 
-What a daemon says of itself (handover/geometry.py) and what an arena's label says (core/core.py) have the
-settings' values by names of their own: sizes in bytes, files in one table. Here they get the names
-and the form that they have in a config file.
+What a daemon says of itself (handover/geometry.py) and what an arena's label says (core/core.py)
+have the settings' values by names of their own: sizes in bytes, files in one table. Here they get
+the names and the form that they have in a config file.
 """
 
 from __future__ import annotations

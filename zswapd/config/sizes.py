@@ -7,9 +7,9 @@ A recursive-descent parser over one line of text. The grammar, complete:
     number  = digits [ "." digits ]
     unit    = "%" | "K" | "M" | "G" | "T"  (also "KiB" …; binary, in either case)
 
-`%` is of the machine's memory (MemTotal), which the caller passes in, so that the parser stays pure. Limits:
-200 characters and 16 levels of nesting, since the text may come from the control socket; results of 2^62
-bytes and above are refused.
+`%` is of the machine's memory (MemTotal), which the caller passes in, so that the parser stays
+pure. Limits: 200 characters and 16 levels of nesting, since the text may come from the control
+socket; results of 2^62 bytes and above are refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Size:
 
     bytes: int
     exact: bool
-    """Written as a whole number of units: its author means precisely this, so nothing may round it."""
+    """Written as a whole number of units: its author means precisely this, so nothing may round it.
+    """
 
 
 def parse_size(text: str, *, memory_total: int) -> Size:
@@ -94,7 +95,9 @@ class _Parser:
         while position < end:
             match = _TOKEN.match(text, position)
             if match is None:
-                raise ValueRefused(f"has {text[position:].lstrip()[:1]!r}, which means nothing in a size", EXAMPLES)
+                raise ValueRefused(
+                    f"has {text[position:].lstrip()[:1]!r}, which means nothing in a size", EXAMPLES
+                )
             tokens.append(match[0].strip())
             position = match.end()
         return tokens
@@ -104,7 +107,9 @@ class _Parser:
             raise ValueRefused("is empty", EXAMPLES)
         size = self._size(depth=0)
         if self._next < len(self._tokens):
-            raise ValueRefused(f"goes on with {self._tokens[self._next]!r} after a complete size", EXAMPLES)
+            raise ValueRefused(
+                f"goes on with {self._tokens[self._next]!r} after a complete size", EXAMPLES
+            )
         return size
 
     def _peek(self) -> str:
@@ -142,7 +147,10 @@ class _Parser:
         self._next += 1
         unit = token.upper().removesuffix("IB")
         if unit not in UNITS:
-            raise ValueRefused(f"has the unknown unit {token!r}", f"units are K, M, G and T, all binary; {EXAMPLES}")
+            raise ValueRefused(
+                f"has the unknown unit {token!r}",
+                f"units are K, M, G and T, all binary; {EXAMPLES}",
+            )
         return Size(int(number * UNITS[unit]), exact=plain)
 
     def _take(self, sign: str) -> None:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The settings, in one table: sections are frozen dataclasses, and each field carries what its setting needs.
+"""The settings, in one table.
 
-A field is declared once, as `name: type = setting(kind, default, help=…)`. From that come the typed attribute
-(`config.pool.compressor`), the key in the file (`[pool]` `compressor = "lz4"`), the command line's `--set
-pool.compressor=lz4`, the control socket's `get` and `set`, the checks, and the help. Its annotation is
-checked against its kind by the type checker.
+Sections are frozen dataclasses, and each field carries what its setting needs.
 
-Defaults are written as a user would write them (`"min(50%, 4G)"`), since what they come to depends on the
-machine; hence no section can be built without `zswapd.config.loader`, and `load()` without arguments gives the
-defaults.
+A field is declared once, as `name: type = setting(kind, default, help=…)`. From that come the typed
+attribute (`config.pool.compressor`), the key in the file (`[pool]` `compressor = "lz4"`), the
+command line's `--set pool.compressor=lz4`, the control socket's `get` and `set`, the checks, and
+the help. Its annotation is checked against its kind by the type checker.
+
+Defaults are written as a user would write them (`"min(50%, 4G)"`), since what they come to depends
+on the machine; hence no section can be built without `zswapd.config.loader`, and `load()` without
+arguments gives the defaults.
 """
 
 from __future__ import annotations
@@ -101,7 +103,10 @@ class FuseSection:
     hook: bool = setting(
         Boolean(),
         default=True,
-        help="Serve reads, writes and discards without pyfuse3's detour; without it there is no discard.",
+        help=(
+            "Serve reads, writes and discards without pyfuse3's detour; without it there is no"
+            " discard."
+        ),
     )
     poll_us: int = setting(
         Integer(0, 100_000),
@@ -122,11 +127,21 @@ class FuseSection:
 class SwapSection:
     """[swap]: the swap files, and how `zswapctl swapon` switches them on."""
 
-    size: int | None = setting(OptionalSwapSize(), "min(50%, 4G)", help="Size of the file `swap`.", unit="bytes")
-    files: Mapping[str, int] = setting(
-        Named(SwapSize(), reserved=RESERVED_FILE_NAMES), {}, help="Further swap files, by name.", unit="bytes"
+    size: int | None = setting(
+        OptionalSwapSize(), "min(50%, 4G)", help="Size of the file `swap`.", unit="bytes"
     )
-    priority: int = setting(Integer(0, 32767), 100, help="Swap priority: the kernel fills the highest first.", reloadable=True)
+    files: Mapping[str, int] = setting(
+        Named(SwapSize(), reserved=RESERVED_FILE_NAMES),
+        {},
+        help="Further swap files, by name.",
+        unit="bytes",
+    )
+    priority: int = setting(
+        Integer(0, 32767),
+        100,
+        help="Swap priority: the kernel fills the highest first.",
+        reloadable=True,
+    )
     discard: bool = setting(
         Boolean(),
         default=True,
@@ -138,28 +153,44 @@ class SwapSection:
 class PoolSection:
     """[pool]: how pages are compressed, and how much memory they may take."""
 
-    compressor: str = setting(Choice(), "lz4", help="Codec for new pages; stored pages keep theirs.", reloadable=True)
-    checksum: bool = setting(Boolean(), default=True, help="Checksum stored pages and check at each load.", reloadable=True)
+    compressor: str = setting(
+        Choice(), "lz4", help="Codec for new pages; stored pages keep theirs.", reloadable=True
+    )
+    checksum: bool = setting(
+        Boolean(),
+        default=True,
+        help="Checksum stored pages and check at each load.",
+        reloadable=True,
+    )
     limit: int | None = setting(
         OptionalSize(100),
         "",
-        help="Most memory that stored pages may take; the lower of it and zv_page_count_policy_percent counts. Without a word: "
-        "no limit but that one, or 20% of memory with a backing.",
+        help=(
+            "Most memory that stored pages may take; the lower of it and"
+            " zv_page_count_policy_percent counts. Without a word: no limit but that one, or 20% of"
+            " memory with a backing."
+        ),
         unit="bytes",
         reloadable=True,
     )
     accept_threshold_percent: int = setting(
         Integer(1, 100),
         90,
-        help="With a backing: once the limit was hit, pages are taken again when the pool is down to this part of it.",
+        help=(
+            "With a backing: once the limit was hit, pages are taken again when the pool is down to"
+            " this part of it."
+        ),
         unit="%",
         reloadable=True,
     )
     incompressible: str = setting(
         Choice(("auto", "store", "refuse")),
         "auto",
-        help="What becomes of a page that does not compress: store keeps it as it is; refuse sends it to the backing or leaves "
-        "it to the kernel; auto sends it to the backing, and keeps it where there is none or it does not take it.",
+        help=(
+            "What becomes of a page that does not compress: store keeps it as it is; refuse sends"
+            " it to the backing or leaves it to the kernel; auto sends it to the backing, and keeps"
+            " it where there is none or it does not take it."
+        ),
         reloadable=True,
     )
     zv_max_zsize: int = setting(
@@ -172,14 +203,20 @@ class PoolSection:
     zv_max_mean_zsize: int = setting(
         Integer(32),
         lambda context: context.page_size * 5 // 8,
-        help="Stores that would raise the mean compressed size above this are refused while it is above.",
+        help=(
+            "Stores that would raise the mean compressed size above this are refused while it is"
+            " above."
+        ),
         unit="bytes",
         reloadable=True,
     )
     zv_page_count_policy_percent: int = setting(
         Integer(1, 150),
         75,
-        help="Most memory that stored pages may take, of all memory; the lower of it and limit counts.",
+        help=(
+            "Most memory that stored pages may take, of all memory; the lower of it and limit"
+            " counts."
+        ),
         unit="%",
         reloadable=True,
     )
@@ -200,14 +237,20 @@ class PoolSection:
     recompress_gain: int = setting(
         Integer(0, 99),
         10,
-        help="A page is kept with zstd if that saves so much of its compressed size; else it is not tried again.",
+        help=(
+            "A page is kept with zstd if that saves so much of its compressed size; else it is not"
+            " tried again."
+        ),
         unit="%",
         reloadable=True,
     )
     allocator: str = setting(
         Choice(("zsmalloc", "zbud")),
         "zsmalloc",
-        help="What packs compressed pages into page frames: zsmalloc densely, zbud at most two a frame.",
+        help=(
+            "What packs compressed pages into page frames: zsmalloc densely, zbud at most two a"
+            " frame."
+        ),
     )
     max_zspage_frames: int = setting(
         Integer(1, 16),
@@ -224,7 +267,10 @@ class CacheSection:
     limit: int | None = setting(
         OptionalSize(50),
         "25%",
-        help="Most memory that pages of cache volumes may take, half of all at most; without it there is no cache.",
+        help=(
+            "Most memory that pages of cache volumes may take, half of all at most; without it"
+            " there is no cache."
+        ),
         unit="bytes",
         reloadable=True,
     )
@@ -248,7 +294,10 @@ class CacheSection:
     check_ms: int = setting(
         Integer(0, 3_600_000),
         1000,
-        help="How old a look at a backing file may be, for changes underneath, when its volume is read; opening always looks.",
+        help=(
+            "How old a look at a backing file may be, for changes underneath, when its volume is"
+            " read; opening always looks."
+        ),
         unit="ms",
         reloadable=True,
     )
@@ -262,7 +311,9 @@ class CacheSection:
     allocator: str = setting(
         Choice(("zbud", "zsmalloc")),
         "zbud",
-        help="What packs them into page frames: zbud gives single frames back, zsmalloc holds more.",
+        help=(
+            "What packs them into page frames: zbud gives single frames back, zsmalloc holds more."
+        ),
     )
 
 
@@ -273,7 +324,10 @@ class MemorySection:
     arena: str = setting(
         Choice(("auto", "memfd", "tmpfs")),
         "auto",
-        help="What the pool's memory is: a memfd, or a file on a tmpfs that is never swapped (kernel 6.4).",
+        help=(
+            "What the pool's memory is: a memfd, or a file on a tmpfs that is never swapped (kernel"
+            " 6.4)."
+        ),
     )
     reserve: int = setting(
         MemorySize(75),
@@ -288,20 +342,37 @@ class BackingSection:
     """[backing]: a disk behind the pool, for what does not fit or is not worth memory."""
 
     path: Path | None = setting(  # noqa: RUF009 - gives a dataclass field
-        OptionalPath(), "", help="File or block device with a slot for each page of the swap files; a file is made if missing."
+        OptionalPath(),
+        "",
+        help=(
+            "File or block device with a slot for each page of the swap files; a file is made if"
+            " missing."
+        ),
     )
     force: bool = setting(
-        Boolean(), default=False, help="Take it although it carries a signature or foreign data or is in memory."
+        Boolean(),
+        default=False,
+        help="Take it although it carries a signature or foreign data or is in memory.",
     )
-    encrypt: bool = setting(Boolean(), default=True, help="Encrypt what is written there, with a key that is nowhere else.")
+    encrypt: bool = setting(
+        Boolean(),
+        default=True,
+        help="Encrypt what is written there, with a key that is nowhere else.",
+    )
     threads: int = setting(Integer(1, 64), 8, help="Requests to the disk at a time.")
     writeback: bool = setting(
-        Boolean(), default=True, help="Send pages that are not used to the disk when the pool is nearly full.", reloadable=True
+        Boolean(),
+        default=True,
+        help="Send pages that are not used to the disk when the pool is nearly full.",
+        reloadable=True,
     )
     promote: bool = setting(
         Boolean(),
         default=True,
-        help="A page that is read from the disk returns to the pool while that has room; one that was old, at the second read.",
+        help=(
+            "A page that is read from the disk returns to the pool while that has room; one that"
+            " was old, at the second read."
+        ),
         reloadable=True,
     )
     idle_age: int = setting(
@@ -314,41 +385,66 @@ class BackingSection:
     incompressible_limit: int | None = setting(
         OptionalSize(100),
         "",
-        help="Most memory for pages that are stored as they are; above it the oldest of them go to the disk.",
+        help=(
+            "Most memory for pages that are stored as they are; above it the oldest of them go to"
+            " the disk."
+        ),
         unit="bytes",
         reloadable=True,
     )
     budget: int | None = setting(
-        OptionalSize(), "", help="Most that writeback may write in a day, to spare the disk.", unit="bytes", reloadable=True
+        OptionalSize(),
+        "",
+        help="Most that writeback may write in a day, to spare the disk.",
+        unit="bytes",
+        reloadable=True,
     )
-    buffers: int = setting(MemorySize(75), "16M", help="Memory for pages on their way to the disk and back.", unit="bytes")
+    buffers: int = setting(
+        MemorySize(75),
+        "16M",
+        help="Memory for pages on their way to the disk and back.",
+        unit="bytes",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSection:
     """[service]: what keeps the daemon from waiting for its own swap."""
 
-    lock_memory: bool = setting(Boolean(), default=True, help="Keep the daemon's memory from being swapped out.")
+    lock_memory: bool = setting(
+        Boolean(), default=True, help="Keep the daemon's memory from being swapped out."
+    )
     io_flusher: bool = setting(
         Boolean(),
         default=True,
         help="Tell the kernel that the daemon writes out dirty memory (PR_SET_IO_FLUSHER).",
     )
-    oom_score_adj: int = setting(Integer(-1000, 1000), -1000, help="The daemon's place on the OOM killer's list.")
+    oom_score_adj: int = setting(
+        Integer(-1000, 1000), -1000, help="The daemon's place on the OOM killer's list."
+    )
     scheduling: str = setting(
         Choice(("nice", "rr", "normal")),
         "nice",
-        help="How the daemon gets a busy processor: by its nice value, as a real-time task, or like everybody.",
+        help=(
+            "How the daemon gets a busy processor: by its nice value, as a real-time task, or like"
+            " everybody."
+        ),
     )
     spare: bool = setting(
         Boolean(),
         default=True,
-        help="Keep a second worker ready, with its memory in hand, that takes over when the first one dies.",
+        help=(
+            "Keep a second worker ready, with its memory in hand, that takes over when the first"
+            " one dies."
+        ),
     )
     hang_timeout: int = setting(
         Integer(0, 3600),
         10,
-        help="How long a worker's event loop may stand still before it is ended and another takes over; 0 waits for ever.",
+        help=(
+            "How long a worker's event loop may stand still before it is ended and another takes"
+            " over; 0 waits for ever."
+        ),
         unit="s",
     )
 
@@ -367,14 +463,14 @@ class MetricsSection:
     """[metrics]: what Prometheus is told."""
 
     listen: str = setting(
-        ListenAddress(),
-        "127.0.0.1:9847",
-        help="Where http://…/metrics is served.",
+        ListenAddress(), "127.0.0.1:9847", help="Where http://…/metrics is served."
     )
     users: str = setting(
         UserNames(),
         "prometheus",
-        help="Users of this machine who may read them, besides root and the daemon's own; * for all.",
+        help=(
+            "Users of this machine who may read them, besides root and the daemon's own; * for all."
+        ),
     )
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a key stands in a TOML text: tomllib gives values without their lines, and errors need them.
+"""Where a key stands in a TOML text.
 
-A scan for table headers and assignments, not a parser: it is only asked about keys that tomllib has found in
-the same text, so it may be simple. Strings over several lines are skipped. An entry of an inline table is
-found at the line of that table's key.
+Tomllib gives values without their lines, and errors need them.
+
+A scan for table headers and assignments, not a parser: it is only asked about keys that tomllib has
+found in the same text, so it may be simple. Strings over several lines are skipped. An entry of an
+inline table is found at the line of that table's key.
 """
 
 from __future__ import annotations
@@ -59,4 +61,11 @@ def _split(key: str) -> list[str]:
 def _left_open(value: str) -> str:
     """Return the quotes that end the string which this line leaves open, or nothing."""
     value = value.strip()
-    return next((quotes for quotes in _LONG_QUOTES if value.startswith(quotes) and value.count(quotes) == 1), "")
+    return next(
+        (
+            quotes
+            for quotes in _LONG_QUOTES
+            if value.startswith(quotes) and value.count(quotes) == 1
+        ),
+        "",
+    )

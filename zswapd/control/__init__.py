@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket: messages (`protocol`), the daemon's side (`server`, trio), zswapctl's side (`client`, without)."""
+"""The control socket: messages (`protocol`), the daemon's side (`server`, trio), zswapctl's side.
+
+(`client`, without).
+"""

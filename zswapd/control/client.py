@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zswapctl's side of the control socket: a request, its progress, its result; without trio, which would slow its start."""
+"""zswapctl's side of the control socket: a request, its progress, its result.
+
+Without trio, which would slow its start.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,9 @@ class Client:
         """Close the connection."""
         self._socket.close()
 
-    def call(self, command: str, *, progress: Callable[[object], None] | None = None, **arguments: object) -> object:
+    def call(
+        self, command: str, *, progress: Callable[[object], None] | None = None, **arguments: object
+    ) -> object:
         """Run a command in the daemon and return its result.
 
         Args:
@@ -66,7 +71,9 @@ class Client:
         """
         try:
             self._socket.settimeout(self._timeout)
-            with contextlib.suppress(BrokenPipeError):  # turned away: the reason is there to be read
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # turned away: the reason is there to be read
                 self._socket.sendall(encode_request(command, arguments))
         except OSError as error:
             raise self._silent(error) from error
@@ -79,7 +86,10 @@ class Client:
         deadline = time.monotonic() + self._timeout
         while (end := self._received.find(b"\n")) < 0:
             if len(self._received) > MAX_REPLY:
-                raise ControlError("the daemon's reply has no end", hint=f"is it zswapd that listens at {self._path}?")
+                raise ControlError(
+                    "the daemon's reply has no end",
+                    hint=f"is it zswapd that listens at {self._path}?",
+                )
             data = self._receive(deadline)
             if not data:
                 raise ControlError("the daemon closed the connection", hint=look_into_log())
@@ -98,9 +108,12 @@ class Client:
     def _silent(self, error: OSError) -> ControlError:
         if isinstance(error, TimeoutError):
             return ControlError(
-                f"zswapd does not answer within {self._timeout:g} s", hint=f"it hangs or is very busy: {look_into_log()}"
+                f"zswapd does not answer within {self._timeout:g} s",
+                hint=f"it hangs or is very busy: {look_into_log()}",
             )
-        return ControlError(f"the connection to zswapd broke: {error.strerror}", hint=look_into_log())
+        return ControlError(
+            f"the connection to zswapd broke: {error.strerror}", hint=look_into_log()
+        )
 
 
 def _connect(path: Path, timeout: float) -> socket.socket:
@@ -124,7 +137,12 @@ def _connect(path: Path, timeout: float) -> socket.socket:
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.ENOTDIR):
             raise ControlError(
                 f"zswapd does not run: nobody listens at {path}",
-                hint=f"start it with {installation.found().start()}, or name its socket with --socket",
+                hint=(
+                    f"start it with {installation.found().start()}, or name its socket with"
+                    " --socket"
+                ),
             ) from error
-        raise ControlError(f"cannot connect to {path}: {error}", hint="name the daemon's socket with --socket") from error
+        raise ControlError(
+            f"cannot connect to {path}: {error}", hint="name the daemon's socket with --socket"
+        ) from error
     return connection

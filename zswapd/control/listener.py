@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The control socket's place in the file system: its lock, its path, its permissions.
 
-Apart from the server (server.py), because it lives longer: the supervisor listens, one worker after the other serves, and
-clients that come in between wait in the socket's queue.
+Apart from the server (server.py), because it lives longer: the supervisor listens, one worker after
+the other serves, and clients that come in between wait in the socket's queue.
 
-Who may talk: the socket has mode 0600, directories made for it 0700; the server checks every peer's uid besides.
+Who may talk: the socket has mode 0600, directories made for it 0700; the server checks every peer's
+uid besides.
 
-Who may be a second daemon: nobody. A lock beside the socket is held as long as any process of the daemon lives and vanishes
-with the last, in whatever way it dies, so whoever holds the lock may replace a socket that a dead daemon left. (Connecting to
-see whether somebody answers would leave a gap in which two daemons replace each other's socket.)
+Who may be a second daemon: nobody. A lock beside the socket is held as long as any process of the
+daemon lives and vanishes with the last, in whatever way it dies, so whoever holds the lock may
+replace a socket that a dead daemon left. (Connecting to see whether somebody answers would leave a
+gap in which two daemons replace each other's socket.)
 
-Who supervises: one process. On the same file it holds a second lock, of the other kind (fcntl, not flock), which is the
-process' own: neither its workers have it, nor does it survive the process, but it does survive exec. So of two that want to
-take over from an orphan one is refused, and whether a worker has a supervisor is known without asking the worker. Whoever
-closes any descriptor of that file loses this lock: a supervisor closes none.
+Who supervises: one process. On the same file it holds a second lock, of the other kind (fcntl, not
+flock), which is the process' own: neither its workers have it, nor does it survive the process, but
+it does survive exec. So of two that want to take over from an orphan one is refused, and whether a
+worker has a supervisor is known without asking the worker. Whoever closes any descriptor of that
+file loses this lock: a supervisor closes none.
 """
 
 from __future__ import annotations
@@ -88,10 +91,13 @@ class Listener:
             raise
 
     def adopt(self, listening: int, lock: int) -> None:
-        """Take over the descriptors of a socket that another process has opened; remove it at the end as if it were our own.
+        """Take over the descriptors of a socket that another process has opened.
+
+        Remove it at the end as if it were our own.
 
         Raises:
-            AlreadyRunningError: another process supervises already, or has made the socket anew; the descriptors stay open.
+            AlreadyRunningError: another process supervises already, or has made the socket anew;
+                the descriptors stay open.
         """
         self._lock = lock
         try:
@@ -102,7 +108,9 @@ class Listener:
         self.socket = socket.socket(fileno=listening)
 
     def seize(self) -> None:
-        """Do as `open`, though processes of a dead supervisor still have the lock: dead ones, or such that are about to end.
+        """Do as `open`, though processes of a dead supervisor still have the lock.
+
+        Dead ones, or such that are about to end.
 
         Raises:
             AlreadyRunningError: there is a supervisor.
@@ -111,7 +119,9 @@ class Listener:
         path = lock_path(self.path)
         with contextlib.ExitStack() as undo, contextlib.suppress(FileNotFoundError):
             old = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            undo.callback(os.close, old)  # when the new one is held: nobody else may be so bold in between
+            undo.callback(
+                os.close, old
+            )  # when the new one is held: nobody else may be so bold in between
             _claim(old, self.path)
             path.unlink()
             # Nobody accepts any more, but whoever has it open keeps it listening.
@@ -152,7 +162,9 @@ class Listener:
         _claim(self._lock, self.path)
         with contextlib.suppress(FileNotFoundError):
             if not os.path.samestat(os.fstat(self._lock), lock_path(self.path).lstat()):
-                raise AlreadyRunningError(f"another zswapd has taken over the control socket {self.path}")
+                raise AlreadyRunningError(
+                    f"another zswapd has taken over the control socket {self.path}"
+                )
 
 
 def lock_path(path: Path) -> Path:
@@ -161,7 +173,9 @@ def lock_path(path: Path) -> Path:
 
 
 def supervisor_of(path: Path) -> int:
-    """Return the process id of the supervisor of the daemon that has a control socket; 0 if there is none, dead or alive.
+    """Return the process id of the supervisor of the daemon that has a control socket.
+
+    0 if there is none, dead or alive.
 
     Raises:
         ControlError, PermissionsError: the lock cannot be looked at.
@@ -171,7 +185,9 @@ def supervisor_of(path: Path) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:
-        hint = for_failure(error, lock_path(path), "choose another place with --set control.socket=PATH")
+        hint = for_failure(
+            error, lock_path(path), "choose another place with --set control.socket=PATH"
+        )
         cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else ControlError
         raise cls(f"cannot look at {lock_path(path)}: {error.strerror}", hint=hint) from error
     try:
@@ -240,7 +256,10 @@ def _claim(lock: int, path: Path) -> None:
 
 
 def _take_lock(path: Path) -> int:
-    """Return a descriptor that holds the lock file's lock; the lock goes when it is closed, or the process dies."""
+    """Return a descriptor that holds the lock file's lock.
+
+    The lock goes when it is closed, or the process dies.
+    """
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -249,12 +268,17 @@ def _take_lock(path: Path) -> int:
             os.close(lock)
             raise AlreadyRunningError(
                 f"another zswapd runs with the control socket {path.with_suffix('')}",
-                hint=f"{_stop(path.with_suffix(''))}, or give this one its own with --set control.socket=PATH",
+                hint=(
+                    f"{_stop(path.with_suffix(''))}, or give this one its own with --set"
+                    " control.socket=PATH"
+                ),
             ) from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.lstat()):
                 return lock
-        os.close(lock)  # its last holder removed the file between our open and our lock: take the new one
+        os.close(
+            lock
+        )  # its last holder removed the file between our open and our lock: take the new one
 
 
 def _clear_path(path: Path) -> None:
@@ -270,10 +294,16 @@ def _look_at_path(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISSOCK(mode):
-        raise ControlError(f"{path} exists and is no socket", hint="remove it, or set control.socket to another path")
+        raise ControlError(
+            f"{path} exists and is no socket",
+            hint="remove it, or set control.socket to another path",
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
-            raise ControlError(f"something else listens at {path}", hint="stop it, or set control.socket to another path")
+            raise ControlError(
+                f"something else listens at {path}",
+                hint="stop it, or set control.socket to another path",
+            )
     return True
 
 

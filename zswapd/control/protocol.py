@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages on the control socket, as pure functions: JSON objects, one a line, each with the protocol's version.
+"""Messages on the control socket, as pure functions.
+
+JSON objects, one a line, each with the protocol's version.
 
     → {"v": 1, "cmd": "get", "args": {"keys": ["pool.compressor"]}}
     ← {"v": 1, "progress": {…}}                        any number of these, or none
     ← {"v": 1, "ok": true, "result": {…}}
     ← {"v": 1, "ok": false, "error": {"message": "…", "hint": "…", "code": 69}}
 
-`code` is the exit code that a command line should end with. A client may send its next request on the same
-connection when it has its result. COMMANDS is the one table of commands and their arguments: the server
-checks requests against it before a handler sees them. What arrives comes from strangers; whatever is wrong
-with it ends as a ControlError, never as another exception, and a message above MAX_REQUEST is not even
-parsed.
+`code` is the exit code that a command line should end with. A client may send its next request on
+the same connection when it has its result. COMMANDS is the one table of commands and their
+arguments: the server checks requests against it before a handler sees them. What arrives comes from
+strangers; whatever is wrong with it ends as a ControlError, never as another exception, and a
+message above MAX_REQUEST is not even parsed.
 """
 
 from __future__ import annotations
@@ -40,8 +42,11 @@ class Argument(NamedTuple):
 
     name: str
     kind: str
-    """`name`: a string; `names`: a list of strings; `settings`: an object of strings, numbers and booleans; `count`: a whole
-    number from 0 up; `flag`: true or false."""
+    """`name`: a string; `names`: a list of strings.
+
+    `settings`: an object of strings, numbers and booleans; `count`: a whole number from 0 up;
+    `flag`: true or false.
+    """
     help: str
     is_needed: bool = False
 
@@ -53,7 +58,11 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "stats": (),
     "get": (Argument("keys", "names", "full names of settings; none for all"),),
     "set": (Argument("settings", "settings", "new values by full name", is_needed=True),),
-    "reset": (Argument("keys", "names", "full names of settings; none for all that were changed at run time"),),
+    "reset": (
+        Argument(
+            "keys", "names", "full names of settings; none for all that were changed at run time"
+        ),
+    ),
     "freeze": (),
     "thaw": (),
     "compact": (),
@@ -257,7 +266,9 @@ def encode_result(value: object) -> bytes:
 
 def encode_error(message: str, hint: str | None, code: int) -> bytes:
     """Return the line that ends a command badly."""
-    return _encode({"v": VERSION, "ok": False, "error": {"message": message, "hint": hint, "code": code}})
+    return _encode(
+        {"v": VERSION, "ok": False, "error": {"message": message, "hint": hint, "code": code}}
+    )
 
 
 def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = COMMANDS) -> Request:
@@ -268,7 +279,8 @@ def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = C
         commands: the commands that exist.
 
     Raises:
-        ControlError: the line is no request, or the command or an argument is unknown or has the wrong type.
+        ControlError: the line is no request, or the command or an argument is unknown or has the
+            wrong type.
     """
     message = _decode(line, "request")
     unknown = set(message) - {"v", "cmd", "args"}
@@ -281,9 +293,14 @@ def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = C
     known = {argument.name: argument for argument in commands[command]}
     for name, value in arguments.items():
         if name not in known:
-            _refuse(f"{command} has no argument {name[:40]!r}", f"its arguments are: {', '.join(known) or 'none'}")
+            _refuse(
+                f"{command} has no argument {name[:40]!r}",
+                f"its arguments are: {', '.join(known) or 'none'}",
+            )
         if not _fits(value, known[name].kind):
-            _refuse(f"argument {name} of {command} has the wrong type", f"it is: {known[name].help}")
+            _refuse(
+                f"argument {name} of {command} has the wrong type", f"it is: {known[name].help}"
+            )
     for argument in commands[command]:
         if argument.is_needed and argument.name not in arguments:
             _refuse(f"{command} needs the argument {argument.name}", f"it is: {argument.help}")
@@ -294,8 +311,8 @@ def decode_reply(line: bytes) -> Progress | Result:
     """Parse a reply.
 
     Raises:
-        ZswapdError: the reply is an error; of the class that has its code, so that the exit code comes
-            through.
+        ZswapdError: the reply is an error; of the class that has its code, so that the exit code
+            comes through.
         ControlError: the line is no reply.
     """
     message = _decode(line, "reply")
@@ -304,10 +321,16 @@ def decode_reply(line: bytes) -> Progress | Result:
     if message.get("ok") is True:
         return Result(message.get("result"))
     error = message.get("error")
-    if message.get("ok") is not False or not isinstance(error, dict) or not isinstance(error.get("message"), str):
+    if (
+        message.get("ok") is not False
+        or not isinstance(error, dict)
+        or not isinstance(error.get("message"), str)
+    ):
         _refuse("the daemon's reply makes no sense", "use the zswapctl that came with this zswapd")
     hint = error.get("hint")
-    raise _error_class(error.get("code"))(error["message"], hint=hint if isinstance(hint, str) else None)
+    raise _error_class(error.get("code"))(
+        error["message"], hint=hint if isinstance(hint, str) else None
+    )
 
 
 def _encode(message: Mapping[str, object]) -> bytes:
@@ -317,14 +340,18 @@ def _encode(message: Mapping[str, object]) -> bytes:
 def _decode(line: bytes, what: str) -> dict[str, Any]:
     try:
         message = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # ValueError covers JSON, UTF-8 and numbers of thousands of digits
+    except (
+        ValueError,
+        RecursionError,
+    ):  # ValueError covers JSON, UTF-8 and numbers of thousands of digits
         _refuse(f"the {what} is not JSON", "send one JSON object a line, in UTF-8")
     if not isinstance(message, dict):
         _refuse(f"the {what} is not a JSON object", "send one JSON object a line, in UTF-8")
     version = message.get("v")
     if type(version) is not int or version != VERSION:
         _refuse(
-            f"the {what} has protocol version {version!r:.20}, not {VERSION}", "use the zswapctl that came with this zswapd"
+            f"the {what} has protocol version {version!r:.20}, not {VERSION}",
+            "use the zswapctl that came with this zswapd",
         )
     return message
 
@@ -342,7 +369,9 @@ def _fits(value: object, kind: str) -> bool:
         return isinstance(value, bool)
     if kind == "count":
         return type(value) is int and 0 <= value < 1 << 62
-    return isinstance(value, dict) and all(isinstance(item, str | int | float | bool) for item in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(item, str | int | float | bool) for item in value.values()
+    )
 
 
 def _error_class(code: object) -> type[ZswapdError]:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The daemon's side of the control socket: one task for each client, in the same thread as everything else.
+"""The daemon's side of the control socket.
+
+One task for each client, in the same thread as everything else.
 
 Who may talk: root, or the daemon's own user; listener.py has the socket itself.
 
-Who can hurt whom: a client that sends garbage, or no end, or nothing, or does not read its answer, loses its
-own connection after a while, or as soon as others need its place; these and the pages never notice. A handler's
-ZswapdError goes to its client, any other exception to the log and as "internal error" to its client; neither ends
-the daemon.
+Who can hurt whom: a client that sends garbage, or no end, or nothing, or does not read its answer,
+loses its own connection after a while, or as soon as others need its place; these and the pages
+never notice. A handler's ZswapdError goes to its client, any other exception to the log and as
+"internal error" to its client; neither ends the daemon.
 """
 
 from __future__ import annotations
@@ -41,15 +43,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     Handler = Callable[..., Any]
-    """A plain or async function that takes the command's arguments by name and returns what JSON can say. If it has a
-    parameter `report`, it gets an async function there that sends a piece of progress."""
+    """A plain or async function that takes the command's arguments by name and returns what JSON can say. If it has a parameter `report`, it gets an async function there that sends a piece of progress.
+    """
 
 IDLE_S = 60.0
 """Seconds after which a client that sends nothing is shown out."""
 SEND_S = 10.0
 """Seconds that a client may take to read a message."""
 MAX_CLIENTS = 32
-"""Clients at a time. One more takes the place of the one silent for longest; if all wait for answers, it is turned away."""
+"""Clients at a time.
+
+One more takes the place of the one silent for longest; if all wait for answers, it is turned away.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +83,15 @@ class ControlStatistics:
     """Handlers that raised something else than a ZswapdError."""
 
 
-counters.declare(
-    ControlStatistics,
-    cumulative="requests refused turned_away internal_errors",
-)
+counters.declare(ControlStatistics, cumulative="requests refused turned_away internal_errors")
 
 
 class Server:
     """The control socket; a context manager around `serve`.
 
     Args:
-        socket_: an open `Listener`, which stays when the server ends, or the path of one to be made and undone with the server.
+        socket_: an open `Listener`, which stays when the server ends, or the path of one to be made
+            and undone with the server.
         handlers: by command name.
         commands: the commands' arguments; every handler needs its row.
         idle: seconds after which a silent client is shown out.
@@ -108,10 +111,16 @@ class Server:
         self._is_own_listener = isinstance(socket_, Path)
         self._handlers = dict(handlers)
         self._commands = {name: commands[name] for name in handlers}
-        self._reports = {name for name, handler in handlers.items() if "report" in inspect.signature(handler).parameters}
+        self._reports = {
+            name
+            for name, handler in handlers.items()
+            if "report" in inspect.signature(handler).parameters
+        }
         self._idle, self._send_limit = idle, send
         self._silent: dict[trio.CancelScope, None] = {}  # the longest first
-        self._clients = self._requests = self._refused = self._turned_away = self._internal_errors = 0
+        self._clients = self._requests = self._refused = self._turned_away = (
+            self._internal_errors
+        ) = 0
 
     def __enter__(self) -> Server:
         self.open()
@@ -121,7 +130,10 @@ class Server:
         self.close()
 
     def open(self) -> None:
-        """Listen, if that is left to do; clients wait until `serve` runs. Raises what `Listener.open` does."""
+        """Listen, if that is left to do; clients wait until `serve` runs.
+
+        Raises what `Listener.open` does.
+        """
         if self._is_own_listener:
             self._listener.open()
 
@@ -140,7 +152,9 @@ class Server:
             internal_errors=self._internal_errors,
         )
 
-    async def serve(self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(
+        self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serve clients until cancelled; `open` comes before."""
         assert self._listener.socket is not None, "open() comes before serve()"
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener.socket.dup()))
@@ -149,7 +163,9 @@ class Server:
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         self._clients += 1
         try:
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            with contextlib.suppress(
+                trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError
+            ):
                 await self._converse(stream)
         finally:
             self._clients -= 1
@@ -165,17 +181,24 @@ class Server:
             await self._reply(stream, await self._answer(stream, line))
 
     def _reason_to_turn_away(self, stream: trio.SocketStream) -> tuple[str, str, int] | None:
-        credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        credentials = stream.socket.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+        )
         _, uid, _ = struct.unpack("3i", credentials)
         if uid not in (0, os.geteuid()):
-            log.warning("user %d was turned away from the control socket", uid, extra={"rate_limit": 10})
+            log.warning(
+                "user %d was turned away from the control socket", uid, extra={"rate_limit": 10}
+            )
             return "permission denied", "run zswapctl as root", PermissionsError.exit_code
         if self._clients > MAX_CLIENTS and not self._show_one_out():
             return "too many clients at once", "try again later", ControlError.exit_code
         return None
 
     def _show_one_out(self) -> bool:
-        """End the client that has said nothing for longest; return False if every one waits for an answer."""
+        """End the client that has said nothing for longest.
+
+        Return False if every one waits for an answer.
+        """
         scope = next(iter(self._silent), None)
         if scope is None:
             return False
@@ -184,13 +207,18 @@ class Server:
         return True
 
     async def _next_line(self, stream: trio.SocketStream, received: bytearray) -> bytes | None:
-        """Return the next request's line, or None when the client has left, is silent for too long, or sends no end."""
+        """Return the next request's line, or None when the client has left, is silent for too long.
+
+        Or sends no end.
+        """
         with trio.move_on_after(self._idle) as scope, self._counted_as_silent(scope):
             while (end := received.find(b"\n")) < 0:
                 if len(received) >= MAX_REQUEST:
                     self._refused += 1
                     message = f"the request is longer than {MAX_REQUEST} bytes"
-                    await self._send(stream, encode_error(message, "send less", ControlError.exit_code))
+                    await self._send(
+                        stream, encode_error(message, "send less", ControlError.exit_code)
+                    )
                     return None
                 data = await stream.receive_some(MAX_REQUEST - len(received))
                 if not data:
@@ -233,14 +261,22 @@ class Server:
         except Exception:
             self._internal_errors += 1
             log.exception("control command %s failed", request.command, extra={"rate_limit": 10})
-            return encode_error(f"internal error in {request.command}", "the daemon's log has the details", INTERNAL_ERROR)
+            return encode_error(
+                f"internal error in {request.command}",
+                "the daemon's log has the details",
+                INTERNAL_ERROR,
+            )
 
     async def _reply(self, stream: trio.SocketStream, reply: bytes | WithDescriptors) -> None:
         if isinstance(reply, bytes):
             await self._send(stream, reply)
             return
         assert isinstance(reply.value, bytes)
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(reply.descriptors)}i", *reply.descriptors))
+        rights = (
+            socket.SOL_SOCKET,
+            socket.SCM_RIGHTS,
+            struct.pack(f"{len(reply.descriptors)}i", *reply.descriptors),
+        )
         with trio.fail_after(self._send_limit):
             sent = await stream.socket.sendmsg([reply.value], [rights])
         await self._send(stream, reply.value[sent:])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ephemeral half, put together: an allocator with an order of use, zbuds, eviction, cleancache.
 
-It shares the arena and tmem with the persistent half and nothing else: frames, index nodes, limits and statistics are its own.
-Nothing of it is found by a successor, which makes a new, empty one.
+It shares the arena and tmem with the persistent half and nothing else: frames, index nodes, limits
+and statistics are its own. Nothing of it is found by a successor, which makes a new, empty one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from zswapd.core.tmem.tmem import Tmem
 
 _PLACES = 4096
-"""Frames that are looked at for one answer about ages: most may be those of swap; half a millisecond."""
+"""Frames that are looked at for one answer about ages: most may be those of swap.
+
+Half a millisecond.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class CacheStatistics:
         limit_frames: frames it may have.
         zsmalloc, zbud: its allocator; the other is None.
         zbuds, cleancache: see there.
-        ages: runs of a sample by the time since one of their pages was put (see `StoreAges`); empty if none was taken.
+        ages: runs of a sample by the time since one of their pages was put (see `StoreAges`); empty
+            if none was taken.
     """
 
     frames: int
@@ -56,7 +60,9 @@ class CacheStatistics:
 
 
 class CachedRuns:
-    """The runs of frames in an order of use, as `StoreAges` asks for them: a run is as old as the first of its pages.
+    """The runs of frames in an order of use, as `StoreAges` asks for them.
+
+    A run is as old as the first of its pages.
 
     Args:
         lru: which runs there are.
@@ -75,12 +81,17 @@ class CachedRuns:
         return self._lru.end
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the put that one of the pages at a frame is from, 0 if no run begins there."""
+        """Return the serial number of the put that one of the pages at a frame is from.
+
+        0 if no run begins there.
+        """
         handles = self._allocator.objects_of(number) if number in self._lru else ()
         return self._zbuds.key_of(handles[0]).generation if handles else 0
 
 
-def split(statistics: ZsStatistics | ZbudStatistics) -> tuple[ZsStatistics | None, ZbudStatistics | None]:
+def split(
+    statistics: ZsStatistics | ZbudStatistics,
+) -> tuple[ZsStatistics | None, ZbudStatistics | None]:
     """Return an allocator's statistics as zsmalloc's and zbud's, one of which there is."""
     return (statistics, None) if isinstance(statistics, ZsStatistics) else (None, statistics)
 
@@ -126,10 +137,19 @@ class CacheHalf:
             allocator, frames, EPHEMERAL, lru, max_zspage_frames=max_zspage_frames
         )
         self.zbuds = Zbuds(self.allocator, frames, compressor, compressors)
-        self.eviction = Eviction(tmem, self.zbuds, frames, nodes, wanted_run=wanted_run, longest_run=self.allocator.longest_run)
+        self.eviction = Eviction(
+            tmem,
+            self.zbuds,
+            frames,
+            nodes,
+            wanted_run=wanted_run,
+            longest_run=self.allocator.longest_run,
+        )
         self.cleancache = Cleancache(tmem, self.zbuds, self.eviction.make_room)
         zbuds = self.zbuds
-        self.ages = StoreAges([CachedRuns(lru, self.allocator, zbuds)], lambda: zbuds.newest, places=_PLACES)
+        self.ages = StoreAges(
+            [CachedRuns(lru, self.allocator, zbuds)], lambda: zbuds.newest, places=_PLACES
+        )
 
     def check(self) -> None:
         """Prove the invariants of every part. Takes seconds for a full cache.
@@ -141,7 +161,10 @@ class CacheHalf:
         self.zbuds.check(self._tmem.pampds(self.zbuds))
         if self._frames.ephemeral_frames != self.allocator.used_frames():
             held = self.allocator.used_frames()
-            raise InvariantError(f"{self._frames.ephemeral_frames} ephemeral frames in use, the allocator holds {held}")
+            raise InvariantError(
+                f"{self._frames.ephemeral_frames} ephemeral frames in use, the allocator holds"
+                f" {held}"
+            )
 
     def statistics(self, *, ages_sampled: bool = True) -> CacheStatistics:
         """Return snapshots of all parts, with a sample of ages or without."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The synchronous core, put together: arena, frames, allocator, zv, tmem, frontswap and one block device a swap file.
+"""The synchronous core, put together.
+
+Arena, frames, allocator, zv, tmem, frontswap and one block device a swap file.
 
 If there may be cache volumes, it has an ephemeral half too (core/cache.py).
 
@@ -7,9 +9,9 @@ With worker/worker.py and core/cache.py the only place that names concrete class
 configuration; every part below gets plain values. Nothing in here awaits, and nothing but the jobs
 of `begin_refill` blocks.
 
-A Core is new, with an arena of its own, or a successor's: then the arena is `inherited` as a dead process left it, and
-everything else is made from it (`_recover`). A successor takes no memory beyond what its predecessor had; refilling the reserve
-is left to who drives the core.
+A Core is new, with an arena of its own, or a successor's: then the arena is `inherited` as a dead
+process left it, and everything else is made from it (`_recover`). A successor takes no memory
+beyond what its predecessor had; refilling the reserve is left to who drives the core.
 
 The index has room for every page of every swap file; sizing.py has the sizes of all else.
 """
@@ -35,7 +37,13 @@ from zswapd.core.pam.recovery import free_dropped, recover
 from zswapd.core.pam.zv import Zv
 from zswapd.core.reclaim.ages import StoreAges
 from zswapd.core.reclaim.recompress import STRONGER, Recompression, populate_marks
-from zswapd.core.sizing import adopt_arena, cache_frames, lost_bitmap_bytes, make_arena, reserve_frames
+from zswapd.core.sizing import (
+    adopt_arena,
+    cache_frames,
+    lost_bitmap_bytes,
+    make_arena,
+    reserve_frames,
+)
 from zswapd.core.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 from zswapd.core.tmem.tmem import Tmem, TmemStatistics
 from zswapd.errors import InvariantError
@@ -58,7 +66,8 @@ _NODE_RESERVE_BYTES = 1 << 20
 _LOST_COPY = "lost:"
 """Begins the name of a swap file's second bitmap of lost pages in the shared state."""
 COMPACT_MOVES = 128
-"""Objects that one step of compaction moves: about half a millisecond, in which no page is served."""
+"""Objects that one step of compaction moves: about half a millisecond, in which no page is served.
+"""
 
 
 def _ignore() -> None:
@@ -71,7 +80,8 @@ class Inherited:
 
     Attributes:
         arena_fd: the arena's file; stays the giver's.
-        lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device without one has its own.
+        lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device
+            without one has its own.
         tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
         more_marks: makes them when they are needed; None for marks that do not outlive the process.
         counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
@@ -98,10 +108,12 @@ class RecoveryStatistics:
         takeovers: how many there were.
         recovered_pages: pages that the last one found.
         seconds: how long the last one took.
-        recovered_torn: stores that had been cut short; their writers were never told that they were done.
+        recovered_torn: stores that had been cut short; their writers were never told that they were
+            done.
         recovered_duplicates: pages found twice, of which one copy was kept.
         freed_bodies: frames of pages that nothing named.
-        damaged: objects and zspages that no death leaves, so that memory must have changed by itself; what they were is lost.
+        damaged: objects and zspages that no death leaves, so that memory must have changed by
+            itself; what they were is lost.
         poisoned: pages of the arena in whose memory the machine found an uncorrectable error; what
             they held is lost, and other memory is in their place.
     """
@@ -146,7 +158,10 @@ class CoreStatistics:
     """None without a backing, as the one above."""
     recompression: RecompressionStatistics
     store_ages: tuple[int, ...]
-    """Pages of a sample by the time since they were stored (see `StoreAges`); empty if none was taken."""
+    """Pages of a sample by the time since they were stored (see `StoreAges`).
+
+    Empty if none was taken.
+    """
 
 
 def areas(config: Config) -> dict[str, int]:
@@ -156,7 +171,11 @@ def areas(config: Config) -> dict[str, int]:
 
 def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
     """Return the second bitmap of each swap file that has one; an older program has made none."""
-    return {name.removeprefix(_LOST_COPY): area for name, area in areas.items() if name.startswith(_LOST_COPY)}
+    return {
+        name.removeprefix(_LOST_COPY): area
+        for name, area in areas.items()
+        if name.startswith(_LOST_COPY)
+    }
 
 
 def store_codecs(config: Config) -> tuple[str, ...]:
@@ -182,17 +201,24 @@ class Core:
         ages: who knows how long ago pages were stored; all_ages: and those of the cache.
 
     Raises:
-        ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for other settings.
+        ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for
+            other settings.
         ConfigError: unknown compressor.
     """
 
-    def __init__(self, config: Config, *, inherited: Inherited | None = None, backing: CoreDisk | None = None) -> None:
+    def __init__(
+        self, config: Config, *, inherited: Inherited | None = None, backing: CoreDisk | None = None
+    ) -> None:
         started = time.perf_counter()
         sizes = config.swap_files()
         self._page_size = page_size = config.context.page_size
         self._counters = inherited.counters if inherited else {}
         self._total_frames, self._ceiling = config.context.memory_total // page_size, 1 << 62
-        self.arena = adopt_arena(config, inherited.arena_fd, inherited.arena_copy) if inherited else make_arena(config)
+        self.arena = (
+            adopt_arena(config, inherited.arena_fd, inherited.arena_copy)
+            if inherited
+            else make_arena(config)
+        )
         self.frames = PageFrames(self.arena, reserve_frames=reserve_frames(config))
         self.allocator = self._make_allocator(config, self.frames)
         self.zv = Zv(
@@ -204,19 +230,25 @@ class Core:
         )
         objects = 1 << SWIZ_BITS
         capacity = sum(nodes_for(size // page_size, objects) for size in sizes.values())
-        self.nodes = Objnodes(capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None)
+        self.nodes = Objnodes(
+            capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None
+        )
         self.all_nodes = [self.nodes]
         ephemeral_frames = cache_frames(config)
         if ephemeral_frames:
             reserve = _NODE_RESERVE_BYTES // NODE_BYTES
-            self.all_nodes.append(Objnodes(ephemeral_frames, reserve=reserve, lenient=inherited is not None))
+            self.all_nodes.append(
+                Objnodes(ephemeral_frames, reserve=reserve, lenient=inherited is not None)
+            )
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.cache = self._make_cache(config) if ephemeral_frames else None
         self._transfers = backing.transfers if backing else None
         lost = inherited.lost if inherited else {}
         copies = inherited.lost_copies if inherited else {}
-        self.backed = backing.devices(sizes, self.frontswap, lost, page_size, copies) if backing else []
+        self.backed = (
+            backing.devices(sizes, self.frontswap, lost, page_size, copies) if backing else []
+        )
         self.devices: dict[str, Device] = {device.name: device for device in self.backed} or {
             name: Device(
                 name,
@@ -229,7 +261,11 @@ class Core:
             )
             for swap_type, (name, size) in enumerate(sizes.items())
         }
-        self.writeback = backing.writeback(self.backed, self.frames, self.frontswap, self.zv) if backing else None
+        self.writeback = (
+            backing.writeback(self.backed, self.frames, self.frontswap, self.zv)
+            if backing
+            else None
+        )
         self.recompression = self._make_recompression(inherited)
         zv = self.zv
         self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
@@ -241,14 +277,16 @@ class Core:
             self._recover(started)
             self.frames.alive = _ignore
         if not self.frames.used_frames and not self.frames.table.free_frames:
-            # Nobody has used this arena yet. One that is inherited in use has the reserve that its user left, and the kernel
-            # is not asked for more while requests wait.
+            # Nobody has used this arena yet. One that is inherited in use has the reserve that its
+            # user left, and the kernel is not asked for more while requests wait.
             self.frames.refill_now()
 
     def _make_allocator(self, config: Config, frames: PageFrames) -> ZsPool | ZbudPool:
         """Return a new allocator for the persistent half."""
         pool = config.pool
-        return make_allocator(pool.allocator, frames, PERSISTENT, None, max_zspage_frames=pool.max_zspage_frames)
+        return make_allocator(
+            pool.allocator, frames, PERSISTENT, None, max_zspage_frames=pool.max_zspage_frames
+        )
 
     def _make_cache(self, config: Config) -> CacheHalf:
         """Return a new ephemeral half, which is evicted for stores of the persistent one."""
@@ -272,9 +310,14 @@ class Core:
         pass begins: then they move to memory that outlives the process, if the shared state has it.
         """
         marks = inherited.tried if inherited else {}
-        # A memfd is safe from swap only where the supervisor locks it, which it does once, at its start.
+        # A memfd is safe from swap only where the supervisor locks it, which it does once, at its
+        # start.
         more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
-        own = {name: mmap.mmap(-1, device.pages, ADDRESS_SPACE) for name, device in self.devices.items() if name not in marks}
+        own = {
+            name: mmap.mmap(-1, device.pages, ADDRESS_SPACE)
+            for name, device in self.devices.items()
+            if name not in marks
+        }
         names, zv, frames, writeback = list(self.devices), self.zv, self.frames, self.writeback
 
         def prepare() -> list[memoryview] | None:
@@ -307,7 +350,8 @@ class Core:
         findings = recover(self.zv, self.frontswap)
         reach(crashpoints.TAKEOVER_INDEXED)
         damaged = wrong + findings.damaged
-        # Before anything damaged is freed: a death in between must not make the next process trust the rest.
+        # Before anything damaged is freed: a death in between must not make the next process trust
+        # the rest.
         for device in self.devices.values():
             device.adopt(distrust=damaged > 0 or self.arena.distrusted, alive=self.frames.alive)
             self.frames.alive()
@@ -347,7 +391,10 @@ class Core:
         return len(dropped)
 
     def apply(self, config: Config) -> None:
-        """Take over the settings that can change at run time; they were checked when the Config was made."""
+        """Take over the settings that can change at run time.
+
+        They were checked when the Config was made.
+        """
         pool = config.pool
         self.zv.compressor = compress.get(pool.compressor)
         self.zv.checksum = pool.checksum
@@ -358,11 +405,17 @@ class Core:
         self._config = config
         self._apply_limits()
         job = self.recompression
-        job.age_s, job.rate, job.gain_percent = pool.recompress_age, pool.recompress_rate, pool.recompress_gain
+        job.age_s, job.rate, job.gain_percent = (
+            pool.recompress_age,
+            pool.recompress_rate,
+            pool.recompress_gain,
+        )
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
             self.cache.zbuds.checksum = pool.checksum
-            self.cache.eviction.limit_frames = min((config.cache.limit or 0) // self._page_size, self._total_frames // 2)
+            self.cache.eviction.limit_frames = min(
+                (config.cache.limit or 0) // self._page_size, self._total_frames // 2
+            )
 
     def bound(self, frames: int) -> None:
         """Bound the frames of swap's pages, whatever the settings say; those in use are kept."""
@@ -372,14 +425,25 @@ class Core:
 
     def _apply_limits(self) -> None:
         config = self._config
-        limit = self.arena.total_frames if config.pool.limit is None else config.pool.limit // self._page_size
+        limit = (
+            self.arena.total_frames
+            if config.pool.limit is None
+            else config.pool.limit // self._page_size
+        )
         if self.writeback:
-            limit = apply_limits(config, self.backed, self.writeback, self.zv, self._total_frames, self._ceiling)
+            limit = apply_limits(
+                config, self.backed, self.writeback, self.zv, self._total_frames, self._ceiling
+            )
         self.zv.limit_frames = min(limit, self._ceiling)
-        self.frames.limit_frames = min(self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100)
+        self.frames.limit_frames = min(
+            self.zv.limit_frames, self._total_frames * self.zv.policy_percent // 100
+        )
 
     def wants_compaction(self) -> bool:
-        """Say whether compaction would set free a sixteenth of the frames in use, and more than a few."""
+        """Say whether compaction would set free a sixteenth of the frames in use.
+
+        And more than a few.
+        """
         return self.allocator.freeable_frames() > max(self.frames.used_frames // 16, 256)
 
     def compact_step(self) -> int:
@@ -408,7 +472,10 @@ class Core:
         self.zv.check(self.tmem.pampds(self.zv))
         if self.cache:
             self.cache.check()
-        used, held = self.frames.used_frames - self.frames.ephemeral_frames, self.allocator.used_frames()
+        used, held = (
+            self.frames.used_frames - self.frames.ephemeral_frames,
+            self.allocator.used_frames(),
+        )
         if used != held:
             raise InvariantError(f"{used} persistent frames in use, the allocator holds {held}")
 
@@ -416,7 +483,8 @@ class Core:
         """Return snapshots of all parts; what is cumulative counts from the first predecessor on.
 
         Args:
-            ages_sampled: see `Writeback.statistics`; without, it takes as long for a large pool as for a small one.
+            ages_sampled: see `Writeback.statistics`; without, it takes as long for a large pool as
+                for a small one.
         """
         zsmalloc, zbud = split(self.allocator.statistics())
         own = CoreStatistics(
@@ -433,7 +501,9 @@ class Core:
             devices=tuple(device.statistics() for device in self.devices.values()),
             backed=tuple(device.backed_statistics() for device in self.backed),
             transfers=self._transfers.statistics() if self._transfers else None,
-            writeback=self.writeback.statistics(ages_sampled=ages_sampled) if self.writeback else None,
+            writeback=self.writeback.statistics(ages_sampled=ages_sampled)
+            if self.writeback
+            else None,
             recompression=self.recompression.statistics(),
             store_ages=self.ages.sample() if ages_sampled else (),
         )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Crash points: places in the core where a test can end the process, as SIGKILL would between two instructions.
+"""Crash points: places in the core where a test can end the process.
+
+As SIGKILL would between two instructions.
 
 Each stands between two writes that a successor can tell apart, or where one might think that it
 cannot. `reach` costs a compare as long as nothing is armed (measured by
@@ -10,8 +12,9 @@ A test arms a point in the process that is to die:
 
     crashpoints.arm("store_alive", 3)      dies when the point is reached for the third time from now on
 
-or, for a daemon, ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls `arm_from_environment`; nothing else
-ever reads it. ZSWAPD_CRASH=store_alive:3:hang does something else there than die (`HOW`).
+or, for a daemon, ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls
+`arm_from_environment`; nothing else ever reads it. ZSWAPD_CRASH=store_alive:3:hang does something
+else there than die (`HOW`).
 
 The points are constants, so that the compiled code has numbers.
 """
@@ -83,19 +86,31 @@ PAGE_LOADED: Final = 55
 TAKEOVER_REWRITTEN: Final = 56
 
 POINTS: Final[dict[str, tuple[int, str]]] = {
-    "frames_off_list": (FRAMES_OFF_LIST, "take: a free run is off its list; nothing says yet what it becomes"),
-    "frames_split": (FRAMES_SPLIT, "take: what is left of the run is free again; the part that was taken still looks free"),
+    "frames_off_list": (
+        FRAMES_OFF_LIST,
+        "take: a free run is off its list; nothing says yet what it becomes",
+    ),
+    "frames_split": (
+        FRAMES_SPLIT,
+        "take: what is left of the run is free again; the part that was taken still looks free",
+    ),
     "frames_headed": (FRAMES_HEADED, 'take: the first frame says "used", the others do not'),
     "frames_unsealed": (FRAMES_UNSEALED, "put: the seal is gone, nothing else"),
     "frames_joined": (FRAMES_JOINED, "put: free neighbours are off their lists"),
     "zspage_taken": (ZSPAGE_TAKEN, "a zspage has frames, full of what an earlier owner left"),
     "zspage_cleared": (ZSPAGE_CLEARED, "its live words are DEAD"),
     "zspage_sealed": (ZSPAGE_SEALED, "it is sealed; no object lives in it"),
-    "object_off_chain": (OBJECT_OFF_CHAIN, "alloc: the object is off the free list, and not counted yet"),
+    "object_off_chain": (
+        OBJECT_OFF_CHAIN,
+        "alloc: the object is off the free list, and not counted yet",
+    ),
     "object_allocated": (OBJECT_ALLOCATED, "alloc: the object is counted"),
     "object_dead": (OBJECT_DEAD, "free: the live word is DEAD, nothing else"),
     "object_freed": (OBJECT_FREED, "free: the object is on the free list"),
-    "zspage_empty": (ZSPAGE_EMPTY, "free: the last object goes with its zspage, which is sealed still"),
+    "zspage_empty": (
+        ZSPAGE_EMPTY,
+        "free: the last object goes with its zspage, which is sealed still",
+    ),
     "store_body": (STORE_BODY, "a raw page has a frame and no header"),
     "store_body_written": (STORE_BODY_WRITTEN, "the frame holds the page"),
     "store_data": (STORE_DATA, "the data is behind where the header will be"),
@@ -106,10 +121,16 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "store_replaced": (STORE_REPLACED, "the older copy is freed"),
     "store_still_lost": (STORE_STILL_LOST, "a lost page is stored again and still marked"),
     "free_header": (FREE_HEADER, "a raw page's header is freed, its body is not"),
-    "refused_marked": (REFUSED_MARKED, "a refused overwrite: the page is marked lost; its older copy is there"),
+    "refused_marked": (
+        REFUSED_MARKED,
+        "a refused overwrite: the page is marked lost; its older copy is there",
+    ),
     "refused_flushed": (REFUSED_FLUSHED, "the older copy is gone"),
     "discard_page": (DISCARD_PAGE, "one page of a range is gone"),
-    "discard_still_lost": (DISCARD_STILL_LOST, "a range is gone, and its lost pages are still marked"),
+    "discard_still_lost": (
+        DISCARD_STILL_LOST,
+        "a range is gone, and its lost pages are still marked",
+    ),
     "compact_copied": (COMPACT_COPIED, "an object is copied but for its live word"),
     "compact_alive": (COMPACT_ALIVE, "both copies live"),
     "compact_indexed": (COMPACT_INDEXED, "the index names the new one"),
@@ -128,7 +149,10 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "takeover_indexed": (TAKEOVER_INDEXED, "the index is complete"),
     "takeover_marked": (TAKEOVER_MARKED, "lost pages are marked; what was dropped is there still"),
     "takeover_dropped": (TAKEOVER_DROPPED, "one object that was dropped is freed"),
-    "takeover_rewritten": (TAKEOVER_REWRITTEN, "everything is done; an older arena still says that it is being rewritten"),
+    "takeover_rewritten": (
+        TAKEOVER_REWRITTEN,
+        "everything is done; an older arena still says that it is being rewritten",
+    ),
     "slot_stale": (SLOT_STALE, "a page is stored again, and its slot still counts"),
     "spill_marked": (SPILL_MARKED, "a page that was refused is marked lost; its slot still counts"),
     "spill_cleared": (SPILL_CLEARED, "its slot does not count any more"),
@@ -136,22 +160,34 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "slot_written": (SLOT_WRITTEN, "slots are written; nothing says so"),
     "slot_valid": (SLOT_VALID, "a slot counts; the page is still in the pool, or marked lost"),
     "writeback_dropped": (WRITEBACK_DROPPED, "a page that was written back is gone from the pool"),
-    "discard_slots": (DISCARD_SLOTS, "slots of a discarded range do not count; its pages are still in the pool"),
-    "takeover_slot": (TAKEOVER_SLOT, "a slot of a page that is in the pool does not count any more"),
+    "discard_slots": (
+        DISCARD_SLOTS,
+        "slots of a discarded range do not count; its pages are still in the pool",
+    ),
+    "takeover_slot": (
+        TAKEOVER_SLOT,
+        "a slot of a page that is in the pool does not count any more",
+    ),
     "page_loaded": (PAGE_LOADED, "a page has been read, and its reader has not got it"),
 }
 """By name: number, and what is true when the point is reached."""
 
 
 HOW: Final = ("kill", "segv", "hang", "memory", "bug")
-"""What can happen at a point: SIGKILL, SIGSEGV, an endless loop, a MemoryError, or another exception."""
+"""What can happen at a point.
+
+SIGKILL, SIGSEGV, an endless loop, a MemoryError, or another exception.
+"""
 
 ON_PURPOSE: Final = "armed by a test"
 """What such an exception says."""
 
 
 class _Trigger:
-    """What is armed: a point's number, 0 for none, how often it has still to be reached, and what happens then."""
+    """What is armed: a point's number, 0 for none, how often it has still to be reached.
+
+    And what happens then.
+    """
 
     def __init__(self) -> None:
         self.point = 0
@@ -183,12 +219,17 @@ def _count() -> None:
 
 
 def armed() -> int:
-    """Return the number of the point that is armed, 0 for none: for code that cannot call `reach` for next to nothing."""
+    """Return the number of the point that is armed, 0 for none.
+
+    For code that cannot call `reach` for next to nothing.
+    """
     return _trigger.point
 
 
 def arm(name: str, nth: int = 1, how: str = "kill") -> None:
-    """Have this process die when it reaches a point for the nth time from now on; replaces what was armed.
+    """Have this process die when it reaches a point for the nth time from now on.
+
+    Replaces what was armed.
 
     Args:
         name: the point.
@@ -199,7 +240,10 @@ def arm(name: str, nth: int = 1, how: str = "kill") -> None:
         ValueError: there is no such point or way, or `nth` is below 1.
     """
     if name not in POINTS or nth < 1:
-        raise ValueError(f"there is no crash point {name!r} to be reached {nth} times; known: {', '.join(POINTS)}")
+        raise ValueError(
+            f"there is no crash point {name!r} to be reached {nth} times; known:"
+            f" {', '.join(POINTS)}"
+        )
     if how not in HOW:
         raise ValueError(f"nothing is known that is called {how!r}; known: {', '.join(HOW)}")
     _trigger.left = nth
@@ -212,13 +256,18 @@ def disarm() -> None:
     _trigger.point = 0
 
 
-def arm_from_environment(environment: Mapping[str, str], worker: int = 1, *, is_takeover: bool = False) -> bool:
-    """Arm what ZSWAPD_CRASH says, as `name[:nth[:how[:worker]]]`; return whether anything is armed now.
+def arm_from_environment(
+    environment: Mapping[str, str], worker: int = 1, *, is_takeover: bool = False
+) -> bool:
+    """Arm what ZSWAPD_CRASH says, as `name[:nth[:how[:worker]]]`.
+
+    Return whether anything is armed now.
 
     Args:
         environment: where it says so.
         worker: which one this is; where one is named, no other is armed.
-        is_takeover: whether a takeover is about to begin: its points are armed then, all others when it is done.
+        is_takeover: whether a takeover is about to begin: its points are armed then, all others
+            when it is done.
 
     Raises:
         ValueError: it makes no sense.

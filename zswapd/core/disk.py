@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The part of the core that has to do with the disk behind the pool: devices with slots, who writes back, and the limits.
+"""The part of the core that has to do with the disk behind the pool.
+
+Devices with slots, who writes back, and the limits.
 
 Only there when a backing is configured; core/core.py puts it in place of plain devices.
 """
@@ -33,8 +35,10 @@ class CoreDisk:
 
     Attributes:
         transfers: how pages get to their slots and back.
-        maps: which pages are in their slots, by device: memory that outlives the process, `sizing.slot_map_sizes` long.
-        witnesses: the bits beside them, `sizing.witness_sizes` long; a device without some has its own.
+        maps: which pages are in their slots, by device: memory that outlives the process,
+            `sizing.slot_map_sizes` long.
+        witnesses: the bits beside them, `sizing.witness_sizes` long; a device without some has its
+            own.
     """
 
     transfers: Transfers
@@ -49,7 +53,9 @@ class CoreDisk:
         page_size: int,
         lost_copies: Mapping[str, memoryview] | None = None,
     ) -> list[BackedDevice]:
-        """Return the devices, in the order of their types; their slots follow each other in that order.
+        """Return the devices, in the order of their types.
+
+        Their slots follow each other in that order.
 
         Args:
             sizes: bytes of each, by name.
@@ -76,7 +82,9 @@ class CoreDisk:
             base += size // page_size
         return made
 
-    def writeback(self, devices: Sequence[BackedDevice], frames: PageFrames, frontswap: Frontswap, zv: Zv) -> Writeback:
+    def writeback(
+        self, devices: Sequence[BackedDevice], frames: PageFrames, frontswap: Frontswap, zv: Zv
+    ) -> Writeback:
         """Return who chooses what leaves the pool."""
         transfers = self.transfers
 
@@ -90,26 +98,40 @@ class CoreDisk:
             used=lambda: frames.used_frames - frames.ephemeral_frames,
             uses=uses,
             raw_pages=lambda: zv.raw_pages,
-            is_short=lambda: frames.table.free_frames < frames.reserve_target // RESERVE_LOW_DIVISOR,
+            is_short=lambda: (
+                frames.table.free_frames < frames.reserve_target // RESERVE_LOW_DIVISOR
+            ),
             accepts=lambda: transfers.accepts(-1, buffers=transfers.buffers // 4),
         )
 
 
 def apply_limits(
-    config: Config, devices: Sequence[BackedDevice], writeback: Writeback, zv: Zv, total_frames: int, ceiling: int
+    config: Config,
+    devices: Sequence[BackedDevice],
+    writeback: Writeback,
+    zv: Zv,
+    total_frames: int,
+    ceiling: int,
 ) -> int:
-    """Take over the settings of the pool that mean something else with a disk behind it; return the pool's limit in frames.
+    """Take over the settings of the pool that mean something else with a disk behind it.
+
+    Return the pool's limit in frames.
 
     Args:
         config: the settings.
-        devices: whose pages that do not compress the pool takes where the disk does not, or does not.
+        devices: whose pages that do not compress the pool takes where the disk does not, or does
+            not.
         writeback: bound by them, as is
         zv: the pool.
         total_frames: of the system's memory.
         ceiling: frames that the pool may take, whatever the settings say.
     """
     pool, backing = config.pool, config.backing
-    limit = total_frames * BACKED_LIMIT_PERCENT // 100 if pool.limit is None else pool.limit // config.context.page_size
+    limit = (
+        total_frames * BACKED_LIMIT_PERCENT // 100
+        if pool.limit is None
+        else pool.limit // config.context.page_size
+    )
     # Whichever is lower is where the pool is full.
     bound = min(limit, total_frames * pool.zv_page_count_policy_percent // 100, ceiling)
     zv.accept_frames = bound * pool.accept_threshold_percent // 100
@@ -122,7 +144,11 @@ def apply_limits(
     for device in devices:
         device.poor_pool = zv if goes_through else None
     # What had to be stored since the disk did not take it goes there as soon as it does.
-    raw = (0 if goes_through else None) if backing.incompressible_limit is None else backing.incompressible_limit
+    raw = (
+        (0 if goes_through else None)
+        if backing.incompressible_limit is None
+        else backing.incompressible_limit
+    )
     raw = raw if backing.writeback else None
     writeback.raw_limit = 1 << 62 if raw is None else raw // config.context.page_size
     writeback.budget = backing.budget or 0

@@ -27,7 +27,12 @@ def sample_pages(page_size: int) -> tuple[bytes, ...]:
     text = b"".join(b"%d:" % (number * 2654435761 % 4294967296) for number in range(page_size // 4))
     noise = hashlib.shake_128(b"zswapd").digest(page_size)
     # Digits alone gain too little with lz4 and lzo: they would be kept raw, and never decompressed.
-    return b"\x5a" * page_size, text[: page_size // 4] * 4, text[: page_size // 8] + noise[page_size // 8 :], noise
+    return (
+        b"\x5a" * page_size,
+        text[: page_size // 4] * 4,
+        text[: page_size // 8] + noise[page_size // 8 :],
+        noise,
+    )
 
 
 def run(make_allocator: Callable[[PageFrames], Allocator], page_size: int) -> None:
@@ -47,7 +52,13 @@ def run(make_allocator: Callable[[PageFrames], Allocator], page_size: int) -> No
         frames = PageFrames(arena, reserve_frames=_FRAMES)
         frames.refill_now()
         codecs = compress.by_codec()
-        zv = Zv(make_allocator(frames), frames, compress.get(compress.names()[0]), codecs, total_frames=_FRAMES)
+        zv = Zv(
+            make_allocator(frames),
+            frames,
+            compress.get(compress.names()[0]),
+            codecs,
+            total_frames=_FRAMES,
+        )
         for codec in compress.names():
             _try(zv, codec, page_size)
     finally:

@@ -34,7 +34,12 @@ def make_arena(config: Config) -> Arena:
     Raises:
         ArenaError: no shared memory.
     """
-    return Arena(arena_frames(config), config.context.page_size, kind=config.memory.arena, label=label(config))
+    return Arena(
+        arena_frames(config),
+        config.context.page_size,
+        kind=config.memory.arena,
+        label=label(config),
+    )
 
 
 def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Arena:
@@ -58,7 +63,9 @@ def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Aren
     if arena.page_size == page_size and arena.label == wanted:
         return arena
     theirs = {**parsed_label(arena.label.decode(errors="replace")), "page_size": arena.page_size}
-    found = "; ".join(differences(theirs, {**parsed_label(wanted.decode()), "page_size": page_size}))
+    found = "; ".join(
+        differences(theirs, {**parsed_label(wanted.decode()), "page_size": page_size})
+    )
     arena.close()
     raise ArenaError(
         f"the inherited arena is for other settings: {found}",
@@ -80,29 +87,48 @@ def arena_frames(config: Config) -> int:
 
 
 def reserve_frames(config: Config) -> int:
-    """Return the frames of the reserve: at most the pages of swap or, without swap, the cache's frames."""
+    """Return the frames of the reserve.
+
+    At most the pages of swap or, without swap, the cache's frames.
+    """
     pages = sum(config.swap_files().values()) // config.context.page_size
     return min(config.memory.reserve // config.context.page_size, pages or cache_frames(config))
 
 
 def cache_frames(config: Config) -> int:
-    """Return the frames of the ephemeral half at most, whatever its limit; 0 if there is no such half."""
-    return config.context.memory_total // config.context.page_size // 2 if config.cache.limit is not None else 0
+    """Return the frames of the ephemeral half at most, whatever its limit.
+
+    0 if there is no such half.
+    """
+    return (
+        config.context.memory_total // config.context.page_size // 2
+        if config.cache.limit is not None
+        else 0
+    )
 
 
 def lost_bitmap_bytes(config: Config) -> dict[str, int]:
     """Return the length of the bitmap of lost pages by device."""
-    return {name: lost_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+    return {
+        name: lost_bytes(size, config.context.page_size)
+        for name, size in config.swap_files().items()
+    }
 
 
 def slot_map_sizes(config: Config) -> dict[str, int]:
     """Return the length of the slot map by device, bytes."""
-    return {name: slot_map_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+    return {
+        name: slot_map_bytes(size, config.context.page_size)
+        for name, size in config.swap_files().items()
+    }
 
 
 def witness_sizes(config: Config) -> dict[str, int]:
     """Return the length of the witness bits beside the slot map by device, bytes."""
-    return {name: witness_bytes(size, config.context.page_size) for name, size in config.swap_files().items()}
+    return {
+        name: witness_bytes(size, config.context.page_size)
+        for name, size in config.swap_files().items()
+    }
 
 
 def slots_needed(config: Config) -> int:
@@ -116,7 +142,10 @@ def label(config: Config) -> bytes:
     Swap types and offsets stand in headers, size classes in the frame table. The ephemeral half is
     not in the label: a successor finds no ephemeral page.
     """
-    geometry: dict[str, Any] = {"files": list(config.swap_files().items()), "max_zspage_frames": config.pool.max_zspage_frames}
+    geometry: dict[str, Any] = {
+        "files": list(config.swap_files().items()),
+        "max_zspage_frames": config.pool.max_zspage_frames,
+    }
     if config.pool.allocator != "zsmalloc":  # which older programs do not name
         geometry["allocator"] = config.pool.allocator
     return json.dumps(geometry, separators=(",", ":")).encode()

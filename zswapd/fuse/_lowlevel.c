@@ -1,46 +1,58 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What pyfuse3 lacks: FALLOCATE, reads and writes without a coroutine, and a queue that is drained instead of polled.
+ * What pyfuse3 lacks: FALLOCATE, reads and writes without a coroutine, and a queue that is drained
+ * instead of polled.
  *
- * This object is a Python extension and an interposer at once. Loaded with RTLD_GLOBAL before pyfuse3, it comes first in the
- * search order, so that pyfuse3's calls of fuse_session_new() and fuse_session_receive_buf() end here; the real ones are
- * found with dlsym(RTLD_NEXT). Until Python calls attach(), and for every session but the attached one, both only pass on.
+ * This object is a Python extension and an interposer at once. Loaded with RTLD_GLOBAL before
+ * pyfuse3, it comes first in the search order, so that pyfuse3's calls of fuse_session_new() and
+ * fuse_session_receive_buf() end here; the real ones are found with dlsym(RTLD_NEXT). Until Python
+ * calls attach(), and for every session but the attached one, both only pass on.
  *
  *   fuse_session_new()          copies the table of operations and puts .read, .write, .fallocate and .init of its own into it.
- *                               .write_buf is taken out: a process that may grow pipes (CAP_SYS_RESOURCE) would get written
+ *                               .write_buf is taken out: a process that may grow pipes
+ *                               (CAP_SYS_RESOURCE) would get written
  *                               data as a pipe instead of memory.
- *   fuse_session_receive_buf()  reads requests itself. READ, WRITE and FALLOCATE of block inodes are answered at once by plain
- *                               Python functions, and the next request is taken without going back to the event loop; when
- *                               the queue is empty it waits for a moment with the GIL released (poll_request(), nap()), after
- *                               it has fetched what a sequential reader will ask for next (read_ahead()). Every other request
- *                               is handed to pyfuse3, which is told -EINTR, "try again", when there is none.
+ *   fuse_session_receive_buf()  reads requests itself. READ, WRITE and FALLOCATE of block inodes
+ *   are answered at once by plain
+ *                               Python functions, and the next request is taken without going back
+ *                               to the event loop; when the queue is empty it waits for a moment
+ *                               with the GIL released (poll_request(), nap()), after it has fetched
+ *                               what a sequential reader will ask for next (read_ahead()). Every
+ *                               other request is handed to pyfuse3, which is told -EINTR, "try
+ *                               again", when there is none.
  *
  * Invariants
- *   - Requests lie in `request`, replies are built in `reply` or `ahead.data`: parts of a mapping made and touched by attach().
- *     libfuse allocates some 160 bytes per request from the heap, Python an int or two; nothing on this path asks the kernel for
- *     memory.
- *   - What was read ahead is forgotten before any write or discard that touches it is passed on, and nothing is read ahead while a
- *     deferred request may still change something. All changes of a block inode come through here, so a READ that is answered from
- *     it gets what Python would have given.
- *   - The written data of a request starts on a page boundary (the headers before it fill the end of the page before), so the
- *     kernel copies whole pages and the compressor reads aligned ones.
- *   - The memoryviews given to Python point into this mapping, which stays for the life of the process: a callee that keeps
- *     one, or a slice of one, sees other data later, but never freed memory. Those of whole pages are made once per length.
- *   - A session outlives its process. The request buffer may be shared memory, and says at any instruction what was under way: `len`
- *     of the request's header is zero from before the read that fills it until it is answered, `active` names the request that is
- *     being answered. A successor answers what is left (py_adopt()): the kernel is asked to send it again, or where it cannot
- *     (before Linux 6.9), the last request is taken from the buffer. A second answer to one that was answered is refused with
- *     ENOENT, and doing it a second time changes nothing, since nobody has answered anything in between.
+ *   - Requests lie in `request`, replies are built in `reply` or `ahead.data`: parts of a mapping
+ *     made and touched by attach(). libfuse allocates some 160 bytes per request from the heap,
+ *     Python an int or two; nothing on this path asks the kernel for memory.
+ *   - What was read ahead is forgotten before any write or discard that touches it is passed on,
+ *     and nothing is read ahead while a deferred request may still change something. All changes of
+ *     a block inode come through here, so a READ that is answered from it gets what Python would
+ *     have given.
+ *   - The written data of a request starts on a page boundary (the headers before it fill the end
+ *     of the page before), so the kernel copies whole pages and the compressor reads aligned ones.
+ *   - The memoryviews given to Python point into this mapping, which stays for the life of the
+ *     process: a callee that keeps one, or a slice of one, sees other data later, but never freed
+ *     memory. Those of whole pages are made once per length.
+ *   - A session outlives its process. The request buffer may be shared memory, and says at any
+ *     instruction what was under way: `len` of the request's header is zero from before the read
+ *     that fills it until it is answered, `active` names the request that is being answered. A
+ *     successor answers what is left (py_adopt()): the kernel is asked to send it again, or where
+ *     it cannot (before Linux 6.9), the last request is taken from the buffer. A second answer to
+ *     one that was answered is refused with ENOENT, and doing it a second time changes nothing,
+ *     since nobody has answered anything in between.
  *   - A block file is changed through the one handle that Python has admitted (fuse/writers.py):
  *     `writers` remembers it until Python says that it is void, so the question costs a compare.
  *   - What a successor takes from the buffer, the kernel having no other copy for it, has a
  *     checksum (`check`): a request whose bytes have changed by themselves is answered with EIO.
  *     Where the kernel sends requests again the buffer is not believed, and no checksum is made.
  *     FUSE_INIT, which every takeover needs, is there twice, in two pages.
- *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request answered with EIO.
+ *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request
+ *     answered with EIO.
  *
- * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All state is guarded by the GIL,
- * except the request buffer, which belongs to the one thread that runs the session.
+ * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All
+ * state is guarded by the GIL, except the request buffer, which belongs to the one thread that runs
+ * the session.
  */
 
 #define FUSE_USE_VERSION 31
@@ -48,7 +60,10 @@
 #define _GNU_SOURCE
 #include <Python.h>
 
-/* Names that are defined below, and that the headers of libfuse 3.17 declare, with or without a const that comes and goes. */
+/*
+ * Names that are defined below, and that the headers of libfuse 3.17 declare, with or without a
+ * const that comes and goes.
+ */
 #define fuse_session_new_versioned declared_session_new_versioned
 #define _fuse_session_new_317 declared_session_new_317
 #include <fuse_lowlevel.h>
@@ -81,9 +96,11 @@
 #define OPERATIONS_MAX 1024 /* bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
 #define PENALTY_MAX 255   /* requests */
 /*
- * Out of the processor for so long: not a kernel thread that had a request to pass on, nor the hypervisor, but somebody who uses up
- * his time slice, 0.7 ms at the least. At 200 us a virtual machine was taken for crowded four times a second, and a random fault took 41 us
- * instead of 32. After a write it is 200 us: that is the swapping program, which had better not share a processor with this thread.
+ * Out of the processor for so long: not a kernel thread that had a request to pass on, nor the
+ * hypervisor, but somebody who uses up his time slice, 0.7 ms at the least. At 200 us a virtual
+ * machine was taken for crowded four times a second, and a random fault took 41 us instead of 32.
+ * After a write it is 200 us: that is the swapping program, which had better not share a processor
+ * with this thread.
  */
 #define CROWDED_NS 600000
 #define CROWDED_WRITES_NS 200000
@@ -95,9 +112,10 @@
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
 #define INIT_MAX 1024       /* bytes kept of FUSE_INIT; it has 104 */
 /*
- * Longer, and the event loop may as well do the waiting; not shorter, since a processor that becomes idle twice within half a
- * millisecond, for a nap and then for the event loop, takes over a program that waits on another one. A program that swaps is better
- * left where it is: docs/benchmarks.md.
+ * Longer, and the event loop may as well do the waiting; not shorter, since a processor that
+ * becomes idle twice within half a millisecond, for a nap and then for the event loop, takes over a
+ * program that waits on another one. A program that swaps is better left where it is:
+ * docs/benchmarks.md.
  */
 #define NAP_NS 2000000
 #define SAMPLED 64      /* one in so many requests is timed: the clock takes some 30 ns */
@@ -113,8 +131,8 @@ typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *, con
 typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 
 /*
- * What outlives the process: the first page of the memory given to attach(). zswapd/handover/state.py describes the same words to the
- * supervisor; both have to agree.
+ * What outlives the process: the first page of the memory given to attach().
+ * zswapd/handover/state.py describes the same words to the supervisor; both have to agree.
  */
 struct survivor {
 	uint64_t requests;  /* taken off the queue: a sign of life */
@@ -125,7 +143,10 @@ struct survivor {
 	uint64_t poisoned;  /* how many were */
 	uint64_t init_size; /* bytes of the first FUSE_INIT, 0 until it was read */
 	char init[INIT_MAX];
-	/* Number of the request that `check` is of; 0 from before the read of another until that has one. */
+	/*
+	 * Number of the request that `check` is of; 0 from before the read of another until that
+	 * has one.
+	 */
 	uint64_t noted;
 	uint64_t check; /* digest of all its bytes; only if checks_requests */
 };
@@ -140,9 +161,10 @@ struct init_copy {
 };
 
 /*
- * Whether it pays to wait busily after a request. Kept apart for reads and for all else: between two writes, the swapping program
- * and the kernel's threads run on this processor as well, which says nothing about the reader who comes back in a moment. And for
- * those that wait for the disk, of which some answer within 50 us and others within 10 ms.
+ * Whether it pays to wait busily after a request. Kept apart for reads and for all else: between
+ * two writes, the swapping program and the kernel's threads run on this processor as well, which
+ * says nothing about the reader who comes back in a moment. And for those that wait for the disk,
+ * of which some answer within 50 us and others within 10 ms.
  */
 enum { READS, CHANGES, DISK, PACES };
 
@@ -182,8 +204,8 @@ static struct {
 } hook = {.fd = -1, .disk_fd = -1, .pace = hook.paces};
 
 /*
- * By block inode, the handle that was admitted last, 0 for none. It is apart from `hook`, since only
- * the pages in use are ever touched.
+ * By block inode, the handle that was admitted last, 0 for none. It is apart from `hook`, since
+ * only the pages in use are ever touched.
  */
 static uint64_t writers[INODE_LIMIT];
 
@@ -221,7 +243,10 @@ static struct {
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
 
-/* How long some requests took from the queue to the end of their answer, by powers of two of a microsecond. */
+/*
+ * How long some requests took from the queue to the end of their answer, by powers of two of a
+ * microsecond.
+ */
 struct latency {
 	uint64_t counts[LATENCIES];
 	uint64_t ns; /* all of them together */
@@ -251,7 +276,10 @@ static bool is_block(uint64_t ino)
 	return ino < INODE_LIMIT && (hook.blocks[ino / 64] >> (ino % 64) & 1);
 }
 
-/* --- the operations ------------------------------------------------------------------------------------------------------ */
+/*
+ * --- the operations
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 static void note_reply(int res)
 {
@@ -277,7 +305,10 @@ static void reply_later_or_error(fuse_req_t req, long n)
 	fuse_reply_none(req); /* frees it, sends nothing */
 }
 
-/* Call a Python function and return its int, at least -4095; an exception and a senseless result are -EIO. */
+/*
+ * Call a Python function and return its int, at least -4095; an exception and a senseless result
+ * are -EIO.
+ */
 static long call(PyObject *function, PyObject **args, size_t count, long most)
 {
 	PyObject *result = PyObject_Vectorcall(function, args, count, NULL);
@@ -296,7 +327,10 @@ static long call(PyObject *function, PyObject **args, size_t count, long most)
 	return -EIO;
 }
 
-/* A view of the first `size` bytes at `home`: the one kept for this length, or a new one where it is not whole pages. */
+/*
+ * A view of the first `size` bytes at `home`: the one kept for this length, or a new one where it
+ * is not whole pages.
+ */
 static PyObject *borrow_view(PyObject **kept, char *home, size_t size, int flags)
 {
 	if (size % hook.page == 0)
@@ -356,16 +390,19 @@ static void forget_ahead(fuse_ino_t ino, off_t off, off_t length)
 		ahead.size = 0;
 }
 
-/* Of the deferred requests some are writes and discards, which have been told from what is ahead, and do their work later. */
+/*
+ * Of the deferred requests some are writes and discards, which have been told from what is ahead,
+ * and do their work later.
+ */
 static bool may_read_ahead(void)
 {
 	return ahead.wanted && hook.deferred == 0;
 }
 
 /*
- * Fetch what comes after the last READ while its reader looks at that: eight pages take as long to decompress as it takes to wake
- * a processor, and sequential swap-in gets half as fast again (measured). An error, or the end of the file, is left to
- * the READ that may come.
+ * Fetch what comes after the last READ while its reader looks at that: eight pages take as long to
+ * decompress as it takes to wake a processor, and sequential swap-in gets half as fast again
+ * (measured). An error, or the end of the file, is left to the READ that may come.
  */
 static void read_ahead(void)
 {
@@ -506,7 +543,10 @@ static void hook_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offse
 		note_reply(fuse_reply_err(req, 0));
 }
 
-/* Direct I/O of the loop driver is asynchronous: the kernel counts it as background requests, 12 at a time unless told more. */
+/*
+ * Direct I/O of the loop driver is asynchronous: the kernel counts it as background requests, 12 at
+ * a time unless told more.
+ */
 static void hook_init(void *userdata, struct fuse_conn_info *conn)
 {
 	if (hook.original.init != NULL)
@@ -514,8 +554,9 @@ static void hook_init(void *userdata, struct fuse_conn_info *conn)
 	if (conn->max_write > hook.max_io)
 		conn->max_write = (unsigned)hook.max_io;
 	/*
-	 * Reads of cached files are not to be background requests: those of a slow or hanging file would take the places that the
-	 * loop driver needs for swap. Reading ahead, a process then waits for its requests one by one.
+	 * Reads of cached files are not to be background requests: those of a slow or hanging file
+	 * would take the places that the loop driver needs for swap. Reading ahead, a process then
+	 * waits for its requests one by one.
 	 */
 	conn->want &= ~(unsigned)FUSE_CAP_ASYNC_READ;
 	conn->max_background = hook.max_background;
@@ -524,7 +565,10 @@ static void hook_init(void *userdata, struct fuse_conn_info *conn)
 	stats.max_background = conn->max_background;
 }
 
-/* --- interposed: fuse_session_new ---------------------------------------------------------------------------------------- */
+/*
+ * --- interposed: fuse_session_new
+ * ----------------------------------------------------------------------------------------
+ */
 
 static bool attached(void)
 {
@@ -599,14 +643,20 @@ struct fuse_session *_fuse_session_new_317(struct fuse_args *args, const struct 
 	return new_versioned("_fuse_session_new_317", args, op, op_size, version, userdata);
 }
 
-/* --- interposed: fuse_session_receive_buf -------------------------------------------------------------------------------- */
+/*
+ * --- interposed: fuse_session_receive_buf
+ * --------------------------------------------------------------------------------
+ */
 
 static struct fuse_in_header *header(void)
 {
 	return (struct fuse_in_header *)hook.request;
 }
 
-/* Take one request without blocking: its length, 0 when the session has ended, -EAGAIN when there is none, or -errno. */
+/*
+ * Take one request without blocking: its length, 0 when the session has ended, -EAGAIN when there
+ * is none, or -errno.
+ */
 static ssize_t read_request(struct fuse_session *se)
 {
 	for (;;) {
@@ -632,7 +682,10 @@ static ssize_t read_request(struct fuse_session *se)
 	}
 }
 
-/* Hear what has become of requests to the disk: whoever waits for them is answered here, without a turn of the event loop. */
+/*
+ * Hear what has become of requests to the disk: whoever waits for them is answered here, without a
+ * turn of the event loop.
+ */
 static void hear_disk(void)
 {
 	PyObject *result = PyObject_CallNoArgs(hook.on_disk_ready);
@@ -650,7 +703,10 @@ static void hear_disk(void)
 	hook.pace->skip -= hook.pace->skip > 0;
 }
 
-/* Somebody may wait for that, or what was read ahead of a reader be there: he is not to find it on its way. */
+/*
+ * Somebody may wait for that, or what was read ahead of a reader be there: he is not to find it on
+ * its way.
+ */
 static bool disk_has_answered(void)
 {
 	struct pollfd disk = {.fd = hook.disk_fd, .events = POLLIN};
@@ -659,20 +715,23 @@ static bool disk_has_answered(void)
 }
 
 /*
- * Wait for the next request, or the disk if somebody waits for that, for at most poll_us since the last request, without the GIL.
- * Waking a sleeping processor costs several times what a request does; a program that faults its pages in comes back within some
- * ten microseconds. A page from a disk that takes 50 us is with its reader after 112 instead of 162.
+ * Wait for the next request, or the disk if somebody waits for that, for at most poll_us since the
+ * last request, without the GIL. Waking a sleeping processor costs several times what a request
+ * does; a program that faults its pages in comes back within some ten microseconds. A page from a
+ * disk that takes 50 us is with its reader after 112 instead of 162.
  *
  * `is_heard`: the disk had answered, and whom it concerned has been told.
  *
- * Each wait in vain in a row doubles the number of requests that are served without one, and the first that succeeds resets
- * it. So a busy device is answered at once, and a slow trickle costs next to nothing; nor does a reader that cannot come back
- * because this very wait keeps it from its processor.
+ * Each wait in vain in a row doubles the number of requests that are served without one, and the
+ * first that succeeds resets it. So a busy device is answered at once, and a slow trickle costs
+ * next to nothing; nor does a reader that cannot come back because this very wait keeps it from its
+ * processor.
  *
- * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that the next request needs, and
- * giving way costs a whole one of the other's, some 3 ms. A sleeper is let in soon after it wakes. Hence the wait that was held
- * up is the last for a thousand requests, then two, four; every one that succeeds takes one off that number.
- * After a write it is the last for sixteen only: who took the processor then is the swapping program, as a rule.
+ * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that
+ * the next request needs, and giving way costs a whole one of the other's, some 3 ms. A sleeper is
+ * let in soon after it wakes. Hence the wait that was held up is the last for a thousand requests,
+ * then two, four; every one that succeeds takes one off that number. After a write it is the last
+ * for sixteen only: who took the processor then is the swapping program, as a rule.
  */
 static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is_heard)
 {
@@ -691,7 +750,10 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 	while (n == -EAGAIN && !has_answer && now < end && !is_crowded) {
 		uint64_t before = now;
 
-		/* Two processors: a thread that is at the disk, the kernel's of the loop device, or kswapd may have to run on this one. */
+		/*
+		 * Two processors: a thread that is at the disk, the kernel's of the loop device, or
+		 * kswapd may have to run on this one.
+		 */
 		sched_yield();
 		n = read_request(se);
 		has_answer = n == -EAGAIN && disk_has_answered();
@@ -723,9 +785,9 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 }
 
 /*
- * Sleep until the next request or an answer of the disk, for at most NAP_NS since the last. Where polling is off or in vain, a
- * turn of the event loop would come now; it costs more than the wake-up itself (a 4 KiB read through a loop device takes 46 us
- * this way, else above 60).
+ * Sleep until the next request or an answer of the disk, for at most NAP_NS since the last. Where
+ * polling is off or in vain, a turn of the event loop would come now; it costs more than the
+ * wake-up itself (a 4 KiB read through a loop device takes 46 us this way, else above 60).
  */
 static bool nap(uint64_t deadline)
 {
@@ -796,7 +858,10 @@ static bool answer_poison(void)
 	return true;
 }
 
-/* Is this a request that the Python functions answer? Its length was checked against what the operation will read. */
+/*
+ * Is this a request that the Python functions answer? Its length was checked against what the
+ * operation will read.
+ */
 static bool served_here(const struct fuse_in_header *in, size_t length)
 {
 	const struct fuse_write_in *write = (const void *)(in + 1);
@@ -815,7 +880,10 @@ static bool served_here(const struct fuse_in_header *in, size_t length)
 	}
 }
 
-/* Give pyfuse3 the request in its own buffer, which it frees: malloc()ed, and no larger than what came. */
+/*
+ * Give pyfuse3 the request in its own buffer, which it frees: malloc()ed, and no larger than what
+ * came.
+ */
 static int hand_over(struct fuse_buf *buf, const char *request, size_t length)
 {
 	if (malloc_usable_size(buf->mem) < length) {
@@ -834,7 +902,10 @@ static int hand_over(struct fuse_buf *buf, const char *request, size_t length)
 	return (int)length;
 }
 
-/* Tell Python which request its requester does not want to wait for any more; libfuse hears of it as well. */
+/*
+ * Tell Python which request its requester does not want to wait for any more; libfuse hears of it
+ * as well.
+ */
 static void note_interrupt(size_t length)
 {
 	const struct fuse_in_header *in = header();
@@ -879,7 +950,10 @@ static bool mend_init(void)
 	return true;
 }
 
-/* Keep the kernel's first request for the successors: each of them has to hear it, or libfuse takes no other. */
+/*
+ * Keep the kernel's first request for the successors: each of them has to hear it, or libfuse takes
+ * no other.
+ */
 static void keep_init(size_t length)
 {
 	struct survivor *survivor = hook.survivor;
@@ -936,7 +1010,10 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			keep_init((size_t)n);
 			note_interrupt((size_t)n);
 			n = hand_over(buf, hook.request, (size_t)n);
-			/* Answered by a coroutine, some time later: `active` stays until the next request. */
+			/*
+			 * Answered by a coroutine, some time later: `active` stays until the next
+			 * request.
+			 */
 			return (int)n;
 		}
 		request.size = (size_t)n;
@@ -963,10 +1040,12 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 }
 
 /*
- * Serving pages takes no memory from the kernel, but what the event loop does in between may: accept a connection, write a line
- * of the log. Below the zones' min watermark such an allocation waits for memory that only swapping out can free, and this thread
- * waits with it: nobody would serve the swap. A real-time task may go below that mark, as far as half of it. So it is one, while
- * memory is scarce; always would be too much, since a real-time task drives the swapping program from its processor.
+ * Serving pages takes no memory from the kernel, but what the event loop does in between may:
+ * accept a connection, write a line of the log. Below the zones' min watermark such an allocation
+ * waits for memory that only swapping out can free, and this thread waits with it: nobody would
+ * serve the swap. A real-time task may go below that mark, as far as half of it. So it is one,
+ * while memory is scarce; always would be too much, since a real-time task drives the swapping
+ * program from its processor.
  */
 static void check_memory(void)
 {
@@ -1013,7 +1092,10 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	return n;
 }
 
-/* --- Python -------------------------------------------------------------------------------------------------------------- */
+/*
+ * --- Python
+ * --------------------------------------------------------------------------------------------------------------
+ */
 
 static void free_views(PyObject **views, size_t most)
 {
@@ -1044,8 +1126,8 @@ static PyObject **make_views(char *home, size_t most, int flags)
 }
 
 /*
- * The mapping is used again by the next attach(), and never unmapped, since views of it may be anywhere. `given` is the shared
- * memory for survivor and request, or NULL for private memory.
+ * The mapping is used again by the next attach(), and never unmapped, since views of it may be
+ * anywhere. `given` is the shared memory for survivor and request, or NULL for private memory.
  */
 static int make_buffers(char *given)
 {
@@ -1068,8 +1150,9 @@ static int make_buffers(char *given)
 	}
 	shared = given != NULL ? given : mapping;
 	/*
-	 * Every page is touched now. MAP_POPULATE does nothing under mlockall(MCL_ONFAULT), and a page that is first touched by the
-	 * kernel, as it copies a request here, has to be found while reclaim waits for this very process.
+	 * Every page is touched now. MAP_POPULATE does nothing under mlockall(MCL_ONFAULT), and a
+	 * page that is first touched by the kernel, as it copies a request here, has to be found
+	 * while reclaim waits for this very process.
 	 */
 	memset(mapping, 0, size);
 	if (given != NULL)
@@ -1113,7 +1196,10 @@ PyDoc_STRVAR(attach_doc,
              "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None, "
              "admit=None, checks_requests=False)");
 
-/* The address of shared memory for survivor and request, NULL with an exception set if it does not do. */
+/*
+ * The address of shared memory for survivor and request, NULL with an exception set if it does not
+ * do.
+ */
 static char *shared_memory(PyObject *shared)
 {
 	size_t wanted = 2 * hook.page + hook.max_io;
@@ -1192,8 +1278,8 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
 }
 
 /*
- * Answer a request by its number, which may be a wrong one: the kernel knows which requests wait, and
- * refuses others.
+ * Answer a request by its number, which may be a wrong one: the kernel knows which requests wait,
+ * and refuses others.
  */
 static void refuse(uint64_t unique)
 {
@@ -1228,9 +1314,9 @@ static size_t left_length(void)
 PyDoc_STRVAR(adopt_doc, "adopt(*, resend=True) -> bool");
 
 /*
- * Have libfuse hear FUSE_INIT again (the answer goes nowhere, the kernel has had one), then have what the predecessor read and
- * did not answer sent again. True: the kernel cannot, or is not asked to, and the buffer has the only copy; it is answered with
- * the next request.
+ * Have libfuse hear FUSE_INIT again (the answer goes nowhere, the kernel has had one), then have
+ * what the predecessor read and did not answer sent again. True: the kernel cannot, or is not asked
+ * to, and the buffer has the only copy; it is answered with the next request.
  */
 static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 {

@@ -15,13 +15,15 @@ def attach(
     admit: Callable[[int, int], int] | None = None,
     checks_requests: bool = False,
 ) -> None:
-    """Have the next FUSE session answer its block inodes through these functions; zeroes the counters.
+    """Have the next FUSE session answer its block inodes through these functions.
 
-    The functions run in the session's thread and must not raise. `read(inode, offset, out)` fills `out` from
-    its beginning and returns how many bytes; `write(inode, offset, data)` returns how many it took;
-    `fallocate(inode, mode, offset, length)` returns 0; each may return -errno instead, or -EINPROGRESS for "later, by
-    `reply`". The views are valid
-    during the call only (they are used again for the next request) and must not be released.
+    Zeroes the counters.
+
+    The functions run in the session's thread and must not raise. `read(inode, offset, out)` fills
+    `out` from its beginning and returns how many bytes; `write(inode, offset, data)` returns how
+    many it took; `fallocate(inode, mode, offset, length)` returns 0; each may return -errno
+    instead, or -EINPROGRESS for "later, by `reply`". The views are valid during the call only (they
+    are used again for the next request) and must not be released.
 
     Args:
         read: fills a view with data.
@@ -31,8 +33,9 @@ def attach(
         budget_us: longest time between two turns of the event loop, µs.
         max_io: longest read and longest write, bytes; a multiple of the page, up to 64 MiB.
         max_background: asynchronous requests the kernel may have under way at once.
-        shared: writable memory that outlives the process, for the request buffer and what a successor needs (a
-            survivor page; `handover.hook_bytes(max_io)` bytes on a page boundary). Private memory if None.
+        shared: writable memory that outlives the process, for the request buffer and what a
+            successor needs (a survivor page; `handover.hook_bytes(max_io)` bytes on a page
+            boundary). Private memory if None.
         interrupt: called with the number of a request whose requester has got a signal.
         admit: called with an inode and a handle that is about to change the file, and that was not
             the last one admitted; returns 0, or -errno for a request that is to be refused.
@@ -46,9 +49,12 @@ def attach(
     """
 
 def adopt(*, resend: bool = True) -> bool:
-    """Take over a session that another process has served with the same `shared`, before the first request is received.
+    """Take over a session that another process has served with the same `shared`.
 
-    FUSE_INIT is repeated to libfuse, and the kernel asked to send again what was read and not answered (Linux 6.9).
+    Before the first request is received.
+
+    FUSE_INIT is repeated to libfuse, and the kernel asked to send again what was read and not
+    answered (Linux 6.9).
 
     Args:
         resend: False to do without that, as with an older kernel.
@@ -66,7 +72,10 @@ def detach() -> None:
     """Forget functions, inodes and buffers; only when no session is served any more."""
 
 def unique() -> int:
-    """Return the kernel's number of the request that is being served; 0 if there is none, as when the hook reads ahead."""
+    """Return the kernel's number of the request that is being served.
+
+    0 if there is none, as when the hook reads ahead.
+    """
 
 def takes_part() -> bool:
     """Say whether the reader that is being served takes a short answer for what it is.
@@ -76,7 +85,9 @@ def takes_part() -> bool:
     """
 
 def reply(unique: int, error: int, payload: bytes | memoryview) -> None:
-    """Answer a request that was deferred; one that the kernel does not wait for any more is counted, as `reply_errors`.
+    """Answer a request that was deferred.
+
+    One that the kernel does not wait for any more is counted, as `reply_errors`.
 
     Args:
         unique: its number.
@@ -87,8 +98,8 @@ def reply(unique: int, error: int, payload: bytes | memoryview) -> None:
 def on_disk_ready(fd: int, function: Callable[[], object]) -> None:
     """Call a function whenever a descriptor is readable while the session sleeps for the next request, between two of these.
 
-    So whoever waits for the disk is answered without a turn of the event loop, which has to look at the descriptor as well: it
-    sleeps longer. A function that raises ends the process.
+    So whoever waits for the disk is answered without a turn of the event loop, which has to look at
+    the descriptor as well: it sleeps longer. A function that raises ends the process.
 
     Args:
         fd: stays the caller's, and open until `detach`.
@@ -99,16 +110,20 @@ def set_poll_us(poll_us: int) -> None:
     """Change the longest wait for the next request, µs."""
 
 def current() -> tuple[int, int]:
-    """Return the number of the last request that pyfuse3 was given, and the thread that made it; (0, 0) if there was none.
+    """Return the number of the last request that pyfuse3 was given, and the thread that made it.
+
+    (0, 0) if there was none.
 
     Within a handler, before its first await, that is its own.
     """
 
 def set_scarce(free_bytes: int) -> None:
-    """Have the session's thread be a real-time one (SCHED_RR) whenever the system has less free memory; 0 leaves it as it is.
+    """Have the session's thread be a real-time one.
 
-    Looked at here, after each batch of requests, and by `check_memory`. A thread that is a real-time one when this is first
-    set stops being one when memory is not scarce.
+    (SCHED_RR) whenever the system has less free memory; 0 leaves it as it is.
+
+    Looked at here, after each batch of requests, and by `check_memory`. A thread that is a
+    real-time one when this is first set stops being one when memory is not scarce.
     """
 
 def check_memory() -> None:
@@ -130,8 +145,10 @@ def statistics() -> dict[str, int]:
     """Return the counters since `attach()`; the meaning of each is in `session.SessionStatistics`."""
 
 def latencies() -> tuple[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int]]:
-    """Return (counts, ns) of the reads and of the writes that were timed since `attach()`, one request in 64.
+    """Return (counts, ns) of the reads and of the writes that were timed since `attach()`.
 
-    counts are of requests that took at most 1, 2, 4, … 2^19 µs and more than the bound before; the last has no bound. ns is the
-    time of all of them.
+    One request in 64.
+
+    counts are of requests that took at most 1, 2, 4, … 2^19 µs and more than the bound before; the
+    last has no bound. ns is the time of all of them.
     """

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Handlers over devices that have pages on a disk: a request that has to wait for it is answered later, and nobody else waits.
+"""Handlers over devices that have pages on a disk.
 
-The hook passes each request once. What needs the disk is noted here under the kernel's number for it (`unique`), and the hook
-is told DEFERRED; when the disk has answered, the same call is made again, and its result sent with `reply`. The page path
-stays as it is: a request that the pool can answer costs an exception handler that is not entered.
+A request that has to wait for it is answered later, and nobody else waits.
 
-A successor knows nothing of deferred requests and need not: the kernel sends again whatever was not answered (Linux 6.9), and
-doing a request twice changes nothing.
+The hook passes each request once. What needs the disk is noted here under the kernel's number for
+it (`unique`), and the hook is told DEFERRED; when the disk has answered, the same call is made
+again, and its result sent with `reply`. The page path stays as it is: a request that the pool can
+answer costs an exception handler that is not entered.
 
-Limits: devices that are a `BackedDevice` only; written data that waits is copied to the heap, which is large enough for as
-many pages as `transfers` has buffers.
+A successor knows nothing of deferred requests and need not: the kernel sends again whatever was not
+answered (Linux 6.9), and doing a request twice changes nothing.
+
+Limits: devices that are a `BackedDevice` only; written data that waits is copied to the heap, which
+is large enough for as many pages as `transfers` has buffers.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ class BackedOperations(Operations):
         directory: names and inodes; all its block files are `BackedDevice`s.
         page_size: see `Operations`.
         transfers: how slots are read and written.
-        unique: returns the kernel's number for the request that is being served; 0 for one that nobody asked for.
+        unique: returns the kernel's number for the request that is being served; 0 for one that
+            nobody asked for.
         reply: sends (unique, errno or 0, payload).
         blame: says which request is being answered, should this process die of it; 0 for none.
         max_io: longest read, bytes.
@@ -78,10 +82,14 @@ class BackedOperations(Operations):
         self._devices: dict[int, BackedDevice] = {}
         for inode, file in directory.block_files.items():
             if not isinstance(file, BackedDevice):
-                raise ConfigError(f"{file.name} has no slots in the backing", hint="report this as a bug")
+                raise ConfigError(
+                    f"{file.name} has no slots in the backing", hint="report this as a bug"
+                )
             self._devices[inode] = file
         files = self._devices.items() if ahead else ()
-        self.aheads = {inode: Ahead(transfers, device.needed, device.size, ahead) for inode, device in files}
+        self.aheads = {
+            inode: Ahead(transfers, device.needed, device.size, ahead) for inode, device in files
+        }
         self._transfers = transfers
         self._unique = unique
         self._send = reply
@@ -102,14 +110,23 @@ class BackedOperations(Operations):
                 return -errno.EAGAIN
             length = min(len(out), self._devices[inode].size - offset)
             wanted = partial(self._devices[inode].needed, offset, length)
-            n = self._fetch(wanted, unique, partial(self._read_again, inode, offset, length, self._takes_part()))
+            n = self._fetch(
+                wanted, unique, partial(self._read_again, inode, offset, length, self._takes_part())
+            )
         else:
             length = n
         if ahead is not None and length > 0:
             ahead.note(offset, length)
         return n
 
-    def _read_again(self, inode: int, offset: int, length: int, takes_part: bool, unique: int) -> int:  # noqa: FBT001
+    def _read_again(
+        self,
+        inode: int,
+        offset: int,
+        length: int,
+        takes_part: bool,  # noqa: FBT001
+        unique: int,
+    ) -> int:
         """Answer a read whose slots are there.
 
         `takes_part` was asked while the hook had its request.
@@ -146,11 +163,16 @@ class BackedOperations(Operations):
         return self._fetch(wanted, unique, partial(self._change_again, inode, call, _nothing))
 
     def _edges(self, inode: int, offset: int, length: int) -> Callable[[], list[int]]:
-        """Return what tells the slots that a change of a byte range has to read; beyond the end of the file there are none."""
+        """Return what tells the slots that a change of a byte range has to read.
+
+        Beyond the end of the file there are none.
+        """
         device = self._devices[inode]
         return partial(device.needed, offset, min(length, device.size - offset), edges=True)
 
-    def _change(self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int) -> int:
+    def _change(
+        self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int
+    ) -> int:
         """Write or discard; DEFERRED if some of its pages are on their way to their slots.
 
         Args:
@@ -175,7 +197,9 @@ class BackedOperations(Operations):
         ticket.done = done
         return DEFERRED
 
-    def _change_again(self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int) -> int:
+    def _change_again(
+        self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int
+    ) -> int:
         n = self._change(inode, call, payload, unique)
         if n >= 0:
             self._reply(unique, 0, payload(n))
@@ -188,7 +212,9 @@ class BackedOperations(Operations):
 
     # Waiting for the disk.
 
-    def _fetch(self, wanted: Callable[[], list[int]], unique: int, again: Callable[[int], int]) -> int:
+    def _fetch(
+        self, wanted: Callable[[], list[int]], unique: int, again: Callable[[int], int]
+    ) -> int:
         """Have slots read, then make a call again that answers; return DEFERRED.
 
         Args:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The directories that the mount shows: which names exist, and what their inodes are.
 
-A mount holds a handful of files: swap files in the root, directories of small text files, and one of cache volumes. So the
-tree is a table, not objects on some medium. Synchronous and free of pyfuse3; `operations.py` turns `Node` into what the kernel
-is told.
+A mount holds a handful of files: swap files in the root, directories of small text files, and one
+of cache volumes. So the tree is a table, not objects on some medium. Synchronous and free of
+pyfuse3; `operations.py` turns `Node` into what the kernel is told.
 
-A file stays open when one worker takes over from another, and the kernel goes on asking by number. Hence numbers depend on
-nothing but the configuration and names: swap files have 2, 3, … in the order in which they are configured, everything else a
-hash of its path, but for cached files, whose giver remembers their numbers. The kernel may cache all of it for as long as it
-likes, except what it knows of cached files, which come, go, and change their length.
+A file stays open when one worker takes over from another, and the kernel goes on asking by number.
+Hence numbers depend on nothing but the configuration and names: swap files have 2, 3, … in the
+order in which they are configured, everything else a hash of its path, but for cached files, whose
+giver remembers their numbers. The kernel may cache all of it for as long as it likes, except what
+it knows of cached files, which come, go, and change their length.
 
-Invariants: the root is inode 1 and its own parent; a name occurs once in its directory; numbers below HASHED are block files.
+Invariants: the root is inode 1 and its own parent; a name occurs once in its directory; numbers
+below HASHED are block files.
 """
 
 from __future__ import annotations
@@ -66,9 +68,12 @@ class BlockFile(Protocol):
 
 
 class TextFile(Protocol):
-    """A small file whose content is made each time it is opened, as sysfs has them. It has no size that `stat` could tell.
+    """A small file whose content is made each time it is opened, as sysfs has them.
 
-    Both functions run in the event loop's thread, are short, and raise `ZswapdError` with the errno that the caller gets.
+    It has no size that `stat` could tell.
+
+    Both functions run in the event loop's thread, are short, and raise `ZswapdError` with the errno
+    that the caller gets.
     """
 
     @property
@@ -85,7 +90,8 @@ class TextFile(Protocol):
 class CachedFile(Protocol):
     """A file whose pages the kernel's page cache may keep; `volumes.volume.Volume` is one.
 
-    Everything may take as long as a device does, and runs beside the page path. Failures are `ZswapdError`.
+    Everything may take as long as a device does, and runs beside the page path. Failures are
+    `ZswapdError`.
     """
 
     @property
@@ -133,7 +139,8 @@ class Node:
         name: its name there; empty for the root.
         mode: file type and permission bits.
         size: bytes; 0 for directories, text files and cached files, which know better.
-        born_ns: when the mount was made, ns since the epoch; stands for all three times of the file.
+        born_ns: when the mount was made, ns since the epoch; stands for all three times of the
+            file.
         file: what the data comes from; None for directories and text files.
         text: what a text file's content comes from, else None.
         cached: what a cached file's data comes from, else None.
@@ -158,7 +165,8 @@ class Node:
 class Directory:
     """All inodes of a mount; starts with an empty root.
 
-    Everything belongs to root and is closed to everybody else: directories have mode 0700, files 0600 or 0400.
+    Everything belongs to root and is closed to everybody else: directories have mode 0700, files
+    0600 or 0400.
 
     Args:
         born_ns: when the mount was made, ns since the epoch; now by default.
@@ -183,7 +191,9 @@ class Directory:
         """
         inode = max(self.block_files, default=ROOT_INODE) + 1
         name = self._free_name(ROOT_INODE, file.name, "swap")
-        self._add(Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self.born_ns, file))
+        self._add(
+            Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self.born_ns, file)
+        )
         self.block_files[inode] = file
         return inode
 
@@ -234,14 +244,19 @@ class Directory:
     def _free_name(self, parent: int, name: str, kind: str) -> bytes:
         encoded = _checked_name(name, kind)
         if (parent, encoded) in self._names:
-            raise ConfigError(f"two files are named {name!r}", hint=f"give each {kind} file a name of its own")
+            raise ConfigError(
+                f"two files are named {name!r}", hint=f"give each {kind} file a name of its own"
+            )
         return encoded
 
     def _hashed(self, parent: int, name: bytes) -> int:
         """Return the number that this path has in every worker."""
         inode = HASHED | (xxh3_64_intdigest(name, parent) & (HASHED - 1))
         if inode in self._nodes:
-            raise InvariantError(f"{name!r} and {self._nodes[inode].name!r} have the same inode", hint="report this as a bug")
+            raise InvariantError(
+                f"{name!r} and {self._nodes[inode].name!r} have the same inode",
+                hint="report this as a bug",
+            )
         return inode
 
     def _add(self, node: Node) -> None:
@@ -253,7 +268,10 @@ class Directory:
         return self._nodes.get(inode)
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
-        """Return what `name` (which may be `.` or `..`) is in the directory `parent`, None if nothing."""
+        """Return what `name` (which may be `.` or `..`) is in the directory `parent`.
+
+        None if nothing.
+        """
         if name == b".":
             return self._nodes.get(parent)
         if name == b"..":
@@ -263,7 +281,11 @@ class Directory:
 
     def entries(self, parent: int, after: int = 0) -> list[Node]:
         """Return what is in a directory, by inode, from the first number above `after` on."""
-        found = [node for (owner, _), node in self._names.items() if owner == parent and node.inode > after]
+        found = [
+            node
+            for (owner, _), node in self._names.items()
+            if owner == parent and node.inode > after
+        ]
         return sorted(found, key=lambda node: node.inode)
 
     def subdirectories(self, parent: int) -> Iterator[Node]:
@@ -276,7 +298,13 @@ class Directory:
 
 def _checked_name(name: str, kind: str) -> bytes:
     encoded = name.encode(errors="surrogateescape")
-    if not encoded or encoded in {b".", b".."} or len(encoded) > NAME_MAX or not name.isprintable() or "/" in name:
+    if (
+        not encoded
+        or encoded in {b".", b".."}
+        or len(encoded) > NAME_MAX
+        or not name.isprintable()
+        or "/" in name
+    ):
         raise ConfigError(
             f"{name!r} cannot be the name of a {kind} file",
             hint=f"use 1 to {NAME_MAX} printable bytes without a slash",

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Readers that are killed while they wait for a slow file are let go.
 
-A process that waits for an answer from FUSE and gets a signal has the kernel send FUSE_INTERRUPT, once, and then waits on until
-it is answered, even if the signal was SIGKILL. Only that may end a request: a program whose timer has fired does not expect a
-read of a file to fail with EINTR. So an interrupted request is remembered, and its task looked at now and then: the kernel
-turns every fatal signal into a SIGKILL that is pending in all threads of its process.
+A process that waits for an answer from FUSE and gets a signal has the kernel send FUSE_INTERRUPT,
+once, and then waits on until it is answered, even if the signal was SIGKILL. Only that may end a
+request: a program whose timer has fired does not expect a read of a file to fail with EINTR. So an
+interrupted request is remembered, and its task looked at now and then: the kernel turns every fatal
+signal into a SIGKILL that is pending in all threads of its process.
 
-Of readers that go around the page cache (O_DIRECT) the kernel says nothing, and they cannot be killed until they are answered.
-So whoever waits for long is looked at too, a few at a time.
+Of readers that go around the page cache (O_DIRECT) the kernel says nothing, and they cannot be
+killed until they are answered. So whoever waits for long is looked at too, a few at a time.
 
-The hook says which request the handler that runs first was called for, and passes interrupts on. Without it nobody is let go.
+The hook says which request the handler that runs first was called for, and passes interrupts on.
+Without it nobody is let go.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOOK_S = 0.25
-"""Time between two looks at whoever was interrupted, or has waited for that long, and goes on waiting."""
+"""Time between two looks at whoever was interrupted, or has waited for that long.
+
+And goes on waiting.
+"""
 REQUESTS_PER_STEP = 32
 """Looks at others than the interrupted in a turn of the event loop: some 20 µs each."""
 _SIGKILL_BIT = 1 << 8
@@ -61,7 +66,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def letting_go(self) -> Iterator[trio.CancelScope]:
-        """Around what a handler waits for, entered before its first await; cancelled when whoever asked is killed."""
+        """Around what a handler waits for, entered before its first await.
+
+        Cancelled when whoever asked is killed.
+        """
         number, thread = lowlevel.current() if lowlevel is not None else (0, 0)
         with trio.CancelScope() as scope:
             if number:
@@ -73,7 +81,10 @@ class Interrupts:
                 self._waiting.pop(number, None)
 
     def interrupt(self, number: int) -> None:
-        """Take note that the kernel has interrupted a request. Called by the hook, from its loop."""
+        """Take note that the kernel has interrupted a request.
+
+        Called by the hook, from its loop.
+        """
         waiting = self._waiting.get(number)
         if waiting is not None:
             waiting.is_interrupted = True
@@ -115,7 +126,8 @@ class Interrupts:
             if waiting.since > end:
                 continue
             self._waiting[number] = self._waiting.pop(number)  # to the end
-            # Who is gone has left others to wait for what it asked for, if the request was an asynchronous one.
+            # Who is gone has left others to wait for what it asked for, if the request was an
+            # asynchronous one.
             if not waiting.scope.cancel_called and self._is_killed(waiting.thread, or_gone=False):
                 self._let_go(waiting)
                 found = True

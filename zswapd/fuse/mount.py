@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The mount itself: /dev/fuse opened, mount(2) called, and all of it undone.
 
-Apart from the session (session.py), because it lives longer: the supervisor mounts once, and one worker after the other serves
-the descriptor. fusermount3 is not needed this way, and a mount option less is trusted to a parser. Without allow_other the
-kernel keeps every other user out, even of `stat`.
+Apart from the session (session.py), because it lives longer: the supervisor mounts once, and one
+worker after the other serves the descriptor. fusermount3 is not needed this way, and a mount option
+less is trusted to a parser. Without allow_other the kernel keeps every other user out, even of
+`stat`.
 
-All checks come before the first step, each step registers its undoing before the next, and `close` undoes them
-in reverse, whatever failed. The directory that will be covered is locked with flock while the mount lives: of
-two daemons started at once on one mountpoint, one is refused. (The lock lies on the covered directory, which
-nobody reaches through its name any more once it is covered; from then on mountinfo tells.)
+All checks come before the first step, each step registers its undoing before the next, and `close`
+undoes them in reverse, whatever failed. The directory that will be covered is locked with flock
+while the mount lives: of two daemons started at once on one mountpoint, one is refused. (The lock
+lies on the covered directory, which nobody reaches through its name any more once it is covered;
+from then on mountinfo tells.)
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_IO = 1 << 20
-"""Longest read and write in bytes; 256 pages of 4 KiB are the most that the kernel puts into one request."""
+"""Longest read and write in bytes.
+
+256 pages of 4 KiB are the most that the kernel puts into one request.
+"""
 
 ANSWER_S = 5.0
 """What whoever serves a mount may take to answer a question before it counts as alive and busy."""
@@ -52,8 +57,8 @@ class Mount:
     """A mounted, not yet served FUSE file system; a context manager.
 
     Args:
-        mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700) and removed
-            at the end.
+        mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700)
+            and removed at the end.
         device: the FUSE device node.
         left_on: returns which loop devices have a file below a directory, each with the command
             that frees it.
@@ -84,7 +89,12 @@ class Mount:
         self.open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def open(self) -> None:
@@ -117,9 +127,12 @@ class Mount:
             self._check_mountpoint()
 
     def adopt(self, descriptor: int, made: Sequence[Path], device: int = 0) -> None:
-        """Take the descriptor of a mount that another process has made, and unmount it at the end as if it were our own.
+        """Take the descriptor of a mount that another process has made.
 
-        Somebody may have unmounted it lazily: whoever has a file open, a loop device above all, is still to be served.
+        And unmount it at the end as if it were our own.
+
+        Somebody may have unmounted it lazily: whoever has a file open, a loop device above all, is
+        still to be served.
 
         Args:
             descriptor: of the connection.
@@ -130,7 +143,9 @@ class Mount:
         is_there = kind == _FILESYSTEM.decode()
         self.device = device or (found if is_there else 0)
         if not is_there:
-            log.warning("%s is not mounted any more; serving whoever has its files open", self.mountpoint)
+            log.warning(
+                "%s is not mounted any more; serving whoever has its files open", self.mountpoint
+            )
         self.descriptor = descriptor
         self.made = tuple(made)
         for path in self.made:
@@ -148,7 +163,10 @@ class Mount:
         self._undo.pop_all()
 
     def unmount(self) -> None:
-        """Unmount what is mounted on the mountpoint, if it is a file system of ours; else do nothing."""
+        """Unmount what is mounted on the mountpoint, if it is a file system of ours.
+
+        Else do nothing.
+        """
         # no file can be opened: the mount counts as this daemon's
         with contextlib.suppress(Exception):
             if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
@@ -157,7 +175,11 @@ class Mount:
         if _libc.umount2(target, _UMOUNT_NOFOLLOW) == 0:
             return
         reason = os.strerror(ctypes.get_errno())
-        log.warning("unmounting %s: %s; detached it instead, whoever uses it gets errors", self.mountpoint, reason)
+        log.warning(
+            "unmounting %s: %s; detached it instead, whoever uses it gets errors",
+            self.mountpoint,
+            reason,
+        )
         if _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
             log.error("%s stays mounted: %s", self.mountpoint, os.strerror(ctypes.get_errno()))
 
@@ -166,10 +188,13 @@ class Mount:
     def _check_privileges(self) -> None:
         if not self._device.exists():
             missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            raise PermissionsError(f"{self._device} does not exist", hint=for_device(missing, self._device, "fuse"))
+            raise PermissionsError(
+                f"{self._device} does not exist", hint=for_device(missing, self._device, "fuse")
+            )
         if os.geteuid() != 0:
             raise PermissionsError(
-                "mounting needs root's privileges", hint=f"start zswapd as root: {installation.called_again()}"
+                "mounting needs root's privileges",
+                hint=f"start zswapd as root: {installation.called_again()}",
             )
 
     def _check_not_mounted(self) -> None:
@@ -179,11 +204,20 @@ class Mount:
         if _is_dead(self.mountpoint):
             raise MountError(
                 f"{self.mountpoint} is the mount of a daemon that has died, of type {kind}",
-                hint=f"`umount -l {shlex.quote(str(self.mountpoint))}` if no program needs it; or choose another --mountpoint",
+                hint=(
+                    f"`umount -l {shlex.quote(str(self.mountpoint))}` if no program needs it; or"
+                    " choose another --mountpoint"
+                ),
             )
         if kind == _FILESYSTEM.decode():
-            raise MountError(f"another zswapd serves {self.mountpoint}", hint="stop it, or choose another --mountpoint")
-        raise MountError(f"a file system of type {kind} is mounted on {self.mountpoint}", hint="choose another --mountpoint")
+            raise MountError(
+                f"another zswapd serves {self.mountpoint}",
+                hint="stop it, or choose another --mountpoint",
+            )
+        raise MountError(
+            f"a file system of type {kind} is mounted on {self.mountpoint}",
+            hint="choose another --mountpoint",
+        )
 
     def _check_mountpoint(self) -> None:
         """Refuse a directory that is not empty, and what is none or cannot be made."""
@@ -195,7 +229,8 @@ class Mount:
                 raise MountError(f"{there} is not a directory", hint="choose another --mountpoint")
             if there == self.mountpoint and any(self.mountpoint.iterdir()):
                 raise MountError(
-                    f"{self.mountpoint} is not empty", hint="choose an empty directory, or one that does not exist"
+                    f"{self.mountpoint} is not empty",
+                    hint="choose an empty directory, or one that does not exist",
                 )
         except OSError as error:
             raise _unusable(self.mountpoint, error) from error
@@ -207,7 +242,9 @@ class Mount:
         if not self._is_dead_mount():
             return
         target = os.fsencode(self.mountpoint)
-        if _libc.umount2(target, _UMOUNT_NOFOLLOW) and _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW):
+        if _libc.umount2(target, _UMOUNT_NOFOLLOW) and _libc.umount2(
+            target, _MNT_DETACH | _UMOUNT_NOFOLLOW
+        ):
             return  # the check that follows says what is there
         log.warning("%s was the mount of a zswapd that has died: unmounted", self.mountpoint)
 
@@ -223,14 +260,17 @@ class Mount:
             return False
         if left := self._left_on(self.mountpoint):
             raise MountError(
-                f"{self.mountpoint} is the mount of a zswapd that has died, and what was on {', '.join(left)} is lost",
+                f"{self.mountpoint} is the mount of a zswapd that has died, and what was on"
+                f" {', '.join(left)} is lost",
                 hint=f"`{' && '.join(left.values())}`, then start it again",
             )
         return True
 
     def _make_mountpoint(self, undo: contextlib.ExitStack) -> None:
         try:
-            missing = [path for path in (self.mountpoint, *self.mountpoint.parents) if not path.exists()]
+            missing = [
+                path for path in (self.mountpoint, *self.mountpoint.parents) if not path.exists()
+            ]
             for path in reversed(missing):
                 path.mkdir(mode=0o700 if path == self.mountpoint else 0o755)
                 self.made += (path,)
@@ -267,7 +307,9 @@ class Mount:
             if number in (errno.EPERM, errno.EACCES):
                 raise PermissionsError(message, hint=for_capability("CAP_SYS_ADMIN"))
             if number == errno.ENODEV:
-                raise MountError(message, hint=for_device(OSError(number, ""), self._device, "fuse"))
+                raise MountError(
+                    message, hint=for_device(OSError(number, ""), self._device, "fuse")
+                )
             raise MountError(message, hint="`dmesg` may have the kernel's reason")
         undo.callback(os.close, descriptor)
         # Unmounting comes first: the connection has to live while it does.
@@ -283,12 +325,17 @@ def _unusable(mountpoint: Path, error: OSError) -> MountError:
 
 
 def _mounted_kind(path: Path) -> str | None:
-    """Return the type of the file system that is mounted on `path`, None if `path` is no mountpoint."""
+    """Return the type of the file system that is mounted on `path`.
+
+    None if `path` is no mountpoint.
+    """
     return _mounted(path)[0]
 
 
 def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str | None, int]:
-    """Return type and st_dev of the file system that is mounted on `path`, None and 0 if `path` is no mountpoint.
+    """Return type and st_dev of the file system that is mounted on `path`.
+
+    None and 0 if `path` is no mountpoint.
 
     Asks the kernel's table, not the file system: one whose daemon hangs would hang the question.
     """
@@ -304,7 +351,9 @@ def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tupl
 
 
 def _is_dead(mountpoint: Path) -> bool:
-    """Say whether nobody can answer for a mount any more; not so one that only takes longer than ANSWER_S.
+    """Say whether nobody can answer for a mount any more.
+
+    Not so one that only takes longer than ANSWER_S.
 
     By statvfs(2): what stat(2) says, the kernel may still know.
     """

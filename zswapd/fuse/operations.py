@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the mount answers: FUSE requests in terms of files (inodes.py), and the one place that makes FUSEError.
+"""What the mount answers: FUSE requests in terms of files (inodes.py).
+
+And the one place that makes FUSEError.
 
 Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular
 file (a loop device wants one): a read across the end is short, a write across the end is short, one
@@ -10,20 +12,22 @@ gives for changes of a swap file, after a moment in which the one before may be 
 daemon takes back what is swapped out, to end, it cannot be opened (EBUSY), so
 that no program swaps on to it then.
 
-A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its size; what is written to it
-is taken whole, and truncating it means nothing (`echo 1 >` does it). A handle is the inode's number, which a successor knows.
+A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its
+size; what is written to it is taken whole, and truncating it means nothing (`echo 1 >` does it). A
+handle is the inode's number, which a successor knows.
 
-A cached file goes through the kernel's page cache. Whoever waits for one may be killed meanwhile: the request then ends with
-EINTR (interrupts.py). One that was removed while it was open is ESTALE.
+A cached file goes through the kernel's page cache. Whoever waits for one may be killed meanwhile:
+the request then ends with EINTR (interrupts.py). One that was removed while it was open is ESTALE.
 
 There are two ways in. With the hook (`_lowlevel.c`), reads, writes and fallocate call `serve_read`,
-`serve_write` and `serve_fallocate`, plain functions that return a length or -errno: the page path. Everything
-else, and without the hook reads and writes too, comes as pyfuse3's coroutines. Requests that are not defined
-here (xattrs, access, poll) get ENOSYS from pyfuse3's class: the kernel then stops asking and answers by
-itself, for xattrs with EOPNOTSUPP.
+`serve_write` and `serve_fallocate`, plain functions that return a length or -errno: the page path.
+Everything else, and without the hook reads and writes too, comes as pyfuse3's coroutines. Requests
+that are not defined here (xattrs, access, poll) get ENOSYS from pyfuse3's class: the kernel then
+stops asking and answers by itself, for xattrs with EOPNOTSUPP.
 
-Invariant: no handler raises anything but FUSEError, which would end the worker; what is not an Exception
-(trio.Cancelled, KeyboardInterrupt) passes through. Both decorators and `Failures` exist for that.
+Invariant: no handler raises anything but FUSEError, which would end the worker; what is not an
+Exception (trio.Cancelled, KeyboardInterrupt) passes through. Both decorators and `Failures` exist
+for that.
 """
 
 from __future__ import annotations
@@ -64,7 +68,8 @@ _DISCARDING = {
 }
 
 CACHE_SECONDS = 3600.0
-"""How long the kernel may remember names and attributes that do not change while the mount lives."""
+"""How long the kernel may remember names and attributes that do not change while the mount lives.
+"""
 
 CLOSING_S = 0.25
 """How long an open for writing waits for another open file to be closed: of that,
@@ -78,7 +83,10 @@ AnyOperations = TypeVar("AnyOperations", bound="Operations")
 def answering(
     handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """Decorate a coroutine handler: any exception becomes a FUSEError, as the invariant above has it."""
+    """Decorate a coroutine handler.
+
+    Any exception becomes a FUSEError, as the invariant above has it.
+    """
 
     @functools.wraps(handler)
     async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -96,9 +104,12 @@ def answering(
 def serving(
     handler: Callable[Concatenate[AnyOperations, P], int], name: str = ""
 ) -> Callable[Concatenate[AnyOperations, P], int]:
-    """Guard a function of the page path: any exception becomes -errno, unless it leaves the core broken (failures.py).
+    """Guard a function of the page path.
 
-    Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would fail
+    Any exception becomes -errno, unless it leaves the core broken (failures.py).
+
+    Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would
+    fail
     a swap-in.
 
     Args:
@@ -125,7 +136,10 @@ def part_of(error: ZswapdError) -> int:
 
 @dataclass(frozen=True, slots=True)
 class OperationsStatistics:
-    """Requests that came as coroutines, and what went wrong with any (the hook counts what it answers)."""
+    """Requests that came as coroutines.
+
+    And what went wrong with any (the hook counts what it answers).
+    """
 
     reads: int
     """Reads that came as coroutines."""
@@ -150,7 +164,8 @@ class Operations(pyfuse3.Operations):
 
     Args:
         directory: names and inodes; its `block_files` are served.
-        page_size: what statfs reports as block size, bytes; a loop device takes it as the granularity of
+        page_size: what statfs reports as block size, bytes; a loop device takes it as the
+            granularity of
         discards.
         takes_part: says whether the reader that is being answered takes part of what it asked for,
         and asks again for the rest. The kernel's page cache (a private mapping of a block file)
@@ -160,7 +175,8 @@ class Operations(pyfuse3.Operations):
     Attributes:
         interrupts: by which readers of cached files are let go when they are killed.
         failures: the counters and the log of what went wrong.
-        on_init: called when the kernel has agreed on the protocol, so that requests will be answered from now
+        on_init: called when the kernel has agreed on the protocol, so that requests will be
+            answered from now
         on.
         is_closing: block files cannot be opened.
         writers: the open files that may change block files.
@@ -170,7 +186,11 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
 
     def __init__(
-        self, directory: Directory, *, page_size: int = PAGE_SIZE, takes_part: Callable[[], bool] = lambda: True
+        self,
+        directory: Directory,
+        *,
+        page_size: int = PAGE_SIZE,
+        takes_part: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__()
         self._takes_part = takes_part
@@ -232,7 +252,9 @@ class Operations(pyfuse3.Operations):
     serve_read = serving(_read, "serve_read")
 
     def _write(self, inode: int, offset: int, data: memoryview) -> int:
-        """Store `data` at `offset`; return how many bytes fitted before the end of the file, or -errno.
+        """Store `data` at `offset`; return how many bytes fitted before the end of the file.
+
+        Or -errno.
 
         A refused write is an error as a whole, even if some of its pages were stored: the kernel
         keeps them all. To the loop device, any number of bytes is a write that is done: a short
@@ -299,7 +321,10 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Store `buf` at `off` and return how many bytes of it were taken; fewer at the end of the file."""
+        """Store `buf` at `off` and return how many bytes of it were taken.
+
+        Fewer at the end of the file.
+        """
         self._writes += 1
         inode = inode_of(fh)
         if inode not in self._files:
@@ -328,13 +353,18 @@ class Operations(pyfuse3.Operations):
     # The directory.
 
     @answering
-    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
         """Return the attributes of what `name` is in a directory; ENOENT if there is nothing."""
         return await self._refreshed(self.directory.lookup(parent_inode, name))
 
     @answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Return the attributes of an inode; ESTALE for one that is no more: the kernel asks by a number that it was given."""
+        """Return the attributes of an inode.
+
+        ESTALE for one that is no more: the kernel asks by a number that it was given.
+        """
         return await self._refreshed(self._known(inode))
 
     @answering
@@ -398,7 +428,9 @@ class Operations(pyfuse3.Operations):
         if node.is_directory:
             raise FUSEError(errno.EISDIR)
         if node.text is not None:
-            return pyfuse3.FileInfo(fh=self._texts.open(inode, node.text, flags), direct_io=True, keep_cache=False)
+            return pyfuse3.FileInfo(
+                fh=self._texts.open(inode, node.text, flags), direct_io=True, keep_cache=False
+            )
         if node.cached is not None:
             return await self._open_cached(inode, node.cached, flags)
         if flags & os.O_TRUNC:  # granted, it would make the kernel take the file for empty
@@ -421,7 +453,8 @@ class Operations(pyfuse3.Operations):
         if not handle:
             name = node.name.decode(errors="backslashreplace")
             log.info(
-                "%s is attached or open for writing: process %d, which opened it for writing too, got ETXTBSY",
+                "%s is attached or open for writing: process %d, which opened it for writing too,"
+                " got ETXTBSY",
                 name,
                 process,
                 extra={"rate_limit": 5},
@@ -458,7 +491,10 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
-        """Pass it on for a cached file; elsewhere nothing is held back: a write is stored when it is answered."""
+        """Pass it on for a cached file.
+
+        Elsewhere nothing is held back: a write is stored when it is answered.
+        """
         cached = self._known(inode_of(fh)).cached
         if cached is not None:
             await cached.sync()
@@ -510,7 +546,9 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.inode
         entry.st_mode = node.mode
-        entry.st_nlink = 2 + len(list(self.directory.subdirectories(node.inode))) if node.is_directory else 1
+        entry.st_nlink = (
+            2 + len(list(self.directory.subdirectories(node.inode))) if node.is_directory else 1
+        )
         entry.st_size = node.size
         entry.st_blksize = self._page_size
         entry.st_blocks = node.size // 512  # no holes, as far as anybody outside is concerned

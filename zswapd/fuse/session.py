@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Serve one FUSE session: pyfuse3 on a mount's descriptor, with the hook in front of it.
 
-pyfuse3 gets `/dev/fd/N` as mountpoint, so that it neither mounts nor unmounts: a session is begun on a new mount, or taken over
-in the middle from a process that has died (`adopt`), which only the hook makes possible.
+pyfuse3 gets `/dev/fd/N` as mountpoint, so that it neither mounts nor unmounts: a session is begun
+on a new mount, or taken over in the middle from a process that has died (`adopt`), which only the
+hook makes possible.
 
-The hook (`_lowlevel.c`) is switched on here. Without it, on purpose or because the dynamic linker bound pyfuse3
-elsewhere, everything works but discards (freed swap slots are then never heard of) and being taken over.
+The hook (`_lowlevel.c`) is switched on here. Without it, on purpose or because the dynamic linker
+bound pyfuse3 elsewhere, everything works but discards (freed swap slots are then never heard of)
+and being taken over.
 
 Limits: one session per process, since pyfuse3 keeps its session in module globals.
 """
@@ -36,17 +38,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 3072
-"""Requests that may wait for slow files at once, of all cache volumes together: `volumes/gate.py` keeps to it."""
+"""Requests that may wait for slow files at once, of all cache volumes together.
+
+`volumes/gate.py` keeps to it.
+"""
 
 MAX_BACKGROUND = 256 + MOST_WAITING
-"""Asynchronous requests under way at once. 256 are more than a loop device has (128). With fewer, its kernel thread sleeps
-until one is answered and is woken for each request: one more switch for every request, and the swapping program gets moved
-about. The kernel's own 12 cost a quarter of the random reads at queue depth 32 besides (109 000 a second against 148 000). The
-rest is for readers of slow files that go around the page cache: when all of these wait, swap still has its own."""
+"""Asynchronous requests under way at once. 256 are more than a loop device has (128).
+
+With fewer, its kernel thread sleeps until one is answered and is woken for each request: one more
+switch for every request, and the swapping program gets moved about. The kernel's own 12 cost a
+quarter of the random reads at queue depth 32 besides (109 000 a second against 148 000). The rest
+is for readers of slow files that go around the page cache: when all of these wait, swap still has
+its own.
+"""
 
 MAX_TASKS = 1024 + MOST_WAITING
-"""Requests that coroutines may have under way at once. When all wait, nobody fetches the next one, of swap either: so more than
-ever wait for slow files. A task takes some kilobytes, while it lives."""
+"""Requests that coroutines may have under way at once.
+
+When all wait, nobody fetches the next one, of swap either: so more than ever wait for slow files. A
+task takes some kilobytes, while it lives.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,10 @@ counters.declare(LatencyStatistics, cumulative="counts seconds")
 
 @dataclass(frozen=True, slots=True)
 class SessionStatistics:
-    """Counters of a session since it was opened; requests are counted when they are answered or passed on."""
+    """Counters of a session since it was opened.
+
+    Requests are counted when they are answered or passed on.
+    """
 
     hook_active: bool
     """Whether the hook answers reads, writes and discards."""
@@ -106,9 +121,13 @@ class SessionStatistics:
     reads_ahead: int
     """Times the next pages of a sequential reader were fetched before it asked."""
     reads_ahead_hits: int
-    """Those of them that it then asked for. The pages of the others count as loaded all the same."""
+    """Those of them that it then asked for.
+
+    The pages of the others count as loaded all the same.
+    """
     scarcities: int
-    """Times that the system's free memory became scarce, and the session's thread a real-time one."""
+    """Times that the system's free memory became scarce, and the session's thread a real-time one.
+    """
     deferred: int
     """Requests that waited for the disk behind the pool, and were answered later."""
     resent: int
@@ -122,7 +141,10 @@ class SessionStatistics:
     internal_errors: int
     """Unexpected exceptions in handlers: bugs, answered with EIO."""
     failed_requests: int
-    """Requests that failed for a reason with a name, such as a page that does not match its checksum."""
+    """Requests that failed for a reason with a name.
+
+    Such as a page that does not match its checksum.
+    """
     read_latency: LatencyStatistics
     write_latency: LatencyStatistics
     """Of the reads and writes that the hook answers; pages read ahead take next to no time."""
@@ -133,15 +155,19 @@ class SessionStatistics:
 counters.declare(
     SessionStatistics,
     cumulative=(
-        "reads writes discards others read_bytes written_bytes refused_writes refused_writers drained receives polls "
-        "poll_hits poll_seconds crowded_polls naps nap_hits budget_ends reads_ahead reads_ahead_hits "
-        "scarcities deferred resent let_go request_errors reply_errors internal_errors failed_requests"
+        "reads writes discards others read_bytes written_bytes refused_writes refused_writers"
+        " drained receives polls poll_hits poll_seconds crowded_polls naps nap_hits budget_ends"
+        " reads_ahead reads_ahead_hits scarcities deferred resent let_go request_errors"
+        " reply_errors internal_errors failed_requests"
     ),
 )
 
 
 class MemoryMonitor(trio.abc.Instrument):
-    """Has the hook look at free memory before the event loop's tasks run: they may ask the kernel for some (`set_scarce`)."""
+    """Has the hook look at free memory before the event loop's tasks run.
+
+    They may ask the kernel for some (`set_scarce`).
+    """
 
     def after_io_wait(self, timeout: float) -> None:
         """Look, after each time that the loop slept or looked for events."""
@@ -150,19 +176,24 @@ class MemoryMonitor(trio.abc.Instrument):
 
 
 class Session:
-    """The service of one mounted file system; a context manager, with `serve` for the time in between.
+    """The service of one mounted file system.
+
+    A context manager, with `serve` for the time in between.
 
     Args:
         operations: what answers; its directory must be complete.
-        mount: what to serve: an open `Mount`, which stays when the session ends, or the mountpoint of one to be
-            made and undone with the session.
-        hook: False to go without `_lowlevel.c`: slower, without discard, and no process can take the session over.
+        mount: what to serve: an open `Mount`, which stays when the session ends, or the mountpoint
+            of one to be made and undone with the session.
+        hook: False to go without `_lowlevel.c`: slower, without discard, and no process can take
+            the session over.
         poll_us: longest wait for the next request after one was answered, µs; 0 sleeps at once.
-        budget_us: longest time for which a full queue keeps the event loop from its other tasks, µs.
+        budget_us: longest time for which a full queue keeps the event loop from its other tasks,
+            µs.
         device: the FUSE device node, for a mount to be made.
         shared: memory that outlives the process, `handover.hook_bytes(MAX_IO)` bytes, for the hook.
         adopt: whether a process before us has served this mount, with the same `shared`.
-        resend: False to take a session over as with a kernel that cannot send requests again (before Linux 6.9).
+        resend: False to take a session over as with a kernel that cannot send requests again
+            (before Linux 6.9).
 
     Attributes:
         hook_active: whether the hook serves this session; known once it is open.
@@ -216,7 +247,12 @@ class Session:
         self.open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def open(self) -> None:
@@ -224,11 +260,13 @@ class Session:
 
         Raises:
             PermissionsError: no FUSE device, or not allowed to mount.
-            MountError: the mountpoint cannot be used, this process has a session already, or a session is to be taken
-                over without the hook. In all cases everything is as before.
+            MountError: the mountpoint cannot be used, this process has a session already, or a
+                session is to be taken over without the hook. In all cases everything is as before.
         """
         if Session._current is not None:
-            raise MountError("this process serves a mount already", hint="run one daemon per mountpoint")
+            raise MountError(
+                "this process serves a mount already", hint="run one daemon per mountpoint"
+            )
         with contextlib.ExitStack() as undo:
             Session._current = self
             undo.callback(setattr, Session, "_current", None)
@@ -240,12 +278,17 @@ class Session:
             log.warning("discard is off, since the FUSE hook is not in use: %s", self.hook_problem)
 
     def close(self) -> None:
-        """Give everything back, unmount if `open` mounted; does nothing on a closed session. `serve` must have returned."""
+        """Give everything back, unmount if `open` mounted; does nothing on a closed session.
+
+        `serve` must have returned.
+        """
         self._undo.close()
         self.hook_active = False
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer requests until `terminate` is called or somebody unmounts; `started` means files can be opened.
+        """Answer requests until `terminate` is called or somebody unmounts.
+
+        `started` means files can be opened.
 
         Raises:
             MountError: the kernel's first message could not be answered.
@@ -291,16 +334,29 @@ class Session:
             lowlevel.set_poll_us(poll_us)
 
     def set_scarce(self, free_bytes: int) -> None:
-        """Say below how much free memory this thread is to be a real-time one; without the hook it is none."""
+        """Say below how much free memory this thread is to be a real-time one.
+
+        Without the hook it is none.
+        """
         if lowlevel is not None and self.hook_active:
             lowlevel.set_scarce(free_bytes)
 
     def statistics(self) -> SessionStatistics:
         """Return the counters; those of the hook are 0 when it is not active."""
         plain = self.operations.statistics()
-        hook = lowlevel.statistics() if lowlevel is not None and self.hook_active else dict.fromkeys(_COUNTERS, 0)
-        latencies = lowlevel.latencies() if lowlevel is not None and self.hook_active else (_UNTIMED, _UNTIMED)
-        read_latency, write_latency = (LatencyStatistics(counts, ns / 1e9) for counts, ns in latencies)
+        hook = (
+            lowlevel.statistics()
+            if lowlevel is not None and self.hook_active
+            else dict.fromkeys(_COUNTERS, 0)
+        )
+        latencies = (
+            lowlevel.latencies()
+            if lowlevel is not None and self.hook_active
+            else (_UNTIMED, _UNTIMED)
+        )
+        read_latency, write_latency = (
+            LatencyStatistics(counts, ns / 1e9) for counts, ns in latencies
+        )
         return SessionStatistics(
             hook_active=self.hook_active,
             discard_available=self.hook_active,
@@ -349,14 +405,20 @@ class Session:
             raise
         undo.callback(pyfuse3.close, unmount=False)  # closes the duplicate
         if self._is_own_mount:
-            # Unmount while somebody has the connection open: a mount without one cannot be told from a dead one.
+            # Unmount while somebody has the connection open: a mount without one cannot be told
+            # from a dead one.
             undo.callback(self._mount.unmount)
         if not self.hook_problem and lowlevel is not None and lowlevel.hooked():
             self.hook_active = True
             return
-        self.hook_problem = self.hook_problem or "pyfuse3 was loaded before zswapd.fuse, or calls libfuse by another name"
+        self.hook_problem = (
+            self.hook_problem
+            or "pyfuse3 was loaded before zswapd.fuse, or calls libfuse by another name"
+        )
         if self._adopt:
-            raise MountError(f"the session cannot be taken over without the FUSE hook: {self.hook_problem}")
+            raise MountError(
+                f"the session cannot be taken over without the FUSE hook: {self.hook_problem}"
+            )
 
     def _attach_hook(self, undo: contextlib.ExitStack) -> None:
         if lowlevel is None:
@@ -396,13 +458,19 @@ _UNTIMED: tuple[tuple[int, ...], int] = ((0,) * 21, 0)
 
 
 def forget_inode(inode: int) -> None:
-    """Have the kernel forget pages and attributes of an inode; waits for its readers, so never in the event loop's thread."""
+    """Have the kernel forget pages and attributes of an inode.
+
+    Waits for its readers, so never in the event loop's thread.
+    """
     with contextlib.suppress(OSError):  # ENOENT: it knows of none
         pyfuse3.invalidate_inode(inode)
 
 
 def forget_name(parent: int, name: str) -> None:
-    """Have the kernel forget a name in a directory; waits for look-ups there, so never in the event loop's thread."""
+    """Have the kernel forget a name in a directory.
+
+    Waits for look-ups there, so never in the event loop's thread.
+    """
     with contextlib.suppress(OSError):
         pyfuse3.invalidate_entry(parent, name.encode(errors="surrogateescape"))
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Open text files: each has the content that was made when it was opened.
 
-A handle is the inode's number with a number of the open file in front. A successor, which the kernel goes on asking by it,
-knows the inode and has no content: it makes one anew for a reader at offset 0, says "end" to one behind it, and fails one in
-the middle with EIO rather than joining two versions.
+A handle is the inode's number with a number of the open file in front. A successor, which the
+kernel goes on asking by it, knows the inode and has no content: it makes one anew for a reader at
+offset 0, says "end" to one behind it, and fails one in the middle with EIO rather than joining two
+versions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Texts:
 
     def __init__(self) -> None:
         self._contents: dict[int, bytes] = {}
-        self._opens = time.monotonic_ns() % _OPENS  # not where a predecessor began, whose handles may still be in use
+        self._opens = (
+            time.monotonic_ns() % _OPENS
+        )  # not where a predecessor began, whose handles may still be in use
 
     def open(self, inode: int, text: TextFile, flags: int) -> int:
         """Return a new handle.
@@ -44,7 +47,9 @@ class Texts:
             FUSEError: it is to be written, and cannot be.
         """
         mode = flags & os.O_ACCMODE
-        if mode != os.O_RDONLY and not text.writable:  # root's capabilities let everything through that modes forbid
+        if (
+            mode != os.O_RDONLY and not text.writable
+        ):  # root's capabilities let everything through that modes forbid
             raise FUSEError(errno.EACCES)
         self._opens = self._opens % _OPENS + 1
         handle = self._opens << INODE_BITS | inode

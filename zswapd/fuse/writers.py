@@ -150,7 +150,10 @@ class Writers:
 
     def remember(self) -> dict[str, Any]:
         """Return what `recall` takes, in terms of JSON."""
-        return {str(inode): [w.serial, w.handle, w.request, w.is_guess] for inode, w in self._writers.items()}
+        return {
+            str(inode): [w.serial, w.handle, w.request, w.is_guess]
+            for inode, w in self._writers.items()
+        }
 
     def recall(self, left: Mapping[str, Any] | None) -> None:
         """Go on with the handles that a predecessor has granted.

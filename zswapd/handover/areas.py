@@ -45,7 +45,9 @@ def backing_areas(config: Config) -> dict[str, int]:
 
 
 def marks_areas(config: Config) -> dict[str, int]:
-    """Return the size of each swap file's marks of recompression, bytes by name; {} while recompression is off.
+    """Return the size of each swap file's marks of recompression, bytes by name.
+
+    {} while recompression is off.
 
     If recompression is switched on at run time, a worker adds the marks to the shared state. Where
     the shared state is a memfd, the worker keeps the marks to itself, and its successor tries all
@@ -56,12 +58,17 @@ def marks_areas(config: Config) -> dict[str, int]:
 
 def marks_bytes(config: Config) -> dict[str, int]:
     """Return the size of each swap file's marks, one byte a page, by name of the area."""
-    return {_MARKS + name: size // config.context.page_size for name, size in config.swap_files().items()}
+    return {
+        _MARKS + name: size // config.context.page_size
+        for name, size in config.swap_files().items()
+    }
 
 
 def marks_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
     """Return the marks of each swap file that has some in these areas."""
-    return {name.removeprefix(_MARKS): area for name, area in areas.items() if name.startswith(_MARKS)}
+    return {
+        name.removeprefix(_MARKS): area for name, area in areas.items() if name.startswith(_MARKS)
+    }
 
 
 def marks_of(extension: memoryview, config: Config) -> dict[str, memoryview]:

@@ -9,8 +9,8 @@ reserve, and what outlives a worker: a bit or some bytes for each page of the sw
 of a swap area. Books grow with swap.size, whatever the pages compress to, so a typing error in a
 size ("4T" for "4G") shows in them.
 
-Memory is that of the machine or of the lowest limit above the daemon (host/cgroups.py). pool.limit and
-cache.limit are bounds, which cost nothing.
+Memory is that of the machine or of the lowest limit above the daemon (host/cgroups.py). pool.limit
+and cache.limit are bounds, which cost nothing.
 """
 
 from __future__ import annotations
@@ -70,9 +70,14 @@ def at_start(config: Config) -> dict[str, int]:
         **_state(config),
     }
     if config.backing.path:
-        lanes = config.backing.threads * RUN_MAX * context.page_size if config.backing.encrypt else 0
+        lanes = (
+            config.backing.threads * RUN_MAX * context.page_size if config.backing.encrypt else 0
+        )
         # A spare has buffers of its own.
-        costs["backing.threads"], costs["backing.buffers"] = lanes * _workers(config), config.backing.buffers * _workers(config)
+        costs["backing.threads"], costs["backing.buffers"] = (
+            lanes * _workers(config),
+            config.backing.buffers * _workers(config),
+        )
     return costs
 
 
@@ -102,21 +107,25 @@ def check(config: Config, root: Path = Path("/")) -> None:
     total, available = config.context.memory_total, available_bytes(root)
     kept, begun = books(config), at_start(config)
     if sum(kept.values()) > total * BOOKS_PERCENT // 100:
-        files = ", ".join(f"{name} of {format_size(size)}" for name, size in config.swap_files().items())
+        files = ", ".join(
+            f"{name} of {format_size(size)}" for name, size in config.swap_files().items()
+        )
         raise ConfigError(
-            f"{config.origins('swap.size', 'swap.files')}: swap files ({files}) are too large for this memory: the books of "
-            f"full ones take {_added(kept)}, more than {BOOKS_PERCENT}% of {_memory(config)}",
+            f"{config.origins('swap.size', 'swap.files')}: swap files ({files}) are too large for"
+            f" this memory: the books of full ones take {_added(kept)}, more than {BOOKS_PERCENT}%"
+            f" of {_memory(config)}",
             hint=_smaller(config, kept),
         )
     if sum(begun.values()) > total * START_PERCENT // 100:
         raise ConfigError(
-            f"{config.origins('memory.reserve', 'backing.buffers', 'swap.size')}: what is locked at start takes "
-            f"{_added(begun)}, more than {START_PERCENT}% of {_memory(config)}",
+            f"{config.origins('memory.reserve', 'backing.buffers', 'swap.size')}: what is locked at"
+            f" start takes {_added(begun)}, more than {START_PERCENT}% of {_memory(config)}",
             hint=_less(config, begun, total * START_PERCENT // 100),
         )
     if sum(begun.values()) > available:
         raise ArenaError(
-            f"what is locked at start takes {_added(begun)}, and {format_size(available)} of memory are available",
+            f"what is locked at start takes {_added(begun)}, and {format_size(available)} of memory"
+            " are available",
             hint=f"end what uses much memory; or {_less(config, begun, available)}",
         )
 
@@ -154,8 +163,8 @@ def check_marks(config: Config, what: str, root: Path = Path("/")) -> None:
     needed, available = sum(marks_bytes(config).values()), available_bytes(root)
     if needed > available // 2 or needed > config.context.memory_total * BOOKS_PERCENT // 100:
         raise ConfigError(
-            f"{what} needs a byte for each page of the swap files, {format_size(needed)}; {format_size(available)} of memory "
-            "are available",
+            f"{what} needs a byte for each page of the swap files, {format_size(needed)};"
+            f" {format_size(available)} of memory are available",
             hint="leave it off, or use smaller swap files",
         )
 
@@ -165,7 +174,9 @@ def available_bytes(root: Path = Path("/")) -> int:
 
     The machine's counts, and what each limit above this process leaves.
     """
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    found = re.search(
+        r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE
+    )
     available = int(found[1]) << 10 if found else 1 << 62
     limits = cgroups.Limits(root)
     try:
@@ -180,7 +191,9 @@ def _state(config: Config) -> dict[str, int]:
     areas = backing_areas(config)
     costs = {
         "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
-        "marks of lost pages": sum(lost_bitmap_bytes(config).values()) + sum(core.areas(config).values()),
+        "marks of lost pages": (
+            sum(lost_bitmap_bytes(config).values()) + sum(core.areas(config).values())
+        ),
         "marks of recompression": sum(marks_areas(config).values()),
         "the slot map": sum(areas.values()),
     }
@@ -188,11 +201,19 @@ def _state(config: Config) -> dict[str, int]:
 
 
 def _large_heaps(config: Config) -> int:
-    return LIBC_HEAP + PYTHON_HEAP - 2 * SMALL_HEAP if config.cache.volumes or config.backing.path else 0
+    return (
+        LIBC_HEAP + PYTHON_HEAP - 2 * SMALL_HEAP
+        if config.cache.volumes or config.backing.path
+        else 0
+    )
 
 
 def _threads(config: Config) -> int:
-    of_volumes = config.cache.max_volumes * (config.cache.queue_depth + 2) if config.cache.limit is not None else 0
+    of_volumes = (
+        config.cache.max_volumes * (config.cache.queue_depth + 2)
+        if config.cache.limit is not None
+        else 0
+    )
     of_disk = config.backing.threads if config.backing.path else 0
     return (of_volumes + of_disk) * THREAD * _workers(config)
 
@@ -206,12 +227,14 @@ def _check_forms(config: Config) -> None:
     files = len(config.swap_files())
     if files > MAX_SWAPFILES:
         raise ConfigError(
-            f"{config.origins('swap.files')}: there are {files} swap files, {MAX_SWAPFILES} are the most",
+            f"{config.origins('swap.files')}: there are {files} swap files, {MAX_SWAPFILES} are the"
+            " most",
             hint="use fewer and larger ones",
         )
     if len(label(config)) >= label_room(config.context.page_size):
         raise ConfigError(
-            f"{config.origins('swap.files')}: the names of {files} swap files are too long together",
+            f"{config.origins('swap.files')}: the names of {files} swap files are too long"
+            " together",
             hint="use fewer files or shorter names",
         )
 
@@ -223,7 +246,11 @@ def _smaller(config: Config, kept: Mapping[str, int]) -> str:
     per_page = sum(kept.values()) / max(pages, 1)
     allowed = int(config.context.memory_total * BOOKS_PERCENT / 100 / per_page) * page
     left = allowed - sum(size for name, size in files.items() if name != "swap")
-    return f"set swap.size to {_size(left)} or less" if left >= 1 << 20 else "use smaller swap files, or fewer"
+    return (
+        f"set swap.size to {_size(left)} or less"
+        if left >= 1 << 20
+        else "use smaller swap files, or fewer"
+    )
 
 
 def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
@@ -233,13 +260,19 @@ def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
         shrunk = begun.get(name, 0) - over
         least = 8 << 20
         if shrunk >= least:
-            return f"set {name} to {_size(shrunk // (1 if name == 'memory.reserve' else _workers(config)))} or less"
+            return (
+                f"set {name} to"
+                f" {_size(shrunk // (1 if name == 'memory.reserve' else _workers(config)))} or less"
+            )
     return "give the daemon more memory, or use less swap"
 
 
 def _added(costs: Mapping[str, int]) -> str:
     parts = sorted(costs.items(), key=lambda item: -item[1])[:3]
-    return f"{format_size(sum(costs.values()))} ({', '.join(f'{name}: {format_size(size)}' for name, size in parts)})"
+    return (
+        f"{format_size(sum(costs.values()))}"
+        f" ({', '.join(f'{name}: {format_size(size)}' for name, size in parts)})"
+    )
 
 
 def _memory(config: Config) -> str:

@@ -30,7 +30,11 @@ def describe_geometry(config: Config) -> dict[str, Any]:
         "max_zspage_frames": config.pool.max_zspage_frames,
         "fuse.hook": config.fuse.hook,
         "control.socket": str(config.control.socket),
-        **({"backing": f"{backing.path}{' (encrypted)' if backing.encrypt else ''}"} if backing.path else {}),
+        **(
+            {"backing": f"{backing.path}{' (encrypted)' if backing.encrypt else ''}"}
+            if backing.path
+            else {}
+        ),
     }
 
 

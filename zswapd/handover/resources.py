@@ -55,7 +55,14 @@ class Resources:
     def descriptors(self) -> dict[str, int]:
         """Return the open files by name, in the order of NAMES."""
         listening, lock = self.listener.descriptors()
-        descriptors = (self.mount.descriptor, self.arena, self.state.fd, listening, lock, self.backing)
+        descriptors = (
+            self.mount.descriptor,
+            self.arena,
+            self.state.fd,
+            listening,
+            lock,
+            self.backing,
+        )
         return {name: fd for name, fd in zip(NAMES, descriptors, strict=True) if fd >= 0}
 
     def close(self) -> None:
@@ -65,7 +72,9 @@ class Resources:
         come.
         """
         is_unused = not self.state.hook_words[HookWord.REQUESTS]
-        with contextlib.ExitStack() as steps:  # each step is done whatever becomes of those before it
+        with (
+            contextlib.ExitStack() as steps
+        ):  # each step is done whatever becomes of those before it
             if self.backing >= 0:
                 steps.callback(os.close, self.backing)
             if self.made is not None and is_unused:

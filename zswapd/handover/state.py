@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What outlives a worker besides the arena: one small shared file, mapped by the supervisor and by every worker.
+"""What outlives a worker besides the arena.
+
+One small shared file, mapped by the supervisor and by every worker.
 
     page 0     superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers
     slots      two copies of a JSON document (`save`, `load`): settings changed at run time, frozen, counters carried on
@@ -10,13 +12,14 @@
     lost       one bit a page of every swap file: pages whose overwrite was refused (core/block/device.py)
     areas      further memory by name (`area`): a second copy of these bits; marks of recompression, if that is on; of a disk
                behind the pool the key, the claims, and which pages are there
-    extension  further memory that a worker has added while it ran (`extend`), from the next page on: marks of recompression
+    extension  further memory that a worker has added while it ran (`extend`), from the next page
+    on: marks of recompression
 
-All of it is populated when it is made, so nothing on the page path can fault on it. Words are written by one process at a
-time: by the worker, or by the supervisor while there is none.
+All of it is populated when it is made, so nothing on the page path can fault on it. Words are
+written by one process at a time: by the worker, or by the supervisor while there is none.
 
-A document is written to the older slot, its checksum and serial number last: a writer that dies in the middle leaves the one
-before.
+A document is written to the older slot, its checksum and serial number last: a writer that dies in
+the middle leaves the one before.
 
 Damage: a bit that changes by itself, a word that becomes zero, a page whose memory is poisoned (an
 uncorrectable error, which ends each process that touches it). `renew` puts other memory in place of
@@ -72,7 +75,10 @@ class Word(enum.IntEnum):
     """The words of page 0."""
 
     TICKS = 0
-    """The worker's signs of life, for the watchdog: turns of its event loop, and stretches of a takeover."""
+    """The worker's signs of life, for the watchdog.
+
+    Turns of its event loop, and stretches of a takeover.
+    """
     PHASE = 1
     """What the worker is at, a `Phase`."""
     UPGRADE = 2
@@ -82,7 +88,10 @@ class Word(enum.IntEnum):
     DEATHS = 4
     """Workers that ended without being told to."""
     BROKEN = 5
-    """Those of them that ended themselves, because of an error that left their books in the middle of something."""
+    """Those of them that ended themselves.
+
+    Because of an error that left their books in the middle of something.
+    """
     STOPS_REFUSED = 6
     """Times that a worker was told to stop and has gone on, since the data had nowhere to go."""
     WORKER = 7
@@ -90,7 +99,10 @@ class Word(enum.IntEnum):
     WORKER_BORN = 8
     """When that process began, in ticks of the kernel's clock: what has its id later is another."""
     FILE_FUSE = 9
-    """Number of an open file in the supervisor and its workers, plus 1; 0 for none. Likewise those below: resources.NAMES."""
+    """Number of an open file in the supervisor and its workers, plus 1; 0 for none.
+
+    Likewise those below: resources.NAMES.
+    """
     FILE_ARENA = 10
     FILE_STATE = 11
     FILE_SOCKET = 12
@@ -166,16 +178,21 @@ class SharedState:
                 raise HandoverError("the shared state of the running daemon is too short to be one")
             self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
         except (OSError, ValueError) as error:
-            raise HandoverError(f"the shared state of the running daemon cannot be mapped: {error}") from error
+            raise HandoverError(
+                f"the shared state of the running daemon cannot be mapped: {error}"
+            ) from error
         view = memoryview(self._map)
         self._view = view
         self.renewed = self.renew()
         magic, version, page, hook_at, lost_at, end = self._mended_superblock()
         if magic != MAGIC or end > length or page != mmap.PAGESIZE:
-            raise HandoverError("the shared state of the running daemon is none that this program knows")
+            raise HandoverError(
+                "the shared state of the running daemon is none that this program knows"
+            )
         if version not in READABLE_LAYOUTS:
             raise HandoverError(
-                f"the running daemon's shared state has layout {version}, this program knows {READABLE_LAYOUTS}",
+                f"the running daemon's shared state has layout {version}, this program knows"
+                f" {READABLE_LAYOUTS}",
                 hint="install a version that knows it, or swap off and restart",
             )
         # Request data is page contents; a core dump must not show any.
@@ -184,16 +201,28 @@ class SharedState:
         self.words = view[_WORDS : _WORDS + 8 * len(Word)].cast("Q")
         self.hook = view[hook_at:lost_at]
         self.hook_words = self.hook[: 8 * len(HookWord)].cast("Q")
-        self._slots = (view[page : page + SLOT_BYTES], view[page + SLOT_BYTES : page + 2 * SLOT_BYTES])
+        self._slots = (
+            view[page : page + SLOT_BYTES],
+            view[page + SLOT_BYTES : page + 2 * SLOT_BYTES],
+        )
         self._geometry = view[page + 2 * SLOT_BYTES : page + 2 * SLOT_BYTES + GEOMETRY_BYTES]
         document = _read(self._geometry) or _read(self._geometry[GEOMETRY_BYTES // 2 :])
         if document is None:
-            raise HandoverError("the shared state of the running daemon does not say what it serves")
+            raise HandoverError(
+                "the shared state of the running daemon does not say what it serves"
+            )
         self.geometry = document
         sizes = [*document["lost"].values(), *document.get("areas", {}).values()]
         made_at = round_up(page + 2 * SLOT_BYTES + GEOMETRY_BYTES, page)
-        if hook_at != made_at or end != lost_at + sum(round_up(size, 8) for size in sizes) or round_up(end, page) > length:
-            raise HandoverError("the shared state of the running daemon contradicts itself", hint="swap off and restart")
+        if (
+            hook_at != made_at
+            or end != lost_at + sum(round_up(size, 8) for size in sizes)
+            or round_up(end, page) > length
+        ):
+            raise HandoverError(
+                "the shared state of the running daemon contradicts itself",
+                hint="swap off and restart",
+            )
         self._mend()
         self._lost: dict[str, memoryview] = {}
         for name, bits in self.geometry["lost"].items():
@@ -223,7 +252,9 @@ class SharedState:
             added = mmap.mmap(self.fd, length, mmap.MAP_SHARED, offset=self._extension_at)
         except OSError as error:
             os.ftruncate(self.fd, self._extension_at)
-            raise ArenaError(f"no memory for {size} bytes of shared state: {error.strerror}") from error
+            raise ArenaError(
+                f"no memory for {size} bytes of shared state: {error.strerror}"
+            ) from error
         added.madvise(mmap.MADV_DONTDUMP)
         with contextlib.suppress(OSError):
             added.madvise(_MADV_POPULATE_WRITE)
@@ -263,12 +294,18 @@ class SharedState:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             document = bytearray(GEOMETRY_BYTES)
-            _write(memoryview(document), 1, {**geometry, "lost": dict(lost), **({"areas": dict(areas)} if areas else {})})
+            _write(
+                memoryview(document),
+                1,
+                {**geometry, "lost": dict(lost), **({"areas": dict(areas)} if areas else {})},
+            )
             try:
                 os.ftruncate(fd, length)
                 os.posix_fallocate(fd, 0, length)
             except OSError as error:
-                raise ArenaError(f"no memory for {length} bytes of shared state: {error.strerror}") from error
+                raise ArenaError(
+                    f"no memory for {length} bytes of shared state: {error.strerror}"
+                ) from error
             os.pwrite(fd, document, page + 2 * SLOT_BYTES)
             os.pwrite(fd, _SUPERBLOCK.pack(MAGIC, LAYOUT_VERSION, page, hook_at, lost_at, end), 0)
             state = cls(fd)
@@ -290,7 +327,9 @@ class SharedState:
         try:
             return self._renew(0, len(self._view))
         except OSError as error:
-            raise HandoverError(f"damaged memory of the shared state cannot be replaced: {error.strerror}") from error
+            raise HandoverError(
+                f"damaged memory of the shared state cannot be replaced: {error.strerror}"
+            ) from error
 
     def refresh(self) -> int:
         """Do what a new process does: `renew`, and take what that has cleared from its copies.
@@ -327,7 +366,11 @@ class SharedState:
         if not check or xxh3_64_intdigest(copy) != check or copy == head:
             return _SUPERBLOCK.unpack(head)
         # An older program may have raised the layout, and knows of no copy.
-        layouts = [one for one in (_SUPERBLOCK.unpack(head)[1], _SUPERBLOCK.unpack(copy)[1]) if one in READABLE_LAYOUTS]
+        layouts = [
+            one
+            for one in (_SUPERBLOCK.unpack(head)[1], _SUPERBLOCK.unpack(copy)[1])
+            if one in READABLE_LAYOUTS
+        ]
         magic, version, *rest = _SUPERBLOCK.unpack(copy)
         whole = (magic, max(layouts, default=version), *rest)
         _SUPERBLOCK.pack_into(view, 0, *whole)
@@ -350,7 +393,10 @@ class SharedState:
         """
         if not self._has_copy():
             self._copy_superblock()
-        first, second = self._geometry[: GEOMETRY_BYTES // 2], self._geometry[GEOMETRY_BYTES // 2 : -_COPY.size]
+        first, second = (
+            self._geometry[: GEOMETRY_BYTES // 2],
+            self._geometry[GEOMETRY_BYTES // 2 : -_COPY.size],
+        )
         for copy in (first, second):
             if _read(copy) != self.geometry:
                 # one that fills more than half has no copy
@@ -366,7 +412,12 @@ class SharedState:
         self.words[check] = self._digest(check)
 
     def _digest(self, check: Word) -> int:
-        return xxh3_64_intdigest(b"".join(self.words[place].to_bytes(8, "little") for place in _CHECKED[check])) or 1
+        return (
+            xxh3_64_intdigest(
+                b"".join(self.words[place].to_bytes(8, "little") for place in _CHECKED[check])
+            )
+            or 1
+        )
 
     def lost(self) -> dict[str, memoryview]:
         """Return each swap file's bitmap of lost pages."""
@@ -379,7 +430,9 @@ class SharedState:
             HandoverError: there is none; the running daemon was started without what it is for.
         """
         if name not in self._areas:
-            raise HandoverError(f"the running daemon's shared state has no {name}", hint=restart_daemon())
+            raise HandoverError(
+                f"the running daemon's shared state has no {name}", hint=restart_daemon()
+            )
         return self._areas[name]
 
     @property
@@ -393,7 +446,10 @@ class SharedState:
         return self._layout_word[0]
 
     def note_codecs(self, names: Collection[str]) -> None:
-        """Say, before it is so, which codecs pages are kept with: programs that do not know one refuse to take over then."""
+        """Say, before it is so, which codecs pages are kept with.
+
+        Programs that do not know one refuse to take over then.
+        """
         if "zstd" in names:
             if self.layout != LAYOUT_WITH_ZSTD:
                 self._copy_superblock(LAYOUT_WITH_ZSTD)
@@ -408,8 +464,9 @@ class SharedState:
         document = _read(max(self._slots, key=_serial))
         if document is None and any(bytes(slot) != bytes(len(slot)) for slot in self._slots):
             log.error(
-                "what earlier workers have left in the shared state is damaged: settings and volumes of run time, a freeze and "
-                "counters are forgotten; stored pages are not concerned"
+                "what earlier workers have left in the shared state is damaged: settings and"
+                " volumes of run time, a freeze and counters are forgotten; stored pages are not"
+                " concerned"
             )
         return document or {}
 
@@ -446,7 +503,10 @@ class SharedState:
 def _serial(slot: memoryview) -> int:
     """Return the serial number of a slot's document, 0 if there is no whole one."""
     serial, length, check = _SLOT.unpack_from(slot, 0)
-    is_whole = length <= len(slot) - _SLOT.size and xxh3_64_intdigest(slot[_SLOT.size : _SLOT.size + length], serial) == check
+    is_whole = (
+        length <= len(slot) - _SLOT.size
+        and xxh3_64_intdigest(slot[_SLOT.size : _SLOT.size + length], serial) == check
+    )
     return int(serial) if serial and is_whole else 0
 
 
@@ -462,7 +522,10 @@ def _read(slot: memoryview) -> dict[str, Any] | None:
 def _write(slot: memoryview, serial: int, document: Mapping[str, object]) -> None:
     data = json.dumps(document, separators=(",", ":")).encode()
     if len(data) > len(slot) - _SLOT.size:
-        raise HandoverError(f"{len(data)} bytes are too many to be handed over", hint="report this as a bug")
-    # The old checksum does not fit the new data: whoever reads now finds no document here, and takes the other slot's.
+        raise HandoverError(
+            f"{len(data)} bytes are too many to be handed over", hint="report this as a bug"
+        )
+    # The old checksum does not fit the new data: whoever reads now finds no document here, and
+    # takes the other slot's.
     slot[_SLOT.size : _SLOT.size + len(data)] = data
     _SLOT.pack_into(slot, 0, serial, len(data), xxh3_64_intdigest(data, serial))

@@ -45,7 +45,10 @@ _STAT_ROOM = 16 << 10
 _FILES = re.compile(rb"^(?:total_)?(inactive_file|active_file) (\d+)$", re.MULTILINE)
 _HIERARCHICAL = re.compile(rb"^hierarchical_memory_limit (\d+)$", re.MULTILINE)
 _KINDS = {
-    1: (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")),
+    1: (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
+    ),
     2: (("memory.max", "memory.current"), ("memory.high", "memory.current")),
 }
 """Files with a limit and with what is charged to it, by the version of the hierarchy."""
@@ -106,8 +109,14 @@ def find(root: Path = Path("/")) -> tuple[Limit, ...]:
             if limit is not None and limit < total:
                 found.append(Limit(limit, directory / name, version, top, is_own))
         if version == 1 and is_own:
-            hidden.append(Limit(_hidden_limit(directory), directory / "memory.stat", version, top, is_own=False))
-    found += [limit for limit in hidden if limit.bytes < min([total, *(item.bytes for item in found)])]
+            hidden.append(
+                Limit(
+                    _hidden_limit(directory), directory / "memory.stat", version, top, is_own=False
+                )
+            )
+    found += [
+        limit for limit in hidden if limit.bytes < min([total, *(item.bytes for item in found)])
+    ]
     return tuple(sorted(found, key=lambda item: item.bytes))
 
 
@@ -115,7 +124,9 @@ def may_swap(limit: Limit) -> bool:
     """Say whether reclaim at a limit can write pages to swap, those of any process below it."""
     directory = limit.file.parent
     if limit.version == 2:
-        below_top = [directory, *directory.parents][: len(directory.relative_to(limit.top).parts) + 1]
+        below_top = [directory, *directory.parents][
+            : len(directory.relative_to(limit.top).parts) + 1
+        ]
         return not any(_number(above / "memory.swap.max") == 0 for above in below_top)
     if limit.file.name.startswith("memory.memsw"):
         return False
@@ -142,7 +153,9 @@ class Limits:
             for name, usage in _KINDS[version]:
                 limit = _open(directory / name)
                 if limit >= 0:
-                    self._files.append((str(directory / name), limit, _open(directory / usage), stat))
+                    self._files.append(
+                        (str(directory / name), limit, _open(directory / usage), stat)
+                    )
 
     def room(self) -> Room | None:
         """Return the limit that leaves least room now.
@@ -203,7 +216,9 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, int, Path, bool]]:
         own = paths.get(version)
         if own is None or not places:
             continue
-        base, point = min(places, key=lambda place: (not own.is_relative_to(place[0]), len(place[0].parts)))
+        base, point = min(
+            places, key=lambda place: (not own.is_relative_to(place[0]), len(place[0].parts))
+        )
         top = root / str(point).lstrip("/")
         # What lies outside of the mount (a container's view) is taken for its root.
         is_seen = own.is_relative_to(base) and ".." not in own.parts
@@ -213,7 +228,9 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, int, Path, bool]]:
         is_own = True
         while True:
             yield directory, version, top, is_own
-            if directory == top or (version == 1 and _number(directory.parent / "memory.use_hierarchy") == 0):
+            if directory == top or (
+                version == 1 and _number(directory.parent / "memory.use_hierarchy") == 0
+            ):
                 break
             directory, is_own = directory.parent, False
 
@@ -242,7 +259,13 @@ def _mounts(root: Path) -> list[tuple[int, tuple[Path, Path]]]:
         if "-" not in fields[5:]:
             continue
         kind, _source, options = (*fields[fields.index("-", 5) + 1 :], "", "")[:3]
-        version = 2 if kind == "cgroup2" else 1 if kind == "cgroup" and "memory" in options.split(",") else 0
+        version = (
+            2
+            if kind == "cgroup2"
+            else 1
+            if kind == "cgroup" and "memory" in options.split(",")
+            else 0
+        )
         if version:
             mounts.append((version, (Path(_unescaped(fields[3])), Path(_unescaped(fields[4])))))
     return mounts
@@ -261,7 +284,9 @@ def _hidden_limit(directory: Path) -> int:
 
 def _with_children(directory: Path) -> Iterator[Path]:
     yield directory
-    yield from (path.parent for path in directory.rglob("memory.swappiness") if path.parent != directory)
+    yield from (
+        path.parent for path in directory.rglob("memory.swappiness") if path.parent != directory
+    )
 
 
 def _memory_total(root: Path) -> int:

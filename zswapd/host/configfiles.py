@@ -67,8 +67,13 @@ def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]
     """
     main = file or root / DEFAULT_FILE
     directory = main.with_name(main.name + ".d")
-    names = sorted(name for name in _list(directory) if name.endswith(".toml") and not name.startswith("."))
-    return [*([main] if file is not None or _is_there(main) else []), *(directory / name for name in names)]
+    names = sorted(
+        name for name in _list(directory) if name.endswith(".toml") and not name.startswith(".")
+    )
+    return [
+        *([main] if file is not None or _is_there(main) else []),
+        *(directory / name for name in names),
+    ]
 
 
 def _list(directory: Path) -> list[str]:
@@ -93,11 +98,15 @@ def _is_there(path: Path) -> bool:
 def _cannot_read(path: Path, error: OSError, *, is_chosen: bool) -> ConfigError:
     if error.errno in _ABSENT and path.is_symlink():
         target = path.readlink()
-        return ConfigError(f"{path} is a link to {target}, which does not exist", hint=f"remove it: rm {path}")
+        return ConfigError(
+            f"{path} is a link to {target}, which does not exist", hint=f"remove it: rm {path}"
+        )
     otherwise = "name an existing, readable file with --config"
     if not is_chosen:
         otherwise = f"`rm {shlex.quote(str(path))}`, if nothing needs it"
-    return ConfigError(f"cannot read {path}: {error.strerror}", hint=for_failure(error, path, otherwise))
+    return ConfigError(
+        f"cannot read {path}: {error.strerror}", hint=for_failure(error, path, otherwise)
+    )
 
 
 def read_text(path: Path, *, is_chosen: bool = False) -> str:
@@ -115,7 +124,9 @@ def read_text(path: Path, *, is_chosen: bool = False) -> str:
     except OSError as error:
         raise _cannot_read(path, error, is_chosen=is_chosen) from error
     if len(data) > LARGEST_FILE:
-        raise ConfigError(f"{path} is longer than {LARGEST_FILE >> 10} KiB", hint="is it a config file?")
+        raise ConfigError(
+            f"{path} is longer than {LARGEST_FILE >> 10} KiB", hint="is it a config file?"
+        )
     text = _decode(path, data)
     text = text.replace("\r\n", "\n")
     # lines as of a Macintosh: nothing else ends a line then
@@ -137,7 +148,10 @@ def _read(path: Path, *, is_chosen: bool) -> bytes:
         is_open_pipe = is_chosen and stat.S_ISFIFO(status.st_mode) and not path.resolve().is_fifo()
         if not stat.S_ISREG(status.st_mode) and not is_open_pipe:
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
-            raise ConfigError(f"{path} is {kind}, not a file with settings", hint=f"move it away: mv {path} {path}.bak")
+            raise ConfigError(
+                f"{path} is {kind}, not a file with settings",
+                hint=f"move it away: mv {path} {path}.bak",
+            )
         os.set_blocking(descriptor, True)
         return file.read(LARGEST_FILE + 1)
 
@@ -145,7 +159,9 @@ def _read(path: Path, *, is_chosen: bool) -> bytes:
 def _decode(path: Path, data: bytes) -> str:
     for mark, name in _OTHER_MARKS:
         if data.startswith(mark):
-            raise ConfigError(f"{path} is {name}, not UTF-8", hint=f"convert it: iconv -f {name} -t UTF-8 {path}")
+            raise ConfigError(
+                f"{path} is {name}, not UTF-8", hint=f"convert it: iconv -f {name} -t UTF-8 {path}"
+            )
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode()
@@ -153,8 +169,14 @@ def _decode(path: Path, data: bytes) -> str:
         raise _not_utf8(path, data, error) from error
     place = text.find("\0")
     if place >= 0:
-        hint = f"convert it: iconv -f UTF-16LE -t UTF-8 {path}" if text.count("\0") > len(text) // 4 else "remove it"
-        raise ConfigError(f"{position(path, text, place)}: there is a NUL character (U+0000)", hint=hint)
+        hint = (
+            f"convert it: iconv -f UTF-16LE -t UTF-8 {path}"
+            if text.count("\0") > len(text) // 4
+            else "remove it"
+        )
+        raise ConfigError(
+            f"{position(path, text, place)}: there is a NUL character (U+0000)", hint=hint
+        )
     return text
 
 
@@ -222,6 +244,8 @@ def _socket_in_lines(text: str) -> str | None:
     for line in text.split("\n"):
         if header := _HEADER_LINE.match(line):
             section = header[1]
-        elif (found := _SOCKET_LINE.match(line)) and section == ("" if _DOTTED_SOCKET_LINE.match(line) else "control"):
+        elif (found := _SOCKET_LINE.match(line)) and section == (
+            "" if _DOTTED_SOCKET_LINE.match(line) else "control"
+        ):
             value = found[2]
     return value

@@ -37,12 +37,21 @@ def for_failure(error: OSError, path: Path | str, otherwise: str) -> str:
     place = _nearest_existing(Path(path))
     name = shlex.quote(str(place))
     texts = {
-        errno.EACCES: f"it is refused as root, too: `ls -ld {name}`; `dmesg` tells whether a security module (AppArmor, "
-        "SELinux) did it",
-        errno.EPERM: f"`lsattr -d {name}` shows an `i` if it is immutable: `chattr -i {name}` ends that; if not, a security "
-        "module refuses it, and `dmesg` may say which",
-        errno.EROFS: f"its file system is read-only: `mount -o remount,rw {shlex.quote(str(_mountpoint_above(place)))}`",
-        errno.ENOSPC: f"its file system is full: `df -h {name}` and `df -i {name}` show it; make room there",
+        errno.EACCES: (
+            f"it is refused as root, too: `ls -ld {name}`; `dmesg` tells whether a security module"
+            " (AppArmor, SELinux) did it"
+        ),
+        errno.EPERM: (
+            f"`lsattr -d {name}` shows an `i` if it is immutable: `chattr -i {name}` ends that; if"
+            " not, a security module refuses it, and `dmesg` may say which"
+        ),
+        errno.EROFS: (
+            "its file system is read-only: `mount -o remount,rw"
+            f" {shlex.quote(str(_mountpoint_above(place)))}`"
+        ),
+        errno.ENOSPC: (
+            f"its file system is full: `df -h {name}` and `df -i {name}` show it; make room there"
+        ),
         errno.EDQUOT: f"a quota is used up: `quota` shows it; make room in {name}",
         errno.ENOENT: f"make its directory: `mkdir -p {shlex.quote(str(Path(path).parent))}`",
         errno.ENOTDIR: f"{name} is a file, and no directory",
@@ -50,15 +59,22 @@ def for_failure(error: OSError, path: Path | str, otherwise: str) -> str:
         errno.ETXTBSY: "it is swapped on or being run: `swapon --show` lists swap",
         errno.ENODEV: f"no driver is there for it: `ls -l {name}`, `dmesg`",
         errno.ENXIO: f"no device is behind it: `ls -l {name}`, `dmesg`",
-        errno.ENOMEM: "free some memory: `free -m` shows it; look at the memory limit of its cgroup, too",
-        errno.EMFILE: "this process has too many files open: raise LimitNOFILE= of the unit, or `ulimit -n`",
+        errno.ENOMEM: (
+            "free some memory: `free -m` shows it; look at the memory limit of its cgroup, too"
+        ),
+        errno.EMFILE: (
+            "this process has too many files open: raise LimitNOFILE= of the unit, or `ulimit -n`"
+        ),
         errno.ENFILE: "the system has too many files open: raise it with `sysctl fs.file-max`",
         errno.EIO: "the device fails: `dmesg` has the kernel's reason",
         errno.ENAMETOOLONG: "the name is too long",
         errno.ELOOP: f"symbolic links go in a circle: `namei -l {shlex.quote(str(path))}`",
     }
     if number == errno.EROFS and installation.found().is_in_container():
-        texts[number] += f", or outside of the container `docker run --tmpfs {shlex.quote(str(_mountpoint_above(place)))}`"
+        texts[number] += (
+            ", or outside of the container `docker run --tmpfs"
+            f" {shlex.quote(str(_mountpoint_above(place)))}`"
+        )
     return f"{texts[number]}; or {otherwise}" if number in texts else otherwise
 
 
@@ -91,7 +107,10 @@ def for_capability(name: str) -> str:
         return f"add {name} to CapabilityBoundingSet=: `systemctl edit {installation.UNIT}`"
     if here.is_in_container():
         option = f"--cap-add {name.removeprefix('CAP_')}"
-        return f"give the container the capability {name}, even as root: `docker run {option}`, or as its runtime has it"
+        return (
+            f"give the container the capability {name}, even as root: `docker run {option}`, or as"
+            " its runtime has it"
+        )
     return f"root lacks the capability {name}: start it as root where `capsh --print` lists that"
 
 
@@ -124,7 +143,10 @@ def no_swap_file(name: str, names: Sequence[str]) -> SwapDeviceError:
     """Return the error for a swap file that is not among the daemon's."""
     there_are = f"there are: {', '.join(names)}"
     hint = f"did you mean {meant}? {there_are}" if (meant := nearest(name, names)) else there_are
-    return SwapDeviceError(f"there is no swap file {name!r}", hint=hint if names else "the daemon has none: swap.size is empty")
+    return SwapDeviceError(
+        f"there is no swap file {name!r}",
+        hint=hint if names else "the daemon has none: swap.size is empty",
+    )
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -68,7 +68,7 @@ class Installation(NamedTuple):
     def is_masked(self) -> bool:
         """Whether that unit is switched off by a link to /dev/null."""
         first = next(iter(self._units()), None)
-        return first is not None and first.is_symlink() and os.path.basename(os.readlink(first)) == "null"  # noqa: PTH115, PTH119
+        return first is not None and first.is_symlink() and first.readlink().name == "null"
 
     def program(self, name: str) -> str:
         """Return one of the programs as a shell takes it."""
@@ -123,11 +123,17 @@ class Installation(NamedTuple):
             return self.as_root(f"{shlex.quote(str(code / 'scripts/demo'))} --help")
         if code == Path("/usr/lib/zswapd"):
             return self.as_root("apt-get install --reinstall ./zswapd_*.deb")
-        return self.as_root(f"{shlex.quote(sys.executable)} -m pip install --force-reinstall ./zswapd-*.whl")
+        return self.as_root(
+            f"{shlex.quote(sys.executable)} -m pip install --force-reinstall ./zswapd-*.whl"
+        )
 
     def log(self) -> str:
         """Return where the daemon's log is."""
-        return self.as_root(f"journalctl -u {UNIT} -e") if self.is_service else "what `zswapd run` wrote on standard error"
+        return (
+            self.as_root(f"journalctl -u {UNIT} -e")
+            if self.is_service
+            else "what `zswapd run` wrote on standard error"
+        )
 
     def call(self, *words: str) -> str:
         """Return the command that calls zswapctl, as root."""
@@ -162,7 +168,9 @@ class Installation(NamedTuple):
 def _started_by(unit: Path) -> str:
     """Return the program that a unit file starts, nothing if it does not say."""
     try:
-        found = re.findall(r"^ExecStart\s*=\s*[-@:+!]*(/\S+)", unit.read_text(errors="replace"), re.MULTILINE)
+        found = re.findall(
+            r"^ExecStart\s*=\s*[-@:+!]*(/\S+)", unit.read_text(errors="replace"), re.MULTILINE
+        )
     except OSError:
         return ""
     return str(found[-1]) if found else ""
@@ -177,7 +185,9 @@ def found() -> Installation:
         here = Path.cwd()
     except OSError:  # it was removed
         here = None
-    return Installation(_directory(), is_root=is_root, has_sudo=shutil.which("sudo") is not None, here=here)
+    return Installation(
+        _directory(), is_root=is_root, has_sudo=shutil.which("sudo") is not None, here=here
+    )
 
 
 def of_daemon() -> Installation:

@@ -82,10 +82,13 @@ def check(machine: str | None = None, *, longest: int = sys.maxsize) -> None:
     name = machine or os.uname().machine
     if longest < 1 << 32:
         raise MachineError(
-            "zswapd needs a Python of 64 bits, and this one has 32", hint=f"install a 64-bit system; known are {_known()}"
+            "zswapd needs a Python of 64 bits, and this one has 32",
+            hint=f"install a 64-bit system; known are {_known()}",
         )
     if name not in NUMBERS:
-        raise MachineError(f"zswapd does not know the kernel's numbers on {name}", hint=f"use one of {_known()}")
+        raise MachineError(
+            f"zswapd does not know the kernel's numbers on {name}", hint=f"use one of {_known()}"
+        )
 
 
 def _known() -> str:

@@ -89,11 +89,19 @@ _REQUEST_LINE = re.compile(rb"[A-Z]{1,16} [!-~]+ HTTP/1\.[0-9]\r?\n")
 _LINE_BEGIN = re.compile(rb"[A-Z]{0,16}|[A-Z]{1,16} [!-~]*(?: [!-~]*\r?)?")
 _HEADERS_END = re.compile(rb"\n\r?\n")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
-_PHRASES = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed"}
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+}
 
 
 def _answer(status: int, body: bytes, *, head: bool = False) -> bytes:
-    kind = "text/plain; version=0.0.4; charset=utf-8" if status == 200 else "text/plain; charset=utf-8"
+    kind = (
+        "text/plain; version=0.0.4; charset=utf-8" if status == 200 else "text/plain; charset=utf-8"
+    )
     lines = [
         f"HTTP/1.1 {status} {_PHRASES[status]}",
         f"Content-Type: {kind}",
@@ -142,7 +150,9 @@ class _Client:
                 return True
             self._unsent = memoryview(answer)
         if self._unsent:
-            self._unsent = self._unsent[self.socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            self._unsent = self._unsent[
+                self.socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :
+            ]
             if not self._unsent:
                 self.socket.shutdown(socket.SHUT_WR)
             return True
@@ -151,7 +161,9 @@ class _Client:
     def _reply(self, make_text: Callable[[], bytes]) -> bytes | None:
         """Return the answer to what was received; None if that is no whole request yet."""
         line, newline, headers = self._received.partition(b"\n")
-        may_be_http = _REQUEST_LINE.fullmatch(line + newline) if newline else _LINE_BEGIN.fullmatch(line)
+        may_be_http = (
+            _REQUEST_LINE.fullmatch(line + newline) if newline else _LINE_BEGIN.fullmatch(line)
+        )
         if not may_be_http or len(self._received) >= HEAD_BYTES:
             return _answer(400, b"this is not HTTP\n")
         if not newline or not _HEADERS_END.search(b"\n" + headers):
@@ -243,13 +255,21 @@ class Exporter:
                 listener = _listen(self._host, self._port)
             except OSError as error:
                 if not warned:
-                    log.warning("metrics: cannot listen on %s port %d: %s", self._host, self._port, error.strerror)
+                    log.warning(
+                        "metrics: cannot listen on %s port %d: %s",
+                        self._host,
+                        self._port,
+                        error.strerror,
+                    )
                 warned = True
                 time.sleep(RETRY_S)
             else:
                 host, port = listener.getsockname()[:2]
                 if not self._doorkeeper.begin((host, port)):
-                    log.info("metrics: the kernel does not tell the user of one socket (tcp_diag); its list of all is read")
+                    log.info(
+                        "metrics: the kernel does not tell the user of one socket (tcp_diag); its"
+                        " list of all is read"
+                    )
                 self.address = (host, port)
                 log.info("metrics: http://%s:%d/metrics", *self.address)
                 return listener
@@ -259,7 +279,10 @@ class Exporter:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
-            left = min((client.until for client in self._clients.values()), default=0.0) - time.monotonic()
+            left = (
+                min((client.until for client in self._clients.values()), default=0.0)
+                - time.monotonic()
+            )
             for descriptor, _ in poll.poll(max(left, 0.0) * 1000 + 1 if self._clients else None):
                 allowance.wait()
                 if descriptor == listener.fileno():

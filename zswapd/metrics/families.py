@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What Prometheus is told: metric families from one snapshot. Nothing is counted here.
 
-Names follow Prometheus' rules (`zswapd_`, base units, `_total` for what only grows, also across workers); the kernel's name of
-a counter stands in its HELP. Labels are bounded: reasons, protections, files, size classes in use.
+Names follow Prometheus' rules (`zswapd_`, base units, `_total` for what only grows, also across
+workers); the kernel's name of a counter stands in its HELP. Labels are bounded: reasons,
+protections, files, size classes in use.
 
-A new counter is a row of ROWS. A part that is not there (its snapshot is None) has no rows. `described` says what there can be:
-docs/metrics.md is made of that.
+A new counter is a row of ROWS. A part that is not there (its snapshot is None) has no rows.
+`described` says what there can be: docs/metrics.md is made of that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 
 from zswapd.core.pam.base import RejectReason
 
@@ -185,7 +191,11 @@ ROWS = (
 FILE_ROWS = (
     ("file_size_bytes", "Size of a swap file.", "size"),
     ("file_stored_pages", "Pages of a swap file that are stored.", "stored_pages"),
-    ("file_lost_pages", "Pages of a swap file whose data is lost; their readers get EIO.", "lost_pages"),
+    (
+        "file_lost_pages",
+        "Pages of a swap file whose data is lost; their readers get EIO.",
+        "lost_pages",
+    ),
     ("file_pages_read_total", "Pages read.", "pages_read"),
     ("file_pages_written_total", "Pages written.", "pages_written"),
     ("file_pages_discarded_total", "Pages discarded.", "pages_discarded"),
@@ -193,11 +203,27 @@ FILE_ROWS = (
     ("file_failed_reads_total", "Reads that failed.", "failed_reads"),
 )
 BACKED_ROWS = (
-    ("file_backed_pages", "Pages of a swap file that are on the disk and nowhere else (bd_count).", "bd_count"),
-    ("file_written_back_pages_total", "Pages that left the pool for the disk.", "written_back_pages"),
-    ("file_written_through_pages_total", "Pages that the pool refused and that went there at once.", "written_through_pages"),
+    (
+        "file_backed_pages",
+        "Pages of a swap file that are on the disk and nowhere else (bd_count).",
+        "bd_count",
+    ),
+    (
+        "file_written_back_pages_total",
+        "Pages that left the pool for the disk.",
+        "written_back_pages",
+    ),
+    (
+        "file_written_through_pages_total",
+        "Pages that the pool refused and that went there at once.",
+        "written_through_pages",
+    ),
     ("file_promoted_pages_total", "Pages that returned to the pool.", "promoted_pages"),
-    ("file_kept_pages_total", "Pages written there in vain, since they were changed or used meanwhile.", "kept_pages"),
+    (
+        "file_kept_pages_total",
+        "Pages written there in vain, since they were changed or used meanwhile.",
+        "kept_pages",
+    ),
     ("file_failed_slots_total", "Pages whose slot could not be written.", "failed_slots"),
     ("file_bad_slots_total", "Pages that came back damaged or not at all.", "bad_slots"),
 )
@@ -205,21 +231,41 @@ VOLUME_ROWS = (
     ("volume_size_bytes", "Size of a cache volume.", "size"),
     ("volume_pages", "Its pages that are kept.", "pages"),
     ("volume_pending_requests", "Requests of it under way.", "pending"),
-    ("volume_hits_total", "Reads of which every page was kept; the kernel's page cache answers most before.", "hits"),
+    (
+        "volume_hits_total",
+        "Reads of which every page was kept; the kernel's page cache answers most before.",
+        "hits",
+    ),
     ("volume_misses_total", "All other reads.", "misses"),
     ("volume_read_bytes_total", "Bytes of both.", "read_bytes"),
-    ("volume_bypassed_bytes_total", "Bytes not kept, since a long sequential stream asked for them.", "bypassed_bytes"),
+    (
+        "volume_bypassed_bytes_total",
+        "Bytes not kept, since a long sequential stream asked for them.",
+        "bypassed_bytes",
+    ),
     ("volume_backing_reads_total", "Reads of the backing file.", "backing_reads"),
     ("volume_backing_read_bytes_total", "Bytes of them.", "backing_read_bytes"),
     ("volume_backing_writes_total", "Writes to it.", "backing_writes"),
     ("volume_backing_written_bytes_total", "Bytes of them.", "written_bytes"),
     ("volume_read_errors_total", "Reads that the backing file failed.", "read_errors"),
     ("volume_write_errors_total", "Writes that it failed.", "write_errors"),
-    ("volume_drops_total", "Times that everything was let go, by command or since the file had changed.", "drops"),
-    ("volume_turned_away_total", "Requests answered with an error since too many waited.", "turned_away"),
+    (
+        "volume_drops_total",
+        "Times that everything was let go, by command or since the file had changed.",
+        "drops",
+    ),
+    (
+        "volume_turned_away_total",
+        "Requests answered with an error since too many waited.",
+        "turned_away",
+    ),
 )
 CLASS_ROWS = (
-    ("zsmalloc_class_objects", "Objects that the zspages of a size class have room for.", "objects"),
+    (
+        "zsmalloc_class_objects",
+        "Objects that the zspages of a size class have room for.",
+        "objects",
+    ),
     ("zsmalloc_class_used_objects", "Objects in them.", "used_objects"),
     ("zsmalloc_class_frames", "Page frames of a size class.", "used_frames"),
 )
@@ -229,13 +275,19 @@ _BUILD = ("build", "The program.")
 _REJECTS = ("frontswap_rejects_total", "Pages refused by reason, in the words of zcache and zswap.")
 _UNBUDDIED = (
     "zbud_unbuddied_frames",
-    "Page frames of zbud with one object, by its length in 64ths of a page (zbud_unbuddied_list_counts).",
+    (
+        "Page frames of zbud with one object, by its length in 64ths of a page"
+        " (zbud_unbuddied_list_counts)."
+    ),
 )
 _PROTECTIONS = ("protection_on", "Whether a protection is on.")
 
 
 def _duration(what: str) -> tuple[str, str]:
-    return f"{what}_duration_seconds", f"Time to answer a request that {what}s pages; one request in 64 is timed."
+    return (
+        f"{what}_duration_seconds",
+        f"Time to answer a request that {what}s pages; one request in 64 is timed.",
+    )
 
 
 class Description(NamedTuple):
@@ -253,13 +305,20 @@ def described() -> Iterator[Description]:
     """Yield what `collect` yields of a daemon that has every part, without values."""
 
     def row(name: str, text: str, label: str = "") -> Description:
-        return Description(f"zswapd_{name}", "counter" if name.endswith("_total") else "gauge", label, text)
+        return Description(
+            f"zswapd_{name}", "counter" if name.endswith("_total") else "gauge", label, text
+        )
 
     yield Description("zswapd_build_info", "info", "version", _BUILD[1])
     yield from (row(one.name, one.help, one.label) for one in ROWS)
     yield row(*_REJECTS, "reason")
     yield row(*_PROTECTIONS, "protection")
-    for rows, label in ((FILE_ROWS, "file"), (BACKED_ROWS, "file"), (VOLUME_ROWS, "volume"), (CLASS_ROWS, "size")):
+    for rows, label in (
+        (FILE_ROWS, "file"),
+        (BACKED_ROWS, "file"),
+        (VOLUME_ROWS, "volume"),
+        (CLASS_ROWS, "size"),
+    ):
         yield from (row(name, text, label) for name, text, _field in rows)
     yield row(*_UNBUDDIED, "chunks")
     for what in ("load", "store"):
@@ -279,19 +338,39 @@ def collect(snapshot: Snapshot) -> Iterator[Metric]:
         "reason",
         {reason.name.lower(): 0 for reason in RejectReason} | dict(snapshot.core.frontswap.rejects),
     )
-    yield _labelled(f"zswapd_{_PROTECTIONS[0]}", _PROTECTIONS[1], "protection", dict(snapshot.worker.protections))
+    yield _labelled(
+        f"zswapd_{_PROTECTIONS[0]}",
+        _PROTECTIONS[1],
+        "protection",
+        dict(snapshot.worker.protections),
+    )
     for name, text, field in FILE_ROWS:
         yield _labelled(
-            f"zswapd_{name}", text, "file", {device.name: getattr(device, field) for device in snapshot.core.devices}
+            f"zswapd_{name}",
+            text,
+            "file",
+            {device.name: getattr(device, field) for device in snapshot.core.devices},
         )
     for name, text, field in BACKED_ROWS if snapshot.core.backed else ():
-        yield _labelled(f"zswapd_{name}", text, "file", {one.name: getattr(one, field) for one in snapshot.core.backed})
+        yield _labelled(
+            f"zswapd_{name}",
+            text,
+            "file",
+            {one.name: getattr(one, field) for one in snapshot.core.backed},
+        )
     for name, text, field in VOLUME_ROWS if snapshot.volumes else ():
-        yield _labelled(f"zswapd_{name}", text, "volume", {one.name: getattr(one, field) for one in snapshot.volumes})
+        yield _labelled(
+            f"zswapd_{name}",
+            text,
+            "volume",
+            {one.name: getattr(one, field) for one in snapshot.volumes},
+        )
     zsmalloc = snapshot.core.zsmalloc
     classes = [one for one in zsmalloc.classes if one.used_frames] if zsmalloc else []
     for name, text, field in CLASS_ROWS:
-        yield _labelled(f"zswapd_{name}", text, "size", {str(one.size): getattr(one, field) for one in classes})
+        yield _labelled(
+            f"zswapd_{name}", text, "size", {str(one.size): getattr(one, field) for one in classes}
+        )
     if snapshot.core.zbud:
         counts = enumerate(snapshot.core.zbud.zbud_unbuddied_list_counts, 1)
         used = {str(chunks): count for chunks, count in counts if count}
@@ -312,7 +391,9 @@ def _family(row: Row, snapshot: Snapshot, page_size: int) -> Iterator[Metric]:
 def _at(snapshot: Any, path: str) -> Any:
     """Return a field of the snapshot, None where a part of the path is not there."""
     for name in path.split("."):
-        snapshot = snapshot.get(name) if isinstance(snapshot, Mapping) else getattr(snapshot, name, None)
+        snapshot = (
+            snapshot.get(name) if isinstance(snapshot, Mapping) else getattr(snapshot, name, None)
+        )
     return snapshot
 
 

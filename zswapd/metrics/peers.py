@@ -102,7 +102,9 @@ class Diag:
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG)
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG
+        )
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -130,9 +132,13 @@ class Diag:
         family = socket.AF_INET if len(own) == 4 else socket.AF_INET6
         ends = _SOCKET_ID.pack(address[1], peer[1], own, other)
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        question = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES) + ends + _INTERFACE_AND_COOKIE
+        question = (
+            _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES) + ends + _INTERFACE_AND_COOKIE
+        )
         length = _NLMSGHDR.size + len(question)
-        self._socket.sendto(_NLMSGHDR.pack(length, _BY_FAMILY, _NLM_F_REQUEST, self._sequence, 0) + question, (0, 0))
+        self._socket.sendto(
+            _NLMSGHDR.pack(length, _BY_FAMILY, _NLM_F_REQUEST, self._sequence, 0) + question, (0, 0)
+        )
         return self._answer()
 
     def _answer(self) -> Owner | None:
@@ -157,7 +163,9 @@ def _listed(packed: bytes, port: int) -> str:
     return f"{''.join(f'{word:08X}' for word in words)}:{port:04X}"
 
 
-def find_listed(address: Address, peer: Address, *, proc: Path = Path("/proc/self/net")) -> Owner | None:
+def find_listed(
+    address: Address, peer: Address, *, proc: Path = Path("/proc/self/net")
+) -> Owner | None:
     """Return the socket that has an address and a peer, as `Diag.find`, from the kernel's list.
 
     Args:
@@ -166,7 +174,11 @@ def find_listed(address: Address, peer: Address, *, proc: Path = Path("/proc/sel
         proc: where the lists are.
     """
     own, other = _packed(address[0]), _packed(peer[0])
-    forms = [("tcp6", own, other)] if len(own) == 16 else [("tcp", own, other), ("tcp6", _MAPPED + own, _MAPPED + other)]
+    forms = (
+        [("tcp6", own, other)]
+        if len(own) == 16
+        else [("tcp", own, other), ("tcp6", _MAPPED + own, _MAPPED + other)]
+    )
     for name, end, far_end in forms:
         wanted = f" {_listed(end, address[1])} {_listed(far_end, peer[1])} ".encode()
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6 has one list only

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a worker knows of itself at one moment, all of it: the one source of stats, metrics and stats files.
+"""What a worker knows of itself at one moment, all of it.
+
+The one source of stats, metrics and stats files.
 
 Taking one costs some 90 µs, whatever the size of the pool, and nothing on the page path.
 """
@@ -31,7 +33,8 @@ class WorkerStatistics:
         broken: those of them that ended themselves after an internal error on the way of a page.
         takeover_seconds: what this one took to rebuild the index and serve; 0 for the first.
         supervised: whether another would follow it.
-        poisoned_requests: requests answered with EIO because they killed one worker after the other.
+        poisoned_requests: requests answered with EIO because they killed one worker after the
+            other.
         uptime_seconds: since the first began.
         protections: which are on, by name.
     """

@@ -5,8 +5,8 @@ It tries these sources in this order:
 
 1. the program that it replaces in the same process, or the service manager's file descriptor store
    (inheritance.py);
-2. a worker whose supervisor is dead: over the control socket (orphan.py), or, if the worker does not
-   answer, out of that process (unresponsive.py);
+2. a worker whose supervisor is dead: over the control socket (orphan.py), or, if the worker does
+   not answer, out of that process (unresponsive.py);
 3. if there is nothing to take over, it makes everything.
 
 Invariant: files that do not fit stay open with the process that holds them. Nothing is written
@@ -62,7 +62,9 @@ def find_resources(config: Config, left: InheritedFiles | None) -> tuple[Resourc
     if left is not None and left.worker:
         return adopt_resources(config, left.files), left.worker
     try:
-        return (_counted(adopt_resources(config, left.files)) if left else make_resources(config)), 0
+        return (
+            _counted(adopt_resources(config, left.files)) if left else make_resources(config)
+        ), 0
     except AlreadyRunningError as refusal:
         # A worker lives. What it has is the same as what was stored, and its socket besides.
         stored = left.files if left else {}
@@ -110,7 +112,8 @@ def make_resources(config: Config) -> Resources:
         ArenaError: the kernel gives no memory, or there is less than the settings take.
         ConfigError: the settings take more memory than this machine has.
         BackingError: the disk behind the pool cannot be used.
-        MountError, PermissionsError: the files cannot be mounted. In all cases everything is as before.
+        MountError, PermissionsError: the files cannot be mounted. In all cases everything is as
+            before.
     """
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(Listener(config.control.socket))
@@ -141,7 +144,9 @@ def make_resources(config: Config) -> Resources:
         undo.callback(state.close)
         if backing >= 0:
             make_key(state)
-        resources = Resources(mount, listener, state, arena, backing, is_new=True, made=store if is_new else None)
+        resources = Resources(
+            mount, listener, state, arena, backing, is_new=True, made=store if is_new else None
+        )
         undo.pop_all()
     return resources
 
@@ -158,17 +163,23 @@ def _new_arena(config: Config) -> tuple[int, dict[str, Any]]:
         arena.close()
 
 
-def adopt_resources(config: Config, descriptors: Mapping[str, int], *, seize: bool = False) -> Resources:
-    """Take over what another process has served; the descriptors belong to the resources from then on.
+def adopt_resources(
+    config: Config, descriptors: Mapping[str, int], *, seize: bool = False
+) -> Resources:
+    """Take over what another process has served.
+
+    The descriptors belong to the resources from then on.
 
     Args:
         config: the settings.
         descriptors: the files by name.
-        seize: take the control socket although a worker that is dead, or as good as that, has it open.
+        seize: take the control socket although a worker that is dead, or as good as that, has it
+            open.
 
     Raises:
         HandoverError: it is of another layout or shape.
-        AlreadyRunningError: there is a supervisor, or without `socket` among the descriptors, a worker.
+        AlreadyRunningError: there is a supervisor, or without `socket` among the descriptors, a
+            worker.
     """
     state = SharedState(descriptors["state"])
     check_geometry(config, state.geometry)
@@ -182,5 +193,11 @@ def adopt_resources(config: Config, descriptors: Mapping[str, int], *, seize: bo
     else:
         listener.open()
     mount = Mount(config.fuse.mountpoint)
-    mount.adopt(descriptors["fuse"], [Path(path) for path in state.geometry["made"]], state.geometry.get("device", 0))
-    return Resources(mount, listener, state, descriptors["arena"], descriptors.get("backing", -1), is_new=False)
+    mount.adopt(
+        descriptors["fuse"],
+        [Path(path) for path in state.geometry["made"]],
+        state.geometry.get("device", 0),
+    )
+    return Resources(
+        mount, listener, state, descriptors["arena"], descriptors.get("backing", -1), is_new=False
+    )

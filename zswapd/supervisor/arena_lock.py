@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps an arena locked in memory beyond a worker's life, where the kernel has no noswap tmpfs (before Linux 6.4).
+"""Keeps an arena locked in memory beyond a worker's life.
 
-Pages of a memfd are safe from swap while a process has them mapped and locked. A worker does; when it dies its locks go with
-it, and until the next one has them the kernel may swap out pages of the arena, to the very device that nobody serves. So the
-supervisor maps the arena as well. Its mapping is locked on fault, like all its memory (mlockall); what the worker has
-populated since is faulted in here at every look.
+Where the kernel has no noswap tmpfs (before Linux 6.4).
 
-Limit: pages populated since the last look (LOOK_S in supervisor.py) are locked by the worker only. They are the youngest of
-the arena, which reclaim takes last.
+Pages of a memfd are safe from swap while a process has them mapped and locked. A worker does; when
+it dies its locks go with it, and until the next one has them the kernel may swap out pages of the
+arena, to the very device that nobody serves. So the supervisor maps the arena as well. Its mapping
+is locked on fault, like all its memory (mlockall); what the worker has populated since is faulted
+in here at every look.
+
+Limit: pages populated since the last look (LOOK_S in supervisor.py) are locked by the worker only.
+They are the youngest of the arena, which reclaim takes last.
 """
 
 from __future__ import annotations

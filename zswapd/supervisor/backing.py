@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file or device behind the pool, as the supervisor opens it for all workers, or checks it before a start."""
+"""The file or device behind the pool.
+
+As the supervisor opens it for all workers, or checks it before a start.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ if TYPE_CHECKING:
     from zswapd.config import Config
 
 _RESEND = (6, 9)
-"""The first Linux that sends the requests of a dead worker again: those that waited for the disk."""
+"""The first Linux that sends the requests of a dead worker again: those that waited for the disk.
+"""
 
 
 def open_backing(config: Config) -> int:
-    """Open what `backing.path` names, for all workers to come; return its descriptor, -1 if there is no backing.
+    """Open what `backing.path` names, for all workers to come.
+
+    Return its descriptor, -1 if there is no backing.
 
     Raises:
         BackingError: it cannot be used.
@@ -30,7 +36,13 @@ def open_backing(config: Config) -> int:
         return -1
     _check_kernel()
     mountpoint = without_links(config.fuse.mountpoint)
-    return open_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=config.backing.force)
+    return open_store(
+        path,
+        slots_needed(config),
+        config.context.page_size,
+        mountpoint=mountpoint,
+        force=config.backing.force,
+    )
 
 
 def check_backing(config: Config) -> None:
@@ -45,7 +57,9 @@ def check_backing(config: Config) -> None:
     if path:
         _check_kernel()
         mountpoint, force = without_links(config.fuse.mountpoint), config.backing.force
-        check_store(path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=force)
+        check_store(
+            path, slots_needed(config), config.context.page_size, mountpoint=mountpoint, force=force
+        )
 
 
 def _check_kernel() -> None:
@@ -53,5 +67,8 @@ def _check_kernel() -> None:
     if release is None or (int(release[1]), int(release[2])) < _RESEND:
         raise BackingError(
             f"a backing needs Linux 6.9, this is {os.uname().release}",
-            hint="before it, requests that wait for the disk would die with their worker: set backing.path to nothing",
+            hint=(
+                "before it, requests that wait for the disk would die with their worker: set"
+                " backing.path to nothing"
+            ),
         )

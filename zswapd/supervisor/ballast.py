@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A little memory to throw overboard when nothing moves any more.
 
-Between a page that is swapped out and the daemon stands the loop driver's kernel thread, an ordinary task. It takes some memory
-for each request, and where free memory has fallen to the min watermark it waits until there is more: which only the requests
-that it holds could bring. Everybody else waits for those, the OOM killer's callers included, and the daemon, which has all it
-needs, hears of nothing (seen with Linux 6.12 on a box of 448 MiB). A few pages end it. The supervisor has them: locked,
-touched, of no use otherwise.
+Between a page that is swapped out and the daemon stands the loop driver's kernel thread, an
+ordinary task. It takes some memory for each request, and where free memory has fallen to the min
+watermark it waits until there is more: which only the requests that it holds could bring. Everybody
+else waits for those, the OOM killer's callers included, and the daemon, which has all it needs,
+hears of nothing (seen with Linux 6.12 on a box of 448 MiB). A few pages end it. The supervisor has
+them: locked, touched, of no use otherwise.
 
-Thrown are PIECE_BYTES at a time, when in two looks no zone was above its low watermark and no request had come; taken back when
-there is plenty. A box that is merely short of memory sends requests all the time, and keeps its ballast.
+Thrown are PIECE_BYTES at a time, when in two looks no zone was above its low watermark and no
+request had come; taken back when there is plenty. A box that is merely short of memory sends
+requests all the time, and keeps its ballast.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ class Ballast:
         self._requests = requests
         if self._still >= STILL_LOOKS and self._pieces:
             self._pieces.pop().close()
-            log.warning("no memory is free and no request comes: 2 MiB given back, %d left", self.bytes_held >> 20)
+            log.warning(
+                "no memory is free and no request comes: 2 MiB given back, %d left",
+                self.bytes_held >> 20,
+            )
         elif len(self._pieces) < PIECES and marks.above_high * mmap.PAGESIZE > 2 * PIECE_BYTES:
             self._take()
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Forking a worker that has to come, whatever the system says.
 
-fork(2) fails where memory is promised to nobody twice (ENOMEM, vm.overcommit_memory=2), or where a cgroup has no process left
-(EAGAIN, pids.max). When a worker has died, nobody serves swap until there is another: the supervisor that ended then would take
-all that is swapped out with it, so it tries again for as long as it takes.
+fork(2) fails where memory is promised to nobody twice (ENOMEM, vm.overcommit_memory=2), or where a
+cgroup has no process left (EAGAIN, pids.max). When a worker has died, nobody serves swap until
+there is another: the supervisor that ended then would take all that is swapped out with it, so it
+tries again for as long as it takes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ FIRST_TRIES = 20
 
 
 def settle_objects() -> None:
-    """Before a fork: what is alive now stays so; unless the collector's marks are written next to it, its pages stay shared."""
+    """Before a fork: what is alive now stays so.
+
+    Unless the collector's marks are written next to it, its pages stay shared.
+    """
     gc.collect()
     gc.freeze()
     sys.stdout.flush()
@@ -56,10 +60,18 @@ def fork(meanwhile: Callable[[], object], *, has_time: bool) -> int:
         except OSError as error:
             tries -= 1
             if tries <= 0:
-                hint = "free some memory, which `free -m` shows; or look at vm.overcommit_memory, and pids.max of its cgroup"
+                hint = (
+                    "free some memory, which `free -m` shows; or look at vm.overcommit_memory, and"
+                    " pids.max of its cgroup"
+                )
                 if error.errno == errno.EAGAIN:
-                    hint = "raise pids.max of its cgroup (TasksMax= of the unit), or the limit that `ulimit -u` shows"
-                raise ZswapdError(f"no worker can be forked: {error.strerror}", hint=hint) from error
+                    hint = (
+                        "raise pids.max of its cgroup (TasksMax= of the unit), or the limit that"
+                        " `ulimit -u` shows"
+                    )
+                raise ZswapdError(
+                    f"no worker can be forked: {error.strerror}", hint=hint
+                ) from error
             log.error(  # noqa: TRY400 - a reason, not a bug
                 "no worker can be forked, trying again: %s", error.strerror, extra={"rate_limit": 5}
             )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Resources that come to a supervisor without asking a worker: by the environment, or from the service manager.
+"""Resources that come to a supervisor without asking a worker.
+
+By the environment, or from the service manager.
 
 - By the environment: the supervisor replaces its own program (`zswapctl upgrade`). Its files stay
   open, and ZSWAPD_ESTATE names them.
@@ -29,15 +31,24 @@ _STORE_PREFIX: Final = "zswapd-"
 
 
 def leave_in_environment(resources: Resources, worker: int) -> dict[str, str]:
-    """Return the environment for the program that takes this process' place, and let it inherit the files."""
+    """Return the environment for the program that takes this process' place.
+
+    And let it inherit the files.
+    """
     descriptors = resources.descriptors()
     for descriptor in descriptors.values():
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - the system call
-    return {**os.environ, _ENVIRONMENT: json.dumps({"pid": os.getpid(), "worker": worker, "files": descriptors})}
+    return {
+        **os.environ,
+        _ENVIRONMENT: json.dumps({"pid": os.getpid(), "worker": worker, "files": descriptors}),
+    }
 
 
 def become_installed(resources: Resources, worker: int) -> None:
-    """Become the installed program, which takes over resources and worker; return only if it cannot be started."""
+    """Become the installed program, which takes over resources and worker.
+
+    Return only if it cannot be started.
+    """
     environment = leave_in_environment(resources, worker)
     try:
         os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - the same program, newer
@@ -68,13 +79,17 @@ def from_environment() -> InheritedFiles | None:
 def from_service_manager() -> InheritedFiles | None:
     """Return what systemd kept for us, None if there is nothing or not all.
 
-    The protocol of sd_listen_fds(3): descriptors from 3 on, names in LISTEN_FDNAMES, meant for LISTEN_PID only.
+    The protocol of sd_listen_fds(3): descriptors from 3 on, names in LISTEN_FDNAMES, meant for
+    LISTEN_PID only.
     """
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     if pid != str(os.getpid()) or not count.isdecimal():
         return None
-    given = {name.removeprefix(_STORE_PREFIX): 3 + number for number, name in enumerate(names[: int(count)])}
+    given = {
+        name.removeprefix(_STORE_PREFIX): 3 + number
+        for number, name in enumerate(names[: int(count)])
+    }
     for descriptor in range(3, 3 + int(count)):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - the system call
     if not set(STORED) - {"backing"} <= set(given):

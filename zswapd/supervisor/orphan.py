@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker whose supervisor is dead goes on serving; here a new supervisor gets its files and asks it to make room.
+"""A worker whose supervisor is dead goes on serving.
 
-The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inherit`, which a worker that still has its
-supervisor refuses: that is how a second `zswapd run` learns that the first one lives. Only when everything was received and
-found to fit is the worker told to leave, and if it does not, killed: what it was doing is done again by its successor.
+Here a new supervisor gets its files and asks it to make room.
+
+The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inherit`, which a
+worker that still has its supervisor refuses: that is how a second `zswapd run` learns that the
+first one lives. Only when everything was received and found to fit is the worker told to leave, and
+if it does not, killed: what it was doing is done again by its successor.
 
 One that does not answer is another matter (unresponsive.py).
 """
@@ -32,14 +35,18 @@ if TYPE_CHECKING:
 ANSWER_S = 10.0
 """How long a worker may take to answer, and to leave."""
 LOOK_S = 0.1
-"""Time between two looks at whether one that is to leave is dead, which its pidfd does not tell while a thread is stuck; and
-between two attempts at a full queue."""
+"""Time between two looks at whether one that is to leave is dead.
+
+Which its pidfd does not tell while a thread is stuck; and between two attempts at a full queue.
+"""
 LEAVE = signal.SIGUSR2
 """Tells a worker to end at the next request boundary, for a successor."""
 
 
 def inherit(path: Path, *, limit: float = ANSWER_S) -> tuple[dict[str, int], int]:
-    """Ask the worker behind a control socket for its files; return them by name, and its process id.
+    """Ask the worker behind a control socket for its files.
+
+    Return them by name, and its process id.
 
     Args:
         path: the socket.
@@ -58,19 +65,30 @@ def inherit(path: Path, *, limit: float = ANSWER_S) -> tuple[dict[str, int], int
         except (TimeoutError, BlockingIOError):
             raise TimeoutError(f"the daemon behind {path} does not answer") from None
         except OSError as error:
-            raise ControlError(f"the daemon behind {path} does not answer: {error}", hint=look_into_log()) from error
+            raise ControlError(
+                f"the daemon behind {path} does not answer: {error}", hint=look_into_log()
+            ) from error
     with contextlib.ExitStack() as undo:
         for descriptor in descriptors:
             undo.callback(os.close, descriptor)
         reply = decode_reply(data)
-        if isinstance(reply, Result) and isinstance(reply.value, int) and len(descriptors) >= len(NAMES) - 1:
+        if (
+            isinstance(reply, Result)
+            and isinstance(reply.value, int)
+            and len(descriptors) >= len(NAMES) - 1
+        ):
             undo.pop_all()
-            return dict(zip(NAMES, descriptors, strict=False)), reply.value  # the last of them may be missing
+            return dict(
+                zip(NAMES, descriptors, strict=False)
+            ), reply.value  # the last of them may be missing
     raise ControlError("the daemon's answer makes no sense", hint="use the same version")
 
 
 def _connect(connection: socket.socket, path: Path, end: float) -> None:
-    """Connect, and wait for a place in the queue if that is full, which the kernel does not do here."""
+    """Connect, and wait for a place in the queue if that is full.
+
+    Which the kernel does not do here.
+    """
     while True:
         try:
             connection.connect(str(path))
@@ -86,7 +104,9 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     data, descriptors = b"", list[int]()
     size = struct.calcsize("i")
     while not data.endswith(b"\n"):
-        part, ancillary, _flags, _address = connection.recvmsg(1 << 16, socket.CMSG_SPACE(len(NAMES) * size))
+        part, ancillary, _flags, _address = connection.recvmsg(
+            1 << 16, socket.CMSG_SPACE(len(NAMES) * size)
+        )
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 count = len(content) // size

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Workers that are dead and cannot be buried yet.
 
-A process is not reaped, and its parent hears nothing, while one of its threads is in a system call that no signal ends: a read
-of a device that hangs, say, by a thread of a cache volume. Its main thread is a zombie then, and nothing of it will ever run in
-user space again. Its successor must not wait for a device.
+A process is not reaped, and its parent hears nothing, while one of its threads is in a system call
+that no signal ends: a read of a device that hangs, say, by a thread of a cache volume. Its main
+thread is a zombie then, and nothing of it will ever run in user space again. Its successor must not
+wait for a device.
 
 It has to wait for all other threads, though: one that is about to punch holes into the arena does
 so before it dies. Threads of volumes, known by their names, have nothing to do with what a
 successor takes over; from what those of the disk behind the pool may still write it keeps away
-(core/backing/transfers.py, claims); and the threads of swapoff wait for a page or an answer that their own
-process owed them, which is the successor's to give.
+(core/backing/transfers.py, claims); and the threads of swapoff wait for a page or an answer that
+their own process owed them, which is the successor's to give.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ They are those of volumes/mounted.py, worker/disk.py and worker/prepare.py; in 0
 had the name "attendant".
 """
 _STATE, _BORN, _EXIT_CODE = 0, 19, 49
-"""Fields of /proc/PID/stat, counted from behind the name: state (3), starttime (22), exit_code (52, in the form of wait(2))."""
+"""Fields of /proc/PID/stat, counted from behind the name.
+
+State (3), starttime (22), exit_code (52, in the form of wait(2)).
+"""
 _DEAD = frozenset({"Z", "X"})
 
 
 def exit_status_if_dead(pid: int, proc: Path = Path("/proc")) -> int | None:
-    """Return the wait status of a process of which only harmless threads are left; None if it lives, or if there is none.
+    """Return the wait status of a process of which only harmless threads are left.
 
-    The kernel tells it to who may trace the process: 0 for all others, as for us without CAP_SYS_PTRACE (zswapd.service), since
-    workers are not dumpable. That is no danger: a worker that ends well says so in shared memory first (Phase.STOPPING).
+    None if it lives, or if there is none.
+
+    The kernel tells it to who may trace the process: 0 for all others, as for us without
+    CAP_SYS_PTRACE (zswapd.service), since
+    workers are not dumpable. That is no danger: a worker that ends well says so in shared memory
+    first (Phase.STOPPING).
     """
     try:
         fields = _fields(proc / str(pid))[1]

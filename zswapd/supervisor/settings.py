@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The settings that a supervisor begins with: whoever finds pages to serve, serves them, whatever has become of the files.
+"""The settings that a supervisor begins with.
 
-- Nothing is left: those in the files. If they are refused, so is the start, by an exit code (ConfigError's) after which the
-  service manager does not try again. With something left to serve it has to, so there it is another.
-- It is an upgrade: those that the check has read (`zswapctl upgrade`), not what the files say a moment later.
-- Supervisor and worker have died, and the service manager kept their files: those in the settings' files; if they are refused,
-  or describe other swap files than there are, those that the dead worker had. A mistake in a file that nobody has noticed yet
-  must not cost what is swapped out.
+Whoever finds pages to serve, serves them, whatever has become of the files.
+
+- Nothing is left: those in the files. If they are refused, so is the start, by an exit code
+  (ConfigError's) after which the service manager does not try again. With something left to serve
+  it has to, so there it is another.
+- It is an upgrade: those that the check has read (`zswapctl upgrade`), not what the files say a
+  moment later.
+- Supervisor and worker have died, and the service manager kept their files: those in the settings'
+  files; if they are refused, or describe other swap files than there are, those that the dead
+  worker had. A mistake in a file that nobody has noticed yet must not cost what is swapped out.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ def choose(configure: Callable[[], Config], left: InheritedFiles | None) -> Conf
 
     Raises:
         ConfigError: they are refused, and nothing is left.
-        HandoverError: they are refused, or do not describe what is left; and so it is with what else there is.
+        HandoverError: they are refused, or do not describe what is left; and so it is with what
+            else there is.
     """
     if left is None:
         return configure()
@@ -62,7 +67,10 @@ def choose(configure: Callable[[], Config], left: InheritedFiles | None) -> Conf
                 log.error("%s cannot be used, beginning with %s: %s", refused, name, why)
             return config
     first = next(iter(refusals.values()))
-    raise HandoverError(f"what is left is not served, since the settings are refused: {first.message}", hint=first.hint)
+    raise HandoverError(
+        f"what is left is not served, since the settings are refused: {first.message}",
+        hint=first.hint,
+    )
 
 
 def _recalled(document: object) -> Callable[[], Config]:

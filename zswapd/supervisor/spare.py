@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker in waiting: forked ahead of its time, with all the memory in hand that taking over needs.
+"""A worker in waiting: forked ahead of its time.
 
-A worker may die when the box has no memory left, because everything that could be freed waits to be swapped out, through the
-worker that died. Whoever is forked then has to find some tens of MiB: copies of pages shared with the supervisor, heaps that
-are grown. So they are found beforehand, while a worker serves and reclaim works: the spare takes its memory like any ordinary
-program, then locks it and waits. To be promoted takes one byte on a socket, and no memory.
+With all the memory in hand that taking over needs.
 
-There may be no spare: shortly after a takeover, or because it cannot get its memory. Then a worker is forked on the spot, as a
-real-time task (system/scheduling.py).
+A worker may die when the box has no memory left, because everything that could be freed waits to be
+swapped out, through the worker that died. Whoever is forked then has to find some tens of MiB:
+copies of pages shared with the supervisor, heaps that are grown. So they are found beforehand,
+while a worker serves and reclaim works: the spare takes its memory like any ordinary program, then
+locks it and waits. To be promoted takes one byte on a socket, and no memory.
+
+There may be no spare: shortly after a takeover, or because it cannot get its memory. Then a worker
+is forked on the spot, as a real-time task (system/scheduling.py).
 
 Limit: it costs its memory all the time, some 40 MiB (`service.spare = false` saves it).
 """
@@ -91,8 +94,8 @@ class Spare:
         """Kill it; return whether it is gone.
 
         Args:
-            wait: until it is. One that waits for memory goes only when it has got it: not to be waited for where that may
-                depend on the caller, who has to bury it later.
+            wait: until it is. One that waits for memory goes only when it has got it: not to be
+                waited for where that may depend on the caller, who has to bury it later.
         """
         self._line.close()
         with contextlib.suppress(ProcessLookupError):
@@ -102,13 +105,17 @@ class Spare:
         return True
 
 
-def _wait(line: socket.socket, prepare: Callable[[], T], become: Callable[[T], NoReturn]) -> NoReturn:
+def _wait(
+    line: socket.socket, prepare: Callable[[], T], become: Callable[[T], NoReturn]
+) -> NoReturn:
     """Live the life of a spare."""
     code = 1
     try:
         prepared = prepare()
         go = b""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is dead; or died before it read our word
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # the parent is dead; or died before it read our word
             line.send(_READY, socket.MSG_NOSIGNAL)
             go = line.recv(1)
         if go == _GO:

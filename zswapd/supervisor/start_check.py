@@ -60,13 +60,18 @@ def check(config: Config) -> StartFindings:
     found = StartFindings()
     is_running = is_served(config.control.socket)
     if is_running:
-        found.unchecked.append("a daemon runs with this control socket: memory, mountpoint, backing and port are in its use")
+        found.unchecked.append(
+            "a daemon runs with this control socket: memory, mountpoint, backing and port are in"
+            " its use"
+        )
     else:
         costs.check(config)
     if os.geteuid() == 0:
         _check_as_root(config, is_running=is_running)
     else:
-        found.unchecked.append("control socket, mountpoint, arena and backing are root's to look at")
+        found.unchecked.append(
+            "control socket, mountpoint, arena and backing are root's to look at"
+        )
     _check_volumes(config, found)
     _check_metrics(config, found, is_running=is_running)
     _check_limits(found)
@@ -80,7 +85,10 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
     check_place(config.control.socket)
     check_backing(config)
     if config.backing.path and lowlevel is None:
-        raise BackingError(f"a backing needs the FUSE hook: {lowlevel_problem}", hint="build it, or leave backing.path empty")
+        raise BackingError(
+            f"a backing needs the FUSE hook: {lowlevel_problem}",
+            hint="build it, or leave backing.path empty",
+        )
     os.close(open_shared_memory(config.memory.arena)[0])
     Mount(config.fuse.mountpoint).check()
 
@@ -99,7 +107,9 @@ def _check_volumes(config: Config, found: StartFindings) -> None:
                 wanted = "read" if mode == "ro" else "read and written"
                 found.warnings.append(f"{at}: cache.volumes.{name}: {path} cannot be {wanted}")
         except VolumeError as error:
-            raise VolumeError(f"{at}: cache.volumes.{name}: {error.message}", hint=error.hint) from error
+            raise VolumeError(
+                f"{at}: cache.volumes.{name}: {error.message}", hint=error.hint
+            ) from error
         except OSError as error:
             found.warnings.append(f"{at}: cache.volumes.{name}: {path}: {error.strerror}")
 
@@ -115,14 +125,17 @@ def _check_metrics(config: Config, found: StartFindings, *, is_running: bool) ->
                 probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
             found.warnings.append(
-                f"{config.origins('metrics.listen')}: metrics.listen {config.metrics.listen}: {error.strerror}"
+                f"{config.origins('metrics.listen')}: metrics.listen {config.metrics.listen}:"
+                f" {error.strerror}"
             )
     # the default names a user that few machines have
     if not port or "metrics.users" not in config.given:
         return
     for user in config.metrics.users.split():
         if user != EVERYBODY and not _is_user(user):
-            found.warnings.append(f"{config.origins('metrics.users')}: metrics.users: there is no user {user}")
+            found.warnings.append(
+                f"{config.origins('metrics.users')}: metrics.users: there is no user {user}"
+            )
 
 
 def _is_user(user: str) -> bool:
@@ -142,4 +155,7 @@ def _check_limits(found: StartFindings) -> None:
     """
     protection = limit_protection()
     if not protection.on:
-        found.warnings.append(f"memory limit: {protection.detail} ({protection.hint}); `zswapctl swapon` would be refused")
+        found.warnings.append(
+            f"memory limit: {protection.detail} ({protection.hint}); `zswapctl swapon` would be"
+            " refused"
+        )

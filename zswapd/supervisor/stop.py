@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the supervisor knows of a stop that was asked for: whether the worker was told, and whether it goes on all the same.
+"""What the supervisor knows of a stop that was asked for.
 
-A stop that is refused (the data has nowhere to go) is over: days later, a worker that follows a dead one must not take it for
-an order. Where a service manager waits for the end, it stays one, and is tried again.
+Whether the worker was told, and whether it goes on all the same.
+
+A stop that is refused (the data has nowhere to go) is over: days later, a worker that follows a
+dead one must not take it for an order. Where a service manager waits for the end, it stays one, and
+is tried again.
 """
 
 from __future__ import annotations
@@ -10,7 +13,10 @@ from __future__ import annotations
 from zswapd.handover.state import Word
 
 STOP_AGAIN_S = 15.0
-"""Time between two attempts, where a service manager waits for the end: what did not fit into memory may fit by now."""
+"""Time between two attempts, where a service manager waits for the end.
+
+What did not fit into memory may fit by now.
+"""
 
 
 class StopRequest:
@@ -37,17 +43,25 @@ class StopRequest:
         self.is_wanted = True
 
     def forget_worker(self) -> None:
-        """Take note that whoever serves now was told nothing yet; what its predecessor has refused stays so."""
+        """Take note that whoever serves now was told nothing yet.
+
+        What its predecessor has refused stays so.
+        """
         self._note_refusal()
         self._sent = None
         self._refusals = self._words[Word.STOPS_REFUSED]
 
     def is_under_way(self) -> bool:
-        """Say whether the worker may end as it is told, so that nothing needs to be made ready for later."""
+        """Say whether the worker may end as it is told.
+
+        So that nothing needs to be made ready for later.
+        """
         return self.is_wanted and self._words[Word.STOPS_REFUSED] == self._refusals
 
     def is_due(self, now: float) -> bool:
-        """Say whether the worker is to be told now, and take note that it is; forget a stop that it has refused.
+        """Say whether the worker is to be told now, and take note that it is.
+
+        Forget a stop that it has refused.
 
         Args:
             now: by time.monotonic.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The supervisor: makes or takes over the resources, forks a worker, and the next one when that ends, in whatever way.
+"""The supervisor: makes or takes over the resources, forks a worker.
+
+And the next one when that ends, in whatever way.
 
     supervisor   one thread, no event loop, memory locked; has every module imported, since importing under memory pressure
     needs memory
@@ -15,16 +17,17 @@ nothing.
     SIGHUP            to the worker as SIGURG: read the settings again, which is to upgrade; nothing if
                       it tells that the terminal is gone
     SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit that it did, by a word that it goes on;
-                      then so do we, and the next worker is not told, unless a service manager waits for the end
+                      then so do we, and the next worker is not told, unless a service manager waits
+                      for the end
 
 Ends of a worker:
 - exit 0 in phase STOPPING: nothing is swapped on any more; unmount, give all back, end as well;
 - exit LEFT: it made room on request; the next one follows at once;
-- before the first worker has ever served: a mistake in the configuration or the system; undo everything, pass its exit code
-  on;
-- anything else is a death: the next one follows, and takes over. At the third death at the same request, that request is
-  answered with EIO unseen. Workers that die before they serve are followed more slowly; for ever once one of them has served,
-  since giving up would lose the data.
+- before the first worker has ever served: a mistake in the configuration or the system; undo
+  everything, pass its exit code on;
+- anything else is a death: the next one follows, and takes over. At the third death at the same
+  request, that request is answered with EIO unseen. Workers that die before they serve are followed
+  more slowly; for ever once one of them has served, since giving up would lose the data.
 
 A worker that has given no sign of life for `service.hang_timeout` (watchdog.py) gets SIGABRT (its
 stack goes to the log) and then SIGKILL, while it takes over as while it serves.
@@ -87,7 +90,10 @@ ABORT_S = 1.0
 POISON_DEATHS = 3
 """Deaths at one request after which it is answered with EIO."""
 UPGRADE_S = 300.0
-"""What the installed program may take until it serves, as far as the service manager's watchdog goes."""
+"""What the installed program may take until it serves.
+
+As far as the service manager's watchdog goes.
+"""
 SPARE_S = 1.0
 """Time that a worker serves before the next spare is made."""
 PATIENCE_S = 2.0
@@ -95,7 +101,10 @@ PATIENCE_S = 2.0
 SPARE_AGAIN_S = 10.0
 """Time before another is made for one that died."""
 AGAIN_S = 2.0
-"""Time until a service manager may try again what has failed with nothing to serve; it does so at once."""
+"""Time until a service manager may try again what has failed with nothing to serve.
+
+It does so at once.
+"""
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
 """Pauses before the next worker, by the number of workers in a row that died before they served."""
 
@@ -110,7 +119,8 @@ class Supervisor:
     Args:
         config: the settings.
         resources: what workers serve.
-        guarded: runs a worker, and turns what a person should read into text on stderr and an exit code.
+        guarded: runs a worker, and turns what a person should read into text on stderr and an exit
+            code.
         worker: process id of a worker that serves it already, 0 if there is none.
         is_cold: programs and libraries are not known to be in memory (system/code.py).
 
@@ -118,7 +128,15 @@ class Supervisor:
         has_served: a page may have been stored, by this supervisor's workers or earlier ones.
     """
 
-    def __init__(self, config: Config, resources: Resources, *, guarded: Guard, worker: int = 0, is_cold: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resources: Resources,
+        *,
+        guarded: Guard,
+        worker: int = 0,
+        is_cold: bool = False,
+    ) -> None:
         self._config = config
         self._guarded = guarded
         self._resources = resources
@@ -183,7 +201,11 @@ class Supervisor:
         elif received.number == signal.SIGHUP and not is_hangup(received):
             self._send(RELOAD)
         elif received.number not in _QUIET:
-            log.info("%s is ignored: SIGTERM and SIGINT end the daemon", received.name, extra={"rate_limit": 1})
+            log.info(
+                "%s is ignored: SIGTERM and SIGINT end the daemon",
+                received.name,
+                extra={"rate_limit": 1},
+            )
 
     def _end_of_worker(self) -> int | None:
         """Return the wait status of the worker, None while it lives."""
@@ -247,11 +269,18 @@ class Supervisor:
         if not pid:
             system.become_servant()
             is_first = self._words[Word.STARTED] == 1
-            self._become_worker(lambda: prepare_module.prepare(self._config, is_first=is_first, is_cold=self._is_cold))
+            self._become_worker(
+                lambda: prepare_module.prepare(
+                    self._config, is_first=is_first, is_cold=self._is_cold
+                )
+            )
         return pid
 
     def _fork_failed(self) -> None:
-        """While no worker can be forked: nothing else needs the ballast, and whoever watches over us is not to give up."""
+        """While no worker can be forked.
+
+        Nothing else needs the ballast, and whoever watches over us is not to give up.
+        """
         self._ballast.close()
         self._notifier.watchdog()
 
@@ -261,7 +290,10 @@ class Supervisor:
         self._ballast.close()  # a copy of it is nobody's
         system.set_process_name(unresponsive.WORKER_NAME)
         self._words[Word.WORKER_CHECK] = 0
-        self._words[Word.WORKER], self._words[Word.WORKER_BORN] = os.getpid(), born_ticks(os.getpid())
+        self._words[Word.WORKER], self._words[Word.WORKER_BORN] = (
+            os.getpid(),
+            born_ticks(os.getpid()),
+        )
         self._resources.state.seal_words(Word.WORKER_CHECK)
         try:
             config, resources = self._config, self._resources
@@ -275,13 +307,16 @@ class Supervisor:
         """Have a spare worker, once the present one has served for a while; called while it serves."""
         if self._spare is None:
             self._spare_due = self._spare_due or now + (SPARE_S if self._is_ready else 0.0)
-            if not self._config.service.spare or self._stop_request.is_under_way() or now < self._spare_due:
+            if (
+                not self._config.service.spare
+                or self._stop_request.is_under_way()
+                or now < self._spare_due
+            ):
                 return
             settle_objects()
             with contextlib.suppress(OSError), system.ordinary_children():
                 self._spare = Spare(
-                    self._prepare_spare,
-                    lambda prepared: self._become_worker(lambda: prepared),
+                    self._prepare_spare, lambda prepared: self._become_worker(lambda: prepared)
                 )
         elif self._spare.has_ended():
             log.warning("the spare worker %d has died; there will be another", self._spare.pid)
@@ -302,8 +337,13 @@ class Supervisor:
             self._spare = None
 
     def _worker_ended(self, status: int) -> int | None:
-        """Draw the conclusions from a worker's end; return an exit code if it was the end for us as well."""
-        _attempt(self._arena_lock.lock)  # first of all: what the dead one had locked is not locked any more
+        """Draw the conclusions from a worker's end.
+
+        Return an exit code if it was the end for us as well.
+        """
+        _attempt(
+            self._arena_lock.lock
+        )  # first of all: what the dead one had locked is not locked any more
         code = os.waitstatus_to_exitcode(status)
         phase = self._words[Word.PHASE]
         if code == 0 and phase == Phase.STOPPING:
@@ -318,7 +358,9 @@ class Supervisor:
         if code != LEFT:
             self._log_death(code)
         self._early_deaths = self._early_deaths + 1 if phase == Phase.STARTING else 0
-        if not self.has_served and (self._stop_request.is_wanted or self._early_deaths >= len(SLOW_S)):
+        if not self.has_served and (
+            self._stop_request.is_wanted or self._early_deaths >= len(SLOW_S)
+        ):
             log.error("no worker has come to serve: giving up; nothing was stored")
             self._forget_descriptors()
             return 1
@@ -365,7 +407,9 @@ class Supervisor:
 
     def _look_after(self, now: float) -> None:
         """Do what is to be done while a worker serves."""
-        if self._watchdog.silence(now, self._signs()) < SILENT_S:  # whom nobody serves, no memory helps
+        if (
+            self._watchdog.silence(now, self._signs()) < SILENT_S
+        ):  # whom nobody serves, no memory helps
             self._ballast.look(self._hook[HookWord.REQUESTS])
         self._keep_spare(now)
         self._say_ready(now)
@@ -377,8 +421,13 @@ class Supervisor:
             self._upgrade()
 
     def _say_ready(self, now: float) -> None:
-        """Say it once, and before the first page comes have what its death would take: making a spare takes processor time."""
-        if not self._is_ready and (self._spare is None or self._spare.is_ready or now - self._forked > PATIENCE_S):
+        """Say it once, and before the first page comes have what its death would take.
+
+        Making a spare takes processor time.
+        """
+        if not self._is_ready and (
+            self._spare is None or self._spare.is_ready or now - self._forked > PATIENCE_S
+        ):
             self._is_ready = self.has_served = True
             if self._notifier.watchdog_interval:
                 self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
@@ -411,10 +460,14 @@ class Supervisor:
             self._notifier.unstore(stored_name(name))
 
     def _upgrade(self) -> None:
-        """Become the installed program, which takes the resources and the running worker over; returns only if that fails."""
+        """Become the installed program, which takes the resources and the running worker over.
+
+        Returns only if that fails.
+        """
         self._drop_spare(wait=True)
         if self._notifier.watchdog_interval:
-            # Its own time comes back with its first words: loading a program from disk takes long where memory is short.
+            # Its own time comes back with its first words: loading a program from disk takes long
+            # where memory is short.
             self._notifier.set_watchdog(UPGRADE_S)
         log.info("the installed program takes over")
         become_installed(self._resources, self._worker)
@@ -423,7 +476,10 @@ class Supervisor:
 
 
 def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Do something that workers are better off with; without it, one is served all the same as long as we are here."""
+    """Do something that workers are better off with.
+
+    Without it, one is served all the same as long as we are here.
+    """
     try:
         step(*args, **kwargs)
     except Exception:
@@ -445,7 +501,9 @@ def _lift_limits(*, is_needed: bool) -> None:
 
 
 def run(configure: Callable[[], Config], guarded: Guard) -> int:
-    """Supervise workers until nothing is swapped on any more and SIGTERM has come; return the exit code.
+    """Supervise workers until nothing is swapped on any more and SIGTERM has come.
+
+    Return the exit code.
 
     Args:
         configure: reads the settings, and raises ConfigError.

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker whose supervisor is dead and that does not answer either, being stopped or in a loop: it is ended.
+"""A worker whose supervisor is dead and that does not answer either, being stopped or in a loop.
 
-Nobody else would, and whoever needs a page waits. That its supervisor is dead is certain before anything happens to it: the
-lock that only a living supervisor holds is free (control/listener.py). A worker that is slow under a living supervisor is that
-one's business.
+It is ended.
+
+Nobody else would, and whoever needs a page waits. That its supervisor is dead is certain before
+anything happens to it: the lock that only a living supervisor holds is free (control/listener.py).
+A worker that is slow under a living supervisor is that one's business.
 
 What it serves comes from one of two places:
 
 - the service manager's store. Then the shared state says which process it is, and since when;
-- the worker itself, for want of any other: whoever has its lock file open is found in /proc, and its files are copied out of it
-  (pidfd_getfd(2), Linux 5.6) before it is ended. The shared state is told by how it begins, and knows the others' numbers.
+- the worker itself, for want of any other: whoever has its lock file open is found in /proc, and
+  its files are copied out of it (pidfd_getfd(2), Linux 5.6) before it is ended. The shared state is
+  told by how it begins, and knows the others' numbers.
 
-Limits: the second takes CAP_SYS_PTRACE, which the shipped unit does not have; it has the store. A worker that waits in the
-kernel for something that only it could bring cannot be ended by anybody.
+Limits: the second takes CAP_SYS_PTRACE, which the shipped unit does not have; it has the store. A
+worker that waits in the kernel for something that only it could bring cannot be ended by anybody.
 """
 
 from __future__ import annotations
@@ -48,13 +51,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def end(worker: int) -> None:
-    """End a worker that does not answer, whatever it is at: its successor does that again. Returns when it is dead."""
+    """End a worker that does not answer, whatever it is at: its successor does that again.
+
+    Returns when it is dead.
+    """
     log.error("worker %d has lost its supervisor and does not answer: ending it", worker)
     retire(worker, ask=signal.SIGABRT, limit=ABORT_S)
 
 
 def worker_in(descriptor: int) -> int:
-    """Return the process id of the worker that a shared state names; 0 if that process lives no more.
+    """Return the process id of the worker that a shared state names.
+
+    0 if that process lives no more.
 
     Raises:
         HandoverError: it names none, being of an older version.
@@ -77,23 +85,33 @@ def worker_in(descriptor: int) -> int:
 
 
 def living_worker(state: SharedState) -> int:
-    """Return the process id of the worker that a shared state names; 0 if it names none, or that lives no more."""
+    """Return the process id of the worker that a shared state names.
+
+    0 if it names none, or that lives no more.
+    """
     pid = state.words[Word.WORKER]
     return pid if pid and born_ticks(pid) == state.words[Word.WORKER_BORN] else 0
 
 
 def take_descriptors(socket: Path) -> tuple[dict[str, int], int]:
-    """Copy the open files of the worker that has a control socket; return them by name, and its process id.
+    """Copy the open files of the worker that has a control socket.
+
+    Return them by name, and its process id.
 
     Raises:
         HandoverError: there is no such worker, more than one, or it cannot be looked into.
     """
     lock = lock_path(socket)
     holders = {pid: _name(pid) for pid in _holders(os.path.realpath(lock.parent) + "/" + lock.name)}
-    workers = [pid for pid, name in holders.items() if name == WORKER_NAME and exit_status_if_dead(pid) is None]
+    workers = [
+        pid
+        for pid, name in holders.items()
+        if name == WORKER_NAME and exit_status_if_dead(pid) is None
+    ]
     if len(workers) != 1 or set(holders.values()) - {WORKER_NAME, SPARE_NAME}:
         raise HandoverError(
-            f"nobody answers at {socket}, and which worker that should be is not clear: {holders or 'none can be seen'}",
+            f"nobody answers at {socket}, and which worker that should be is not clear:"
+            f" {holders or 'none can be seen'}",
             hint=for_capability("CAP_SYS_PTRACE"),
         )
     process = os.pidfd_open(workers[0])
@@ -119,11 +137,16 @@ def copy_descriptors(worker: int, process: int) -> dict[str, int]:
             raise HandoverError(f"worker {worker} has no shared state that this program knows")
         undo.callback(os.close, state)
         mapped = SharedState(os.dup(state))
-        numbers = {name: mapped.words[Word.FILE_FUSE + place] - 1 for place, name in enumerate(NAMES)}
+        numbers = {
+            name: mapped.words[Word.FILE_FUSE + place] - 1 for place, name in enumerate(NAMES)
+        }
         is_sound = mapped.check_words(Word.FILES_CHECK)
         mapped.close()
         if numbers["state"] != number or not is_sound:
-            raise HandoverError(f"worker {worker} does not say which its files are", hint="it is of an older version")
+            raise HandoverError(
+                f"worker {worker} does not say which its files are",
+                hint="it is of an older version",
+            )
         files = {"state": state}
         for name, theirs in numbers.items():
             if name not in files and theirs >= 0:
@@ -162,11 +185,18 @@ def _copy(process: int, number: int) -> int:
 def _holders(path: str) -> list[int]:
     """Return the other processes that have a file open."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return [pid for pid in pids if pid != os.getpid() and any(target == path for _, target in _files(pid))]
+    return [
+        pid
+        for pid in pids
+        if pid != os.getpid() and any(target == path for _, target in _files(pid))
+    ]
 
 
 def _files(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield number and target of each open file of a process, without touching the files; none of one that may not be seen."""
+    """Yield number and target of each open file of a process, without touching the files.
+
+    None of one that may not be seen.
+    """
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a worker of this program would come up: tried with a few pages, before the one that serves is told to leave.
+"""Whether a worker of this program would come up.
 
-Afterwards it would be too late: the old program is not in memory any more, and a worker that cannot rebuild its index is
-followed by one that cannot either. So the check that comes before an upgrade stores pages of every kind with every codec, takes
-them over as a successor does, and reads them back, all in an arena of its own of some hundred KiB.
+Tried with a few pages, before the one that serves is told to leave.
+
+Afterwards it would be too late: the old program is not in memory any more, and a worker that cannot
+rebuild its index is followed by one that cannot either. So the check that comes before an upgrade
+stores pages of every kind with every codec, takes them over as a successor does, and reads them
+back, all in an arena of its own of some hundred KiB.
 
 Limit: what only the real arena would bring to light stays there.
 """
@@ -52,11 +55,16 @@ def check(config: Config, running: str) -> None:
         layouts = (identity["arena_layout"], identity["state_layout"])
         shape = dict(identity["geometry"])
     except (ValueError, KeyError, TypeError) as error:
-        raise HandoverError("what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`") from error
-    for what, theirs, ours in zip(("arena", "shared state"), layouts, (READABLE_LAYOUTS, STATE_LAYOUTS), strict=True):
+        raise HandoverError(
+            "what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`"
+        ) from error
+    for what, theirs, ours in zip(
+        ("arena", "shared state"), layouts, (READABLE_LAYOUTS, STATE_LAYOUTS), strict=True
+    ):
         if theirs not in ours:
             raise HandoverError(
-                f"the running daemon's {what} has layout {theirs}, the installed program knows {ours}",
+                f"the running daemon's {what} has layout {theirs}, the installed program knows"
+                f" {ours}",
                 hint=f"when there is time to swap off: {restart_daemon()}",
             )
     check_geometry(config, shape)
@@ -102,7 +110,8 @@ def try_takeover(config: Config) -> None:
         _take_over(_small(config))
     except Exception as error:
         raise HandoverError(
-            f"the installed program fails in a rehearsal of its takeover: {type(error).__name__}: {error}",
+            f"the installed program fails in a rehearsal of its takeover: {type(error).__name__}:"
+            f" {error}",
             hint="do not upgrade to it; report this as a bug",
         ) from error
 

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """When a worker counts as hanging: it has given no sign of life for too long.
 
-It gives one twice a second while it serves, and one for each stretch of the arena that it rebuilds, so how long it may be
-silent does not depend on how much there is. Three cases are other ones:
+It gives one twice a second while it serves, and one for each stretch of the arena that it rebuilds,
+so how long it may be silent does not depend on how much there is. Three cases are other ones:
 
-- one that was forked on the spot has to find its memory first, where there may be none: START_S until its first sign;
-- before anybody has ever served, a reserve of any size is populated in one go, and nobody's pages are waited for: START_S for
-  each GiB of swap files;
-- where one after the other is ended before it serves, the limit is too short for this machine: each gets twice the time of the
-  one before.
+- one that was forked on the spot has to find its memory first, where there may be none: START_S
+  until its first sign;
+- before anybody has ever served, a reserve of any size is populated in one go, and nobody's pages
+  are waited for: START_S for each GiB of swap files;
+- where one after the other is ended before it serves, the limit is too short for this machine: each
+  gets twice the time of the one before.
 
-Time in which the supervisor itself did not run (a suspended machine, a busy one) is held against nobody (`ignore`).
+Time in which the supervisor itself did not run (a suspended machine, a busy one) is held against
+nobody (`ignore`).
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ class Watchdog:
         self._signs: tuple[int, ...] = ()
         self._seen = 0.0
 
-    def begin(self, now: float, signs: tuple[int, ...], *, is_forked: bool, is_building: bool, early_deaths: int) -> None:
+    def begin(
+        self,
+        now: float,
+        signs: tuple[int, ...],
+        *,
+        is_forked: bool,
+        is_building: bool,
+        early_deaths: int,
+    ) -> None:
         """Look out for a new worker.
 
         Args:

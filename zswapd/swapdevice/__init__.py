@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a file to a swap device and back: loop device, mkswap, swapon; head-room check, swapoff, detach.
+"""From a file to a swap device and back: loop device, mkswap, swapon.
 
-`swapon` and `swapoff` are the two ways, `headroom` decides whether the way back is safe, `state` says what is there now,
-`kernel` holds the system calls. All synchronous, and without trio, since zswapctl uses it too; `drain` is the daemon's
-asynchronous way to call it. Modules are imported when a name of theirs is asked for: `zswapctl status` needs `state` alone.
+Head-room check, swapoff, detach.
+
+`swapon` and `swapoff` are the two ways, `headroom` decides whether the way back is safe, `state`
+says what is there now, `kernel` holds the system calls. All synchronous, and without trio, since
+zswapctl uses it too; `drain` is the daemon's asynchronous way to call it. Modules are imported when
+a name of theirs is asked for: `zswapctl status` needs `state` alone.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swapoff as the daemon does it before it ends: in another thread, while it serves the very pages that come back.
+"""Swapoff as the daemon does it before it ends.
+
+In another thread, while it serves the very pages that come back.
 
 Apart from the other modules, because it needs trio, whose import would slow zswapctl down.
 """
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPENED_S = 2.0
-"""Within which whoever has opened a file before that was refused has attached it; others are not waited for."""
+"""Within which whoever has opened a file before that was refused has attached it.
+
+Others are not waited for.
+"""
 _LOOK_S = 0.05
 
 
@@ -41,21 +46,26 @@ async def drain(
     identities: Mapping[Path, Identity] | None = None,
     run: Run = trio.to_thread.run_sync,
 ) -> None:
-    """Swap off from all files, or from none if that does not fit into memory, and again from those that came on meanwhile.
+    """Swap off from all files, or from none if that does not fit into memory.
 
-    It may take minutes, and the caller has files that cannot be opened any more: so what is attached at the end is what was
-    being attached at the beginning. Everything that could wait for the daemon itself happens in a thread or in its child
-    process. Cannot be cancelled: swapoff ends when it ends.
+    And again from those that came on meanwhile.
+
+    It may take minutes, and the caller has files that cannot be opened any more: so what is
+    attached at the end is what was being attached at the beginning. Everything that could wait for
+    the daemon itself happens in a thread or in its child process. Cannot be cancelled: swapoff ends
+    when it ends.
 
     Args:
         files: the backing files, whether swapped on or not.
         pool_bytes: memory that the pool would give back; 0 without discard.
         say: told what is going on, in the daemon's thread; Notifier.status for example.
-        progressed: called in the daemon's thread when less is left than ever before, and only then: whoever waits may give more
-            time for that, and none to a swapoff that stands still.
-        is_opened: says whether somebody has a file open, a swapon that began before this for example.
+        progressed: called in the daemon's thread when less is left than ever before, and only then:
+            whoever waits may give more time for that, and none to a swapoff that stands still.
+        is_opened: says whether somebody has a file open, a swapon that began before this for
+            example.
         identities: what the files are, see `detach`.
-        run: calls a function in a thread; one that is there already does not wait for memory to begin.
+        run: calls a function in a thread; one that is there already does not wait for memory to
+            begin.
 
     Raises:
         HeadroomError: it does not fit; the daemon has to go on.

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does what is swapped out fit back into memory? Asked before swapoff, since swapoff itself finds out by killing processes.
+"""Does what is swapped out fit back into memory?
 
-Two limits. The machine's: what comes back needs memory that is available, or swap elsewhere that is free. And each memory
-cgroup's: swapoff charges every page to the cgroup that owns it, and a cgroup at its limit is OOM-killed on the spot, however
-much memory the machine has.
+Asked before swapoff, since swapoff itself finds out by killing processes.
 
-What eases it: pages in the swap cache are in memory already, and the pool gives memory back as its pages go. Of the latter only
-half is counted, because the kernel discards slots in clusters of 2 MiB, and swapoff goes through memory in another order than
-the slots lie in, so that most clusters become empty late.
+Two limits. The machine's: what comes back needs memory that is available, or swap elsewhere that is
+free. And each memory cgroup's: swapoff charges every page to the cgroup that owns it, and a cgroup
+at its limit is OOM-killed on the spot, however much memory the machine has.
+
+What eases it: pages in the swap cache are in memory already, and the pool gives memory back as its
+pages go. Of the latter only half is counted, because the kernel discards slots in clusters of 2
+MiB, and swapoff goes through memory in another order than the slots lie in, so that most clusters
+become empty late.
 
 `root` stands for the root directory, for tests. Sizes are in bytes.
 """
@@ -73,17 +76,25 @@ class Headroom:
         """
         if self.swapped and self.short_by:
             raise HeadroomError(
-                f"{format_size(self.swapped)} swapped out do not fit into memory, by {format_size(self.short_by)} "
-                f"({format_size(self.available)} available, {format_size(self.other_swap)} free in other swap)",
-                hint="end what uses much memory, or add other swap; --force tries all the same, and may get processes killed",
+                f"{format_size(self.swapped)} swapped out do not fit into memory, by"
+                f" {format_size(self.short_by)} ({format_size(self.available)} available,"
+                f" {format_size(self.other_swap)} free in other swap)",
+                hint=(
+                    "end what uses much memory, or add other swap; --force tries all the same, and"
+                    " may get processes killed"
+                ),
             )
         if self.crowded:
             worst = max(self.crowded, key=lambda cgroup: cgroup.short_by)
             others = f" (and {len(self.crowded) - 1} more)" if len(self.crowded) > 1 else ""
             raise HeadroomError(
-                f"the memory cgroup {worst.path}{others} has {format_size(worst.swapped)} swapped out, "
-                f"{format_size(worst.short_by)} more than its limit has room for: swapoff would get it OOM-killed",
-                hint=f"raise {worst.limit_file} by that much, or end what runs in it; --force tries all the same",
+                f"the memory cgroup {worst.path}{others} has {format_size(worst.swapped)} swapped"
+                f" out, {format_size(worst.short_by)} more than its limit has room for: swapoff"
+                " would get it OOM-killed",
+                hint=(
+                    f"raise {worst.limit_file} by that much, or end what runs in it; --force tries"
+                    " all the same"
+                ),
             )
 
 
@@ -92,7 +103,8 @@ def measure(areas: Sequence[SwapArea], *, pool_bytes: int = 0, root: Path = Path
 
     Args:
         areas: what is to be switched off.
-        pool_bytes: memory that the pool spends on them and gives back as they empty; 0 without discard.
+        pool_bytes: memory that the pool spends on them and gives back as they empty; 0 without
+            discard.
         root: where /proc and /sys are.
     """
     memory = _meminfo(root)
@@ -103,7 +115,9 @@ def measure(areas: Sequence[SwapArea], *, pool_bytes: int = 0, root: Path = Path
     cached = min(memory.get("SwapCached", 0) * swapped // in_use, swapped) if in_use else 0
     other_swap = sum(area.size - area.used for area in everywhere if area.path not in going)
     total = memory.get("MemTotal", 0)
-    crowded = [cgroup for cgroup in _crowded_cgroups(swapped, total, root) if cgroup.short_by > other_swap]
+    crowded = [
+        cgroup for cgroup in _crowded_cgroups(swapped, total, root) if cgroup.short_by > other_swap
+    ]
     return Headroom(
         swapped=swapped,
         cached=cached,
@@ -117,11 +131,17 @@ def measure(areas: Sequence[SwapArea], *, pool_bytes: int = 0, root: Path = Path
 
 def _meminfo(root: Path) -> dict[str, int]:
     text = _read(root / "proc/meminfo")
-    return {name: int(value) * 1024 for name, value in re.findall(r"^(\w+):\s*(\d+) kB", text, re.MULTILINE)}
+    return {
+        name: int(value) * 1024
+        for name, value in re.findall(r"^(\w+):\s*(\d+) kB", text, re.MULTILINE)
+    }
 
 
 def _crowded_cgroups(swapped: int, memory_total: int, root: Path) -> Iterator[CrowdedCgroup]:
-    """Yield the cgroups that would be over their limit if all of their pages came back, `swapped` bytes at most."""
+    """Yield the cgroups that would be over their limit if all of their pages came back.
+
+    `swapped` bytes at most.
+    """
     top = root / "sys/fs/cgroup"
     unified = (top / "cgroup.controllers").exists()
     base = top if unified else top / "memory"
@@ -141,7 +161,10 @@ def _crowded_cgroups(swapped: int, memory_total: int, root: Path) -> Iterator[Cr
 
 
 def _usage_v2(cgroup: Path) -> tuple[int, int]:
-    """Return bytes of a cgroup and all below it that are in swap only, and that are in memory and cannot be dropped."""
+    """Return bytes of a cgroup and all below it that are in swap only.
+
+    And that are in memory and cannot be dropped.
+    """
     details = _stat(cgroup)
     in_swap = _number(cgroup / "memory.swap.current") - details.get("swapcached", 0)
     files = details.get("inactive_file", 0) + details.get("active_file", 0)
@@ -156,7 +179,10 @@ def _usage_v1(cgroup: Path) -> tuple[int, int]:
 
 
 def _stat(cgroup: Path) -> dict[str, int]:
-    return {name: int(value) for name, value in re.findall(r"^(\w+) (\d+)$", _read(cgroup / "memory.stat"), re.MULTILINE)}
+    return {
+        name: int(value)
+        for name, value in re.findall(r"^(\w+) (\d+)$", _read(cgroup / "memory.stat"), re.MULTILINE)
+    }
 
 
 def _number(path: Path) -> int:

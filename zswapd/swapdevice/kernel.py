@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system calls and programs behind swapon and swapoff, each as thin as can be, so that tests can stand in for all of them.
+"""The system calls and programs behind swapon and swapoff, each as thin as can be.
 
-Loop devices are configured with LO_FLAGS_AUTOCLEAR: the kernel detaches one by itself when its last user closes it. So whatever
-becomes of the process that attaches (SIGKILL included), a loop device never outlives both it and the swap on it.
+So that tests can stand in for all of them.
 
-swapoff(2) always runs in a child process. The kernel marks the process that is in swapoff as the first victim of the OOM
-killer, whatever its oom_score_adj; were that the daemon, a shortage during swapoff would kill the one process that must not
-die (how it is made: system/spawn.py).
+Loop devices are configured with LO_FLAGS_AUTOCLEAR: the kernel detaches one by itself when its last
+user closes it. So whatever becomes of the process that attaches (SIGKILL included), a loop device
+never outlives both it and the swap on it.
+
+swapoff(2) always runs in a child process. The kernel marks the process that is in swapoff as the
+first victim of the OOM killer, whatever its oom_score_adj; were that the daemon, a shortage during
+swapoff would kill the one process that must not die (how it is made: system/spawn.py).
 
 Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2).
 """
@@ -54,7 +57,10 @@ class Kernel:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def free_loop(self) -> int:
-        """Return the number of a loop device that is free now; another process may take it before us."""
+        """Return the number of a loop device that is free now.
+
+        Another process may take it before us.
+        """
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         try:
             return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
@@ -78,11 +84,16 @@ class Kernel:
         """Attach a file to a loop device, with direct I/O, until its last user closes it."""
         flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO
         shown = os.fsencode(name)[-63:]
-        config = _LOOP_CONFIG.pack(backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, flags, shown, b"", b"", 0, 0)
+        config = _LOOP_CONFIG.pack(
+            backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, flags, shown, b"", b"", 0, 0
+        )
         fcntl.ioctl(loop, LOOP_CONFIGURE, config)
 
     def loop_identity(self, device: str) -> tuple[int, int]:
-        """Return st_dev and st_ino of the file behind a loop device. Its file system may be asked."""
+        """Return st_dev and st_ino of the file behind a loop device.
+
+        Its file system may be asked.
+        """
         loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
         try:
             info = fcntl.ioctl(loop, LOOP_GET_STATUS64, bytes(_LOOP_INFO.size))
@@ -99,12 +110,19 @@ class Kernel:
         """Discard all of a loop device, in steps, between which the daemon can serve others."""
         size = os.lseek(loop, 0, os.SEEK_END)
         for offset in range(0, size, DISCARD_STEP):
-            fcntl.ioctl(loop, BLKDISCARD, struct.pack("=QQ", offset, min(DISCARD_STEP, size - offset)))
+            fcntl.ioctl(
+                loop, BLKDISCARD, struct.pack("=QQ", offset, min(DISCARD_STEP, size - offset))
+            )
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run a program to its end; return its exit code and what it said."""
         done = subprocess.run(
-            command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         return done.returncode, done.stdout.strip()
 
@@ -115,5 +133,8 @@ class Kernel:
             raise OSError(error, os.strerror(error), device)
 
     def start_swapoff(self, device: str) -> Child:
-        """Switch swap off in a child process, however long that takes; killed, it gives up at the next page."""
+        """Switch swap off in a child process, however long that takes.
+
+        Killed, it gives up at the next page.
+        """
         return spawn(("swapoff", device))

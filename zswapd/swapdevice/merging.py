@@ -26,7 +26,11 @@ MERGED, UNMERGED = "0", "2"
 
 
 def loops_over(
-    files: Iterable[Path], identities: Mapping[Path, Identity], *, kernel: Kernel | None = None, root: Path = Path("/")
+    files: Iterable[Path],
+    identities: Mapping[Path, Identity],
+    *,
+    kernel: Kernel | None = None,
+    root: Path = Path("/"),
 ) -> set[str]:
     """Return the paths of all loop devices over some files, swapped on or not.
 
@@ -36,7 +40,10 @@ def loops_over(
         kernel: answers for the identity of loop devices.
         root: where /proc and /sys are.
     """
-    found = (find_all_attached(file, root, identity=identities.get(file), kernel=kernel) for file in files)
+    found = (
+        find_all_attached(file, root, identity=identities.get(file), kernel=kernel)
+        for file in files
+    )
     return {item.device for items in found for item in items}
 
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is attached and swapped on now, read from /proc and /sys; `root` stands for the root directory, for tests.
+"""What is attached and swapped on now, read from /proc and /sys.
 
-Paths are compared as text: asking the file system about a file in the daemon's own mount would wait for the daemon. /proc/swaps
-and mountinfo escape blanks and backslashes as octal numbers, sysfs does not. Names are bytes, and strangers' need not be UTF-8.
+`root` stands for the root directory, for tests.
 
-A file has other paths, too: it is `/swap` to the kernel when its mount was detached (`umount -l`), and another one below each
-bind mount. Who must not miss one knows the file's `Identity`. The kernel is asked for that of few loop devices, since it may
-ask the file system: of those over a file of that name, unless it is in another FUSE mount, whose daemon may hang.
+Paths are compared as text: asking the file system about a file in the daemon's own mount would wait
+for the daemon. /proc/swaps and mountinfo escape blanks and backslashes as octal numbers, sysfs does
+not. Names are bytes, and strangers' need not be UTF-8.
+
+A file has other paths, too: it is `/swap` to the kernel when its mount was detached (`umount -l`),
+and another one below each bind mount. Who must not miss one knows the file's `Identity`. The kernel
+is asked for that of few loop devices, since it may ask the file system: of those over a file of
+that name, unless it is in another FUSE mount, whose daemon may hang.
 """
 
 from __future__ import annotations
@@ -59,14 +63,21 @@ class Identity(NamedTuple):
 
 
 def swap_areas(root: Path = Path("/")) -> list[SwapArea]:
-    """Return everything that is swapped on, in the kernel's order; nothing if the kernel has no swap."""
+    """Return everything that is swapped on, in the kernel's order.
+
+    Nothing if the kernel has no swap.
+    """
     try:
         lines = _read(root / "proc/swaps").split("\n")[1:]
     except OSError:
         return []
-    fields = [line.rsplit(None, 4) for line in lines if line]  # from the right: a name may have blanks of Unicode's in it
+    fields = [
+        line.rsplit(None, 4) for line in lines if line
+    ]  # from the right: a name may have blanks of Unicode's in it
     return [
-        SwapArea(unescape(path).removesuffix(_DELETED), int(size) * 1024, int(used) * 1024, int(priority))
+        SwapArea(
+            unescape(path).removesuffix(_DELETED), int(size) * 1024, int(used) * 1024, int(priority)
+        )
         for path, _, size, used, priority in fields
     ]
 
@@ -86,13 +97,17 @@ def attachments(root: Path = Path("/")) -> list[Attachment]:
 
 
 def find_attached(
-    file: Path, root: Path = Path("/"), *, identity: Identity | None = None, kernel: Kernel | None = None
+    file: Path,
+    root: Path = Path("/"),
+    *,
+    identity: Identity | None = None,
+    kernel: Kernel | None = None,
 ) -> Attachment | None:
     """Return the loop device over a file, one that is swapped on first, or None.
 
     Args:
-        file: path of the backing file. Symbolic links on the way are resolved, down to its directory, which is the mountpoint:
-            to look further would be a question to the daemon.
+        file: path of the backing file. Symbolic links on the way are resolved, down to its
+            directory, which is the mountpoint: to look further would be a question to the daemon.
         root: where /proc and /sys are.
         identity: what the file is, for it to be found under any path.
         kernel: answers for the identity of loop devices; without it, paths alone count.
@@ -102,14 +117,19 @@ def find_attached(
 
 
 def find_all_attached(
-    file: Path, root: Path = Path("/"), *, identity: Identity | None = None, kernel: Kernel | None = None
+    file: Path,
+    root: Path = Path("/"),
+    *,
+    identity: Identity | None = None,
+    kernel: Kernel | None = None,
 ) -> list[Attachment]:
     """Return all loop devices over a file; the arguments are those of `find_attached`."""
     path = without_links(file.parent) / file.name
     return [
         item
         for item in attachments(root)
-        if item.backing == path or (identity and kernel and _is_over(item, path.name, identity, kernel, root))
+        if item.backing == path
+        or (identity and kernel and _is_over(item, path.name, identity, kernel, root))
     ]
 
 
@@ -146,7 +166,9 @@ def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
         fields = line.split(" ")
         kind, source = fields[fields.index("-") + 1 :][:2]
         major, minor = map(int, fields[2].split(":"))
-        entries.append(MountEntry(Path(unescape(fields[4])), kind, source, os.makedev(major, minor)))
+        entries.append(
+            MountEntry(Path(unescape(fields[4])), kind, source, os.makedev(major, minor))
+        )
     return entries
 
 
@@ -170,7 +192,10 @@ def mountpoint_of(device: str, root: Path = Path("/")) -> str | None:
 
 
 def read_sysfs(name: str, attribute: str, root: Path = Path("/")) -> str:
-    """Return an attribute of a block device, for example `queue/rotational`; nothing if it is not there."""
+    """Return an attribute of a block device, for example `queue/rotational`.
+
+    Nothing if it is not there.
+    """
     try:
         return _read(root / "sys/block" / name / attribute).strip()
     except OSError:

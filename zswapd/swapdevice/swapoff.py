@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A swap device becomes a file again: head-room check, swapoff with progress, loop device detached, file emptied.
+"""A swap device becomes a file again.
 
-swapoff(2) reads every page that is swapped out, so it takes as long as that takes; it runs in a child process (see `kernel`)
-while this one watches /proc/swaps. If it fails, is interrupted or is killed, the kernel leaves the area on with what is still
-in it: nothing is lost, and it can be tried again.
+Head-room check, swapoff with progress, loop device detached, file emptied.
 
-The file is emptied because the kernel does not do it: at swapoff it discards nothing, and before that only clusters of slots
-(2 MiB) that become free as a whole. What is left means nothing any more, and would keep the pool's memory. It goes through the
-loop device, which stays attached until that is done: so nobody can have swapped on to the file again meanwhile, and lose pages.
+swapoff(2) reads every page that is swapped out, so it takes as long as that takes; it runs in a
+child process (see `kernel`) while this one watches /proc/swaps. If it fails, is interrupted or is
+killed, the kernel leaves the area on with what is still in it: nothing is lost, and it can be tried
+again.
+
+The file is emptied because the kernel does not do it: at swapoff it discards nothing, and before
+that only clusters of slots (2 MiB) that become free as a whole. What is left means nothing any
+more, and would keep the pool's memory. It goes through the loop device, which stays attached until
+that is done: so nobody can have swapped on to the file again meanwhile, and lose pages.
 """
 
 from __future__ import annotations
@@ -20,7 +24,14 @@ from typing import TYPE_CHECKING
 from zswapd.errors import HeadroomError, SwapDeviceError
 from zswapd.swapdevice.headroom import measure
 from zswapd.swapdevice.kernel import SWAPOFF_NO_MEMORY, Kernel
-from zswapd.swapdevice.state import Attachment, Identity, find_attached, mountpoint_of, read_sysfs, swap_areas
+from zswapd.swapdevice.state import (
+    Attachment,
+    Identity,
+    find_attached,
+    mountpoint_of,
+    read_sysfs,
+    swap_areas,
+)
 from zswapd.swapdevice.swapon import set_queue, wait_for_release
 from zswapd.units import format_size
 
@@ -28,7 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     ReportProgress = Callable[[str, int, int], None]
-    """Called with a device, the bytes that are still swapped out on it, and the bytes that were at the start."""
+    """Called with a device, the bytes that are still swapped out on it.
+
+    And the bytes that were at the start.
+    """
 
 INTERVAL_S = 0.2
 """Time between two calls of a progress function."""
@@ -43,12 +57,15 @@ def detach(
     kernel: Kernel | None = None,
     root: Path = Path("/"),
 ) -> list[str]:
-    """Swap off from files and detach their loop devices, if all of what is swapped out fits into memory.
+    """Swap off from files and detach their loop devices.
+
+    If all of what is swapped out fits into memory.
 
     Args:
         files: backing files; one without a loop device is passed over.
         force: do not look at head-room.
-        pool_bytes: memory that the daemon's pool spends on these files and gives back; 0 if it takes no discards.
+        pool_bytes: memory that the daemon's pool spends on these files and gives back; 0 if it
+            takes no discards.
         progress: called now and then.
         identities: what the files are, so that they are found also where their mount was detached.
         kernel: system calls, for tests.
@@ -59,16 +76,22 @@ def detach(
 
     Raises:
         HeadroomError: it does not fit, or the kernel ran out of memory on the way.
-        SwapDeviceError: a file is in use for something else than swap, or swapoff failed. In either case what could not be
-            swapped off is on as before.
+        SwapDeviceError: a file is in use for something else than swap, or swapoff failed. In either
+            case what could not be swapped off is on as before.
     """
     kernel = kernel or Kernel()
     what = identities or {}
-    found = [item for file in files if (item := find_attached(file, root, identity=what.get(file), kernel=kernel))]
+    found = [
+        item
+        for file in files
+        if (item := find_attached(file, root, identity=what.get(file), kernel=kernel))
+    ]
     for item in found:
         _refuse_if_not_swap(item, root)
     if not force:
-        measure([item.swap for item in found if item.swap], pool_bytes=pool_bytes, root=root).check()
+        measure(
+            [item.swap for item in found if item.swap], pool_bytes=pool_bytes, root=root
+        ).check()
     for item in found:
         with _held(kernel, item.device) as loop:
             _swap_off(kernel, item, progress, root)
@@ -77,7 +100,8 @@ def detach(
             _let_go(kernel, item, loop, root)
         if not wait_for_release(item.device, item.backing, root):
             raise SwapDeviceError(
-                f"{item.device} is swapped off, but something still has it open", hint=f"fuser --verbose {item.device}"
+                f"{item.device} is swapped off, but something still has it open",
+                hint=f"fuser --verbose {item.device}",
             )
     return [item.device for item in found]
 
@@ -88,21 +112,27 @@ def _refuse_if_not_swap(item: Attachment, root: Path) -> None:
     mountpoint = mountpoint_of(item.device, root)
     if mountpoint:
         raise SwapDeviceError(
-            f"{item.backing} is mounted at {mountpoint}, by {item.device}", hint=f"umount {shlex.quote(mountpoint)}"
+            f"{item.backing} is mounted at {mountpoint}, by {item.device}",
+            hint=f"umount {shlex.quote(mountpoint)}",
         )
     raise SwapDeviceError(
-        f"{item.backing} is attached to {item.device}, but not swapped on", hint=f"losetup --detach {item.device}"
+        f"{item.backing} is attached to {item.device}, but not swapped on",
+        hint=f"losetup --detach {item.device}",
     )
 
 
-def _swap_off(kernel: Kernel, item: Attachment, progress: ReportProgress | None, root: Path) -> None:
+def _swap_off(
+    kernel: Kernel, item: Attachment, progress: ReportProgress | None, root: Path
+) -> None:
     total = _used(item.device, root)
     report = progress or (lambda *_: None)
     report(item.device, total, total)
     try:
         child = kernel.start_swapoff(item.device)
     except FileNotFoundError as error:
-        raise SwapDeviceError("swapoff is not installed", hint="install the package mount (util-linux)") from error
+        raise SwapDeviceError(
+            "swapoff is not installed", hint="install the package mount (util-linux)"
+        ) from error
     try:
         while (code := child.wait(INTERVAL_S)) is None:
             report(item.device, min(_used(item.device, root), total), total)
@@ -112,7 +142,9 @@ def _swap_off(kernel: Kernel, item: Attachment, progress: ReportProgress | None,
             pass
         if isinstance(error, KeyboardInterrupt):
             still = _still_on(item.device, _used(item.device, root))
-            raise SwapDeviceError(f"interrupted: {still}", hint="try again; the rest will be quicker") from error
+            raise SwapDeviceError(
+                f"interrupted: {still}", hint="try again; the rest will be quicker"
+            ) from error
         raise
     if code != 0:
         raise _failure(item.device, code, _used(item.device, root))
@@ -122,10 +154,17 @@ def _swap_off(kernel: Kernel, item: Attachment, progress: ReportProgress | None,
 def _failure(device: str, code: int, left: int) -> SwapDeviceError:
     still = _still_on(device, left)
     if code == SWAPOFF_NO_MEMORY or code < 0:  # killed: swapoff is what the OOM killer takes first
-        why = "the kernel had no memory" if code > 0 else f"swapoff was ended by signal {-code}, perhaps for lack of memory"
-        return HeadroomError(f"swapoff {device}: {why}; {still}", hint="end what uses much memory and try again")
+        why = (
+            "the kernel had no memory"
+            if code > 0
+            else f"swapoff was ended by signal {-code}, perhaps for lack of memory"
+        )
+        return HeadroomError(
+            f"swapoff {device}: {why}; {still}", hint="end what uses much memory and try again"
+        )
     return SwapDeviceError(
-        f"swapoff {device} failed with exit code {code}; {still}", hint="the kernel's log may say why: dmesg"
+        f"swapoff {device} failed with exit code {code}; {still}",
+        hint="the kernel's log may say why: dmesg",
     )
 
 
@@ -135,7 +174,10 @@ def _still_on(device: str, left: int) -> str:
 
 @contextlib.contextmanager
 def _held(kernel: Kernel, device: str) -> Iterator[int | None]:
-    """Have a loop device open, so that it does not detach itself; yield its descriptor, None if it cannot be opened."""
+    """Have a loop device open, so that it does not detach itself.
+
+    Yield its descriptor, None if it cannot be opened.
+    """
     try:
         loop = kernel.open_loop(device)
     except OSError:
@@ -149,7 +191,9 @@ def _held(kernel: Kernel, device: str) -> Iterator[int | None]:
 
 def _empty(kernel: Kernel, device: str) -> None:
     """Discard what is on a loop device, unless somebody was faster and uses it again."""
-    with contextlib.suppress(OSError):  # no discard without the daemon's hook; the next swapon overwrites
+    with contextlib.suppress(
+        OSError
+    ):  # no discard without the daemon's hook; the next swapon overwrites
         loop = kernel.open_loop(device, exclusive=True)
         try:
             kernel.discard(loop)

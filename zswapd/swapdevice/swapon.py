@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A file becomes a swap device: loop device, mkswap, swapon. Either all of it, or nothing is left.
 
-Why a loop device: the kernel swaps to block devices, or to files of file systems that give it their block map; FUSE gives none.
-What the loop device has to be, or swap on it is slow or dangerous:
+Why a loop device: the kernel swaps to block devices, or to files of file systems that give it their
+block map; FUSE gives none. What the loop device has to be, or swap on it is slow or dangerous:
 
-- direct I/O, or each page is kept a second time in the page cache, and swapping out would need memory for that copy;
+- direct I/O, or each page is kept a second time in the page cache, and swapping out would need
+  memory for that copy;
 - blocks of 4096 bytes, or the kernel may send parts of pages, each a read-modify-write;
 - not rotational, or the kernel spreads swap over the whole device;
 - completing requests where they were submitted, or each of them waits for one more context switch;
-- cutting discards into steps, or one of 4 GiB, as at the swapon of a file that is not empty, is a second in which the daemon
-  serves nobody.
+- cutting discards into steps, or one of 4 GiB, as at the swapon of a file that is not empty, is a
+  second in which the daemon serves nobody.
 
-Of two processes that do this at once, one is refused: the file is locked with flock meanwhile, from before the look at what is
-attached. Two areas over one file would be each other's end.
+Of two processes that do this at once, one is refused: the file is locked with flock meanwhile, from
+before the look at what is attached. Two areas over one file would be each other's end.
 
-Undoing is the kernel's: the loop device detaches itself (see `kernel`) as soon as nobody has it open, and until swapon succeeds
-that is this process alone. Swapon is the last step. So an error, Ctrl-C or SIGKILL in the middle leaves nothing behind.
+Undoing is the kernel's: the loop device detaches itself (see `kernel`) as soon as nobody has it
+open, and until swapon succeeds that is this process alone. Swapon is the last step. So an error,
+Ctrl-C or SIGKILL in the middle leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ switch between the daemon's answer and the end of the fault: a random fault then
 longer (measured, two processors). The last: an earlier user, this daemon included, may have had
 reason not to have requests merged (worker/merging.py)."""
 _DEFAULTS = {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16)), "nomerges": "0"}
-"""The kernel's own, nearly: it takes 32 bits and whole pages. The others would be kept for the loop device's next user."""
+"""The kernel's own, nearly: it takes 32 bits and whole pages.
+
+The others would be kept for the loop device's next user.
+"""
 RELEASE_S = 5.0
 """How long a loop device may stay attached after its last user has gone; udev may look at it."""
 
@@ -109,14 +114,20 @@ def attach(
         _make_swap(kernel, device)
         if discard and read_sysfs(_name(device), "queue/discard_max_bytes", root) in ("", "0"):
             discard = False
-            warnings.append(f"{device} takes no discards: the memory of freed swap slots is kept until they are written again")
+            warnings.append(
+                f"{device} takes no discards: the memory of freed swap slots is kept until they are"
+                " written again"
+            )
         set_queue(device, tuned=True, root=root)
         _swap_on(kernel, device, priority, discard=discard)
         return Attached(device, os.fstat(backing).st_size, discard, tuple(warnings))
 
 
 def wait_for_release(device: str, backing: Path, root: Path = Path("/")) -> bool:
-    """Wait until a loop device has let go of its file; return False if that takes longer than RELEASE_S."""
+    """Wait until a loop device has let go of its file.
+
+    Return False if that takes longer than RELEASE_S.
+    """
     deadline = time.monotonic() + RELEASE_S
     while read_sysfs(_name(device), "loop/backing_file", root).startswith(str(backing)):
         if time.monotonic() > deadline:
@@ -153,11 +164,15 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
         hint = "is it one of the files that `zswapctl status` lists?"
         if error.errno == errno.ETXTBSY:
             raise SwapDeviceError(
-                f"{file} is open for writing: what that program writes and what is swapped out would overwrite each other",
+                f"{file} is open for writing: what that program writes and what is swapped out"
+                " would overwrite each other",
                 hint=f"end what `fuser --verbose {file}` shows, then try again",
             ) from error
         if error.errno == errno.ENOTCONN:
-            hint = f"the daemon that served it has died: start it again, {installation.found().start()}"
+            hint = (
+                "the daemon that served it has died: start it again,"
+                f" {installation.found().start()}"
+            )
         elif error.errno == errno.EBUSY:
             hint = "the daemon is stopping: nobody can swap on to its files any more"
         elif error.errno != errno.ENOENT:
@@ -166,7 +181,10 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
         raise cls(f"cannot open {file}: {error.strerror}", hint=hint) from error
     try:
         if not stat.S_ISREG(os.fstat(backing).st_mode):
-            raise SwapDeviceError(f"{file} is no regular file", hint="swap on one of the files that `zswapctl status` lists")
+            raise SwapDeviceError(
+                f"{file} is no regular file",
+                hint="swap on one of the files that `zswapctl status` lists",
+            )
         yield backing
     finally:
         os.close(backing)
@@ -175,13 +193,15 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def _locked(backing: int, file: Path, root: Path) -> Iterator[None]:
     """Keep others like us from a file, which nobody has attached, for as long as the context lasts."""
-    # First without the lock, since a loop device holds that of a process that was killed after its swapon: it has the same open
-    # file.
+    # First without the lock, since a loop device holds that of a process that was killed after its
+    # swapon: it has the same open file.
     _refuse_if_attached(file, root)
     try:
         fcntl.flock(backing, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise SwapDeviceError(f"another process is swapping on {file}", hint="see what `zswapctl status` says then") from None
+        raise SwapDeviceError(
+            f"another process is swapping on {file}", hint="see what `zswapctl status` says then"
+        ) from None
     try:
         _refuse_if_attached(file, root)
         yield
@@ -194,18 +214,30 @@ def _refuse_if_attached(file: Path, root: Path) -> None:
     if found is None:
         return
     if found.swap:
-        raise SwapDeviceError(f"{file} is swapped on already, as {found.device}", hint="`zswapctl swapoff` switches it off")
+        raise SwapDeviceError(
+            f"{file} is swapped on already, as {found.device}",
+            hint="`zswapctl swapoff` switches it off",
+        )
     mountpoint = mountpoint_of(found.device, root)
     if mountpoint:
-        raise SwapDeviceError(f"{file} is mounted at {mountpoint}, by {found.device}", hint=f"umount {shlex.quote(mountpoint)}")
+        raise SwapDeviceError(
+            f"{file} is mounted at {mountpoint}, by {found.device}",
+            hint=f"umount {shlex.quote(mountpoint)}",
+        )
     raise SwapDeviceError(
-        f"{file} is attached to {found.device} already, for something else", hint=f"losetup --detach {found.device}"
+        f"{file} is attached to {found.device} already, for something else",
+        hint=f"losetup --detach {found.device}",
     )
 
 
 @contextlib.contextmanager
-def _loop_device(kernel: Kernel, backing: int, file: Path, block_size: int, root: Path) -> Iterator[str]:
-    """Attach the file to a loop device for as long as the context lasts, or somebody else has it open."""
+def _loop_device(
+    kernel: Kernel, backing: int, file: Path, block_size: int, root: Path
+) -> Iterator[str]:
+    """Attach the file to a loop device for as long as the context lasts.
+
+    Or somebody else has it open.
+    """
     device, loop = _configure_free_loop(kernel, backing, file, block_size)
     try:
         _check_direct_io(device, file, root)
@@ -218,7 +250,9 @@ def _loop_device(kernel: Kernel, backing: int, file: Path, block_size: int, root
     kernel.close(loop)
 
 
-def _configure_free_loop(kernel: Kernel, backing: int, file: Path, block_size: int) -> tuple[str, int]:
+def _configure_free_loop(
+    kernel: Kernel, backing: int, file: Path, block_size: int
+) -> tuple[str, int]:
     for _ in range(_RACES):
         try:
             device = f"/dev/loop{kernel.free_loop()}"
@@ -232,27 +266,40 @@ def _configure_free_loop(kernel: Kernel, backing: int, file: Path, block_size: i
             if error.errno == errno.EBUSY:
                 continue
             is_old = error.errno in (errno.EINVAL, errno.ENOTTY)  # LOOP_CONFIGURE is of Linux 5.8
-            hint = "it takes Linux 5.8 or later" if is_old else for_failure(error, device, "see `dmesg`")
-            raise SwapDeviceError(f"{device} cannot be attached to {file}: {error.strerror}", hint=hint) from error
+            hint = (
+                "it takes Linux 5.8 or later"
+                if is_old
+                else for_failure(error, device, "see `dmesg`")
+            )
+            raise SwapDeviceError(
+                f"{device} cannot be attached to {file}: {error.strerror}", hint=hint
+            ) from error
         except BaseException:
             kernel.close(loop)
             raise
         return device, loop
-    raise SwapDeviceError("all free loop devices were taken by others before us", hint="try again; look at losetup --list")
+    raise SwapDeviceError(
+        "all free loop devices were taken by others before us",
+        hint="try again; look at losetup --list",
+    )
 
 
 def _check_direct_io(device: str, file: Path, root: Path) -> None:
     if read_sysfs(_name(device), "loop/dio", root) != "1":
         raise SwapDeviceError(
-            f"{device} got no direct I/O to {file}", hint="the file system has to support O_DIRECT, as zswapd's does"
+            f"{device} got no direct I/O to {file}",
+            hint="the file system has to support O_DIRECT, as zswapd's does",
         )
 
 
 def _no_loop_device(error: OSError) -> PermissionsError:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return PermissionsError(f"no permission for {error.filename}", hint=for_device(error, error.filename, "loop"))
+        return PermissionsError(
+            f"no permission for {error.filename}", hint=for_device(error, error.filename, "loop")
+        )
     return PermissionsError(
-        f"no loop device: {error.filename}: {error.strerror}", hint=for_device(error, error.filename, "loop")
+        f"no loop device: {error.filename}: {error.strerror}",
+        hint=for_device(error, error.filename, "loop"),
     )
 
 
@@ -263,11 +310,17 @@ def _make_non_rotational(device: str, root: Path) -> Iterator[str]:
         try:
             path.write_text("0")
         except OSError as error:
-            yield f"{device} stays rotational, which spreads swap out and slows it: {path}: {error.strerror}"
+            yield (
+                f"{device} stays rotational, which spreads swap out and slows it: {path}:"
+                f" {error.strerror}"
+            )
 
 
 def set_queue(device: str, *, tuned: bool, root: Path = Path("/")) -> None:
-    """Set where requests to a loop device end and how long discards are; a kernel that does not let us is only slower."""
+    """Set where requests to a loop device end and how long discards are.
+
+    A kernel that does not let us is only slower.
+    """
     for setting, value in (_TUNED if tuned else _DEFAULTS).items():
         with contextlib.suppress(OSError):
             (root / "sys/block" / _name(device) / "queue" / setting).write_text(value)
@@ -277,9 +330,13 @@ def _make_swap(kernel: Kernel, device: str) -> None:
     try:
         code, said = kernel.run(("mkswap", "--label", LABEL, device))
     except FileNotFoundError as error:
-        raise SwapDeviceError("mkswap is not installed", hint="install the package util-linux") from error
+        raise SwapDeviceError(
+            "mkswap is not installed", hint="install the package util-linux"
+        ) from error
     if code != 0:
-        raise SwapDeviceError(f"mkswap {device} failed: {said or f'exit code {code}'}", hint=look_into_log())
+        raise SwapDeviceError(
+            f"mkswap {device} failed: {said or f'exit code {code}'}", hint=look_into_log()
+        )
 
 
 def _swap_on(kernel: Kernel, device: str, priority: int, *, discard: bool) -> None:
@@ -288,5 +345,9 @@ def _swap_on(kernel: Kernel, device: str, priority: int, *, discard: bool) -> No
         kernel.swapon(device, flags)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            raise PermissionsError(f"swapon {device}: {error.strerror}", hint=for_capability("CAP_SYS_ADMIN")) from error
-        raise SwapDeviceError(f"swapon {device} failed: {error.strerror}", hint="the kernel's log says why: dmesg") from error
+            raise PermissionsError(
+                f"swapon {device}: {error.strerror}", hint=for_capability("CAP_SYS_ADMIN")
+            ) from error
+        raise SwapDeviceError(
+            f"swapon {device} failed: {error.strerror}", hint="the kernel's log says why: dmesg"
+        ) from error

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The daemon and its system: when it is ready (`notify`), and what keeps it from hanging (`protections`)."""
+"""The daemon and its system: when it is ready (`notify`).
+
+And what keeps it from hanging (`protections`).
+"""
 
 from zswapd.system.advice import advise, raise_min_free_kbytes
 from zswapd.system.code import populate as populate_code
@@ -7,7 +10,14 @@ from zswapd.system.code import read as read_code
 from zswapd.system.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.system.notify import Notifier
 from zswapd.system.protections import Protection, grow_heaps, protect, refreshed, set_idle_priority
-from zswapd.system.scheduling import ordinary_children, scarce_bytes, set_nice, set_normal, set_process_name, set_realtime
+from zswapd.system.scheduling import (
+    ordinary_children,
+    scarce_bytes,
+    set_nice,
+    set_normal,
+    set_process_name,
+    set_realtime,
+)
 from zswapd.system.signals import become_servant, block_signals, ignore_signals, lift_limits
 
 __all__ = [

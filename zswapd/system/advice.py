@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings of the system that are not the daemon's to change, but that decide how well its swap works.
+"""Settings of the system that are not the daemon's to change.
 
-`advise` only reads, and returns each in a Protection's form: on means as recommended. `raise_min_free_kbytes` changes the one
-that `zswapctl swapon` insists on, for machines where nobody has.
+But that decide how well its swap works.
+
+`advise` only reads, and returns each in a Protection's form: on means as recommended.
+`raise_min_free_kbytes` changes the one that `zswapctl swapon` insists on, for machines where nobody
+has.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ def raise_min_free_kbytes(root: Path = Path("/")) -> bool:
         path.write_text(f"{found[1]}\n")
     except OSError as error:
         elsewhere = f"set it outside of the container: `sysctl vm.min_free_kbytes={found[1]}`"
-        raise PermissionsError(f"cannot write {path}: {error.strerror}", hint=for_failure(error, path, elsewhere)) from error
+        raise PermissionsError(
+            f"cannot write {path}: {error.strerror}", hint=for_failure(error, path, elsewhere)
+        ) from error
     return True
 
 
@@ -59,9 +64,12 @@ def _read(path: Path) -> str:
 
 
 def _min_free(root: Path) -> tuple[int, int] | None:
-    """Return the kernel's own reserve, as it is and as it should be: loop and FUSE live on it while swap is written.
+    """Return the kernel's own reserve, as it is and as it should be.
 
-    Recommended: 2 % of memory, between 16 and 64 MiB. The kernel's default on a box of 1 GiB is 4 MiB.
+    Loop and FUSE live on it while swap is written.
+
+    Recommended: 2 % of memory, between 16 and 64 MiB. The kernel's default on a box of 1 GiB is 4
+    MiB.
     """
     value = _read(root / _MIN_FREE)
     total = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
@@ -77,7 +85,12 @@ def _min_free_kbytes(root: Path) -> Protection | None:
     value, wanted = found
     enough = value >= wanted
     hint = None if enough else f"sysctl vm.min_free_kbytes={wanted}"
-    return Protection("vm.min_free_kbytes", on=enough, detail=f"{value}, {wanted} or more is recommended", hint=hint)
+    return Protection(
+        "vm.min_free_kbytes",
+        on=enough,
+        detail=f"{value}, {wanted} or more is recommended",
+        hint=hint,
+    )
 
 
 def _page_cluster(root: Path) -> Protection | None:
@@ -86,7 +99,9 @@ def _page_cluster(root: Path) -> Protection | None:
         return None
     enough = int(value) >= _PAGE_CLUSTER
     hint = None if enough else f"sysctl vm.page-cluster={_PAGE_CLUSTER}"
-    detail = f"{value}, a swap-in reads {1 << int(value)} pages; {_PAGE_CLUSTER} or more is recommended"
+    detail = (
+        f"{value}, a swap-in reads {1 << int(value)} pages; {_PAGE_CLUSTER} or more is recommended"
+    )
     return Protection("vm.page-cluster", on=enough, detail=detail, hint=hint)
 
 

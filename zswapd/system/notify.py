@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd wants to hear: READY, STATUS, STOPPING and the watchdog's ping (the protocol of sd_notify(3)).
+"""What systemd wants to hear.
 
-One datagram each to the socket that NOTIFY_SOCKET names. The socket is made once, at start, and never blocks:
-a ping that systemd does not take at once is dropped, for a daemon that serves swap waits for nobody. Outside
-of systemd all calls do nothing.
+READY, STATUS, STOPPING and the watchdog's ping (the protocol of sd_notify(3)).
+
+One datagram each to the socket that NOTIFY_SOCKET names. The socket is made once, at start, and
+never blocks: a ping that systemd does not take at once is dropped, for a daemon that serves swap
+waits for nobody. Outside of systemd all calls do nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ class Notifier:
         return self._send(f"STOPPING=1\nSTATUS={_one_line(status)}")
 
     def more_time(self) -> bool:
-        """Have a stop count as failed no sooner than STOP_S from now; return whether somebody was told."""
+        """Have a stop count as failed no sooner than STOP_S from now.
+
+        Return whether somebody was told.
+        """
         return self._send(f"EXTEND_TIMEOUT_USEC={STOP_S * 1e6:.0f}")
 
     def watchdog(self) -> bool:
@@ -66,7 +71,10 @@ class Notifier:
         return self._send(f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}")
 
     def store(self, name: str, descriptor: int) -> bool:
-        """Have the service manager keep an open file, for a restart to adopt; return whether somebody was told."""
+        """Have the service manager keep an open file, for a restart to adopt.
+
+        Return whether somebody was told.
+        """
         return self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (descriptor,))
 
     def unstore(self, name: str) -> bool:
@@ -82,10 +90,19 @@ class Notifier:
     def _send(self, message: str, descriptors: tuple[int, ...] = ()) -> bool:
         if self._socket is None:
             return False
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))
+        rights = (
+            socket.SOL_SOCKET,
+            socket.SCM_RIGHTS,
+            struct.pack(f"{len(descriptors)}i", *descriptors),
+        )
         try:
             # Not connected: systemd may bind its socket anew (daemon-reexec).
-            self._socket.sendmsg([message.encode(errors="replace")], [rights] if descriptors else [], 0, self._address)
+            self._socket.sendmsg(
+                [message.encode(errors="replace")],
+                [rights] if descriptors else [],
+                0,
+                self._address,
+            )
         except OSError:
             return False
         return True

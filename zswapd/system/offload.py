@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Threads for what blocks, started once: populating and punching memory, files of the cache, while the event loop serves pages.
+"""Threads for what blocks, started once.
 
-trio.to_thread would do, but it lets idle threads go and makes new ones when they are wanted, and a clone(2) that waits for
-memory waits with the GIL held: for the very memory that only swapping can free. These threads are there from the start, and
-stay. They begin as their maker is, a real-time task where memory may be short (system/scheduling.py), and are ordinary ones
-from then on.
+Populating and punching memory, files of the cache, while the event loop serves pages.
 
-Limits: jobs are begun in order, as many at a time as there are threads; one that has begun cannot be stopped. Whoever waits for
-it waits until it is done, or leaves it behind (`abandon`): then the thread is busy until the system call returns, if ever.
+trio.to_thread would do, but it lets idle threads go and makes new ones when they are wanted, and a
+clone(2) that waits for memory waits with the GIL held: for the very memory that only swapping can
+free. These threads are there from the start, and stay. They begin as their maker is, a real-time
+task where memory may be short (system/scheduling.py), and are ordinary ones from then on.
+
+Limits: jobs are begun in order, as many at a time as there are threads; one that has begun cannot
+be stopped. Whoever waits for it waits until it is done, or leaves it behind (`abandon`): then the
+thread is busy until the system call returns, if ever.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ class Offload:
     def __init__(self, name: str = "offload", threads: int = 1) -> None:
         self.unfinished = 0
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -55,7 +60,10 @@ class Offload:
             self._jobs.get()()
 
     def hurry(self) -> None:
-        """Make the threads ordinary ones, at once: a job that began as an idle task may wait for a processor for seconds."""
+        """Make the threads ordinary ones, at once.
+
+        A job that began as an idle task may wait for a processor for seconds.
+        """
         for thread in self._threads:
             set_normal(thread.native_id or 0)
 
@@ -65,7 +73,8 @@ class Offload:
         Args:
             function: must not touch what belongs to the event loop's thread.
             args: its arguments.
-            abandon: when the waiting task is cancelled, go without the result; otherwise it waits all the same.
+            abandon: when the waiting task is cancelled, go without the result; otherwise it waits
+                all the same.
         """
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What keeps a daemon that serves swap from waiting for its own swap, each item reported as on or off.
+"""What keeps a daemon that serves swap from waiting for its own swap.
 
-None of these is enough alone, and none is needed for the daemon to start: the rule that counts is that
-nothing on the page path asks the kernel for memory. But a missing one has to be seen, so every function
-returns a Protection and never raises; `zswapctl swapon` looks at them.
+Each item reported as on or off.
 
-Order and timing: `protect` runs before any thread exists (PR_SET_IO_FLUSHER is per thread and inherited) and
-before the arena is mapped (MCL_FUTURE covers it then, and MCL_ONFAULT keeps it from being faulted in whole).
-The heaps grow first, while allocations may still wait for reclaim in the ordinary way.
+None of these is enough alone, and none is needed for the daemon to start: the rule that counts is
+that nothing on the page path asks the kernel for memory. But a missing one has to be seen, so every
+function returns a Protection and never raises; `zswapctl swapon` looks at them.
+
+Order and timing: `protect` runs before any thread exists (PR_SET_IO_FLUSHER is per thread and
+inherited) and before the arena is mapped (MCL_FUTURE covers it then, and MCL_ONFAULT keeps it from
+being faulted in whole). The heaps grow first, while allocations may still wait for reclaim in the
+ordinary way.
 
 Sources: mlockall(2), prctl(2), proc(5), mallopt(3).
 """
@@ -27,7 +30,14 @@ from pathlib import Path
 from zswapd.host import cgroups
 from zswapd.host.hints import for_capability
 from zswapd.system import code
-from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, grow_libc_heap, grow_python_heap, leave_out_of_core_dumps, own_memory
+from zswapd.system.heap import (
+    LIBC_HEAP,
+    PYTHON_HEAP,
+    grow_libc_heap,
+    grow_python_heap,
+    leave_out_of_core_dumps,
+    own_memory,
+)
 from zswapd.system.scheduling import NICE, set_idle
 from zswapd.units import format_size
 
@@ -67,10 +77,11 @@ def protect(
         lock_memory: lock present and future memory.
         io_flusher: set PR_SET_IO_FLUSHER.
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
-        scheduling: "nice", "rr" or "normal": how this thread, and those that it starts, get their processor.
+        scheduling: "nice", "rr" or "normal": how this thread, and those that it starts, get their
+            processor.
         is_forked: this process shares its memory with the one that forked it.
-        populates_code: have programs and libraries in memory, if it is locked; where they may be in the swap that nobody serves
-            yet, that has to wait (code.py).
+        populates_code: have programs and libraries in memory, if it is locked; where they may be in
+            the swap that nobody serves yet, that has to wait (code.py).
         libc_heap: bytes by which malloc's heap grows beforehand.
         python_heap: bytes of Python's own arenas that are held.
         root: where /proc is, for tests.
@@ -82,7 +93,11 @@ def protect(
     reached = (
         *((_own_memory(libc, root),) if is_forked else ()),
         _grow_heaps(libc, libc_heap, python_heap),
-        _lock_memory(libc, root, populates_code=populates_code) if lock_memory else _not_wanted("lock_memory"),
+        (
+            _lock_memory(libc, root, populates_code=populates_code)
+            if lock_memory
+            else _not_wanted("lock_memory")
+        ),
         _set_oom_score_adj(oom_score_adj, root),
         flusher := _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
         _forbid_core_dumps(libc, root),
@@ -92,7 +107,9 @@ def protect(
 
 
 def set_idle_priority() -> None:
-    """Let this process wait for memory like any other, swapping included, and for a processor longer: nobody waits for it yet.
+    """Let this process wait for memory like any other, swapping included.
+
+    And for a processor longer: nobody waits for it yet.
 
     Its next `protect` and `set_realtime` take that back.
     """
@@ -101,23 +118,32 @@ def set_idle_priority() -> None:
 
 
 def grow_heaps() -> None:
-    """Grow the heaps to their full size, when there is memory to spare and nobody waits: it takes some 20 ms."""
+    """Grow the heaps to their full size, when there is memory to spare and nobody waits.
+
+    It takes some 20 ms.
+    """
     grow_python_heap(PYTHON_HEAP)
     grow_libc_heap(ctypes.CDLL(None, use_errno=True), LIBC_HEAP)
 
 
-def refreshed(protections: tuple[Protection, ...], root: Path = Path("/")) -> tuple[Protection, ...]:
+def refreshed(
+    protections: tuple[Protection, ...], root: Path = Path("/")
+) -> tuple[Protection, ...]:
     """Return the protections with what changes by itself.
 
     That is the memory that is locked, and the limits above this process.
     """
     is_flusher = any(item.name == "io_flusher" and item.on for item in protections)
     return tuple(
-        dataclasses.replace(item, detail=_locked_detail(root))
-        if item.name == "lock_memory" and item.on
-        else _look_at_limits(root, is_flusher=is_flusher)
-        if item.name == "memory_limit"
-        else item
+        (
+            dataclasses.replace(item, detail=_locked_detail(root))
+            if item.name == "lock_memory" and item.on
+            else (
+                _look_at_limits(root, is_flusher=is_flusher)
+                if item.name == "memory_limit"
+                else item
+            )
+        )
         for item in protections
     )
 
@@ -128,28 +154,41 @@ def limit_protection(root: Path = Path("/")) -> Protection:
 
 
 def _not_wanted(name: str) -> Protection:
-    return Protection(name, on=False, detail="switched off by configuration", hint=f"set service.{name}=true")
+    return Protection(
+        name, on=False, detail="switched off by configuration", hint=f"set service.{name}=true"
+    )
 
 
 def _grow_heaps(libc: ctypes.CDLL, libc_heap: int, python_heap: int) -> Protection:
     arenas = grow_python_heap(python_heap)
     detail = f"Python holds {arenas} MiB"
     if not grow_libc_heap(libc, libc_heap):
-        return Protection("heap", on=False, detail=f"{detail}, but malloc cannot be told to keep its own", hint="use glibc")
+        return Protection(
+            "heap",
+            on=False,
+            detail=f"{detail}, but malloc cannot be told to keep its own",
+            hint="use glibc",
+        )
     return Protection("heap", on=True, detail=f"{detail}, malloc {libc_heap >> 20} MiB")
 
 
 def _own_memory(libc: ctypes.CDLL, root: Path) -> Protection:
     """Have a copy of all that is shared with the parent until somebody writes to it.
 
-    A forked Python writes to it all the time, since every use of an object changes its reference count, and each first write to
-    a page takes a new one from the kernel, on the page path as anywhere.
+    A forked Python writes to it all the time, since every use of an object changes its reference
+    count, and each first write to a page takes a new one from the kernel, on the page path as
+    anywhere.
     """
     name = "own_memory"
     copied = own_memory(libc, root)
     if copied < 0:
         hint = "use Linux 5.14 or later"
-        return Protection(name, on=False, detail="pages shared with the supervisor are copied when written to", hint=hint)
+        return Protection(
+            name,
+            on=False,
+            detail="pages shared with the supervisor are copied when written to",
+            hint=hint,
+        )
     return Protection(name, on=True, detail=f"{copied >> 20} MiB shared with nobody")
 
 
@@ -157,17 +196,24 @@ def _lock_memory(libc: ctypes.CDLL, root: Path, *, populates_code: bool) -> Prot
     name = "lock_memory"
     if not _may_lock_all(root):
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-        # Locking up to the limit would be worse than not locking: with MCL_FUTURE, whatever goes beyond it
-        # cannot be mapped.
+        # Locking up to the limit would be worse than not locking: with MCL_FUTURE, whatever goes
+        # beyond it cannot be mapped.
         detail = f"only {limit >> 10} KiB may be locked (RLIMIT_MEMLOCK)"
         hint = f"{for_capability('CAP_IPC_LOCK')}; or raise RLIMIT_MEMLOCK: `ulimit -l unlimited`"
         return Protection(name, on=False, detail=detail, hint=hint)
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
-        return Protection(name, on=False, detail=f"mlockall: {_last_error()}", hint=for_capability("CAP_IPC_LOCK"))
+        return Protection(
+            name, on=False, detail=f"mlockall: {_last_error()}", hint=for_capability("CAP_IPC_LOCK")
+        )
     if populates_code:
         code.populate(libc, root, waits=True)
     if _status_field(root, "VmLck") == 0:
-        return Protection(name, on=False, detail="mlockall worked, but VmLck is 0", hint="check the kernel's version (4.4)")
+        return Protection(
+            name,
+            on=False,
+            detail="mlockall worked, but VmLck is 0",
+            hint="check the kernel's version (4.4)",
+        )
     return Protection(name, on=True, detail=_locked_detail(root))
 
 
@@ -207,8 +253,13 @@ def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
     if unsafe is None:
         return Protection(name, on=True, detail=f"{lowest}; nothing is swapped out because of it")
     if is_flusher:
-        return Protection(name, on=True, detail=f"{lowest}; the daemon swaps nothing out when it is met")
-    detail = f"{format_size(unsafe.bytes)} ({unsafe.file}): to stay below it the daemon may swap to its own device"
+        return Protection(
+            name, on=True, detail=f"{lowest}; the daemon swaps nothing out when it is met"
+        )
+    detail = (
+        f"{format_size(unsafe.bytes)} ({unsafe.file}): to stay below it the daemon may swap to its"
+        " own device"
+    )
     return Protection(name, on=False, detail=detail, hint=_without_swap(unsafe))
 
 
@@ -216,12 +267,23 @@ def _without_swap(limit: cgroups.Limit) -> str:
     """Return the command after which nothing is swapped out because of a limit."""
     directory = limit.file.parent
     if limit.version == 2:
-        unit = directory.name if limit.is_own and directory.name.endswith((".service", ".scope")) else ""
-        return f"systemctl set-property {unit} MemorySwapMax=0" if unit else f"echo 0 > {directory}/memory.swap.max"
+        unit = (
+            directory.name
+            if limit.is_own and directory.name.endswith((".service", ".scope"))
+            else ""
+        )
+        return (
+            f"systemctl set-property {unit} MemorySwapMax=0"
+            if unit
+            else f"echo 0 > {directory}/memory.swap.max"
+        )
     if limit.is_own:
         return f"echo 0 > {directory}/memory.swappiness"
     if limit.file.name == "memory.stat":  # of a cgroup that cannot be seen from here
-        return "start the container with as much memory and swap together as memory, or with the capability CAP_SYS_RESOURCE"
+        return (
+            "start the container with as much memory and swap together as memory, or with the"
+            " capability CAP_SYS_RESOURCE"
+        )
     return f"echo {limit.bytes} > {directory}/memory.memsw.limit_in_bytes"
 
 
@@ -236,49 +298,79 @@ def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:
             hint="report this as a bug",
         )
     if libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0:
-        return Protection(name, on=True, detail="allocations by the daemon start no I/O to its own swap")
+        return Protection(
+            name, on=True, detail="allocations by the daemon start no I/O to its own swap"
+        )
     failed = ctypes.get_errno()
     if failed == errno.EPERM:
-        return Protection(name, on=False, detail="not permitted", hint=for_capability("CAP_SYS_RESOURCE"))
+        return Protection(
+            name, on=False, detail="not permitted", hint=for_capability("CAP_SYS_RESOURCE")
+        )
     if failed == errno.EINVAL:
-        return Protection(name, on=False, detail="this kernel does not have it", hint="use Linux 5.6 or later")
-    return Protection(name, on=False, detail=f"prctl: {os.strerror(failed)}", hint=for_capability("CAP_SYS_RESOURCE"))
+        return Protection(
+            name, on=False, detail="this kernel does not have it", hint="use Linux 5.6 or later"
+        )
+    return Protection(
+        name,
+        on=False,
+        detail=f"prctl: {os.strerror(failed)}",
+        hint=for_capability("CAP_SYS_RESOURCE"),
+    )
 
 
 def _forbid_core_dumps(libc: ctypes.CDLL, root: Path) -> Protection:
     """Keep other people's memory out of files.
 
-    The limit is for dumps to files, the flag for those that a program receives. Whoever makes one all the same (a debugger
-    does) finds the heaps left out, and the arena and the hook's buffers, which see to that themselves.
+    The limit is for dumps to files, the flag for those that a program receives. Whoever makes one
+    all the same (a debugger does) finds the heaps left out, and the arena and the hook's buffers,
+    which see to that themselves.
     """
     name = "no_core_dumps"
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (OSError, ValueError) as error:
-        return Protection(name, on=False, detail=f"RLIMIT_CORE: {error}", hint="report this as a bug")
+        return Protection(
+            name, on=False, detail=f"RLIMIT_CORE: {error}", hint="report this as a bug"
+        )
     if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        return Protection(name, on=False, detail=f"prctl: {_last_error()}", hint="report this as a bug")
+        return Protection(
+            name, on=False, detail=f"prctl: {_last_error()}", hint="report this as a bug"
+        )
     if not leave_out_of_core_dumps(libc, root):
-        return Protection(name, on=True, detail="the kernel makes no core dump; a debugger's would have pages in it")
+        return Protection(
+            name,
+            on=True,
+            detail="the kernel makes no core dump; a debugger's would have pages in it",
+        )
     return Protection(name, on=True, detail="what is swapped out is in no core dump")
 
 
 def _set_scheduling(kind: str) -> Protection:
-    """Get the processor before programs that compute: a page that waits for a time slice of theirs waits for milliseconds.
+    """Get the processor before programs that compute.
 
-    "rr" also lets allocations go somewhat below the watermarks, as the kernel does for real-time tasks. But where there is
-    one processor only, it keeps the loop driver's thread from it for as long as the daemon looks out for requests.
+    A page that waits for a time slice of theirs waits for milliseconds.
+
+    "rr" also lets allocations go somewhat below the watermarks, as the kernel does for real-time
+    tasks. But where there is one processor only, it keeps the loop driver's thread from it for as
+    long as the daemon looks out for requests.
     """
     name = "scheduling"
     if kind == "normal":
-        return Protection(name, on=False, detail="switched off by configuration", hint="set service.scheduling=nice")
+        return Protection(
+            name,
+            on=False,
+            detail="switched off by configuration",
+            hint="set service.scheduling=nice",
+        )
     try:
         if kind == "rr":
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
             return Protection(name, on=True, detail="real-time, round robin, priority 1")
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     except OSError as error:
-        return Protection(name, on=False, detail=f"{kind}: {error.strerror}", hint=for_capability("CAP_SYS_NICE"))
+        return Protection(
+            name, on=False, detail=f"{kind}: {error.strerror}", hint=for_capability("CAP_SYS_NICE")
+        )
     return Protection(name, on=True, detail=f"nice {NICE}")
 
 
@@ -294,7 +386,9 @@ def _set_oom_score_adj(wanted: int, root: Path) -> Protection:
     try:
         reached = int(path.read_text())
     except (OSError, ValueError):
-        return Protection("oom_score_adj", on=False, detail=reason, hint="`mount -t proc proc /proc`")
+        return Protection(
+            "oom_score_adj", on=False, detail=reason, hint="`mount -t proc proc /proc`"
+        )
     if reached <= wanted:
         return Protection("oom_score_adj", on=True, detail=f"{reached}")
     return Protection(
@@ -307,12 +401,16 @@ def _set_oom_score_adj(wanted: int, root: Path) -> Protection:
 
 def _status_field(root: Path, name: str) -> int:
     """Return a field of /proc/self/status in KiB, 0 if it is not there."""
-    match = re.search(rf"^{name}:\s*(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE)
+    match = re.search(
+        rf"^{name}:\s*(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE
+    )
     return int(match[1]) if match else 0
 
 
 def _has_capability(root: Path, bit: int) -> bool:
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", (root / "proc/self/status").read_text(), re.MULTILINE)
+    match = re.search(
+        r"^CapEff:\s*([0-9a-f]+)", (root / "proc/self/status").read_text(), re.MULTILINE
+    )
     return match is not None and bool(int(match[1], 16) >> bit & 1)
 
 

@@ -110,7 +110,9 @@ class SignalFile:
             data = os.read(self.descriptor, _MOST * _SIGINFO.size)
         except BlockingIOError:
             return []
-        return [Received(number, code, pid) for number, _errno, code, pid in _SIGINFO.iter_unpack(data)]
+        return [
+            Received(number, code, pid) for number, _errno, code, pid in _SIGINFO.iter_unpack(data)
+        ]
 
     def close(self) -> None:
         """Give the descriptor back."""

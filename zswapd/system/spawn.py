@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Other programs, started by a process that serves pages while it starts them.
 
-By posix_spawn through ctypes, which lets go of the interpreter's lock: `subprocess` and `os.posix_spawn` keep it until the
-child has called exec, and an exec that waits for memory would stop the page path. What they start may write to swap and wait
-for memory like any program: it inherits neither PR_SET_IO_FLUSHER nor the signals that the calling thread has blocked.
+By posix_spawn through ctypes, which lets go of the interpreter's lock: `subprocess` and
+`os.posix_spawn` keep it until the child has called exec, and an exec that waits for memory would
+stop the page path. What they start may write to swap and wait for memory like any program: it
+inherits neither PR_SET_IO_FLUSHER nor the signals that the calling thread has blocked.
 
 To be called in a thread that is there already (system/offload.py), or where nobody waits.
 
@@ -46,7 +47,10 @@ class Child:
         self._poll.register(self._descriptor, select.POLLIN)
 
     def wait(self, seconds: float) -> int | None:
-        """Wait for its end; return the exit code, or minus the signal that killed it, or None if it still runs."""
+        """Wait for its end; return the exit code, or minus the signal that killed it.
+
+        Or None if it still runs.
+        """
         if not self._poll.poll(seconds * 1000):
             return None
         _, status = os.waitpid(self._pid, 0)
@@ -72,7 +76,8 @@ def spawn(command: Sequence[str], *, streams: Sequence[int] = ()) -> Child:
 
     Args:
         command: its name, looked up in PATH, and arguments.
-        streams: what it gets as standard input, output, and so on; the others are this process' own.
+        streams: what it gets as standard input, output, and so on; the others are this process'
+            own.
 
     Raises:
         OSError: it cannot be started.
@@ -93,7 +98,9 @@ def spawn(command: Sequence[str], *, streams: Sequence[int] = ()) -> Child:
         _libc.posix_spawnattr_setsigmask(attributes, signals)
         _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSIGMASK))
         with _without_io_flusher():
-            error = _libc.posix_spawnp(ctypes.byref(pid), arguments[0], actions, attributes, arguments, environment)
+            error = _libc.posix_spawnp(
+                ctypes.byref(pid), arguments[0], actions, attributes, arguments, environment
+            )
     if error:
         raise OSError(error, os.strerror(error), command[0])
     return Child(pid.value)
@@ -113,7 +120,9 @@ def run(command: Sequence[str], *, limit: float) -> Finished:
     with contextlib.ExitStack() as undo:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         undo.callback(os.close, null)
-        out, err = (os.memfd_create(f"zswapd-{name}") for name in ("out", "err"))  # however much it says, it need not wait
+        out, err = (
+            os.memfd_create(f"zswapd-{name}") for name in ("out", "err")
+        )  # however much it says, it need not wait
         undo.callback(os.close, out)
         undo.callback(os.close, err)
         child = spawn(command, streams=(null, out, err))

@@ -26,7 +26,9 @@ class CacheCommands:
         remember: writes down for a successor what has changed.
     """
 
-    def __init__(self, volumes: Volumes | None, cache: Cleancache | None, remember: Callable[[], None]) -> None:
+    def __init__(
+        self, volumes: Volumes | None, cache: Cleancache | None, remember: Callable[[], None]
+    ) -> None:
         self._maybe = volumes, cache
         self._remember = remember
 
@@ -46,7 +48,8 @@ class CacheCommands:
         volumes, cache = self._maybe
         if volumes is None or cache is None:
             raise ControlError(
-                "there is no cache: cache.limit is empty", hint=f"set cache.limit in the settings, then {restart_daemon()}"
+                "there is no cache: cache.limit is empty",
+                hint=f"set cache.limit in the settings, then {restart_daemon()}",
             )
         return volumes, cache
 
@@ -62,7 +65,13 @@ class CacheCommands:
         for volume in volumes.volumes():
             counted = statistics[volume.name]
             reads = counted.hits + counted.misses
-            rows.append({**_report(volume), "hit_ratio": counted.hits / reads if reads else None, "pages": counted.pages})
+            rows.append(
+                {
+                    **_report(volume),
+                    "hit_ratio": counted.hits / reads if reads else None,
+                    "pages": counted.pages,
+                }
+            )
         return {"volumes": rows, "frozen": cache.frozen}
 
     async def _remove(self, name: str) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads of a backing file that are under way, and who waits for them: several readers of one page share one read.
+"""Reads of a backing file that are under way, and who waits for them.
 
-A fetch goes through: waiting for a buffer, reading, loaded (its data lies in the buffer, readers have theirs), kept (its pages
-are in cleancache), gone. What is invalidated while it reads or is loaded makes it stale: whoever asked before may have either
-version, but nobody who asks later may join it, and its pages are not kept.
+Several readers of one page share one read.
+
+A fetch goes through: waiting for a buffer, reading, loaded (its data lies in the buffer, readers
+have theirs), kept (its pages are in cleancache), gone. What is invalidated while it reads or is
+loaded makes it stale: whoever asked before may have either version, but nobody who asks later may
+join it, and its pages are not kept.
 
 Plain bookkeeping of the event loop's thread; volume.py does the reading.
 """
@@ -59,7 +62,8 @@ class FileRead:
         skip: pages in it that are read only because they lie between others.
 
     Attributes:
-        is_started: the read may have seen the file already, so what changes from now on makes it stale.
+        is_started: the read may have seen the file already, so what changes from now on makes it
+            stale.
         is_stale: nobody may join it, and nothing of it is kept.
         is_kept: somebody wants its pages kept.
         data: the buffer with what was read, once it is loaded.
@@ -107,7 +111,8 @@ class FileRead:
         assert self.data is not None
         for page in sorted(filter(self.covers, want.missing)):
             at, to = (page - self.first) * page_size, (page - want.first) * page_size
-            # Behind what was read there is nothing, however short the file is by now: the buffer has held other pages.
+            # Behind what was read there is nothing, however short the file is by now: the buffer
+            # has held other pages.
             end = self.first * page_size + self.valid
             if end < min((page + 1) * page_size, size) or end <= page * page_size:
                 want.is_short = True

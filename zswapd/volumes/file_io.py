@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A volume's backing file or block device. Every function here may block for ever, and runs in a thread of the volume.
+"""A volume's backing file or block device.
 
-Reads go around the page cache (O_DIRECT) where the file system lets them: a second copy there would cost the memory that the
-cache is there to save, and may be older than what the device has. Writes go through it, since they come in any size; both see
-the same data, as the kernel writes dirty pages out before it reads around them.
+Every function here may block for ever, and runs in a thread of the volume.
 
-A file is told from an older version of itself by device, inode, length and both times: mtime can be set back, ctime cannot.
-A change within a tick of the file system's clock after a look would leave both as they were; a look that sees times so young
-says so (`is_racy`, git's word for it). Block devices tell nothing.
+Reads go around the page cache (O_DIRECT) where the file system lets them: a second copy there would
+cost the memory that the cache is there to save, and may be older than what the device has. Writes
+go through it, since they come in any size; both see the same data, as the kernel writes dirty pages
+out before it reads around them.
+
+A file is told from an older version of itself by device, inode, length and both times: mtime can be
+set back, ctime cannot. A change within a tick of the file system's clock after a look would leave
+both as they were; a look that sees times so young says so (`is_racy`, git's word for it). Block
+devices tell nothing.
 """
 
 from __future__ import annotations
@@ -104,13 +108,16 @@ class Look:
 
 
 def examine(path: str, writable: bool, backing: SourceFile | None, mountpoint: Path) -> Look:  # noqa: FBT001 - through a thread
-    """Look at a backing file by its name; open it if it is not open, or if the name means another file now.
+    """Look at a backing file by its name.
+
+    Open it if it is not open, or if the name means another file now.
 
     Args:
         path: its name.
         writable: whether to open it for writing, too.
         backing: as it is open now.
-        mountpoint: of our own mount, on which it must not lie: its I/O would wait for this very process.
+        mountpoint: of our own mount, on which it must not lie: its I/O would wait for this very
+            process.
 
     Raises:
         OSError: it is not there, or cannot be opened.
@@ -131,10 +138,12 @@ def examine(path: str, writable: bool, backing: SourceFile | None, mountpoint: P
 
 
 def ask_server(file: str | int) -> None:
-    """Have a network file system's attributes of a file, by its name or a descriptor, be those that its server has now.
+    """Have a network file system's attributes of a file, by its name or a descriptor.
 
-    NFS answers stat(2) from memory for up to a minute, a FUSE file system for as long as it likes. What goes wrong here goes
-    wrong again when the attributes are asked for.
+    Be those that its server has now.
+
+    NFS answers stat(2) from memory for up to a minute, a FUSE file system for as long as it likes.
+    What goes wrong here goes wrong again when the attributes are asked for.
     """
     room = ctypes.create_string_buffer(_STATX_BYTES)
     if isinstance(file, int):
@@ -154,7 +163,9 @@ def _look(status: os.stat_result, backing: SourceFile, opened: SourceFile | None
 
 
 def _signature(status: os.stat_result) -> Signature:
-    return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return Signature(
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )
 
 
 def refuse_unusable(path: str, mountpoint: Path) -> None:
@@ -179,10 +190,14 @@ def refuse_unusable(path: str, mountpoint: Path) -> None:
 def _refuse_unusable(path: str, status: os.stat_result, site: _Site) -> bool:
     """Refuse what can be no backing file; return whether it is a block device."""
     if stat.S_ISDIR(status.st_mode):
-        raise VolumeError(f"{path} is a directory", hint="name a file or a block device", errno_=errno.EISDIR)
+        raise VolumeError(
+            f"{path} is a directory", hint="name a file or a block device", errno_=errno.EISDIR
+        )
     is_block = stat.S_ISBLK(status.st_mode)
     if not is_block and not stat.S_ISREG(status.st_mode):
-        raise VolumeError(f"{path} is neither a file nor a block device", hint="name one", errno_=errno.EINVAL)
+        raise VolumeError(
+            f"{path} is neither a file nor a block device", hint="name one", errno_=errno.EINVAL
+        )
     if _is_ours(status.st_rdev if is_block else status.st_dev, site):
         raise _ours(path)
     return is_block
@@ -190,7 +205,8 @@ def _refuse_unusable(path: str, status: os.stat_result, site: _Site) -> bool:
 
 def _ours(path: str) -> VolumeError:
     return VolumeError(
-        f"{path} lies on what this daemon serves itself: reading it would wait for the daemon that reads it",
+        f"{path} lies on what this daemon serves itself: reading it would wait for the daemon that"
+        " reads it",
         hint="name a file that does not lie on the mount, or on a device made from it",
         errno_=errno.ELOOP,
     )
@@ -215,7 +231,9 @@ def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool
         for fd in (read_fd, write_fd):
             now = os.fstat(fd) if fd >= 0 else status
             if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
-                raise VolumeError(f"{path} became another file while it was opened", hint="try again")
+                raise VolumeError(
+                    f"{path} became another file while it was opened", hint="try again"
+                )
         undo.pop_all()
     return SourceFile(read_fd, is_direct, write_fd, is_block, (status.st_dev, status.st_ino))
 
@@ -230,7 +248,8 @@ def read_into(backing: SourceFile, buffer: memoryview, offset: int) -> int:
     while done < len(buffer):
         count = os.preadv(backing.read_fd, [buffer[done:]], offset + done)
         done += count
-        # A direct read that ends within a block has come to the end, and another from there would not be aligned.
+        # A direct read that ends within a block has come to the end, and another from there would
+        # not be aligned.
         if not count or count % LARGEST_BLOCK:
             break
     if not backing.is_direct:
@@ -243,7 +262,8 @@ class Written:
     """What a write has come to.
 
     Attributes:
-        count: bytes that are on the backing file; fewer than were given if it says so, or failed after them.
+        count: bytes that are on the backing file; fewer than were given if it says so, or failed
+            after them.
         errno_: why there are not more, 0 for no reason.
         before: signature just before.
         after: and just after.
@@ -256,7 +276,10 @@ class Written:
 
 
 def write_through(backing: SourceFile, data: bytes, offset: int) -> Written:
-    """Write to the backing file; errors are part of the result, since some of it may have been written."""
+    """Write to the backing file; errors are part of the result.
+
+    Since some of it may have been written.
+    """
     count = errno_ = 0
     before = after = None
     try:
@@ -318,7 +341,9 @@ def _below(device: int, site: _Site) -> Iterator[int]:
     """Yield the devices that a device is made from: of a loop device, that of its file."""
     for mounted, _place, source in _mounts():
         if mounted == device and source.startswith("/dev/"):
-            with contextlib.suppress(OSError):  # file systems over several devices have a number of their own
+            with contextlib.suppress(
+                OSError
+            ):  # file systems over several devices have a number of their own
                 below = Path(source).stat().st_rdev
                 if below != device:
                     yield below
@@ -333,7 +358,9 @@ def _below(device: int, site: _Site) -> Iterator[int]:
     with contextlib.suppress(OSError):
         file = os.fsdecode((directory / "loop" / "backing_file").read_bytes().rstrip(b"\n"))
         # Not asked of the file system if it is ours.
-        yield site.device if Path(file).is_relative_to(site.mountpoint) else Path(file).stat().st_dev
+        yield (
+            site.device if Path(file).is_relative_to(site.mountpoint) else Path(file).stat().st_dev
+        )
 
 
 def _number(path: Path) -> int:
@@ -347,6 +374,7 @@ def _mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> Iterator[tuple[in
         fields = line.split(" ")
         major, _, minor = fields[2].partition(":")
         place, source = (
-            _OCTAL.sub(lambda code: chr(int(code[1], 8)), name) for name in (fields[4], fields[fields.index("-") + 2])
+            _OCTAL.sub(lambda code: chr(int(code[1], 8)), name)
+            for name in (fields[4], fields[fields.index("-") + 2])
         )
         yield os.makedev(int(major), int(minor)), place, source

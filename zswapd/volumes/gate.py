@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How many requests of volumes there may be at once, so that swap's are always heard.
 
-Each takes a task of pyfuse3's while it waits, and if it goes around the page cache (O_DIRECT) one of the kernel's places for
-background requests. Both are bounded, and shared with swap. So all volumes together have a bound (`Places`), of which each gate
-has a few for itself: files that hang cannot take the last. A write takes as many as its data has pieces of `PIECE_BYTES`, for
-that waits in our memory: one system call that goes around the page cache comes as a thousand requests.
+Each takes a task of pyfuse3's while it waits, and if it goes around the page cache (O_DIRECT) one
+of the kernel's places for background requests. Both are bounded, and shared with swap. So all
+volumes together have a bound (`Places`), of which each gate has a few for itself: files that hang
+cannot take the last. A write takes as many as its data has pieces of `PIECE_BYTES`, for that waits
+in our memory: one system call that goes around the page cache comes as a thousand requests.
 
-Of the requests that go through one gate, `MOST` are under way; the others wait for their turn, first come, first served, for as
-long as the file answers anybody. When none was answered for `PATIENCE_S`, they fail: threads of a program that pile up at a
-file that hangs are of no use, and would take the places of other volumes.
+Of the requests that go through one gate, `MOST` are under way; the others wait for their turn,
+first come, first served, for as long as the file answers anybody. When none was answered for
+`PATIENCE_S`, they fail: threads of a program that pile up at a file that hangs are of no use, and
+would take the places of other volumes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 MOST = 128
 """Requests under way at one gate: as many as a loop device has."""
 PATIENCE_S = 15.0
-"""How long requests wait for a turn while none is answered: longer than a device that hangs for 10 s and goes on."""
+"""How long requests wait for a turn while none is answered.
+
+Longer than a device that hangs for 10 s and goes on.
+"""
 SHARE = 16
 """Places that are each gate's own: for the longest write, or so many reads."""
 PIECE_BYTES = 64 << 10

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """All cache volumes: made by configuration or command, found again by a successor.
 
-Each volume has threads of its own (a `Lane`), made at start for as many volumes as there may be: a backing file that hangs
-takes nobody else's. A lane is used again when all its threads have come back.
+Each volume has threads of its own (a `Lane`), made at start for as many volumes as there may be: a
+backing file that hangs takes nobody else's. A lane is used again when all its threads have come
+back.
 
-A successor gets the volumes from `remember`, under their numbers: files stay open. Their pages are gone from cleancache; those
-in the kernel's page cache stay, unless the first look finds that the backing file has changed since the last one of the
-predecessor, or if that had notifications of the kernel under way.
+A successor gets the volumes from `remember`, under their numbers: files stay open. Their pages are
+gone from cleancache; those in the kernel's page cache stay, unless the first look finds that the
+backing file has changed since the last one of the predecessor, or if that had notifications of the
+kernel under way.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_INODE = 1 << 41
-"""Numbers of volumes go up from here, and none is used twice: what the kernel remembers of one is not another's."""
+"""Numbers of volumes go up from here, and none is used twice.
+
+What the kernel remembers of one is not another's.
+"""
 
 
 class Entries(Protocol):
@@ -114,19 +119,27 @@ class Volumes:
         self._cutoff: int | None = None
 
     async def run(
-        self, configured: Mapping[str, tuple[str, str]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        configured: Mapping[str, tuple[str, str]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Have volumes until cancelled. They are there when it has started; their backing files are looked at later.
+        """Have volumes until cancelled.
+
+        They are there when it has started; their backing files are looked at later.
 
         Args:
-            configured: (path, mode) of each by name; one that was known to a predecessor is as that left it.
+            configured: (path, mode) of each by name; one that was known to a predecessor is as that
+                left it.
             task_status: see trio.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for known in self._left.get("volumes", ()):
                 signature = Signature(*known["signature"]) if known["signature"] else None
-                self._make_or_complain(known["name"], known["path"], known["mode"], known["inode"], signature)
+                self._make_or_complain(
+                    known["name"], known["path"], known["mode"], known["inode"], signature
+                )
             for name, (path, mode) in configured.items():
                 if name not in self._seen:
                     self._seen.add(name)
@@ -134,7 +147,9 @@ class Volumes:
             task_status.started()
             await trio.sleep_forever()
 
-    def _make_or_complain(self, name: str, path: str, mode: str, inode: int | None, signature: Signature | None) -> None:
+    def _make_or_complain(
+        self, name: str, path: str, mode: str, inode: int | None, signature: Signature | None
+    ) -> None:
         try:
             volume = self._make(name, path, mode, inode=inode, signature=signature)
         except ZswapdError as error:
@@ -184,19 +199,24 @@ class Volumes:
             raise
         return volume
 
-    def _make(self, name: str, path: str, mode: str, *, inode: int | None, signature: Signature | None) -> Volume:
+    def _make(
+        self, name: str, path: str, mode: str, *, inode: int | None, signature: Signature | None
+    ) -> Volume:
         assert self._nursery is not None, "run() comes first"
         if name in self._volumes:
             raise VolumeError(
-                f"there is a volume {name} already", hint=f"choose another name; or `zswapctl cache remove {name}` first"
+                f"there is a volume {name} already",
+                hint=f"choose another name; or `zswapctl cache remove {name}` first",
             )
         used = [volume.lane for volume in self._volumes.values()]
         lane = next((lane for lane in self._lanes if lane not in used and lane.is_idle), None)
         if lane is None:
             raise VolumeError(
                 f"there are threads for {len(self._lanes)} volumes, and all are in use",
-                hint="`zswapctl cache list` shows whose backing file hangs; or raise cache.max_volumes in the settings, then "
-                f"{restart_daemon()}",
+                hint=(
+                    "`zswapctl cache list` shows whose backing file hangs; or raise"
+                    f" cache.max_volumes in the settings, then {restart_daemon()}"
+                ),
             )
         is_inherited = inode is not None
         if inode is None:
@@ -233,7 +253,9 @@ class Volumes:
         """
         volume = self.find(name)
         self._discard(volume)
-        with trio.move_on_after(1):  # it takes locks in the kernel, which whoever hangs there may have
+        with trio.move_on_after(
+            1
+        ):  # it takes locks in the kernel, which whoever hangs there may have
             await volume.lane.notices.run(self._kernel.forget_name, name, abandon=True)
 
     def _discard(self, volume: Volume) -> None:
@@ -249,7 +271,9 @@ class Volumes:
         """
         if name not in self._volumes:
             names = f"volumes: {', '.join(self._volumes) or 'there are none'}"
-            raise VolumeError(f"there is no volume {name}", hint=did_you_mean(name, self._volumes, names))
+            raise VolumeError(
+                f"there is no volume {name}", hint=did_you_mean(name, self._volumes, names)
+            )
         return self._volumes[name]
 
     def volumes(self) -> list[Volume]:
@@ -266,7 +290,9 @@ class Volumes:
                 "path": volume.path,
                 "mode": volume.mode,
                 "inode": volume.inode,
-                "signature": list(asdict(vouched).values()) if (vouched := volume.vouched) else None,
+                "signature": (
+                    list(asdict(vouched).values()) if (vouched := volume.vouched) else None
+                ),
             }
             for volume in self._volumes.values()
         ]
@@ -274,14 +300,18 @@ class Volumes:
 
     def statistics(self) -> tuple[VolumeStatistics, ...]:
         """Return a snapshot of each volume, those of earlier workers included."""
-        return tuple(counters.add(volume.statistics(), self._base.get(volume.name, {})) for volume in self._volumes.values())
+        return tuple(
+            counters.add(volume.statistics(), self._base.get(volume.name, {}))
+            for volume in self._volumes.values()
+        )
 
 
 def make_lane(number: int, queue_depth: int) -> Lane:
     """Start the threads for a volume.
 
     Args:
-        number: of the lane; for the threads' names, by which the supervisor knows them (supervisor/reaper.py).
+        number: of the lane; for the threads' names, by which the supervisor knows them
+            (supervisor/reaper.py).
         queue_depth: reads and writes of the volume under way at once.
     """
     return Lane(
@@ -293,7 +323,10 @@ def make_lane(number: int, queue_depth: int) -> Lane:
 
 
 def _make_buffer() -> mmap.mmap:
-    """Return a buffer, touched by the reads themselves, in the kernel, without the GIL; what it holds is in no core dump."""
+    """Return a buffer, touched by the reads themselves, in the kernel, without the GIL.
+
+    What it holds is in no core dump.
+    """
     buffer = mmap.mmap(-1, RUN_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     buffer.madvise(mmap.MADV_DONTDUMP)
     return buffer

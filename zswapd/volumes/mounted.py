@@ -49,11 +49,17 @@ def make_lanes(config: Config) -> tuple[Lane, ...]:
     """Start the threads of as many volumes as there may be."""
     if config.cache.limit is None:
         return ()
-    return tuple(make_lane(number, config.cache.queue_depth) for number in range(config.cache.max_volumes))
+    return tuple(
+        make_lane(number, config.cache.queue_depth) for number in range(config.cache.max_volumes)
+    )
 
 
 def make_volumes(
-    config: Config, cache: Cleancache, directory: Directory, lanes: Sequence[Lane], left: Mapping[str, Any]
+    config: Config,
+    cache: Cleancache,
+    directory: Directory,
+    lanes: Sequence[Lane],
+    left: Mapping[str, Any],
 ) -> Volumes:
     """Return the volumes of a worker, without any yet.
 

@@ -17,11 +17,13 @@ def runs(pages: Sequence[int], *, gap: int, most: int) -> list[tuple[int, int]]:
 
     Args:
         pages: in rising order.
-        gap: pages that are not wanted and are worth reading over, rather than beginning another read behind them.
+        gap: pages that are not wanted and are worth reading over, rather than beginning another
+            read behind them.
         most: pages of the longest run.
 
     Returns:
-        (first page, number of pages) of each run; every wanted page is in one, runs begin and end with wanted pages.
+        (first page, number of pages) of each run; every wanted page is in one, runs begin and end
+        with wanted pages.
     """
     found: list[tuple[int, int]] = []
     for page in pages:
@@ -35,13 +37,21 @@ def runs(pages: Sequence[int], *, gap: int, most: int) -> list[tuple[int, int]]:
 
 
 class Streams:
-    """Recognises requests that continue one another, whoever makes them (the idea is that of bcache's sequential_cutoff)."""
+    """Recognises requests that continue one another.
+
+    Whoever makes them (the idea is that of bcache's sequential_cutoff).
+    """
 
     def __init__(self) -> None:
-        self._lengths: dict[int, int] = {}  # by the offset at which each stream would go on, the latest last
+        self._lengths: dict[
+            int, int
+        ] = {}  # by the offset at which each stream would go on, the latest last
 
     def note(self, offset: int, length: int) -> int:
-        """Return how many bytes the stream has come to that a request belongs to, this one included."""
+        """Return how many bytes the stream has come to that a request belongs to.
+
+        This one included.
+        """
         total = self._lengths.pop(offset, 0) + length
         self._lengths[offset + length] = total
         if len(self._lengths) > STREAMS:

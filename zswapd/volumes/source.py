@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A volume's backing file as the event loop sees it: looked at when that is due, used in threads, closed when nobody uses it.
+"""A volume's backing file as the event loop sees it.
 
-A look that finds another signature says so to the volume (`when_changed`) before anybody who waited for it goes on. A backing
-file that cannot be looked at is a change, too: what was cached cannot be vouched for any more, and every request fails with
-what the last look said, until one finds the file again.
+Looked at when that is due, used in threads, closed when nobody uses it.
+
+A look that finds another signature says so to the volume (`when_changed`) before anybody who waited
+for it goes on. A backing file that cannot be looked at is a change, too: what was cached cannot be
+vouched for any more, and every request fails with what the last look said, until one finds the file
+again.
 """
 
 from __future__ import annotations
@@ -69,8 +72,8 @@ class Source:
 
     Attributes:
         size: bytes at the last look; 0 before the first.
-        mtime_ns: when the contents changed underneath, as far as we know; our own writes do not count, the kernel
-            would forget what it has.
+        mtime_ns: when the contents changed underneath, as far as we know; our own writes do not
+            count, the kernel would forget what it has.
         failure: why it cannot be used, None if it can.
         check_s: longest time between two looks while there are requests.
         is_gone: the volume was removed.
@@ -218,11 +221,18 @@ class Source:
             self._close_if_unused(backing)
 
     def absorb(self, written: Written) -> None:
-        """Take what our own write did to the signature for known; anything else is a change underneath.
+        """Take what our own write did to the signature for known.
 
-        (Of a block device nothing is known before or after; a failed write leaves anything possible.)
+        Anything else is a change underneath.
+
+        (Of a block device nothing is known before or after; a failed write leaves anything
+        possible.)
         """
-        if written.before is not None and written.before == self._signature and written.after is not None:
+        if (
+            written.before is not None
+            and written.before == self._signature
+            and written.after is not None
+        ):
             self._signature = self._own = written.after
         elif written.errno_ or written.before is not None:
             self._signature = None

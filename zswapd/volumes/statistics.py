@@ -49,7 +49,8 @@ class VolumeStatistics:
         hits: reads for which cleancache had every page.
         misses: all others; a page of many that is missing makes it a miss.
         read_bytes: of both.
-        bypassed_bytes: missing pages that were not kept, since a long sequential stream asked for them.
+        bypassed_bytes: missing pages that were not kept, since a long sequential stream asked for
+            them.
         shared_reads: requests that joined a read that was under way.
         backing_reads, backing_read_bytes: reads of the backing file.
         backing_writes, written_bytes: writes to it.
@@ -77,4 +78,6 @@ class VolumeStatistics:
     turned_away: int
 
 
-counters.declare(VolumeStatistics, cumulative=" ".join(field.name for field in fields(VolumeCounters)))
+counters.declare(
+    VolumeStatistics, cumulative=" ".join(field.name for field in fields(VolumeCounters))
+)

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One cache volume: a slow file behind the kernel's page cache and cleancache.
 
-Read: the kernel asks for what its page cache does not have; what cleancache does not have either is read from the backing file,
-in as few reads as possible, and kept. Write (mode writethrough): to the backing file first, then what was cached is let go.
+Read: the kernel asks for what its page cache does not have; what cleancache does not have either is
+read from the backing file, in as few reads as possible, and kept. Write (mode writethrough): to the
+backing file first, then what was cached is let go.
 
-When is what is cached stale? When the backing file has changed underneath. It is looked at when it is opened, before a request
-is answered if the last look is older than `check_s`, and as often while it is open (watch.py): so no reader gets data that
-was replaced longer ago than that. A changed signature drops everything, in cleancache at once, and in the kernel's page cache
-by a notification. That takes the locks of pages under read, whose readers we answer: so it runs in a thread of its own, and no
-request ever waits for it, but for an open. A request that is answered meanwhile brings old pages at worst to a reader who asked
-before; the notification, coming after, finds them.
+When is what is cached stale? When the backing file has changed underneath. It is looked at when it
+is opened, before a request is answered if the last look is older than `check_s`, and as often while
+it is open (watch.py): so no reader gets data that was replaced longer ago than that. A changed
+signature drops everything, in cleancache at once, and in the kernel's page cache by a notification.
+That takes the locks of pages under read, whose readers we answer: so it runs in a thread of its
+own, and no request ever waits for it, but for an open. A request that is answered meanwhile brings
+old pages at worst to a reader who asked before; the notification, coming after, finds them.
 
 The invariants, in terms of the event loop, where all of this runs but the I/O:
-- an invalidation marks every fetch stale that may have read older data, before anything else can run; a stale fetch is neither
-  joined nor kept. A fetch that has not begun to read cannot be stale.
-- a write is over (and its fetches stale, its pages let go) before its writer is answered, whatever came of it.
-- writes go one after the other, since each compares signatures before and after itself: what it changed was itself, what
-  was different before was somebody else.
+- an invalidation marks every fetch stale that may have read older data, before anything else can
+  run; a stale fetch is neither joined nor kept. A fetch that has not begun to read cannot be stale.
+- a write is over (and its fetches stale, its pages let go) before its writer is answered, whatever
+  came of it.
+- writes go one after the other, since each compares signatures before and after itself: what it
+  changed was itself, what was different before was somebody else.
 
-Requests of a backing file that hangs wait, a bounded number of them (gate.py); a killed reader is let go, its read goes on in
-its thread.
+Requests of a backing file that hangs wait, a bounded number of them (gate.py); a killed reader is
+let go, its read goes on in its thread.
 """
 
 from __future__ import annotations
@@ -53,7 +56,10 @@ if TYPE_CHECKING:
 RUN_BYTES = 256 << 10
 """Longest read of a backing file: two requests of the kernel's default read-ahead."""
 GAP_BYTES = 32 << 10
-"""A gap that is worth reading over: it takes a third of a millisecond at 100 MB/s, and saves a round trip."""
+"""A gap that is worth reading over.
+
+It takes a third of a millisecond at 100 MB/s, and saves a round trip.
+"""
 PUTS = 16
 """Pages kept between two turns of the event loop: a tenth of a millisecond."""
 EMPTIED_PAGES = 512
@@ -81,7 +87,8 @@ class Volume:
         nursery: for what goes on when whoever asked for it has left.
         tell_kernel: has the kernel forget an inode's pages and attributes; blocks.
         page_size: bytes.
-        signature: the backing file's when a predecessor last looked, with nothing left to be forgotten; else None.
+        signature: the backing file's when a predecessor last looked, with nothing left to be
+            forgotten; else None.
         may_be_open: a predecessor had it.
 
     Attributes:
@@ -133,7 +140,9 @@ class Volume:
         self._told = trio.Event()
         self._told.set()
         self._fetches: list[FileRead] = []
-        self._give_buffer, self._take_buffer = trio.open_memory_channel[memoryview](len(lane.buffers))
+        self._give_buffer, self._take_buffer = trio.open_memory_channel[memoryview](
+            len(lane.buffers)
+        )
         for buffer in lane.buffers:
             self._give_buffer.send_nowait(memoryview(buffer))
         self._writing = trio.Lock()
@@ -150,7 +159,10 @@ class Volume:
 
     @property
     def attribute_s(self) -> float:
-        """How long the kernel may go by what it knows of length and times, seconds: until we look again."""
+        """How long the kernel may go by what it knows of length and times, seconds.
+
+        Until we look again.
+        """
         return self.source.remaining_s
 
     @property
@@ -178,7 +190,10 @@ class Volume:
         self._watch.opened()
 
     async def renew(self) -> None:
-        """Look at the backing file now, and have the kernel forget what is old before going on. Raises what `refresh` does."""
+        """Look at the backing file now, and have the kernel forget what is old before going on.
+
+        Raises what `refresh` does.
+        """
         async with self._admitted(self._looks):
             await self.source.look()
             await self._told.wait()
@@ -199,12 +214,16 @@ class Volume:
                 data = await self._read(offset, min(size, max(self.source.size - offset, 0)))
                 if data is not None:
                     return data
-                await self.source.look()  # the file ended before it should have: it has shrunk, perhaps
+                await (
+                    self.source.look()
+                )  # the file ended before it should have: it has shrunk, perhaps
         self.counters.read_errors += 1
         raise VolumeError(f"{self.path} ends before its length says")
 
     async def write(self, offset: int, data: bytes) -> int:
-        """Write to the backing file, then let go of what was cached; return how many bytes were written.
+        """Write to the backing file, then let go of what was cached.
+
+        Return how many bytes were written.
 
         Raises:
             VolumeError: nothing was written: no room behind the end, what the device says.
@@ -215,7 +234,9 @@ class Volume:
                 raise VolumeError(f"volume {self.name} is read-only", errno_=errno.EROFS)
             data = data[: max(self.source.size - offset, 0)]
             if not data:
-                raise VolumeError(f"the write begins behind the end of volume {self.name}", errno_=errno.ENOSPC)
+                raise VolumeError(
+                    f"the write begins behind the end of volume {self.name}", errno_=errno.ENOSPC
+                )
             async with self._writing:
                 return await self._write(offset, data)
 
@@ -251,7 +272,10 @@ class Volume:
         return pages
 
     def _empty(self, pool: int) -> None:
-        """End a pool that nobody asks any more; if it has many pages some at a time: no request is served meanwhile."""
+        """End a pool that nobody asks any more.
+
+        If it has many pages some at a time: no request is served meanwhile.
+        """
         if self._cache.pages(pool) > EMPTIED_PAGES:
             self._nursery.start_soon(self._empty_slowly, pool)
         else:
@@ -271,8 +295,8 @@ class Volume:
 
     async def _notify(self) -> None:
         try:
-            # After the answer to whoever made us look: the kernel takes attributes that it asked for before a notification for
-            # older than that, and would go on with the old length.
+            # After the answer to whoever made us look: the kernel takes attributes that it asked
+            # for before a notification for older than that, and would go on with the old length.
             await trio.sleep(NOTICE_S)
             await self.lane.notices.run(self._tell_kernel, self.inode, abandon=True)
         finally:
@@ -283,7 +307,10 @@ class Volume:
     # Reading.
 
     async def _read(self, offset: int, size: int) -> bytes | None:
-        """Return `size` bytes, which the file is said to have; None if it ends before, or does by now."""
+        """Return `size` bytes, which the file is said to have.
+
+        None if it ends before, or does by now.
+        """
         if not size:
             return b""
         page = self._page
@@ -292,7 +319,9 @@ class Volume:
         missing = [
             number
             for place, number in enumerate(range(first, end))
-            if not self._cache.get_page(self._pool, self.inode, number, out[place * page : place * page + page], keep=True)
+            if not self._cache.get_page(
+                self._pool, self.inode, number, out[place * page : place * page + page], keep=True
+            )
         ]
         stream = self._streams.note(offset, size)
         is_bypassing = self.cutoff is not None and stream > self.cutoff
@@ -306,7 +335,9 @@ class Volume:
         return bytes(out[skip : skip + size])
 
     async def _satisfy(self, want: Want, *, keep: bool) -> None:
-        """Fetch what a reader misses: first with others and over gaps, then, after an error of such a read, exactly that alone.
+        """Fetch what a reader misses.
+
+        First with others and over gaps, then, after an error of such a read, exactly that alone.
 
         A bad block is the trouble of whoever wants it, not of who shares a read with them.
         """
@@ -331,11 +362,18 @@ class Volume:
                 is_alone = True
 
     def _join(self, want: Want, *, keep: bool, is_alone: bool) -> list[FileRead]:
-        """Join fetches that are under way and begin others, so that all that is missing comes; return them."""
+        """Join fetches that are under way and begin others, so that all that is missing comes.
+
+        Return them.
+        """
         joined: list[FileRead] = []
         alone: list[int] = []
         for page in sorted(want.missing):
-            fetch = None if is_alone else next((fetch for fetch in self._fetches if self._may_join(fetch, page)), None)
+            fetch = (
+                None
+                if is_alone
+                else next((fetch for fetch in self._fetches if self._may_join(fetch, page)), None)
+            )
             if fetch is None:
                 alone.append(page)
             elif fetch not in joined:
@@ -382,19 +420,26 @@ class Volume:
             self._give_buffer.send_nowait(buffer)
 
     async def _keep(self, fetch: FileRead) -> None:
-        """Put what was fetched into cleancache, a few pages a turn of the event loop, unless it becomes stale meanwhile."""
+        """Put what was fetched into cleancache, a few pages a turn of the event loop.
+
+        Unless it becomes stale meanwhile.
+        """
         for place, page in enumerate(range(fetch.first, fetch.first + fetch.count)):
             if place % PUTS == PUTS - 1:
                 await trio.lowlevel.checkpoint()
             begin = place * self._page
             end = min(begin + self._page, fetch.valid)
             # Part of a page is all there is of the last one, or else not worth believing.
-            is_whole = end == begin + self._page or page * self._page + end - begin == self.source.size
+            is_whole = (
+                end == begin + self._page or page * self._page + end - begin == self.source.size
+            )
             if fetch.is_stale or not fetch.is_kept or end <= begin or not is_whole:
                 continue
             if page not in fetch.skip:
                 assert fetch.data is not None
-                self._cache.put_page(self._pool, self.inode, page, fetch.data[begin : begin + self._page])
+                self._cache.put_page(
+                    self._pool, self.inode, page, fetch.data[begin : begin + self._page]
+                )
 
     # Writing.
 
@@ -404,7 +449,9 @@ class Volume:
             written = await self.source.run(files.write_through, data, offset)
         finally:
             for fetch in self._fetches:
-                fetch.is_stale = fetch.is_stale or (fetch.is_started and fetch.overlaps(first, last))
+                fetch.is_stale = fetch.is_stale or (
+                    fetch.is_started and fetch.overlaps(first, last)
+                )
             if not self.source.is_gone:
                 self._cache.invalidate_range(self._pool, self.inode, first, last)
         self.source.raise_if_gone()
@@ -414,13 +461,18 @@ class Volume:
         if written.errno_:
             self.counters.write_errors += 1
         if not written.count:
-            raise VolumeError(f"{self.path}: {os.strerror(written.errno_)}", errno_=written.errno_ or errno.EIO)
+            raise VolumeError(
+                f"{self.path}: {os.strerror(written.errno_)}", errno_=written.errno_ or errno.EIO
+            )
         return written.count
 
     # The end, and what a successor has to know.
 
     def close(self) -> None:
-        """End the volume: its pages go, whoever waits gets ESTALE, the kernel forgets it. What hangs is left behind."""
+        """End the volume: its pages go, whoever waits gets ESTALE, the kernel forgets it.
+
+        What hangs is left behind.
+        """
         self.source.close()
         self._watch.end()
         self._looks.open_wide()
@@ -433,7 +485,10 @@ class Volume:
 
     @property
     def vouched(self) -> Signature | None:
-        """Signature of what the kernel's page cache may have of this volume; None while it may have anything older."""
+        """Signature of what the kernel's page cache may have of this volume.
+
+        None while it may have anything older.
+        """
         return None if self._untold else self.source.signature
 
     def statistics(self) -> VolumeStatistics:

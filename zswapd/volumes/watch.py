@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Looks at a backing file without being asked, for as long as somebody has its volume open.
 
-Whoever reads a mapping asks nobody while its pages are in the kernel's page cache. Without a look of our own, a program that
-only reads memory would see for ever what was replaced.
+Whoever reads a mapping asks nobody while its pages are in the kernel's page cache. Without a look
+of our own, a program that only reads memory would see for ever what was replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Watch:
 
     Args:
         source: what is looked at.
-        is_open: somebody may have it open already: a predecessor's opens are not known, so it is looked at to the end.
+        is_open: somebody may have it open already: a predecessor's opens are not known, so it is
+            looked at to the end.
     """
 
     def __init__(self, source: Source, *, is_open: bool) -> None:
@@ -55,7 +56,10 @@ class Watch:
         self._opened.set()
 
     async def run(self) -> None:
-        """Look whenever that is due, until the volume is removed; what a look finds wrong is told to whoever asks."""
+        """Look whenever that is due, until the volume is removed.
+
+        What a look finds wrong is told to whoever asks.
+        """
         while not self._source.is_gone:
             await self._opened.wait()
             await trio.sleep(min(max(self._source.remaining_s, LEAST_S), MOST_S))

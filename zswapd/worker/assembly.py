@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the parts of a worker are put together: the composition root of the process that serves pages.
+"""How the parts of a worker are put together.
+
+The composition root of the process that serves pages.
 
 `build` makes every part from the settings, from what this process has prepared, and from the
 resources that outlive a worker. It is the one place that knows concrete classes and the
@@ -80,16 +82,28 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     left = state.load()
     settings = Settings(config, left.get("settings", {}))
     state.note_codecs(store_codecs(settings.current))
-    disk = BackedPool(settings.current, state, resources.backing, prepared.disk) if prepared.disk else None
+    disk = (
+        BackedPool(settings.current, state, resources.backing, prepared.disk)
+        if prepared.disk
+        else None
+    )
     core = _make_core(settings, parent, resources, disk, left)
     restore(core, left)
     directory = _make_directory(core, left)
     is_adopted = state.words[Word.STARTED] > 1 or state.hook_words[HookWord.INIT_SIZE] > 0
     session = _make_session(settings.current, resources, disk, directory, is_adopted=is_adopted)
     cache, pressure = core.cache.cleancache if core.cache else None, Pressure()
-    volumes = make_volumes(settings.current, cache, directory, prepared.lanes, left) if cache else None
+    volumes = (
+        make_volumes(settings.current, cache, directory, prepared.lanes, left) if cache else None
+    )
     transfers, handles = disk.transfers if disk else None, left if is_adopted else None
-    upkeep = _make_upkeep(settings.current, prepared, core, pressure, lambda: bool(disk or (volumes and volumes.volumes())))
+    upkeep = _make_upkeep(
+        settings.current,
+        prepared,
+        core,
+        pressure,
+        lambda: bool(disk or (volumes and volumes.volumes())),
+    )
     parts = Parts(
         settings=settings,
         parent=parent,
@@ -102,10 +116,16 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
         disk=disk,
         pressure=pressure,
         upkeep=upkeep,
-        shrinking=_make_shrinking(settings.current, core, pressure, upkeep, int(left.get("ceiling", NO_CEILING))),
+        shrinking=_make_shrinking(
+            settings.current, core, pressure, upkeep, int(left.get("ceiling", NO_CEILING))
+        ),
         shutdown=Shutdown(core, session, directory, state, prepared.swapoff_thread, parent.call),
-        emptying=make_emptying(session, directory, core.devices, prepared.swapoff_thread, transfers, handles),
-        merging=_make_merging(core, session, directory, disk, prepared.swapoff_thread, left.get("merging", {})),
+        emptying=make_emptying(
+            session, directory, core.devices, prepared.swapoff_thread, transfers, handles
+        ),
+        merging=_make_merging(
+            core, session, directory, disk, prepared.swapoff_thread, left.get("merging", {})
+        ),
         exporter=prepared.exporter,
         psi_thread=prepared.psi_thread,
         swapoff_thread=prepared.swapoff_thread,
@@ -128,7 +148,9 @@ def _connect(parts: Parts, saver: StateSaver) -> None:
     settings, core = parts.settings, parts.core
     settings.when_applied = saver.save_state
     settings.register_check(_check_cache)
-    settings.register_check(lambda old, new: costs.check_change(old, new, marked=core.recompression.is_prepared))
+    settings.register_check(
+        lambda old, new: costs.check_change(old, new, marked=core.recompression.is_prepared)
+    )
     settings.register(
         lambda config: parts.state.note_codecs(store_codecs(config)),
         core.apply,
@@ -159,7 +181,11 @@ def add_setting_files(parts: Parts, saver: StateSaver) -> None:
 def _refresh(state: SharedState) -> None:
     """Put other memory in place of poisoned pages of the shared state."""
     if renewed := state.refresh():
-        log.error("%d pages of the shared state had an uncorrectable error: other memory is in their place", renewed)
+        log.error(
+            "%d pages of the shared state had an uncorrectable error: other memory is in their"
+            " place",
+            renewed,
+        )
 
 
 def _make_directory(core: Core, left: Mapping[str, Any]) -> Directory:
@@ -184,7 +210,11 @@ def _check_cache(old: Config, new: Config) -> None:
 
 
 def _make_core(
-    settings: Settings, parent: Parent, resources: Resources, disk: BackedPool | None, left: Mapping[str, Any]
+    settings: Settings,
+    parent: Parent,
+    resources: Resources,
+    disk: BackedPool | None,
+    left: Mapping[str, Any],
 ) -> Core:
     """Return the core that is rebuilt from the arena, which may be empty."""
     state, configured = resources.state, settings.configured
@@ -207,13 +237,22 @@ def _make_core(
 
 
 def _make_session(
-    config: Config, resources: Resources, disk: BackedPool | None, directory: Directory, *, is_adopted: bool
+    config: Config,
+    resources: Resources,
+    disk: BackedPool | None,
+    directory: Directory,
+    *,
+    is_adopted: bool,
 ) -> Session:
     """Return the session that serves the files of the directory."""
     page_size = config.context.page_size
     takes_part = lowlevel.takes_part if lowlevel else lambda: False
     return Session(
-        disk.operations(directory, page_size) if disk else Operations(directory, page_size=page_size, takes_part=takes_part),
+        (
+            disk.operations(directory, page_size)
+            if disk
+            else Operations(directory, page_size=page_size, takes_part=takes_part)
+        ),
         resources.mount,
         hook=config.fuse.hook,
         poll_us=config.fuse.poll_us,
@@ -244,7 +283,11 @@ def _make_merging(
 
 
 def _make_upkeep(
-    config: Config, prepared: Prepared, core: Core, pressure: Pressure, has_slow_files: Callable[[], bool]
+    config: Config,
+    prepared: Prepared,
+    core: Core,
+    pressure: Pressure,
+    has_slow_files: Callable[[], bool],
 ) -> Upkeep:
     """Return the tasks that refill and tidy up."""
     return Upkeep(
@@ -257,7 +300,9 @@ def _make_upkeep(
     )
 
 
-def _make_shrinking(config: Config, core: Core, pressure: Pressure, upkeep: Upkeep, ceiling: int) -> Shrinking | None:
+def _make_shrinking(
+    config: Config, core: Core, pressure: Pressure, upkeep: Upkeep, ceiling: int
+) -> Shrinking | None:
     """Return what shrinks the cache, if there is one."""
     if core.cache is None:
         return None

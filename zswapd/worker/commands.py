@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control commands: what zswapctl asks of a running worker. Each handler is the whole of its command.
+"""The control commands: what zswapctl asks of a running worker.
+
+Each handler is the whole of its command.
 
 A new command is a row in control/protocol.py (COMMANDS), a method and a line in `handlers` here,
 and a command in cli/zswapctl.py.
@@ -97,7 +99,10 @@ class Commands:
         return {"frames_before": before, "frames_after": core.frames.used_frames}
 
     async def _pages(self, report: Report, file: str | None = None) -> dict[str, Any]:
-        """Tell of every page that has data, in pieces: requests are served between two of them, and nothing is kept."""
+        """Tell of every page that has data, in pieces.
+
+        Requests are served between two of them, and nothing is kept.
+        """
         core = self._parts.core
         if file is not None and file not in core.devices:
             raise no_swap_file(file, list(core.devices))
@@ -109,14 +114,18 @@ class Commands:
             for rows in batches(device, device.size // core.frames.page_size):
                 if rows or time.monotonic() - told >= progress.PROGRESS_S:
                     told = time.monotonic()
-                    await report({"file": name, "pages": [self._page_row(codecs, *row) for row in rows]})
+                    await report(
+                        {"file": name, "pages": [self._page_row(codecs, *row) for row in rows]}
+                    )
                 else:
                     await trio.lowlevel.checkpoint()
                 for _number, state in rows:
                     counts[state.state] = counts.get(state.state, 0) + 1
         return {"pages": counts}
 
-    def _page_row(self, codecs: Mapping[int, str], number: int, state: PageState) -> tuple[object, ...]:
+    def _page_row(
+        self, codecs: Mapping[int, str], number: int, state: PageState
+    ) -> tuple[object, ...]:
         """Return [page, state, codec or None, bytes, seconds since its last use or None]."""
         writeback = self._parts.core.writeback
         age = int(writeback.age_s(state.epoch)) if writeback and state.epoch else None
@@ -127,7 +136,8 @@ class Commands:
         parts = self._parts
         if parts.shrinking is None:
             raise ControlError(
-                "there is no cache that could shrink", hint=f"set cache.limit in the config file, then {restart_daemon()}"
+                "there is no cache that could shrink",
+                hint=f"set cache.limit in the config file, then {restart_daemon()}",
             )
         shrinking, before = parts.shrinking, parts.core.frames.ephemeral_frames
         given_back = await run_with_progress(
@@ -135,20 +145,37 @@ class Commands:
             lambda: {"frames_freed": max(before - parts.core.frames.ephemeral_frames, 0)},
             lambda: shrinking.shrink(frames),
         )
-        return {"frames": given_back, "left": parts.core.frames.ephemeral_frames, "page_size": parts.core.frames.page_size}
+        return {
+            "frames": given_back,
+            "left": parts.core.frames.ephemeral_frames,
+            "page_size": parts.core.frames.page_size,
+        }
 
     async def _writeback(
-        self, report: Report, *, pages: int = _ALL, idle: bool = False, incompressible: bool = False, unused: int = 0
+        self,
+        report: Report,
+        *,
+        pages: int = _ALL,
+        idle: bool = False,
+        incompressible: bool = False,
+        unused: int = 0,
     ) -> dict[str, Any]:
-        """Send pages to the disk, the oldest first, and wait until they are there; or only mark all of them as unused."""
+        """Send pages to the disk, the oldest first, and wait until they are there.
+
+        Or only mark all of them as unused.
+        """
         writeback = self._parts.core.writeback
         if writeback is None:
             raise BackingError(
-                "there is no disk behind the pool", hint=f"set backing.path in the config file, then {restart_daemon()}"
+                "there is no disk behind the pool",
+                hint=f"set backing.path in the config file, then {restart_daemon()}",
             )
         if idle:
             if pages != _ALL or incompressible or unused:
-                raise ControlError("pages are marked as unused all together", hint="send some with a second command")
+                raise ControlError(
+                    "pages are marked as unused all together",
+                    hint="send some with a second command",
+                )
             writeback.mark_idle()
             return {"marked": True}
         before = self._written_back()
@@ -158,7 +185,8 @@ class Commands:
             if trouble := self._parts.disk.transfers.trouble if self._parts.disk else "":
                 writeback.command(0)
                 raise BackingError(
-                    f"the disk behind the pool takes nothing: {trouble}", hint="`dmesg` may have the kernel's reason"
+                    f"the disk behind the pool takes nothing: {trouble}",
+                    hint="`dmesg` may have the kernel's reason",
                 )
             if time.monotonic() - told >= progress.PROGRESS_S:
                 told = time.monotonic()
@@ -168,10 +196,16 @@ class Commands:
 
     def _written_back(self) -> int:
         """Return the number of pages that have left the pool for the disk."""
-        return sum(item.written_back_pages for item in self._parts.core.statistics(ages_sampled=False).backed)
+        return sum(
+            item.written_back_pages
+            for item in self._parts.core.statistics(ages_sampled=False).backed
+        )
 
     async def _recompress(self, report: Report) -> dict[str, Any]:
-        """Compress all pages again with a stronger codec, at the rate that is set, and wait until that is done."""
+        """Compress all pages again with a stronger codec, at the rate that is set.
+
+        And wait until that is done.
+        """
         parts, core = self._parts, self._parts.core
         if not core.recompression.is_prepared:
             costs.check_marks(parts.settings.current, "recompression")

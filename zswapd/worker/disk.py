@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The disk behind the pool, as a worker has it: put together from the configuration, an open file and the shared state.
+"""The disk behind the pool, as a worker has it.
 
-What outlives a worker: the file's descriptor (locked, and open for us alone), and in the shared state the key, the claims, and
-for each swap file which of its pages are in their slots. The key is made once and is nowhere else: when the last process that
-has the shared state is gone, what is on the disk means nothing to anybody.
+Put together from the configuration, an open file and the shared state.
+
+What outlives a worker: the file's descriptor (locked, and open for us alone), and in the shared
+state the key, the claims, and for each swap file which of its pages are in their slots. The key is
+made once and is nowhere else: when the last process that has the shared state is gone, what is on
+the disk means nothing to anybody.
 """
 
 from __future__ import annotations
@@ -52,11 +55,20 @@ BUSY_LOOK_S = 0.02
 PAUSE_S = 0.002
 """Time in which some requests are done, when no more can be begun."""
 ALONE_LOOK_S, ALONE_LOOK_MAX_S = 0.005, 0.5
-"""The same between two looks at whether threads of a dead process still write: requests wait for their end."""
+"""The same between two looks at whether threads of a dead process still write.
+
+Requests wait for their end.
+"""
 AHEAD = 64
-"""Pages that are read at a time ahead of a reader in order: a virtual disk takes 0.2 ms, in which he gets through as many."""
+"""Pages that are read at a time ahead of a reader in order.
+
+A virtual disk takes 0.2 ms, in which he gets through as many.
+"""
 SPIN_NS = 200_000
-"""Longest wait of a thread for the next read: a reader comes back within some 50 µs, unless the event loop has its turn."""
+"""Longest wait of a thread for the next read.
+
+A reader comes back within some 50 µs, unless the event loop has its turn.
+"""
 COMPACT_TURNS = 16
 """Steps of writeback between two looks at whether compaction pays."""
 
@@ -68,7 +80,8 @@ class DiskThreads:
     Attributes:
         queue: of requests to the disk, which threads do.
         buffers: memory for pages on their way.
-        lanes: and for each thread, as long as a request, where it encrypts what it writes; none if nothing is to be encrypted.
+        lanes: and for each thread, as long as a request, where it encrypts what it writes; none if
+            nothing is to be encrypted.
     """
 
     queue: Queue
@@ -81,7 +94,10 @@ def prepare(config: Config) -> DiskThreads | None:
     if not config.backing.path:
         return None
     threads, page_size = config.backing.threads, config.context.page_size
-    lanes = (make_buffers(RUN_MAX * page_size, page_size) for _ in range(threads if config.backing.encrypt else 0))
+    lanes = (
+        make_buffers(RUN_MAX * page_size, page_size)
+        for _ in range(threads if config.backing.encrypt else 0)
+    )
     queue = Queue()
     for _ in range(threads):
         threading.Thread(target=_work, args=(queue,), daemon=True).start()
@@ -136,8 +152,14 @@ class BackedPool:
             depth=config.backing.threads,
             claims=state.area(BACKING_CLAIMS).cast("Q"),
         )
-        maps: Mapping[str, memoryview] = {name: state.area(SLOTS + name) for name in config.swap_files()}
-        witnesses = {name: area for name in config.swap_files() if (area := state.areas.get(WITNESS + name)) is not None}
+        maps: Mapping[str, memoryview] = {
+            name: state.area(SLOTS + name) for name in config.swap_files()
+        }
+        witnesses = {
+            name: area
+            for name in config.swap_files()
+            if (area := state.areas.get(WITNESS + name)) is not None
+        }
         self.backing = CoreDisk(self.transfers, maps, witnesses)
         self._operations: BackedOperations | None = None
         self._release()
@@ -154,7 +176,9 @@ class BackedPool:
             "pages": sum(device.bd_count for device in core.backed),
             "encrypted": config.backing.encrypt,
             "trouble": self.transfers.trouble,
-            "budget_left": writeback.budget_left_bytes if writeback and writeback.budget_bytes else None,
+            "budget_left": (
+                writeback.budget_left_bytes if writeback and writeback.budget_bytes else None
+            ),
         }
 
     def operations(self, directory: Directory, page_size: int) -> BackedOperations:
@@ -178,7 +202,10 @@ class BackedPool:
         return self._operations
 
     async def run(self, core: Core) -> None:
-        """Hear what the disk answers, and write pages back whenever there is a reason to; never returns."""
+        """Hear what the disk answers, and write pages back whenever there is a reason to.
+
+        Never returns.
+        """
         self._lowlevel.on_disk_ready(self._queue.fd, self._disk_ready)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer)
@@ -227,7 +254,10 @@ class BackedPool:
             self.transfers.release_held()
 
     def look(self) -> None:
-        """See what has become of a device in trouble, and of a reader in order; to be called now and then."""
+        """See what has become of a device in trouble, and of a reader in order.
+
+        To be called now and then.
+        """
         self.transfers.probe()
         if self._operations is not None:
             self._operations.look()

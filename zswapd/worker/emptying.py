@@ -84,14 +84,19 @@ def look_at(path: Path, *, identity: Identity | None, kernel: Kernel) -> FileSta
         kernel: system calls.
     """
     found = find_attached(path, identity=identity, kernel=kernel)
-    return FileState(is_attached=found is not None, is_swapped_on=found is not None and bool(found.swap))
+    return FileState(
+        is_attached=found is not None, is_swapped_on=found is not None and bool(found.swap)
+    )
 
 
-async def read_first_page(device: Device, transfers: Transfers | None, page_size: int) -> memoryview | None:
+async def read_first_page(
+    device: Device, transfers: Transfers | None, page_size: int
+) -> memoryview | None:
     """Return the first page of a device; None if it cannot be read.
 
-    The worker reads it by itself. An open of its own file would be a request to itself, which nothing
-    answers when all processes of the daemon are killed: the kernel then waits for it for ever.
+    The worker reads it by itself. An open of its own file would be a request to itself, which
+    nothing answers when all processes of the daemon are killed: the kernel then waits for it for
+    ever.
 
     Args:
         device: whose page it is.
@@ -166,11 +171,17 @@ class Emptying:
 
         It is the files that were swapped on, each with the handle of the open file.
         """
-        return {str(inode): handle for inode, handle in self._was_on.items() if inode not in self._headers}
+        return {
+            str(inode): handle
+            for inode, handle in self._was_on.items()
+            if inode not in self._headers
+        }
 
     def recall(self, left: Mapping[str, int]) -> None:
         """Go on with the files that a predecessor has seen swapped on."""
-        self._was_on.update((int(inode), handle) for inode, handle in left.items() if int(inode) in self._devices)
+        self._was_on.update(
+            (int(inode), handle) for inode, handle in left.items() if int(inode) in self._devices
+        )
 
     async def run(self) -> None:
         """Look whenever there is a reason to, until cancelled."""
@@ -202,7 +213,9 @@ class Emptying:
         handle = writers.handle_of(inode)
         if page is None or inode not in self._was_on:
             return
-        if handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC:  # data of another program
+        if (
+            handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC
+        ):  # data of another program
             self._note(inode, None)
         elif handle and not state.is_attached:
             return  # it is about to be closed, which is a reason to look again
@@ -244,7 +257,11 @@ class Emptying:
             else:
                 self._note(inode, None)
         if self.emptied > before:
-            log.info("%s is not swapped on any more: %d of its pages are let go", device.name, self.emptied - before)
+            log.info(
+                "%s is not swapped on any more: %d of its pages are let go",
+                device.name,
+                self.emptied - before,
+            )
 
     def _discard(self, inode: int, offset: int, length: int) -> None:
         device = self._devices[inode]

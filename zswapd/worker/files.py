@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters and settings as small files, for whoever has a shell and no zswapctl: `stats/` and `params/` in the mount.
+"""Counters and settings as small files, for whoever has a shell and no zswapctl.
 
-A file has the name that `zswapctl stats` and `zswapctl get` give its value (`frontswap.succ_stores`, `pool.limit`), and the
-counters and knobs that zcache had in sysfs are there by their own names too (`flush_total`, `zv_max_zsize`). Which files
-there are is decided when the worker starts, and is the same in the next one.
+`stats/` and `params/` in the mount.
 
-Opening a counter takes a snapshot of everything, a third of a millisecond of the event loop, unless there is a fresh one
-(daemon.FRESH_S): so much for 50 files a second and for any number; the page path does not know of it. Writing a
-setting is `zswapctl set`: judged together with all others, and applied whole or not at all.
+A file has the name that `zswapctl stats` and `zswapctl get` give its value
+(`frontswap.succ_stores`, `pool.limit`), and the counters and knobs that zcache had in sysfs are
+there by their own names too (`flush_total`, `zv_max_zsize`). Which files there are is decided when
+the worker starts, and is the same in the next one.
 
-Limits: one value a file, a table where the value is one; settings that are tables (swap.files) cannot be written at run time.
+Opening a counter takes a snapshot of everything, a third of a millisecond of the event loop, unless
+there is a fresh one (daemon.FRESH_S): so much for 50 files a second and for any number; the page
+path does not know of it. Writing a setting is `zswapctl set`: judged together with all others, and
+applied whole or not at all.
+
+Limits: one value a file, a table where the value is one; settings that are tables (swap.files)
+cannot be written at run time.
 """
 
 from __future__ import annotations
@@ -32,8 +37,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "core.tmem": (
-        "flush_total flush_found flobj_total flobj_found failed_eph_puts failed_pers_puts put_to_flush "
-        "curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max"
+        "flush_total flush_found flobj_total flobj_found failed_eph_puts failed_pers_puts"
+        " put_to_flush curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max"
     ),
     "core.zv": "compress_poor mean_compress_poor",
     "core.frames": "failed_get_free_pages",
@@ -54,8 +59,11 @@ OWN_NAMES: Mapping[str, tuple[str, ...]] = {
     # zcache's zbud kept its empty pages to itself; here all parts take theirs from one reserve.
     "zbpg_unused_list_count": ("core.frames.free_frames",),
 }
-"""Every counter that zcache had in sysfs, and frontswap's, and where it is counted here: the first place that there is. They
-are there whatever the settings: what a part would count that is not there is 0."""
+"""Every counter that zcache had in sysfs, and frontswap's, and where it is counted here.
+
+The first place that there is. They are there whatever the settings: what a part would count that is
+not there is 0.
+"""
 SHORT_NAMES = ("zv_max_zsize", "zv_max_mean_zsize", "zv_page_count_policy_percent")
 """zcache's, all of [pool]."""
 _LONGEST = 4096
@@ -73,7 +81,9 @@ class Counter:
 
     writable = False
 
-    def __init__(self, snapshot: Callable[..., Snapshot], path: tuple[str, ...], *others: tuple[str, ...]) -> None:
+    def __init__(
+        self, snapshot: Callable[..., Snapshot], path: tuple[str, ...], *others: tuple[str, ...]
+    ) -> None:
         self._snapshot, self._path, self._others = snapshot, path, others
 
     def read(self) -> bytes:
@@ -105,7 +115,9 @@ class SettingFile:
         change: changes settings, by full name, or raises ConfigError and changes none.
     """
 
-    def __init__(self, dest: str, config: Callable[[], Config], change: Callable[[dict[str, object]], object]) -> None:
+    def __init__(
+        self, dest: str, config: Callable[[], Config], change: Callable[[dict[str, object]], object]
+    ) -> None:
         self._dest, self._config, self._change = dest, config, change
         self.writable = SETTINGS[dest].reloadable
 
@@ -124,7 +136,10 @@ class SettingFile:
         except UnicodeDecodeError:
             raise ConfigError(f"{self._dest}: the value is not UTF-8", hint="write text") from None
         if len(data) > _LONGEST:
-            raise ConfigError(f"{self._dest}: the value is {len(data)} bytes long", hint=f"write {_LONGEST} at most")
+            raise ConfigError(
+                f"{self._dest}: the value is {len(data)} bytes long",
+                hint=f"write {_LONGEST} at most",
+            )
         self._change({self._dest: text})
 
 
@@ -149,7 +164,9 @@ def add_files(
         shown = path[1:] if path[0] == "core" else path
         directory.add_text_file(stats, ".".join(shown), Counter(snapshot, path))
     for name, places in OWN_NAMES.items():
-        directory.add_text_file(stats, name, Counter(snapshot, *(tuple(place.split(".")) for place in places)))
+        directory.add_text_file(
+            stats, name, Counter(snapshot, *(tuple(place.split(".")) for place in places))
+        )
     for dest in SETTINGS:
         directory.add_text_file(params, dest, SettingFile(dest, config, change))
     for name in SHORT_NAMES:
@@ -169,7 +186,10 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 def _text(value: Any) -> bytes:
     """Return plain values as lines: a table has its heads in the first, a mapping a name in each."""
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        rows = [" ".join(value[0]), *(" ".join(_word(item) for item in row.values()) for row in value)]
+        rows = [
+            " ".join(value[0]),
+            *(" ".join(_word(item) for item in row.values()) for row in value),
+        ]
     elif isinstance(value, Mapping):
         rows = [f"{name} {_word(item)}" for name, item in value.items()]
     else:

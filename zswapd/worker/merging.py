@@ -84,7 +84,9 @@ class Merging:
         self._wanted = trio.Event()
         for device in devices:
             device.recall_unreadable(left.get("pages", {}).get(device.name, ()))
-            device.has_lost_by_damage = device.has_lost_by_damage or device.name in left.get("lost", ())
+            device.has_lost_by_damage = device.has_lost_by_damage or device.name in left.get(
+                "lost", ()
+            )
             device.when_unreadable = self._wake
 
     def _wake(self) -> None:
@@ -98,9 +100,17 @@ class Merging:
 
     def remembered(self) -> dict[str, Any]:
         """Return what a successor has to know; {} if all is well."""
-        pages = {device.name: list(device.unreadable)[:REMEMBERED] for device in self._devices if device.unreadable}
+        pages = {
+            device.name: list(device.unreadable)[:REMEMBERED]
+            for device in self._devices
+            if device.unreadable
+        }
         lost = [device.name for device in self._devices if device.has_lost_by_damage]
-        return {"loops": self.loops, "pages": pages, "lost": lost} if pages or lost or self._unmerged else {}
+        return (
+            {"loops": self.loops, "pages": pages, "lost": lost}
+            if pages or lost or self._unmerged
+            else {}
+        )
 
     async def run(self) -> None:
         """Switch merging off and on; never returns."""
@@ -116,7 +126,11 @@ class Merging:
         if not unreadable and not self._unmerged:
             return False
         run = partial(self._swapoff_thread.run, abandon=True)
-        loops = await run(partial(loops_over, self._files, self._identities(), kernel=Kernel())) if unreadable else set()
+        loops = (
+            await run(partial(loops_over, self._files, self._identities(), kernel=Kernel()))
+            if unreadable
+            else set()
+        )
         before, self._unmerged = self._unmerged, loops
         if before != loops:
             self._unmerged = before | loops
@@ -125,7 +139,9 @@ class Merging:
             await trio.sleep(PROMPT_S)
         for device in sorted(before - loops):
             await run(partial(restore_merging, device))
-            log.info("requests to %s are merged again: no page that cannot be read is left on it", device)
+            log.info(
+                "requests to %s are merged again: no page that cannot be read is left on it", device
+            )
         for device in sorted(loops):
             is_set = await run(partial(set_merging, device, UNMERGED))
             if device not in before or not is_set:
@@ -139,10 +155,16 @@ class Merging:
     def _say(device: str, names: list[str], *, is_set: bool) -> None:
         what = f"there are pages of {', '.join(names)} that cannot be read"
         if is_set:
-            log.warning("%s: requests to %s are not merged, so that the pages beside them can be; swap is slower", what, device)
+            log.warning(
+                "%s: requests to %s are not merged, so that the pages beside them can be; swap is"
+                " slower",
+                what,
+                device,
+            )
         else:
             log.warning(
-                "%s, and /sys/block/%s/queue/nomerges cannot be set: pages beside them may fail with them",
+                "%s, and /sys/block/%s/queue/nomerges cannot be set: pages beside them may fail"
+                " with them",
                 what,
                 device.removeprefix("/dev/"),
                 extra={"rate_limit": 60},

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The supervisor, as its worker sees it: whether it lives, how to call it, and signs of life for it."""
+"""The supervisor, as its worker sees it.
+
+Whether it lives, how to call it, and signs of life for it.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a process takes before it serves, while it may still wait for memory: modules, protections, heaps, threads, buffers.
+"""What a process takes before it serves, while it may still wait for memory.
 
-What only some settings need is not taken without them. The supervisor imports it (`load`) before it forks anybody, since an
-import later would want memory and the disk; a worker prepares itself (`prepare`), as a spare in good time.
+Modules, protections, heaps, threads, buffers.
+
+What only some settings need is not taken without them. The supervisor imports it (`load`) before it
+forks anybody, since an import later would want memory and the disk; a worker prepares itself
+(`prepare`), as a spare in good time.
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ class Prepared:
 
 
 def load(config: Config) -> None:
-    """Import what only some settings need, once for all workers: importing takes memory, and the disk.
+    """Import what only some settings need, once for all workers.
+
+    Importing takes memory, and the disk.
 
     Args:
         config: the settings; these do not change while workers follow each other.
@@ -71,12 +76,16 @@ def _exporter(config: Config) -> Exporter | None:
 
 
 def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepared:
-    """Protect this process, which was forked to serve, and take all the memory that beginning to needs.
+    """Protect this process, which was forked to serve.
+
+    And take all the memory that beginning to needs.
 
     Args:
         config: the settings to begin with.
-        is_first: nobody has served yet, so there is time to grow the heaps in full where slow files will be read.
-        is_cold: programs and libraries may be in swap, and nobody serves it: they have to wait until this process does.
+        is_first: nobody has served yet, so there is time to grow the heaps in full where slow files
+            will be read.
+        is_cold: programs and libraries may be in swap, and nobody serves it: they have to wait
+            until this process does.
     """
     is_small = not is_first or not (config.cache.volumes or config.backing.path)
     protections = system.protect(

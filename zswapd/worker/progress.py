@@ -21,8 +21,12 @@ PROGRESS_S = 0.5
 """Time between two messages."""
 
 
-async def run_with_progress(report: Report, news: Callable[[], object], work: Callable[[], Awaitable[T]]) -> T:
-    """Do some work, and report its progress every PROGRESS_S. The work goes on when the client has left.
+async def run_with_progress(
+    report: Report, news: Callable[[], object], work: Callable[[], Awaitable[T]]
+) -> T:
+    """Do some work, and report its progress every PROGRESS_S.
+
+    The work goes on when the client has left.
 
     Args:
         report: sends a message.
@@ -31,7 +35,9 @@ async def run_with_progress(report: Report, news: Callable[[], object], work: Ca
     """
 
     async def report_until_cancelled() -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        with contextlib.suppress(
+            trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError
+        ):
             while True:
                 await trio.sleep(PROGRESS_S)
                 await report(news())

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the daemon tells about itself: snapshots of the parts, turned into the control protocol's reports. No decisions here."""
+"""What the daemon tells about itself.
+
+Snapshots of the parts, turned into the control protocol's reports. No decisions here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,13 @@ from zswapd.handover.state import HookWord, Word
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from zswapd.control.protocol import CacheReport, LimitReport, PoolReport, ProtectionReport, StatusReport
+    from zswapd.control.protocol import (
+        CacheReport,
+        LimitReport,
+        PoolReport,
+        ProtectionReport,
+        StatusReport,
+    )
     from zswapd.core.core import CoreStatistics
     from zswapd.host.cgroups import Room
     from zswapd.system import Protection
@@ -30,7 +39,11 @@ def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
         parts: of the worker.
         takeover_s: how long its takeover took, s.
     """
-    config, statistics, words = parts.settings.current, parts.core.statistics(ages_sampled=False), parts.state.words
+    config, statistics, words = (
+        parts.settings.current,
+        parts.core.statistics(ages_sampled=False),
+        parts.state.words,
+    )
     frozen = statistics.frontswap.frozen
     return {
         "version": __version__,
@@ -52,7 +65,8 @@ def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
         "backing": parts.disk.report(config, statistics) if parts.disk else None,
         "cache": cache_report(statistics, parts.volumes.statistics() if parts.volumes else ()),
         "files": [
-            {"name": device.name, "size": device.size, "stored_pages": device.stored_pages} for device in statistics.devices
+            {"name": device.name, "size": device.size, "stored_pages": device.stored_pages}
+            for device in statistics.devices
         ],
         "memory_limit": limit_report(parts.pressure.limits.room()),
         "protections": protection_reports(system.refreshed(parts.protections)),
@@ -96,18 +110,30 @@ def cache_report(core: CoreStatistics, volumes: Sequence[VolumeStatistics]) -> C
 
 def limit_report(room: Room | None) -> LimitReport | None:
     """Return the limit of a memory cgroup that leaves least."""
-    return None if room is None else {"limit_bytes": room.limit, "left_bytes": max(room.left, 0), "file": room.file}
+    return (
+        None
+        if room is None
+        else {"limit_bytes": room.limit, "left_bytes": max(room.left, 0), "file": room.file}
+    )
 
 
 def protection_reports(protections: Iterable[Protection]) -> list[ProtectionReport]:
     """Return protections, or pieces of advice, as the protocol has them."""
-    return [{"name": item.name, "on": item.on, "detail": item.detail, "hint": item.hint} for item in protections]
+    return [
+        {"name": item.name, "on": item.on, "detail": item.detail, "hint": item.hint}
+        for item in protections
+    ]
 
 
 def plain(value: object) -> Any:
-    """Return snapshots, and tuples and mappings of them, as what JSON can say; field names become keys."""
+    """Return snapshots, and tuples and mappings of them, as what JSON can say.
+
+    Field names become keys.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

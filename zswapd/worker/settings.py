@@ -49,7 +49,10 @@ class Settings:
         self._appliers += appliers
 
     def register_check(self, check: Callable[[Config, Config], None]) -> None:
-        """Have a function called with the old and the new settings before each change; it raises ConfigError to refuse."""
+        """Have a function called with the old and the new settings before each change.
+
+        It raises ConfigError to refuse.
+        """
         self._checks.append(check)
 
     def describe(self, keys: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,7 +69,9 @@ class Settings:
         return self.describe(list(settings))
 
     def reset(self, keys: Sequence[str] = ()) -> dict[str, Any]:
-        """Give changed settings their configured values again, all of them if none is named; return them.
+        """Give changed settings their configured values again, all of them if none is named.
+
+        Return them.
 
         Raises:
             ConfigError: a name is unknown, or the settings would be refused together.

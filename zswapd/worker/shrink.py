@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The task that shrinks the cache: waits for pressure, evicts in batches, and gives the frames back to the system.
+"""The task that shrinks the cache.
 
-One look at the watermarks every LOOK_S (some 80 µs), at once when the kernel's PSI trigger fires, and after every few batches.
+Waits for pressure, evicts in batches, and gives the frames back to the system.
+
+One look at the watermarks every LOOK_S (some 80 µs), at once when the kernel's PSI trigger fires,
+and after every few batches.
 
 Eviction and giving back go on side by side: what is evicted is punched by the one thread for
 blocking work (system/offload.py), behind a refill that may be under way, while the next batch is
@@ -23,11 +26,17 @@ if TYPE_CHECKING:
     from zswapd.core.reclaim.shrinker import Shrinker
 
 LOOK_S = 0.25
-"""Time between two looks: free memory falls by some 500 MiB in it at worst, which the kernel finds elsewhere meanwhile."""
+"""Time between two looks: free memory falls by some 500 MiB in it at worst.
+
+Which the kernel finds elsewhere meanwhile.
+"""
 EMPTY_LOOK_S = 1.0
 """The same while the cache is empty: only its ceiling may be to rise."""
 STEP_FRAMES = 2048
-"""Frames that are worth a trip to the other thread: with one for each batch, the trips take longer than the work."""
+"""Frames that are worth a trip to the other thread.
+
+With one for each batch, the trips take longer than the work.
+"""
 LOOK_BATCHES = 4
 """Batches between two looks."""
 
@@ -45,7 +54,8 @@ class Shrinking:
     Args:
         pressure: the system's memory.
         shrinker: the policy.
-        trim: gives some surplus frames back to the system, or some in long runs, and returns how many, 0 when there are none.
+        trim: gives some surplus frames back to the system, or some in long runs, and returns how
+            many, 0 when there are none.
 
     Attributes:
         shrinker: as above.
@@ -66,7 +76,10 @@ class Shrinking:
                 stalled = False
 
     async def _relieve(self, *, stalled: bool) -> int:
-        """Look, and evict until a look says that it is enough; return the frames that were evicted and given back."""
+        """Look, and evict until a look says that it is enough.
+
+        Return the frames that were evicted and given back.
+        """
         freed = 0
         async with trio.open_nursery() as nursery:
             while marks := self._pressure.marks():
@@ -80,12 +93,19 @@ class Shrinking:
         return freed
 
     async def shrink(self, frames: int) -> int:
-        """Evict `frames` frames, or all there are, and give them back; return how many it were. One command after another."""
+        """Evict `frames` frames, or all there are, and give them back; return how many it were.
+
+        One command after another.
+        """
         async with self._commanding:
             self.shrinker.ask(frames)
-            before = self.shrinker.evicted_frames  # what a look has evicted meanwhile was asked for here as well
+            before = (
+                self.shrinker.evicted_frames
+            )  # what a look has evicted meanwhile was asked for here as well
             async with trio.open_nursery() as nursery:
-                while self.shrinker.evicted_frames - before < frames and await self._evict(nursery, 1):
+                while self.shrinker.evicted_frames - before < frames and await self._evict(
+                    nursery, 1
+                ):
                     pass
                 await self._give_all_back()
             return self.shrinker.evicted_frames - before

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a worker stops: everything that is swapped out to its files is taken back first, and if that cannot be, it goes on.
+"""How a worker stops: everything that is swapped out to its files is taken back first.
 
-Whatever keeps it from that is a reason to go on, an error of our own included: whoever died of it would be followed by one who
-is told to stop as well, and dies of the same.
+And if that cannot be, it goes on.
+
+Whatever keeps it from that is a reason to go on, an error of our own included: whoever died of it
+would be followed by one who is told to stop as well, and dies of the same.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ class Shutdown:
     async def _drain(self, notifier: system.Notifier) -> None:
         session = self._session
         frames = self._core.frames.statistics()
-        # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing back until the end.
+        # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing
+        # back until the end.
         pool_frames = frames.used_frames - frames.ephemeral_frames
         pool_bytes = pool_frames * frames.page_size if session.hook_active else 0
         await drain(

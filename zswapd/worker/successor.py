@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from zswapd.worker.parts import Parts
 
 FRESH_S = 0.02
-"""Age of statistics that are returned again, however often a client asks: taking them stops the event loop."""
+"""Age of statistics that are returned again, however often a client asks.
+
+Taking them stops the event loop.
+"""
 _COUNTED = ("session", "control", "pressure", "shrinker")
-"""Names under which counters of earlier workers are saved, beside those of the core and of volumes."""
+"""Names under which counters of earlier workers are saved, beside those of the core and of volumes.
+"""
 
 
 class StateSaver:
@@ -119,7 +123,9 @@ class StateSaver:
             control=counters.add(self.server.statistics(), bases["control"]),
             pressure=counters.add(parts.pressure.statistics(), bases["pressure"]),
             volumes=parts.volumes.statistics() if parts.volumes else (),
-            shrinker=counters.add(shrinking.shrinker.statistics(), bases["shrinker"]) if shrinking else None,
+            shrinker=counters.add(shrinking.shrinker.statistics(), bases["shrinker"])
+            if shrinking
+            else None,
             worker=WorkerStatistics(
                 version=__version__,
                 number=words[Word.STARTED],

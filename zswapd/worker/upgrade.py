@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a worker is replaced on request: by the installed program, or by a supervisor that takes over an orphan.
+"""How a worker is replaced on request.
+
+By the installed program, or by a supervisor that takes over an orphan.
 
 An upgrade has the installed program check that it can take over, while this one serves. A program
 that cannot is refused, and the running one goes on.
@@ -84,19 +86,32 @@ class Upgrade:
         self._saver.save_state()
         parts.state.words[Word.UPGRADE] = UPGRADE_WANTED
         parts.parent.call()
-        return {"version": __version__, "worker": os.getpid(), "number": parts.state.words[Word.STARTED]}
+        return {
+            "version": __version__,
+            "worker": os.getpid(),
+            "number": parts.state.words[Word.STARTED],
+        }
 
     async def _check(self, command: list[str]) -> spawn.Finished:
         hint = "the running one goes on"
         try:
-            return await self._parts.swapoff_thread.run(partial(spawn.run, command, limit=CHECK_S), abandon=True)
+            return await self._parts.swapoff_thread.run(
+                partial(spawn.run, command, limit=CHECK_S), abandon=True
+            )
         except TimeoutError as error:
-            raise HandoverError(f"the installed program did not answer within {CHECK_S:g} s", hint=hint) from error
+            raise HandoverError(
+                f"the installed program did not answer within {CHECK_S:g} s", hint=hint
+            ) from error
         except OSError as error:  # being replaced just now, or no memory for a process
-            raise HandoverError(f"the installed program cannot be started: {error.strerror}", hint=hint) from error
+            raise HandoverError(
+                f"the installed program cannot be started: {error.strerror}", hint=hint
+            ) from error
 
     async def reload(self) -> None:
-        """Upgrade, as a signal asks for it: to read the settings again is part of that. What is refused goes to the log."""
+        """Upgrade, as a signal asks for it: to read the settings again is part of that.
+
+        What is refused goes to the log.
+        """
         try:
             await self.upgrade(discard_progress)
         except ZswapdError as error:
@@ -110,7 +125,14 @@ class Upgrade:
         self._refuse_without_hook()
         listening, lock = parts.listener.descriptors()
         backing = (parts.disk.fd,) if parts.disk else ()
-        files = (parts.session.descriptor, parts.core.arena.fd, parts.state.fd, listening, lock, *backing)
+        files = (
+            parts.session.descriptor,
+            parts.core.arena.fd,
+            parts.state.fd,
+            listening,
+            lock,
+            *backing,
+        )
         return WithDescriptors(os.getpid(), files)
 
     def _refuse_without_hook(self) -> None:
@@ -132,11 +154,16 @@ def _reason_in(output: bytes) -> tuple[str, str]:
     if not lines:
         return "", ""
     hint = next((line.removeprefix(_HINT) for line in lines if line.startswith(_HINT)), "")
-    return lines[-1 if lines[0].startswith("Traceback") else 0].removeprefix("zswapd: error: "), hint
+    return lines[-1 if lines[0].startswith("Traceback") else 0].removeprefix(
+        "zswapd: error: "
+    ), hint
 
 
 def _settings_in(output: bytes) -> object:
-    """Return what a check has printed; None from a program that is too old to print anything, or that prints too much."""
+    """Return what a check has printed.
+
+    None from a program that is too old to print anything, or that prints too much.
+    """
     try:
         return json.loads(output) if len(output) <= LONGEST_DOCUMENT + 1 else None
     except ValueError:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a worker does for its memory off the page path: it refills reserves ahead of demand, and tidies up while nobody asks.
+"""What a worker does for its memory off the page path.
+
+It refills reserves ahead of demand, and tidies up while nobody asks.
 
 Both are tasks of the event loop. What blocks in them is done in another thread (system/offload.py),
 and what takes long is done in steps.
@@ -32,8 +34,11 @@ log = logging.getLogger(__name__)
 REFILL_FRAMES_BYTES = 8 << 20
 """Memory that one refill job populates: some milliseconds of zeroing in another thread."""
 URGENT_BYTES = 1 << 20
-"""The same when the reserve is nearly empty and pages keep coming, whatever memory is free. Whoever takes little leaves some
-for those who wait in the kernel for a few pages; where no request comes, they may be who holds it (supervisor/ballast.py)."""
+"""The same when the reserve is nearly empty and pages keep coming, whatever memory is free.
+
+Whoever takes little leaves some for those who wait in the kernel for a few pages; where no request
+comes, they may be who holds it (supervisor/ballast.py).
+"""
 RETRY_S = 0.25
 """Pause after a refill that found no memory."""
 IDLE_S = 1.0
@@ -43,12 +48,18 @@ BOUND_FRAMES = 256
 and what others take below it changes all the time.
 """
 PLENTY_BYTES = 512 << 20
-"""Spare memory at which heaps that are small are grown, where requests may wait for a disk; and free memory at which what is
-urgent need not be little: a piece of URGENT_BYTES for each turn of the event loop is less than a fast fill takes meanwhile."""
+"""Spare memory at which heaps that are small are grown, where requests may wait for a disk.
+
+And free memory at which what is urgent need not be little: a piece of URGENT_BYTES for each turn of
+the event loop is less than a fast fill takes meanwhile.
+"""
 
 
 def free_bytes() -> int:
-    """Return the system's free memory, watermarks or not: a system call that takes no memory (spare_pages does)."""
+    """Return the system's free memory, watermarks or not.
+
+    A system call that takes no memory (spare_pages does).
+    """
     return os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
 
 
@@ -58,8 +69,10 @@ class Upkeep:
     Args:
         core: whose memory it is.
         offload: does what blocks.
-        yields: the other thread gives way to the swapping program, where the daemon itself does not.
-        has_small_heaps: this process has heaps that can still grow, being a successor, or not having needed more so far.
+        yields: the other thread gives way to the swapping program, where the daemon itself does
+            not.
+        has_small_heaps: this process has heaps that can still grow, being a successor, or not
+            having needed more so far.
         needs_large_heaps: says whether they should; asked now and then.
         limits: of the memory cgroups above this process; None for none.
     """
@@ -94,7 +107,10 @@ class Upkeep:
     def _wake_refill(self) -> None:
         """Called from the page path when a reserve runs low, and when it has nearly run out."""
         self._refill_wanted.set()
-        if self._has_leisure and self._core.frames.table.long_frames < self._core.frames.urgent_mark:
+        if (
+            self._has_leisure
+            and self._core.frames.table.long_frames < self._core.frames.urgent_mark
+        ):
             self._has_leisure = False
             self._offload.hurry()
 
@@ -103,7 +119,9 @@ class Upkeep:
         while True:
             await self._refill_wanted.wait()
             self._refill_wanted = trio.Event()
-            while self._core.frames.wants_refill() or any(nodes.wants_refill() for nodes in self._core.all_nodes):
+            while self._core.frames.wants_refill() or any(
+                nodes.wants_refill() for nodes in self._core.all_nodes
+            ):
                 most = self._bytes_to_take()
                 if most < self._core.frames.page_size:
                     await trio.sleep(RETRY_S)
@@ -112,9 +130,12 @@ class Upkeep:
                     await self._refill_nodes()
                     await self._refill_frames(most)
                 except ArenaError as error:
-                    log.warning("the reserve cannot be refilled: %s", error, extra={"rate_limit": 10})
+                    log.warning(
+                        "the reserve cannot be refilled: %s", error, extra={"rate_limit": 10}
+                    )
                     await trio.sleep(RETRY_S)
-            # A refill that failed has armed them, the page path has called since, and then frames came free by themselves.
+            # A refill that failed has armed them, the page path has called since, and then frames
+            # came free by themselves.
             self._core.frames.rearm()
             for nodes in self._core.all_nodes:
                 nodes.rearm()
@@ -144,14 +165,20 @@ class Upkeep:
             self._core.bound(ceiling - ceiling % BOUND_FRAMES)
             self._say_bound(room.file, is_bound=frames_left <= 0)
         # Where others have taken more than is left, the reserve goes first.
-        target = max(min(self._reserve_frames, self._reserve_frames + frames_left), self._reserve_frames // 8)
+        target = max(
+            min(self._reserve_frames, self._reserve_frames + frames_left), self._reserve_frames // 8
+        )
         if target != frames.reserve_target and (frames_left < 0 or target == self._reserve_frames):
             frames.reserve_target = target
         return max(frames_left, 0) * frames.page_size
 
     def _say_bound(self, file: str, *, is_bound: bool) -> None:
         if is_bound and not self._is_bound:
-            log.warning("%s leaves no more memory: the reserve is not refilled", file, extra={"rate_limit": 60})
+            log.warning(
+                "%s leaves no more memory: the reserve is not refilled",
+                file,
+                extra={"rate_limit": 60},
+            )
         self._is_bound = is_bound
 
     async def _refill_frames(self, most: int) -> None:
@@ -160,7 +187,9 @@ class Upkeep:
         is_low = frames.table.long_frames < frames.urgent_mark
         is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
         is_little = is_urgent and free_bytes() < PLENTY_BYTES
-        job = frames.begin_refill(min(URGENT_BYTES if is_little else REFILL_FRAMES_BYTES, most) // frames.page_size)
+        job = frames.begin_refill(
+            min(URGENT_BYTES if is_little else REFILL_FRAMES_BYTES, most) // frames.page_size
+        )
         if not job.runs:
             return
         self._has_leisure = not is_urgent
@@ -191,12 +220,16 @@ class Upkeep:
                 try:
                     await self._offload.run(job.prepare)
                 except ArenaError as error:
-                    log.warning("pages are not compressed again: %s", error, extra={"rate_limit": 60})
+                    log.warning(
+                        "pages are not compressed again: %s", error, extra={"rate_limit": 60}
+                    )
                     job.abandon()
             await trio.sleep(job.step() if job.is_running else IDLE_S)
 
     async def keep_house(self, look: Callable[[], None]) -> None:
-        """Give surplus frames back, compact, collect garbage, only while no requests come; never returns.
+        """Give surplus frames back, compact, collect garbage, only while no requests come.
+
+        Never returns.
 
         Args:
             look: called once in IDLE_S, whatever comes.
@@ -218,7 +251,11 @@ class Upkeep:
                 continue
             while core.wants_compaction() and core.compact_step() and self._requests() == seen:
                 await trio.lowlevel.checkpoint()
-            if self._has_small_heaps and self._needs_large_heaps() and spare_pages() * core.frames.page_size > PLENTY_BYTES:
+            if (
+                self._has_small_heaps
+                and self._needs_large_heaps()
+                and spare_pages() * core.frames.page_size > PLENTY_BYTES
+            ):
                 self._has_small_heaps = False
                 system.grow_heaps()
             if garbage_due:
@@ -228,12 +265,23 @@ class Upkeep:
     def _requests(self) -> int:
         """Return a number that changes with every page that is read, written or discarded."""
         front = self._core.frontswap.statistics()
-        return front.succ_stores + front.failed_stores + front.loads + front.failed_loads + front.invalidates
+        return (
+            front.succ_stores
+            + front.failed_stores
+            + front.loads
+            + front.failed_loads
+            + front.invalidates
+        )
 
     async def trim(self, *, all_of_it: bool = False, long_only: bool = False) -> int:
-        """Give some surplus frames back to the system; return how many, 0 when there is none (`PageFrames.begin_trim`)."""
+        """Give some surplus frames back to the system.
+
+        Return how many, 0 when there is none (`PageFrames.begin_trim`).
+        """
         frames = self._core.frames
-        job = frames.begin_trim(REFILL_FRAMES_BYTES // frames.page_size, all_of_it=all_of_it, long_only=long_only)
+        job = frames.begin_trim(
+            REFILL_FRAMES_BYTES // frames.page_size, all_of_it=all_of_it, long_only=long_only
+        )
         count = sum(count for _, count in job.runs)
         if count:
             try:

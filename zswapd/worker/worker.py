@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The worker: the asynchronous shell around the core, and the composition root of the process that serves pages.
+"""The worker: the asynchronous shell around the core.
 
-It is forked by the supervisor, which has mounted, made the arena, and listens on the control socket; a worker builds itself
-around what it is given, the first one like every later one. Coming up: protections, before any thread exists and before
-memory is mapped; the core, rebuilt from the arena; a self-test; then the tasks. Ready means that requests are answered.
+And the composition root of the process that serves pages.
+
+It is forked by the supervisor, which has mounted, made the arena, and listens on the control
+socket; a worker builds itself around what it is given, the first one like every later one. Coming
+up: protections, before any thread exists and before memory is mapped; the core, rebuilt from the
+arena; a self-test; then the tasks. Ready means that requests are answered.
 
 Tasks, all in one thread, each doing its blocking part elsewhere:
 
@@ -11,13 +14,15 @@ Tasks, all in one thread, each doing its blocking part elsewhere:
 - refill and housekeeping: worker/upkeep.py;
 - shrinking: the cache's memory goes back when others need it;
 - control: the socket (worker/commands.py has the commands);
-- beat and tick: signs of life, also before it serves; what a successor has to know, into the shared state;
+- beat and tick: signs of life, also before it serves; what a successor has to know, into the shared
+  state;
 - signals: SIGUSR1 means stop *if the data can go back into memory*, SIGUSR2 means make room for a
   successor now, SIGURG what `zswapctl upgrade` does; each counts only from the supervisor, or from
   one that takes over from an orphan. SIGTERM and SIGINT are obeyed only without a supervisor.
 
-Stopping: swapoff of everything that is swapped on from our files, in a thread, while pages are being served. If that cannot
-fit, or somebody else uses a file, the worker says so and goes on: a swap device that ends takes its users' memory with it.
+Stopping: swapoff of everything that is swapped on from our files, in a thread, while pages are
+being served. If that cannot fit, or somebody else uses a file, the worker says so and goes on: a
+swap device that ends takes its users' memory with it.
 """
 
 from __future__ import annotations
@@ -56,7 +61,11 @@ BROKEN = 70
 """Exit code of one whose books are not to be relied on any more (`InvariantError.exit_code`)."""
 TICK_S = 0.5
 """Time between two signs of life."""
-_STOP, _LEAVE, RELOAD = signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG  # a worker that does not know the last ignores it
+_STOP, _LEAVE, RELOAD = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGURG,
+)  # a worker that does not know the last ignores it
 _ORDERS = frozenset({_STOP, _LEAVE, RELOAD})
 """Signals that count only from a supervisor."""
 _STOPS = frozenset({_STOP, signal.SIGTERM, signal.SIGINT})
@@ -110,7 +119,9 @@ class Worker:
                     nursery.start_soon(self._tick)
                     if parts.shrinking:
                         nursery.start_soon(parts.shrinking.run)
-                        nursery.start_soon(partial(parts.psi_thread.run, parts.pressure.arm, abandon=True))
+                        nursery.start_soon(
+                            partial(parts.psi_thread.run, parts.pressure.arm, abandon=True)
+                        )
                     nursery.start_soon(self._handle_signals, signals, nursery)
                     await nursery.start(self._saver.server.serve)
                     if parts.exporter:
@@ -122,8 +133,16 @@ class Worker:
             self._saver.save_state()
         return self._end or 0
 
-    async def _serve(self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve requests; when somebody else has unmounted, there is nothing left to serve, and all ends."""
+    async def _serve(
+        self,
+        scope: trio.CancelScope,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve requests; when somebody else has unmounted, there is nothing left to serve.
+
+        And all ends.
+        """
         await self.parts.session.serve(task_status=task_status)
         if self._end is None:
             self._enter(Phase.STOPPING)
@@ -133,19 +152,35 @@ class Worker:
     def _say_ready(self) -> None:
         parts = self.parts
         number = parts.state.words[Word.STARTED]
-        names = ", ".join(str(parts.session.mountpoint / name) for name in parts.core.devices) or "the cache alone"
+        names = (
+            ", ".join(str(parts.session.mountpoint / name) for name in parts.core.devices)
+            or "the cache alone"
+        )
         if number > 1:
             self._saver.takeover_s = time.monotonic() - parts.begun
             pages = parts.core.statistics(ages_sampled=False).zv.curr_pages
-            log.info("worker %d serves %s, %d pages, after %.0f ms", number, names, pages, self._saver.takeover_s * 1000)
+            log.info(
+                "worker %d serves %s, %d pages, after %.0f ms",
+                number,
+                names,
+                pages,
+                self._saver.takeover_s * 1000,
+            )
         else:
             for item in parts.protections:
                 if not item.on:
-                    log.warning("protection %s is off: %s%s", item.name, item.detail, f" ({item.hint})" if item.hint else "")
+                    log.warning(
+                        "protection %s is off: %s%s",
+                        item.name,
+                        item.detail,
+                        f" ({item.hint})" if item.hint else "",
+                    )
             log.info(
                 "ready: serving %s%s",
                 names,
-                f"; {installation.of_daemon().call('swapon')} switches it on" if parts.core.devices else "",
+                f"; {installation.of_daemon().call('swapon')} switches it on"
+                if parts.core.devices
+                else "",
             )
         self._enter(Phase.SERVING)
         parts.parent.call()
@@ -159,7 +194,10 @@ class Worker:
             system.set_normal()
 
     async def _warm_up(self) -> None:
-        """Have programs and libraries in memory, though they may be in the swap that is served only now."""
+        """Have programs and libraries in memory.
+
+        Though they may be in the swap that is served only now.
+        """
         await self.parts.swapoff_thread.run(system.read_code, abandon=True)
         system.populate_code()
 
@@ -175,7 +213,12 @@ class Worker:
         """Do what a signal asks for, if its sender may."""
         number = received.number
         if not self._counts(received):
-            log.warning("%s from process %d is ignored", received.name, received.sender, extra={"rate_limit": 60})
+            log.warning(
+                "%s from process %d is ignored",
+                received.name,
+                received.sender,
+                extra={"rate_limit": 60},
+            )
         elif number == RELOAD:
             nursery.start_soon(self._upgrade.reload)
         elif number == _LEAVE:
@@ -201,7 +244,10 @@ class Worker:
         return False
 
     def _give_up(self, handler: str, error: Exception) -> None:
-        """End at once, with the core in the middle of something, and leave all to a successor; return if there is none."""
+        """End at once, with the core in the middle of something, and leave all to a successor.
+
+        Return if there is none.
+        """
         if not (self.parts.session.hook_active and self.parts.parent.is_alive()):
             return
         self.parts.state.words[Word.BROKEN] += 1
@@ -210,7 +256,9 @@ class Worker:
 
     async def _stop(self, cause: str) -> bool:
         """Take back what is swapped out; return whether the daemon may end."""
-        if not await self.parts.shutdown.attempt("told to" if self.parts.parent.is_alive() else cause):
+        if not await self.parts.shutdown.attempt(
+            "told to" if self.parts.parent.is_alive() else cause
+        ):
             return False
         self._enter(Phase.STOPPING)
         return True
@@ -233,6 +281,7 @@ class Worker:
             if self.parts.disk:
                 self.parts.disk.look()
             if not self._saver.save_if_used():
-                # The hook does not see when a coroutine has answered; nobody is to be blamed for a request of long ago.
+                # The hook does not see when a coroutine has answered; nobody is to be blamed for a
+                # request of long ago.
                 self.parts.state.hook_words[HookWord.ACTIVE] = 0
             await trio.sleep(TICK_S)

@@ -28,8 +28,13 @@ Ctl = Callable[..., str]
 
 
 @pytest.fixture
-def ctl(box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs zswapctl in a thread, its requests checked as the server checks them; returns what it prints."""
+def ctl(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Runs zswapctl in a thread, its requests checked as the server checks them.
+
+    Returns what it prints.
+    """
     remembered: list[int] = []
 
     class Client:
@@ -49,7 +54,9 @@ def ctl(box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
             async def answer() -> object:
                 result = self.handlers[request.command](**request.arguments)
-                return json.loads(json.dumps(await result if inspect.isawaitable(result) else result))
+                return json.loads(
+                    json.dumps(await result if inspect.isawaitable(result) else result)
+                )
 
             return trio.from_thread.run(answer)
 
@@ -57,7 +64,9 @@ def ctl(box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     monkeypatch.setattr(zswapctl.signal, "signal", lambda *_: None)  # not in a thread
 
     async def run(*words: str, code: int = 0) -> str:
-        Client.handlers = CacheCommands(box.volumes, box.cache, lambda: remembered.append(1)).handlers()
+        Client.handlers = CacheCommands(
+            box.volumes, box.cache, lambda: remembered.append(1)
+        ).handlers()
         assert await trio.to_thread.run_sync(zswapctl.main, ["cache", *words]) == code
         captured = capsys.readouterr()
         return captured.err if code else captured.out
@@ -89,15 +98,21 @@ async def test_volume_is_added_listed_invalidated_resized_and_removed(
         assert "2.0 MiB" in await ctl("resize", "disk")
         assert "gone" in await ctl("remove", "disk")
         assert "there is no volume disk" in await ctl("remove", "disk", code=15)
-        assert len(ctl.remembered) == 2, "a successor is to have what was added, and not what was removed"
+        assert len(ctl.remembered) == 2, (
+            "a successor is to have what was added, and not what was removed"
+        )
 
 
-async def test_what_is_wrong_with_a_volume_is_told(box: Box, ctl: Any, tmp_path: Path, expect_log: Callable[..., None]) -> None:
+async def test_what_is_wrong_with_a_volume_is_told(
+    box: Box, ctl: Any, tmp_path: Path, expect_log: Callable[..., None]
+) -> None:
     expect_log("a cache volume cannot be used: .*No such file")
     make_file(tmp_path / "backing", 2)
     async with box.running():
         assert "is a directory" in await ctl("add", "dir", "--backing", str(tmp_path), code=15)
-        assert "No such file" in await ctl("add", "none", "--backing", str(tmp_path / "none"), code=15)
+        assert "No such file" in await ctl(
+            "add", "none", "--backing", str(tmp_path / "none"), code=15
+        )
         await ctl("add", "disk", "--backing", str(tmp_path / "backing"))
         (tmp_path / "backing").unlink()
         assert "No such file" in await ctl("resize", "disk", code=15)

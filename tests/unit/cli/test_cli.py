@@ -34,7 +34,14 @@ MIB = 1 << 20
 STATUS: dict[str, Any] = {
     "version": "0.1.0",
     "pid": 4711,
-    "worker": {"pid": 4712, "number": 1, "deaths": 0, "takeover_s": 0.0, "supervised": True, "poisoned_requests": 0},
+    "worker": {
+        "pid": 4712,
+        "number": 1,
+        "deaths": 0,
+        "takeover_s": 0.0,
+        "supervised": True,
+        "poisoned_requests": 0,
+    },
     "uptime_s": 7503.2,
     "state": "serving",
     "mountpoint": "/run/zswapd/mnt",
@@ -59,7 +66,12 @@ STATUS: dict[str, Any] = {
     ],
     "protections": [
         {"name": "lock_memory", "on": True, "detail": "4300 MiB mapped as locked", "hint": None},
-        {"name": "io_flusher", "on": False, "detail": "not permitted", "hint": "run zswapd as root " + "and so on " * 12},
+        {
+            "name": "io_flusher",
+            "on": False,
+            "detail": "not permitted",
+            "hint": "run zswapd as root " + "and so on " * 12,
+        },
     ],
     "advice": [
         {"name": "vm.page-cluster", "on": False, "detail": "0", "hint": "sysctl vm.page-cluster=3"},
@@ -75,7 +87,12 @@ class FakeDaemon:
         self.path = path
         self.status: dict[str, Any] = json.loads(json.dumps(STATUS))
         self.statistics: dict[str, Any] = {
-            "core": {"frames": 3, "ratio": 2.5, "none": None, "classes": [{"size": 32, "by_group": [1, 0]}]}
+            "core": {
+                "frames": 3,
+                "ratio": 2.5,
+                "none": None,
+                "classes": [{"size": 32, "by_group": [1, 0]}],
+            }
         }
         self.config = config.load(codecs=("lz4", "lzo"))
         self.called: list[str] = []
@@ -92,7 +109,9 @@ class FakeDaemon:
             "stats": lambda: self.statistics,
             "get": lambda keys=(): config.describe(self.config, keys),
             "set": self._set,
-            "reset": lambda keys: self._note(f"reset {keys}", config.describe(self.config, ["pool.limit"])),
+            "reset": lambda keys: self._note(
+                f"reset {keys}", config.describe(self.config, ["pool.limit"])
+            ),
             "freeze": lambda: self._note("freeze", {"frozen": True}),
             "thaw": lambda: self._note("thaw", {"frozen": False}),
             "compact": self._compact,
@@ -108,8 +127,15 @@ class FakeDaemon:
         await report({"frames_freed": 12})
         return {"frames_before": 100, "frames_after": 70}
 
-    async def _pages(self, report: Callable[[object], Awaitable[None]], file: str = "swap") -> dict[str, Any]:
-        await report({"file": file, "pages": [[12, "compressed", "lz4", 1312, 60], [13, "lost", None, 0, None]]})
+    async def _pages(
+        self, report: Callable[[object], Awaitable[None]], file: str = "swap"
+    ) -> dict[str, Any]:
+        await report(
+            {
+                "file": file,
+                "pages": [[12, "compressed", "lz4", 1312, 60], [13, "lost", None, 0, None]],
+            }
+        )
         await report({"file": file, "pages": []})
         await report({"file": file, "pages": [[1048575, "same-filled", None, 8, None]]})
         return {"pages": {"compressed": 1, "lost": 1, "same-filled": 1}}
@@ -196,8 +222,16 @@ def test_status_tells_what_is_stored_and_fits_80_columns(
     assert "kernel zswap" not in text
 
 
-def test_status_of_an_empty_pool_divides_by_nothing(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    daemon.status["pool"] |= {"stored_pages": 0, "frames": 0, "compressed_bytes": 0, "limit_bytes": 0, "refused": {}}
+def test_status_of_an_empty_pool_divides_by_nothing(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.status["pool"] |= {
+        "stored_pages": 0,
+        "frames": 0,
+        "compressed_bytes": 0,
+        "limit_bytes": 0,
+        "refused": {},
+    }
     daemon.status["discard"] = False
     assert ctl(daemon, "status") == 0
     text = capsys.readouterr().out
@@ -207,18 +241,33 @@ def test_status_of_an_empty_pool_divides_by_nothing(daemon: FakeDaemon, capsys: 
     assert "Refused    nothing" in text
 
 
-def test_status_has_a_line_for_cache_volumes_when_there_are_any(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    cache = {"volumes": 0, "pages": 0, "frames": 0, "limit_bytes": 1 << 30, "hit_ratio": None, "frozen": False}
+def test_status_has_a_line_for_cache_volumes_when_there_are_any(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = {
+        "volumes": 0,
+        "pages": 0,
+        "frames": 0,
+        "limit_bytes": 1 << 30,
+        "hit_ratio": None,
+        "frozen": False,
+    }
     daemon.status["cache"] = cache
     assert ctl(daemon, "status") == 0
     assert "Cache" not in capsys.readouterr().out
     cache["volumes"] = 1
     assert ctl(daemon, "status") == 0
-    assert "Cache      0 B of 1 volume in 0 B, at most 1.0 GiB; not read yet" in capsys.readouterr().out.splitlines()
+    assert (
+        "Cache      0 B of 1 volume in 0 B, at most 1.0 GiB; not read yet"
+        in capsys.readouterr().out.splitlines()
+    )
     cache |= {"volumes": 2, "pages": 2560, "frames": 1024, "hit_ratio": 0.875, "frozen": True}
     assert ctl(daemon, "status") == 0
     text = capsys.readouterr().out
-    assert "Cache      10.0 MiB of 2 volumes in 4.0 MiB, at most 1.0 GiB; hits 87.5%, FROZEN" in text.splitlines()
+    assert (
+        "Cache      10.0 MiB of 2 volumes in 4.0 MiB, at most 1.0 GiB; hits 87.5%, FROZEN"
+        in text.splitlines()
+    )
 
 
 def test_daemon_without_a_swap_file_has_nothing_to_swap_on_or_off(
@@ -234,7 +283,10 @@ def test_daemon_without_a_swap_file_has_nothing_to_swap_on_or_off(
 
 @pytest.mark.parametrize("arguments", [("--json", "status"), ("status", "--json")])
 def test_status_as_json_has_the_swap_of_each_file(
-    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+    daemon: FakeDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
 ) -> None:
     swapped_on(monkeypatch, "swap")
     assert ctl(daemon, *arguments) == 0
@@ -248,7 +300,9 @@ def test_status_as_json_has_the_swap_of_each_file(
     }
 
 
-def test_stats_are_one_counter_a_line_and_tables(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_are_one_counter_a_line_and_tables(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ctl(daemon, "stats") == 0
     assert capsys.readouterr().out.splitlines() == [
         "core.frames 3",
@@ -262,8 +316,21 @@ def test_stats_are_one_counter_a_line_and_tables(daemon: FakeDaemon, capsys: pyt
     ]
 
 
-def test_get_shows_settings_as_a_config_file_has_them(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ctl(daemon, "get", "pool.checksum", "pool.limit", "log.level", "memory.reserve", "swap.files") == 0
+def test_get_shows_settings_as_a_config_file_has_them(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        ctl(
+            daemon,
+            "get",
+            "pool.checksum",
+            "pool.limit",
+            "log.level",
+            "memory.reserve",
+            "swap.files",
+        )
+        == 0
+    )
     assert capsys.readouterr().out.splitlines() == [
         "pool.checksum = true  # default",
         'pool.limit = ""  # default',
@@ -281,7 +348,10 @@ def test_set_changes_all_or_nothing(daemon: FakeDaemon, capsys: pytest.CaptureFi
         'pool.compressor = "lzo"  # zswapctl set',
         "pool.checksum = false  # zswapctl set",
     ]
-    assert ctl(daemon, "set", "pool.compressor=lz4", "pool.checksum=maybe") == errors.ConfigError.exit_code
+    assert (
+        ctl(daemon, "set", "pool.compressor=lz4", "pool.checksum=maybe")
+        == errors.ConfigError.exit_code
+    )
     assert 'pool.checksum is "maybe"' in capsys.readouterr().err
     assert daemon.config.pool.compressor == "lzo"
     assert ctl(daemon, "set", "pool.compressor") == errors.ConfigError.exit_code
@@ -292,11 +362,17 @@ def test_reset_needs_names_or_all(daemon: FakeDaemon, capsys: pytest.CaptureFixt
     assert ctl(daemon, "reset", "pool.limit", "log.level") == ctl(daemon, "reset", "--all") == 0
     assert daemon.called == ["reset ['pool.limit', 'log.level']", "reset []"]
     assert capsys.readouterr().out.splitlines()[0].startswith("pool.limit = ")
-    assert ctl(daemon, "reset") == ctl(daemon, "reset", "--all", "log.level") == errors.ConfigError.exit_code
+    assert (
+        ctl(daemon, "reset")
+        == ctl(daemon, "reset", "--all", "log.level")
+        == errors.ConfigError.exit_code
+    )
     assert len(daemon.called) == 2
 
 
-def test_freeze_thaw_and_compact_say_what_they_did(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_freeze_thaw_and_compact_say_what_they_did(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ctl(daemon, "freeze") == 0
     assert "frozen" in capsys.readouterr().out
     assert ctl(daemon, "thaw", "--json") == 0
@@ -306,7 +382,9 @@ def test_freeze_thaw_and_compact_say_what_they_did(daemon: FakeDaemon, capsys: p
     assert daemon.called == ["freeze", "thaw"]
 
 
-def test_pages_are_told_one_by_one_and_counted(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_are_told_one_by_one_and_counted(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ctl(daemon, "pages", "second") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -319,7 +397,14 @@ def test_pages_are_told_one_by_one_and_counted(daemon: FakeDaemon, capsys: pytes
     ]
     assert ctl(daemon, "pages", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == {"file": "swap", "page": 12, "state": "compressed", "codec": "lz4", "bytes": 1312, "age_s": 60}
+    assert rows[0] == {
+        "file": "swap",
+        "page": 12,
+        "state": "compressed",
+        "codec": "lz4",
+        "bytes": 1312,
+        "age_s": 60,
+    }
     assert [row["page"] for row in rows[:-1]] == [12, 13, 1048575]
     assert rows[-1] == {"pages": {"compressed": 1, "lost": 1, "same-filled": 1}}
 
@@ -356,31 +441,47 @@ def test_what_goes_wrong_is_an_object_with_json(
     assert zswapctl.main([*arguments, "--json"]) == ControlError.exit_code
     captured = capsys.readouterr()
     error = json.loads(captured.out)["error"]
-    assert error == {"message": error["message"], "hint": error["hint"], "exit_code": ControlError.exit_code}
+    assert error == {
+        "message": error["message"],
+        "hint": error["hint"],
+        "exit_code": ControlError.exit_code,
+    }
     assert error["message"].startswith("zswapd does not run")
     assert f"zswapctl: error: {error['message']}\nzswapctl: hint: {error['hint']}\n" == captured.err
 
 
-def test_without_a_daemon_every_command_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_daemon_every_command_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (["status"], ["swapon"], ["swapoff"], ["get"], ["compact"]):
-        assert zswapctl.main(["--socket", str(tmp_path / "none"), *command]) == errors.ControlError.exit_code
+        assert (
+            zswapctl.main(["--socket", str(tmp_path / "none"), *command])
+            == errors.ControlError.exit_code
+        )
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.splitlines() == [
             f"zswapctl: error: zswapd does not run: nobody listens at {tmp_path}/none",
-            f"zswapctl: hint: start it with {installation.found().start()}, or name its socket with --socket",
+            (
+                f"zswapctl: hint: start it with {installation.found().start()}, or name its socket"
+                " with --socket"
+            ),
         ]
 
 
 # zswapctl: swapon and swapoff
 
 
-def fake_attach(monkeypatch: pytest.MonkeyPatch, *warnings: str) -> list[tuple[Path, dict[str, Any]]]:
+def fake_attach(
+    monkeypatch: pytest.MonkeyPatch, *warnings: str
+) -> list[tuple[Path, dict[str, Any]]]:
     calls: list[tuple[Path, dict[str, Any]]] = []
 
     def attach(file: Path, **options: Any) -> swapdevice.Attached:
         calls.append((file, options))
-        return swapdevice.Attached("/dev/loop5", 4 << 30, discard=options["discard"], warnings=warnings)
+        return swapdevice.Attached(
+            "/dev/loop5", 4 << 30, discard=options["discard"], warnings=warnings
+        )
 
     monkeypatch.setattr(swapdevice, "attach", attach)
     return calls
@@ -391,11 +492,18 @@ def test_swapon_uses_the_daemons_settings(
 ) -> None:
     calls = fake_attach(monkeypatch, "it is slow")
     assert ctl(daemon, "swapon") == 0
-    assert calls == [(Path("/run/zswapd/mnt/swap"), {"priority": 100, "discard": True, "page_size": 4096})]
+    assert calls == [
+        (Path("/run/zswapd/mnt/swap"), {"priority": 100, "discard": True, "page_size": 4096})
+    ]
     captured = capsys.readouterr()
-    assert captured.out == "/run/zswapd/mnt/swap is swapped on as /dev/loop5: 4.0 GiB, priority 100, with discard\n"
+    assert (
+        captured.out
+        == "/run/zswapd/mnt/swap is swapped on as /dev/loop5: 4.0 GiB, priority 100, with discard\n"
+    )
     warnings = captured.err.splitlines()
-    assert warnings[0].startswith("zswapctl: warning: io_flusher: not permitted (run zswapd as root")
+    assert warnings[0].startswith(
+        "zswapctl: warning: io_flusher: not permitted (run zswapd as root"
+    )
     assert warnings[1] == "zswapctl: warning: vm.page-cluster: 0 (sysctl vm.page-cluster=3)"
     assert warnings[2] == "zswapctl: warning: it is slow"
     assert len(warnings) == 3
@@ -406,10 +514,18 @@ def test_swapon_takes_name_priority_and_no_discard(
 ) -> None:
     calls = fake_attach(monkeypatch)
     assert ctl(daemon, "swapon", "second", "--priority", "7", "--no-discard", "--json") == 0
-    assert calls == [(Path("/run/zswapd/mnt/second"), {"priority": 7, "discard": False, "page_size": 4096})]
+    assert calls == [
+        (Path("/run/zswapd/mnt/second"), {"priority": 7, "discard": False, "page_size": 4096})
+    ]
     captured = capsys.readouterr()
     assert json.loads(captured.out)["swapped_on"] == [
-        {"file": "/run/zswapd/mnt/second", "device": "/dev/loop5", "size": 4 << 30, "priority": 7, "discard": False}
+        {
+            "file": "/run/zswapd/mnt/second",
+            "device": "/dev/loop5",
+            "size": 4 << 30,
+            "priority": 7,
+            "discard": False,
+        }
     ]
     assert captured.err == ""
 
@@ -429,7 +545,9 @@ def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
 ) -> None:
     calls = fake_attach(monkeypatch)
     hint = "sysctl vm.min_free_kbytes=16384"
-    daemon.status["advice"] = [{"name": "vm.min_free_kbytes", "on": False, "detail": "2048", "hint": hint}]
+    daemon.status["advice"] = [
+        {"name": "vm.min_free_kbytes", "on": False, "detail": "2048", "hint": hint}
+    ]
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     text = capsys.readouterr().err
     assert "too little memory free for its own part of swapping (2048)" in text
@@ -442,7 +560,12 @@ def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
 def test_swapon_below_a_limit_that_makes_the_daemon_swap_is_refused_unless_forced(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = {"name": "memory_limit", "on": False, "detail": "1.0 GiB (/c/memory.max)", "hint": "echo 0 > /c/memory.swap.max"}
+    limit = {
+        "name": "memory_limit",
+        "on": False,
+        "detail": "1.0 GiB (/c/memory.max)",
+        "hint": "echo 0 > /c/memory.swap.max",
+    }
     daemon.status["protections"].append(limit)
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     text = capsys.readouterr().err
@@ -453,8 +576,14 @@ def test_swapon_below_a_limit_that_makes_the_daemon_swap_is_refused_unless_force
     assert len(calls) == 1
 
 
-def test_status_names_the_limit_of_a_cgroup(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    daemon.status["memory_limit"] = {"limit_bytes": 1 << 30, "left_bytes": 1 << 28, "file": "/sys/fs/cgroup/a/memory.max"}
+def test_status_names_the_limit_of_a_cgroup(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.status["memory_limit"] = {
+        "limit_bytes": 1 << 30,
+        "left_bytes": 1 << 28,
+        "file": "/sys/fs/cgroup/a/memory.max",
+    }
     assert ctl(daemon, "status") == 0
     line = "Bounded    by 1.0 GiB in /sys/fs/cgroup/a/memory.max, 256.0 MiB left of them"
     assert line in capsys.readouterr().out.splitlines()
@@ -463,7 +592,11 @@ def test_status_names_the_limit_of_a_cgroup(daemon: FakeDaemon, capsys: pytest.C
 def test_swapon_to_memory_that_is_not_locked_is_refused_unless_forced(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.status["protections"][0] |= {"on": False, "detail": "mlockall: no", "hint": "run zswapd as root"}
+    daemon.status["protections"][0] |= {
+        "on": False,
+        "detail": "mlockall: no",
+        "hint": "run zswapd as root",
+    }
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     text = capsys.readouterr().err
     assert "not locked (mlockall: no)" in text
@@ -504,7 +637,12 @@ def test_swapon_all_takes_what_is_off_and_swapoff_all_what_is_on(
 def test_swapon_tunes_first_when_asked_to(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    low = {"name": "vm.min_free_kbytes", "on": False, "detail": "2048", "hint": "sysctl vm.min_free_kbytes=16384"}
+    low = {
+        "name": "vm.min_free_kbytes",
+        "on": False,
+        "detail": "2048",
+        "hint": "sysctl vm.min_free_kbytes=16384",
+    }
     daemon.status["advice"] = [low]
     monkeypatch.setattr("zswapd.system.advice.raise_min_free_kbytes", lambda: low.update(on=True))
     calls = fake_attach(monkeypatch)
@@ -524,9 +662,14 @@ def test_swapon_while_the_daemon_stops_is_refused(
     assert calls == []
 
 
-@pytest.mark.parametrize("failure", [SwapDeviceError("second is in use", hint="look"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "failure", [SwapDeviceError("second is in use", hint="look"), KeyboardInterrupt()]
+)
 def test_swapon_of_several_files_is_all_or_nothing(
-    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    daemon: FakeDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
 ) -> None:
     on: list[Path] = []
 
@@ -550,16 +693,25 @@ def test_swapon_of_several_files_is_all_or_nothing(
     assert on == []
     text = capsys.readouterr().err
     assert "stays" not in text
-    assert isinstance(failure, KeyboardInterrupt) or "second is in use\nzswapctl: hint: look" in text
+    assert (
+        isinstance(failure, KeyboardInterrupt) or "second is in use\nzswapctl: hint: look" in text
+    )
 
     monkeypatch.setattr(swapdevice, "detach", stuck)
     assert ctl(daemon, "swapon", "swap", "second") == errors.SwapDeviceError.exit_code
-    assert "and swap, swapped on before that, cannot be swapped off again: does not fit" in capsys.readouterr().err
+    assert (
+        "and swap, swapped on before that, cannot be swapped off again: does not fit"
+        in capsys.readouterr().err
+    )
 
 
-def test_swapon_of_an_unknown_file_names_those_there_are(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_swapon_of_an_unknown_file_names_those_there_are(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ctl(daemon, "swapon", "swap", "third") == errors.SwapDeviceError.exit_code
-    assert "no swap file 'third'\nzswapctl: hint: there are: swap, second\n" in capsys.readouterr().err
+    assert (
+        "no swap file 'third'\nzswapctl: hint: there are: swap, second\n" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("priority", ["-1", "32768", "high", "1.5"])
@@ -575,7 +727,9 @@ def test_swapon_with_a_bad_priority_is_a_usage_error(
 def fake_detach(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Path, ...], dict[str, Any]]]:
     calls: list[tuple[tuple[Path, ...], dict[str, Any]]] = []
 
-    def detach(*files: Path, progress: Callable[[str, int, int], None], **options: Any) -> list[str]:
+    def detach(
+        *files: Path, progress: Callable[[str, int, int], None], **options: Any
+    ) -> list[str]:
         calls.append((files, options))
         for left in (100 * MIB, 50 * MIB, 0):
             progress("/dev/loop0", left, 100 * MIB)
@@ -599,14 +753,20 @@ def test_swapoff_without_a_name_takes_all_that_are_on(
     ]
 
 
-def test_swapoff_of_one_file_counts_its_share_of_the_pool(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapoff_of_one_file_counts_its_share_of_the_pool(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     swapped_on(monkeypatch, "swap", "second")
     calls = fake_detach(monkeypatch)
     assert ctl(daemon, "swapoff", "second", "--force") == 0
-    assert calls == [((Path("/run/zswapd/mnt/second"),), {"force": True, "pool_bytes": 100000 * 4096 // 4})]
+    assert calls == [
+        ((Path("/run/zswapd/mnt/second"),), {"force": True, "pool_bytes": 100000 * 4096 // 4})
+    ]
 
 
-def test_swapoff_without_discard_counts_on_no_memory_of_the_pool(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapoff_without_discard_counts_on_no_memory_of_the_pool(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     swapped_on(monkeypatch, "swap")
     daemon.status["discard"] = False
     calls = fake_detach(monkeypatch)
@@ -614,7 +774,10 @@ def test_swapoff_without_discard_counts_on_no_memory_of_the_pool(daemon: FakeDae
     assert calls[0][1]["pool_bytes"] == 0
 
 
-@pytest.mark.parametrize(("names", "message"), [((), "swap, second"), (("second",), "second"), (("swap", "second"), "second")])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [((), "swap, second"), (("second",), "second"), (("swap", "second"), "second")],
+)
 def test_swapoff_of_what_is_not_on_is_refused(
     daemon: FakeDaemon,
     capsys: pytest.CaptureFixture[str],
@@ -662,7 +825,10 @@ def test_upgrade_waits_for_the_next_worker(
     monkeypatch.setattr(upgrade, "_PAUSE_S", 0.01)
     daemon.takeovers = iter([4712, 4712, 6000])
     assert ctl(daemon, "upgrade") == 0
-    assert re.search(r"zswapd 0\.1\.0 was replaced by 0\.2\.0 in \d\.\d s; worker 6000 serves", capsys.readouterr().out)
+    assert re.search(
+        r"zswapd 0\.1\.0 was replaced by 0\.2\.0 in \d\.\d s; worker 6000 serves",
+        capsys.readouterr().out,
+    )
 
 
 def test_upgrade_that_does_not_happen_is_a_failure(
@@ -673,18 +839,24 @@ def test_upgrade_that_does_not_happen_is_a_failure(
     assert "the upgrade has not happened" in capsys.readouterr().err
 
 
-def test_progress_is_one_moving_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_one_moving_line_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     show = swap.SwapoffProgress(quiet=False)
     show.update("/dev/loop12", 1023 * MIB, 4096 * MIB)
     show.close()
     text = capsys.readouterr().err
-    assert text.startswith("\r\x1b[K[##################......] /dev/loop12  1023.0 MiB of 4.0 GiB left, ")
+    assert text.startswith(
+        "\r\x1b[K[##################......] /dev/loop12  1023.0 MiB of 4.0 GiB left, "
+    )
     assert text.endswith("/s\n")
     assert len(text) < 90  # 80 columns, the line end and what clears the line
 
 
-def test_progress_elsewhere_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_elsewhere_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr("zswapd.cli.swap.time.monotonic", lambda: now[0])
     show = swap.SwapoffProgress(quiet=False)
@@ -704,7 +876,8 @@ def test_quiet_progress_and_empty_swap_show_nothing(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.9, "0 s"), (59, "59 s"), (192, "3 min 12 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")]
+    ("seconds", "text"),
+    [(0.9, "0 s"), (59, "59 s"), (192, "3 min 12 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")],
 )
 def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
     assert render.duration(seconds) == text
@@ -718,7 +891,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
     """What the daemon was run with."""
     seen: list[config.Config] = []
 
-    def run(configure: Callable[[], config.Config], _guarded: Callable[[Callable[[], int]], int]) -> int:
+    def run(
+        configure: Callable[[], config.Config], _guarded: Callable[[Callable[[], int]], int]
+    ) -> int:
         seen.append(configure())
         return 0
 
@@ -747,13 +922,21 @@ def test_run_builds_the_config_from_its_options(ran: list[config.Config], tmp_pa
         (["--size", "0"], '--size: swap.size is "0"; it is 0 bytes', "2G"),
         (["--size", "1000000"], "not a multiple of the page", "write 999424 or 1003520"),
         (["--set", "pool.compressor=zip"], '"zip", which is not known', "write lz4"),
-        (["--set", "pool.compresor=lzo"], "unknown setting pool.compresor", "did you mean pool.compressor?"),
+        (
+            ["--set", "pool.compresor=lzo"],
+            "unknown setting pool.compresor",
+            "did you mean pool.compressor?",
+        ),
         (["--set", "nonsense"], "no assignment", "section.key=value"),
         (["--config", "/nonexistent.toml"], "cannot read /nonexistent.toml", "--config"),
     ],
 )
 def test_run_refuses_a_users_mistake_in_two_lines(
-    ran: list[config.Config], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, hint: str
+    ran: list[config.Config],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+    hint: str,
 ) -> None:
     assert zswapd.main(["run", *arguments]) == errors.ConfigError.exit_code
     lines = capsys.readouterr().err.splitlines()
@@ -779,7 +962,9 @@ def test_version_and_help_of_the_real_programs(program: str) -> None:
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "-c", call, *arguments]
-        return subprocess.run(command, cwd=TOP, check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(
+            command, cwd=TOP, check=True, capture_output=True, text=True, timeout=30
+        ).stdout
 
     assert run("--version") == f"{program} {__version__}\n"
     assert "COMMAND" in run("--help")
@@ -787,15 +972,32 @@ def test_version_and_help_of_the_real_programs(program: str) -> None:
 
 def test_status_imports_next_to_nothing(daemon: FakeDaemon) -> None:
     code = (
-        "import sys; from zswapd.cli import zswapctl; "
-        f"zswapctl.main(['--socket', {str(daemon.path)!r}, 'status', '--json']); "
-        "print(sorted(name for name in sys.modules if '.' not in name or name.startswith('zswapd')), file=sys.stderr)"
+        "import sys; from zswapd.cli import zswapctl; zswapctl.main(['--socket',"
+        f" {str(daemon.path)!r}, 'status', '--json']); print(sorted(name for name in sys.modules if"
+        " '.' not in name or name.startswith('zswapd')), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     imported = set(json.loads(done.stderr.replace("'", '"')))
     assert json.loads(done.stdout)["state"] == "serving"
     # Each of these costs some 5 ms or more, of 60 in all.
-    heavy = {"trio", "pyfuse3", "lz4", "dataclasses", "subprocess", "ctypes", "curses", "difflib", "zswapd.config"}
+    heavy = {
+        "trio",
+        "pyfuse3",
+        "lz4",
+        "dataclasses",
+        "subprocess",
+        "ctypes",
+        "curses",
+        "difflib",
+        "zswapd.config",
+    }
     assert not imported & heavy
     assert "zswapd.swapdevice.state" in imported
     assert "zswapd.swapdevice.swapon" not in imported
@@ -824,7 +1026,9 @@ def test_a_failure_out_of_nurseries_is_a_failure_too(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "prog: error: busy\n"
 
 
-@pytest.mark.parametrize("bug", [KeyError("x"), ExceptionGroup("g", [SwapDeviceError("busy"), KeyError("x")])])
+@pytest.mark.parametrize(
+    "bug", [KeyError("x"), ExceptionGroup("g", [SwapDeviceError("busy"), KeyError("x")])]
+)
 def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
     with pytest.raises(type(bug)):
         guarded("prog", fails(bug))
@@ -839,7 +1043,9 @@ def test_a_reader_that_has_seen_enough_is_no_failure(daemon: FakeDaemon) -> None
     call = "import sys; from zswapd.cli.zswapctl import main; sys.exit(main())"
     command = [sys.executable, "-c", call, "--socket", str(daemon.path), "get"]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with subprocess.Popen(command, cwd=TOP, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=TOP, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -865,7 +1071,11 @@ def test_a_wrong_command_line_is_two_lines_and_with_json_an_object(
     assert second.startswith(f"{program}: hint: ")
     if json_:
         error = json.loads(captured.out)["error"]
-        assert error == {"message": "unknown command 'bogus'", "hint": error["hint"], "exit_code": 2}
+        assert error == {
+            "message": "unknown command 'bogus'",
+            "hint": error["hint"],
+            "exit_code": 2,
+        }
     else:
         assert captured.out == ""
 
@@ -873,7 +1083,11 @@ def test_a_wrong_command_line_is_two_lines_and_with_json_an_object(
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (["statsu"], "unknown command 'statsu'", "did you mean `zswapctl stats` or `zswapctl status`?"),
+        (
+            ["statsu"],
+            "unknown command 'statsu'",
+            "did you mean `zswapctl stats` or `zswapctl status`?",
+        ),
         (["SwapOn"], "unknown command 'SwapOn'", "did you mean `zswapctl swapon`"),
         (["swap-on"], "unknown command 'swap-on'", "did you mean `zswapctl swapon`"),
         (["xyzzy"], "unknown command 'xyzzy'", "commands are: status, stats, top"),
@@ -883,9 +1097,21 @@ def test_a_wrong_command_line_is_two_lines_and_with_json_an_object(
         (["swapon", "--priorityy", "5"], "unknown option --priorityy", "did you mean --priority?"),
         (["swapon", "--priorityy=5"], "unknown option --priorityy", "did you mean --priority?"),
         (["status", "--jsno"], "unknown option --jsno", "did you mean --json?"),
-        (["cache", "add", "x", "--baking", "/y", "--backing", "/z"], "unknown option --baking", "did you mean --backing?"),
-        (["cache", "add", "x", "--backing", "/z", "--mode", "write-through"], "--mode cannot be", "did you mean writethrough?"),
-        (["cache", "add", "x", "--backing", "/z", "--mode", "q"], "--mode cannot be 'q'", "one of: ro, writethrough"),
+        (
+            ["cache", "add", "x", "--baking", "/y", "--backing", "/z"],
+            "unknown option --baking",
+            "did you mean --backing?",
+        ),
+        (
+            ["cache", "add", "x", "--backing", "/z", "--mode", "write-through"],
+            "--mode cannot be",
+            "did you mean writethrough?",
+        ),
+        (
+            ["cache", "add", "x", "--backing", "/z", "--mode", "q"],
+            "--mode cannot be 'q'",
+            "one of: ro, writethrough",
+        ),
         (["freeze", "swap"], "unexpected argument 'swap'", "`zswapctl freeze --help`"),
         (["set"], "required: SECTION.KEY=VALUE", "`zswapctl set --help`"),
         (["shrink", "much"], "write a number of pages, or a size: 64M", "`zswapctl shrink --help`"),
@@ -939,7 +1165,9 @@ def test_amounts_are_pages_or_sizes(text: str, frames: int) -> None:
     assert share == -(-(memory_total() * 5 // 100) // PAGE_SIZE)
 
 
-def test_marking_pages_and_sending_some_are_two_commands(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_marking_pages_and_sending_some_are_two_commands(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     for option in (["--pages", "5"], ["--idle", "9"], ["--incompressible"]):
         assert ctl(daemon, "writeback", "--mark-idle", *option) == errors.UsageError.exit_code
         assert "second `zswapctl writeback`" in capsys.readouterr().err
@@ -956,7 +1184,9 @@ def test_an_unknown_swap_file_is_one_cause_with_one_code(
     assert "hint: did you mean second? there are: swap, second" in text
 
 
-def test_a_limit_that_another_setting_bounds_says_what_counts(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_that_another_setting_bounds_says_what_counts(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ctl(daemon, "set", "pool.limit=90%") == 0
     total = memory_total()
     percent = render.format_size(total * 75 // 100 // PAGE_SIZE * PAGE_SIZE)
@@ -966,7 +1196,9 @@ def test_a_limit_that_another_setting_bounds_says_what_counts(daemon: FakeDaemon
     assert "all," not in config.SETTINGS["pool.limit"].help
 
 
-def test_a_service_manager_is_held_up_with_a_command_line_that_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_manager_is_held_up_with_a_command_line_that_is_not_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It may have pages to keep, so it is not told to give up; it would try ten times a second."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)

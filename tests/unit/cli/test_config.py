@@ -25,9 +25,25 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_show_says_where_each_value_comes_from(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["config", "show", "--config", str(file), "--set", "pool.compressor=lzo", "--mountpoint", "/mnt/z"]
-    assert zswapd.main([*command, "swap.size", "swap.priority", "swap.files", "pool.compressor", "pool.limit"]) == 0
+def test_show_says_where_each_value_comes_from(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "config",
+        "show",
+        "--config",
+        str(file),
+        "--set",
+        "pool.compressor=lzo",
+        "--mountpoint",
+        "/mnt/z",
+    ]
+    assert (
+        zswapd.main(
+            [*command, "swap.size", "swap.priority", "swap.files", "pool.compressor", "pool.limit"]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.splitlines() == [
         f"swap.size = 67108864  # 64.0 MiB, {file}:2",
         f"swap.priority = 9  # {file}.d/10-more.toml:3",
@@ -45,16 +61,22 @@ def test_show_says_where_each_value_comes_from(file: Path, capsys: pytest.Captur
     }  # fmt: skip
 
 
-def test_show_is_a_config_file_again(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_is_a_config_file_again(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert zswapd.main(["config", "show", "--config", str(file)]) == 0
     again = tmp_path / "again.toml"
     again.write_text(capsys.readouterr().out)
     before = config.load(codecs=compress.names(), file=file)
     after = config.load(codecs=compress.names(), file=again)
-    assert {dest: after.value(dest) for dest in config.SETTINGS} == {dest: before.value(dest) for dest in config.SETTINGS}
+    assert {dest: after.value(dest) for dest in config.SETTINGS} == {
+        dest: before.value(dest) for dest in config.SETTINGS
+    }
 
 
-def test_check_names_the_files_or_the_line_and_what_would_be_right(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_the_files_or_the_line_and_what_would_be_right(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert zswapd.main(["config", "check", "--config", str(file)]) == 0
     dropin = f"{file}.d/10-more.toml"
     assert capsys.readouterr().out == f"{file}: in order\n{dropin}: in order\n"
@@ -65,8 +87,10 @@ def test_check_names_the_files_or_the_line_and_what_would_be_right(file: Path, c
     assert zswapd.main(["config", "check", "--config", str(file)]) == ConfigError.exit_code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == (
-        f"zswapd: error: {dropin}:3: unknown setting pool.compresor\nzswapd: hint: did you mean pool.compressor?\n"
+    assert (
+        captured.err
+        == f"zswapd: error: {dropin}:3: unknown setting pool.compresor\nzswapd: hint: did you mean"
+        " pool.compressor?\n"
     )
 
 
@@ -78,7 +102,10 @@ def test_check_names_the_files_or_the_line_and_what_would_be_right(file: Path, c
             "{file}:3, {file}:5: control.socket /mnt/z/sock lies",
         ),
         ('[control]\nsocket = "/run/zswapd/mnt/sock"', "{file}:2: control.socket"),
-        ('[backing]\npath = "/x"\n[fuse]\nhook = false', "{file}:2, {file}:4: a backing needs the FUSE hook"),
+        (
+            '[backing]\npath = "/x"\n[fuse]\nhook = false',
+            "{file}:2, {file}:4: a backing needs the FUSE hook",
+        ),
         ('[backing]\nbuffers = "1M"', "{file}:2: backing.buffers is 1048576 bytes"),
     ],
 )
@@ -103,8 +130,14 @@ def test_defaults_are_a_file_that_changes_nothing_and_has_everything(
     assert config.load(codecs=compress.names(), file=file).given == {}
     file.write_text(re.sub(r"^#(?=\w+ = )", "", text, flags=re.MULTILINE))
     given = config.load(codecs=compress.names(), file=file)
-    assert {dest: given.value(dest) for dest in config.SETTINGS} == {dest: plain.value(dest) for dest in config.SETTINGS}
-    written = {f"{section}.{key}" for section, keys in tomllib.loads(file.read_text()).items() for key in keys}
+    assert {dest: given.value(dest) for dest in config.SETTINGS} == {
+        dest: plain.value(dest) for dest in config.SETTINGS
+    }
+    written = {
+        f"{section}.{key}"
+        for section, keys in tomllib.loads(file.read_text()).items()
+        for key in keys
+    }
     assert written == set(config.SETTINGS)
 
 
@@ -115,10 +148,14 @@ def _empty_root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["show", "check"])
-def test_a_mistake_is_an_object_with_json(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_an_object_with_json(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text('[pool]\nlimit = "much"\n')
-    assert zswapd.main(["config", command, "--config", str(file), "--json"]) == ConfigError.exit_code
+    assert (
+        zswapd.main(["config", command, "--config", str(file), "--json"]) == ConfigError.exit_code
+    )
     error = json.loads(capsys.readouterr().out)["error"]
     assert f"{file}:2: pool.limit" in error["message"]
     assert error["hint"]

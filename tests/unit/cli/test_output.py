@@ -95,10 +95,19 @@ def commands(daemon: FakeDaemon) -> Commands:
         line = ["--socket", str(daemon.path), *words, *ARGUMENTS.get(" ".join(words), [])]
         line += ["--interval", "0.1"] if words == ("top",) else []
         made.append(("zswapctl", line))
-    made += [("zswapctl", ["--socket", str(daemon.path), word, "--json"]) for word in ("status", "pages", "thaw")]
+    made += [
+        ("zswapctl", ["--socket", str(daemon.path), word, "--json"])
+        for word in ("status", "pages", "thaw")
+    ]
     made += [("zswapd", ["config", word]) for word in ("show", "check", "defaults")]
     made.append(("zswapd", ["config", "check", "--json"]))
-    for line_ in ("run --help", "--help", "--version", "run --nonsense", "config show swap.nonsense"):
+    for line_ in (
+        "run --help",
+        "--help",
+        "--version",
+        "run --nonsense",
+        "config show swap.nonsense",
+    ):
         made.append(("zswapd", line_.split()))
     for line_ in ("--help", "swapon --help", "nonsense", "--socket /none status --json"):
         made.append(("zswapctl", line_.split()))
@@ -112,7 +121,11 @@ def few(commands: Commands, usual: tuple[list[int], bytes]) -> tuple[Commands, l
     """Return one command of each kind, with its exit code: long, with progress, one that fails,
     JSON, help.
     """
-    chosen = [(command, code) for command, code in zip(commands, usual[0], strict=True) if command[1][-1] in FEW]
+    chosen = [
+        (command, code)
+        for command, code in zip(commands, usual[0], strict=True)
+        if command[1][-1] in FEW
+    ]
     return [command for command, _ in chosen], [code for _, code in chosen]
 
 
@@ -122,7 +135,15 @@ def locales(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("locales")
     if shutil.which("localedef") is None:
         pytest.skip("localedef is not installed")
-    command = ["localedef", "-c", "-i", "de_DE", "-f", "ISO-8859-1", str(directory / "de_DE.ISO-8859-1")]
+    command = [
+        "localedef",
+        "-c",
+        "-i",
+        "de_DE",
+        "-f",
+        "ISO-8859-1",
+        str(directory / "de_DE.ISO-8859-1"),
+    ]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if not (directory / "de_DE.ISO-8859-1").exists():
         pytest.skip(f"localedef cannot make a locale: {made.stderr}")
@@ -206,7 +227,9 @@ def opened(path: str, flags: int) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_a_reader_that_has_left_is_no_failure(commands: Commands, usual: tuple[list[int], bytes]) -> None:
+def test_a_reader_that_has_left_is_no_failure(
+    commands: Commands, usual: tuple[list[int], bytes]
+) -> None:
     with broken_pipe() as stdout:
         codes, complaints = run(commands, stdout=stdout)
     check(complaints)
@@ -218,7 +241,9 @@ def test_a_reader_that_has_left_is_no_failure(commands: Commands, usual: tuple[l
         check(run(some, stdout=stdout)[1])
 
 
-def check_unwritten(reason: str, outcome: tuple[list[int], str], commands: Commands, expected: list[int]) -> None:
+def check_unwritten(
+    reason: str, outcome: tuple[list[int], str], commands: Commands, expected: list[int]
+) -> None:
     codes, complaints = outcome
     check(complaints)
     for command, code, other in zip(commands, codes, expected, strict=True):
@@ -226,11 +251,14 @@ def check_unwritten(reason: str, outcome: tuple[list[int], str], commands: Comma
     for program in ("zswapctl", "zswapd"):
         said = f"{program}: cannot write to standard output: {reason}"
         assert complaints.count(said) >= sum(
-            name == program and code == 0 for (name, _), code in zip(commands, expected, strict=True)
+            name == program and code == 0
+            for (name, _), code in zip(commands, expected, strict=True)
         )
 
 
-def test_output_that_cannot_be_written_is_said_in_a_line(commands: Commands, usual: tuple[list[int], bytes]) -> None:
+def test_output_that_cannot_be_written_is_said_in_a_line(
+    commands: Commands, usual: tuple[list[int], bytes]
+) -> None:
     with opened("/dev/full", os.O_WRONLY) as stdout:
         check_unwritten("No space left on device", run(commands, stdout=stdout), commands, usual[0])
     some, expected = few(commands, usual)
@@ -257,7 +285,9 @@ def close_all() -> None:
         os.close(number)
 
 
-def test_closed_standard_files_are_no_failure(commands: Commands, usual: tuple[list[int], bytes]) -> None:
+def test_closed_standard_files_are_no_failure(
+    commands: Commands, usual: tuple[list[int], bytes]
+) -> None:
     some, expected = few(commands, usual)
     codes, complaints = run(some, stdout=subprocess.DEVNULL, before=lambda: os.close(1))
     check(complaints)
@@ -267,7 +297,9 @@ def test_closed_standard_files_are_no_failure(commands: Commands, usual: tuple[l
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_waiting_for_a_reader_that_is_stopped_can_be_interrupted(daemon: FakeDaemon, number: signal.Signals) -> None:
+def test_waiting_for_a_reader_that_is_stopped_can_be_interrupted(
+    daemon: FakeDaemon, number: signal.Signals
+) -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
     with contextlib.suppress(BlockingIOError):
@@ -331,7 +363,9 @@ def test_standard_error_that_takes_nothing_changes_nothing(
     assert len(path.read_bytes()) > 1000
 
 
-def test_output_that_does_not_block_is_waited_for(commands: Commands, usual: tuple[list[int], bytes]) -> None:
+def test_output_that_does_not_block_is_waited_for(
+    commands: Commands, usual: tuple[list[int], bytes]
+) -> None:
     """A pipe that is full most of the time, with O_NONBLOCK set by another process that has it."""
     read, write = os.pipe2(os.O_NONBLOCK)
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -345,7 +379,11 @@ def test_output_that_does_not_block_is_waited_for(commands: Commands, usual: tup
 
     reader = threading.Thread(target=take)
     reader.start()
-    long = [(command, code) for command, code in zip(commands, usual[0], strict=True) if command[1][-1] in {"get", "defaults"}]
+    long = [
+        (command, code)
+        for command, code in zip(commands, usual[0], strict=True)
+        if command[1][-1] in {"get", "defaults"}
+    ]
     try:
         codes, complaints = run([command for command, _ in 3 * long], stdout=write)
     finally:
@@ -382,11 +420,17 @@ def test_defaults_are_a_config_file_whatever_the_locale(locales: Path, tmp_path:
     path = tmp_path / "zswapd.toml"
     for locale in ("de_DE.ISO-8859-1", "C", "C.UTF-8"):
         with path.open("wb") as file:
-            run([("zswapd", ["config", "defaults"])], environment(locale, LOCPATH=str(locales)), stdout=file.fileno())
+            run(
+                [("zswapd", ["config", "defaults"])],
+                environment(locale, LOCPATH=str(locales)),
+                stdout=file.fileno(),
+            )
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) > 100
         tomllib.loads(text)
-        codes, complaints = run([("zswapd", ["config", "check", "--config", str(path)])], stdout=subprocess.DEVNULL)
+        codes, complaints = run(
+            [("zswapd", ["config", "check", "--config", str(path)])], stdout=subprocess.DEVNULL
+        )
         assert (codes, complaints) == ([0], "")
 
 
@@ -401,7 +445,9 @@ def test_defaults_are_a_config_file_whatever_the_locale(locales: Path, tmp_path:
         ("\u00b5\u2026", "utf-8", "\u00b5\u2026".encode()),
     ],
 )
-def test_what_an_encoding_lacks_is_written_in_plain_letters(text: str, encoding: str, written: bytes) -> None:
+def test_what_an_encoding_lacks_is_written_in_plain_letters(
+    text: str, encoding: str, written: bytes
+) -> None:
     assert text.encode(encoding, "zswapd.plain") == written
     assert output.plain("5 \u00b5s") == "5 us"
 
@@ -429,8 +475,12 @@ class Broken:
         self._socket.close()
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), output.OutputError(28, "No space left on device")])
-def test_an_error_in_showing_progress_is_not_one_of_the_connection(error: OSError, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), output.OutputError(28, "No space left on device")]
+)
+def test_an_error_in_showing_progress_is_not_one_of_the_connection(
+    error: OSError, tmp_path: Path
+) -> None:
     def show(_: Any) -> None:
         raise error
 
@@ -453,11 +503,15 @@ class Reset:
         return getattr(self._real, name)
 
 
-def test_an_error_of_the_connection_still_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_connection_still_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon = Broken(tmp_path / "zswapd.sock")
     with Client(daemon.path) as client:
         monkeypatch.setattr(client, "_socket", Reset(client._socket))
-        with pytest.raises(ControlError, match="connection to zswapd broke: Connection reset by peer"):
+        with pytest.raises(
+            ControlError, match="connection to zswapd broke: Connection reset by peer"
+        ):
             client.call("pages")
         monkeypatch.undo()
     daemon.close()

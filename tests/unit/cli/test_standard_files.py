@@ -26,14 +26,21 @@ sys.stdout.flush()
 """
 
 
-@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "closed", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)], ids=str
+)
 def test_closed_files_are_the_null_device(closed: tuple[int, ...]) -> None:
     program = COMPLETE.format(closed=closed)
     redirections = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
     command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=TOP, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=30)
+    done = subprocess.run(
+        command, cwd=TOP, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=30
+    )
     assert done.returncode == 0, done.stderr
-    assert (done.stdout, done.stderr) == (b"" if 1 in closed else b"out\n", b"" if 2 in closed else b"err\n")
+    assert (done.stdout, done.stderr) == (
+        b"" if 1 in closed else b"out\n",
+        b"" if 2 in closed else b"err\n",
+    )
 
 
 NEVER_WAIT = """
@@ -57,7 +64,10 @@ def test_output_never_waits_and_never_fails(tmp_path: object, kind: str) -> None
     elif kind.startswith("terminal"):
         screen, output = os.openpty()
     else:
-        output = os.open("/dev/full" if kind == "full" else f"{tmp_path}/file", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = os.open(
+            "/dev/full" if kind == "full" else f"{tmp_path}/file",
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+        )
     try:
         os.set_inheritable(output, True)
         if kind in ("no reader", "terminal gone"):
@@ -66,7 +76,14 @@ def test_output_never_waits_and_never_fails(tmp_path: object, kind: str) -> None
         command = [sys.executable, "-c", NEVER_WAIT, f"{tmp_path}/done"]
         environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         done = subprocess.run(
-            command, cwd=TOP, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, timeout=30
+            command,
+            cwd=TOP,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            timeout=30,
         )
         assert done.returncode == 0
         with open(f"{tmp_path}/done") as file:

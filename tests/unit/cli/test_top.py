@@ -37,32 +37,57 @@ def test_rates_are_those_between_two_reports(report: dict[str, Any]) -> None:
 
 def test_it_fits_and_says_what_is_off(report: dict[str, Any]) -> None:
     loud = copy.deepcopy(report)
-    loud["worker"] |= {"supervised": False, "deaths": 7, "protections": {f"protection_{number}": False for number in range(9)}}
-    loud["core"]["frontswap"] |= {"frozen": True, "rejects": {f"some_reason_{number}": 1 << 40 for number in range(9)}}
+    loud["worker"] |= {
+        "supervised": False,
+        "deaths": 7,
+        "protections": {f"protection_{number}": False for number in range(9)},
+    }
+    loud["core"]["frontswap"] |= {
+        "frozen": True,
+        "rejects": {f"some_reason_{number}": 1 << 40 for number in range(9)},
+    }
     lines = list(screen(loud, report, 1.0))
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 26
     text = "\n".join(lines)
-    for word in ("FROZEN", "7 died", "WITHOUT a supervisor", "off: protection_0", "refused because"):
+    for word in (
+        "FROZEN",
+        "7 died",
+        "WITHOUT a supervisor",
+        "off: protection_0",
+        "refused because",
+    ):
         assert word in text
 
 
 @pytest.mark.parametrize("files", [1, 2, 3, 9])
 @pytest.mark.parametrize("rows", [24, 40])
-def test_whatever_there_is_it_has_room_for_what_is_wrong(report: dict[str, Any], files: int, rows: int) -> None:
+def test_whatever_there_is_it_has_room_for_what_is_wrong(
+    report: dict[str, Any], files: int, rows: int
+) -> None:
     now = copy.deepcopy(report)
     now["worker"] |= {"supervised": False, "protections": {"lock_memory": False}}
     now["core"]["frontswap"]["rejects"] = {"pool_limit_hit": 3}
     (device,) = now["core"]["devices"]
     now["core"]["devices"] = [device | {"name": f"file{number}"} for number in range(files)]
-    classes = [{"size": 32 * number, "used_frames": 9, "objects": 9, "used_objects": 5} for number in range(1, 12)]
+    classes = [
+        {"size": 32 * number, "used_frames": 9, "objects": 9, "used_objects": 5}
+        for number in range(1, 12)
+    ]
     now["core"]["zsmalloc"]["classes"] = classes
     now["core"]["writeback"] = {"sampled_ages": [1, 2, 3, 4, 5]}
     now["core"]["backed"] = [{"bd_count": 1, "written_back_pages": 1, "written_through_pages": 0}]
     lines = screen(now, now, 1.0, rows=rows)
     assert len(lines) <= rows
     text = "\n".join(lines)
-    for word in ("WITHOUT a supervisor", "off: lock_memory", "refused because: 3 pool_limit_hit", "Cache", "Disk", "Unused"):
+    for word in (
+        "WITHOUT a supervisor",
+        "off: lock_memory",
+        "refused because: 3 pool_limit_hit",
+        "Cache",
+        "Disk",
+        "Unused",
+    ):
         assert word in text
     shown = sum(line.startswith("file") for line in lines)
     assert shown == files or (shown >= 2 and f"and {files - shown} more files" in text)
@@ -72,14 +97,19 @@ def test_whatever_there_is_it_has_room_for_what_is_wrong(report: dict[str, Any],
 
 def test_zbud_has_a_table_too() -> None:
     core = make(pool__allocator="zbud")
-    # Twice two share a frame; one shares its with the header of the last, which has a frame of its own; one is alone.
+    # Twice two share a frame; one shares its with the header of the last, which has a frame of its
+    # own; one is alone.
     for number, size in enumerate((1800, 1800, 1800, 1800, 2700, 2700, 4096)):
         core.devices["swap"].write(number * 4096, memoryview(os.urandom(size).ljust(4096, b"0")))
     now = json.loads(json.dumps(plain(make_snapshot(core))))
     core.close()
     lines = screen(now, now, 1.0)
-    (place,) = (number for number, line in enumerate(lines) if line.startswith("Page frames of zbud"))
-    table = {" ".join(line.split()[:-3]): line.split()[-3:] for line in lines[place + 1 : place + 4]}
+    (place,) = (
+        number for number, line in enumerate(lines) if line.startswith("Page frames of zbud")
+    )
+    table = {
+        " ".join(line.split()[:-3]): line.split()[-3:] for line in lines[place + 1 : place + 4]
+    }
     assert table["two objects"] == ["12.0", "KiB", "6"]
     assert table["one object of up to three quarters"] == ["4.0", "KiB", "1"]
     assert table["a whole page"] == ["4.0", "KiB", "1"]
@@ -88,7 +118,9 @@ def test_zbud_has_a_table_too() -> None:
 def test_an_ordinary_pool_tells_how_long_ago_its_pages_were_stored(report: dict[str, Any]) -> None:
     now = copy.deepcopy(report)
     now["core"]["store_ages"] = [1, 0, 2, 0, 1]
-    assert "Age       <1 min 25%  <10 min 0%  <1 h 50%  <1 d 0%  longer 25%" in screen(now, now, 1.0)
+    assert "Age       <1 min 25%  <10 min 0%  <1 h 50%  <1 d 0%  longer 25%" in screen(
+        now, now, 1.0
+    )
     del now["core"]["store_ages"]
     assert not [line for line in screen(now, now, 1.0) if line.startswith("Age")]
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Config: sources in order, values with their origin, errors that name file, line and what would be right."""
+"""Config: sources in order, values with their origin, errors that name file.
+
+Line and what would be right.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(root: Path, *assignments: tuple[str, str], file: Path | None = None, page_size: int = 4096) -> config.Config:
+def load(
+    root: Path, *assignments: tuple[str, str], file: Path | None = None, page_size: int = 4096
+) -> config.Config:
     return config.load(
         codecs=("lz4", "lzo"),
         file=file,
@@ -65,11 +70,11 @@ def test_load_without_any_source_gives_the_documented_defaults(root: Path) -> No
     assert (loaded.pool.zv_max_zsize, loaded.pool.zv_max_mean_zsize) == (3584, 2560)
     assert (loaded.pool.zv_page_count_policy_percent, loaded.pool.max_zspage_frames) == (75, 8)
     assert (loaded.memory.arena, loaded.memory.reserve) == ("auto", 64 << 20)
-    assert (loaded.service.lock_memory, loaded.service.io_flusher, loaded.service.oom_score_adj) == (
-        True,
-        True,
-        -1000,
-    )
+    assert (
+        loaded.service.lock_memory,
+        loaded.service.io_flusher,
+        loaded.service.oom_score_adj,
+    ) == (True, True, -1000)
     assert loaded.control.socket == Path("/run/zswapd/zswapd.sock")
     assert loaded.log.level == "info"
 
@@ -82,9 +87,13 @@ def test_defaults_are_valid_at_every_page_size(root: Path, page_size: int) -> No
 
 
 def test_later_sources_win_and_each_value_knows_its_origin(root: Path) -> None:
-    main = write(root, '[pool]\ncompressor = "lzo"\nchecksum = false\n\n[swap]\npriority = 1\nsize = "1G"\n')
+    main = write(
+        root, '[pool]\ncompressor = "lzo"\nchecksum = false\n\n[swap]\npriority = 1\nsize = "1G"\n'
+    )
     write(root, "[swap]\npriority = 2\n", "zswapd.toml.d/20-b.toml")
-    dropin = write(root, "[swap]\npriority = 3\n# last\n[fuse]\npoll_us = 0\n", "zswapd.toml.d/30-c.toml")
+    dropin = write(
+        root, "[swap]\npriority = 3\n# last\n[fuse]\npoll_us = 0\n", "zswapd.toml.d/30-c.toml"
+    )
     write(root, "[swap]\npriority = 4\n", "zswapd.toml.d/10-a.toml")
     write(root, "[swap]\npriority = 5\n", "zswapd.toml.d/99-ignored.conf")
     loaded = load(root, ("swap.size", "2G"))
@@ -106,11 +115,23 @@ def test_later_sources_win_and_each_value_knows_its_origin(root: Path) -> None:
 
 
 def test_dropins_are_read_in_the_order_of_their_names(root: Path) -> None:
-    settings = ["swap.priority", "fuse.poll_us", "pool.zv_max_zsize", "service.oom_score_adj", "fuse.budget_us"]
-    for count, dest in enumerate(settings, start=2):  # several, for a directory may happen to list two files in order
+    settings = [
+        "swap.priority",
+        "fuse.poll_us",
+        "pool.zv_max_zsize",
+        "service.oom_score_adj",
+        "fuse.budget_us",
+    ]
+    for count, dest in enumerate(
+        settings, start=2
+    ):  # several, for a directory may happen to list two files in order
         section, key = dest.split(".")
         for number in range(count):
-            write(root, f"[{section}]\n{key} = {100 + number}\n", f"zswapd.toml.d/{number:02}-{section}-{key}.toml")
+            write(
+                root,
+                f"[{section}]\n{key} = {100 + number}\n",
+                f"zswapd.toml.d/{number:02}-{section}-{key}.toml",
+            )
     loaded = load(root)
     assert [loaded.value(dest) for dest in settings] == [101, 102, 103, 104, 105]
 
@@ -120,7 +141,9 @@ def test_dropins_count_without_a_main_file(root: Path) -> None:
     assert load(root).log.level == "debug"
 
 
-def test_a_named_file_has_its_own_dropins_and_hides_the_default_one(root: Path, tmp_path: Path) -> None:
+def test_a_named_file_has_its_own_dropins_and_hides_the_default_one(
+    root: Path, tmp_path: Path
+) -> None:
     write(root, "[swap]\npriority = 1\n")
     other = tmp_path / "other.toml"
     other.write_text('[log]\nlevel = "error"\n')
@@ -161,22 +184,42 @@ def test_a_named_file_that_is_missing_is_an_error_the_default_one_is_not(root: P
         ("[pool]\ncompressor = 'lz04'\n", 2, 'pool.compressor is "lz04"', "did you mean lz4?"),
         ("[pool]\nzv_max_zsize = 4097\n", 2, "4097, out of range", "from 32 to 4096"),
         ("[pool]\nzv_page_count_policy_percent = 151\n", 2, "151, out of range", "from 1 to 150"),
-        ("[pool]\nzv_page_count_policy_percent = true\n", 2, "is true", "whole number from 1 to 150"),
+        (
+            "[pool]\nzv_page_count_policy_percent = true\n",
+            2,
+            "is true",
+            "whole number from 1 to 150",
+        ),
         ("[pool]\nzv_page_count_policy_percent = 7.5\n", 2, "is 7.5", "whole number"),
         ("[swap]\npriority = -1\n", 2, "-1, out of range", "0 to 32767"),
         ("[swap]\nsize = 0\n", 2, "it is 0 bytes", "2G"),
         ("[swap]\nsize = -4096\n", 2, "it is negative", "2G"),
         ("[swap]\nsize = '0%'\n", 2, "it is 0 bytes", "2G"),
-        ("[swap]\nsize = 50000\n", 2, "not a multiple of the page (4096 bytes)", "write 49152 or 53248"),
+        (
+            "[swap]\nsize = 50000\n",
+            2,
+            "not a multiple of the page (4096 bytes)",
+            "write 49152 or 53248",
+        ),
         ("[swap]\nsize = 5000\n", 2, "not a multiple of the page (4096 bytes)", "write 40960"),
         ("[swap]\nsize = 4096\n", 2, "too small for a swap file", "write 40960 or more"),
         ("[swap]\nsize = '2 GB'\n", 2, "unknown unit 'GB'", "binary"),
         ("[swap]\nsize = []\n", 2, "swap.size is []", "2G"),
         ("[memory]\nreserve = 100\n", 2, "less than a page", "write 4096 or more"),
         ("[memory]\nreserve = '76%'\n", 2, "more than 75% of the memory", "at most 75%"),
-        ("[pool]\nlimit = '200%'\n", 2, "more than all of the memory", 'at most 100%, or "" for none'),
+        (
+            "[pool]\nlimit = '200%'\n",
+            2,
+            "more than all of the memory",
+            'at most 100%, or "" for none',
+        ),
         ("[pool]\nlimit = '100T'\n", 2, "more than all of the memory", "at most 100%"),
-        ("[backing]\nincompressible_limit = '101%'\n", 2, "more than all of the memory", "at most 100%"),
+        (
+            "[backing]\nincompressible_limit = '101%'\n",
+            2,
+            "more than all of the memory",
+            "at most 100%",
+        ),
         ("[backing]\nbuffers = '80%'\n", 2, "more than 75% of the memory", "at most 75%"),
         ("[swap.files]\nfast = '1G'\n'a/b' = '1G'\n", 3, 'has the name "a/b"', "letters"),
         ("[swap.files]\nstats = '1G'\n", 2, "which is taken", "another name"),
@@ -185,7 +228,12 @@ def test_a_named_file_that_is_missing_is_an_error_the_default_one_is_not(root: P
         ("[fuse]\nmountpoint = 'mnt'\n", 2, 'is "mnt"', "absolute path"),
         ("[fuse]\nmountpoint = '/a/../b'\n", 2, "/a/../b", "without '..'"),
         ("[fuse]\nmountpoint = '/'\n", 2, 'is "/"', "not the root"),
-        ("[backing]\npath = '/run/zswapd/mnt/store'\n", 2, "lies in fuse.mountpoint", "outside of it"),
+        (
+            "[backing]\npath = '/run/zswapd/mnt/store'\n",
+            2,
+            "lies in fuse.mountpoint",
+            "outside of it",
+        ),
         ("[control]\nsocket = '/%s'\n" % ("x" * 107), 2, "108 bytes long", "at most 107"),
         *(
             (
@@ -252,7 +300,9 @@ def test_a_file_that_nests_without_end_is_refused(root: Path) -> None:
         ("pool.limits", "1", "pool.limits", "did you mean pool.limit?"),
     ],
 )
-def test_a_bad_assignment_is_refused_and_names_the_option(root: Path, dest: str, text: str, message: str, hint: str) -> None:
+def test_a_bad_assignment_is_refused_and_names_the_option(
+    root: Path, dest: str, text: str, message: str, hint: str
+) -> None:
     error = refusal(root, (dest, text))
     assert error.message.startswith("--set: ")
     assert message in error.message
@@ -300,10 +350,15 @@ def test_a_socket_below_the_mountpoint_is_refused(root: Path) -> None:
 def test_either_half_can_be_off_and_not_both(root: Path) -> None:
     off = ("swap.size", "")
     assert load(root, off).swap_files() == {}
-    assert load(root, off, ("swap.files.more", "1G"), ("cache.limit", "")).swap_files() == {"more": 1 << 30}
+    assert load(root, off, ("swap.files.more", "1G"), ("cache.limit", "")).swap_files() == {
+        "more": 1 << 30
+    }
     assert load(root, ("cache.limit", "")).cache.limit is None
     assert "no swap file, and no cache either" in refusal(root, off, ("cache.limit", "")).message
-    assert "no swap file, which a backing is for" in refusal(root, off, ("backing.path", "/dev/sdb")).message
+    assert (
+        "no swap file, which a backing is for"
+        in refusal(root, off, ("backing.path", "/dev/sdb")).message
+    )
 
 
 @pytest.mark.parametrize("text", ["", "swap.size", "=2G", " = 2G"])
@@ -318,7 +373,11 @@ def test_parse_assignment_keeps_what_follows_the_first_equals_sign() -> None:
 
 def test_changed_gives_a_new_config_and_leaves_the_old_one(root: Path) -> None:
     before = load(root, ("swap.size", "1G"))
-    after = config.changed(before, {"pool.compressor": "lzo", "swap.priority": "0", "pool.limit": 1 << 30}, source="set")
+    after = config.changed(
+        before,
+        {"pool.compressor": "lzo", "swap.priority": "0", "pool.limit": 1 << 30},
+        source="set",
+    )
     assert (before.pool.compressor, before.swap.priority, before.pool.limit) == ("lz4", 100, None)
     assert (after.pool.compressor, after.swap.priority, after.pool.limit) == ("lzo", 0, 1 << 30)
     assert after.swap.size == 1 << 30
@@ -352,7 +411,9 @@ def test_changed_refuses_what_a_successor_could_not_be_told(root: Path) -> None:
     assert caught.value.hint
     longest = {name: "1".rjust(LONGEST_TEXT) for name in config.reloadable_names()}
     assert len(json.dumps(longest)) < SLOT_BYTES // 4
-    assert config.changed(loaded, {"pool.checksum": blanks[4:] + "true"}, source="test").pool.checksum
+    assert config.changed(
+        loaded, {"pool.checksum": blanks[4:] + "true"}, source="test"
+    ).pool.checksum
 
 
 def test_describe_of_an_unknown_name_is_refused(root: Path) -> None:
@@ -384,7 +445,9 @@ def test_every_setting_is_documented_and_can_be_written_as_text(root: Path) -> N
         ("", None),
     ],
 )
-def test_cache_volumes_are_paths_with_a_mode(root: Path, written: str, expected: str | None) -> None:
+def test_cache_volumes_are_paths_with_a_mode(
+    root: Path, written: str, expected: str | None
+) -> None:
     if expected is None:
         with pytest.raises(ConfigError, match=r"cache\.volumes\.disk"):
             load(root, ("cache.volumes.disk", written))
@@ -395,7 +458,9 @@ def test_cache_volumes_are_paths_with_a_mode(root: Path, written: str, expected:
 def test_cache_volumes_need_a_cache_and_threads(root: Path) -> None:
     volumes = [(f"cache.volumes.v{number}", "/x") for number in range(5)]
     assert len(load(root, *volumes[:4]).cache.volumes) == 4
-    with pytest.raises(ConfigError, match=r"5 cache\.volumes are more than cache\.max_volumes, which is 4") as raised:
+    with pytest.raises(
+        ConfigError, match=r"5 cache\.volumes are more than cache\.max_volumes, which is 4"
+    ) as raised:
         load(root, *volumes)
     assert raised.value.hint == "set cache.max_volumes = 5, or remove some"
     assert len(load(root, *volumes, ("cache.max_volumes", "5")).cache.volumes) == 5
@@ -404,8 +469,12 @@ def test_cache_volumes_need_a_cache_and_threads(root: Path) -> None:
     assert load(root, ("cache.limit", "")).cache.limit is None
 
 
-@pytest.mark.parametrize(("written", "is_right"), [("50%", True), ("10M", True), ("", True), ("51%", False)])
-def test_cache_limit_is_half_of_the_memory_at_most(root: Path, written: str, is_right: bool) -> None:
+@pytest.mark.parametrize(
+    ("written", "is_right"), [("50%", True), ("10M", True), ("", True), ("51%", False)]
+)
+def test_cache_limit_is_half_of_the_memory_at_most(
+    root: Path, written: str, is_right: bool
+) -> None:
     if is_right:
         assert (load(root, ("cache.limit", written)).cache.limit is None) == (not written)
         return
@@ -422,7 +491,9 @@ def test_sections_and_attributes_are_the_same_names(root: Path) -> None:
 
 
 @pytest.mark.parametrize("meminfo", [None, "MemFree: 1 kB\n"])
-def test_a_machine_that_does_not_tell_its_memory_is_refused(root: Path, meminfo: str | None) -> None:
+def test_a_machine_that_does_not_tell_its_memory_is_refused(
+    root: Path, meminfo: str | None
+) -> None:
     (root / "proc/meminfo").unlink()
     if meminfo is not None:
         (root / "proc/meminfo").write_text(meminfo)
@@ -469,7 +540,9 @@ def test_changed_by_anything_gives_a_config_or_a_config_error(dest: str, value: 
         assert after.given[dest].value == value
 
 
-@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x7f\x9b", '"', "\\", "\u2028", "\U000e0001", "fine µ"])
+@pytest.mark.parametrize(
+    "text", ["a\nb", "\x1b[2J", "\x7f\x9b", '"', "\\", "\u2028", "\U000e0001", "fine µ"]
+)
 def test_values_are_shown_as_toml_and_without_what_a_terminal_obeys(text: str) -> None:
     shown = kinds.shown(text)
     assert shown.isprintable()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Config files with anything in them give a Config, or an error for a person; the soak tier looks at 100,000."""
+"""Config files with anything in them give a Config, or an error for a person.
+
+The soak tier looks at 100,000.
+"""
 
 from __future__ import annotations
 
@@ -58,15 +61,23 @@ def look(root: Path) -> Callable[[bytes, bytes], None]:
         again = config.load(
             codecs=("lz4", "lzo"),
             root=root,
-            assignments=[(dest, str(given.value), "test") for dest, given in loaded.given.items() if given.value is not None],
+            assignments=[
+                (dest, str(given.value), "test")
+                for dest, given in loaded.given.items()
+                if given.value is not None
+            ],
         )
-        assert {dest: again.value(dest) for dest in config.SETTINGS} == {dest: loaded.value(dest) for dest in config.SETTINGS}
+        assert {dest: again.value(dest) for dest in config.SETTINGS} == {
+            dest: loaded.value(dest) for dest in config.SETTINGS
+        }
 
     return look
 
 
 @given(main=junk.documents(), more=junk.documents())
-def test_any_file_is_a_config_or_an_error_with_its_name(look: Callable[[bytes, bytes], None], main: bytes, more: bytes) -> None:
+def test_any_file_is_a_config_or_an_error_with_its_name(
+    look: Callable[[bytes, bytes], None], main: bytes, more: bytes
+) -> None:
     look(main, more)
 
 
@@ -74,7 +85,9 @@ def test_any_file_is_a_config_or_an_error_with_its_name(look: Callable[[bytes, b
 @pytest.mark.timeout(3600)
 @LONG
 @given(main=junk.documents(), more=junk.documents())
-def test_any_of_a_hundred_thousand_files_is(look: Callable[[bytes, bytes], None], main: bytes, more: bytes) -> None:
+def test_any_of_a_hundred_thousand_files_is(
+    look: Callable[[bytes, bytes], None], main: bytes, more: bytes
+) -> None:
     look(main, more)
 
 

@@ -28,23 +28,41 @@ SHAPE: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("change", "clauses"),
     [
-        ({"files": {"swap": 4 << 30, "scratch": 512 << 20}}, ['swap.size is "2G", the settings say "4G"']),
+        (
+            {"files": {"swap": 4 << 30, "scratch": 512 << 20}},
+            ['swap.size is "2G", the settings say "4G"'],
+        ),
         ({"files": {"swap": 2 << 30}}, ['swap.files.scratch is "512M", the settings say nothing']),
         ({"files": {"scratch": 512 << 20}}, ['swap.size is "2G", the settings say nothing']),
-        ({"files": {**SHAPE["files"], "new": 40960}}, ['swap.files.new is not set, the settings say "40K"']),
-        ({"files": {"swap": (2 << 30) - 1, "scratch": 512 << 20}}, ['swap.size is "2G", the settings say "2147483647"']),
+        (
+            {"files": {**SHAPE["files"], "new": 40960}},
+            ['swap.files.new is not set, the settings say "40K"'],
+        ),
+        (
+            {"files": {"swap": (2 << 30) - 1, "scratch": 512 << 20}},
+            ['swap.size is "2G", the settings say "2147483647"'],
+        ),
         (
             {"files": {"scratch": 512 << 20, "swap": 2 << 30}},
             ["order of swap files is swap, scratch, the settings say scratch, swap"],
         ),
         ({"fuse.hook": False}, ["fuse.hook is true, the settings say false"]),
-        ({"mountpoint": "/mnt/" + 80 * "x"}, [f'fuse.mountpoint is "/run/zswapd/mnt", the settings say "/mnt/{80 * "x"}"']),
+        (
+            {"mountpoint": "/mnt/" + 80 * "x"},
+            [f'fuse.mountpoint is "/run/zswapd/mnt", the settings say "/mnt/{80 * "x"}"'],
+        ),
         ({"max_zspage_frames": 4}, ["pool.max_zspage_frames is 8, the settings say 4"]),
         ({"backing": "/dev/vg/swap"}, ["backing.encrypt is true, the settings say false"]),
-        ({"backing": "/dev/x (encrypted)"}, ['backing.path is "/dev/vg/swap", the settings say "/dev/x"']),
+        (
+            {"backing": "/dev/x (encrypted)"},
+            ['backing.path is "/dev/vg/swap", the settings say "/dev/x"'],
+        ),
         (
             {"allocator": "zbud", "fuse.hook": False},
-            ['pool.allocator is "zsmalloc", the settings say "zbud"', "fuse.hook is true, the settings say false"],
+            [
+                'pool.allocator is "zsmalloc", the settings say "zbud"',
+                "fuse.hook is true, the settings say false",
+            ],
         ),
         ({}, []),
     ],

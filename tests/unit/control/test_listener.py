@@ -63,9 +63,16 @@ def test_worker_that_outlives_its_supervisor_has_none(tmp_path: Path) -> None:
         pass
     listener.open()
     with process(lambda: None) as worker:  # it has all descriptors, and looks on
-        assert os.path.samestat(os.stat(f"/proc/{worker}/fd/{listener.descriptors()[1]}"), lock_path(path).stat())
-        check = "import sys, pathlib\nfrom zswapd.control.listener import *\nprint(supervisor_of(pathlib.Path(sys.argv[1])))"
-        done = subprocess.run([sys.executable, "-c", check, str(path)], check=True, capture_output=True, text=True)
+        assert os.path.samestat(
+            os.stat(f"/proc/{worker}/fd/{listener.descriptors()[1]}"), lock_path(path).stat()
+        )
+        check = (
+            "import sys, pathlib\nfrom zswapd.control.listener import"
+            " *\nprint(supervisor_of(pathlib.Path(sys.argv[1])))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", check, str(path)], check=True, capture_output=True, text=True
+        )
         assert int(done.stdout) == os.getpid()
         listener.forget()
         assert supervisor_of(path) == 0
@@ -78,7 +85,8 @@ def test_of_two_that_adopt_the_same_one_is_refused(tmp_path: Path) -> None:
     first.open()
     with process(lambda: os.close(0)):  # a worker that has its descriptors
         theirs = copies(first)
-        # A lock of this kind goes with the first of its process' descriptors that is closed: here begins the orphan's life.
+        # A lock of this kind goes with the first of its process' descriptors that is closed: here
+        # begins the orphan's life.
         first.forget()
         with process(lambda: Listener(tmp_path / "socket").adopt(*theirs)) as other:
             assert supervisor_of(tmp_path / "socket") == other

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages of the control socket: what is sent comes out again, and whatever strangers send is refused in words."""
+"""Messages of the control socket.
+
+What is sent comes out again, and whatever strangers send is refused in words.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,14 @@ from zswapd.control.protocol import Progress, Request, Result
 from zswapd.errors import ControlError, ZswapdError
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -29,7 +38,10 @@ JSON = st.recursive(
         ("get", {"keys": ["pool.compressor", "ü"]}),
         ("get", {}),
         ("reset", {"keys": ["pool.compressor"]}),
-        ("set", {"settings": {"pool.compressor": "lzo", "fuse.poll_us": 0, "pool.checksum": False}}),
+        (
+            "set",
+            {"settings": {"pool.compressor": "lzo", "fuse.poll_us": 0, "pool.checksum": False}},
+        ),
     ],
 )
 def test_a_request_comes_out_as_it_went_in(command: str, arguments: dict[str, object]) -> None:
@@ -46,7 +58,9 @@ def test_a_result_comes_out_as_it_went_in(value: object) -> None:
     assert protocol.encode_result(value).count(b"\n") == 1
 
 
-@pytest.mark.parametrize("cls", [errors.ConfigError, errors.HeadroomError, errors.ControlError, errors.ZswapdError])
+@pytest.mark.parametrize(
+    "cls", [errors.ConfigError, errors.HeadroomError, errors.ControlError, errors.ZswapdError]
+)
 def test_an_error_comes_out_as_the_class_it_was(cls: type[ZswapdError]) -> None:
     with pytest.raises(cls) as caught:
         protocol.decode_reply(protocol.encode_error("it is full", "make room", cls.exit_code))
@@ -68,7 +82,11 @@ def test_an_error_with_an_unknown_code_is_a_control_error_or_its_base(code: obje
         (b"hello", "not JSON", "UTF-8"),
         (b"\xff\xfe", "not JSON", "UTF-8"),
         (b"[" * 60000, "not JSON", "one JSON object"),
-        (b'{"v": 1, "cmd": "get", "args": {"keys": ' + b"9" * 5000 + b"}}", "not JSON", "one JSON object"),
+        (
+            b'{"v": 1, "cmd": "get", "args": {"keys": ' + b"9" * 5000 + b"}}",
+            "not JSON",
+            "one JSON object",
+        ),
         (b'{"v": NaN}', "not JSON", "one JSON object"),
         (b"[]", "not a JSON object", "one JSON object"),
         (b'{"cmd": "status"}', "version None, not 1", "zswapctl that came with"),
@@ -88,10 +106,16 @@ def test_an_error_with_an_unknown_code_is_a_control_error_or_its_base(code: obje
         (b'{"v": 1, "cmd": "set", "args": {"settings": null}}', "wrong type", "new values"),
         (b'{"v": 1, "cmd": "cache-remove", "args": {"name": 7}}', "wrong type", "cache volume"),
         (b'{"v": 1, "cmd": "cache-remove"}', "needs the argument name", "cache volume"),
-        (b'{"v": 1, "cmd": "cache-add", "args": {"name": "disk"}}', "needs the argument path", "absolute path"),
+        (
+            b'{"v": 1, "cmd": "cache-add", "args": {"name": "disk"}}',
+            "needs the argument path",
+            "absolute path",
+        ),
     ],
 )
-def test_a_bad_request_is_refused_and_says_what_would_be_right(line: bytes, message: str, hint: str) -> None:
+def test_a_bad_request_is_refused_and_says_what_would_be_right(
+    line: bytes, message: str, hint: str
+) -> None:
     with pytest.raises(ControlError) as caught:
         protocol.decode_request(line)
     assert message in caught.value.message
@@ -100,7 +124,15 @@ def test_a_bad_request_is_refused_and_says_what_would_be_right(line: bytes, mess
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{}", b'{"v":1}', b'{"v":1,"ok":1}', b'{"v":1,"ok":false}', b'{"v":1,"ok":false,"error":{"message":1}}']
+    "line",
+    [
+        b"",
+        b"{}",
+        b'{"v":1}',
+        b'{"v":1,"ok":1}',
+        b'{"v":1,"ok":false}',
+        b'{"v":1,"ok":false,"error":{"message":1}}',
+    ],
 )
 def test_a_reply_that_makes_no_sense_is_a_control_error(line: bytes) -> None:
     with pytest.raises(ControlError):
@@ -114,7 +146,9 @@ def test_decode_request_of_anything_gives_a_request_or_a_control_error(line: byt
 
 
 @given(command=st.sampled_from(sorted(protocol.COMMANDS)) | st.text(max_size=8), arguments=JSON)
-def test_decode_request_of_any_arguments_gives_valid_ones_or_a_control_error(command: str, arguments: object) -> None:
+def test_decode_request_of_any_arguments_gives_valid_ones_or_a_control_error(
+    command: str, arguments: object
+) -> None:
     line = json.dumps({"v": 1, "cmd": command, "args": arguments}).encode()
     with contextlib.suppress(ControlError):
         request = protocol.decode_request(line)

@@ -79,10 +79,14 @@ async def serving(path: Path, **limits: float) -> AsyncIterator[Server]:
             nursery.cancel_scope.cancel()
 
 
-async def ask(path: Path, command: str, progress: list[object] | None = None, **arguments: object) -> object:
+async def ask(
+    path: Path, command: str, progress: list[object] | None = None, **arguments: object
+) -> object:
     def run() -> object:
         with Client(path, timeout=5) as client:
-            return client.call(command, progress=None if progress is None else progress.append, **arguments)
+            return client.call(
+                command, progress=None if progress is None else progress.append, **arguments
+            )
 
     return await trio.to_thread.run_sync(run)
 
@@ -117,7 +121,9 @@ async def test_one_connection_carries_many_requests(path: Path) -> None:
             return [client.call("get", keys=[str(number)]) for number in range(50)]
 
     async with serving(path):
-        assert await trio.to_thread.run_sync(run) == [{"keys": [str(number)]} for number in range(50)]
+        assert await trio.to_thread.run_sync(run) == [
+            {"keys": [str(number)]} for number in range(50)
+        ]
 
 
 async def test_progress_comes_before_the_result(path: Path) -> None:
@@ -148,9 +154,19 @@ async def test_a_handlers_bug_is_logged_and_the_server_goes_on(
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\n", b"hello\n", b"\xff\x00\n", b'{"v":1,"cmd":"nothing"}\n', b'{"v":9}\n', b"[" * 50000 + b"\n"]
+    "garbage",
+    [
+        b"\n",
+        b"hello\n",
+        b"\xff\x00\n",
+        b'{"v":1,"cmd":"nothing"}\n',
+        b'{"v":9}\n',
+        b"[" * 50000 + b"\n",
+    ],
 )
-async def test_garbage_is_answered_and_the_same_client_may_go_on(path: Path, garbage: bytes) -> None:
+async def test_garbage_is_answered_and_the_same_client_may_go_on(
+    path: Path, garbage: bytes
+) -> None:
     async with serving(path) as server:
         replies = await exchange(path, garbage + b'{"v":1,"cmd":"status"}\n')
         assert [reply["ok"] for reply in replies] == [False, True]
@@ -186,7 +202,9 @@ async def test_a_silent_client_is_shown_out_and_holds_nobody_up(path: Path) -> N
 
 async def test_a_client_that_does_not_read_is_shown_out_and_holds_nobody_up(path: Path) -> None:
     async with serving(path, send=0.3) as server, await trio.open_unix_socket(str(path)) as deaf:
-        keys = json.dumps({"v": 1, "cmd": "get", "args": {"keys": ["x" * 100] * 300}}).encode() + b"\n"
+        keys = (
+            json.dumps({"v": 1, "cmd": "get", "args": {"keys": ["x" * 100] * 300}}).encode() + b"\n"
+        )
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
             await deaf.send_all(keys * 200)
         assert await ask(path, "status") == {"state": "serving"}
@@ -213,7 +231,9 @@ async def test_one_client_more_takes_the_place_of_the_one_silent_for_longest(
         assert server.statistics().turned_away == 0
 
 
-async def test_clients_are_turned_away_when_all_others_wait_for_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_are_turned_away_when_all_others_wait_for_answers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
     async with serving(path) as server:
         held = [await trio.open_unix_socket(str(path)) for _ in range(2)]
@@ -276,7 +296,9 @@ def test_open_makes_a_socket_for_its_owner_only_and_close_leaves_nothing(path: P
 def test_open_while_a_daemon_lives_is_refused_and_leaves_it_alone(path: Path) -> None:
     with Server(path, HANDLERS, commands=TEST_COMMANDS):
         inode = path.stat().st_ino
-        with pytest.raises(ControlError, match=r"another zswapd runs with the control socket .*/zswapd\.sock \(") as caught:
+        with pytest.raises(
+            ControlError, match=r"another zswapd runs with the control socket .*/zswapd\.sock \("
+        ) as caught:
             Server(path, HANDLERS, commands=TEST_COMMANDS).open()
         assert "control.socket=PATH" in (caught.value.hint or "")
         assert path.stat().st_ino == inode
@@ -336,7 +358,9 @@ def test_client_without_a_daemon_says_what_to_do(tmp_path: Path) -> None:
         Client(tmp_path / "dead")
 
 
-def test_client_without_the_right_is_a_permissions_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_without_the_right_is_a_permissions_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -373,7 +397,9 @@ def test_client_that_was_turned_away_before_it_asked_hears_why(path: Path) -> No
         (None, "does not answer within"),
     ],
 )
-def test_client_of_something_that_is_no_daemon_gets_a_control_error(path: Path, answer: bytes | None, message: str) -> None:
+def test_client_of_something_that_is_no_daemon_gets_a_control_error(
+    path: Path, answer: bytes | None, message: str
+) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

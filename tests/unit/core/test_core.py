@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The synchronous core as the daemon builds it: settings reach the parts, the self-test finds a broken codec."""
+"""The synchronous core as the daemon builds it.
+
+Settings reach the parts, the self-test finds a broken codec.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,11 @@ MIB = 1 << 20
 def config(tmp_path: Path) -> Config:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:        1048576 kB\n")
-    assignments = [("swap.size", "32M", "--size"), ("swap.files.more", "8M", "--set"), ("memory.reserve", "8M", "--set")]
+    assignments = [
+        ("swap.size", "32M", "--size"),
+        ("swap.files.more", "8M", "--set"),
+        ("memory.reserve", "8M", "--set"),
+    ]
     return load(codecs=compress.names(), assignments=assignments, root=tmp_path)
 
 
@@ -42,7 +49,10 @@ def core(config: Config) -> Iterator[core_module.Core]:
 
 
 def test_core_has_a_device_for_every_swap_file(core: core_module.Core) -> None:
-    assert {name: device.size for name, device in core.devices.items()} == {"swap": 32 * MIB, "more": 8 * MIB}
+    assert {name: device.size for name, device in core.devices.items()} == {
+        "swap": 32 * MIB,
+        "more": 8 * MIB,
+    }
     assert next(iter(core.devices)) == "swap"
 
 
@@ -67,7 +77,12 @@ def test_settings_reach_the_parts_and_can_change(core: core_module.Core, config:
     core.apply(changed(config, wanted, source="test"))
     zv = core.zv
     assert (zv.compressor.name, zv.checksum, zv.keep_poor) == ("lzo", False, False)
-    assert (zv.limit_frames, zv.max_zsize, zv.max_mean_zsize, zv.policy_percent) == (4 * MIB // size, 2000, 1000, 3)
+    assert (zv.limit_frames, zv.max_zsize, zv.max_mean_zsize, zv.policy_percent) == (
+        4 * MIB // size,
+        2000,
+        1000,
+        3,
+    )
     assert core.frames.limit_frames == 4 * MIB // size
     core.apply(config)
     assert (zv.compressor.name, zv.checksum, zv.keep_poor) == ("lz4", True, True)
@@ -98,7 +113,9 @@ def test_self_test_refuses_a_codec_that_does_not_give_back_what_it_got(
         core.self_test()
 
 
-def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(core: core_module.Core, config: Config) -> None:
+def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(
+    core: core_module.Core, config: Config
+) -> None:
     size = config.context.page_size
     device = core.devices["swap"]
     count = device.size // size
@@ -135,11 +152,15 @@ def test_statistics_are_what_json_can_say(core: core_module.Core) -> None:
 
 
 @pytest.mark.parametrize("size", ["64M", "800G", "900G", "4T"])
-def test_arena_is_no_larger_than_a_raw_page_can_name_its_place(tmp_path: Path, size: str, page_size: int) -> None:
+def test_arena_is_no_larger_than_a_raw_page_can_name_its_place(
+    tmp_path: Path, size: str, page_size: int
+) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1048576 kB\n")
     assignments = [("swap.size", size, "--size"), ("memory.reserve", "8M", "--set")]
-    config = load(codecs=compress.names(), assignments=assignments, root=tmp_path, page_size=page_size)
+    config = load(
+        codecs=compress.names(), assignments=assignments, root=tmp_path, page_size=page_size
+    )
     arena = sizing.make_arena(config)
     length = arena.total_frames * page_size
     arena.close()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Crash points: they kill when armed, at the right time, and cost nothing worth naming when they are not."""
+"""Crash points: they kill when armed, at the right time.
+
+And cost nothing worth naming when they are not.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,12 @@ def _fate(work: Callable[[], None]) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-@pytest.mark.parametrize(("nth", "reached", "dies"), [(1, 1, True), (1, 5, True), (3, 2, False), (3, 3, True)])
-def test_point_kills_when_it_is_reached_for_the_nth_time(nth: int, reached: int, dies: bool) -> None:
+@pytest.mark.parametrize(
+    ("nth", "reached", "dies"), [(1, 1, True), (1, 5, True), (3, 2, False), (3, 3, True)]
+)
+def test_point_kills_when_it_is_reached_for_the_nth_time(
+    nth: int, reached: int, dies: bool
+) -> None:
     def work() -> None:
         crashpoints.arm("store_alive", nth)
         for _ in range(reached):
@@ -53,7 +60,8 @@ def test_nothing_is_armed_by_itself_or_after_disarming() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reached", "dies"), [("store_alive", 1, True), ("store_alive:2", 1, False), ("store_alive:2", 2, True)]
+    ("text", "reached", "dies"),
+    [("store_alive", 1, True), ("store_alive:2", 1, False), ("store_alive:2", 2, True)],
 )
 def test_environment_arms(text: str, reached: int, dies: bool) -> None:
     def work() -> None:
@@ -79,7 +87,12 @@ def test_points_of_a_takeover_are_armed_before_it_and_only_in_the_worker_that_is
     text: str, worker: int, is_takeover: bool, armed: bool
 ) -> None:
     try:
-        assert crashpoints.arm_from_environment({"ZSWAPD_CRASH": text}, worker, is_takeover=is_takeover) is armed
+        assert (
+            crashpoints.arm_from_environment(
+                {"ZSWAPD_CRASH": text}, worker, is_takeover=is_takeover
+            )
+            is armed
+        )
     finally:
         crashpoints.disarm()
 
@@ -99,18 +112,24 @@ def test_every_point_has_a_number_of_its_own_and_a_place_in_the_code() -> None:
     numbers = [number for number, _ in crashpoints.POINTS.values()]
     assert sorted(numbers) == list(range(1, len(numbers) + 1))
     text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    assert set(re.findall(r"reach\(crashpoints\.(\w+)\)", text)) == {name.upper() for name in crashpoints.POINTS}
+    assert set(re.findall(r"reach\(crashpoints\.(\w+)\)", text)) == {
+        name.upper() for name in crashpoints.POINTS
+    }
     for name, (number, meaning) in crashpoints.POINTS.items():
         assert getattr(crashpoints, name.upper()) == number
         assert meaning
 
 
 @pytest.mark.skipif(
-    not is_compiled(), reason="a point costs 20 ns or less where the page path is compiled; this run is on plain Python"
+    not is_compiled(),
+    reason=(
+        "a point costs 20 ns or less where the page path is compiled; this run is on plain Python"
+    ),
 )
 def test_points_are_a_small_part_of_a_store() -> None:
-    # From Python a call of `reach` costs an entry into compiled code on top (some 40 ns), which the compiled page path does not
-    # have; a loop that calls something as small in the same way is taken off.
+    # From Python a call of `reach` costs an entry into compiled code on top (some 40 ns), which the
+    # compiled page path does not have; a loop that calls something as small in the same way is
+    # taken off.
     stack = build(frames=600, node_reserve=600)
     device = Device("swap", 512 * 4096, stack.frontswap, 0, page_size=4096)
     data = memoryview(page("words", 1, 4096))
@@ -137,4 +156,6 @@ def test_points_are_a_small_part_of_a_store() -> None:
     a_store = best(stores, 500)
     a_point = best(calls(crashpoints.reach), 50_000) - best(calls(abs), 50_000)
     stack.close()
-    assert a_point < 20e-9 * max(1.0, a_store / 5e-6), "a machine at which a store takes longer may take longer for this"
+    assert a_point < 20e-9 * max(1.0, a_store / 5e-6), (
+        "a machine at which a store takes longer may take longer for this"
+    )

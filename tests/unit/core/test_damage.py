@@ -23,7 +23,15 @@ from zswapd.config import Config
 from zswapd.core import crashpoints
 from zswapd.core.allocators.arena import CHANGING_LAYOUT, LAYOUT_VERSION
 from zswapd.core.allocators.base import DEAD
-from zswapd.core.allocators.frametable import EPHEMERAL, MARKED, PERSISTENT, STATE_MASK, TAKEN, USED, mark
+from zswapd.core.allocators.frametable import (
+    EPHEMERAL,
+    MARKED,
+    PERSISTENT,
+    STATE_MASK,
+    TAKEN,
+    USED,
+    mark,
+)
 from zswapd.core.allocators.zsmalloc import ZsPool
 from zswapd.core.block.device import ADOPTED_PAGES
 from zswapd.core.compress.base import RAW
@@ -40,7 +48,9 @@ LAYOUT_WORD = 2
 
 def _config(allocator: str, size: int = 4096, *settings: str) -> Config:
     small = (f"swap.size={128 * size}", f"memory.reserve={128 * size}", "cache.limit=")
-    return make_config("memory.arena=memfd", *small, f"pool.allocator={allocator}", *settings, page_size=size)
+    return make_config(
+        "memory.arena=memfd", *small, f"pool.allocator={allocator}", *settings, page_size=size
+    )
 
 
 def _fill_with_holes(core: Core) -> dict[int, bytes]:
@@ -76,7 +86,11 @@ def _targets(core: Core, expected: dict[int, bytes], kind: str) -> list[int]:
             return [_table_word(core, frame, word) for frame in first for word in (2, 3)]
         begin = set(range(frames.first_frame, frames.end_frame)) - set(first)
         words = frames.table.words
-        is_tail = {frame for frame in begin if frames.table.first_of(frame) in first and words[frame * 4] & STATE_MASK == 4}
+        is_tail = {
+            frame
+            for frame in begin
+            if frames.table.first_of(frame) in first and words[frame * 4] & STATE_MASK == 4
+        }
         chosen = is_tail if kind == "tails" else begin - is_tail
         return [_table_word(core, frame, word) for frame in sorted(chosen) for word in range(4)]
     pampds = [_pampd(core, number) for number in expected]
@@ -87,7 +101,10 @@ def _targets(core: Core, expected: dict[int, bytes], kind: str) -> list[int]:
     if kind == "data":
         return [(pampd + HEADER_BYTES) // 4 + at for pampd in pampds for at in range(2)]
     raw = [pampd for pampd in pampds if HEADER.unpack_from(core.arena.view, pampd)[5] == RAW]
-    bodies = [int.from_bytes(core.arena.view[p + HEADER_BYTES : p + HEADER_BYTES + 5], "little") for p in raw]
+    bodies = [
+        int.from_bytes(core.arena.view[p + HEADER_BYTES : p + HEADER_BYTES + 5], "little")
+        for p in raw
+    ]
     return [(body + at) // 4 for body in bodies for at in (0, 8, size - 4)]
 
 
@@ -161,12 +178,18 @@ def test_each_bit_of_a_seal_is_noticed(allocator: str, word: int) -> None:
     core = Core(config)
     expected = _fill_with_holes(core)
     runs = sorted({_run_of(core, number) for number in (0, 1, 2, 4)})
-    body = next(frame for frame in core.frames.used_runs(PERSISTENT) if core.allocator.is_body(frame))
+    body = next(
+        frame for frame in core.frames.used_runs(PERSISTENT) if core.allocator.is_body(frame)
+    )
     image = bytes(core.arena.view)
     for frame in (*runs[:2], body):
         for change in (*(1 << bit for bit in range(32)), None):
             place = _table_word(core, frame, word)
-            if allocator == "zsmalloc" and change and (change >> 16 if word == 0 else change >> 8 & 0xFFFF):
+            if (
+                allocator == "zsmalloc"
+                and change
+                and (change >> 16 if word == 0 else change >> 8 & 0xFFFF)
+            ):
                 continue  # use and free list, which are made again; below
             core.arena.view[:] = image
             core.arena.words32[place] = core.arena.words32[place] ^ change if change else 0
@@ -192,7 +215,9 @@ def test_use_that_does_not_fit_the_living_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
-def test_object_that_dies_by_itself_is_noticed_unless_a_death_may_have_done_it(allocator: str) -> None:
+def test_object_that_dies_by_itself_is_noticed_unless_a_death_may_have_done_it(
+    allocator: str,
+) -> None:
     config = _config(allocator)
     for dead in (1, 2):
         core = Core(config)
@@ -208,7 +233,11 @@ def test_object_that_dies_by_itself_is_noticed_unless_a_death_may_have_done_it(a
 
 def test_mark_differs_in_two_bits_at_least() -> None:
     lengths = range(1, 17)
-    words = [(state, length, mark(state, length)) for state in (11, 11 | 3 << 14, 11 | 77 << 4) for length in lengths]
+    words = [
+        (state, length, mark(state, length))
+        for state in (11, 11 | 3 << 14, 11 | 77 << 4)
+        for length in lengths
+    ]
     for state, length, seen in words:
         assert seen & MARKED
         for bit in range(16):
@@ -241,7 +270,9 @@ def _make_older(core: Core) -> None:
 @pytest.mark.parametrize("size", [4096, 65536])
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("layout", [2, 3])
-def test_arena_of_an_older_layout_is_adopted_and_is_strict_from_then_on(allocator: str, layout: int, size: int) -> None:
+def test_arena_of_an_older_layout_is_adopted_and_is_strict_from_then_on(
+    allocator: str, layout: int, size: int
+) -> None:
     config = _config(allocator, size)
     core = Core(config)
     expected = _fill_with_holes(core)
@@ -254,7 +285,9 @@ def test_arena_of_an_older_layout_is_adopted_and_is_strict_from_then_on(allocato
         check_all(core, expected)
     core.frames.table.words[_run_of(core, 0) * 4 + 1] &= 0x00FFFFFF
     core = succeed(core, config)
-    assert core.statistics().recovery.damaged == 1, "a seal without a mark is right in older arenas only"
+    assert core.statistics().recovery.damaged == 1, (
+        "a seal without a mark is right in older arenas only"
+    )
     assert _look(core, expected) >= 1
     core.close()
 
@@ -314,7 +347,15 @@ def test_lost_seal_of_an_older_arena_is_noticed(allocator: str) -> None:
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize(
-    "point", ["takeover_run", "takeover_zspage", "takeover_zspages", "takeover_page", "takeover_indexed", "takeover_rewritten"]
+    "point",
+    [
+        "takeover_run",
+        "takeover_zspage",
+        "takeover_zspages",
+        "takeover_page",
+        "takeover_indexed",
+        "takeover_rewritten",
+    ],
 )
 def test_death_while_an_older_arena_is_rewritten(allocator: str, point: str) -> None:
     config = _config(allocator)
@@ -361,13 +402,19 @@ def test_marks_of_loss_are_gone_through_with_signs_of_life(distrust: bool) -> No
 def test_frames_that_are_given_back_come_with_signs_of_life(allocator: str) -> None:
     # All objects dead: each run is given back. All bodies without a header: likewise.
     config = make_config(
-        "swap.size=16M", "memory.reserve=16M", "memory.arena=memfd", "cache.limit=", f"pool.allocator={allocator}"
+        "swap.size=16M",
+        "memory.reserve=16M",
+        "memory.arena=memfd",
+        "cache.limit=",
+        f"pool.allocator={allocator}",
     )
     size = config.context.page_size
     core = Core(config)
     for number in range(2000):
         kind = "noise" if number % 2 else KINDS[number % len(KINDS)]
-        assert core.devices["swap"].write(number * size, memoryview(page(kind, number, size))) is None
+        assert (
+            core.devices["swap"].write(number * size, memoryview(page(kind, number, size))) is None
+        )
     for number in range(2000):
         core.arena.words64[_pampd(core, number) >> 3] = DEAD
     seen: list[int] = []

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No Python object is kept for a page: what the interpreter has allocated does not grow with the number of stored pages.
+"""No Python object is kept for a page.
 
-Memory of a page is its object in the arena, the index' share of it and its words in tables, none of them Python's. An entry of
-a dict, an int or a bytes kept for each page would be 30 to 200 bytes; the bound is one byte a page.
+What the interpreter has allocated does not grow with the number of stored pages.
+
+Memory of a page is its object in the arena, the index' share of it and its words in tables, none of
+them Python's. An entry of a dict, an int or a bytes kept for each page would be 30 to 200 bytes;
+the bound is one byte a page.
 """
 
 from __future__ import annotations
@@ -24,16 +27,26 @@ from zswapd.core.core import Core, Inherited
 PAGE = 4096
 PAGES = 6000
 FEW = 0.1
-"""Blocks of the interpreter's allocator a page: none, but for what something else happens to keep meanwhile."""
+"""Blocks of the interpreter's allocator a page.
+
+None, but for what something else happens to keep meanwhile.
+"""
 CONTENTS = [os.urandom(300 + 7 * number).ljust(PAGE, b"\0") for number in range(400)]
 
 
 def page(number: int) -> bytes:
-    """Return contents that compress, are same-filled, or do not compress, one in ten each of the last two."""
+    """Return contents that compress, are same-filled, or do not compress.
+
+    One in ten each of the last two.
+    """
     if number % 10 == 0:
         return number.to_bytes(8, "little") * (PAGE // 8)
     if number % 10 == 1:
-        return CONTENTS[-1][:2000] * 2 + CONTENTS[number % 400][:96] if number % 20 == 1 else os.urandom(PAGE)
+        return (
+            CONTENTS[-1][:2000] * 2 + CONTENTS[number % 400][:96]
+            if number % 20 == 1
+            else os.urandom(PAGE)
+        )
     return CONTENTS[number % 400]
 
 
@@ -129,7 +142,9 @@ def test_takeover_keeps_no_object_for_a_page(made: Core) -> None:
     (small, _), (large, recovered) = kept(few_fd), kept(fd)
     assert recovered == PAGES
     assert large.blocks - small.blocks < FEW
-    assert large.bytes - small.bytes < 8, "tables by the frame may differ, as more of them are in use"
+    assert large.bytes - small.bytes < 8, (
+        "tables by the frame may differ, as more of them are in use"
+    )
 
 
 @pytest.mark.parametrize("allocator", ["zbud", "zsmalloc"])

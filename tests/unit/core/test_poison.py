@@ -43,7 +43,10 @@ def find(core: Core, state: int, fits: Callable[[int, int], bool]) -> int:
         if found == state and fits(frame, length):
             return frame
         frame += length
-    raise AssertionError(f"no run of state {state} fits; word 0 of the first: {words[core.frames.first_frame * 4]:#x}")
+    raise AssertionError(
+        f"no run of state {state} fits; word 0 of the first:"
+        f" {words[core.frames.first_frame * 4]:#x}"
+    )
 
 
 def strike(core: Core, poison: Poison, where: str) -> None:
@@ -53,7 +56,9 @@ def strike(core: Core, poison: Poison, where: str) -> None:
         "first of a zspage": lambda: find(core, USED, lambda _, length: length > 1) * size,
         "middle of a zspage": lambda: (find(core, USED, lambda _, length: length > 2) + 1) * size,
         "last of a zspage": lambda: (find(core, USED, lambda _, length: length > 1) + 1) * size,
-        "one frame": lambda: find(core, USED, lambda frame, length: length == 1 and not is_body(frame)) * size,
+        "one frame": lambda: (
+            find(core, USED, lambda frame, length: length == 1 and not is_body(frame)) * size
+        ),
         "body": lambda: find(core, USED, lambda frame, _: is_body(frame)) * size,
         "free": lambda: find(core, FREE, lambda _, __: True) * size,
         "table": lambda: core.arena.table_offset(find(core, USED, lambda _, __: True)),
@@ -74,7 +79,9 @@ def losses(core: Core, expected: dict[int, bytes]) -> int:
 
 
 def heir(core: Core, config: Config, lost: dict[str, memoryview]) -> Core:
-    return Core(config, inherited=Inherited(core.arena.fd, lost, arena_copy=core.arena.description()))
+    return Core(
+        config, inherited=Inherited(core.arena.fd, lost, arena_copy=core.arena.description())
+    )
 
 
 def go_on(then: Core, expected: dict[int, bytes]) -> None:
@@ -88,16 +95,36 @@ def go_on(then: Core, expected: dict[int, bytes]) -> None:
     check_books(then)
 
 
-WHERE = ("first of a zspage", "middle of a zspage", "last of a zspage", "one frame", "body", "free", "table")
+WHERE = (
+    "first of a zspage",
+    "middle of a zspage",
+    "last of a zspage",
+    "one frame",
+    "body",
+    "free",
+    "table",
+)
 
 
-@pytest.mark.parametrize(("page_size", "checksum"), [(4096, "true"), (4096, "false"), (16384, "true")])
+@pytest.mark.parametrize(
+    ("page_size", "checksum"), [(4096, "true"), (4096, "false"), (16384, "true")]
+)
 @pytest.mark.parametrize(
     ("allocator", "where"),
-    [*(("zsmalloc", where) for where in WHERE), *(("zbud", where) for where in WHERE if "zspage" not in where)],
+    [
+        *(("zsmalloc", where) for where in WHERE),
+        *(("zbud", where) for where in WHERE if "zspage" not in where),
+    ],
 )
-def test_poisoned_page_costs_what_lay_in_it(poison: Poison, allocator: str, where: str, page_size: int, checksum: str) -> None:
-    config = make_config(f"pool.allocator={allocator}", f"pool.checksum={checksum}", "memory.arena=memfd", page_size=page_size)
+def test_poisoned_page_costs_what_lay_in_it(
+    poison: Poison, allocator: str, where: str, page_size: int, checksum: str
+) -> None:
+    config = make_config(
+        f"pool.allocator={allocator}",
+        f"pool.checksum={checksum}",
+        "memory.arena=memfd",
+        page_size=page_size,
+    )
     core = Core(config)
     expected, lost = fill(core, PAGES), shared_lost(config)
     strike(core, poison, where)
@@ -151,7 +178,9 @@ def test_what_lay_there_is_known_to_the_next_if_a_takeover_is_cut_short(
     core.close()
 
 
-def test_poisoned_superblock_is_made_again_from_its_copy(poison: Poison, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poisoned_superblock_is_made_again_from_its_copy(
+    poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config("memory.arena=memfd")
     core = Core(config)
     expected, lost = fill(core, PAGES), shared_lost(config)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A successor process makes everything from the arena: what is found, what is dropped, and what is never believed.
+"""A successor process makes everything from the arena.
 
-The death here is a second Core over the same arena, while the first is not used any more; deaths in the middle of an operation
-are tests/model/test_crash_model.py's.
+What is found, what is dropped, and what is never believed.
+
+The death here is a second Core over the same arena, while the first is not used any more; deaths in
+the middle of an operation are tests/model/test_crash_model.py's.
 """
 
 from __future__ import annotations
@@ -67,18 +69,31 @@ def _pampd(core: Core, number: int, swap_type: int = 0) -> int:
 def _contents(core: Core) -> dict[str, object]:
     """Everything in the statistics that describes what is stored."""
     seen = core.statistics()
-    zv = {name: value for name, value in dataclasses.asdict(seen.zv).items() if re.match("curr_(?!.*_max)", name)}
+    zv = {
+        name: value
+        for name, value in dataclasses.asdict(seen.zv).items()
+        if re.match("curr_(?!.*_max)", name)
+    }
     zs = {row.size: (row.used_objects, row.used_frames) for row in seen.zsmalloc.classes}
     tmem = (seen.tmem.curr_obj_count, seen.tmem.curr_objnode_count)
     frames = (seen.frames.used_frames, seen.frames.free_frames)
     devices = [(d.stored_pages, d.lost_pages) for d in seen.devices]
-    return {**zv, "zs": zs, "tmem": tmem, "frames": frames, "devices": devices, "objects": seen.zsmalloc.objects}
+    return {
+        **zv,
+        "zs": zs,
+        "tmem": tmem,
+        "frames": frames,
+        "devices": devices,
+        "objects": seen.zsmalloc.objects,
+    }
 
 
 # What is there stays there.
 
 
-@pytest.mark.parametrize("size", [4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (16384, 65536))])
+@pytest.mark.parametrize(
+    "size", [4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (16384, 65536))]
+)
 def test_successor_has_every_page_and_counts_what_its_predecessor_did(kind: str, size: int) -> None:
     config = make_config(f"memory.arena={kind}", f"swap.files.more={64 * size}", page_size=size)
     core = Core(config)
@@ -97,7 +112,12 @@ def test_successor_has_every_page_and_counts_what_its_predecessor_did(kind: str,
     assert core.arena.kind == kind
     seen = core.statistics().recovery
     assert (seen.takeovers, seen.recovered_pages) == (1, len(expected) + len(more))
-    assert (seen.recovered_torn, seen.recovered_duplicates, seen.freed_bodies, seen.damaged) == (0, 0, 0, 0)
+    assert (seen.recovered_torn, seen.recovered_duplicates, seen.freed_bodies, seen.damaged) == (
+        0,
+        0,
+        0,
+        0,
+    )
     core.close()
 
 
@@ -126,7 +146,9 @@ def test_successor_goes_on_working_and_so_does_its_own(core: Core, config: Confi
 
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
 def test_takeover_gives_signs_of_life_for_every_stretch_of_the_arena(allocator: str) -> None:
-    config = make_config("swap.size=32M", "memory.reserve=32M", "memory.arena=memfd", f"pool.allocator={allocator}")
+    config = make_config(
+        "swap.size=32M", "memory.reserve=32M", "memory.arena=memfd", f"pool.allocator={allocator}"
+    )
     core = Core(config)
     size = core.frames.page_size
     for number in range(core.devices["swap"].size // size):
@@ -180,7 +202,12 @@ def test_generation_goes_on_after_the_highest(core: Core, config: Config) -> Non
 def test_generation_goes_on_across_its_wrap(core: Core, config: Config) -> None:
     core.zv._generation = 0xFFFFFFFF - 5
     expected = fill(core, 10)
-    assert sorted(core.zv.key_of(_pampd(core, number)).generation for number in range(10))[:4] == [1, 2, 3, 4]
+    assert sorted(core.zv.key_of(_pampd(core, number)).generation for number in range(10))[:4] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     core = succeed(core, config)
     expected |= fill(core, 1, seed=3)
     assert core.zv.key_of(_pampd(core, 0)).generation == 6
@@ -192,7 +219,10 @@ def test_generation_goes_on_across_its_wrap(core: Core, config: Config) -> None:
 
 
 def _copy_object(core: Core, number: int, **changes: int) -> int:
-    """Store what the page's object holds once more beside it, with other header fields; return the handle."""
+    """Store what the page's object holds once more beside it, with other header fields.
+
+    Return the handle.
+    """
     old = _pampd(core, number)
     fields = dict(
         zip(
@@ -209,7 +239,10 @@ def _copy_object(core: Core, number: int, **changes: int) -> int:
 
 
 def _other_copy(core: Core, number: int, data: bytes, generation: int) -> int:
-    """Store another version of a page beside the one that the index names, as a store does that dies before it frees."""
+    """Store another version of a page beside the one that the index names.
+
+    As a store does that dies before it frees.
+    """
     before, core.zv._generation = core.zv._generation, generation - 1
     pampd = core.zv.create(0, number & 0xFF, number >> 8, memoryview(data), replacing=True)
     core.zv._generation = before
@@ -220,7 +253,8 @@ def _other_copy(core: Core, number: int, data: bytes, generation: int) -> int:
 @pytest.mark.parametrize("old_kind", ["words", "noise", "same"])
 @pytest.mark.parametrize("new_kind", ["words", "noise", "same"])
 @pytest.mark.parametrize(
-    ("distance", "later"), [(1, True), (1000, True), ((1 << 31) - 1, True), (-1, False), (-(1 << 30), False)]
+    ("distance", "later"),
+    [(1, True), (1000, True), ((1 << 31) - 1, True), (-1, False), (-(1 << 30), False)],
 )
 def test_of_two_copies_the_later_one_stays(
     core: Core, config: Config, old_kind: str, new_kind: str, distance: int, later: bool
@@ -241,7 +275,9 @@ def test_of_two_copies_the_later_one_stays(
 
 
 @pytest.mark.parametrize("data_kind", ["words", "noise"])
-def test_compaction_cut_short_leaves_one_of_two_equal_copies(core: Core, config: Config, data_kind: str) -> None:
+def test_compaction_cut_short_leaves_one_of_two_equal_copies(
+    core: Core, config: Config, data_kind: str
+) -> None:
     size = core.frames.page_size
     expected = {7: page(data_kind, 1, size)}
     core.devices["swap"].write(7 * size, memoryview(expected[7]))
@@ -359,7 +395,8 @@ def test_raw_page_that_imitates_stored_objects_is_only_a_page(core: Core, config
     expected = fill(core, 40)
     rng = random.Random(3)
     for number in range(40, 60):
-        # Noise full of valid copies of other pages' objects, newer than they are, at every place where an object could begin.
+        # Noise full of valid copies of other pages' objects, newer than they are, at every place
+        # where an object could begin.
         data = bytearray(rng.randbytes(size))
         for at in range(0, size, size // 4):
             victim = _pampd(core, rng.randrange(40))
@@ -368,7 +405,9 @@ def test_raw_page_that_imitates_stored_objects_is_only_a_page(core: Core, config
             data[at + 4 : at + 8] = (1 << 30).to_bytes(4, "little")
         expected[number] = bytes(data)
         assert core.devices["swap"].write(number * size, memoryview(bytes(data))) is None
-        assert HEADER.unpack_from(core.arena.view, _pampd(core, number))[5] == 1, "not raw: the test has lost its point"
+        assert HEADER.unpack_from(core.arena.view, _pampd(core, number))[5] == 1, (
+            "not raw: the test has lost its point"
+        )
     core = succeed(core, config)
     assert core.statistics().recovery.recovered_pages == 60
     check_all(core, expected)
@@ -380,7 +419,11 @@ def test_freed_frames_that_imitate_a_zspage_are_free(core: Core, config: Config)
     expected = fill(core, 40)
     core.devices["swap"].write(50 * size, memoryview(page("words", 1, size)))
     core.devices["swap"].discard(50 * size, size)
-    free = next(f for f in range(core.frames.first_frame, core.frames.end_frame) if core.frames.table.words[f * 4] & 7 == 1)
+    free = next(
+        f
+        for f in range(core.frames.first_frame, core.frames.end_frame)
+        if core.frames.table.words[f * 4] & 7 == 1
+    )
     victim = _pampd(core, 3) // size * size
     core.arena.view[(free + 2) * size : (free + 3) * size] = core.arena.view[victim : victim + size]
     core = succeed(core, config)
@@ -403,7 +446,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_damaged_object_is_dropped_and_no_page_reads_as_zeros_any_more(core: Core, config: Config, what: str) -> None:
+def test_damaged_object_is_dropped_and_no_page_reads_as_zeros_any_more(
+    core: Core, config: Config, what: str
+) -> None:
     size = core.frames.page_size
     expected = fill(core, 40)
     handle = _copy_object(core, 4, generation=99)
@@ -439,7 +484,9 @@ def test_damaged_copy_of_two_never_wins(core: Core, config: Config, which: str) 
     core.devices["swap"].write(7 * size, memoryview(old))
     newer = _other_copy(core, 7, new, 50)
     body = Q.unpack_from(core.arena.view, newer + HEADER_BYTES)[0] & (1 << 40) - 1
-    core.arena.view[{"old": _pampd(core, 7) + 60, "new": newer + 16 + 5, "body": body + 9}[which]] ^= 4
+    core.arena.view[
+        {"old": _pampd(core, 7) + 60, "new": newer + 16 + 5, "body": body + 9}[which]
+    ] ^= 4
     core = succeed(core, config)
     assert core.statistics().recovery.damaged == 1
     assert read(core, 7) == (new if which == "old" else old)
@@ -448,7 +495,9 @@ def test_damaged_copy_of_two_never_wins(core: Core, config: Config, which: str) 
 
 
 @pytest.mark.parametrize("place", [2, 10, 17, 20, 22, 23, HEADER_BYTES + 2])
-def test_damaged_page_that_is_alone_is_an_error_and_no_other_page_changes(core: Core, config: Config, place: int) -> None:
+def test_damaged_page_that_is_alone_is_an_error_and_no_other_page_changes(
+    core: Core, config: Config, place: int
+) -> None:
     expected = fill(core, 20)
     core.arena.view[_pampd(core, 6) + place] ^= 1
     with pytest.raises(CorruptedPageError):
@@ -461,7 +510,9 @@ def test_damaged_page_that_is_alone_is_an_error_and_no_other_page_changes(core: 
     core.close()
 
 
-def test_raw_header_that_was_damaged_costs_no_frame_after_a_takeover(core: Core, config: Config) -> None:
+def test_raw_header_that_was_damaged_costs_no_frame_after_a_takeover(
+    core: Core, config: Config
+) -> None:
     size = core.frames.page_size
     core.devices["swap"].write(0, memoryview(page("noise", 1, size)))
     core.arena.view[_pampd(core, 0) + HEADER_BYTES] ^= 8  # the handle of its body
@@ -490,9 +541,13 @@ def test_seal_that_makes_no_sense_is_damage(core: Core, config: Config, damage: 
     core.close()
 
 
-@pytest.mark.parametrize("point", ["takeover_frames", "takeover_zspages", "takeover_indexed", "takeover_marked"])
+@pytest.mark.parametrize(
+    "point", ["takeover_frames", "takeover_zspages", "takeover_indexed", "takeover_marked"]
+)
 @pytest.mark.parametrize("damage", ["length", "class"])
-def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: str, point: str) -> None:
+def test_damage_is_not_forgotten_when_its_finder_dies(
+    config: Config, damage: str, point: str
+) -> None:
     arena = sizing.make_arena(config)
     lost = {"swap": memoryview(mmap.mmap(-1, sizing.lost_bitmap_bytes(config)["swap"]))}
     core = Core(config, inherited=Inherited(arena.fd, lost))
@@ -527,7 +582,9 @@ def test_damage_is_not_forgotten_when_its_finder_dies(config: Config, damage: st
 @pytest.mark.parametrize("size", [4096, pytest.param(65536, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("persistent", ["zsmalloc", "zbud"])
 @pytest.mark.parametrize("ephemeral", ["zsmalloc", "zbud"])
-def test_successor_has_swaps_pages_and_none_of_the_cache(persistent: str, ephemeral: str, size: int) -> None:
+def test_successor_has_swaps_pages_and_none_of_the_cache(
+    persistent: str, ephemeral: str, size: int
+) -> None:
     settings = (f"pool.allocator={persistent}", "cache.limit=25%", f"cache.allocator={ephemeral}")
     config = make_config("memory.arena=memfd", *settings, page_size=size)
     core = Core(config)
@@ -549,7 +606,9 @@ def test_successor_has_swaps_pages_and_none_of_the_cache(persistent: str, epheme
     assert core.cache is not None
     pool = core.cache.cleancache.init_fs()
     assert core.cache.cleancache.put_page(pool, 1, 1, memoryview(page("half", 1, size))) is None
-    core = succeed(core, make_config("memory.arena=memfd", settings[0], "cache.limit=", page_size=size))
+    core = succeed(
+        core, make_config("memory.arena=memfd", settings[0], "cache.limit=", page_size=size)
+    )
     assert core.cache is None
     check_all(core, expected)
     core.close()
@@ -589,7 +648,9 @@ def test_lost_pages_stay_lost_and_marks_without_meaning_go(config: Config) -> No
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_mark_is_set_before_the_older_copy_goes(config: Config, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mark_is_set_before_the_older_copy_goes(
+    config: Config, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lost = shared_lost(config)
     arena = sizing.make_arena(config)
     core = Core(config, inherited=Inherited(arena.fd, lost))
@@ -600,7 +661,9 @@ def test_mark_is_set_before_the_older_copy_goes(config: Config, frozen: bool, mo
 
     def look(number: int) -> None:
         when_losing(number)
-        seen.append((number, lost["swap"][number >> 3] >> (number & 7) & 1, core.frontswap.holds(0, number)))
+        seen.append(
+            (number, lost["swap"][number >> 3] >> (number & 7) & 1, core.frontswap.holds(0, number))
+        )
 
     core.frontswap._when_losing[0] = look
     if frozen:
@@ -610,7 +673,10 @@ def test_mark_is_set_before_the_older_copy_goes(config: Config, frozen: bool, mo
             while core.allocator.alloc(length):
                 pass
     for number in (4, 6, 900):
-        assert core.devices["swap"].write(number * size, memoryview(page("noise", 77, size))) is not None
+        assert (
+            core.devices["swap"].write(number * size, memoryview(page("noise", 77, size)))
+            is not None
+        )
     assert seen == [(4, 1, True), (6, 1, True)]
     assert not core.frontswap.holds(0, 4)
     core.close()
@@ -629,16 +695,25 @@ def test_bitmap_that_is_too_short_is_refused(config: Config) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [f"swap.size={1023 * 4096}", "swap.files.more=1M", "pool.max_zspage_frames=4", "pool.allocator=zbud"],
+    [
+        f"swap.size={1023 * 4096}",
+        "swap.files.more=1M",
+        "pool.max_zspage_frames=4",
+        "pool.allocator=zbud",
+    ],
     ids=lambda s: s.split("=")[0],
 )
-def test_arena_for_other_settings_is_refused_before_anything_changes(core: Core, config: Config, setting: str) -> None:
+def test_arena_for_other_settings_is_refused_before_anything_changes(
+    core: Core, config: Config, setting: str
+) -> None:
     expected = fill(core, 40)
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ArenaError, match="other settings") as caught:
         Core(make_config("memory.arena=memfd", setting), inherited=Inherited(core.arena.fd))
     assert caught.value.hint
-    assert len(os.listdir("/proc/self/fd")) <= descriptors  # fewer, when an older test's garbage went meanwhile
+    assert (
+        len(os.listdir("/proc/self/fd")) <= descriptors
+    )  # fewer, when an older test's garbage went meanwhile
     with pytest.raises(ArenaError, match="other settings"):
         Core(make_config("memory.arena=memfd", page_size=16384), inherited=Inherited(core.arena.fd))
     check_all(core, expected)
@@ -647,7 +722,9 @@ def test_arena_for_other_settings_is_refused_before_anything_changes(core: Core,
 def test_settings_that_may_change_do(core: Core) -> None:
     expected = fill(core, 40)
     cache = ("cache.limit=1G", "cache.allocator=zsmalloc")
-    changed = make_config("memory.reserve=8M", "pool.compressor=lzo", "pool.limit=2M", "pool.checksum=false", *cache)
+    changed = make_config(
+        "memory.reserve=8M", "pool.compressor=lzo", "pool.limit=2M", "pool.checksum=false", *cache
+    )
     core = succeed(core, changed)
     check_all(core, expected)
     core.close()
@@ -680,7 +757,9 @@ def test_index_comes_up_without_a_reserve_when_there_is_no_memory(
     core.close()
 
 
-def test_reserve_of_the_index_is_left_for_later_when_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_of_the_index_is_left_for_later_when_there_is_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fake = _NoMemory(1)
     monkeypatch.setattr(objnodes, "_libc", fake)
     nodes = Objnodes(1000, reserve=100, lenient=True)
@@ -696,7 +775,8 @@ def test_reserve_of_the_index_is_left_for_later_when_there_is_no_memory(monkeypa
 
 
 def test_takeover_takes_less_than_storing_the_pages_did() -> None:
-    # A third of a store's time is usual, compiled or not, so three times as long as usual would fail.
+    # A third of a store's time is usual, compiled or not, so three times as long as usual would
+    # fail.
     config = make_config("swap.size=32M", "memory.reserve=32M", "memory.arena=memfd")
     core = Core(config)
     size = core.frames.page_size
@@ -726,11 +806,15 @@ def test_takeover_of_a_gibibyte_takes_less_than_a_second_and_no_memory() -> None
     core = Core(config)
     size = core.frames.page_size
     rng = random.Random(1)
-    pages = [page("same", seed, size) for seed in range(20)] + [page("noise", seed, size) for seed in range(10)]
+    pages = [page("same", seed, size) for seed in range(20)] + [
+        page("noise", seed, size) for seed in range(10)
+    ]
     pages += [rng.randbytes(rng.randrange(400, 3200)).ljust(size, b"\0") for _ in range(170)]
     count = core.devices["swap"].size // size
     for number in range(count):
-        assert core.devices["swap"].write(number * size, memoryview(pages[number * 7 % 200])) is None
+        assert (
+            core.devices["swap"].write(number * size, memoryview(pages[number * 7 % 200])) is None
+        )
         if core.frames.wants_refill():
             core.frames.refill_now()
         if core.nodes.wants_refill():
@@ -748,7 +832,8 @@ def test_takeover_of_a_gibibyte_takes_less_than_a_second_and_no_memory() -> None
         seen = core.statistics()
         seconds = seen.recovery.seconds
         print(
-            f"\n{count} pages: {seconds:.3f} s, {seconds / count * 1e6:.2f} us a page; KiB of memory, of page tables: {grown}"
+            f"\n{count} pages: {seconds:.3f} s, {seconds / count * 1e6:.2f} us a page; KiB of"
+            f" memory, of page tables: {grown}"
         )
         assert seen.recovery.recovered_pages == count
         assert core.arena.backed_bytes() == backed

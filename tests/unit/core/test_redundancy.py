@@ -68,7 +68,9 @@ def test_lost_page_stays_an_error_with_either_bitmap_damaged(
     stack: Stack, which: int, damage: Callable[[memoryview, int], None], is_taken_over: bool
 ) -> None:
     marks = bitmaps()
-    device = Device("swap", PAGES * 4096, stack.frontswap, 2, page_size=4096, lost=marks[0], lost_copy=marks[1])
+    device = Device(
+        "swap", PAGES * 4096, stack.frontswap, 2, page_size=4096, lost=marks[0], lost_copy=marks[1]
+    )
     stored = os.urandom(4096)
     assert device.write(9 * 4096, memoryview(stored)) is None
     for number in (0, 7, 8, 42, PAGES - 1):
@@ -106,12 +108,21 @@ def test_successor_of_a_program_with_one_bitmap_believes_that(stack: Stack) -> N
 @pytest.mark.parametrize("short", ["lost", "lost_copy"])
 def test_bitmap_that_is_too_short_is_refused(stack: Stack, short: str) -> None:
     with pytest.raises(ValueError, match="no bitmap"):
-        Device("swap", PAGES * 4096, stack.frontswap, 2, page_size=4096, **{short: memoryview(bytearray(3))})
+        Device(
+            "swap",
+            PAGES * 4096,
+            stack.frontswap,
+            2,
+            page_size=4096,
+            **{short: memoryview(bytearray(3))},
+        )
 
 
 def test_mark_that_came_by_itself_does_not_take_another_along(stack: Stack) -> None:
     marks = bitmaps()
-    device = Device("swap", PAGES * 4096, stack.frontswap, 2, page_size=4096, lost=marks[0], lost_copy=marks[1])
+    device = Device(
+        "swap", PAGES * 4096, stack.frontswap, 2, page_size=4096, lost=marks[0], lost_copy=marks[1]
+    )
     device._mark_lost(42)
     marks[0][0] |= 2
     device.discard(4096, 4096)
@@ -194,7 +205,9 @@ def files() -> Files:
 
 
 @pytest.mark.parametrize("many", [1, 16])
-def test_page_whose_word_has_become_zero_is_an_error_until_it_is_written(files: Files, many: int, expect_log: Any) -> None:
+def test_page_whose_word_has_become_zero_is_an_error_until_it_is_written(
+    files: Files, many: int, expect_log: Any
+) -> None:
     expect_log("page 3 of swap cannot be found on the backing", level=logging.ERROR, count=1)
     words = files.device._slots._words
     for number in range(3, 3 + many) if many == 1 else range(16):
@@ -238,17 +251,24 @@ def state() -> Iterator[SharedState]:
 
 
 @pytest.mark.parametrize("bit", range(0, 512, 37))
-def test_key_with_a_bit_changed_is_taken_from_its_copy(state: SharedState, bit: int, expect_log: Any) -> None:
+def test_key_with_a_bit_changed_is_taken_from_its_copy(
+    state: SharedState, bit: int, expect_log: Any
+) -> None:
     key = bytes(state.area("backing.key"))
     expect_log("its copy is used", level=logging.ERROR, count=2)
-    for damaged in (bytes(64), bytes(byte ^ (1 << bit % 8) * (place == bit // 8) for place, byte in enumerate(key))):
+    for damaged in (
+        bytes(64),
+        bytes(byte ^ (1 << bit % 8) * (place == bit // 8) for place, byte in enumerate(key)),
+    ):
         state.area("backing.key")[:] = damaged
         assert bytes(find_key(state)) == key
         assert bytes(state.area("backing.key")) == key
 
 
 @pytest.mark.parametrize("place", [0, 40, 63, 64, 71])
-def test_damaged_copy_of_the_key_is_made_again(state: SharedState, place: int, expect_log: Any) -> None:
+def test_damaged_copy_of_the_key_is_made_again(
+    state: SharedState, place: int, expect_log: Any
+) -> None:
     key, copy = bytes(state.area("backing.key")), state.area("backing.key.copy")[-72:]
     copy[place] ^= 4
     assert bytes(find_key(state)) == key

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hook's buffers have to be in memory before the first request, also when the process locks its memory on fault.
+"""The hook's buffers have to be in memory before the first request.
 
-With mlockall(MCL_FUTURE | MCL_ONFAULT), as the daemon has it, the kernel ignores MAP_POPULATE. A buffer that is
-not there yet is then faulted in by the kernel itself, inside the read from /dev/fuse: a box without free memory
-waits there for ever, since the request that was to be read is the one that would have freed some.
+Also when the process locks its memory on fault.
+
+With mlockall(MCL_FUTURE | MCL_ONFAULT), as the daemon has it, the kernel ignores MAP_POPULATE. A
+buffer that is not there yet is then faulted in by the kernel itself, inside the read from
+/dev/fuse: a box without free memory waits there for ever, since the request that was to be read is
+the one that would have freed some.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ print(resident() - before)
 
 @capabilities.requires_root()
 def test_buffers_are_in_memory_although_memory_is_locked_on_fault() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=False, capture_output=True, text=True, timeout=60
+    )
 
     assert done.returncode == 0, done.stderr
     # One for requests, one for replies; the rest of the process grows by some hundred KiB.

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The names that fuse_session_new() has in newer libfuses: a pyfuse3 that was compiled with their headers gets the hook.
+"""The names that fuse_session_new() has in newer libfuses.
 
-With the headers of libfuse 3.17 a call of fuse_session_new() is one of another function with the version as a further argument.
-No machine has all of them, so a library made here stands for libfuse, and another one for pyfuse3.
+A pyfuse3 that was compiled with their headers gets the hook.
+
+With the headers of libfuse 3.17 a call of fuse_session_new() is one of another function with the
+version as a further argument. No machine has all of them, so a library made here stands for
+libfuse, and another one for pyfuse3.
 """
 
 from __future__ import annotations
@@ -89,21 +92,49 @@ assert pyfuse3.check(0) == 0  # one session is ours, no other
 
 def flags_of(package: str) -> list[str]:
     command = ["pkg-config", "--cflags", "--libs", package]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.split()
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=20
+    ).stdout.split()
 
 
 def compiled(source: str, target: Path, *flags: str | Path) -> Path:
-    command = ["cc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-o", target, "-x", "c", "-", "-x", "none", *flags]
+    command = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-Wl,--no-as-needed",
+        "-o",
+        target,
+        "-x",
+        "c",
+        "-",
+        "-x",
+        "none",
+        *flags,
+    ]
     subprocess.run(command, input=source, check=True, text=True, timeout=60)
     return target
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("const", ["", "const"])
-def test_hook_compiles_with_the_headers_that_declare_a_newer_name(tmp_path: Path, name: str, const: str) -> None:
-    (tmp_path / "fuse_lowlevel.h").write_text(NEWER_HEADER.replace("NAME", name).replace("CONST", const))
+def test_hook_compiles_with_the_headers_that_declare_a_newer_name(
+    tmp_path: Path, name: str, const: str
+) -> None:
+    (tmp_path / "fuse_lowlevel.h").write_text(
+        NEWER_HEADER.replace("NAME", name).replace("CONST", const)
+    )
     python = f"-I{sysconfig.get_path('include')}"
-    flags = (f"-I{tmp_path}", python, *flags_of("fuse3"), "-O2", "-Wall", "-Wextra", "-Wno-cast-function-type", "-Werror")
+    flags = (
+        f"-I{tmp_path}",
+        python,
+        *flags_of("fuse3"),
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Wno-cast-function-type",
+        "-Werror",
+    )
     compiled(HOOK.read_text(), tmp_path / "_lowlevel.so", *flags)
 
 
@@ -112,8 +143,16 @@ def test_a_session_made_by_a_newer_name_gets_the_hook(tmp_path: Path, name: str)
     libfuse = compiled(LIBFUSE.replace("NAME", name), tmp_path / "libnewer.so")
     python = f"-I{sysconfig.get_path('include')}"
     # The hook looks behind itself, which is in what it was linked with.
-    hook = compiled(HOOK.read_text(), tmp_path / "_lowlevel.so", python, libfuse, *flags_of("fuse3"))
-    pyfuse3 = compiled(PYFUSE3.replace("NAME", name), tmp_path / "pyfuse3.so", "-Wall", "-Werror", *flags_of("fuse3"))
+    hook = compiled(
+        HOOK.read_text(), tmp_path / "_lowlevel.so", python, libfuse, *flags_of("fuse3")
+    )
+    pyfuse3 = compiled(
+        PYFUSE3.replace("NAME", name),
+        tmp_path / "pyfuse3.so",
+        "-Wall",
+        "-Werror",
+        *flags_of("fuse3"),
+    )
     command = [sys.executable, "-P", "-c", PROGRAM, hook, pyfuse3]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

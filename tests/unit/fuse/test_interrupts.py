@@ -75,14 +75,17 @@ async def test_only_whoever_is_killed_is_let_go(
             guard.interrupt(1)
             guard.interrupt(77)  # answered long ago
         nursery.cancel_scope.cancel()
-    # Nobody is told that the other, a direct reader, was killed. If its thread is gone, somebody else may wait for the data.
+    # Nobody is told that the other, a direct reader, was killed. If its thread is gone, somebody
+    # else may wait for the data.
     other = is_let_go and status is not None
     outcome = {True: "let go", False: "answered"}
     assert sorted(ended) == [f"interrupted was {outcome[is_let_go]}", f"other was {outcome[other]}"]
     assert guard.let_go == is_let_go + other
 
 
-async def test_whoever_is_killed_later_is_let_go_then(proc: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_whoever_is_killed_later_is_let_go_then(
+    proc: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     """The kernel tells of the first signal only."""
     guard = Interrupts(proc)
     async with trio.open_nursery() as nursery:
@@ -103,7 +106,9 @@ async def test_whoever_is_killed_later_is_let_go_then(proc: Path, autojump_clock
         nursery.cancel_scope.cancel()
 
 
-async def test_many_that_are_killed_at_once_go_at_once(proc: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_many_that_are_killed_at_once_go_at_once(
+    proc: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     guard = Interrupts(proc)
 
     async def wait() -> None:
@@ -116,7 +121,9 @@ async def test_many_that_are_killed_at_once_go_at_once(proc: Path, autojump_cloc
             for _ in range(10 * interrupts.REQUESTS_PER_STEP):
                 waiting.start_soon(wait)
             await trio.sleep(5)
-            (proc / str(THREAD) / "status").write_text(RUNNING.replace("SigPnd:\t00000000000000", "SigPnd:\t00000000000001", 1))
+            (proc / str(THREAD) / "status").write_text(
+                RUNNING.replace("SigPnd:\t00000000000000", "SigPnd:\t00000000000001", 1)
+            )
             begin = trio.current_time()
         assert trio.current_time() - begin <= 2 * interrupts.LOOK_S
         assert guard.let_go == 10 * interrupts.REQUESTS_PER_STEP

@@ -89,7 +89,9 @@ def test_close_that_comes_twice_closes_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("handle", [FILE, 9 << 42 | FILE])
-def test_predecessor_without_memory_of_handles_leaves_the_file_to_its_loop_device(handle: int) -> None:
+def test_predecessor_without_memory_of_handles_leaves_the_file_to_its_loop_device(
+    handle: int,
+) -> None:
     heir = successor_of(None)
     heir.settle(FILE, is_attached=True)
     assert not heir.open(FILE, REQUEST)

@@ -24,7 +24,13 @@ def configured(root: Path, *settings: str) -> Config:
 
 
 def box(root: Path, total: int, available: int | None = None) -> Path:
-    write_system(root, "0::/", mounts=("/ /sys/fs/cgroup 2",), total=total, available=total if available is None else available)
+    write_system(
+        root,
+        "0::/",
+        mounts=("/ /sys/fs/cgroup 2",),
+        total=total,
+        available=total if available is None else available,
+    )
     return root
 
 
@@ -66,7 +72,9 @@ def test_books_that_do_not_fit_memory_are_refused_with_a_size_that_does(
         (1 * GIB, ["cache.max_volumes=64", "cache.queue_depth=64", "memory.reserve=500M"]),
     ],
 )
-def test_what_is_locked_at_start_leaves_a_fifth_of_memory(total: int, settings: list[str], tmp_path: Path) -> None:
+def test_what_is_locked_at_start_leaves_a_fifth_of_memory(
+    total: int, settings: list[str], tmp_path: Path
+) -> None:
     config = configured(box(tmp_path, total), *settings)
     with pytest.raises(ConfigError) as refused:
         costs.check(config, tmp_path)
@@ -93,7 +101,9 @@ def test_what_a_cgroup_leaves_is_what_is_available(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("total", [512 * MIB, 2 * GIB, 24 * GIB, 512 * GIB])
-@pytest.mark.parametrize("settings", [[], ["swap.size=400%"], ["pool.limit=100%", "cache.limit=50%"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["swap.size=400%"], ["pool.limit=100%", "cache.limit=50%"]]
+)
 def test_ordinary_settings_are_no_matter(total: int, settings: list[str], tmp_path: Path) -> None:
     costs.check(configured(box(tmp_path, total), *settings), tmp_path)
 
@@ -108,7 +118,10 @@ def test_marks_of_recompression_are_not_there_without_it(tmp_path: Path) -> None
 
 def test_switching_recompression_on_needs_memory_for_its_marks(tmp_path: Path) -> None:
     box(tmp_path, 24 * GIB, available=256 * MIB)
-    before, after = configured(tmp_path, "swap.size=1T"), configured(tmp_path, "swap.size=1T", "pool.recompress_age=60")
+    before, after = (
+        configured(tmp_path, "swap.size=1T"),
+        configured(tmp_path, "swap.size=1T", "pool.recompress_age=60"),
+    )
     with pytest.raises(ConfigError, match="recompress_age needs a byte for each page"):
         costs.check_change(before, after, marked=False, root=tmp_path)
     costs.check_change(before, after, marked=True, root=tmp_path)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shared state: what a worker writes the next one reads, also when the writer dies in the middle."""
+"""The shared state: what a worker writes the next one reads.
+
+Also when the writer dies in the middle.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,15 @@ from xxhash import xxh3_64_intdigest
 from zswapd.core.allocators.arena import punch_hole
 from zswapd.errors import HandoverError
 from zswapd.handover import state as state_module
-from zswapd.handover.state import GEOMETRY_BYTES, SLOT_BYTES, HookWord, Phase, SharedState, Word, hook_bytes
+from zswapd.handover.state import (
+    GEOMETRY_BYTES,
+    SLOT_BYTES,
+    HookWord,
+    Phase,
+    SharedState,
+    Word,
+    hook_bytes,
+)
 from zswapd.host.machine import EHWPOISON
 
 GEOMETRY: dict[str, Any] = {"mountpoint": "/run/x", "page_size": 4096, "files": {"swap": 1 << 20}}
@@ -28,7 +39,9 @@ MAX_IO = 1 << 16
 
 @pytest.fixture(params=["auto", "memfd"])
 def state(request: pytest.FixtureRequest) -> Iterator[SharedState]:
-    made = SharedState.new(GEOMETRY, lost={"swap": 33, "other": 5}, max_io=MAX_IO, kind=request.param)
+    made = SharedState.new(
+        GEOMETRY, lost={"swap": 33, "other": 5}, max_io=MAX_IO, kind=request.param
+    )
     yield made
     made.close()
 
@@ -74,7 +87,9 @@ def test_hook_gets_as_much_as_it_asks_for_on_a_page_boundary(state: SharedState)
     state.hook[:8] = offset
 
 
-@given(documents=st.lists(st.dictionaries(st.text(max_size=5), st.integers()), min_size=1, max_size=6))
+@given(
+    documents=st.lists(st.dictionaries(st.text(max_size=5), st.integers()), min_size=1, max_size=6)
+)
 def test_last_document_counts(documents: list[dict[str, int]]) -> None:
     state = SharedState.new(GEOMETRY, lost={}, max_io=MAX_IO, kind="memfd")
     for document in documents:
@@ -85,7 +100,10 @@ def test_last_document_counts(documents: list[dict[str, int]]) -> None:
 
 @pytest.mark.parametrize("torn", range(0, 120, 7))
 def test_writer_that_dies_leaves_the_document_before(state: SharedState, torn: int) -> None:
-    """The new document's bytes up to any point, without its header; or with a header that got no further."""
+    """The new document's bytes up to any point, without its header.
+
+    Or with a header that got no further.
+    """
     state.save({"number": 1})
     state.save({"number": 2})
     slots = [state._view[mmap.PAGESIZE + k * SLOT_BYTES :][:SLOT_BYTES] for k in (0, 1)]
@@ -94,7 +112,9 @@ def test_writer_that_dies_leaves_the_document_before(state: SharedState, torn: i
     changed = next(k for k in (0, 1) if bytes(slots[k][:200]) != before[k])
     after = bytes(slots[changed][:200])
     # Data first (behind the 24 bytes of header), then the header.
-    slots[changed][:200] = before[changed][:24] + after[24 : 24 + torn] + before[changed][24 + torn :]
+    slots[changed][:200] = (
+        before[changed][:24] + after[24 : 24 + torn] + before[changed][24 + torn :]
+    )
 
     assert state.load() == {"number": 2}
     slots[changed][:200] = after[: torn % 24] + before[changed][torn % 24 : 24] + after[24:]
@@ -122,12 +142,16 @@ def test_programs_that_do_not_know_zstd_refuse_once_there_may_be_some(
     heir = successor(state)
     assert heir.layout == state_module.LAYOUT_WITH_ZSTD
     heir.close()
-    monkeypatch.setattr(state_module, "READABLE_LAYOUTS", (state_module.LAYOUT_VERSION,))  # an older one's
+    monkeypatch.setattr(
+        state_module, "READABLE_LAYOUTS", (state_module.LAYOUT_VERSION,)
+    )  # an older one's
     with pytest.raises(HandoverError, match="layout 2"):
         successor(state)
 
 
-def test_file_of_another_layout_or_kind_is_refused(state: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_another_layout_or_kind_is_refused(
+    state: SharedState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(state_module, "READABLE_LAYOUTS", (99,))
     with pytest.raises(HandoverError, match=r"layout 1, this program knows \(99,\)") as caught:
         successor(state)
@@ -144,7 +168,12 @@ def test_file_of_another_layout_or_kind_is_refused(state: SharedState, monkeypat
 
 
 def shape(state: SharedState) -> tuple[object, ...]:
-    return state.geometry, state.layout, len(state.hook), {name: len(bits) for name, bits in state.lost().items()}
+    return (
+        state.geometry,
+        state.layout,
+        len(state.hook),
+        {name: len(bits) for name, bits in state.lost().items()},
+    )
 
 
 def flip(fd: int, place: int, bit: int) -> None:
@@ -156,7 +185,9 @@ SUPERBLOCK, GEOMETRY_AT = 40, mmap.PAGESIZE + 2 * SLOT_BYTES
 
 
 @pytest.mark.parametrize("at", [0, GEOMETRY_AT + GEOMETRY_BYTES - 48])
-def test_no_bit_of_the_superblock_or_its_copy_makes_another_state(state: SharedState, at: int) -> None:
+def test_no_bit_of_the_superblock_or_its_copy_makes_another_state(
+    state: SharedState, at: int
+) -> None:
     state.note_codecs(["zstd"])
     before = shape(state)
     for place in range(at, at + SUPERBLOCK):
@@ -165,7 +196,9 @@ def test_no_bit_of_the_superblock_or_its_copy_makes_another_state(state: SharedS
             heir = successor(state)
             assert shape(heir) == before, f"bit {bit} of byte {place}"
             heir.close()
-    assert os.pread(state.fd, SUPERBLOCK, 0) == os.pread(state.fd, SUPERBLOCK, GEOMETRY_AT + GEOMETRY_BYTES - 48)
+    assert os.pread(state.fd, SUPERBLOCK, 0) == os.pread(
+        state.fd, SUPERBLOCK, GEOMETRY_AT + GEOMETRY_BYTES - 48
+    )
 
 
 @pytest.mark.parametrize("at", [GEOMETRY_AT, GEOMETRY_AT + GEOMETRY_BYTES // 2])
@@ -179,7 +212,13 @@ def test_no_bit_of_the_geometry_makes_another(state: SharedState, at: int) -> No
 
 
 @pytest.mark.parametrize(
-    "at", [0, GEOMETRY_AT, GEOMETRY_AT + GEOMETRY_BYTES // 2, GEOMETRY_AT + GEOMETRY_BYTES - mmap.PAGESIZE]
+    "at",
+    [
+        0,
+        GEOMETRY_AT,
+        GEOMETRY_AT + GEOMETRY_BYTES // 2,
+        GEOMETRY_AT + GEOMETRY_BYTES - mmap.PAGESIZE,
+    ],
 )
 def test_page_that_has_become_zeros_is_made_again(state: SharedState, at: int) -> None:
     before = shape(state)
@@ -238,7 +277,9 @@ def test_superblock_without_a_copy_that_contradicts_itself_is_refused(place: int
     os.close(fd)
 
 
-def test_documents_damaged_both_are_forgotten_and_the_log_says_so(state: SharedState, expect_log: Any) -> None:
+def test_documents_damaged_both_are_forgotten_and_the_log_says_so(
+    state: SharedState, expect_log: Any
+) -> None:
     assert state.load() == {}
     state.save({"number": 1})
     state.save({"number": 2})
@@ -253,7 +294,10 @@ def test_documents_damaged_both_are_forgotten_and_the_log_says_so(state: SharedS
     ("check", "words"),
     [
         (Word.WORKER_CHECK, (Word.WORKER, Word.WORKER_BORN)),
-        (Word.FILES_CHECK, tuple(Word(place) for place in range(Word.FILE_FUSE, Word.FILE_BACKING + 1))),
+        (
+            Word.FILES_CHECK,
+            tuple(Word(place) for place in range(Word.FILE_FUSE, Word.FILE_BACKING + 1)),
+        ),
     ],
 )
 def test_word_that_others_rely_on_is_not_believed_with_one_bit_changed(
@@ -286,7 +330,9 @@ class Poisoned:
             raise OSError(EHWPOISON, "Memory page has hardware error")
 
 
-@pytest.mark.parametrize("place", ["words", "a document", "geometry", "its copy", "hook", "the end"])
+@pytest.mark.parametrize(
+    "place", ["words", "a document", "geometry", "its copy", "hook", "the end"]
+)
 def test_poisoned_page_gets_other_memory_and_what_has_a_copy_comes_back(
     state: SharedState, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -103,23 +103,40 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_lowest_limit_above_is_100_percent_of_every_size(layout: Callable[[Path], None], tmp_path: Path) -> None:
+def test_the_lowest_limit_above_is_100_percent_of_every_size(
+    layout: Callable[[Path], None], tmp_path: Path
+) -> None:
     layout(tmp_path)
     assert cgroups.find(tmp_path)[0].bytes == 300 * MIB
-    settings = [("swap.size", "50%", "--size"), ("memory.reserve", "10%", "x"), ("pool.limit", "min(50%, 4G)", "x")]
+    settings = [
+        ("swap.size", "50%", "--size"),
+        ("memory.reserve", "10%", "x"),
+        ("pool.limit", "min(50%, 4G)", "x"),
+    ]
     config = load(codecs=["lz4"], root=tmp_path, assignments=settings)
-    assert (config.swap.size, config.memory.reserve, config.pool.limit) == (150 * MIB, 30 * MIB, 150 * MIB)
+    assert (config.swap.size, config.memory.reserve, config.pool.limit) == (
+        150 * MIB,
+        30 * MIB,
+        150 * MIB,
+    )
     assert config.context.limited_by == str(cgroups.find(tmp_path)[0].file)
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout is not hidden_v1])
-def test_room_is_what_the_lowest_limit_leaves_and_follows_it(layout: Callable[[Path], None], tmp_path: Path) -> None:
+def test_room_is_what_the_lowest_limit_leaves_and_follows_it(
+    layout: Callable[[Path], None], tmp_path: Path
+) -> None:
     layout(tmp_path)
     limit = cgroups.find(tmp_path)[0]
-    usage = {"memory.limit_in_bytes": "memory.usage_in_bytes", "memory.memsw.limit_in_bytes": "memory.memsw.usage_in_bytes"}
+    usage = {
+        "memory.limit_in_bytes": "memory.usage_in_bytes",
+        "memory.memsw.limit_in_bytes": "memory.memsw.usage_in_bytes",
+    }
     limits = Limits(tmp_path)
     for left in (200, 50, 0):
-        (limit.file.parent / usage.get(limit.file.name, "memory.current")).write_text(f"{(300 - left) * MIB}\n")
+        (limit.file.parent / usage.get(limit.file.name, "memory.current")).write_text(
+            f"{(300 - left) * MIB}\n"
+        )
         room = limits.room()
         assert room is not None
         assert (room.limit, room.left, room.file) == (300 * MIB, left * MIB, str(limit.file))
@@ -163,7 +180,9 @@ def test_files_in_the_page_cache_do_not_count_as_used_where_little_is_left(tmp_p
     assert room.left == 120 * MIB
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(MIB, HEADROOM_LEAST), (256 * MIB, 32 * MIB), (TOTAL, HEADROOM_MOST)])
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(MIB, HEADROOM_LEAST), (256 * MIB, 32 * MIB), (TOTAL, HEADROOM_MOST)]
+)
 def test_headroom_is_an_eighth_within_bounds(limit: int, kept: int) -> None:
     assert headroom(limit) == kept
 
@@ -227,31 +246,47 @@ def test_a_limit_above_is_met_by_the_neighbours_pages_too(tmp_path: Path) -> Non
         (own_v1, "echo 0 > {root}/sys/fs/cgroup/memory/a/memory.swappiness"),
         (own_v2, "systemctl set-property zswapd.service MemorySwapMax=0"),
         (container_v2, "echo 0 > {root}/sys/fs/cgroup/memory.swap.max"),
-        (above_v1, f"echo {300 * MIB} > {{root}}/sys/fs/cgroup/memory/a/memory.memsw.limit_in_bytes"),
+        (
+            above_v1,
+            f"echo {300 * MIB} > {{root}}/sys/fs/cgroup/memory/a/memory.memsw.limit_in_bytes",
+        ),
         (hidden_v1, "start the container with as much memory and swap together as memory"),
     ],
 )
-def test_the_hint_is_the_command_that_helps(layout: Callable[[Path], None], hint: str, tmp_path: Path) -> None:
+def test_the_hint_is_the_command_that_helps(
+    layout: Callable[[Path], None], hint: str, tmp_path: Path
+) -> None:
     layout(tmp_path)
-    assert (protection(tmp_path, is_flusher=False).hint or "").startswith(hint.format(root=tmp_path))
+    assert (protection(tmp_path, is_flusher=False).hint or "").startswith(
+        hint.format(root=tmp_path)
+    )
 
 
 @pytest.mark.kernel
 def test_limits_of_this_kernels_own_cgroups_are_seen() -> None:
     program = (
-        "from pathlib import Path; from zswapd.host import cgroups\n"
-        "import sys; Path(sys.argv[1], 'cgroup.procs').write_text('0')\n"
-        "room = cgroups.Limits().room()\n"
-        "print(cgroups.find()[0].bytes, cgroups.find()[0].file, room.limit, 0 < room.left < room.limit)"
+        "from pathlib import Path; from zswapd.host import cgroups\nimport sys; Path(sys.argv[1],"
+        " 'cgroup.procs').write_text('0')\nroom ="
+        " cgroups.Limits().room()\nprint(cgroups.find()[0].bytes, cgroups.find()[0].file,"
+        " room.limit, 0 < room.left < room.limit)"
     )
     with MemoryCgroup("limits", 256 * MIB) as cgroup:
         below = cgroup.path / "below"
         below.mkdir()
         try:
             done = subprocess.run(
-                [sys.executable, "-c", program, str(below)], check=True, capture_output=True, text=True, timeout=60
+                [sys.executable, "-c", program, str(below)],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=60,
             )
         finally:
             below.rmdir()
         name = "memory.limit_in_bytes" if "memory" in cgroup.path.parts else "memory.max"
-        assert done.stdout.split() == [str(256 * MIB), str(cgroup.path / name), str(256 * MIB), "True"]
+        assert done.stdout.split() == [
+            str(256 * MIB),
+            str(cgroup.path / name),
+            str(256 * MIB),
+            "True",
+        ]

@@ -69,7 +69,10 @@ def refusal(root: Path, file: Path | None = None) -> ConfigError:
         "50-pool.toml.bak",
         "50-pool.toml.orig",
         "50-pool.toml.rej",
-        *(f"50-pool.toml.{end}" for end in ("dpkg-new", "dpkg-old", "dpkg-dist", "dpkg-tmp", "ucf-dist", "ucf-old")),
+        *(
+            f"50-pool.toml.{end}"
+            for end in ("dpkg-new", "dpkg-old", "dpkg-dist", "dpkg-tmp", "ucf-dist", "ucf-old")
+        ),
         *(f"50-pool.toml.{end}" for end in ("rpmnew", "rpmsave", "rpmorig", "pacnew", "apk-new")),
         "50-pool.toml.disabled",
         "README",
@@ -92,14 +95,23 @@ def test_what_lies_beside_drop_ins_is_none(root: Path, name: str, kind: str) -> 
 
 
 def test_drop_ins_are_read_in_alphabetical_order_after_the_file(root: Path) -> None:
-    for number, path in enumerate((main_file(root), dropin(root, "10.toml"), dropin(root, "9.toml"), dropin(root, "a b.toml"))):
+    for number, path in enumerate(
+        (main_file(root), dropin(root, "10.toml"), dropin(root, "9.toml"), dropin(root, "a b.toml"))
+    ):
         path.write_text(f"[swap]\npriority = {number}\n")
-    assert [path.name for path in config_files(root=root)] == ["zswapd.toml", "10.toml", "9.toml", "a b.toml"]
+    assert [path.name for path in config_files(root=root)] == [
+        "zswapd.toml",
+        "10.toml",
+        "9.toml",
+        "a b.toml",
+    ]
     assert load(root).swap.priority == 3
 
 
 @pytest.mark.parametrize("is_main", [True, False])
-def test_a_link_to_dev_null_is_an_empty_file_and_a_link_to_a_file_is_that_file(root: Path, is_main: bool) -> None:
+def test_a_link_to_dev_null_is_an_empty_file_and_a_link_to_a_file_is_that_file(
+    root: Path, is_main: bool
+) -> None:
     path = main_file(root) if is_main else dropin(root, "50.toml")
     path.symlink_to("/dev/null")
     assert load(root).swap.priority == 100
@@ -110,8 +122,12 @@ def test_a_link_to_dev_null_is_an_empty_file_and_a_link_to_a_file_is_that_file(r
 
 
 @pytest.mark.parametrize("is_main", [True, False])
-@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "device", "terminal", "dangling link", "loop"])
-def test_what_is_named_like_a_config_file_and_is_none_is_refused_at_once(root: Path, kind: str, is_main: bool) -> None:
+@pytest.mark.parametrize(
+    "kind", ["directory", "pipe", "socket", "device", "terminal", "dangling link", "loop"]
+)
+def test_what_is_named_like_a_config_file_and_is_none_is_refused_at_once(
+    root: Path, kind: str, is_main: bool
+) -> None:
     path = main_file(root) if is_main else dropin(root, "50-pool.toml")
     said = kind
     if kind == "directory":
@@ -158,7 +174,9 @@ def test_a_directory_of_drop_ins_that_is_none_is_refused(root: Path) -> None:
 
 
 @capabilities.requires_root()
-@pytest.mark.parametrize("closed", ["etc/zswapd", "etc/zswapd/zswapd.toml", "etc/zswapd/zswapd.toml.d", "drop-in"])
+@pytest.mark.parametrize(
+    "closed", ["etc/zswapd", "etc/zswapd/zswapd.toml", "etc/zswapd/zswapd.toml.d", "drop-in"]
+)
 def test_a_user_who_may_not_read_them_is_told_so(root: Path, closed: str) -> None:
     main_file(root).write_text(GOOD)
     dropin(root, "50.toml").write_text(GOOD)
@@ -194,7 +212,14 @@ def test_an_open_pipe_may_be_named_and_a_pipe_in_the_file_system_not(how: str, r
     name = "/dev/stdin" if how == "standard input" else f"/dev/fd/{read}"
     command = [sys.executable, "-c", code, name]
     done = subprocess.run(
-        command, stdin=read, pass_fds=[read], cwd=TOP, capture_output=True, text=True, timeout=30, check=False
+        command,
+        stdin=read,
+        pass_fds=[read],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     os.close(read)
     assert (done.stdout, done.stderr) == ("7\n", "")
@@ -277,9 +302,16 @@ def test_a_character_that_means_nothing_is_named_with_its_place_and_what_to_type
         (b"[swap]\npri\0ority = 7\n", (":2, column 4: there is a NUL character", "remove it")),
         (
             "[swap]\n# gr\u00f6\u00dfer\npriority = 7\n".encode("latin-1"),
-            (":2, column 5: the byte 0xF6 is not UTF-8", "LATIN SMALL LETTER O WITH DIAERESIS", "iconv -f LATIN1"),
+            (
+                ":2, column 5: the byte 0xF6 is not UTF-8",
+                "LATIN SMALL LETTER O WITH DIAERESIS",
+                "iconv -f LATIN1",
+            ),
         ),
-        (b"[swap]\n# \x93quoted\x94\n", (":2, column 3: the byte 0x93 is not UTF-8", "save the file as UTF-8")),
+        (
+            b"[swap]\n# \x93quoted\x94\n",
+            (":2, column 3: the byte 0x93 is not UTF-8", "save the file as UTF-8"),
+        ),
         (GOOD.encode() + b"# \xc3", (":3, column 3: the byte 0xC3 is not UTF-8",)),
         (b"# x\n" * (LARGEST_FILE // 4 + 1), ("is longer than 64 KiB",)),
         (b"#" * (LARGEST_FILE - 1) + "\u00e4".encode(), ("is longer than 64 KiB",)),
@@ -303,7 +335,9 @@ def test_bytes_that_are_no_text_are_named_with_their_place_and_what_to_type(
         ("[swap]\nsize = '2G' '3G' # \u00a0\n", 2),
     ],
 )
-def test_characters_in_comments_and_strings_are_not_blamed(root: Path, data: str, line: int) -> None:
+def test_characters_in_comments_and_strings_are_not_blamed(
+    root: Path, data: str, line: int
+) -> None:
     main_file(root).write_text(data)
     error = refusal(root)
     assert "there is" not in error.message
@@ -339,13 +373,17 @@ def test_lines_are_counted_as_editors_do(root: Path) -> None:
         ("", None),
     ],
 )
-def test_the_socket_is_where_the_file_says_also_if_the_rest_of_it_is_wrong(root: Path, text: str, found: str | None) -> None:
+def test_the_socket_is_where_the_file_says_also_if_the_rest_of_it_is_wrong(
+    root: Path, text: str, found: str | None
+) -> None:
     main_file(root).write_bytes(text.encode())
     assert configured_socket(root) == (Path(found) if found else None)
     assert zswapctl.daemon_socket(root) == (Path(found) if found else root / paths.SOCKET[1:])
 
 
-def test_the_last_file_that_names_a_socket_counts_and_those_that_cannot_be_read_do_not(root: Path) -> None:
+def test_the_last_file_that_names_a_socket_counts_and_those_that_cannot_be_read_do_not(
+    root: Path,
+) -> None:
     main_file(root).write_text('[control]\nsocket = "/run/a.sock"\n')
     dropin(root, "10.toml").write_text('[control]\nsocket = "/run/b.sock"\n')
     dropin(root, "20.toml").mkdir()
@@ -391,8 +429,17 @@ def test_zswapctl_asks_the_daemon_of_the_config_file(
 
 
 def test_looking_for_the_socket_costs_next_to_nothing() -> None:
-    code = "import sys; from zswapd.cli import zswapctl; zswapctl.daemon_socket(); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, timeout=30, check=True)
+    code = (
+        "import sys; from zswapd.cli import zswapctl; zswapctl.daemon_socket(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
     assert not {"tomllib", "zswapd.config", "unicodedata"} & set(done.stdout.split())
 
 

@@ -59,19 +59,26 @@ def be(monkeypatch: pytest.MonkeyPatch, *, uid: int = 0, **facts: object) -> Non
 
 def test_each_reason_has_a_hint_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     be(monkeypatch)
-    texts = {number: hints.for_failure(refusal(number), tmp_path / "sock", "choose another") for number in REASONS}
+    texts = {
+        number: hints.for_failure(refusal(number), tmp_path / "sock", "choose another")
+        for number in REASONS
+    }
     assert len(set(texts.values())) == len(REASONS)
     assert all(text.endswith("; or choose another") for text in texts.values())
     assert "as root:" not in " ".join(texts.values()), "root is told to be root"
     assert hints.for_failure(refusal(errno.EPIPE), tmp_path, "choose another") == "choose another"
-    assert hints.for_failure(OSError("a text alone"), tmp_path, "choose another") == "choose another"
+    assert (
+        hints.for_failure(OSError("a text alone"), tmp_path, "choose another") == "choose another"
+    )
 
 
 def test_reasons_name_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     be(monkeypatch)
     missing = tmp_path / "my dir/below/sock"
     assert f"`chattr -i {tmp_path}`" in hints.for_failure(refusal(errno.EPERM), missing, "x")
-    assert f"`mkdir -p '{missing.parent}'`" in hints.for_failure(refusal(errno.ENOENT), missing, "x")
+    assert f"`mkdir -p '{missing.parent}'`" in hints.for_failure(
+        refusal(errno.ENOENT), missing, "x"
+    )
     above = hints.for_failure(refusal(errno.EROFS), missing, "x")
     mountpoint = re.search(r"`mount -o remount,rw ([^`]+)`", above)
     assert mountpoint
@@ -79,15 +86,25 @@ def test_reasons_name_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
-def test_who_is_not_root_is_told_the_command_again(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_who_is_not_root_is_told_the_command_again(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     be(monkeypatch, uid=1000, has_sudo=True)
     monkeypatch.setattr("sys.argv", ["/usr/bin/zswapctl", "--json", "status"])
-    assert hints.for_failure(refusal(number), "/run/x", "y") == "run it as root: `sudo zswapctl --json status`"
-    assert hints.for_device(refusal(number), "/dev/fuse", "fuse") == "run it as root: `sudo zswapctl --json status`"
+    assert (
+        hints.for_failure(refusal(number), "/run/x", "y")
+        == "run it as root: `sudo zswapctl --json status`"
+    )
+    assert (
+        hints.for_device(refusal(number), "/dev/fuse", "fuse")
+        == "run it as root: `sudo zswapctl --json status`"
+    )
     assert "`sudo zswapctl --json status`" in hints.for_capability("CAP_SYS_ADMIN")
 
 
-def test_device_that_is_missing_is_loaded_or_passed_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_device_that_is_missing_is_loaded_or_passed_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     be(monkeypatch)
     assert "`modprobe fuse`" in hints.for_device(refusal(errno.ENOENT), "/dev/fuse", "fuse")
     assert "DeviceAllow=" in hints.for_device(refusal(errno.EPERM), "/dev/fuse", "fuse")
@@ -96,7 +113,9 @@ def test_device_that_is_missing_is_loaded_or_passed_in(monkeypatch: pytest.Monke
     (tmp_path / ".dockerenv").write_text("")
     monkeypatch.setattr(installation, "found", lambda: Installation(None, tmp_path))
     for number in (errno.ENOENT, errno.EPERM):
-        assert "`docker run --device /dev/fuse`" in hints.for_device(refusal(number), "/dev/fuse", "fuse")
+        assert "`docker run --device /dev/fuse`" in hints.for_device(
+            refusal(number), "/dev/fuse", "fuse"
+        )
     assert "`docker run --cap-add SYS_NICE`" in hints.for_capability("CAP_SYS_NICE")
     unit = tmp_path / f"proc/{os.getpid()}"
     unit.mkdir(parents=True)
@@ -106,15 +125,27 @@ def test_device_that_is_missing_is_loaded_or_passed_in(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("swpa", "swap"), ("SWAP", "swap"), ("scratc", "scratch"), ("swap2", "swap"), ("zzz", None), ("", None)],
+    [
+        ("swpa", "swap"),
+        ("SWAP", "swap"),
+        ("scratc", "scratch"),
+        ("swap2", "swap"),
+        ("zzz", None),
+        ("", None),
+    ],
 )
 def test_nearest_name(name: str, near: str | None) -> None:
     assert hints.nearest(name, ["swap", "scratch"]) == near
-    assert hints.did_you_mean(name, ["swap", "scratch"], "no idea") == (f"did you mean {near}?" if near else "no idea")
+    assert hints.did_you_mean(name, ["swap", "scratch"], "no idea") == (
+        f"did you mean {near}?" if near else "no idea"
+    )
 
 
 def test_swap_file_that_is_missing() -> None:
-    assert hints.no_swap_file("scratc", ["swap", "scratch"]).hint == "did you mean scratch? there are: swap, scratch"
+    assert (
+        hints.no_swap_file("scratc", ["swap", "scratch"]).hint
+        == "did you mean scratch? there are: swap, scratch"
+    )
     assert hints.no_swap_file("third", ["swap", "second"]).hint == "there are: swap, second"
     assert "swap.size" in (hints.no_swap_file("swap", []).hint or "")
 
@@ -147,10 +178,21 @@ def hint_of(node: ast.AST, path: Path) -> list[ast.expr]:
     if isinstance(node, ast.Call):
         found = [keyword.value for keyword in node.keywords if keyword.arg == "hint"]
         named = node.func.id if isinstance(node.func, ast.Name) else ""
-        return found + (node.args[-1:] if named in ("for_failure", "_refuse", "ValueRefused") else [])
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("hint", "hints", "otherwise", "texts"):
+        return found + (
+            node.args[-1:] if named in ("for_failure", "_refuse", "ValueRefused") else []
+        )
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
+        "hint",
+        "hints",
+        "otherwise",
+        "texts",
+    ):
         return [node.value]
-    if isinstance(node, ast.Return) and path.name in ("host/hints.py", "host/installation.py") and node.value:
+    if (
+        isinstance(node, ast.Return)
+        and path.name in ("host/hints.py", "host/installation.py")
+        and node.value
+    ):
         return [node.value]
     return []
 
@@ -195,7 +237,9 @@ def test_every_command_in_a_hint_is_understood() -> None:
 
 def test_hints_that_are_a_command_are_one() -> None:
     """Some hints are a command as a whole, without backticks."""
-    bare = [(where, text) for where, text in HINTS if re.match(r"(umount|losetup|fuser|sysctl) ", text)]
+    bare = [
+        (where, text) for where, text in HINTS if re.match(r"(umount|losetup|fuser|sysctl) ", text)
+    ]
     assert len(bare) >= 6
     for where, text in bare:
         assert shutil.which(shlex.split(text)[0]) or shlex.split(text)[0] in PACKAGES, where
@@ -212,7 +256,12 @@ def test_what_hints_say_no_more(word: str) -> None:
     """Advice that is wrong for some: root is root already; a dead mount goes by itself,
     unless it is a stranger's.
     """
-    fine = ("zswapd/host/hints.py", "zswapd/fuse/mount.py", "zswapd/control/server.py", "zswapd/host/installation.py")
+    fine = (
+        "zswapd/host/hints.py",
+        "zswapd/fuse/mount.py",
+        "zswapd/control/server.py",
+        "zswapd/host/installation.py",
+    )
     assert not [where for where, text in HINTS if word in text and not where.startswith(fine)]
 
 
@@ -260,7 +309,8 @@ PLACES: dict[Callable[[Path], None], str] = {
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.EIO]
+    "number",
+    [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.EIO],
 )
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_each_place_tells_each_reason(
@@ -272,7 +322,11 @@ def test_each_place_tells_each_reason(
         raise OSError(number, os.strerror(number), os.fsdecode(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", refuse) if place is make_mountpoint else patch.setattr(os, "open", refuse)
+        (
+            patch.setattr(Path, "mkdir", refuse)
+            if place is make_mountpoint
+            else patch.setattr(os, "open", refuse)
+        )
         patch.setattr(Path, "open", refuse)
         with pytest.raises(ZswapdError) as caught:
             place(tmp_path)
@@ -297,8 +351,22 @@ def test_read_only_file_system_is_named(tmp_path: Path) -> None:
     """The real thing: root may do all, but not this."""
     (tmp_path / "run").mkdir()
     code = "import sys; from zswapd.cli.zswapd import main; sys.exit(main(sys.argv[1:]))"
-    script = 'mount -t tmpfs -o ro tmpfs "$1/run" && exec "$2" -c "$3" run --size 64M --set "control.socket=$1/run/z/sock"'
-    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", tmp_path, sys.executable, code]
+    script = (
+        'mount -t tmpfs -o ro tmpfs "$1/run" && exec "$2" -c "$3" run --size 64M --set'
+        ' "control.socket=$1/run/z/sock"'
+    )
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation=private",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        tmp_path,
+        sys.executable,
+        code,
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=TOP)
     assert f"`mount -o remount,rw {tmp_path}/run`" in done.stderr
     assert "as root" not in done.stderr

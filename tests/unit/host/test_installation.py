@@ -83,12 +83,18 @@ def test_checkout_is_not_what_the_packages_unit_starts(root: Path, has_package: 
     assert inside.start() == "`./zswapd run`"
 
 
-@pytest.mark.parametrize("directory", ["etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system"])
+@pytest.mark.parametrize(
+    "directory", ["etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system"]
+)
 @pytest.mark.parametrize("prefix", ["", "-", "@", "!"])
-def test_wheel_with_a_unit_of_its_own_is_started_by_that(root: Path, directory: str, prefix: str) -> None:
+def test_wheel_with_a_unit_of_its_own_is_started_by_that(
+    root: Path, directory: str, prefix: str
+) -> None:
     unit(root)  # the package's, which another one in /etc hides
     unit(root, f"[Service]\nExecStart={prefix}/opt/zswapd/bin/zswapd run --size 1G\n", directory)
-    assert Installation(program(root / "opt/zswapd/bin"), root).start() == "`systemctl start zswapd`"
+    assert (
+        Installation(program(root / "opt/zswapd/bin"), root).start() == "`systemctl start zswapd`"
+    )
 
 
 def test_wheel_without_unit_is_called_where_it_is(root: Path) -> None:
@@ -122,7 +128,9 @@ def test_daemon_that_was_started_by_hand_is_not_the_units(package: Installation)
     assert package.stop(13) == "`kill 13`", "it has just ended"
 
 
-@pytest.mark.parametrize(("name", "is_there"), [(".dockerenv", True), ("run/systemd/container", True), ("else", False)])
+@pytest.mark.parametrize(
+    ("name", "is_there"), [(".dockerenv", True), ("run/systemd/container", True), ("else", False)]
+)
 def test_container_is_told_by_its_marks(package: Installation, name: str, is_there: bool) -> None:
     (package.root / name).write_text("")
     assert package.is_in_container() is is_there
@@ -133,21 +141,29 @@ def test_names_in_every_path_are_short() -> None:
     assert Installation(None, Path("/nonexistent")).start() == "`zswapd run`"
 
 
-def test_this_environments_programs_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_this_environments_programs_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     here = Path(sys.executable).parent
     assert (here / "zswapd").exists()
     assert installation.found().directory == here
-    monkeypatch.setattr(sys, "argv", [str(program(tmp_path / "bin") / "zswapctl"), "swapon", "--priority", "5"])
+    monkeypatch.setattr(
+        sys, "argv", [str(program(tmp_path / "bin") / "zswapctl"), "swapon", "--priority", "5"]
+    )
     assert installation.found().directory == tmp_path / "bin"
     assert installation.called_again().endswith(f"{tmp_path}/bin/zswapctl swapon --priority 5`")
     link = tmp_path / "zswapctl"
     link.symlink_to(tmp_path / "bin/zswapctl")
     monkeypatch.setattr(sys, "argv", [str(link)])
-    assert installation.found().directory == tmp_path / "bin", "the other program is not beside the link"
+    assert installation.found().directory == tmp_path / "bin", (
+        "the other program is not beside the link"
+    )
     assert installation.of_daemon().here is None
 
 
-def test_directory_that_was_removed_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_that_was_removed_is_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -175,10 +191,14 @@ def test_restart_names_the_supervisor_above(tmp_path: Path) -> None:
     code = "from zswapd.host.installation import restart_daemon as text; print(text(), flush=True)"
     fake = tmp_path / "zswapd"
     fake.write_text(
-        f"import os, sys\nif os.fork() == 0:\n    os.execv(sys.executable, [sys.executable, '-c', {code!r}])\nos.wait()\n"
+        "import os, sys\nif os.fork() == 0:\n    os.execv(sys.executable, [sys.executable, '-c',"
+        f" {code!r}])\nos.wait()\n"
     )
     done = subprocess.Popen(
-        [sys.executable, str(fake), "run"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TOP)}
+        [sys.executable, str(fake), "run"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TOP)},
     )
     out, _ = done.communicate(timeout=30)
     assert f"kill {done.pid}`" in out

@@ -42,12 +42,24 @@ int main(void)
 def test_numbers_are_those_of_this_machines_headers(tmp_path: Path) -> None:
     (tmp_path / "numbers.c").write_text(PROGRAM)
     subprocess.run(["cc", "-o", tmp_path / "numbers", tmp_path / "numbers.c"], check=True)
-    said = [int(word) for word in subprocess.run([tmp_path / "numbers"], check=True, capture_output=True).stdout.split()]
-    system_calls = (arena_module._SYS_FSOPEN, arena_module._SYS_FSCONFIG, arena_module._SYS_FSMOUNT, 438)
+    said = [
+        int(word)
+        for word in subprocess.run(
+            [tmp_path / "numbers"], check=True, capture_output=True
+        ).stdout.split()
+    ]
+    system_calls = (
+        arena_module._SYS_FSOPEN,
+        arena_module._SYS_FSCONFIG,
+        arena_module._SYS_FSMOUNT,
+        438,
+    )
     assert said == [BLKDISCARD, machine.numbers().map_noreserve, machine.EHWPOISON, *system_calls]
 
 
-@pytest.mark.parametrize(("name", "blkdiscard", "noreserve"), [("s390x", 0x1277, 0x4000), ("ppc64le", 0x20001277, 0x40)])
+@pytest.mark.parametrize(
+    ("name", "blkdiscard", "noreserve"), [("s390x", 0x1277, 0x4000), ("ppc64le", 0x20001277, 0x40)]
+)
 def test_numbers_of_other_machines(name: str, blkdiscard: int, noreserve: int) -> None:
     assert machine.plain_ioctl(0x12, 119, name) == blkdiscard
     assert machine.numbers(name).map_noreserve == noreserve
@@ -58,7 +70,9 @@ def test_known_machines_are_let_in(name: str) -> None:
     machine.check(name)
 
 
-@pytest.mark.parametrize("name", ["mips64", "sparc64", "alpha", "parisc64", "armv7l", "i686", "ppc"])
+@pytest.mark.parametrize(
+    "name", ["mips64", "sparc64", "alpha", "parisc64", "armv7l", "i686", "ppc"]
+)
 def test_other_machines_are_refused_with_those_that_are_known(name: str) -> None:
     with pytest.raises(MachineError, match=name) as caught:
         machine.check(name)
@@ -131,7 +145,9 @@ def test_size_of_a_block_device_takes_no_number(tmp_path: Path) -> None:
     """As `_check_device` finds it; the ioctl's number differs between machines."""
     image = tmp_path / "image"
     image.write_bytes(bytes(3 << 20))
-    device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    device = subprocess.run(
+        ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True
+    ).stdout.strip()
     try:
         fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
         size = os.lseek(fd, 0, os.SEEK_END)

@@ -26,7 +26,9 @@ class Times:
 
 
 def allowance(times: Times, share: float, most_s: float) -> Allowance:
-    return Allowance(share, most_s, clock=lambda: times.now, used=lambda: times.used, sleep=times.sleep)
+    return Allowance(
+        share, most_s, clock=lambda: times.now, used=lambda: times.used, sleep=times.sleep
+    )
 
 
 @pytest.mark.parametrize("piece_s", [0.0001, 0.01, 0.5])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Metrics: every family says what the snapshot says, promtool finds nothing, and clients that misbehave hurt nobody."""
+"""Metrics: every family says what the snapshot says, promtool finds nothing.
+
+And clients that misbehave hurt nobody.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,15 @@ from tests.support.strategies import page
 from zswapd.core.pam.base import RejectReason
 from zswapd.metrics import exporter as exporting
 from zswapd.metrics.exporter import Exporter
-from zswapd.metrics.families import BACKED_ROWS, CLASS_ROWS, FILE_ROWS, ROWS, VOLUME_ROWS, collect, described
+from zswapd.metrics.families import (
+    BACKED_ROWS,
+    CLASS_ROWS,
+    FILE_ROWS,
+    ROWS,
+    VOLUME_ROWS,
+    collect,
+    described,
+)
 from zswapd.metrics.peers import Verdict
 from zswapd.metrics.snapshot import Snapshot
 from zswapd.worker.files import OWN_NAMES
@@ -108,19 +119,35 @@ def test_the_disk_behind_the_pool_is_told_of_number_by_number() -> None:
     assert core.transfers
     assert core.writeback
     assert seen["zswapd_file_backed_pages", "swap"] == core.backed[0].bd_count == 33
-    assert seen["zswapd_file_written_back_pages_total", "swap"] == core.backed[0].written_back_pages == 32
-    assert seen["zswapd_file_written_through_pages_total", "swap"] == core.backed[0].written_through_pages == 1
+    assert (
+        seen["zswapd_file_written_back_pages_total", "swap"]
+        == core.backed[0].written_back_pages
+        == 32
+    )
+    assert (
+        seen["zswapd_file_written_through_pages_total", "swap"]
+        == core.backed[0].written_through_pages
+        == 1
+    )
     assert seen["zswapd_file_failed_slots_total", "swap"] == core.backed[0].failed_slots == 1
     assert seen["zswapd_backing_read_pages_total", ""] == core.transfers.bd_reads == 1
     assert seen["zswapd_backing_written_pages_total", ""] == core.transfers.bd_writes == 33
     assert seen["zswapd_backing_errors_total", "write"] == core.transfers.failed_writes == 1
     assert seen["zswapd_backing_degraded", ""] == core.transfers.degraded == 0
     assert seen["zswapd_pool_limit_hits_total", ""] == core.zv.pool_limit_hit == 1
-    assert seen["zswapd_frontswap_rejects_total", "pool_limit_hit"] == core.frontswap.rejects["pool_limit_hit"] == 1
+    assert (
+        seen["zswapd_frontswap_rejects_total", "pool_limit_hit"]
+        == core.frontswap.rejects["pool_limit_hit"]
+        == 1
+    )
     assert seen["zswapd_writeback_sent_pages_total", "command"] == core.writeback.by_command == 2
     triggers = {label for name, label in seen if name == "zswapd_writeback_sent_pages_total"}
     assert triggers == {"command", "incompressible", "limit", "reserve", "age"}
-    assert seen["zswapd_writeback_budget_left_bytes", ""] == core.writeback.budget_left_bytes == 10 * 4096
+    assert (
+        seen["zswapd_writeback_budget_left_bytes", ""]
+        == core.writeback.budget_left_bytes
+        == 10 * 4096
+    )
     assert seen["zswapd_writeback_oldest_age_seconds", ""] >= 0
     files.close()
 
@@ -129,26 +156,33 @@ def test_classes_in_use_are_there_and_no_others(text: str, snapshot: Snapshot) -
     seen = samples(text)
     sizes = {one.size: one.used_frames for one in snapshot.core.zsmalloc.classes if one.used_frames}
     assert len(sizes) > 1
-    assert {int(size): value for (name, size), value in seen.items() if name == "zswapd_zsmalloc_class_frames"} == sizes
+    assert {
+        int(size): value
+        for (name, size), value in seen.items()
+        if name == "zswapd_zsmalloc_class_frames"
+    } == sizes
 
 
 def test_frames_of_zbud_are_told_by_what_they_hold() -> None:
     core = make(pool__allocator="zbud")
-    # Twice two share a frame; one shares its with the header of the last, which has a frame of its own; one is alone.
+    # Twice two share a frame; one shares its with the header of the last, which has a frame of its
+    # own; one is alone.
     for number, size in enumerate((1800, 1800, 1800, 1800, 2700, 2700, 4096)):
         core.devices["swap"].write(number * 4096, memoryview(os.urandom(size).ljust(4096, b"0")))
     seen = samples(generate_latest(Families(make_snapshot(core))).decode())
     core.close()
     assert (seen["zswapd_zbud_frames", "two"], seen["zswapd_zbud_frames", "page"]) == (3, 1)
-    assert {key: value for key, value in seen.items() if key[0] == "zswapd_zbud_unbuddied_frames"} == {
-        ("zswapd_zbud_unbuddied_frames", "44"): 1
-    }
+    assert {
+        key: value for key, value in seen.items() if key[0] == "zswapd_zbud_unbuddied_frames"
+    } == {("zswapd_zbud_unbuddied_frames", "44"): 1}
 
 
 def test_every_row_finds_its_values(snapshot: Snapshot, text: str) -> None:
     names = {name for name, _ in samples(text)}
     files = Files(64)
-    names |= {name for name, _ in samples(generate_latest(Families(make_snapshot(files.core))).decode())}
+    names |= {
+        name for name, _ in samples(generate_latest(Families(make_snapshot(files.core))).decode())
+    }
     files.close()
     core = make(pool__allocator="zbud")
     names |= {name for name, _ in samples(generate_latest(Families(make_snapshot(core))).decode())}
@@ -159,10 +193,11 @@ def test_every_row_finds_its_values(snapshot: Snapshot, text: str) -> None:
 def families(snapshot: Snapshot) -> dict[str, tuple[str, str]]:
     """Return (kind, help) by name, as a scraper sees them."""
     return {
-        (f"{one.name}_{'total' if one.type == 'counter' else 'info'}" if one.type in {"counter", "info"} else one.name): (
-            one.type,
-            one.documentation,
-        )
+        (
+            f"{one.name}_{'total' if one.type == 'counter' else 'info'}"
+            if one.type in {"counter", "info"}
+            else one.name
+        ): (one.type, one.documentation)
         for one in collect(snapshot)
     }
 
@@ -187,12 +222,20 @@ KERNELS = {
     "failed_gets",
     "puts",
 }
-"""Counters that the kernel has by the same name: zcache's, frontswap's and cleancache's, zsmalloc's, zswap's, zram's."""
+"""Counters that the kernel has by the same name.
+
+Zcache's, frontswap's and cleancache's, zsmalloc's, zswap's, zram's.
+"""
 
 
 def test_help_names_the_kernels_counter() -> None:
-    rows = [(row.help, [row.paths] if isinstance(row.paths, str) else list(row.paths.values())) for row in ROWS]
-    rows += [(text, [field]) for _, text, field in (*FILE_ROWS, *BACKED_ROWS, *VOLUME_ROWS, *CLASS_ROWS)]
+    rows = [
+        (row.help, [row.paths] if isinstance(row.paths, str) else list(row.paths.values()))
+        for row in ROWS
+    ]
+    rows += [
+        (text, [field]) for _, text, field in (*FILE_ROWS, *BACKED_ROWS, *VOLUME_ROWS, *CLASS_ROWS)
+    ]
     named = 0
     for text, paths in rows:
         for name in (path.rsplit(".", 1)[-1] for path in paths):
@@ -203,7 +246,10 @@ def test_help_names_the_kernels_counter() -> None:
 
 
 def test_labels_are_of_what_is_configured_and_not_of_what_happens(text: str) -> None:
-    """Their values stand in the tables here, in the settings, or in the classes that an allocator has."""
+    """Their values stand in the tables here, in the settings.
+
+    Or in the classes that an allocator has.
+    """
     core = make_core(600)
     for number in range(300):
         core.devices["swap"].read_into(number * 4096, memoryview(bytearray(4096)))
@@ -212,12 +258,21 @@ def test_labels_are_of_what_is_configured_and_not_of_what_happens(text: str) -> 
 
     def labels(text: str) -> set[tuple[str, str]]:
         parsed = text_string_to_metric_families(text)
-        return {pair for one in parsed for sample in one.samples for pair in sample.labels.items() if pair[0] != "size"}
+        return {
+            pair
+            for one in parsed
+            for sample in one.samples
+            for pair in sample.labels.items()
+            if pair[0] != "size"
+        }
 
     assert labels(later) == labels(text)
     assert {name for name, _ in labels(text)} <= {one.label for one in described()} | {"le"}
     sizes = [
-        value for one in text_string_to_metric_families(later) for sample in one.samples if (value := sample.labels.get("size"))
+        value
+        for one in text_string_to_metric_families(later)
+        for sample in one.samples
+        if (value := sample.labels.get("size"))
     ]
     assert len(set(sizes)) < 256
 
@@ -232,16 +287,25 @@ def test_histograms_are_cumulative_with_bounds_in_seconds(text: str) -> None:
     assert "zswapd_load_duration_seconds_sum 0.25" in lines
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed"
+)
 def test_promtool_finds_nothing(text: str) -> None:
     files = Files(64)
-    text += generate_latest(Families(make_snapshot(files.core))).decode()  # of the disk behind the pool, too
+    text += generate_latest(
+        Families(make_snapshot(files.core))
+    ).decode()  # of the disk behind the pool, too
     files.close()
     _, *families = re.split("^(?=# HELP )", text, flags=re.MULTILINE)
     text = "".join({family.split()[2]: family for family in families}.values())
     assert "zswapd_backing_errors_total" in text
     result = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, timeout=60, check=False
+        ["promtool", "check", "metrics"],
+        input=text,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
@@ -268,7 +332,9 @@ async def exporter(snapshot: Snapshot) -> Exporter:
     return made
 
 
-def ask(address: tuple[str, int], method: str = "GET", path: str = "/metrics") -> tuple[int, str, bytes]:
+def ask(
+    address: tuple[str, int], method: str = "GET", path: str = "/metrics"
+) -> tuple[int, str, bytes]:
     connection = http.client.HTTPConnection(*address, timeout=10)
     try:
         connection.request(method, path)
@@ -278,7 +344,9 @@ def ask(address: tuple[str, int], method: str = "GET", path: str = "/metrics") -
         connection.close()
 
 
-async def get(exporter: Exporter, method: str = "GET", path: str = "/metrics") -> tuple[int, str, bytes]:
+async def get(
+    exporter: Exporter, method: str = "GET", path: str = "/metrics"
+) -> tuple[int, str, bytes]:
     assert exporter.address
     return await trio.to_thread.run_sync(ask, exporter.address, method, path)
 
@@ -291,9 +359,16 @@ async def test_a_scrape_is_the_text(exporter: Exporter, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("HEAD", "/metrics", 200), ("GET", "/", 404), ("POST", "/metrics", 405), ("GET", "/metrics?a=b", 200)],
+    [
+        ("HEAD", "/metrics", 200),
+        ("GET", "/", 404),
+        ("POST", "/metrics", 405),
+        ("GET", "/metrics?a=b", 200),
+    ],
 )
-async def test_other_requests_are_told_what_is_right(exporter: Exporter, method: str, path: str, status: int) -> None:
+async def test_other_requests_are_told_what_is_right(
+    exporter: Exporter, method: str, path: str, status: int
+) -> None:
     answered, _, body = await get(exporter, method, path)
     assert answered == status
     assert bool(body) == (method != "HEAD")
@@ -352,7 +427,9 @@ async def test_clients_that_hold_connections_keep_no_other_out(exporter: Exporte
         assert len(exporter._clients) <= exporting.CLIENTS
 
 
-async def test_a_request_may_come_in_pieces_and_the_client_may_close_its_end(exporter: Exporter, text: str) -> None:
+async def test_a_request_may_come_in_pieces_and_the_client_may_close_its_end(
+    exporter: Exporter, text: str
+) -> None:
     with connections(exporter, 1) as (one,):
         for number in range(len(REQUEST)):
             one.sendall(REQUEST[number : number + 1])
@@ -376,7 +453,9 @@ async def test_one_request_a_connection(exporter: Exporter) -> None:
     assert answer.count(b"HTTP/1.1") == 1
 
 
-async def test_an_answer_that_is_not_read_is_kept_for_a_while_only(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_is_not_read_is_kept_for_a_while_only(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "CLIENT_S", 0.3)
     monkeypatch.setattr(Exporter, "_make_text", lambda _self: bytes(64 << 20))
     exporter._made = None
@@ -402,7 +481,9 @@ async def test_an_answer_that_is_not_read_is_kept_for_a_while_only(exporter: Exp
             await trio.to_thread.run_sync(read_all)
 
 
-async def test_how_often_text_is_made_is_not_up_to_who_asks(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_how_often_text_is_made_is_not_up_to_who_asks(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "TEXT_S", 60.0)
     taken = []
     made = Exporter("127.0.0.1", 0)
@@ -418,10 +499,16 @@ async def test_how_often_text_is_made_is_not_up_to_who_asks(snapshot: Snapshot, 
     assert len(taken) == 2
 
 
-async def test_a_user_who_may_not_read_gets_no_place_and_no_time(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_user_who_may_not_read_gets_no_place_and_no_time(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporter._doorkeeper, "judge", lambda *_: Verdict.DENIED)
     with connections(exporter, 5) as held:
-        for one, request in zip(held, (REQUEST, b"GET /", b"\x16\x03", b"x" * 5000, b"POST / HTTP/1.1\r\n\r\n"), strict=True):
+        for one, request in zip(
+            held,
+            (REQUEST, b"GET /", b"\x16\x03", b"x" * 5000, b"POST / HTTP/1.1\r\n\r\n"),
+            strict=True,
+        ):
             one.sendall(request)
         for one in held:
             assert (await received(one)).startswith(b"HTTP/1.1 403 Forbidden\r\n")
@@ -467,7 +554,10 @@ async def test_a_failing_snapshot_fails_its_scrape_only(
 
 
 async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
-    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, expect_log: Callable[..., object]
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    expect_log: Callable[..., object],
 ) -> None:
     expect_log("cannot listen on 127.0.0.1 port [0-9]+: Address already in use", count=1)
     monkeypatch.setattr(exporting, "RETRY_S", 0.05)
@@ -522,6 +612,11 @@ def test_the_thread_is_an_ordinary_task_below_the_page_path_once_it_listens() ->
     """
     for kind in ("nice", "rr", "normal"):
         done = subprocess.run(
-            [sys.executable, "-c", code, kind], check=False, capture_output=True, text=True, timeout=60, cwd=TOP
+            [sys.executable, "-c", code, kind],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=TOP,
         )
         assert (done.stdout.split(), done.stderr) == ([str(os.SCHED_OTHER), "0"], "")

@@ -45,10 +45,15 @@ def listening(family: socket.AddressFamily, address: str) -> socket.socket:
 
 
 @pytest.fixture(params=PAIRS, ids=[f"{listens}-{connects}" for _, listens, connects in PAIRS])
-def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
+def ends(
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
     """A listening socket, the client's end of a connection to it, and the other end."""
     family, listens, connects = request.param
-    with listening(family, listens) as server, socket.create_connection((connects, server.getsockname()[1])) as client:
+    with (
+        listening(family, listens) as server,
+        socket.create_connection((connects, server.getsockname()[1])) as client,
+    ):
         accepted, _ = server.accept()
         with accepted:
             yield server, client, accepted
@@ -76,7 +81,9 @@ def test_the_kernel_tells_the_owner_of_one_socket_whatever_the_family(
     with Diag() as diag:
         # Both ends are sockets of this machine, and the other one's owner counts.
         assert diag.find(peer, own) == find_listed(peer, own) == Owner(os.geteuid(), inode(client))
-        assert diag.find(own, peer) == find_listed(own, peer) == Owner(os.geteuid(), inode(accepted))
+        assert (
+            diag.find(own, peer) == find_listed(own, peer) == Owner(os.geteuid(), inode(accepted))
+        )
     with begun(server) as doorkeeper:
         assert doorkeeper.judge(peer, own) is Verdict.ALLOWED
     assert doorkeeper.judge(peer, own) is Verdict.ALLOWED  # from the list
@@ -106,14 +113,18 @@ def test_a_listening_socket_at_the_clients_address_is_not_the_client() -> None:
 
 @capabilities.requires_root()
 @pytest.mark.parametrize("bound", [False, True], ids=["any interface", "bound to lo"])
-def test_another_users_socket_is_known_as_such_also_if_it_hides_behind_an_interface(*, bound: bool) -> None:
+def test_another_users_socket_is_known_as_such_also_if_it_hides_behind_an_interface(
+    *, bound: bool
+) -> None:
     code = (
-        "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); s = socket.socket();"
-        f"{bound} and s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo');"
-        "s.connect(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()"
+        "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); s ="
+        f" socket.socket();{bound} and s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE,"
+        " b'lo');s.connect(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()"
     )
     with listening(socket.AF_INET, "127.0.0.1") as server:
-        process = subprocess.Popen([sys.executable, "-c", code, str(server.getsockname()[1])], stdin=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(server.getsockname()[1])], stdin=subprocess.PIPE
+        )
         try:
             server.settimeout(20)
             accepted, _ = server.accept()
@@ -123,14 +134,23 @@ def test_another_users_socket_is_known_as_such_also_if_it_hides_behind_an_interf
                     assert doorkeeper.judge(peer, own) is Verdict.DENIED
                 assert doorkeeper.judge(peer, own) is Verdict.DENIED
                 with begun(server, ("nobody", "0")) as doorkeeper:
-                    assert doorkeeper.judge(peer, own) is (Verdict.DENIED if bound else Verdict.ALLOWED)
+                    assert doorkeeper.judge(peer, own) is (
+                        Verdict.DENIED if bound else Verdict.ALLOWED
+                    )
         finally:
             process.communicate(timeout=20)
 
 
-def test_the_question_costs_the_same_however_many_sockets_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "find_listed", lambda *_args, **_kw: pytest.fail("the list of all sockets was read"))
-    with listening(socket.AF_INET, "127.0.0.1") as server, socket.create_connection(server.getsockname()) as client:
+def test_the_question_costs_the_same_however_many_sockets_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        peers, "find_listed", lambda *_args, **_kw: pytest.fail("the list of all sockets was read")
+    )
+    with (
+        listening(socket.AF_INET, "127.0.0.1") as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
         accepted, _ = server.accept()
         with accepted:
             peer, own = names(accepted)
@@ -141,11 +161,16 @@ def test_the_question_costs_the_same_however_many_sockets_there_are(monkeypatch:
 
 
 @pytest.mark.parametrize("broken", ["no such family", "no such protocol", "later on"])
-def test_where_the_kernel_does_not_answer_its_list_is_read(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_does_not_answer_its_list_is_read(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
-    with listening(socket.AF_INET, "127.0.0.1") as server, socket.create_connection(server.getsockname()):
+    with (
+        listening(socket.AF_INET, "127.0.0.1") as server,
+        socket.create_connection(server.getsockname()),
+    ):
         accepted, _ = server.accept()
         with accepted:
             peer, own = names(accepted)
@@ -164,12 +189,21 @@ def test_where_the_kernel_does_not_answer_its_list_is_read(broken: str, monkeypa
 
 
 def lists(directory: Path, *users: int, others: int = 0) -> Path:
-    """Write a list of sockets, the client's of each user at port 40000 and so on, as a little-endian machine has it."""
-    lines = ["  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"]
+    """Write a list of sockets, the client's of each user at port 40000 and so on.
+
+    As a little-endian machine has it.
+    """
+    lines = [
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout"
+        " inode"
+    ]
 
     def add(local: str, remote: str, owner: int) -> None:
         number = f"{len(lines):4}: {local} {remote}"
-        lines.append(f"{number} 01 00000000:00000000 00:00000000 00000000 {owner:5}        0 1234 1 0 20 4 30 10 -1")
+        lines.append(
+            f"{number} 01 00000000:00000000 00:00000000 00000000 {owner:5}        0 1234 1 0 20 4"
+            " 30 10 -1"
+        )
 
     for place in range(others):
         add(f"0200007F:{place:04X}", "0300007F:2677", 17)
@@ -198,9 +232,16 @@ def test_the_list_is_read_in_pieces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("users", "outcomes"),
-    [((), [True, False, False]), (("1000",), [True, True, False]), (("1000", "7"), [True] * 3), ((EVERYBODY,), [True] * 3)],
+    [
+        ((), [True, False, False]),
+        (("1000",), [True, True, False]),
+        (("1000", "7"), [True] * 3),
+        ((EVERYBODY,), [True] * 3),
+    ],
 )
-def test_root_and_those_who_are_named_may_read(tmp_path: Path, users: tuple[str, ...], outcomes: list[bool]) -> None:
+def test_root_and_those_who_are_named_may_read(
+    tmp_path: Path, users: tuple[str, ...], outcomes: list[bool]
+) -> None:
     doorkeeper, own = Doorkeeper(users, proc=lists(tmp_path, 0, 1000, 7)), ("127.0.0.1", 9847)
     verdicts = [doorkeeper.judge(("127.0.0.1", 40000 + place), own) for place in range(3)]
     assert verdicts == [Verdict.ALLOWED if outcome else Verdict.DENIED for outcome in outcomes]
@@ -214,19 +255,29 @@ def test_another_machine_may_read_and_a_local_socket_that_is_not_known_may_not()
         assert doorkeeper.judge((local, 40000), (local, 9847)) is Verdict.DENIED
 
 
-def test_a_local_socket_at_an_address_that_is_not_a_loopback_one_is_looked_for_in_the_list_too(tmp_path: Path) -> None:
+def test_a_local_socket_at_an_address_that_is_not_a_loopback_one_is_looked_for_in_the_list_too(
+    tmp_path: Path,
+) -> None:
     """By its hash it is not found if it is bound to an interface,
     and would pass for another machine's.
     """
-    line = "   1: 07020 01 00000000:00000000 00:00000000 00000000  1000        0 1234 1 0 20 4 30 10 -1"
+    line = (
+        "   1: 07020 01 00000000:00000000 00:00000000 00000000  1000        0 1234 1 0 20 4 30"
+        " 10 -1"
+    )
     addresses = " 070200C0:9C40 010200C0:2677 "  # 192.0.2.7:40000, 192.0.2.1:9847
     (tmp_path / "tcp").write_text(line.replace(" 07020 ", addresses) + "\n")
-    with Doorkeeper(("7",), proc=tmp_path) as doorkeeper, listening(socket.AF_INET, "127.0.0.1") as server:
+    with (
+        Doorkeeper(("7",), proc=tmp_path) as doorkeeper,
+        listening(socket.AF_INET, "127.0.0.1") as server,
+    ):
         assert doorkeeper.begin(server.getsockname())
         assert doorkeeper.judge(("192.0.2.7", 40000), ("192.0.2.1", 9847)) is Verdict.DENIED
 
 
-def test_names_are_looked_up_now_and_then_and_an_unknown_one_is_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_looked_up_now_and_then_and_an_unknown_one_is_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert number_of("root") == 0
     assert number_of("17") == 17
     assert number_of("no-such-user") == -1

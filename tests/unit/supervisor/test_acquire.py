@@ -27,8 +27,13 @@ from zswapd.system import Notifier
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Config:
-    assignments = [("swap.size", "64M", "--size"), ("fuse.mountpoint", str(tmp_path / "mnt"), "--mountpoint")]
-    return config.load(codecs=("lz4", "lzo"), assignments=assignments, root=tmp_path_with_proc(tmp_path))
+    assignments = [
+        ("swap.size", "64M", "--size"),
+        ("fuse.mountpoint", str(tmp_path / "mnt"), "--mountpoint"),
+    ]
+    return config.load(
+        codecs=("lz4", "lzo"), assignments=assignments, root=tmp_path_with_proc(tmp_path)
+    )
 
 
 def tmp_path_with_proc(path: Path) -> Path:
@@ -39,7 +44,12 @@ def tmp_path_with_proc(path: Path) -> Path:
 
 def identity(settings: Config, **changes: object) -> str:
     return json.dumps(
-        {"arena_layout": ARENA_LAYOUT, "state_layout": STATE_LAYOUT, "geometry": describe_geometry(settings), **changes}
+        {
+            "arena_layout": ARENA_LAYOUT,
+            "state_layout": STATE_LAYOUT,
+            "geometry": describe_geometry(settings),
+            **changes,
+        }
     )
 
 
@@ -48,19 +58,25 @@ def test_check_accepts_what_it_would_make_itself(settings: Config) -> None:
 
 
 @pytest.mark.parametrize("change", [{"arena_layout": 99}, {"state_layout": 99}])
-def test_check_refuses_layouts_that_it_does_not_know(settings: Config, change: dict[str, int]) -> None:
+def test_check_refuses_layouts_that_it_does_not_know(
+    settings: Config, change: dict[str, int]
+) -> None:
     with pytest.raises(HandoverError, match="layout 99") as caught:
         check(settings, identity(settings, **change))
     assert "swap off" in (caught.value.hint or "")
 
 
-def test_check_knows_what_older_programs_had(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_knows_what_older_programs_had(
+    settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = describe_geometry(settings)
     older = {key: shape[key] for key in ("mountpoint", "page_size", "files")}
     check(settings, identity(settings, arena_layout=2, geometry=older))
     wanted = {**describe_geometry(settings), "allocator": "zbud"}
     monkeypatch.setattr(geometry_module, "describe_geometry", lambda _config: wanted)
-    with pytest.raises(HandoverError, match=r'pool\.allocator is "zsmalloc", the settings say "zbud"'):
+    with pytest.raises(
+        HandoverError, match=r'pool\.allocator is "zsmalloc", the settings say "zbud"'
+    ):
         check(settings, identity(settings, geometry=older))
 
 
@@ -81,19 +97,30 @@ def test_check_refuses_another_shape_by_its_name(settings: Config, key: str, nam
         check(settings, identity(settings, geometry={**describe_geometry(settings), key: "other"}))
 
 
-def test_check_refuses_the_same_files_in_another_order(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_refuses_the_same_files_in_another_order(
+    settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = describe_geometry(settings)
     files = {"swap": 4096, "a": 4096, "b": 8192}
-    monkeypatch.setattr(geometry_module, "describe_geometry", lambda _config: {**shape, "files": files})
+    monkeypatch.setattr(
+        geometry_module, "describe_geometry", lambda _config: {**shape, "files": files}
+    )
     check(settings, identity(settings, geometry={**shape, "files": dict(files.items())}))
-    with pytest.raises(HandoverError, match="order of swap files is b, a, swap, the settings say swap, a, b"):
-        check(settings, identity(settings, geometry={**shape, "files": dict(reversed(files.items()))}))
+    with pytest.raises(
+        HandoverError, match="order of swap files is b, a, swap, the settings say swap, a, b"
+    ):
+        check(
+            settings, identity(settings, geometry={**shape, "files": dict(reversed(files.items()))})
+        )
 
 
 def test_check_refuses_an_arena_for_other_settings(settings: Config) -> None:
     ours = label(settings).decode()
     check(settings, identity(settings, arena_label=ours))
-    with pytest.raises(HandoverError, match=r"arena is for other settings: pool\.max_zspage_frames is 9, the settings say 8"):
+    with pytest.raises(
+        HandoverError,
+        match=r"arena is for other settings: pool\.max_zspage_frames is 9, the settings say 8",
+    ):
         check(settings, identity(settings, arena_label=ours.replace(":8", ":9")))
 
 
@@ -107,7 +134,9 @@ def test_store_that_was_made_for_an_estate_that_cannot_be_is_removed_again(tmp_p
         ("control.socket", str(tmp_path / "socket"), ""),
         ("backing.path", str(store), ""),
     ]
-    settings = config.load(codecs=("lz4",), assignments=assignments, root=tmp_path_with_proc(tmp_path))
+    settings = config.load(
+        codecs=("lz4",), assignments=assignments, root=tmp_path_with_proc(tmp_path)
+    )
     for before in (None, b""):
         if before is not None:
             store.write_bytes(before)
@@ -124,7 +153,9 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_environment_is_for_this_process_only_and_read_once(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+def test_environment_is_for_this_process_only_and_read_once(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
     left = {"pid": os.getpid(), "worker": 7, "files": {"fuse": pipe[0], "arena": pipe[1]}}
     monkeypatch.setenv("ZSWAPD_ESTATE", json.dumps(left))
     os.set_inheritable(pipe[0], True)
@@ -139,7 +170,12 @@ def test_environment_is_for_this_process_only_and_read_once(monkeypatch: pytest.
     ("names", "count", "pid", "found"),
     [
         ("zswapd-fuse:zswapd-arena:zswapd-state", "3", None, {"fuse": 3, "arena": 4, "state": 5}),
-        ("other:zswapd-state:zswapd-arena:zswapd-fuse", "4", None, {"fuse": 6, "arena": 5, "state": 4}),
+        (
+            "other:zswapd-state:zswapd-arena:zswapd-fuse",
+            "4",
+            None,
+            {"fuse": 6, "arena": 5, "state": 4},
+        ),
         ("zswapd-fuse:zswapd-arena", "2", None, None),
         ("zswapd-fuse:zswapd-arena:zswapd-state", "3", "1", None),
         ("zswapd-fuse:zswapd-arena:zswapd-state", "many", None, None),
@@ -147,7 +183,11 @@ def test_environment_is_for_this_process_only_and_read_once(monkeypatch: pytest.
     ],
 )
 def test_service_manager_gives_all_three_or_nothing(
-    monkeypatch: pytest.MonkeyPatch, names: str, count: str, pid: str | None, found: dict[str, int] | None
+    monkeypatch: pytest.MonkeyPatch,
+    names: str,
+    count: str,
+    pid: str | None,
+    found: dict[str, int] | None,
 ) -> None:
     monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
     monkeypatch.setenv("LISTEN_FDNAMES", names)
@@ -175,7 +215,13 @@ def test_notifier_sends_the_file_itself(tmp_path: Path, pipe: tuple[int, int]) -
 @pytest.mark.parametrize(
     ("answer", "files"),
     [
-        (b'{"v":1,"ok":false,"error":{"message":"this worker has a supervisor","hint":null,"code":5}}\n', 0),
+        (
+            (
+                b'{"v":1,"ok":false,"error":{"message":"this worker has a'
+                b' supervisor","hint":null,"code":5}}\n'
+            ),
+            0,
+        ),
         (b'{"v":1,"ok":true,"result":77}\n', 4),
         (b'{"v":1,"ok":true,"result":"no number"}\n', 5),
         (b"nonsense\n", 0),
@@ -193,9 +239,13 @@ def test_orphan_that_gives_no_whole_estate_is_refused_and_nothing_stays_open(
 
 @pytest.mark.parametrize("count", [5, 6])
 def test_orphan_gives_its_files_by_name(tmp_path: Path, pipe: tuple[int, int], count: int) -> None:
-    files, worker = answered(tmp_path / "socket", b'{"v":1,"ok":true,"result":77}\n', [pipe[0], *[pipe[1]] * (count - 1)])
+    files, worker = answered(
+        tmp_path / "socket", b'{"v":1,"ok":true,"result":77}\n', [pipe[0], *[pipe[1]] * (count - 1)]
+    )
     assert worker == 77
-    assert tuple(files) == NAMES[:count], "what is behind the pool is the last, and may not be there"
+    assert tuple(files) == NAMES[:count], (
+        "what is behind the pool is the last, and may not be there"
+    )
     assert os.path.samestat(os.fstat(files["fuse"]), os.fstat(pipe[0]))
     assert os.path.samestat(os.fstat(files["lock"]), os.fstat(pipe[1]))
     assert not any(os.get_inheritable(descriptor) for descriptor in files.values())
@@ -216,7 +266,11 @@ def answered(path: Path, answer: bytes, files: list[int]) -> tuple[dict[str, int
             with connection:
                 connection.recv(4096)
                 if answer:
-                    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(files)}i", *files))
+                    rights = (
+                        socket.SOL_SOCKET,
+                        socket.SCM_RIGHTS,
+                        struct.pack(f"{len(files)}i", *files),
+                    )
                     connection.sendmsg([answer], [rights] if files else [])
 
         thread = threading.Thread(target=serve)
@@ -243,7 +297,9 @@ def test_retire_asks_and_then_kills() -> None:
     orphan.retire(child)  # gone: nothing to do
 
 
-@pytest.mark.parametrize("running", ["", "[]", "{}", '{"arena_layout": 2, "state_layout": 1, "geometry": 7}'])
+@pytest.mark.parametrize(
+    "running", ["", "[]", "{}", '{"arena_layout": 2, "state_layout": 1, "geometry": 7}']
+)
 def test_check_refuses_what_makes_no_sense(settings: Config, running: str) -> None:
     with pytest.raises(HandoverError, match="makes no sense") as caught:
         check(settings, running)

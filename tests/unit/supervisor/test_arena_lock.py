@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The supervisor's hold on an arena that is a memfd: what a worker has populated is locked in this process, too."""
+"""The supervisor's hold on an arena that is a memfd.
+
+What a worker has populated is locked in this process, too.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,12 @@ IN_A_PROCESS_OF_ITS_OWN = """if True:
 def test_hold_locks_what_another_process_has_populated(kind: str, words: str) -> None:
 
     done = subprocess.run(
-        [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, kind], cwd=TOP, check=True, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, kind],
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert re.sub(r"\s+", " ", done.stdout.strip()) == words
 

@@ -49,7 +49,9 @@ def resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def test_ballast_is_memory_that_comes_free(ballast: Ballast, pressure: FakePressure, expect_log: Any) -> None:
+def test_ballast_is_memory_that_comes_free(
+    ballast: Ballast, pressure: FakePressure, expect_log: Any
+) -> None:
     expect_log("2 MiB given back", level=logging.WARNING, count=PIECES)
     before = resident()
     pressure.now = NONE
@@ -73,14 +75,18 @@ def test_ballast_is_kept_while_requests_come(ballast: Ballast, pressure: FakePre
 
 
 @pytest.mark.parametrize("marks", [ENOUGH, PLENTY, None])
-def test_ballast_is_kept_by_an_idle_box_that_has_memory(ballast: Ballast, pressure: FakePressure, marks: Marks | None) -> None:
+def test_ballast_is_kept_by_an_idle_box_that_has_memory(
+    ballast: Ballast, pressure: FakePressure, marks: Marks | None
+) -> None:
     pressure.now = marks
     for _ in range(20):
         ballast.look(7)
     assert ballast.bytes_held == PIECES * PIECE_BYTES
 
 
-def test_ballast_is_taken_back_only_where_there_is_plenty(ballast: Ballast, pressure: FakePressure, expect_log: Any) -> None:
+def test_ballast_is_taken_back_only_where_there_is_plenty(
+    ballast: Ballast, pressure: FakePressure, expect_log: Any
+) -> None:
     expect_log("2 MiB given back", level=logging.WARNING, count=1)
     pressure.now = NONE
     for _ in range(STILL_LOOKS + 1):
@@ -94,7 +100,9 @@ def test_ballast_is_taken_back_only_where_there_is_plenty(ballast: Ballast, pres
     assert ballast.bytes_held == PIECES * PIECE_BYTES
 
 
-def test_memory_that_is_refused_is_no_ballast(pressure: FakePressure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_refused_is_no_ballast(
+    pressure: FakePressure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 

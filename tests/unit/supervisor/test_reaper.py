@@ -70,7 +70,9 @@ def test_status_is_the_one_that_wait_tells() -> None:
     child.returncode = 0
 
 
-def test_retiring_does_not_wait_for_a_thread_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retiring_does_not_wait_for_a_thread_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     child = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(orphan, "exit_status_if_dead", lambda _pid: 0)
     begin = time.monotonic()

@@ -105,10 +105,17 @@ def test_spare_ends_with_its_parent_and_says_nothing(tmp_path: Path, is_heard: b
         open({str(tmp_path / "pid")!r}, "w").write(str(spare.pid))
         os.kill(os.getpid(), 9)
     """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, timeout=30
+    )
     assert done.stderr == b""
     pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
+    wait_for(
+        lambda: (
+            not Path(f"/proc/{pid}").exists()
+            or "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        )
+    )
 
 
 def test_spare_whose_parent_dies_before_it_is_ready_ends_in_silence(tmp_path: Path) -> None:
@@ -123,6 +130,8 @@ Spare(prepare, lambda _: os._exit(9))
 os._exit(0)
 """
     with (tmp_path / "said").open("w") as said:
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=said, stderr=said, timeout=20)
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, stdout=said, stderr=said, timeout=20
+        )
     time.sleep(0.5)
     assert (tmp_path / "said").read_text() == ""

@@ -18,7 +18,15 @@ from zswapd.cli import zswapd
 from zswapd.config import load
 from zswapd.core import compress
 from zswapd.core.backing.store import LABEL, check_store, open_store
-from zswapd.errors import BackingError, ConfigError, ControlError, MountError, PermissionsError, VolumeError, ZswapdError
+from zswapd.errors import (
+    BackingError,
+    ConfigError,
+    ControlError,
+    MountError,
+    PermissionsError,
+    VolumeError,
+    ZswapdError,
+)
 from zswapd.supervisor import acquire
 
 MIB = 1 << 20
@@ -43,7 +51,9 @@ def seen(directory: Path) -> dict[str, tuple[int, int, int]]:
     """Return everything below a directory with what would tell of a change."""
     files = sorted(directory.rglob("*"))
     found = {str(path): path.lstat() for path in [directory, *files]}
-    return {name: (status.st_mode, status.st_size, status.st_mtime_ns) for name, status in found.items()}
+    return {
+        name: (status.st_mode, status.st_size, status.st_mtime_ns) for name, status in found.items()
+    }
 
 
 def check(place: Path, *more: str) -> int:
@@ -113,7 +123,9 @@ def test_backing_that_cannot_be_one_is_refused_as_a_start_refuses_it(
 
 
 @pytest.mark.mount
-def test_backing_that_is_too_large_in_use_or_ours(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backing_that_is_too_large_in_use_or_ours(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = place / "store"
     room = os.statvfs(place)
     slots = room.f_bavail * room.f_frsize // 4096 + (1 << 16)
@@ -135,7 +147,9 @@ def test_backing_that_is_too_large_in_use_or_ours(place: Path, capsys: pytest.Ca
 def device(place: Path) -> Iterator[Path]:
     """A loop device of 4 MiB."""
     file = write(place / "disk", bytes(4 * MIB))
-    made = subprocess.run(["losetup", "--find", "--show", str(file)], check=True, capture_output=True, text=True)
+    made = subprocess.run(
+        ["losetup", "--find", "--show", str(file)], check=True, capture_output=True, text=True
+    )
     yield Path(made.stdout.strip())
     subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
@@ -174,7 +188,9 @@ def test_devices_that_are_too_small_or_in_use_or_carry_something(
         (lambda place: f"{place}/missing", 0),
     ],
 )
-def test_volumes(make: Callable[[Path], str], code: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_volumes(
+    make: Callable[[Path], str], code: int, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = make(place)
     assert check(place, f"cache.volumes.v=ro:{path}") == code
     said = capsys.readouterr().err
@@ -186,7 +202,11 @@ def test_mountpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full, file, empty = place / "full", write(place / "file"), place / "empty"
     (full / "x").mkdir(parents=True)
     empty.mkdir()
-    for path, what in ((full, "is not empty"), (file, "is not a directory"), (file / "x", "not a directory")):
+    for path, what in (
+        (full, "is not empty"),
+        (file, "is not a directory"),
+        (file / "x", "not a directory"),
+    ):
         assert check(place, f"fuse.mountpoint={path}") == MountError.exit_code
         assert what in capsys.readouterr().err.lower()
     for path, what in (("/proc", "type proc"), ("/sys/x", "/sys/x")):
@@ -216,31 +236,45 @@ def test_metrics(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     warnings = capsys.readouterr().err
     assert "there is no user no-such-user" in warnings
     assert "user root" not in warnings
-    command = ["config", "check", "--json", *settings(place, "metrics.users=no-such-user", "metrics.listen=127.0.0.1:9847")]
+    command = [
+        "config",
+        "check",
+        "--json",
+        *settings(place, "metrics.users=no-such-user", "metrics.listen=127.0.0.1:9847"),
+    ]
     assert zswapd.main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert any("no-such-user" in warning for warning in report["warnings"])
 
 
 @pytest.mark.mount
-def test_another_user_is_told_what_was_not_checked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_user_is_told_what_was_not_checked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pid = os.fork()
     if not pid:
         os.setresuid(65534, 65534, 65534)
-        code = zswapd.main(["config", "check", "--json", "--set", "backing.path=/no/where/at/all", *settings(Path("/nix"))])
+        code = zswapd.main(
+            [
+                "config",
+                "check",
+                "--json",
+                "--set",
+                "backing.path=/no/where/at/all",
+                *settings(Path("/nix")),
+            ]
+        )
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.mount
 @pytest.mark.parametrize(
-    ("more", "error"),
-    [
-        ("swap.size=15T", ConfigError),
-        ("backing.buffers=75%", ConfigError),
-    ],
+    ("more", "error"), [("swap.size=15T", ConfigError), ("backing.buffers=75%", ConfigError)]
 )
-def test_a_start_refuses_before_anything_is_made(place: Path, more: str, error: type[ZswapdError]) -> None:
+def test_a_start_refuses_before_anything_is_made(
+    place: Path, more: str, error: type[ZswapdError]
+) -> None:
     words = [*settings(place, "swap.size=1T", more), "--set", f"backing.path={place}/store"][1::2]
     assignments = [(*word.split("=", 1), "--set") for word in words]
     before = seen(place)

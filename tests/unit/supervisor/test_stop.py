@@ -30,7 +30,9 @@ def test_a_worker_is_told_once_and_its_successor_again(words: memoryview[int]) -
 
 
 @pytest.mark.parametrize("dies_at_once", [False, True])
-def test_a_stop_that_is_refused_is_over_until_it_is_asked_for_again(words: memoryview[int], dies_at_once: bool) -> None:
+def test_a_stop_that_is_refused_is_over_until_it_is_asked_for_again(
+    words: memoryview[int], dies_at_once: bool
+) -> None:
     stopping = StopRequest(words, is_awaited=False)
     stopping.want()
     assert stopping.is_due(1.0)

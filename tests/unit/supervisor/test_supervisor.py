@@ -35,7 +35,11 @@ def estate() -> Iterator[Any]:
 @pytest.fixture
 def supervisor(estate: Any) -> Supervisor:
     estate.state.words[Word.PHASE] = Phase.SERVING
-    return Supervisor(make_config("memory.arena=memfd", "service.spare=false"), estate, guarded=lambda work: work())
+    return Supervisor(
+        make_config("memory.arena=memfd", "service.spare=false"),
+        estate,
+        guarded=lambda work: work(),
+    )
 
 
 @pytest.fixture
@@ -78,7 +82,9 @@ def test_first_worker_that_cannot_be_forked_is_given_up(
     assert "pids.max" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("error", [ArenaError("no memory"), OSError(errno.ENOMEM, "no memory"), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    "error", [ArenaError("no memory"), OSError(errno.ENOMEM, "no memory"), RuntimeError("a bug")]
+)
 @pytest.mark.parametrize("part", ["_arena_lock.lock", "_ballast.look", "_keep_spare", "_say_ready"])
 def test_look_that_fails_is_no_reason_to_end(
     supervisor: Supervisor,
@@ -99,7 +105,9 @@ def test_look_that_fails_is_no_reason_to_end(
     assert watched  # a worker that hangs is ended all the same
 
 
-def test_estate_that_is_new_is_given_back_when_no_worker_can_be_forked(monkeypatch: pytest.MonkeyPatch, estate: Any) -> None:
+def test_estate_that_is_new_is_given_back_when_no_worker_can_be_forked(
+    monkeypatch: pytest.MonkeyPatch, estate: Any
+) -> None:
     closed = []
     estate.close = lambda: closed.append(1)
 

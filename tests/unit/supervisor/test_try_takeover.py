@@ -22,11 +22,19 @@ from zswapd.supervisor import upgrade_check
 @pytest.mark.parametrize("size", [4096, 16384, 65536])
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
 def test_program_as_it_is_passes(allocator: str, size: int) -> None:
-    upgrade_check.try_takeover(make_config("swap.size=1G", f"pool.allocator={allocator}", page_size=size))
+    upgrade_check.try_takeover(
+        make_config("swap.size=1G", f"pool.allocator={allocator}", page_size=size)
+    )
 
 
 def test_rehearsal_costs_little_whatever_the_settings_say(tmp_path: Any) -> None:
-    config = make_config("swap.size=256G", "memory.reserve=8G", "cache.limit=1G", "swap.files.more=64G", "metrics.listen=")
+    config = make_config(
+        "swap.size=256G",
+        "memory.reserve=8G",
+        "cache.limit=1G",
+        "swap.files.more=64G",
+        "metrics.listen=",
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     upgrade_check.try_takeover(config)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10

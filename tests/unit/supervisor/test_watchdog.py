@@ -11,16 +11,25 @@ GIB = 1 << 30
 
 
 def watching(
-    limit: float = 10, *, size: int = GIB, is_forked: bool = False, is_building: bool = False, early_deaths: int = 0
+    limit: float = 10,
+    *,
+    size: int = GIB,
+    is_forked: bool = False,
+    is_building: bool = False,
+    early_deaths: int = 0,
 ) -> Watchdog:
     watch = Watchdog(limit, size)
-    watch.begin(100.0, (0, 0), is_forked=is_forked, is_building=is_building, early_deaths=early_deaths)
+    watch.begin(
+        100.0, (0, 0), is_forked=is_forked, is_building=is_building, early_deaths=early_deaths
+    )
     return watch
 
 
 @pytest.mark.parametrize("size", [GIB >> 4, 64 * GIB])
 @pytest.mark.parametrize("serves", [True, False])
-def test_silence_is_as_long_during_a_takeover_as_in_service_however_much_there_is(size: int, serves: bool) -> None:
+def test_silence_is_as_long_during_a_takeover_as_in_service_however_much_there_is(
+    size: int, serves: bool
+) -> None:
     watch = watching(size=size)
     assert not watch.has_expired(109.9, (0, 0), serves=serves)
     assert watch.has_expired(110.0, (0, 0), serves=serves)

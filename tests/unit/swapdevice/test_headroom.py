@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Head-room: what is weighed against what, and cgroups of both layouts that swapoff would get killed."""
+"""Head-room: what is weighed against what.
+
+And cgroups of both layouts that swapoff would get killed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,15 @@ MIB = 1 << 20
 
 def headroom(**amounts: int) -> Headroom:
     """Return a head-room in MiB; by default it fits exactly."""
-    values = {"swapped": 100, "cached": 0, "available": 132, "other_swap": 0, "pool_returns": 0, "margin": 32, **amounts}
+    values = {
+        "swapped": 100,
+        "cached": 0,
+        "available": 132,
+        "other_swap": 0,
+        "pool_returns": 0,
+        "margin": 32,
+        **amounts,
+    }
     return Headroom(**{name: value * MIB for name, value in values.items()}, crowded=())  # type: ignore[arg-type]
 
 
@@ -33,7 +44,9 @@ def headroom(**amounts: int) -> Headroom:
         ({"swapped": 0, "available": 0}, 32),
     ],
 )
-def test_short_by_is_what_is_needed_less_what_there_is(amounts: dict[str, int], short_by: int) -> None:
+def test_short_by_is_what_is_needed_less_what_there_is(
+    amounts: dict[str, int], short_by: int
+) -> None:
     assert headroom(**amounts).short_by == short_by * MIB
 
 
@@ -45,18 +58,26 @@ def test_check_of_what_fits_or_is_empty_says_nothing() -> None:
 def test_check_of_what_does_not_fit_names_the_figures() -> None:
     with pytest.raises(HeadroomError) as caught:
         headroom(available=100, other_swap=2).check()
-    assert caught.value.message == (
-        "100.0 MiB swapped out do not fit into memory, by 30.0 MiB (100.0 MiB available, 2.0 MiB free in other swap)"
+    assert (
+        caught.value.message
+        == "100.0 MiB swapped out do not fit into memory, by 30.0 MiB (100.0 MiB available, 2.0 MiB"
+        " free in other swap)"
     )
     assert "--force" in (caught.value.hint or "")
 
 
 def test_check_of_crowded_cgroups_names_the_worst() -> None:
-    crowded = (CrowdedCgroup("/a", 9 * MIB, 1 * MIB, "/a/limit"), CrowdedCgroup("/b", 8 * MIB, 3 * MIB, "/b/limit"))
+    crowded = (
+        CrowdedCgroup("/a", 9 * MIB, 1 * MIB, "/a/limit"),
+        CrowdedCgroup("/b", 8 * MIB, 3 * MIB, "/b/limit"),
+    )
     fits = headroom()
     with pytest.raises(HeadroomError) as caught:
         Headroom(fits.swapped, 0, fits.available, 0, 0, 0, crowded).check()
-    assert "cgroup /b (and 1 more) has 8.0 MiB swapped out, 3.0 MiB more than its limit has room for" in caught.value.message
+    assert (
+        "cgroup /b (and 1 more) has 8.0 MiB swapped out, 3.0 MiB more than its limit has room for"
+        in caught.value.message
+    )
     assert "raise /b/limit" in (caught.value.hint or "")
 
 
@@ -70,7 +91,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def set_memory(root: Path, *, total: int = 4096, available: int = 2048, cached: int = 0) -> None:
-    text = f"MemTotal: {total * 1024} kB\nMemAvailable: {available * 1024} kB\nSwapCached: {cached * 1024} kB\n"
+    text = (
+        f"MemTotal: {total * 1024} kB\nMemAvailable: {available * 1024} kB\nSwapCached:"
+        f" {cached * 1024} kB\n"
+    )
     (root / "proc/meminfo").write_text(text)
 
 
@@ -111,16 +135,35 @@ def test_measure_of_several_areas_adds_them_up_and_counts_none_as_other(root: Pa
     assert (found.swapped, found.other_swap) == (150 * MIB, 0)
 
 
-def v1(root: Path, path: str, *, limit: int, usage: int, swap: int, cached: int = 0, files: int = 0) -> None:
+def v1(
+    root: Path, path: str, *, limit: int, usage: int, swap: int, cached: int = 0, files: int = 0
+) -> None:
     group = root / "sys/fs/cgroup/memory" / path
     group.mkdir(parents=True, exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
     (group / "memory.usage_in_bytes").write_text(f"{usage * MIB}\n")
-    stat = {"swap": 0, "total_swap": swap, "total_swapcached": cached, "total_inactive_file": files, "total_active_file": 0}
-    (group / "memory.stat").write_text("".join(f"{name} {value * MIB}\n" for name, value in stat.items()))
+    stat = {
+        "swap": 0,
+        "total_swap": swap,
+        "total_swapcached": cached,
+        "total_inactive_file": files,
+        "total_active_file": 0,
+    }
+    (group / "memory.stat").write_text(
+        "".join(f"{name} {value * MIB}\n" for name, value in stat.items())
+    )
 
 
-def v2(root: Path, path: str, *, limit: int | str, usage: int, swap: int, cached: int = 0, files: int = 0) -> None:
+def v2(
+    root: Path,
+    path: str,
+    *,
+    limit: int | str,
+    usage: int,
+    swap: int,
+    cached: int = 0,
+    files: int = 0,
+) -> None:
     top = root / "sys/fs/cgroup"
     (top / "cgroup.controllers").write_text("memory\n")
     group = top / path
@@ -128,7 +171,9 @@ def v2(root: Path, path: str, *, limit: int | str, usage: int, swap: int, cached
     (group / "memory.max").write_text(f"{limit}\n")
     (group / "memory.current").write_text(f"{usage * MIB}\n")
     (group / "memory.swap.current").write_text(f"{swap * MIB}\n")
-    (group / "memory.stat").write_text(f"inactive_file {files * MIB}\nactive_file 0\nswapcached {cached * MIB}\n")
+    (group / "memory.stat").write_text(
+        f"inactive_file {files * MIB}\nactive_file 0\nswapcached {cached * MIB}\n"
+    )
 
 
 @pytest.mark.parametrize("make", [v1, v2])
@@ -156,7 +201,9 @@ def test_a_cgroup_whose_swapped_pages_exceed_its_limit_is_crowded(  # type: igno
     set_swaps(root, ("/dev/loop0", 1024, 100))
     make(root, "system/work", limit=100 * MIB, usage=usage, swap=swap, cached=cached, files=files)
     crowded = measure(root).crowded
-    assert [(item.path, item.short_by // MIB) for item in crowded] == ([("/system/work", short_by)] if short_by else [])
+    assert [(item.path, item.short_by // MIB) for item in crowded] == (
+        [("/system/work", short_by)] if short_by else []
+    )
     if crowded:
         assert crowded[0].limit_file.startswith(str(root / "sys/fs/cgroup"))
 

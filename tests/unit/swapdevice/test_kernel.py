@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Loop devices and swap for real, over plain files of 64 MiB: what is undone, by whom, and what swapoff would have killed."""
+"""Loop devices and swap for real, over plain files of 64 MiB.
+
+What is undone, by whom, and what swapoff would have killed.
+"""
 
 from __future__ import annotations
 
@@ -97,13 +100,20 @@ def test_attach_gives_swap_as_it_has_to_be_and_detach_takes_it_away(file: Path) 
     assert read_sysfs(name, "queue/rq_affinity") == "1"
     assert int(read_sysfs(name, "queue/discard_max_bytes")) > 16 * MIB
     assert loops_over(file) == []
-    assert (file.stat().st_size, file.stat().st_blocks) == (64 * MIB, 0)  # emptied, mkswap's header too
+    assert (file.stat().st_size, file.stat().st_blocks) == (
+        64 * MIB,
+        0,
+    )  # emptied, mkswap's header too
     assert swapdevice.detach(file) == []
 
 
 @pytest.mark.parametrize("step", ["free_loop", "configure_loop", "run", "swapon"])
-@pytest.mark.parametrize("failure", [OSError(errno.EIO, "Input/output error", "/dev/x"), KeyboardInterrupt()])
-def test_attach_that_fails_at_any_step_leaves_nothing(file: Path, step: str, failure: BaseException) -> None:
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.EIO, "Input/output error", "/dev/x"), KeyboardInterrupt()]
+)
+def test_attach_that_fails_at_any_step_leaves_nothing(
+    file: Path, step: str, failure: BaseException
+) -> None:
     with pytest.raises((SwapDeviceError, PermissionsError, OSError, KeyboardInterrupt)):
         swapdevice.attach(file, priority=5, discard=True, kernel=FailingKernel(step, failure))
     assert loops_over(file) == []
@@ -114,7 +124,9 @@ swapdevice.attach(Path(sys.argv[1]), priority=5, discard=True)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_attach_that_is_killed_in_the_middle_leaves_nothing(file: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_attach_that_is_killed_in_the_middle_leaves_nothing(
+    file: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     slow = tmp_path / "bin/mkswap"
     slow.parent.mkdir()
     slow.write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\nexec sleep 30\n")
@@ -164,7 +176,10 @@ def test_attach_and_detach_many_times_leaves_no_descriptor(file: Path) -> None:
 
 def test_a_loop_device_made_by_hand_is_detached_too(file: Path) -> None:
     device = subprocess.run(
-        ["losetup", "--find", "--show", "--direct-io=on", file], check=True, capture_output=True, text=True
+        ["losetup", "--find", "--show", "--direct-io=on", file],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     with pytest.raises(SwapDeviceError, match=f"attached to {device}"):
         swapdevice.attach(file, priority=5, discard=True)
@@ -177,7 +192,9 @@ def test_a_loop_device_made_by_hand_is_detached_too(file: Path) -> None:
     assert loops_over(file) == []
 
 
-def test_a_loop_device_that_is_mounted_is_named_with_its_mountpoint(file: Path, tmp_path: Path) -> None:
+def test_a_loop_device_that_is_mounted_is_named_with_its_mountpoint(
+    file: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a mount").mkdir()
     subprocess.run(["mke2fs", "-q", "-F", file], check=True)
     subprocess.run(["mount", "-o", "loop", file, tmp_path / "a mount"], check=True)
@@ -219,12 +236,19 @@ print("verified", flush=True)
 """
 
 
-def test_detach_that_would_kill_a_cgroup_is_refused_by_its_name_and_works_when_there_is_room(file: Path) -> None:
+def test_detach_that_would_kill_a_cgroup_is_refused_by_its_name_and_works_when_there_is_room(
+    file: Path,
+) -> None:
     swapdevice.attach(file, priority=HIGHEST, discard=True)
     with memory_cgroup(64 * MIB) as group:
-        limit = next(path for path in group.iterdir() if path.name in ("memory.limit_in_bytes", "memory.max"))
+        limit = next(
+            path for path in group.iterdir() if path.name in ("memory.limit_in_bytes", "memory.max")
+        )
         with subprocess.Popen(
-            [sys.executable, "-c", WORKLOAD, str(group)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WORKLOAD, str(group)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as workload:
             try:
                 assert workload.stdout is not None
@@ -241,7 +265,9 @@ def test_detach_that_would_kill_a_cgroup_is_refused_by_its_name_and_works_when_t
 
                 limit.write_text(str(256 * MIB))
                 seen: list[tuple[str, int, int]] = []
-                assert swapdevice.detach(file, progress=lambda *news: seen.append(news)) == [found.device]
+                assert swapdevice.detach(file, progress=lambda *news: seen.append(news)) == [
+                    found.device
+                ]
                 assert seen[0][1] == seen[0][2] > 16 * MIB
                 assert seen[-1][1] == 0
                 assert workload.communicate("go\n", timeout=30)[0] == "verified\n"
@@ -257,6 +283,8 @@ async def test_drain_swaps_off_from_several_files(file: Path, tmp_path: Path) ->
     for path in (file, other):
         swapdevice.attach(path, priority=5, discard=True)
     said: list[str] = []
-    await drain([file, other, tmp_path / "never on"], pool_bytes=0, say=said.append, progressed=lambda: None)
+    await drain(
+        [file, other, tmp_path / "never on"], pool_bytes=0, say=said.append, progressed=lambda: None
+    )
     assert loops_over(file) == loops_over(other) == []
     assert len(said) == 4  # at the start and at the end of each

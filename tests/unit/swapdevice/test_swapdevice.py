@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Attach and detach on a made-up machine: every step fails once, is interrupted once, and leaves nothing."""
+"""Attach and detach on a made-up machine.
+
+Every step fails once, is interrupted once, and leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,9 @@ class FakeKernel:
         self.child: FakeChild | None = None
         (root / "proc/self").mkdir(parents=True)
         (root / "proc/self/mountinfo").write_text("1 0 254:0 / / rw - ext4 /dev/vda rw\n")
-        (root / "proc/meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\nSwapCached: 0 kB\n")
+        (root / "proc/meminfo").write_text(
+            "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\nSwapCached: 0 kB\n"
+        )
         self.write_swaps()
 
     @property
@@ -78,8 +83,13 @@ class FakeKernel:
         return self.root / f"sys/block/loop{self.number}"
 
     def write_swaps(self) -> None:
-        lines = [f"{path} partition 65532 {self.used // 1024} {flags & 0x7FFF}" for path, flags in self.swaps.items()]
-        (self.root / "proc/swaps").write_text("\n".join(["Filename Type Size Used Priority", *lines, ""]))
+        lines = [
+            f"{path} partition 65532 {self.used // 1024} {flags & 0x7FFF}"
+            for path, flags in self.swaps.items()
+        ]
+        (self.root / "proc/swaps").write_text(
+            "\n".join(["Filename Type Size Used Priority", *lines, ""])
+        )
 
     def autoclear(self) -> None:
         if not self.open and not self.swaps and self.autoclear_flag == "1":
@@ -170,7 +180,9 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swapon_module, "RELEASE_S", 0.05)
 
 
-def attach(kernel: FakeKernel, file: Path, *, priority: int = 7, discard: bool = True) -> swapdevice.Attached:
+def attach(
+    kernel: FakeKernel, file: Path, *, priority: int = 7, discard: bool = True
+) -> swapdevice.Attached:
     return swapdevice.attach(
         file,
         priority=priority,
@@ -182,9 +194,14 @@ def attach(kernel: FakeKernel, file: Path, *, priority: int = 7, discard: bool =
 
 
 def detach(
-    kernel: FakeKernel, *files: Path, force: bool = False, progress: Callable[[str, int, int], None] | None = None
+    kernel: FakeKernel,
+    *files: Path,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> list[str]:
-    return swapdevice.detach(*files, force=force, progress=progress, kernel=kernel, root=kernel.root)  # type: ignore[arg-type]
+    return swapdevice.detach(
+        *files, force=force, progress=progress, kernel=kernel, root=kernel.root
+    )  # type: ignore[arg-type]
 
 
 def nothing_left(kernel: FakeKernel) -> bool:
@@ -204,7 +221,10 @@ def test_attach_makes_a_fast_loop_device_and_swaps_on(kernel: FakeKernel, file: 
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("failure", [OSError(errno.EIO, "Input/output error", "/dev/x"), KeyboardInterrupt(), MemoryError()])
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.EIO, "Input/output error", "/dev/x"), KeyboardInterrupt(), MemoryError()],
+)
 def test_attach_that_fails_at_any_step_leaves_nothing(
     kernel: FakeKernel, file: Path, step: str, failure: BaseException
 ) -> None:
@@ -226,7 +246,9 @@ def test_attach_where_direct_io_is_not_had_is_refused(kernel: FakeKernel, file: 
     assert nothing_left(kernel)
 
 
-def test_attach_takes_another_loop_device_when_one_is_snatched_away(kernel: FakeKernel, file: Path) -> None:
+def test_attach_takes_another_loop_device_when_one_is_snatched_away(
+    kernel: FakeKernel, file: Path
+) -> None:
     def snatched(*arguments: object) -> None:
         del kernel.configure_loop  # type: ignore[method-assign]
         raise OSError(errno.EBUSY, "Device or resource busy")
@@ -237,7 +259,9 @@ def test_attach_takes_another_loop_device_when_one_is_snatched_away(kernel: Fake
     assert kernel.open == 0
 
 
-def test_attach_gives_up_when_loop_devices_are_snatched_away_for_ever(kernel: FakeKernel, file: Path) -> None:
+def test_attach_gives_up_when_loop_devices_are_snatched_away_for_ever(
+    kernel: FakeKernel, file: Path
+) -> None:
     kernel.fail["configure_loop"] = OSError(errno.EBUSY, "Device or resource busy")
     with pytest.raises(SwapDeviceError, match="taken by others"):
         attach(kernel, file)
@@ -249,14 +273,26 @@ def test_attach_gives_up_when_loop_devices_are_snatched_away_for_ever(kernel: Fa
     [
         ("free_loop", errno.ENOENT, PermissionsError, "no loop device: /dev/x", "modprobe loop"),
         ("open_loop", errno.EACCES, PermissionsError, "no permission for /dev/x", "as root"),
-        ("configure_loop", errno.EINVAL, SwapDeviceError, "/dev/loop3 cannot be attached", "Linux 5.8"),
+        (
+            "configure_loop",
+            errno.EINVAL,
+            SwapDeviceError,
+            "/dev/loop3 cannot be attached",
+            "Linux 5.8",
+        ),
         ("run", errno.ENOENT, SwapDeviceError, "mkswap is not installed", "util-linux"),
         ("swapon", errno.EPERM, PermissionsError, "swapon /dev/loop3", "as root"),
         ("swapon", errno.EINVAL, SwapDeviceError, "swapon /dev/loop3 failed", "dmesg"),
     ],
 )
 def test_attach_says_what_to_do_about_a_failed_step(
-    kernel: FakeKernel, file: Path, step: str, error: int, cls: type[SwapDeviceError], message: str, hint: str
+    kernel: FakeKernel,
+    file: Path,
+    step: str,
+    error: int,
+    cls: type[SwapDeviceError],
+    message: str,
+    hint: str,
 ) -> None:
     kernel.fail[step] = OSError(error, os.strerror(error), "/dev/x")
     with pytest.raises(cls) as caught:
@@ -273,7 +309,9 @@ def test_attach_passes_on_what_mkswap_says(kernel: FakeKernel, file: Path) -> No
 
 
 @pytest.mark.parametrize("limit", ["0", ""])
-def test_attach_without_discard_on_the_device_says_so(kernel: FakeKernel, file: Path, limit: str) -> None:
+def test_attach_without_discard_on_the_device_says_so(
+    kernel: FakeKernel, file: Path, limit: str
+) -> None:
     kernel.discard_bytes = limit
     attached = attach(kernel, file)
     assert not attached.discard
@@ -301,17 +339,26 @@ def test_attach_where_rotational_cannot_be_cleared_goes_on_with_a_warning(
     assert "stays rotational" in attach(kernel, file).warnings[0]
 
 
-def test_attach_that_fails_leaves_the_queue_as_the_kernel_has_it(kernel: FakeKernel, file: Path) -> None:
+def test_attach_that_fails_leaves_the_queue_as_the_kernel_has_it(
+    kernel: FakeKernel, file: Path
+) -> None:
     kernel.fail["swapon"] = OSError(errno.EBUSY, "Device or resource busy")
     with pytest.raises(SwapDeviceError):
         attach(kernel, file)
-    queue = {name: (kernel.sysfs / "queue" / name).read_text() for name in ("rq_affinity", "discard_max_bytes")}
+    queue = {
+        name: (kernel.sysfs / "queue" / name).read_text()
+        for name in ("rq_affinity", "discard_max_bytes")
+    }
     assert queue == {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16))}
 
 
-def test_attach_where_the_queue_cannot_be_set_goes_on(kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attach_where_the_queue_cannot_be_set_goes_on(
+    kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read_only(self: Path, text: str) -> int:
-        if self.name in ("rq_affinity", "discard_max_bytes") and not text.endswith("\n"):  # with one, it is the fake kernel's
+        if self.name in ("rq_affinity", "discard_max_bytes") and not text.endswith(
+            "\n"
+        ):  # with one, it is the fake kernel's
             raise OSError(errno.EROFS, "Read-only file system")
         return original(self, text)
 
@@ -376,7 +423,9 @@ def test_attach_over_a_dead_mount_says_how_to_get_rid_of_it(
     assert installation.found().start() in (caught.value.hint or "")
 
 
-def test_attach_to_a_daemon_that_is_stopping_says_so(kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attach_to_a_daemon_that_is_stopping_says_so(
+    kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def busy(*_: object) -> int:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
@@ -392,7 +441,11 @@ def test_detach_swaps_off_and_shows_how_it_comes_along(kernel: FakeKernel, file:
     kernel.write_swaps()
     seen: list[tuple[str, int, int]] = []
     assert detach(kernel, file, progress=lambda *news: seen.append(news)) == ["/dev/loop3"]
-    assert seen == [("/dev/loop3", 8 * MIB, 8 * MIB), ("/dev/loop3", 4 * MIB, 8 * MIB), ("/dev/loop3", 0, 8 * MIB)]
+    assert seen == [
+        ("/dev/loop3", 8 * MIB, 8 * MIB),
+        ("/dev/loop3", 4 * MIB, 8 * MIB),
+        ("/dev/loop3", 0, 8 * MIB),
+    ]
     assert nothing_left(kernel)
 
 
@@ -445,12 +498,18 @@ def test_detach_passes_over_a_file_that_has_no_loop_device(kernel: FakeKernel, f
     assert kernel.calls == []
 
 
-def test_detach_of_what_does_not_fit_is_refused_and_force_tries_it(kernel: FakeKernel, file: Path) -> None:
+def test_detach_of_what_does_not_fit_is_refused_and_force_tries_it(
+    kernel: FakeKernel, file: Path
+) -> None:
     attach(kernel, file)
     kernel.used = 8 * MIB
     kernel.write_swaps()
-    (kernel.root / "proc/meminfo").write_text("MemTotal: 1048576 kB\nMemAvailable: 36864 kB\n")  # 36 MiB; 8 and 32 are needed
-    with pytest.raises(HeadroomError, match=r"8\.0 MiB swapped out do not fit into memory, by 4\.0 MiB"):
+    (kernel.root / "proc/meminfo").write_text(
+        "MemTotal: 1048576 kB\nMemAvailable: 36864 kB\n"
+    )  # 36 MiB; 8 and 32 are needed
+    with pytest.raises(
+        HeadroomError, match=r"8\.0 MiB swapped out do not fit into memory, by 4\.0 MiB"
+    ):
         detach(kernel, file)
     assert "start_swapoff" not in kernel.calls
     assert kernel.swaps
@@ -483,7 +542,9 @@ def test_detach_that_fails_leaves_the_swap_on_and_says_so(
     assert nothing_left(kernel)
 
 
-def test_detach_that_is_interrupted_stops_its_child_and_waits_for_it(kernel: FakeKernel, file: Path) -> None:
+def test_detach_that_is_interrupted_stops_its_child_and_waits_for_it(
+    kernel: FakeKernel, file: Path
+) -> None:
     attach(kernel, file)
     kernel.interrupt_wait = True
     with pytest.raises(SwapDeviceError, match="interrupted: /dev/loop3 is still on"):
@@ -494,7 +555,9 @@ def test_detach_that_is_interrupted_stops_its_child_and_waits_for_it(kernel: Fak
     assert kernel.swaps
 
 
-def test_detach_where_swapoff_is_missing_says_what_to_install(kernel: FakeKernel, file: Path) -> None:
+def test_detach_where_swapoff_is_missing_says_what_to_install(
+    kernel: FakeKernel, file: Path
+) -> None:
     attach(kernel, file)
     kernel.fail["start_swapoff"] = FileNotFoundError(errno.ENOENT, "No such file", "swapoff")
     with pytest.raises(SwapDeviceError, match="swapoff is not installed"):
@@ -513,7 +576,9 @@ def test_detach_clears_a_loop_device_that_was_made_by_hand(kernel: FakeKernel, f
 def test_detach_whose_loop_device_stays_in_use_says_so(kernel: FakeKernel, file: Path) -> None:
     attach(kernel, file)
     kernel.open = 1  # somebody looks at it
-    with pytest.raises(SwapDeviceError, match="swapped off, but something still has it open") as caught:
+    with pytest.raises(
+        SwapDeviceError, match="swapped off, but something still has it open"
+    ) as caught:
         detach(kernel, file)
     assert caught.value.hint == "fuser --verbose /dev/loop3"
 
@@ -533,7 +598,9 @@ def test_detach_finds_a_file_whose_mount_was_detached(
     what = detached(kernel, file, shown)
     monkeypatch.setattr(kernel, "discard", lambda _loop: None)
     assert detach(kernel, file) == []  # by its path
-    assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == ["/dev/loop3"]  # type: ignore[arg-type]
+    assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == [
+        "/dev/loop3"
+    ]  # type: ignore[arg-type]
     assert nothing_left(kernel)
 
 
@@ -546,8 +613,12 @@ def test_detach_leaves_other_files_of_that_name_alone(kernel: FakeKernel, file: 
     assert kernel.swaps
 
 
-def test_daemon_of_another_mount_is_not_asked_what_its_files_are(kernel: FakeKernel, file: Path) -> None:
-    mounts = "1 0 254:0 / / rw - ext4 /dev/vda rw\n7 1 0:77 / /run/other rw - fuse.zswapd zswapd rw\n"
+def test_daemon_of_another_mount_is_not_asked_what_its_files_are(
+    kernel: FakeKernel, file: Path
+) -> None:
+    mounts = (
+        "1 0 254:0 / / rw - ext4 /dev/vda rw\n7 1 0:77 / /run/other rw - fuse.zswapd zswapd rw\n"
+    )
     (kernel.root / "proc/self/mountinfo").write_text(mounts)
     what = detached(kernel, file, "/run/other/my swap")
     assert swapdevice.detach(file, identities=what, kernel=kernel, root=kernel.root) == []  # type: ignore[arg-type]
@@ -570,12 +641,18 @@ def test_swap_areas_reads_escaped_and_deleted_paths(tmp_path: Path) -> None:
 
 def test_attachments_are_found_by_path_deleted_or_not_and_in_order(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/swaps").write_text("Filename Type Size Used Priority\n/dev/loop10 partition 4 4 1\n")
+    (tmp_path / "proc/swaps").write_text(
+        "Filename Type Size Used Priority\n/dev/loop10 partition 4 4 1\n"
+    )
     for number, backing in ((10, "/a/my swap"), (2, "/a/my swap"), (1, "/a/other (deleted)")):
         directory = tmp_path / f"sys/block/loop{number}/loop"
         directory.mkdir(parents=True)
         (directory / "backing_file").write_text(backing + "\n")
-    assert [item.device for item in state.attachments(tmp_path)] == ["/dev/loop1", "/dev/loop2", "/dev/loop10"]
+    assert [item.device for item in state.attachments(tmp_path)] == [
+        "/dev/loop1",
+        "/dev/loop2",
+        "/dev/loop10",
+    ]
     found = swapdevice.find_attached(Path("/a/my swap"), tmp_path)
     assert found is not None
     assert found.device == "/dev/loop10"  # the one that is swapped on
@@ -604,12 +681,20 @@ def test_names_of_strangers_need_not_be_utf_8(kernel: FakeKernel, file: Path) ->
     other = kernel.root / "sys/block/loop1/loop"
     other.mkdir(parents=True)
     (other / "backing_file").write_bytes(name + b"\n")
-    (kernel.root / "proc/self/mountinfo").write_bytes(b"1 0 7:1 / " + name + b" rw - ext4 /dev/loop1 rw\n")
+    (kernel.root / "proc/self/mountinfo").write_bytes(
+        b"1 0 7:1 / " + name + b" rw - ext4 /dev/loop1 rw\n"
+    )
     attach(kernel, file)
     with (kernel.root / "proc/swaps").open("ab") as swaps:
         swaps.write(name + b" file 4 0 5\n")
-    assert [os.fsencode(item.backing) for item in state.attachments(kernel.root)] == [name, os.fsencode(file)]
-    assert [os.fsencode(area.path) for area in swapdevice.swap_areas(kernel.root)] == [b"/dev/loop3", name]
+    assert [os.fsencode(item.backing) for item in state.attachments(kernel.root)] == [
+        name,
+        os.fsencode(file),
+    ]
+    assert [os.fsencode(area.path) for area in swapdevice.swap_areas(kernel.root)] == [
+        b"/dev/loop3",
+        name,
+    ]
     assert os.fsencode(state.mountpoint_of("/dev/loop1", kernel.root) or "") == name
     assert detach(kernel, file) == ["/dev/loop3"]
 
@@ -617,7 +702,9 @@ def test_names_of_strangers_need_not_be_utf_8(kernel: FakeKernel, file: Path) ->
 async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def fake_detach(*files: Path, pool_bytes: int, progress: Callable[[str, int, int], None], identities: object) -> list[str]:
+    def fake_detach(
+        *files: Path, pool_bytes: int, progress: Callable[[str, int, int], None], identities: object
+    ) -> list[str]:
         seen.update(files=files, pool_bytes=pool_bytes, thread=threading.current_thread())
         for left in () if said else (8, 4, 4, 2):
             progress("/dev/loop3", left * MIB, 8 * MIB)
@@ -627,7 +714,10 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
     progress_at: list[int] = []
     monkeypatch.setattr(drain, "detach", fake_detach)
     await drain.drain(
-        [Path("/a"), Path("/b")], pool_bytes=17, say=said.append, progressed=lambda: progress_at.append(len(said))
+        [Path("/a"), Path("/b")],
+        pool_bytes=17,
+        say=said.append,
+        progressed=lambda: progress_at.append(len(said)),
     )
     assert seen["files"] == (Path("/a"), Path("/b"))
     assert seen["pool_bytes"] == 17
@@ -636,7 +726,9 @@ async def test_drain_runs_elsewhere_and_tells_what_goes_on(monkeypatch: pytest.M
     assert progress_at == [2, 4]  # neither at the start nor while it stands still
 
 
-async def test_drain_takes_back_a_file_that_came_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_drain_takes_back_a_file_that_came_on_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     on = [["/dev/loop3"], ["/dev/loop4"], []]
     monkeypatch.setattr(drain, "detach", lambda *_, **__: on.pop(0))
     await drain.drain([Path("/a"), Path("/b")], pool_bytes=0, say=print, progressed=lambda: None)
@@ -652,23 +744,37 @@ async def test_drain_runs_in_the_thread_that_it_is_given(monkeypatch: pytest.Mon
         return []
 
     monkeypatch.setattr(drain, "detach", fake_detach)
-    monkeypatch.setattr(trio.to_thread, "run_sync", lambda *_: pytest.fail("a new thread may wait for memory"))
-    await drain.drain([Path("/a")], pool_bytes=0, say=said.append, progressed=lambda: None, run=offload.run)
+    monkeypatch.setattr(
+        trio.to_thread, "run_sync", lambda *_: pytest.fail("a new thread may wait for memory")
+    )
+    await drain.drain(
+        [Path("/a")], pool_bytes=0, say=said.append, progressed=lambda: None, run=offload.run
+    )
     assert threads == ["attendant"]
     assert said == ["swapping off /dev/loop3: 1.0 MiB of 1.0 MiB left"]
 
 
-async def test_drain_waits_a_moment_for_a_swapon_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_drain_waits_a_moment_for_a_swapon_that_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     on: list[list[str]] = [[], [], ["/dev/loop3"], [], []]
     monkeypatch.setattr(drain, "detach", lambda *_, **__: on.pop(0))
-    await drain.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: len(on) > 1)
+    await drain.drain(
+        [Path("/a")],
+        pool_bytes=0,
+        say=print,
+        progressed=lambda: None,
+        is_opened=lambda: len(on) > 1,
+    )
     assert len(on) == 1
 
     monkeypatch.setattr(drain, "OPENED_S", 0.1)
     looks = []
     monkeypatch.setattr(drain, "detach", lambda *_, **__: looks.append(1) or [])
     with trio.fail_after(5):  # who only has it open is no reason to go on for ever
-        await drain.drain([Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: True)
+        await drain.drain(
+            [Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: True
+        )
     assert len(looks) > 1
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs and libraries come into memory; where they may be in the swap that we are to serve, only what is there already."""
+"""Programs and libraries come into memory.
+
+Where they may be in the swap that we are to serve, only what is there already.
+"""
 
 from __future__ import annotations
 
@@ -79,11 +82,15 @@ def test_populate_that_may_wait_populates_all(root: Path) -> None:
     assert libc.populated == [(0x10000, 4), (0x90000, 2)]
 
 
-def test_read_reads_what_is_mapped_and_passes_over_what_it_may_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_reads_what_is_mapped_and_passes_over_what_it_may_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / f"proc/self/map_files/10000-{0x10000 + 4 * PAGE:x}").write_bytes(bytes(8 * PAGE))
     asked = []
     preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: asked.append(at) or preadv(fd, buffers, at))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, at: asked.append(at) or preadv(fd, buffers, at)
+    )
     code.read(root)
     assert asked == [0x1000]
 
@@ -98,7 +105,9 @@ print(code.populate())
 
 
 def test_code_that_was_read_is_resident() -> None:
-    said = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", LARGE], check=True, capture_output=True, text=True
+    ).stdout
     assert said == "True\n"
 
 
@@ -123,9 +132,15 @@ def test_supervisor_waits_for_code_only_if_there_is_nothing_to_serve(
     monkeypatch.setattr(supervisor.signal, "pthread_sigmask", lambda *_: None)
     monkeypatch.setattr(supervisor, "find_inherited", lambda: None)
     monkeypatch.setattr(supervisor, "choose", lambda *_: make_config())
-    monkeypatch.setattr(supervisor, "find_resources", lambda *_: events.append("found") or (found, 4711))
-    monkeypatch.setattr(supervisor.system, "protect", lambda **options: events.append(options["populates_code"]))
-    monkeypatch.setattr(supervisor.system, "populate_code", lambda *, waits: events.append(waits) or is_whole)
+    monkeypatch.setattr(
+        supervisor, "find_resources", lambda *_: events.append("found") or (found, 4711)
+    )
+    monkeypatch.setattr(
+        supervisor.system, "protect", lambda **options: events.append(options["populates_code"])
+    )
+    monkeypatch.setattr(
+        supervisor.system, "populate_code", lambda *, waits: events.append(waits) or is_whole
+    )
     monkeypatch.setattr(supervisor.system, "set_realtime", lambda: None)
     monkeypatch.setattr(supervisor, "Supervisor", FakeSupervisor)
     assert supervisor.run(make_config, lambda work: work()) == 0
@@ -133,7 +148,9 @@ def test_supervisor_waits_for_code_only_if_there_is_nothing_to_serve(
 
 
 @pytest.mark.parametrize("is_cold", [False, True])
-def test_worker_that_has_to_serve_first_populates_no_code(monkeypatch: pytest.MonkeyPatch, is_cold: bool) -> None:
+def test_worker_that_has_to_serve_first_populates_no_code(
+    monkeypatch: pytest.MonkeyPatch, is_cold: bool
+) -> None:
     seen: dict[str, Any] = {}
 
     def protect(**options: Any) -> tuple[()]:

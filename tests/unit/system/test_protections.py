@@ -49,7 +49,9 @@ class FakeLibc:
 def root(tmp_path: Path) -> Path:
     proc = tmp_path / "proc/self"
     (proc / "task/1").mkdir(parents=True)
-    (proc / "status").write_text(f"VmLck:\t 9977000 kB\nVmRSS:\t  77000 kB\nCapEff:\t{ALL_CAPABILITIES}\n")
+    (proc / "status").write_text(
+        f"VmLck:\t 9977000 kB\nVmRSS:\t  77000 kB\nCapEff:\t{ALL_CAPABILITIES}\n"
+    )
     (proc / "oom_score_adj").write_text("0\n")
     (proc / "maps").write_text(
         "55d000-55e000 r--p 00000000 fe:00 11 /usr/bin/python3.11\n"
@@ -61,14 +63,23 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def protect(root: Path, libc: FakeLibc, monkeypatch: pytest.MonkeyPatch, **asked: bool | int) -> dict[str, Protection]:
+def protect(
+    root: Path, libc: FakeLibc, monkeypatch: pytest.MonkeyPatch, **asked: bool | int
+) -> dict[str, Protection]:
     monkeypatch.setattr("zswapd.system.protections.ctypes.CDLL", lambda *_, **__: libc)
-    wanted: dict[str, bool | int] = {"lock_memory": True, "io_flusher": True, "oom_score_adj": -1000, **asked}
+    wanted: dict[str, bool | int] = {
+        "lock_memory": True,
+        "io_flusher": True,
+        "oom_score_adj": -1000,
+        **asked,
+    }
     found = protections.protect(**wanted, python_heap=1 << 20, root=root)  # type: ignore[arg-type]
     return {item.name: item for item in found}
 
 
-def test_protect_where_all_is_allowed_is_all_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protect_where_all_is_allowed_is_all_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     libc = FakeLibc()
     found = protect(root, libc, monkeypatch)
     assert {name for name, item in found.items() if item.on} == {
@@ -82,7 +93,9 @@ def test_protect_where_all_is_allowed_is_all_on(root: Path, monkeypatch: pytest.
     assert (root / "proc/self/oom_score_adj").read_text() == "-1000\n"
 
 
-def test_protect_faults_in_code_and_constants_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protect_faults_in_code_and_constants_only(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     libc = FakeLibc()
     protect(root, libc, monkeypatch)
     assert [call[1:] for call in libc.calls if call[0] == "madvise" and call[3] != 16] == [
@@ -91,14 +104,18 @@ def test_protect_faults_in_code_and_constants_only(root: Path, monkeypatch: pyte
     ]
 
 
-def test_protect_before_swap_is_served_faults_no_code_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protect_before_swap_is_served_faults_no_code_in(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     libc = FakeLibc()
     assert protect(root, libc, monkeypatch, populates_code=False)["lock_memory"].on
     assert ("mlockall", 7) in libc.calls
     assert not [call for call in libc.calls if call[0] == "madvise" and call[3] != 16]
 
 
-def test_protect_with_all_switched_off_forbids_core_dumps_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protect_with_all_switched_off_forbids_core_dumps_only(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     libc = FakeLibc()
     found = protect(root, libc, monkeypatch, lock_memory=False, io_flusher=False, oom_score_adj=0)
     assert not found["lock_memory"].on
@@ -114,10 +131,28 @@ def test_the_kernel_dumps_no_protected_process_and_its_memory_is_marked() -> Non
     if not pid:
         code = 1
         try:
-            protections.protect(lock_memory=False, io_flusher=False, oom_score_adj=0, libc_heap=1 << 20, python_heap=1 << 20)
-            heap = Path("/proc/self/smaps").read_text().partition("[heap]")[2].partition("VmFlags:")[2].splitlines()[0]
+            protections.protect(
+                lock_memory=False,
+                io_flusher=False,
+                oom_score_adj=0,
+                libc_heap=1 << 20,
+                python_heap=1 << 20,
+            )
+            heap = (
+                Path("/proc/self/smaps")
+                .read_text()
+                .partition("[heap]")[2]
+                .partition("VmFlags:")[2]
+                .splitlines()[0]
+            )
             is_dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
-            code = 0 if is_dumpable == 0 and "dd" in heap.split() and resource.getrlimit(resource.RLIMIT_CORE)[0] == 0 else 2
+            code = (
+                0
+                if is_dumpable == 0
+                and "dd" in heap.split()
+                and resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+                else 2
+            )
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -147,7 +182,9 @@ def test_io_flusher_after_threads_exist_is_off(root: Path, monkeypatch: pytest.M
     assert "2 threads" in item.detail
 
 
-def test_lock_memory_refused_is_off_with_the_reason(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_memory_refused_is_off_with_the_reason(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = protect(root, FakeLibc(mlockall=errno.ENOMEM), monkeypatch)["lock_memory"]
     assert not item.on
     assert "Cannot allocate memory" in item.detail
@@ -169,13 +206,17 @@ def test_lock_memory_without_the_capability_needs_an_infinite_limit(
     libc = FakeLibc()
     item = protect(root, libc, monkeypatch)["lock_memory"]
     assert item.on is on
-    assert (("mlockall", 7) in libc.calls) is on  # locking within a limit would let later mappings fail
+    assert (
+        ("mlockall", 7) in libc.calls
+    ) is on  # locking within a limit would let later mappings fail
     if not on:
         assert "8192 KiB" in item.detail
         assert "RLIMIT_MEMLOCK" in (item.hint or "")
 
 
-def test_oom_score_adj_that_cannot_be_lowered_reports_what_was_reached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oom_score_adj_that_cannot_be_lowered_reports_what_was_reached(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -186,13 +227,17 @@ def test_oom_score_adj_that_cannot_be_lowered_reports_what_was_reached(root: Pat
     assert "CAP_SYS_RESOURCE" in (item.hint or "")
 
 
-def test_oom_score_adj_that_systemd_has_set_is_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oom_score_adj_that_systemd_has_set_is_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "proc/self/oom_score_adj").write_text("-1000\n")
     monkeypatch.setattr(Path, "write_text", lambda *_: pytest.fail("it was right already"))
     assert protect(root, FakeLibc(), monkeypatch)["oom_score_adj"].on
 
 
-def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_locked_is_what_is_in_memory_and_not_the_address_space(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = tuple(protect(root, FakeLibc(), monkeypatch).values())
     for resident, mapped, shown in ((2048000, 19817472, "2000 MiB"), (2048000, 1024, "1 MiB")):
         (root / "proc/self/status").write_text(f"VmLck:\t {mapped} kB\nVmRSS:\t {resident} kB\n")
@@ -244,7 +289,9 @@ print(json.dumps({
 
 @capabilities.requires_root()
 def test_protect_for_real_locks_memory_and_stops_faults() -> None:
-    done = subprocess.run([sys.executable, "-c", REAL], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", REAL], check=True, capture_output=True, text=True, timeout=60
+    )
     seen = json.loads(done.stdout)
     assert seen["on"]["lock_memory"], seen["details"]
     assert seen["on"]["heap"], seen["details"]
@@ -253,7 +300,9 @@ def test_protect_for_real_locks_memory_and_stops_faults() -> None:
     assert seen["on"]["io_flusher"] is capabilities.sys_resource().present
     assert seen["locked_kb"] > 30 << 10
     assert seen["mapped_kb"] == 64 << 10  # MCL_FUTURE: a later mapping counts as locked at once ...
-    assert 8 << 10 <= seen["touched_kb"] < 30 << 10  # ... and MCL_ONFAULT: is not faulted in at once
+    assert (
+        8 << 10 <= seen["touched_kb"] < 30 << 10
+    )  # ... and MCL_ONFAULT: is not faulted in at once
     assert seen["cold"] > 1000
     assert seen["warm"] == 0
     assert not seen["collecting"]
@@ -294,7 +343,10 @@ def test_notifier_never_waits_for_a_manager_that_does_not_read(tmp_path: Path) -
         notifier.close()
 
 
-@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}, {"NOTIFY_SOCKET": "/nobody"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}, {"NOTIFY_SOCKET": "/nobody"}],
+)
 def test_notifier_without_a_manager_does_nothing(environ: dict[str, str]) -> None:
     notifier = Notifier(environ)
     assert not notifier.ready("serving")
@@ -313,7 +365,9 @@ def test_notifier_without_a_manager_does_nothing(environ: dict[str, str]) -> Non
         ({}, None),
     ],
 )
-def test_watchdog_interval_is_half_the_limit(environ: dict[str, str], interval: float | None) -> None:
+def test_watchdog_interval_is_half_the_limit(
+    environ: dict[str, str], interval: float | None
+) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": "/run/nobody", **environ})
     assert notifier.watchdog_interval == interval
     notifier.close()
@@ -325,7 +379,10 @@ def system(root: Path, **values: str) -> dict[str, Protection]:
         "proc/sys/vm/min_free_kbytes": "4096\n",
         "proc/sys/vm/page-cluster": "3\n",
         "sys/module/zswap/parameters/enabled": "N\n",
-        **{name.replace("__", "/").replace("_cluster", "-cluster"): value for name, value in values.items()},
+        **{
+            name.replace("__", "/").replace("_cluster", "-cluster"): value
+            for name, value in values.items()
+        },
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -350,9 +407,13 @@ def test_advise_warns_of_the_kernels_own_zswap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("total_kb", "wanted"), [(256 << 10, 16 << 10), (64 << 20, 64 << 10)])
-def test_advise_keeps_its_recommendation_within_bounds(tmp_path: Path, total_kb: int, wanted: int) -> None:
+def test_advise_keeps_its_recommendation_within_bounds(
+    tmp_path: Path, total_kb: int, wanted: int
+) -> None:
     meminfo = f"MemTotal: {total_kb} kB\n"
-    assert system(tmp_path, proc__meminfo=meminfo, proc__sys__vm__min_free_kbytes=f"{wanted}\n")["vm.min_free_kbytes"].on
+    assert system(tmp_path, proc__meminfo=meminfo, proc__sys__vm__min_free_kbytes=f"{wanted}\n")[
+        "vm.min_free_kbytes"
+    ].on
     low = system(tmp_path, proc__meminfo=meminfo, proc__sys__vm__min_free_kbytes=f"{wanted - 1}\n")
     assert not low["vm.min_free_kbytes"].on
 
@@ -364,7 +425,9 @@ def test_raise_min_free_kbytes_never_lowers_it(tmp_path: Path, value: str, after
     assert (tmp_path / "proc/sys/vm/min_free_kbytes").read_text().strip() == after
 
 
-def test_raise_min_free_kbytes_that_cannot_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raise_min_free_kbytes_that_cannot_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system(tmp_path)
 
     def refuse(*_: object) -> int:

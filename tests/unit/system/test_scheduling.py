@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is a real-time task when, and what a forked process still shares. Each case in a process of its own."""
+"""Who is a real-time task when, and what a forked process still shares.
+
+Each case in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,24 @@ pytestmark = capabilities.requires_root()
 
 def said(code: str) -> list[str]:
     """Run a program; return the words that it prints."""
-    done = subprocess.run([sys.executable, "-c", f"if True:{code}"], check=False, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", f"if True:{code}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
 @pytest.mark.parametrize(
-    ("kind", "policy", "nice"), [("nice", "SCHED_OTHER", NICE), ("rr", "SCHED_RR", 0), ("normal", "SCHED_OTHER", 0)]
+    ("kind", "policy", "nice"),
+    [("nice", "SCHED_OTHER", NICE), ("rr", "SCHED_RR", 0), ("normal", "SCHED_OTHER", 0)],
 )
-def test_scheduling_is_as_asked_and_a_thread_can_step_back(kind: str, policy: str, nice: int) -> None:
+def test_scheduling_is_as_asked_and_a_thread_can_step_back(
+    kind: str, policy: str, nice: int
+) -> None:
     words = said(f"""
         import os, threading
         from zswapd.system.protections import _set_scheduling
@@ -93,9 +105,13 @@ def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
     assert words == ["True", "True", "True", "True", "2"]
 
 
-def test_event_loop_looks_at_free_memory_each_time_before_its_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_loop_looks_at_free_memory_each_time_before_its_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     looks: list[str] = []
-    monkeypatch.setattr("zswapd.fuse.session.lowlevel", SimpleNamespace(check_memory=lambda: looks.append("look")))
+    monkeypatch.setattr(
+        "zswapd.fuse.session.lowlevel", SimpleNamespace(check_memory=lambda: looks.append("look"))
+    )
 
     async def main() -> None:
         for _ in range(3):
@@ -128,7 +144,10 @@ def test_scarce_is_half_as_much_again_as_the_kernel_keeps_free(tmp_path: Path) -
 
 @pytest.mark.parametrize("owned", [False, True])
 def test_forked_process_copies_no_page_once_it_owns_its_memory(owned: bool) -> None:
-    """Writing to what was inherited takes pages from the kernel, one fault each, unless they were copied before."""
+    """Writing to what was inherited takes pages from the kernel, one fault each.
+
+    Unless they were copied before.
+    """
     words = said(f"""
         import ctypes, os, resource
         from zswapd.system.heap import own_memory

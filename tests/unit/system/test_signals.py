@@ -15,7 +15,15 @@ import pytest
 from tests.support import TOP
 from tests.support.terminal import Terminal
 from zswapd.system import signals
-from zswapd.system.signals import FAULTS, SI_KERNEL, SI_USER, Received, SignalFile, is_hangup, name_of
+from zswapd.system.signals import (
+    FAULTS,
+    SI_KERNEL,
+    SI_USER,
+    Received,
+    SignalFile,
+    is_hangup,
+    name_of,
+)
 
 BLOCKED = """
 import os, signal, sys, threading
@@ -40,7 +48,14 @@ print("alive", os.getsid(0) == os.getpid())
 
 
 def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], cwd=TOP, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=TOP,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done
     return done.stdout
 
@@ -82,7 +97,9 @@ def test_only_a_terminal_that_is_gone_makes_sighup_a_hangup() -> None:
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_sighup_of_the_shell_is_a_hangup_without_its_terminal(monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
+def test_sighup_of_the_shell_is_a_hangup_without_its_terminal(
+    monkeypatch: pytest.MonkeyPatch, *, is_there: bool
+) -> None:
     monkeypatch.setattr(os, "getsid", lambda _: 4711)
     monkeypatch.setattr(signals, "_has_terminal", lambda: is_there)
     assert is_hangup(Received(signal.SIGHUP, SI_USER, 4711)) is not is_there
@@ -91,20 +108,37 @@ def test_sighup_of_the_shell_is_a_hangup_without_its_terminal(monkeypatch: pytes
 
 def test_terminal_is_seen_while_it_is_there(tmp_path: Path) -> None:
     with Terminal() as terminal:
-        terminal.enter(f"{sys.executable} -P -c 'from zswapd.system import signals; print(signals._has_terminal(), 1)'")
+        terminal.enter(
+            f"{sys.executable} -P -c 'from zswapd.system import signals;"
+            " print(signals._has_terminal(), 1)'"
+        )
         terminal.wait_for("True 1")
     code = "from zswapd.system import signals; print(signals._has_terminal())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, start_new_session=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+        start_new_session=True,
+    )
     assert done.stdout == b"False\n"
 
 
-LIMITS = "import resource; from zswapd.system import lift_limits; print(lift_limits(), resource.getrlimit(resource.RLIMIT_CPU))"
+LIMITS = (
+    "import resource; from zswapd.system import lift_limits; print(lift_limits(),"
+    " resource.getrlimit(resource.RLIMIT_CPU))"
+)
 
 
 def test_limit_of_processor_time_is_lifted_as_far_as_it_may_be() -> None:
     for hard, said in (("unlimited", "None (-1, -1)"), ("1000", "1000 (1000, 1000)")):
-        command = f"ulimit -St 900; ulimit -Ht {hard}; exec setpriv --bounding-set=-sys_resource {sys.executable} -c '{LIMITS}'"
-        done = subprocess.run(["bash", "-c", command], cwd=TOP, check=True, capture_output=True, text=True)
+        command = (
+            f"ulimit -St 900; ulimit -Ht {hard}; exec setpriv --bounding-set=-sys_resource"
+            f" {sys.executable} -c '{LIMITS}'"
+        )
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=TOP, check=True, capture_output=True, text=True
+        )
         assert done.stdout.strip() == said
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs that a process starts while it serves: what they inherit, what they say, and how they end."""
+"""Programs that a process starts while it serves.
+
+What they inherit, what they say, and how they end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ import pytest
 from tools.bench.harness.system import children
 from zswapd.system import spawn
 
-TELL = "import sys; print(open('/proc/self/status').read()); print('to stderr', file=sys.stderr); print(repr(sys.stdin.read()))"
+TELL = (
+    "import sys; print(open('/proc/self/status').read()); print('to stderr', file=sys.stderr);"
+    " print(repr(sys.stdin.read()))"
+)
 
 
 def test_run_returns_what_a_program_says_and_how_it_ends() -> None:
@@ -23,7 +29,10 @@ def test_run_returns_what_a_program_says_and_how_it_ends() -> None:
     assert done.err == b"to stderr\n"
     assert done.out.endswith(b"''\n")  # it had no input
     assert spawn.run(["sh", "-c", "kill -9 $$"], limit=30) == (-9, b"", b"")
-    assert len(spawn.run([sys.executable, "-c", "print('x' * (1 << 20))"], limit=30).out) == (1 << 20) + 1
+    assert (
+        len(spawn.run([sys.executable, "-c", "print('x' * (1 << 20))"], limit=30).out)
+        == (1 << 20) + 1
+    )
 
 
 def test_program_inherits_no_blocked_signals() -> None:
@@ -68,5 +77,7 @@ print(done.out.decode().strip(), libc.prctl(58, 0, 0, 0, 0))
 
 
 def test_program_is_no_io_flusher_and_its_parent_stays_one() -> None:
-    said = subprocess.run([sys.executable, "-c", FLAG], check=True, capture_output=True, text=True).stdout.strip()
+    said = subprocess.run(
+        [sys.executable, "-c", FLAG], check=True, capture_output=True, text=True
+    ).stdout.strip()
     assert said in ("0 1", "not permitted")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Manual pages, settings' reference and completions: they are what the programs' tables give now, and they work."""
+"""Manual pages, settings' reference and completions.
+
+They are what the programs' tables give now, and they work.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ def test_file_is_what_scripts_reference_writes(name: str) -> None:
 
 
 def test_the_directories_hold_nothing_else() -> None:
-    found = {str(path.relative_to(TOP)) for directory in ("man", "completions") for path in (TOP / directory).iterdir()}
+    found = {
+        str(path.relative_to(TOP))
+        for directory in ("man", "completions")
+        for path in (TOP / directory).iterdir()
+    }
     assert found == {name for name in files() if not name.startswith("docs/")}
 
 
@@ -35,7 +42,9 @@ def test_the_directories_hold_nothing_else() -> None:
 def test_manual_page_is_clean(name: str) -> None:
     command = ["man", "--warnings=all", "-E", "UTF-8", "--local-file", "-Tutf8", str(TOP / name)]
     environ = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", "MANWIDTH": "100"}
-    shown = subprocess.run(command, env=environ, check=True, capture_output=True, text=True, timeout=60)
+    shown = subprocess.run(
+        command, env=environ, check=True, capture_output=True, text=True, timeout=60
+    )
     assert shown.stderr == ""
     plain = re.sub(r".\x08", "", shown.stdout)
     assert "\nNAME\n" in plain
@@ -53,8 +62,16 @@ def test_pages_tell_everything() -> None:
     for cls in (errors.ConfigError, errors.HandoverError):
         assert f".B {cls.exit_code}\n" in pages["man/zswapctl.8"]
     assert "upgrade-check" not in pages["man/zswapd.8"]
-    assert not re.search(r"^\W*$", re.sub(r"^\.\\\".*", "x", pages["man/zswapctl.8"].strip(), flags=re.MULTILINE), re.MULTILINE)
-    for heading in ("set SECTION.KEY=VALUE...", "pages [NAME]", "cache add NAME --backing PATH [--mode ro|writethrough]"):
+    assert not re.search(
+        r"^\W*$",
+        re.sub(r"^\.\\\".*", "x", pages["man/zswapctl.8"].strip(), flags=re.MULTILINE),
+        re.MULTILINE,
+    )
+    for heading in (
+        "set SECTION.KEY=VALUE...",
+        "pages [NAME]",
+        "cache add NAME --backing PATH [--mode ro|writethrough]",
+    ):
         assert f".SS {heading}\n" in pages["man/zswapctl.8"]
 
 
@@ -68,7 +85,9 @@ def complete(*words: str) -> set[str]:
         $function {words[0]} '{words[-1]}' '{words[-2]}'
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "--norc", "-c", script], check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], check=True, capture_output=True, text=True, timeout=30
+    )
     assert done.stderr == ""
     return set(done.stdout.split())
 
@@ -93,8 +112,13 @@ def test_bash_completes_commands_options_and_settings(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
 @pytest.mark.parametrize("name", ["_zswapd", "_zswapctl"])
 def test_zsh_loads_the_completion(name: str) -> None:
-    script = f"fpath=({TOP}/completions $fpath); autoload -Uz compinit; compinit -D -u; autoload +X {name}; whence -w {name}"
-    done = subprocess.run(["zsh", "-f", "-c", script], check=True, capture_output=True, text=True, timeout=30)
+    script = (
+        f"fpath=({TOP}/completions $fpath); autoload -Uz compinit; compinit -D -u; autoload +X"
+        f" {name}; whence -w {name}"
+    )
+    done = subprocess.run(
+        ["zsh", "-f", "-c", script], check=True, capture_output=True, text=True, timeout=30
+    )
     assert done.stderr == ""
     assert done.stdout == f"{name}: function\n"
     assert (TOP / "completions" / name).read_text().startswith(f"#compdef {name[1:]}\n")
@@ -102,4 +126,7 @@ def test_zsh_loads_the_completion(name: str) -> None:
 
 def test_every_command_is_described() -> None:
     text = zswapctl.make_parser().format_help()
-    assert all(re.search(rf"^    {command.split('-')[0]} +\w", text, re.MULTILINE) for command in set(COMMANDS) - {"inherit"})
+    assert all(
+        re.search(rf"^    {command.split('-')[0]} +\w", text, re.MULTILINE)
+        for command in set(COMMANDS) - {"inherit"}
+    )

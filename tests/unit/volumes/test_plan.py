@@ -23,12 +23,16 @@ from zswapd.volumes.plan import STREAMS, Streams, runs
         ([0, 3, 6, 9], [(0, 7), (9, 1)]),
     ],
 )
-def test_runs_join_what_is_near_up_to_a_length(pages: list[int], expected: list[tuple[int, int]]) -> None:
+def test_runs_join_what_is_near_up_to_a_length(
+    pages: list[int], expected: list[tuple[int, int]]
+) -> None:
     assert runs(pages, gap=2, most=8) == expected
 
 
 @given(st.sets(st.integers(0, 300)), st.integers(0, 8), st.integers(1, 64))
-def test_every_page_is_in_exactly_one_run_and_no_run_is_wider_than_it_must_be(pages: set[int], gap: int, most: int) -> None:
+def test_every_page_is_in_exactly_one_run_and_no_run_is_wider_than_it_must_be(
+    pages: set[int], gap: int, most: int
+) -> None:
     found = runs(sorted(pages), gap=gap, most=most)
     covered = [page for first, count in found for page in range(first, first + count)]
     assert len(covered) == len(set(covered))
@@ -40,7 +44,14 @@ def test_every_page_is_in_exactly_one_run_and_no_run_is_wider_than_it_must_be(pa
 
 def test_stream_grows_while_requests_continue_it_whoever_comes_between() -> None:
     streams = Streams()
-    assert [streams.note(offset, 10) for offset in (0, 10, 500, 20, 510, 35)] == [10, 20, 10, 30, 20, 10]
+    assert [streams.note(offset, 10) for offset in (0, 10, 500, 20, 510, 35)] == [
+        10,
+        20,
+        10,
+        30,
+        20,
+        10,
+    ]
     assert streams.note(20, 10) == 10, "again from where it was is no continuation"
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cache volumes without a mount: what is read, from where, how often; and that nothing stale ever comes back."""
+"""Cache volumes without a mount: what is read, from where, how often.
+
+And that nothing stale ever comes back.
+"""
+
 # ruff: noqa: ASYNC240 - files of a few pages in a temporary directory
 
 from __future__ import annotations
@@ -89,7 +93,9 @@ async def test_read_that_lacks_one_page_of_many_is_a_miss(box: Box, path: Path) 
 
 
 @pytest.mark.parametrize("pages", [0.001, 0.5, 1, 2.25, 3])
-async def test_end_of_the_file_is_where_the_backing_file_has_it(box: Box, path: Path, pages: float) -> None:
+async def test_end_of_the_file_is_where_the_backing_file_has_it(
+    box: Box, path: Path, pages: float
+) -> None:
     data = make_file(path, pages)
     async with one(box, path) as volume:
         for _ in range(2):
@@ -109,7 +115,11 @@ async def test_backing_file_leaves_no_second_copy_in_the_page_cache(
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if not is_direct:  # as on a file system that has none
         real = os.open
-        monkeypatch.setattr(os, "open", lambda name, flags, *more, **named: real(name, _buffered(flags), *more, **named))
+        monkeypatch.setattr(
+            os,
+            "open",
+            lambda name, flags, *more, **named: real(name, _buffered(flags), *more, **named),
+        )
     async with one(box, path) as volume:
         assert await volume.read(0, len(data)) == data
         assert resident_pages(path) == 0
@@ -125,18 +135,27 @@ def resident_pages(path: Path) -> int:
     """Count a file's pages in the page cache (mincore)."""
     with (
         path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE) as view,
+        mmap.mmap(
+            file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE
+        ) as view,
     ):
         length = len(view)
         vector = (ctypes.c_ubyte * (-(-length // PAGE)))()
         address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        assert ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), vector) == 0
+        assert (
+            ctypes.CDLL(None, use_errno=True).mincore(
+                ctypes.c_void_p(address), ctypes.c_size_t(length), vector
+            )
+            == 0
+        )
         pages = sum(byte & 1 for byte in vector)
         gc.collect()
         return pages
 
 
-async def test_missing_pages_are_read_together_over_small_gaps_and_in_long_runs(box: Box, path: Path) -> None:
+async def test_missing_pages_are_read_together_over_small_gaps_and_in_long_runs(
+    box: Box, path: Path
+) -> None:
     data = make_file(path, 3 * RUN)
     async with one(box, path) as volume:
         for page in (10, 11, 40):
@@ -438,8 +457,12 @@ async def test_changed_backing_file_drops_what_was_cached_everywhere(box: Box, p
         assert volume.statistics().drops == 2, "once when it was first seen"
 
 
-@pytest.mark.parametrize("how", ["in place, times set back", "replaced", "by a link", "longer", "shorter", "emptied"])
-async def test_every_way_to_change_a_file_is_seen(box: Box, path: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["in place, times set back", "replaced", "by a link", "longer", "shorter", "emptied"]
+)
+async def test_every_way_to_change_a_file_is_seen(
+    box: Box, path: Path, tmp_path: Path, how: str
+) -> None:
     old = make_file(path, 8)
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -462,7 +485,9 @@ async def test_every_way_to_change_a_file_is_seen(box: Box, path: Path, tmp_path
         assert volume.size == len(new)
 
 
-async def test_change_within_the_clock_s_tick_is_not_missed(box: Box, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_change_within_the_clock_s_tick_is_not_missed(
+    box: Box, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file changes after we have looked, and its times stay what they were."""
     make_file(path, 4)
     frozen = path.stat()
@@ -472,7 +497,9 @@ async def test_change_within_the_clock_s_tick_is_not_missed(box: Box, path: Path
         new = make_file(path, 4, seed=1)
         # As if the clock had stood still meanwhile.
         stat = os.stat_result
-        monkeypatch.setattr(Path, "stat", lambda self, **_: _with_times(stat, os.stat(self), frozen))
+        monkeypatch.setattr(
+            Path, "stat", lambda self, **_: _with_times(stat, os.stat(self), frozen)
+        )
         monkeypatch.setattr(time, "time_ns", lambda: frozen.st_ctime_ns + 10**9)
         assert await volume.read(0, 4 * PAGE) == new
 
@@ -514,7 +541,9 @@ async def test_file_that_is_open_is_looked_at_without_being_asked_and_one_that_i
         assert left["volumes"]
         left["volumes"][0]["signature"] = None  # nor can it be vouched for
     async with box.running(left=left) as volumes:
-        volume = volumes.find("disk") if is_inherited else await volumes.add("disk", str(path), "ro")
+        volume = (
+            volumes.find("disk") if is_inherited else await volumes.add("disk", str(path), "ro")
+        )
         box.volumes.apply(check_s=0.05, cutoff=None)
 
         async def is_change_seen(seed: int) -> bool:
@@ -542,8 +571,13 @@ async def test_file_that_is_open_is_looked_at_without_being_asked_and_one_that_i
         assert await is_change_seen(5)
 
 
-async def test_open_waits_until_the_kernel_has_forgotten_and_reads_do_not(box: Box, path: Path) -> None:
-    """Its readers' pages are locked until they are answered: a read that waited for it would wait for itself."""
+async def test_open_waits_until_the_kernel_has_forgotten_and_reads_do_not(
+    box: Box, path: Path
+) -> None:
+    """Its readers' pages are locked until they are answered.
+
+    A read that waited for it would wait for itself.
+    """
     make_file(path, 4)
     async with one(box, path) as volume:
         await volume.opened()
@@ -561,7 +595,9 @@ async def test_open_waits_until_the_kernel_has_forgotten_and_reads_do_not(box: B
         assert volume.vouched is not None
 
 
-async def test_read_begun_before_a_change_does_not_bring_its_data_back(box: Box, path: Path) -> None:
+async def test_read_begun_before_a_change_does_not_bring_its_data_back(
+    box: Box, path: Path
+) -> None:
     make_file(path, 8)
     new = b""
     async with one(box, path) as volume:
@@ -581,7 +617,9 @@ async def test_read_begun_before_a_change_does_not_bring_its_data_back(box: Box,
         assert await volume.read(0, 8 * PAGE) == new
 
 
-async def test_later_reader_does_not_join_a_read_begun_before_a_change(box: Box, path: Path) -> None:
+async def test_later_reader_does_not_join_a_read_begun_before_a_change(
+    box: Box, path: Path
+) -> None:
     make_file(path, 8)
     async with one(box, path) as volume, trio.open_nursery() as nursery:
         box.volumes.apply(check_s=1000, cutoff=None)
@@ -605,7 +643,9 @@ async def test_later_reader_does_not_join_a_read_begun_before_a_change(box: Box,
             may_answer.set()
 
 
-async def test_file_that_shrinks_while_it_is_read_is_short_and_never_made_up(box: Box, path: Path) -> None:
+async def test_file_that_shrinks_while_it_is_read_is_short_and_never_made_up(
+    box: Box, path: Path
+) -> None:
     data = make_file(path, 64)
     async with one(box, path) as volume:
         box.volumes.apply(check_s=1000, cutoff=None)
@@ -616,8 +656,13 @@ async def test_file_that_shrinks_while_it_is_read_is_short_and_never_made_up(box
         assert volume.size == 5 * PAGE + 100
 
 
-async def test_shrinking_seen_by_another_while_a_read_is_under_way_makes_nothing_up(box: Box, path: Path) -> None:
-    """The reader asked for more than there is by the time its read is over; its buffer has held other pages before."""
+async def test_shrinking_seen_by_another_while_a_read_is_under_way_makes_nothing_up(
+    box: Box, path: Path
+) -> None:
+    """The reader asked for more than there is by the time its read is over.
+
+    Its buffer has held other pages before.
+    """
     data = make_file(path, 64)
     async with one(box, path) as volume, trio.open_nursery() as nursery:
         box.volumes.apply(check_s=1000, cutoff=None)
@@ -641,8 +686,13 @@ async def test_shrinking_seen_by_another_while_a_read_is_under_way_makes_nothing
         assert got == [data[: 2 * PAGE + 100]]
 
 
-async def test_page_that_the_file_ends_in_by_now_is_not_filled_up_with_zeros(box: Box, path: Path) -> None:
-    """What is behind it was cached and is older; a reader gets what there was, or what there is, and nothing between."""
+async def test_page_that_the_file_ends_in_by_now_is_not_filled_up_with_zeros(
+    box: Box, path: Path
+) -> None:
+    """What is behind it was cached and is older.
+
+    A reader gets what there was, or what there is, and nothing between.
+    """
     data = make_file(path, 8)
     async with one(box, path) as volume, trio.open_nursery() as nursery:
         box.volumes.apply(check_s=1000, cutoff=None)
@@ -670,7 +720,9 @@ def test_fetch_gives_nothing_from_behind_its_end_however_short_the_file_is_by_no
     assert bytes(want.out[2 * PAGE :]) == bytes(2 * PAGE), "what the buffer held before"
 
 
-async def test_missing_file_fails_its_readers_until_it_is_back(box: Box, path: Path, expect_log: Callable[..., None]) -> None:
+async def test_missing_file_fails_its_readers_until_it_is_back(
+    box: Box, path: Path, expect_log: Callable[..., None]
+) -> None:
     expect_log("a cache volume cannot be used: .*No such file")
     data = make_file(path, 4)
     async with one(box, path) as volume:
@@ -685,12 +737,24 @@ async def test_missing_file_fails_its_readers_until_it_is_back(box: Box, path: P
         assert await volume.read(0, 4 * PAGE) == data
 
 
-@pytest.mark.parametrize("name", ["é x", "日本\n\t", "back\\slash", "a\\040b", "line\u2028end", "byte\udce9"])
-def test_our_own_mount_is_found_by_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["é x", "日本\n\t", "back\\slash", "a\\040b", "line\u2028end", "byte\udce9"]
+)
+def test_our_own_mount_is_found_by_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the kernel writes it: blanks, tabs, line ends and backslashes in octal."""
-    written = name.replace("\\", "\\134").replace(" ", "\\040").replace("\n", "\\012").replace("\t", "\\011")
+    written = (
+        name.replace("\\", "\\134")
+        .replace(" ", "\\040")
+        .replace("\n", "\\012")
+        .replace("\t", "\\011")
+    )
     table = tmp_path / "mountinfo"
-    lines = f"35 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n36 35 0:45 / /mnt/{written} rw - fuse.zswapd zswapd rw\n"
+    lines = (
+        f"35 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n36 35 0:45 / /mnt/{written} rw -"
+        " fuse.zswapd zswapd rw\n"
+    )
     table.write_text(lines, errors="surrogateescape")
     real = files._mounts
     monkeypatch.setattr(files, "_mounts", lambda: real(table))
@@ -700,7 +764,9 @@ def test_our_own_mount_is_found_by_any_name(tmp_path: Path, name: str, monkeypat
 # Writing.
 
 
-async def test_write_goes_to_the_backing_file_and_lets_go_of_what_was_cached(box: Box, path: Path) -> None:
+async def test_write_goes_to_the_backing_file_and_lets_go_of_what_was_cached(
+    box: Box, path: Path
+) -> None:
     data = bytearray(make_file(path, 16))
     async with one(box, path, "writethrough") as volume:
         await volume.read(0, 16 * PAGE)
@@ -729,7 +795,9 @@ async def test_write_at_the_end_is_short_or_has_no_space(box: Box, path: Path) -
 
 
 @pytest.mark.parametrize("bad", [4, 6])
-async def test_write_that_fails_or_is_short_leaves_nothing_stale(box: Box, path: Path, bad: int) -> None:
+async def test_write_that_fails_or_is_short_leaves_nothing_stale(
+    box: Box, path: Path, bad: int
+) -> None:
     make_file(path, 16)
     async with one(box, path, "writethrough") as volume:
         await volume.read(0, 16 * PAGE)
@@ -787,7 +855,9 @@ async def test_read_only_volume_is_not_written(box: Box, path: Path) -> None:
 # Volumes come and go.
 
 
-async def test_backing_that_can_be_none_is_refused_with_its_errno(box: Box, path: Path, tmp_path: Path) -> None:
+async def test_backing_that_can_be_none_is_refused_with_its_errno(
+    box: Box, path: Path, tmp_path: Path
+) -> None:
     make_file(path, 2)
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
@@ -817,7 +887,9 @@ async def test_backing_that_can_be_none_is_refused_with_its_errno(box: Box, path
 
 
 @pytest.mark.parametrize("name", ["a/b", "/", "", ".", "..", "x" * 256, "line\nend", "a\0b"])
-async def test_name_that_can_be_no_file_s_is_refused_and_leaves_nothing(box: Box, path: Path, name: str) -> None:
+async def test_name_that_can_be_no_file_s_is_refused_and_leaves_nothing(
+    box: Box, path: Path, name: str
+) -> None:
     data = make_file(path, 2)
     directory = Directory()
     box.entries = VolumeDirectory(directory)  # type: ignore[assignment]
@@ -835,7 +907,12 @@ async def test_name_that_can_be_no_file_s_is_refused_and_leaves_nothing(box: Box
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ENXIO])
 @pytest.mark.parametrize("call", ["stat", "open"])
 async def test_backing_that_cannot_be_opened_is_refused_with_the_reason(
-    box: Box, path: Path, code: int, call: str, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., None]
+    box: Box,
+    path: Path,
+    code: int,
+    call: str,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[..., None],
 ) -> None:
     """Root may open everything, but not on every file system."""
     data = make_file(path, 2)
@@ -871,7 +948,9 @@ async def test_no_more_volumes_than_there_are_threads_for(box: Box, path: Path) 
             await volumes.remove("one")
 
 
-async def test_removed_while_it_is_read_its_readers_get_estale_at_once(box: Box, path: Path) -> None:
+async def test_removed_while_it_is_read_its_readers_get_estale_at_once(
+    box: Box, path: Path
+) -> None:
     make_file(path, 16)
     async with box.running() as volumes:
         volume = await volumes.add("disk", str(path), "writethrough")
@@ -896,11 +975,18 @@ async def test_removed_while_it_is_read_its_readers_get_estale_at_once(box: Box,
         assert outcomes == [errno.ESTALE] * 2
         assert not box.entries.files
         await until(lambda: set(box.told) == {volume.inode, "disk"})
-        for attempt in (volume.read(8 * PAGE, PAGE), volume.write(0, b"x"), volume.opened(), volume.refresh(), volume.sync()):
+        for attempt in (
+            volume.read(8 * PAGE, PAGE),
+            volume.write(0, b"x"),
+            volume.opened(),
+            volume.refresh(),
+            volume.sync(),
+        ):
             with pytest.raises(VolumeError) as raised:
                 await attempt
             assert raised.value.errno_ == errno.ESTALE
-        # Another of the same name has another number, other pages, and other threads while those of the first hang.
+        # Another of the same name has another number, other pages, and other threads while those of
+        # the first hang.
         again = await volumes.add("disk", str(path), "ro")
         assert again.inode != volume.inode
         assert again.lane is not volume.lane
@@ -909,7 +995,9 @@ async def test_removed_while_it_is_read_its_readers_get_estale_at_once(box: Box,
         assert again.statistics().pages == 0, "what the old one's read brought is not the new one's"
 
 
-async def test_successor_has_the_same_volumes_and_forgets_only_what_has_changed(device: Device, tmp_path: Path) -> None:
+async def test_successor_has_the_same_volumes_and_forgets_only_what_has_changed(
+    device: Device, tmp_path: Path
+) -> None:
     same, other, late = tmp_path / "same", tmp_path / "other", tmp_path / "late"
     for path in (same, other, late):
         make_file(path, 4)
@@ -925,8 +1013,12 @@ async def test_successor_has_the_same_volumes_and_forgets_only_what_has_changed(
         left = volumes.remember()
     data = make_file(other, 4, seed=1)
     second = Box(device)
-    async with second.running(left=left, configured={**configured, "late": (str(late), "ro")}, most=4) as volumes:
-        assert {volume.name: volume.inode for volume in volumes.volumes() if volume.name != "late"} == numbers
+    async with second.running(
+        left=left, configured={**configured, "late": (str(late), "ro")}, most=4
+    ) as volumes:
+        assert {
+            volume.name: volume.inode for volume in volumes.volumes() if volume.name != "late"
+        } == numbers
         assert volumes.find("late").inode not in numbers.values()
         assert volumes.find("other").mode == "writethrough"
         assert await volumes.find("same").read(0, PAGE) == same.read_bytes()[:PAGE]
@@ -989,7 +1081,9 @@ async def test_many_pages_go_a_few_at_a_time_and_none_is_given_out_again(
             await volumes.remove("disk")
         await until(lambda: box.cache.statistics().pages == (how == "drop"))
         nursery.cancel_scope.cancel()
-    assert max(before - after for before, after in itertools.pairwise(left)) <= 2 * 4, "the order of tasks is any"
+    assert max(before - after for before, after in itertools.pairwise(left)) <= 2 * 4, (
+        "the order of tasks is any"
+    )
 
 
 @pytest.mark.parametrize("how", ["drop", "remove"])

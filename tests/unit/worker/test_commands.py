@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that take long tell how far they are, or their clients would lose their patience; what is told of counters."""
+"""Commands that take long tell how far they are, or their clients would lose their patience.
+
+What is told of counters.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,13 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:
 
 def handler(core: Core, name: str, **other: object) -> Any:
     config = make_config()
-    words = SimpleNamespace(load=dict, note_codecs=lambda _: None, layout=1, geometry={}, words=dict.fromkeys(range(8), 0))
+    words = SimpleNamespace(
+        load=dict,
+        note_codecs=lambda _: None,
+        layout=1,
+        geometry={},
+        words=dict.fromkeys(range(8), 0),
+    )
     parts = {
         "swapoff_thread": Offload("swapoff"),
         "core": core,
@@ -94,7 +103,10 @@ async def test_shrink_tells(core: Core) -> None:
 async def test_recompress_tells(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
     monkeypatch.setattr(
-        type(core.recompression), "is_running", property(lambda _: slow.goes_on(), lambda *_: None), raising=False
+        type(core.recompression),
+        "is_running",
+        property(lambda _: slow.goes_on(), lambda *_: None),
+        raising=False,
     )
     news = await collected(handler(core, "recompress"))
     assert len(news) >= 3
@@ -141,8 +153,12 @@ async def test_pages_are_marked_as_unused_all_together(
     assert marks
 
 
-async def test_upgrade_tells_while_the_installed_program_is_checked(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "orig_argv", ["", "-c", f"import time; time.sleep({LONG_S}); raise SystemExit('no')"])
+async def test_upgrade_tells_while_the_installed_program_is_checked(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys, "orig_argv", ["", "-c", f"import time; time.sleep({LONG_S}); raise SystemExit('no')"]
+    )
     news: list[object] = []
     with pytest.raises(HandoverError, match="cannot take over: no"):
         await collected(handler(core, "upgrade"), news)
@@ -166,7 +182,9 @@ async def test_a_job_goes_on_when_its_client_has_left(core: Core) -> None:
     assert done == [3]
 
 
-def test_what_is_told_is_fresh_noted_and_taken_no_oftener_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_told_is_fresh_noted_and_taken_no_oftener_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Taking it stops the loop that serves pages, and every user of the machine may ask."""
     taken, noted, now = [], [], [100.0]
 

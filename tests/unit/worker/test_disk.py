@@ -19,7 +19,10 @@ from zswapd.worker.disk import COMPACT_TURNS, BackedPool
 
 class _State:
     def __init__(self) -> None:
-        self.areas = {"backing.key": memoryview(bytearray(64)), "backing.key.copy": memoryview(bytearray(mmap.PAGESIZE + 72))}
+        self.areas = {
+            "backing.key": memoryview(bytearray(64)),
+            "backing.key.copy": memoryview(bytearray(mmap.PAGESIZE + 72)),
+        }
 
     def area(self, name: str) -> memoryview:
         return self.areas[name]
@@ -62,7 +65,9 @@ class _Writeback:
 def run(writeback: _Writeback, seconds: float) -> int:
     """Let the loop run for so long; return how often it compacted, which always pays."""
     moved = []
-    core: Any = SimpleNamespace(writeback=writeback, wants_compaction=lambda: True, compact_step=lambda: moved.append(1))
+    core: Any = SimpleNamespace(
+        writeback=writeback, wants_compaction=lambda: True, compact_step=lambda: moved.append(1)
+    )
     pool = BackedPool.__new__(BackedPool)
     pool.transfers = SimpleNamespace(kick=lambda: None)  # type: ignore[assignment]
 
@@ -74,7 +79,9 @@ def run(writeback: _Writeback, seconds: float) -> int:
     return len(moved)
 
 
-def test_writeback_that_has_only_found_empty_pages_goes_on_at_once_and_what_is_stuck_waits() -> None:
+def test_writeback_that_has_only_found_empty_pages_goes_on_at_once_and_what_is_stuck_waits() -> (
+    None
+):
     looking = _Writeback([(0, True)] * 500 + [(5, False)])
     run(looking, disk.LOOK_S * 1.5)
     assert looking.steps == []

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters have zcache's names. Settings as files take what is written, or refuse it with EINVAL: nothing in between."""
+"""Counters have zcache's names.
+
+Settings as files take what is written, or refuse it with EINVAL: nothing in between.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,9 @@ def shown(core: Core) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cache", ["", "4M"])
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
-def test_zcaches_counters_are_there_by_their_own_names_whatever_the_settings(allocator: str, cache: str) -> None:
+def test_zcaches_counters_are_there_by_their_own_names_whatever_the_settings(
+    allocator: str, cache: str
+) -> None:
     core = make(pool__allocator=allocator, cache__allocator=allocator, cache__limit=cache)
     files = shown(core)
     for name in (*SEED, *FRONTSWAP):
@@ -73,11 +78,22 @@ def test_zcaches_counters_count() -> None:
     assert core.cache
     volume = core.cache.cleancache.init_fs()
     for number in range(8):
-        core.cache.cleancache.put_page(volume, 2, number, memoryview(os.urandom(900) + bytes(4096 - 900)))
-    read = {name: file.read().decode().strip() for name, file in shown(core).items() if name.startswith("stats/")}
+        core.cache.cleancache.put_page(
+            volume, 2, number, memoryview(os.urandom(900) + bytes(4096 - 900))
+        )
+    read = {
+        name: file.read().decode().strip()
+        for name, file in shown(core).items()
+        if name.startswith("stats/")
+    }
     statistics = core.statistics()
     assert statistics.cache
-    assert read["stats/zbud_curr_raw_pages"] == str(statistics.cache.frames) == read["stats/zbud_buddied_count"] == "4"
+    assert (
+        read["stats/zbud_curr_raw_pages"]
+        == str(statistics.cache.frames)
+        == read["stats/zbud_buddied_count"]
+        == "4"
+    )
     assert read["stats/zbud_curr_zpages"] == read["stats/zbud_cumul_zpages"] == "8"
     assert int(read["stats/zbud_curr_zbytes"]) > 8 * 900
     assert sum(map(int, read["stats/zbud_cumul_chunk_counts"].split(","))) == 8
@@ -102,7 +118,19 @@ WRITTEN = st.one_of(
     st.binary(max_size=40),
     st.text(max_size=30).map(str.encode),
     st.sampled_from(
-        [b"1", b"4096\n", b"true\n", b"lzo\n", b"32M", b"50%", b"min(1G, 10%)", b"error", b"store\n", b"nan", b"1e9"]
+        [
+            b"1",
+            b"4096\n",
+            b"true\n",
+            b"lzo\n",
+            b"32M",
+            b"50%",
+            b"min(1G, 10%)",
+            b"error",
+            b"store\n",
+            b"nan",
+            b"1e9",
+        ]
     ),
 )
 
@@ -128,8 +156,12 @@ def test_it_is_taken_whole_or_refused_whole(dest: str, data: bytes) -> None:
 
 def test_every_setting_can_be_read() -> None:
     settings = Settings()
-    settings.config = replace(settings.config, swap=replace(settings.config.swap, files={"more": 4096 * 10}))
-    settings.config = replace(settings.config, cache=replace(settings.config.cache, volumes={"disk": "ro:/dev/sda"}))
+    settings.config = replace(
+        settings.config, swap=replace(settings.config.swap, files={"more": 4096 * 10})
+    )
+    settings.config = replace(
+        settings.config, cache=replace(settings.config.cache, volumes={"disk": "ro:/dev/sda"})
+    )
     assert settings.knob("swap.files").read() == b"more 40960\n"
     for dest in SETTINGS:
         assert settings.knob(dest).read().endswith(b"\n")

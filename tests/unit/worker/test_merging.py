@@ -38,7 +38,9 @@ class Box:
         self.is_prompt = True
         for name in ("loops_over", "set_merging", "restore_merging"):
             real = getattr(sysfs, name)
-            monkeypatch.setattr(merging_module, name, lambda *a, real=real, **k: real(*a, **k, root=root))
+            monkeypatch.setattr(
+                merging_module, name, lambda *a, real=real, **k: real(*a, **k, root=root)
+            )
         (root / "proc/self").mkdir(parents=True)
         (root / "proc/self/mountinfo").write_text("")
 
@@ -97,12 +99,18 @@ def test_requests_are_kept_apart_as_long_as_a_page_cannot_be_read(box: Box) -> N
     box.attach(2)  # by hand, over the same file
     merging = box.merging()
     box.lose(5)
-    assert not trio.run(merging.look), "the kernel has kept what was refused, and reads no such slot"
+    assert not trio.run(merging.look), (
+        "the kernel has kept what was refused, and reads no such slot"
+    )
     assert box.nomerges(0) == "0"
     box.fail(5)
     assert trio.run(merging.look)
     assert [box.nomerges(number) for number in (0, 1, 2)] == ["2", "0", "2"]
-    assert merging.remembered() == {"loops": ["/dev/loop0", "/dev/loop2"], "pages": {"swap": [5]}, "lost": []}
+    assert merging.remembered() == {
+        "loops": ["/dev/loop0", "/dev/loop2"],
+        "pages": {"swap": [5]},
+        "lost": [],
+    }
     assert box.told > 0
     box.attach(3)
     assert trio.run(merging.look)
@@ -156,13 +164,17 @@ def test_pages_that_a_takeover_has_found_missing_count_until_none_is_left(box: B
     assert merging.remembered()["lost"] == ["swap"]
     left = merging.remembered()
     box.device.has_lost_by_damage = False
-    assert trio.run(box.merging(left).look), "the next successor finds nothing missing, and has to know"
+    assert trio.run(box.merging(left).look), (
+        "the next successor finds nothing missing, and has to know"
+    )
     box.device.discard(0, 64 * PAGE)
     assert not trio.run(merging.look)
     assert box.nomerges(0) == "0"
 
 
-def test_queue_is_not_frozen_while_requests_wait_for_a_slow_disk(box: Box, autojump_clock: trio.testing.MockClock) -> None:
+def test_queue_is_not_frozen_while_requests_wait_for_a_slow_disk(
+    box: Box, autojump_clock: trio.testing.MockClock
+) -> None:
     box.attach(0)
     box.is_prompt = False
     merging = box.merging()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What only some settings need is imported for these, by the process that forks workers, and for nobody else."""
+"""What only some settings need is imported for these, by the process that forks workers.
+
+And for nobody else.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shrinking task, over pressure files that a test writes and a cache that is a number, by a clock that jumps."""
+"""The shrinking task, over pressure files that a test writes and a cache that is a number.
+
+By a clock that jumps.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,13 @@ class Box:
         self.pressure = Pressure(root, trio.current_time)
         self.pressure.arm()
         self.limit_frames = 0
-        self.shrinker = Shrinker(self, lambda: self.cached, total_frames=100_000, limit_frames=LIMIT, clock=trio.current_time)
+        self.shrinker = Shrinker(
+            self,
+            lambda: self.cached,
+            total_frames=100_000,
+            limit_frames=LIMIT,
+            clock=trio.current_time,
+        )
         self.shrinking = Shrinking(self.pressure, self.shrinker, self._trim)
 
     def have(self, free: int) -> None:
@@ -62,7 +71,9 @@ class Box:
 
 
 @pytest.fixture
-async def box(tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[Box]:
+async def box(
+    tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery
+) -> AsyncIterator[Box]:
     made = Box(tmp_path)
     made.cached = 1  # an empty cache is looked at less often
     nursery.start_soon(made.shrinking.run)
@@ -70,7 +81,9 @@ async def box(tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery) 
     made.pressure.close()
 
 
-async def test_a_shortage_ends_above_the_high_mark_and_costs_no_more_than_that(box: Box, autojump_clock: MockClock) -> None:
+async def test_a_shortage_ends_above_the_high_mark_and_costs_no_more_than_that(
+    box: Box, autojump_clock: MockClock
+) -> None:
     box.cached = 800
     await trio.sleep(4 * LOOK_S)
     assert box.cached == 800
@@ -97,27 +110,40 @@ async def test_stalls_are_seen_without_triggers(box: Box, autojump_clock: MockCl
     assert box.cached == 700
 
 
-async def test_the_trigger_ends_the_wait_and_a_part_of_the_cache_goes_each_time(box: Box, autojump_clock: MockClock) -> None:
-    """A descriptor that tells once, as the kernel's trigger does: Pressure's epoll, over an event instead of the PSI file."""
+async def test_the_trigger_ends_the_wait_and_a_part_of_the_cache_goes_each_time(
+    box: Box, autojump_clock: MockClock
+) -> None:
+    """A descriptor that tells once, as the kernel's trigger does.
+
+    Pressure's epoll, over an event instead of the PSI file.
+    """
     event, waiter = os.eventfd(0, os.EFD_NONBLOCK), select.epoll()
     try:
         waiter.register(event, select.EPOLLIN | select.EPOLLET)
         box.cached = 800
         await trio.sleep(LOOK_S)
-        box.pressure._waiter, box.pressure.descriptor, box.pressure.psi = waiter, waiter.fileno(), "trigger"
+        box.pressure._waiter, box.pressure.descriptor, box.pressure.psi = (
+            waiter,
+            waiter.fileno(),
+            "trigger",
+        )
         await trio.sleep(1.5 * LOOK_S)
         assert (box.cached, box.pressure.statistics().triggers) == (800, 0), "it has not fired"
         for left, triggers in ((700, 1), (612, 2)):
             os.eventfd_write(event, 1)
             await trio.sleep(LOOK_S / 10)
-            assert (box.cached, box.pressure.statistics().triggers) == (left, triggers), "nobody woke at the trigger"
+            assert (box.cached, box.pressure.statistics().triggers) == (left, triggers), (
+                "nobody woke at the trigger"
+            )
         await trio.sleep(3 * LOOK_S)
         assert (box.cached, box.pressure.statistics().triggers) == (612, 2), "it was not taken"
     finally:
         os.close(event)
 
 
-async def test_the_command_gives_back_so_many_and_says_how_many(box: Box, autojump_clock: MockClock) -> None:
+async def test_the_command_gives_back_so_many_and_says_how_many(
+    box: Box, autojump_clock: MockClock
+) -> None:
     box.cached = 100
     assert await box.shrinking.shrink(30) == 30
     assert (box.cached, box.surplus) == (70, 0)
@@ -125,7 +151,9 @@ async def test_the_command_gives_back_so_many_and_says_how_many(box: Box, autoju
     assert await box.shrinking.shrink(1) == 0
 
 
-async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(box: Box, autojump_clock: MockClock) -> None:
+async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(
+    box: Box, autojump_clock: MockClock
+) -> None:
     box.cached = 800
     box.have(100)
     await trio.sleep(2 * LOOK_S)
@@ -137,7 +165,9 @@ async def test_after_a_calm_time_the_cache_may_grow_to_its_limit(box: Box, autoj
     assert box.shrinker.ceiling_frames == LIMIT
 
 
-async def test_long_runs_go_back_while_eviction_goes_on_and_the_rest_after_it(tmp_path: Path) -> None:
+async def test_long_runs_go_back_while_eviction_goes_on_and_the_rest_after_it(
+    tmp_path: Path,
+) -> None:
     box = Box(tmp_path)
     box.cached = 10 * STEP_FRAMES
     asked: list[tuple[bool, bool]] = []
@@ -165,7 +195,9 @@ async def test_long_runs_go_back_while_eviction_goes_on_and_the_rest_after_it(tm
     box.pressure.close()
 
 
-async def test_command_and_shortage_at_once_both_end_with_all_given_back(box: Box, autojump_clock: MockClock) -> None:
+async def test_command_and_shortage_at_once_both_end_with_all_given_back(
+    box: Box, autojump_clock: MockClock
+) -> None:
     box.cached, box.shrinker.limit_frames = 5000, 10_000
     async with trio.open_nursery() as nursery:
         nursery.start_soon(box.shrinking.shrink, 3000)
@@ -174,7 +206,9 @@ async def test_command_and_shortage_at_once_both_end_with_all_given_back(box: Bo
     assert (box.cached, box.surplus) == (2000, 0)
 
 
-async def test_shortage_that_goes_on_is_not_left_to_the_next_look(box: Box, autojump_clock: MockClock) -> None:
+async def test_shortage_that_goes_on_is_not_left_to_the_next_look(
+    box: Box, autojump_clock: MockClock
+) -> None:
     box.cached, box.shrinker.limit_frames = 5000, 10_000
     box.have(900)
     taken = 0
@@ -212,7 +246,9 @@ async def test_requests_have_their_turn_after_every_batch(tmp_path: Path) -> Non
         nursery.start_soon(serve)
         assert await box.shrinking.shrink(1 << 40) == 500
     batches = box.shrinker.statistics().batches
-    assert 20 < batches <= turns + 2  # before the other task began, and to find that there is nothing left
+    assert (
+        20 < batches <= turns + 2
+    )  # before the other task began, and to find that there is nothing left
     box.pressure.close()
 
 

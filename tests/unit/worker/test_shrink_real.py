@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cache gives its memory back to the system: a real arena, real pages, real threads; only the shortage is made up."""
+"""The cache gives its memory back to the system: a real arena, real pages, real threads.
+
+Only the shortage is made up.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ class Shrunk:
 
     def __init__(self, root: Path, mib: int, ephemeral: str) -> None:
         self.frames = mib * 256
-        self.stack = build(PAGE, frames=self.frames + ROOM, node_reserve=20_000, ephemeral=ephemeral)
+        self.stack = build(
+            PAGE, frames=self.frames + ROOM, node_reserve=20_000, ephemeral=ephemeral
+        )
         self.stack.frames.reserve_target = 1024
         self._fill()
         self.cached = self.stack.frames.ephemeral_frames
@@ -57,7 +62,11 @@ class Shrunk:
         self.late_s: list[float] = []
 
     def _fill(self) -> None:
-        front, nodes, clean = self.stack.frontswap, self.stack.cache.nodes, self.stack.cache.cleancache
+        front, nodes, clean = (
+            self.stack.frontswap,
+            self.stack.cache.nodes,
+            self.stack.cache.cleancache,
+        )
         front.init(1)
         for number in range(SWAPPED):
             assert front.store(1, number, memoryview(PAGES[number % 80])) is None
@@ -139,9 +148,10 @@ async def test_how_long_it_takes(tmp_path: Path, mib: int, ephemeral: str) -> No
     await shrunk.run()
     late, before, seen = shrunk.late_s, shrunk.before_s, shrunk.shrinker.statistics()
     print(
-        f"{mib} MiB on {ephemeral}: 90 % back in {shrunk.back_s:.2f} s, {seen.batches} batches of "
-        f"{seen.batch_seconds / seen.batches * 1e3:.2f} ms, the longest {seen.longest_batch_s * 1e3:.1f}; requests late by "
-        f"{late[len(late) // 2] * 1e3:.2f} ms (99 %: {late[len(late) * 99 // 100] * 1e3:.1f}, most: {late[-1] * 1e3:.1f}; "
-        f"before: {before[len(before) // 2] * 1e3:.2f}, {before[-1] * 1e3:.1f})"
+        f"{mib} MiB on {ephemeral}: 90 % back in {shrunk.back_s:.2f} s, {seen.batches} batches of"
+        f" {seen.batch_seconds / seen.batches * 1e3:.2f} ms, the longest"
+        f" {seen.longest_batch_s * 1e3:.1f}; requests late by {late[len(late) // 2] * 1e3:.2f} ms"
+        f" (99 %: {late[len(late) * 99 // 100] * 1e3:.1f}, most: {late[-1] * 1e3:.1f}; before:"
+        f" {before[len(before) // 2] * 1e3:.2f}, {before[-1] * 1e3:.1f})"
     )
     shrunk.close()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The check of the installed program, as a worker asks for it: whatever comes of it, the worker goes on."""
+"""The check of the installed program, as a worker asks for it.
+
+Whatever comes of it, the worker goes on.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,11 @@ def upgrade_of(worker: Any) -> Upgrade:
 
 @pytest.mark.parametrize("what", ["missing", "a directory", "no program"])
 async def test_program_that_cannot_be_started_is_no_upgrade(
-    worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., None], what: str
+    worker: FakeWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[..., None],
+    what: str,
 ) -> None:
     program = tmp_path / what
     if what == "a directory":
@@ -83,12 +90,20 @@ async def test_program_that_cannot_be_started_is_no_upgrade(
 
 @pytest.fixture
 def _no_thread_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clone(2), or a child that has not called exec, may wait for memory, with the interpreter's lock."""
+    """A clone(2), or a child that has not called exec, may wait for memory.
+
+    With the interpreter's lock.
+    """
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("not while pages are served")
 
-    for place, name in ((trio, "run_process"), (trio.to_thread, "run_sync"), (subprocess, "Popen"), (os, "fork")):
+    for place, name in (
+        (trio, "run_process"),
+        (trio.to_thread, "run_sync"),
+        (subprocess, "Popen"),
+        (os, "fork"),
+    ):
         monkeypatch.setattr(place, name, fail)
 
 
@@ -115,7 +130,10 @@ async def test_check_that_says_yes_asks_the_supervisor(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("echo 'no: another layout' >&2; echo more >&2; exit 13", "cannot take over: no: another layout"),
+        (
+            "echo 'no: another layout' >&2; echo more >&2; exit 13",
+            "cannot take over: no: another layout",
+        ),
         ("exit 3", "cannot take over: exit code 3"),
         ("kill -9 $$", "cannot take over: exit code -9"),
         ("exec sleep 60", "did not answer within 0.3 s"),
@@ -138,5 +156,7 @@ def test_percent_is_of_the_memory_that_the_running_daemon_started_with() -> None
     for older in ({}, {"memory_total": None}, {"memory_total": "much"}):
         assert memory_of(json.dumps(older)) == memory_total()
     assert memory_of("nonsense") == memory_total()
-    config = load(codecs=compress.names(), assignments=[("swap.size", "50%", "--size")], memory=128 << 20)
+    config = load(
+        codecs=compress.names(), assignments=[("swap.size", "50%", "--size")], memory=128 << 20
+    )
     assert config.swap.size == 64 << 20

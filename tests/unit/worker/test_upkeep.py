@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The reserve is refilled ahead of demand; where the system has no memory left, only while pages keep coming."""
+"""The reserve is refilled ahead of demand.
+
+Where the system has no memory left, only while pages keep coming.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +39,25 @@ def core(tmp_path: Path) -> Iterator[core_module.Core]:
 def store(core: core_module.Core, first: int, count: int) -> int:
     """Store pages that take a frame each; return how many were taken."""
     write = core.devices["swap"].write
-    return sum(write(number * 4096, memoryview(os.urandom(4096))) is None for number in range(first, first + count))
+    return sum(
+        write(number * 4096, memoryview(os.urandom(4096))) is None
+        for number in range(first, first + count)
+    )
 
 
 async def run_refill(core: core_module.Core, spare: int, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
     monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: spare)
     monkeypatch.setattr("zswapd.worker.upkeep.free_bytes", lambda: spare * 4096)
     monkeypatch.setattr("zswapd.worker.upkeep.RETRY_S", 0.02)
-    return Upkeep(core, Offload(), yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
+    return Upkeep(
+        core, Offload(), yields=False, has_small_heaps=False, needs_large_heaps=lambda: False
+    )
 
 
 @pytest.mark.trio
-async def test_reserve_is_refilled_while_memory_is_to_spare(core: core_module.Core, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reserve_is_refilled_while_memory_is_to_spare(
+    core: core_module.Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upkeep = await run_refill(core, 1 << 20, monkeypatch)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.refill)
@@ -66,7 +76,11 @@ async def test_what_is_urgent_is_little_only_where_memory_is_scarce(
     upkeep = await run_refill(core, free, monkeypatch)
     asked: list[int] = []
     begin = core.frames.begin_refill
-    monkeypatch.setattr(type(core.frames), "begin_refill", lambda _frames, most: asked.append(most * 4096) or begin(most))
+    monkeypatch.setattr(
+        type(core.frames),
+        "begin_refill",
+        lambda _frames, most: asked.append(most * 4096) or begin(most),
+    )
     store(core, 0, PAGES - 256)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.refill)
@@ -82,7 +96,9 @@ async def test_last_memory_is_taken_in_small_pieces_and_only_while_pages_come(
     core: core_module.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     expect_log(
-        "the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None
+        "the reserve cannot be refilled: the system's free memory is at its watermarks",
+        level=logging.WARNING,
+        count=None,
     )
     upkeep = await run_refill(core, 0, monkeypatch)
     store(core, 0, PAGES - 256)
@@ -105,7 +121,9 @@ async def test_reserve_that_came_back_by_itself_is_refilled_the_next_time(
     core: core_module.Core, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     expect_log(
-        "the reserve cannot be refilled: the system's free memory is at its watermarks", level=logging.WARNING, count=None
+        "the reserve cannot be refilled: the system's free memory is at its watermarks",
+        level=logging.WARNING,
+        count=None,
     )
     upkeep = await run_refill(core, 0, monkeypatch)
     async with trio.open_nursery() as nursery:
@@ -146,7 +164,9 @@ async def test_refill_at_leisure_is_hurried_when_the_reserve_has_nearly_run_out(
 ) -> None:
     monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: 1 << 20)
     offload = Starved()
-    upkeep = Upkeep(core, offload, yields=False, has_small_heaps=False, needs_large_heaps=lambda: False)
+    upkeep = Upkeep(
+        core, offload, yields=False, has_small_heaps=False, needs_large_heaps=lambda: False
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.refill)
         store(core, 0, PAGES // 2)
@@ -169,7 +189,9 @@ async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_di
     monkeypatch.setattr("zswapd.system.grow_heaps", lambda: grown.append(1))
     monkeypatch.setattr("zswapd.worker.upkeep.spare_pages", lambda: 1 << 20)
     monkeypatch.setattr("zswapd.worker.upkeep.IDLE_S", 0.01)
-    upkeep = Upkeep(core, Offload(), yields=False, has_small_heaps=True, needs_large_heaps=lambda: bool(volumes))
+    upkeep = Upkeep(
+        core, Offload(), yields=False, has_small_heaps=True, needs_large_heaps=lambda: bool(volumes)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.keep_house, lambda: None)
         await trio.sleep(0.1)
@@ -243,7 +265,9 @@ async def store_slowly(core: core_module.Core, pages: int) -> int:
 
 
 @pytest.mark.trio
-async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(core: core_module.Core) -> None:
+async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(
+    core: core_module.Core,
+) -> None:
     upkeep, limits = bounded(core, 20 * MIB)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upkeep.refill)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What people run, as workloads: one plug-in each.
 
-A new one is a module with a subclass of `Application` and a line in `APPLICATIONS`; rounds, table, plot and JSON (jobs.py) know
-it by its name.
+A new one is a module with a subclass of `Application` and a line in `APPLICATIONS`; rounds, table,
+plot and JSON (jobs.py) know it by its name.
 """
 
 from __future__ import annotations

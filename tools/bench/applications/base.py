@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an application is: it names its levels of pressure, is made ready once, and runs at one of them in a given cgroup."""
+"""What an application is: it names its levels of pressure, is made ready once.
+
+And runs at one of them in a given cgroup.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure that an application yields: how the table names it, and whether more of it is better."""
+    """A figure that an application yields.
+
+    How the table names it, and whether more of it is better.
+    """
 
     heading: str
     more_is_better: bool = False
@@ -115,14 +121,20 @@ def in_cgroup(cgroup: Path | None, command: Sequence[str | Path]) -> list[str]:
 
 
 def children_cpu() -> float:
-    """Return the processor time, seconds, of all processes that this one has waited for, and that those have waited for."""
+    """Return the processor time, seconds, of all processes that this one has waited for.
+
+    And that those have waited for.
+    """
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **options: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a session of its own while the body runs; all of that session is killed at its end."""
+    """Run a command in a session of its own while the body runs.
+
+    All of that session is killed at its end.
+    """
     with subprocess.Popen(command, start_new_session=True, **options) as process:  # type: ignore[call-overload]
         try:
             yield process

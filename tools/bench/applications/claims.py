@@ -25,14 +25,19 @@ def compilation(runs: Sequence[jobs.JobRun]) -> list[Figure]:
 def no_pressure(runs: Sequence[jobs.JobRun]) -> list[Figure]:
     """Return the claims about what needs no swap: not slower by 2 %, and told to within 2 %.
 
-    The clock's time depends on whoever else is on the machine, so its claim is that it is not known to be longer.
+    The clock's time depends on whoever else is on the machine, so its claim is that it is not known
+    to be longer.
     """
     figures = []
     for level in APPLICATIONS["nopressure"]().levels:
         cpu = jobs.ratios(runs, level.name, "cpu", jobs.NO_SWAP)
         clock = jobs.ratios(runs, level.name, "seconds", jobs.NO_SWAP)
         median = jobs.middle(cpu)
-        within = max(abs(end - median) for end in interval(cpu)) if median is not None and len(cpu) > 5 else None
+        within = (
+            max(abs(end - median) for end in interval(cpu))
+            if median is not None and len(cpu) > 5
+            else None
+        )
         at_least = interval(clock)[0] if len(clock) > 5 else None
         named = f"no pressure, {level.name}, zswapd ÷ no swap"
         figures += [
@@ -43,5 +48,8 @@ def no_pressure(runs: Sequence[jobs.JobRun]) -> list[Figure]:
     return figures
 
 
-CLAIMS: dict[str, Callable[[Sequence[jobs.JobRun]], list[Figure]]] = {"compile": compilation, "nopressure": no_pressure}
+CLAIMS: dict[str, Callable[[Sequence[jobs.JobRun]], list[Figure]]] = {
+    "compile": compilation,
+    "nopressure": no_pressure,
+}
 """By application; the others have figures, and none that has to hold."""

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A C project, compiled by more compilers at once than the memory is for.
 
-The project is Debian's source package of zstd (`apt-get source`, with a source list and a directory of package lists of its
-own, so that the system's stay as they are), the static library alone: some 40 files, of which a few take a compiler of 100
-MiB. It is configured by nothing but its Makefile. The sources lie in the page cache, and so does the compiler: both were
-used before the first run by a process of no cgroup.
+The project is Debian's source package of zstd (`apt-get source`, with a source list and a directory
+of package lists of its own, so that the system's stay as they are), the static library alone: some
+40 files, of which a few take a compiler of 100 MiB. It is configured by nothing but its Makefile.
+The sources lie in the page cache, and so does the compiler: both were used before the first run by
+a process of no cgroup.
 
-Each run builds at the same place, and its library has to be the very bytes that the first build made.
+Each run builds at the same place, and its library has to be the very bytes that the first build
+made.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from tools.bench.applications.base import BUILD, Application, Column, Level, TooSlowError, children_cpu, in_cgroup, running
+from tools.bench.applications.base import (
+    BUILD,
+    Application,
+    Column,
+    Level,
+    TooSlowError,
+    children_cpu,
+    in_cgroup,
+    running,
+)
 from tools.bench.harness.system import HarnessError, missing_programs, run
 
 if TYPE_CHECKING:
@@ -27,7 +38,12 @@ if TYPE_CHECKING:
 
 PACKAGE = "libzstd"
 SOURCES = "deb-src http://deb.debian.org/debian bookworm main\n"
-DECODER_ONLY = ("ZSTD_LIB_COMPRESSION=0", "ZSTD_LIB_DICTBUILDER=0", "ZSTD_LEGACY_SUPPORT=0", "ZSTD_LIB_DEPRECATED=0")
+DECODER_ONLY = (
+    "ZSTD_LIB_COMPRESSION=0",
+    "ZSTD_LIB_DICTBUILDER=0",
+    "ZSTD_LEGACY_SUPPORT=0",
+    "ZSTD_LIB_DEPRECATED=0",
+)
 FETCH_LIMIT_S = 180.0
 BUILD_LIMIT_S = 600.0
 
@@ -36,12 +52,20 @@ class Compile(Application):
     """`make -jN` of a library in C; verified by its hash."""
 
     name: ClassVar[str] = "compile"
-    contenders: ClassVar[Sequence[str]] = ("none", "file-slow", "file", "zram-lz4", "nbdkit-zstd", "zswapd")
+    contenders: ClassVar[Sequence[str]] = (
+        "none",
+        "file-slow",
+        "file",
+        "zram-lz4",
+        "nbdkit-zstd",
+        "zswapd",
+    )
     levels: ClassVar[Sequence[Level]] = (
         Level("-j2, no limit", 2, None),
         Level("-j2 in 192 MiB", 2, 192),
         Level("-j4 in 192 MiB", 4, 192),
-        # In less, the kernel kills a compiler, whatever it swaps to that is fast: all that is swapped in is active (6.18).
+        # In less, the kernel kills a compiler, whatever it swaps to that is fast: all that is
+        # swapped in is active (6.18).
         Level("-j8 in 192 MiB", 8, 192),
         Level("-j4 in 96 MiB", 4, 96),
     )
@@ -57,10 +81,17 @@ class Compile(Application):
     def missing(self) -> str:
         """Return which program is not installed, or an empty string."""
         absent = missing_programs(["make", "gcc", "ar", "dpkg-source", "apt-get"])
-        return f"{', '.join(absent)} not installed (apt-get install make gcc dpkg-dev)" if absent else ""
+        return (
+            f"{', '.join(absent)} not installed (apt-get install make gcc dpkg-dev)"
+            if absent
+            else ""
+        )
 
     def prepare(self, *, quick: bool) -> None:
-        """Fetch the source unless it is there; build it once, which warms the page cache and tells the library's hash."""
+        """Fetch the source unless it is there.
+
+        Build it once, which warms the page cache and tells the library's hash.
+        """
         self.options = DECODER_ONLY if quick else ()
         self._source = fetch()
         self._build(2, None, BUILD_LIMIT_S)
@@ -70,7 +101,9 @@ class Compile(Application):
         """Build everything, `level.amount` compilers at once."""
         figures = self._build(level.amount, cgroup, limit)
         if self._hash() != self._reference:
-            raise HarnessError("DATA WAS LOST: the library differs from the one that was built without swap")
+            raise HarnessError(
+                "DATA WAS LOST: the library differs from the one that was built without swap"
+            )
         return figures
 
     def _hash(self) -> str:
@@ -84,7 +117,9 @@ class Compile(Application):
         started, cpu = time.monotonic(), children_cpu()
         with (
             (BUILD / "compile.log").open("wb") as log,
-            running(in_cgroup(cgroup, command), stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+            running(
+                in_cgroup(cgroup, command), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            ) as process,
         ):
             try:
                 code = process.wait(limit)
@@ -92,7 +127,10 @@ class Compile(Application):
                 raise TooSlowError(limit, {"seconds": limit}) from None
         if code:
             lines = (BUILD / "compile.log").read_text(errors="replace").splitlines()
-            words = "; ".join([line for line in lines if "error" in line.lower()][:2]) or "no error in its output"
+            words = (
+                "; ".join([line for line in lines if "error" in line.lower()][:2])
+                or "no error in its output"
+            )
             raise HarnessError(f"make ended with {code}: {words}")
         return {"seconds": time.monotonic() - started, "cpu": children_cpu() - cpu}
 
@@ -110,10 +148,27 @@ def fetch() -> Path:
     lists = place / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     (place / "sources.list").write_text(SOURCES)
-    apt = ["apt-get", "-q", "-o", f"Dir::Etc::sourcelist={place / 'sources.list'}", "-o", "Dir::Etc::sourceparts=-"]
+    apt = [
+        "apt-get",
+        "-q",
+        "-o",
+        f"Dir::Etc::sourcelist={place / 'sources.list'}",
+        "-o",
+        "Dir::Etc::sourceparts=-",
+    ]
     apt += ["-o", f"Dir::State::lists={lists}", "-o", "APT::Sandbox::User=root"]
     run(*apt, "update", limit=FETCH_LIMIT_S)
-    run("sh", "-c", 'cd "$0" && exec "$@"', place, *apt, "source", "--download-only", PACKAGE, limit=FETCH_LIMIT_S)
+    run(
+        "sh",
+        "-c",
+        'cd "$0" && exec "$@"',
+        place,
+        *apt,
+        "source",
+        "--download-only",
+        PACKAGE,
+        limit=FETCH_LIMIT_S,
+    )
     (description,) = place.glob("*.dsc")
     fresh = place / f"unpacked-{os.getpid()}"
     run("dpkg-source", "--no-check", "--extract", description, fresh, limit=FETCH_LIMIT_S)

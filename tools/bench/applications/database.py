@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A database in memory that does not fit into it: Redis, asked by one client for values that were not asked for lately.
+"""A database in memory that does not fit into it.
 
-Redis is Debian's (the program in redis-tools, under the name that makes it a server: no service is installed or started),
-without persistence, on a socket of its own. The client is this process, outside the cgroup. Values are a KiB of the raw
-workload's pages (tools/bench/harness/workload.c) with key and generation in front, so each answer is verified and none needs to
-be remembered.
+Redis, asked by one client for values that were not asked for lately.
 
-First all keys are set, then come operations one by one: nine of ten on a tenth of the keys, the rest on all; a fifth of
-them set the value anew. Times include the client's own, some 40 µs of Python: compare them, do not believe them.
+Redis is Debian's (the program in redis-tools, under the name that makes it a server: no service is
+installed or started), without persistence, on a socket of its own. The client is this process,
+outside the cgroup. Values are a KiB of the raw workload's pages (tools/bench/harness/workload.c)
+with key and generation in front, so each answer is verified and none needs to be remembered.
+
+First all keys are set, then come operations one by one: nine of ten on a tenth of the keys, the
+rest on all; a fifth of them set the value anew. Times include the client's own, some 40 µs of
+Python: compare them, do not believe them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tools.bench.applications.base import Application, Column, Level, TooSlowError, in_cgroup, running
+from tools.bench.applications.base import (
+    Application,
+    Column,
+    Level,
+    TooSlowError,
+    in_cgroup,
+    running,
+)
 from tools.bench.harness.system import MIB, HarnessError
 from tools.bench.harness.workload import build
 
@@ -40,7 +50,14 @@ class Database(Application):
     """Redis with more data than memory."""
 
     name: ClassVar[str] = "database"
-    contenders: ClassVar[Sequence[str]] = ("none", "file-slow", "file", "zram-lz4", "nbdkit-zstd", "zswapd")
+    contenders: ClassVar[Sequence[str]] = (
+        "none",
+        "file-slow",
+        "file",
+        "zram-lz4",
+        "nbdkit-zstd",
+        "zswapd",
+    )
     levels: ClassVar[Sequence[Level]] = (
         Level("256 MiB, no limit", 256, None),
         Level("256 in 200 MiB", 256, 200),
@@ -83,14 +100,29 @@ class Database(Application):
 
         directory = Path(tempfile.mkdtemp(prefix="zbench-redis-"))
         address = directory / "socket"
-        words = [f"--{name} {value}" for name, value in (("port", 0), ("unixsocket", address), ("dir", directory))]
+        words = [
+            f"--{name} {value}"
+            for name, value in (("port", 0), ("unixsocket", address), ("dir", directory))
+        ]
         options = [word for pair in words for word in pair.split(" ", 1)]
         # The name that a program is started by is what makes this one a server.
-        named = ["bash", "-c", 'exec -a redis-server "$0" "$@"', str(PROGRAM), *options, "--save", "", "--appendonly", "no"]
+        named = [
+            "bash",
+            "-c",
+            'exec -a redis-server "$0" "$@"',
+            str(PROGRAM),
+            *options,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         try:
             with (
                 (directory / "log").open("wb") as log,
-                running(in_cgroup(cgroup, named), stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+                running(
+                    in_cgroup(cgroup, named), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ) as process,
             ):
                 _wait_for(address, process, directory / "log")
                 with redis.Redis(unix_socket_path=str(address), socket_timeout=limit) as client:
@@ -154,5 +186,7 @@ def _wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> Non
     end = time.monotonic() + START_LIMIT_S
     while not address.exists():
         if process.poll() is not None or time.monotonic() > end:
-            raise HarnessError(f"redis-server does not come up: {log.read_text(errors='replace')[-400:]}")
+            raise HarnessError(
+                f"redis-server does not come up: {log.read_text(errors='replace')[-400:]}"
+            )
         time.sleep(0.02)

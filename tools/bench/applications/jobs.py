@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs an application (applications/) over all contenders: rounds, table, ratios, JSON, plot.
 
-As in rounds.py: each contender is alone on the box, the order turns from round to round, ratios are taken within a round. A
-contender is put on once a round and the levels run one after the other; between two of them nothing is on swap.
+As in rounds.py: each contender is alone on the box, the order turns from round to round, ratios are
+taken within a round. A contender is put on once a round and the levels run one after the other;
+between two of them nothing is on swap.
 
-A run that is not done within its time is cut off; what it showed until then is a bound (times at least, speeds at most),
-marked as one in the table, and good enough for a ratio that the bound decides.
+A run that is not done within its time is cut off; what it showed until then is a bound (times at
+least, speeds at most), marked as one in the table, and good enough for a ratio that the bound
+decides.
 
-An application that measures its own processor time (a figure named `cpu`) is charged with that of the contender's processes,
-too.
+An application that measures its own processor time (a figure named `cpu`) is charged with that of
+the contender's processes, too.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class JobRun:
         round: from 0.
         figures: what the application measured.
         cut: whether it was not done in time, so that the figures are bounds.
-        memory_mib: the most that the contender took, of the readings; 0 if it keeps nothing in memory.
+        memory_mib: the most that the contender took, of the readings; 0 if it keeps nothing in
+            memory.
         error: why there are no figures; empty when it ran to its end, verified, or was cut.
     """
 
@@ -59,7 +62,9 @@ class JobRun:
     error: str = ""
 
 
-def run_level(application: Application, contender: Contender, number: int, level: Level, limit: float) -> JobRun:
+def run_level(
+    application: Application, contender: Contender, number: int, level: Level, limit: float
+) -> JobRun:
     """Run one level on a contender that is on."""
     figures: Mapping[str, float] = {}
     cut, error = False, ""
@@ -69,7 +74,9 @@ def run_level(application: Application, contender: Contender, number: int, level
             stack.enter_context(sampling)
             cgroup: Path | None = None
             if level.memory_mib is not None:
-                cgroup = stack.enter_context(MemoryCgroup(f"bench-{application.name}", level.memory_mib * MIB)).path
+                cgroup = stack.enter_context(
+                    MemoryCgroup(f"bench-{application.name}", level.memory_mib * MIB)
+                ).path
             figures = application.run(level, cgroup, limit)
     except TooSlowError as exc:
         figures, cut = exc.figures, True
@@ -81,14 +88,21 @@ def run_level(application: Application, contender: Contender, number: int, level
 
 
 def _round(
-    application: Application, name: str, number: int, levels: Sequence[Level], limit: float, size: int
+    application: Application,
+    name: str,
+    number: int,
+    levels: Sequence[Level],
+    limit: float,
+    size: int,
 ) -> Iterator[JobRun]:
     contender = REGISTRY[name]()
     try:
         try:
             contender.start(size)
             for level in levels:
-                if name != NO_SWAP or level.memory_mib is None:  # with a limit and no swap there is only the OOM killer
+                if (
+                    name != NO_SWAP or level.memory_mib is None
+                ):  # with a limit and no swap there is only the OOM killer
                     yield run_level(application, contender, number, level, limit)
         finally:
             contender.stop()
@@ -125,12 +139,18 @@ def run_all(
                 runs.append(run)
                 figures = ", ".join(f"{key} {value:.1f}" for key, value in run.figures.items())
                 ending = " (cut off)" if run.cut else ""
-                say(f"round {number + 1}/{rounds} {name}, {run.level}: {run.error or figures + ending}")
+                say(
+                    f"round {number + 1}/{rounds} {name}, {run.level}:"
+                    f" {run.error or figures + ending}"
+                )
     return runs
 
 
 def medians(runs: Sequence[JobRun], level: str) -> dict[str, dict[str, float]]:
-    """Return contender → figure → median at a level, over the runs without error; memory_mib among the figures."""
+    """Return contender → figure → median at a level, over the runs without error.
+
+    Memory_mib among the figures.
+    """
     result: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(run.contender for run in runs):
         own = [run for run in runs if (run.contender, run.level, run.error) == (name, level, "")]
@@ -142,12 +162,25 @@ def medians(runs: Sequence[JobRun], level: str) -> dict[str, dict[str, float]]:
 
 
 def ratios(runs: Sequence[JobRun], level: str, figure: str, rival: str) -> list[float]:
-    """Return subject ÷ rival for each round in which both have the figure; the subject's runs that were cut are left out."""
+    """Return subject ÷ rival for each round in which both have the figure.
+
+    The subject's runs that were cut are left out.
+    """
     found = []
     for number in sorted({run.round for run in runs}):
-        pair = {run.contender: run for run in runs if (run.round, run.level, run.error) == (number, level, "")}
+        pair = {
+            run.contender: run
+            for run in runs
+            if (run.round, run.level, run.error) == (number, level, "")
+        }
         ours, theirs = pair.get(SUBJECT), pair.get(rival)
-        if ours and theirs and not ours.cut and figure in ours.figures and theirs.figures.get(figure):
+        if (
+            ours
+            and theirs
+            and not ours.cut
+            and figure in ours.figures
+            and theirs.figures.get(figure)
+        ):
             found.append(ours.figures[figure] / theirs.figures[figure])
     return found
 
@@ -158,7 +191,10 @@ def middle(values: Sequence[float]) -> float | None:
 
 
 def table(application: Application, runs: Sequence[JobRun]) -> str:
-    """Return a table for each level: medians, and the subject's ratio to each rival in the first figure."""
+    """Return a table for each level.
+
+    Medians, and the subject's ratio to each rival in the first figure.
+    """
     lines: list[str] = []
     figures = list(application.columns)
     for level in dict.fromkeys(run.level for run in runs):
@@ -169,11 +205,16 @@ def table(application: Application, runs: Sequence[JobRun]) -> str:
             own = [run for run in runs if (run.contender, run.level) == (name, level)]
             cut = any(run.cut for run in own)
             values = found.get(name, {})
-            cells = [_cell(values.get(key), cut, application.columns[key].more_is_better) for key in figures]
+            cells = [
+                _cell(values.get(key), cut, application.columns[key].more_is_better)
+                for key in figures
+            ]
             against = [] if name == SUBJECT else ratios(runs, level, figures[0], name)
             cells.append(_ratio(against))
             cells.append(f"{values['memory_mib']:.0f}" if values.get("memory_mib") else "-")
-            rows.append([name, *cells, f"{sum(not run.error and not run.cut for run in own)}/{len(own)}"])
+            rows.append(
+                [name, *cells, f"{sum(not run.error and not run.cut for run in own)}/{len(own)}"]
+            )
         lines += [aligned(rows), ""]
     return "\n".join(lines[:-1])
 
@@ -193,19 +234,33 @@ def _cell(value: float | None, cut: bool, more_is_better: bool) -> str:  # noqa:
 
 
 def plot(
-    application: Application, by_level: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path, source: str = ""
+    application: Application,
+    by_level: Mapping[str, Mapping[str, Mapping[str, float]]],
+    path: Path,
+    source: str = "",
 ) -> None:
     """Draw the first two figures; `by_level` has the medians by level, contender and figure."""
     levels = list(by_level)
     names = list(dict.fromkeys(name for found in by_level.values() for name in found))
     panels = []
     for figure, column in list(application.columns.items())[:2]:
-        heights = {name: [by_level[level].get(name, {}).get(figure) for level in levels] for name in names}
-        panels.append(Panel(application.name, column.heading, [level.replace(", ", "\n") for level in levels], heights))
+        heights = {
+            name: [by_level[level].get(name, {}).get(figure) for level in levels] for name in names
+        }
+        panels.append(
+            Panel(
+                application.name,
+                column.heading,
+                [level.replace(", ", "\n") for level in levels],
+                heights,
+            )
+        )
     bars(panels, path, source)
 
 
-def as_json(application: Application, runs: Sequence[JobRun], skipped: Mapping[str, str]) -> dict[str, Any]:
+def as_json(
+    application: Application, runs: Sequence[JobRun], skipped: Mapping[str, str]
+) -> dict[str, Any]:
     """Return all there is to know about the runs, for a file."""
     levels = list(dict.fromkeys(run.level for run in runs))
     rivals = [name for name in dict.fromkeys(run.contender for run in runs) if name != SUBJECT]
@@ -216,7 +271,10 @@ def as_json(application: Application, runs: Sequence[JobRun], skipped: Mapping[s
         "runs": [dataclasses.asdict(run) for run in runs],
         "medians": {level: medians(runs, level) for level in levels},
         "ratios": {
-            level: {rival: {key: ratios(runs, level, key, rival) for key in application.columns} for rival in rivals}
+            level: {
+                rival: {key: ratios(runs, level, key, rival) for key in application.columns}
+                for rival in rivals
+            }
             for level in levels
         },
     }

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """First do no harm: what does not need swap must not be slower because there is some.
 
-Two programs that have all the memory they want: a compilation (that of compile.py, of the decoder alone), and the raw
-workload's phases over memory that stays where it is. What is asked for is 2 %, and one run differs from the next by more. So
-runs are short and many, each beside one without swap (a round); what counts is the processor time of the program and of the
-daemon together, which others on the machine move least; and the median ratio comes with the interval in which it lies with a
-probability of 95 %. Where that is wider than 2 % to either side, nothing can be told, and the figure does not hold.
+Two programs that have all the memory they want: a compilation (that of compile.py, of the decoder
+alone), and the raw workload's phases over memory that stays where it is. What is asked for is 2 %,
+and one run differs from the next by more. So runs are short and many, each beside one without swap
+(a round); what counts is the processor time of the program and of the daemon together, which others
+on the machine move least; and the median ratio comes with the interval in which it lies with a
+probability of 95 %. Where that is wider than 2 % to either side, nothing can be told, and the
+figure does not hold.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ MEMORY = "memory"
 
 
 class NoPressure(Application):
-    """What runs without swap, with swap that nobody needs; seconds of the processor, and of the clock."""
+    """What runs without swap, with swap that nobody needs.
+
+    Seconds of the processor, and of the clock.
+    """
 
     name: ClassVar[str] = "nopressure"
     contenders: ClassVar[Sequence[str]] = ("none", "zram-lz4", "zswapd")
@@ -53,7 +58,9 @@ class NoPressure(Application):
         if level.name != MEMORY:
             return self._compile.run(level, cgroup, limit)
         pages = level.amount * MIB // mmap.PAGESIZE
-        options = WorkloadOptions(level.amount, phases=PHASES, faults=pages, rewrites=pages, time_limit=int(limit))
+        options = WorkloadOptions(
+            level.amount, phases=PHASES, faults=pages, rewrites=pages, time_limit=int(limit)
+        )
         before = children_cpu()
         with Workload(options, cgroup) as workload:
             seconds = sum(phase.seconds for phase in workload.finish())

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One application from its arguments to its table and its document: what `scripts/bench compile` and the like do."""
+"""One application from its arguments to its table and its document.
+
+What `scripts/bench compile` and the like do.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,39 @@ LIMIT_S = 150.0
 
 def application_arguments(application: Application, argv: Sequence[str]) -> argparse.Namespace:
     """Return the options of an application; `chosen` are its levels."""
-    parser = argparse.ArgumentParser(prog=f"scripts/bench {application.name}", description=type(application).__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"scripts/bench {application.name}", description=type(application).__doc__
+    )
     shown, rounds = ",".join(application.contenders), application.rounds
     known = arguments.names(lambda: list(REGISTRY), "contender")
     levels = arguments.numbers(1, len(application.levels))
-    parser.add_argument("--contenders", type=known, metavar="LIST", help=f"who runs (default {shown})")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often each one runs (default {rounds})")
     parser.add_argument(
-        "--levels", type=levels, metavar="LIST", help="numbers of the levels, from 1 (default all): " + _levels(application)
+        "--contenders", type=known, metavar="LIST", help=f"who runs (default {shown})"
     )
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds of one run (default {LIMIT_S:.0f})")
-    parser.add_argument("--device-mib", type=int, default=DEVICE_MIB, help=f"swap device (default {DEVICE_MIB})")
-    parser.add_argument("--quick", action="store_true", help="a small amount, one round: a trial, no measurement")
-    parser.add_argument("--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"how often each one runs (default {rounds})"
+    )
+    parser.add_argument(
+        "--levels",
+        type=levels,
+        metavar="LIST",
+        help="numbers of the levels, from 1 (default all): " + _levels(application),
+    )
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_S, help=f"seconds of one run (default {LIMIT_S:.0f})"
+    )
+    parser.add_argument(
+        "--device-mib", type=int, default=DEVICE_MIB, help=f"swap device (default {DEVICE_MIB})"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small amount, one round: a trial, no measurement"
+    )
+    parser.add_argument(
+        "--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE"
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
     args = parser.parse_args(argv)
     args.contenders = args.contenders or list(application.contenders)
     args.chosen = list(application.short if args.quick else application.levels)
@@ -55,11 +77,17 @@ def application_arguments(application: Application, argv: Sequence[str]) -> argp
 
 
 def _levels(application: Application) -> str:
-    return "; ".join(f"{number} is {level.name}" for number, level in enumerate(application.levels, 1))
+    return "; ".join(
+        f"{number} is {level.name}" for number, level in enumerate(application.levels, 1)
+    )
 
 
-def run_application(application: Application, args: argparse.Namespace) -> tuple[list[jobs.JobRun], dict[str, Any]]:
-    """Make an application ready and run it over all contenders; return the runs, and the document about them.
+def run_application(
+    application: Application, args: argparse.Namespace
+) -> tuple[list[jobs.JobRun], dict[str, Any]]:
+    """Make an application ready and run it over all contenders.
+
+    Return the runs, and the document about them.
 
     Raises:
         HarnessError: it or every contender is missing something.
@@ -69,7 +97,13 @@ def run_application(application: Application, args: argparse.Namespace) -> tuple
     names, skipped = raw.usable(args.contenders)
     application.prepare(quick=args.quick)
     runs = jobs.run_all(
-        application, names, args.chosen, rounds=args.rounds, limit=args.limit, device_mib=args.device_mib, say=progress
+        application,
+        names,
+        args.chosen,
+        rounds=args.rounds,
+        limit=args.limit,
+        device_mib=args.device_mib,
+        say=progress,
     )
     document = jobs.as_json(application, runs, skipped)
     claims = CLAIMS.get(application.name)

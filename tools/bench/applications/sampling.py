@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a contender costs while something runs: the most memory it had, and its processor time.
 
-Memory is read by a thread once a second, of all contenders alike: a reading is the sum of the PSS of a daemon's processes, or
-what the kernel says of its device. A peak between two readings is seen of nobody; zram's own record of it, which no daemon has,
-is in the JSON (mem_used_max) and not compared.
+Memory is read by a thread once a second, of all contenders alike: a reading is the sum of the PSS
+of a daemon's processes, or what the kernel says of its device. A peak between two readings is seen
+of nobody; zram's own record of it, which no daemon has, is in the JSON (mem_used_max) and not
+compared.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Sampling(threading.Thread):
         self._done.set()
         self.join()
         self._read()
-        self.cpu_s = sum(seconds - self._cpu_before.get(pid, 0.0) for pid, seconds in self._cpu().items())
+        self.cpu_s = sum(
+            seconds - self._cpu_before.get(pid, 0.0) for pid, seconds in self._cpu().items()
+        )
 
     def run(self) -> None:
         """Read until the body ends."""
@@ -60,7 +63,9 @@ class Sampling(threading.Thread):
             self._read()
 
     def _read(self) -> None:
-        with contextlib.suppress(system.HarnessError, OSError):  # it may have died, which its workload will tell
+        with contextlib.suppress(
+            system.HarnessError, OSError
+        ):  # it may have died, which its workload will tell
             self.peak = max(self.peak, self._contender.memory_now())
             self.readings += 1
 

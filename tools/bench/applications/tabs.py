@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A browser with more tabs than memory: headless Chromium, whose user goes round all of them.
 
-Each tab is a local page that holds text, an object graph and a picture's worth of pixels; asked to, it walks through all of
-that and answers with a sum, as a tab does that is looked at again. The sums are compared with those of the first look. The
-browser is asked through its debugging pipe (JSON, ended by zeros, on descriptors 3 and 4), so nothing stands between but
-itself.
+Each tab is a local page that holds text, an object graph and a picture's worth of pixels; asked to,
+it walks through all of that and answers with a sum, as a tab does that is looked at again. The sums
+are compared with those of the first look. The browser is asked through its debugging pipe (JSON,
+ended by zeros, on descriptors 3 and 4), so nothing stands between but itself.
 
 Debian's chromium-headless-shell, or chromium.
 """
@@ -21,7 +21,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tools.bench.applications.base import Application, Column, Level, TooSlowError, in_cgroup, running
+from tools.bench.applications.base import (
+    Application,
+    Column,
+    Level,
+    TooSlowError,
+    in_cgroup,
+    running,
+)
 from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
@@ -52,7 +59,14 @@ class Tabs(Application):
     """Chromium with N tabs, each looked at in turn."""
 
     name: ClassVar[str] = "tabs"
-    contenders: ClassVar[Sequence[str]] = ("none", "file-slow", "file", "zram-lz4", "nbdkit-zstd", "zswapd")
+    contenders: ClassVar[Sequence[str]] = (
+        "none",
+        "file-slow",
+        "file",
+        "zram-lz4",
+        "nbdkit-zstd",
+        "zswapd",
+    )
     levels: ClassVar[Sequence[Level]] = (
         Level("8 tabs, no limit", 8, None),
         Level("8 tabs", 8, 256),
@@ -70,7 +84,11 @@ class Tabs(Application):
 
     def missing(self) -> str:
         """Return that there is no browser, or an empty string."""
-        return "" if self._program else f"none of {', '.join(PROGRAMS)} is installed (apt-get install {PROGRAMS[0]})"
+        return (
+            ""
+            if self._program
+            else f"none of {', '.join(PROGRAMS)} is installed (apt-get install {PROGRAMS[0]})"
+        )
 
     def prepare(self, *, quick: bool) -> None:
         """Start the browser once, so that its program lies in the page cache."""
@@ -80,12 +98,24 @@ class Tabs(Application):
         """Open `level.amount` tabs, then look at each of them `LOOKS` times, in turn."""
         directory = Path(tempfile.mkdtemp(prefix="zbench-tabs-"))
         requests, answers = os.pipe(), os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+        ]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={directory}"]
         command = in_cgroup(cgroup, [self._program, *flags, "about:blank"])
-        # A shell makes them 3 and 4, which may be other descriptors here; not sh, whose own have one digit. The lowest free one
-        # is requests[0], so 3 is never answers[1].
-        command = ["bash", "-c", f'exec 3<&{requests[0]} 4>&{answers[1]}; exec "$@"', "bash", *command]
+        # A shell makes them 3 and 4, which may be other descriptors here; not sh, whose own have
+        # one digit. The lowest free one is requests[0], so 3 is never answers[1].
+        command = [
+            "bash",
+            "-c",
+            f'exec 3<&{requests[0]} 4>&{answers[1]}; exec "$@"',
+            "bash",
+            *command,
+        ]
         theirs = (requests[0], answers[1])
         try:
             with (
@@ -94,7 +124,11 @@ class Tabs(Application):
             ):
                 for descriptor in theirs:
                     os.close(descriptor)  # so that its end is the pipe's
-                return _look(_Browser(requests[1], answers[0], time.monotonic() + limit, limit), level, directory)
+                return _look(
+                    _Browser(requests[1], answers[0], time.monotonic() + limit, limit),
+                    level,
+                    directory,
+                )
         finally:
             for descriptor in (requests[1], answers[0]):
                 os.close(descriptor)
@@ -148,7 +182,9 @@ class _Browser:
     def look(self, session: str) -> int:
         """Have a tab walk through what it holds; return its sum."""
         while True:
-            result = self.ask("Runtime.evaluate", session, expression="typeof look == 'function' && look()")["result"]
+            result = self.ask(
+                "Runtime.evaluate", session, expression="typeof look == 'function' && look()"
+            )["result"]
             if isinstance(result.get("value"), int) and not isinstance(result["value"], bool):
                 return int(result["value"])
             time.sleep(0.01)  # the page is not there yet

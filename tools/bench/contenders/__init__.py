@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The swap devices that are compared, one plug-in each.
 
-A new contender is a module with a subclass of `Contender` and a line in `_ALL`; rounds, table, JSON and
-the figures to hold know contenders by name only.
+A new contender is a module with a subclass of `Contender` and a line in `_ALL`; rounds, table, JSON
+and the figures to hold know contenders by name only.
 """
 
 from __future__ import annotations

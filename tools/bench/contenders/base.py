@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a contender is: it puts one swap device on, tells its memory, and takes it off without a trace."""
+"""What a contender is: it puts one swap device on, tells its memory.
+
+And takes it off without a trace.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ class MemoryUse:
     """Memory that a contender takes, in bytes.
 
     Attributes:
-        total: all it costs: for a daemon its PSS, for a kernel device what the kernel charges to it. This is
-            what is compared.
+        total: all it costs: for a daemon its PSS, for a kernel device what the kernel charges to
+            it. This is what is compared.
         pool: the part that holds pages; 0 where it cannot be told apart.
         stored: bytes of the stored objects in that pool; 0 where it is not told.
         details: raw counters, for the JSON only.
@@ -42,7 +45,9 @@ class Contender(abc.ABC):
 
     @abc.abstractmethod
     def start(self, size: int) -> None:
-        """Put a swap device of `size` bytes on, with the highest priority, and discard if it learns of free slots that way.
+        """Put a swap device of `size` bytes on, with the highest priority.
+
+        And discard if it learns of free slots that way.
 
         Raises:
             HarnessError: it does not come up. `stop` is called all the same.
@@ -57,7 +62,10 @@ class Contender(abc.ABC):
         """Return what it takes now, with all there is to know; called between phases only."""
 
     def memory_now(self) -> int:
-        """Return the total of `memory_used`, bytes, at little cost: called while something is measured."""
+        """Return the total of `memory_used`, bytes, at little cost.
+
+        Called while something is measured.
+        """
         each = self.processes()
         return sum(process_memory(pid).pss for pid in each) if each else self.memory_used().total
 

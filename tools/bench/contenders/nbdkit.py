@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The nearest rival in user space: nbdkit's RAM disk with zstd, a file through nbdfuse, a loop device on it.
+"""The nearest rival in user space.
 
-The chain below the loop device is that of zswapd (kernel, FUSE, a process that compresses), in C throughout,
-with the network block device protocol between its two processes.
+Nbdkit's RAM disk with zstd, a file through nbdfuse, a loop device on it.
+
+The chain below the loop device is that of zswapd (kernel, FUSE, a process that compresses), in C
+throughout, with the network block device protocol between its two processes.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ class NbdkitZstd(Contender):
     def missing_programs() -> str:
         """Return which program is not installed, or an empty string."""
         absent = system.missing_programs(["nbdkit", "nbdfuse", "fusermount3", "losetup"])
-        return f"{', '.join(absent)} not installed (apt-get install nbdkit libnbd-bin fuse3)" if absent else ""
+        return (
+            f"{', '.join(absent)} not installed (apt-get install nbdkit libnbd-bin fuse3)"
+            if absent
+            else ""
+        )
 
     def missing(self) -> str:
         """Return why it cannot run here, or an empty string."""
@@ -61,7 +67,9 @@ class NbdkitZstd(Contender):
         command = ["nbdfuse", "-P", str(ready), str(mountpoint / "nbd"), "--command"]
         command += ["nbdkit", "-s", *self.plugin, str(size), *self.options]
         with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         end = time.monotonic() + START_LIMIT_S
         while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > end:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel's part of the way costs: a loop device on a file in memory, no compression, no FUSE, no process.
+"""What the kernel's part of the way costs.
 
-Not a rival but the ceiling: nothing behind a loop device can be faster than a copy of the page in the loop
-driver's own worker. It keeps the data in full, so its memory says nothing.
+A loop device on a file in memory, no compression, no FUSE, no process.
+
+Not a rival but the ceiling: nothing behind a loop device can be faster than a copy of the page in
+the loop driver's own worker. It keeps the data in full, so its memory says nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people have without any of this: a file on the disk as swap; behind a loop device; on a disk that is slow.
+"""What people have without any of this: a file on the disk as swap; behind a loop device.
 
-The slow disk is nbdkit's delay filter, one request at a time, as a disk with an arm has it: 5 ms for each, whatever its
-size (some 200 requests a second; up to 128 KiB of neighbours in one). Its data lies in memory, so that nothing but the
-delay is slow.
+On a disk that is slow.
+
+The slow disk is nbdkit's delay filter, one request at a time, as a disk with an arm has it: 5 ms
+for each, whatever its size (some 200 requests a second; up to 128 KiB of neighbours in one). Its
+data lies in memory, so that nothing but the delay is slow.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ class SwapFile(Contender):
     def missing(self) -> str:
         """Return why there can be no swap file here, or an empty string."""
         kind = system.run("stat", "-f", "-c", "%T", PLACE).strip()
-        return f"{PLACE} is on {kind}, which takes no swap file" if kind in {"tmpfs", "overlayfs", "fuseblk", "nfs"} else ""
+        return (
+            f"{PLACE} is on {kind}, which takes no swap file"
+            if kind in {"tmpfs", "overlayfs", "fuseblk", "nfs"}
+            else ""
+        )
 
     def start(self, size: int) -> None:
         """Allocate the file and swap on."""
@@ -66,7 +72,10 @@ class SwapFile(Contender):
 
 
 class LoopFile(SwapFile):
-    """The same behind a loop device: what that alone costs on a disk, whatever else stands behind it."""
+    """The same behind a loop device.
+
+    What that alone costs on a disk, whatever else stands behind it.
+    """
 
     name: ClassVar[str] = "file-loop"
 
@@ -99,7 +108,11 @@ class SlowFile(NbdkitZstd):
 
     name: ClassVar[str] = "file-slow"
     plugin: ClassVar[tuple[str, ...]] = ("--filter=noparallel", "--filter=delay", "memory")
-    options: ClassVar[tuple[str, ...]] = ("serialize=requests", f"rdelay={DELAY_MS}ms", f"wdelay={DELAY_MS}ms")
+    options: ClassVar[tuple[str, ...]] = (
+        "serialize=requests",
+        f"rdelay={DELAY_MS}ms",
+        f"wdelay={DELAY_MS}ms",
+    )
 
     def missing(self) -> str:
         """Return which of the programs is not installed, or an empty string."""

@@ -60,14 +60,17 @@ class ZramLz4(Contender):
     def start(self, size: int) -> None:
         """Set a free device up and swap it on.
 
-        Without discard, which it does not need: the kernel tells zram of each slot that is freed, by a call of its own.
+        Without discard, which it does not need: the kernel tells zram of each slot that is freed,
+        by a call of its own.
         """
         self._take_device()
         try:
             self._sysfs("comp_algorithm").write_text(self.algorithm)
             self._sysfs("disksize").write_text(str(size))
         except OSError as exc:
-            raise system.HarnessError(f"{self._device} cannot be set up for {self.algorithm}: {exc.strerror}") from exc
+            raise system.HarnessError(
+                f"{self._device} cannot be set up for {self.algorithm}: {exc.strerror}"
+            ) from exc
         system.swap_on(self._device, discard=False)
 
     def devices(self) -> list[str]:
@@ -76,12 +79,11 @@ class ZramLz4(Contender):
 
     def memory_used(self) -> MemoryUse:
         """Return mem_used_total, which includes what its allocator wastes but not its table of pages."""
-        stat = dict(zip(MM_STAT, map(int, self._sysfs("mm_stat").read_text().split()), strict=False))
+        stat = dict(
+            zip(MM_STAT, map(int, self._sysfs("mm_stat").read_text().split()), strict=False)
+        )
         return MemoryUse(
-            stat["mem_used_total"],
-            stat["mem_used_total"],
-            stat["compr_data_size"],
-            stat,
+            stat["mem_used_total"], stat["mem_used_total"], stat["compr_data_size"], stat
         )
 
     def stop(self) -> None:

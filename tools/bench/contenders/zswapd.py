@@ -31,7 +31,10 @@ class Zswapd(Contender):
         """Start the daemon, swap on: all files at one priority, so that the kernel goes round them."""
         each = f"{size // system.MIB // self.files}M"
         more = [f"file{number}" for number in range(1, self.files)]
-        settings = {"swap.priority": str(system.HIGHEST_PRIORITY), **{f"swap.files.{name}": each for name in more}}
+        settings = {
+            "swap.priority": str(system.HIGHEST_PRIORITY),
+            **{f"swap.files.{name}": each for name in more},
+        }
         self._daemon = Daemon(size=each, settings=settings)
         self._daemon.start()
         self._daemon.swapon()
@@ -47,11 +50,17 @@ class Zswapd(Contender):
         if self._daemon is None:
             return MemoryUse(0)
         sample = self._daemon.pool_sample()
-        return MemoryUse(self.memory_now(), sample.pool_bytes, sample.stored_bytes, self._daemon.ask("stats"))
+        return MemoryUse(
+            self.memory_now(), sample.pool_bytes, sample.stored_bytes, self._daemon.ask("stats")
+        )
 
     def processes(self) -> list[int]:
         """Return supervisor, worker and spare."""
-        return system.children(self._daemon.pid) if self._daemon is not None and self._daemon.alive() else []
+        return (
+            system.children(self._daemon.pid)
+            if self._daemon is not None and self._daemon.alive()
+            else []
+        )
 
     def stop(self) -> None:
         """Swap off, stop the daemon."""

@@ -2,11 +2,12 @@
 """A memory cgroup of its own for a workload, so that it swaps and nothing else on the machine does.
 
 Works with both layouts: v1 (`memory` hierarchy, memory.limit_in_bytes) and v2 (memory.max, with the
-controller switched on in the root's cgroup.subtree_control). The directory lies at the top of the hierarchy,
-is named after this process, and is removed on exit after all that is left in it was killed.
+controller switched on in the root's cgroup.subtree_control). The directory lies at the top of the
+hierarchy, is named after this process, and is removed on exit after all that is left in it was
+killed.
 
-On v1 the limit covers memory alone; memory+swap stays unlimited. On v2 memory.swap.max is unlimited by
-default.
+On v1 the limit covers memory alone; memory+swap stays unlimited. On v2 memory.swap.max is unlimited
+by default.
 """
 
 from __future__ import annotations
@@ -80,8 +81,14 @@ class MemoryCgroup:
             self.set_limit(self._limit)
         except OSError as exc:
             self.remove()
-            hint = "it takes root" if os.geteuid() else "in a container, it takes a writable /sys/fs/cgroup"
-            raise HarnessError(f"cannot make the memory cgroup {self.path}: {exc.strerror}", hint=hint) from exc
+            hint = (
+                "it takes root"
+                if os.geteuid()
+                else "in a container, it takes a writable /sys/fs/cgroup"
+            )
+            raise HarnessError(
+                f"cannot make the memory cgroup {self.path}: {exc.strerror}", hint=hint
+            ) from exc
         return self
 
     def _enable_controller(self) -> None:
@@ -113,7 +120,8 @@ class MemoryCgroup:
         """Kill what is left in it and remove it; does nothing when it is gone.
 
         Raises:
-            HarnessError: a process in it does not die; it waits for a device that does not answer, as a rule.
+            HarnessError: a process in it does not die; it waits for a device that does not answer,
+                as a rule.
         """
         end = time.monotonic() + REMOVE_LIMIT_S
         while self.path.exists():
@@ -121,12 +129,19 @@ class MemoryCgroup:
                 self.path.rmdir()
             except OSError as exc:
                 if time.monotonic() > end:
-                    raise HarnessError(f"cannot remove {self.path}: {exc.strerror}, {self.processes()} in it") from exc
+                    raise HarnessError(
+                        f"cannot remove {self.path}: {exc.strerror}, {self.processes()} in it"
+                    ) from exc
                 for pid in self.processes():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.05)
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Remove it."""
         self.remove()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One real zswapd, driven as a user drives it: `zswapd run`, `zswapctl swapon`, `zswapctl swapoff`, SIGTERM.
+"""One real zswapd, driven as a user drives it.
 
-It has a directory of its own (mountpoint, socket, log), so that many can stand side by side. Ready is when
-it says so on the notification socket, as a systemd service does.
+`zswapd run`, `zswapctl swapon`, `zswapctl swapoff`, SIGTERM.
 
-`stop` leaves nothing behind, whatever state the daemon is in. The order matters: swapoff first, while the
-daemon can still answer; the daemon last. Only if swapoff fails is the FUSE connection aborted, which turns
-everything that waits on it into an I/O error.
+It has a directory of its own (mountpoint, socket, log), so that many can stand side by side. Ready
+is when it says so on the notification socket, as a systemd service does.
+
+`stop` leaves nothing behind, whatever state the daemon is in. The order matters: swapoff first,
+while the daemon can still answer; the daemon last. Only if swapoff fails is the FUSE connection
+aborted, which turns everything that waits on it into an I/O error.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ LOG_TAIL = 4000
 
 
 def program(name: str, tree: Path | None = None) -> list[str]:
-    """Return the command that starts `zswapd` or `zswapctl` of this interpreter's environment, or of a checkout's own."""
+    """Return the command that starts `zswapd` or `zswapctl` of this interpreter's environment.
+
+    Or of a checkout's own.
+    """
     if tree is not None:
         return [str(tree / ".venv/bin" / name)]
     script = Path(sys.executable).parent / name
@@ -98,10 +103,13 @@ class Daemon:
         return self._process.pid
 
     def worker_pid(self) -> int:
-        """Return the process id of the worker: the supervisor's only child of that name, or its youngest.
+        """Return the process id of the worker.
+
+        The supervisor's only child of that name, or its youngest.
 
         Raises:
-            HarnessError: there is none for five seconds; the supervisor pauses between workers that die early.
+            HarnessError: there is none for five seconds; the supervisor pauses between workers that
+                die early.
         """
         end = time.monotonic() + 5
         while time.monotonic() < end:
@@ -128,12 +136,15 @@ class Daemon:
         """Start it and wait until it is ready.
 
         Args:
-            stored: open files by name, to be given to it as a service manager gives those that it has kept.
+            stored: open files by name, to be given to it as a service manager gives those that it
+                has kept.
 
         Raises:
             HarnessError: it ended, or was not ready within `START_LIMIT_S`; with what it said.
         """
-        with contextlib.suppress(FileExistsError):  # `exist_ok` would look at it, and wait for a worker that hangs
+        with contextlib.suppress(
+            FileExistsError
+        ):  # `exist_ok` would look at it, and wait for a worker that hangs
             self.mountpoint.mkdir()
         command = [
             *program("zswapd", self._tree),
@@ -144,17 +155,29 @@ class Daemon:
             str(self.mountpoint),
             *self._arguments,
         ]
-        settings = {"control.socket": str(self.socket), "metrics.listen": "", **self._settings}  # there is one such port
+        settings = {
+            "control.socket": str(self.socket),
+            "metrics.listen": "",
+            **self._settings,
+        }  # there is one such port
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         environment = {}
         if stored:
-            places = " ".join(f"{3 + place}<&{descriptor}" for place, descriptor in enumerate(stored.values()))
+            places = " ".join(
+                f"{3 + place}<&{descriptor}" for place, descriptor in enumerate(stored.values())
+            )
             command = ["bash", "-c", f'export LISTEN_PID=$$; exec "$@" {places}', "bash", *command]
-            environment = {"LISTEN_FDS": str(len(stored)), "LISTEN_FDNAMES": ":".join(f"zswapd-{name}" for name in stored)}
+            environment = {
+                "LISTEN_FDS": str(len(stored)),
+                "LISTEN_FDNAMES": ":".join(f"zswapd-{name}" for name in stored),
+            }
         address = self.directory / "notify"
         sources = {"PYTHONPATH": str(self._tree)} if self._tree else {}
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self._log.open("ab") as log:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+            self._log.open("ab") as log,
+        ):
             notify.bind(str(address))
             notify.settimeout(0.2)
             self._process = subprocess.Popen(
@@ -162,7 +185,12 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **environment, "NOTIFY_SOCKET": str(address) if self._is_service else "", **sources},
+                env={
+                    **os.environ,
+                    **environment,
+                    "NOTIFY_SOCKET": str(address) if self._is_service else "",
+                    **sources,
+                },
                 pass_fds=tuple((stored or {}).values()),
                 start_new_session=True,
             )
@@ -180,8 +208,12 @@ class Daemon:
                 return
             if self._process.poll() is not None:
                 words = self.log_text()[-LOG_TAIL:]
-                raise HarnessError(f"zswapd ended with {self._process.returncode} before it was ready:\n{words}")
-        raise HarnessError(f"zswapd was not ready after {START_LIMIT_S:.0f} s:\n{self.log_text()[-LOG_TAIL:]}")
+                raise HarnessError(
+                    f"zswapd ended with {self._process.returncode} before it was ready:\n{words}"
+                )
+        raise HarnessError(
+            f"zswapd was not ready after {START_LIMIT_S:.0f} s:\n{self.log_text()[-LOG_TAIL:]}"
+        )
 
     def ctl(self, *arguments: str, limit: float = CTL_LIMIT_S) -> str:
         """Run zswapctl with `arguments` and return what it printed.
@@ -198,7 +230,9 @@ class Daemon:
         return answer
 
     def ask(self, command: str, **arguments: object) -> dict[str, Any]:
-        """Send one request to the control socket, without the price of starting zswapctl; return the result.
+        """Send one request to the control socket, without the price of starting zswapctl.
+
+        Return the result.
 
         For readings while something is measured or shown; the protocol is one JSON object a line.
 
@@ -209,13 +243,19 @@ class Daemon:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(ASK_LIMIT_S)
                 connection.connect(str(self.socket))
-                connection.sendall(json.dumps({"v": 1, "cmd": command, "args": arguments}).encode() + b"\n")
+                connection.sendall(
+                    json.dumps({"v": 1, "cmd": command, "args": arguments}).encode() + b"\n"
+                )
                 with connection.makefile("rb") as replies:
                     reply = json.loads(replies.readline())
-                    while "progress" in reply:  # what takes longer tells how far it is, and answers at its end
+                    while (
+                        "progress" in reply
+                    ):  # what takes longer tells how far it is, and answers at its end
                         reply = json.loads(replies.readline())
         except (OSError, ValueError) as exc:
-            raise HarnessError(f"zswapd does not answer {command}: {exc}\n{self.log_text()[-LOG_TAIL:]}") from exc
+            raise HarnessError(
+                f"zswapd does not answer {command}: {exc}\n{self.log_text()[-LOG_TAIL:]}"
+            ) from exc
         if not reply.get("ok"):
             raise HarnessError(f"zswapd refuses {command}: {reply}")
         result = reply["result"]
@@ -227,7 +267,9 @@ class Daemon:
         status = self.ask("status")
         pool, page_size = status["pool"], status["page_size"]
         pages = pool["stored_pages"]
-        return PoolSample(pages, pages * page_size, pool["compressed_bytes"], pool["frames"] * page_size)
+        return PoolSample(
+            pages, pages * page_size, pool["compressed_bytes"], pool["frames"] * page_size
+        )
 
     def swapon(self, *arguments: str) -> str:
         """Swap its file on with `zswapctl swapon`; return the loop device."""
@@ -235,7 +277,9 @@ class Daemon:
         self.ctl_json("swapon", *arguments)
         added = [device for device in self.loops() if device not in before]
         if len(added) != 1 or not system.is_swap(added[0]):
-            raise HarnessError(f"zswapctl swapon succeeded, but {added or 'no loop device'} is not swapped on")
+            raise HarnessError(
+                f"zswapctl swapon succeeded, but {added or 'no loop device'} is not swapped on"
+            )
         return added[0]
 
     def swapoff(self, *arguments: str, limit: float = 120.0) -> None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A progress display: a block of lines that is redrawn on a terminal, one line a second anywhere else.
+"""A progress display: a block of lines that is redrawn on a terminal.
 
-It has no thread and no timer of its own. The workload reports some times a second; each report may redraw. A
-long silence of the workload is therefore visible as a clock that stands still, which is the truth: it waits
-for a page.
+One line a second anywhere else.
+
+It has no thread and no timer of its own. The workload reports some times a second; each report may
+redraw. A long silence of the workload is therefore visible as a clock that stands still, which is
+the truth: it waits for a page.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ class Display:
         titles: phase of the workload → what the user reads.
     """
 
-    def __init__(self, sample: Callable[[], PoolSample], page_size: int, titles: dict[str, str]) -> None:
+    def __init__(
+        self, sample: Callable[[], PoolSample], page_size: int, titles: dict[str, str]
+    ) -> None:
         self._sample = sample
         self._titles = titles
         self._traffic = Traffic(page_size)
@@ -113,7 +117,10 @@ class Display:
             f"  {bar}{share:4.0%} {title}",
             f"  stored {pool.pages:,} pages, {pool.page_bytes / MIB:.0f} MiB of data",
             f"  pool {pool.pool_bytes / MIB:.1f} MiB of memory, ratio {pool.ratio:.2f}",
-            f"  out {self._traffic.out:.0f} MiB/s, in {self._traffic.back:.0f} MiB/s, {elapsed:.1f} s",
+            (
+                f"  out {self._traffic.out:.0f} MiB/s, in {self._traffic.back:.0f} MiB/s,"
+                f" {elapsed:.1f} s"
+            ),
         ]
 
     def _redraw(self, lines: list[str]) -> None:

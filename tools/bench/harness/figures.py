@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every report is made of: figures that have to hold, tables, plots, and what they were measured on."""
+"""What every report is made of.
+
+Figures that have to hold, tables, plots, and what they were measured on.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,12 @@ def told(figures: Sequence[Figure]) -> list[dict[str, Any]]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return what the median of what `values` are drawn from lies between, with a probability of 95 % at least.
+    """Return what the median of what `values` are drawn from lies between.
 
-    By their ranks alone, so whatever the distribution is; fewer than six values do not give that, and all of them are returned.
+    With a probability of 95 % at least.
+
+    By their ranks alone, so whatever the distribution is; fewer than six values do not give that,
+    and all of them are returned.
     """
     ordered = sorted(values)
     count, cut, tail = len(ordered), 0, 0.0
@@ -74,15 +80,24 @@ def progress(line: str) -> None:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as a table of text: the first column to the left, the others to the right."""
+    """Return rows of cells as a table of text.
+
+    The first column to the left, the others to the right.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    lines = (
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
     return "\n".join(line.rstrip() for line in lines)
 
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "kernel": platform.release(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -141,15 +156,31 @@ class Panel:
 def bars(panels: Sequence[Panel], path: Path, source: str = "") -> None:
     """Draw panels of bars side by side into a file, as `save` does; the legend stands in the first."""
     pyplot = quiet_pyplot()
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False
+    )
     for axis, panel in zip(axes[0], panels, strict=True):
         width = 0.8 / max(len(panel.heights), 1)
         for place, (name, heights) in enumerate(panel.heights.items()):
-            there = [(group + place * width, height) for group, height in enumerate(heights) if height is not None]
-            axis.bar([x for x, _ in there], [y for _, y in there], width * 0.95, label=name, color=COLOURS.get(name))
+            there = [
+                (group + place * width, height)
+                for group, height in enumerate(heights)
+                if height is not None
+            ]
+            axis.bar(
+                [x for x, _ in there],
+                [y for _, y in there],
+                width * 0.95,
+                label=name,
+                color=COLOURS.get(name),
+            )
         axis.set_title(panel.title, fontsize=9)
         axis.set_ylabel(panel.unit, fontsize=8)
-        axis.set_xticks([group + 0.4 - width / 2 for group in range(len(panel.groups))], panel.groups, fontsize=8)
+        axis.set_xticks(
+            [group + 0.4 - width / 2 for group in range(len(panel.groups))],
+            panel.groups,
+            fontsize=8,
+        )
     axes[0][0].legend(fontsize=7)
     save(figure, path, source)
 
@@ -164,5 +195,7 @@ def save(figure: Any, path: Path, source: str = "") -> None:
     """
     from matplotlib import pyplot
 
-    figure.savefig(path, metadata={"Date": None, "Source": source or None} if path.suffix == ".svg" else None)
+    figure.savefig(
+        path, metadata={"Date": None, "Source": source or None} if path.suffix == ".svg" else None
+    )
     pyplot.close(figure)

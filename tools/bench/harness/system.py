@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the machine says about swap, loop devices and memory, and the few programs that change it.
 
-Everything that can block on a swap device (swapoff, losetup, umount) runs as a child with a time limit: a
-swapoff that hangs must end as an error message and not as a hung harness. Nothing here calls stat(2) below a
-FUSE mountpoint, because a daemon that hangs would hang the caller.
+Everything that can block on a swap device (swapoff, losetup, umount) runs as a child with a time
+limit: a swapoff that hangs must end as an error message and not as a hung harness. Nothing here
+calls stat(2) below a FUSE mountpoint, because a daemon that hangs would hang the caller.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def run(*command: str | Path, limit: float = COMMAND_LIMIT_S) -> str:
     try:
         done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=limit)
     except FileNotFoundError as exc:
-        raise HarnessError(f"{words[0]} is not installed", hint="scripts/test installs all that is needed") from exc
+        raise HarnessError(
+            f"{words[0]} is not installed", hint="scripts/test installs all that is needed"
+        ) from exc
     except subprocess.TimeoutExpired as exc:
         raise HarnessError(f"{' '.join(words)}: not done after {limit:.0f} s") from exc
     except subprocess.CalledProcessError as exc:
@@ -109,11 +111,16 @@ def set_not_rotational(device: str | Path) -> None:
 
 
 def attach_loop(backing: Path) -> str:
-    """Attach a loop device to `backing`, direct I/O, 4096-byte blocks, not rotational; return its path.
+    """Attach a loop device to `backing`, direct I/O, 4096-byte blocks, not rotational.
 
-    All else is as the kernel has it by default: a loop device keeps what its last user has set in queue/.
+    Return its path.
+
+    All else is as the kernel has it by default: a loop device keeps what its last user has set in
+    queue/.
     """
-    device = run("losetup", "--find", "--show", "--direct-io=on", "--sector-size", "4096", backing).strip()
+    device = run(
+        "losetup", "--find", "--show", "--direct-io=on", "--sector-size", "4096", backing
+    ).strip()
     set_not_rotational(device)
     for setting, value in (("rq_affinity", "1"), ("nomerges", "0")):
         (Path("/sys/block") / Path(device).name / "queue" / setting).write_text(value)
@@ -125,7 +132,9 @@ def loops_below(directory: Path) -> list[str]:
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # detached since the glob
-            if backing.read_text(errors="surrogateescape").startswith(f"{directory}/"):  # somebody's need not be UTF-8
+            if backing.read_text(errors="surrogateescape").startswith(
+                f"{directory}/"
+            ):  # somebody's need not be UTF-8
                 found.append(f"/dev/{backing.parts[-3]}")
     return sorted(found)
 
@@ -194,7 +203,10 @@ def process_memory(pid: int) -> ProcessMemory:
 
 
 def _kib_fields(text: str) -> dict[str, int]:
-    return {name: int(value) * 1024 for name, value in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+    return {
+        name: int(value) * 1024
+        for name, value in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
+    }
 
 
 def children(pid: int) -> list[int]:
@@ -271,5 +283,10 @@ def page_cluster_set(value: int | None) -> Iterator[int]:
 
 def missing_programs(programs: Sequence[str]) -> list[str]:
     """Return those of `programs` that are not to be found, /sbin included."""
-    places = [Path(place) for place in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")]
-    return [program for program in programs if not any((place / program).exists() for place in places)]
+    places = [
+        Path(place)
+        for place in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+    ]
+    return [
+        program for program in programs if not any((place / program).exists() for place in places)
+    ]

@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The workload of scripts/bench, scripts/demo and the real-swap tests: a process that owns N MiB of realistic page data inside
- * a memory cgroup too small for it, and that checks every byte it gets back.
+ * The workload of scripts/bench, scripts/demo and the real-swap tests: a process that owns N MiB of
+ * realistic page data inside a memory cgroup too small for it, and that checks every byte it gets
+ * back.
  *
- * In C because it must cost nothing beside what it measures: 2 MiB of its own memory, locked, and well under a microsecond to make
- * or to compare a page. It joins the cgroup before it allocates, ends itself after a time limit, and dies with its parent.
+ * In C because it must cost nothing beside what it measures: 2 MiB of its own memory, locked, and
+ * well under a microsecond to make or to compare a page. It joins the cgroup before it allocates,
+ * ends itself after a time limit, and dies with its parent.
  *
- * Page data is a function of (seed, index, generation), so nothing needs to be remembered to verify it. A page is one of five
- * kinds, drawn by weight: running text, records with pointers and counters, sparse integer tables, same-filled (never zero, since the
- * kernel swaps no zero pages), and random bytes that no codec shrinks. The first three start with magic, index and generation, so that a
- * wrong page names itself, and go on with 512-byte pieces drawn from a bank; no two pages are alike. lz4 brings the mix to
- * about 0.385 of its size. With --poor all pages are random bytes.
+ * Page data is a function of (seed, index, generation), so nothing needs to be remembered to verify
+ * it. A page is one of five kinds, drawn by weight: running text, records with pointers and
+ * counters, sparse integer tables, same-filled (never zero, since the kernel swaps no zero pages),
+ * and random bytes that no codec shrinks. The first three start with magic, index and generation,
+ * so that a wrong page names itself, and go on with 512-byte pieces drawn from a bank; no two pages
+ * are alike. lz4 brings the mix to about 0.385 of its size. With --poor all pages are random bytes.
  *
- * Each phase prints one JSON line on stdout. With --step it then waits for a line on stdin, so that the harness reads
- * counters between two phases and not during one.
+ * Each phase prints one JSON line on stdout. With --step it then waits for a line on stdin, so that
+ * the harness reads counters between two phases and not during one.
  *
  * Exit codes: 0 all bytes verified, 1 a page differed, 2 it could not run.
  */
@@ -96,7 +99,10 @@ static uint64_t next_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-/* ---- page data ------------------------------------------------------------------------------------------------------ */
+/*
+ * ---- page data
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 static void make_text(unsigned char *piece, char words[WORDS][16], uint64_t *state)
 {
@@ -218,7 +224,10 @@ static void check_page(size_t index)
     }
 }
 
-/* ---- what is counted ------------------------------------------------------------------------------------------------ */
+/*
+ * ---- what is counted
+ * ------------------------------------------------------------------------------------------------
+ */
 
 struct counters {
     uint64_t ns, pswpin, pswpout;
@@ -277,9 +286,15 @@ static void progress(const char *phase, size_t done, size_t total)
     fflush(stdout);
 }
 
-/* ---- phases --------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- phases
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
-/* The first `warm` pages only fill what memory there is; the clock starts after them, when every further page costs another one. */
+/*
+ * The first `warm` pages only fill what memory there is; the clock starts after them, when every
+ * further page costs another one.
+ */
 static void phase_fill(void)
 {
     struct counters before = read_counters();
@@ -325,8 +340,9 @@ static size_t resident_pages(void)
 }
 
 /*
- * Swaps all pages out, so that each fault of the next phase is a real one. MADV_PAGEOUT writes them, but a page whose write was
- * asynchronous then stays in the swap cache; reclaim of the whole cgroup drops those.
+ * Swaps all pages out, so that each fault of the next phase is a real one. MADV_PAGEOUT writes
+ * them, but a page whose write was asynchronous then stays in the swap cache; reclaim of the whole
+ * cgroup drops those.
  */
 static void phase_settle(void)
 {
@@ -390,8 +406,8 @@ static size_t timed;
 static uint64_t timed_ns;
 
 /*
- * Touches a page. Only a touch that waited for a page counts: memory is full from the phases before, so some pages are there, and each
- * that is not has to push another one out.
+ * Touches a page. Only a touch that waited for a page counts: memory is full from the phases
+ * before, so some pages are there, and each that is not has to push another one out.
  */
 static void timed_touch(size_t index, bool write)
 {
@@ -423,7 +439,10 @@ static void report_timed(const char *phase, const struct counters *before)
     report(phase, opt.faults, before, more);
 }
 
-/* Touches `faults` different pages in random order. Only the touch is timed, the check of the page is not. */
+/*
+ * Touches `faults` different pages in random order. Only the touch is timed, the check of the page
+ * is not.
+ */
 static void phase_random(void)
 {
     struct counters before;
@@ -440,8 +459,9 @@ static void phase_random(void)
 }
 
 /*
- * As a program with more data than memory works on it: random pages, the same one again now and then, three of ten changed. So every
- * fault pushes a page out, and a third of those have to be stored anew. Both kinds of touch are timed.
+ * As a program with more data than memory works on it: random pages, the same one again now and
+ * then, three of ten changed. So every fault pushes a page out, and a third of those have to be
+ * stored anew. Both kinds of touch are timed.
  */
 static void phase_mixed(void)
 {
@@ -487,7 +507,10 @@ static void phase_rewrite(void)
     report("rewrite", opt.rewrites, &before, "");
 }
 
-/* What making pages costs by itself: the part of the fill's and the checks' time that is not swapping. */
+/*
+ * What making pages costs by itself: the part of the fill's and the checks' time that is not
+ * swapping.
+ */
 static void phase_generate(void)
 {
     struct counters before = read_counters();
@@ -534,7 +557,10 @@ static void run_phase(const char *name)
         exit(2); /* the harness is gone */
 }
 
-/* ---- start ---------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- start
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 static void parse(int argc, char **argv)
 {
@@ -592,11 +618,12 @@ static void *allocate(size_t size)
 }
 
 /*
- * As a program that never ran on another processor than the one it is on: before it writes a dirty page out, the kernel flushes the
- * TLBs of all processors that the address space has ever been used on, and remembers one for good that the process only
- * started on. Between virtual processors such an interrupt costs more than storing the page does (half of a fill, measured),
- * so it decides the figures of every contender, by chance. Both steps that come before the data may move the process, hence an exec
- * after each: it begins with a new address space.
+ * As a program that never ran on another processor than the one it is on: before it writes a dirty
+ * page out, the kernel flushes the TLBs of all processors that the address space has ever been used
+ * on, and remembers one for good that the process only started on. Between virtual processors such
+ * an interrupt costs more than storing the page does (half of a fill, measured), so it decides the
+ * figures of every contender, by chance. Both steps that come before the data may move the process,
+ * hence an exec after each: it begins with a new address space.
  */
 static void begin_anew(char **argv)
 {
@@ -617,7 +644,10 @@ static void stay_on(int cpu, char **argv)
     begin_anew(argv);
 }
 
-/* Joining waits for an RCU grace period, and whichever processor ends that takes the process over: every second time the other. */
+/*
+ * Joining waits for an RCU grace period, and whichever processor ends that takes the process over:
+ * every second time the other.
+ */
 static void join_cgroup(char **argv)
 {
     char path[4096];

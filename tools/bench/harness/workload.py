@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds and runs workload.c: the process that is swapped out and checks every byte of what comes back.
+"""Builds and runs workload.c.
 
-The harness and the process go in step: after each phase it waits until the harness has read the counters it
-wants, so no reading falls into a timed phase. The process joins its cgroup by itself before it allocates,
-and ends by itself after the time limit; the harness kills it when it ends first.
+The process that is swapped out and checks every byte of what comes back.
+
+The harness and the process go in step: after each phase it waits until the harness has read the
+counters it wants, so no reading falls into a timed phase. The process joins its cgroup by itself
+before it allocates, and ends by itself after the time limit; the harness kills it when it ends
+first.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ def build() -> Path:
     if compiler is None:
         raise HarnessError("no C compiler", hint="apt-get install gcc libc6-dev")
     BUILD.mkdir(parents=True, exist_ok=True)
-    fresh = program.with_suffix(f".{os.getpid()}")  # two runs may build at once; the rename is atomic
+    fresh = program.with_suffix(
+        f".{os.getpid()}"
+    )  # two runs may build at once; the rename is atomic
     command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(fresh), str(SOURCE)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
@@ -67,8 +72,8 @@ class Phase:
         pages_out: pages it swapped out.
         major_faults: faults of the process that waited for a page.
         mismatches: pages that differed so far, in all phases.
-        more: what only this phase reports: us_mean, us_p50, us_p99, us_p999 of `random` and `mixed`; resident of
-            `settle`.
+        more: what only this phase reports: us_mean, us_p50, us_p99, us_p999 of `random` and
+            `mixed`; resident of `settle`.
     """
 
     name: str
@@ -116,7 +121,8 @@ class WorkloadOptions:
         seed: of the data.
         faults: how many random pages to touch; 0 = a quarter of all.
         rewrites: how many pages to change; 0 = an eighth of all.
-        warm_mib: how much the fill may write before its clock starts; what fits into the cgroup without swap.
+        warm_mib: how much the fill may write before its clock starts; what fits into the cgroup
+            without swap.
         time_limit: seconds after which it ends itself.
         cpu: processor to stay on; None for any.
         poor: no page of its data compresses.
@@ -162,7 +168,14 @@ class Workload:
     def __enter__(self) -> Self:
         """Start it; the first phase begins at once."""
         options = self._options
-        command = [str(build()), "--step", "--mib", str(options.mib), "--phases", ",".join(options.phases)]
+        command = [
+            str(build()),
+            "--step",
+            "--mib",
+            str(options.mib),
+            "--phases",
+            ",".join(options.phases),
+        ]
         command += ["--seed", str(options.seed), "--time-limit", str(options.time_limit)]
         command += ["--faults", str(options.faults), "--rewrites", str(options.rewrites)]
         command += ["--warm-mib", str(options.warm_mib)]
@@ -174,7 +187,8 @@ class Workload:
             command += ["--cgroup", str(self._cgroup)]
         if self._on_progress is not _nothing:
             command.append("--progress")
-        # A session of its own: Ctrl-C goes to the harness, which then ends things in the right order.
+        # A session of its own: Ctrl-C goes to the harness, which then ends things in the right
+        # order.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

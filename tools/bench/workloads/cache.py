@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/bench cache`: a file on a slow device, read again from the device and from its cache volume.
+"""The program behind `scripts/bench cache`.
+
+A file on a slow device, read again from the device and from its cache volume.
 
     scripts/bench cache                     16 MiB at random and in order, by a reader with half of that for page cache
     scripts/bench cache --json FILE --check
 
-The file's pages are the raw workload's: those that compress, and as a second set (mixed) also the 5 % that do not. These the
-cache does not keep, so that a read with one of them among its pages has to go to the device.
+The file's pages are the raw workload's: those that compress, and as a second set (mixed) also the 5
+% that do not. These the cache does not keep, so that a read with one of them among its pages has to
+go to the device.
 
-The slow device is nbdkit's delay filter (5 ms a read, several at once), shown as a file by nbdfuse. The reader sits in a memory
-cgroup, so that the kernel's page cache holds half of the set at most; how much it held is read from the cgroup after each pass,
-and is one of the figures. Each pass gives a checksum of all bytes.
+The slow device is nbdkit's delay filter (5 ms a read, several at once), shown as a file by nbdfuse.
+The reader sits in a memory cgroup, so that the kernel's page cache holds half of the set at most;
+how much it held is read from the cgroup after each pass, and is one of the figures. Each pass gives
+a checksum of all bytes.
 
-Limits: through the page cache and FUSE as any reader; what readahead makes of reads in order is the kernel's.
+Limits: through the page cache and FUSE as any reader; what readahead makes of reads in order is the
+kernel's.
 """
 
 from __future__ import annotations
@@ -46,7 +51,10 @@ if TYPE_CHECKING:
 PAGE = 4096
 SET_MIB = 16
 MEMORY_MIB = 8
-"""What the reader's cgroup may have. Its program is charged to the cgroup that it was started in, so this is for page cache."""
+"""What the reader's cgroup may have.
+
+Its program is charged to the cgroup that it was started in, so this is for page cache.
+"""
 BLOCK = 16 << 10
 DELAY_MS = 5
 PASSES = {"device": 2, "volume": 5}
@@ -155,7 +163,9 @@ def read(path: Path, which: tuple[str, str, str], passes: int, expected: str) ->
     size = path.stat().st_size
     with MemoryCgroup(f"bench-cache-{place}", MEMORY_MIB * MIB) as cgroup:
         command = [sys.executable, "-c", _READER, str(path), str(BLOCK), order]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as reader:
             assert reader.stdin is not None
             assert reader.stdout is not None
             (cgroup.path / "cgroup.procs").write_text(str(reader.pid))
@@ -186,8 +196,13 @@ def _make(contents: str, mib: int) -> bytes:
     return b"".join(itertools.islice(pages, mib * MIB // PAGE))
 
 
-def run(mib: int = SET_MIB, passes: Mapping[str, int] = PASSES, contents: Sequence[str] = CONTENTS) -> list[Measurement]:
-    """Measure sets in both orders, from their volumes, and the first from the device, whose time does not depend on the set."""
+def run(
+    mib: int = SET_MIB, passes: Mapping[str, int] = PASSES, contents: Sequence[str] = CONTENTS
+) -> list[Measurement]:
+    """Measure sets in both orders, from their volumes, and the first from the device.
+
+    Whose time does not depend on the set.
+    """
     found = []
     settings = {"cache.limit": "256M", "memory.reserve": "64M", "cache.sequential_cutoff": ""}
     for kind in contents:
@@ -195,7 +210,9 @@ def run(mib: int = SET_MIB, passes: Mapping[str, int] = PASSES, contents: Sequen
             directory = Path(name)
             data = _make(kind, mib)
             (directory / "contents").write_bytes(data)
-            sums = [hashlib.md5(data[at : at + BLOCK]).digest() for at in range(0, len(data), BLOCK)]
+            sums = [
+                hashlib.md5(data[at : at + BLOCK]).digest() for at in range(0, len(data), BLOCK)
+            ]
             expected = hashlib.md5(b"".join(sums)).hexdigest()
             with (
                 slow_file(directory, directory / "contents") as slow,
@@ -203,7 +220,9 @@ def run(mib: int = SET_MIB, passes: Mapping[str, int] = PASSES, contents: Sequen
             ):
                 for order in ORDERS:
                     if kind == contents[0]:
-                        found.append(read(slow, (kind, order, "device"), passes["device"], expected))
+                        found.append(
+                            read(slow, (kind, order, "device"), passes["device"], expected)
+                        )
                     daemon.ctl("cache", "add", order, "--backing", str(slow))
                     volume = daemon.mountpoint / "cache" / order
                     found.append(read(volume, (kind, order, "volume"), passes["volume"], expected))
@@ -212,46 +231,92 @@ def run(mib: int = SET_MIB, passes: Mapping[str, int] = PASSES, contents: Sequen
 
 
 def faster(found: Sequence[Measurement], order: str) -> float:
-    """Return how many times faster the set that compresses is read again from its volume: of medians."""
-    there = {one.place: one.median_s for one in found if (one.contents, one.order) == (CONTENTS[0], order)}
+    """Return how many times faster the set that compresses is read again from its volume.
+
+    Of medians.
+    """
+    there = {
+        one.place: one.median_s
+        for one in found
+        if (one.contents, one.order) == (CONTENTS[0], order)
+    }
     return there["device"] / there["volume"]
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: how much faster a volume is read again at random, and that the page cache held half of it at most.
+    """Return the claims: how much faster a volume is read again at random.
 
-    In order it is the kernel's readahead, too, that hides the device's latency, so that there is less to gain.
+    And that the page cache held half of it at most.
+
+    In order it is the kernel's readahead, too, that hides the device's latency, so that there is
+    less to gain.
     """
     ratio, share = faster(found, ORDERS[0]), max(one.page_cache for one in found)
     return [
-        Figure("cache volume, random: read again, device ÷ volume (time)", ratio, WANTED, at_least=True),
-        Figure("cache volume: share of the set in the kernel's page cache", share, 0.5, at_least=False),
+        Figure(
+            "cache volume, random: read again, device ÷ volume (time)", ratio, WANTED, at_least=True
+        ),
+        Figure(
+            "cache volume: share of the set in the kernel's page cache", share, 0.5, at_least=False
+        ),
     ]
 
 
 def table(found: Sequence[Measurement]) -> str:
     """Return the measurements as a table of text."""
-    rows = [["contents", "order", "from", "first s", "again s, median", "fastest", "slowest", "in page cache %"]]
+    rows = [
+        [
+            "contents",
+            "order",
+            "from",
+            "first s",
+            "again s, median",
+            "fastest",
+            "slowest",
+            "in page cache %",
+        ]
+    ]
     for one in found:
         numbers = (one.first_s, one.median_s, min(one.again_s), max(one.again_s))
-        rows.append([one.contents, one.order, one.place, *(f"{value:.3f}" for value in numbers), f"{one.page_cache * 100:.0f}"])
+        rows.append(
+            [
+                one.contents,
+                one.order,
+                one.place,
+                *(f"{value:.3f}" for value in numbers),
+                f"{one.page_cache * 100:.0f}",
+            ]
+        )
     return aligned(rows)
 
 
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
     """Return all there is to know, for a file."""
     measurements = [{**asdict(one), "median_s": one.median_s} for one in found]
-    return {"workload": "cache", "machine": machine(), "measurements": measurements, "figures": told(figures_to_hold(found))}
+    return {
+        "workload": "cache",
+        "machine": machine(),
+        "measurements": measurements,
+        "figures": told(figures_to_hold(found)),
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench cache", description="Reads a slow file again, through a cache volume.")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench cache", description="Reads a slow file again, through a cache volume."
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
+    )
     args = parser.parse_args(argv)
     if absent := system.missing_programs(["nbdkit", "nbdfuse"]):
-        raise HarnessError(f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin")
+        raise HarnessError(
+            f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin"
+        )
     found = run()
     print(table(found))
     figures = figures_to_hold(found)

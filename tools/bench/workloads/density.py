@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/bench density`: how much each allocator stores in a page frame, and what that costs.
+"""The program behind `scripts/bench density`.
+
+How much each allocator stores in a page frame, and what that costs.
 
     scripts/bench density                    the table
     scripts/bench density --plot FILE.svg    and a plot
     scripts/bench density --json FILE        and everything
 
-No swap and no root: the allocators alone, over an arena of their own, with objects as large as compressed pages of 4 KiB are in
-each of four distributions. An object has its header, and a page that gains nothing from sharing a frame is a body with a header
-beside it, as swap keeps it; `refused` counts the pages that the cache would not take for that reason. The fill comes twice
-more, through swap's own admission (zv, told to refuse what compresses poorly): with the limits that the seed has, 7/8 of a page
-for one and 5/8 on an average, and with 3/4 for one.
+No swap and no root: the allocators alone, over an arena of their own, with objects as large as
+compressed pages of 4 KiB are in each of four distributions. An object has its header, and a page
+that gains nothing from sharing a frame is a body with a header beside it, as swap keeps it;
+`refused` counts the pages that the cache would not take for that reason. The fill comes twice more,
+through swap's own admission (zv, told to refuse what compresses poorly): with the limits that the
+seed has, 7/8 of a page for one and 5/8 on an average, and with 3/4 for one.
 
-After the fill, half of the pages go at random and as many come and go as there are: that is the churn. Then comes compaction.
-Eviction is measured through the whole ephemeral half, index included.
+After the fill, half of the pages go at random and as many come and go as there are: that is the
+churn. Then comes compaction. Eviction is measured through the whole ephemeral half, index included.
 
-Limits: times are of this process alone, compiled as it is; a shared machine makes them longer, never shorter.
+Limits: times are of this process alone, compiled as it is; a shared machine makes them longer,
+never shorter.
 """
 
 from __future__ import annotations
@@ -48,10 +52,29 @@ if TYPE_CHECKING:
 PAGE = 4096
 ALLOCATORS = ("zbud", "zsmalloc")
 BIN = 254
-USR_LIB = (7644, 4226, 11868, 20356, 43443, 39374, 32903, 37631, 42400, 51921, 56255, 59346, 36545, 12872, 6513, 3482)
+USR_LIB = (
+    7644,
+    4226,
+    11868,
+    20356,
+    43443,
+    39374,
+    32903,
+    37631,
+    42400,
+    51921,
+    56255,
+    59346,
+    36545,
+    12872,
+    6513,
+    3482,
+)
 GUTENBERG = (70, 68, 43, 36, 46, 78, 142, 244, 561, 1272, 3889, 17826, 3896, 358, 465, 804)
-"""Pages by compressed size in bins of 254 bytes from 32 on, as Nitin Gupta counted them in 2012 with LZO: 2 GB of /usr/lib, and
-220 MB of texts."""
+"""Pages by compressed size in bins of 254 bytes from 32 on.
+
+As Nitin Gupta counted them in 2012 with LZO: 2 GB of /usr/lib, and 220 MB of texts.
+"""
 SEED = ("/usr/lib", "Gutenberg")
 """The distributions that are those."""
 
@@ -65,7 +88,10 @@ def _histogram(counts: Sequence[int]) -> Callable[[random.Random], int]:
 
 
 def _build(rng: random.Random) -> int:
-    """Draw as the anonymous memory of compilers compresses: many nearly empty pages, most to a third, a few not at all."""
+    """Draw as the anonymous memory of compilers compresses.
+
+    Many nearly empty pages, most to a third, a few not at all.
+    """
     kind = rng.random()
     if kind < 0.15:
         return 8  # same-filled
@@ -212,7 +238,10 @@ def measure(allocator: str, distribution: str, pages: int, seed: int) -> Measure
 
 
 def _admit(allocator: str, sizes: Sequence[int], max_zsize: int) -> tuple[float, float]:
-    """Fill an allocator through swap's limits; return pages a frame, and the share of pages that was refused."""
+    """Fill an allocator through swap's limits.
+
+    Return pages a frame, and the share of pages that was refused.
+    """
     arena, frames = _frames(len(sizes) * 2 + 512)
     pool = make_allocator(allocator, frames, PERSISTENT, None, max_zspage_frames=8)
     codec = _Sizes(sizes)
@@ -256,12 +285,22 @@ class _Sizes:
 
 
 def _evict(allocator: str, sizes: Sequence[int]) -> tuple[float, float, float]:
-    """Return µs a frame that eviction frees, pages that go with it, and the share of pages that was refused."""
+    """Return µs a frame that eviction frees, pages that go with it.
+
+    And the share of pages that was refused.
+    """
     arena, frames = _frames(len(sizes) + 16)
     nodes = Objnodes(len(sizes), reserve=len(sizes) // 8)
     codec = _Sizes(sizes)
     cache = CacheHalf(
-        frames, tmem := Tmem(nodes), nodes, codec, {codec.codec: codec}, allocator=allocator, max_zspage_frames=8, wanted_run=8
+        frames,
+        tmem := Tmem(nodes),
+        nodes,
+        codec,
+        {codec.codec: codec},
+        allocator=allocator,
+        max_zspage_frames=8,
+        wanted_run=8,
     )
     pool = cache.cleancache.init_fs()
     page = memoryview(random.Random(2).randbytes(PAGE))
@@ -306,26 +345,46 @@ def table(found: Sequence[Measurement]) -> str:
         times = [f"{value:.2f}" for value in (one.alloc_us, one.free_us, one.move_us, one.evict_us)]
         density = [f"{value:.2f}" for value in (one.bound, one.filled, one.churned, one.compacted)]
         ends = (f"{one.evicted_pages:.1f}", f"{one.refused * 100:.0f} %")
-        through = [f"{pages:.2f} ({away * 100:.0f} %)" for pages, away in zip(one.admitted, one.turned_away, strict=True)]
-        rows.append((one.distribution, one.allocator, f"{one.mean:.0f}", *density, used, *times, *ends, *through))
+        through = [
+            f"{pages:.2f} ({away * 100:.0f} %)"
+            for pages, away in zip(one.admitted, one.turned_away, strict=True)
+        ]
+        rows.append(
+            (
+                one.distribution,
+                one.allocator,
+                f"{one.mean:.0f}",
+                *density,
+                used,
+                *times,
+                *ends,
+                *through,
+            )
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
     """Return the claims: pages a frame with the two distributions that the seed's authors have counted.
 
-    zbud's is the least of all steps. zsmalloc's is that of a fill in which all is kept; and, of the first, of one in which what
-    is longer than 3/4 of a page is refused.
+    zbud's is the least of all steps. zsmalloc's is that of a fill in which all is kept; and, of the
+    first, of one in which what is longer than 3/4 of a page is refused.
     """
     figures = []
     for one in (one for one in found if one.distribution in SEED):
         of_it = f"{one.allocator}, {one.distribution}, pages a frame"
         if one.allocator == "zbud":
-            figures.append(Figure(of_it, min(one.filled, one.churned, one.compacted), 1.5, at_least=True))
+            figures.append(
+                Figure(of_it, min(one.filled, one.churned, one.compacted), 1.5, at_least=True)
+            )
         else:
             figures.append(Figure(of_it, one.filled, 1.9, at_least=True))
         if (one.allocator, one.distribution) == ("zsmalloc", SEED[0]):
-            figures.append(Figure(f"{of_it}, of those up to 3/4 of a page", one.admitted[1], 1.9, at_least=True))
+            figures.append(
+                Figure(
+                    f"{of_it}, of those up to 3/4 of a page", one.admitted[1], 1.9, at_least=True
+                )
+            )
     return figures
 
 
@@ -333,13 +392,29 @@ def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
     """Draw pages a frame after each step, with the bound, into a file."""
     pyplot = quiet_pyplot()
     steps = ("filled", "churned", "compacted")
-    figure, axes = pyplot.subplots(1, len(DISTRIBUTIONS), sharey=True, figsize=(11, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(DISTRIBUTIONS), sharey=True, figsize=(11, 3.2), layout="constrained"
+    )
     for axis, name in zip(axes, DISTRIBUTIONS, strict=True):
         of_it = {one.allocator: one for one in found if one.distribution == name}
-        for place, (allocator, colour) in enumerate(zip(ALLOCATORS, ("#c28f2c", "#2c6fc2"), strict=True)):
+        for place, (allocator, colour) in enumerate(
+            zip(ALLOCATORS, ("#c28f2c", "#2c6fc2"), strict=True)
+        ):
             values = [getattr(of_it[allocator], step) for step in steps]
-            axis.bar([x + place * 0.4 for x in range(len(steps))], values, width=0.38, color=colour, label=allocator)
-        axis.axhline(of_it["zsmalloc"].bound, color="black", linewidth=0.8, linestyle=":", label="without a gap")
+            axis.bar(
+                [x + place * 0.4 for x in range(len(steps))],
+                values,
+                width=0.38,
+                color=colour,
+                label=allocator,
+            )
+        axis.axhline(
+            of_it["zsmalloc"].bound,
+            color="black",
+            linewidth=0.8,
+            linestyle=":",
+            label="without a gap",
+        )
         axis.set_title(f"{name}, mean {of_it['zbud'].mean:.0f} B", fontsize=9)
         axis.set_xticks([x + 0.2 for x in range(len(steps))], steps, fontsize=8)
     axes[0].set_ylabel("pages a frame")
@@ -360,17 +435,32 @@ def run(pages: int, seed: int = 1) -> list[Measurement]:
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
     """Return all there is to know, for a file."""
     figures = told(figures_to_hold(found))
-    return {"workload": "density", "machine": machine(), "measurements": [asdict(one) for one in found], "figures": figures}
+    return {
+        "workload": "density",
+        "machine": machine(),
+        "measurements": [asdict(one) for one in found],
+        "figures": figures,
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench density", description="Compares the allocators.")
-    parser.add_argument("--pages", type=int, default=60_000, help="pages in each fill (default 60000, some 150 MiB)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench density", description="Compares the allocators."
+    )
+    parser.add_argument(
+        "--pages", type=int, default=60_000, help="pages in each fill (default 60000, some 150 MiB)"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plot", type=arguments.picture, metavar="FILE", help="draw pages a frame into FILE")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    parser.add_argument(
+        "--plot", type=arguments.picture, metavar="FILE", help="draw pages a frame into FILE"
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
+    )
     args = parser.parse_args(argv)
     if args.pages < 100:
         parser.error("fewer than 100 pages say nothing")

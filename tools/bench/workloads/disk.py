@@ -9,8 +9,9 @@
     swapped   the same as real swap of this machine's disk: run time of a process that swaps, beside a plain swap file
     cipher    throughput of `zswapctl writeback`, encrypted and not
 
-Requests are made by this program (and fio, for `noise`), of the sizes that swap makes: 128 KiB out, a page in. No kernel swap
-takes part but in `swapped`, so that which page is read when is the same for all. Every page that is read is checked.
+Requests are made by this program (and fio, for `noise`), of the sizes that swap makes: 128 KiB out,
+a page in. No kernel swap takes part but in `swapped`, so that which page is read when is the same
+for all. Every page that is read is checked.
 
 Limits: writes to the slow disk cost nothing but the way there, which favours the plain device.
 """
@@ -55,7 +56,8 @@ WARM = 4
 """Loads of each hot page on an average before `hot` begins to count."""
 READ_DELAY_MS = 10
 WRITEBACKS = 3
-"""Of these, each half a second long, the fastest counts: whatever else runs makes it slower only."""
+"""Of these, each half a second long, the fastest counts: whatever else runs makes it slower only.
+"""
 
 
 class SlowDisk(SlowFile):
@@ -65,7 +67,10 @@ class SlowDisk(SlowFile):
 
 
 class Pages:
-    """Pages of a file or device: half noise, half zeros, so that two fit where one was; each says which it is."""
+    """Pages of a file or device: half noise, half zeros, so that two fit where one was.
+
+    Each says which it is.
+    """
 
     def __init__(self, path: Path, mib: int, *, direct: bool = False) -> None:
         self.count = mib * MIB // PAGE
@@ -75,7 +80,9 @@ class Pages:
 
     def _page(self, number: int) -> bytes:
         at = number * 1009 % (len(self._noise) - PAGE // 2)
-        return number.to_bytes(8, "little") + self._noise[at : at + PAGE // 2 - 8] + bytes(PAGE // 2)
+        return (
+            number.to_bytes(8, "little") + self._noise[at : at + PAGE // 2 - 8] + bytes(PAGE // 2)
+        )
 
     def write(self, first: int) -> None:
         """Write OUT pages."""
@@ -106,7 +113,9 @@ def is_hot(number: int) -> bool:
 def halves(pages: Pages) -> tuple[list[int], list[int]]:
     """Return the hot pages and the cold ones."""
     numbers = range(pages.count)
-    return [number for number in numbers if is_hot(number)], [number for number in numbers if not is_hot(number)]
+    return [number for number in numbers if is_hot(number)], [
+        number for number in numbers if not is_hot(number)
+    ]
 
 
 def fill(pages: Pages) -> None:
@@ -116,7 +125,10 @@ def fill(pages: Pages) -> None:
 
 
 def _from_memory(daemon: Daemon, pages: Pages, loads: int, rng: random.Random) -> float:
-    """Read hot pages, and a cold one for each nine; return the share of the hot ones that took no read of the disk."""
+    """Read hot pages, and a cold one for each nine.
+
+    Return the share of the hot ones that took no read of the disk.
+    """
     warm, cold = halves(pages)
     reads = 0
     for _ in range(loads // 900):
@@ -146,7 +158,9 @@ def hot(place: Path) -> tuple[dict[str, Any], list[Figure]]:
     """Measure which share of hot pages' loads memory serves."""
     found: dict[str, Any] = {}
     for name, on in (("with writeback", "true"), ("without", "false")):
-        with serving(DATA_MIB, place / "store", backing__writeback=on, backing__promote=on) as daemon:
+        with serving(
+            DATA_MIB, place / "store", backing__writeback=on, backing__promote=on
+        ) as daemon:
             pages = Pages(daemon.file, DATA_MIB)
             fill(pages)
             rng, loads = random.Random(2), WARM * pages.count // 5
@@ -154,12 +168,23 @@ def hot(place: Path) -> tuple[dict[str, Any], list[Figure]]:
             found[name] = _from_memory(daemon, pages, loads, rng)
             pages.close()
         progress(f"hot: {name} {found[name]:.3f} of {loads} loads from memory")
-    inverted = Figure("hot pages' loads from memory without writeback (the inversion)", found["without"], 0.9, at_least=False)
-    return found, [Figure("hot pages' loads from memory", found["with writeback"], 0.95, at_least=True), inverted]
+    inverted = Figure(
+        "hot pages' loads from memory without writeback (the inversion)",
+        found["without"],
+        0.9,
+        at_least=False,
+    )
+    return found, [
+        Figure("hot pages' loads from memory", found["with writeback"], 0.95, at_least=True),
+        inverted,
+    ]
 
 
 def _pattern(pages: Pages) -> float:
-    """Write all pages, hot ones being read meanwhile, then read nine hot pages for a cold one; return the seconds."""
+    """Write all pages, hot ones being read meanwhile, then read nine hot pages for a cold one.
+
+    Return the seconds.
+    """
     rng = random.Random(3)
     begin = time.perf_counter()
     kinds = halves(pages)
@@ -181,7 +206,11 @@ def slow(_place: Path) -> tuple[dict[str, Any], list[Figure]]:
             device = Path(disk.attach((SLOW_MIB + 1) * MIB))
             with contextlib.ExitStack() as stack:
                 behind = name == "zswapd"
-                path = stack.enter_context(serving(SLOW_MIB, device, backing__force="true")).file if behind else device
+                path = (
+                    stack.enter_context(serving(SLOW_MIB, device, backing__force="true")).file
+                    if behind
+                    else device
+                )
                 pages = Pages(path, SLOW_MIB, direct=not behind)
                 found[name] = _pattern(pages)
                 pages.close()
@@ -189,16 +218,38 @@ def slow(_place: Path) -> tuple[dict[str, Any], list[Figure]]:
             disk.stop()
         progress(f"slow: {name} {found[name]:.1f} s")
     ratio = found["plain"] / found["zswapd"]
-    return found, [Figure("disk of 100 reads a second: plain ÷ behind the pool, run time", ratio, 5.0, at_least=True)]
+    return found, [
+        Figure(
+            "disk of 100 reads a second: plain ÷ behind the pool, run time",
+            ratio,
+            5.0,
+            at_least=True,
+        )
+    ]
 
 
 def _fio(path: str, mib: int, reads: int) -> float:
     """Return the seconds that writing noise and reading some pages of it again takes."""
-    common = ["--direct=1", "--ioengine=libaio", "--output-format=json", "--refill_buffers", f"--size={mib}M"]
+    common = [
+        "--direct=1",
+        "--ioengine=libaio",
+        "--output-format=json",
+        "--refill_buffers",
+        f"--size={mib}M",
+    ]
     seconds = 0.0
     for kind, job in (
         ("write", ["--rw=write", "--bs=128k", "--iodepth=16"]),
-        ("read", ["--rw=randread", "--bs=4k", "--iodepth=8", f"--io_size={reads * PAGE}", "--randseed=7"]),
+        (
+            "read",
+            [
+                "--rw=randread",
+                "--bs=4k",
+                "--iodepth=8",
+                f"--io_size={reads * PAGE}",
+                "--randseed=7",
+            ],
+        ),
     ):
         out = system.run("fio", "--name=noise", f"--filename={path}", *common, *job, limit=200)
         (report,) = json.loads(out[out.index("{") :])["jobs"]
@@ -234,17 +285,34 @@ def noise(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]
             finally:
                 disk.stop()
                 (place / "plain").unlink(missing_ok=True)
-            progress(f"noise: {where}, round {turn + 1}: plain {plain[-1]:.2f} s, zswapd {ours[-1]:.2f} s")
+            progress(
+                f"noise: {where}, round {turn + 1}: plain {plain[-1]:.2f} s, zswapd"
+                f" {ours[-1]:.2f} s"
+            )
         found |= {f"{where}, plain": plain, f"{where}, zswapd": ours}
         ratio = median(one / other for one, other in zip(ours, plain, strict=True))
-        figures.append(Figure(f"data that does not compress, {where}: zswapd ÷ plain, run time", ratio, 1.15, at_least=False))
+        figures.append(
+            Figure(
+                f"data that does not compress, {where}: zswapd ÷ plain, run time",
+                ratio,
+                1.15,
+                at_least=False,
+            )
+        )
     return found, figures
 
 
 def _swapping() -> dict[str, float]:
-    """Return the seconds of each phase of a process whose pages do not compress, all of them verified."""
+    """Return the seconds of each phase of a process whose pages do not compress.
+
+    All of them verified.
+    """
     options = WorkloadOptions(
-        SWAPPED_MIB, ("fill", "seq", "random"), faults=SWAPPED_FAULTS, warm_mib=SWAPPED_IN_MIB * 9 // 10, poor=True
+        SWAPPED_MIB,
+        ("fill", "seq", "random"),
+        faults=SWAPPED_FAULTS,
+        warm_mib=SWAPPED_IN_MIB * 9 // 10,
+        poor=True,
     )
     with (
         MemoryCgroup("bench-disk", SWAPPED_IN_MIB * MIB) as cgroup,
@@ -269,12 +337,17 @@ def _swapping_behind(store: Path, **settings: str) -> dict[str, float]:
 
 
 def swapped(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figure]]:
-    """Measure what such data costs a process that swaps: written through, as by default, and kept until the pool is full."""
+    """Measure what such data costs a process that swaps.
+
+    Written through, as by default, and kept until the pool is full.
+    """
     kinds: dict[str, Callable[[], dict[str, float]]] = {
         "plain": lambda: _swapping_on_file(SwapFile()),
         "a loop device alone": lambda: _swapping_on_file(LoopFile()),
         "written through": lambda: _swapping_behind(place / "store"),
-        "kept up to pool.limit": lambda: _swapping_behind(place / "store", pool__incompressible="store"),
+        "kept up to pool.limit": lambda: _swapping_behind(
+            place / "store", pool__incompressible="store"
+        ),
     }
     found: dict[str, list[float]] = {}
     for turn in range(rounds):
@@ -285,14 +358,22 @@ def swapped(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figur
                 found.setdefault(f"{name}, {phase}", []).append(seconds)
             (place / "store").unlink(missing_ok=True)
             progress(
-                f"swapped: round {turn + 1}, {name}: " + ", ".join(f"{each} {took:.2f} s" for each, took in phases.items())
+                f"swapped: round {turn + 1}, {name}: "
+                + ", ".join(f"{each} {took:.2f} s" for each, took in phases.items())
             )
     for name in kinds:
         if name != "plain":
-            found[f"{name} ÷ plain"] = [ours / plain for ours, plain in zip(found[name], found["plain"], strict=True)]
+            found[f"{name} ÷ plain"] = [
+                ours / plain for ours, plain in zip(found[name], found["plain"], strict=True)
+            ]
     ratio = median(found["written through ÷ plain"])
     return found, [
-        Figure("real swap of data that does not compress: zswapd ÷ swap file, run time", ratio, 1.15, at_least=False)
+        Figure(
+            "real swap of data that does not compress: zswapd ÷ swap file, run time",
+            ratio,
+            1.15,
+            at_least=False,
+        )
     ]
 
 
@@ -315,9 +396,16 @@ def cipher(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figure
             limits = {"pool__limit": f"{CIPHER_MIB}M", "backing__force": "true"}
             with serving(CIPHER_MIB, place / "store", backing__encrypt=encrypt, **limits) as daemon:
                 found[name].append(max(_writeback_rate(daemon) for _ in range(WRITEBACKS)))
-        progress(f"cipher: round {turn + 1}: " + ", ".join(f"{name} {rates[-1]:.0f} MiB/s" for name, rates in found.items()))
-    ratio = median(ours / theirs for ours, theirs in zip(found["encrypted"], found["plain"], strict=True))
-    return dict(found), [Figure("writeback, encrypted ÷ not, throughput", ratio, 0.9, at_least=True)]
+        progress(
+            f"cipher: round {turn + 1}: "
+            + ", ".join(f"{name} {rates[-1]:.0f} MiB/s" for name, rates in found.items())
+        )
+    ratio = median(
+        ours / theirs for ours, theirs in zip(found["encrypted"], found["plain"], strict=True)
+    )
+    return dict(found), [
+        Figure("writeback, encrypted ÷ not, throughput", ratio, 0.9, at_least=True)
+    ]
 
 
 PARTS = {"hot": hot, "slow": slow, "noise": noise, "swapped": swapped, "cipher": cipher}
@@ -325,13 +413,25 @@ PARTS = {"hot": hot, "slow": slow, "noise": noise, "swapped": swapped, "cipher":
 
 def main(argv: Sequence[str]) -> int:
     """Measure; print a table and the figures; return 1 if one does not hold."""
-    parser = argparse.ArgumentParser(prog="scripts/bench disk", description="What the disk behind the pool is worth and costs.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench disk", description="What the disk behind the pool is worth and costs."
+    )
     known = arguments.names(lambda: list(PARTS), "part")
-    parser.add_argument("--parts", type=known, default=list(PARTS), metavar="LIST", help=f"of {', '.join(PARTS)} (default all)")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
+    parser.add_argument(
+        "--parts",
+        type=known,
+        default=list(PARTS),
+        metavar="LIST",
+        help=f"of {', '.join(PARTS)} (default all)",
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
     args = parser.parse_args(argv)
     if absent := system.missing_programs(["nbdkit", "nbdfuse", "fio"]):
-        raise HarnessError(f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin fio")
+        raise HarnessError(
+            f"not installed: {', '.join(absent)}", hint="apt-get install nbdkit libnbd-bin fio"
+        )
     figures: list[Figure] = []
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="zbench-disk-", dir=PLACE) as place:
@@ -346,6 +446,10 @@ def main(argv: Sequence[str]) -> int:
     print(aligned(rows))
     print("\n".join(figure.line() for figure in figures))
     if args.json:
-        document = {"machine": machine(), "measured": measured, "figures": [asdict(figure) for figure in figures]}
+        document = {
+            "machine": machine(),
+            "measured": measured,
+            "figures": [asdict(figure) for figure in figures],
+        }
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0 if all(figure.holds for figure in figures) else 1

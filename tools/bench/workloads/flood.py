@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A user of the machine who wants the metrics all the time, in the ways that cost the daemon most.
 
-`python -m tools.bench.workloads.flood KIND PORT SECONDS` prints "begins", attacks, and prints how often it
-has connected. Root becomes the user nobody for it, once all modules are loaded, which that user may
-not be able to read.
+`python -m tools.bench.workloads.flood KIND PORT SECONDS` prints "begins", attacks, and prints how
+often it has connected. Root becomes the user nobody for it, once all modules are loaded, which that
+user may not be able to read.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/bench profile`: where the worker's processor time goes while the raw workload swaps out, and in.
+"""The program behind `scripts/bench profile`.
+
+Where the worker's processor time goes while the raw workload swaps out, and in.
 
     scripts/bench profile                        this checkout's zswapd
     scripts/bench profile --tree before=DIR      another checkout's first, in turn with this one's ("after")
     scripts/bench profile --json FILE
 
-`perf record` (Debian's linux-perf) samples the worker a thousand times a second by its processor clock, which virtual machines
-have, too: once during the fill and once during the reads in order. Samples are added up by where they were: the kernel, LZ4,
-the compiled page path, Python's interpreter, and so on; with the busiest functions of all. A share times the worker's
-processor time a page is what a page costs there.
+`perf record` (Debian's linux-perf) samples the worker a thousand times a second by its processor
+clock, which virtual machines have, too: once during the fill and once during the reads in order.
+Samples are added up by where they were: the kernel, LZ4, the compiled page path, Python's
+interpreter, and so on; with the busiest functions of all. A share times the worker's processor time
+a page is what a page costs there.
 
 Another checkout has to have its environment (scripts/test makes one). It runs under this harness.
 """
@@ -56,7 +59,17 @@ PARTS = (
     ("libc", r"\|libc[.-]|\|ld-linux|\|\[vdso"),
 )
 """What a sample counts for, by "symbol|name of the object it lay in": the first that fits."""
-ORDER = ("LZ4", "checksum", "page path in C", "compiled page path", "interpreter", "libc", "hook", "kernel", "other")
+ORDER = (
+    "LZ4",
+    "checksum",
+    "page path in C",
+    "compiled page path",
+    "interpreter",
+    "libc",
+    "hook",
+    "kernel",
+    "other",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,10 @@ def part_of(symbol: str, thing: str) -> str:
 
 
 def parse(report: str) -> tuple[dict[str, float], tuple[tuple[str, str, float], ...]]:
-    """Read what `perf report` printed, percent|object|symbol; return the parts' shares, and the busiest functions."""
+    """Read what `perf report` printed, percent|object|symbol.
+
+    Return the parts' shares, and the busiest functions.
+    """
     shares = dict.fromkeys(ORDER, 0.0)
     functions = []
     for line in report.splitlines():
@@ -111,10 +127,26 @@ def recording(pid: int, into: Path) -> Iterator[None]:
         HarnessError: perf cannot.
     """
     asking, answering = os.pipe(), os.pipe()
-    command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY), "-p", str(pid), "-o", str(into)]
+    command = [
+        "perf",
+        "record",
+        "-q",
+        "-e",
+        "cpu-clock",
+        "-F",
+        str(FREQUENCY),
+        "-p",
+        str(pid),
+        "-o",
+        str(into),
+    ]
     command += ["--delay=-1", f"--control=fd:{asking[0]},{answering[1]}"]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=(asking[0], answering[1])
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=(asking[0], answering[1]),
     ) as perf:
         for theirs in (asking[0], answering[1]):
             os.close(theirs)
@@ -163,7 +195,10 @@ def measure(label: str, tree: Path | None, data_mib: int, memory_mib: int) -> li
     ):
         daemon.swapon()
         worker = daemon.worker_pid()
-        with MemoryCgroup("bench-profile", memory_mib * MIB) as cgroup, contextlib.ExitStack() as stack:
+        with (
+            MemoryCgroup("bench-profile", memory_mib * MIB) as cgroup,
+            contextlib.ExitStack() as stack,
+        ):
             workload = Workload(options, cgroup.path)
             phases = workload.phases()
             for name in plan:
@@ -185,27 +220,46 @@ def _profile(label: str, phase: Phase, cpu: float, report: str, samples: int) ->
     pages = phase.pages_in + phase.pages_out
     shares, busiest = parse(report)
     rate = pages * 4096 / MIB / phase.seconds
-    return Profile(label, PHASES[phase.name], rate, cpu / pages * 1e6 if pages else 0.0, shares, busiest, samples)
+    return Profile(
+        label,
+        PHASES[phase.name],
+        rate,
+        cpu / pages * 1e6 if pages else 0.0,
+        shares,
+        busiest,
+        samples,
+    )
 
 
 def combined(found: Sequence[Profile]) -> list[Profile]:
-    """Return a profile of each label and phase from those of all rounds: medians; the busiest functions of the last one."""
+    """Return a profile of each label and phase from those of all rounds: medians.
+
+    The busiest functions of the last one.
+    """
     result = []
     for label, phase in dict.fromkeys((one.label, one.phase) for one in found):
         own = [one for one in found if (one.label, one.phase) == (label, phase)]
         shares = {part: median(one.shares[part] for one in own) for part in ORDER}
         rate, cpu = median(one.rate for one in own), median(one.cpu_us for one in own)
-        result.append(Profile(label, phase, rate, cpu, shares, own[-1].busiest, sum(one.samples for one in own)))
+        result.append(
+            Profile(
+                label, phase, rate, cpu, shares, own[-1].busiest, sum(one.samples for one in own)
+            )
+        )
     return result
 
 
-def run(trees: Sequence[tuple[str, Path | None]], rounds: int, data_mib: int, memory_mib: int) -> list[Profile]:
+def run(
+    trees: Sequence[tuple[str, Path | None]], rounds: int, data_mib: int, memory_mib: int
+) -> list[Profile]:
     """Measure all programs in turn."""
     found = []
     for number in range(rounds):
         for label, tree in trees if number % 2 == 0 else reversed(trees):
             each = measure(label, tree, data_mib, memory_mib)
-            shown = "; ".join(f"{one.phase} {one.rate:.0f} MiB/s, {one.cpu_us:.2f} µs a page" for one in each)
+            shown = "; ".join(
+                f"{one.phase} {one.rate:.0f} MiB/s, {one.cpu_us:.2f} µs a page" for one in each
+            )
             progress(f"round {number + 1}/{rounds} {label}: {shown}")
             found += each
     return combined(found)
@@ -219,36 +273,69 @@ def table(found: Sequence[Profile]) -> str:
         rows.append([one.phase, one.label, f"{one.rate:.0f}", f"{one.cpu_us:.2f}", *parts])
     lines = [aligned(rows), ""]
     for one in found:
-        busiest = ", ".join(f"{name} ({thing}) {percent:.1f} %" for name, thing, percent in one.busiest)
+        busiest = ", ".join(
+            f"{name} ({thing}) {percent:.1f} %" for name, thing, percent in one.busiest
+        )
         lines.append(f"{one.phase}, {one.label}: {busiest}")
     return "\n".join(lines)
 
 
 def as_json(found: Sequence[Profile]) -> dict[str, Any]:
     """Return all there is to know, for a file."""
-    return {"workload": "profile", "machine": machine(), "profiles": [asdict(one) for one in found], "figures": []}
+    return {
+        "workload": "profile",
+        "machine": machine(),
+        "profiles": [asdict(one) for one in found],
+        "figures": [],
+    }
 
 
 def missing() -> str:
     """Return why nothing can be profiled here, or an empty string."""
-    return "" if not system.missing_programs(["perf"]) else "perf is not installed (apt-get install linux-perf)"
+    return (
+        ""
+        if not system.missing_programs(["perf"])
+        else "perf is not installed (apt-get install linux-perf)"
+    )
 
 
 def tree(text: str) -> tuple[str, Path]:
     """Return label and checkout from LABEL=DIR, for argparse."""
     label, _, path = text.partition("=")
     if not label or not path or not (Path(path) / ".venv/bin/zswapd").exists():
-        raise argparse.ArgumentTypeError(f"{text}: LABEL=DIR, a checkout with its environment (scripts/test makes one)")
+        raise argparse.ArgumentTypeError(
+            f"{text}: LABEL=DIR, a checkout with its environment (scripts/test makes one)"
+        )
     return label, Path(path).absolute()
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench profile", description="Shows where the worker's processor time goes.")
-    parser.add_argument("--tree", type=tree, action="append", default=[], metavar="LABEL=DIR", help="another checkout, too")
-    parser.add_argument("--rounds", type=int, choices=range(1, 21), default=3, metavar="N", help="of each (default 3)")
-    parser.add_argument("--quick", action="store_true", help="96 MiB through 32, one round: a trial, no measurement")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench profile", description="Shows where the worker's processor time goes."
+    )
+    parser.add_argument(
+        "--tree",
+        type=tree,
+        action="append",
+        default=[],
+        metavar="LABEL=DIR",
+        help="another checkout, too",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        choices=range(1, 21),
+        default=3,
+        metavar="N",
+        help="of each (default 3)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="96 MiB through 32, one round: a trial, no measurement"
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
     args = parser.parse_args(argv)
     if reason := missing():
         raise HarnessError(reason)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The raw workload (workload.c) over all contenders: what a page costs on its way out and in, and in how much memory it lies.
+"""The raw workload (workload.c) over all contenders.
+
+What a page costs on its way out and in, and in how much memory it lies.
 
     scripts/bench raw                     the table, from three rounds of 1 GiB through 256 MiB
     scripts/bench raw --quick             a quarter of the data, one round
     scripts/bench raw --check --json FILE   also exit non-zero when a figure does not hold
     scripts/bench files                   the same, on one, two and four swap files
 
-Limits: figures from a box that does other things meanwhile are worth little, and ratios from one round not
-much more.
+Limits: figures from a box that does other things meanwhile are worth little, and ratios from one
+round not much more.
 """
 
 from __future__ import annotations
@@ -36,29 +38,70 @@ FILES = ("zswapd", "zswapd-2", "zswapd-4")
 
 def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argparse.Namespace:
     """Return the options of the raw workload."""
-    parser = argparse.ArgumentParser(prog="scripts/bench raw", description="Compares zswapd with its rivals as a swap device.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench raw", description="Compares zswapd with its rivals as a swap device."
+    )
     names = ",".join(contenders)
     known = arguments.names(lambda: list(REGISTRY), "contender")
-    parser.add_argument("--contenders", type=known, default=contenders, metavar="LIST", help=f"who runs (default {names})")
-    parser.add_argument("--once", type=known, default=[], metavar="LIST", help="who of them runs in the first round only")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each one runs (default 3)")
-    parser.add_argument("--data-mib", type=int, default=1024, help="data of the workload (default 1024)")
-    parser.add_argument("--memory-mib", type=int, default=256, help="its memory cgroup (default 256)")
-    parser.add_argument("--device-mib", type=int, default=2560, help="swap device, the same for all (default 2560)")
-    parser.add_argument("--faults", type=int, default=0, help="random faults to time (default a quarter of the pages)")
-    parser.add_argument("--cpu", type=int, help="processor that the workload stays on (default: any)")
     parser.add_argument(
-        "--page-cluster", type=int, choices=range(11), metavar="N", help="vm.page-cluster for the run only (default: as it is)"
+        "--contenders",
+        type=known,
+        default=contenders,
+        metavar="LIST",
+        help=f"who runs (default {names})",
     )
-    parser.add_argument("--quick", action="store_true", help="256 MiB through 64 MiB, one round: a trial, no measurement")
-    parser.add_argument("--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    parser.add_argument(
+        "--once",
+        type=known,
+        default=[],
+        metavar="LIST",
+        help="who of them runs in the first round only",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each one runs (default 3)")
+    parser.add_argument(
+        "--data-mib", type=int, default=1024, help="data of the workload (default 1024)"
+    )
+    parser.add_argument(
+        "--memory-mib", type=int, default=256, help="its memory cgroup (default 256)"
+    )
+    parser.add_argument(
+        "--device-mib", type=int, default=2560, help="swap device, the same for all (default 2560)"
+    )
+    parser.add_argument(
+        "--faults",
+        type=int,
+        default=0,
+        help="random faults to time (default a quarter of the pages)",
+    )
+    parser.add_argument(
+        "--cpu", type=int, help="processor that the workload stays on (default: any)"
+    )
+    parser.add_argument(
+        "--page-cluster",
+        type=int,
+        choices=range(11),
+        metavar="N",
+        help="vm.page-cluster for the run only (default: as it is)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="256 MiB through 64 MiB, one round: a trial, no measurement",
+    )
+    parser.add_argument(
+        "--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE"
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
+    )
     args = parser.parse_args(argv)
     if min(args.rounds, args.data_mib, args.memory_mib) < 1 or args.device_mib < 2 * args.data_mib:
         parser.error(
-            "rounds and sizes are at least 1, and --device-mib at least twice --data-mib: below that the "
-            "kernel frees swap slots early, which is another experiment"
+            "rounds and sizes are at least 1, and --device-mib at least twice --data-mib: below"
+            " that the kernel frees swap slots early, which is another experiment"
         )
     if args.quick:
         args.rounds, args.data_mib, args.memory_mib = 1, 256, 64
@@ -85,7 +128,10 @@ def measure(args: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:
     plan = Plan(args.data_mib, args.memory_mib, args.device_mib, args.rounds, args.faults, args.cpu)
     names, skipped = usable(args.contenders)
     with page_cluster_set(args.page_cluster) as cluster:
-        progress(f"{plan.data_mib} MiB through {plan.memory_mib} MiB, vm.page-cluster {cluster}, {plan.rounds} round(s)")
+        progress(
+            f"{plan.data_mib} MiB through {plan.memory_mib} MiB, vm.page-cluster {cluster},"
+            f" {plan.rounds} round(s)"
+        )
         runs = run_all(names, plan, progress, args.once)
         return runs, report.as_json(runs, plan, skipped)
 
@@ -104,15 +150,25 @@ def main(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> int:
         plot(document["medians"], args.plot)
     if args.check:
         return 0 if all(figure.holds for figure in held) else 1
-    # A rival that the kernel killed costs its row of the table; zswapd's failure, and anybody's wrong page, are errors.
-    return 1 if any(run.wrong_pages or (run.error and run.contender == report.SUBJECT) for run in runs) else 0
+    # A rival that the kernel killed costs its row of the table; zswapd's failure, and anybody's
+    # wrong page, are errors.
+    return (
+        1
+        if any(run.wrong_pages or (run.error and run.contender == report.SUBJECT) for run in runs)
+        else 0
+    )
 
 
 def plot(medians: Mapping[str, Mapping[str, float]], path: Path, source: str = "") -> None:
     """Draw the medians by contender and figure: throughput, faults, and memory at its peak."""
     found = {name: values for name, values in medians.items() if values}
     panels = [
-        _panel("throughput", "MiB/s", {"out": "out", "seq": "in,\nsequential", "mixed": "mixed", "off": "swapoff"}, found),
+        _panel(
+            "throughput",
+            "MiB/s",
+            {"out": "out", "seq": "in,\nsequential", "mixed": "mixed", "off": "swapoff"},
+            found,
+        ),
         _panel("random faults", "µs", {"random": "mean", "p50": "p50", "p99": "p99"}, found),
         _panel("mixed, faults", "µs", {"mixed_p50": "p50", "mixed_p99": "p99"}, found),
         _panel("memory", "MiB", {"memory": "after fill", "peak": "peak"}, found),
@@ -120,6 +176,8 @@ def plot(medians: Mapping[str, Mapping[str, float]], path: Path, source: str = "
     bars(panels, path, source)
 
 
-def _panel(title: str, unit: str, keys: dict[str, str], found: Mapping[str, Mapping[str, float]]) -> Panel:
+def _panel(
+    title: str, unit: str, keys: dict[str, str], found: Mapping[str, Mapping[str, float]]
+) -> Panel:
     heights = {name: [values.get(key) for key in keys] for name, values in found.items()}
     return Panel(title, unit, list(keys.values()), heights)

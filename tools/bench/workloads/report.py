@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The raw workload: from runs to medians, ratios, the table, the JSON and the figures that have to hold.
+"""The raw workload: from runs to medians, ratios, the table.
 
-Ratios are computed pair by pair within a round and their median is shown: on a shared machine a round may be
-slow as a whole, and the quotient of two medians would mix rounds.
+The JSON and the figures that have to hold.
+
+Ratios are computed pair by pair within a round and their median is shown: on a shared machine a
+round may be slow as a whole, and the quotient of two medians would mix rounds.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def medians(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     for name in dict.fromkeys(run.contender for run in runs):
         each = [run.figures() for run in runs if run.contender == name and not run.error]
         keys = set.intersection(*(set(figures) for figures in each)) if each else set()
-        result[name] = {key: median(figures[key] for figures in each) for key in FIGURES if key in keys}
+        result[name] = {
+            key: median(figures[key] for figures in each) for key in FIGURES if key in keys
+        }
     return result
 
 
@@ -51,7 +55,9 @@ def ratios(runs: Sequence[Run], rival: str) -> dict[str, list[float]]:
     """Return figure → subject ÷ rival, one value for each round in which both ran without error."""
     found: dict[str, list[float]] = {}
     for number in sorted({run.round for run in runs}):
-        pair = {run.contender: run.figures() for run in runs if run.round == number and not run.error}
+        pair = {
+            run.contender: run.figures() for run in runs if run.round == number and not run.error
+        }
         if SUBJECT not in pair or rival not in pair:
             continue
         for key in FIGURES:
@@ -76,8 +82,18 @@ def figures_to_hold(runs: Sequence[Run]) -> list[Figure]:
         Figure("memory at its peak, zswapd ÷ zram", zram.get("peak"), 1.05, at_least=False),
         Figure("swap-out throughput, zswapd ÷ nbdkit", nbdkit.get("out"), 3.0, at_least=True),
         Figure("sequential swap-in, zswapd ÷ nbdkit", nbdkit.get("seq"), 3.0, at_least=True),
-        Figure("random faults, nbdkit ÷ zswapd (time)", 1 / faults if faults else None, 3.0, at_least=True),
-        Figure("pool ÷ stored objects after the fill", max(density) if density else None, 1.10, at_least=False),
+        Figure(
+            "random faults, nbdkit ÷ zswapd (time)",
+            1 / faults if faults else None,
+            3.0,
+            at_least=True,
+        ),
+        Figure(
+            "pool ÷ stored objects after the fill",
+            max(density) if density else None,
+            1.10,
+            at_least=False,
+        ),
         Figure("share of zswapd's runs with every byte verified", verified, 1.0, at_least=True),
         Figure("pages that differed, over all contenders", float(wrong), 0.0, at_least=False),
     ]
@@ -106,7 +122,10 @@ def as_json(runs: Sequence[Run], plan: Plan, skipped: Mapping[str, str]) -> dict
         "machine": machine(),
         "plan": dataclasses.asdict(plan),
         "skipped": dict(skipped),
-        "runs": [{**dataclasses.asdict(run), "figures": run.figures(), "verified": run.verified} for run in runs],
+        "runs": [
+            {**dataclasses.asdict(run), "figures": run.figures(), "verified": run.verified}
+            for run in runs
+        ],
         "medians": medians(runs),
         "ratios": {rival: ratios(runs, rival) for rival in rivals},
         "figures": told(figures_to_hold(runs)),

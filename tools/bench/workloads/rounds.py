@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who runs when, and what one run yields.
 
-Each contender is alone on the box: its device is put on, the workload runs through all its phases, the
-device is taken off. Within a round every contender runs once, and the order turns by one from round to
-round, so that slow drift of the machine (a noisy neighbour, a warm cache) hits all of them alike. Ratios are
-taken within a round only.
+Each contender is alone on the box: its device is put on, the workload runs through all its phases,
+the device is taken off. Within a round every contender runs once, and the order turns by one from
+round to round, so that slow drift of the machine (a noisy neighbour, a warm cache) hits all of them
+alike. Ratios are taken within a round only.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from tools.bench.harness.workload import KILLED, Phase, Workload, WorkloadOption
 from tools.bench.workloads.report import SUBJECT
 
 PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "verify")
-"""Between the last two everything is swapped off, so what is verified last has come back that way."""
+"""Between the last two everything is swapped off, so what is verified last has come back that way.
+"""
 
 SWAPOFF_LIMIT_S = 280.0
 TRIES = 4
-"""How often a rival may run in a round. With zram the kernel kills the workload now and then, though there is room
-(docs/benchmarks.md), and a round without it has no ratio; how often that was is told. What is measured has one try."""
+"""How often a rival may run in a round.
+
+With zram the kernel kills the workload now and then, though there is room (docs/benchmarks.md), and
+a round without it has no ratio; how often that was is told. What is measured has one try.
+"""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -57,8 +61,8 @@ class Plan:
     def workload(self) -> WorkloadOptions:
         """Return what the workload shall do.
 
-        A tenth of the cgroup is left out of what the fill writes before its clock starts: for page tables
-        and the program.
+        A tenth of the cgroup is left out of what the fill writes before its clock starts: for page
+        tables and the program.
         """
         return WorkloadOptions(
             self.data_mib,
@@ -78,11 +82,12 @@ class Run:
         contender: its name.
         round: from 0.
         phases: what the workload reported, in order.
-        memory: what the contender took when all data was on swap (after the settling that follows the fill).
+        memory: what the contender took when all data was on swap (after the settling that follows
+            the fill).
         memory_peak: the most of the readings between phases, bytes.
         error: why it ended early; empty when it ran to its end with every byte verified.
-        swapoff: MiB that were on swap when it was swapped off with the data still in use, and the seconds that took;
-            zeros if it did not come to that.
+        swapoff: MiB that were on swap when it was swapped off with the data still in use, and the
+            seconds that took; zeros if it did not come to that.
         kills: runs before this one, in the same round, whose workload was killed.
     """
 
@@ -112,9 +117,9 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Return the figures by name; one whose phase is missing is left out.
 
-        out, seq and off (swapoff) are MiB/s of pages that went through the swap device while the phase ran, mixed is that of
-        both directions together; random, p50, p99 and p999 are µs a fault, and mixed_p50 and so on those of the
-        mixed phase; memory and peak are MiB.
+        out, seq and off (swapoff) are MiB/s of pages that went through the swap device while the
+        phase ran, mixed is that of both directions together; random, p50, p99 and p999 are µs a
+        fault, and mixed_p50 and so on those of the mixed phase; memory and peak are MiB.
         """
         found: dict[str, float] = {}
         if fill := self._phase("fill"):
@@ -125,7 +130,9 @@ class Run:
             found["random"] = random.more["us_mean"]
             found |= {name: random.more[f"us_{name}"] for name in ("p50", "p99", "p999")}
         if (mixed := self._phase("mixed")) and "us_mean" in mixed.more:
-            found["mixed"] = (mixed.pages_in + mixed.pages_out) * mmap.PAGESIZE / MIB / mixed.seconds
+            found["mixed"] = (
+                (mixed.pages_in + mixed.pages_out) * mmap.PAGESIZE / MIB / mixed.seconds
+            )
             found |= {f"mixed_{name}": mixed.more[f"us_{name}"] for name in ("p50", "p99", "p999")}
         if self.swapoff[1]:
             found["off"] = self.swapoff[0] / self.swapoff[1]
@@ -151,12 +158,14 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
             ):
                 for phase in workload.phases():
                     phases.append(phase)
-                    # Between phases: a reading takes processor time, and moves the workload (docs/benchmarks.md).
+                    # Between phases: a reading takes processor time, and moves the workload
+                    # (docs/benchmarks.md).
                     peak = max(peak, contender.memory_now())
                     if phase.name == "settle" and after_fill is None:
                         after_fill = contender.memory_used()
                     elif phase.name == "settle":
-                        # All of it fits from here on, and what the kernel charges before it frees a slot.
+                        # All of it fits from here on, and what the kernel charges before it frees a
+                        # slot.
                         cgroup.set_limit(2 * plan.data_mib * MIB)
                         swapoff = swap_everything_off(contender)
         finally:
@@ -164,7 +173,9 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
     except HarnessError as exc:
         error = str(exc)
     memory = after_fill or MemoryUse(0)
-    return Run(contender.name, number, tuple(phases), memory, max(peak, memory.total), error, swapoff)
+    return Run(
+        contender.name, number, tuple(phases), memory, max(peak, memory.total), error, swapoff
+    )
 
 
 def swap_everything_off(contender: Contender) -> tuple[float, float]:
@@ -186,12 +197,15 @@ def check_room(plan: Plan) -> None:
     needed = (plan.data_mib + 512) * MIB
     if memory_available() < needed:
         raise HarnessError(
-            f"{plan.data_mib} MiB of data need {needed // MIB} MiB of memory, {memory_available() // MIB} are available",
+            f"{plan.data_mib} MiB of data need {needed // MIB} MiB of memory,"
+            f" {memory_available() // MIB} are available",
             hint="fewer --data-mib, or --quick",
         )
 
 
-def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None], once: Collection[str] = ()) -> list[Run]:
+def run_all(
+    names: Sequence[str], plan: Plan, say: Callable[[str], None], once: Collection[str] = ()
+) -> list[Run]:
     """Run all rounds and return all runs, those that failed included.
 
     Args:
@@ -205,12 +219,17 @@ def run_all(names: Sequence[str], plan: Plan, say: Callable[[str], None], once: 
     for number in range(plan.rounds):
         there = [name for name in names if not number or name not in once]
         turn = number % len(there) if there else 0
-        runs += [_run_until_it_lives(name, number, plan, say) for name in [*there[turn:], *there[:turn]]]
+        runs += [
+            _run_until_it_lives(name, number, plan, say) for name in [*there[turn:], *there[:turn]]
+        ]
     return runs
 
 
 def _run_until_it_lives(name: str, number: int, plan: Plan, say: Callable[[str], None]) -> Run:
-    """Run a contender, a rival again if the kernel has killed its workload for want of memory; return the last run."""
+    """Run a contender, a rival again if the kernel has killed its workload for want of memory.
+
+    Return the last run.
+    """
     kills = 0
     while True:
         run = replace(run_once(REGISTRY[name](), number, plan), kills=kills)

@@ -5,21 +5,22 @@
     scripts/bench scale --contents real      the raw workload's pages, up to 2^20: 2 GiB of memory
     scripts/bench scale --plot FILE.svg --json FILE
 
-Below FUSE and without root: the synchronous core in this process, driven as the FUSE edge drives it (requests of 128 KiB
-written, single pages and requests of 32 KiB read). Each number of pages has a process of its own, and is stored by a device
-of that size. In order:
+Below FUSE and without root: the synchronous core in this process, driven as the FUSE edge drives it
+(requests of 128 KiB written, single pages and requests of 32 KiB read). Each number of pages has a
+process of its own, and is stored by a device of that size. In order:
 
 - store: all pages, in order, then a quarter of them anew at random places (overwrite);
 - load: in order by eight, then single pages at random; compared with what was stored;
 - takeover: a second core from the arena of the first, as after a worker's death;
 - discard: all of the device in one request.
 
-Small pages are same-filled, each with a word of its own: the codec has no part in them, so what is left is what could grow
-with their number: index, allocator, memory. 2^24 of them are 64 GiB of swap in half a gibibyte.
+Small pages are same-filled, each with a word of its own: the codec has no part in them, so what is
+left is what could grow with their number: index, allocator, memory. 2^24 of them are 64 GiB of swap
+in half a gibibyte.
 
-Times are of the processor, a page; the reserve is refilled between requests and not counted, since in the daemon another
-thread does. Limits: the last level caches of the machine are part of the figures; a page at random is one miss of them more
-where there are many.
+Times are of the processor, a page; the reserve is refilled between requests and not counted, since
+in the daemon another thread does. Limits: the last level caches of the machine are part of the
+figures; a page at random is one miss of them more where there are many.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Measurement:
         takeover_us: a page, of the whole takeover; takeover_s: all of it.
         discard_us: a page, of one discard of the whole device; discard_s: all of it.
         index_bytes: a page, of index nodes, populated ones that wait for use included.
-        heap_bytes: a page, by which the process grew but for the arena: index, bitmap, Python objects, page tables.
+        heap_bytes: a page, by which the process grew but for the arena: index, bitmap, Python
+            objects, page tables.
         arena_bytes: a page, of the arena, frame table and reserve included.
     """
 
@@ -107,7 +109,9 @@ class _Clock:
 
 
 def _small(number: int, generation: int) -> bytes:
-    return WORD.pack((number << 8 | generation) * 0x9E3779B97F4A7C15 & (1 << 64) - 1 | 1) * (PAGE // 8)
+    return WORD.pack((number << 8 | generation) * 0x9E3779B97F4A7C15 & (1 << 64) - 1 | 1) * (
+        PAGE // 8
+    )
 
 
 def _real(bank: bytes) -> Callable[[int, int], bytes]:
@@ -121,7 +125,12 @@ def _real(bank: bytes) -> Callable[[int, int], bytes]:
 
 
 def _config(pages: int) -> Config:
-    settings = (f"swap.size={pages * PAGE}", "memory.reserve=64M", "pool.limit=90%", "pool.zv_page_count_policy_percent=100")
+    settings = (
+        f"swap.size={pages * PAGE}",
+        "memory.reserve=64M",
+        "pool.limit=90%",
+        "pool.zv_page_count_policy_percent=100",
+    )
     assignments = [(*setting.split("=", 1), "--set") for setting in settings]
     return load(codecs=compress.names(), assignments=assignments, root=Path("/"), page_size=PAGE)  # type: ignore[arg-type]
 
@@ -172,12 +181,16 @@ def measure(pages: int, contents: str) -> Measurement:
         core = Core(config, inherited=Inherited(fd))
     os.close(fd)
     if core.statistics().recovery.recovered_pages != pages:
-        raise ValueError(f"of {pages} pages {core.statistics().recovery.recovered_pages} were taken over")
+        raise ValueError(
+            f"of {pages} pages {core.statistics().recovery.recovered_pages} were taken over"
+        )
     _load(core, page, generations, range(0, pages, max(pages // 1024, 1)), 1, _Clock())
     with discard:
         core.devices["swap"].discard(0, pages * PAGE)
     if core.frames.used_frames:
-        raise ValueError(f"{core.frames.used_frames} frames are in use after a discard of everything")
+        raise ValueError(
+            f"{core.frames.used_frames} frames are in use after a discard of everything"
+        )
     core.close()
     return Measurement(
         pages,
@@ -202,7 +215,9 @@ def _bank() -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
 
 
-def _store(core: Core, page: Callable[[int, int], bytes], firsts: Sequence[int], clock: _Clock) -> None:
+def _store(
+    core: Core, page: Callable[[int, int], bytes], firsts: Sequence[int], clock: _Clock
+) -> None:
     device = core.devices["swap"]
     for first in firsts:
         data = memoryview(b"".join(page(number, 0) for number in range(first, first + WRITE_PAGES)))
@@ -213,7 +228,9 @@ def _store(core: Core, page: Callable[[int, int], bytes], firsts: Sequence[int],
         _refill(core)
 
 
-def _overwrite(core: Core, page: Callable[[int, int], bytes], generations: bytearray, clock: _Clock, count: int) -> None:
+def _overwrite(
+    core: Core, page: Callable[[int, int], bytes], generations: bytearray, clock: _Clock, count: int
+) -> None:
     device = core.devices["swap"]
     rng = random.Random(1)
     for _ in range(count):
@@ -228,7 +245,12 @@ def _overwrite(core: Core, page: Callable[[int, int], bytes], generations: bytea
 
 
 def _load(
-    core: Core, page: Callable[[int, int], bytes], generations: bytearray, firsts: Sequence[int], count: int, clock: _Clock
+    core: Core,
+    page: Callable[[int, int], bytes],
+    generations: bytearray,
+    firsts: Sequence[int],
+    count: int,
+    clock: _Clock,
 ) -> None:
     device = core.devices["swap"]
     out = memoryview(bytearray(count * PAGE))
@@ -236,24 +258,42 @@ def _load(
         with clock:
             device.read_into(first * PAGE, out)
         for place in range(count):
-            if out[place * PAGE : (place + 1) * PAGE] != page(first + place, generations[first + place]):
+            if out[place * PAGE : (place + 1) * PAGE] != page(
+                first + place, generations[first + place]
+            ):
                 raise ValueError(f"page {first + place} came back as another")
 
 
 def measure_apart(pages: int, contents: str) -> Measurement:
-    """Measure in a process of its own, which has no heap yet that could serve; medians of several where that is soon done.
+    """Measure in a process of its own, which has no heap yet that could serve.
+
+    Medians of several where that is soon done.
 
     Raises:
         RuntimeError: it failed; with what it said.
     """
-    command = [sys.executable, "-m", "tools.bench.workloads.scale", "--one", str(pages), "--contents", contents]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.bench.workloads.scale",
+        "--one",
+        str(pages),
+        "--contents",
+        contents,
+    ]
     each = []
     for _ in range(REPEATS if pages <= REPEATED_TO else 1):
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ONE_LIMIT_S, cwd=TOP)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=ONE_LIMIT_S, cwd=TOP
+        )
         if done.returncode:
             raise RuntimeError(f"{pages} pages: {done.stderr[-800:]}")
         each.append(json.loads(done.stdout))
-    numbers = {name: median(one[name] for one in each) for name in each[0] if name not in {"pages", "contents"}}
+    numbers = {
+        name: median(one[name] for one in each)
+        for name in each[0]
+        if name not in {"pages", "contents"}
+    }
     return Measurement(pages, contents, **numbers)
 
 
@@ -274,27 +314,47 @@ COLUMNS = {
 
 def table(found: Sequence[Measurement]) -> str:
     """Return the measurements as a table; the costs are a page's."""
-    rows = [(f"2^{one.pages.bit_length() - 1}", *(f"{getattr(one, name):.2f}" for name in COLUMNS)) for one in found]
+    rows = [
+        (f"2^{one.pages.bit_length() - 1}", *(f"{getattr(one, name):.2f}" for name in COLUMNS))
+        for one in found
+    ]
     return aligned([("pages", *COLUMNS.values()), *rows])
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: the cost of a page at the most pages against the fewest, and what is kept of it outside the arena.
+    """Return the claims: the cost of a page at the most pages against the fewest.
 
-    In order is stored and read, at random is overwritten and read. What the process grows by has a fixed part, which few pages
-    do not share enough: 2^20 at least.
+    And what is kept of it outside the arena.
+
+    In order is stored and read, at random is overwritten and read. What the process grows by has a
+    fixed part, which few pages do not share enough: 2^20 at least.
     """
     fewest, most = min(found, key=_pages), max(found, key=_pages)
     cost = (most.store_us + most.load_us) / (fewest.store_us + fewest.load_us)
-    at_random = (most.overwrite_us + most.load_random_us) / (fewest.overwrite_us + fewest.load_random_us)
+    at_random = (most.overwrite_us + most.load_random_us) / (
+        fewest.overwrite_us + fewest.load_random_us
+    )
     there = {one.pages for one in found} >= {1 << 16, 1 << 24}
     many = most.pages >= 1 << 20
     return [
-        Figure("cost of a page in order, at 2^24 pages ÷ at 2^16", cost if there else None, 1.2, at_least=False),
-        Figure("cost of a page at random, at 2^24 pages ÷ at 2^16", at_random if there else None, 1.2, at_least=False),
+        Figure(
+            "cost of a page in order, at 2^24 pages ÷ at 2^16",
+            cost if there else None,
+            1.2,
+            at_least=False,
+        ),
+        Figure(
+            "cost of a page at random, at 2^24 pages ÷ at 2^16",
+            at_random if there else None,
+            1.2,
+            at_least=False,
+        ),
         Figure("bytes of index a page, at the most pages", most.index_bytes, 16.0, at_least=False),
         Figure(
-            "bytes a page that the process grows by, but the arena", most.heap_bytes if many else None, 16.0, at_least=False
+            "bytes a page that the process grows by, but the arena",
+            most.heap_bytes if many else None,
+            16.0,
+            at_least=False,
         ),
     ]
 
@@ -308,10 +368,29 @@ def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
     pyplot = quiet_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     numbers = [one.pages for one in found]
-    for name in ("store_us", "overwrite_us", "load_us", "load_random_us", "takeover_us", "discard_us"):
-        left.plot(numbers, [getattr(one, name) for one in found], marker="o", markersize=3, label=name.removesuffix("_us"))
+    for name in (
+        "store_us",
+        "overwrite_us",
+        "load_us",
+        "load_random_us",
+        "takeover_us",
+        "discard_us",
+    ):
+        left.plot(
+            numbers,
+            [getattr(one, name) for one in found],
+            marker="o",
+            markersize=3,
+            label=name.removesuffix("_us"),
+        )
     for name in ("takeover_s", "discard_s"):
-        right.plot(numbers, [getattr(one, name) for one in found], marker="o", markersize=3, label=name.removesuffix("_s"))
+        right.plot(
+            numbers,
+            [getattr(one, name) for one in found],
+            marker="o",
+            markersize=3,
+            label=name.removesuffix("_s"),
+        )
     right.set_yscale("log")
     left.set_ylim(bottom=0)
     for axis, unit in ((left, "µs a page"), (right, "s for all pages")):
@@ -325,7 +404,12 @@ def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
     """Return all there is to know, for a file."""
     figures = told(figures_to_hold(found))
-    return {"workload": "scale", "machine": machine(), "measurements": [asdict(one) for one in found], "figures": figures}
+    return {
+        "workload": "scale",
+        "machine": machine(),
+        "measurements": [asdict(one) for one in found],
+        "figures": figures,
+    }
 
 
 def run(powers: Sequence[int], contents: str) -> list[Measurement]:
@@ -339,15 +423,26 @@ def run(powers: Sequence[int], contents: str) -> list[Measurement]:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench scale", description="Measures what a page costs when there are many.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench scale", description="Measures what a page costs when there are many."
+    )
     powers = arguments.numbers(10, 24)
     parser.add_argument(
-        "--powers", type=powers, metavar="LIST", help="of two: how many pages, 10 to 24 (default 16,18,20,22,24; real: to 20)"
+        "--powers",
+        type=powers,
+        metavar="LIST",
+        help="of two: how many pages, 10 to 24 (default 16,18,20,22,24; real: to 20)",
     )
     parser.add_argument("--contents", choices=("small", "real"), default="small")
-    parser.add_argument("--plot", type=arguments.picture, metavar="FILE", help="draw the costs into FILE")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    parser.add_argument(
+        "--plot", type=arguments.picture, metavar="FILE", help="draw the costs into FILE"
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
+    )
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:

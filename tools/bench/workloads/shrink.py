@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/bench shrink`: how fast a full cache gives its memory back, and what swap feels of it.
+"""The program behind `scripts/bench shrink`.
+
+How fast a full cache gives its memory back, and what swap feels of it.
 
     scripts/bench shrink                     1 GiB of cached pages, over either allocator, by command and by a shortage
     scripts/bench shrink --mib 256 --check   less; and exit 1 when a figure does not hold
     scripts/bench shrink --by command        without the shortage, which takes some gibibytes for a moment
 
-A file is read through a daemon until its cache is full. Then the cache is told to shrink to a twentieth, or another process
-takes memory until the box is short of it and keeps it so (shortage.py), while somebody reads a page of swap every millisecond,
-as the loop device would, and checks it. What counts is when nine tenths of the frames are the system's again, by the size of
-the arena, and how long reads of swap took, beside how long they take with nothing to wait for. A shortage begins when free
-memory falls below the zones' low watermark.
+A file is read through a daemon until its cache is full. Then the cache is told to shrink to a
+twentieth, or another process takes memory until the box is short of it and keeps it so
+(shortage.py), while somebody reads a page of swap every millisecond, as the loop device would, and
+checks it. What counts is when nine tenths of the frames are the system's again, by the size of the
+arena, and how long reads of swap took, beside how long they take with nothing to wait for. A
+shortage begins when free memory falls below the zones' low watermark.
 
 Limits: on a box that others use, the slowest read is theirs.
 """
@@ -70,7 +73,8 @@ class Measurement:
         pages: cached pages.
         back_s: seconds until WANTED of it was the system's.
         batch_ms: the longest time that the daemon evicted without serving anybody.
-        before_ms: time of a read of swap with nothing to wait for: median, 99th percentile, slowest.
+        before_ms: time of a read of swap with nothing to wait for: median, 99th percentile,
+            slowest.
         during_ms: the same while the cache shrank.
     """
 
@@ -142,7 +146,11 @@ class Reader:
 def write_file(path: Path, mib: int) -> None:
     """Write a file of pages that compress to a third of a page, no two alike."""
     rng = random.Random(3)
-    block = bytearray(b"".join(rng.randbytes(rng.randrange(900, 1700)).ljust(PAGE, b"\0") for _ in range(MIB // PAGE)))
+    block = bytearray(
+        b"".join(
+            rng.randbytes(rng.randrange(900, 1700)).ljust(PAGE, b"\0") for _ in range(MIB // PAGE)
+        )
+    )
     with path.open("wb") as file:
         for number in range(mib):
             for offset in range(0, MIB, PAGE):
@@ -151,7 +159,9 @@ def write_file(path: Path, mib: int) -> None:
 
 
 def read_file(path: Path, expected: Path) -> Iterator[None]:
-    """Read a volume past the kernel's page cache, from the beginning again after its end, and compare it with its backing file.
+    """Read a volume past the kernel's page cache, from the beginning again after its end.
+
+    And compare it with its backing file.
 
     Yields after each piece of PIECE_MIB.
 
@@ -165,7 +175,9 @@ def read_file(path: Path, expected: Path) -> Iterator[None]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             while piece := file.read(MIB):
                 if piece != backing.read(len(piece)):
-                    raise HarnessError(f"{path} is not what {expected} is, before byte {file.tell()}")
+                    raise HarnessError(
+                        f"{path} is not what {expected} is, before byte {file.tell()}"
+                    )
                 if file.tell() % (PIECE_MIB * MIB) == 0:
                     yield
 
@@ -187,7 +199,9 @@ class Arena:
         return self._path.stat().st_blocks * 512
 
 
-def measure(allocator: str, mib: int, directory: Path | None = None, by: str = "command") -> Measurement:
+def measure(
+    allocator: str, mib: int, directory: Path | None = None, by: str = "command"
+) -> Measurement:
     """Fill a cache of `mib` MiB and have it shrink.
 
     Args:
@@ -219,7 +233,10 @@ def measure(allocator: str, mib: int, directory: Path | None = None, by: str = "
 
 @contextlib.contextmanager
 def _asked_to(daemon: Daemon, by: str, frames: int) -> Iterator[Callable[[], float]]:
-    """Have the cache shrink while the body runs; yield what waits for that to begin, and says when it did, time.monotonic()."""
+    """Have the cache shrink while the body runs.
+
+    Yield what waits for that to begin, and says when it did, time.monotonic().
+    """
     if by == "pressure":
         with Shortage() as shortage:
             yield shortage.wait
@@ -233,11 +250,15 @@ def _asked_to(daemon: Daemon, by: str, frames: int) -> Iterator[Callable[[], flo
         asking.join(SHRINK_LIMIT_S)
 
 
-def _measure(daemon: Daemon, reader: Reader, which: tuple[str, str], mib: int, reading: Iterator[None]) -> Measurement:
+def _measure(
+    daemon: Daemon, reader: Reader, which: tuple[str, str], mib: int, reading: Iterator[None]
+) -> Measurement:
     end = time.monotonic() + LIMIT_S
     while (frames := daemon.ask("stats")["core"]["cache"]["frames"]) * PAGE < 0.9 * mib * MIB:
         if time.monotonic() > end:
-            raise HarnessError(f"the cache has {frames * PAGE / MIB:.0f} of {mib} MiB after {LIMIT_S:.0f} s")
+            raise HarnessError(
+                f"the cache has {frames * PAGE / MIB:.0f} of {mib} MiB after {LIMIT_S:.0f} s"
+            )
         next(reading)
     time.sleep(1)  # what was refilled for the last reader
     reader.take()
@@ -255,7 +276,10 @@ def _measure(daemon: Daemon, reader: Reader, which: tuple[str, str], mib: int, r
         end = time.monotonic() + SHRINK_LIMIT_S
         while backed - arena.backed_bytes() < (WANTED * frames - lacking) * PAGE:
             if time.monotonic() > end:
-                raise HarnessError(f"{(backed - arena.backed_bytes()) / MIB:.0f} MiB came back in {SHRINK_LIMIT_S:.0f} s")
+                raise HarnessError(
+                    f"{(backed - arena.backed_bytes()) / MIB:.0f} MiB came back in"
+                    f" {SHRINK_LIMIT_S:.0f} s"
+                )
             time.sleep(0.002)
         back = time.monotonic() - began
     during = reader.take()
@@ -269,28 +293,50 @@ def _measure(daemon: Daemon, reader: Reader, which: tuple[str, str], mib: int, r
 
 def table(found: Sequence[Measurement]) -> str:
     """Return the measurements as a table of text."""
-    rows = [["", "MiB", "pages", "90 % back, s", "batch, ms", "reads before, ms", "reads meanwhile, ms"]]
+    rows = [
+        ["", "MiB", "pages", "90 % back, s", "batch, ms", "reads before, ms", "reads meanwhile, ms"]
+    ]
     for one in found:
-        reads = [" / ".join(f"{value:.2f}" for value in times) for times in (one.before_ms, one.during_ms)]
-        cells = [f"{one.cached_mib:.0f}", str(one.pages), f"{one.back_s:.2f}", f"{one.batch_ms:.2f}"]
+        reads = [
+            " / ".join(f"{value:.2f}" for value in times)
+            for times in (one.before_ms, one.during_ms)
+        ]
+        cells = [
+            f"{one.cached_mib:.0f}",
+            str(one.pages),
+            f"{one.back_s:.2f}",
+            f"{one.batch_ms:.2f}",
+        ]
         rows.append([f"{one.allocator}, by {one.by}", *cells, *reads])
     return aligned(rows) + "\nreads of swap: median / 99 % / slowest"
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: how fast, and that nobody waits long. What others on the box cost is taken off the slowest read."""
+    """Return the claims: how fast, and that nobody waits long.
+
+    What others on the box cost is taken off the slowest read.
+    """
     figures = []
     for one in found:
         of_it = f"cache on {one.allocator}, by {one.by}"
         figures += [
             Figure(f"{of_it}: 90 % given back, s", one.back_s, 2.0, at_least=False),
-            Figure(f"{of_it}: longest eviction without serving, ms", one.batch_ms, 10.0, at_least=False),
-            Figure(f"{of_it}: slowest read of swap, added, ms", one.during_ms[2] - one.before_ms[1], 10.0, at_least=False),
+            Figure(
+                f"{of_it}: longest eviction without serving, ms", one.batch_ms, 10.0, at_least=False
+            ),
+            Figure(
+                f"{of_it}: slowest read of swap, added, ms",
+                one.during_ms[2] - one.before_ms[1],
+                10.0,
+                at_least=False,
+            ),
         ]
     return figures
 
 
-def run(mib: int, allocators: Sequence[str], causes: Sequence[str], directory: Path | None = None) -> list[Measurement]:
+def run(
+    mib: int, allocators: Sequence[str], causes: Sequence[str], directory: Path | None = None
+) -> list[Measurement]:
     """Measure each allocator with each cause."""
     found = []
     for by in causes:
@@ -303,20 +349,49 @@ def run(mib: int, allocators: Sequence[str], causes: Sequence[str], directory: P
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
     """Return all there is to know, for a file."""
     figures = told(figures_to_hold(found))
-    return {"workload": "shrink", "machine": machine(), "runs": [asdict(one) for one in found], "figures": figures}
+    return {
+        "workload": "shrink",
+        "machine": machine(),
+        "runs": [asdict(one) for one in found],
+        "figures": figures,
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench shrink", description="Measures how a cache gives its memory back.")
-    parser.add_argument("--mib", type=int, default=1024, help="memory of the cache (default 1024; the file has thrice that)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench shrink", description="Measures how a cache gives its memory back."
+    )
+    parser.add_argument(
+        "--mib",
+        type=int,
+        default=1024,
+        help="memory of the cache (default 1024; the file has thrice that)",
+    )
     known = arguments.names(lambda: list(ALLOCATORS), "allocator")
-    parser.add_argument("--allocators", type=known, default=ALLOCATORS, metavar="LIST", help="the cache's (default both)")
+    parser.add_argument(
+        "--allocators",
+        type=known,
+        default=ALLOCATORS,
+        metavar="LIST",
+        help="the cache's (default both)",
+    )
     causes = arguments.names(lambda: list(CAUSES), "cause")
-    parser.add_argument("--by", type=causes, default=CAUSES, metavar="LIST", help="command, pressure (default both)")
-    parser.add_argument("--directory", type=arguments.directory, metavar="DIR", help="for the file (default the system's)")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    parser.add_argument(
+        "--by", type=causes, default=CAUSES, metavar="LIST", help="command, pressure (default both)"
+    )
+    parser.add_argument(
+        "--directory",
+        type=arguments.directory,
+        metavar="DIR",
+        help="for the file (default the system's)",
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
+    )
     args = parser.parse_args(argv)
     if args.mib < 8:
         parser.error("a cache has 8 MiB at least")

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/bench swapoff`: how long a device that is full takes to be switched off.
+"""The program behind `scripts/bench swapoff`.
+
+How long a device that is full takes to be switched off.
 
     scripts/bench swapoff                      256 MiB to 2 GiB, each full to the last slot
     scripts/bench swapoff --plot FILE.svg --json FILE
 
-The raw workload's data is a little larger than the device. All of it is paged out (MADV_PAGEOUT) until no slot is left, then
-its cgroup may have all the memory it wants, and swapoff reads everything back, page by page as the kernel does. After that
-every byte is verified.
+The raw workload's data is a little larger than the device. All of it is paged out (MADV_PAGEOUT)
+until no slot is left, then its cgroup may have all the memory it wants, and swapoff reads
+everything back, page by page as the kernel does. After that every byte is verified.
 
-Limits: the kernel looks for the users of each slot, in all processes that have some; here that is one.
+Limits: the kernel looks for the users of each slot, in all processes that have some; here that is
+one.
 """
 
 from __future__ import annotations
@@ -21,7 +24,16 @@ from typing import TYPE_CHECKING, Any
 from tools.bench import arguments
 from tools.bench.contenders import REGISTRY
 from tools.bench.harness.cgroup import MemoryCgroup
-from tools.bench.harness.figures import COLOURS, Figure, aligned, machine, progress, quiet_pyplot, save, told
+from tools.bench.harness.figures import (
+    COLOURS,
+    Figure,
+    aligned,
+    machine,
+    progress,
+    quiet_pyplot,
+    save,
+    told,
+)
 from tools.bench.harness.system import MIB, HarnessError, memory_available, swaps
 from tools.bench.harness.workload import Workload, WorkloadOptions
 from tools.bench.workloads.raw import usable
@@ -37,7 +49,10 @@ if TYPE_CHECKING:
 CONTENDERS = ("zram-lz4", "nbdkit-zstd", "zswapd")
 SIZES_MIB = (256, 1024, 2048)
 MEMORY_MIB = 192
-"""What the cgroup may keep in memory: enough for what others may have put onto the device meanwhile."""
+"""What the cgroup may keep in memory.
+
+Enough for what others may have put onto the device meanwhile.
+"""
 BEYOND_MIB = 48
 """By how much the data is larger than the device."""
 TIME_LIMIT_S = 400
@@ -71,8 +86,13 @@ def measure(contender: Contender, size_mib: int) -> Measurement:
     """Fill a contender's device, switch it off, verify; whatever happens, it is off after that."""
     needed = (2 * size_mib + 1024) * MIB
     if memory_available() < needed:
-        raise HarnessError(f"{size_mib} MiB need {needed // MIB} MiB of memory, {memory_available() // MIB} are available")
-    options = WorkloadOptions(size_mib + BEYOND_MIB, phases=("fill", "settle", "verify"), time_limit=TIME_LIMIT_S)
+        raise HarnessError(
+            f"{size_mib} MiB need {needed // MIB} MiB of memory, {memory_available() // MIB} are"
+            " available"
+        )
+    options = WorkloadOptions(
+        size_mib + BEYOND_MIB, phases=("fill", "settle", "verify"), time_limit=TIME_LIMIT_S
+    )
     used, seconds, wrong = 0.0, 0.0, 0
     try:
         try:
@@ -100,7 +120,10 @@ def run(names: Sequence[str], sizes: Sequence[int]) -> list[Measurement]:
     for size in sizes:
         for name in names:
             found.append(one := measure(REGISTRY[name](), size))
-            shown = one.error or f"{one.rate:.0f} MiB/s, {one.seconds:.1f} s, {one.used * 100:.1f} % in use"
+            shown = (
+                one.error
+                or f"{one.rate:.0f} MiB/s, {one.seconds:.1f} s, {one.used * 100:.1f} % in use"
+            )
             progress(f"{size} MiB, {name}: {shown}")
     return found
 
@@ -109,20 +132,49 @@ def table(found: Sequence[Measurement]) -> str:
     """Return the measurements as a table of text."""
     rows = [["device MiB", "contender", "in use %", "swapoff s", "MiB/s", "verified"]]
     for one in found:
-        numbers = [f"{one.used * 100:.1f}", f"{one.seconds:.2f}", f"{one.rate:.0f}"] if not one.error else ["-"] * 3
-        rows.append([str(one.size_mib), one.contender, *numbers, "no" if one.error or one.wrong_pages else "yes"])
+        numbers = (
+            [f"{one.used * 100:.1f}", f"{one.seconds:.2f}", f"{one.rate:.0f}"]
+            if not one.error
+            else ["-"] * 3
+        )
+        rows.append(
+            [
+                str(one.size_mib),
+                one.contender,
+                *numbers,
+                "no" if one.error or one.wrong_pages else "yes",
+            ]
+        )
     return aligned(rows)
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: the device was full, every byte came back, and a large one costs no more a page than a small one."""
+    """Return the claims: the device was full, every byte came back.
+
+    And a large one costs no more a page than a small one.
+    """
     ours = [one for one in found if one.contender == SUBJECT]
     rates = {one.size_mib: one.rate for one in ours if not one.error}
     slower = rates[min(rates)] / rates[max(rates)] if len(rates) > 1 else None
     return [
-        Figure("swapoff: share of the device in use", min((one.used for one in ours), default=None), FULL, at_least=True),
-        Figure("swapoff: pages that differed", float(sum(one.wrong_pages for one in found)), 0.0, at_least=False),
-        Figure("swapoff: a page of the largest device ÷ of the smallest, time", slower, 1.2, at_least=False),
+        Figure(
+            "swapoff: share of the device in use",
+            min((one.used for one in ours), default=None),
+            FULL,
+            at_least=True,
+        ),
+        Figure(
+            "swapoff: pages that differed",
+            float(sum(one.wrong_pages for one in found)),
+            0.0,
+            at_least=False,
+        ),
+        Figure(
+            "swapoff: a page of the largest device ÷ of the smallest, time",
+            slower,
+            1.2,
+            at_least=False,
+        ),
     ]
 
 
@@ -134,7 +186,14 @@ def plot(found: Sequence[Mapping[str, Any]], path: Path, source: str = "") -> No
         own = [one for one in found if one["contender"] == name and not one["error"]]
         for axis, key in zip(axes, ("rate", "seconds"), strict=True):
             sizes = [one["size_mib"] for one in own]
-            axis.plot(sizes, [one[key] for one in own], marker="o", markersize=3, label=name, color=COLOURS.get(name))
+            axis.plot(
+                sizes,
+                [one[key] for one in own],
+                marker="o",
+                markersize=3,
+                label=name,
+                color=COLOURS.get(name),
+            )
     for axis, unit in zip(axes, ("MiB/s", "s"), strict=True):
         axis.set_xlabel("MiB on the device, all of it in use")
         axis.set_ylabel(unit)
@@ -156,17 +215,31 @@ def as_json(found: Sequence[Measurement], skipped: Mapping[str, str]) -> dict[st
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what was asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/bench swapoff", description="Measures the swapoff of a full device.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench swapoff", description="Measures the swapoff of a full device."
+    )
     known = arguments.names(lambda: list(REGISTRY), "contender")
     shown = ",".join(CONTENDERS)
     sizes = ",".join(map(str, SIZES_MIB))
-    parser.add_argument("--contenders", type=known, default=CONTENDERS, metavar="LIST", help=f"default {shown}")
     parser.add_argument(
-        "--sizes", type=arguments.numbers(64, 1 << 16), default=SIZES_MIB, metavar="LIST", help=f"MiB (default {sizes})"
+        "--contenders", type=known, default=CONTENDERS, metavar="LIST", help=f"default {shown}"
     )
-    parser.add_argument("--plot", type=arguments.picture, metavar="FILE", help="draw the rates into FILE")
-    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a figure that has to hold does not")
+    parser.add_argument(
+        "--sizes",
+        type=arguments.numbers(64, 1 << 16),
+        default=SIZES_MIB,
+        metavar="LIST",
+        help=f"MiB (default {sizes})",
+    )
+    parser.add_argument(
+        "--plot", type=arguments.picture, metavar="FILE", help="draw the rates into FILE"
+    )
+    parser.add_argument(
+        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
+    )
     args = parser.parse_args(argv)
     names, skipped = usable(args.contenders)
     found = run(names, args.sizes)
@@ -179,4 +252,8 @@ def main(argv: Sequence[str]) -> int:
         plot(document["measurements"], args.plot)
     if args.check:
         return 0 if all(figure.holds for figure in figures) else 1
-    return 1 if any(one.wrong_pages or (one.error and one.contender == SUBJECT) for one in found) else 0
+    return (
+        1
+        if any(one.wrong_pages or (one.error and one.contender == SUBJECT) for one in found)
+        else 0
+    )

@@ -1,25 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Populates a range of the arena in short pieces, with a pause after each, in one call without the GIL; and punches many ranges in
- * another.
+ * Populates a range of the arena in short pieces, with a pause after each, in one call without the
+ * GIL; and punches many ranges in another.
  *
- * Why pieces: zeroing 8 MiB takes some milliseconds. On a box whose other processors are busy, the refilling thread then stands before
- * a program that swaps; the page path runs out of requests, its processor becomes idle, and pulls that program over, since after half
- * a millisecond without a processor (sched_migration_cost) it counts as cold. A program that has run on two processors has an
- * interrupt sent to the second for every dirty page it swaps out (TLB flush), for good: between virtual processors that
- * halves the rate of swap-out. A piece takes a tenth of a millisecond.
+ * Why pieces: zeroing 8 MiB takes some milliseconds. On a box whose other processors are busy, the
+ * refilling thread then stands before a program that swaps; the page path runs out of requests, its
+ * processor becomes idle, and pulls that program over, since after half a millisecond without a
+ * processor (sched_migration_cost) it counts as cold. A program that has run on two processors has
+ * an interrupt sent to the second for every dirty page it swaps out (TLB flush), for good: between
+ * virtual processors that halves the rate of swap-out. A piece takes a tenth of a millisecond.
  *
- * Why without the GIL: taking it back between two pieces would make the page path wait until this thread gets a processor; and this
- * thread wait a millisecond for each of a thousand single frames, while the page path evicts more.
+ * Why without the GIL: taking it back between two pieces would make the page path wait until this
+ * thread gets a processor; and this thread wait a millisecond for each of a thousand single frames,
+ * while the page path evicts more.
  *
- * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile, this thread would take, page by page,
- * what those wait for who have to give it a request (supervisor/ballast.py).
+ * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile,
+ * this thread would take, page by page, what those wait for who have to give it a request
+ * (supervisor/ballast.py).
  *
- * Who says how much memory is to be left is in no hurry: the pieces are then the work of an idle task, behind which no program ever
- * waits, for LEISURE_NS, or until another thread makes it an ordinary one: an idle task may get no processor to notice the time. Only
- * here, where the GIL is not held: whoever holds it must not wait for an idle processor.
+ * Who says how much memory is to be left is in no hurry: the pieces are then the work of an idle
+ * task, behind which no program ever waits, for LEISURE_NS, or until another thread makes it an
+ * ordinary one: an idle task may get no processor to notice the time. Only here, where the GIL is
+ * not held: whoever holds it must not wait for an idle processor.
  *
- * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only their first touch faults.
+ * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only
+ * their first touch faults.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -37,8 +42,10 @@
 
 #define LEISURE_NS 50000000ll /* a job of 8 MiB takes some milliseconds; beside programs that compute it would take seconds */
 
-/* Back one piece with pages of the file, then map them: 0 or an errno. The file's pages come first, since that needs no lock of the
- * address space. */
+/*
+ * Back one piece with pages of the file, then map them: 0 or an errno. The file's pages come first,
+ * since that needs no lock of the address space.
+ */
 static int populate_piece(int fd, char *address, off_t offset, size_t length, int advice)
 {
 	while (fallocate(fd, 0, offset, (off_t)length) != 0)

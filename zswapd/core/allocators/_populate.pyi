@@ -4,7 +4,9 @@ from array import array
 def populate(
     fd: int, base: int, offset: int, length: int, advice: int, piece: int, pause_us: int, floor: int
 ) -> tuple[int, int]:
-    """Back a byte range of a mapped file with memory and map it, `piece` bytes at a time, with the GIL released.
+    """Back a byte range of a mapped file with memory and map it, `piece` bytes at a time.
+
+    With the GIL released.
 
     Args:
         fd: the file.
@@ -14,17 +16,21 @@ def populate(
         advice: MADV_POPULATE_WRITE; a kernel that does not know it is good enough.
         piece: bytes at a time, whole pages.
         pause_us: µs to sleep between two pieces, below a second.
-        floor: end before a piece once the system has fewer free bytes. With one there is no hurry: as an idle task, for 50 ms.
+        floor: end before a piece once the system has fewer free bytes. With one there is no hurry:
+            as an idle task, for 50 ms.
 
     Returns:
-        0, the errno of the piece that failed, or EAGAIN for `floor`; and the bytes populated before it.
+        0, the errno of the piece that failed, or EAGAIN for `floor`; and the bytes populated before
+        it.
 
     Raises:
         ValueError: `piece` is 0 or the pause too long.
     """
 
 def punch(fd: int, ranges: array[int]) -> int:
-    """Give byte ranges of a file back to the system, with the GIL released for all of them together.
+    """Give byte ranges of a file back to the system.
+
+    With the GIL released for all of them together.
 
     Args:
         fd: the file.

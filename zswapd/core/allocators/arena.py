@@ -1,31 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The arena: the one shared-memory file that holds every stored page and the table that describes its frames.
 
-Why a file: its descriptor can be handed to a successor process, and holes can be punched into it, so memory goes back to the
-system frame by frame. Two kinds, best first:
+Why a file: its descriptor can be handed to a successor process, and holes can be punched into it,
+so memory goes back to the system frame by frame. Two kinds, best first:
 
-- `tmpfs`: an unlinked file on a tmpfs mounted with `noswap` (Linux 6.4). Its pages can never be swapped out, whoever maps them
-  and whether or not anybody does, which is what a pool that *is* the swap device needs. The mount is detached (fsmount), so it
-  has no path and vanishes with the last descriptor.
-- `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped and locked.
+- `tmpfs`: an unlinked file on a tmpfs mounted with `noswap` (Linux 6.4). Its pages can never be
+  swapped out, whoever maps them and whether or not anybody does, which is what a pool that *is* the
+  swap device needs. The mount is detached (fsmount), so it has no path and vanishes with the last
+  descriptor.
+- `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped
+  and locked.
 
 Layout, version 5 (offsets in frames; F = number of frames):
 
     0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
-                 to know again to read the rest (core/core.py: the swap files and their sizes); its last byte is `distrusted`,
+                 to know again to read the rest (core/core.py: the swap files and their sizes); its
+                 last byte is `distrusted`,
                  and the words before that are `note_renewed`'s
     1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
     T .. F       frames that can be handed out
 
 Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its
 magic, which is written last, is that of an arena whose maker died. The shared state has a copy of
-it (handover/state.py), without which one bit that changes by itself would keep every successor away.
+it (handover/state.py), without which one bit that changes by itself would keep every successor
+away.
 
-Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe any note about it. Note what
-it counts: a page that fallocate(2) has taken and nobody has touched yet is memory, but no data.
+Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe
+any note about it. Note what it counts: a page that fallocate(2) has taken and nobody has touched
+yet is memory, but no data.
 
-Limits: memory is asked for in `populate` only. Any other first touch of a page of the arena is a bug on the page path: the
-kernel would have to find memory while it waits for us to free some. Nothing here is called on that path.
+Limits: memory is asked for in `populate` only. Any other first touch of a page of the arena is a
+bug on the page path: the kernel would have to find memory while it waits for us to free some.
+Nothing here is called on that path.
 """
 
 from __future__ import annotations
@@ -62,9 +68,15 @@ RENEWED_MAX = 31
 PIECE_BYTES = 256 << 10
 """What `populate` does at a time: 0.1 ms of zeroing."""
 PAUSE_US = 50
-"""Its sleep after each, 0.1 ms with the kernel's timer slack: still 1 GiB a second, six times what swap-out takes."""
+"""Its sleep after each, 0.1 ms with the kernel's timer slack.
+
+Still 1 GiB a second, six times what swap-out takes.
+"""
 _SUPERBLOCK = struct.Struct("=8sIIQIHH")
-"""Magic, layout version, page size, frames, first frame that can be handed out, kind, length of the label that follows."""
+"""Magic, layout version, page size, frames, first frame that can be handed out, kind.
+
+Length of the label that follows.
+"""
 _MAGIC = b"zswapd\0A"
 _LAYOUT_WORD = 2
 """Place of the layout's version, in words."""
@@ -73,15 +85,16 @@ _KINDS = ("tmpfs", "memfd")
 
 _MADV_DONTDUMP, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 16, 22, 23
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
-# The mount API has the same numbers on every architecture (they were assigned after the tables were unified).
+# The mount API has the same numbers on every architecture (they were assigned after the tables were
+# unified).
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
-_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC, _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = (
-    1,
-    1,
-    0,
-    1,
-    6,
-)
+(
+    _FSOPEN_CLOEXEC,
+    _FSMOUNT_CLOEXEC,
+    _FSCONFIG_SET_FLAG,
+    _FSCONFIG_SET_STRING,
+    _FSCONFIG_CMD_CREATE,
+) = (1, 1, 0, 1, 6)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -99,7 +112,10 @@ def _syscall(number: int, *args: int | bytes | None) -> int:
 
 
 def _open_noswap_tmpfs() -> int:
-    """Return the descriptor of an unlinked file on a detached tmpfs with `noswap`; OSError where the kernel has none."""
+    """Return the descriptor of an unlinked file on a detached tmpfs with `noswap`.
+
+    OSError where the kernel has none.
+    """
     context = _syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
     try:
         _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"noswap", None, 0)
@@ -127,7 +143,9 @@ def open_shared_memory(kind: str) -> tuple[int, str]:
             if kind == "tmpfs":
                 raise ArenaError(
                     f"cannot make a tmpfs with noswap: {error.strerror}",
-                    hint='it needs Linux 6.4 and CAP_SYS_ADMIN; set memory.arena = "memfd" otherwise',
+                    hint=(
+                        'it needs Linux 6.4 and CAP_SYS_ADMIN; set memory.arena = "memfd" otherwise'
+                    ),
                 ) from error
     return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
 
@@ -186,10 +204,15 @@ def _read_superblock(fd: int) -> tuple[_Head, bool]:
         head = os.pread(fd, _SUPERBLOCK.size, 0)
     except OSError as error:
         if error.errno != errno.EIO:
-            raise ArenaError(f"cannot read the inherited arena: {error.strerror}", hint="start without one") from error
+            raise ArenaError(
+                f"cannot read the inherited arena: {error.strerror}", hint="start without one"
+            ) from error
         return _Head(b"", 0, 0, 0, 0, 0, 0), False
     if len(head) < _SUPERBLOCK.size:
-        raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
+        raise ArenaError(
+            "the inherited file is no arena of zswapd, or was never finished",
+            hint="start without one",
+        )
     return _Head(*_SUPERBLOCK.unpack(head)), True
 
 
@@ -200,7 +223,15 @@ def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
     """
     version = head.version if head.version in READABLE_LAYOUTS else copy["layout"]
     kind, label = _KINDS.index(copy["kind"]), copy["label"].encode()
-    return _Head(_MAGIC, version, copy["page_size"], copy["total_frames"], copy["first_frame"], kind, len(label))
+    return _Head(
+        _MAGIC,
+        version,
+        copy["page_size"],
+        copy["total_frames"],
+        copy["first_frame"],
+        kind,
+        len(label),
+    )
 
 
 class Arena:
@@ -218,8 +249,9 @@ class Arena:
         label: as above.
         is_older: the layout is one before LAYOUT_VERSION, or CHANGING_LAYOUT.
         view: the whole mapping as bytes; a handle of an allocator is an offset into it.
-        words32, words64: the same as machine words. Setting one is a single store, which nothing can cut short: words that
-            others are to find after a sudden death are written so, and not through struct, which clears its place first.
+        words32, words64: the same as machine words. Setting one is a single store, which nothing
+            can cut short: words that others are to find after a sudden death are written so, and
+            not through struct, which clears its place first.
         table: the frame table as 32-bit words, four a frame; table_pairs: as 64-bit words, two a
             frame.
         first_frame: number of the first frame that can be handed out.
@@ -229,11 +261,19 @@ class Arena:
         ArenaError: the kernel gives neither file nor mapping.
     """
 
-    def __init__(self, frames: int, page_size: int, *, kind: str = "auto", label: bytes = b"") -> None:
+    def __init__(
+        self, frames: int, page_size: int, *, kind: str = "auto", label: bytes = b""
+    ) -> None:
         if frames < 1:
-            raise ArenaError("an arena of no frames was asked for", hint="give the pool a limit of at least one page")
+            raise ArenaError(
+                "an arena of no frames was asked for",
+                hint="give the pool a limit of at least one page",
+            )
         if len(label) >= label_room(page_size):
-            raise ArenaError(f"a label of {len(label)} bytes does not fit the superblock", hint="use fewer or shorter names")
+            raise ArenaError(
+                f"a label of {len(label)} bytes does not fit the superblock",
+                hint="use fewer or shorter names",
+            )
         first_frame = head_frames(frames, page_size)
         fd, kind = open_shared_memory(kind)
         try:
@@ -241,16 +281,27 @@ class Arena:
             self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)
         except (OSError, ValueError) as error:
             os.close(fd)
-            raise ArenaError(f"cannot map an arena of {frames} frames: {error}", hint=_hint(error)) from error
+            raise ArenaError(
+                f"cannot map an arena of {frames} frames: {error}", hint=_hint(error)
+            ) from error
         self.populate(0, page_size)
         self.view[_SUPERBLOCK.size : _SUPERBLOCK.size + len(label)] = label
-        superblock = (LAYOUT_VERSION, page_size, self.total_frames, first_frame, _KINDS.index(kind), len(label))
+        superblock = (
+            LAYOUT_VERSION,
+            page_size,
+            self.total_frames,
+            first_frame,
+            _KINDS.index(kind),
+            len(label),
+        )
         _SUPERBLOCK.pack_into(self.view, 0, bytes(len(_MAGIC)), *superblock)
         self.view[: len(_MAGIC)] = _MAGIC
 
     @classmethod
     def adopt(cls, fd: int, copy: Mapping[str, Any] | None = None) -> Self:
-        """Return the arena that another process made in the file of an inherited descriptor, exactly as it is.
+        """Return the arena that another process made in the file of an inherited descriptor.
+
+        Exactly as it is.
 
         Nothing is written, and nothing of the file is read but its superblock: what is in the
         frames is found by the frames' owners. The descriptor is the arena's from then on. A
@@ -263,21 +314,28 @@ class Arena:
                 that.
 
         Raises:
-            ArenaError: it is no arena, one of another layout or page size, or the kernel gives no mapping.
+            ArenaError: it is no arena, one of another layout or page size, or the kernel gives no
+                mapping.
         """
         head, is_readable = _read_superblock(fd)
         if copy is not None:
             head = _expected(head, copy)
         if head.magic != _MAGIC:
-            raise ArenaError("the inherited file is no arena of zswapd, or was never finished", hint="start without one")
+            raise ArenaError(
+                "the inherited file is no arena of zswapd, or was never finished",
+                hint="start without one",
+            )
         if head.version not in READABLE_LAYOUTS:
             raise ArenaError(
-                f"the inherited arena has layout {head.version}, this program reads {READABLE_LAYOUTS}",
+                f"the inherited arena has layout {head.version}, this program reads"
+                f" {READABLE_LAYOUTS}",
                 hint="let the version of zswapd that made it go on, swap off, then start this one",
             )
         page_size, length = head.page_size, os.fstat(fd).st_size
         if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
-            raise ArenaError(f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}")
+            raise ArenaError(
+                f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}"
+            )
         table_end = page_size + head.total_frames * TABLE_ENTRY_BYTES
         if (
             length != head.total_frames * page_size
@@ -286,13 +344,23 @@ class Arena:
             or head.kind >= len(_KINDS)
             or head.label_bytes >= page_size - _SUPERBLOCK.size
         ):
-            raise ArenaError("the inherited arena's superblock contradicts its file", hint="start without it")
+            raise ArenaError(
+                "the inherited arena's superblock contradicts its file", hint="start without it"
+            )
         self = cls.__new__(cls)
         try:
-            label = copy["label"].encode() if copy is not None else os.pread(fd, head.label_bytes, _SUPERBLOCK.size)
-            self._map_file(fd, _KINDS[head.kind], page_size, head.first_frame, head.total_frames, label)
+            label = (
+                copy["label"].encode()
+                if copy is not None
+                else os.pread(fd, head.label_bytes, _SUPERBLOCK.size)
+            )
+            self._map_file(
+                fd, _KINDS[head.kind], page_size, head.first_frame, head.total_frames, label
+            )
         except (OSError, ValueError) as error:
-            raise ArenaError(f"cannot map the inherited arena of {head.total_frames} frames: {error}") from error
+            raise ArenaError(
+                f"cannot map the inherited arena of {head.total_frames} frames: {error}"
+            ) from error
         self.is_older = head.version != LAYOUT_VERSION
         if copy is not None:
             self._mend(head, is_readable=is_readable)
@@ -318,7 +386,9 @@ class Arena:
             "label": self.label.decode(),
         }
 
-    def _map_file(self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes) -> None:
+    def _map_file(
+        self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes
+    ) -> None:
         """Map the whole file and fill in the attributes; touches no page of it."""
         length = total_frames * page_size
         self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
@@ -334,26 +404,34 @@ class Arena:
         _libc.madvise(self._address, length, _MADV_DONTDUMP)
 
     def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
-        """Make the kernel back a byte range with memory, and map it. May block for long, with the GIL released.
+        """Make the kernel back a byte range with memory, and map it.
 
-        First the file's pages, which needs no lock of the address space, then the page tables (one page for 2 MiB). Populating
-        in one step would wait for memory under `mmap_lock`, and the page path could not even grow its heap meanwhile. In pieces
-        of PIECE_BYTES, so that whoever shares the processor gets it back soon (`_populate.c` says what happens otherwise).
+        May block for long, with the GIL released.
+
+        First the file's pages, which needs no lock of the address space, then the page tables (one
+        page for 2 MiB). Populating in one step would wait for memory under `mmap_lock`, and the
+        page path could not even grow its heap meanwhile. In pieces of PIECE_BYTES, so that whoever
+        shares the processor gets it back soon (`_populate.c` says what happens otherwise).
 
         Args:
             offset: where the range begins.
             length: its bytes; whole pages are populated.
-            floor: end at a piece before which the system has fewer free bytes than this, and give way to everybody.
+            floor: end at a piece before which the system has fewer free bytes than this, and give
+                way to everybody.
 
         Returns:
-            How many bytes from `offset` on are populated: fewer than `length` only because of `floor`.
+            How many bytes from `offset` on are populated: fewer than `length` only because of
+                `floor`.
 
         Raises:
-            ArenaError: no memory; nothing can be said about how much of the range is backed, populating again is harmless.
+            ArenaError: no memory; nothing can be said about how much of the range is backed,
+                populating again is harmless.
         """
         start = offset - offset % mmap.PAGESIZE
         whole = round_up(offset + length, mmap.PAGESIZE) - start
-        code, done = populate(self.fd, self._address, start, whole, _MADV_POPULATE_WRITE, PIECE_BYTES, PAUSE_US, floor)
+        code, done = populate(
+            self.fd, self._address, start, whole, _MADV_POPULATE_WRITE, PIECE_BYTES, PAUSE_US, floor
+        )
         if code and code != errno.EAGAIN:
             raise ArenaError(
                 f"no memory for {whole} more bytes of the pool: {os.strerror(code)}",
@@ -385,9 +463,12 @@ class Arena:
 
     @property
     def distrusted(self) -> bool:
-        """Whether something in the arena was found damaged, and its traces removed, since who needs to know took note.
+        """Whether something in the arena was found damaged, and its traces removed.
 
-        It stands in the arena, so that a death between finding and noting does not make the next process trust the rest.
+        Since who needs to know took note.
+
+        It stands in the arena, so that a death between finding and noting does not make the next
+        process trust the rest.
         """
         return bool(self.view[self.page_size - 1])
 
@@ -435,7 +516,9 @@ class Arena:
         self.populate(self.table_offset(frame), count * TABLE_ENTRY_BYTES)
 
     def punch(self, offset: int, length: int) -> None:
-        """Give the memory of a byte range back to the system; it reads as zeros afterwards, also when it was locked.
+        """Give the memory of a byte range back to the system.
+
+        It reads as zeros afterwards, also when it was locked.
 
         Raises:
             ArenaError: the kernel refuses, which no tmpfs or memfd does.
@@ -445,7 +528,10 @@ class Arena:
             raise ArenaError(f"cannot give {length} bytes back: {os.strerror(code)}")
 
     def punch_runs(self, runs: Sequence[tuple[int, int]]) -> int:
-        """Do the same for many (first frame, frames) in one call without the GIL; return how many, before one that failed."""
+        """Do the same for many (first frame, frames) in one call without the GIL.
+
+        Return how many, before one that failed.
+        """
         size = self.page_size
         ranges = array("q")
         for first, count in runs:
@@ -456,7 +542,8 @@ class Arena:
     def data_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) in bytes of every stretch of the file between two offsets whose pages exist and were touched.
 
-        The kernel says so (SEEK_DATA), by the system's pages; nothing is touched. Cut at `begin` and `end`.
+        The kernel says so (SEEK_DATA), by the system's pages; nothing is touched. Cut at `begin`
+        and `end`.
         """
         while begin < end:
             try:
@@ -464,17 +551,21 @@ class Arena:
                 last = os.lseek(self.fd, first, os.SEEK_HOLE) if first < end else end
             except OSError as error:
                 if error.errno != errno.ENXIO:  # nothing but holes follows
-                    raise ArenaError(f"the arena's file cannot be searched: {error.strerror}") from error
+                    raise ArenaError(
+                        f"the arena's file cannot be searched: {error.strerror}"
+                    ) from error
                 return
             if first < end:
                 yield first, min(last, end)
             begin = last
 
     def map_in(self, offset: int, length: int) -> list[int]:
-        """Put pages that the file has into this process' page tables, so that the page path meets no fault. May block.
+        """Put pages that the file has into this process' page tables.
 
-        Reading them in maps them writable, 16 at a time, since shared memory is not tracked for write-back; that takes half
-        as long as populating for writing.
+        So that the page path meets no fault. May block.
+
+        Reading them in maps them writable, 16 at a time, since shared memory is not tracked for
+        write-back; that takes half as long as populating for writing.
 
         Returns:
             The offsets of the system's pages whose memory is poisoned: an uncorrectable error was
@@ -482,7 +573,10 @@ class Arena:
             a page in the file and say so (EHWPOISON); earlier ones take it out, which leaves a
             hole. All other failures are a matter of speed, and are not looked at.
         """
-        if _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ) == 0 or ctypes.get_errno() != EHWPOISON:
+        if (
+            _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ) == 0
+            or ctypes.get_errno() != EHWPOISON
+        ):
             return []
         if length <= mmap.PAGESIZE:
             return [offset]
@@ -508,7 +602,10 @@ class Arena:
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
-        """Let go of views, mapping and file; the memory is gone if no other process holds the descriptor."""
+        """Let go of views, mapping and file.
+
+        The memory is gone if no other process holds the descriptor.
+        """
         if self.fd < 0:
             return
         for view in (self.table, self.table_pairs, self.words32, self.words64, self.view):

@@ -135,10 +135,14 @@ class Allocator(ABC):
             return
         self._lru.check()
         ours = sum(
-            self._words[first * 4] & 0xFFFF & ~OWN_BITS == self._sealed and not self.is_body(first) for first in self._lru
+            self._words[first * 4] & 0xFFFF & ~OWN_BITS == self._sealed and not self.is_body(first)
+            for first in self._lru
         )
         if not ours == runs == self._lru.entries:
-            raise InvariantError(f"{runs} runs; the order of use has {self._lru.entries} entries, {ours} of them runs")
+            raise InvariantError(
+                f"{runs} runs; the order of use has {self._lru.entries} entries, {ours} of them"
+                " runs"
+            )
 
     # Whole runs.
 
@@ -194,7 +198,10 @@ class Allocator(ABC):
         """
 
     def _found_wrong(self) -> None:
-        """Count a run or object that no death leaves, and note it in the arena before its traces go."""
+        """Count a run or object that no death leaves.
+
+        And note it in the arena before its traces go.
+        """
         self._frames.distrust()
         self._wrong += 1
 
@@ -258,7 +265,11 @@ class Allocator(ABC):
     def claim(self, body: int) -> bool:
         """Note that an adopted body is in use; return False if there is none, or if it was claimed."""
         first, remainder = divmod(body, self._page_size)
-        if remainder or not self._frames.first_frame <= first < self._frames.end_frame or not self.is_body(first):
+        if (
+            remainder
+            or not self._frames.first_frame <= first < self._frames.end_frame
+            or not self.is_body(first)
+        ):
             return False
         if self._words[first * 4 + 2]:
             return False
@@ -272,7 +283,9 @@ class Allocator(ABC):
     def free_unclaimed(self) -> int:
         """Free every adopted body that was not claimed; return how many there were."""
         runs = self._frames.used_runs(self._half)
-        unclaimed = [first for first in runs if self.is_body(first) and not self._words[first * 4 + 2]]
+        unclaimed = [
+            first for first in runs if self.is_body(first) and not self._words[first * 4 + 2]
+        ]
         for number, first in enumerate(unclaimed):
             self.free(first * self._page_size)
             if not number & _SOME:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from zswapd.core.allocators.pageframes import PageFrames
 
 
-def make_allocator(name: str, frames: PageFrames, half: int, lru: Lru | None, *, max_zspage_frames: int) -> ZsPool | ZbudPool:
+def make_allocator(
+    name: str, frames: PageFrames, half: int, lru: Lru | None, *, max_zspage_frames: int
+) -> ZsPool | ZbudPool:
     """Return a new allocator.
 
     Args:

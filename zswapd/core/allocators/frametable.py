@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The frame table: what every frame of the arena is, and the free runs among them.
 
-Allocators want n frames side by side (a zspage is read and written without copies). Free runs carry boundary tags in the table
-(Knuth's, 1973), so freeing coalesces in constant time; a list for every length gives best fit. Runs never cross a chunk: a
-chunk is what one refill populates, and its part of the table is populated with it, so that the neighbour a free looks at is
-always backed by memory.
+Allocators want n frames side by side (a zspage is read and written without copies). Free runs carry
+boundary tags in the table (Knuth's, 1973), so freeing coalesces in constant time; a list for every
+length gives best fit. Runs never cross a chunk: a chunk is what one refill populates, and its part
+of the table is populated with it, so that the neighbour a free looks at is always backed by memory.
 
 The table has four 32-bit words a frame (its counterpart in the kernel is struct page):
 
@@ -12,7 +12,8 @@ The table has four 32-bit words a frame (its counterpart in the kernel is struct
     word 1   first frame of a run: its length, in the low 8 bits if used, and then the seal's mark in
              the high 8 bits, and the owner's number between them; last frame of a free run: its
              length; other frames of a used run: the first frame
-    word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the owner's
+    word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the
+    owner's
 
 An all-zero table, which is what a fresh file holds, says "holes", so nothing has to be initialised.
 
@@ -38,11 +39,12 @@ Layouts before 5 have no mark, and hand runs out as USED, unsealed. Such a run h
 and half in word 0. A run that has lost its seal has a class or chunks there too, since its owner
 writes them together with the seal.
 
-The half is part of the seal: persistent runs outlive a process, ephemeral ones are free frames to its successor. Two bits that
-are always equal, so that one that changes by itself is noticed without the mark too.
+The half is part of the seal: persistent runs outlive a process, ephemeral ones are free frames to
+its successor. Two bits that are always equal, so that one that changes by itself is noticed without
+the mark too.
 
-All other words are rebuilt by `adopt_run` from the seals and from what the kernel says is populated; it only ever writes
-unsealed words, so that dying in the middle of it changes nothing.
+All other words are rebuilt by `adopt_run` from the seals and from what the kernel says is
+populated; it only ever writes unsealed words, so that dying in the middle of it changes nothing.
 
 Limits: a run has at most MAX_RUN frames when it is taken.
 """
@@ -72,7 +74,8 @@ TAKEN runs are used and not sealed yet.
 
 STATE_MASK: Final = 7
 SEALED: Final = 8
-"""In word 0 of the first frame of a used run whose owner has made it good for a successor to find."""
+"""In word 0 of the first frame of a used run whose owner has made it good for a successor to find.
+"""
 _SEAL_BITS: Final = STATE_MASK | SEALED
 LENGTH_MASK: Final = 255
 MARKED: Final = 1 << 31
@@ -94,7 +97,8 @@ EPHEMERAL: Final = 3 << 14
 """The two halves, as bits of word 0: none of HALF_MASK, and all of it."""
 HALF_MASK: Final = 3 << 14
 MAX_RUN: Final = 16
-"""Free runs of this length and more share one list; it is also the longest run that can be taken."""
+"""Free runs of this length and more share one list; it is also the longest run that can be taken.
+"""
 _FREED: Final = FREE_TAIL << LOW_SHIFT
 """Words 0 and 1 of the first frame of a run that has just lost its seal."""
 _UNSEALED: Final = frozenset({HOLE, FREE, FREE_TAIL, USED_TAIL, BUSY, TAKEN, TAKEN | EPHEMERAL})
@@ -127,7 +131,10 @@ def mark(state: int, length: int) -> int:
 
     It is a checksum of the run's length and of the lower half of its word 0, seal included.
     """
-    return MARKED | (_OF_HIGH_BYTE[state >> 8 & 255] ^ _OF_LOW_BYTE[state & 255] ^ _OF_LENGTH[length]) << 24
+    return (
+        MARKED
+        | (_OF_HIGH_BYTE[state >> 8 & 255] ^ _OF_LOW_BYTE[state & 255] ^ _OF_LENGTH[length]) << 24
+    )
 
 
 def seal_words(state: int, length: int) -> int:
@@ -154,7 +161,9 @@ class FrameTable:
         long_frames: those of them in runs of MAX_RUN frames and more, which serve any request.
     """
 
-    def __init__(self, words: memoryview, pairs: memoryview, *, chunk_frames: int, end_frame: int) -> None:
+    def __init__(
+        self, words: memoryview, pairs: memoryview, *, chunk_frames: int, end_frame: int
+    ) -> None:
         self.words = words
         self.pairs = pairs
         self.free_frames = 0
@@ -165,7 +174,10 @@ class FrameTable:
         self._mask = 0
 
     def take(self, count: int) -> int:
-        """Turn `count` (1 to MAX_RUN) free frames side by side into a used run; return the first, or 0 when there is none."""
+        """Turn `count` (1 to MAX_RUN) free frames side by side into a used run.
+
+        Return the first, or 0 when there is none.
+        """
         candidates = self._mask >> count
         if not candidates:
             return 0
@@ -191,7 +203,8 @@ class FrameTable:
         """Make frames free, joined with free neighbours in the same chunk."""
         words = self.words
         end = first + count
-        # The end of the seal, in one write before all others (file header). Joined to the run before it, it keeps this tag.
+        # The end of the seal, in one write before all others (file header). Joined to the run
+        # before it, it keeps this tag.
         self.pairs[first * 2] = _FREED
         reach(crashpoints.FRAMES_UNSEALED)
         if first % self._chunk_frames:
@@ -200,7 +213,11 @@ class FrameTable:
                 length = words[(first - 1) * 4 + 1]
                 first -= length
                 self.remove(first, length)
-        if end % self._chunk_frames and end < self._end_frame and words[end * 4] & STATE_MASK == FREE:
+        if (
+            end % self._chunk_frames
+            and end < self._end_frame
+            and words[end * 4] & STATE_MASK == FREE
+        ):
             length = words[end * 4 + 1]
             self.remove(end, length)
             end += length
@@ -213,12 +230,19 @@ class FrameTable:
         begin, end = first, first + (words[first * 4 + 1] & LENGTH_MASK)
         if begin % self._chunk_frames and words[(begin - 1) * 4] & STATE_MASK in (FREE_TAIL, FREE):
             begin -= words[(begin - 1) * 4 + 1]
-        if end % self._chunk_frames and end < self._end_frame and words[end * 4] & STATE_MASK == FREE:
+        if (
+            end % self._chunk_frames
+            and end < self._end_frame
+            and words[end * 4] & STATE_MASK == FREE
+        ):
             end += words[end * 4 + 1]
         return begin, end
 
     def ephemeral_beside(self, begin: int, end: int) -> int:
-        """Return the first frame of an ephemeral run next to a free run, in the same chunk; 0 if there is none."""
+        """Return the first frame of an ephemeral run next to a free run, in the same chunk.
+
+        0 if there is none.
+        """
         if end % self._chunk_frames and end < self._end_frame and self._is_ephemeral(end):
             return end
         if begin % self._chunk_frames:
@@ -229,7 +253,9 @@ class FrameTable:
 
     def _is_ephemeral(self, frame: int) -> bool:
         """Say whether a used and sealed run of the ephemeral half begins at a frame."""
-        return self.words[frame * 4] & (STATE_MASK | SEALED | HALF_MASK) == USED | SEALED | EPHEMERAL
+        return (
+            self.words[frame * 4] & (STATE_MASK | SEALED | HALF_MASK) == USED | SEALED | EPHEMERAL
+        )
 
     def _link(self, first: int, length: int) -> None:
         """Tag a maximal free run and put it at the head of its list."""
@@ -270,8 +296,12 @@ class FrameTable:
         if bucket == MAX_RUN:
             self.long_frames -= length
 
-    def remove_longest(self, max_frames: int, max_runs: int, shortest: int = 1) -> list[tuple[int, int]]:
-        """Take free runs, together at most `max_frames`, off the lists, long ones first, and mark them BUSY.
+    def remove_longest(
+        self, max_frames: int, max_runs: int, shortest: int = 1
+    ) -> list[tuple[int, int]]:
+        """Take free runs, together at most `max_frames`, off the lists, long ones first.
+
+        And mark them BUSY.
 
         Args:
             max_frames: see above.
@@ -293,8 +323,12 @@ class FrameTable:
                 first = following
         return taken
 
-    def adopt_run(self, first: int, end: int, found_wrong: Callable[[], None], *, is_older: bool = False) -> tuple[int, int]:
-        """Rebuild the words of a stretch of populated frames, within a chunk and with holes around it, from the seals in it.
+    def adopt_run(
+        self, first: int, end: int, found_wrong: Callable[[], None], *, is_older: bool = False
+    ) -> tuple[int, int]:
+        """Rebuild the words of a stretch of populated frames.
+
+        Within a chunk and with holes around it, from the seals in it.
 
         Args:
             first: first frame of the stretch.
@@ -318,7 +352,9 @@ class FrameTable:
                 frame += 1
                 continue
             count = length & LENGTH_MASK
-            if not self._is_sealed(state, length, is_older) or not 0 < count <= min(end - frame, MAX_RUN):
+            if not self._is_sealed(state, length, is_older) or not 0 < count <= min(
+                end - frame, MAX_RUN
+            ):
                 wrong += 1
                 found_wrong()
                 pairs[frame * 2] = _FREED
@@ -356,7 +392,9 @@ class FrameTable:
 
     def first_of(self, frame: int) -> int:
         """Return the first frame of the used run that holds `frame`."""
-        return self.words[frame * 4 + 1] if self.words[frame * 4] & STATE_MASK == USED_TAIL else frame
+        return (
+            self.words[frame * 4 + 1] if self.words[frame * 4] & STATE_MASK == USED_TAIL else frame
+        )
 
     def run_at(self, frame: int, end: int) -> tuple[int, int]:
         """Return (length, state) of the run that begins at `frame`; holes are joined, up to `end`.
@@ -378,16 +416,24 @@ class FrameTable:
         return length, state
 
     def check_free_run(self, frame: int, length: int) -> None:
-        """Prove that the tags at both ends of a free run agree, and that its neighbour behind is not free as well.
+        """Prove that the tags at both ends of a free run agree.
+
+        And that its neighbour behind is not free as well.
 
         Raises:
             InvariantError: they do not.
         """
         tail = (frame + length - 1) * 4
-        if length > 1 and (self.words[tail] & STATE_MASK != FREE_TAIL or self.words[tail + 1] != length):
+        if length > 1 and (
+            self.words[tail] & STATE_MASK != FREE_TAIL or self.words[tail + 1] != length
+        ):
             raise InvariantError(f"the free run at frame {frame} has no matching tail tag")
         end = frame + length
-        if end % self._chunk_frames and end < self._end_frame and self.words[end * 4] & STATE_MASK == FREE:
+        if (
+            end % self._chunk_frames
+            and end < self._end_frame
+            and self.words[end * 4] & STATE_MASK == FREE
+        ):
             raise InvariantError(f"the free runs at frames {frame} and {end} should be one")
 
     def check_lists(self) -> set[int]:
@@ -404,13 +450,23 @@ class FrameTable:
             frame, previous = head, 0
             while frame:
                 length = self.words[frame * 4 + 1]
-                if self.words[frame * 4] & STATE_MASK != FREE or min(length, MAX_RUN) != bucket or frame in seen:
-                    raise InvariantError(f"free list {bucket} names frame {frame}, which is no free run of that length")
+                if (
+                    self.words[frame * 4] & STATE_MASK != FREE
+                    or min(length, MAX_RUN) != bucket
+                    or frame in seen
+                ):
+                    raise InvariantError(
+                        f"free list {bucket} names frame {frame}, which is no free run of that"
+                        " length"
+                    )
                 if self.words[frame * 4 + 3] != previous:
                     raise InvariantError(f"free list {bucket}: wrong back link at frame {frame}")
                 lengths[bucket == MAX_RUN] += length
                 seen.add(frame)
                 previous, frame = frame, self.words[frame * 4 + 2]
         if lengths[1] != self.long_frames or sum(lengths) != self.free_frames:
-            raise InvariantError(f"{lengths} frames in short and long runs; books: {self.free_frames}, long {self.long_frames}")
+            raise InvariantError(
+                f"{lengths} frames in short and long runs; books: {self.free_frames}, long"
+                f" {self.long_frames}"
+            )
         return seen

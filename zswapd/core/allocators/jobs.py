@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Jobs: runs of frames that are being populated or given back to the system, by a thread that may block (see pageframes.py).
+"""Jobs: runs of frames that are being populated or given back to the system.
 
-A job's frames are on no book between `begin_refill` or `begin_trim` and `commit`, so its thread shares them with nobody.
+By a thread that may block (see pageframes.py).
+
+A job's frames are on no book between `begin_refill` or `begin_trim` and `commit`, so its thread
+shares them with nobody.
 """
 
 from __future__ import annotations
@@ -21,12 +24,18 @@ if TYPE_CHECKING:
 
 def at_the_watermarks() -> ArenaError:
     """Return the error of a job that leaves the system the memory it has."""
-    return ArenaError("the system's free memory is at its watermarks", hint="the reserve is filled when there is more")
+    return ArenaError(
+        "the system's free memory is at its watermarks",
+        hint="the reserve is filled when there is more",
+    )
 
 
 @dataclass(slots=True)
 class Job:
-    """Runs of frames to be populated or given back; made by `begin_refill` and `begin_trim`, ended by `commit`."""
+    """Runs of frames to be populated or given back.
+
+    Made by `begin_refill` and `begin_trim`, ended by `commit`.
+    """
 
     populate: bool
     page_size: int
@@ -38,7 +47,9 @@ class Job:
     """How many of the runs the work got through."""
 
     def work(self, arena: Arena, floor: int = 0) -> None:
-        """Populate or punch the runs, in any thread; stops at the first failure, `commit` then undoes the rest.
+        """Populate or punch the runs, in any thread.
+
+        Stops at the first failure, `commit` then undoes the rest.
 
         Args:
             arena: where they are.
@@ -55,10 +66,16 @@ class Job:
             for populate in (arena.populate_table, *self.companions):
                 populate(first - first % self.chunk_frames, self.chunk_frames)
             reach(crashpoints.REFILL_TABLE)
-            populated = arena.populate(first * self.page_size, count * self.page_size, floor=floor) // self.page_size
+            populated = (
+                arena.populate(first * self.page_size, count * self.page_size, floor=floor)
+                // self.page_size
+            )
             reach(crashpoints.REFILL_POPULATED)
             if populated < count:
-                self.runs[place : place + 1] = [(first, populated), (first + populated, count - populated)][not populated :]
+                self.runs[place : place + 1] = [
+                    (first, populated),
+                    (first + populated, count - populated),
+                ][not populated :]
                 self.done += populated > 0
                 raise at_the_watermarks()
             self.done += 1
@@ -67,5 +84,7 @@ class Job:
         self.done = arena.punch_runs(self.runs)
         reach(crashpoints.TRIM_PUNCHED)
         for first, count in self.runs[self.done :]:
-            arena.punch(first * self.page_size, count * self.page_size)  # says why it could not be done before
+            arena.punch(
+                first * self.page_size, count * self.page_size
+            )  # says why it could not be done before
             self.done += 1

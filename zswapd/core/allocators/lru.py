@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An order of use over frame numbers: which run of frames has not been used for longest.
 
-A doubly linked ring in machine words, two a frame number, so that nothing is allocated for an entry: entry 0, which no frame
-has, is both ends of it. The words lie in anonymous memory of the process: the order does not outlive it. They are populated
-chunk by chunk together with the frames they are about (`PageFrames.accompany`), hence never on the page path; 8 bytes a frame.
+A doubly linked ring in machine words, two a frame number, so that nothing is allocated for an
+entry: entry 0, which no frame has, is both ends of it. The words lie in anonymous memory of the
+process: the order does not outlive it. They are populated chunk by chunk together with the frames
+they are about (`PageFrames.accompany`), hence never on the page path; 8 bytes a frame.
 
-Whoever uses it puts in the first frame of each run it takes and takes it out before it gives the run back.
+Whoever uses it puts in the first frame of each run it takes and takes it out before it gives the
+run back.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Lru:
 
     Attributes:
         entries: frame numbers in it.
-        end: above all frames whose words are populated, which are the first ones, give or take some.
+        end: above all frames whose words are populated, which are the first ones, give or take
+            some.
 
     Raises:
         ArenaError: the kernel gives no address space.
@@ -48,7 +51,9 @@ class Lru:
         try:
             self._map = mmap.mmap(-1, self._length, ADDRESS_SPACE)
         except (OSError, ValueError) as error:
-            raise ArenaError(f"no address space for an order of {end_frame} frames: {error}") from error
+            raise ArenaError(
+                f"no address space for an order of {end_frame} frames: {error}"
+            ) from error
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         # Even words: the next more recently used; odd words: the next less recently used.
         self._words = memoryview(self._map).cast("I")
@@ -56,7 +61,9 @@ class Lru:
         self.populate(0, 1)
 
     def populate(self, first: int, count: int) -> None:
-        """Have the words of `count` frames from `first` on backed by memory. May block; safe in any thread.
+        """Have the words of `count` frames from `first` on backed by memory.
+
+        May block; safe in any thread.
 
         Raises:
             ArenaError: no memory.
@@ -67,9 +74,12 @@ class Lru:
         if _libc.madvise(self._address + begin, end - begin, _MADV_POPULATE_WRITE) == 0:
             return
         code = ctypes.get_errno()
-        # Before Linux 5.14 there is no such advice; the words then get their memory when they are first used.
+        # Before Linux 5.14 there is no such advice; the words then get their memory when they are
+        # first used.
         if code != errno.EINVAL:
-            raise ArenaError(f"no memory for the order of use of {count} frames: {os.strerror(code)}")
+            raise ArenaError(
+                f"no memory for the order of use of {count} frames: {os.strerror(code)}"
+            )
 
     # The page path.
 
@@ -116,7 +126,10 @@ class Lru:
         return bool(frame and self._words[self._words[frame * 2 + 1] * 2] == frame)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the frames, the one not used for longest first; what was yielded last may be taken out or touched meanwhile."""
+        """Yield the frames, the one not used for longest first.
+
+        What was yielded last may be taken out or touched meanwhile.
+        """
         frame = self._words[0]
         while frame:
             newer = self._words[frame * 2]
@@ -132,7 +145,9 @@ class Lru:
         older = count = 0
         for frame in self:
             if self._words[frame * 2 + 1] != older or count == self.entries:
-                raise InvariantError(f"the order of use is broken at frame {frame}, entry {count} of {self.entries}")
+                raise InvariantError(
+                    f"the order of use is broken at frame {frame}, entry {count} of {self.entries}"
+                )
             if frame not in self:
                 raise InvariantError(f"frame {frame} is in the order of use and does not know it")
             older = frame

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""pageframes: the only owner of page memory, with a populated reserve so that no store asks the kernel for memory.
+"""pageframes: the only owner of page memory.
 
-A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a *hole* (address space without
-memory). The page path moves frames between used and free, a few table writes each. Memory is asked for and given back by jobs,
-which work in three steps so that the part that blocks may run in another thread, and none takes a lock:
+With a populated reserve so that no store asks the kernel for memory.
+
+A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a
+*hole* (address space without memory). The page path moves frames between used and free, a few table
+writes each. Memory is asked for and given back by jobs, which work in three steps so that the part
+that blocks may run in another thread, and none takes a lock:
 
     job = frames.begin_refill(n)     main thread: takes the frames off the books
     job.work(arena)                  any thread: populates or punches; touches nothing of this object
     frames.commit(job)               main thread: enters the outcome
 
-A successor begins with `adopt`: what is populated it asks the kernel, which of that is used the seals in the frame table
-(frametable.py says why they can be trusted). Frames that a job had are what they became; those of the ephemeral half are free.
+A successor begins with `adopt`: what is populated it asks the kernel, which of that is used the
+seals in the frame table (frametable.py says why they can be trusted). Frames that a job had are
+what they became; those of the ephemeral half are free.
 
-Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal within their chunk; each is on
-the list of its length; the counts agree with the frame table.
+Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal
+within their chunk; each is on the list of its length; the counts agree with the frame table.
 
-Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above: replacing a page passes it.
+Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above:
+replacing a page passes it.
 """
 
 from __future__ import annotations
@@ -48,8 +53,12 @@ if TYPE_CHECKING:
     from zswapd.core.allocators.arena import Arena
 
 _ZEROS_BYTES: Final = 1 << 20  # largest piece in which the table of holes is cleared
-_TRIM_RUNS: Final = 1024  # at once: a millisecond of entries in the table, in which no page is served
-CHUNK_BYTES: Final = 2 << 20  # what one page of page tables maps: populating a chunk costs one allocation beside its frames
+_TRIM_RUNS: Final = (
+    1024  # at once: a millisecond of entries in the table, in which no page is served
+)
+CHUNK_BYTES: Final = (
+    2 << 20
+)  # what one page of page tables maps: populating a chunk costs one allocation beside its frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +72,12 @@ class PageFramesStatistics:
         ephemeral_frames: those of them that are the ephemeral half's.
         used_frames_max: the most there ever were.
         free_frames: populated and ready.
-        reserve_frames: those of them in runs long enough for any allocation; what refilling keeps up.
+        reserve_frames: those of them in runs long enough for any allocation; what refilling keeps
+            up.
         reserve_target_frames: what refilling aims at.
         limit_frames: frames that may be used at once.
-        failed_get_free_pages: requests refused because no populated run was long enough (zcache's name).
+        failed_get_free_pages: requests refused because no populated run was long enough (zcache's
+            name).
         refilled_frames: populated since the start, in total.
         trimmed_frames: given back to the system since the start, in total.
     """
@@ -109,9 +120,11 @@ class PageFrames:
         used_frames: frames held by allocators; for the limits of the layers above.
         ephemeral_frames: those of them that are the ephemeral half's; likewise.
         limit_frames: their limit; settable at any time, below the current use too.
-        reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a quarter of them.
-        when_low: called once when the reserve falls below three quarters of that, and below urgent_mark, from the page path: it
-            may set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
+        reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a
+            quarter of them.
+        when_low: called once when the reserve falls below three quarters of that, and below
+            urgent_mark, from the page path: it may set a flag or wake a task, no more. Called again
+            only after a refill, or `rearm`.
         alive: called again and again in everything that takes long in a takeover.
         renewed: frames of which a takeover, or one before it that was cut short, has found memory
             poisoned: what it held is zeros. The frames' owners have to let go of it.
@@ -119,13 +132,19 @@ class PageFrames:
             table included.
     """
 
-    def __init__(self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None) -> None:
+    def __init__(
+        self, arena: Arena, *, reserve_frames: int, limit_frames: int | None = None
+    ) -> None:
         self.arena = arena
         self.page_size = arena.page_size
         self.chunk_frames = max(MAX_RUN, CHUNK_BYTES // arena.page_size)
         self.first_frame, self.end_frame = arena.first_frame, arena.total_frames
-        self.table = FrameTable(arena.table, arena.table_pairs, chunk_frames=self.chunk_frames, end_frame=self.end_frame)
-        self.limit_frames = limit_frames if limit_frames is not None else self.end_frame - self.first_frame
+        self.table = FrameTable(
+            arena.table, arena.table_pairs, chunk_frames=self.chunk_frames, end_frame=self.end_frame
+        )
+        self.limit_frames = (
+            limit_frames if limit_frames is not None else self.end_frame - self.first_frame
+        )
         self._call_mark = 0
         self.reserve_target = reserve_frames
         self.when_low: Callable[[], None] = _ignore
@@ -136,7 +155,12 @@ class PageFrames:
         self._companions: list[Callable[[int, int], None]] = []
         self._refilling = False
         self._busy_frames = self._failed = self._refilled = self._trimmed = 0
-        self._holes = [end - begin for begin, end in (self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames)))]
+        self._holes = [
+            end - begin
+            for begin, end in (
+                self._bounds(c) for c in range(-(-self.end_frame // self.chunk_frames))
+            )
+        ]
         self._hole_frames = sum(self._holes)
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
@@ -152,7 +176,8 @@ class PageFrames:
         """Take `count` (1 to 16) populated frames side by side, for one of the two halves.
 
         Returns:
-            The first frame's number, or 0 when no populated run is long enough (counted). Never asks the kernel for memory.
+            The first frame's number, or 0 when no populated run is long enough (counted). Never
+            asks the kernel for memory.
         """
         table = self.table
         first = table.take(count)
@@ -202,21 +227,37 @@ class PageFrames:
 
     def wants_refill(self) -> bool:
         """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
-        return self.table.long_frames < self._low_mark and self._hole_frames > 0 and not self._refilling
+        return (
+            self.table.long_frames < self._low_mark
+            and self._hole_frames > 0
+            and not self._refilling
+        )
 
     def rearm(self) -> None:
-        """Have `when_low` called at the next fall: for who was called, and found the reserve full again of freed frames."""
+        """Have `when_low` called at the next fall.
+
+        For who was called, and found the reserve full again of freed frames.
+        """
         if self.table.long_frames >= self._low_mark:
             self._call_mark = self._low_mark
 
     def wants_trim(self) -> bool:
-        """Say whether so many frames are free that some should go back: half above the target, and two chunks."""
-        return self.table.free_frames > self.reserve_target + self.reserve_target // 2 + 2 * self.chunk_frames
+        """Say whether so many frames are free that some should go back.
+
+        Half above the target, and two chunks.
+        """
+        return (
+            self.table.free_frames
+            > self.reserve_target + self.reserve_target // 2 + 2 * self.chunk_frames
+        )
 
     def begin_refill(self, max_frames: int) -> Job:
-        """Take up to `max_frames` holes off the books, to be populated; lowest first, so that the file stays dense.
+        """Take up to `max_frames` holes off the books, to be populated.
 
-        The job is empty when the reserve is full, when no holes are left, or while another refill is under way.
+        Lowest first, so that the file stays dense.
+
+        The job is empty when the reserve is full, when no holes are left, or while another refill
+        is under way.
         """
         job = Job(True, self.page_size, self.chunk_frames, companions=self._companions)  # noqa: FBT003 - its own first field
         if self._refilling:
@@ -241,7 +282,10 @@ class PageFrames:
         self._hole_frames += count
 
     def _hole_runs(self, chunk: int) -> list[tuple[int, int]]:
-        """Return (first, length) of each run of holes in a chunk; the table of a chunk that is all holes is not read."""
+        """Return (first, length) of each run of holes in a chunk.
+
+        The table of a chunk that is all holes is not read.
+        """
         begin, end = self._bounds(chunk)
         if self._holes[chunk] == end - begin:
             return [(begin, end - begin)]
@@ -254,16 +298,30 @@ class PageFrames:
             frame += length
         return runs
 
-    def begin_trim(self, max_frames: int, *, all_of_it: bool = False, long_only: bool = False) -> Job:
-        """Take some of what is free above the target (and, unless `all_of_it`, a quarter), or long runs of it, to punch."""
+    def begin_trim(
+        self, max_frames: int, *, all_of_it: bool = False, long_only: bool = False
+    ) -> Job:
+        """Take some of what is free above the target (and.
+
+        Unless `all_of_it`, a quarter), or long runs of it, to punch.
+        """
         job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
-        surplus = self.table.free_frames - self.reserve_target - (0 if all_of_it else self.reserve_target // 4)
-        job.runs = self.table.remove_longest(min(max_frames, surplus), _TRIM_RUNS, MAX_RUN if long_only else 1)
+        surplus = (
+            self.table.free_frames
+            - self.reserve_target
+            - (0 if all_of_it else self.reserve_target // 4)
+        )
+        job.runs = self.table.remove_longest(
+            min(max_frames, surplus), _TRIM_RUNS, MAX_RUN if long_only else 1
+        )
         self._busy_frames += sum(count for _, count in job.runs)
         return job
 
     def commit(self, job: Job) -> None:
-        """Enter the outcome of a job: what was populated is free, what was punched a hole, the rest as it was before."""
+        """Enter the outcome of a job.
+
+        What was populated is free, what was punched a hole, the rest as it was before.
+        """
         for number, (first, count) in enumerate(job.runs):
             finished = number < job.done
             self._busy_frames -= count
@@ -279,7 +337,8 @@ class PageFrames:
                 self._trimmed += count
             reach(crashpoints.JOB_COMMITTED)
         if job.runs:
-            # After a trim too: it made holes, and the refill that was called for before may have found none.
+            # After a trim too: it made holes, and the refill that was called for before may have
+            # found none.
             self._call_mark = self._low_mark
             if job.populate:
                 self._refilling = False
@@ -295,10 +354,13 @@ class PageFrames:
             self._run(job)
 
     def accompany(self, populate: Callable[[int, int], None]) -> None:
-        """Have memory that somebody keeps beside the frame table populated wherever frames are, before they are handed out.
+        """Have memory that somebody keeps beside the frame table populated wherever frames are.
+
+        Before they are handed out.
 
         Args:
-            populate: called with (first frame, frames) of a chunk, also in a job's thread; now for what is populated already.
+            populate: called with (first frame, frames) of a chunk, also in a job's thread; now for
+                what is populated already.
 
         Raises:
             ArenaError: no memory for it.
@@ -326,8 +388,9 @@ class PageFrames:
     def adopt(self) -> int:
         """Rebuild the books of an arena that another process has left; once, before anything else.
 
-        Reads and writes only what is populated, takes no memory but for page tables, and gives back what the dead process had
-        taken without getting to use it. The used runs are those with a seal.
+        Reads and writes only what is populated, takes no memory but for page tables, and gives back
+        what the dead process had taken without getting to use it. The used runs are those with a
+        seal.
 
         Returns:
             The number of frames whose words are wrong, which no death causes but damage to the
@@ -402,7 +465,10 @@ class PageFrames:
         return wrong
 
     def distrust(self) -> None:
-        """Note, before its traces go, that something that is in the arena must have been changed by nobody."""
+        """Note, before its traces go.
+
+        That something that is in the arena must have been changed by nobody.
+        """
         self.arena.distrusted = True
 
     def _chunk_size(self, chunk: int) -> int:
@@ -433,7 +499,10 @@ class PageFrames:
         return wrong
 
     def _give_back_untouched(self) -> None:
-        """Punch the holes if the file has more memory than was found: a refill that died between its two steps took it."""
+        """Punch the holes if the file has more memory than was found.
+
+        A refill that died between its two steps took it.
+        """
         arena, size = self.arena, self.page_size
         data = 0
         for begin, end in arena.data_runs(0, self.end_frame * size):
@@ -442,14 +511,20 @@ class PageFrames:
         if arena.backed_bytes() <= data:
             return
         hole = self.first_frame * size
-        for begin, end in [*arena.data_runs(hole, self.end_frame * size), (self.end_frame * size, 0)]:
+        for begin, end in [
+            *arena.data_runs(hole, self.end_frame * size),
+            (self.end_frame * size, 0),
+        ]:
             if hole < begin:
                 arena.punch(hole, begin - hole)
             hole = end
             self.alive()
 
     def used_runs(self, half: int) -> Iterator[int]:
-        """Yield the first frame of every used run of a half, by ascending number. Walks the table: never on the page path."""
+        """Yield the first frame of every used run of a half, by ascending number.
+
+        Walks the table: never on the page path.
+        """
         for chunk, holes_left in enumerate(self._holes):
             (frame, end), holes = self._bounds(chunk), holes_left
             self.alive()
@@ -479,7 +554,9 @@ class PageFrames:
         )
 
     def check(self) -> None:
-        """Walk the whole table and prove the invariants named in this file's header. Takes time: never on the page path.
+        """Walk the whole table and prove the invariants named in this file's header.
+
+        Takes time: never on the page path.
 
         Raises:
             InvariantError: naming the frame or count that is wrong.
@@ -502,16 +579,31 @@ class PageFrames:
                 frame += length
             # Holes that a refill has taken look like holes in the table until it is committed.
             if frame > end or not 0 <= holes_seen - holes <= self._busy_frames:
-                raise InvariantError(f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at {frame}")
+                raise InvariantError(
+                    f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at"
+                    f" {frame}"
+                )
         if listed:
-            raise InvariantError(f"free lists name runs that the table does not have: {sorted(listed)[:5]}")
-        ephemeral = sum(self.table.run_at(first, self.end_frame)[0] for first in self.used_runs(EPHEMERAL))
+            raise InvariantError(
+                f"free lists name runs that the table does not have: {sorted(listed)[:5]}"
+            )
+        ephemeral = sum(
+            self.table.run_at(first, self.end_frame)[0] for first in self.used_runs(EPHEMERAL)
+        )
         found = (counts[USED], ephemeral, counts[FREE])
         books = (self.used_frames, self.ephemeral_frames, self.table.free_frames)
         if found != books:
-            raise InvariantError(f"used, ephemeral and free frames: {found} in the table, {books} on the books")
-        accounted = self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
+            raise InvariantError(
+                f"used, ephemeral and free frames: {found} in the table, {books} on the books"
+            )
+        accounted = (
+            self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
+        )
         if accounted != self.end_frame - self.first_frame:
-            raise InvariantError(f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist")
+            raise InvariantError(
+                f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist"
+            )
         if self._hole_frames != sum(self._holes):
-            raise InvariantError(f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk")
+            raise InvariantError(
+                f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk"
+            )

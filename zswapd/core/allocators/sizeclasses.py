@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zsmalloc's size classes: which object sizes exist, and how many frames a zspage of each has. Pure arithmetic.
+"""zsmalloc's size classes: which object sizes exist, and how many frames a zspage of each has.
 
-A class holds objects of one size in zspages of 1 to N frames; N frames side by side waste less at their end than one does.
-Sizes go from 32 bytes to a page in steps of page/256 (16 bytes for 4 KiB pages), so that rounding up costs under half a
-percent of a page. Neighbouring sizes that lead to the same zspage (as many frames, as many objects) are one class, of the
-largest of these sizes: that costs no memory and leaves fewer half-filled zspages. So the class of a whole page, one object in
+Pure arithmetic.
+
+A class holds objects of one size in zspages of 1 to N frames; N frames side by side waste less at
+their end than one does. Sizes go from 32 bytes to a page in steps of page/256 (16 bytes for 4 KiB
+pages), so that rounding up costs under half a percent of a page. Neighbouring sizes that lead to
+the same zspage (as many frames, as many objects) are one class, of the largest of these sizes: that
+costs no memory and leaves fewer half-filled zspages. So the class of a whole page, one object in
 one frame, has all sizes that gain nothing from sharing.
 
 Source of the ideas: zsmalloc (Nitin Gupta, 2012); its classes and merging, with a longer chain.
@@ -31,7 +34,8 @@ class SizeClass:
         size: bytes an object.
         frames: frames a zspage.
         objects: objects a zspage.
-        group_of: fullness group for each number of objects in use: 0 for the emptiest, FULLNESS_GROUPS for full.
+        group_of: fullness group for each number of objects in use: 0 for the emptiest,
+            FULLNESS_GROUPS for full.
     """
 
     number: int
@@ -42,8 +46,13 @@ class SizeClass:
 
 
 def frames_for(size: int, page_size: int, max_frames: int) -> int:
-    """Return the number of frames (1 to `max_frames`) of which objects of `size` bytes waste the smallest part."""
-    return min(range(1, max_frames + 1), key=lambda frames: (frames * page_size % size / frames, frames))
+    """Return the number of frames.
+
+    (1 to `max_frames`) of which objects of `size` bytes waste the smallest part.
+    """
+    return min(
+        range(1, max_frames + 1), key=lambda frames: (frames * page_size % size / frames, frames)
+    )
 
 
 def build_classes(page_size: int, max_frames: int) -> tuple[list[SizeClass], list[int]]:
@@ -54,8 +63,9 @@ def build_classes(page_size: int, max_frames: int) -> tuple[list[SizeClass], lis
         max_frames: longest zspage, in frames.
 
     Returns:
-        The classes by ascending size, and a table of class numbers indexed by size in steps, rounded up: the class of an
-        object of s bytes is `classes[table[(s + step - 1) // step]]`, with step = page_size // 256.
+        The classes by ascending size, and a table of class numbers indexed by size in steps,
+        rounded up: the class of an object of s bytes is `classes[table[(s + step - 1) // step]]`,
+        with step = page_size // 256.
     """
     step = page_size // 256
     shapes: list[tuple[int, int, int]] = []

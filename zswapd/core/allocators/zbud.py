@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """zbud: at most two compressed pages a frame, one from each end.
 
-Poorer density than zsmalloc's, and everything else simpler: a frame holds one page or two (*buddies*), so whoever needs a frame
-back has to let go of two pages at most, and never has to move any. Room is counted in chunks of a 64th of a page, 64 bytes of
-4 KiB. A frame with one buddy waits on the unbuddied list of its free chunks, and a new object goes to the list where it fits
-best; a frame with two is on the buddied list, whatever is free between them.
+Poorer density than zsmalloc's, and everything else simpler: a frame holds one page or two
+(*buddies*), so whoever needs a frame back has to let go of two pages at most, and never has to move
+any. Room is counted in chunks of a 64th of a page, 64 bytes of 4 KiB. A frame with one buddy waits
+on the unbuddied list of its free chunks, and a new object goes to the list where it fits best; a
+frame with two is on the buddied list, whatever is free between them.
 
 Everything about a frame is in its words of the frame table:
 
@@ -20,13 +21,14 @@ that has chunks and no life is therefore a store or a free that was cut short, a
 free. A death leaves one of these at most. More of them are memory that has changed by itself, and
 so is a frame whose words do not have the same chunks.
 
-What zcache's zbud did not do: compaction. It brings two frames with one buddy each together, the smallest with the largest that
-it fits, which frees as many frames as any pairing could.
+What zcache's zbud did not do: compaction. It brings two frames with one buddy each together, the
+smallest with the largest that it fits, which frees as many frames as any pairing could.
 
-Invariants (`check` proves them): each frame is on the list that its chunks say; the counts agree with the lists.
+Invariants (`check` proves them): each frame is on the list that its chunks say; the counts agree
+with the lists.
 
-Source of the ideas: zbud in zcache (Dan Magenheimer, 2010-2012), with its list for each number of chunks; chunks that grow with
-the page as in its later form (Seth Jennings).
+Source of the ideas: zbud in zcache (Dan Magenheimer, 2010-2012), with its list for each number of
+chunks; chunks that grow with the page as in its later form (Seth Jennings).
 """
 
 from __future__ import annotations
@@ -73,14 +75,18 @@ class ZbudStatistics:
 
     Attributes:
         objects: objects in use, bodies included.
-        used_frames, zbud_curr_raw_pages: frames held, by the name of every allocator and by zcache's.
+        used_frames, zbud_curr_raw_pages: frames held, by the name of every allocator and by
+            zcache's.
         bodies: frames of them that hold a body.
         zbud_buddied_count: frames with two objects.
-        zbud_unbuddied_list_counts: frames with one object, by its chunks; the first number is of one chunk.
+        zbud_unbuddied_list_counts: frames with one object, by its chunks; the first number is of
+            one chunk.
         zbud_cumul_chunk_counts: objects ever made, by chunks; the last number is of bodies.
-        zbpg_unused_list_count: frames held without an object: none, since an empty one goes back at once.
+        zbpg_unused_list_count: frames held without an object: none, since an empty one goes back at
+            once.
         failed_alloc: requests refused because pageframes had no frame.
-        pages_compacted, objects_moved: frames that compaction set free and objects that it moved since the start.
+        pages_compacted, objects_moved: frames that compaction set free and objects that it moved
+            since the start.
     """
 
     objects: int
@@ -96,7 +102,9 @@ class ZbudStatistics:
     objects_moved: int
 
 
-counters.declare(ZbudStatistics, cumulative="zbud_cumul_chunk_counts failed_alloc pages_compacted objects_moved")
+counters.declare(
+    ZbudStatistics, cumulative="zbud_cumul_chunk_counts failed_alloc pages_compacted objects_moved"
+)
 
 
 class ZbudPool(Allocator):
@@ -264,7 +272,10 @@ class ZbudPool(Allocator):
         return [*found, (base + self._page_size - last, last)] if last else found
 
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
-        """Bring frames with one object together in pairs, while there is a pair that fits (see Allocator)."""
+        """Bring frames with one object together in pairs, while there is a pair that fits.
+
+        (see Allocator).
+        """
         freed = 0
         while freed < max_moves and self._mask:
             most = self._mask.bit_length() - 1
@@ -278,7 +289,9 @@ class ZbudPool(Allocator):
                 break
             (old,) = alive
             new = self._join(number, target, chunks)
-            self.memory[new + 8 : new + chunks * self._chunk] = self.memory[old + 8 : old + chunks * self._chunk]
+            self.memory[new + 8 : new + chunks * self._chunk] = self.memory[
+                old + 8 : old + chunks * self._chunk
+            ]
             reach(crashpoints.COMPACT_COPIED)
             self._live_words[new >> 3] = self._live_words[old >> 3]
             reach(crashpoints.COMPACT_ALIVE)
@@ -330,7 +343,12 @@ class ZbudPool(Allocator):
         """Say whether the words of a sealed frame are some that a death leaves."""
         state, word = self._words[frame * 4], self._words[frame * 4 + 1]
         first, last = state >> _FIRST & 255, state >> _LAST
-        if state & OWN_BITS or word & LENGTH_MASK != 1 or not 0 < first + last <= NCHUNKS or last == NCHUNKS:
+        if (
+            state & OWN_BITS
+            or word & LENGTH_MASK != 1
+            or not 0 < first + last <= NCHUNKS
+            or last == NCHUNKS
+        ):
             return False
         # In an older arena, a word 1 without a mark has no chunks either.
         return word < MARKED or word >> CHAIN_SHIFT & CHAIN_MASK == state >> _FIRST
@@ -352,7 +370,10 @@ class ZbudPool(Allocator):
         return sum(self._counts) + self._bodies
 
     def freeable_frames(self) -> int:
-        """Return the number of frames that compaction would set free: pairs, the smallest with the largest that fits."""
+        """Return the number of frames that compaction would set free.
+
+        Pairs, the smallest with the largest that fits.
+        """
         by_chunks = [0, *self._counts[:0:-1]]
         pairs, small, large = 0, 1, NCHUNKS - 1
         while small < large:
@@ -395,7 +416,9 @@ class ZbudPool(Allocator):
             previous, frame = frame, self._words[frame * 4 + 2]
 
     def check(self) -> None:
-        """Walk all lists and all frames and prove the invariants named in this file's header. Never on the page path.
+        """Walk all lists and all frames and prove the invariants named in this file's header.
+
+        Never on the page path.
 
         Raises:
             InvariantError: naming the frame or list that is wrong.
@@ -404,8 +427,12 @@ class ZbudPool(Allocator):
         for number in range(NCHUNKS):
             frames = list(self._list(number))
             listed.update(dict.fromkeys(frames, number))
-            if len(frames) != self._counts[number] or (number and bool(frames) != bool(self._mask >> number & 1)):
-                raise InvariantError(f"list {number} has {len(frames)} frames and counts {self._counts[number]}")
+            if len(frames) != self._counts[number] or (
+                number and bool(frames) != bool(self._mask >> number & 1)
+            ):
+                raise InvariantError(
+                    f"list {number} has {len(frames)} frames and counts {self._counts[number]}"
+                )
         bodies = 0
         for frame in self._frames.used_runs(self._half):
             if self.is_body(frame):
@@ -414,8 +441,17 @@ class ZbudPool(Allocator):
             state = self._words[frame * 4]
             first, last = state >> _FIRST & 255, state >> _LAST
             belongs = _BUDDIED if first and last else NCHUNKS - first - last
-            if state & 0xFFFF != self._sealed or not 0 < first + last <= NCHUNKS or listed.pop(frame, -1) != belongs:
-                raise InvariantError(f"frame {frame} with {first} and {last} chunks is not in list {belongs}")
+            if (
+                state & 0xFFFF != self._sealed
+                or not 0 < first + last <= NCHUNKS
+                or listed.pop(frame, -1) != belongs
+            ):
+                raise InvariantError(
+                    f"frame {frame} with {first} and {last} chunks is not in list {belongs}"
+                )
         if listed or bodies != self._bodies:
-            raise InvariantError(f"{bodies} bodies, {self._bodies} counted; lists name {sorted(listed)[:5]} that are no frames")
+            raise InvariantError(
+                f"{bodies} bodies, {self._bodies} counted; lists name {sorted(listed)[:5]} that are"
+                " no frames"
+            )
         self.check_lru(sum(self._counts))

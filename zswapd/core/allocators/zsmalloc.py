@@ -124,10 +124,7 @@ class ZsStatistics:
     classes: tuple[ClassStatistics, ...]
 
 
-counters.declare(
-    ZsStatistics,
-    cumulative="failed_alloc pages_compacted objects_moved",
-)
+counters.declare(ZsStatistics, cumulative="failed_alloc pages_compacted objects_moved")
 
 
 class Groups:
@@ -156,7 +153,12 @@ class ZsPool(Allocator):
     """
 
     def __init__(
-        self, frames: PageFrames, half: int = PERSISTENT, lru: Lru | None = None, *, max_zspage_frames: int = 8
+        self,
+        frames: PageFrames,
+        half: int = PERSISTENT,
+        lru: Lru | None = None,
+        *,
+        max_zspage_frames: int = 8,
     ) -> None:
         if not 1 <= max_zspage_frames <= MAX_RUN:
             raise ValueError(f"max_zspage_frames must be 1 to {MAX_RUN}, not {max_zspage_frames}")
@@ -194,7 +196,9 @@ class ZsPool(Allocator):
         number = chain >> CHAIN_SHIFT & CHAIN_MASK
         if number:
             handle = first * self._page_size + (number - 1) * size_class.size
-            words[word + 1] = chain & NO_CHAIN | (self._live_words[(handle >> 3) + 1] & CHAIN_MASK) << CHAIN_SHIFT
+            words[word + 1] = (
+                chain & NO_CHAIN | (self._live_words[(handle >> 3) + 1] & CHAIN_MASK) << CHAIN_SHIFT
+            )
             reach(crashpoints.OBJECT_OFF_CHAIN)
         else:
             handle = first * self._page_size + used * size_class.size
@@ -298,7 +302,11 @@ class ZsPool(Allocator):
 
     def objects_of(self, first: int) -> list[int]:
         """Return the handles of all live objects in a zspage (see Allocator)."""
-        return [] if self.is_body(first) else list(self._live_objects(first, self.classes[self._words[first * 4] >> 4 & 0x3FF]))
+        return (
+            []
+            if self.is_body(first)
+            else list(self._live_objects(first, self.classes[self._words[first * 4] >> 4 & 0x3FF]))
+        )
 
     def free_run(self, first: int) -> None:
         """Give back a zspage with all its objects (see Allocator)."""
@@ -326,7 +334,10 @@ class ZsPool(Allocator):
     # Compaction.
 
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
-        """Empty sparse zspages into fuller ones of their class, while that sets frames free (see Allocator)."""
+        """Empty sparse zspages into fuller ones of their class, while that sets frames free.
+
+        (see Allocator).
+        """
         freed = 0
         for size_class, groups in zip(self.classes, self._groups, strict=True):
             while max_moves > 0 and self._freeable(size_class, groups):
@@ -340,7 +351,9 @@ class ZsPool(Allocator):
         self.pages_compacted += freed
         return freed
 
-    def _empty_zspage(self, size_class: SizeClass, source: int, moved: Callable[[int, int], None], max_moves: int) -> int:
+    def _empty_zspage(
+        self, size_class: SizeClass, source: int, moved: Callable[[int, int], None], max_moves: int
+    ) -> int:
         """Move the objects of one zspage to the fullest others; return how many were moved."""
         groups = self._groups[size_class.number]
         word = source * 4
@@ -352,7 +365,9 @@ class ZsPool(Allocator):
             if moves == max_moves:
                 break
             new = self.alloc(size_class.size)
-            self.memory[new + 8 : new + size_class.size] = self.memory[old + 8 : old + size_class.size]
+            self.memory[new + 8 : new + size_class.size] = self.memory[
+                old + 8 : old + size_class.size
+            ]
             reach(crashpoints.COMPACT_COPIED)
             self._live_words[new >> 3] = self._live_words[old >> 3]
             reach(crashpoints.COMPACT_ALIVE)
@@ -372,7 +387,9 @@ class ZsPool(Allocator):
 
     def freeable_frames(self) -> int:
         """Return the number of frames that compaction would set free."""
-        return sum(self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True))
+        return sum(
+            self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True)
+        )
 
     # Adoption by a successor.
 
@@ -404,7 +421,10 @@ class ZsPool(Allocator):
         return self._wrong
 
     def _adopt_zspage(self, first: int, size_class: SizeClass) -> int:
-        """Rebuild use and free list of a zspage from its live words; return how many objects are in use."""
+        """Rebuild use and free list of a zspage from its live words.
+
+        Return how many objects are in use.
+        """
         live_words, seal = self._live_words, self._seals[size_class.number]
         if size_class.objects == 1:
             self._pairs[first * 2] = seal + ONE_OBJECT_IN_PAIR
@@ -427,7 +447,9 @@ class ZsPool(Allocator):
         elif counted != used:
             self._found_wrong()
         # Objects behind the last one in use count as never used: they need no place on the list.
-        self._pairs[first * 2] = seal + used * ONE_OBJECT_IN_PAIR + (chain << CHAIN_SHIFT + HIGH_SHIFT)
+        self._pairs[first * 2] = (
+            seal + used * ONE_OBJECT_IN_PAIR + (chain << CHAIN_SHIFT + HIGH_SHIFT)
+        )
         return used
 
     def each_span(self, found: Callable[[int, int, int], None]) -> None:
@@ -452,7 +474,10 @@ class ZsPool(Allocator):
         return sum(g.zspages * c.frames for c, g in zip(self.classes, self._groups, strict=True))
 
     def statistics(self) -> ZsStatistics:
-        """Return a frozen snapshot, with the class table; takes as long for a large pool as for a small one."""
+        """Return a frozen snapshot, with the class table.
+
+        Takes as long for a large pool as for a small one.
+        """
         rows = []
         for size_class, groups in zip(self.classes, self._groups, strict=True):
             if groups.zspages:
@@ -483,12 +508,16 @@ class ZsPool(Allocator):
         first, previous = groups.heads[group], 0
         while first:
             if self._words[first * 4 + 3] != previous:
-                raise InvariantError(f"zspage at frame {first}: wrong back link in its fullness group")
+                raise InvariantError(
+                    f"zspage at frame {first}: wrong back link in its fullness group"
+                )
             yield first
             previous, first = first, self._words[first * 4 + 2]
 
     def check(self) -> None:
-        """Walk all lists and all zspages and prove the invariants named in this file's header. Never on the page path.
+        """Walk all lists and all zspages and prove the invariants named in this file's header.
+
+        Never on the page path.
 
         Raises:
             InvariantError: naming the zspage or class that is wrong.
@@ -501,7 +530,8 @@ class ZsPool(Allocator):
                 zspages_in = list(self._list(groups, group))
                 if len(zspages_in) != groups.lengths[group]:
                     raise InvariantError(
-                        f"fullness group {group} has {len(zspages_in)} zspages, counts {groups.lengths[group]}"
+                        f"fullness group {group} has {len(zspages_in)} zspages, counts"
+                        f" {groups.lengths[group]}"
                     )
                 listed.update(dict.fromkeys(zspages_in, group))
         zspages = [0] * len(self.classes)
@@ -510,33 +540,52 @@ class ZsPool(Allocator):
             used = self._words[first * 4] >> 16
             group = size_class.group_of[used]
             if listed.pop(first, FULLNESS_GROUPS) != group or not used:
-                raise InvariantError(f"zspage at frame {first} with {used} objects is not in group {group}")
+                raise InvariantError(
+                    f"zspage at frame {first} with {used} objects is not in group {group}"
+                )
             self._check_zspage(first, size_class, used)
             zspages[size_class.number] += 1
             objects[size_class.number] += used
         if listed:
-            raise InvariantError(f"fullness groups name frames that are no zspages: {sorted(listed)[:5]}")
+            raise InvariantError(
+                f"fullness groups name frames that are no zspages: {sorted(listed)[:5]}"
+            )
         self.check_lru(sum(zspages) - zspages[-1])
         for groups, count, used in zip(self._groups, zspages, objects, strict=True):
             if (groups.zspages, groups.objects) != (count, used):
                 raise InvariantError(
-                    f"a class counts {groups.zspages} zspages, {groups.objects} objects; found {count}, {used}"
+                    f"a class counts {groups.zspages} zspages, {groups.objects} objects; found"
+                    f" {count}, {used}"
                 )
 
     def _check_zspage(self, first: int, size_class: SizeClass, used: int) -> None:
-        """Prove that a zspage's free list holds dead objects only, each once, and that the counts leave none out."""
+        """Prove that a zspage's free list holds dead objects only, each once.
+
+        And that the counts leave none out.
+        """
         chain = self._words[first * 4 + 1]
         if chain & 255 != size_class.frames:
-            raise InvariantError(f"zspage at frame {first} has {chain & 255} frames, its class {size_class.frames}")
+            raise InvariantError(
+                f"zspage at frame {first} has {chain & 255} frames, its class {size_class.frames}"
+            )
         number, free = chain >> CHAIN_SHIFT & CHAIN_MASK, set[int]()
         while number:
             if number in free or number > size_class.objects:
-                raise InvariantError(f"zspage at frame {first}: its free list names object {number - 1} wrongly")
+                raise InvariantError(
+                    f"zspage at frame {first}: its free list names object {number - 1} wrongly"
+                )
             place = first * self._page_size + (number - 1) * size_class.size >> 3
             following = self._live_words[place + 1]
             if self._live_words[place] != DEAD:
-                raise InvariantError(f"zspage at frame {first}: object {number - 1} is alive and on the free list")
+                raise InvariantError(
+                    f"zspage at frame {first}: object {number - 1} is alive and on the free list"
+                )
             free.add(number)
             number = following
-        if used + len(free) > size_class.objects or any(number > used + len(free) for number in free):
-            raise InvariantError(f"zspage at frame {first}: {used} objects in use, {len(free)} free of {size_class.objects}")
+        if used + len(free) > size_class.objects or any(
+            number > used + len(free) for number in free
+        ):
+            raise InvariantError(
+                f"zspage at frame {first}: {used} objects in use, {len(free)} free of"
+                f" {size_class.objects}"
+            )

@@ -1,23 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Requests to the disk, from threads that never take the GIL: what is to be moved is told beforehand, what became of it is fetched
- * later.
+ * Requests to the disk, from threads that never take the GIL: what is to be moved is told
+ * beforehand, what became of it is fetched later.
  *
- * Why in C: a Python thread takes the GIL after each system call, and with eight of them and the event loop on two processors each
- * such hand-over is a wake-up: a read of 70 us took 300 us. And encryption: the `cryptography` package makes a new context for each
- * data unit, since it cannot give one another tweak, which takes 2 us a page with the GIL held; here the tweak is set in a context
- * that is there (0.6 us with AES itself).
+ * Why in C: a Python thread takes the GIL after each system call, and with eight of them and the
+ * event loop on two processors each such hand-over is a wake-up: a read of 70 us took 300 us. And
+ * encryption: the `cryptography` package makes a new context for each data unit, since it cannot
+ * give one another tweak, which takes 2 us a page with the GIL held; here the tweak is set in a
+ * context that is there (0.6 us with AES itself).
  *
  *   Cipher   a key, and for each thread two contexts and memory to encrypt into
  *   Job      one request: buffers, where they go, a cipher. Called, it is done at once; given to
  *   Queue    it is done by whoever is in work(). ended() returns those that are, after a file descriptor says that there are some.
  *
  * Invariants
- *   - Between begin and end of a job nobody holds the GIL, so nothing of Python is touched: buffers are held by the job, and
- *     references are only counted in submit() and ended().
- *   - Who holds a mutex makes no system call, and inherits the priority of the event loop's thread if that waits.
- *   - AES-256-XTS with the slot's number as tweak: a page is encrypted into memory of the thread's own, since readers of a page on
- *     its way get it from its buffer; one that was read is decrypted where it is.
+ *   - Between begin and end of a job nobody holds the GIL, so nothing of Python is touched: buffers
+ *     are held by the job, and references are only counted in submit() and ended().
+ *   - Who holds a mutex makes no system call, and inherits the priority of the event loop's thread
+ *     if that waits.
+ *   - AES-256-XTS with the slot's number as tweak: a page is encrypted into memory of the thread's
+ *     own, since readers of a page on its way get it from its buffer; one that was read is
+ *     decrypted where it is.
  *
  * Limits: a request of at most IOV_MAX pages. Threads in work() end with the process.
  */
@@ -59,7 +62,10 @@ static void make_mutex(pthread_mutex_t *mutex, pthread_cond_t *condition)
 	pthread_cond_init(condition, NULL);
 }
 
-/* --- Cipher -------------------------------------------------------------------------------------------------------------- */
+/*
+ * --- Cipher
+ * --------------------------------------------------------------------------------------------------------------
+ */
 
 struct lane {
 	EVP_CIPHER_CTX *encrypting, *decrypting;
@@ -198,7 +204,10 @@ static PyTypeObject cipher_type = {
     .tp_dealloc = cipher_dealloc,
 };
 
-/* --- Job ----------------------------------------------------------------------------------------------------------------- */
+/*
+ * --- Job
+ * -----------------------------------------------------------------------------------------------------------------
+ */
 
 struct job {
 	PyObject_HEAD
@@ -232,7 +241,9 @@ static int transform(const struct job *job, EVP_CIPHER_CTX *context, unsigned ch
 	return 0;
 }
 
-/* Move the pages, which lie at `parts`, however many calls the kernel makes of it: 0 or an errno. */
+/*
+ * Move the pages, which lie at `parts`, however many calls the kernel makes of it: 0 or an errno.
+ */
 static int move(const struct job *job, const struct iovec *parts)
 {
 	Py_ssize_t done = 0;
@@ -246,7 +257,10 @@ static int move(const struct job *job, const struct iovec *parts)
 			continue;
 		if (moved < 0)
 			return errno;
-		/* What ends within a page is done again from that page on: direct I/O begins nowhere else. */
+		/*
+		 * What ends within a page is done again from that page on: direct I/O begins
+		 * nowhere else.
+		 */
 		if ((size_t)moved < job->size)
 			return EIO;
 		done += moved / (ssize_t)job->size;
@@ -390,7 +404,10 @@ static PyTypeObject job_type = {
     .tp_call = job_call,
 };
 
-/* --- Queue --------------------------------------------------------------------------------------------------------------- */
+/*
+ * --- Queue
+ * ---------------------------------------------------------------------------------------------------------------
+ */
 
 struct list {
 	struct job *first, **last; /* where the next one is to be linked to */
@@ -491,9 +508,11 @@ static PyObject *queue_submit(PyObject *object, PyObject *args)
 }
 
 /*
- * Wait busily for the next job, with the mutex, which is let go of meanwhile. After a read of a quick disk: waking a thread on an idle
- * processor takes 15 to 30 us, half of what such a disk does. One thread at a time; each wait in vain in a row, and each that somebody
- * else's work held up, doubles the number of jobs until the next. Measured: a page that its reader had after 119 us is there after 102.
+ * Wait busily for the next job, with the mutex, which is let go of meanwhile. After a read of a
+ * quick disk: waking a thread on an idle processor takes 15 to 30 us, half of what such a disk
+ * does. One thread at a time; each wait in vain in a row, and each that somebody else's work held
+ * up, doubles the number of jobs until the next. Measured: a page that its reader had after 119 us
+ * is there after 102.
  */
 static void spin(struct queue *self)
 {
@@ -547,7 +566,10 @@ static void work(struct queue *self)
 		is_first = self->ended.first == NULL;
 		append(&self->ended, job);
 		pthread_mutex_unlock(&self->mutex);
-		/* Whoever has fetched it meanwhile is woken up in vain. The counter does not run over, so nothing can fail. */
+		/*
+		 * Whoever has fetched it meanwhile is woken up in vain. The counter does not run
+		 * over, so nothing can fail.
+		 */
 		if (is_first && write(self->fd, &one, sizeof(one)) == -1)
 			abort();
 		pthread_mutex_lock(&self->mutex);

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a backing lies on: never our own files, since writeback would wait for itself, and no memory, which it is to free.
+"""What a backing lies on: never our own files, since writeback would wait for itself.
 
-A device is looked through down to what it consists of: its disk, if it is a partition, slaves (dm, md), and the file of a loop
-device. A file lies on the device of its file system.
+And no memory, which it is to free.
 
-Limits: file systems of several devices (btrfs, bcachefs) name one of them; what is on another machine is not seen.
+A device is looked through down to what it consists of: its disk, if it is a partition, slaves (dm,
+md), and the file of a loop device. A file lies on the device of its file system.
+
+Limits: file systems of several devices (btrfs, bcachefs) name one of them; what is on another
+machine is not seen.
 """
 
 from __future__ import annotations
@@ -44,10 +47,15 @@ def mounted_on(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> M
 
 
 def device_of(status: os.stat_result) -> int:
-    """Return the block device that a file is on, or its st_dev if that is none that the kernel tells of."""
+    """Return the block device that a file is on.
+
+    Or its st_dev if that is none that the kernel tells of.
+    """
     with contextlib.suppress(OSError):
         mount = mounted_on(status.st_dev)
-        if mount is not None and os.major(status.st_dev) == 0:  # btrfs numbers its subvolumes, not its disks
+        if (
+            mount is not None and os.major(status.st_dev) == 0
+        ):  # btrfs numbers its subvolumes, not its disks
             return Path(mount.source).stat().st_rdev or status.st_dev
     return status.st_dev
 
@@ -61,7 +69,10 @@ def loops_below(device: int) -> Iterator[tuple[str, Path]]:
         directory = waiting.pop()
         with contextlib.suppress(OSError):
             # Any bytes: somebody else's loop device may be one of them.
-            yield directory.name, Path(os.fsdecode((directory / "loop/backing_file").read_bytes().rstrip(b"\n")))
+            yield (
+                directory.name,
+                Path(os.fsdecode((directory / "loop/backing_file").read_bytes().rstrip(b"\n"))),
+            )
         with contextlib.suppress(OSError):
             waiting += [slave.resolve() for slave in (directory / "slaves").iterdir()]
 
@@ -82,7 +93,10 @@ def refuse_ours(device: int, path: Path, mountpoint: Path) -> None:
     while waiting:
         for name, file in loops_below(waiting.pop()):
             if file.is_relative_to(ours):  # and not asked of: nobody may serve it yet
-                raise BackingError(f"backing.path {path} lies on our own file {file} ({name})", hint="choose another path")
+                raise BackingError(
+                    f"backing.path {path} lies on our own file {file} ({name})",
+                    hint="choose another path",
+                )
             with contextlib.suppress(OSError):
                 below = device_of(file.stat())
                 waiting += {below} - seen
@@ -90,7 +104,9 @@ def refuse_ours(device: int, path: Path, mountpoint: Path) -> None:
 
 
 def refuse_memory(path: Path, status: os.stat_result) -> None:
-    """Refuse what lies in memory: it would take what it is to free, and a tmpfs is swapped out, to us.
+    """Refuse what lies in memory.
+
+    It would take what it is to free, and a tmpfs is swapped out, to us.
 
     Args:
         path: for messages.
@@ -100,10 +116,16 @@ def refuse_memory(path: Path, status: os.stat_result) -> None:
         BackingError: it does.
     """
     if status.st_rdev:
-        name = Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve().name
+        name = (
+            Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+            .resolve()
+            .name
+        )
         kind = "" if name.rstrip("0123456789") not in _MEMORY_DISKS else name
     else:
         mount = mounted_on(status.st_dev)
         kind = mount.kind if mount is not None and mount.kind in _IN_MEMORY else ""
     if kind:
-        raise BackingError(f"backing.path {path} is in memory ({kind})", hint="name a file on a disk, or a disk")
+        raise BackingError(
+            f"backing.path {path} is in memory ({kind})", hint="name a file on a disk, or a disk"
+        )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is known of a device from how its requests end: whether it is in trouble, and which slots are better left alone.
+"""What is known of a device from how its requests end.
+
+Whether it is in trouble, and which slots are better left alone.
 
 A slot that failed is avoided for a while. After TROUBLE failed requests in a row of a kind, or
 while one takes longer than STALL_S, the device is in trouble, until a probe finds that it works. A
@@ -7,8 +9,9 @@ probe does what failed: a device whose reads fail is in trouble until the label 
 whose writes fail until the label can be written. So the trouble is shown as long as its cause
 lasts, and at most PROBE_S and one request longer.
 
-A device that is out of space is in trouble after one request, and until the slots of that one can be written: what has a block
-already can be written all the time, the label too, and would say that all is well between any two pages that find none.
+A device that is out of space is in trouble after one request, and until the slots of that one can
+be written: what has a block already can be written all the time, the label too, and would say that
+all is well between any two pages that find none.
 """
 
 from __future__ import annotations
@@ -83,7 +86,10 @@ class Health:
         return len(self.avoided)
 
     def note_read(self, code: int) -> None:
-        """Take note of how a read has ended: a device that can be read may still refuse every write."""
+        """Take note of how a read has ended.
+
+        A device that can be read may still refuse every write.
+        """
         self._note("read", code)
 
     def note_write(self, slots: range, code: int) -> None:
@@ -91,7 +97,9 @@ class Health:
         if code in _FULL:
             self.no_space_for = slots
         elif slots.start < self.no_space_for.stop and self.no_space_for.start < slots.stop:
-            self.no_space_for = range(0)  # a probe writes there, which must not follow a newer write
+            self.no_space_for = range(
+                0
+            )  # a probe writes there, which must not follow a newer write
         self._note("write", code)
         if not code and self.avoided:
             for slot in slots:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How a process knows that no thread of its predecessors lives any more.
 
-A thread that hangs in the kernel outlives its dead process, and may still write to the disk when it comes back. As long as it
-lives, so do the open files of its process; and so does a lock on one. Each process that writes holds a shared lock on a common
-file, through an open file of its own: whoever gets it exclusively is the only one.
+A thread that hangs in the kernel outlives its dead process, and may still write to the disk when it
+comes back. As long as it lives, so do the open files of its process; and so does a lock on one.
+Each process that writes holds a shared lock on a common file, through an open file of its own:
+whoever gets it exclusively is the only one.
 
-Limits: to be held by one process and its predecessors, of which only threads in the kernel are left; a child that is forked
-without exec counts as its parent.
+Limits: to be held by one process and its predecessors, of which only threads in the kernel are
+left; a child that is forked without exec counts as its parent.
 """
 
 from __future__ import annotations

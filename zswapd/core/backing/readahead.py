@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reads slots before they are asked for, where a file is read in order.
 
-A reader in order asks for a few pages, waits for the disk, and asks for the next few: with two of him the disk would have half
-as much to wait for. So when READS requests have followed one another, the slots behind the last one are read too, a *window* of
-them at a time, the next as soon as less than a window lies before him. What he asks for then is in a buffer, and his request
-is answered at once, as if the pool had the page.
+A reader in order asks for a few pages, waits for the disk, and asks for the next few: with two of
+him the disk would have half as much to wait for. So when READS requests have followed one another,
+the slots behind the last one are read too, a *window* of them at a time, the next as soon as less
+than a window lies before him. What he asks for then is in a buffer, and his request is answered at
+once, as if the pool had the page.
 
 Invariants
-  - What a buffer shows is what the slot holds: no slot is written while somebody holds what was read of it (transfers.py).
-    Whether the slot counts is asked when the page is given out, as ever (core/block/backed.py).
-  - Nobody waits for a window but who reads its pages: a write lets go of it first (`Transfers.before_write`), unless the disk
-    is still at it, and then waits as for any reader.
+  - What a buffer shows is what the slot holds: no slot is written while somebody holds what was
+    read of it (transfers.py). Whether the slot counts is asked when the page is given out, as ever
+    (core/block/backed.py).
+  - Nobody waits for a window but who reads its pages: a write lets go of it first
+    (`Transfers.before_write`), unless the disk is still at it, and then waits as for any reader.
 
-Limits: one reader a file is followed, the last who began. At most half of the buffers, none while the device is in trouble.
-A window that nobody uses is let go of at the second `look` after the last read.
+Limits: one reader a file is followed, the last who began. At most half of the buffers, none while
+the device is in trouble. A window that nobody uses is let go of at the second `look` after the last
+read.
 
-Synchronous, without a clock. Source of the idea: the kernel's readahead, whose window ends at what swap asks for (eight pages).
+Synchronous, without a clock. Source of the idea: the kernel's readahead, whose window ends at what
+swap asks for (eight pages).
 """
 
 from __future__ import annotations
@@ -68,7 +72,9 @@ class Ahead:
         window: bytes that are read at a time.
     """
 
-    def __init__(self, transfers: Transfers, needed: Callable[[int, int], list[int]], size: int, window: int) -> None:
+    def __init__(
+        self, transfers: Transfers, needed: Callable[[int, int], list[int]], size: int, window: int
+    ) -> None:
         self._transfers = transfers
         self._needed = needed
         self._size = size
@@ -82,7 +88,9 @@ class Ahead:
         transfers.before_write.append(self._before_write)
 
     def note(self, offset: int, length: int) -> None:
-        """Take note of a read that was answered or waits for the disk, and read ahead of it if there is a reason to.
+        """Take note of a read that was answered or waits for the disk.
+
+        And read ahead of it if there is a reason to.
 
         Args:
             offset: where it began.
@@ -113,7 +121,10 @@ class Ahead:
         self._transfers.kick()
 
     def _arrived(self, window: _Window) -> None:
-        """Keep what was read; what could not be is read again by whoever asks for it, and fails for him."""
+        """Keep what was read; what could not be is read again by whoever asks for it.
+
+        And fails for him.
+        """
         assert window.fetch is not None
         window.is_there = True
         try:
@@ -133,7 +144,9 @@ class Ahead:
 
     def _before_write(self, slot: int) -> None:
         """Let go of the windows that a slot lies in, which is about to be written."""
-        for window in [each for each in self._windows if each.fetch is not None and slot in each.fetch.slots]:
+        for window in [
+            each for each in self._windows if each.fetch is not None and slot in each.fetch.slots
+        ]:
             self._windows.remove(window)
             self._let_go += 1
             self._release(window)

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file or block device that slots are on: checked, allocated in full, locked, read and written past the page cache.
+"""The file or block device that slots are on.
+
+Checked, allocated in full, locked, read and written past the page cache.
 
     0      label: who uses this, in plain text (`LABEL`)
     1 MiB  slot 0, slot 1, …: a page each
 
-The first mebibyte is no slot's, since it is where programs look for the signatures of file systems: what was swapped out must
-never look like one. It also tells our own file from somebody else's.
+The first mebibyte is no slot's, since it is where programs look for the signatures of file systems:
+what was swapped out must never look like one. It also tells our own file from somebody else's.
 
-`open_store` refuses what somebody else may need: a device that is mounted, swapped on or part of another (O_EXCL finds these),
-one with a signature (blkid), a file with foreign contents, an active swap file, and (checks.py) what lies in memory, and
-whatever would come back to our own mount.
+`open_store` refuses what somebody else may need: a device that is mounted, swapped on or part of
+another (O_EXCL finds these), one with a signature (blkid), a file with foreign contents, an active
+swap file, and (checks.py) what lies in memory, and whatever would come back to our own mount.
 
-Direct I/O: a page on its way to the disk must not need a page of the page cache. All buffers are page-aligned, all transfers
-whole pages.
+Direct I/O: a page on its way to the disk must not need a page of the page cache. All buffers are
+page-aligned, all transfers whole pages.
 
-Encryption: AES-256-XTS, the slot's number the tweak (IEEE 1619; dm-crypt's plain64), by the thread that moves the page, whole
-requests at a time and without the GIL: 0.6 µs a page of 4 KiB with AES instructions, of which the event loop feels nothing
-while there is another processor. The key is random, lives in locked memory only (handover/state.py) and ends with it: what the
-daemon leaves on the disk is noise. XTS hides contents, it does not prove them: the checksums of core/block/slotmap.py do.
+Encryption: AES-256-XTS, the slot's number the tweak (IEEE 1619; dm-crypt's plain64), by the thread
+that moves the page, whole requests at a time and without the GIL: 0.6 µs a page of 4 KiB with AES
+instructions, of which the event loop feels nothing while there is another processor. The key is
+random, lives in locked memory only (handover/state.py) and ends with it: what the daemon leaves on
+the disk is noise. XTS hides contents, it does not prove them: the checksums of
+core/block/slotmap.py do.
 
-Limits: what is stored has no meaning after a reboot, so nothing is ever flushed (fdatasync): the disk's own cache may keep it.
+Limits: what is stored has no meaning after a reboot, so nothing is ever flushed (fdatasync): the
+disk's own cache may keep it.
 """
 
 from __future__ import annotations
@@ -54,13 +59,19 @@ DATA_AT = 1 << 20
 
 
 class Slots(Protocol):
-    """What makes requests of slots: each is done by a call, in any thread, and raises OSError if that fails."""
+    """What makes requests of slots.
+
+    Each is done by a call, in any thread, and raises OSError if that fails.
+    """
 
     def reading(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
         """Return a request that fills page-aligned buffers from slot `first` on."""
 
     def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
-        """Return one that writes page-aligned buffers to the slots from `first` on, some of them or parts if it fails."""
+        """Return one that writes page-aligned buffers to the slots from `first` on.
+
+        Some of them or parts if it fails.
+        """
 
     def labelling(self, *, writes: bool) -> Callable[[], None]:
         """Return a probe that writes the label again, or reads it.
@@ -96,7 +107,9 @@ class SlotStore:
 
     def labelling(self, *, writes: bool) -> Job:
         """Do as `Slots.labelling` does."""
-        return Job(self._fd, writes=writes, offset=0, pages=[self._label if writes else self._label_read])
+        return Job(
+            self._fd, writes=writes, offset=0, pages=[self._label if writes else self._label_read]
+        )
 
     def _moving(self, first: int, pages: Sequence[memoryview], *, writes: bool) -> Job:
         at = DATA_AT + first * self._page_size
@@ -120,18 +133,22 @@ def make_buffers(size: int, page_size: int) -> memoryview:
     return view
 
 
-def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False) -> int:
+def open_store(
+    path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False
+) -> int:
     """Open, check, allocate and lock a backing store; return its descriptor.
 
     Args:
         path: a file, which is made if it is not there, or a block device.
         slots: pages that it has to hold.
         page_size: bytes in a page.
-        mountpoint: where our own files are: nothing in there, and nothing made of it, can stand behind them.
+        mountpoint: where our own files are: nothing in there, and nothing made of it, can stand
+            behind them.
         force: take it although it carries a signature or foreign data, or lies in memory.
 
     Raises:
-        BackingError: it cannot be used; the message says why. Nothing was changed, but for a new file that is removed again.
+        BackingError: it cannot be used; the message says why. Nothing was changed, but for a new
+            file that is removed again.
     """
     path = _resolved(path, mountpoint)  # what a link names is what is made, and removed again
     needed = DATA_AT + slots * page_size
@@ -150,13 +167,16 @@ def open_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, forc
             SlotStore(fd, page_size).labelling(writes=True)()
         except OSError as error:
             raise BackingError(
-                f"backing.path {path} cannot be written: {error.strerror}", hint=_choose_another(error, path)
+                f"backing.path {path} cannot be written: {error.strerror}",
+                hint=_choose_another(error, path),
             ) from error
         undo.pop_all()
     return fd
 
 
-def check_store(path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False) -> None:
+def check_store(
+    path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False
+) -> None:
     """Do nothing if `open_store` could open a backing store.
 
     Nothing is made or written, so some causes of a failure are not seen.
@@ -191,7 +211,10 @@ def _resolved(path: Path, mountpoint: Path) -> Path:
     """
     resolved = path.resolve()
     if resolved.is_relative_to(mountpoint.resolve()):
-        raise BackingError(f"backing.path {path} is in the mount itself", hint="choose a file or device outside of it")
+        raise BackingError(
+            f"backing.path {path} is in the mount itself",
+            hint="choose a file or device outside of it",
+        )
     return resolved
 
 
@@ -228,7 +251,10 @@ def _open(path: Path) -> int:
     try:
         kind = path.stat().st_mode if path.exists() else stat.S_IFREG
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-            raise BackingError(f"backing.path {path} is neither a file nor a block device", hint="name one of these")
+            raise BackingError(
+                f"backing.path {path} is neither a file nor a block device",
+                hint="name one of these",
+            )
         flags = os.O_EXCL if stat.S_ISBLK(kind) else os.O_CREAT
         return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | flags, 0o600)
     except OSError as error:
@@ -254,34 +280,44 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise BackingError(f"backing.path {path} is in use by another process", hint="one daemon, one backing") from error
+        raise BackingError(
+            f"backing.path {path} is in use by another process", hint="one daemon, one backing"
+        ) from error
 
 
 def _is_ours(fd: int, path: Path) -> bool:
     """Say whether a daemon like this one has used it; raises BackingError if it cannot be read."""
-    copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # direct I/O would want an aligned buffer
+    copy = os.open(
+        f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC
+    )  # direct I/O would want an aligned buffer
     try:
         return os.pread(copy, len(LABEL), 0) == LABEL
     except OSError as error:
         raise BackingError(
-            f"backing.path {path} cannot be read: {error.strerror}", hint=_choose_another(error, path)
+            f"backing.path {path} cannot be read: {error.strerror}",
+            hint=_choose_another(error, path),
         ) from error
     finally:
         os.close(copy)
 
 
-def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, mountpoint: Path, *, force: bool) -> None:
+def _check_device(
+    fd: int, path: Path, status: os.stat_result, needed: int, mountpoint: Path, *, force: bool
+) -> None:
     size = os.lseek(fd, 0, os.SEEK_END)  # every transfer names its own offset
     if size < needed:
         raise BackingError(
-            f"backing.path {path} has {size} bytes, the swap files need {needed}", hint="use a larger device or less swap"
+            f"backing.path {path} has {size} bytes, the swap files need {needed}",
+            hint="use a larger device or less swap",
         )
     refuse_ours(status.st_rdev, path, mountpoint)
     if force or _is_ours(fd, path):
         return
     try:
         found = subprocess.run(
-            ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", str(path)], check=False, capture_output=True
+            ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", str(path)],
+            check=False,
+            capture_output=True,
         )
     except OSError as error:
         raise BackingError(
@@ -293,7 +329,10 @@ def _check_device(fd: int, path: Path, status: os.stat_result, needed: int, moun
         what = " ".join(found.stdout.decode(errors="replace").split()) or "something unclear"
         raise BackingError(
             f"backing.path {path} carries a signature: {what}",
-            hint=f"if no program needs it: `wipefs --all {shlex.quote(str(path))}`, or set backing.force",
+            hint=(
+                f"if no program needs it: `wipefs --all {shlex.quote(str(path))}`, or set"
+                " backing.force"
+            ),
         )
 
 
@@ -303,17 +342,25 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
             used = Path(os.fsdecode(loop.read_bytes().rstrip(b"\n")))
             if used.exists() and used.samefile(path):
                 device = f"/dev/{loop.parts[3]}"
-                raise BackingError(f"backing.path {path} is in use by {device}", hint=f"`losetup --detach {device}` first")
+                raise BackingError(
+                    f"backing.path {path} is in use by {device}",
+                    hint=f"`losetup --detach {device}` first",
+                )
     if stat.S_ISREG(status.st_mode) and status.st_size and not force and not _is_ours(fd, path):
         raise BackingError(
-            f"backing.path {path} exists and is none of ours", hint="if no program needs it: remove it, or set backing.force"
+            f"backing.path {path} exists and is none of ours",
+            hint="if no program needs it: remove it, or set backing.force",
         )
 
 
 def _allocate(fd: int, path: Path, needed: int) -> None:
-    """Give a file all its blocks; one that cannot get them is left as it was, and so is its file system."""
+    """Give a file all its blocks.
+
+    One that cannot get them is left as it was, and so is its file system.
+    """
     status = os.fstat(fd)
-    # What fallocate(2) has got before it fails it keeps: it is not tried where it would fill the file system.
+    # What fallocate(2) has got before it fails it keeps: it is not tried where it would fill the
+    # file system.
     why = "" if _fits(fd, needed) else os.strerror(errno.ENOSPC)
     if not why:
         try:
@@ -336,5 +383,6 @@ def _fits(fd: int, needed: int) -> bool:
 
 def _no_room(path: Path, needed: int, why: str) -> BackingError:
     return BackingError(
-        f"no room for {needed} bytes in {path.parent}: {why}", hint="a slot must never be missing: free some, or use less swap"
+        f"no room for {needed} bytes in {path.parent}: {why}",
+        hint="a slot must never be missing: free some, or use less swap",
     )

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is under way between slots and private buffers: in order, bounded, and known to a successor.
 
-Order. Of one slot, one transfer at a time: a write waits for the write before it, and for the readers of the slot, and so no
-older data reaches a slot after newer data. Slots side by side that are asked for together go in one request. Readers of one
-slot share its read.
+Order. Of one slot, one transfer at a time: a write waits for the write before it, and for the
+readers of the slot, and so no older data reaches a slot after newer data. Slots side by side that
+are asked for together go in one request. Readers of one slot share its read.
 
-Memory. Pages are in buffers of our own, made and touched at the start. A write that finds none is refused at once; a read waits
-for its turn, and has as many for itself as a write cannot take (`READ_SHARE`).
+Memory. Pages are in buffers of our own, made and touched at the start. A write that finds none is
+refused at once; a read waits for its turn, and has as many for itself as a write cannot take
+(`READ_SHARE`).
 
-Death. `claims` is memory that outlives the process: a word for each request that writes, set before the disk can see it and
-cleared when the disk has answered. A thread that hangs in the kernel outlives its process too, and may still write much later.
-So a successor writes none of the slots in the words it finds, until it is told that no such thread lives (`release_held`). What
-is to be written there waits: it is what the dead process was asked to write, for the kernel asks again. Threads die within
-milliseconds unless the device hangs; after STALL_S nothing more is taken for these slots.
+Death. `claims` is memory that outlives the process: a word for each request that writes, set before
+the disk can see it and cleared when the disk has answered. A thread that hangs in the kernel
+outlives its process too, and may still write much later. So a successor writes none of the slots in
+the words it finds, until it is told that no such thread lives (`release_held`). What is to be
+written there waits: it is what the dead process was asked to write, for the kernel asks again.
+Threads die within milliseconds unless the device hangs; after STALL_S nothing more is taken for
+these slots.
 
-Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds that it works. A read of
-many slots that fails is made again for ever smaller halves, one after the other, until it is known which slots cannot be read:
-one bad sector costs its own readers only. When the device as a whole cannot be read, the rest is given up.
+Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds
+that it works. A read of many slots that fails is made again for ever smaller halves, one after the
+other, until it is known which slots cannot be read: one bad sector costs its own readers only. When
+the device as a whole cannot be read, the rest is given up.
 
 Synchronous: `submit` runs a blocking job elsewhere and has its end told in this thread.
 """
@@ -81,7 +85,8 @@ class SlotRead:
 
     Attributes:
         slots: which.
-        done: called once all have been read or failed; `page` and `errno_of` answer from then on, until `Transfers.end`.
+        done: called once all have been read or failed; `page` and `errno_of` answer from then on,
+            until `Transfers.end`.
     """
 
     slots: tuple[int, ...]
@@ -121,7 +126,9 @@ class TransferStatistics:
 
 counters.declare(
     TransferStatistics,
-    cumulative="bd_reads bd_writes read_requests write_requests failed_reads failed_writes refused_writes",
+    cumulative=(
+        "bd_reads bd_writes read_requests write_requests failed_reads failed_writes refused_writes"
+    ),
 )
 
 
@@ -130,7 +137,8 @@ class Transfers:
 
     Args:
         store: what makes requests.
-        submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this thread and not at once.
+        submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this
+            thread and not at once.
         page_size: bytes in a slot.
         buffers: what `store.make_buffers` has returned; at least twice the longest read.
         depth: most requests under way.
@@ -140,7 +148,8 @@ class Transfers:
     Attributes:
         trouble: why writes are refused for now; empty when all is well.
         buffers: how many pages they hold.
-        before_write: told of a slot that is about to be written while somebody holds what was read of it.
+        before_write: told of a slot that is about to be written while somebody holds what was read
+            of it.
     """
 
     def __init__(
@@ -160,7 +169,9 @@ class Transfers:
         self._depth = depth
         self._clock = clock
         self._claims = claims if claims is not None else memoryview(bytearray(8 * CLAIMS)).cast("Q")
-        self._views = [buffers[place : place + page_size] for place in range(0, len(buffers), page_size)]
+        self._views = [
+            buffers[place : place + page_size] for place in range(0, len(buffers), page_size)
+        ]
         self.buffers = len(self._views)
         self.before_write: list[Callable[[int], None]] = []
         self._free = list(range(self.buffers))
@@ -173,7 +184,9 @@ class Transfers:
         self._number = 0
         self._held: set[int] = set()
         for word in self._claims:
-            self._held.update(range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1)))
+            self._held.update(
+                range(word >> _COUNT_BITS, (word >> _COUNT_BITS) + (word & (1 << _COUNT_BITS) - 1))
+            )
         self._inherited = [place for place, word in enumerate(self._claims) if word]
         self._born = clock()
         self._health = Health(clock)
@@ -190,7 +203,10 @@ class Transfers:
         return self._health.trouble(min(self._started.values()) if self._started else None)
 
     def accepts(self, slot: int, *, buffers: int = 0) -> bool:
-        """Say whether `write` would take a page for a slot, and leave at least so many buffers to others."""
+        """Say whether `write` would take a page for a slot.
+
+        And leave at least so many buffers to others.
+        """
         if len(self._free) <= self._reads_only + buffers or self.trouble:
             return False
         hangs = slot in self._held and self._clock() - self._born > STALL_S
@@ -204,12 +220,22 @@ class Transfers:
             self._probe_slots(self._health.no_space_for)
         else:
             writes = not self._health.reads_fail
-            self._start(self._store.labelling(writes=writes), partial(self._health.note_probe, writes=writes))
+            self._start(
+                self._store.labelling(writes=writes),
+                partial(self._health.note_probe, writes=writes),
+            )
 
     def _probe_slots(self, slots: range) -> None:
-        """Write to slots whose last write has failed: nobody relies on what they hold, or will while writes are refused."""
+        """Write to slots whose last write has failed.
+
+        Nobody relies on what they hold, or will while writes are refused.
+        """
         place = self._free_claim()
-        if place < 0 or not self._free or any(slot in self._queues or slot in self._reads for slot in slots):
+        if (
+            place < 0
+            or not self._free
+            or any(slot in self._queues or slot in self._reads for slot in slots)
+        ):
             return
         buffer = self._free.pop()
         self._views[buffer][:] = b"Z" * self._page_size  # a disk may keep zeros without a block
@@ -223,7 +249,9 @@ class Transfers:
 
         self._send(place, slots[0], [self._views[buffer]] * len(slots), ended)
 
-    def write(self, slot: int, page: bytes | memoryview, done: Callable[[int], None]) -> Write | None:
+    def write(
+        self, slot: int, page: bytes | memoryview, done: Callable[[int], None]
+    ) -> Write | None:
         """Have a page written to a slot, once `kick` is called.
 
         Args:
@@ -274,7 +302,9 @@ class Transfers:
         words = self._claims.tolist()
         return words.index(0) if 0 in words else -1
 
-    def _send(self, place: int, first: int, pages: Sequence[memoryview], done: Callable[[int], None]) -> None:
+    def _send(
+        self, place: int, first: int, pages: Sequence[memoryview], done: Callable[[int], None]
+    ) -> None:
         """Begin a request that writes, under the claim at a place."""
         self._claims[place] = first << _COUNT_BITS | len(pages)
         reach(crashpoints.SLOT_CLAIMED)
@@ -324,20 +354,33 @@ class Transfers:
     # Reading.
 
     def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> SlotRead:
-        """Have slots read, once `kick` is called; the result must be given to `end` after `done`. A slot named twice is one."""
+        """Have slots read, once `kick` is called; the result must be given to `end` after `done`.
+
+        A slot named twice is one.
+        """
         fetch = SlotRead(tuple(sorted(set(slots))), done)
         self._waiting.append(fetch)
         return fetch
 
     def has_room(self, pages: int) -> bool:
-        """Say whether so many pages may be read that nobody waits for: half of the buffers stay free, and all is well."""
-        return not self._waiting and len(self._free) >= pages + self.buffers // 2 and not self.trouble
+        """Say whether so many pages may be read that nobody waits for.
+
+        Half of the buffers stay free, and all is well.
+        """
+        return (
+            not self._waiting and len(self._free) >= pages + self.buffers // 2 and not self.trouble
+        )
 
     def _admit_fetches(self) -> None:
-        """Begin with waiting readers in order, each with all its buffers: one with some of them might wait for ever."""
+        """Begin with waiting readers in order, each with all its buffers.
+
+        One with some of them might wait for ever.
+        """
         while self._waiting:
             fetch = self._waiting[0]
-            new = [slot for slot in fetch.slots if slot not in self._reads and slot not in self._queues]
+            new = [
+                slot for slot in fetch.slots if slot not in self._reads and slot not in self._queues
+            ]
             if len(new) > len(self._free):
                 return
             self._waiting.popleft()
@@ -366,9 +409,17 @@ class Transfers:
         run = runs.pop()
         self._read_requests += 1
         pages = [self._views[self._reads[slot].buffer] for slot in run]
-        self._start(self._store.reading(run[0], pages), partial(self._has_read, run, runs, is_readable))
+        self._start(
+            self._store.reading(run[0], pages), partial(self._has_read, run, runs, is_readable)
+        )
 
-    def _has_read(self, run: list[int], left: list[list[int]], is_readable: bool, code: int) -> None:  # noqa: FBT001 - by partial
+    def _has_read(  # is_readable comes by partial
+        self,
+        run: list[int],
+        left: list[list[int]],
+        is_readable: bool,  # noqa: FBT001
+        code: int,
+    ) -> None:
         """Take note of how a read has ended.
 
         Args:
@@ -405,7 +456,9 @@ class Transfers:
             fetch.done()
 
     def page(self, slot: int) -> memoryview | None:
-        """Return what a slot holds, if it has been read and somebody still keeps that; it stands there until the last `end`.
+        """Return what a slot holds, if it has been read and somebody still keeps that.
+
+        It stands there until the last `end`.
 
         Raises:
             OSError: reading it failed.

@@ -9,22 +9,26 @@ Where a page's data is, the first of these that applies:
     lost     it has none: an error
     -        it was never written, or was discarded: zeros
 
-Spilling is how a page that the pool refuses is kept: it is *written through*, and its writer is answered when the slot is
-written. Writing back is how a page leaves the pool: its slot is written while it stays where it is, and if it is still the same
-afterwards, the slot counts and the pool lets go of it (coherency rule 7).
+Spilling is how a page that the pool refuses is kept: it is *written through*, and its writer is
+answered when the slot is written. Writing back is how a page leaves the pool: its slot is written
+while it stays where it is, and if it is still the same afterwards, the slot counts and the pool
+lets go of it (coherency rule 7).
 
-Order, so that a death at any instruction leaves the old page or the new one: a slot counts only from when it is written until
-something newer is anywhere. Hence the pool's copy wins over a slot that counts (between a store and `clear`, the older one is
-in the slot; between `enter` and the drop, the same one), and a slot that counts over a mark of loss.
+Order, so that a death at any instruction leaves the old page or the new one: a slot counts only
+from when it is written until something newer is anywhere. Hence the pool's copy wins over a slot
+that counts (between a store and `clear`, the older one is in the slot; between `enter` and the
+drop, the same one), and a slot that counts over a mark of loss.
 
-A page that only a slot has cannot be given out by a plain call. Then `SlotsNeeded` is raised: the caller has the slots of the
-range read (`needed`, `Transfers.fetch`), and makes the same call again. A write that spills says so in the ticket that
-`begin` gave.
+A page that only a slot has cannot be given out by a plain call. Then `SlotsNeeded` is raised: the
+caller has the slots of the range read (`needed`, `Transfers.fetch`), and makes the same call again.
+A write that spills says so in the ticket that `begin` gave.
 
-A page that was turned away for want of room is as young as any, and returns when it is read; one that has left the pool was
-old, and returns when it is read for the second time: one reader who comes by once would push out what is used.
+A page that was turned away for want of room is as young as any, and returns when it is read; one
+that has left the pool was old, and returns when it is read for the second time: one reader who
+comes by once would push out what is used.
 
-Ages: one byte a page, the `epoch` of its last store or load, for whoever chooses what to write back. Epochs are the caller's.
+Ages: one byte a page, the `epoch` of its last store or load, for whoever chooses what to write
+back. Epochs are the caller's.
 """
 
 from __future__ import annotations
@@ -73,7 +77,8 @@ class BackedStatistics:
         written_back_pages: pages that left the pool for their slots.
         promoted_pages: pages that returned to the pool, since they were read again and again.
         written_through_pages: pages that the pool refused and that went there at once.
-        kept_pages: pages whose slot was written in vain, since they were changed, let go or used meanwhile.
+        kept_pages: pages whose slot was written in vain, since they were changed, let go or used
+            meanwhile.
         failed_slots: pages whose slot could not be written.
         bad_slots: pages that came back from their slots damaged or not at all.
     """
@@ -90,7 +95,9 @@ class BackedStatistics:
 
 counters.declare(
     BackedStatistics,
-    cumulative="written_back_pages promoted_pages written_through_pages kept_pages failed_slots bad_slots",
+    cumulative=(
+        "written_back_pages promoted_pages written_through_pages kept_pages failed_slots bad_slots"
+    ),
 )
 
 
@@ -137,11 +144,14 @@ class BackedDevice(Device):
         transfers: how they get there and back.
 
     Attributes:
-        ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it may return there.
+        ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it may
+            return there.
         epoch: of what is used now, 1 to 255.
-        poor_pool: the pool that takes what compresses poorly if its slot cannot be written; None if it is to be refused then.
-        promotes: a page that is read from its slot returns to the pool, if that takes it: for the second time if it has left
-            the pool since it was old, for the first if there was no room for it.
+        poor_pool: the pool that takes what compresses poorly if its slot cannot be written; None if
+            it is to be refused then.
+        promotes: a page that is read from its slot returns to the pool, if that takes it: for the
+            second time if it has left the pool since it was old, for the first if there was no room
+            for it.
     """
 
     def __init__(
@@ -157,7 +167,9 @@ class BackedDevice(Device):
         transfers: Transfers,
         lost_copy: memoryview | None = None,
     ) -> None:
-        super().__init__(name, size, frontswap, swap_type, page_size=page_size, lost=lost, lost_copy=lost_copy)
+        super().__init__(
+            name, size, frontswap, swap_type, page_size=page_size, lost=lost, lost_copy=lost_copy
+        )
         self._slots = slots
         self._transfers = transfers
         self._spills: dict[int, _Spill] = {}
@@ -168,7 +180,9 @@ class BackedDevice(Device):
         self.poor_pool: PoorPool | None = None
         self.promotes = False
         self._promoted = 0
-        self._written_back = self._written_through = self._kept = self._failed_slots = self._bad_slots = 0
+        self._written_back = self._written_through = self._kept = self._failed_slots = (
+            self._bad_slots
+        ) = 0
 
     # Reading.
 
@@ -187,7 +201,8 @@ class BackedDevice(Device):
             self._mark_lost(number)
             self._bad_slots += 1
             raise CorruptedPageError(
-                f"page {number} of {self.name} cannot be found on the backing: what says where it is was damaged",
+                f"page {number} of {self.name} cannot be found on the backing: what says where it"
+                " is was damaged",
                 hint="only its reader is hurt; test the machine's memory",
             )
         else:
@@ -207,8 +222,11 @@ class BackedDevice(Device):
         if not self._slots.is_sound(number, page):
             self._bad_slots += 1
             raise CorruptedPageError(
-                f"page {number} of {self.name} came back from the backing changed: its checksum is wrong",
-                hint="only its reader is hurt; test the disk, and whether anybody else writes to it",
+                f"page {number} of {self.name} came back from the backing changed: its checksum is"
+                " wrong",
+                hint=(
+                    "only its reader is hurt; test the disk, and whether anybody else writes to it"
+                ),
             )
         out[:] = page
         if self.unreadable:  # the disk has come back
@@ -229,21 +247,31 @@ class BackedDevice(Device):
         Args:
             offset: where it begins.
             length: its bytes.
-            edges: only those of its first and last page, if it covers them in part: all that a write or discard has to read.
+            edges: only those of its first and last page, if it covers them in part: all that a
+                write or discard has to read.
         """
         first, begin = divmod(offset, self._page_size)
         last, end = divmod(offset + length, self._page_size)
         if edges:
-            parts = dict.fromkeys(number for number, part in ((first, begin), (last, end)) if part)  # which may be one page
+            parts = dict.fromkeys(
+                number for number, part in ((first, begin), (last, end)) if part
+            )  # which may be one page
             numbers = [number for number in parts if self._slots.holds(number)]
         else:
             numbers = self._slots.numbers(first, last + (end > 0))
-        return [self._slots.base + number for number in numbers if not self._frontswap.holds(self.swap_type, number)]
+        return [
+            self._slots.base + number
+            for number in numbers
+            if not self._frontswap.holds(self.swap_type, number)
+        ]
 
     # Writing.
 
     def begin(self) -> Ticket:
-        """Have pages that the pool refuses written through from now on, until `end`; return what counts them."""
+        """Have pages that the pool refuses written through from now on, until `end`.
+
+        Return what counts them.
+        """
         self._ticket = Ticket()
         return self._ticket
 
@@ -256,7 +284,9 @@ class BackedDevice(Device):
         reason = self._store(number, page)
         if reason is None:
             return None
-        if self._ticket is not None and self._spill(number, page, self._ticket, 0 if reason in POOR else self.epoch):
+        if self._ticket is not None and self._spill(
+            number, page, self._ticket, 0 if reason in POOR else self.epoch
+        ):
             self._refused_writes -= 1
             return None
         if reason in POOR and self.poor_pool is not None:
@@ -306,7 +336,10 @@ class BackedDevice(Device):
             reach(crashpoints.SPILL_CLEARED)
 
     def _cancel(self, number: int) -> bool:
-        """Have the page that is on its way to a slot not count when it is there; return whether there is one."""
+        """Have the page that is on its way to a slot not count when it is there.
+
+        Return whether there is one.
+        """
         spill = self._spills.pop(number, None) if self._spills else None
         if spill is None:
             return False
@@ -348,7 +381,9 @@ class BackedDevice(Device):
         return key is not None and key.codec == RAW
 
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
-        """Have a page of the pool written to its slot, once the transfers are kicked, and dropped if it is the same then.
+        """Have a page of the pool written to its slot, once the transfers are kicked.
+
+        And dropped if it is the same then.
 
         Args:
             number: the page.
@@ -377,7 +412,10 @@ class BackedDevice(Device):
         return self._transfers.write(slot, self._page, written) is not None
 
     def _drop(self, number: int, serial: int, checksum: int, age: int, code: int) -> bool:
-        """Let the pool go of a page that is in its slot, if it is still the one that was written and nobody wanted it."""
+        """Let the pool go of a page that is in its slot.
+
+        If it is still the one that was written and nobody wanted it.
+        """
         if code:
             self._failed_slots += 1
             return False
@@ -399,10 +437,17 @@ class BackedDevice(Device):
         return self.ages[number] > epoch or self._transfers.is_writing(self._slots.base + number)
 
     def _has_page(self, number: int) -> bool:
-        return self._slots.holds(number) or number in self._spills or self._frontswap.holds(self.swap_type, number)
+        return (
+            self._slots.holds(number)
+            or number in self._spills
+            or self._frontswap.holds(self.swap_type, number)
+        )
 
     def state_of(self, number: int) -> PageState | None:
-        """Say where a page's data is, and when it was last used if it is in the pool (see `Device.state_of`)."""
+        """Say where a page's data is.
+
+        And when it was last used if it is in the pool (see `Device.state_of`).
+        """
         key = self._frontswap.key_of(self.swap_type, number)
         if key is not None:
             return pool_state(key, self._page_size, self.ages[number])
@@ -420,7 +465,10 @@ class BackedDevice(Device):
             self.ages[start:end] = self._zeros[: end - start]
 
     def adopt(self, *, distrust: bool, alive: Callable[[], None] = do_nothing) -> None:
-        """Take over what a dead process has left in the slot map, and its marks of loss (see `Device.adopt`)."""
+        """Take over what a dead process has left in the slot map.
+
+        And its marks of loss (see `Device.adopt`).
+        """
         self.ages[:] = b"\1" * len(self.ages)  # which of them are in the pool, writeback will see
         for place, number in enumerate(self._slots.numbers()):
             if not place & ADOPTED_PAGES - 1:

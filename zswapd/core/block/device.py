@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A block device over one frontswap type: any byte range in, whole pages out.
 
-Whole pages, which is all that swap sends, go straight through; a partial page is read, changed and written. Discards arrive as
-ranges (2 MiB clusters, the whole device at swapon) and stay ranges. A page that was never written or was discarded reads as
-zeros.
+Whole pages, which is all that swap sends, go straight through; a partial page is read, changed and
+written. Discards arrive as ranges (2 MiB clusters, the whole device at swapon) and stay ranges. A
+page that was never written or was discarded reads as zeros.
 
-A page whose overwrite was refused has no copy left, old or new (frontswap's rule). Reading it must not give zeros, which would
-be wrong data: it is marked *lost* in a bitmap, and its reader gets an error until it is written or discarded. The kernel never
-reads a swap slot whose write failed; this is for everybody else.
+A page whose overwrite was refused has no copy left, old or new (frontswap's rule). Reading it must
+not give zeros, which would be wrong data: it is marked *lost* in a bitmap, and its reader gets an
+error until it is written or discarded. The kernel never reads a swap slot whose write failed; this
+is for everybody else.
 
-The bitmap may lie in memory that outlives the process. A page is marked before its last copy goes and the mark is taken away
-after there is a new one, so that after a death at any point a page without data is marked; marks of pages that have data mean
-nothing and are cleared by `adopt`.
+The bitmap may lie in memory that outlives the process. A page is marked before its last copy goes
+and the mark is taken away after there is a new one, so that after a death at any point a page
+without data is marked; marks of pages that have data mean nothing and are cleared by `adopt`.
 
 A page that a reader got an error for is *unreadable* until its data is replaced or discarded. Its
 number is kept, since its neighbours need protection: the kernel reads ahead several slots in one
@@ -57,7 +58,8 @@ class DeviceStatistics:
     Attributes:
         name, size: the device, and its bytes.
         stored_pages: pages that are kept; all others read as zeros.
-        pages_read, pages_written, pages_discarded: pages since the start; of those read, zeros count too.
+        pages_read, pages_written, pages_discarded: pages since the start; of those read, zeros
+            count too.
         partial_reads, partial_writes: pages that were touched only in part.
         refused_writes: requests that were not taken, or not to the end (zram's failed_writes).
         failed_reads: requests that met a damaged or lost page (zram's failed_reads).
@@ -79,7 +81,10 @@ class DeviceStatistics:
 
 counters.declare(
     DeviceStatistics,
-    cumulative="pages_read pages_written pages_discarded partial_reads partial_writes refused_writes failed_reads",
+    cumulative=(
+        "pages_read pages_written pages_discarded partial_reads partial_writes refused_writes"
+        " failed_reads"
+    ),
 )
 
 
@@ -121,7 +126,8 @@ class Device:
         frontswap: where pages go.
         swap_type: the frontswap type that this device is; initialised here.
         page_size: bytes in a page.
-        lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the process' own if there is none.
+        lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the
+            process' own if there is none.
         lost_copy: the same for the second bitmap; an older program has left none.
 
     Attributes:
@@ -148,7 +154,10 @@ class Device:
         lost_copy: memoryview | None = None,
     ) -> None:
         if size <= 0 or size % page_size or size // page_size - 1 > MAX_OFFSET:
-            raise ValueError(f"{size} bytes are not a number of {page_size}-byte pages from 1 to {MAX_OFFSET + 1}")
+            raise ValueError(
+                f"{size} bytes are not a number of {page_size}-byte pages from 1 to"
+                f" {MAX_OFFSET + 1}"
+            )
         self.name = name
         self.size = size
         self.swap_type = swap_type
@@ -188,7 +197,9 @@ class Device:
                 while start < length:
                     start += self._read_part(number, (offset + start) % size, out[start:])
                     number += 1
-        except ZswapdError as error:  # a page that has to be fetched from a disk first is no failure
+        except (
+            ZswapdError
+        ) as error:  # a page that has to be fetched from a disk first is no failure
             self._failed_reads += 1
             error.filled = start
             self._note_unreadable(number)
@@ -216,7 +227,8 @@ class Device:
         """Write bytes from `offset` on.
 
         Returns:
-            None when all is stored. A reason when a page was refused: pages before it are stored, later ones untouched, and the
+            None when all is stored. A reason when a page was refused: pages before it are stored,
+                later ones untouched, and the
             refused one is lost if it had data before.
 
         Raises:
@@ -236,7 +248,10 @@ class Device:
         return self._write_parts(offset, data)
 
     def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
-        """Store a whole page; a refusal or a failure may cost the older one, which frontswap says through `_mark_lost`."""
+        """Store a whole page; a refusal or a failure may cost the older one.
+
+        Which frontswap says through `_mark_lost`.
+        """
         is_stored = False
         try:
             reason = self._frontswap.store(self.swap_type, number, page)
@@ -314,7 +329,9 @@ class Device:
             return
         reason = self._modify(number, begin, memoryview(self._zeros)[begin:end])
         if reason is not None:
-            raise DiscardError(f"part of page {number} of {self.name} cannot be discarded: {reason.name.lower()}")
+            raise DiscardError(
+                f"part of page {number} of {self.name} cannot be discarded: {reason.name.lower()}"
+            )
 
     def _has_page(self, number: int) -> bool:
         """Say whether a page's data is anywhere."""
@@ -328,7 +345,10 @@ class Device:
         return PageState("lost") if self._lost_pages and self._is_lost(number) else None
 
     def _forget(self, first: int, last: int) -> None:
-        """Take note, before it is so, that the pages first..last are let go: for a device that keeps some elsewhere."""
+        """Take note, before it is so, that the pages first..last are let go.
+
+        For a device that keeps some elsewhere.
+        """
 
     def invalidate(self) -> int:
         """Let go of everything, as swapoff does; return how many pages there were."""
@@ -356,7 +376,11 @@ class Device:
         Pages that are lost since their last write was refused do not count: the kernel has kept
         them, and reads no such slot.
         """
-        for number in [number for number, version in self.unreadable.items() if version != self._version(number)]:
+        for number in [
+            number
+            for number, version in self.unreadable.items()
+            if version != self._version(number)
+        ]:
             del self.unreadable[number]
         self.has_lost_by_damage = self.has_lost_by_damage and self._lost_pages > 0
         return bool(self.unreadable) or self.has_lost_by_damage
@@ -375,11 +399,17 @@ class Device:
         return self.size // self._page_size
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the store that a page in the pool is from, 0 for one that is not there."""
+        """Return the serial number of the store that a page in the pool is from.
+
+        0 for one that is not there.
+        """
         return self._frontswap.generation(self.swap_type, number)
 
     def in_use(self, number: int, epoch: int) -> bool:
-        """Say whether a page was used after an epoch; one that keeps no ages knows no more than when it was stored."""
+        """Say whether a page was used after an epoch.
+
+        One that keeps no ages knows no more than when it was stored.
+        """
         return False
 
     def recompress(self, number: int, compressor: Compressor, gain_percent: int) -> int:
@@ -393,7 +423,8 @@ class Device:
 
     def _raise_lost(self, number: int) -> None:
         raise LostPageError(
-            f"page {number} of {self.name} has no data: its last write was refused, or memory was damaged before a takeover",
+            f"page {number} of {self.name} has no data: its last write was refused, or memory was"
+            " damaged before a takeover",
             hint="write or discard it",
         )
 
@@ -408,8 +439,9 @@ class Device:
         """Take over the marks that a dead process has left in the bitmap.
 
         Args:
-            distrust: the arena was found damaged, so pages may be missing without a mark. Every page that is not kept is then
-                lost: an error is better than zeros that were something else.
+            distrust: the arena was found damaged, so pages may be missing without a mark. Every
+                page that is not kept is then lost: an error is better than zeros that were
+                something else.
             alive: called for every ADOPTED_PAGES pages.
         """
         pages = self.size // self._page_size
@@ -436,7 +468,9 @@ class Device:
         number = first
         while number <= last:
             if number & 7 == 0 and number + 7 <= last:
-                self._lost_pages -= (self._lost[number >> 3] | self._lost_copy[number >> 3]).bit_count()
+                self._lost_pages -= (
+                    self._lost[number >> 3] | self._lost_copy[number >> 3]
+                ).bit_count()
                 self._lost[number >> 3] = self._lost_copy[number >> 3] = 0
                 number += 8
                 continue
@@ -457,7 +491,9 @@ class Device:
             one = self._lost[start : start + self._page_size].tobytes()
             other = self._lost_copy[start : start + self._page_size].tobytes()
             if one.count(0) < len(one) or other.count(0) < len(other):
-                count += (int.from_bytes(one, "little") | int.from_bytes(other, "little")).bit_count()
+                count += (
+                    int.from_bytes(one, "little") | int.from_bytes(other, "little")
+                ).bit_count()
         return count
 
     def statistics(self) -> DeviceStatistics:

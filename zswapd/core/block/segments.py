@@ -10,8 +10,8 @@ class Segments(NamedTuple):
     """A byte range as at most two partial pages around whole ones.
 
     Attributes:
-        head: (page, first byte in it, end byte in it) of a partial page at the beginning, or None. A range inside one page
-            that does not fill it is all head.
+        head: (page, first byte in it, end byte in it) of a partial page at the beginning, or None.
+            A range inside one page that does not fill it is all head.
         first, end: whole pages [first, end).
         tail: likewise of a partial page at the end, beginning at its byte 0, or None.
     """

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which pages of a device are in their slots: one 32-bit word a page, 0 for none, else a checksum of the page.
+"""Which pages of a device are in their slots.
 
-The words lie in memory that outlives the process (0.1 % of the swap file). A word is one machine store, so a page is in its
-slot or not, at every instruction; the checksum finds what a disk gives back that was never written there: a torn slot, another
-disk's, one that lost a write. It is of the page and the slot's number.
+One 32-bit word a page, 0 for none, else a checksum of the page.
+
+The words lie in memory that outlives the process (0.1 % of the swap file). A word is one machine
+store, so a page is in its slot or not, at every instruction; the checksum finds what a disk gives
+back that was never written there: a torn slot, another disk's, one that lost a write. It is of the
+page and the slot's number.
 
 A word that becomes 0 by itself would turn its page into zeros. So there is a bit a page besides, in
 other memory, that says "the word is not 0": it is set after the word, and taken away before it, so
@@ -11,8 +14,8 @@ no death leaves a bit without a word, and a page that has one has lost its data 
 bit that changes by itself makes an error of zeros, or does not protect its page until the next
 takeover.
 
-Limits: 32 bits find all but one in four billion of such mistakes; they are no proof against somebody who writes to the disk on
-purpose.
+Limits: 32 bits find all but one in four billion of such mistakes; they are no proof against
+somebody who writes to the disk on purpose.
 """
 
 from __future__ import annotations
@@ -52,7 +55,11 @@ class SlotMap:
 
     def __init__(self, memory: memoryview, base: int, witness: memoryview | None = None) -> None:
         self._words = memory.cast("I")
-        self._witness = witness if witness is not None else memoryview(bytearray(b"\0") * (len(self._words) // 8 + 1))
+        self._witness = (
+            witness
+            if witness is not None
+            else memoryview(bytearray(b"\0") * (len(self._words) // 8 + 1))
+        )
         self.base = base
         self.count = len(self.numbers())
 

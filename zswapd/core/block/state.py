@@ -18,7 +18,10 @@ class PageState(NamedTuple):
     """Where one page's data is."""
 
     state: str
-    """`compressed`, `same-filled` or `raw`: in the pool; `writing`: refused by it, on its way to the disk; `disk`; `lost`."""
+    """`compressed`, `same-filled` or `raw`: in the pool.
+
+    `writing`: refused by it, on its way to the disk; `disk`; `lost`.
+    """
     codec: int = 0
     """As in the page's header; of a compressed page."""
     size: int = 0
@@ -37,4 +40,6 @@ def pool_state(key: PageKey, page_size: int, epoch: int = 0) -> PageState:
     """
     if key.codec == RAW:
         return PageState("raw", 0, page_size, epoch)
-    return PageState("same-filled" if key.codec == SAME_FILLED else "compressed", key.codec, key.length, epoch)
+    return PageState(
+        "same-filled" if key.codec == SAME_FILLED else "compressed", key.codec, key.length, epoch
+    )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Compressors by name.
 
-A new one is a class with the shape of `base.Compressor` in a module of its own, and a line in `_ALL`.
+A new one is a class with the shape of `base.Compressor` in a module of its own, and a line in
+`_ALL`.
 """
 
 from __future__ import annotations

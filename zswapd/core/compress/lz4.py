@@ -32,5 +32,7 @@ class Lz4:
         except lz4.block.LZ4BlockError as error:
             raise CorruptedPageError(f"a stored page is no LZ4 block: {error}") from error
         if len(page) != page_size:
-            raise CorruptedPageError(f"a stored page decompresses to {len(page)} bytes instead of {page_size}")
+            raise CorruptedPageError(
+                f"a stored page decompresses to {len(page)} bytes instead of {page_size}"
+            )
         return page

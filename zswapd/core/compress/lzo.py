@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""LZO1X-1 (python-lzo): compresses as fast as LZ4, a little denser on some data, slower to decompress."""
+"""LZO1X-1 (python-lzo): compresses as fast as LZ4, a little denser on some data.
+
+Slower to decompress.
+"""
 
 from __future__ import annotations
 
@@ -34,5 +37,7 @@ class Lzo:
         except lzo.error as error:
             raise CorruptedPageError(f"a stored page is no LZO block: {error}") from error
         if len(page) != page_size:
-            raise CorruptedPageError(f"a stored page decompresses to {len(page)} bytes instead of {page_size}")
+            raise CorruptedPageError(
+                f"a stored page decompresses to {len(page)} bytes instead of {page_size}"
+            )
         return page

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""cleancache: clean pages of slow files over tmem, by (pool, inode, index): a second chance, never the only copy.
+"""cleancache: clean pages of slow files over tmem, by (pool, inode, index).
 
-A file system is one ephemeral tmem pool: a page that was put may be gone at the next get, so whoever asks has the data
-elsewhere. What it must never be is stale: a page that is put replaces the older one, a refused put leaves none, and an
-invalidated page is gone when the call returns.
+A second chance, never the only copy.
 
-A get takes the page out, since its reader keeps it from then on (its page cache does, and puts it again when it lets go of it).
-Pages stay on a get in a shared pool, which has several readers, and for a caller that asks for it: the kernel's page cache lets
-go of a page of a FUSE file without telling us.
+A file system is one ephemeral tmem pool: a page that was put may be gone at the next get, so
+whoever asks has the data elsewhere. What it must never be is stale: a page that is put replaces the
+older one, a refused put leaves none, and an invalidated page is gone when the call returns.
 
-A damaged page is a miss: it is invalidated and counted, and its reader gets the data from where it came.
+A get takes the page out, since its reader keeps it from then on (its page cache does, and puts it
+again when it lets go of it). Pages stay on a get in a shared pool, which has several readers, and
+for a caller that asks for it: the kernel's page cache lets go of a page of a FUSE file without
+telling us.
 
-Swizzling: tmem's indexes have 32 bits, 16 TiB of 4 KiB pages. What is above goes to further objects of the same inode, oid =
-segment << 48 | inode. Inode numbers above 48 bits and segments above 16 are refused page by page.
+A damaged page is a miss: it is invalidated and counted, and its reader gets the data from where it
+came.
+
+Swizzling: tmem's indexes have 32 bits, 16 TiB of 4 KiB pages. What is above goes to further objects
+of the same inode, oid = segment << 48 | inode. Inode numbers above 48 bits and segments above 16
+are refused page by page.
 
 Source of the ideas: cleancache (Dan Magenheimer, 2009-2012) and its zcache back end.
 """
@@ -50,7 +55,8 @@ class CleancacheStatistics:
         failed_puts: pages refused.
         invalidates: pages let go by invalidation.
         damaged: pages found damaged, and let go; they count as failed gets too.
-        rejects: refused puts by reason, the reasons by their names in small letters; those that occurred.
+        rejects: refused puts by reason, the reasons by their names in small letters; those that
+            occurred.
         pages: pages that are kept now.
         frozen: puts are being refused.
     """
@@ -78,7 +84,8 @@ class Cleancache:
     Args:
         tmem: the index.
         pam: the back end that keeps the pages.
-        make_room: called before each put, outside of tmem, so that it may evict; returns why there is no room, or None.
+        make_room: called before each put, outside of tmem, so that it may evict; returns why there
+            is no room, or None.
     """
 
     def __init__(self, tmem: Tmem, pam: Pam, make_room: Callable[[], RejectReason | None]) -> None:
@@ -91,7 +98,9 @@ class Cleancache:
         self._segments: dict[int, int] = {}
         self._frozen = False
         self._rejects = dict.fromkeys(RejectReason, 0)
-        self._succ_gets = self._failed_gets = self._puts = self._failed_puts = self._invalidates = self._damaged = 0
+        self._succ_gets = self._failed_gets = self._puts = self._failed_puts = self._invalidates = (
+            self._damaged
+        ) = 0
 
     # File systems.
 
@@ -157,7 +166,9 @@ class Cleancache:
         self._rejects[reason] += 1
         return reason
 
-    def get_page(self, pool: int, inode: int, index: int, out: memoryview, *, keep: bool = False) -> bool:
+    def get_page(
+        self, pool: int, inode: int, index: int, out: memoryview, *, keep: bool = False
+    ) -> bool:
         """Write a page into `out` and take it out of the pool; return False if it is not there.
 
         Args:
@@ -189,15 +200,22 @@ class Cleancache:
         return self.invalidate_range(pool, inode, index, index) > 0
 
     def invalidate_range(self, pool: int, inode: int, first: int, last: int) -> int:
-        """Let go of a file's pages from `first` to `last`; return how many were there. Costs what is there."""
+        """Let go of a file's pages from `first` to `last`; return how many were there.
+
+        Costs what is there.
+        """
         self._check(pool)
         if inode > MAX_INODE:
             return 0
         flushed = 0
-        for segment in range(first >> _INDEX_BITS, min(last >> _INDEX_BITS, self._segments[pool]) + 1):
+        for segment in range(
+            first >> _INDEX_BITS, min(last >> _INDEX_BITS, self._segments[pool]) + 1
+        ):
             start = segment << _INDEX_BITS
             oid = segment << _INODE_BITS | inode
-            flushed += self._tmem.flush_range(pool, oid, max(first - start, 0), min(last - start, MAX_INDEX))
+            flushed += self._tmem.flush_range(
+                pool, oid, max(first - start, 0), min(last - start, MAX_INDEX)
+            )
         self._invalidates += flushed
         return flushed
 
@@ -207,12 +225,17 @@ class Cleancache:
         if inode > MAX_INODE:
             return 0
         segments = range(self._segments[pool] + 1)
-        flushed = sum(self._tmem.flush_object(pool, segment << _INODE_BITS | inode) for segment in segments)
+        flushed = sum(
+            self._tmem.flush_object(pool, segment << _INODE_BITS | inode) for segment in segments
+        )
         self._invalidates += flushed
         return flushed
 
     def invalidate_some(self, pool: int, count: int) -> int:
-        """Let go of up to `count` pages of a file system, whichever come first; return how many. Ends a large one in steps."""
+        """Let go of up to `count` pages of a file system, whichever come first; return how many.
+
+        Ends a large one in steps.
+        """
         self._check(pool)
         flushed = self._tmem.flush_some(pool, count)
         self._invalidates += flushed
@@ -246,7 +269,9 @@ class Cleancache:
             failed_puts=self._failed_puts,
             invalidates=self._invalidates,
             damaged=self._damaged,
-            rejects={reason.name.lower(): count for reason, count in self._rejects.items() if count},
+            rejects={
+                reason.name.lower(): count for reason, count in self._rejects.items() if count
+            },
             pages=sum(self._tmem.pool_pages(pool) for pool in self._is_shared),
             frozen=self._frozen,
         )

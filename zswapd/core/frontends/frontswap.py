@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""frontswap: the vocabulary of swap over tmem: store, load, invalidate_page, invalidate_area, by (type, offset).
+"""frontswap: the vocabulary of swap over tmem.
 
-A type is one swap file; all types share one persistent tmem pool. Offsets are swizzled as in the kernel's frontswap for
-tmem: oid = type << 8 | low eight bits of the offset, index = the rest, which gives a swap file 256 objects of even size.
+Store, load, invalidate_page, invalidate_area, by (type, offset).
 
-Rules: a load does not remove the page; a store replaces the older page, and one that is refused leaves none; while frozen,
-stores are refused and flush the older page, loads and invalidates go on. invalidate_area ends with no page of the type left.
+A type is one swap file; all types share one persistent tmem pool. Offsets are swizzled as in the
+kernel's frontswap for tmem: oid = type << 8 | low eight bits of the offset, index = the rest, which
+gives a swap file 256 objects of even size.
+
+Rules: a load does not remove the page; a store replaces the older page, and one that is refused
+leaves none; while frozen, stores are refused and flush the older page, loads and invalidates go on.
+invalidate_area ends with no page of the type left.
 
 Source of the ideas: frontswap (Dan Magenheimer, 2010-2012) and its zcache back end.
 """
@@ -45,7 +49,8 @@ class FrontswapStatistics:
         loads: pages found.
         failed_loads: loads of pages that are not there.
         invalidates: pages let go by invalidation.
-        rejects: refused stores by reason, the reasons by their names in small letters; those that occurred.
+        rejects: refused stores by reason, the reasons by their names in small letters; those that
+            occurred.
         frozen: stores are being refused.
     """
 
@@ -81,15 +86,24 @@ class Frontswap:
         self._when_losing: dict[int, Callable[[int], None]] = {}
         self._frozen = False
         self._rejects = dict.fromkeys(RejectReason, 0)
-        self._succ_stores = self._failed_stores = self._loads = self._failed_loads = self._invalidates = 0
+        self._succ_stores = self._failed_stores = self._loads = self._failed_loads = (
+            self._invalidates
+        ) = 0
 
-    def init(self, swap_type: int, pages: int = MAX_OFFSET + 1, *, when_losing: Callable[[int], None] | None = None) -> None:
+    def init(
+        self,
+        swap_type: int,
+        pages: int = MAX_OFFSET + 1,
+        *,
+        when_losing: Callable[[int], None] | None = None,
+    ) -> None:
         """Begin with a swap file, empty.
 
         Args:
             swap_type: its number, below MAX_SWAPFILES.
             pages: its length.
-            when_losing: called with the offset of a page just before its last copy goes because a store of it was refused.
+            when_losing: called with the offset of a page just before its last copy goes because a
+                store of it was refused.
 
         Raises:
             ValueError: the number is out of range or taken.
@@ -106,14 +120,18 @@ class Frontswap:
         """Keep a page; return None, or why it was refused (then no older copy is left either)."""
         if self._frozen:
             if self.holds(swap_type, offset):
-                self._flushing(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+                self._flushing(
+                    self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+                )
                 reach(crashpoints.REFUSED_MARKED)
             self.invalidate_page(swap_type, offset)
             self._failed_stores += 1
             self._rejects[RejectReason.FROZEN] += 1
             return RejectReason.FROZEN
         try:
-            reason = self._tmem.put(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page)
+            reason = self._tmem.put(
+                self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, page
+            )
         except BaseException:
             self._failed_stores += 1
             raise
@@ -136,7 +154,9 @@ class Frontswap:
         Raises:
             CorruptedPageError: it is there, but damaged.
         """
-        if self._tmem.get(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, out):
+        if self._tmem.get(
+            self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS, out
+        ):
             self._loads += 1
             return True
         self._failed_loads += 1
@@ -144,7 +164,9 @@ class Frontswap:
 
     def invalidate_page(self, swap_type: int, offset: int) -> bool:
         """Let go of a page; return whether it was there."""
-        found = self._tmem.flush_page(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+        found = self._tmem.flush_page(
+            self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+        )
         self._invalidates += found
         return found
 
@@ -157,7 +179,8 @@ class Frontswap:
             return sum(self.invalidate_page(swap_type, offset) for offset in range(first, last + 1))
         flushed = 0
         for low in range(_SWIZ):
-            # The offsets of this object in the range are low, low + 256, ...: round up at the first, down at the last.
+            # The offsets of this object in the range are low, low + 256, ...: round up at the
+            # first, down at the last.
             begin = (first - low + _SWIZ_MASK) >> SWIZ_BITS
             end = (last - low) >> SWIZ_BITS
             flushed += self._tmem.flush_range(self._pool, swap_type << SWIZ_BITS | low, begin, end)
@@ -166,14 +189,20 @@ class Frontswap:
 
     def invalidate_area(self, swap_type: int) -> int:
         """Let go of all pages of a swap file, as swapoff does; return how many there were."""
-        flushed = sum(self._tmem.flush_object(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
+        flushed = sum(
+            self._tmem.flush_object(self._pool, swap_type << SWIZ_BITS | low)
+            for low in range(_SWIZ)
+        )
         self._invalidates += flushed
         return flushed
 
     # A successor's beginning: what pam.base.Adopter asks for.
 
     def adopt_page(self, pool: int, oid: int, index: int, pampd: int) -> int:
-        """Take in a page that its back end has found; -1 if no swap file has such a page (see pam.base.Adopter)."""
+        """Take in a page that its back end has found.
+
+        -1 if no swap file has such a page (see pam.base.Adopter).
+        """
         pages = self._sizes.get(oid >> SWIZ_BITS, 0)
         if pool != self._pool or index << SWIZ_BITS | oid & _SWIZ_MASK >= pages:
             return -1
@@ -189,23 +218,41 @@ class Frontswap:
 
     def holds(self, swap_type: int, offset: int) -> bool:
         """Say whether a page is kept, without reading it."""
-        return self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS) != 0
+        return (
+            self._tmem.find(
+                self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+            )
+            != 0
+        )
 
     def generation(self, swap_type: int, offset: int) -> int:
-        """Return the serial number of the store that a page is from, 0 if it is not kept: the same as long as its bytes are."""
+        """Return the serial number of the store that a page is from, 0 if it is not kept.
+
+        The same as long as its bytes are.
+        """
         key = self.key_of(swap_type, offset)
         return key.generation if key is not None else 0
 
     def key_of(self, swap_type: int, offset: int) -> PageKey | None:
-        """Return what the header of a page says, None if it is not kept. Its data is not looked at."""
-        pampd = self._tmem.find(self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS)
+        """Return what the header of a page says, None if it is not kept.
+
+        Its data is not looked at.
+        """
+        pampd = self._tmem.find(
+            self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+        )
         return self._pam.key_of(pampd) if pampd else None
 
-    def recompress(self, swap_type: int, offset: int, compressor: Compressor, gain_percent: int) -> int:
-        """Keep a page with another codec, if that saves so much of it; its generation is another one then.
+    def recompress(
+        self, swap_type: int, offset: int, compressor: Compressor, gain_percent: int
+    ) -> int:
+        """Keep a page with another codec, if that saves so much of it.
+
+        Its generation is another one then.
 
         Returns:
-            1 if it was done; 0 if it is not worthwhile; NO_NEED, if there is no such page, too; NO_ROOM.
+            1 if it was done; 0 if it is not worthwhile; NO_NEED, if there is no such page, too;
+            NO_ROOM.
 
         Raises:
             CorruptedPageError: the page is damaged.
@@ -223,7 +270,10 @@ class Frontswap:
 
     def pages(self, swap_type: int) -> int:
         """Return how many pages of a swap file are kept. Asks 256 objects."""
-        return sum(self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low) for low in range(_SWIZ))
+        return sum(
+            self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low)
+            for low in range(_SWIZ)
+        )
 
     def freeze(self) -> None:
         """Refuse stores from now on; each flushes the older page."""
@@ -246,6 +296,8 @@ class Frontswap:
             loads=self._loads,
             failed_loads=self._failed_loads,
             invalidates=self._invalidates,
-            rejects={reason.name.lower(): count for reason, count in self._rejects.items() if count},
+            rejects={
+                reason.name.lower(): count for reason, count in self._rejects.items() if count
+            },
             frozen=self._frozen,
         )

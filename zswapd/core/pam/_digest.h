@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * XXH3 with 64 bits and a seed, by the widest registers that the processor has: the library's header decides when it is compiled,
- * and a package has to run anywhere. Registers of 256 bits take 45 ns for 2300 bytes where those of 128, which every x86-64 has, take
- * 500; those of 512 take longer again. All of them give the same number.
+ * XXH3 with 64 bits and a seed, by the widest registers that the processor has: the library's
+ * header decides when it is compiled, and a package has to run anywhere. Registers of 256 bits take
+ * 45 ns for 2300 bytes where those of 128, which every x86-64 has, take 500; those of 512 take
+ * longer again. All of them give the same number.
  */
 
 #ifndef ZSWAPD_DIGEST_H

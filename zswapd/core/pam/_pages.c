@@ -1,21 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What zpages.py does with an LZ4 page, in one call each way: a page into a scratch buffer, from there behind its header into an
- * object, and back. zpages.py is the reference: it says what a header is and in which order it is written, reads what is written
- * here and the other way round, and does alone what comes up seldom (other codecs, pages that are kept as they are).
+ * What zpages.py does with an LZ4 page, in one call each way: a page into a scratch buffer, from
+ * there behind its header into an object, and back. zpages.py is the reference: it says what a
+ * header is and in which order it is written, reads what is written here and the other way round,
+ * and does alone what comes up seldom (other codecs, pages that are kept as they are).
  *
- * Why: the library's Python module makes a heap buffer, a bytes object and a copy of it for each page; slices, header fields and
- * checksum are some twenty objects more. A store takes a tenth less time so, a load a third (docs/benchmarks.md).
+ * Why: the library's Python module makes a heap buffer, a bytes object and a copy of it for each
+ * page; slices, header fields and checksum are some twenty objects more. A store takes a tenth less
+ * time so, a load a third (docs/benchmarks.md).
  *
  * Invariants
  *   - An object comes to life as in zpages.py: data, header behind the live word, live word
  *     by one 64-bit store, each visible before the next. A crash point that is armed is reached
  *     between the same two writes.
- *   - Nothing beyond the arena is touched, whatever a damaged header says: lengths are checked before they are used.
- *   - No memory is asked for: scratch buffer and LZ4's table are made, and touched, with the Packer.
+ *   - Nothing beyond the arena is touched, whatever a damaged header says: lengths are checked
+ *     before they are used.
+ *   - No memory is asked for: scratch buffer and LZ4's table are made, and touched, with the
+ *     Packer.
  *
- * Limits: one thread at a time, the GIL is held. The arena's view is looked at in each call, since an arena that is closed
- * releases it, and may do so without asking who else has it.
+ * Limits: one thread at a time, the GIL is held. The arena's view is looked at in each call, since
+ * an arena that is closed releases it, and may do so without asking who else has it.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -78,7 +82,10 @@ static uint32_t checksum(const char *object, size_t length, uint32_t generation)
 	return sum != 0 ? sum : 1; /* 0 is no checksum */
 }
 
-/* The address of an object of at least `length` bytes of data, NULL if it would not lie in the arena. */
+/*
+ * The address of an object of at least `length` bytes of data, NULL if it would not lie in the
+ * arena.
+ */
 static char *object_at(const Packer *self, uint64_t handle, size_t length)
 {
 	const Py_buffer *arena = PyMemoryView_GET_BUFFER(self->memory);
@@ -145,8 +152,11 @@ static PyObject *packer_pack(Packer *self, PyObject *page)
 		self->length = 8;
 	} else {
 		self->codec = LZ4_CODEC;
-		/* As the library's Python module does: a tenth faster for these few bytes than LZ4_compress_default(), whose table has
-		 * more and shorter hashes. A stream's fast reset is no way to spare the 16 KiB of memset: twice the time. */
+		/*
+		 * As the library's Python module does: a tenth faster for these few bytes than
+		 * LZ4_compress_default(), whose table has more and shorter hashes. A stream's fast
+		 * reset is no way to spare the 16 KiB of memset: twice the time.
+		 */
 		LZ4_initStream(&self->stream, sizeof(self->stream));
 		self->length =
 		    LZ4_compress_fast_continue(&self->stream, view.buf, self->scratch, (int)self->page, self->capacity, 1);
@@ -218,7 +228,10 @@ static PyObject *packer_commit(Packer *self, PyObject *const *args, Py_ssize_t c
 	Py_RETURN_NONE;
 }
 
-/* Write the page of a whole object into `out`, if its codec is one of ours; the codec, or what is wrong. */
+/*
+ * Write the page of a whole object into `out`, if its codec is one of ours; the codec, or what is
+ * wrong.
+ */
 static long unpack(const Packer *self, const char *object, const struct zheader *header, char *out)
 {
 	const char *data = object + HEADER_BYTES;
@@ -305,7 +318,10 @@ static PyObject *tuple_of(const uint64_t *numbers, Py_ssize_t count)
 	return tuple;
 }
 
-/* Append what the header of one object says, unless the object is dead; -1 with an exception if that failed. */
+/*
+ * Append what the header of one object says, unless the object is dead; -1 with an exception if
+ * that failed.
+ */
 static int survey_object(const Packer *self, PyObject *found, uint64_t handle, size_t room)
 {
 	const char *object = object_at(self, handle, 8);

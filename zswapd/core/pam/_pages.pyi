@@ -5,7 +5,10 @@ NO_LZ4_BLOCK: int
 NO_PAGE: int
 
 def digests(data: bytes | memoryview, seed: int) -> tuple[int, int]:
-    """Return XXH3 of some bytes as any processor makes it, and as this one does (_digest.h); for tests."""
+    """Return XXH3 of some bytes as any processor makes it, and as this one does (_digest.h).
+
+    For tests.
+    """
 
 class Packer:
     """LZ4 pages of one arena (zpages.py does the same; the C file says why this is here)."""
@@ -14,7 +17,8 @@ class Packer:
         """Make one.
 
         Args:
-            memory: the arena, a view of bytes that can be written; once that is released, there is no object any more.
+            memory: the arena, a view of bytes that can be written; once that is released, there is
+                no object any more.
             page_size: bytes, a power of two from 4096 to 65536.
 
         Raises:
@@ -22,15 +26,27 @@ class Packer:
         """
 
     def pack(self, page: memoryview) -> int:
-        """Compress a page into the scratch buffer; return its length in bytes, times 256, plus its codec.
+        """Compress a page into the scratch buffer.
 
-        The codec is SAME_FILLED, with the one word as data, or LZ4's; the data may be longer than the page.
+        Return its length in bytes, times 256, plus its codec.
+
+        The codec is SAME_FILLED, with the one word as data, or LZ4's; the data may be longer than
+        the page.
 
         Raises:
             ValueError: `page` is none.
         """
 
-    def commit(self, handle: int, pool: int, oid: int, index: int, generation: int, checksum: bool, armed: int) -> None:
+    def commit(
+        self,
+        handle: int,
+        pool: int,
+        oid: int,
+        index: int,
+        generation: int,
+        checksum: bool,
+        armed: int,
+    ) -> None:
         """Make a new object the page that was packed last.
 
         Args:
@@ -48,7 +64,9 @@ class Packer:
         """
 
     def unpack(self, handle: int, oid: int, index: int, out: memoryview) -> int:
-        """Check a page and write it into `out`, if its codec is SAME_FILLED or LZ4's; return the codec.
+        """Check a page and write it into `out`, if its codec is SAME_FILLED or LZ4's.
+
+        Return the codec.
 
         Returns:
             The codec; NOT_THE_PAGE, WRONG_CHECKSUM or NO_LZ4_BLOCK if that is so.
@@ -62,13 +80,16 @@ class Packer:
         """Return the length of a page's data, times 256, plus its codec.
 
         Returns:
-            NO_PAGE if there is none, WRONG_CHECKSUM if it is damaged: nothing in its header may be believed then.
+            NO_PAGE if there is none, WRONG_CHECKSUM if it is damaged: nothing in its header may be
+                believed then.
 
         Raises:
             IndexError: there can be no object at `handle`.
         """
 
-    def survey(self, handle: int, size: int, count: int) -> list[tuple[int, int, int, int, int, int, int]]:
+    def survey(
+        self, handle: int, size: int, count: int
+    ) -> list[tuple[int, int, int, int, int, int, int]]:
         """Return what the headers of objects in a row say, each verified by its checksum.
 
         Args:
@@ -77,8 +98,8 @@ class Packer:
             count: number of objects; dead ones are left out.
 
         Returns:
-            Of each, handle, generation, object, index, bytes of data, codec, pool; of one that is no
-            page, is damaged, or whose data would not fit, all but the handle are 0.
+            Of each, handle, generation, object, index, bytes of data, codec, pool; of one that is
+            no page, is damaged, or whose data would not fit, all but the handle are 0.
 
         Raises:
             IndexError: there can be no object there.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page accessible memory: what tmem asks of whoever keeps a page, the header of every stored object, and reasons to refuse.
+"""Page accessible memory: what tmem asks of whoever keeps a page.
+
+The header of every stored object, and reasons to refuse.
 
 The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the same purpose):
 
@@ -113,7 +115,10 @@ class Adopter(Protocol):
 
 
 class Pam(Protocol):
-    """A back end that keeps pages; a pampd (page descriptor) is an opaque machine word above 0 that finds one again."""
+    """A back end that keeps pages.
+
+    A pampd (page descriptor) is an opaque machine word above 0 that finds one again.
+    """
 
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page.

@@ -126,13 +126,17 @@ class _Recovery:
 
     def found_span(self, handle: int, size: int, count: int) -> None:
         """Keep or drop `count` objects in a row, each `size` bytes long."""
-        for place, generation, oid, index, length, codec, pool in self._zv.survey(handle, size, count):
+        for place, generation, oid, index, length, codec, pool in self._zv.survey(
+            handle, size, count
+        ):
             if generation and (codec <= LZ4 or codec in self._compressors):
                 self._found_page(place, generation, oid, index, length, codec, pool)
             else:
                 self._found_damaged(place, size)
 
-    def _found_page(self, handle: int, generation: int, oid: int, index: int, length: int, codec: int, pool: int) -> None:
+    def _found_page(
+        self, handle: int, generation: int, oid: int, index: int, length: int, codec: int, pool: int
+    ) -> None:
         """Keep or drop the page at a handle, whose checksum is right."""
         if codec == RAW and not self._allocator.claim(self._body(handle)):
             self._drop_second_header(handle, self._index.find_page(pool, oid, index))
@@ -205,7 +209,9 @@ class _Recovery:
     def _settle(self, handle: int, other: int) -> None:
         """Keep one of two copies of a page and drop the other; the index has `other`."""
         _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, handle)
-        _check, its_generation, _oid, _index, its_length, its_codec, _pool = _unpack_header(self._memory, other)
+        _check, its_generation, _oid, _index, its_length, its_codec, _pool = _unpack_header(
+            self._memory, other
+        )
         self.findings.duplicates += 1
         loser = handle
         if not self._body_is_whole(handle):
@@ -238,4 +244,6 @@ class _Recovery:
         if self._memory[handle + CODEC_AT] != RAW or not word >> 40:
             return True
         body = word & BODY_MASK
-        return bool(word >> 40 == (_digest(self._memory[body : body + self._page_size]) & BODY_CHECK or 1))
+        return bool(
+            word >> 40 == (_digest(self._memory[body : body + self._page_size]) & BODY_CHECK or 1)
+        )

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zbuds: ephemeral pages, compressed, which may go at any time and of which the least recently used do first.
+"""zbuds: ephemeral pages, compressed.
 
-A page that would leave its frame to itself is refused: keeping it costs as much as the kernel's page cache would pay for it. So
-there are no bodies here.
+Which may go at any time and of which the least recently used do first.
 
-What goes, goes by runs of frames (a frame of zbud with its one or two pages, a zspage with all of its), since frames are what
-somebody wants. Eviction is driven from the side, through tmem: `evict` names the pages of a run to its caller, who has tmem
-forget them, and gives the run back in one piece. It names only what the headers say; a header that is damaged may say anything,
-hence the caller also gets the pampd, to compare it with what the index has there. A run that cannot be emptied for that reason
-is counted and comes last again. The data is not looked at: it would have to come from memory, and nobody is going to read it.
+A page that would leave its frame to itself is refused: keeping it costs as much as the kernel's
+page cache would pay for it. So there are no bodies here.
+
+What goes, goes by runs of frames (a frame of zbud with its one or two pages, a zspage with all of
+its), since frames are what somebody wants. Eviction is driven from the side, through tmem: `evict`
+names the pages of a run to its caller, who has tmem forget them, and gives the run back in one
+piece. It names only what the headers say; a header that is damaged may say anything, hence the
+caller also gets the pampd, to compare it with what the index has there. A run that cannot be
+emptied for that reason is counted and comes last again. The data is not looked at: it would have to
+come from memory, and nobody is going to read it.
 
 None of it outlives the process: to a successor, ephemeral runs are free frames.
 
@@ -51,10 +55,12 @@ class ZbudsStatistics:
         failed_get_free_pages: pages refused because no frame was free.
         evicted_zpages: pages that had to go so that their frames could be used for something else.
         evicted_raw_pages: frames that were set free so.
-        evicted_unbuddied_pages, evicted_buddied_pages: runs of frames among them with one page, and with more.
+        evicted_unbuddied_pages, evicted_buddied_pages: runs of frames among them with one page, and
+            with more.
         failed_evictions: runs that could not be emptied, since one of their headers was damaged.
         corrupted: gets that failed their check.
-        damaged_pages: pages that were damaged when they were let go; zbud_curr_zbytes keeps their length, which nobody knows.
+        damaged_pages: pages that were damaged when they were let go; zbud_curr_zbytes keeps their
+            length, which nobody knows.
     """
 
     zbud_curr_zpages: int
@@ -76,8 +82,9 @@ class ZbudsStatistics:
 counters.declare(
     ZbudsStatistics,
     cumulative=(
-        "zbud_cumul_zpages zbud_cumul_zbytes loads compress_poor failed_get_free_pages evicted_zpages evicted_raw_pages "
-        "evicted_unbuddied_pages evicted_buddied_pages failed_evictions corrupted damaged_pages"
+        "zbud_cumul_zpages zbud_cumul_zbytes loads compress_poor failed_get_free_pages"
+        " evicted_zpages evicted_raw_pages evicted_unbuddied_pages evicted_buddied_pages"
+        " failed_evictions corrupted damaged_pages"
     ),
 )
 
@@ -97,13 +104,18 @@ class Zbuds(ZPages):
         super().__init__(allocator, frames, compressor, compressors, checksum=checksum)
         self._pages = self._zbytes = self._cumul_pages = self._cumul_zbytes = self._loads = 0
         self._poor = self._failed = self._damaged = 0
-        self._evicted_pages = self._evicted_frames = self._evicted_unbuddied = self._evicted_buddied = 0
+        self._evicted_pages = self._evicted_frames = self._evicted_unbuddied = (
+            self._evicted_buddied
+        ) = 0
         self._failed_evictions = 0
 
     # The page path.
 
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
-        """Keep a page; return its pampd, or the negated RejectReason (see base.Pam). No limits: room is made before."""
+        """Keep a page; return its pampd, or the negated RejectReason (see base.Pam).
+
+        No limits: room is made before.
+        """
         zsize = self.pack(page) >> 8
         if zsize > self._max_data:
             self._poor += 1
@@ -153,12 +165,14 @@ class Zbuds(ZPages):
         return self.allocator.oldest_run()
 
     def evict(self, first: int, forget: Callable[[int, int, int, int], bool]) -> int:
-        """Let go of all pages of the run that begins at a frame; return the frames set free, 0 if it could not be emptied.
+        """Let go of all pages of the run that begins at a frame.
+
+        Return the frames set free, 0 if it could not be emptied.
 
         Args:
             first: of one of our runs.
-            forget: called with (pool, oid, index, pampd) of each page; has the index forget it if it names just the pampd, and
-                says whether it did.
+            forget: called with (pool, oid, index, pampd) of each page; has the index forget it if
+                it names just the pampd, and says whether it did.
         """
         allocator = self.allocator
         gone: list[int] = []
@@ -209,7 +223,9 @@ class Zbuds(ZPages):
         )
 
     def check(self, pampds: Iterable[int]) -> None:
-        """Prove that the pages an index names are those that are counted here; after damage, only how many there are.
+        """Prove that the pages an index names are those that are counted here.
+
+        After damage, only how many there are.
 
         Args:
             pampds: of all pages kept, in any order.
@@ -219,10 +235,15 @@ class Zbuds(ZPages):
         """
         pages = zbytes = 0
         for pampd in pampds:
-            _check, generation, _oid, _index, length, _codec, _pool = _unpack_header(self._memory, pampd)
+            _check, generation, _oid, _index, length, _codec, _pool = _unpack_header(
+                self._memory, pampd
+            )
             if not generation:
                 raise InvariantError(f"the index names pampd {pampd:#x}, where no page is kept")
             pages += 1
             zbytes += length
         if pages != self._pages or (not self._damaged and zbytes != self._zbytes):
-            raise InvariantError(f"zbuds counts {self._pages} pages, {self._zbytes} bytes; its index names {pages}, {zbytes}")
+            raise InvariantError(
+                f"zbuds counts {self._pages} pages, {self._zbytes} bytes; its index names {pages},"
+                f" {zbytes}"
+            )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What both halves do with a page: compress it, put it behind a header into an object, and get it back unharmed.
+"""What both halves do with a page.
+
+Compress it, put it behind a header into an object, and get it back unharmed.
 
 Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one
 store. A store cut short is therefore no live object, and no death leaves half a live word.
@@ -49,7 +51,10 @@ NOT_THE_PAGE: Final = -1
 WRONG_CHECKSUM: Final = -2
 NO_LZ4_BLOCK: Final = -3
 NO_PAGE: Final = -4
-"""What `Packer.unpack` and `weigh` return instead of a codec or a length; constants, so that compiled code has numbers."""
+"""What `Packer.unpack` and `weigh` return instead of a codec or a length.
+
+Constants, so that compiled code has numbers.
+"""
 Page = tuple[int, int, int, int, int, int, int]
 """An object that may be a page: handle, generation, object, index, bytes of data, codec, pool."""
 _WRONG: Final = {
@@ -105,7 +110,8 @@ class ZPages:
         self._words64 = frames.arena.words64
         self._page_size = frames.page_size
         self._max_data = allocator.max_shared - HEADER_BYTES
-        # First, middle and last word of a page in one call: pages that differ there, nearly all, cost 40 ns.
+        # First, middle and last word of a page in one call: pages that differ there, nearly all,
+        # cost 40 ns.
         half = frames.page_size // 2 - 8
         self._probe = struct.Struct(f"=Q{half - 8}xQ{half}xQ").unpack_from
         self._words_a_page = frames.page_size // 8
@@ -135,10 +141,15 @@ class ZPages:
     def is_same_filled(self, page: memoryview) -> bool:
         """Say whether a page is one machine word repeated."""
         first, middle, last = self._probe(page)
-        return bool(first == middle == last and page.tobytes() == bytes(page[:8]) * self._words_a_page)
+        return bool(
+            first == middle == last and page.tobytes() == bytes(page[:8]) * self._words_a_page
+        )
 
     def pack(self, page: memoryview) -> int:
-        """Compress a page; return its length in bytes, times 256, plus its codec. `write_packed` knows it until the next."""
+        """Compress a page; return its length in bytes, times 256, plus its codec.
+
+        `write_packed` knows it until the next.
+        """
         packer = self.packer
         if packer is not None and self._packs_lz4:
             self._codec = -1
@@ -178,7 +189,11 @@ class ZPages:
 
         The generation is in it as the seed.
         """
-        return _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation) & CHECK_MASK or 1
+        return (
+            _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation)
+            & CHECK_MASK
+            or 1
+        )
 
     def read(self, pampd: int, oid: int, index: int, out: memoryview) -> int:
         """Write the page into `out`, unless its codec is RAW; return the codec.
@@ -202,7 +217,9 @@ class ZPages:
             raise self.corruption(oid, index, _WRONG[WRONG_CHECKSUM])
         if codec > RAW:
             try:
-                out[:] = self.compressors[codec].decompress(memory[start : start + length], self._page_size)
+                out[:] = self.compressors[codec].decompress(
+                    memory[start : start + length], self._page_size
+                )
             except (CorruptedPageError, KeyError) as error:
                 raise self.corruption(oid, index, f"{error} (codec {codec})") from error
         elif codec == SAME_FILLED:
@@ -210,20 +227,27 @@ class ZPages:
         return int(codec)
 
     def weigh(self, handle: int) -> int:
-        """Return the length of a page's data, times 256, plus its codec; NO_PAGE or WRONG_CHECKSUM if that is so."""
+        """Return the length of a page's data, times 256, plus its codec.
+
+        NO_PAGE or WRONG_CHECKSUM if that is so.
+        """
         packer = self.packer
         if packer is not None:
             return packer.weigh(handle)
         check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, handle)
         if not generation and check in (0, DEAD_CHECK):
             return NO_PAGE
-        return length << 8 | codec if self.matches(handle, check, generation, length) else WRONG_CHECKSUM
+        return (
+            length << 8 | codec
+            if self.matches(handle, check, generation, length)
+            else WRONG_CHECKSUM
+        )
 
     def survey(self, handle: int, size: int, count: int) -> list[Page]:
         """Return what the headers of objects in a row say, each verified by its checksum.
 
-        Dead objects are left out. Of an object that is no page, or a damaged one, all but the handle
-        is 0.
+        Dead objects are left out. Of an object that is no page, or a damaged one, all but the
+        handle is 0.
         """
         packer = self.packer
         if packer is not None:
@@ -245,7 +269,9 @@ class ZPages:
         if check == self.check_of(handle, generation, length):
             return True
         # Stored while checksums were off: of the header alone.
-        return self._memory[handle + CODEC_AT] > RAW and check == self.check_of(handle, generation, 0)
+        return self._memory[handle + CODEC_AT] > RAW and check == self.check_of(
+            handle, generation, 0
+        )
 
     def corruption(self, oid: int, index: int, why: str) -> CorruptedPageError:
         """Count a damaged page and return the error for its reader."""
@@ -267,14 +293,20 @@ class ZPages:
         _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)
         return PageKey(pool, oid, index, generation, length, codec)
 
-    def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int = 1 << 62) -> int:
-        """Pack pages together; `moved` gets (pool, oid, index, old pampd, new pampd). Returns the frames set free.
+    def compact(
+        self, moved: Callable[[int, int, int, int, int], None], max_moves: int = 1 << 62
+    ) -> int:
+        """Pack pages together; `moved` gets (pool, oid, index, old pampd, new pampd).
+
+        Returns the frames set free.
 
         Frames of raw pages never move: nothing shares them.
         """
 
         def object_moved(old: int, new: int) -> None:
-            _check, _generation, oid, index, _length, _codec, pool = _unpack_header(self._memory, new)
+            _check, _generation, oid, index, _length, _codec, pool = _unpack_header(
+                self._memory, new
+            )
             moved(pool, oid, index, old, new)
 
         return self.allocator.compact(object_moved, max_moves)

@@ -82,12 +82,14 @@ class ZvStatistics:
         stored_poor: poor pages kept all the same.
         pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
         corrupted: loads that failed their check.
-        recompressed, recompress_saved_bytes: pages recompressed with a stronger codec, and the bytes
-            of their data that this saved.
-        damaged_pages: pages that were damaged when they were freed. Their length and codec cannot be
-            known, so the counts of bytes and of kinds keep them, and the body of a raw page is lost.
-        curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up, header
-            included; raw pages in the last column (zv_curr_dist_counts, zv_cumul_dist_counts).
+        recompressed, recompress_saved_bytes: pages recompressed with a stronger codec, and the
+            bytes of their data that this saved.
+        damaged_pages: pages that were damaged when they were freed. Their length and codec cannot
+            be known, so the counts of bytes and of kinds keep them, and the body of a raw page is
+            lost.
+        curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up,
+            header included; raw pages in the last column (zv_curr_dist_counts,
+            zv_cumul_dist_counts).
     """
 
     curr_pages: int
@@ -115,8 +117,9 @@ class ZvStatistics:
 counters.declare(
     ZvStatistics,
     cumulative=(
-        "stores loads compress_poor mean_compress_poor stored_poor pool_limit_hit policy_percent_exceeded "
-        "failed_alloc corrupted damaged_pages recompressed recompress_saved_bytes cumul_dist_counts"
+        "stores loads compress_poor mean_compress_poor stored_poor pool_limit_hit"
+        " policy_percent_exceeded failed_alloc corrupted damaged_pages recompressed"
+        " recompress_saved_bytes cumul_dist_counts"
     ),
     high_water="curr_pages_max",
 )
@@ -142,8 +145,8 @@ class Zv(ZPages):
         accept_frames: once a limit was hit, pages are accepted again when no more frames than these
             are in use; by default at once.
         policy_percent: zv_page_count_policy_percent.
-        evict_cache: called when no frame is free; it evicts pages of the cache and returns whether that
-            set frames free.
+        evict_cache: called when no frame is free; it evicts pages of the cache and returns whether
+            that set frames free.
     """
 
     def __init__(
@@ -209,7 +212,9 @@ class Zv(ZPages):
                     return refused
             if zsize > self._max_data:
                 return self._create_raw(pool, oid, index, page)
-        handle = self._alloc(HEADER_BYTES + zsize) or self._alloc_after_eviction(HEADER_BYTES + zsize)
+        handle = self._alloc(HEADER_BYTES + zsize) or self._alloc_after_eviction(
+            HEADER_BYTES + zsize
+        )
         if not handle:
             self._failed_alloc += 1
             return -RejectReason.FAILED_ALLOC
@@ -218,7 +223,10 @@ class Zv(ZPages):
         return handle
 
     def _alloc_after_eviction(self, size: int) -> int:
-        """Evict pages of the cache for an object; return its handle, or 0 if that frees no frame for it."""
+        """Evict pages of the cache for an object.
+
+        Return its handle, or 0 if that frees no frame for it.
+        """
         for _ in range(EVICTIONS_PER_STORE):
             if not self.evict_cache():
                 break
@@ -243,10 +251,17 @@ class Zv(ZPages):
         return -reason
 
     def _create_raw(self, pool: int, oid: int, index: int, page: memoryview) -> int:
-        """Keep a page as it is in a frame of its own, and its header with the frame's handle in an object."""
+        """Keep a page as it is in a frame of its own.
+
+        And its header with the frame's handle in an object.
+        """
         body = self._alloc(self._page_size) or self._alloc_after_eviction(self._page_size)
         reach(crashpoints.STORE_BODY)
-        handle = self._alloc(HEADER_BYTES + 8) or self._alloc_after_eviction(HEADER_BYTES + 8) if body else 0
+        handle = (
+            self._alloc(HEADER_BYTES + 8) or self._alloc_after_eviction(HEADER_BYTES + 8)
+            if body
+            else 0
+        )
         if not handle:
             if body:
                 self.allocator.free(body)
@@ -336,7 +351,9 @@ class Zv(ZPages):
         self._loads -= 1  # no reader asked for it
         data = compressor.compress(self._page)
         zsize = self._page_size if codec == RAW else length
-        if len(data) > self._max_data or zsize - len(data) < max(zsize * gain_percent // 100, LEAST_GAIN):
+        if len(data) > self._max_data or zsize - len(data) < max(
+            zsize * gain_percent // 100, LEAST_GAIN
+        ):
             return 0
         handle = self._alloc(HEADER_BYTES + len(data))
         if not handle:
@@ -406,7 +423,9 @@ class Zv(ZPages):
         )
 
     def check(self, pampds: Iterable[int]) -> None:
-        """Prove that the pages an index names are those that are counted here; after damage, only their number.
+        """Prove that the pages an index names are those that are counted here.
+
+        After damage, only their number.
 
         Args:
             pampds: of all pages kept, in any order.
@@ -417,15 +436,22 @@ class Zv(ZPages):
         pages = zbytes = same_filled = raw = 0
         dist = [0] * len(self._curr_dist)
         for pampd in pampds:
-            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, pampd)
+            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(
+                self._memory, pampd
+            )
             if not generation:
                 raise InvariantError(f"the index names pampd {pampd:#x}, where no page is kept")
             pages += 1
             same_filled += codec == SAME_FILLED
             raw += codec == RAW
             zbytes += self._page_size if codec == RAW else length
-            dist[-1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += 1
+            dist[
+                -1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK
+            ] += 1
         found = (pages, zbytes, same_filled, raw, dist)
         counted = (self._pages, self._zbytes, self._same_filled, self._raw, self._curr_dist)
         if pages != self._pages or (not self._damaged and found != counted):
-            raise InvariantError(f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages}, {zbytes}")
+            raise InvariantError(
+                f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages},"
+                f" {zbytes}"
+            )

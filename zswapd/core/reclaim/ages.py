@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long ago pages of the pool or the cache were stored, for who looks at it; without a byte a page, and off the page path.
+"""How long ago pages of the pool or the cache were stored, for who looks at it.
 
-Every store has a serial number. Which was the newest is noted from time to time, so a page's number says between which notes it
-came. The notes for each class of age are a sixteenth of its bound apart, and there are no more than that takes.
+Without a byte a page, and off the page path.
 
-Limits: a page that is compressed again counts as stored then. A page that is read keeps its age; with a disk behind the pool
-writeback knows when each was last used.
+Every store has a serial number. Which was the newest is noted from time to time, so a page's number
+says between which notes it came. The notes for each class of age are a sixteenth of its bound
+apart, and there are no more than that takes.
+
+Limits: a page that is compressed again counts as stored then. A page that is read keeps its age;
+with a disk behind the pool writeback knows when each was last used.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ _MASK, _HALF = 0xFFFFFFFF, 1 << 31
 
 
 class Stored(Protocol):
-    """What has pages, as far as it matters here: `block.device.Device`, or the runs of the cache (core/cache.py)."""
+    """What has pages, as far as it matters here.
+
+    `block.device.Device`, or the runs of the cache (core/cache.py).
+    """
 
     @property
     def pages(self) -> int:
@@ -81,7 +87,10 @@ class StoreAges:
             notes.extend((float(at), int(serial)) for at, serial in noted)
 
     def sample(self) -> tuple[int, ...]:
-        """Count pages of a sample by class of age: one in so many of each device's, others each time."""
+        """Count pages of a sample by class of age.
+
+        One in so many of each device's, others each time.
+        """
         now = self._clock()
         # Of the newest store that is older than each bound; what is not known is younger.
         marks = [
@@ -95,6 +104,9 @@ class StoreAges:
             stride = max(device.pages * len(self._devices) // self._places, 1)
             for number in range(self._samples % stride, device.pages, stride):
                 if generation := device.generation(number):
-                    older = max((bound for serial, bound in marks if (serial - generation) & _MASK < _HALF), default=0)
+                    older = max(
+                        (bound for serial, bound in marks if (serial - generation) & _MASK < _HALF),
+                        default=0,
+                    )
                     classes[bisect_right(BOUNDS_S, older)] += 1
         return tuple(classes)

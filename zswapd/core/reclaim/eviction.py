@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Frames of the ephemeral half are given up, least recently used first: for swap, for a newer page, or for the system.
+"""Frames of the ephemeral half are given up, least recently used first.
+
+For swap, for a newer page, or for the system.
 
 Three who ask:
 
-- a cleancache put, before it begins (`make_room`): the cache keeps to its limit and leaves swap its reserve. It may take free
-  frames as long as half of the reserve's target is left; from then on it lives on what it has itself;
+- a cleancache put, before it begins (`make_room`): the cache keeps to its limit and leaves swap its
+  reserve. It may take free frames as long as half of the reserve's target is left; from then on it
+  lives on what it has itself;
 - a persistent store that finds no frame (`evict_for_store`), in the middle of tmem's put. That is
   safe: the pages that go are in ephemeral pools only, which share neither index nodes nor objects
   with the persistent one. The store may lack frames side by side, so the neighbours of the oldest
   run go with it while they are ephemeral too;
 - whoever gives memory back to the system (`evict`).
 
-Pages go only if the index names just this copy (`Tmem.forget`): what a damaged header says costs nobody a page.
+Pages go only if the index names just this copy (`Tmem.forget`): what a damaged header says costs
+nobody a page.
 """
 
 from __future__ import annotations
@@ -49,7 +53,14 @@ class Eviction:
     """
 
     def __init__(
-        self, tmem: Tmem, zbuds: Zbuds, frames: PageFrames, nodes: Objnodes, *, wanted_run: int, longest_run: int
+        self,
+        tmem: Tmem,
+        zbuds: Zbuds,
+        frames: PageFrames,
+        nodes: Objnodes,
+        *,
+        wanted_run: int,
+        longest_run: int,
     ) -> None:
         self._forget = tmem.forget
         self._zbuds = zbuds
@@ -81,7 +92,10 @@ class Eviction:
         return None
 
     def evict_for_store(self) -> bool:
-        """Free frames for a persistent store, as many side by side as it may want if that can be; return whether any."""
+        """Free frames for a persistent store, as many side by side as it may want if that can be.
+
+        Return whether any.
+        """
         table = self._frames.table
         first = self._zbuds.oldest_run()
         freed = failures = low = high = 0
@@ -100,7 +114,10 @@ class Eviction:
         return freed > 0
 
     def evict(self, count: int) -> int:
-        """Free at least `count` frames, if the ephemeral half has as many; return how many. About 2 µs a frame."""
+        """Free at least `count` frames, if the ephemeral half has as many; return how many.
+
+        About 2 µs a frame.
+        """
         freed = failures = 0
         while freed < count and failures < _MAX_FAILURES:
             first = self._zbuds.oldest_run()

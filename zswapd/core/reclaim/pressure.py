@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How short of memory the system is, by the kernel's own measures: the zones' watermarks, and pressure stall information.
+"""How short of memory the system is, by the kernel's own measures.
 
-*Watermarks* say how near allocations are to having to wait: below `low` kswapd is at work, above `high` it sleeps. A zone's
-free pages that are protected from ordinary allocations (lowmem_reserve) do not count, or the idle DMA zone would hide every
-shortage.
+The zones' watermarks, and pressure stall information.
 
-*PSI* says that somebody did wait. A trigger (Documentation/accounting/psi.rst) ends a wait for it; without CAP_SYS_RESOURCE the
-kernel takes windows of whole two seconds only. Where there are no triggers (before Linux 5.2, or psi=0), `psi` says so and the
-watermarks are all there is. Stalls of a memory cgroup at its own limit are in it too, and no memory given back ends those.
+*Watermarks* say how near allocations are to having to wait: below `low` kswapd is at work, above
+`high` it sleeps. A zone's free pages that are protected from ordinary allocations (lowmem_reserve)
+do not count, or the idle DMA zone would hide every shortage.
 
-*Limits* of the memory cgroups above this process (host/cgroups.py) count like a watermark: the headroom
-below a limit is its high mark, half of it the low one.
+*PSI* says that somebody did wait. A trigger (Documentation/accounting/psi.rst) ends a wait for it;
+without CAP_SYS_RESOURCE the kernel takes windows of whole two seconds only. Where there are no
+triggers (before Linux 5.2, or psi=0), `psi` says so and the watermarks are all there is. Stalls of
+a memory cgroup at its own limit are in it too, and no memory given back ends those.
 
-`Pressure` opens its files once: the kernel keeps their buffers, so that looking again asks it for no memory. The functions open
-them, which allocates in the kernel: not for the thread that serves pages.
+*Limits* of the memory cgroups above this process (host/cgroups.py) count like a watermark: the
+headroom below a limit is its high mark, half of it the low one.
+
+`Pressure` opens its files once: the kernel keeps their buffers, so that looking again asks it for
+no memory. The functions open them, which allocates in the kernel: not for the thread that serves
+pages.
 """
 
 from __future__ import annotations
@@ -33,14 +37,21 @@ from zswapd.host.cgroups import Limits, headroom
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ZONE = re.compile(r"^Node \d+, zone +(\S+)\n.*?pages free +(\d+)\n.*?high +(\d+)\n", re.MULTILINE | re.DOTALL)
+_ZONE = re.compile(
+    r"^Node \d+, zone +(\S+)\n.*?pages free +(\d+)\n.*?high +(\d+)\n", re.MULTILINE | re.DOTALL
+)
 _MARKS = re.compile(
-    rb"pages free +(\d+)\n.*?low +(\d+)\n +high +(\d+)\n.*?managed +(\d+)\n.*?protection: \(([\d, ]*)\)", re.DOTALL
+    rb"pages free +(\d+)\n.*?low +(\d+)\n +high +(\d+)\n.*?managed +(\d+)\n.*?protection: \(([\d,"
+    rb" ]*)\)",
+    re.DOTALL,
 )
 _STALLS = re.compile(rb"^(some|full) avg10=([\d.]+) .*?total=(\d+)", re.MULTILINE)
 
 TRIGGERS = (b"some 150000 1000000", b"some 300000 2000000")
-"""Tasks waited for memory 15 % of the time; stall and window in µs. The second is what an unprivileged process may have."""
+"""Tasks waited for memory 15 % of the time; stall and window in µs.
+
+The second is what an unprivileged process may have.
+"""
 STALLED = 0.15
 """The same for `has_stalled`."""
 _ROOM = 64 << 10
@@ -48,7 +59,9 @@ _ROOM = 64 << 10
 
 
 def spare_pages(root: Path = Path("/")) -> int:
-    """Return the free pages above the high watermarks, summed over all zones that have any; 0 if the kernel does not say.
+    """Return the free pages above the high watermarks, summed over all zones that have any.
+
+    0 if the kernel does not say.
 
     Args:
         root: where /proc is, for tests.
@@ -65,7 +78,8 @@ class Marks:
     """Free pages against the watermarks, at one moment.
 
     Attributes:
-        above_low: pages by which the zone that is best off is above its low watermark; negative where every zone is below.
+        above_low: pages by which the zone that is best off is above its low watermark; negative
+            where every zone is below.
         above_high: the same for the high watermark.
         spare: pages above the high watermarks, all zones together.
     """
@@ -80,8 +94,10 @@ class PressureStatistics:
     """The system's pressure as it is now, and how often it was reported.
 
     Attributes:
-        psi: `trigger`: the kernel wakes us; `polling`: averages only; `absent`: none, the watermarks are all there is.
-        some_avg10: share of the last ten seconds in which at least one task waited for memory, percent.
+        psi: `trigger`: the kernel wakes us; `polling`: averages only; `absent`: none, the
+            watermarks are all there is.
+        some_avg10: share of the last ten seconds in which at least one task waited for memory,
+            percent.
         full_avg10: in which all did.
         some_seconds: time that at least one task waited, since boot.
         full_seconds: that all did.
@@ -138,18 +154,21 @@ class Pressure:
     def arm(self) -> None:
         """Have `descriptor` tell when tasks wait for memory, where the kernel can.
 
-        For a thread of its own: for the first trigger of all the kernel starts a thread, and kthreadd may have to wait for
+        For a thread of its own: for the first trigger of all the kernel starts a thread, and
+        kthreadd may have to wait for
         memory meanwhile, which whoever serves pages would have to free.
         """
         for threshold in TRIGGERS if self.psi == "polling" else ():
             descriptor = _open(self._path, os.O_RDWR)
             if descriptor < 0:
                 return
-            # The file is always readable; only POLLPRI means the trigger. trio waits for readable files, and an epoll that has
-            # something to tell is one.
+            # The file is always readable; only POLLPRI means the trigger. trio waits for readable
+            # files, and an epoll that has something to tell is one.
             waiter = select.epoll()
             try:
-                waiter.register(descriptor, 0)  # refused for an ordinary file, before it is written to
+                waiter.register(
+                    descriptor, 0
+                )  # refused for an ordinary file, before it is written to
                 waiter.unregister(descriptor)
                 os.write(descriptor, threshold + b"\0")
                 waiter.register(descriptor, select.EPOLLPRI)
@@ -169,7 +188,10 @@ class Pressure:
             self._waiter.poll(0)
 
     def has_stalled(self) -> bool:
-        """Say whether tasks waited for STALLED of the time since the last call: what a trigger would have told."""
+        """Say whether tasks waited for STALLED of the time since the last call.
+
+        What a trigger would have told.
+        """
         now, waited = self._clock(), self._totals()[0][1]
         (before, waited_before), self._seen = self._seen, (now, waited)
         fired = waited - waited_before >= STALLED * (now - before) > 0
@@ -180,7 +202,9 @@ class Pressure:
         """Return free memory against the watermarks and limits; None if the kernel does not say."""
         low, high, spare = [], [], 0
         for found in _MARKS.finditer(self._read(self._zones)):
-            if not int(found[4]):  # a zone without memory, Device for one, is never below its watermark of 0
+            if not int(
+                found[4]
+            ):  # a zone without memory, Device for one, is never below its watermark of 0
                 continue
             protected = max(map(int, found[5].split(b",")), default=0)
             free = int(found[1]) - protected
@@ -194,7 +218,11 @@ class Pressure:
             return marks
         above_low = (room.left - headroom(room.limit) // 2) // mmap.PAGESIZE
         above_high = room.spare // mmap.PAGESIZE
-        return Marks(min(marks.above_low, above_low), min(marks.above_high, above_high), min(spare, max(0, above_high)))
+        return Marks(
+            min(marks.above_low, above_low),
+            min(marks.above_high, above_high),
+            min(spare, max(0, above_high)),
+        )
 
     def statistics(self) -> PressureStatistics:
         """Return a frozen snapshot."""
@@ -214,7 +242,10 @@ class Pressure:
 
     def _totals(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return (percent of the last ten seconds, seconds since boot) for some and full."""
-        stalls = {found[1]: (float(found[2]), int(found[3]) / 1e6) for found in _STALLS.finditer(self._read(self._stalls))}
+        stalls = {
+            found[1]: (float(found[2]), int(found[3]) / 1e6)
+            for found in _STALLS.finditer(self._read(self._stalls))
+        }
         return stalls.get(b"some", (0.0, 0.0)), stalls.get(b"full", (0.0, 0.0))
 
     def _read(self, descriptor: int) -> bytes:
@@ -224,7 +255,9 @@ class Pressure:
         view = memoryview(self._buffer)
         length = 0
         try:
-            while piece := os.preadv(descriptor, [view[length:]], length):  # seq files give one node at a time
+            while piece := os.preadv(
+                descriptor, [view[length:]], length
+            ):  # seq files give one node at a time
                 length += piece
         except OSError:
             return b""
@@ -243,7 +276,10 @@ class Pressure:
 
 
 def _length(descriptor: int) -> int:
-    """Return the length of a file that only reading tells; the kernel finds out how large its buffer must be."""
+    """Return the length of a file that only reading tells.
+
+    The kernel finds out how large its buffer must be.
+    """
     length = 0
     while descriptor >= 0 and (piece := os.pread(descriptor, _ROOM, length)):
         length += len(piece)

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compresses pages again with a stronger codec when nobody has used them for long: slower to read, but they take less memory.
+"""Compresses pages again with a stronger codec when nobody has used them for long.
+
+Slower to read, but they take less memory.
 
 In passes: from the first page of the first device to the last, every page that was stored before
 the pass' bound, and (where ages are kept, core/block/backed.py) not used since. A bound is the
 serial number that stores had `age_s` ago. A pass begins when there is a new one, a quarter of
 `age_s` after the last; or by command, over all that there is.
 
-A page that no codec helps, or not enough, is marked and not tried again as long as it is the same: the mark is a byte made of
-its serial number, in memory that outlives the process, so nobody has to take it away when the page changes. Hence one changed
-page in 255 may pass for tried.
+A page that no codec helps, or not enough, is marked and not tried again as long as it is the same:
+the mark is a byte made of its serial number, in memory that outlives the process, so nobody has to
+take it away when the page changes. Hence one changed page in 255 may pass for tried.
 
-Time: `step` takes BATCH pages, half a millisecond in which no page is served, and says how long to wait so that there are no
-more than `rate` in a second. A page costs about 30 µs.
+Time: `step` takes BATCH pages, half a millisecond in which no page is served, and says how long to
+wait so that there are no more than `rate` in a second. A page costs about 30 µs.
 
-Limits: a device without a disk behind it keeps no ages, so there "used" is "stored"; a successor's first bound comes after
-`age_s`. The reserve is swap's: below half of it nothing is done.
+Limits: a device without a disk behind it keeps no ages, so there "used" is "stored"; a successor's
+first bound comes after `age_s`. The reserve is swap's: below half of it nothing is done.
 
 Source of the idea: zram's recompression (idle pages, threshold, incompressible pages left alone).
 """
@@ -65,7 +67,9 @@ def populate_marks(mappings: Iterable[mmap.mmap]) -> None:
                 mapping.madvise(_MADV_POPULATE_WRITE, place, min(_STEP_BYTES, len(mapping) - place))
             except OSError as error:
                 if error.errno != errno.EINVAL:  # before Linux 5.14 there is no such advice
-                    raise ArenaError(f"no memory for the marks of recompression: {error.strerror}") from error
+                    raise ArenaError(
+                        f"no memory for the marks of recompression: {error.strerror}"
+                    ) from error
 
 
 class Recompressible(Protocol):
@@ -196,7 +200,12 @@ class Recompression:
         while len(self._notes) > 1 and now - self._notes[1][0] >= self.age_s:
             self._notes.popleft()
         noted, bound = self._notes[0]
-        if now - noted >= self.age_s and bound != self._last_bound and now >= self._next_pass and not self.is_running:
+        if (
+            now - noted >= self.age_s
+            and bound != self._last_bound
+            and now >= self._next_pass
+            and not self.is_running
+        ):
             self._last_bound = bound
             self._next_pass = now + max(self.age_s / 4, LEAST_PASS_S)
             self._begin(bound, self._epoch_before(self.age_s))
@@ -225,7 +234,9 @@ class Recompression:
                 self._place, self._number = self._place + 1, 0
                 continue
             self._number += 1
-            if not self._try(self._devices[self._place], self._marks[self._place], self._number - 1):
+            if not self._try(
+                self._devices[self._place], self._marks[self._place], self._number - 1
+            ):
                 return NO_ROOM_S
         return max((self._tried - before) / self.rate, looks * LOOK_S)
 
@@ -255,5 +266,9 @@ class Recompression:
     def statistics(self) -> RecompressionStatistics:
         """Return a frozen snapshot."""
         return RecompressionStatistics(
-            tried=self._tried, in_vain=self._in_vain, damaged=self._damaged, passes=self._passes, running=self.is_running
+            tried=self._tried,
+            in_vain=self._in_vain,
+            damaged=self._damaged,
+            passes=self._passes,
+            running=self.is_running,
         )

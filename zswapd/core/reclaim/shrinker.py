@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""shrinker: when the cache gives memory back, how much, and when it may grow again. Decides; worker/shrink.py waits.
+"""shrinker: when the cache gives memory back, how much, and when it may grow again.
 
-The cache is a second chance, and its memory anybody's who needs it. Two signals, and whoever runs the box, make it shrink:
+Decides; worker/shrink.py waits.
 
-- `low_memory`: free memory is below the low watermark. The cache shrinks until it is above the high one, as kswapd does.
-- `stalled`: tasks wait for memory (PSI). An eighth of the cache a time, since they may wait for something else; not at all
-  while there is memory to spare: then they are at the limit of their own memory cgroup, and nothing given back would end that.
+The cache is a second chance, and its memory anybody's who needs it. Two signals, and whoever runs
+the box, make it shrink:
+
+- `low_memory`: free memory is below the low watermark. The cache shrinks until it is above the high
+  one, as kswapd does.
+- `stalled`: tasks wait for memory (PSI). An eighth of the cache a time, since they may wait for
+  something else; not at all while there is memory to spare: then they are at the limit of their own
+  memory cgroup, and nothing given back would end that.
 - `limit`: the cache is above its limit, which was lowered.
 - `command`: `zswapctl shrink N`.
 
-It shrinks in batches of BATCH_S, in which no page is served; between two of them everybody has his turn. Runs go least
-recently used first, each as a whole, so that every eviction frees memory.
+It shrinks in batches of BATCH_S, in which no page is served; between two of them everybody has his
+turn. Runs go least recently used first, each as a whole, so that every eviction frees memory.
 
-After a shrink the cache may hold no more than it was left with (`ceiling_frames`). CALM_S later, and while free memory is above
-the high watermark, that grows again, to its limit in GROW_S: otherwise what is given back would be taken again by the next
-reader, while those for whom it was meant still wait.
+After a shrink the cache may hold no more than it was left with (`ceiling_frames`). CALM_S later,
+and while free memory is above the high watermark, that grows again, to its limit in GROW_S:
+otherwise what is given back would be taken again by the next reader, while those for whom it was
+meant still wait.
 
-Invariants: evicts nothing while memory is above its marks and nobody waits or asks; a batch ends after BATCH_S and one run.
+Invariants: evicts nothing while memory is above its marks and nobody waits or asks; a batch ends
+after BATCH_S and one run.
 """
 
 from __future__ import annotations
@@ -33,7 +40,10 @@ if TYPE_CHECKING:
     from zswapd.core.reclaim.pressure import Marks
 
 BATCH_S = 0.001
-"""Time that a batch takes. A run of small objects may take a few milliseconds more: it goes whole or not at all."""
+"""Time that a batch takes.
+
+A run of small objects may take a few milliseconds more: it goes whole or not at all.
+"""
 AT_ONCE = 16
 """Frames between two looks at the clock: some 35 µs."""
 PLENTY_DIVISOR = 16
@@ -90,7 +100,8 @@ class Shrinker:
     """The policy over one cache.
 
     Args:
-        eviction: evicts the least recently used runs. Its limit is set to `ceiling_frames` from here on.
+        eviction: evicts the least recently used runs. Its limit is set to `ceiling_frames` from
+            here on.
         cached: returns the frames that the cache holds.
         total_frames: of the machine.
         clock: monotonic, seconds.
@@ -140,7 +151,10 @@ class Shrinker:
         self._limit = frames
 
     def recall(self, ceiling_frames: int) -> None:
-        """Go on where a predecessor was: with its ceiling, and a calm time before that rises if it is below the limit."""
+        """Go on where a predecessor was.
+
+        With its ceiling, and a calm time before that rises if it is below the limit.
+        """
         if ceiling_frames < self._limit:
             self.ceiling_frames = ceiling_frames
             self._restless_at = self._clock()
@@ -178,7 +192,10 @@ class Shrinker:
         self._last_look = now
 
     def ask(self, frames: int) -> None:
-        """Have `frames` more evicted, by somebody's command; as many as there are, not those that come later."""
+        """Have `frames` more evicted, by somebody's command.
+
+        As many as there are, not those that come later.
+        """
         self._shrinks["command"] += 1
         self._asked = min(self._asked + frames, self._cached())
 
@@ -198,7 +215,10 @@ class Shrinker:
         return max(self._missing, self._asked) > 0 and self._cached() > 0
 
     def batch(self) -> int:
-        """Evict runs for BATCH_S, or until what is wanted is done; return the frames that were freed."""
+        """Evict runs for BATCH_S, or until what is wanted is done.
+
+        Return the frames that were freed.
+        """
         began = now = self._clock()
         wanted, freed = max(self._missing, self._asked), 0
         while freed < wanted and now - began < BATCH_S:

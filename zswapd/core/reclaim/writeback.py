@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which pages leave the pool for the disk, and when: least recently used first, with a second chance for what is used again.
+"""Which pages leave the pool for the disk, and when.
+
+Least recently used first, with a second chance for what is used again.
 
 Use is told by ages: each device has a byte a page, the *epoch* of its last store or load
 (core/block/backed.py). An epoch ends when a thirty-second part of the pool has been used in it, or
@@ -8,16 +10,18 @@ together lies together, in the pool as on the disk, so slots go out in long requ
 zspages become free; compaction packs what is left. A page that is used while its slot is being
 written stays.
 
-Triggers, in this order: a command; more memory taken by pages that do not compress than they may have (then the oldest of those
-go, and no others); the limit, from half of the way between accept_threshold_percent and all of it until that
-percentage is reached; the reserve nearly empty; age. A budget bounds all but commands. Pages of the present epoch stay.
+Triggers, in this order: a command; more memory taken by pages that do not compress than they may
+have (then the oldest of those go, and no others); the limit, from half of the way between
+accept_threshold_percent and all of it until that percentage is reached; the reserve nearly empty;
+age. A budget bounds all but commands. Pages of the present epoch stay.
 
 Pages that are not in the pool have no age, 0, but for those on the disk that were read once.
 
-Limits: a successor knows no ages, so to it all pages are equally old. Same-filled pages go like all others.
+Limits: a successor knows no ages, so to it all pages are equally old. Same-filled pages go like all
+others.
 
-Sources of the ideas: zswap's shrinker and accept_threshold_percent, zram's idle marks and its writeback limit, the
-multi-generational LRU.
+Sources of the ideas: zswap's shrinker and accept_threshold_percent, zram's idle marks and its
+writeback limit, the multi-generational LRU.
 """
 
 from __future__ import annotations
@@ -79,8 +83,8 @@ class WritebackStatistics:
         budget_stops: times that it was used up.
         epochs: how many have ended.
         oldest_age_s: time since the oldest epoch that has pages of the pool began.
-        sampled_ages: pages of a sample by the time since they were used, in classes that end at BOUNDS_S;
-            empty if none was taken.
+        sampled_ages: pages of a sample by the time since they were used, in classes that end at
+            BOUNDS_S; empty if none was taken.
     """
 
     by_command: int
@@ -96,7 +100,10 @@ class WritebackStatistics:
     sampled_ages: tuple[int, ...]
 
 
-counters.declare(WritebackStatistics, cumulative="by_command by_incompressible by_limit by_reserve by_age budget_stops epochs")
+counters.declare(
+    WritebackStatistics,
+    cumulative="by_command by_incompressible by_limit by_reserve by_age budget_stops epochs",
+)
 
 
 class _Cursor:
@@ -116,7 +123,10 @@ class _Cursor:
         return self._devices[self._place]
 
     def find(self) -> tuple[int, int]:
-        """Go behind the next page of this epoch and device, or to the next of these; return the page, or -1, and the looks."""
+        """Go behind the next page of this epoch and device, or to the next of these.
+
+        Return the page, or -1, and the looks.
+        """
         ages, position = self.device.ages, self.position
         number = ages.find(self.age, position)
         if number >= 0:
@@ -147,7 +157,8 @@ class Writeback:
         accept_percent: how full the pool may be afterwards, of its limit.
         idle_s: pages unused for so long go without need; 0 for never.
         budget: bytes a day, 0 for no limit.
-        promotes: pages that are read from the disk twice may return, while the pool is not nearly full.
+        promotes: pages that are read from the disk twice may return, while the pool is not nearly
+            full.
         in_flight: pages on their way.
         is_looking: the last step found fewer pages than there may be, since its time was up.
     """
@@ -195,17 +206,24 @@ class Writeback:
     # Time.
 
     def look(self) -> bool:
-        """Let an epoch end if it is time, and say whether pages are being used; to be called a few times a second."""
+        """Let an epoch end if it is time, and say whether pages are being used.
+
+        To be called a few times a second.
+        """
         now, uses = self._clock(), self._uses()
         is_busy, self._uses_seen = uses != self._uses_seen, uses
         step = min(EPOCH_S, self.idle_s / 8) if self.idle_s else EPOCH_S
-        if uses - self._uses_before >= max(self._used() // EPOCH_DIVISOR, 64) or now - self._began[self._epoch] >= step:
+        if (
+            uses - self._uses_before >= max(self._used() // EPOCH_DIVISOR, 64)
+            or now - self._began[self._epoch] >= step
+        ):
             self._uses_before = uses
             self._next_epoch(now)
         if now - self._day >= DAY_S:
             self._day, self._spent = now, 0
         self._looks_for_raw = True
-        # Beyond where writeback begins: pages that return have to push out colder ones, or the pool would stay as it is.
+        # Beyond where writeback begins: pages that return have to push out colder ones, or the pool
+        # would stay as it is.
         has_room = self.promotes and self._used() < (self._start() + self.limit_frames) // 2
         for device in self._devices:
             device.promotes = has_room
@@ -228,7 +246,10 @@ class Writeback:
         self._set_epoch()
 
     def age_s(self, epoch: int) -> float:
-        """Return the time since an epoch began: a page of it was last used since then, and not since the next one began."""
+        """Return the time since an epoch began.
+
+        A page of it was last used since then, and not since the next one began.
+        """
         return self._clock() - self._began[epoch]
 
     def _begin_anew(self) -> None:
@@ -264,7 +285,8 @@ class Writeback:
         Args:
             pages: how many.
             incompressible: only such as are stored as they are.
-            unused_s: only such as were not used for so long, as far as epochs tell: up to EPOCH_S longer.
+            unused_s: only such as were not used for so long, as far as epochs tell: up to EPOCH_S
+                longer.
         """
         self._next_epoch(self._clock())
         self._begin_anew()
@@ -277,7 +299,10 @@ class Writeback:
         return self._commanded
 
     def wanted(self) -> str:
-        """Return why pages should go now: `command`, `incompressible`, `limit`, `reserve` or `age`; empty for no reason."""
+        """Return why pages should go now: `command`, `incompressible`, `limit`, `reserve` or `age`.
+
+        Empty for no reason.
+        """
         if self._commanded:
             return "command"
         if self.budget and self._spent >= self.budget:
@@ -301,7 +326,9 @@ class Writeback:
         return age < self._epoch and self._is_unused(age, self.idle_s)
 
     def step(self, why: str) -> int:
-        """Begin to write back some of the oldest pages; return how many. The transfers are to be kicked then.
+        """Begin to write back some of the oldest pages; return how many.
+
+        The transfers are to be kicked then.
 
         Args:
             why: what `wanted` has returned.
@@ -330,7 +357,9 @@ class Writeback:
                 self.in_flight += 1
                 self._note_sent(why)
         self.is_looking = looks >= PAGES_PER_STEP
-        is_through = cursor.age >= self._epoch or (self._commanded > 0 and not self._is_unused(cursor.age, self._commanded_age))
+        is_through = cursor.age >= self._epoch or (
+            self._commanded > 0 and not self._is_unused(cursor.age, self._commanded_age)
+        )
         if is_through:  # all that is older has had its turn
             cursor.begin_anew()
             if not begun:
@@ -340,7 +369,10 @@ class Writeback:
         return begun
 
     def _missing(self, why: str) -> int:
-        """Return how many pages must leave at least, since none takes more than a frame: no more are to be under way."""
+        """Return how many pages must leave at least, since none takes more than a frame.
+
+        No more are to be under way.
+        """
         if why == "limit":
             return self._used() - self.limit_frames * self.accept_percent // 100
         return self._raw_pages() - self.raw_limit if why == "incompressible" else IN_FLIGHT

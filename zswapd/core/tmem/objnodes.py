@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""objnodes: the memory of the index, nodes of 64 machine words, with a populated reserve as pageframes has one.
+"""objnodes: the memory of the index, nodes of 64 machine words.
 
-One anonymous mapping holds all nodes side by side: no Python object a node, no allocation a page, and a node's address is its
-number. In the process and not in the arena, since a successor rebuilds the index from the headers of the stored pages.
+With a populated reserve as pageframes has one.
 
-Nodes populated so far are [1, populated); those of them never used begin at `fresh`, the free ones are chained through their
-first word. `refill` populates more and may block, hence runs off the page path, in any thread: it only moves the kernel to
-back memory; `commit` then says that it did.
+One anonymous mapping holds all nodes side by side: no Python object a node, no allocation a page,
+and a node's address is its number. In the process and not in the arena, since a successor rebuilds
+the index from the headers of the stored pages.
+
+Nodes populated so far are [1, populated); those of them never used begin at `fresh`, the free ones
+are chained through their first word. `refill` populates more and may block, hence runs off the page
+path, in any thread: it only moves the kernel to back memory; `commit` then says that it did.
 
 Invariants: a free node holds zeros but for its chain; a node handed out holds zeros.
 """
@@ -71,9 +74,7 @@ class ObjnodeStatistics:
 
 
 counters.declare(
-    ObjnodeStatistics,
-    cumulative="failed_objnode_alloc",
-    high_water="curr_objnode_count_max",
+    ObjnodeStatistics, cumulative="failed_objnode_alloc", high_water="curr_objnode_count_max"
 )
 
 
@@ -83,13 +84,14 @@ class Objnodes:
     Args:
         capacity: nodes at most.
         reserve: nodes to keep populated and free.
-        lenient: come up without the whole first reserve if there is no memory for it; it is refilled later.
+        lenient: come up without the whole first reserve if there is no memory for it; it is
+            refilled later.
 
     Attributes:
         words: all nodes' slots: slot s of node n is `words[n * 64 + s]`.
         used_slots: number of non-zero slots of each node; kept by whoever writes the slots.
-        when_low: called once when the reserve falls below its target, from the page path: it may set a flag or wake a task, no
-            more. Called again only after a refill, or `rearm`.
+        when_low: called once when the reserve falls below its target, from the page path: it may
+            set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
 
     Raises:
         ArenaError: the kernel gives no address space or no memory for the first reserve.
@@ -103,7 +105,9 @@ class Objnodes:
         try:
             self._map = mmap.mmap(-1, length + counts, ADDRESS_SPACE)
         except (OSError, ValueError) as error:
-            raise ArenaError(f"no address space for {capacity} index nodes: {error}", hint="lower swap.size") from error
+            raise ArenaError(
+                f"no address space for {capacity} index nodes: {error}", hint="lower swap.size"
+            ) from error
         view = memoryview(self._map)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._counts_offset = length
@@ -170,7 +174,10 @@ class Objnodes:
         return self.available() < self._reserve_target and self._populated <= self.capacity
 
     def rearm(self) -> None:
-        """Have `when_low` called at the next fall: for who was called, and found the reserve full again of freed nodes."""
+        """Have `when_low` called at the next fall.
+
+        For who was called, and found the reserve full again of freed nodes.
+        """
         self._low_called = self.available() < self._reserve_target
 
     def begin_refill(self) -> tuple[int, int]:
@@ -179,7 +186,9 @@ class Objnodes:
         return self._populated, min(self._populated + step, self.capacity + 1)
 
     def refill(self, nodes: tuple[int, int]) -> int:
-        """Have the kernel back nodes [first, end) with memory, in any thread; return `end` for `commit`.
+        """Have the kernel back nodes [first, end) with memory, in any thread.
+
+        Return `end` for `commit`.
 
         Raises:
             ArenaError: there is no memory.
@@ -211,9 +220,13 @@ class Objnodes:
         if _libc.madvise(self._address + start, length, _MADV_POPULATE_WRITE) == 0:
             return
         code = ctypes.get_errno()
-        # Before Linux 5.14 there is no such advice; nodes then get their memory when they are first used.
+        # Before Linux 5.14 there is no such advice; nodes then get their memory when they are first
+        # used.
         if code != errno.EINVAL:
-            raise ArenaError(f"no memory for the index: {os.strerror(code)}", hint="stores are refused until there is some")
+            raise ArenaError(
+                f"no memory for the index: {os.strerror(code)}",
+                hint="stores are refused until there is some",
+            )
 
     def statistics(self) -> ObjnodeStatistics:
         """Return a frozen snapshot."""

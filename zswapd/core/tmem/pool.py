@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A tmem pool: objects by oid, each a radix tree of pampds. No policy here; core.py has the rules."""
+"""A tmem pool: objects by oid, each a radix tree of pampds.
+
+No policy here; core.py has the rules.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,17 @@ class Pool:
         client: who owns it.
         pam: the back end that keeps its pages.
         nodes: memory of its trees.
-        persistent: pages stay until they are flushed; those of an ephemeral pool may go at any time.
+        persistent: pages stay until they are flushed; those of an ephemeral pool may go at any
+            time.
         objects: trees by oid; an object exists while it has pages.
         pages: pages in all objects.
     """
 
     __slots__ = ("client", "nodes", "number", "objects", "pages", "pam", "persistent")
 
-    def __init__(self, number: int, client: int, pam: Pam, nodes: Objnodes, *, persistent: bool) -> None:
+    def __init__(
+        self, number: int, client: int, pam: Pam, nodes: Objnodes, *, persistent: bool
+    ) -> None:
         self.number = number
         self.client = client
         self.pam = pam
@@ -48,11 +54,15 @@ class Pool:
             nodes += tree.check()
             pages += tree.pages
             if not tree.pages:
-                raise InvariantError(f"pool {self.number}: object {oid:#x} has no pages and still exists")
+                raise InvariantError(
+                    f"pool {self.number}: object {oid:#x} has no pages and still exists"
+                )
             for index, pampd in tree.items():
                 key = self.pam.key_of(pampd)
                 if (key.pool, key.oid, key.index) != (self.number, oid, index):
-                    raise InvariantError(f"pool {self.number}: object {oid:#x} index {index} names the page of {key}")
+                    raise InvariantError(
+                        f"pool {self.number}: object {oid:#x} index {index} names the page of {key}"
+                    )
         if pages != self.pages:
             raise InvariantError(f"pool {self.number} holds {pages} pages and counts {self.pages}")
         return nodes

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The radix tree of one object: page index to pampd, in nodes of 64 machine words.
 
-A tree of height h covers indexes below 64**h; it grows at the root when an index does not fit, and shrinks when only the
-first slot of the root is left. Empty nodes are given back at once, so a tree without pages has none. Values are non-zero
-words; zero means "nothing here".
+A tree of height h covers indexes below 64**h; it grows at the root when an index does not fit, and
+shrinks when only the first slot of the root is left. Empty nodes are given back at once, so a tree
+without pages has none. Values are non-zero words; zero means "nothing here".
 
-Source of the idea: tmem's objnode trees (Dan Magenheimer, 2011), the kernel's radix tree before the xarray.
+Source of the idea: tmem's objnode trees (Dan Magenheimer, 2011), the kernel's radix tree before the
+xarray.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _MASK: Final = (1 << NODE_SHIFT) - 1
 MAX_NEW_NODES: Final = 12
-"""Nodes that one `set` may need at most: six levels of growth for a 32-bit index, and a path down."""
+"""Nodes that one `set` may need at most: six levels of growth for a 32-bit index, and a path down.
+"""
 
 
 class Radix:
@@ -110,7 +112,10 @@ class Radix:
         return old
 
     def take(self, index: int, value: int) -> bool:
-        """Take the value at `index` out if it is `value`; return whether it was. One walk, unless its node becomes empty."""
+        """Take the value at `index` out if it is `value`; return whether it was.
+
+        One walk, unless its node becomes empty.
+        """
         shift = self._height * NODE_SHIFT
         if index >> shift:
             return False
@@ -137,7 +142,9 @@ class Radix:
         return True
 
     def remove_range(self, first: int, last: int, removed: Callable[[int], None]) -> int:
-        """Take out every value from index `first` to `last`, calling `removed` with each; return how many.
+        """Take out every value from index `first` to `last`, calling `removed` with each.
+
+        Return how many.
 
         Costs the nodes that hold something in the range, not the range.
         """
@@ -152,8 +159,13 @@ class Radix:
             self._shrink()
         return before - self.pages
 
-    def _clear(self, node: int, shift: int, first: int, last: int, removed: Callable[[int], None]) -> bool:
-        """Clear indexes first..last, counted from this node's own first; say whether the node is empty now."""
+    def _clear(
+        self, node: int, shift: int, first: int, last: int, removed: Callable[[int], None]
+    ) -> bool:
+        """Clear indexes first..last, counted from this node's own first.
+
+        Say whether the node is empty now.
+        """
         nodes = self._nodes
         words = nodes.words
         base = node << NODE_SHIFT
@@ -179,7 +191,11 @@ class Radix:
     def _shrink(self) -> None:
         """Drop roots whose only slot in use is the first."""
         nodes = self._nodes
-        while self._height > 1 and nodes.used_slots[self._root] == 1 and nodes.words[self._root << NODE_SHIFT]:
+        while (
+            self._height > 1
+            and nodes.used_slots[self._root] == 1
+            and nodes.words[self._root << NODE_SHIFT]
+        ):
             root = self._root
             self._root = nodes.words[root << NODE_SHIFT]
             self._height -= 1
@@ -193,7 +209,10 @@ class Radix:
             yield from self._walk(self._root, (self._height - 1) * NODE_SHIFT, 0)
 
     def last_of(self, count: int) -> int:
-        """Return the index of the value that is number `count` by ascending index, or of the last one; 0 if there is none."""
+        """Return the index of the value that is number `count` by ascending index.
+
+        Or of the last one; 0 if there is none.
+        """
         last = 0
         for item in self.items():
             last = item[0]
@@ -222,9 +241,16 @@ class Radix:
         while stack:
             node, height = stack.pop()
             nodes += 1
-            children = [word for word in self._nodes.words[node << NODE_SHIFT : (node + 1) << NODE_SHIFT] if word]
+            children = [
+                word
+                for word in self._nodes.words[node << NODE_SHIFT : (node + 1) << NODE_SHIFT]
+                if word
+            ]
             if len(children) != self._nodes.used_slots[node] or not children:
-                raise InvariantError(f"node {node}: {len(children)} slots in use, {self._nodes.used_slots[node]} counted")
+                raise InvariantError(
+                    f"node {node}: {len(children)} slots in use, {self._nodes.used_slots[node]}"
+                    " counted"
+                )
             if height > 1:
                 stack.extend((child, height - 1) for child in children)
             else:

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tmem, transcendent memory: (pool, oid, index) to a page that a back end keeps, and the rules that keep readers safe.
+"""tmem, transcendent memory: (pool, oid, index) to a page that a back end keeps.
+
+And the rules that keep readers safe.
 
 The rules (docs/coherency.md numbers them; tests hold every back end to them):
 
-- put, put, get gives the second page or none, never the first. The new copy is made before the old one goes, so that at no
-  point in time there is neither; when it is refused, the old one is flushed, since it is stale from then on.
+- put, put, get gives the second page or none, never the first. The new copy is made before the old
+  one goes, so that at no point in time there is neither; when it is refused, the old one is
+  flushed, since it is stale from then on.
 - after flush_page and flush_object, gets miss;
 - after a failed get, gets of that page fail until a put.
 
-tmem does not know what a pampd is. Destroying a pool frees its pages at once; there is nothing to wait for, since the core
-runs in one thread and never in the middle of another operation.
+tmem does not know what a pampd is. Destroying a pool frees its pages at once; there is nothing to
+wait for, since the core runs in one thread and never in the middle of another operation.
 
-Limits: 256 pools; oids of 64 bits (the kernel's 192 carry file handles of exported file systems; ours are swap types and inode
-numbers); indexes of 32 bits. Larger ones are refused, never truncated.
+Limits: 256 pools; oids of 64 bits (the kernel's 192 carry file handles of exported file systems;
+ours are swap types and inode numbers); indexes of 32 bits. Larger ones are refused, never
+truncated.
 
 Source of the ideas: tmem (Dan Magenheimer, 2008-2012), in its zcache form.
 """
@@ -47,11 +51,13 @@ class TmemStatistics:
 
     Attributes:
         curr_obj_count, curr_obj_count_max: objects that have pages, now and at most.
-        curr_objnode_count, curr_objnode_count_max: index nodes, likewise (the most of either half, added up).
+        curr_objnode_count, curr_objnode_count_max: index nodes, likewise (the most of either half,
+            added up).
         objnode_bytes: memory the nodes take, reserve included.
         objnode_reserve: nodes populated and free.
         failed_objnode_alloc: puts refused because that reserve was empty.
-        flush_total, flush_found: pages asked to be flushed, and those that were there; a range counts as one.
+        flush_total, flush_found: pages asked to be flushed, and those that were there; a range
+            counts as one.
         flobj_total, flobj_found: likewise for objects.
         failed_pers_puts, failed_eph_puts: puts refused, by kind of pool.
         put_to_flush: refused puts that flushed an older copy.
@@ -90,12 +96,13 @@ class Tmem:
 
     Args:
         nodes: memory of the trees.
-        ephemeral_nodes: of those in ephemeral pools, if they are not to share it: what a cache indexes must not take the last
-            node from swap.
+        ephemeral_nodes: of those in ephemeral pools, if they are not to share it: what a cache
+            indexes must not take the last node from swap.
 
     Attributes:
-        when_flushing: called with (pool, oid, index) just before a refused or failed put flushes the older copy of its page, so
-            that somebody can note that zeros would be wrong there; a death between the two must leave one or the other.
+        when_flushing: called with (pool, oid, index) just before a refused or failed put flushes
+            the older copy of its page, so that somebody can note that zeros would be wrong there; a
+            death between the two must leave one or the other.
     """
 
     def __init__(self, nodes: Objnodes, ephemeral_nodes: Objnodes | None = None) -> None:
@@ -214,7 +221,9 @@ class Tmem:
         return reason
 
     def get(self, number: int, oid: int, index: int, out: memoryview) -> bool:
-        """Write the page under (oid, index) into `out`, which keeps it; return False, `out` untouched, if there is none.
+        """Write the page under (oid, index) into `out`, which keeps it.
+
+        Return False, `out` untouched, if there is none.
 
         Raises:
             CorruptedPageError: there is one, but damaged.
@@ -249,7 +258,10 @@ class Tmem:
         return flushed
 
     def flush_some(self, number: int, count: int) -> int:
-        """Free up to `count` pages of a pool, whichever come first; return how many. Costs what is there, wherever it is."""
+        """Free up to `count` pages of a pool, whichever come first; return how many.
+
+        Costs what is there, wherever it is.
+        """
         pool = self._pool(number)
         flushed = 0
         for oid in list(islice(pool.objects, count)):
@@ -306,9 +318,12 @@ class Tmem:
         return tree.get(index) if tree is not None else 0
 
     def forget(self, number: int, oid: int, index: int, pampd: int) -> bool:
-        """Take a page out of the index if it is just this pampd, which the caller then frees; return whether it was.
+        """Take a page out of the index if it is just this pampd, which the caller then frees.
 
-        This is how a back end evicts. A pool, object or page that does not exist is none; nothing is counted as flushed.
+        Return whether it was.
+
+        This is how a back end evicts. A pool, object or page that does not exist is none; nothing
+        is counted as flushed.
         """
         pool = self._pools[number] if 0 <= number < MAX_POOLS else None
         tree = pool.objects.get(oid) if pool is not None else None
@@ -321,9 +336,12 @@ class Tmem:
         return True
 
     def replace(self, number: int, oid: int, index: int, expected: int, pampd: int) -> bool:
-        """Let another pampd stand for a page, if `expected` still does; the caller frees whichever is left over.
+        """Let another pampd stand for a page, if `expected` still does.
 
-        This is how a page moves (compaction) or changes its form without anybody reading stale data.
+        The caller frees whichever is left over.
+
+        This is how a page moves (compaction) or changes its form without anybody reading stale
+        data.
         """
         tree = self._pool(number).objects.get(oid)
         if tree is None or tree.get(index) != expected:
@@ -340,7 +358,10 @@ class Tmem:
 
         def moved(pool: int, oid: int, index: int, old: int, new: int) -> None:
             if not self.replace(pool, oid, index, old, new):
-                raise InvariantError(f"page {index} of object {oid:#x} in pool {pool} moved, but the index does not name it")
+                raise InvariantError(
+                    f"page {index} of object {oid:#x} in pool {pool} moved, but the index does not"
+                    " name it"
+                )
 
         return pam.compact(moved, max_moves)
 
@@ -382,10 +403,16 @@ class Tmem:
         )
 
     def _both_nodes(self) -> tuple[Objnodes, ...]:
-        return (self._nodes,) if self._ephemeral_nodes is self._nodes else (self._nodes, self._ephemeral_nodes)
+        return (
+            (self._nodes,)
+            if self._ephemeral_nodes is self._nodes
+            else (self._nodes, self._ephemeral_nodes)
+        )
 
     def check(self) -> None:
-        """Prove all pools, and that every index node in use belongs to a tree. Never on the page path.
+        """Prove all pools, and that every index node in use belongs to a tree.
+
+        Never on the page path.
 
         Raises:
             InvariantError: naming what is wrong.

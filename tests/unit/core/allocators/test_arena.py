@@ -81,7 +81,9 @@ def test_punch_gives_the_memory_back_and_reads_as_zeros(arena: Arena) -> None:
     arena.punch(offset + arena.page_size, 2 * arena.page_size)
     assert before - arena.backed_bytes() == 2 * arena.page_size
     page = arena.page_size
-    assert bytes(arena.view[offset : offset + 4 * page]) == b"x" * page + bytes(2 * page) + b"x" * page
+    assert (
+        bytes(arena.view[offset : offset + 4 * page]) == b"x" * page + bytes(2 * page) + b"x" * page
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 2, 63, 64, 255, 256, 257, 1000, 4096, 65_537, 1 << 20])
@@ -161,7 +163,9 @@ def test_auto_falls_back_to_memfd_where_there_is_no_noswap(monkeypatch: pytest.M
         Arena(1, 4096, kind="tmpfs")
 
 
-def test_no_memory_is_an_arena_error_with_the_amount(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_an_arena_error_with_the_amount(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arena_module, "populate", lambda *_: (errno.ENOMEM, 0))
     monkeypatch.setattr(Arena, "_fallocate", lambda *_: errno.ENOMEM)
     with pytest.raises(ArenaError, match=f"{2 * arena.page_size} more bytes"):
@@ -206,7 +210,9 @@ def test_kernel_without_the_mount_calls_falls_back(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("failing", range(1, 6))
-def test_tmpfs_that_fails_half_way_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+def test_tmpfs_that_fails_half_way_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("making a tmpfs needs root")
     before = len(os.listdir("/proc/self/fd"))

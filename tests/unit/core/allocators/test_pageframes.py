@@ -103,7 +103,9 @@ def test_used_frames_are_populated_memory(make: MakeFrames) -> None:
     for length in (1, 2, 5, 16):
         first = frames.alloc(length)
         start = first * frames.page_size
-        frames.arena.view[start : start + length * frames.page_size] = b"\xa5" * (length * frames.page_size)
+        frames.arena.view[start : start + length * frames.page_size] = b"\xa5" * (
+            length * frames.page_size
+        )
     assert frames.arena.backed_bytes() == backed
 
 
@@ -122,7 +124,10 @@ def test_freed_neighbours_join(make: MakeFrames, length: int) -> None:
     assert (after.used_frames, after.free_frames) == (0, 32)
     # All of one piece again, as far as the bounds of a chunk allow.
     bounds = range(0, frames.end_frame, frames.chunk_frames)
-    pieces = [len(range(max(b, frames.first_frame), min(b + frames.chunk_frames, frames.end_frame))) for b in bounds]
+    pieces = [
+        len(range(max(b, frames.first_frame), min(b + frames.chunk_frames, frames.end_frame)))
+        for b in bounds
+    ]
     assert after.reserve_frames == sum(piece for piece in pieces if piece >= MAX_RUN)
 
 
@@ -202,7 +207,9 @@ def test_trimmed_frames_can_be_refilled(make: MakeFrames) -> None:
 
 
 @pytest.mark.parametrize("script", ["E", "RE", "RRE"])
-def test_refill_that_runs_out_of_memory_keeps_what_it_got(make: MakeFrames, page_size: int, script: str) -> None:
+def test_refill_that_runs_out_of_memory_keeps_what_it_got(
+    make: MakeFrames, page_size: int, script: str
+) -> None:
     total = 5 * chunk_of(page_size)
     frames = make(total, reserve=total, refill=False)
     job = frames.begin_refill(total)
@@ -235,7 +242,9 @@ def test_refill_now_without_memory_says_so_and_leaves_the_books_right(
     assert frames.statistics().free_frames == 600
 
 
-def test_refill_that_stops_at_the_watermarks_keeps_what_it_got(make: MakeFrames, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refill_that_stops_at_the_watermarks_keeps_what_it_got(
+    make: MakeFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = make(600, reserve=600, refill=False)
     job = frames.begin_refill(600)
     populate = Arena.populate
@@ -271,7 +280,9 @@ def test_trim_that_fails_keeps_the_frames(make: MakeFrames) -> None:
     assert frames.statistics().trimmed_frames == 0
 
 
-def test_trim_takes_a_bounded_number_of_runs_at_a_time(make: MakeFrames, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trim_takes_a_bounded_number_of_runs_at_a_time(
+    make: MakeFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = make(6000, reserve=6000)
     held = [frames.alloc(1) for _ in range(5000)]
     for first in held[::2]:
@@ -314,7 +325,9 @@ def test_second_refill_waits_for_the_first(make: MakeFrames) -> None:
     frames = make(400, reserve=400, refill=False)
     first = frames.begin_refill(100)
     second = frames.begin_refill(100)
-    assert not {frame for run in first.runs for frame in run[:1]} & {frame for run in second.runs for frame in run[:1]}
+    assert not {frame for run in first.runs for frame in run[:1]} & {
+        frame for run in second.runs for frame in run[:1]
+    }
     first.work(frames.arena)
     second.work(frames.arena)
     frames.commit(first)
@@ -325,8 +338,11 @@ def test_second_refill_waits_for_the_first(make: MakeFrames) -> None:
 
 
 @pytest.mark.parametrize("side", ["before", "behind"])
-def test_free_beside_a_run_that_is_being_trimmed_does_not_join_it(make: MakeFrames, side: str) -> None:
-    # The race: trim has taken a run and punches it in a thread, while the page path frees its neighbour.
+def test_free_beside_a_run_that_is_being_trimmed_does_not_join_it(
+    make: MakeFrames, side: str
+) -> None:
+    # The race: trim has taken a run and punches it in a thread, while the page path frees its
+    # neighbour.
     frames = make(40, reserve=40)
     blocks = [frames.alloc(4) for _ in range(10)]
     frames.free(blocks[5])
@@ -399,9 +415,11 @@ def test_low_reserve_is_announced_before_it_refuses(make: MakeFrames) -> None:
     assert set(calls) <= {0, 1}, "frames were refused while there were holes to refill from"
 
 
-def test_low_reserve_is_announced_again_after_a_time_without_holes(make: MakeFrames, page_size: int) -> None:
-    # Everything populated and in use: a refill finds nothing to do. Then most goes back to the system, and the pool grows
-    # again: somebody has to be told, or the pool refuses for ever.
+def test_low_reserve_is_announced_again_after_a_time_without_holes(
+    make: MakeFrames, page_size: int
+) -> None:
+    # Everything populated and in use: a refill finds nothing to do. Then most goes back to the
+    # system, and the pool grows again: somebody has to be told, or the pool refuses for ever.
     chunk = chunk_of(page_size)
     frames = make(6 * chunk, reserve=chunk)
     wakes: list[int] = []
@@ -449,7 +467,12 @@ def test_no_refill_is_wanted_where_there_are_no_holes(make: MakeFrames) -> None:
 
 def test_new_frames_count_nothing(make: MakeFrames) -> None:
     seen = make(100, reserve=0, refill=False).statistics()
-    assert (seen.used_frames, seen.used_frames_max, seen.free_frames, seen.reserve_frames) == (0, 0, 0, 0)
+    assert (seen.used_frames, seen.used_frames_max, seen.free_frames, seen.reserve_frames) == (
+        0,
+        0,
+        0,
+        0,
+    )
     assert (seen.failed_get_free_pages, seen.refilled_frames, seen.trimmed_frames) == (0, 0, 0)
     assert (seen.total_frames, seen.limit_frames, seen.reserve_target_frames) == (100, 100, 0)
 
@@ -553,7 +576,10 @@ def test_check_finds_a_list_that_names_what_is_no_run(make: MakeFrames) -> None:
 def _seal(frames: PageFrames, first: int) -> None:
     """Seal a run as its owner does, as one of no class."""
     word = first * 4
-    state, length = frames.table.words[word] & HALF_MASK | USED | SEALED, frames.table.words[word + 1]
+    state, length = (
+        frames.table.words[word] & HALF_MASK | USED | SEALED,
+        frames.table.words[word + 1],
+    )
     frames.table.pairs[first * 2] = seal_words(state, length & LENGTH_MASK)
 
 
@@ -573,7 +599,9 @@ def test_ephemeral_frames_are_counted_apart(make: MakeFrames) -> None:
 def test_ephemeral_runs_are_free_frames_to_a_successor(page_size: int) -> None:
     frames = PageFrames(Arena(64, page_size, kind="memfd"), reserve_frames=64)
     frames.refill_now()
-    runs = [frames.alloc(count, EPHEMERAL if count % 2 else PERSISTENT) for count in (1, 2, 3, 4, 5)]
+    runs = [
+        frames.alloc(count, EPHEMERAL if count % 2 else PERSISTENT) for count in (1, 2, 3, 4, 5)
+    ]
     for first in runs:
         _seal(frames, first)
     successor = PageFrames(frames.arena, reserve_frames=64)
@@ -601,7 +629,9 @@ def test_seal_of_no_half_is_damage(page_size: int, bit: int) -> None:
 def test_ephemeral_neighbours_of_a_free_run_are_found_on_both_sides(make: MakeFrames) -> None:
     frames = make(28, reserve=28)  # one chunk
     table = frames.table
-    left, middle, right, other = (frames.alloc(n, half) for n, half in ((3, EPHEMERAL), (2, 0), (5, EPHEMERAL), (1, 0)))
+    left, middle, right, other = (
+        frames.alloc(n, half) for n, half in ((3, EPHEMERAL), (2, 0), (5, EPHEMERAL), (1, 0))
+    )
     assert [left + 3, left + 5, left + 10] == [middle, right, other]
     for first in (left, right):
         assert table.ephemeral_beside(middle, right) == 0, "not sealed, so nobody has it yet"

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The C functions that populate and punch: all of a range, in pieces, with the GIL released, through interruptions."""
+"""The C functions that populate and punch.
+
+All of a range, in pieces, with the GIL released, through interruptions.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,8 @@ def test_advice_that_the_kernel_does_not_know_is_good_enough(mapped: Mapped) -> 
 
 def test_first_failure_is_returned_and_ends_it(mapped: Mapped) -> None:
     assert populate(-1, mapped.base, 0, PAGE, WRITE, PAGE, 0, 0) == (errno.EBADF, 0)
-    # Address 0 is never mapped: the file gets its first page, the mapping of it fails, and no other piece is tried.
+    # Address 0 is never mapped: the file gets its first page, the mapping of it fails, and no other
+    # piece is tried.
     assert populate(mapped.fd, 0, 0, 4 * PAGE, WRITE, PAGE, 0, 0) == (errno.ENOMEM, 0)
     assert mapped.backed() == PAGE
 
@@ -91,7 +95,9 @@ def test_it_leaves_the_system_its_memory(mapped: Mapped) -> None:
     assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, PAGE, 0, 1 << 60) == (errno.EAGAIN, 0)
     assert mapped.backed() == 0
     assert populate(mapped.fd, mapped.base, 0, SIZE, WRITE, 16 * PAGE, 0, 1) == (0, SIZE)
-    for _ in range(5):  # other programs give memory back meanwhile, now and then more than it asks for
+    for _ in range(
+        5
+    ):  # other programs give memory back meanwhile, now and then more than it asks for
         large = Mapped(4 * SIZE)
         floor = os.sysconf("SC_AVPHYS_PAGES") * PAGE - SIZE
         error, done = populate(large.fd, large.base, 0, 4 * SIZE, WRITE, 16 * PAGE, 0, floor)
@@ -110,7 +116,10 @@ def test_what_is_in_no_hurry_is_an_idle_task_for_a_while_and_no_longer(mapped: M
     def work() -> None:
         numbers.append(threading.get_native_id())
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        assert populate(mapped.fd, mapped.base, 0, 12 * PAGE, WRITE, PAGE, 10_000, 1) == (0, 12 * PAGE)
+        assert populate(mapped.fd, mapped.base, 0, 12 * PAGE, WRITE, PAGE, 10_000, 1) == (
+            0,
+            12 * PAGE,
+        )
         seen.append((time.monotonic(), os.sched_getscheduler(0)))
 
     thread = threading.Thread(target=work)
@@ -121,7 +130,9 @@ def test_what_is_in_no_hurry_is_an_idle_task_for_a_while_and_no_longer(mapped: M
                 seen.append((time.monotonic(), os.sched_getscheduler(numbers[0])))
         time.sleep(0.002)
     assert any(policy == os.SCHED_IDLE for _, policy in seen)
-    assert all(policy == os.SCHED_RR for _, policy in sorted(seen)[-5:])  # it ran for 0.12 s, with a look each 2 ms
+    assert all(
+        policy == os.SCHED_RR for _, policy in sorted(seen)[-5:]
+    )  # it ran for 0.12 s, with a look each 2 ms
 
 
 def test_it_sleeps_between_two_pieces_and_not_after_the_last(mapped: Mapped) -> None:
@@ -133,7 +144,9 @@ def test_it_sleeps_between_two_pieces_and_not_after_the_last(mapped: Mapped) -> 
 
 
 def test_other_threads_run_meanwhile(mapped: Mapped) -> None:
-    thread = threading.Thread(target=populate, args=(mapped.fd, mapped.base, 0, 5 * PAGE, WRITE, PAGE, 100_000, 0))
+    thread = threading.Thread(
+        target=populate, args=(mapped.fd, mapped.base, 0, 5 * PAGE, WRITE, PAGE, 100_000, 0)
+    )
     thread.start()
     turns = 0
     while thread.is_alive() and turns < 10:
@@ -168,7 +181,9 @@ def test_all_ranges_are_punched_and_nothing_else(mapped: Mapped) -> None:
     assert punch(mapped.fd, array("q", [3 * PAGE, PAGE, 10 * PAGE, 20 * PAGE])) == 2
     assert mapped.backed() == 79 * PAGE
     holes = {3, *range(10, 30)}
-    assert [mapped.map[page * PAGE] for page in range(100)] == [0 if page in holes else 1 + page for page in range(100)]
+    assert [mapped.map[page * PAGE] for page in range(100)] == [
+        0 if page in holes else 1 + page for page in range(100)
+    ]
     assert punch(mapped.fd, array("q")) == 0
 
 

@@ -8,7 +8,13 @@ from fractions import Fraction
 
 import pytest
 
-from zswapd.core.allocators.sizeclasses import FULLNESS_GROUPS, MIN_ALLOC_SIZE, SizeClass, build_classes, frames_for
+from zswapd.core.allocators.sizeclasses import (
+    FULLNESS_GROUPS,
+    MIN_ALLOC_SIZE,
+    SizeClass,
+    build_classes,
+    frames_for,
+)
 
 
 @pytest.fixture(params=(1, 4, 8, 16), ids=lambda frames: f"max{frames}")
@@ -34,8 +40,8 @@ def test_every_size_fits_its_class(page_size: int, max_frames: int) -> None:
 
 
 def test_no_size_costs_more_than_in_the_best_zspage(page_size: int, max_frames: int) -> None:
-    # By brute force, in exact fractions: what rounding to the step and the end of a zspage cost cannot be
-    # less. Merging classes must not add to it.
+    # By brute force, in exact fractions: what rounding to the step and the end of a zspage cost
+    # cannot be less. Merging classes must not add to it.
     classes, table = build_classes(page_size, max_frames)
     step = page_size // 256
     for size in range(max(MIN_ALLOC_SIZE, step), page_size + 1, step):
@@ -74,7 +80,9 @@ def test_longer_zspages_waste_less(page_size: int) -> None:
 
     costs = [mean_cost(frames) for frames in (1, 2, 4, 8, 16)]
     assert costs == sorted(costs, reverse=True)
-    assert costs[3] < 1.04, "eight frames, the default, shall cost less than four percent over all usual sizes"
+    assert costs[3] < 1.04, (
+        "eight frames, the default, shall cost less than four percent over all usual sizes"
+    )
 
 
 def test_fullness_groups_rise_with_use(page_size: int, max_frames: int) -> None:
@@ -83,4 +91,6 @@ def test_fullness_groups_rise_with_use(page_size: int, max_frames: int) -> None:
         assert list(c.group_of) == sorted(c.group_of)
         assert c.group_of[0] == 0
         assert c.group_of[c.objects] == FULLNESS_GROUPS
-        assert all(group < FULLNESS_GROUPS for group in c.group_of[:-1]), "only a full zspage is on no list"
+        assert all(group < FULLNESS_GROUPS for group in c.group_of[:-1]), (
+            "only a full zspage is on no list"
+        )

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zbud beyond the allocators' contract: who becomes whose buddy, compaction by pairs, what a successor and check() find."""
+"""zbud beyond the allocators' contract.
+
+Who becomes whose buddy, compaction by pairs, what a successor and check() find.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,9 @@ def test_new_object_goes_where_it_fits_best(make: MakePool) -> None:
     # Free: 44, 34, 24, 14 chunks. None of them fits beside another.
     alone = [_chunks(pool, chunks) for chunks in (40, 50)]
     alone += [_chunks(pool, chunks) for chunks in (33, 36)]
-    frames = {chunks: _frame(pool, handle) for chunks, handle in zip((40, 50, 33, 36), alone, strict=True)}
+    frames = {
+        chunks: _frame(pool, handle) for chunks, handle in zip((40, 50, 33, 36), alone, strict=True)
+    }
     assert len(set(frames.values())) == 4
     assert _frame(pool, _chunks(pool, 14)) == frames[50]
     assert _frame(pool, _chunks(pool, 25)) == frames[36]
@@ -132,7 +137,11 @@ def test_frames_are_counted_by_zcache_s_names_and_none_is_kept_empty(make: MakeP
     handles.append(pool.alloc(pool.max_size))
     for left in (3, 2, 2, 1, 0):
         seen = pool.statistics()
-        assert (seen.zbud_curr_raw_pages, seen.used_frames, seen.zbpg_unused_list_count) == (left, left, 0)
+        assert (seen.zbud_curr_raw_pages, seen.used_frames, seen.zbpg_unused_list_count) == (
+            left,
+            left,
+            0,
+        )
         if handles:
             pool.free(handles.pop())
 
@@ -165,10 +174,18 @@ def test_compaction_frees_as_many_frames_as_any_pairing(make: MakePool) -> None:
         promised = pool.freeable_frames()
         assert promised == _most_pairs(sizes)
         moves: list[tuple[int, int]] = []
-        assert pool.compact(lambda old, new, moves=moves: moves.append((old, new))) == promised == len(moves)
+        assert (
+            pool.compact(lambda old, new, moves=moves: moves.append((old, new)))
+            == promised
+            == len(moves)
+        )
         assert pool.freeable_frames() == 0
         seen = pool.statistics()
-        assert (seen.pages_compacted, seen.objects_moved, seen.used_frames) == (promised, promised, 7 - promised)
+        assert (seen.pages_compacted, seen.objects_moved, seen.used_frames) == (
+            promised,
+            promised,
+            7 - promised,
+        )
         pool.check()
 
 
@@ -215,13 +232,17 @@ def _take_over(pool: ZbudPool) -> PageFrames:
 
 
 @pytest.mark.parametrize("dead", [(), (0,), (1,), (0, 1)])
-def test_successor_finds_the_buddies_that_live(make: MakePool, page_size: int, dead: tuple[int, ...]) -> None:
+def test_successor_finds_the_buddies_that_live(
+    make: MakePool, page_size: int, dead: tuple[int, ...]
+) -> None:
     pool = make(page_size)
     handles = [_chunks(pool, 20), _chunks(pool, 33)]
     for number in dead:
         pool._live_words[handles[number] >> 3] = DEAD
     successor = ZbudPool(_take_over(pool))
-    assert successor.adopt() == (len(dead) > 1), "a death leaves one store or free that was cut short"
+    assert successor.adopt() == (len(dead) > 1), (
+        "a death leaves one store or free that was cut short"
+    )
     successor.check()
     found: dict[int, int] = {}
     successor.each_object(found.__setitem__)
@@ -268,7 +289,13 @@ def test_check_finds_damage(make: MakePool) -> None:
     pool = make(half=EPHEMERAL)
     handles = [_chunks(pool, chunks) for chunks in (40, 10, 50, 45)]
     words = pool._words
-    for handle, bit in ((handles[0], 20), (handles[0], 4), (handles[2], 16), (handles[2], 24), (handles[2], 4)):
+    for handle, bit in (
+        (handles[0], 20),
+        (handles[0], 4),
+        (handles[2], 16),
+        (handles[2], 24),
+        (handles[2], 4),
+    ):
         frame = _frame(pool, handle)
         good = words[frame * 4]
         words[frame * 4] = good ^ 1 << bit

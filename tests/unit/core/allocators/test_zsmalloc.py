@@ -71,14 +71,19 @@ def test_allocation_comes_from_the_fullest_zspage(make: MakePool, page_size: int
     landed = []
     while len(landed) < objects:
         landed.append(pool.alloc(size))
-    order = [next(n for n, f in enumerate(first) if f * page_size <= h < f * page_size + span) for h in landed]
-    # The fullest first, until it is full, then the next; never a sparse one while a fuller has room.
+    order = [
+        next(n for n, f in enumerate(first) if f * page_size <= h < f * page_size + span)
+        for h in landed
+    ]
+    # The fullest first, until it is full, then the next; never a sparse one while a fuller has
+    # room.
     assert list(dict.fromkeys(order))[:2] == [2, 3]
     assert order == sorted(order, key=[2, 3, 1, 0].index)
 
 
 def test_sparse_zspages_drain_under_churn(make: MakePool) -> None:
-    # What "from the fullest" is for: with as many frees as allocations, frames come free by themselves.
+    # What "from the fullest" is for: with as many frees as allocations, frames come free by
+    # themselves.
     pool = make(frames=2048)
     size = 1000
     rng = random.Random(3)
@@ -108,7 +113,9 @@ def test_objects_of_one_zspage_fill_it_without_a_gap(make: MakePool, page_size: 
     handles = [pool.alloc(size) for _ in range(objects)]
     assert handles == list(range(handles[0], handles[0] + objects * size, size))
     assert handles[0] % page_size == 0
-    assert any(h // page_size != (h + size - 1) // page_size for h in handles), "none crosses a frame"
+    assert any(h // page_size != (h + size - 1) // page_size for h in handles), (
+        "none crosses a frame"
+    )
     assert pool.used_frames() == length
 
 
@@ -157,7 +164,9 @@ def test_statistics_are_the_class_table(make: MakePool, page_size: int) -> None:
         assert row.freeable_frames == spare * length
 
 
-def test_statistics_of_a_large_pool_take_no_longer_than_those_of_a_small_one(make: MakePool) -> None:
+def test_statistics_of_a_large_pool_take_no_longer_than_those_of_a_small_one(
+    make: MakePool,
+) -> None:
     """They are taken in the event loop that serves pages, for every scrape."""
 
     def shortest(pages: int) -> float:
@@ -204,7 +213,8 @@ def test_compaction_empties_the_sparsest_zspages(make: MakePool) -> None:
         kept[number] = objects * keep // 10
     moved: list[int] = []
     pool.compact(lambda old, _new: moved.append(old))
-    # What tenths are left fill three zspages; the cheapest three to empty are those of one, two and three tenths.
+    # What tenths are left fill three zspages; the cheapest three to empty are those of one, two and
+    # three tenths.
     assert len(moved) == kept[3] + kept[1] + kept[5]
     assert set(moved) <= {*zspages[3], *zspages[1], *zspages[5]}
 
@@ -225,7 +235,8 @@ def test_compaction_leaves_an_object_that_is_not_alive_yet(make: MakePool) -> No
 def realistic_sizes(count: int, seed: int) -> list[int]:
     """Draw stored sizes as swap has them with lz4: most between a fifth and three fifths of a page.
 
-    The shape follows what zswap's users report: mean near 2.5 : 1, and a tail of incompressible pages.
+    The shape follows what zswap's users report: mean near 2.5 : 1, and a tail of incompressible
+    pages.
     """
     rng = random.Random(seed)
     sizes = []
@@ -259,7 +270,9 @@ def test_density_is_back_after_churn_and_compaction(make: MakePool) -> None:
     for handle in victims:
         pool.free(handle)
         del sizes[handle]
-    assert pool.used_frames() * 4096 > 1.10 * sum(sizes.values()), "holes do cost, or there is nothing to compact"
+    assert pool.used_frames() * 4096 > 1.10 * sum(sizes.values()), (
+        "holes do cost, or there is nothing to compact"
+    )
 
     def moved(old: int, new: int) -> None:
         sizes[new] = sizes.pop(old)
@@ -283,7 +296,9 @@ def test_freeable_frames_agree_with_the_class_table(make: MakePool) -> None:
     for number, handle in enumerate(handles):
         if number % 10:
             pool.free(handle)
-    assert pool.freeable_frames() == sum(row.freeable_frames for row in pool.statistics().classes) > 0
+    assert (
+        pool.freeable_frames() == sum(row.freeable_frames for row in pool.statistics().classes) > 0
+    )
 
 
 def _damaged_words(pool: ZsPool, first: int) -> list[tuple[int, int]]:
@@ -335,7 +350,9 @@ def test_check_finds_a_free_list_that_bites_its_tail(make: MakePool) -> None:
     pool.free(handles[1])
     pool.free(handles[2])
     good = bytes(pool.memory[handles[1] + 8 : handles[1] + 16])
-    pool.memory[handles[1] + 8 : handles[1] + 16] = (3).to_bytes(8, "little")  # to itself and round again
+    pool.memory[handles[1] + 8 : handles[1] + 16] = (3).to_bytes(
+        8, "little"
+    )  # to itself and round again
     with pytest.raises(InvariantError, match="free list"):
         pool.check()
     pool.memory[handles[1] + 8 : handles[1] + 16] = good

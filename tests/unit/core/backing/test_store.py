@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The backing store on real files and a loop device: what is refused, and that slots keep what they are given."""
+"""The backing store on real files and a loop device.
+
+What is refused, and that slots keep what they are given.
+"""
 
 from __future__ import annotations
 
@@ -127,9 +130,13 @@ def test_what_lies_in_memory_is_refused_unless_forced(memory: Path) -> None:
         os.close(take(memory / "store", force=True))
 
 
-def test_text_of_the_label_is_found_by_no_probe_and_slots_lie_behind_all_signatures(tmp_path: Path) -> None:
+def test_text_of_the_label_is_found_by_no_probe_and_slots_lie_behind_all_signatures(
+    tmp_path: Path,
+) -> None:
     os.close(take(tmp_path / "store"))
-    found = subprocess.run(["blkid", "-p", str(tmp_path / "store")], check=False, capture_output=True)
+    found = subprocess.run(
+        ["blkid", "-p", str(tmp_path / "store")], check=False, capture_output=True
+    )
     assert found.returncode == 2, found.stdout
 
 
@@ -137,7 +144,9 @@ def test_text_of_the_label_is_found_by_no_probe_and_slots_lie_behind_all_signatu
 def loop(tmp_path: Path) -> Iterator[Path]:
     image = tmp_path / "image"
     image.write_bytes(bytes(DATA_AT + 64 * PAGE))
-    device = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True).stdout
+    device = subprocess.run(
+        ["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True
+    ).stdout
     yield Path(device.strip())
     subprocess.run(["losetup", "-d", device.strip()], check=True)
 
@@ -165,7 +174,9 @@ def test_block_device(loop: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def disk(loop: Path, tmp_path: Path) -> Iterator[Path]:
     """A file system on a loop device on `tmp_path`."""
-    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(loop)], check=True, capture_output=True)
+    subprocess.run(
+        ["mkfs.ext4", "-q", "-O", "^has_journal", str(loop)], check=True, capture_output=True
+    )
     place = tmp_path / "disk"
     place.mkdir()
     subprocess.run(["mount", str(loop), str(place)], check=True)
@@ -200,7 +211,9 @@ def test_file_that_does_not_fit_is_left_as_it_was_and_so_is_its_file_system(disk
 def test_loop_device_of_a_file_with_any_name_is_nobodys_business(tmp_path: Path) -> None:
     image = Path(os.fsdecode(os.fsencode(tmp_path) + b"/ima\xffge"))
     image.write_bytes(bytes(1 << 20))
-    device = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True).stdout.strip()
+    device = subprocess.run(
+        ["losetup", "--find", "--show", str(image)], check=True, capture_output=True
+    ).stdout.strip()
     try:
         os.close(take(tmp_path / "store"))
         os.close(take(Path(os.fsdecode(device)), 0))
@@ -209,7 +222,9 @@ def test_loop_device_of_a_file_with_any_name_is_nobodys_business(tmp_path: Path)
 
 
 @requires_loop()
-def test_device_that_nobody_can_look_into_is_refused_unless_forced(loop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_that_nobody_can_look_into_is_refused_unless_forced(
+    loop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(BackingError, match="blkid cannot be asked") as caught:
         take(loop, 64)
@@ -230,7 +245,11 @@ def test_device_with_a_signature_is_refused_unless_forced(loop: Path) -> None:
 
 def reference(key: bytes, slot: int, page: memoryview) -> bytes:
     """What another AES-XTS makes of a page."""
-    return ciphers.Cipher(algorithms.AES(key), modes.XTS(slot.to_bytes(16, "little"))).encryptor().update(bytes(page))
+    return (
+        ciphers.Cipher(algorithms.AES(key), modes.XTS(slot.to_bytes(16, "little")))
+        .encryptor()
+        .update(bytes(page))
+    )
 
 
 @pytest.fixture
@@ -307,7 +326,9 @@ class Threads:
     def wait(self, count: int) -> None:
         """Wait until so many requests have ended."""
         while len(self.codes) < count:
-            assert is_readable(self.queue.fd, 10), "the queue does not tell that the request has ended"
+            assert is_readable(self.queue.fd, 10), (
+                "the queue does not tell that the request has ended"
+            )
             for done, code in self.queue.ended():
                 done(code)
 
@@ -347,7 +368,9 @@ def test_threads_that_wait_busily_leave_nothing_undone(fd: int, count: int) -> N
         for number in numbers:
             threads.queue.submit(store.reading(number, [out[number]]), threads.codes.append)
             if rng.random() < 0.3:
-                time.sleep(rng.choice((0, 20e-6, 90e-6, 200e-6)))  # as the wait begins, in it, and as it ends
+                time.sleep(
+                    rng.choice((0, 20e-6, 90e-6, 200e-6))
+                )  # as the wait begins, in it, and as it ends
         threads.wait(len(numbers))
         assert not any(threads.codes)
         assert all(out[number] == some[number] for number in numbers)
@@ -384,7 +407,9 @@ def test_request_is_done_once(fd: int) -> None:
 def test_threads_encrypt_at_the_same_time_without_hurting_each_other(fd: int) -> None:
     """More threads than there are lanes: some wait."""
     threads = Threads(4)
-    store = SlotStore(fd, PAGE, Cipher(os.urandom(KEY_BYTES), [make_buffers(256 * PAGE, PAGE) for _ in range(3)]))
+    store = SlotStore(
+        fd, PAGE, Cipher(os.urandom(KEY_BYTES), [make_buffers(256 * PAGE, PAGE) for _ in range(3)])
+    )
     secret = [pages(*((run + place) % 256 for place in range(256))) for run in range(6)]
     out = [pages(*[0] * 256) for _ in secret]
     for turn in range(1, 11):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A device in trouble: seen, kept away from, and found to work again; and slots that a dead process may still write."""
+"""A device in trouble: seen, kept away from, and found to work again.
+
+And slots that a dead process may still write.
+"""
 
 from __future__ import annotations
 
@@ -116,13 +119,17 @@ def test_device_whose_reads_and_writes_fail_is_probed_for_both() -> None:
     assert world.transfers.trouble == ""
 
 
-def test_device_that_is_full_is_in_trouble_until_the_slots_that_found_no_space_can_be_written() -> None:
+def test_device_that_is_full_is_in_trouble_until_the_slots_that_found_no_space_can_be_written() -> (
+    None
+):
     world = World()
     for slot in (3, 4, 5):
         assert world.transfers.write(slot, bytes([slot]) * PAGE, world.codes.append) is not None
     world.transfers.kick()
     world.disk.finish(0, errno.ENOSPC)
-    assert os.strerror(errno.ENOSPC) in world.transfers.trouble, "one is enough: the next new slot finds none either"
+    assert os.strerror(errno.ENOSPC) in world.transfers.trouble, (
+        "one is enough: the next new slot finds none either"
+    )
     assert not world.write(9)
     for _ in range(3):
         world.now += PROBE_S
@@ -188,7 +195,10 @@ def test_stall_is_trouble_as_long_as_it_lasts() -> None:
 
 def test_writes_leave_buffers_to_reads() -> None:
     world = World()
-    taken = sum(world.transfers.write(slot, bytes(PAGE), world.codes.append) is not None for slot in range(10))
+    taken = sum(
+        world.transfers.write(slot, bytes(PAGE), world.codes.append) is not None
+        for slot in range(10)
+    )
     assert taken == 6
     assert world.transfers.statistics().refused_writes == 4
 
@@ -228,9 +238,18 @@ def test_what_a_predecessor_writes_waits_until_it_cannot_write_any_more() -> Non
     dead.transfers.kick()
     successor = World(claims)
     assert successor.transfers.holds_any
-    assert [successor.transfers.is_writing(slot) for slot in range(3, 8)] == [False, True, True, True, False]
+    assert [successor.transfers.is_writing(slot) for slot in range(3, 8)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
     for byte, slot in ((3, 3), (4, 4), (5, 5), (55, 5)):
-        assert successor.transfers.write(slot, bytes([byte]) * PAGE, successor.codes.append) is not None
+        assert (
+            successor.transfers.write(slot, bytes([byte]) * PAGE, successor.codes.append)
+            is not None
+        )
     successor.transfers.kick()
     successor.disk.finish_all()
     assert successor.disk.writes == [(3, 1)]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The block device: any byte range, what a refused write leaves, what a damaged page costs, what is counted."""
+"""The block device: any byte range, what a refused write leaves, what a damaged page costs.
+
+What is counted.
+"""
 
 from __future__ import annotations
 
@@ -54,21 +57,38 @@ def test_impossible_size_is_refused_and_takes_no_type(stack: Stack, size: int) -
     stack.frontswap.init(2)  # still free
 
 
-def test_largest_size_is_what_an_index_can_name(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_largest_size_is_what_an_index_can_name(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limit = (MAX_OFFSET + 1) * stack.page_size
     with pytest.raises(ValueError, match=str(limit + stack.page_size)):
         Device("swap", limit + stack.page_size, stack.frontswap, 2, page_size=stack.page_size)
 
 
 def test_new_device_reads_as_zeros_everywhere(device: Device, page_size: int) -> None:
-    for offset, length in ((0, page_size), (5, 7), (page_size - 1, 2), ((PAGES - 2) * page_size, 2 * page_size)):
+    for offset, length in (
+        (0, page_size),
+        (5, 7),
+        (page_size - 1, 2),
+        ((PAGES - 2) * page_size, 2 * page_size),
+    ):
         assert _read(device, offset, length) == bytes(length)
     assert device.statistics().failed_reads == 0
 
 
 @pytest.mark.parametrize(
     ("start", "length"),
-    [(0.0, 1.0), (2.0, 5.0), (0.25, 0.5), (0.5, 1.0), (0.5, 0.5), (3.5, 4.0), (0.0, 0.001), (63.5, 0.5), (0.0, 64.0)],
+    [
+        (0.0, 1.0),
+        (2.0, 5.0),
+        (0.25, 0.5),
+        (0.5, 1.0),
+        (0.5, 0.5),
+        (3.5, 4.0),
+        (0.0, 0.001),
+        (63.5, 0.5),
+        (0.0, 64.0),
+    ],
 )
 def test_written_range_reads_back_and_leaves_the_rest_alone(
     device: Device, page_size: int, start: float, length: float
@@ -81,7 +101,9 @@ def test_written_range_reads_back_and_leaves_the_rest_alone(
     assert _write(device, offset, data) is None
     assert _read(device, offset, count) == data
     if length < 60:
-        assert _read(device, 0, PAGES * page_size) == whole[:offset] + data + whole[offset + count :]
+        assert (
+            _read(device, 0, PAGES * page_size) == whole[:offset] + data + whole[offset + count :]
+        )
 
 
 def test_empty_request_does_nothing(device: Device, page_size: int) -> None:
@@ -94,7 +116,8 @@ def test_empty_request_does_nothing(device: Device, page_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "length"), [(0.0, 1.0), (3.0, 10.0), (0.25, 0.5), (2.5, 1.0), (2.5, 4.25), (0.0, 64.0), (63.9, 0.1)]
+    ("start", "length"),
+    [(0.0, 1.0), (3.0, 10.0), (0.25, 0.5), (2.5, 1.0), (2.5, 4.25), (0.0, 64.0), (63.9, 0.1)],
 )
 def test_discarded_range_reads_as_zeros_and_frees_whole_pages(
     device: Device, stack: Stack, page_size: int, start: float, length: float
@@ -103,13 +126,24 @@ def test_discarded_range_reads_as_zeros_and_frees_whole_pages(
     assert _write(device, 0, whole) is None
     offset, count = int(start * page_size), int(length * page_size)
     device.discard(offset, count)
-    assert _read(device, 0, PAGES * page_size) == whole[:offset] + bytes(count) + whole[offset + count :]
-    inside = len([n for n in range(PAGES) if offset <= n * page_size and (n + 1) * page_size <= offset + count])
+    assert (
+        _read(device, 0, PAGES * page_size)
+        == whole[:offset] + bytes(count) + whole[offset + count :]
+    )
+    inside = len(
+        [
+            n
+            for n in range(PAGES)
+            if offset <= n * page_size and (n + 1) * page_size <= offset + count
+        ]
+    )
     assert stack.zv.statistics().curr_pages == PAGES - inside
     assert device.statistics().pages_discarded == inside
 
 
-def test_discard_of_what_is_not_there_stores_nothing(device: Device, stack: Stack, page_size: int) -> None:
+def test_discard_of_what_is_not_there_stores_nothing(
+    device: Device, stack: Stack, page_size: int
+) -> None:
     device.discard(100, 50)
     device.discard(page_size // 2, 3 * page_size)
     assert stack.zv.statistics().curr_pages == 0
@@ -138,13 +172,17 @@ def _exhaust(stack: Stack) -> list[int]:
     return taken
 
 
-def test_refused_write_returns_the_reason_and_is_counted(device: Device, stack: Stack, page_size: int) -> None:
+def test_refused_write_returns_the_reason_and_is_counted(
+    device: Device, stack: Stack, page_size: int
+) -> None:
     stack.frontswap.freeze()
     assert _write(device, 0, page("words", 1, page_size)) is RejectReason.FROZEN
     assert _write(device, 10, b"part") is RejectReason.FROZEN
     seen = device.statistics()
     assert (seen.refused_writes, seen.pages_written, seen.lost_pages) == (2, 0, 0)
-    assert _read(device, 0, page_size) == bytes(page_size), "nothing was there before, so zeros are the truth"
+    assert _read(device, 0, page_size) == bytes(page_size), (
+        "nothing was there before, so zeros are the truth"
+    )
 
 
 @pytest.mark.parametrize("part", [False, True])
@@ -157,7 +195,12 @@ def test_refused_overwrite_loses_the_page_and_says_so_to_its_reader(
     data = b"part" if part else page("words", 9, page_size)
     assert _write(device, page_size, data) is RejectReason.FROZEN
     assert device.statistics().lost_pages == 1
-    for offset, length in ((page_size, page_size), (page_size + 5, 1), (0, 2 * page_size), (page_size - 1, 2)):
+    for offset, length in (
+        (page_size, page_size),
+        (page_size + 5, 1),
+        (0, 2 * page_size),
+        (page_size - 1, 2),
+    ):
         with pytest.raises(LostPageError) as caught:
             _read(device, offset, length)
         assert "page 1 of swap" in str(caught.value)
@@ -174,7 +217,9 @@ def test_refused_overwrite_loses_the_page_and_says_so_to_its_reader(
 
 
 @pytest.mark.parametrize("how", ["write", "discard", "discard more", "discard all", "invalidate"])
-def test_lost_page_is_found_again_by_writing_or_discarding_it(device: Device, stack: Stack, page_size: int, how: str) -> None:
+def test_lost_page_is_found_again_by_writing_or_discarding_it(
+    device: Device, stack: Stack, page_size: int, how: str
+) -> None:
     for number in range(20):
         _write(device, number * page_size, page("words", number, page_size))
     stack.frontswap.freeze()
@@ -202,11 +247,15 @@ def test_lost_page_is_found_again_by_writing_or_discarding_it(device: Device, st
     assert _read(device, 9 * page_size, page_size) == content
 
 
-def test_write_of_many_pages_stops_at_the_one_that_is_refused(device: Device, stack: Stack, page_size: int) -> None:
+def test_write_of_many_pages_stops_at_the_one_that_is_refused(
+    device: Device, stack: Stack, page_size: int
+) -> None:
     old = b"".join(page("words", number, page_size) for number in range(8))
     assert _write(device, 0, old) is None
     stack.zv.keep_poor = False
-    new = b"".join(page("noise" if number == 3 else "words", 100 + number, page_size) for number in range(8))
+    new = b"".join(
+        page("noise" if number == 3 else "words", 100 + number, page_size) for number in range(8)
+    )
     assert _write(device, 0, new) is RejectReason.COMPRESS_POOR
     assert _read(device, 0, 3 * page_size) == new[: 3 * page_size]
     with pytest.raises(LostPageError, match="page 3"):
@@ -214,11 +263,17 @@ def test_write_of_many_pages_stops_at_the_one_that_is_refused(device: Device, st
     assert _read(device, 4 * page_size, 4 * page_size) == old[4 * page_size :]
 
 
-def test_refusal_in_the_middle_of_an_unaligned_write_ends_it_there(device: Device, stack: Stack, page_size: int) -> None:
+def test_refusal_in_the_middle_of_an_unaligned_write_ends_it_there(
+    device: Device, stack: Stack, page_size: int
+) -> None:
     old = b"".join(page("words", number, page_size) for number in range(4))
     assert _write(device, 0, old) is None
     stack.zv.keep_poor = False
-    new = page("words", 9, page_size)[:10] + page("noise", 9, page_size) + page("words", 9, page_size)[:10]
+    new = (
+        page("words", 9, page_size)[:10]
+        + page("noise", 9, page_size)
+        + page("words", 9, page_size)[:10]
+    )
     assert _write(device, page_size - 10, new) is RejectReason.COMPRESS_POOR
     assert _read(device, 0, page_size) == old[: page_size - 10] + new[:10]
     with pytest.raises(LostPageError, match="page 1"):
@@ -226,7 +281,9 @@ def test_refusal_in_the_middle_of_an_unaligned_write_ends_it_there(device: Devic
     assert _read(device, 2 * page_size, page_size) == old[2 * page_size : 3 * page_size]
 
 
-def test_full_pool_refuses_and_later_takes_again(device: Device, stack: Stack, page_size: int) -> None:
+def test_full_pool_refuses_and_later_takes_again(
+    device: Device, stack: Stack, page_size: int
+) -> None:
     taken = _exhaust(stack)
     assert _write(device, 0, page("words", 1, page_size)) is RejectReason.POOL_LIMIT_HIT
     stack.zv.limit_frames = 1 << 30
@@ -252,7 +309,9 @@ def test_partial_discard_that_cannot_be_kept_is_an_error_and_loses_the_page(
 
 
 @pytest.mark.parametrize("part", [False, True])
-def test_overwrite_that_fails_in_the_codec_loses_the_page_instead_of_reading_as_zeros(part: bool) -> None:
+def test_overwrite_that_fails_in_the_codec_loses_the_page_instead_of_reading_as_zeros(
+    part: bool,
+) -> None:
     stack = build(compressor=FailingCompressor(compress.get("lz4"), "RRE"))
     device = Device("swap", PAGES * 4096, stack.frontswap, 2, page_size=4096)
     for number in range(2):
@@ -282,7 +341,9 @@ def _damage(stack: Stack, number: int, byte: int = HEADER_BYTES + 3) -> int:
     raise AssertionError(f"page {number} is not stored")
 
 
-def test_damaged_page_fails_its_readers_until_it_is_overwritten(device: Device, stack: Stack, page_size: int) -> None:
+def test_damaged_page_fails_its_readers_until_it_is_overwritten(
+    device: Device, stack: Stack, page_size: int
+) -> None:
     for number in range(6):
         _write(device, number * page_size, page("words", number, page_size))
     _damage(stack, 2)
@@ -294,7 +355,9 @@ def test_damaged_page_fails_its_readers_until_it_is_overwritten(device: Device, 
         _write(device, 2 * page_size + 1, b"part")
     with pytest.raises(CorruptedPageError):
         device.discard(2 * page_size + 1, 10)
-    assert _read(device, 0, 2 * page_size) == page("words", 0, page_size) + page("words", 1, page_size)
+    assert _read(device, 0, 2 * page_size) == page("words", 0, page_size) + page(
+        "words", 1, page_size
+    )
     assert _write(device, 2 * page_size, page("half", 1, page_size)) is None
     assert _read(device, 2 * page_size, page_size) == page("half", 1, page_size)
 
@@ -302,17 +365,24 @@ def test_damaged_page_fails_its_readers_until_it_is_overwritten(device: Device, 
 @pytest.mark.parametrize("how", ["overwrite", "discard"])
 @pytest.mark.parametrize("kind", ["words", "same", "noise"])
 @pytest.mark.parametrize(
-    ("byte", "value"), [*((byte, None) for byte in range(4, HEADER_BYTES + 8)), *((22, codec) for codec in (0, 1, 2, 3, 200))]
+    ("byte", "value"),
+    [
+        *((byte, None) for byte in range(4, HEADER_BYTES + 8)),
+        *((22, codec) for codec in (0, 1, 2, 3, 200)),
+    ],
 )
 def test_page_with_a_damaged_header_can_be_got_rid_of_without_hurting_others(
     page_size: int, how: str, kind: str, byte: int, value: int | None
 ) -> None:
-    # Nothing in a damaged header may be believed, also not when the page goes: what it says is a length or a handle may be
-    # somebody else's memory.
+    # Nothing in a damaged header may be believed, also not when the page goes: what it says is a
+    # length or a handle may be somebody else's memory.
     stack = build(page_size, frames=128)
     device = Device("swap", PAGES * page_size, stack.frontswap, 2, page_size=page_size)
     for number in range(20):
-        assert _write(device, number * page_size, page(("words", kind)[number % 2], number, page_size)) is None
+        assert (
+            _write(device, number * page_size, page(("words", kind)[number % 2], number, page_size))
+            is None
+        )
     good = {number: _read(device, number * page_size, page_size) for number in range(20)}
     place = _damage(stack, 5, byte)
     if value is not None:
@@ -392,6 +462,11 @@ def test_part_of_a_page_that_cannot_be_read_does_not_keep_the_rest_from_being_di
         device.discard(page_size + 7, 3 * page_size)
     assert _read(device, 2 * page_size, 2 * page_size) == bytes(2 * page_size)
     if edge == "head":
-        assert _read(device, 4 * page_size, page_size) == bytes(7) + data[4 * page_size + 7 : 5 * page_size]
+        assert (
+            _read(device, 4 * page_size, page_size)
+            == bytes(7) + data[4 * page_size + 7 : 5 * page_size]
+        )
     if edge == "tail":
-        assert _read(device, page_size, page_size) == data[page_size : page_size + 7] + bytes(page_size - 7)
+        assert _read(device, page_size, page_size) == data[page_size : page_size + 7] + bytes(
+            page_size - 7
+        )

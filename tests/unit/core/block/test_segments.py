@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Byte ranges cut at page borders: every byte in exactly one part, as few partial pages as there can be."""
+"""Byte ranges cut at page borders.
+
+Every byte in exactly one part, as few partial pages as there can be.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ def test_known_ranges(offset: int, length: int, parts: tuple[object, ...]) -> No
     skip=st.integers(0, 65535),
     length=st.one_of(st.integers(1, 70_000), st.integers(1, 9).map(lambda pages: pages * 4096)),
 )
-def test_parts_cover_the_range_without_overlap(page_size: int, first: int, skip: int, length: int) -> None:
+def test_parts_cover_the_range_without_overlap(
+    page_size: int, first: int, skip: int, length: int
+) -> None:
     offset = first * page_size + skip % page_size
     parts = cut(offset, length, page_size)
     covered = []

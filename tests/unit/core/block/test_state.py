@@ -80,7 +80,9 @@ def test_states_of_pages_with_a_disk_and_when_they_were_used() -> None:
 
 
 @pytest.mark.parametrize("pages", [1, 63, 64, 65, 1000, 5000])
-def test_each_page_is_told_once_in_pieces_of_bounded_length(stack: Stack, page_size: int, pages: int) -> None:
+def test_each_page_is_told_once_in_pieces_of_bounded_length(
+    stack: Stack, page_size: int, pages: int
+) -> None:
     device = Device("swap", pages * page_size, stack.frontswap, 2, page_size=page_size)
     written = sorted({0, pages // 2, pages - 1, *range(0, pages, 3)})
     for number in written:
@@ -90,7 +92,9 @@ def test_each_page_is_told_once_in_pieces_of_bounded_length(stack: Stack, page_s
     assert [number for rows in told for number, _state in rows] == written
 
 
-def test_a_step_ends_when_its_time_is_up_but_never_without_a_look(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_ends_when_its_time_is_up_but_never_without_a_look(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = Device("swap", 1000 * stack.page_size, stack.frontswap, 2, page_size=stack.page_size)
     assert len(list(batches(device, 1000))) < 16
     monkeypatch.setattr(page_states, "STEP_S", 0.0)

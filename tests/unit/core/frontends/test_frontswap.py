@@ -68,7 +68,11 @@ def test_offsets_are_swizzled_over_256_objects(
 def test_every_type_and_offset_has_a_key_of_its_own(frontswap: Frontswap, pam: FakePam) -> None:
     for swap_type in (2, 5, MAX_SWAPFILES - 1):
         frontswap.init(swap_type)
-    places = [(t, o) for t in (0, 1, 2, 5, MAX_SWAPFILES - 1) for o in (0, 1, 255, 256, 257, 511, 65536, MAX_OFFSET)]
+    places = [
+        (t, o)
+        for t in (0, 1, 2, 5, MAX_SWAPFILES - 1)
+        for o in (0, 1, 255, 256, 257, 511, 65536, MAX_OFFSET)
+    ]
     for seed, place in enumerate(places):
         assert frontswap.store(*place, _page(seed)) is None
     assert len(pam.pages) == len(places)
@@ -77,7 +81,9 @@ def test_every_type_and_offset_has_a_key_of_its_own(frontswap: Frontswap, pam: F
 
 
 @pytest.mark.parametrize("offset", [MAX_OFFSET + 1, (MAX_OFFSET + 1) * 2, 1 << 64, -1])
-def test_offset_past_the_limit_is_refused_and_never_truncated(frontswap: Frontswap, pam: FakePam, offset: int) -> None:
+def test_offset_past_the_limit_is_refused_and_never_truncated(
+    frontswap: Frontswap, pam: FakePam, offset: int
+) -> None:
     aliases = {offset & MAX_OFFSET, 0, 255}
     for alias in aliases:
         frontswap.store(0, alias, _page(1))
@@ -105,9 +111,22 @@ def test_type_in_use_is_refused(frontswap: Frontswap) -> None:
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [(0, 0), (5, 4), (0, 255), (3, 258), (255, 256), (0, 999), (100, 700), (257, 513), (999, 999), (0, MAX_OFFSET)],
+    [
+        (0, 0),
+        (5, 4),
+        (0, 255),
+        (3, 258),
+        (255, 256),
+        (0, 999),
+        (100, 700),
+        (257, 513),
+        (999, 999),
+        (0, MAX_OFFSET),
+    ],
 )
-def test_invalidate_range_takes_just_the_range(frontswap: Frontswap, pam: FakePam, first: int, last: int) -> None:
+def test_invalidate_range_takes_just_the_range(
+    frontswap: Frontswap, pam: FakePam, first: int, last: int
+) -> None:
     for offset in range(1000):
         frontswap.store(0, offset, _page(offset))
         frontswap.store(1, offset, _page(offset))
@@ -145,15 +164,21 @@ def test_counters_of_a_quiet_life(frontswap: Frontswap, pam: FakePam) -> None:
 
 
 @pytest.mark.parametrize("reason", RejectReason)
-def test_refusals_are_counted_by_reason(frontswap: Frontswap, pam: FakePam, reason: RejectReason) -> None:
+def test_refusals_are_counted_by_reason(
+    frontswap: Frontswap, pam: FakePam, reason: RejectReason
+) -> None:
     pam.refuse = reason
     for _ in range(3):
         assert frontswap.store(0, 1, _page(1)) is reason
     rejects = frontswap.statistics().rejects
-    assert {name: count for name, count in dict(rejects).items() if count} == {reason.name.lower(): 3}
+    assert {name: count for name, count in dict(rejects).items() if count} == {
+        reason.name.lower(): 3
+    }
 
 
-def test_refusal_that_costs_the_older_copy_is_told_just_before(frontswap: Frontswap, pam: FakePam) -> None:
+def test_refusal_that_costs_the_older_copy_is_told_just_before(
+    frontswap: Frontswap, pam: FakePam
+) -> None:
     lost: list[int] = []
     frontswap.init(7, when_losing=lost.append)
     frontswap.store(7, 1, _page(1))

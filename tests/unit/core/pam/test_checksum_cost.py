@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the checksum costs a load, by kind of page: the figures of docs/benchmarks.md.
 
-`pytest --tier bench tests/unit/core/pam/test_checksum_cost.py -s` prints the table. With and without
-in turn, the fastest of many, so that a busy machine changes little.
+`pytest --tier bench tests/unit/core/pam/test_checksum_cost.py -s` prints the table. With and
+without in turn, the fastest of many, so that a busy machine changes little.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def test_checksum_costs_a_load_little(kind: str) -> None:
     out = memoryview(bytearray(PAGE))
     times = [(load_us(without, out), load_us(with_one, out)) for _ in range(ROUNDS)]
     off, on = min(pair[0] for pair in times), min(pair[1] for pair in times)
-    print(f"\n{kind}: {off:.2f} µs without, {on:.2f} with: {on - off:.2f} more, {(on - off) / off:.0%} of a load below FUSE")
+    print(
+        f"\n{kind}: {off:.2f} µs without, {on:.2f} with: {on - off:.2f} more,"
+        f" {(on - off) / off:.0%} of a load below FUSE"
+    )
     without.close()
     with_one.close()
     assert on - off < LIMIT_US

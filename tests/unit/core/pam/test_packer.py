@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`_pages.Packer` and zpages.py do the same: each reads what the other has written, and finds the same damage."""
+"""`_pages.Packer` and zpages.py do the same.
+
+Each reads what the other has written, and finds the same damage.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ from zswapd.core.pam import zpages
 from zswapd.core.pam.base import HEADER_BYTES
 from zswapd.errors import CorruptedPageError, InvariantError
 
-pytestmark = pytest.mark.skipif(bool(os.environ.get("ZSWAPD_PURE")), reason="this run is on plain Python")
+pytestmark = pytest.mark.skipif(
+    bool(os.environ.get("ZSWAPD_PURE")), reason="this run is on plain Python"
+)
 KEY = (3, 0x1234567890, 77)
 """Pool, oid, index."""
 
@@ -101,7 +106,9 @@ def test_both_write_the_same_bytes_and_read_each_others(
         pampd = put(stack, page(kind, 5, page_size), packer=packer)
         length = stack.zv.key_of(pampd).length
         objects.append(bytes(stack.arena.view[pampd : pampd + HEADER_BYTES + length]))
-        assert [take(stack, pampd, packer=reader) for reader in (True, False)] == [page(kind, 5, page_size)] * 2
+        assert [take(stack, pampd, packer=reader) for reader in (True, False)] == [
+            page(kind, 5, page_size)
+        ] * 2
         (weight, seen), reference = (weigh(stack, pampd, packer=packer) for packer in (True, False))
         assert (weight, seen) == reference
         assert weight > 0
@@ -115,8 +122,16 @@ def test_both_write_the_same_bytes_and_read_each_others(
 
 
 @settings(max_examples=150)
-@given(size=page_sizes(), content=contents(), at=st.integers(0, 1 << 20), flip=st.integers(1, 255), checksum=st.booleans())
-def test_both_find_the_same_damage(size: int, content: tuple[str, int], at: int, flip: int, checksum: bool) -> None:
+@given(
+    size=page_sizes(),
+    content=contents(),
+    at=st.integers(0, 1 << 20),
+    flip=st.integers(1, 255),
+    checksum=st.booleans(),
+)
+def test_both_find_the_same_damage(
+    size: int, content: tuple[str, int], at: int, flip: int, checksum: bool
+) -> None:
     stack = build(size, frames=64, checksum=checksum)
     try:
         pampd = put(stack, page(*content, size), packer=True)
@@ -229,7 +244,8 @@ def test_nonsense_makes_no_packer(memory: bytes | bytearray, size: int) -> None:
 
 
 @given(
-    data=st.binary(max_size=1000) | st.integers(0, 70_000).map(lambda n: random.Random(n).randbytes(n)),
+    data=st.binary(max_size=1000)
+    | st.integers(0, 70_000).map(lambda n: random.Random(n).randbytes(n)),
     seed=st.integers(0, 2**32 - 1),
 )
 @example(data=b"", seed=0)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zbuds and what evicts from it: who goes first, what is counted under which name, and that nobody else loses a page."""
+"""zbuds and what evicts from it.
+
+Who goes first, what is counted under which name, and that nobody else loses a page.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,20 @@ def _pool(stack: Stack) -> int:
     return stack.cache.cleancache.init_fs()
 
 
-def _put(stack: Stack, pool: int, index: int, kind: str = "half", seed: int | None = None) -> RejectReason | None:
+def _put(
+    stack: Stack, pool: int, index: int, kind: str = "half", seed: int | None = None
+) -> RejectReason | None:
     data = memoryview(page(kind, index if seed is None else seed, stack.page_size))
     return stack.cache.cleancache.put_page(pool, INODE, index, data)
 
 
 def _get(stack: Stack, pool: int, index: int) -> bytes | None:
     out = bytearray(stack.page_size)
-    return bytes(out) if stack.cache.cleancache.get_page(pool, INODE, index, memoryview(out), keep=True) else None
+    return (
+        bytes(out)
+        if stack.cache.cleancache.get_page(pool, INODE, index, memoryview(out), keep=True)
+        else None
+    )
 
 
 def _pampd(stack: Stack, pool: int, index: int) -> int:
@@ -98,13 +107,17 @@ def test_damaged_page_is_an_error_and_no_frame_is_lost_by_it(stack: Stack, where
     assert stack.cache.zbuds.statistics().damaged_pages == 1
 
 
-def test_page_that_names_a_codec_for_bodies_is_damaged_without_checksums_of_data_too(make: Make) -> None:
+def test_page_that_names_a_codec_for_bodies_is_damaged_without_checksums_of_data_too(
+    make: Make,
+) -> None:
     stack = make(checksum=False)
     pool = _pool(stack)
     _put(stack, pool, 1)
     stack.arena.view[_pampd(stack, pool, 1) + 22] = 1
     with pytest.raises(CorruptedPageError, match="checksum"):
-        stack.cache.zbuds.get(_pampd(stack, pool, 1), INODE, 1, memoryview(bytearray(stack.page_size)))
+        stack.cache.zbuds.get(
+            _pampd(stack, pool, 1), INODE, 1, memoryview(bytearray(stack.page_size))
+        )
 
 
 def test_free_of_no_page_is_an_invariant_error(stack: Stack) -> None:
@@ -134,7 +147,9 @@ def test_least_recently_used_go_first(make: Make) -> None:
     stack = make()
     pool = _pool(stack)
     for index in range(40):
-        assert _put(stack, pool, index, "pointers") is None  # too large for another like it in a frame
+        assert (
+            _put(stack, pool, index, "pointers") is None
+        )  # too large for another like it in a frame
     assert stack.frames.ephemeral_frames == 40
     used = {1, 5, 17}
     for index in used:
@@ -157,7 +172,11 @@ def test_both_buddies_go_with_their_frame(make: Make) -> None:
     assert stack.cache.eviction.evict(3) == 3
     assert [index for index in range(20) if _get(stack, pool, index) is None] == list(range(6))
     seen = stack.cache.zbuds.statistics()
-    assert (seen.evicted_buddied_pages, seen.evicted_unbuddied_pages, seen.evicted_zpages) == (3, 0, 6)
+    assert (seen.evicted_buddied_pages, seen.evicted_unbuddied_pages, seen.evicted_zpages) == (
+        3,
+        0,
+        6,
+    )
 
 
 def test_whole_zspages_go(make: Make) -> None:
@@ -232,7 +251,9 @@ def test_cache_keeps_to_its_limit_and_lives_on_its_oldest(make: Make) -> None:
     for index in range(100):
         assert _put(stack, pool, index, "pointers") is None
         assert stack.frames.ephemeral_frames <= 10
-    assert [index for index in range(100) if _get(stack, pool, index) is not None] == list(range(90, 100))
+    assert [index for index in range(100) if _get(stack, pool, index) is not None] == list(
+        range(90, 100)
+    )
     # Lowered below the use, it is reached a few frames a put.
     stack.cache.eviction.limit_frames = 2
     assert _put(stack, pool, 100, "pointers") is RejectReason.POOL_LIMIT_HIT
@@ -257,13 +278,19 @@ def test_half_of_the_reserve_is_left_to_swap(make: Make) -> None:
     assert stack.frames.table.free_frames == 100
     # Swap takes what is left; the cache then has what it has, and no more.
     for offset in range(60):
-        assert stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is None
+        assert (
+            stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size)))
+            is None
+        )
     free = stack.frames.table.free_frames
     assert _put(stack, pool, 1000, "pointers") in (None, RejectReason.FAILED_ALLOC)
     assert stack.frames.table.free_frames >= free
     stack.cache.eviction.evict(1000)
     for offset in range(60, 200):
-        assert stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is None
+        assert (
+            stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size)))
+            is None
+        )
     assert _put(stack, pool, 1001, "pointers") is RejectReason.FAILED_ALLOC
     assert stack.frames.ephemeral_frames == 0
 
@@ -286,7 +313,9 @@ def test_index_that_is_full_makes_the_oldest_go(make: Make) -> None:
 
 @pytest.mark.parametrize("ephemeral", ["zbud", "zsmalloc"])
 @pytest.mark.parametrize("kind", ["half", "noise", "words"])
-def test_arena_full_of_ephemeral_pages_refuses_no_store(make: Make, ephemeral: str, kind: str) -> None:
+def test_arena_full_of_ephemeral_pages_refuses_no_store(
+    make: Make, ephemeral: str, kind: str
+) -> None:
     stack = make(ephemeral=ephemeral)
     page_size = stack.page_size
     pool = _pool(stack)
@@ -297,7 +326,9 @@ def test_arena_full_of_ephemeral_pages_refuses_no_store(make: Make, ephemeral: s
     assert stack.frames.table.free_frames < 16
     count = 200
     for offset in range(count):
-        assert stack.frontswap.store(TYPE, offset, memoryview(page(kind, offset, page_size))) is None
+        assert (
+            stack.frontswap.store(TYPE, offset, memoryview(page(kind, offset, page_size))) is None
+        )
     for offset in range(count):
         assert stack.load(TYPE, offset) == page(kind, offset, page_size)
     assert stack.cache.zbuds.statistics().evicted_raw_pages > 30
@@ -305,7 +336,8 @@ def test_arena_full_of_ephemeral_pages_refuses_no_store(make: Make, ephemeral: s
 
 
 def test_store_that_needs_frames_side_by_side_gets_them(make: Make) -> None:
-    # Single frames of the cache, used in random order: evicting by age alone would free frames all over the place.
+    # Single frames of the cache, used in random order: evicting by age alone would free frames all
+    # over the place.
     stack = make(frames=400)
     pool = _pool(stack)
     for index in range(400):
@@ -365,7 +397,10 @@ def test_page_for_which_no_frame_is_free_is_refused_and_counted(make: Make) -> N
     stack = make(frames=64)
     pool = _pool(stack)
     for offset in range(200):
-        if stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is not None:
+        if (
+            stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size)))
+            is not None
+        ):
             break
     zbuds = stack.cache.zbuds
     data = memoryview(page("pointers", 1, stack.page_size))
@@ -378,7 +413,10 @@ def test_nothing_to_eat_is_a_refusal(make: Make) -> None:
     stack = make(frames=32)
     stack.zv.limit_frames = 1000
     offset = 0
-    while stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is None:
+    while (
+        stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size)))
+        is None
+    ):
         offset += 1
     assert stack.frontswap.statistics().rejects == {"failed_alloc": 1}
 
@@ -390,7 +428,10 @@ def test_limits_of_swap_count_swaps_frames_only(make: Make) -> None:
         assert _put(stack, pool, index, "pointers") is None
     stack.zv.limit_frames = 20
     offset = 0
-    while stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size))) is None:
+    while (
+        stack.frontswap.store(TYPE, offset, memoryview(page("noise", offset, stack.page_size)))
+        is None
+    ):
         offset += 1
     assert stack.frontswap.statistics().rejects == {"pool_limit_hit": 1}
     assert 15 <= offset <= 20

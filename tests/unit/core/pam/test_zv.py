@@ -73,8 +73,17 @@ def test_same_filled_page_takes_no_data(stack: Stack, page_size: int, word: byte
 
 
 @pytest.mark.parametrize("where", ["first", "second word", "middle", "odd", "last word", "last"])
-def test_page_that_differs_in_one_byte_is_not_same_filled(stack: Stack, page_size: int, where: str) -> None:
-    at = {"first": 0, "second word": 9, "middle": page_size // 2, "odd": page_size // 3, "last word": -8, "last": -1}
+def test_page_that_differs_in_one_byte_is_not_same_filled(
+    stack: Stack, page_size: int, where: str
+) -> None:
+    at = {
+        "first": 0,
+        "second word": 9,
+        "middle": page_size // 2,
+        "odd": page_size // 3,
+        "last word": -8,
+        "last": -1,
+    }
     data = bytearray(b"abcdefgh" * (page_size // 8))
     data[at[where]] ^= 1
     pampd = _create(stack, bytes(data))
@@ -83,10 +92,15 @@ def test_page_that_differs_in_one_byte_is_not_same_filled(stack: Stack, page_siz
 
 
 @pytest.mark.parametrize("kind", ["words", "half", "pointers", "sparse"])
-def test_compressible_page_is_stored_with_its_codec(stack: Stack, page_size: int, kind: str) -> None:
+def test_compressible_page_is_stored_with_its_codec(
+    stack: Stack, page_size: int, kind: str
+) -> None:
     data = page(kind, 1, page_size)
     pampd = _create(stack, data)
-    assert _header(stack, pampd) == (len(compress.get("lz4").compress(memoryview(data))), compress.get("lz4").codec)
+    assert _header(stack, pampd) == (
+        len(compress.get("lz4").compress(memoryview(data))),
+        compress.get("lz4").codec,
+    )
 
 
 def test_incompressible_page_is_stored_as_it_is(stack: Stack, page_size: int) -> None:
@@ -138,7 +152,9 @@ def _poor_size(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("keep_poor", [True, False])
-def test_max_zsize_decides_what_compresses_poorly(make: Make, page_size: int, keep_poor: bool) -> None:
+def test_max_zsize_decides_what_compresses_poorly(
+    make: Make, page_size: int, keep_poor: bool
+) -> None:
     stack = make(page_size, keep_poor=keep_poor)
     data = page("half", 1, page_size)
     size = _poor_size(data)
@@ -157,13 +173,17 @@ def test_max_zsize_decides_what_compresses_poorly(make: Make, page_size: int, ke
         assert (seen.stored_poor, seen.stores) == (0, 1)
 
 
-def test_max_zsize_is_seven_eighths_and_mean_five_eighths_by_default(stack: Stack, page_size: int) -> None:
+def test_max_zsize_is_seven_eighths_and_mean_five_eighths_by_default(
+    stack: Stack, page_size: int
+) -> None:
     assert (stack.zv.max_zsize, stack.zv.max_mean_zsize) == (page_size * 7 // 8, page_size * 5 // 8)
     assert stack.zv.policy_percent == 75
 
 
 @pytest.mark.parametrize("keep_poor", [True, False])
-def test_mean_zsize_refuses_poor_pages_until_good_ones_bring_it_down(make: Make, page_size: int, keep_poor: bool) -> None:
+def test_mean_zsize_refuses_poor_pages_until_good_ones_bring_it_down(
+    make: Make, page_size: int, keep_poor: bool
+) -> None:
     stack = make(page_size, keep_poor=keep_poor)
     threshold = page_size // 4
     stack.zv.max_mean_zsize = threshold
@@ -216,10 +236,16 @@ def test_once_full_pages_are_taken_again_only_below_accept_frames(make: Make, bo
     kept = []
     while (outcome := _create(stack, page("noise", len(kept), 4096), len(kept))) > 0:
         kept.append(outcome)
-    assert outcome == -(RejectReason.POOL_LIMIT_HIT if bound == "limit_frames" else RejectReason.POLICY_PERCENT_EXCEEDED)
+    assert outcome == -(
+        RejectReason.POOL_LIMIT_HIT
+        if bound == "limit_frames"
+        else RejectReason.POLICY_PERCENT_EXCEEDED
+    )
     while stack.frames.used_frames > 41:
         stack.zv.free(kept.pop())
-        assert _create(stack, page("noise", 1, 4096), 1000) < 0 or stack.frames.used_frames <= 41, "too early"
+        assert _create(stack, page("noise", 1, 4096), 1000) < 0 or stack.frames.used_frames <= 41, (
+            "too early"
+        )
     while stack.frames.used_frames > 40:
         stack.zv.free(kept.pop())
     taken = 0
@@ -321,7 +347,11 @@ def test_every_damaged_byte_of_a_page_is_noticed(make: Make, kind: str) -> None:
         body = struct.unpack_from("=Q", stack.arena.view, pampd + HEADER_BYTES)[0] & (1 << 40) - 1
         places += list(range(body, body + 4096))
     rng = random.Random(2)
-    for place in places if len(places) < 400 else places[:HEADER_BYTES] + rng.sample(places[HEADER_BYTES:], 300):
+    for place in (
+        places
+        if len(places) < 400
+        else places[:HEADER_BYTES] + rng.sample(places[HEADER_BYTES:], 300)
+    ):
         bit = 1 << rng.randrange(8)
         stack.arena.view[place] ^= bit
         try:
@@ -358,7 +388,9 @@ def test_damaged_body_of_a_raw_page_is_counted_and_is_no_load(stack: Stack, page
     assert (seen.corrupted, seen.loads) == (1, 0)
 
 
-def test_pages_without_checksum_are_readable_when_it_is_switched_on(make: Make, page_size: int) -> None:
+def test_pages_without_checksum_are_readable_when_it_is_switched_on(
+    make: Make, page_size: int
+) -> None:
     stack = make(page_size, checksum=False)
     held = {}
     for index, kind in enumerate(KINDS * 2):
@@ -395,7 +427,9 @@ def test_distributions_count_objects_by_size(stack: Stack, page_size: int) -> No
         stack.zv.free(pampd)
     later = stack.zv.statistics()
     assert sum(later.curr_dist_counts) == later.curr_pages == 30
-    assert later.cumul_dist_counts == seen.cumul_dist_counts, "freed pages stay in the cumulative distribution"
+    assert later.cumul_dist_counts == seen.cumul_dist_counts, (
+        "freed pages stay in the cumulative distribution"
+    )
     for pampd in pampds[1::2]:
         stack.zv.free(pampd)
     assert not any(stack.zv.statistics().curr_dist_counts)
@@ -414,7 +448,12 @@ def test_counters_of_a_quiet_life(stack: Stack, page_size: int) -> None:
     seen = stack.zv.statistics()
     assert (seen.stores, seen.loads, seen.curr_pages, seen.curr_pages_max) == (4, 3, 3, 4)
     assert seen.curr_zbytes == 3 * _poor_size(data)
-    refusals = (seen.compress_poor, seen.mean_compress_poor, seen.pool_limit_hit, seen.policy_percent_exceeded)
+    refusals = (
+        seen.compress_poor,
+        seen.mean_compress_poor,
+        seen.pool_limit_hit,
+        seen.policy_percent_exceeded,
+    )
     assert refusals == (0, 0, 0, 0)
     assert (seen.failed_alloc, seen.corrupted, seen.stored_poor) == (0, 0, 0)
     stack.zv.check(pampds)
@@ -473,9 +512,7 @@ def test_check_finds_a_page_that_no_index_names(stack: Stack, page_size: int) ->
 
 @pytest.mark.parametrize("generous", [False, True])
 def test_page_between_what_fits_behind_a_header_and_a_page_is_kept_as_it_is(
-    stack: Stack,
-    page_size: int,
-    generous: bool,
+    stack: Stack, page_size: int, generous: bool
 ) -> None:
     class Barely:
         name, codec = "barely", 200

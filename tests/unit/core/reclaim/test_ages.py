@@ -42,7 +42,10 @@ class Clock:
 
 
 def run(ages: StoreAges, clock: Clock, seconds: float) -> None:
-    """Let time pass, with a look a second while that is no more than a thousand, else a thousand in all."""
+    """Let time pass, with a look a second while that is no more than a thousand.
+
+    Else a thousand in all.
+    """
     step = max(seconds / 1000, 1.0)
     end = clock.now + seconds
     while clock.now < end:
@@ -51,7 +54,10 @@ def run(ages: StoreAges, clock: Clock, seconds: float) -> None:
 
 
 def filled(first: int = 0) -> tuple[Device, Clock, StoreAges]:
-    """Return eight pages of each class: stored two days, five hours, half an hour, five minutes ago, and now."""
+    """Return eight pages of each class.
+
+    Stored two days, five hours, half an hour, five minutes ago, and now.
+    """
     device, clock = Device(40, first), Clock()
     ages = StoreAges([device], lambda: device.newest, clock=clock)
     ages.look()
@@ -99,7 +105,9 @@ def test_a_sample_is_no_longer_for_a_large_device() -> None:
 def test_a_core_has_them() -> None:
     core = make_core(30)
     core.ages.look()
-    assert sum(sum(core.statistics().store_ages) for _ in range(4)) == 30  # a quarter of the places each
+    assert (
+        sum(sum(core.statistics().store_ages) for _ in range(4)) == 30
+    )  # a quarter of the places each
     assert core.statistics(ages_sampled=False).store_ages == ()
     core.close()
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pressure and spare_pages: free pages against the watermarks, and PSI, from files of a test's own and from the kernel."""
+"""Pressure and spare_pages: free pages against the watermarks.
+
+And PSI, from files of a test's own and from the kernel.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,8 @@ Node 1, zone  Movable
 def test_spare_pages_adds_up_zones_above_their_high_watermark(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/zoneinfo").write_text(ZONEINFO)
-    # 3840 - 19 and 5000 - 1300; the zone that is below its mark has nothing to spare and takes nothing from the others.
+    # 3840 - 19 and 5000 - 1300; the zone that is below its mark has nothing to spare and takes
+    # nothing from the others.
     assert spare_pages(tmp_path) == 3821 + 3700
 
 
@@ -76,8 +80,11 @@ def pressure(tmp_path: Path) -> Iterator[Pressure]:
     opened.close()
 
 
-def test_marks_are_those_of_the_zone_that_is_best_off_without_what_is_protected(pressure: Pressure) -> None:
-    # The idle DMA zone of write_memory has 3840 pages free, all of them protected: it must not hide that Normal has few.
+def test_marks_are_those_of_the_zone_that_is_best_off_without_what_is_protected(
+    pressure: Pressure,
+) -> None:
+    # The idle DMA zone of write_memory has 3840 pages free, all of them protected: it must not hide
+    # that Normal has few.
     assert pressure.marks() == Marks(above_low=4000, above_high=3500, spare=3500)
 
 
@@ -88,7 +95,12 @@ def test_marks_follow_the_file(pressure: Pressure, tmp_path: Path) -> None:
 
 def test_statistics_have_what_psi_says(pressure: Pressure) -> None:
     seen = pressure.statistics()
-    assert (seen.some_avg10, seen.some_seconds, seen.full_avg10, seen.spare_pages) == (1.25, 3.0, 0.0, 3500)
+    assert (seen.some_avg10, seen.some_seconds, seen.full_avg10, seen.spare_pages) == (
+        1.25,
+        3.0,
+        0.0,
+        3500,
+    )
 
 
 def test_an_ordinary_file_takes_no_trigger_and_is_polled(pressure: Pressure) -> None:
@@ -114,7 +126,9 @@ def test_this_kernel_has_marks_and_a_trigger_that_did_not_fire_at_once() -> None
         assert marks.above_low >= marks.above_high
         if real.psi == "trigger":
             has_fired = is_readable(real.descriptor, 0.2)
-            assert not has_fired or real.statistics().some_seconds > before, "nobody waited, and it fired"
+            assert not has_fired or real.statistics().some_seconds > before, (
+                "nobody waited, and it fired"
+            )
         elif Path("/proc/pressure/memory").exists():
             assert real.psi == "polling"
     finally:
@@ -143,8 +157,12 @@ def test_without_triggers_the_totals_tell_who_waited(tmp_path: Path) -> None:
         polled.close()
 
 
-@pytest.mark.parametrize(("left", "low", "high"), [(900, True, True), (40, True, False), (10, False, False)])
-def test_a_memory_limit_counts_like_a_watermark(tmp_path: Path, left: int, low: bool, high: bool) -> None:
+@pytest.mark.parametrize(
+    ("left", "low", "high"), [(900, True, True), (40, True, False), (10, False, False)]
+)
+def test_a_memory_limit_counts_like_a_watermark(
+    tmp_path: Path, left: int, low: bool, high: bool
+) -> None:
     write_system(tmp_path, "0::/box", mounts=("/ /sys/fs/cgroup 2",))
     second(tmp_path, "/sys/fs/cgroup/box", 1 << 30, usage=(1 << 30) - left * MIB)
     write_memory(tmp_path, free=500_000, low=1000, high=1500)

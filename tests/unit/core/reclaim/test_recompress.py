@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compressing pages again: which ones, when, how fast; that they stay the same; and that what was in vain is not done again."""
+"""Compressing pages again: which ones, when, how fast; that they stay the same.
+
+And that what was in vain is not done again.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +172,9 @@ def test_rate_is_kept_and_a_step_is_short() -> None:
     assert waited == pytest.approx(10, rel=0.05)
     world.job.rate = 1_000_000
     world.job.command()
-    assert world.job.step() == pytest.approx(BATCH * LOOK_S), "even without a limit others have their turn"
+    assert world.job.step() == pytest.approx(BATCH * LOOK_S), (
+        "even without a limit others have their turn"
+    )
 
 
 def test_without_room_it_waits_and_forgets_nothing() -> None:
@@ -203,8 +208,12 @@ def recompress_all(core: Core) -> None:
 
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
 @pytest.mark.parametrize("checksum", ["true", "false"])
-def test_pages_of_every_kind_stay_the_same_and_a_successor_reads_them(allocator: str, checksum: str) -> None:
-    config = make_config(f"pool.allocator={allocator}", f"pool.checksum={checksum}", "memory.reserve=4M")
+def test_pages_of_every_kind_stay_the_same_and_a_successor_reads_them(
+    allocator: str, checksum: str
+) -> None:
+    config = make_config(
+        f"pool.allocator={allocator}", f"pool.checksum={checksum}", "memory.reserve=4M"
+    )
     core = Core(config)
     written = fill(core, 300)
     before = core.statistics().zv
@@ -327,7 +336,9 @@ for turn in range(2):
 
 
 def test_reading_a_page_asks_the_kernel_for_no_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", NO_MEMORY], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], check=True, capture_output=True, text=True, timeout=60
+    )
     first, second = map(int, done.stdout.split())
     assert first <= 24, "its context was not all there: 96 KiB"
     assert second == 0
@@ -361,7 +372,9 @@ def test_marks_of_an_older_program_are_used_though_recompression_is_off() -> Non
         areas=marks_bytes(config),
     )
     core = Core(config)
-    successor = Core(config, inherited=Inherited(core.arena.fd, state.lost(), marks_in(state.areas)))
+    successor = Core(
+        config, inherited=Inherited(core.arena.fd, state.lost(), marks_in(state.areas))
+    )
     assert successor.recompression.is_prepared
     fill(successor, 40)
     recompress_all(successor)
@@ -378,7 +391,9 @@ def test_marks_that_are_made_later_outlive_a_core() -> None:
     size = sum(marks_bytes(config).values())
     core = Core(config)
     fd = core.arena.fd
-    core = Core(config, inherited=Inherited(fd, more_marks=lambda: marks_of(state.extend(size), config)))
+    core = Core(
+        config, inherited=Inherited(fd, more_marks=lambda: marks_of(state.extend(size), config))
+    )
     fill(core, 90)
     core.recompression.prepare()
     recompress_all(core)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""shrinker: when it evicts, how much, how long at a time, and when the cache may grow again; over a cache that is a number."""
+"""shrinker: when it evicts, how much, how long at a time, and when the cache may grow again.
+
+Over a cache that is a number.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zswapd.core.reclaim.pressure import Marks
-from zswapd.core.reclaim.shrinker import AT_ONCE, BATCH_S, CALM_S, GROW_S, PLENTY_DIVISOR, STALL_PART, Shrinker
+from zswapd.core.reclaim.shrinker import (
+    AT_ONCE,
+    BATCH_S,
+    CALM_S,
+    GROW_S,
+    PLENTY_DIVISOR,
+    STALL_PART,
+    Shrinker,
+)
 
 FINE = Marks(above_low=900, above_high=500, spare=500)
 BETWEEN = Marks(above_low=100, above_high=-300, spare=0)
@@ -32,7 +43,9 @@ class Cache:
         return before - self.frames
 
     def shrinker(self) -> Shrinker:
-        return Shrinker(self, lambda: self.frames, total_frames=TOTAL, limit_frames=1000, clock=lambda: self.now)
+        return Shrinker(
+            self, lambda: self.frames, total_frames=TOTAL, limit_frames=1000, clock=lambda: self.now
+        )
 
 
 def run_out(shrinker: Shrinker) -> int:
@@ -49,7 +62,12 @@ def test_nothing_is_evicted_while_memory_is_above_the_low_mark(marks: Marks) -> 
     shrinker = Cache(800).shrinker()
     shrinker.look(marks)
     assert not shrinker.has_work
-    assert shrinker.statistics().shrinks == {"low_memory": 0, "stalled": 0, "limit": 0, "command": 0}
+    assert shrinker.statistics().shrinks == {
+        "low_memory": 0,
+        "stalled": 0,
+        "limit": 0,
+        "command": 0,
+    }
 
 
 def test_below_the_low_mark_what_is_missing_to_the_high_one_goes() -> None:
@@ -108,7 +126,9 @@ def test_a_stall_costs_a_part_of_the_cache_each_time() -> None:
 
 def test_a_stall_beside_plenty_of_free_memory_is_a_cgroups_own() -> None:
     shrinker = Cache(800).shrinker()
-    shrinker.look(Marks(above_low=TOTAL, above_high=TOTAL, spare=TOTAL // PLENTY_DIVISOR), stalled=True)
+    shrinker.look(
+        Marks(above_low=TOTAL, above_high=TOTAL, spare=TOTAL // PLENTY_DIVISOR), stalled=True
+    )
     assert not shrinker.has_work
 
 
@@ -241,11 +261,19 @@ def test_a_new_limit_holds_at_once() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(-500, 500), st.integers(0, 400), st.booleans(), st.floats(0, 10), st.integers(0, 200)),
+        st.tuples(
+            st.integers(-500, 500),
+            st.integers(0, 400),
+            st.booleans(),
+            st.floats(0, 10),
+            st.integers(0, 200),
+        ),
         max_size=30,
     )
 )
-def test_whatever_happens_ceiling_and_counts_stay_right(looks: list[tuple[int, int, bool, float, int]]) -> None:
+def test_whatever_happens_ceiling_and_counts_stay_right(
+    looks: list[tuple[int, int, bool, float, int]],
+) -> None:
     cache = Cache(1000, run=3, cost_s=BATCH_S / 7)
     shrinker = cache.shrinker()
     evicted = 0

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is chosen to be written back, over devices that are nothing but ages; and over a real core, that it makes room."""
+"""What is chosen to be written back, over devices that are nothing but ages.
+
+And over a real core, that it makes room.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,11 @@ class World:
         """Write back as long as there is a reason; return what was sent by the first device."""
         before = len(self.devices[0].sent)
         while why := self.writeback.wanted():
-            is_stuck = not self.writeback.step(why) and not self.writeback.in_flight and not self.writeback.commanded
+            is_stuck = (
+                not self.writeback.step(why)
+                and not self.writeback.in_flight
+                and not self.writeback.commanded
+            )
             if is_stuck and why != "incompressible":
                 break
             self.frames -= sum(len(device.done) for device in self.devices)
@@ -121,7 +128,9 @@ def test_pages_used_again_get_a_second_chance_and_those_of_now_are_never_taken()
     world.use(*range(0, 64, 2))
     world.writeback.limit_frames = 10
     assert set(world.run()) == set(range(1, 64, 2))
-    assert world.writeback.wanted() == "limit", "the others are of now; there is nothing to be done about it"
+    assert world.writeback.wanted() == "limit", (
+        "the others are of now; there is nothing to be done about it"
+    )
     world.end_epoch()
     assert world.run()[:2] == [0, 2]
 
@@ -232,7 +241,9 @@ def test_a_step_that_finds_nothing_in_its_time_says_so_and_the_next_goes_on() ->
     world.writeback.limit_frames = 1000
     steps = 1
     while not world.writeback.step("limit"):
-        assert world.writeback.is_looking, "nobody would look again until the next time that pages are looked for"
+        assert world.writeback.is_looking, (
+            "nobody would look again until the next time that pages are looked for"
+        )
         steps += 1
     assert 10 < steps < 20
     assert device.sent[0] == 60_000
@@ -297,7 +308,14 @@ def test_pages_that_are_not_in_the_pool_have_no_age() -> None:
     files.core.frontswap.freeze()
     files.put(9, page("half", 40, PAGE))
     files.core.frontswap.thaw()
-    assert [number for number, age in enumerate(device.ages) if age] == [0, 1, 2, 3, 8, *range(10, 32)]
+    assert [number for number, age in enumerate(device.ages) if age] == [
+        0,
+        1,
+        2,
+        3,
+        8,
+        *range(10, 32),
+    ]
     files.close()
 
 
@@ -305,7 +323,12 @@ def test_pages_may_return_to_a_pool_so_full_that_colder_ones_leave_it() -> None:
     world = World(1000)
     world.end_epoch()
     world.writeback.limit_frames = 1000
-    for frames, returns, wanted in ((900, True, ""), (950, True, ""), (960, True, "limit"), (976, False, "limit")):
+    for frames, returns, wanted in (
+        (900, True, ""),
+        (950, True, ""),
+        (960, True, "limit"),
+        (976, False, "limit"),
+    ):
         world.frames = frames
         world.writeback.look()
         assert world.devices[0].promotes is returns, frames
@@ -372,8 +395,12 @@ def test_command_that_names_an_age_sends_what_was_unused_for_so_long() -> None:
 
 
 @pytest.mark.parametrize(("percent", "limit"), [(1, "90%"), (90, "1%")])
-def test_the_lower_of_both_limits_is_where_writeback_begins_and_admission_ends(percent: int, limit: str) -> None:
-    files = Files(64, settings=(f"pool.zv_page_count_policy_percent={percent}", f"pool.limit={limit}"))
+def test_the_lower_of_both_limits_is_where_writeback_begins_and_admission_ends(
+    percent: int, limit: str
+) -> None:
+    files = Files(
+        64, settings=(f"pool.zv_page_count_policy_percent={percent}", f"pool.limit={limit}")
+    )
     core = files.core
     assert core.writeback is not None
     bound = core._total_frames // 100
@@ -382,7 +409,9 @@ def test_the_lower_of_both_limits_is_where_writeback_begins_and_admission_ends(p
     files.close()
 
 
-def test_a_pool_that_is_full_by_zv_page_count_policy_percent_lets_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_is_full_by_zv_page_count_policy_percent_lets_the_oldest_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     files = Files(1024, buffers=600)
     core = files.core
     writeback = core.writeback
@@ -392,7 +421,9 @@ def test_a_pool_that_is_full_by_zv_page_count_policy_percent_lets_the_oldest_go(
     for number in range(1024):
         files.put(number, page("half", number, PAGE))
         writeback.look()
-        while (why := writeback.wanted()) and (writeback.step(why) or writeback.in_flight or writeback.is_looking):
+        while (why := writeback.wanted()) and (
+            writeback.step(why) or writeback.in_flight or writeback.is_looking
+        ):
             files.transfers.kick()
             files.settle()
         while core.wants_compaction() and core.compact_step():
@@ -435,7 +466,9 @@ def test_ages_are_told_of_a_sample_of_the_pages_that_are_there() -> None:
     world = World(8192)
     device = world.devices[0]
     device.absent.update(range(4096, 8192))
-    for place, pause in enumerate((100_000, 40_000, 2000, 300, 70)):  # seconds; an eighth of what is there is used in each
+    for place, pause in enumerate(
+        (100_000, 40_000, 2000, 300, 70)
+    ):  # seconds; an eighth of what is there is used in each
         device.ages[place * 512 : place * 512 + 512] = bytes([device.epoch]) * 512
         world.now += pause
         world.writeback.look()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The radix tree and its nodes: machine words, none of them leaked, none of them asked from the kernel on the page path."""
+"""The radix tree and its nodes.
+
+Machine words, none of them leaked, none of them asked from the kernel on the page path.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,11 @@ def test_single_page_at_any_index_is_found_and_costs_a_path(nodes: Objnodes, ind
 @pytest.mark.parametrize("order", ["up", "down", "random"])
 def test_all_edges_together(nodes: Objnodes, order: str) -> None:
     tree = Radix(nodes)
-    edges = {"up": list(EDGES), "down": list(EDGES)[::-1], "random": random.Random(1).sample(EDGES, len(EDGES))}[order]
+    edges = {
+        "up": list(EDGES),
+        "down": list(EDGES)[::-1],
+        "random": random.Random(1).sample(EDGES, len(EDGES)),
+    }[order]
     for number, index in enumerate(edges, 1):
         tree.set(index, number)
         tree.check()
@@ -100,7 +107,10 @@ def test_replacing_a_value_returns_the_old_one_and_takes_no_node(nodes: Objnodes
     assert (tree.get(100), tree.pages, nodes.in_use) == (2, 1, before)
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 0), (10, 99), (64, 127), (60, 70), (4000, 5000), (0, (1 << 32) - 1), (9, 8)])
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [(0, 0), (10, 99), (64, 127), (60, 70), (4000, 5000), (0, (1 << 32) - 1), (9, 8)],
+)
 def test_remove_range_takes_just_the_range(nodes: Objnodes, first: int, last: int) -> None:
     tree = Radix(nodes)
     there = [*range(300), *range(4090, 4100), 70_000]
@@ -110,7 +120,9 @@ def test_remove_range_takes_just_the_range(nodes: Objnodes, first: int, last: in
     hit = [index for index in there if first <= index <= last]
     assert tree.remove_range(first, last, gone.append) == len(hit)
     assert sorted(gone) == [index + 1 for index in hit]
-    assert [index for index, _ in tree.items()] == [index for index in there if index not in set(hit)]
+    assert [index for index, _ in tree.items()] == [
+        index for index in there if index not in set(hit)
+    ]
     if tree.pages:
         tree.check()
     else:
@@ -184,12 +196,17 @@ def test_available_is_what_can_be_had() -> None:
 
 def test_new_nodes_count_nothing() -> None:
     seen = Objnodes(10, reserve=10).statistics()
-    assert (seen.curr_objnode_count, seen.curr_objnode_count_max, seen.failed_objnode_alloc) == (0, 0, 0)
+    assert (seen.curr_objnode_count, seen.curr_objnode_count_max, seen.failed_objnode_alloc) == (
+        0,
+        0,
+        0,
+    )
     assert seen.reserve == 10
 
 
 def test_nodes_are_touched_without_a_fault() -> None:
-    # What the page path writes to is backed by memory beforehand: the slots, and the counts of slots in use.
+    # What the page path writes to is backed by memory beforehand: the slots, and the counts of
+    # slots in use.
     import resource
 
     nodes = Objnodes(300_000, reserve=40_000)
@@ -228,7 +245,9 @@ def test_last_nodes_are_given_without_a_call_for_more() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EINVAL])
-def test_refill_says_when_the_kernel_has_no_memory(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_refill_says_when_the_kernel_has_no_memory(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     nodes = Objnodes(10_000, reserve=100)
 
     def madvise(*_: object) -> int:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tmem: clients, pools and objects, limits that are refused and never truncated, counters by zcache's names."""
+"""tmem: clients, pools and objects, limits that are refused and never truncated.
+
+Counters by zcache's names.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,9 @@ def test_unknown_pool_is_refused_everywhere(tmem: Tmem, pool: int, number: int) 
             call()
 
 
-def test_destroyed_pool_is_gone_and_its_pages_are_freed(tmem: Tmem, pam: FakePam, pool: int) -> None:
+def test_destroyed_pool_is_gone_and_its_pages_are_freed(
+    tmem: Tmem, pam: FakePam, pool: int
+) -> None:
     for index in range(100):
         tmem.put(pool, index % 3, index * 77, _page(index))
     assert tmem.destroy_pool(pool) == 100
@@ -122,7 +127,9 @@ def test_destroyed_client_takes_its_pools_and_no_others(tmem: Tmem, pam: FakePam
         (-1, 0),
     ],
 )
-def test_key_past_the_limit_is_refused_and_never_truncated(tmem: Tmem, pam: FakePam, pool: int, oid: int, index: int) -> None:
+def test_key_past_the_limit_is_refused_and_never_truncated(
+    tmem: Tmem, pam: FakePam, pool: int, oid: int, index: int
+) -> None:
     # What a truncation would hit.
     aliases = {(oid & MAX_OID, index & MAX_INDEX), (0, 0), (0, 5), (7, 5)}
     for alias in aliases:
@@ -135,7 +142,9 @@ def test_key_past_the_limit_is_refused_and_never_truncated(tmem: Tmem, pam: Fake
     assert len(pam.pages) == len(aliases)
 
 
-@pytest.mark.parametrize(("oid", "index"), [(0, 0), (MAX_OID, MAX_INDEX), (MAX_OID, 0), (0, MAX_INDEX)])
+@pytest.mark.parametrize(
+    ("oid", "index"), [(0, 0), (MAX_OID, MAX_INDEX), (MAX_OID, 0), (0, MAX_INDEX)]
+)
 def test_key_at_the_limit_is_kept(tmem: Tmem, pool: int, oid: int, index: int) -> None:
     assert tmem.put(pool, oid, index, _page(3)) is None
     assert _get(tmem, pool, oid, index) == _page(3)
@@ -223,7 +232,10 @@ def test_flush_range_takes_just_the_range(tmem: Tmem, pam: FakePam, pool: int) -
     assert tmem.flush_range(pool, 1, 50, 149) == 100
     assert tmem.flush_range(pool, 1, 50, 149) == 0
     assert tmem.flush_range(pool, 1, 100, 99) == 0
-    assert [index for index in range(200) if _get(tmem, pool, 1, index)] == [*range(50), *range(150, 200)]
+    assert [index for index in range(200) if _get(tmem, pool, 1, index)] == [
+        *range(50),
+        *range(150, 200),
+    ]
     assert tmem.pool_pages(pool) == 300 == len(pam.pages)
 
 
@@ -268,7 +280,9 @@ def test_replace_only_while_the_expected_copy_stands(tmem: Tmem, pam: FakePam, p
     assert tmem.pool_pages(pool) == 1
 
 
-def test_page_is_forgotten_only_as_the_copy_that_the_index_names(tmem: Tmem, pam: FakePam, pool: int) -> None:
+def test_page_is_forgotten_only_as_the_copy_that_the_index_names(
+    tmem: Tmem, pam: FakePam, pool: int
+) -> None:
     for index in (3, 4):
         tmem.put(pool, 9, index, _page(index))
     pampd, kept = tmem.find(pool, 9, 3), len(pam.pages)
@@ -302,7 +316,9 @@ def test_compaction_updates_the_index(tmem: Tmem, pam: FakePam, pool: int) -> No
     assert sorted(tmem.pampds(pam)) == sorted(pam.pages)
 
 
-def test_page_that_moves_without_being_named_is_an_invariant_error(tmem: Tmem, pam: FakePam, pool: int) -> None:
+def test_page_that_moves_without_being_named_is_an_invariant_error(
+    tmem: Tmem, pam: FakePam, pool: int
+) -> None:
     pampd = pam.create(pool, 1, 1, _page(1), replacing=False)
     with pytest.raises(InvariantError):
         tmem.compact(pam)
