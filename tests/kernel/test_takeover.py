@@ -28,7 +28,7 @@ from tools.bench.harness.system import MIB
 from tools.torture import TorturePlan, torture
 from zswapd.control.listener import Listener
 from zswapd.errors import AlreadyRunningError
-from zswapd.handover.state import state as state_module
+from zswapd.handover import state as state_module
 from zswapd.supervisor import acquire, unresponsive
 from zswapd.supervisor.ballast import PIECE_BYTES, PIECES
 from zswapd.supervisor.reaper import exit_status_if_dead
