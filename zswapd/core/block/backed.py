@@ -201,8 +201,8 @@ class BackedDevice(Device):
             self._mark_lost(number)
             self._bad_slots += 1
             raise CorruptedPageError(
-                f"page {number} of {self.name} cannot be found on the backing: its entry in the slot"
-                " map was damaged",
+                f"page {number} of {self.name} cannot be found on the backing: its slot map"
+                " entry was damaged",
                 hint="only its reader gets this error; test the machine's memory",
             )
         else:

@@ -46,8 +46,8 @@ BATCH = 16
 PAGES_PER_STEP = 512
 """Maximum of pages that one step looks at. It takes 0.5 ms."""
 LOOK_S = 40e-6
-"""Wait for each page that is looked at, in seconds. A pass over a pool with nothing to do takes 1/40
-of a processor.
+"""Wait for each page that is looked at, in seconds. A pass over a pool with nothing to do takes
+1/40 of a processor.
 """
 NO_ROOM_S = 1.0
 LEAST_PASS_S = 10.0
