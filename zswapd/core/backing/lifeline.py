@@ -34,7 +34,7 @@ class Lifeline:
         except BlockingIOError:
             return False
         finally:
-            # A failed upgrade may drop the shared lock: take it again.
+            # Shared again; a failed conversion may have dropped the shared lock.
             fcntl.flock(self._fd, fcntl.LOCK_SH)
         return True
 

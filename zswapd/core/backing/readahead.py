@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Read-ahead of slots, where a file is read in order.
 
-A sequential reader asks for a few pages, waits for the disk, and asks for the next few. With two
-requests at a time the queue of the disk would be half empty. So after READS requests in a row, the
-slots behind the last request are read too, one *window* at a time. The next window begins when
+A sequential reader asks for a few pages, waits for the disk, and asks for the next few. The disk is
+idle between two requests; a second reader would halve that time. So after READS requests in a row,
+the slots behind the last request are read too, one *window* at a time. The next window begins when
 less than one window lies ahead of the reader. A request that finds its pages in a buffer is
 answered at once, as if the pool had the pages.
 

@@ -17,10 +17,10 @@ lives. Writes to these slots wait. The kernel sends the dead process's requests 
 missing. Threads die within milliseconds unless the device hangs. After STALL_S no more writes for
 these slots are accepted.
 
-Faults. `health.py` says when writes are refused. `probe` then writes to the device until a write
-succeeds. A failed read of several slots is repeated for ever smaller halves, one after the other,
-until the bad slots are known. So one bad sector costs only its own readers. If the whole device
-cannot be read, the rest is given up.
+Faults. `health.py` says when writes are refused. `probe` then tests the device until it works. A
+failed read of several slots is repeated for ever smaller halves, one after the other, until the bad
+slots are known. So one bad sector costs only its own readers. If the whole device cannot be read,
+the rest is given up.
 
 The module is synchronous: `submit` runs a blocking job elsewhere, and reports its end in this
 thread.

@@ -323,7 +323,7 @@ class BackedDevice(Device):
         self._cancel(number)
 
     def _let_go(self, number: int) -> None:
-        """Invalidate the older data of a page that the pool has refused."""
+        """Invalidate the older data of a refused page, and mark the page lost if it had any."""
         self.ages[number] = 0
         if self._cancel(number):
             self._mark_lost(number)
@@ -368,7 +368,7 @@ class BackedDevice(Device):
                 self._slots.enter(spill.number, spill.checksum)
                 reach(crashpoints.SLOT_VALID)
                 self._clear_lost(spill.number, spill.number)
-        # A cancelled spill succeeds whatever its write did: a newer page has replaced it.
+        # A cancelled spill succeeds whatever its write did: newer data or a discard overtook it.
         spill.ticket.end_one(0 if spill.is_cancelled else code)
 
     # Writeback.

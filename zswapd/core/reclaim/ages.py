@@ -85,7 +85,7 @@ class StoreAges:
     def sample(self) -> tuple[int, ...]:
         """Return the number of pages in each age class, from a sample.
 
-        The sample has one page of every `stride`, and other pages at each call.
+        The sample has every n-th page of each device, and other pages at each call.
         """
         now = self._clock()
         # The newest store older than each bound. A page of unknown age counts as younger.

@@ -13,7 +13,7 @@ Three callers need frames:
 - The shrinker, which returns memory to the system (`evict`).
 
 A page is dropped only if the index names exactly this copy (`Tmem.forget`). So a damaged header
-cannot cost another file a page.
+cannot drop a valid page.
 """
 
 from __future__ import annotations

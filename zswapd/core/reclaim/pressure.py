@@ -185,7 +185,7 @@ class Pressure:
     def has_stalled(self) -> bool:
         """Say whether tasks waited for STALLED of the time since the last call.
 
-        It replaces a trigger.
+        It stands in for a trigger.
         """
         now, waited = self._clock(), self._totals()[0][1]
         (before, waited_before), self._seen = self._seen, (now, waited)

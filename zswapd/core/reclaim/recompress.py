@@ -6,7 +6,8 @@ The pages then take less memory, but take longer to read.
 The work is done in passes, from the first page of the first device to the last. A pass takes every
 page that was stored before its bound. Where ages are kept (core/block/backed.py), the page must
 also be unused since. The bound is the newest serial number of `age_s` ago. A pass begins when there
-is a new bound, and `age_s` / 4 after the last pass. A command begins a pass over all pages.
+is a new bound, and at the earliest `age_s` / 4 and LEAST_PASS_S after the start of the last pass. A
+command begins a pass over all pages.
 
 A page that gains too little is marked, and is not tried again while it stays the same. The mark is
 one byte, made of the page's serial number, in memory that outlives the process. A changed page has

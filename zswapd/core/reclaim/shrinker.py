@@ -11,7 +11,7 @@ This module decides; worker/shrink.py waits. The cache shrinks for one of four r
 - `limit`: the limit was lowered, and the cache is above it.
 - `command`: `zswapctl shrink N`.
 
-The cache shrinks in batches of BATCH_S. No page is served during a batch, and all tasks get a turn
+The cache shrinks in batches of BATCH_S. No page is served during a batch, and requests get a turn
 between two batches. Runs are evicted whole, least recently used first, so every eviction frees
 memory.
 

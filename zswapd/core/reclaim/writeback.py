@@ -12,8 +12,8 @@ packs the rest. A page that is used while its slot is written stays in the pool.
 Triggers, in this order:
   1. A command.
   2. Incompressible pages take more memory than they may. Then the oldest of them go, and no others.
-  3. The limit. It begins halfway between accept_threshold_percent and the limit, and ends at that
-     percentage.
+  3. The limit. Writeback begins halfway between accept_threshold_percent and the limit, and ends
+     at that percentage.
   4. The reserve is nearly empty.
   5. Age.
 A budget bounds all but commands. Pages of the present epoch stay.
@@ -413,7 +413,7 @@ class Writeback:
         self._day = self._clock() - left.get("day_s", 0.0)
 
     def _sample_ages(self) -> tuple[int, ...]:
-        """Return the number of pages in each age class: one page of every `stride`, in turn."""
+        """Return the number of pages in each age class: every n-th page, others at each call."""
         classes = [0] * (len(BOUNDS_S) + 1)
         self._samples += 1
         for device in self._devices:
