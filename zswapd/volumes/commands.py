@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `zswapctl cache` asks of a running worker."""
+"""Handlers of `zswapctl cache` in a running worker."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CacheCommands:
     """Handlers over one worker's volumes.
 
     Args:
-        volumes: all of them; None if the settings say that there is no cache.
-        cache: where their pages are; likewise.
-        remember: writes down for a successor what has changed.
+        volumes: all volumes; None if the settings have no cache.
+        cache: the store of their pages; None likewise.
+        remember: saves the changed state for a successor.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class CacheCommands:
         volumes, _cache = self._parts()
         volume = volumes.find(name)
         pages = volume.drop()
-        await volume.renew()  # the kernel has forgotten, too
+        await volume.renew()  # wait until the kernel has dropped its pages too
         return {"name": name, "dropped_pages": pages}
 
     async def _resize(self, name: str) -> VolumeReport:
-        """Take on the length that the backing file has now."""
+        """Adopt the present length of the backing file."""
         volume = self._parts()[0].find(name)
         await volume.renew()
         return _report(volume)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads of a backing file that are under way, and who waits for them.
+"""Reads of a backing file that are under way, and the readers that wait for them.
 
 Several readers of one page share one read.
 
-A fetch goes through: waiting for a buffer, reading, loaded (its data lies in the buffer, readers
-have theirs), kept (its pages are in cleancache), gone. What is invalidated while it reads or is
-loaded makes it stale: whoever asked before may have either version, but nobody who asks later may
-join it, and its pages are not kept.
+A fetch passes through these states: waiting for a buffer; reading; loaded (the data is in the
+buffer, and the readers have copied it); kept (the pages are in cleancache); gone. An invalidation
+makes a fetch stale if it is reading or loaded. Readers that asked before may get either version. A
+later reader must not join a stale fetch, and its pages are not kept.
 
-Plain bookkeeping of the event loop's thread; volume.py does the reading.
+This is plain bookkeeping in the event loop's thread. volume.py does the reading.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ class Want:
     Args:
         first: its first page.
         out: room for its pages, whole ones.
+        missing: pages that it needs from fetches.
 
     Attributes:
         missing: pages that no fetch has brought yet.
-        error: what a fetch has failed with.
-        is_error_own: that fetch had only pages that are missing here.
-        is_short: the file ended before a page that was wanted.
+        error: the error of a failed fetch.
+        is_error_own: whether the failed fetch read only pages that are missing here.
+        is_short: whether the file ended before a page of the request.
     """
 
     def __init__(self, first: int, out: memoryview, missing: Collection[int]) -> None:
@@ -46,11 +47,11 @@ class Want:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is reason to wait for fetches."""
+        """Whether the reader has to wait for fetches."""
         return bool(self.missing) and not self.is_short and self.error is None
 
     def begin(self) -> None:
-        """Forget what an earlier try has failed with."""
+        """Forget the error of an earlier try."""
         self.error = None
 
 
@@ -59,16 +60,18 @@ class FileRead:
 
     Args:
         first, count: the run.
-        skip: pages in it that are read only because they lie between others.
+        skip: pages that are read only because they lie between others.
+        keep: whether a reader wants its pages kept.
 
     Attributes:
-        is_started: the read may have seen the file already, so what changes from now on makes it
+        is_started: whether the read may have seen the file already. Then later changes make it
             stale.
-        is_stale: nobody may join it, and nothing of it is kept.
-        is_kept: somebody wants its pages kept.
-        data: the buffer with what was read, once it is loaded.
-        valid: bytes in it.
-        wants: those who wait.
+        is_stale: whether the read is invalid for later readers; they must not join, and no page is
+            kept.
+        is_kept: whether a reader wants its pages kept.
+        data: the buffer with the data, once loaded.
+        valid: bytes of data in the buffer.
+        wants: the readers that wait.
     """
 
     def __init__(self, first: int, count: int, skip: Collection[int], *, keep: bool) -> None:
@@ -90,13 +93,13 @@ class FileRead:
         return self.first <= last and first < self.first + self.count
 
     def load(self, data: memoryview, valid: int, page_size: int, size: int) -> None:
-        """Give what was read to everybody who waits.
+        """Give the data to all waiting readers.
 
         Args:
-            data: the buffer, room for the whole run.
-            valid: bytes of it that were read; what is behind them in the last page becomes zeros.
-            page_size: bytes.
-            size: of the file: where it may end.
+            data: the buffer, with room for the whole run.
+            valid: bytes that were read. The rest of the last page becomes zeros.
+            page_size: bytes in a page.
+            size: length of the file.
         """
         end = -(-valid // page_size) * page_size
         data[valid:end] = bytes(end - valid)
@@ -107,12 +110,12 @@ class FileRead:
         self.wants.clear()
 
     def give(self, want: Want, page_size: int, size: int) -> None:
-        """Copy to a reader what it misses and this loaded fetch has."""
+        """Copy to a reader the pages that it misses and this loaded fetch has."""
         assert self.data is not None
         for page in sorted(filter(self.covers, want.missing)):
             at, to = (page - self.first) * page_size, (page - want.first) * page_size
-            # Behind what was read there is nothing, however short the file is by now: the buffer
-            # has held other pages.
+            # Nothing behind the data is valid, even if the file is shorter by now: the buffer has
+            # held other pages.
             end = self.first * page_size + self.valid
             if end < min((page + 1) * page_size, size) or end <= page * page_size:
                 want.is_short = True
@@ -122,7 +125,7 @@ class FileRead:
         want.changed.set()
 
     def fail(self, error: Exception) -> None:
-        """Tell everybody who waits that this read has failed."""
+        """Tell all waiting readers that this read has failed."""
         for want in self.wants:
             want.error = error
             want.is_error_own = want.missing.issuperset(range(self.first, self.first + self.count))

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A volume's backing file or block device.
+"""Operations on a volume's backing file or block device. They may block for ever.
 
-Every function here may block for ever, and runs in a thread of the volume.
+Each function runs in a thread of the volume.
 
-Reads go around the page cache (O_DIRECT) where the file system lets them: a second copy there would
-cost the memory that the cache is there to save, and may be older than what the device has. Writes
-go through it, since they come in any size; both see the same data, as the kernel writes dirty pages
-out before it reads around them.
+Reads bypass the page cache (O_DIRECT) where the file system allows it. A second copy in the page
+cache would cost the memory that this cache saves, and may be older than the data on the device.
+Writes go through the page cache, since they have any size. Both see the same data, because the
+kernel writes dirty pages out before a direct read.
 
-A file is told from an older version of itself by device, inode, length and both times: mtime can be
-set back, ctime cannot. A change within a tick of the file system's clock after a look would leave
-both as they were; a look that sees times so young says so (`is_racy`, git's word for it). Block
-devices tell nothing.
+A changed file is recognised by its signature: device, inode, length, mtime and ctime. mtime can be
+set back, ctime cannot. A second change within one tick of the file system's clock leaves the times
+as they are. So a look that finds times this young says so (`is_racy`, git's word for it). A block
+device has no signature.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RACY_NS = 20_000_000
-"""Two ticks of the slowest kernel clock (CONFIG_HZ=100)."""
+"""Two ticks of the slowest kernel clock (CONFIG_HZ=100), in ns."""
 COARSE_NS = 2_100_000_000
-"""The same where times are whole seconds, or even ones (FAT)."""
+"""The same for file systems with times in whole or even seconds (FAT), in ns."""
 _FORCE_SYNC = 0x2000
 _EMPTY_PATH = 0x1000
 _AT_FDCWD = -100
 _BASIC_STATS = 0x7FF
 _STATX_BYTES = 256
-"""Of <linux/stat.h> and <linux/fcntl.h>."""
+"""Constants from <linux/stat.h> and <linux/fcntl.h>."""
 LARGEST_BLOCK = 4096
-"""Bytes to which any device may want direct reads aligned."""
+"""Largest alignment in bytes that a device requires for direct reads."""
 _SECOND_NS = 1_000_000_000
 _OCTAL = re.compile(r"\\([0-7]{3})")
-"""How mountinfo writes blanks, tabs, line ends and backslashes; everything else is as it is."""
+"""mountinfo's escapes: blanks, tabs, line ends and backslashes; all other bytes are literal."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a file looks like from outside; another one means other contents."""
+    """The visible properties of a file. Another signature means other contents."""
 
     device: int
     inode: int
@@ -67,13 +67,13 @@ class SourceFile:
     """An open backing file.
 
     Attributes:
-        read_fd: for reading.
-        is_direct: it goes around the page cache; otherwise what it read is dropped from there.
-        write_fd: for writing, -1 if it is not to be written.
-        is_block: it is a block device, whose changes nobody sees.
+        read_fd: descriptor for reading.
+        is_direct: whether reads bypass the page cache. Otherwise their pages are dropped from it.
+        write_fd: descriptor for writing, -1 if the file is not to be written.
+        is_block: whether it is a block device. Its changes are not visible.
         identity: (device, inode) of the open file.
-        users: jobs that have its descriptors, counted by the event loop.
-        is_retired: close it when nobody uses it any more.
+        users: jobs that use its descriptors, counted by the event loop.
+        is_retired: whether to close it when no job uses it.
     """
 
     read_fd: int
@@ -85,7 +85,7 @@ class SourceFile:
     is_retired: bool = False
 
     def close(self) -> None:
-        """Close the descriptors, which may block as well."""
+        """Close the descriptors. This may block as well."""
         for fd in (self.read_fd, self.write_fd):
             if fd >= 0:
                 with contextlib.suppress(OSError):
@@ -94,12 +94,12 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What `examine` has found.
+    """The result of `examine`.
 
     Attributes:
-        signature: of now.
-        is_racy: the file may change once more without another signature.
-        opened: the file, if it had to be opened; the caller's from then on.
+        signature: the present one.
+        is_racy: whether the file may change again with the same signature.
+        opened: the file, if it had to be opened. The caller must close it.
     """
 
     signature: Signature
@@ -110,20 +110,19 @@ class Look:
 def examine(path: str, writable: bool, backing: SourceFile | None, mountpoint: Path) -> Look:  # noqa: FBT001 - through a thread
     """Look at a backing file by its name.
 
-    Open it if it is not open, or if the name means another file now.
+    Open it if it is not open, or if the name now means another file.
 
     Args:
         path: its name.
-        writable: whether to open it for writing, too.
-        backing: as it is open now.
-        mountpoint: of our own mount, on which it must not lie: its I/O would wait for this very
-            process.
+        writable: whether to open it for writing too.
+        backing: the file that is open at present.
+        mountpoint: our mount. The file must not lie on it: its I/O would wait for this process.
 
     Raises:
-        OSError: it is not there, or cannot be opened.
-        VolumeError: it can be no backing file.
+        OSError: it does not exist or cannot be opened.
+        VolumeError: it cannot be a backing file.
     """
-    # The directory first: what it says about the name may be remembered, too.
+    # The directory first: its entry for the name may be cached, too.
     ask_server(os.path.dirname(path))  # noqa: PTH120 - of the name as it is written
     ask_server(path)
     status = Path(path).stat()
@@ -138,12 +137,10 @@ def examine(path: str, writable: bool, backing: SourceFile | None, mountpoint: P
 
 
 def ask_server(file: str | int) -> None:
-    """Have a network file system's attributes of a file, by its name or a descriptor.
+    """Refresh the attributes of a file on a network file system, by its name or a descriptor.
 
-    Be those that its server has now.
-
-    NFS answers stat(2) from memory for up to a minute, a FUSE file system for as long as it likes.
-    What goes wrong here goes wrong again when the attributes are asked for.
+    NFS answers stat(2) from its cache for up to a minute, and a FUSE file system for any time.
+    Errors are ignored here: the stat(2) that follows reports them.
     """
     room = ctypes.create_string_buffer(_STATX_BYTES)
     if isinstance(file, int):
@@ -169,17 +166,17 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def refuse_unusable(path: str, mountpoint: Path) -> None:
-    """Do nothing if a path names what can be a backing file.
+    """Check that a path names a possible backing file.
 
-    The daemon's own mount may not be there yet.
+    The daemon's own mount may not exist yet.
 
     Args:
         path: its name.
-        mountpoint: of our own mount.
+        mountpoint: our mount.
 
     Raises:
-        OSError: it is not there.
-        VolumeError: it can be no backing file.
+        OSError: it does not exist.
+        VolumeError: it cannot be a backing file.
     """
     devices = [device for device, place, _source in _mounts() if place == str(mountpoint)]
     if Path(path).resolve().is_relative_to(mountpoint):
@@ -188,7 +185,7 @@ def refuse_unusable(path: str, mountpoint: Path) -> None:
 
 
 def _refuse_unusable(path: str, status: os.stat_result, site: _Site) -> bool:
-    """Refuse what can be no backing file; return whether it is a block device."""
+    """Refuse an impossible backing file; return whether it is a block device."""
     if stat.S_ISDIR(status.st_mode):
         raise VolumeError(
             f"{path} is a directory", hint="name a file or a block device", errno_=errno.EISDIR
@@ -205,8 +202,8 @@ def _refuse_unusable(path: str, status: os.stat_result, site: _Site) -> bool:
 
 def _ours(path: str) -> VolumeError:
     return VolumeError(
-        f"{path} lies on what this daemon serves itself: reading it would wait for the daemon that"
-        " reads it",
+        f"{path} lies on a file that this daemon serves: reading it would wait for the daemon"
+        " itself",
         hint="name a file that does not lie on the mount, or on a device made from it",
         errno_=errno.ELOOP,
     )
@@ -232,7 +229,7 @@ def _open(path: str, status: os.stat_result, mountpoint: Path, *, writable: bool
             now = os.fstat(fd) if fd >= 0 else status
             if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
                 raise VolumeError(
-                    f"{path} became another file while it was opened", hint="try again"
+                    f"{path} became another file while it was being opened", hint="try again"
                 )
         undo.pop_all()
     return SourceFile(read_fd, is_direct, write_fd, is_block, (status.st_dev, status.st_ino))
@@ -242,14 +239,14 @@ def read_into(backing: SourceFile, buffer: memoryview, offset: int) -> int:
     """Read into a buffer until it is full or the file ends; return the number of bytes.
 
     Raises:
-        OSError: what the device says.
+        OSError: as the device says.
     """
     done = 0
     while done < len(buffer):
         count = os.preadv(backing.read_fd, [buffer[done:]], offset + done)
         done += count
-        # A direct read that ends within a block has come to the end, and another from there would
-        # not be aligned.
+        # A direct read that ends within a block has reached the end of the file. Another read from
+        # there would not be aligned.
         if not count or count % LARGEST_BLOCK:
             break
     if not backing.is_direct:
@@ -259,14 +256,13 @@ def read_into(backing: SourceFile, buffer: memoryview, offset: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a write has come to.
+    """The result of a write.
 
     Attributes:
-        count: bytes that are on the backing file; fewer than were given if it says so, or failed
-            after them.
-        errno_: why there are not more, 0 for no reason.
-        before: signature just before.
-        after: and just after.
+        count: bytes that were written. Fewer than requested after an error or a short write.
+        errno_: the error that ended the write, 0 for none.
+        before: signature just before the write.
+        after: signature just after the write.
     """
 
     count: int
@@ -276,10 +272,7 @@ class Written:
 
 
 def write_through(backing: SourceFile, data: bytes, offset: int) -> Written:
-    """Write to the backing file; errors are part of the result.
-
-    Since some of it may have been written.
-    """
+    """Write to the backing file. The result has the error, because a part may be written."""
     count = errno_ = 0
     before = after = None
     try:
@@ -303,16 +296,15 @@ def _status(backing: SourceFile) -> Signature | None:
 
 
 def sync(backing: SourceFile) -> None:
-    """Have what was written reach the device.
+    """Flush written data to the device.
 
     Raises:
-        OSError: what the device says.
+        OSError: as the device says.
     """
     if backing.write_fd >= 0:
         os.fsync(backing.write_fd)
 
-
-# Is it our own?
+    # Detection of our own mount below a file.
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,25 +317,24 @@ class _Site:
 
 def _site(mountpoint: Path) -> _Site:
     devices = [device for device, place, _source in _mounts() if place == str(mountpoint)]
-    if not devices:  # somebody has unmounted it; whoever has files open goes on
+    if not devices:  # unmounted by another program; open files still work
         raise VolumeError(f"{mountpoint} is not mounted any more", hint=restart_daemon())
     return _Site(mountpoint, devices[-1])
 
 
 def _is_ours(device: int, site: _Site, depth: int = 8) -> bool:
-    """Say whether a device, or a file system's, lies on what we serve, however deep."""
+    """Say whether a device, or the device of a file system, lies on our mount at any depth."""
     if device == site.device:
         return True
     return depth > 0 and any(_is_ours(below, site, depth - 1) for below in _below(device, site))
 
 
 def _below(device: int, site: _Site) -> Iterator[int]:
-    """Yield the devices that a device is made from: of a loop device, that of its file."""
+    """Yield the devices below a device; for a loop device, the device of its file."""
     for mounted, _place, source in _mounts():
         if mounted == device and source.startswith("/dev/"):
-            with contextlib.suppress(
-                OSError
-            ):  # file systems over several devices have a number of their own
+            # A file system over several devices has a number of its own.
+            with contextlib.suppress(OSError):
                 below = Path(source).stat().st_rdev
                 if below != device:
                     yield below
@@ -357,7 +348,7 @@ def _below(device: int, site: _Site) -> Iterator[int]:
         yield _number(slave / "dev")
     with contextlib.suppress(OSError):
         file = os.fsdecode((directory / "loop" / "backing_file").read_bytes().rstrip(b"\n"))
-        # Not asked of the file system if it is ours.
+        # For our own file the answer is known without stat(2).
         yield (
             site.device if Path(file).is_relative_to(site.mountpoint) else Path(file).stat().st_dev
         )

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many requests of volumes there may be at once, so that swap's are always heard.
+"""Bounds on the waiting requests of volumes, so that swap's requests are always served.
 
-Each takes a task of pyfuse3's while it waits, and if it goes around the page cache (O_DIRECT) one
-of the kernel's places for background requests. Both are bounded, and shared with swap. So all
-volumes together have a bound (`Places`), of which each gate has a few for itself: files that hang
-cannot take the last. A write takes as many as its data has pieces of `PIECE_BYTES`, for that waits
-in our memory: one system call that goes around the page cache comes as a thousand requests.
+Each waiting request takes a task of pyfuse3. A request that bypasses the page cache (O_DIRECT) also
+takes one of the kernel's slots for background requests. Both are bounded and shared with swap. So
+all volumes together have a bound (`Places`). Each gate has a few places of its own, which a hanging
+file of another volume cannot take. A write takes one place for every `PIECE_BYTES` of its data,
+because the data waits in our memory. A single O_DIRECT system call can arrive as a thousand
+requests.
 
-Of the requests that go through one gate, `MOST` are under way; the others wait for their turn,
-first come, first served, for as long as the file answers anybody. When none was answered for
-`PATIENCE_S`, they fail: threads of a program that pile up at a file that hangs are of no use, and
-would take the places of other volumes.
+`MOST` requests of a gate are under way at once. The others wait in order, as long as the file
+answers any request. They fail after `PATIENCE_S` without an answer. More threads of a program that
+wait for a hanging file are of no use, and would take the places of other volumes.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from zswapd.volumes.statistics import VolumeCounters
 
 MOST = 128
-"""Requests under way at one gate: as many as a loop device has."""
+"""Maximum of requests under way at one gate: as many as a loop device has."""
 PATIENCE_S = 15.0
-"""How long requests wait for a turn while none is answered.
+"""Seconds that requests wait for a turn while none is answered.
 
-Longer than a device that hangs for 10 s and goes on.
+The time is longer than the stall of a device that hangs for 10 s and then goes on.
 """
 SHARE = 16
-"""Places that are each gate's own: for the longest write, or so many reads."""
+"""Places reserved for each gate: for the longest write, or 16 reads."""
 PIECE_BYTES = 64 << 10
-"""Data that takes a place."""
+"""Bytes of data per place."""
 
 
 class Places:
-    """The bound for all gates together.
+    """The bound on all gates together.
 
     Args:
         total: requests that may wait at once.
-        gates: how many there are at most.
+        gates: maximum number of gates.
     """
 
     def __init__(self, total: int, gates: int) -> None:
@@ -54,7 +54,7 @@ class Places:
         self._spare = total - gates * self._share
 
     def change(self, held: int, now: int) -> bool:
-        """Let a gate have `now` places instead of `held`; return whether there are as many."""
+        """Change a gate's places from `held` to `now`; return False if there are too few."""
         more = max(now - self._share, 0) - max(held - self._share, 0)
         if more > self._spare:
             return False
@@ -63,11 +63,11 @@ class Places:
 
 
 class Gate:
-    """Where requests of one kind to one volume pass. Belongs to the event loop's thread.
+    """The entrance for requests of one kind to one volume, used in the event loop's thread only.
 
     Args:
         path: of the backing file, for messages.
-        places: from which each takes one.
+        places: the places that requests take.
         counters: of the volume.
     """
 
@@ -78,7 +78,7 @@ class Gate:
         self._inside = 0
         self._taken = 0
         self._queue: collections.deque[trio.Event] = collections.deque()
-        self._full_since = 0.0  # and nobody has left since then
+        self._full_since = 0.0  # no request has left since then
 
     @property
     def held(self) -> int:
@@ -87,13 +87,13 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def passed(self, size: int) -> AsyncIterator[None]:
-        """Around a request; waits for its turn.
+        """Hold a place around a request, and wait for the request's turn.
 
         Args:
-            size: bytes of data that wait with it.
+            size: bytes of data that wait with the request.
 
         Raises:
-            VolumeError: there are too many, and none is answered.
+            VolumeError: too many requests wait, or no request is answered.
         """
         weight = max(-(-size // PIECE_BYTES), 1)
         if not self._places.change(self._taken, self._taken + weight):
@@ -125,7 +125,7 @@ class Gate:
                 with trio.move_on_at(self._full_since + PATIENCE_S):
                     await turn.wait()
         except BaseException:
-            if turn.is_set():  # killed in the turn of the event loop in which its turn came
+            if turn.is_set():  # the turn came in the same step of the event loop as the kill
                 self._leave()
             else:
                 self._queue.remove(turn)
@@ -143,7 +143,7 @@ class Gate:
             self._inside -= 1
 
     def open_wide(self) -> None:
-        """Let everybody in: the volume was removed, and nobody waits for its file any more."""
+        """Admit all waiting requests, because the volume was removed."""
         self._inside += len(self._queue)
         while self._queue:
             self._queue.popleft().set()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All cache volumes: made by configuration or command, found again by a successor.
+"""All cache volumes: made by configuration or command, and restored by a successor.
 
-Each volume has threads of its own (a `Lane`), made at start for as many volumes as there may be: a
-backing file that hangs takes nobody else's. A lane is used again when all its threads have come
-back.
+Each volume has threads of its own (a `Lane`). They are made at start for the maximum number of
+volumes. So a backing file that hangs does not block the threads of another volume. A lane is reused
+when all its threads are idle.
 
-A successor gets the volumes from `remember`, under their numbers: files stay open. Their pages are
-gone from cleancache; those in the kernel's page cache stay, unless the first look finds that the
-backing file has changed since the last one of the predecessor, or if that had notifications of the
-kernel under way.
+A successor restores the volumes from `remember`, with their inode numbers, so files stay open. Its
+cleancache is empty. Pages in the kernel's page cache stay, with two exceptions: the first look
+finds a change of the backing file since the predecessor's last look, or the predecessor had
+notifications of the kernel under way.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_INODE = 1 << 41
-"""Numbers of volumes go up from here, and none is used twice.
+"""First inode number of a volume. Numbers rise, and no number is used twice.
 
-What the kernel remembers of one is not another's.
+So the kernel cannot mistake the cached pages of one volume for those of another.
 """
 
 
@@ -58,16 +58,16 @@ class Entries(Protocol):
         """
 
     def remove_cached_file(self, inode: int) -> None:
-        """Show it no longer."""
+        """Remove a volume from the directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCache:
-    """How the kernel is told to forget; both block, and raise nothing when it knows nothing.
+    """Notifications that make the kernel drop its cache. They block, and never raise for no entry.
 
     Attributes:
-        forget_inode: pages and attributes of an inode.
-        forget_name: a name in the volumes' directory.
+        forget_inode: drops the pages and attributes of an inode.
+        forget_name: drops a name in the volumes' directory.
     """
 
     forget_inode: Callable[[int], None]
@@ -78,15 +78,15 @@ class Volumes:
     """All volumes of one worker.
 
     Args:
-        cache: where their pages are kept.
-        entries: where they appear.
-        kernel: who has pages of them, too.
-        mountpoint: of our mount, on which no backing file may lie.
-        page_size: bytes.
-        lanes: threads, for as many volumes as there may be.
+        cache: the store of their pages.
+        entries: the directory in which they appear.
+        kernel: drops the kernel's copies.
+        mountpoint: our mount. No backing file may lie on it.
+        page_size: bytes in a page.
+        lanes: threads, one lane for each possible volume.
         most_waiting: requests of all volumes that may wait at once.
-        left: what a predecessor's `remember` said; {} for none.
-        base: what `carry.cumulative` made of a predecessor's statistics, by name.
+        left: the result of a predecessor's `remember`; {} for none.
+        base: cumulative counters of a predecessor's volumes, by name.
     """
 
     def __init__(
@@ -124,13 +124,13 @@ class Volumes:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Have volumes until cancelled.
+        """Run the volumes until cancelled.
 
-        They are there when it has started; their backing files are looked at later.
+        The volumes exist when this has started. Their backing files are looked at later.
 
         Args:
-            configured: (path, mode) of each by name; one that was known to a predecessor is as that
-                left it.
+            configured: (path, mode) of each volume by name. A volume that a predecessor knew is
+                restored as the predecessor left it.
             task_status: see trio.
         """
         async with trio.open_nursery() as nursery:
@@ -153,14 +153,14 @@ class Volumes:
         try:
             volume = self._make(name, path, mode, inode=inode, signature=signature)
         except ZswapdError as error:
-            log.error("volume %s is not there: %s", name, error)  # noqa: TRY400 - a reason, not a bug
+            log.error("cache volume %s is missing: %s", name, error)  # noqa: TRY400 - a reason, not a bug
             return
         assert self._nursery is not None
         self._nursery.start_soon(self._first_look, volume)
 
     @staticmethod
     async def _first_look(volume: Volume) -> None:
-        """Say early what is wrong with a backing file; requests would find out as well."""
+        """Report a bad backing file early. Requests would find it later too."""
         try:
             await volume.refresh()
         except VolumeError as error:
@@ -168,11 +168,11 @@ class Volumes:
                 log.warning("cache volume %s cannot be used yet: %s", volume.name, error)
 
     def apply(self, *, check_s: float, cutoff: int | None) -> None:
-        """Take over settings, for the volumes there are and those to come.
+        """Apply settings to all volumes, present and future.
 
         Args:
-            check_s: longest time between two looks at a backing file that is read.
-            cutoff: bytes after which a sequential stream is no longer kept; None for never.
+            check_s: maximum seconds between two looks at a backing file in use.
+            cutoff: bytes after which pages of a sequential stream are not kept; None for never.
         """
         self._check_s, self._cutoff = check_s, cutoff
         for volume in self._volumes.values():
@@ -181,16 +181,16 @@ class Volumes:
     # Commands.
 
     async def add(self, name: str, path: str, mode: str) -> Volume:
-        """Make a volume; it can be opened when this returns.
+        """Make a volume. It can be opened when this returns.
 
         Raises:
-            VolumeError: the backing file cannot be one, or the name or all lanes are taken.
+            VolumeError: the backing file cannot be used, or the name or all lanes are in use.
             ConfigError: the name cannot be a file's name.
         """
         if mode not in MODES:
             raise VolumeError(f"there is no mode {mode!r}", hint=f"modes are: {', '.join(MODES)}")
         if not PurePosixPath(path).is_absolute() or "\0" in path:
-            raise VolumeError(f"{path!r} is no absolute path")
+            raise VolumeError(f"{path!r} is not an absolute path")
         volume = self._make(name, path, mode, inode=None, signature=None)
         try:
             await volume.source.look()
@@ -214,7 +214,7 @@ class Volumes:
             raise VolumeError(
                 f"there are threads for {len(self._lanes)} volumes, and all are in use",
                 hint=(
-                    "`zswapctl cache list` shows whose backing file hangs; or raise"
+                    "`zswapctl cache list` shows hanging backing files; or raise"
                     f" cache.max_volumes in the settings, then {restart_daemon()}"
                 ),
             )
@@ -246,16 +246,15 @@ class Volumes:
         return volume
 
     async def remove(self, name: str) -> None:
-        """End a volume. Whoever has it open gets ESTALE.
+        """Remove a volume. Programs that have it open get ESTALE.
 
         Raises:
-            VolumeError: there is none of this name.
+            VolumeError: no volume has this name.
         """
         volume = self.find(name)
         self._discard(volume)
-        with trio.move_on_after(
-            1
-        ):  # it takes locks in the kernel, which whoever hangs there may have
+        # The notification takes locks in the kernel that a hanging reader may hold.
+        with trio.move_on_after(1):
             await volume.lane.notices.run(self._kernel.forget_name, name, abandon=True)
 
     def _discard(self, volume: Volume) -> None:
@@ -267,7 +266,7 @@ class Volumes:
         """Return the volume of this name.
 
         Raises:
-            VolumeError: there is none.
+            VolumeError: no volume has this name.
         """
         if name not in self._volumes:
             names = f"volumes: {', '.join(self._volumes) or 'there are none'}"
@@ -280,10 +279,10 @@ class Volumes:
         """Return all volumes, oldest first."""
         return list(self._volumes.values())
 
-    # What a successor has to know, and others like to.
+    # State for a successor, and statistics.
 
     def remember(self) -> dict[str, Any]:
-        """Return, as JSON can say it, what a successor makes the same volumes from."""
+        """Return the volumes in JSON form. A successor restores them from it."""
         volumes = [
             {
                 "name": volume.name,
@@ -299,7 +298,7 @@ class Volumes:
         return {"next": self._next, "seen": sorted(self._seen), "volumes": volumes}
 
     def statistics(self) -> tuple[VolumeStatistics, ...]:
-        """Return a snapshot of each volume, those of earlier workers included."""
+        """Return a snapshot of each volume; its counters include those of earlier workers."""
         return tuple(
             counters.add(volume.statistics(), self._base.get(volume.name, {}))
             for volume in self._volumes.values()
@@ -307,12 +306,12 @@ class Volumes:
 
 
 def make_lane(number: int, queue_depth: int) -> Lane:
-    """Start the threads for a volume.
+    """Start the threads for one volume.
 
     Args:
-        number: of the lane; for the threads' names, by which the supervisor knows them
-            (supervisor/reaper.py).
-        queue_depth: reads and writes of the volume under way at once.
+        number: of the lane. The threads' names contain it, and the supervisor recognises them by
+            name (supervisor/reaper.py).
+        queue_depth: maximum of reads and writes of the volume under way.
     """
     return Lane(
         reads=Offload(f"volume{number}-read", queue_depth),
@@ -323,9 +322,9 @@ def make_lane(number: int, queue_depth: int) -> Lane:
 
 
 def _make_buffer() -> mmap.mmap:
-    """Return a buffer, touched by the reads themselves, in the kernel, without the GIL.
+    """Return a buffer that is left out of core dumps.
 
-    What it holds is in no core dump.
+    It is not touched here. The reads populate it in the kernel, without the GIL.
     """
     buffer = mmap.mmap(-1, RUN_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     buffer.madvise(mmap.MADV_DONTDUMP)

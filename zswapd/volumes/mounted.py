@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Volumes in the mount: `cache/NAME`, and what the kernel is told about it."""
+"""Volumes in the mount: `cache/NAME`, and the notifications of the kernel about them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DIRECTORY = "cache"
 
 
 class VolumeDirectory:
-    """The directory of the volumes.
+    """The directory `cache` of the mount, with one file for each volume.
 
     Args:
-        directory: of the mount.
+        directory: the root of the mount.
     """
 
     def __init__(self, directory: Directory) -> None:
@@ -37,16 +37,16 @@ class VolumeDirectory:
         self._directory.add_cached_file(self._inode, name, inode, file)
 
     def remove_cached_file(self, inode: int) -> None:
-        """Show it no longer."""
+        """Remove a volume from the directory."""
         self._directory.remove(inode)
 
     def forget(self, name: str) -> None:
-        """Have the kernel forget a volume's name; blocks."""
+        """Make the kernel forget a volume's name; blocks."""
         forget_name(self._inode, name)
 
 
 def make_lanes(config: Config) -> tuple[Lane, ...]:
-    """Start the threads of as many volumes as there may be."""
+    """Start the threads for the maximum number of volumes."""
     if config.cache.limit is None:
         return ()
     return tuple(
@@ -61,14 +61,14 @@ def make_volumes(
     lanes: Sequence[Lane],
     left: Mapping[str, Any],
 ) -> Volumes:
-    """Return the volumes of a worker, without any yet.
+    """Return the volumes of a worker, empty at first.
 
     Args:
         config: the settings.
-        cache: where their pages are kept.
-        directory: of the mount.
-        lanes: what `make_lanes` has started.
-        left: what a predecessor has remembered: `volumes`, and their counters as `volume_counters`.
+        cache: the store of their pages.
+        directory: the root of the mount.
+        lanes: the result of `make_lanes`.
+        left: the predecessor's state: `volumes`, and their counters as `volume_counters`.
     """
     entries = VolumeDirectory(directory)
     volumes = Volumes(
@@ -87,11 +87,11 @@ def make_volumes(
 
 
 def apply(volumes: Volumes, config: Config) -> None:
-    """Take over the settings that can change at run time."""
+    """Apply the settings that can change at run time."""
     volumes.apply(check_s=config.cache.check_ms / 1000, cutoff=config.cache.sequential_cutoff)
 
 
 def configured(config: Config) -> dict[str, tuple[str, str]]:
-    """Return (path, mode) of the configured volumes by name."""
+    """Return the (path, mode) of each configured volume by name."""
     parted = {name: written.partition(":") for name, written in config.cache.volumes.items()}
     return {name: (path, mode) for name, (mode, _, path) in parted.items()}

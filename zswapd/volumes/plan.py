@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which missing pages are read together, and what counts as a sequential stream. Pure."""
+"""Planning of reads: which missing pages to read together, and what a stream is. Pure."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STREAMS = 16
-"""Sequential readers that are told apart, most recent ones first (bcache follows 128)."""
+"""Sequential readers that are told apart, the most recent ones first (bcache follows 128)."""
 
 
 def runs(pages: Sequence[int], *, gap: int, most: int) -> list[tuple[int, int]]:
-    """Join page numbers to runs, each of which is one read.
+    """Join page numbers to runs. Each run is one read.
 
     Args:
         pages: in rising order.
-        gap: pages that are not wanted and are worth reading over, rather than beginning another
-            read behind them.
+        gap: maximum of unwanted pages between two wanted ones in a run. Reading over them is
+            cheaper than another read.
         most: pages of the longest run.
 
     Returns:
-        (first page, number of pages) of each run; every wanted page is in one, runs begin and end
-        with wanted pages.
+        (first page, number of pages) of each run. Every wanted page is in one run. A run begins
+        and ends with wanted pages.
     """
     found: list[tuple[int, int]] = []
     for page in pages:
@@ -37,21 +37,17 @@ def runs(pages: Sequence[int], *, gap: int, most: int) -> list[tuple[int, int]]:
 
 
 class Streams:
-    """Recognises requests that continue one another.
+    """Detects requests that continue one another, from any reader.
 
-    Whoever makes them (the idea is that of bcache's sequential_cutoff).
+    Source of the idea: bcache's sequential_cutoff.
     """
 
     def __init__(self) -> None:
-        self._lengths: dict[
-            int, int
-        ] = {}  # by the offset at which each stream would go on, the latest last
+        # By the offset at which each stream would continue, the latest last.
+        self._lengths: dict[int, int] = {}
 
     def note(self, offset: int, length: int) -> int:
-        """Return how many bytes the stream has come to that a request belongs to.
-
-        This one included.
-        """
+        """Return the bytes of the stream that a request belongs to, this request included."""
         total = self._lengths.pop(offset, 0) + length
         self._lengths[offset + length] = total
         if len(self._lengths) > STREAMS:

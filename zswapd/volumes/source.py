@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A volume's backing file as the event loop sees it.
+"""A volume's backing file in the event loop.
 
-Looked at when that is due, used in threads, closed when nobody uses it.
+It is looked at when a look is due, used in threads, and closed when no job uses it.
 
-A look that finds another signature says so to the volume (`when_changed`) before anybody who waited
-for it goes on. A backing file that cannot be looked at is a change, too: what was cached cannot be
-vouched for any more, and every request fails with what the last look said, until one finds the file
-again.
+A look that finds another signature reports it to the volume (`when_changed`) before any waiting
+request continues. A failed look is a change too, because the cached pages cannot be trusted any
+more. Then every request fails with the error of the last look, until a look finds the file again.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The threads and buffers of one volume; nobody else's requests wait in them.
+    """The threads and buffers of one volume. No other volume uses them.
 
     Attributes:
-        reads: reads, writes and syncs, as many at a time as it has threads.
-        checks: looks at the backing file.
-        notices: notifications of the kernel, which wait for readers.
+        reads: runs reads, writes and syncs, as many at a time as it has threads.
+        checks: runs looks at the backing file.
+        notices: runs notifications of the kernel, which wait for readers.
         buffers: one for each read.
     """
 
@@ -54,7 +53,7 @@ class Lane:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no thread is in use, so that another volume can have them."""
+        """Whether all threads are idle, so that another volume can have the lane."""
         return not (self.reads.unfinished or self.checks.unfinished or self.notices.unfinished)
 
 
@@ -65,18 +64,18 @@ class Source:
         path: its name.
         writable: whether it is opened for writing as well.
         lane: the volume's threads.
-        mountpoint: of our mount, on which it must not lie.
-        nursery: for what goes on when whoever asked for it has left.
-        when_changed: called when its contents are others than before.
-        signature: as it was when a predecessor last looked; None if nobody can say.
+        mountpoint: our mount. The file must not lie on it.
+        nursery: for tasks that outlive the request that started them.
+        when_changed: called when the contents have changed.
+        signature: of a predecessor's last look; None if it is not known.
 
     Attributes:
         size: bytes at the last look; 0 before the first.
-        mtime_ns: when the contents changed underneath, as far as we know; our own writes do not
-            count, the kernel would forget what it has.
-        failure: why it cannot be used, None if it can.
-        check_s: longest time between two looks while there are requests.
-        is_gone: the volume was removed.
+        mtime_ns: time of the last known change by another program. Our own writes do not count: the
+            kernel would drop its cache.
+        failure: why the file cannot be used, None if it can.
+        check_s: maximum seconds between two looks while there are requests.
+        is_gone: whether the volume was removed.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Source:
         self.mtime_ns = signature.mtime_ns if signature else 0
         self.check_s = 1.0
         self.is_gone = False
-        self.failure: VolumeError | None = VolumeError(f"{path} was not looked at yet")
+        self.failure: VolumeError | None = VolumeError(f"{path} has not been examined yet")
         self._is_fine = False
         self._writable = writable
         self._lane = lane
@@ -111,19 +110,19 @@ class Source:
 
     @property
     def signature(self) -> Signature | None:
-        """What the file looked like last, None if that cannot be relied on."""
+        """The signature of the last look, or None if it is not reliable."""
         return None if self._is_racy else self._signature
 
     @property
     def remaining_s(self) -> float:
-        """How long the last look is good for, seconds."""
+        """Seconds for which the last look is still valid."""
         return max(self._due - time.monotonic(), 0.0)
 
     def raise_if_gone(self) -> None:
         """Fail if the volume was removed.
 
         Raises:
-            VolumeError: it was.
+            VolumeError: the volume was removed.
         """
         if self.is_gone:
             raise VolumeError("the volume was removed", errno_=errno.ESTALE)
@@ -132,20 +131,20 @@ class Source:
         """Look at the file if the last look is too old.
 
         Raises:
-            VolumeError: it cannot be looked at, or the volume was removed.
+            VolumeError: the look failed, or the volume was removed.
         """
         if time.monotonic() >= self._due:
             await self._looked()
         self._raise_failure()
 
     async def look(self) -> None:
-        """Look at the file, beginning now.
+        """Look at the file now.
 
         Raises:
-            VolumeError: it cannot be looked at, or the volume was removed.
+            VolumeError: the look failed, or the volume was removed.
         """
         if self._check is not None:
-            await self._looked()  # began before us: does not count
+            await self._looked()  # it began before this call, so it does not count
         await self._looked()
         self._raise_failure()
 
@@ -184,7 +183,7 @@ class Source:
             self.size, self.mtime_ns = look.signature.size, look.signature.mtime_ns
             self._signature = look.signature
             self._when_changed()
-        # Times that our own write has left are young as well, but say nothing of anybody else.
+        # Our own write leaves young times as well. They do not hide a change by another program.
         self._is_racy = look.is_racy and look.signature != self._own
         self.failure = None
         self._is_fine = True
@@ -203,10 +202,10 @@ class Source:
         self._retire()
 
     async def run(self, function: Callable[[SourceFile, *Ts], R], *args: *Ts) -> R:
-        """Call a function with the open file in a thread.
+        """Call a function with the open file, in a thread.
 
         Raises:
-            VolumeError: what the device says; the file is not open.
+            VolumeError: the device reports an error, or the file is not open.
         """
         backing = self._backing
         if backing is None:
@@ -221,12 +220,9 @@ class Source:
             self._close_if_unused(backing)
 
     def absorb(self, written: Written) -> None:
-        """Take what our own write did to the signature for known.
+        """Accept the change of signature by our own write. Any other difference is a change.
 
-        Anything else is a change underneath.
-
-        (Of a block device nothing is known before or after; a failed write leaves anything
-        possible.)
+        A block device has no signature. A failed write may have left any contents.
         """
         if (
             written.before is not None
@@ -240,7 +236,7 @@ class Source:
             self._when_changed()
 
     def close(self) -> None:
-        """Let go of the file, and of whoever waits for a look at it."""
+        """Close the file, and wake all requests that wait for a look at it."""
         self.is_gone = True
         if self._check is not None:
             self._check.set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What volumes count."""
+"""Counters of volumes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zswapd import counters
 
 @dataclass(slots=True)
 class VolumeCounters:
-    """The counts that only grow; what each means is in `VolumeStatistics`."""
+    """Counters that only grow; `VolumeStatistics` explains each."""
 
     hits: int = 0
     misses: int = 0
@@ -39,24 +39,24 @@ class VolumeCounters:
 
 @dataclass(frozen=True, slots=True)
 class VolumeStatistics:
-    """One volume. The kernel's page cache answers most reads before anybody counts them here.
+    """One volume's state and counters. Reads that the kernel's page cache answers are not counted.
 
     Attributes:
         name: of the volume.
         size: bytes of the backing file.
-        pages: pages that cleancache has.
+        pages: pages in cleancache.
         pending: requests under way.
         hits: reads for which cleancache had every page.
-        misses: all others; a page of many that is missing makes it a miss.
-        read_bytes: of both.
-        bypassed_bytes: missing pages that were not kept, since a long sequential stream asked for
-            them.
-        shared_reads: requests that joined a read that was under way.
-        backing_reads, backing_read_bytes: reads of the backing file.
-        backing_writes, written_bytes: writes to it.
-        read_errors, write_errors: requests that it failed.
-        drops: times when everything was let go, by command or since it had changed.
-        turned_away: requests answered with an error since too many waited.
+        misses: all other reads; one missing page makes a miss.
+        read_bytes: bytes of hits and misses.
+        bypassed_bytes: bytes of missing pages that were not kept, because a long sequential stream
+            asked for them.
+        shared_reads: requests that joined a read under way.
+        backing_reads, backing_read_bytes: reads of the backing file, and their bytes.
+        backing_writes, written_bytes: writes to the backing file, and their bytes.
+        read_errors, write_errors: requests that failed because of the backing file.
+        drops: times that all cached pages were dropped, on command or after a change.
+        turned_away: requests refused because too many requests were waiting.
     """
 
     name: str

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One cache volume: a slow file behind the kernel's page cache and cleancache.
 
-Read: the kernel asks for what its page cache does not have; what cleancache does not have either is
-read from the backing file, in as few reads as possible, and kept. Write (mode writethrough): to the
-backing file first, then what was cached is let go.
+Read: the kernel asks for pages that its page cache lacks. Pages that cleancache lacks too are read
+from the backing file, in as few reads as possible, and kept. Write (mode writethrough): the data
+goes to the backing file first, then the cached pages are dropped.
 
-When is what is cached stale? When the backing file has changed underneath. It is looked at when it
-is opened, before a request is answered if the last look is older than `check_s`, and as often while
-it is open (watch.py): so no reader gets data that was replaced longer ago than that. A changed
-signature drops everything, in cleancache at once, and in the kernel's page cache by a notification.
-That takes the locks of pages under read, whose readers we answer: so it runs in a thread of its
-own, and no request ever waits for it, but for an open. A request that is answered meanwhile brings
-old pages at worst to a reader who asked before; the notification, coming after, finds them.
+Cached pages are stale when the backing file has changed. So the file is looked at
+  - when the volume is opened,
+  - before a request is answered, if the last look is older than `check_s`,
+  - and as often while the volume is open (watch.py).
+So no reader gets data that was replaced longer ago than `check_s`. A changed signature drops all
+pages: in cleancache at once, in the kernel's page cache by a notification. The notification takes
+the locks of pages under read, and this process answers those reads. So it runs in a thread of its
+own, and only an open waits for it. A request that is answered meanwhile may bring old pages to a
+reader that asked earlier. The notification comes later and drops them.
 
-The invariants, in terms of the event loop, where all of this runs but the I/O:
-- an invalidation marks every fetch stale that may have read older data, before anything else can
-  run; a stale fetch is neither joined nor kept. A fetch that has not begun to read cannot be stale.
-- a write is over (and its fetches stale, its pages let go) before its writer is answered, whatever
-  came of it.
-- writes go one after the other, since each compares signatures before and after itself: what it
-  changed was itself, what was different before was somebody else.
+Invariants. All of this except the I/O runs in the event loop.
+- An invalidation marks every fetch stale that may have read older data, before any other task runs.
+  A stale fetch is neither joined nor kept. A fetch that has not begun to read cannot be stale.
+- Before a writer is answered, its write has ended, fetches of its pages are stale, and its pages
+  are dropped, with or without an error.
+- Writes go one after another, because each compares the signatures before and after itself. It
+  changes the signature itself. An unexpected signature before it means a change by another program.
 
-Requests of a backing file that hangs wait, a bounded number of them (gate.py); a killed reader is
-let go, its read goes on in its thread.
+Requests for a hanging backing file wait, up to a bound (gate.py). A killed reader returns at once,
+and its read goes on in its thread.
 """
 
 from __future__ import annotations
@@ -54,46 +56,43 @@ if TYPE_CHECKING:
     from zswapd.volumes.source import Lane
 
 RUN_BYTES = 256 << 10
-"""Longest read of a backing file: two requests of the kernel's default read-ahead."""
+"""Longest read of a backing file: twice the kernel's default read-ahead."""
 GAP_BYTES = 32 << 10
-"""A gap that is worth reading over.
-
-It takes a third of a millisecond at 100 MB/s, and saves a round trip.
-"""
+"""Longest gap that is read over. That takes 1/3 ms at 100 MB/s, and saves a round trip."""
 PUTS = 16
-"""Pages kept between two turns of the event loop: a tenth of a millisecond."""
+"""Pages that are kept between two turns of the event loop: 0.1 ms."""
 EMPTIED_PAGES = 512
-"""Pages that are let go at a time: half a millisecond, or two where they lie far apart."""
+"""Pages that are dropped at a time: 0.5 ms, or 2 ms where they lie far apart."""
 NOTICE_S = 0.002
-"""Time between finding a change and having the kernel forget what it knew."""
+"""Seconds between a detected change and the notification of the kernel."""
 GATES = 2
-"""Of a volume: looks have one of their own, since they need no reader's turn."""
+"""Gates of a volume. Looks have a gate of their own, because they need no reader's turn."""
 READ_ONLY, WRITETHROUGH = "ro", "writethrough"
 MODES = (READ_ONLY, WRITETHROUGH)
 
 
 class Volume:
-    """One volume. All of it belongs to the event loop's thread.
+    """One volume. It is used in the event loop's thread only.
 
     Args:
         name: in the mount.
         path: of the backing file.
         mode: one of MODES.
         inode: in the mount, and in cleancache.
-        cache: where its pages are kept.
+        cache: the store of its pages.
         lane: its threads.
-        places: what its requests take while they wait.
-        mountpoint: of our mount, on which the backing file must not lie.
-        nursery: for what goes on when whoever asked for it has left.
-        tell_kernel: has the kernel forget an inode's pages and attributes; blocks.
-        page_size: bytes.
-        signature: the backing file's when a predecessor last looked, with nothing left to be
-            forgotten; else None.
-        may_be_open: a predecessor had it.
+        places: the places that its waiting requests take.
+        mountpoint: our mount. The backing file must not lie on it.
+        nursery: for tasks that outlive the request that started them.
+        tell_kernel: makes the kernel drop an inode's pages and attributes; blocks.
+        page_size: bytes in a page.
+        signature: of the backing file at a predecessor's last look, if no notification was under
+            way; else None.
+        may_be_open: whether the volume comes from a predecessor, where it may be open.
 
     Attributes:
         source: its backing file.
-        cutoff: bytes after which a sequential stream is no longer kept; None for never.
+        cutoff: bytes after which pages of a sequential stream are not kept; None for never.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class Volume:
         )
         self._watch = Watch(self.source, is_open=may_be_open)
         nursery.start_soon(self._watch.run)
-        self._untold = 0  # notifications of the kernel that are under way
+        self._untold = 0  # notifications of the kernel under way
         self._told = trio.Event()
         self._told.set()
         self._fetches: list[FileRead] = []
@@ -150,63 +149,60 @@ class Volume:
         self._looks = Gate(path, places, self.counters)
         self._requests = Gate(path, places, self.counters)
 
-    # What fuse asks for.
+    # The interface for fuse.
 
     @property
     def writable(self) -> bool:
-        """Whether it can be written."""
+        """Whether the volume may be written."""
         return self.mode == WRITETHROUGH
 
     @property
     def attribute_s(self) -> float:
-        """How long the kernel may go by what it knows of length and times, seconds.
-
-        Until we look again.
-        """
+        """Seconds for which the kernel may use cached attributes: until the next look."""
         return self.source.remaining_s
 
     @property
     def size(self) -> int:
-        """Bytes, at the last look."""
+        """Bytes at the last look."""
         return self.source.size
 
     @property
     def mtime_ns(self) -> int:
-        """When the contents changed underneath, ns since the epoch."""
+        """Time of the last change by another program, ns since the epoch."""
         return self.source.mtime_ns
 
     async def refresh(self) -> None:
         """Look at the backing file if the last look is too old.
 
         Raises:
-            VolumeError: it cannot be looked at; too many requests wait; the volume was removed.
+            VolumeError: the look failed, too many requests wait, or the volume was removed.
         """
         async with self._admitted(self._looks):
             await self.source.look_if_due()
 
     async def opened(self) -> None:
-        """Do what `renew` does for whoever opens it. Raises what that raises."""
+        """Renew the volume for a program that opens it. Raises as `renew` does."""
         await self.renew()
         self._watch.opened()
 
     async def renew(self) -> None:
-        """Look at the backing file now, and have the kernel forget what is old before going on.
+        """Look at the backing file now, and wait until the kernel has dropped old pages.
 
-        Raises what `refresh` does.
+        Raises as `refresh` does.
         """
         async with self._admitted(self._looks):
             await self.source.look()
             await self._told.wait()
 
     def closed(self) -> None:
-        """Take note that one of those who have opened it has it no more."""
+        """Count a close."""
         self._watch.closed()
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Return bytes; fewer at the end of the file.
+        """Return `size` bytes; fewer at the end of the file.
 
         Raises:
-            VolumeError: what `refresh` raises, and what the device says.
+            VolumeError: as `refresh` raises it, or the device reports an error.
         """
         async with self._admitted(self._requests):
             await self.source.look_if_due()
@@ -214,19 +210,17 @@ class Volume:
                 data = await self._read(offset, min(size, max(self.source.size - offset, 0)))
                 if data is not None:
                     return data
-                await (
-                    self.source.look()
-                )  # the file ended before it should have: it has shrunk, perhaps
+                # The file ended too early: it may have shrunk.
+                await self.source.look()
         self.counters.read_errors += 1
-        raise VolumeError(f"{self.path} ends before its length says")
+        raise VolumeError(f"{self.path} ends before its reported length")
 
     async def write(self, offset: int, data: bytes) -> int:
-        """Write to the backing file, then let go of what was cached.
-
-        Return how many bytes were written.
+        """Write to the backing file, then drop the cached pages; return the bytes written.
 
         Raises:
-            VolumeError: nothing was written: no room behind the end, what the device says.
+            VolumeError: nothing was written. The write begins behind the end, or the device reports
+                an error.
         """
         async with self._admitted(self._requests, len(data)):
             await self.source.look_if_due()
@@ -241,10 +235,10 @@ class Volume:
                 return await self._write(offset, data)
 
     async def sync(self) -> None:
-        """Have what was written reach the device.
+        """Flush written data to the device.
 
         Raises:
-            VolumeError: what the device says.
+            VolumeError: the device reports an error.
         """
         async with self._admitted(self._requests):
             await self.source.run(files.sync)
@@ -257,7 +251,7 @@ class Volume:
             yield
 
     def drop(self) -> int:
-        """Let go of everything that is cached; return how many pages cleancache had."""
+        """Drop all cached pages; return how many pages cleancache had."""
         self.counters.drops += 1
         for fetch in self._fetches:
             fetch.is_stale = fetch.is_stale or fetch.is_started
@@ -272,10 +266,7 @@ class Volume:
         return pages
 
     def _empty(self, pool: int) -> None:
-        """End a pool that nobody asks any more.
-
-        If it has many pages some at a time: no request is served meanwhile.
-        """
+        """Destroy a pool that is out of use; a large one in steps, because no request is served."""
         if self._cache.pages(pool) > EMPTIED_PAGES:
             self._nursery.start_soon(self._empty_slowly, pool)
         else:
@@ -287,7 +278,7 @@ class Volume:
         self._cache.invalidate_fs(pool)
 
     def _tell(self) -> None:
-        """Have the kernel forget what it has of this volume."""
+        """Notify the kernel, so that it drops the pages of this volume."""
         if not self._untold:
             self._told = trio.Event()
         self._untold += 1
@@ -295,8 +286,8 @@ class Volume:
 
     async def _notify(self) -> None:
         try:
-            # After the answer to whoever made us look: the kernel takes attributes that it asked
-            # for before a notification for older than that, and would go on with the old length.
+            # After the answer to the request that caused the look. The kernel discards attributes
+            # that it requested before a notification. It would go on with the old length.
             await trio.sleep(NOTICE_S)
             await self.lane.notices.run(self._tell_kernel, self.inode, abandon=True)
         finally:
@@ -307,10 +298,7 @@ class Volume:
     # Reading.
 
     async def _read(self, offset: int, size: int) -> bytes | None:
-        """Return `size` bytes, which the file is said to have.
-
-        None if it ends before, or does by now.
-        """
+        """Return `size` bytes, or None if the file ends before or has shrunk meanwhile."""
         if not size:
             return b""
         page = self._page
@@ -329,17 +317,17 @@ class Volume:
         if missing:
             want = Want(first, out, missing)
             await self._satisfy(want, keep=not is_bypassing)
-            if want.is_short or self.source.size < offset + size:  # it has shrunk meanwhile
+            # The second case: the file has shrunk meanwhile.
+            if want.is_short or self.source.size < offset + size:
                 return None
         skip = offset - first * page
         return bytes(out[skip : skip + size])
 
     async def _satisfy(self, want: Want, *, keep: bool) -> None:
-        """Fetch what a reader misses.
+        """Fetch the pages that a reader misses.
 
-        First with others and over gaps, then, after an error of such a read, exactly that alone.
-
-        A bad block is the trouble of whoever wants it, not of who shares a read with them.
+        The first try shares reads and reads over gaps. After an error of a shared read, the second
+        try reads exactly the missing pages. So a bad block fails only the readers that want it.
         """
         is_alone = False
         while want.missing and not want.is_short:
@@ -362,10 +350,7 @@ class Volume:
                 is_alone = True
 
     def _join(self, want: Want, *, keep: bool, is_alone: bool) -> list[FileRead]:
-        """Join fetches that are under way and begin others, so that all that is missing comes.
-
-        Return them.
-        """
+        """Join fetches under way, and begin others for the other missing pages; return them."""
         joined: list[FileRead] = []
         alone: list[int] = []
         for page in sorted(want.missing):
@@ -401,7 +386,7 @@ class Volume:
     async def _fetch(self, fetch: FileRead) -> None:
         buffer = await self._take_buffer.receive()
         try:
-            if not fetch.wants:  # all were killed
+            if not fetch.wants:  # all readers were killed
                 return
             view = buffer[: fetch.count * self._page]
             try:
@@ -420,16 +405,13 @@ class Volume:
             self._give_buffer.send_nowait(buffer)
 
     async def _keep(self, fetch: FileRead) -> None:
-        """Put what was fetched into cleancache, a few pages a turn of the event loop.
-
-        Unless it becomes stale meanwhile.
-        """
+        """Put fetched pages into cleancache, unless they become stale; a few in each turn."""
         for place, page in enumerate(range(fetch.first, fetch.first + fetch.count)):
             if place % PUTS == PUTS - 1:
                 await trio.lowlevel.checkpoint()
             begin = place * self._page
             end = min(begin + self._page, fetch.valid)
-            # Part of a page is all there is of the last one, or else not worth believing.
+            # A partial page is only valid as the last page of the file.
             is_whole = (
                 end == begin + self._page or page * self._page + end - begin == self.source.size
             )
@@ -466,12 +448,12 @@ class Volume:
             )
         return written.count
 
-    # The end, and what a successor has to know.
+    # The end of the volume, and the state for a successor.
 
     def close(self) -> None:
-        """End the volume: its pages go, whoever waits gets ESTALE, the kernel forgets it.
+        """End the volume: drop its pages, fail waiting readers with ESTALE, notify the kernel.
 
-        What hangs is left behind.
+        Threads that hang are left behind.
         """
         self.source.close()
         self._watch.end()
@@ -485,9 +467,9 @@ class Volume:
 
     @property
     def vouched(self) -> Signature | None:
-        """Signature of what the kernel's page cache may have of this volume.
+        """Signature of the contents that the kernel's page cache may have of this volume.
 
-        None while it may have anything older.
+        None while the page cache may have older contents.
         """
         return None if self._untold else self.source.signature
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Looks at a backing file without being asked, for as long as somebody has its volume open.
+"""Regular looks at the backing file of an open volume.
 
-Whoever reads a mapping asks nobody while its pages are in the kernel's page cache. Without a look
-of our own, a program that only reads memory would see for ever what was replaced.
+A program that reads a mapping sends no request while its pages are in the kernel's page cache.
+Without a regular look it would see replaced data for ever.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from zswapd.volumes.source import Source
 
 LEAST_S = 0.25
-"""Shortest time between two looks that nobody asked for."""
+"""Shortest time between two looks without a request, in seconds."""
 MOST_S = 1.0
-"""Longest sleep: `check_s` may be changed meanwhile."""
+"""Longest sleep in seconds: `check_s` may change meanwhile."""
 
 
 class Watch:
-    """Who has one volume open, and the looks that are made for them.
+    """The number of opens of one volume, and the looks that are made for them.
 
     Args:
-        source: what is looked at.
-        is_open: somebody may have it open already: a predecessor's opens are not known, so it is
-            looked at to the end.
+        source: the backing file.
+        is_open: whether the volume may be open already. A predecessor's opens are not known, so the
+            looks then go on until the volume is removed.
     """
 
     def __init__(self, source: Source, *, is_open: bool) -> None:
@@ -40,25 +40,25 @@ class Watch:
             self._opened.set()
 
     def opened(self) -> None:
-        """Take note that somebody has it open."""
+        """Count an open."""
         self._opens += 1
         self._opened.set()
 
     def closed(self) -> None:
-        """Take note that somebody has closed it, mappings included."""
+        """Count a close; a mapping keeps its file open."""
         if self._opens > self._unknown:
             self._opens -= 1
             if not self._opens:
                 self._opened = trio.Event()
 
     def end(self) -> None:
-        """Have `run` find out that the volume was removed."""
+        """Wake `run`, so that it finds the volume removed."""
         self._opened.set()
 
     async def run(self) -> None:
-        """Look whenever that is due, until the volume is removed.
+        """Look whenever a look is due, until the volume is removed.
 
-        What a look finds wrong is told to whoever asks.
+        An error of a look is reported to the next request.
         """
         while not self._source.is_gone:
             await self._opened.wait()

@@ -1,28 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Requests to the disk, from threads that never take the GIL: what is to be moved is told
- * beforehand, what became of it is fetched later.
+ * Requests to the disk, carried out by threads that never take the GIL. A request is described
+ * beforehand, and its result is fetched later.
  *
- * Why in C: a Python thread takes the GIL after each system call, and with eight of them and the
- * event loop on two processors each such hand-over is a wake-up: a read of 70 us took 300 us. And
- * encryption: the `cryptography` package makes a new context for each data unit, since it cannot
- * give one another tweak, which takes 2 us a page with the GIL held; here the tweak is set in a
- * context that is there (0.6 us with AES itself).
+ * Reasons for C:
+ *   - A Python thread takes the GIL after each system call. With eight threads and the event loop
+ *     on two processors, each hand-over of the GIL is a wake-up. A read of 70 us took 300 us.
+ *   - The `cryptography` package makes a new context for each data unit, because it cannot change
+ *     the tweak of a context. That takes 2 us a page with the GIL held. This file sets the tweak
+ *     in an existing context (0.6 us, AES itself included).
  *
  *   Cipher   a key, and for each thread two contexts and memory to encrypt into
- *   Job      one request: buffers, where they go, a cipher. Called, it is done at once; given to
- *   Queue    it is done by whoever is in work(). ended() returns those that are, after a file descriptor says that there are some.
+ *   Job      one request: buffers, their place on the disk, a cipher. A call carries it out.
+ *   Queue    jobs for the threads that are in work(). A file descriptor becomes readable when a
+ *            job has ended, and ended() returns the ended jobs.
  *
  * Invariants
- *   - Between begin and end of a job nobody holds the GIL, so nothing of Python is touched: buffers
- *     are held by the job, and references are only counted in submit() and ended().
- *   - Who holds a mutex makes no system call, and inherits the priority of the event loop's thread
- *     if that waits.
- *   - AES-256-XTS with the slot's number as tweak: a page is encrypted into memory of the thread's
- *     own, since readers of a page on its way get it from its buffer; one that was read is
- *     decrypted where it is.
+ *   - A thread carries out a job without the GIL, so it touches no Python object. The job holds
+ *     its buffers. References are counted only in submit() and ended().
+ *   - A thread that holds a mutex makes no system call. It inherits the priority of the event
+ *     loop's thread if that thread waits for the mutex.
+ *   - The cipher is AES-256-XTS with the slot's number as tweak. A page is encrypted into memory of
+ *     the thread, because readers of a page under way get it from its buffer. A page that was read
+ *     is decrypted in place.
  *
- * Limits: a request of at most IOV_MAX pages. Threads in work() end with the process.
+ * Limits: a request has at most IOV_MAX pages. Threads in work() end with the process.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -45,8 +47,8 @@
 
 #define KEY_BYTES 64
 #define BLOCK 16
-#define QUICK_NS 400000   /* a disk that takes longer hides what a wake-up takes */
-#define CROWDED_NS 600000 /* out of the processor for so long: somebody else has work to do there */
+#define QUICK_NS 400000   /* beside a slower read, the cost of a wake-up does not matter */
+#define CROWDED_NS 600000 /* off the processor for this time: another task needs the processor */
 #define SKIP_MAX 255      /* jobs */
 
 static EVP_CIPHER *xts;
@@ -62,10 +64,7 @@ static void make_mutex(pthread_mutex_t *mutex, pthread_cond_t *condition)
 	pthread_cond_init(condition, NULL);
 }
 
-/*
- * --- Cipher
- * --------------------------------------------------------------------------------------------------------------
- */
+/* --- Cipher --- */
 
 struct lane {
 	EVP_CIPHER_CTX *encrypting, *decrypting;
@@ -77,7 +76,7 @@ struct cipher {
 	PyObject_HEAD
 	pthread_mutex_t mutex;
 	pthread_cond_t is_free;
-	struct lane *free; /* those that no job is in */
+	struct lane *free; /* lanes that no job uses */
 	struct lane *lanes;
 	Py_ssize_t count;
 	Py_ssize_t size; /* bytes of each lane */
@@ -100,7 +99,7 @@ static int make_lane(struct cipher *self, PyObject *memory, const unsigned char 
 
 	if (PyObject_GetBuffer(memory, &lane->memory, PyBUF_WRITABLE) != 0)
 		return -1;
-	self->count++; /* from here on it is freed with the others */
+	self->count++; /* from here on cipher_dealloc frees the lane */
 	if (self->count == 1 || lane->memory.len < self->size)
 		self->size = lane->memory.len;
 	lane->encrypting = new_context(key, 1);
@@ -114,7 +113,7 @@ static int make_lanes(struct cipher *self, PyObject *list, const Py_buffer *key)
 {
 	Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
 
-	/* Equal halves are no XTS key; libcrypto refuses them too, but for decryption. */
+	/* XTS forbids equal halves. libcrypto refuses them too, except for decryption. */
 	if (key->len != KEY_BYTES || memcmp(key->buf, (char *)key->buf + KEY_BYTES / 2, KEY_BYTES / 2) == 0) {
 		PyErr_Format(PyExc_ValueError, "the key must be %d bytes with different halves", KEY_BYTES);
 		return -1;
@@ -204,15 +203,12 @@ static PyTypeObject cipher_type = {
     .tp_dealloc = cipher_dealloc,
 };
 
-/*
- * --- Job
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* --- Job --- */
 
 struct job {
 	PyObject_HEAD
-	struct cipher *cipher; /* NULL: as it is */
-	PyObject *done;        /* while it is in a queue */
+	struct cipher *cipher; /* NULL: no encryption */
+	PyObject *done;        /* set while the job is in a queue */
 	struct job *next;
 	uint64_t slot; /* of the first page */
 	off_t offset;
@@ -224,7 +220,7 @@ struct job {
 	bool writes;
 };
 
-/* Transform a job's pages to `out`, one behind the other, or in place: 0 or an errno. */
+/* Encrypt or decrypt the pages into `out`, one after another, or in place. Return 0 or an errno. */
 static int transform(const struct job *job, EVP_CIPHER_CTX *context, unsigned char *out)
 {
 	for (Py_ssize_t i = 0; i < job->count; i++) {
@@ -241,9 +237,7 @@ static int transform(const struct job *job, EVP_CIPHER_CTX *context, unsigned ch
 	return 0;
 }
 
-/*
- * Move the pages, which lie at `parts`, however many calls the kernel makes of it: 0 or an errno.
- */
+/* Move the pages at `parts`, in as many system calls as needed. Return 0 or an errno. */
 static int move(const struct job *job, const struct iovec *parts)
 {
 	Py_ssize_t done = 0;
@@ -277,7 +271,7 @@ static int write_encrypted(struct job *job, struct lane *lane)
 	return error != 0 ? error : move(job, job->parts);
 }
 
-/* Do a job, without the GIL: 0 or an errno. */
+/* Carry out a job without the GIL. Return 0 or an errno. */
 static int run(struct job *job)
 {
 	struct lane *lane;
@@ -328,7 +322,7 @@ static int hold_pages(struct job *self, PyObject *list)
 	}
 	self->size = (size_t)self->pages[0].len;
 	if (self->cipher != NULL && (size_t)count * self->size > (size_t)self->cipher->size) {
-		PyErr_SetString(PyExc_ValueError, "the cipher has no room for so many pages");
+		PyErr_SetString(PyExc_ValueError, "the cipher has no room for the pages of this request");
 		return -1;
 	}
 	return 0;
@@ -404,13 +398,10 @@ static PyTypeObject job_type = {
     .tp_call = job_call,
 };
 
-/*
- * --- Queue
- * ---------------------------------------------------------------------------------------------------------------
- */
+/* --- Queue --- */
 
 struct list {
-	struct job *first, **last; /* where the next one is to be linked to */
+	struct job *first, **last; /* `last` is where the next job is linked */
 };
 
 struct queue {
@@ -419,9 +410,11 @@ struct queue {
 	pthread_cond_t has_jobs;
 	struct list waiting, ended;
 	int fd;
-	bool has_spinner;       /* a thread that waits busily takes what is waiting before it sleeps or does anything else */
-	unsigned skip, penalty; /* jobs to do before somebody waits so again; what skip becomes after the next wait in vain */
-	unsigned long long spin_ns; /* longest wait */
+	/* A spinning thread takes the waiting jobs before it sleeps or does anything else. */
+	bool has_spinner;
+	unsigned skip;    /* jobs without a spin from here on */
+	unsigned penalty; /* value of `skip` after the next spin in vain */
+	unsigned long long spin_ns; /* longest spin */
 };
 
 static uint64_t now_ns(void)
@@ -502,17 +495,18 @@ static PyObject *queue_submit(PyObject *object, PyObject *args)
 	is_taken = self->has_spinner && self->waiting.first == NULL;
 	append(&self->waiting, job);
 	pthread_mutex_unlock(&self->mutex);
+	/* Not under the mutex: the woken thread would wait for it at once. */
 	if (!is_taken)
-		pthread_cond_signal(&self->has_jobs); /* not under the mutex: who wakes up would wait for that at once */
+		pthread_cond_signal(&self->has_jobs);
 	Py_RETURN_NONE;
 }
 
 /*
- * Wait busily for the next job, with the mutex, which is let go of meanwhile. After a read of a
- * quick disk: waking a thread on an idle processor takes 15 to 30 us, half of what such a disk
- * does. One thread at a time; each wait in vain in a row, and each that somebody else's work held
- * up, doubles the number of jobs until the next. Measured: a page that its reader had after 119 us
- * is there after 102.
+ * Spin for the next job after a quick read. Waking a thread on an idle processor takes 15 to 30 us,
+ * half of the time that a quick disk takes. The caller holds the mutex, and the spin releases it
+ * meanwhile. One thread spins at a time. A spin in vain, or one delayed by other tasks, doubles the
+ * number of jobs until the next spin. Measured: the reader has a page after 102 us, and after
+ * 119 us without the spin.
  */
 static void spin(struct queue *self)
 {
@@ -531,7 +525,7 @@ static void spin(struct queue *self)
 	while (__atomic_load_n(&self->waiting.first, __ATOMIC_RELAXED) == NULL && now - start < self->spin_ns && !is_crowded) {
 		uint64_t before = now;
 
-		sched_yield(); /* whoever's answer it was may have to run on this processor */
+		sched_yield(); /* the reader of the page may have to run on this processor */
 		now = now_ns();
 		is_crowded = now - before > CROWDED_NS;
 	}
@@ -541,7 +535,7 @@ static void spin(struct queue *self)
 		self->penalty = 0;
 		return;
 	}
-	self->skip = self->penalty; /* none after the first: it may have been a turn of the event loop */
+	self->skip = self->penalty; /* 0 after the first: the event loop may just have been busy */
 	self->penalty = self->penalty < SKIP_MAX ? 2 * self->penalty + 1 : SKIP_MAX;
 }
 
@@ -567,8 +561,8 @@ static void work(struct queue *self)
 		append(&self->ended, job);
 		pthread_mutex_unlock(&self->mutex);
 		/*
-		 * Whoever has fetched it meanwhile is woken up in vain. The counter does not run
-		 * over, so nothing can fail.
+		 * If ended() took the job meanwhile, the wake-up is in vain. The counter cannot
+		 * overflow, so write(2) cannot fail.
 		 */
 		if (is_first && write(self->fd, &one, sizeof(one)) == -1)
 			abort();
@@ -598,7 +592,7 @@ static PyObject *queue_ended(PyObject *object, PyObject *unused)
 	if (result == NULL)
 		return NULL;
 	if (read(self->fd, &count, sizeof(count)) == -1)
-		count = 0; /* nobody has written, or not yet */
+		count = 0; /* no thread has written yet */
 	pthread_mutex_lock(&self->mutex);
 	ended = self->ended;
 	self->ended.first = NULL;
@@ -613,7 +607,7 @@ static PyObject *queue_ended(PyObject *object, PyObject *unused)
 		item = Py_BuildValue("(Ni)", done, job->error);
 		Py_DECREF(job);
 		if (item == NULL || PyList_Append(result, item) != 0)
-			Py_CLEAR(result); /* no memory for a tuple: the rest is lost with the process */
+			Py_CLEAR(result); /* no memory: the process ends */
 		Py_XDECREF(item);
 		if (result == NULL)
 			return NULL;

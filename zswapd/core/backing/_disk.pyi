@@ -2,26 +2,26 @@
 from collections.abc import Callable, Sequence
 
 class Cipher:
-    """AES-256-XTS: each page is one data unit, its slot's number the tweak (IEEE 1619.
+    """AES-256-XTS. Each page is one data unit, and its slot's number is the tweak.
 
-    Dm-crypt's plain64).
+    Sources: IEEE 1619; plain64 of dm-crypt.
     """
 
     def __new__(cls, key: bytes | memoryview, lanes: Sequence[memoryview]) -> Cipher:
-        """Make one.
+        """Make a cipher.
 
         Args:
             key: 64 bytes, one AES key for data and one for tweaks.
-            lanes: memory of whole pages, as long as the longest request, for each thread that may
-                use it at a time.
+            lanes: one buffer for each thread that may encrypt at the same time. Each buffer has
+                room for the pages of the longest request.
 
         Raises:
-            ValueError: the key has another length, or its halves are equal (as those of memory that
-                was never filled are).
+            ValueError: the key has another length, or its halves are equal (a sign of memory that
+                was never filled).
         """
 
 class Job:
-    """One request to a file or device. It may be done once in a queue, or called."""
+    """One request to a file or device. Call it, or submit it to a queue, but only once."""
 
     def __new__(
         cls,
@@ -32,46 +32,44 @@ class Job:
         slot: int = 0,
         cipher: Cipher | None = None,
     ) -> Job:
-        """Make one.
+        """Make a request.
 
         Args:
-            fd: descriptor, which stays the giver's.
-            writes: the direction.
-            offset: where it begins, bytes.
-            pages: buffers of one length.
-            slot: number of the first page.
-            cipher: encrypts what is written, and leaves the buffers as they are; decrypts what is
-                read, where it is.
+            fd: descriptor; the caller keeps it and closes it.
+            writes: true for a write, false for a read.
+            offset: where the request begins, in bytes.
+            pages: buffers of equal length.
+            slot: number of the first page's slot.
+            cipher: encrypts written pages into its own memory; decrypts read pages in place.
 
         Raises:
-            ValueError: there is no page, or too many for one request or the cipher, or they differ
-                in length.
+            ValueError: there is no page, there are too many pages for one request or for the
+                cipher, or the pages differ in length.
         """
 
     def __call__(self) -> None:
-        """Do it now, without the GIL.
+        """Carry the request out in this thread, without the GIL.
 
         Raises:
-            OSError: as the device says; EIO for one that ends before the last page.
+            OSError: as the device says; EIO for a request that ends before the last page.
         """
 
 class Queue:
-    """Jobs that threads do.
+    """Jobs for the threads that call `work`.
 
     Attributes:
-        fd: readable when some have ended.
-        spin_ns: how long a thread waits busily for the next job after a read that was quick; 0 for
-            never.
+        fd: readable when a job has ended.
+        spin_ns: how long a thread spins for the next job after a quick read, in ns; 0 for never.
     """
 
     fd: int
     spin_ns: int
 
     def submit(self, job: Job, done: Callable[[int], None]) -> None:
-        """Have a job done, and `done` returned by `ended` then."""
+        """Queue a job. `ended` returns `done` when the job has ended."""
 
     def work(self) -> None:
-        """Do jobs in this thread as they come, without the GIL; never returns."""
+        """Carry out jobs in this thread without the GIL; never return."""
 
     def ended(self) -> list[tuple[Callable[[int], None], int]]:
-        """Return those that have ended since, each with 0 or an errno."""
+        """Return the `done` of each job that has ended since the last call, with 0 or an errno."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a backing lies on: never our own files, since writeback would wait for itself.
+"""Refuses a backing that lies on our own mount, or in memory.
 
-And no memory, which it is to free.
+Writeback to our own files would wait for itself. A backing in memory would take the memory that it
+is to free.
 
-A device is looked through down to what it consists of: its disk, if it is a partition, slaves (dm,
-md), and the file of a loop device. A file lies on the device of its file system.
+The checks follow a device down to its parts. These are the disk of a partition, the slaves of a dm
+or md device, and the file of a loop device. A file lies on the device of its file system.
 
-Limits: file systems of several devices (btrfs, bcachefs) name one of them; what is on another
-machine is not seen.
+Limits: a file system of several devices (btrfs, bcachefs) names one of them only. A device on
+another machine is not seen.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class MountEntry(NamedTuple):
     """A line of mountinfo(5)."""
 
     kind: str
-    """Of its file system."""
+    """Type of the file system."""
     source: str
-    """What is mounted, as mount(8) was told."""
+    """The source that mount(8) was given."""
 
 
 def mounted_on(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountEntry | None:
-    """Return the mount of a file's st_dev, None if there is none to be seen."""
+    """Return the mount with a file's st_dev, or None if this process sees no such mount."""
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     for line in mountinfo.read_bytes().splitlines():
         fields = line.split(b" ")
@@ -47,28 +48,24 @@ def mounted_on(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> M
 
 
 def device_of(status: os.stat_result) -> int:
-    """Return the block device that a file is on.
-
-    Or its st_dev if that is none that the kernel tells of.
-    """
+    """Return the block device that a file is on, or its st_dev if the kernel names no device."""
     with contextlib.suppress(OSError):
         mount = mounted_on(status.st_dev)
-        if (
-            mount is not None and os.major(status.st_dev) == 0
-        ):  # btrfs numbers its subvolumes, not its disks
+        # btrfs numbers its subvolumes, not its disks.
+        if mount is not None and os.major(status.st_dev) == 0:
             return Path(mount.source).stat().st_rdev or status.st_dev
     return status.st_dev
 
 
 def loops_below(device: int) -> Iterator[tuple[str, Path]]:
-    """Yield the loop devices that a block device consists of, with their files."""
+    """Yield the loop devices below a block device, each with its file."""
     base = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    # A partition's directory is in its disk's.
+    # The directory of a partition is in the directory of its disk.
     waiting = [base, base.parent] if (base / "partition").exists() else [base]
     while waiting:
         directory = waiting.pop()
         with contextlib.suppress(OSError):
-            # Any bytes: somebody else's loop device may be one of them.
+            # The name may have any bytes: the loop device may belong to another program.
             yield (
                 directory.name,
                 Path(os.fsdecode((directory / "loop/backing_file").read_bytes().rstrip(b"\n"))),
@@ -78,21 +75,21 @@ def loops_below(device: int) -> Iterator[tuple[str, Path]]:
 
 
 def refuse_ours(device: int, path: Path, mountpoint: Path) -> None:
-    """Refuse what lies on our own files, however deep.
+    """Refuse a device that lies on a file of our own mount, at any depth.
 
     Args:
-        device: a block device's number.
+        device: number of a block device.
         path: for messages.
-        mountpoint: where our files are.
+        mountpoint: directory of our own files.
 
     Raises:
-        BackingError: it does.
+        BackingError: the device lies on such a file.
     """
     ours, seen = mountpoint.resolve(), {device}
     waiting = [device]
     while waiting:
         for name, file in loops_below(waiting.pop()):
-            if file.is_relative_to(ours):  # and not asked of: nobody may serve it yet
+            if file.is_relative_to(ours):  # decided without stat(2): no worker may serve it yet
                 raise BackingError(
                     f"backing.path {path} lies on our own file {file} ({name})",
                     hint="choose another path",
@@ -104,16 +101,16 @@ def refuse_ours(device: int, path: Path, mountpoint: Path) -> None:
 
 
 def refuse_memory(path: Path, status: os.stat_result) -> None:
-    """Refuse what lies in memory.
+    """Refuse a file or device in memory.
 
-    It would take what it is to free, and a tmpfs is swapped out, to us.
+    It would take the memory that it is to free, and the kernel swaps a tmpfs out, to us.
 
     Args:
         path: for messages.
         status: of the file, or of the block device.
 
     Raises:
-        BackingError: it does.
+        BackingError: the file or device is in memory.
     """
     if status.st_rdev:
         name = (

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is known of a device from how its requests end.
+"""The health of a device, as its requests show it: is it in trouble, and which slots to avoid.
 
-Whether it is in trouble, and which slots are better left alone.
+A slot that failed is avoided for AVOID_S. The device is in trouble after TROUBLE failed reads or
+writes in a row, or while one request takes longer than STALL_S. The trouble ends when a probe
+succeeds. A probe repeats what failed. Failing reads are probed by a read of the label, failing
+writes by a write of it. So the trouble lasts as long as its cause, plus at most PROBE_S and one
+request.
 
-A slot that failed is avoided for a while. After TROUBLE failed requests in a row of a kind, or
-while one takes longer than STALL_S, the device is in trouble, until a probe finds that it works. A
-probe does what failed: a device whose reads fail is in trouble until the label can be read, one
-whose writes fail until the label can be written. So the trouble is shown as long as its cause
-lasts, and at most PROBE_S and one request longer.
-
-A device that is out of space is in trouble after one request, and until the slots of that one can
-be written: what has a block already can be written all the time, the label too, and would say that
-all is well between any two pages that find none.
+One request without space puts the device in trouble until the slots of that request can be
+written. The label is no test here: a block that is already allocated can always be written. A
+probe of it would report success between any two pages that find no space.
 """
 
 from __future__ import annotations
@@ -24,25 +22,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TROUBLE = 3
-"""Failed requests in a row after which the device is taken for broken."""
+"""Failed requests in a row after which the device counts as broken."""
 PROBE_S = 1.0
-"""Time between two tries while it is."""
+"""Time between two probes, in seconds."""
 STALL_S = 2.0
-"""A request that takes longer is a stall."""
+"""A request that takes longer than this many seconds is a stall."""
 AVOID_S = 60.0
-"""How long a slot that failed is left alone."""
+"""How long a slot that failed is avoided, in seconds."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Health:
-    """A device's.
+    """The health of one device.
 
     Args:
-        clock: seconds.
+        clock: returns seconds.
 
     Attributes:
-        no_space_for: slots of a request that found no space, none of which was written since.
-        avoided: until when slots that failed are left alone.
+        no_space_for: slots of the last request that found no space; empty once one is written.
+        avoided: slots that failed, each with the time until which it is avoided.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -55,7 +53,7 @@ class Health:
 
     @property
     def is_failing(self) -> bool:
-        """Whether requests fail, and it is not the slots."""
+        """Whether the device fails, and not just single slots."""
         return bool(self.no_space_for) or max(self._failures.values()) >= TROUBLE
 
     @property
@@ -64,10 +62,10 @@ class Health:
         return self._failures["read"]
 
     def trouble(self, oldest: float | None) -> str:
-        """Say what is wrong, as words for a person; nothing if all is well.
+        """Return a description of the trouble, or an empty string if the device works.
 
         Args:
-            oldest: when the oldest request that is under way was begun; None if there is none.
+            oldest: start time of the oldest request under way; None if there is none.
         """
         if self.is_failing:
             return f"requests fail: {os.strerror(self._last_error)}"
@@ -76,30 +74,29 @@ class Health:
         return ""
 
     def avoids(self, slot: int) -> bool:
-        """Say whether a slot failed a short while ago."""
+        """Say whether a slot failed within the last AVOID_S."""
         return bool(self.avoided) and self.avoided.get(slot, 0.0) > self._clock()
 
     def avoided_slots(self) -> int:
-        """Return how many slots are left alone, and forget those that are not any more."""
+        """Return how many slots are avoided, and forget those whose time is over."""
         now = self._clock()
         self.avoided = {slot: until for slot, until in self.avoided.items() if until > now}
         return len(self.avoided)
 
     def note_read(self, code: int) -> None:
-        """Take note of how a read has ended.
+        """Record the result of a read.
 
-        A device that can be read may still refuse every write.
+        A successful read does not clear failed writes: a readable device may refuse every write.
         """
         self._note("read", code)
 
     def note_write(self, slots: range, code: int) -> None:
-        """Take note of how a write has ended."""
+        """Record the result of a write."""
         if code in _FULL:
             self.no_space_for = slots
         elif slots.start < self.no_space_for.stop and self.no_space_for.start < slots.stop:
-            self.no_space_for = range(
-                0
-            )  # a probe writes there, which must not follow a newer write
+            # A probe writes to these slots, and must not overwrite newer data.
+            self.no_space_for = range(0)
         self._note("write", code)
         if not code and self.avoided:
             for slot in slots:
@@ -116,7 +113,7 @@ class Health:
         self._next_probe = self._clock() + PROBE_S
 
     def is_time_to_probe(self) -> bool:
-        """Say so once in PROBE_S while it fails."""
+        """Say whether a probe is due: once in PROBE_S while the device fails."""
         now = self._clock()
         if not self.is_failing or now < self._next_probe:
             return False
@@ -125,15 +122,15 @@ class Health:
 
     @property
     def reads_fail(self) -> bool:
-        """Whether reads fail, so that a probe has to read."""
+        """Whether reads fail. Then a probe has to read."""
         return self._failures["read"] >= TROUBLE
 
     def note_probe(self, code: int, *, writes: bool) -> None:
-        """Take note of how a probe has ended.
+        """Record the result of a probe.
 
         Args:
             code: 0 or an errno.
-            writes: the probe was a write.
+            writes: whether the probe was a write.
         """
         if code:
             self._last_error = code

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a process knows that no thread of its predecessors lives any more.
+"""A lock that shows whether threads of dead predecessors still live.
 
-A thread that hangs in the kernel outlives its dead process, and may still write to the disk when it
-comes back. As long as it lives, so do the open files of its process; and so does a lock on one.
-Each process that writes holds a shared lock on a common file, through an open file of its own:
-whoever gets it exclusively is the only one.
+A thread that hangs in the kernel outlives its process, and may still write to the disk later. As
+long as the thread lives, the open files of its process stay open, and the locks on them stay held.
+Each process that writes holds a shared lock on one common file, through an open file of its own. A
+process that gets the exclusive lock knows that no other process and no old thread is left.
 
-Limits: to be held by one process and its predecessors, of which only threads in the kernel are
-left; a child that is forked without exec counts as its parent.
+Limits: the lock is for one process and its predecessors, of which only threads in the kernel
+remain. A child that is forked without exec counts as its parent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 
 
 class Lifeline:
-    """One process' lock.
+    """The lock of one process.
 
     Args:
         fd: any descriptor of the common file.
@@ -28,15 +28,16 @@ class Lifeline:
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def is_alone(self) -> bool:
-        """Say whether no thread of a predecessor lives."""
+        """Say whether no thread of a predecessor lives any more."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         finally:
-            fcntl.flock(self._fd, fcntl.LOCK_SH)  # a try in vain may have cost the shared one
+            # Shared again; a failed conversion may have dropped the shared lock.
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
         return True
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         os.close(self._fd)

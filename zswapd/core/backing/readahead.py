@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads slots before they are asked for, where a file is read in order.
+"""Read-ahead of slots, where a file is read in order.
 
-A reader in order asks for a few pages, waits for the disk, and asks for the next few: with two of
-him the disk would have half as much to wait for. So when READS requests have followed one another,
-the slots behind the last one are read too, a *window* of them at a time, the next as soon as less
-than a window lies before him. What he asks for then is in a buffer, and his request is answered at
-once, as if the pool had the page.
+A sequential reader asks for a few pages, waits for the disk, and asks for the next few. The disk is
+idle between two requests; a second reader would halve that time. So after READS requests in a row,
+the slots behind the last request are read too, one *window* at a time. The next window begins when
+less than one window lies ahead of the reader. A request that finds its pages in a buffer is
+answered at once, as if the pool had the pages.
 
 Invariants
-  - What a buffer shows is what the slot holds: no slot is written while somebody holds what was
-    read of it (transfers.py). Whether the slot counts is asked when the page is given out, as ever
-    (core/block/backed.py).
-  - Nobody waits for a window but who reads its pages: a write lets go of it first
-    (`Transfers.before_write`), unless the disk is still at it, and then waits as for any reader.
+  - A buffer shows what its slot holds: no slot is written while a reader keeps its buffer
+    (transfers.py). core/block/backed.py checks whether the slot counts when it gives the page out.
+  - A window delays only the readers of its pages. A write releases the window first
+    (`Transfers.before_write`). If the disk is still reading it, the write waits as for any reader.
 
-Limits: one reader a file is followed, the last who began. At most half of the buffers, none while
-the device is in trouble. A window that nobody uses is let go of at the second `look` after the last
-read.
+Limits: one reader per file is followed, the last that began. Read-ahead takes at most half of the
+buffers, and none while the device is in trouble. An unused window is dropped at the second `look`
+after the last read.
 
-Synchronous, without a clock. Source of the idea: the kernel's readahead, whose window ends at what
-swap asks for (eight pages).
+The module is synchronous and has no clock. Source of the idea: the kernel's readahead. Its window
+ends at the range that swap asks for (eight pages).
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ if TYPE_CHECKING:
     from zswapd.core.backing.transfers import SlotRead, Transfers
 
 READS = 3
-"""Requests that have followed one another before anything is read ahead of them."""
+"""Consecutive requests before read-ahead begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class AheadStatistics:
-    """What was read ahead.
+    """Counters of read-ahead.
 
     Attributes:
-        windows: how often.
-        pages: slots that were asked for.
-        let_go: windows that were given up before their reader came by their end.
-        held: windows there are now.
+        windows: windows that were begun.
+        pages: slots that were requested.
+        let_go: windows that were dropped before the reader reached their end.
+        held: windows that exist at present.
     """
 
     windows: int
@@ -63,12 +62,12 @@ class _Window:
 
 
 class Ahead:
-    """The reader of one file.
+    """Read-ahead for one file.
 
     Args:
-        transfers: how slots are read.
+        transfers: reads the slots.
         needed: returns the slots of a byte range (offset, length) whose pages are nowhere else.
-        size: of the file, bytes.
+        size: size of the file in bytes.
         window: bytes that are read at a time.
     """
 
@@ -88,12 +87,10 @@ class Ahead:
         transfers.before_write.append(self._before_write)
 
     def note(self, offset: int, length: int) -> None:
-        """Take note of a read that was answered or waits for the disk.
-
-        And read ahead of it if there is a reason to.
+        """Record a read that was answered or waits for the disk, and read ahead if it is due.
 
         Args:
-            offset: where it began.
+            offset: where the read began, in bytes.
             length: its bytes.
         """
         if offset != self._next:
@@ -121,10 +118,7 @@ class Ahead:
         self._transfers.kick()
 
     def _arrived(self, window: _Window) -> None:
-        """Keep what was read; what could not be is read again by whoever asks for it.
-
-        And fails for him.
-        """
+        """Keep the pages of a window. Drop a failed one: the reader reads again."""
         assert window.fetch is not None
         window.is_there = True
         try:
@@ -143,7 +137,7 @@ class Ahead:
         window.is_unwanted = True
 
     def _before_write(self, slot: int) -> None:
-        """Let go of the windows that a slot lies in, which is about to be written."""
+        """Drop the windows that contain a slot, because the slot is about to be written."""
         for window in [
             each for each in self._windows if each.fetch is not None and slot in each.fetch.slots
         ]:
@@ -152,14 +146,14 @@ class Ahead:
             self._release(window)
 
     def forget(self) -> None:
-        """Let go of all that was read ahead."""
+        """Drop all windows."""
         self._let_go += len(self._windows)
         while self._windows:
             self._release(self._windows.pop())
         self._end = 0
 
     def look(self) -> None:
-        """Let go of what a reader has left who comes no more; to be called now and then."""
+        """Drop the windows if no read came since the last call. Call it at intervals."""
         if not self._is_used:
             self.forget()
         self._is_used = False

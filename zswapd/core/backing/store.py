@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file or block device that slots are on.
+"""The file or block device with the slots: checked, allocated in full, locked, read and written.
 
-Checked, allocated in full, locked, read and written past the page cache.
+    0      label: the user of this file or device, in plain text (`LABEL`)
+    1 MiB  slot 0, slot 1, …: one page each
 
-    0      label: who uses this, in plain text (`LABEL`)
-    1 MiB  slot 0, slot 1, …: a page each
+The first mebibyte belongs to no slot. Programs look there for the signatures of file systems, and
+swapped-out data must never look like one. The label also tells our own file from a foreign one.
 
-The first mebibyte is no slot's, since it is where programs look for the signatures of file systems:
-what was swapped out must never look like one. It also tells our own file from somebody else's.
-
-`open_store` refuses what somebody else may need: a device that is mounted, swapped on or part of
-another (O_EXCL finds these), one with a signature (blkid), a file with foreign contents, an active
-swap file, and (checks.py) what lies in memory, and whatever would come back to our own mount.
+`open_store` refuses what another program may need:
+  - a device that is mounted, swapped on or part of another device (O_EXCL finds these),
+  - a device with a signature (blkid),
+  - a file with foreign contents, or an active swap file,
+  - a file or device in memory, or on top of our own mount (checks.py).
 
 Direct I/O: a page on its way to the disk must not need a page of the page cache. All buffers are
-page-aligned, all transfers whole pages.
+page-aligned, and all transfers are whole pages.
 
-Encryption: AES-256-XTS, the slot's number the tweak (IEEE 1619; dm-crypt's plain64), by the thread
-that moves the page, whole requests at a time and without the GIL: 0.6 µs a page of 4 KiB with AES
-instructions, of which the event loop feels nothing while there is another processor. The key is
-random, lives in locked memory only (handover/state.py) and ends with it: what the daemon leaves on
-the disk is noise. XTS hides contents, it does not prove them: the checksums of
-core/block/slotmap.py do.
+Encryption is AES-256-XTS with the slot's number as the tweak (IEEE 1619; plain64 of dm-crypt). The
+thread that moves the pages encrypts them, a whole request at a time and without the GIL. It takes
+0.6 µs for a page of 4 KiB with AES instructions. The event loop is not delayed while another
+processor is free. The key is random, lives in locked memory only (handover/state.py) and is lost
+with it: after that, the data on the disk is noise. XTS hides data but does not authenticate it.
+The checksums of core/block/slotmap.py detect changes.
 
-Limits: what is stored has no meaning after a reboot, so nothing is ever flushed (fdatasync): the
-disk's own cache may keep it.
+Limits: the slots have no meaning after a reboot. So there is no flush (fdatasync), and the disk's
+own cache may keep the data.
 """
 
 from __future__ import annotations
@@ -52,41 +52,41 @@ if TYPE_CHECKING:
     from zswapd.core.backing._disk import Cipher
 
 KEY_BYTES = 64
-"""Of a cipher: two AES-256 keys, since XTS takes one for data and one for tweaks."""
+"""Length of a key: two AES-256 keys, since XTS takes one for data and one for tweaks."""
 LABEL = b"zswapd backing store, version 1\n"
 DATA_AT = 1 << 20
 """Offset of slot 0 in bytes; a multiple of every page size."""
 
 
 class Slots(Protocol):
-    """What makes requests of slots.
+    """A maker of requests to slots.
 
-    Each is done by a call, in any thread, and raises OSError if that fails.
+    A request is carried out by a call, in any thread. The call raises OSError if it fails.
     """
 
     def reading(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
-        """Return a request that fills page-aligned buffers from slot `first` on."""
+        """Return a request that fills page-aligned buffers from the slots from `first` on."""
 
     def writing(self, first: int, pages: Sequence[memoryview]) -> Callable[[], None]:
-        """Return one that writes page-aligned buffers to the slots from `first` on.
+        """Return a request that writes page-aligned buffers to the slots from `first` on.
 
-        Some of them or parts if it fails.
+        If it fails, some slots or parts of slots may be written.
         """
 
     def labelling(self, *, writes: bool) -> Callable[[], None]:
         """Return a probe that writes the label again, or reads it.
 
-        Neither changes anything, and both tell whether that works.
+        Neither changes any data. The result tells whether the device works.
         """
 
 
 class SlotStore:
-    """Slots on an open descriptor, which stays the giver's.
+    """Slots on an open descriptor. The caller closes the descriptor.
 
     Args:
-        fd: what `open_store` returned.
+        fd: the result of `open_store`.
         page_size: bytes in a slot.
-        cipher: makes unreadable what is in the slots; None to store pages as they are.
+        cipher: encrypts the slots; None to store pages in clear.
     """
 
     def __init__(self, fd: int, page_size: int, cipher: Cipher | None = None) -> None:
@@ -98,7 +98,7 @@ class SlotStore:
         self._label_read = memoryview(mmap.mmap(-1, page_size))
 
     def reading(self, first: int, pages: Sequence[memoryview]) -> Job:
-        """Do as `Slots.reading` does; EIO for a device that has become too short."""
+        """Do as `Slots.reading` does. A device that has become too short gives EIO."""
         return self._moving(first, pages, writes=False)
 
     def writing(self, first: int, pages: Sequence[memoryview]) -> Job:
@@ -117,9 +117,9 @@ class SlotStore:
 
 
 def make_buffers(size: int, page_size: int) -> memoryview:
-    """Return private memory for pages on their way to the disk and back, aligned for direct I/O.
+    """Return private memory for pages under way, aligned for direct I/O.
 
-    Every page of it is touched: a transfer must not wait for the kernel's memory.
+    Every page is touched here: a transfer must not wait for memory from the kernel.
 
     Args:
         size: bytes; rounded down to the page.
@@ -136,21 +136,20 @@ def make_buffers(size: int, page_size: int) -> memoryview:
 def open_store(
     path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False
 ) -> int:
-    """Open, check, allocate and lock a backing store; return its descriptor.
+    """Open, check, allocate and lock a backing store, and return its descriptor.
 
     Args:
-        path: a file, which is made if it is not there, or a block device.
-        slots: pages that it has to hold.
+        path: a block device or a file. A file is made if it does not exist.
+        slots: pages that the store has to hold.
         page_size: bytes in a page.
-        mountpoint: where our own files are: nothing in there, and nothing made of it, can stand
-            behind them.
-        force: take it although it carries a signature or foreign data, or lies in memory.
+        mountpoint: directory of our own files. No backing may lie on them.
+        force: accept a signature, foreign data, or a place in memory.
 
     Raises:
-        BackingError: it cannot be used; the message says why. Nothing was changed, but for a new
-            file that is removed again.
+        BackingError: the path cannot be used; the message says why. Nothing is changed then, and a
+            new file is removed again.
     """
-    path = _resolved(path, mountpoint)  # what a link names is what is made, and removed again
+    path = _resolved(path, mountpoint)  # the target of a link is made, and removed on failure
     needed = DATA_AT + slots * page_size
     is_new = not path.exists()
     with contextlib.ExitStack() as undo:
@@ -163,7 +162,7 @@ def open_store(
         if stat.S_ISREG(os.fstat(fd).st_mode):
             _allocate(fd, path, needed)
         try:
-            # The way that pages will take: if it fails, better now than then.
+            # The way that pages take: a failure is better now than later.
             SlotStore(fd, page_size).labelling(writes=True)()
         except OSError as error:
             raise BackingError(
@@ -177,19 +176,19 @@ def open_store(
 def check_store(
     path: Path, slots: int, page_size: int, *, mountpoint: Path, force: bool = False
 ) -> None:
-    """Do nothing if `open_store` could open a backing store.
+    """Check that `open_store` could open a backing store.
 
-    Nothing is made or written, so some causes of a failure are not seen.
+    Nothing is made or written, so this check misses some causes of a failure.
 
     Args:
-        path: see `open_store`, as for the others.
-        slots: pages that it has to hold.
+        path: a block device or a file.
+        slots: pages that the store has to hold.
         page_size: bytes in a page.
-        mountpoint: where our own files are.
-        force: take it although it carries a signature or foreign data, or lies in memory.
+        mountpoint: directory of our own files.
+        force: accept a signature, foreign data, or a place in memory.
 
     Raises:
-        BackingError: it cannot be used.
+        BackingError: the path cannot be used.
     """
     path = _resolved(path, mountpoint)
     needed = DATA_AT + slots * page_size
@@ -204,10 +203,10 @@ def check_store(
 
 
 def _resolved(path: Path, mountpoint: Path) -> Path:
-    """Return what a path names.
+    """Return the real path.
 
     Raises:
-        BackingError: it is in our own mount.
+        BackingError: the path is in our own mount.
     """
     resolved = path.resolve()
     if resolved.is_relative_to(mountpoint.resolve()):
@@ -219,7 +218,7 @@ def _resolved(path: Path, mountpoint: Path) -> Path:
 
 
 def _check(fd: int, path: Path, needed: int, mountpoint: Path, *, force: bool) -> None:
-    """Refuse a file or device that is in use, too small, in memory, or on a file of this daemon."""
+    """Refuse a file or device that is in use, too small, in memory, or on our own mount."""
     status = os.fstat(fd)
     if not force:
         refuse_memory(path, status)
@@ -231,9 +230,9 @@ def _check(fd: int, path: Path, needed: int, mountpoint: Path, *, force: bool) -
 
 
 def _open_unnamed(path: Path) -> int:
-    """Open a file without a name in the directory in which the backing file is to be made.
+    """Open a file without a name in the directory of the backing file.
 
-    Where the file system has no files without a name, the directory itself is opened.
+    Where the file system has no such files (O_TMPFILE), open the directory itself.
     """
     flags = os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
     try:
@@ -247,7 +246,7 @@ def _open_unnamed(path: Path) -> int:
 
 
 def _open(path: Path) -> int:
-    """Open for direct I/O; a block device for us alone."""
+    """Open a path for direct I/O; a block device exclusively."""
     try:
         kind = path.stat().st_mode if path.exists() else stat.S_IFREG
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
@@ -265,8 +264,8 @@ def _not_opened(path: Path, error: OSError) -> BackingError:
     name = shlex.quote(str(path))
     hints = {
         errno.EBUSY: f"it is mounted, swapped on, or part of another device: `lsblk {name}`",
-        errno.ETXTBSY: f"it is swapped on: `swapoff {name}` first, or choose another",
-        errno.EINVAL: "its file system has no direct I/O: choose another",
+        errno.ETXTBSY: f"it is swapped on: `swapoff {name}` first, or choose another path",
+        errno.EINVAL: "its file system has no direct I/O: choose another path",
     }
     hint = hints.get(error.errno or 0) or _choose_another(error, path)
     return BackingError(f"backing.path {path} cannot be opened: {error.strerror}", hint=hint)
@@ -281,15 +280,19 @@ def _lock(fd: int, path: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise BackingError(
-            f"backing.path {path} is in use by another process", hint="one daemon, one backing"
+            f"backing.path {path} is in use by another process",
+            hint="each daemon needs a backing of its own",
         ) from error
 
 
 def _is_ours(fd: int, path: Path) -> bool:
-    """Say whether a daemon like this one has used it; raises BackingError if it cannot be read."""
-    copy = os.open(
-        f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC
-    )  # direct I/O would want an aligned buffer
+    """Say whether the label is there.
+
+    Raises:
+        BackingError: the label cannot be read.
+    """
+    # A second descriptor: direct I/O would need an aligned buffer.
+    copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(copy, len(LABEL), 0) == LABEL
     except OSError as error:
@@ -304,7 +307,7 @@ def _is_ours(fd: int, path: Path) -> bool:
 def _check_device(
     fd: int, path: Path, status: os.stat_result, needed: int, mountpoint: Path, *, force: bool
 ) -> None:
-    size = os.lseek(fd, 0, os.SEEK_END)  # every transfer names its own offset
+    size = os.lseek(fd, 0, os.SEEK_END)  # no transfer depends on the file position
     if size < needed:
         raise BackingError(
             f"backing.path {path} has {size} bytes, the swap files need {needed}",
@@ -321,12 +324,12 @@ def _check_device(
         )
     except OSError as error:
         raise BackingError(
-            f"blkid cannot be asked what backing.path {path} carries: {error.strerror}",
-            hint="install util-linux; or set backing.force, if nobody needs what is there",
+            f"blkid cannot be asked about backing.path {path}: {error.strerror}",
+            hint="install util-linux; or set backing.force if no program needs the data there",
         ) from error
-    # blkid ends with 2 when there is nothing to be found, with 8 when it finds more than one.
+    # blkid exits with 2 if it finds no signature, and with 8 if it finds more than one.
     if found.returncode != 2:
-        what = " ".join(found.stdout.decode(errors="replace").split()) or "something unclear"
+        what = " ".join(found.stdout.decode(errors="replace").split()) or "an unknown one"
         raise BackingError(
             f"backing.path {path} carries a signature: {what}",
             hint=(
@@ -354,12 +357,9 @@ def _check_file(fd: int, path: Path, status: os.stat_result, *, force: bool) -> 
 
 
 def _allocate(fd: int, path: Path, needed: int) -> None:
-    """Give a file all its blocks.
-
-    One that cannot get them is left as it was, and so is its file system.
-    """
+    """Allocate all blocks of a file. On failure, restore the file's size and free the blocks."""
     status = os.fstat(fd)
-    # What fallocate(2) has got before it fails it keeps: it is not tried where it would fill the
+    # A failed fallocate(2) keeps what it has allocated. So it is not tried if it would fill the
     # file system.
     why = "" if _fits(fd, needed) else os.strerror(errno.ENOSPC)
     if not why:
@@ -373,10 +373,7 @@ def _allocate(fd: int, path: Path, needed: int) -> None:
 
 
 def _fits(fd: int, needed: int) -> bool:
-    """Say whether a file's file system has blocks for `needed` bytes.
-
-    The blocks that the file has count as well.
-    """
+    """Say whether a file can have `needed` bytes, counting blocks that it has and free blocks."""
     status, room = os.fstat(fd), os.fstatvfs(fd)
     return needed - status.st_blocks * 512 <= room.f_bavail * room.f_frsize
 
@@ -384,5 +381,5 @@ def _fits(fd: int, needed: int) -> bool:
 def _no_room(path: Path, needed: int, why: str) -> BackingError:
     return BackingError(
         f"no room for {needed} bytes in {path.parent}: {why}",
-        hint="a slot must never be missing: free some, or use less swap",
+        hint="every slot needs a block: free disk space, or use less swap",
     )

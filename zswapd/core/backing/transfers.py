@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is under way between slots and private buffers: in order, bounded, and known to a successor.
+"""Transfers between slots and private buffers: ordered, bounded, and known to a successor.
 
-Order. Of one slot, one transfer at a time: a write waits for the write before it, and for the
-readers of the slot, and so no older data reaches a slot after newer data. Slots side by side that
-are asked for together go in one request. Readers of one slot share its read.
+Order. Each slot has one transfer at a time. A write waits for the write before it and for the
+readers of the slot. So older data never reaches a slot after newer data. Neighbouring slots that
+are requested together go in one request. Readers of one slot share its read.
 
-Memory. Pages are in buffers of our own, made and touched at the start. A write that finds none is
-refused at once; a read waits for its turn, and has as many for itself as a write cannot take
+Memory. Pages are in private buffers, made and touched at the start. A write without a free buffer
+is refused at once. A read waits for its turn, and a share of the buffers is reserved for reads
 (`READ_SHARE`).
 
-Death. `claims` is memory that outlives the process: a word for each request that writes, set before
-the disk can see it and cleared when the disk has answered. A thread that hangs in the kernel
-outlives its process too, and may still write much later. So a successor writes none of the slots in
-the words it finds, until it is told that no such thread lives (`release_held`). What is to be
-written there waits: it is what the dead process was asked to write, for the kernel asks again.
-Threads die within milliseconds unless the device hangs; after STALL_S nothing more is taken for
-these slots.
+Death. `claims` is memory that outlives the process. It has a word for each write request. The word
+is set before the disk can see the request, and cleared after the disk has answered. A thread that
+hangs in the kernel outlives its process too, and may still write much later. So a successor writes
+none of the slots in the words that it finds, until `release_held` tells it that no such thread
+lives. Writes to these slots wait. The kernel sends the dead process's requests again, so nothing is
+missing. Threads die within milliseconds unless the device hangs. After STALL_S no more writes for
+these slots are accepted.
 
-Faults. `health.py` says when writes are refused. Then `probe` writes to the device, until it finds
-that it works. A read of many slots that fails is made again for ever smaller halves, one after the
-other, until it is known which slots cannot be read: one bad sector costs its own readers only. When
-the device as a whole cannot be read, the rest is given up.
+Faults. `health.py` says when writes are refused. `probe` then tests the device until it works. A
+failed read of several slots is repeated for ever smaller halves, one after the other, until the bad
+slots are known. So one bad sector costs only its own readers. If the whole device cannot be read,
+the rest is given up.
 
-Synchronous: `submit` runs a blocking job elsewhere and has its end told in this thread.
+The module is synchronous: `submit` runs a blocking job elsewhere, and reports its end in this
+thread.
 """
 
 from __future__ import annotations
@@ -45,23 +46,21 @@ if TYPE_CHECKING:
     from zswapd.core.backing.store import Slots
 
 CLAIMS = 256
-"""Words that say what is being written."""
+"""Words for write requests."""
 RUN_MAX = 256
 """Most slots in one request: 1 MiB of 4 KiB pages."""
 READ_SHARE = 4
-"""One buffer of so many is for reads alone."""
+"""One buffer in READ_SHARE is reserved for reads."""
 BAD_IN_A_ROW = 16
-"""Slots that cannot be read, one after the other, on a disk of which something else could:
-a stripe of 64 KiB.
-"""
+"""Slots in a row that cannot be read, on a disk that reads other slots: a stripe of 64 KiB."""
 PROMPT_S = 0.2
-"""Within which a disk that works has done a request."""
+"""A working disk answers a request within this many seconds."""
 _COUNT_BITS = 16
 
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """A page on its way to its slot, opaque; `Transfers.content` shows it until `done` is called."""
+    """A page on its way to its slot. `Transfers.content` shows it until `done` is called."""
 
     slot: int
     buffer: int
@@ -70,7 +69,7 @@ class Write:
 
 @dataclass(slots=True, eq=False)
 class _Read:
-    """One slot that somebody reads; stays until nobody needs its page any more."""
+    """One slot that is being read. It stays until its last reader has ended."""
 
     slot: int
     buffer: int
@@ -81,12 +80,12 @@ class _Read:
 
 @dataclass(slots=True, eq=False)
 class SlotRead:
-    """Slots that are wanted together.
+    """Slots that are read together.
 
     Attributes:
-        slots: which.
-        done: called once all have been read or failed; `page` and `errno_of` answer from then on,
-            until `Transfers.end`.
+        slots: their numbers.
+        done: called once all slots have been read or have failed. From then on, until
+            `Transfers.end`, `Transfers.page` has the pages.
     """
 
     slots: tuple[int, ...]
@@ -96,18 +95,18 @@ class SlotRead:
 
 @dataclass(frozen=True, slots=True)
 class TransferStatistics:
-    """Traffic with the backing, in pages (zram's bd_reads and bd_writes).
+    """Traffic with the backing, in pages (bd_reads and bd_writes are zram's names).
 
     Attributes:
         bd_reads, bd_writes: pages read and written.
         read_requests, write_requests: system calls for these pages.
         failed_reads, failed_writes: system calls that failed.
-        refused_writes: pages refused because no buffer was free, or slot or device took no writes.
+        refused_writes: pages refused: no free buffer, or the slot or the device takes no writes.
         in_flight: requests under way.
-        free_buffers: buffers of a page that are free; all of them when nothing is under way.
+        free_buffers: free buffers of one page each; all of them when nothing is under way.
         held_slots: slots that a predecessor's request may still write.
-        avoided_slots: slots that are not written again because a write of them failed.
-        degraded: writes are refused because the device is in trouble.
+        avoided_slots: slots that are not written again yet, because a write to them failed.
+        degraded: whether writes are refused because the device is in trouble.
     """
 
     bd_reads: int
@@ -136,20 +135,19 @@ class Transfers:
     """All transfers of one store.
 
     Args:
-        store: what makes requests.
-        submit: has one done elsewhere, then calls its second argument with 0 or an errno, in this
-            thread and not at once.
+        store: makes the requests.
+        submit: runs a request elsewhere. It later calls its second argument with 0 or an errno, in
+            this thread and never at once.
         page_size: bytes in a slot.
-        buffers: what `store.make_buffers` has returned; at least twice the longest read.
-        depth: most requests under way.
-        claims: CLAIMS 64-bit words that outlive the process; the process' own if there are none.
-        clock: seconds, for tests.
+        buffers: the result of `store.make_buffers`; at least twice the longest read.
+        depth: maximum number of requests under way.
+        claims: CLAIMS 64-bit words that outlive the process; without them, private memory.
+        clock: returns seconds; for tests.
 
     Attributes:
-        trouble: why writes are refused for now; empty when all is well.
-        buffers: how many pages they hold.
-        before_write: told of a slot that is about to be written while somebody holds what was read
-            of it.
+        trouble: why writes are refused; empty while the device works.
+        buffers: number of buffers, one page each.
+        before_write: called with a slot that is about to be written while its read is still held.
     """
 
     def __init__(
@@ -197,15 +195,17 @@ class Transfers:
 
     @property
     def trouble(self) -> str:
-        """Why writes are refused, as words for a person."""
-        if len(self._inherited) == len(self._claims):  # no request could be begun
+        """Why writes are refused, for display."""
+        if len(self._inherited) == len(self._claims):  # no claim is free for a request
             return f"{len(self._inherited)} requests of dead processes still hang"
         return self._health.trouble(min(self._started.values()) if self._started else None)
 
     def accepts(self, slot: int, *, buffers: int = 0) -> bool:
         """Say whether `write` would take a page for a slot.
 
-        And leave at least so many buffers to others.
+        Args:
+            slot: its number.
+            buffers: number of buffers that the write must leave free.
         """
         if len(self._free) <= self._reads_only + buffers or self.trouble:
             return False
@@ -213,7 +213,7 @@ class Transfers:
         return not hangs and not self._health.avoids(slot)
 
     def probe(self) -> None:
-        """See whether a device in trouble works again; to be called now and then."""
+        """Test whether a device in trouble works again. Call it at intervals."""
         if self._started or not self._health.is_time_to_probe():
             return
         if self._health.no_space_for:
@@ -226,9 +226,9 @@ class Transfers:
             )
 
     def _probe_slots(self, slots: range) -> None:
-        """Write to slots whose last write has failed.
+        """Write to slots whose last write failed.
 
-        Nobody relies on what they hold, or will while writes are refused.
+        No page depends on these slots, and none will while writes are refused.
         """
         place = self._free_claim()
         if (
@@ -238,7 +238,8 @@ class Transfers:
         ):
             return
         buffer = self._free.pop()
-        self._views[buffer][:] = b"Z" * self._page_size  # a disk may keep zeros without a block
+        # Not zeros: a disk may keep zeros without a block.
+        self._views[buffer][:] = b"Z" * self._page_size
         self._queues.update((slot, deque()) for slot in slots)
 
         def ended(code: int) -> None:
@@ -252,15 +253,15 @@ class Transfers:
     def write(
         self, slot: int, page: bytes | memoryview, done: Callable[[int], None]
     ) -> Write | None:
-        """Have a page written to a slot, once `kick` is called.
+        """Queue a page for its slot. `kick` begins the write.
 
         Args:
-            slot: whose older data no reader may rely on any more.
+            slot: its number. Readers must not rely on its older data any more.
             page: its bytes, copied at once.
             done: called with 0 or an errno.
 
         Returns:
-            None if it is refused (counted); `done` is not called then.
+            None if the write is refused (counted). `done` is not called then.
         """
         if not self.accepts(slot):
             self._refused += 1
@@ -280,11 +281,11 @@ class Transfers:
         return write
 
     def content(self, write: Write) -> memoryview:
-        """Return the page that is being written; it stands there until `done` is called."""
+        """Return the page that is being written. It is valid until `done` is called."""
         return self._views[write.buffer]
 
     def kick(self) -> None:
-        """Begin as many requests as may be under way."""
+        """Begin requests, up to `depth` under way."""
         self._admit_fetches()
         while self._ready and len(self._started) < self._depth:
             place = self._free_claim()
@@ -298,14 +299,14 @@ class Transfers:
             self._send(place, run[0].slot, pages, partial(self._written, run))
 
     def _free_claim(self) -> int:
-        """Return the place of a claim that is free, -1 if requests of predecessors hold them all."""
+        """Return the index of a free claim, or -1 if predecessors' requests hold all claims."""
         words = self._claims.tolist()
         return words.index(0) if 0 in words else -1
 
     def _send(
         self, place: int, first: int, pages: Sequence[memoryview], done: Callable[[int], None]
     ) -> None:
-        """Begin a request that writes, under the claim at a place."""
+        """Begin a write request under a free claim."""
         self._claims[place] = first << _COUNT_BITS | len(pages)
         reach(crashpoints.SLOT_CLAIMED)
 
@@ -338,7 +339,7 @@ class Transfers:
             write.done(code)
 
     def _next(self, slot: int) -> None:
-        """Let the next write of a slot go, which has nobody before it any more."""
+        """Start the next write of a slot, or forget the slot if none waits."""
         queue = self._queues.get(slot)
         if queue is None or slot in self._reads:
             return
@@ -348,33 +349,34 @@ class Transfers:
             del self._queues[slot]
 
     def is_writing(self, slot: int) -> bool:
-        """Say whether a write of a slot is under way or waits, be it a predecessor's."""
+        """Say whether a write of a slot is under way or waits, a predecessor's included."""
         return slot in self._queues or slot in self._held
 
     # Reading.
 
     def fetch(self, slots: Iterable[int], done: Callable[[], None]) -> SlotRead:
-        """Have slots read, once `kick` is called; the result must be given to `end` after `done`.
+        """Queue a read of slots. `kick` begins it.
 
-        A slot named twice is one.
+        A slot that is named twice is read once. After `done`, the caller must pass the result to
+        `end`.
         """
         fetch = SlotRead(tuple(sorted(set(slots))), done)
         self._waiting.append(fetch)
         return fetch
 
     def has_room(self, pages: int) -> bool:
-        """Say whether so many pages may be read that nobody waits for.
+        """Say whether `pages` pages may be read ahead.
 
-        Half of the buffers stay free, and all is well.
+        Half of the buffers must stay free, no reader may wait, and the device must work.
         """
         return (
             not self._waiting and len(self._free) >= pages + self.buffers // 2 and not self.trouble
         )
 
     def _admit_fetches(self) -> None:
-        """Begin with waiting readers in order, each with all its buffers.
+        """Begin waiting reads in order, each only when it has all its buffers.
 
-        One with some of them might wait for ever.
+        A read with some of its buffers might wait for ever.
         """
         while self._waiting:
             fetch = self._waiting[0]
@@ -393,7 +395,9 @@ class Transfers:
                 self._reads[slot] = _Read(slot, self._free.pop(), [fetch])
             fetch.missing += len(new)
             self._begin_reads(new)
-            if not fetch.missing:  # all there already, or being written: then `page` has nothing, and the reader looks again
+            # All pages are there, or they are being written. In the second case `page` returns
+            # None, and the reader looks again.
+            if not fetch.missing:
                 fetch.done()
 
     def _begin_reads(self, slots: list[int]) -> None:
@@ -405,7 +409,7 @@ class Transfers:
             run.append(slot)
 
     def _read(self, runs: list[list[int]], *, is_readable: bool = False) -> None:
-        """Begin to read the last of some runs of slots; the others follow (see `_has_read`)."""
+        """Begin to read the last run of a list. The others follow (see `_has_read`)."""
         run = runs.pop()
         self._read_requests += 1
         pages = [self._views[self._reads[slot].buffer] for slot in run]
@@ -420,13 +424,13 @@ class Transfers:
         is_readable: bool,  # noqa: FBT001
         code: int,
     ) -> None:
-        """Take note of how a read has ended.
+        """Record the result of a read.
 
         Args:
             run: its slots.
-            left: other parts of a run that could not be read as a whole.
-            is_readable: some part of that run was read: several bad sectors in a row are no broken
-                device then.
+            left: the parts of a failed run that are still to be read.
+            is_readable: whether some part of that run was read. Then bad sectors in a row do not
+                mean a broken device.
             code: 0 or an errno.
         """
         self._failed_reads += code != 0
@@ -442,7 +446,7 @@ class Transfers:
             self._read(left, is_readable=is_readable)
 
     def _end_reads(self, run: list[int], code: int) -> None:
-        """Tell who waits for slots."""
+        """Tell the readers that wait for slots."""
         finished: list[SlotRead] = []
         for slot in run:
             read = self._reads[slot]
@@ -456,12 +460,12 @@ class Transfers:
             fetch.done()
 
     def page(self, slot: int) -> memoryview | None:
-        """Return what a slot holds, if it has been read and somebody still keeps that.
+        """Return the page of a slot, or None if it has not been read or is not held.
 
-        It stands there until the last `end`.
+        The page is valid until the last `end`.
 
         Raises:
-            OSError: reading it failed.
+            OSError: the read failed.
         """
         read = self._reads.get(slot)
         if read is None or not read.is_there:
@@ -471,7 +475,7 @@ class Transfers:
         return self._views[read.buffer]
 
     def end(self, fetch: SlotRead) -> None:
-        """Let go of what a reader has got."""
+        """Release the pages of a read."""
         for slot in fetch.slots:
             read = self._reads.get(slot)
             if read is None or fetch not in read.users:
@@ -482,15 +486,15 @@ class Transfers:
                 self._free.append(read.buffer)
                 self._next(slot)
 
-    # What a predecessor has left.
+    # Slots that a predecessor may still write.
 
     @property
     def holds_any(self) -> bool:
-        """Whether there are such slots."""
+        """Whether there are slots that a predecessor may still write."""
         return bool(self._inherited)
 
     def release_held(self) -> None:
-        """Take note that no thread of any predecessor lives any more."""
+        """Release the held slots: no thread of a predecessor lives any more."""
         for place in self._inherited:
             self._claims[place] = 0
         self._inherited = []
@@ -500,11 +504,11 @@ class Transfers:
         self.kick()
 
     def is_prompt(self) -> bool:
-        """Say whether no request has been under way for longer than a disk takes that works."""
+        """Say whether every request under way is younger than PROMPT_S."""
         return not self._started or self._clock() - min(self._started.values()) < PROMPT_S
 
     def is_idle(self) -> bool:
-        """Say whether nothing is under way or waits."""
+        """Say whether nothing is under way and nothing waits."""
         return not (self._started or self._ready or self._waiting or self._queues or self._reads)
 
     def statistics(self) -> TransferStatistics:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Byte ranges of a device turned into whole pages."""
+"""Block devices: byte ranges are turned into whole pages here."""

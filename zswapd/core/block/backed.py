@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A device with a slot for each page on the disk behind the pool (backing/).
 
-Where a page's data is, the first of these that applies:
+A page is in the first of these states that applies:
 
     pool     frontswap has it
-    spill    it was refused by the pool and is on its way to its slot; readers get it from the buffer
+    spill    the pool refused it, and it is on its way to its slot; readers get it from the buffer
     slot     the slot map says so
-    lost     it has none: an error
+    lost     its data is gone: an error
     -        it was never written, or was discarded: zeros
 
-Spilling is how a page that the pool refuses is kept: it is *written through*, and its writer is
-answered when the slot is written. Writing back is how a page leaves the pool: its slot is written
-while it stays where it is, and if it is still the same afterwards, the slot counts and the pool
-lets go of it (coherency rule 7).
+A *spill* keeps a page that the pool refuses. The page is *written through*: its writer is answered
+when the slot is written. *Writeback* moves a page out of the pool. Its slot is written while the
+page stays in the pool. If the page is still the same afterwards, the slot counts, and the pool
+drops the page (coherency rule 7).
 
-Order, so that a death at any instruction leaves the old page or the new one: a slot counts only
-from when it is written until something newer is anywhere. Hence the pool's copy wins over a slot
-that counts (between a store and `clear`, the older one is in the slot; between `enter` and the
-drop, the same one), and a slot that counts over a mark of loss.
+Order: a death at any instruction must leave the old page or the new one. So a slot counts from the
+end of its write until newer data exists anywhere. The pool's copy wins over a slot that counts.
+Between a store and `clear`, the slot has the older page. Between `enter` and the drop, it has the
+same page. A slot that counts wins over a mark of loss.
 
-A page that only a slot has cannot be given out by a plain call. Then `SlotsNeeded` is raised: the
-caller has the slots of the range read (`needed`, `Transfers.fetch`), and makes the same call again.
-A write that spills says so in the ticket that `begin` gave.
+A plain call cannot return a page that is only in its slot. It raises `SlotsNeeded`. Then the caller
+reads the slots of the range (`needed`, `Transfers.fetch`) and repeats the call. A write that
+spills reports so in the ticket that `begin` returned.
 
-A page that was turned away for want of room is as young as any, and returns when it is read; one
-that has left the pool was old, and returns when it is read for the second time: one reader who
-comes by once would push out what is used.
+A page that was refused for lack of room is young, and returns to the pool at its first read. A page
+that was written back is old, and returns at its second read. A single pass over old pages would
+otherwise push out pages in use.
 
-Ages: one byte a page, the `epoch` of its last store or load, for whoever chooses what to write
-back. Epochs are the caller's.
+Ages: one byte per page has the `epoch` of its last store or load. Writeback chooses pages by it.
+The caller sets the epochs.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ if TYPE_CHECKING:
 
 
 POOR: Final = frozenset({RejectReason.COMPRESS_POOR, RejectReason.MEAN_COMPRESS_POOR})
-"""Why the pool would refuse the page again."""
+"""Reasons for which the pool would refuse the page again."""
 
 
 class PoorPool(Protocol):
-    """A pool that can be told to keep what compresses poorly (core/pam/zv.py)."""
+    """A pool that can be told to keep pages that compress poorly (core/pam/zv.py)."""
 
     keep_poor: bool
 
 
 class SlotsNeeded(Exception):  # noqa: N818 - no failure: the way a synchronous call says "not yet"
-    """A page of the range is in its slot only, and has not been read."""
+    """A page of the range is only in its slot, and has not been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ class BackedStatistics:
 
     Attributes:
         name: the device.
-        bd_count: pages that are in their slots and nowhere else (zram's name).
+        bd_count: pages that are only in their slots (zram's name).
         written_back_pages: pages that left the pool for their slots.
-        promoted_pages: pages that returned to the pool, since they were read again and again.
-        written_through_pages: pages that the pool refused and that went there at once.
-        kept_pages: pages whose slot was written in vain, since they were changed, let go or used
+        promoted_pages: pages that returned to the pool after a read.
+        written_through_pages: pages that the pool refused and that were written to their slots.
+        kept_pages: pages whose slot was written in vain, because they were changed, freed or used
             meanwhile.
         failed_slots: pages whose slot could not be written.
-        bad_slots: pages that came back from their slots damaged or not at all.
+        bad_slots: pages whose slot was damaged or could not be read.
     """
 
     name: str
@@ -102,12 +102,12 @@ counters.declare(
 
 
 class Ticket:
-    """What one request still waits for.
+    """The spills that one request waits for.
 
     Attributes:
-        left: pages on their way to their slots.
-        errno: of the first that failed, 0 if none did.
-        done: called when none is left; may be set until then.
+        left: pages still on their way to their slots.
+        errno: of the first page that failed; 0 if none failed.
+        done: called when no page is left; may be set until then.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Ticket:
         self.done: Callable[[], None] | None = None
 
     def end_one(self, code: int) -> None:
-        """Take note that one of them is done."""
+        """Record that one page has been written or has failed."""
         self.left -= 1
         self.errno = self.errno or code
         if not self.left and self.done is not None:
@@ -124,7 +124,7 @@ class Ticket:
 
 
 class _Spill:
-    """A page on its way to its slot after the pool has refused it."""
+    """A page on its way to its slot, because the pool refused it."""
 
     def __init__(self, number: int, checksum: int, ticket: Ticket, age: int) -> None:
         self.number = number
@@ -140,18 +140,18 @@ class BackedDevice(Device):
 
     Args:
         name, size, frontswap, swap_type, page_size, lost, lost_copy: see `Device`.
-        slots: which pages are in their slots.
-        transfers: how they get there and back.
+        slots: the slot map: which pages are in their slots.
+        transfers: reads and writes the slots.
 
     Attributes:
-        ages: of every page, the epoch of its last use; 0 for what is not in the pool, unless it may
-            return there.
-        epoch: of what is used now, 1 to 255.
-        poor_pool: the pool that takes what compresses poorly if its slot cannot be written; None if
-            it is to be refused then.
-        promotes: a page that is read from its slot returns to the pool, if that takes it: for the
-            second time if it has left the pool since it was old, for the first if there was no room
-            for it.
+        ages: the epoch of every page's last use; 0 for a page that is not in the pool, unless it
+            may return there at its next read.
+        epoch: the present epoch, 1 to 255.
+        poor_pool: the pool that keeps a page that compresses poorly if its slot cannot be written;
+            None to refuse the page then.
+        promotes: whether a page that is read from its slot returns to the pool. A page that was
+            written back returns at its second read, a page that was refused for lack of room at
+            its first. The pool may refuse it.
     """
 
     def __init__(
@@ -201,9 +201,9 @@ class BackedDevice(Device):
             self._mark_lost(number)
             self._bad_slots += 1
             raise CorruptedPageError(
-                f"page {number} of {self.name} cannot be found on the backing: what says where it"
-                " is was damaged",
-                hint="only its reader is hurt; test the machine's memory",
+                f"page {number} of {self.name} cannot be found on the backing: its slot map"
+                " entry was damaged",
+                hint="only its reader gets this error; test the machine's memory",
             )
         else:
             out[:] = self._zeros
@@ -215,7 +215,7 @@ class BackedDevice(Device):
             self._bad_slots += 1
             raise BackingError(
                 f"page {number} of {self.name} cannot be read from the backing: {error.strerror}",
-                hint="look at the device and the kernel's log",
+                hint="check the device and the kernel's log",
             ) from error
         if page is None:
             raise SlotsNeeded
@@ -225,11 +225,12 @@ class BackedDevice(Device):
                 f"page {number} of {self.name} came back from the backing changed: its checksum is"
                 " wrong",
                 hint=(
-                    "only its reader is hurt; test the disk, and whether anybody else writes to it"
+                    "only its reader gets this error; test the disk, and check that no other"
+                    " program writes to it"
                 ),
             )
         out[:] = page
-        if self.unreadable:  # the disk has come back
+        if self.unreadable:  # the disk works again
             self.unreadable.pop(number, None)
         if self.promotes and not self._frontswap.frozen:
             if self.ages[number] and self._frontswap.store(self.swap_type, number, out) is None:
@@ -242,20 +243,20 @@ class BackedDevice(Device):
         return *super()._version(number), self._slots.word(number)
 
     def needed(self, offset: int, length: int, *, edges: bool = False) -> list[int]:
-        """Return the slots of a byte range that have pages which are nowhere else.
+        """Return the slots of those pages in a byte range that are only in their slots.
 
         Args:
-            offset: where it begins.
+            offset: where the range begins.
             length: its bytes.
-            edges: only those of its first and last page, if it covers them in part: all that a
-                write or discard has to read.
+            edges: only the first and last page, if the range covers them in part. A write or
+                discard has to read no other page.
         """
         first, begin = divmod(offset, self._page_size)
         last, end = divmod(offset + length, self._page_size)
         if edges:
             parts = dict.fromkeys(
                 number for number, part in ((first, begin), (last, end)) if part
-            )  # which may be one page
+            )  # both may be the same page
             numbers = [number for number in parts if self._slots.holds(number)]
         else:
             numbers = self._slots.numbers(first, last + (end > 0))
@@ -268,15 +269,12 @@ class BackedDevice(Device):
     # Writing.
 
     def begin(self) -> Ticket:
-        """Have pages that the pool refuses written through from now on, until `end`.
-
-        Return what counts them.
-        """
+        """Write refused pages through until `end`, and return the ticket that counts them."""
         self._ticket = Ticket()
         return self._ticket
 
     def end(self) -> None:
-        """Begin to write what was refused; from now on, refusal is refusal again."""
+        """Start the writes of refused pages. From here on, a refused page is refused."""
         self._ticket = None
         self._transfers.kick()
 
@@ -299,7 +297,7 @@ class BackedDevice(Device):
         return reason
 
     def _store(self, number: int, page: memoryview) -> RejectReason | None:
-        """Put a page into the pool; return None, or why it was refused, as what it then counts as."""
+        """Put a page into the pool; return None, or the reason of the refusal (counted)."""
         is_stored = False
         try:
             reason = self._frontswap.store(self.swap_type, number, page)
@@ -318,14 +316,14 @@ class BackedDevice(Device):
         return reason
 
     def _supersede(self, number: int) -> None:
-        """Take note that the pool has a newer page than the slot."""
+        """Invalidate the slot and the spill of a page, because the pool has newer data."""
         if self._slots.holds(number):
             reach(crashpoints.SLOT_STALE)
             self._slots.clear(number)
         self._cancel(number)
 
     def _let_go(self, number: int) -> None:
-        """Make sure that the older data of a page that was refused is found by nobody."""
+        """Invalidate the older data of a refused page, and mark the page lost if it had any."""
         self.ages[number] = 0
         if self._cancel(number):
             self._mark_lost(number)
@@ -336,9 +334,9 @@ class BackedDevice(Device):
             reach(crashpoints.SPILL_CLEARED)
 
     def _cancel(self, number: int) -> bool:
-        """Have the page that is on its way to a slot not count when it is there.
+        """Cancel the spill of a page: its slot does not count when written.
 
-        Return whether there is one.
+        Return whether there was one.
         """
         spill = self._spills.pop(number, None) if self._spills else None
         if spill is None:
@@ -370,32 +368,32 @@ class BackedDevice(Device):
                 self._slots.enter(spill.number, spill.checksum)
                 reach(crashpoints.SLOT_VALID)
                 self._clear_lost(spill.number, spill.number)
-        # What was overtaken by a newer page has happened before it, whatever became of the slot.
+        # A cancelled spill succeeds whatever its write did: newer data or a discard overtook it.
         spill.ticket.end_one(0 if spill.is_cancelled else code)
 
-    # Writing back.
+    # Writeback.
 
     def is_raw(self, number: int) -> bool:
-        """Say whether the pool has a page as it is, since it does not compress."""
+        """Say whether the pool has a page raw, because it does not compress."""
         key = self._frontswap.key_of(self.swap_type, number)
         return key is not None and key.codec == RAW
 
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
-        """Have a page of the pool written to its slot, once the transfers are kicked.
+        """Queue a page of the pool for its slot. If it is the same after the write, drop it.
 
-        And dropped if it is the same then.
+        The caller has to kick the transfers.
 
         Args:
             number: the page.
             done: called with whether the page has left the pool.
 
         Returns:
-            False if there is nothing to be written, or not now; `done` is not called then.
+            False if the page cannot be written now; `done` is not called then.
         """
         slot = self._slots.base + number
         serial = self._frontswap.generation(self.swap_type, number)
         if not serial:
-            self.ages[number] = 0  # not here; it gets an age when it comes
+            self.ages[number] = 0  # not in the pool; a store sets its age
             return False
         if self._transfers.is_writing(slot):
             return False
@@ -403,7 +401,7 @@ class BackedDevice(Device):
             self._frontswap.load(self.swap_type, number, self._page)
         except CorruptedPageError:
             self._note_unreadable(number)
-            return False  # stays where it is, for its reader to learn of it
+            return False  # it stays in the pool, and its reader gets the error
         checksum, age = self._slots.checksum(number, self._page), self.ages[number]
 
         def written(code: int) -> None:
@@ -412,10 +410,7 @@ class BackedDevice(Device):
         return self._transfers.write(slot, self._page, written) is not None
 
     def _drop(self, number: int, serial: int, checksum: int, age: int, code: int) -> bool:
-        """Let the pool go of a page that is in its slot.
-
-        If it is still the one that was written and nobody wanted it.
-        """
+        """Drop a page from the pool after its slot was written, if it was not changed or used."""
         if code:
             self._failed_slots += 1
             return False
@@ -430,10 +425,10 @@ class BackedDevice(Device):
         self._written_back += 1
         return True
 
-    # The rest.
+    # The rest of a device.
 
     def in_use(self, number: int, epoch: int) -> bool:
-        """Say whether a page was used after an epoch, or is being written back as it is."""
+        """Say whether a page was used after an epoch, or is being written back."""
         return self.ages[number] > epoch or self._transfers.is_writing(self._slots.base + number)
 
     def _has_page(self, number: int) -> bool:
@@ -444,9 +439,9 @@ class BackedDevice(Device):
         )
 
     def state_of(self, number: int) -> PageState | None:
-        """Say where a page's data is.
+        """Return where a page's data is, and the epoch of its last use if it is in the pool.
 
-        And when it was last used if it is in the pool (see `Device.state_of`).
+        See `Device.state_of`.
         """
         key = self._frontswap.key_of(self.swap_type, number)
         if key is not None:
@@ -460,16 +455,13 @@ class BackedDevice(Device):
         reach(crashpoints.DISCARD_SLOTS)
         for number in [number for number in self._spills if first <= number <= last]:
             self._cancel(number)
-        for start in range(first, last + 1, self._page_size):  # in parts, for which there is memory
+        for start in range(first, last + 1, self._page_size):  # in parts: each fits in memory
             end = min(start + self._page_size, last + 1)
             self.ages[start:end] = self._zeros[: end - start]
 
     def adopt(self, *, distrust: bool, alive: Callable[[], None] = do_nothing) -> None:
-        """Take over what a dead process has left in the slot map.
-
-        And its marks of loss (see `Device.adopt`).
-        """
-        self.ages[:] = b"\1" * len(self.ages)  # which of them are in the pool, writeback will see
+        """Take over the slot map and the marks of loss of a dead process (see `Device.adopt`)."""
+        self.ages[:] = b"\1" * len(self.ages)  # writeback corrects those that are not in the pool
         for place, number in enumerate(self._slots.numbers()):
             if not place & ADOPTED_PAGES - 1:
                 alive()

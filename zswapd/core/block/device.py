@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A block device over one frontswap type: any byte range in, whole pages out.
+"""A block device over one frontswap type. It takes any byte range and stores whole pages.
 
-Whole pages, which is all that swap sends, go straight through; a partial page is read, changed and
+Swap sends whole pages only, and they pass straight through. A partial page is read, changed and
 written. Discards arrive as ranges (2 MiB clusters, the whole device at swapon) and stay ranges. A
-page that was never written or was discarded reads as zeros.
+page that was never written, or was discarded, reads as zeros.
 
-A page whose overwrite was refused has no copy left, old or new (frontswap's rule). Reading it must
-not give zeros, which would be wrong data: it is marked *lost* in a bitmap, and its reader gets an
-error until it is written or discarded. The kernel never reads a swap slot whose write failed; this
-is for everybody else.
+A page whose overwrite was refused has no copy left, old or new (frontswap's rule). A read of it
+must not return zeros, which would be wrong data. So the page is marked *lost* in a bitmap, and its
+reader gets an error until the page is written or discarded. The kernel never reads a swap slot
+whose write failed. The mark protects all other readers.
 
-The bitmap may lie in memory that outlives the process. A page is marked before its last copy goes
-and the mark is taken away after there is a new one, so that after a death at any point a page
-without data is marked; marks of pages that have data mean nothing and are cleared by `adopt`.
+The bitmap may lie in memory that outlives the process. A mark is set before the page's last copy is
+dropped, and cleared after a new copy exists. So a page without data is marked after a death at any
+point. A mark of a page with data means nothing, and `adopt` clears it.
 
-A page that a reader got an error for is *unreadable* until its data is replaced or discarded. Its
-number is kept, since its neighbours need protection: the kernel reads ahead several slots in one
-request, and a request fails as a whole from its first failed page on (fuse/operations.py answers
-the part in front; worker/merging.py keeps requests apart).
+A page whose reader got an error is *unreadable* until its data is replaced or discarded. The device
+keeps the page's number to protect the neighbours. The kernel reads ahead several slots in one
+request, and the request fails as a whole from its first bad page on. fuse/operations.py answers the
+part in front, and worker/merging.py keeps requests apart.
 
-One bit stands between an error and wrong data, so there are two bitmaps, in different pages of
-memory: a page is lost if either says so. A bit that changes by itself can only add an error, and a
-page of bits that is gone costs nothing.
+A single bit decides between an error and wrong data. So there are two bitmaps, in different pages
+of memory, and a page is lost if either says so. A bit flip can only add an error, and the loss of
+one bitmap page costs nothing.
 
-Limits: all calls are for ranges inside the device; the FUSE edge cuts at its end. At most
-UNREADABLE_MAX unreadable pages are kept, which is enough to know that there are some.
+Limits: every range must be inside the device; the FUSE layer cuts requests at its end. At most
+UNREADABLE_MAX unreadable pages are kept. That is enough to know that some exist.
 """
 
 from __future__ import annotations
@@ -53,17 +53,16 @@ UNREADABLE_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatistics:
-    """One device's traffic.
+    """The traffic of one device.
 
     Attributes:
         name, size: the device, and its bytes.
-        stored_pages: pages that are kept; all others read as zeros.
-        pages_read, pages_written, pages_discarded: pages since the start; of those read, zeros
-            count too.
-        partial_reads, partial_writes: pages that were touched only in part.
-        refused_writes: requests that were not taken, or not to the end (zram's failed_writes).
+        stored_pages: pages in the pool.
+        pages_read, pages_written, pages_discarded: pages since the start. Reads of zeros count.
+        partial_reads, partial_writes: pages that were read or written in part.
+        refused_writes: requests that were refused in whole or in part (zram's failed_writes).
         failed_reads: requests that met a damaged or lost page (zram's failed_reads).
-        lost_pages: pages that have no data because an overwrite was refused.
+        lost_pages: pages without data, because an overwrite was refused or memory was damaged.
     """
 
     name: str
@@ -89,28 +88,28 @@ counters.declare(
 
 
 ADOPTED_PAGES: Final = 1 << 15
-"""Pages between two signs of life in a takeover, a power of two:
-some 30 ms if every page has to be looked for.
+"""Pages between two signs of life in a takeover, a power of two. It takes about 30 ms if every page
+has to be looked up.
 """
 
 
 def lost_bytes(size: int, page_size: int) -> int:
-    """Return the length of the bitmap of lost pages for a device of `size` bytes: one bit a page."""
+    """Return the bytes of the bitmap of lost pages for a device of `size` bytes: one bit a page."""
     return size // page_size // 8 + 1
 
 
 def do_nothing() -> None:
-    """Stand for a caller that wants to hear of nothing."""
+    """Do nothing: the default of a callback."""
 
 
 def _bitmap(given: memoryview | None, length: int) -> memoryview:
-    """Return memory for a bitmap: what is given, or the process' own.
+    """Return memory for a bitmap: the given memory, or private memory.
 
     Raises:
-        ValueError: what is given is too short.
+        ValueError: the given memory is too short.
     """
     if given is None:
-        # Written once, so that it is backed by memory before it is needed.
+        # bytearray(n) alone is not backed by memory until it is written.
         return memoryview(bytearray(b"\0") * length)
     if len(given) < length:
         raise ValueError(f"{len(given)} bytes are no bitmap of {length} bytes")
@@ -123,23 +122,22 @@ class Device:
     Args:
         name: for messages and statistics.
         size: in bytes, a multiple of the page.
-        frontswap: where pages go.
-        swap_type: the frontswap type that this device is; initialised here.
+        frontswap: stores the pages.
+        swap_type: frontswap type of this device; initialised here.
         page_size: bytes in a page.
-        lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; the
-            process' own if there is none.
-        lost_copy: the same for the second bitmap; an older program has left none.
+        lost: memory for the bitmap of lost pages, `lost_bytes` long, backed and locked; private
+            memory if None.
+        lost_copy: memory for the second bitmap, likewise; an older program leaves none.
 
     Attributes:
-        unreadable: numbers of pages that a reader got an error for, each with what `_version`
-            returned then.
-        has_lost_by_damage: a takeover has found pages missing (`adopt`), and some of them are still
-            lost.
+        unreadable: numbers of the unreadable pages, each with the `_version` of its error.
+        has_lost_by_damage: whether a takeover has found pages missing (`adopt`), and some of them
+            are still lost.
         when_unreadable: called after a page became unreadable.
 
     Raises:
-        ValueError: the size is 0, no multiple of the page, or has more pages than an index can
-            name; or `lost` or `lost_copy` is too small.
+        ValueError: the size is 0, is not a multiple of the page, or has more pages than an index
+            can name; or `lost` or `lost_copy` is too small.
     """
 
     def __init__(
@@ -179,8 +177,8 @@ class Device:
         """Fill `out` with the bytes from `offset` on.
 
         Raises:
-            CorruptedPageError: a page in the range is damaged; `filled` says how many bytes in
-                front of it are in `out`.
+            CorruptedPageError: a page in the range is damaged. `filled` says how many bytes before
+                that page are in `out`.
             LostPageError: a page in the range has no data; likewise.
         """
         size = self._page_size
@@ -197,9 +195,7 @@ class Device:
                 while start < length:
                     start += self._read_part(number, (offset + start) % size, out[start:])
                     number += 1
-        except (
-            ZswapdError
-        ) as error:  # a page that has to be fetched from a disk first is no failure
+        except ZswapdError as error:  # SlotsNeeded is not one: it is no failure
             self._failed_reads += 1
             error.filled = start
             self._note_unreadable(number)
@@ -212,7 +208,7 @@ class Device:
             out[:] = self._zeros
 
     def _read_part(self, number: int, begin: int, out: memoryview) -> int:
-        """Read a page from byte `begin` on, as far as `out` has room; return how many bytes."""
+        """Read a page from byte `begin` on, as far as `out` has room; return the bytes read."""
         if begin == 0 and len(out) >= self._page_size:
             self._read_page(number, out[: self._page_size])
             self._pages_read += 1
@@ -227,12 +223,12 @@ class Device:
         """Write bytes from `offset` on.
 
         Returns:
-            None when all is stored. A reason when a page was refused: pages before it are stored,
-                later ones untouched, and the
-            refused one is lost if it had data before.
+            None when all is stored, or the reason for which a page was refused. Pages before the
+                refused page are stored, pages after it are unchanged. The refused page is lost if
+                it had data.
 
         Raises:
-            CorruptedPageError, LostPageError: a page that is written only in part cannot be read.
+            CorruptedPageError, LostPageError: a page that is written in part cannot be read.
         """
         size = self._page_size
         length = len(data)
@@ -248,10 +244,7 @@ class Device:
         return self._write_parts(offset, data)
 
     def _write_page(self, number: int, page: memoryview) -> RejectReason | None:
-        """Store a whole page; a refusal or a failure may cost the older one.
-
-        Which frontswap says through `_mark_lost`.
-        """
+        """Store a whole page. A refusal or failure may lose the older page (`_mark_lost`)."""
         is_stored = False
         try:
             reason = self._frontswap.store(self.swap_type, number, page)
@@ -291,13 +284,13 @@ class Device:
         return self._write_page(number, self._scratch)
 
     def discard(self, offset: int, length: int) -> None:
-        """Let go of a byte range, which reads as zeros afterwards.
+        """Discard a byte range. It reads as zeros afterwards.
 
         Raises:
-            CorruptedPageError, LostPageError: a page that is discarded only in part cannot be read;
-                the rest is discarded.
-            DiscardError: there is no room to keep the other part of such a page. The pages
-                between are discarded; the other edge is not tried, since a refusal loses its page.
+            CorruptedPageError, LostPageError: a page that is discarded in part cannot be read. The
+                rest is discarded.
+            DiscardError: there is no room for the remaining part of a page. The whole pages are
+                discarded. The other edge is not tried, since a refusal loses its page.
         """
         if not length:
             return
@@ -313,7 +306,7 @@ class Device:
         self._zero_edges([part for part in (parts.head, parts.tail) if part])
 
     def _zero_edges(self, edges: list[tuple[int, int, int]]) -> None:
-        """Discard parts of pages; one that cannot be read does not keep the next from it."""
+        """Discard parts of pages. A part that cannot be read does not stop the next one."""
         if edges:
             try:
                 self._zero_part(*edges[0])
@@ -334,47 +327,42 @@ class Device:
             )
 
     def _has_page(self, number: int) -> bool:
-        """Say whether a page's data is anywhere."""
+        """Say whether a page has data anywhere."""
         return self._frontswap.holds(self.swap_type, number)
 
     def state_of(self, number: int) -> PageState | None:
-        """Say where a page's data is, None if there is none; its use is not counted."""
+        """Return where a page's data is, or None if it has none. This does not count as a use."""
         key = self._frontswap.key_of(self.swap_type, number)
         if key is not None:
             return pool_state(key, self._page_size)
         return PageState("lost") if self._lost_pages and self._is_lost(number) else None
 
     def _forget(self, first: int, last: int) -> None:
-        """Take note, before it is so, that the pages first..last are let go.
-
-        For a device that keeps some elsewhere.
-        """
+        """Drop copies of pages first..last outside the pool. Called before the pool drops them."""
 
     def invalidate(self) -> int:
-        """Let go of everything, as swapoff does; return how many pages there were."""
+        """Drop all pages, as swapoff does; return how many pages the pool had."""
         self._forget(0, self.size // self._page_size - 1)
         self._clear_lost(0, self.size // self._page_size - 1)
         return self._frontswap.invalidate_area(self.swap_type)
 
-    # Unreadable pages: off the path while there are none.
+    # Unreadable pages: not on the page path while there are none.
 
     def _version(self, number: int) -> tuple[int, ...]:
-        """Return what changes when a page gets other data, or none."""
+        """Return a value that changes when a page gets other data, or loses it."""
         return self.generation(number), self._is_lost(number)
 
     def _note_unreadable(self, number: int) -> None:
-        """Keep in mind that a page cannot be read."""
+        """Remember that a page cannot be read."""
         if number not in self.unreadable and len(self.unreadable) < UNREADABLE_MAX:
             self.unreadable[number] = self._version(number)
             self.when_unreadable()
 
     def has_unreadable(self) -> bool:
-        """Forget the unreadable pages that have other data, or none.
+        """Forget unreadable pages that were replaced or discarded; say whether any page is left.
 
-        Say whether any page still cannot be read.
-
-        Pages that are lost since their last write was refused do not count: the kernel has kept
-        them, and reads no such slot.
+        Pages that are lost by a refused write do not count. The kernel has kept their data, and
+        reads no such slot.
         """
         for number in [
             number
@@ -386,37 +374,31 @@ class Device:
         return bool(self.unreadable) or self.has_lost_by_damage
 
     def recall_unreadable(self, numbers: Iterable[int]) -> None:
-        """Take over a predecessor's unreadable pages, as far as they have data or are lost."""
+        """Take over a predecessor's unreadable pages, if they have data or are lost."""
         for number in numbers:
             if 0 <= number < self.pages and (self._has_page(number) or self._is_lost(number)):
                 self._note_unreadable(number)
 
-    # For who compresses pages again: off the path.
+    # For recompression: not on the page path.
 
     @property
     def pages(self) -> int:
-        """How many pages the device has."""
+        """Number of pages of the device."""
         return self.size // self._page_size
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the store that a page in the pool is from.
-
-        0 for one that is not there.
-        """
+        """Return the serial number of a page's store, or 0 if the page is not in the pool."""
         return self._frontswap.generation(self.swap_type, number)
 
     def in_use(self, number: int, epoch: int) -> bool:
-        """Say whether a page was used after an epoch.
-
-        One that keeps no ages knows no more than when it was stored.
-        """
+        """Say whether a page was used after an epoch. A device without ages says no."""
         return False
 
     def recompress(self, number: int, compressor: Compressor, gain_percent: int) -> int:
         """Keep a page of the pool with another codec (see `Frontswap.recompress`)."""
         return self._frontswap.recompress(self.swap_type, number, compressor, gain_percent)
 
-    # Lost pages: off the path while there are none.
+    # Lost pages: not on the page path while there are none.
 
     def _is_lost(self, number: int) -> bool:
         return bool((self._lost[number >> 3] | self._lost_copy[number >> 3]) >> (number & 7) & 1)
@@ -429,7 +411,7 @@ class Device:
         )
 
     def _mark_lost(self, number: int) -> None:
-        """Say that a page has no data any more; called before that is so."""
+        """Mark a page as lost. Called before its data is dropped."""
         if not self._is_lost(number):
             self._lost[number >> 3] |= 1 << (number & 7)
             self._lost_copy[number >> 3] |= 1 << (number & 7)
@@ -439,10 +421,9 @@ class Device:
         """Take over the marks that a dead process has left in the bitmap.
 
         Args:
-            distrust: the arena was found damaged, so pages may be missing without a mark. Every
-                page that is not kept is then lost: an error is better than zeros that were
-                something else.
-            alive: called for every ADOPTED_PAGES pages.
+            distrust: the arena was damaged, so pages may be missing without a mark. Then every page
+                without data is lost: an error is better than wrong zeros.
+            alive: called once for every ADOPTED_PAGES pages.
         """
         pages = self.size // self._page_size
         lost, copy = self._lost, self._lost_copy
@@ -462,7 +443,7 @@ class Device:
         self._lost_pages = self._count_lost()
 
     def _clear_lost(self, first: int, last: int) -> None:
-        """Say that pages first..last have data again, or may read as zeros."""
+        """Clear the marks of pages first..last: they have data, or may read as zeros."""
         if not self._lost_pages:
             return
         number = first
@@ -480,12 +461,12 @@ class Device:
                 self._lost_pages -= 1
             number += 1
         if self._lost_pages <= 0:
-            # Marks are counted before the device stops looking at them. A mark that came by itself
-            # was taken away, and another one may still be there.
+            # Recount before marks are ignored. Damage may have set a mark that was cleared and
+            # counted here, while a real mark is left.
             self._lost_pages = self._count_lost()
 
     def _count_lost(self) -> int:
-        """Return how many pages are marked; in pieces, for which there is memory."""
+        """Return how many pages are marked. It copies one page of the bitmap at a time."""
         count = 0
         for start in range(0, len(self._lost), self._page_size):
             one = self._lost[start : start + self._page_size].tobytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Byte ranges cut at page borders. Pure arithmetic."""
+"""Arithmetic that cuts byte ranges at page borders."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class Segments(NamedTuple):
-    """A byte range as at most two partial pages around whole ones.
+    """The parts of a byte range: whole pages, and at most one partial page on either side.
 
     Attributes:
         head: (page, first byte in it, end byte in it) of a partial page at the beginning, or None.
-            A range inside one page that does not fill it is all head.
-        first, end: whole pages [first, end).
-        tail: likewise of a partial page at the end, beginning at its byte 0, or None.
+            A range that fills only a part of one page is all head.
+        first, end: the whole pages are [first, end).
+        tail: (page, 0, end byte in it) of a partial page at the end, or None.
     """
 
     head: tuple[int, int, int] | None

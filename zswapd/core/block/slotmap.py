@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which pages of a device are in their slots.
+"""The slot map of a device: which pages are in their slots.
 
-One 32-bit word a page, 0 for none, else a checksum of the page.
+Each page has one 32-bit word: 0 if the page is not in its slot, else a checksum.
 
-The words lie in memory that outlives the process (0.1 % of the swap file). A word is one machine
-store, so a page is in its slot or not, at every instruction; the checksum finds what a disk gives
-back that was never written there: a torn slot, another disk's, one that lost a write. It is of the
-page and the slot's number.
+The words are in memory that outlives the process (0.1 % of the swap file). A word is written by one
+machine store, so at every instruction a page is in its slot or not. The checksum covers the page
+and the slot's number. It detects data that was never written to this slot: a torn slot, a slot of
+another disk, or a lost write.
 
-A word that becomes 0 by itself would turn its page into zeros. So there is a bit a page besides, in
-other memory, that says "the word is not 0": it is set after the word, and taken away before it, so
-no death leaves a bit without a word, and a page that has one has lost its data (`has_lost_word`). A
-bit that changes by itself makes an error of zeros, or does not protect its page until the next
-takeover.
+A word that is zeroed by damage would turn its page into zeros. So each page also has a witness bit,
+in other memory, that means "the word is not 0". The bit is set after the word and cleared before
+it, so no death leaves a bit without a word. A page with a bit and no word has lost its data
+(`has_lost_word`). A bit that is set by damage makes an error of zeros. A bit that is cleared by
+damage does not protect its page until the next takeover.
 
-Limits: 32 bits find all but one in four billion of such mistakes; they are no proof against
-somebody who writes to the disk on purpose.
+Limits: 32 bits miss one such mistake in four billion. They do not protect against an attacker that
+writes to the disk.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from xxhash import xxh3_64_intdigest
 
 _MASK: Final = 0xFFFFFFFF
 _STEP: Final = 4096
-"""Words looked at together while they are all 0."""
+"""Words that are tested together for zeros."""
 
 
 def slot_map_bytes(size: int, page_size: int) -> int:
-    """Return the bytes that the words of a device of `size` bytes take; a multiple of 8."""
+    """Return the bytes of the words of a device of `size` bytes; a multiple of 8."""
     return (size // page_size + 1) // 2 * 8
 
 
 def witness_bytes(size: int, page_size: int) -> int:
-    """Return the bytes that the bits of a device of `size` bytes take."""
+    """Return the bytes of the witness bits of a device of `size` bytes."""
     return size // page_size // 8 + 1
 
 
 class SlotMap:
-    """The words of one device.
+    """The slot map of one device.
 
     Args:
         memory: `slot_map_bytes` bytes, backed and locked.
         base: slot of the device's first page.
-        witness: memory for the bits, `witness_bytes` long, likewise; the process' own if there is
-            none, as an older program leaves it.
+        witness: `witness_bytes` bytes, backed and locked; without it, private memory (an older
+            program leaves none).
 
     Attributes:
-        base: as above.
+        base: slot of the device's first page.
         count: pages that are in their slots.
     """
 
@@ -68,35 +68,35 @@ class SlotMap:
         return bool(self._words[number])
 
     def word(self, number: int) -> int:
-        """Return the word of a page: 0 if it is not in its slot."""
+        """Return the word of a page, or 0 if the page is not in its slot."""
         return int(self._words[number])
 
     def checksum(self, number: int, page: bytes | memoryview) -> int:
-        """Return what stands for a page in its slot; never 0."""
+        """Return the word for a page in its slot; never 0."""
         return (xxh3_64_intdigest(page, self.base + number) & _MASK) or 1
 
     def is_sound(self, number: int, page: bytes | memoryview) -> bool:
-        """Say whether what was read from a slot is what is said to be there."""
+        """Say whether a page that was read from its slot matches its word."""
         return int(self._words[number]) == self.checksum(number, page)
 
     def has_lost_word(self, number: int) -> bool:
-        """Say whether a page was in its slot until its word became 0 by itself."""
+        """Say whether a page was in its slot until damage zeroed its word."""
         return not self._words[number] and bool(self._witness[number >> 3] >> (number & 7) & 1)
 
     def enter(self, number: int, checksum: int) -> None:
-        """Say that a page is in its slot, which has been written."""
+        """Record that a page is in its slot. The slot has been written before."""
         self.count += not self._words[number]
         self._words[number] = checksum
         self._witness[number >> 3] |= 1 << (number & 7)
 
     def clear(self, number: int) -> None:
-        """Say that it is not, before anything makes its slot's data old."""
+        """Record that a page is not in its slot. Call this before newer data exists."""
         self._witness[number >> 3] &= ~(1 << (number & 7))
         self.count -= self._words[number] != 0
         self._words[number] = 0
 
     def adopt(self) -> list[int]:
-        """Make the bits agree with the words that a dead process has left.
+        """Make the witness bits agree with the words that a dead process has left.
 
         Return the pages that have lost their word.
         """
@@ -119,11 +119,11 @@ class SlotMap:
         return lost
 
     def clear_range(self, first: int, last: int) -> None:
-        """Say so of pages first..last."""
+        """Clear pages first..last."""
         if self.count:
             for number in self.numbers(first, last + 1):
                 self.clear(number)
-        # What is left are bits of pages that have lost their words.
+        # The bits that are left belong to pages that have lost their words.
         for start in range(first >> 3, (last >> 3) + 1, _STEP):
             stop = min(start + _STEP, (last >> 3) + 1)
             some = self._witness[start:stop].tobytes()
@@ -133,7 +133,7 @@ class SlotMap:
                     self._witness[place] &= ~((1 << high + 1) - (1 << low))
 
     def numbers(self, first: int = 0, end: int | None = None) -> list[int]:
-        """Return the pages in [first, end) that are in their slots; all by default."""
+        """Return the pages in [first, end) that are in their slots; by default all."""
         words = self._words
         if end is None or end > len(words):
             end = len(words)

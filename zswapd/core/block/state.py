@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The state of one page: where its data is, and in which form.
-
-Source of the idea: zram's block_state.
-"""
+"""The state of one page: where its data is, and in which form (compare zram's block_state)."""
 
 from __future__ import annotations
 
@@ -15,28 +12,28 @@ if TYPE_CHECKING:
 
 
 class PageState(NamedTuple):
-    """Where one page's data is."""
+    """The place and form of one page's data."""
 
     state: str
-    """`compressed`, `same-filled` or `raw`: in the pool.
+    """`compressed`, `same-filled` or `raw` in the pool; `writing`, `disk` or `lost` outside it.
 
-    `writing`: refused by it, on its way to the disk; `disk`; `lost`.
+    A page is `writing` after the pool has refused it, while it is on its way to the disk.
     """
     codec: int = 0
-    """As in the page's header; of a compressed page."""
+    """Codec of a compressed page, as in its header."""
     size: int = 0
     """Bytes of data in the pool, without the header."""
     epoch: int = 0
-    """When it was last used, as an epoch of writeback; 0 where no ages are kept."""
+    """Writeback epoch of the last use; 0 where no ages are kept."""
 
 
 def pool_state(key: PageKey, page_size: int, epoch: int = 0) -> PageState:
-    """Return the state of a page that the pool has.
+    """Return the state of a page in the pool.
 
     Args:
-        key: what its header says.
+        key: from the page's header.
         page_size: bytes in a page.
-        epoch: of its last use, 0 if that is not known.
+        epoch: of its last use, 0 if unknown.
     """
     if key.codec == RAW:
         return PageState("raw", 0, page_size, epoch)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel called frontswap and cleancache: the vocabulary of swap and cache over tmem."""
+"""The kernel's frontswap and cleancache interfaces, over tmem."""

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """cleancache: clean pages of slow files over tmem, by (pool, inode, index).
 
-A second chance, never the only copy.
+The cache is a second chance and never the only copy. Each file system is one ephemeral tmem pool. A
+page that was put may be gone at the next get, so the client must have the data elsewhere. A page
+must never be stale. A put replaces the older page, and a refused put leaves none. An invalidated
+page is gone when the call returns.
 
-A file system is one ephemeral tmem pool: a page that was put may be gone at the next get, so
-whoever asks has the data elsewhere. What it must never be is stale: a page that is put replaces the
-older one, a refused put leaves none, and an invalidated page is gone when the call returns.
+A get removes the page, because its reader keeps it. The reader's page cache puts it again when it
+drops it. In a shared pool pages stay after a get, because the pool has several readers. They also
+stay if the caller asks for it: the kernel does not report when it drops a page of a FUSE file from
+its page cache.
 
-A get takes the page out, since its reader keeps it from then on (its page cache does, and puts it
-again when it lets go of it). Pages stay on a get in a shared pool, which has several readers, and
-for a caller that asks for it: the kernel's page cache lets go of a page of a FUSE file without
-telling us.
+A damaged page is a miss. It is invalidated and counted, and its reader gets the data from the file.
 
-A damaged page is a miss: it is invalidated and counted, and its reader gets the data from where it
-came.
-
-Swizzling: tmem's indexes have 32 bits, 16 TiB of 4 KiB pages. What is above goes to further objects
-of the same inode, oid = segment << 48 | inode. Inode numbers above 48 bits and segments above 16
-are refused page by page.
+Swizzling: tmem's indexes have 32 bits, which is 16 TiB of 4 KiB pages. Pages above that go to
+further objects of the same inode, with oid = segment << 48 | inode. Puts for inode numbers above 48
+bits and segments above 16 bits are refused page by page.
 
 Source of the ideas: cleancache (Dan Magenheimer, 2009-2012) and its zcache back end.
 """
@@ -42,23 +40,22 @@ _INDEX_BITS: Final = 32
 _INODE_BITS: Final = 48
 MAX_INODE: Final = (1 << _INODE_BITS) - 1
 MAX_PAGE: Final = (1 << (64 - _INODE_BITS + _INDEX_BITS)) - 1
-"""Highest page of a file that can be kept."""
+"""Highest page number in a file that can be kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleancacheStatistics:
-    """Cleancache's own counters, by the kernel's names.
+    """Cleancache's own counters, with the kernel's names.
 
     Attributes:
-        succ_gets, failed_gets: gets that found their page, and those that did not.
-        puts: pages taken.
-        failed_puts: pages refused.
-        invalidates: pages let go by invalidation.
-        damaged: pages found damaged, and let go; they count as failed gets too.
-        rejects: refused puts by reason, the reasons by their names in small letters; those that
-            occurred.
-        pages: pages that are kept now.
-        frozen: puts are being refused.
+        succ_gets, failed_gets: gets that found their page, and gets that did not.
+        puts: pages that were accepted.
+        failed_puts: pages that were refused.
+        invalidates: pages dropped by invalidation.
+        damaged: pages that were damaged and dropped; they count as failed gets too.
+        rejects: refused puts by reason (name in small letters); only reasons that occurred.
+        pages: pages in the cache at present.
+        frozen: whether puts are refused.
     """
 
     succ_gets: int
@@ -83,9 +80,9 @@ class Cleancache:
 
     Args:
         tmem: the index.
-        pam: the back end that keeps the pages.
-        make_room: called before each put, outside of tmem, so that it may evict; returns why there
-            is no room, or None.
+        pam: the back end, which keeps the pages.
+        make_room: called before each put. It may evict, because tmem is not busy then. It returns
+            the reason why there is no room, or None.
     """
 
     def __init__(self, tmem: Tmem, pam: Pam, make_room: Callable[[], RejectReason | None]) -> None:
@@ -94,7 +91,7 @@ class Cleancache:
         self._make_room = make_room
         self._client = tmem.new_client()
         self._is_shared: dict[int, bool] = {}
-        # Highest segment used, by pool: what invalidate_inode has to look through.
+        # Highest segment in use, by pool: invalidate_inode has to visit all up to it.
         self._segments: dict[int, int] = {}
         self._frozen = False
         self._rejects = dict.fromkeys(RejectReason, 0)
@@ -105,15 +102,15 @@ class Cleancache:
     # File systems.
 
     def init_fs(self) -> int:
-        """Return a new, empty pool, whose pages a get takes out.
+        """Return a new, empty pool. A get removes its page.
 
         Raises:
-            ValueError: there are no pools left.
+            ValueError: no pool number is free.
         """
         return self._init(is_shared=False)
 
     def init_shared_fs(self) -> int:
-        """Return a new, empty pool, whose pages stay on a get. Raises what `init_fs` does."""
+        """Return a new, empty pool. Its pages stay after a get. Raises as `init_fs` does."""
         return self._init(is_shared=True)
 
     def _init(self, *, is_shared: bool) -> int:
@@ -123,7 +120,7 @@ class Cleancache:
         return pool
 
     def invalidate_fs(self, pool: int) -> int:
-        """End a pool, as unmounting does; return how many pages it had."""
+        """Destroy a pool, as unmounting does; return how many pages it had."""
         self._check(pool)
         flushed = self._tmem.destroy_pool(pool)
         del self._is_shared[pool], self._segments[pool]
@@ -132,12 +129,12 @@ class Cleancache:
 
     def _check(self, pool: int) -> None:
         if pool not in self._is_shared:
-            raise ValueError(f"pool {pool} is no file system's")
+            raise ValueError(f"pool {pool} belongs to no file system")
 
     # Pages.
 
     def put_page(self, pool: int, inode: int, index: int, page: memoryview) -> RejectReason | None:
-        """Keep a page; return None, or why it was refused (then no older copy is left either)."""
+        """Keep a page; return None or the reason of the refusal. Then no older copy is left."""
         self._check(pool)
         if inode > MAX_INODE or index > MAX_PAGE:
             return self._refused(RejectReason.INDEX_LIMIT)
@@ -169,14 +166,14 @@ class Cleancache:
     def get_page(
         self, pool: int, inode: int, index: int, out: memoryview, *, keep: bool = False
     ) -> bool:
-        """Write a page into `out` and take it out of the pool; return False if it is not there.
+        """Write a page into `out` and remove it from the pool; return False if it is not there.
 
         Args:
             pool: of a file system.
             inode: of the file.
             index: of the page in the file.
-            out: as long as a page; its contents are undefined after a miss.
-            keep: leave the page there, as a shared pool does anyway.
+            out: as long as a page; undefined after a miss.
+            keep: leave the page in the pool, as a shared pool always does.
         """
         self._check(pool)
         oid = index >> _INDEX_BITS << _INODE_BITS | inode
@@ -196,13 +193,13 @@ class Cleancache:
         return True
 
     def invalidate_page(self, pool: int, inode: int, index: int) -> bool:
-        """Let go of a page; return whether it was there."""
+        """Drop a page; return whether it was there."""
         return self.invalidate_range(pool, inode, index, index) > 0
 
     def invalidate_range(self, pool: int, inode: int, first: int, last: int) -> int:
-        """Let go of a file's pages from `first` to `last`; return how many were there.
+        """Drop a file's pages from `first` to `last`; return how many were there.
 
-        Costs what is there.
+        The cost grows with the pages that are there, not with the range.
         """
         self._check(pool)
         if inode > MAX_INODE:
@@ -220,7 +217,7 @@ class Cleancache:
         return flushed
 
     def invalidate_inode(self, pool: int, inode: int) -> int:
-        """Let go of all pages of a file; return how many there were."""
+        """Drop all pages of a file; return how many there were."""
         self._check(pool)
         if inode > MAX_INODE:
             return 0
@@ -232,9 +229,9 @@ class Cleancache:
         return flushed
 
     def invalidate_some(self, pool: int, count: int) -> int:
-        """Let go of up to `count` pages of a file system, whichever come first; return how many.
+        """Drop up to `count` pages of a file system, in any order; return how many.
 
-        Ends a large one in steps.
+        It serves to destroy a large pool in steps.
         """
         self._check(pool)
         flushed = self._tmem.flush_some(pool, count)
@@ -242,13 +239,13 @@ class Cleancache:
         return flushed
 
     def pages(self, pool: int) -> int:
-        """Return how many pages a file system has here."""
+        """Return how many pages a file system has in the cache."""
         return self._tmem.pool_pages(pool)
 
-    # The whole.
+    # All file systems together.
 
     def freeze(self) -> None:
-        """Refuse puts from now on; each invalidates the older page. Gets and invalidates go on."""
+        """Refuse puts; each put still invalidates the older page. Gets and invalidates go on."""
         self._frozen = True
 
     def thaw(self) -> None:
@@ -257,7 +254,7 @@ class Cleancache:
 
     @property
     def frozen(self) -> bool:
-        """Whether puts are being refused."""
+        """Whether puts are refused."""
         return self._frozen
 
     def statistics(self) -> CleancacheStatistics:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""frontswap: the vocabulary of swap over tmem.
+"""frontswap: swap over tmem. Store, load, invalidate_page and invalidate_area, by (type, offset).
 
-Store, load, invalidate_page, invalidate_area, by (type, offset).
+A type is one swap file. All types share one persistent tmem pool. Offsets are swizzled as in the
+kernel's frontswap for tmem: oid = type << 8 | low eight bits of the offset, and index = the other
+bits. So a swap file has 256 objects of even size.
 
-A type is one swap file; all types share one persistent tmem pool. Offsets are swizzled as in the
-kernel's frontswap for tmem: oid = type << 8 | low eight bits of the offset, index = the rest, which
-gives a swap file 256 objects of even size.
-
-Rules: a load does not remove the page; a store replaces the older page, and one that is refused
-leaves none; while frozen, stores are refused and flush the older page, loads and invalidates go on.
-invalidate_area ends with no page of the type left.
+Rules
+  - A load does not remove the page.
+  - A store replaces the older page. A refused store leaves none.
+  - While frozen, stores are refused and flush the older page. Loads and invalidates go on.
+  - After invalidate_area, no page of the type is left.
 
 Source of the ideas: frontswap (Dan Magenheimer, 2010-2012) and its zcache back end.
 """
@@ -42,16 +42,15 @@ MAX_OFFSET: Final = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
 
 @dataclass(frozen=True, slots=True)
 class FrontswapStatistics:
-    """Frontswap's own counters, by the kernel's names.
+    """Frontswap's own counters, with the kernel's names.
 
     Attributes:
-        succ_stores, failed_stores: pages taken and refused.
+        succ_stores, failed_stores: pages accepted and refused.
         loads: pages found.
         failed_loads: loads of pages that are not there.
-        invalidates: pages let go by invalidation.
-        rejects: refused stores by reason, the reasons by their names in small letters; those that
-            occurred.
-        frozen: stores are being refused.
+        invalidates: pages dropped by invalidation.
+        rejects: refused stores by reason (name in small letters); only reasons that occurred.
+        frozen: whether stores are refused.
     """
 
     succ_stores: int
@@ -74,7 +73,7 @@ class Frontswap:
 
     Args:
         tmem: the index.
-        pam: the back end that keeps the pages.
+        pam: the back end, which keeps the pages.
     """
 
     def __init__(self, tmem: Tmem, pam: RewritingPam) -> None:
@@ -97,16 +96,16 @@ class Frontswap:
         *,
         when_losing: Callable[[int], None] | None = None,
     ) -> None:
-        """Begin with a swap file, empty.
+        """Add an empty swap file.
 
         Args:
             swap_type: its number, below MAX_SWAPFILES.
             pages: its length.
-            when_losing: called with the offset of a page just before its last copy goes because a
-                store of it was refused.
+            when_losing: called with a page's offset just before the page's last copy is dropped,
+                because a store of the page was refused.
 
         Raises:
-            ValueError: the number is out of range or taken.
+            ValueError: the number is out of range or in use.
         """
         if not 0 <= swap_type < MAX_SWAPFILES:
             raise ValueError(f"swap type {swap_type} is not below {MAX_SWAPFILES}")
@@ -117,7 +116,7 @@ class Frontswap:
             self._when_losing[swap_type] = when_losing
 
     def store(self, swap_type: int, offset: int, page: memoryview) -> RejectReason | None:
-        """Keep a page; return None, or why it was refused (then no older copy is left either)."""
+        """Keep a page; return None or the reason of the refusal. Then no older copy is left."""
         if self._frozen:
             if self.holds(swap_type, offset):
                 self._flushing(
@@ -143,7 +142,7 @@ class Frontswap:
         return reason
 
     def _flushing(self, pool: int, oid: int, index: int) -> None:
-        """Tell whose page is about to go without its data being anywhere else."""
+        """Tell the device that a page is about to lose its last copy."""
         when_losing = self._when_losing.get(oid >> SWIZ_BITS)
         if when_losing is not None and pool == self._pool:
             when_losing(index << SWIZ_BITS | oid & _SWIZ_MASK)
@@ -163,7 +162,7 @@ class Frontswap:
         return False
 
     def invalidate_page(self, swap_type: int, offset: int) -> bool:
-        """Let go of a page; return whether it was there."""
+        """Drop a page; return whether it was there."""
         found = self._tmem.flush_page(
             self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
         )
@@ -171,9 +170,10 @@ class Frontswap:
         return found
 
     def invalidate_range(self, swap_type: int, first: int, last: int) -> int:
-        """Let go of the pages from offset `first` to `last`; return how many were there.
+        """Drop the pages from offset `first` to `last`; return how many were there.
 
-        Costs what is there, plus 256 object look-ups: a discard of a whole swap file is one call.
+        The cost grows with the pages that are there, plus 256 object look-ups. So a discard of a
+        whole swap file is one call.
         """
         if last - first < _SWIZ:
             return sum(self.invalidate_page(swap_type, offset) for offset in range(first, last + 1))
@@ -188,7 +188,7 @@ class Frontswap:
         return flushed
 
     def invalidate_area(self, swap_type: int) -> int:
-        """Let go of all pages of a swap file, as swapoff does; return how many there were."""
+        """Drop all pages of a swap file, as swapoff does; return how many there were."""
         flushed = sum(
             self._tmem.flush_object(self._pool, swap_type << SWIZ_BITS | low)
             for low in range(_SWIZ)
@@ -196,12 +196,12 @@ class Frontswap:
         self._invalidates += flushed
         return flushed
 
-    # A successor's beginning: what pam.base.Adopter asks for.
+    # Adoption by a successor: the methods of pam.base.Adopter.
 
     def adopt_page(self, pool: int, oid: int, index: int, pampd: int) -> int:
-        """Take in a page that its back end has found.
+        """Enter a page that its back end has found.
 
-        -1 if no swap file has such a page (see pam.base.Adopter).
+        Return -1 if no swap file has this page (see pam.base.Adopter).
         """
         pages = self._sizes.get(oid >> SWIZ_BITS, 0)
         if pool != self._pool or index << SWIZ_BITS | oid & _SWIZ_MASK >= pages:
@@ -209,15 +209,15 @@ class Frontswap:
         return self._tmem.adopt_page(pool, oid, index, pampd)
 
     def find_page(self, pool: int, oid: int, index: int) -> int:
-        """Return the pampd of a page, or 0."""
+        """Return the pampd of a page, or 0 if there is none."""
         return self._tmem.find(pool, oid, index) if pool == self._pool else 0
 
     def replace_page(self, pool: int, oid: int, index: int, old: int, new: int) -> bool:
-        """Let another pampd stand for a page."""
+        """Replace the pampd of a page."""
         return self._tmem.replace(pool, oid, index, old, new)
 
     def holds(self, swap_type: int, offset: int) -> bool:
-        """Say whether a page is kept, without reading it."""
+        """Say whether a page is in the pool, without reading it."""
         return (
             self._tmem.find(
                 self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
@@ -226,18 +226,15 @@ class Frontswap:
         )
 
     def generation(self, swap_type: int, offset: int) -> int:
-        """Return the serial number of the store that a page is from, 0 if it is not kept.
+        """Return the serial number of a page's store, or 0 if the page is not in the pool.
 
-        The same as long as its bytes are.
+        It stays the same as long as the page's bytes do.
         """
         key = self.key_of(swap_type, offset)
         return key.generation if key is not None else 0
 
     def key_of(self, swap_type: int, offset: int) -> PageKey | None:
-        """Return what the header of a page says, None if it is not kept.
-
-        Its data is not looked at.
-        """
+        """Return the header of a page, or None if it is not in the pool. Its data is not read."""
         pampd = self._tmem.find(
             self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
         )
@@ -246,13 +243,11 @@ class Frontswap:
     def recompress(
         self, swap_type: int, offset: int, compressor: Compressor, gain_percent: int
     ) -> int:
-        """Keep a page with another codec, if that saves so much of it.
-
-        Its generation is another one then.
+        """Recompress a page if that saves `gain_percent` of its size. It gets a new generation.
 
         Returns:
-            1 if it was done; 0 if it is not worthwhile; NO_NEED, if there is no such page, too;
-            NO_ROOM.
+            1 if the page was replaced; 0 if the gain is too small; NO_NEED if there is nothing to
+            do or no page; NO_ROOM if there is no room for the copy.
 
         Raises:
             CorruptedPageError: the page is damaged.
@@ -269,14 +264,14 @@ class Frontswap:
         return 1
 
     def pages(self, swap_type: int) -> int:
-        """Return how many pages of a swap file are kept. Asks 256 objects."""
+        """Return how many pages of a swap file are in the pool. It asks 256 objects."""
         return sum(
             self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low)
             for low in range(_SWIZ)
         )
 
     def freeze(self) -> None:
-        """Refuse stores from now on; each flushes the older page."""
+        """Refuse stores; each store still flushes the older page."""
         self._frozen = True
 
     def thaw(self) -> None:
@@ -285,7 +280,7 @@ class Frontswap:
 
     @property
     def frozen(self) -> bool:
-        """Whether stores are being refused."""
+        """Whether stores are refused."""
         return self._frozen
 
     def statistics(self) -> FrontswapStatistics:

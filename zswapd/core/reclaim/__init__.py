@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What watches memory from the side: whether the system has some to spare."""
+"""Reclaim of the pool's and the cache's memory: pressure, eviction, writeback, recompression."""

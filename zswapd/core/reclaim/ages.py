@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long ago pages of the pool or the cache were stored, for who looks at it.
+"""Ages of the pages in the pool or the cache, measured from their store.
 
-Without a byte a page, and off the page path.
+It takes no memory per page, and no work on the page path. Every store has a serial number. From
+time to time the newest number is noted. So a page's number tells between which two notes the page
+was stored. The notes for an age class are 1/16 of its bound apart, and the number of notes is
+bounded.
 
-Every store has a serial number. Which was the newest is noted from time to time, so a page's number
-says between which notes it came. The notes for each class of age are a sixteenth of its bound
-apart, and there are no more than that takes.
-
-Limits: a page that is compressed again counts as stored then. A page that is read keeps its age;
-with a disk behind the pool writeback knows when each was last used.
+Limits: recompression counts as a store. A read does not change the age. With a disk behind the
+pool, writeback knows when each page was last used.
 """
 
 from __future__ import annotations
@@ -22,35 +21,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 BOUNDS_S: Final = (60, 600, 3600, 86400)
-"""Bounds of the classes that ages are told in; one more class has what is older."""
+"""Upper bounds of the age classes in seconds. One more class has all older pages."""
 SAMPLE: Final = 1024
-"""Places that are looked at for one answer: a millisecond at most."""
+"""Pages that are looked up for one answer. It takes 1 ms at most."""
 NOTES: Final = 16
 _MASK, _HALF = 0xFFFFFFFF, 1 << 31
 
 
 class Stored(Protocol):
-    """What has pages, as far as it matters here.
-
-    `block.device.Device`, or the runs of the cache (core/cache.py).
-    """
+    """A store of pages: `block.device.Device`, or the runs of the cache (core/cache.py)."""
 
     @property
     def pages(self) -> int:
-        """How many places for pages it has."""
+        """Number of places for pages."""
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the store that a page is from, 0 for one that is not there."""
+        """Return the serial number of a page's store, or 0 if there is no page."""
 
 
 class StoreAges:
-    """The notes.
+    """The notes of serial numbers over time.
 
     Args:
-        devices: whose pages are told of.
+        devices: the pages to sample.
         newest: returns the serial number of the last store.
-        places: how many are looked at for one answer.
-        clock: seconds since the machine was started, for tests.
+        places: pages that are looked up for one answer.
+        clock: seconds since boot; for tests.
     """
 
     def __init__(
@@ -69,7 +65,7 @@ class StoreAges:
         self._samples = 0
 
     def look(self) -> None:
-        """Take a note if it is time; to be called about once a second."""
+        """Take a note if one is due. Call it about once a second."""
         now = self._clock()
         for bound, notes in zip(BOUNDS_S, self._notes, strict=True):
             if not notes or now - notes[-1][0] >= bound / NOTES:
@@ -78,21 +74,21 @@ class StoreAges:
                 notes.popleft()
 
     def remember(self) -> list[list[tuple[float, int]]]:
-        """Return the notes, for a successor: its clock is the same."""
+        """Return the notes for a successor, which has the same clock."""
         return [list(notes) for notes in self._notes]
 
     def recall(self, left: Iterable[Iterable[tuple[float, int]]]) -> None:
-        """Go on with a predecessor's notes."""
+        """Continue with a predecessor's notes."""
         for notes, noted in zip(self._notes, left, strict=False):
             notes.extend((float(at), int(serial)) for at, serial in noted)
 
     def sample(self) -> tuple[int, ...]:
-        """Count pages of a sample by class of age.
+        """Return the number of pages in each age class, from a sample.
 
-        One in so many of each device's, others each time.
+        The sample has every n-th page of each device, and other pages at each call.
         """
         now = self._clock()
-        # Of the newest store that is older than each bound; what is not known is younger.
+        # The newest store older than each bound. A page of unknown age counts as younger.
         marks = [
             (notes[0][1], bound)
             for bound, notes in zip(BOUNDS_S, self._notes, strict=True)

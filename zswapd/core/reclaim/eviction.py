@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Frames of the ephemeral half are given up, least recently used first.
+"""Eviction from the ephemeral half, least recently used runs first.
 
-For swap, for a newer page, or for the system.
+Three callers need frames:
 
-Three who ask:
+- A cleancache put, before it begins (`make_room`). The cache keeps to its limit and leaves swap its
+  reserve. It may take free frames while half of the reserve's target is left. Below that, it evicts
+  its own pages.
+- A persistent store that finds no frame (`evict_for_store`), in the middle of tmem's put. That is
+  safe: only ephemeral pools lose pages, and they share neither index nodes nor objects with the
+  persistent pool. The store may need contiguous frames. So the ephemeral neighbours of the oldest
+  run are evicted with it.
+- The shrinker, which returns memory to the system (`evict`).
 
-- a cleancache put, before it begins (`make_room`): the cache keeps to its limit and leaves swap its
-  reserve. It may take free frames as long as half of the reserve's target is left; from then on it
-  lives on what it has itself;
-- a persistent store that finds no frame (`evict_for_store`), in the middle of tmem's put. That is
-  safe: the pages that go are in ephemeral pools only, which share neither index nodes nor objects
-  with the persistent one. The store may lack frames side by side, so the neighbours of the oldest
-  run go with it while they are ephemeral too;
-- whoever gives memory back to the system (`evict`).
-
-Pages go only if the index names just this copy (`Tmem.forget`): what a damaged header says costs
-nobody a page.
+A page is dropped only if the index names exactly this copy (`Tmem.forget`). So a damaged header
+cannot drop a valid page.
 """
 
 from __future__ import annotations
@@ -32,24 +30,24 @@ if TYPE_CHECKING:
     from zswapd.core.tmem.tmem import Tmem
 
 _MAX_RUNS: Final = 4
-"""Runs that one put evicts at most: a limit that is lowered is not for one put to reach."""
+"""Maximum of runs that one put evicts. A lowered limit is not reached by a single put."""
 _MAX_FAILURES: Final = 8
-"""Runs in a row that cannot be emptied before nobody tries further."""
+"""Runs in a row that cannot be emptied, after which the search ends."""
 
 
 class Eviction:
-    """What evicts, over one ephemeral back end.
+    """The evictor of one ephemeral back end.
 
     Args:
         tmem: the index of its pages.
         zbuds: the back end.
-        frames: whose frames it has.
+        frames: the owner of its frames.
         nodes: memory of its index.
-        wanted_run: frames side by side that a persistent store asks for at most.
-        longest_run: frames that an ephemeral page may take at most.
+        wanted_run: most contiguous frames that a persistent store needs.
+        longest_run: most frames that one ephemeral page may take.
 
     Attributes:
-        limit_frames: cache.limit in frames; settable at any time, below the current use too.
+        limit_frames: cache.limit in frames. It may be set at any time, below the current use too.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class Eviction:
         self.limit_frames = frames.end_frame - frames.first_frame
 
     def make_room(self) -> RejectReason | None:
-        """See to it that a put finds a frame within the cache's limits; return why it cannot."""
+        """Make room for a put within the cache's limits; return None, or why there is none."""
         for _ in range(_MAX_RUNS):
             reason = self._lacking()
             first = self._zbuds.oldest_run() if reason is not None else 0
@@ -81,7 +79,7 @@ class Eviction:
         return self._lacking()
 
     def _lacking(self) -> RejectReason | None:
-        """Return why one more run may not be taken now."""
+        """Return why one more run may not be taken, or None if it may."""
         frames = self._frames
         if frames.ephemeral_frames + self._longest_run > self.limit_frames:
             return RejectReason.POOL_LIMIT_HIT
@@ -92,9 +90,9 @@ class Eviction:
         return None
 
     def evict_for_store(self) -> bool:
-        """Free frames for a persistent store, as many side by side as it may want if that can be.
+        """Free frames for a persistent store, `wanted_run` of them contiguous if possible.
 
-        Return whether any.
+        Return whether any frame was freed.
         """
         table = self._frames.table
         first = self._zbuds.oldest_run()
@@ -110,13 +108,13 @@ class Eviction:
             failures += 1
             if freed or failures == _MAX_FAILURES:
                 break
-            first = self._zbuds.oldest_run()  # another: that one comes last now
+            first = self._zbuds.oldest_run()  # a different one: the failed run is now the newest
         return freed > 0
 
     def evict(self, count: int) -> int:
-        """Free at least `count` frames, if the ephemeral half has as many; return how many.
+        """Free at least `count` frames if the ephemeral half has them; return how many.
 
-        About 2 µs a frame.
+        It takes about 2 µs a frame.
         """
         freed = failures = 0
         while freed < count and failures < _MAX_FAILURES:

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How short of memory the system is, by the kernel's own measures.
+"""Memory pressure of the system, by the kernel's own measures: watermarks, PSI, cgroup limits.
 
-The zones' watermarks, and pressure stall information.
+*Watermarks* tell how soon an allocation has to wait. Below `low` kswapd runs, above `high` it
+sleeps. Free pages that a zone protects from ordinary allocations (lowmem_reserve) do not count.
+Otherwise the idle DMA zone would hide every shortage.
 
-*Watermarks* say how near allocations are to having to wait: below `low` kswapd is at work, above
-`high` it sleeps. A zone's free pages that are protected from ordinary allocations (lowmem_reserve)
-do not count, or the idle DMA zone would hide every shortage.
+*PSI* tells that tasks did wait. A trigger (Documentation/accounting/psi.rst) reports it at once.
+Without CAP_SYS_RESOURCE the kernel accepts only windows of whole 2 s. Before Linux 5.2 and with
+psi=0 there are no triggers. `psi` tells this, and only the watermarks are left. PSI also contains
+stalls of a memory cgroup at its own limit, and freeing memory does not end those.
 
-*PSI* says that somebody did wait. A trigger (Documentation/accounting/psi.rst) ends a wait for it;
-without CAP_SYS_RESOURCE the kernel takes windows of whole two seconds only. Where there are no
-triggers (before Linux 5.2, or psi=0), `psi` says so and the watermarks are all there is. Stalls of
-a memory cgroup at its own limit are in it too, and no memory given back ends those.
+*Limits* of the memory cgroups above this process (host/cgroups.py) act like a watermark. The
+headroom below a limit is its high mark, and half of the headroom is its low mark.
 
-*Limits* of the memory cgroups above this process (host/cgroups.py) count like a watermark: the
-headroom below a limit is its high mark, half of it the low one.
-
-`Pressure` opens its files once: the kernel keeps their buffers, so that looking again asks it for
-no memory. The functions open them, which allocates in the kernel: not for the thread that serves
-pages.
+`Pressure` opens its files once. The kernel keeps their buffers, so a further read needs no memory
+of the kernel. The module functions open files, which allocates in the kernel. The thread that
+serves pages must not call them.
 """
 
 from __future__ import annotations
@@ -48,20 +46,20 @@ _MARKS = re.compile(
 _STALLS = re.compile(rb"^(some|full) avg10=([\d.]+) .*?total=(\d+)", re.MULTILINE)
 
 TRIGGERS = (b"some 150000 1000000", b"some 300000 2000000")
-"""Tasks waited for memory 15 % of the time; stall and window in µs.
+"""PSI triggers: stall and window in µs. Each means that tasks waited for memory 15 % of the time.
 
-The second is what an unprivileged process may have.
+The second one is allowed for an unprivileged process.
 """
 STALLED = 0.15
-"""The same for `has_stalled`."""
+"""The same share of the time, for `has_stalled`."""
 _ROOM = 64 << 10
-"""By how much /proc/zoneinfo may grow while it is watched, bytes; what is beyond is not seen."""
+"""Bytes by which /proc/zoneinfo may grow while it is watched. Text beyond that is not seen."""
 
 
 def spare_pages(root: Path = Path("/")) -> int:
     """Return the free pages above the high watermarks, summed over all zones that have any.
 
-    0 if the kernel does not say.
+    The result is 0 if the kernel does not tell.
 
     Args:
         root: where /proc is, for tests.
@@ -78,9 +76,9 @@ class Marks:
     """Free pages against the watermarks, at one moment.
 
     Attributes:
-        above_low: pages by which the zone that is best off is above its low watermark; negative
-            where every zone is below.
-        above_high: the same for the high watermark.
+        above_low: pages by which the best zone is above its low watermark; negative if every zone
+            is below its mark.
+        above_high: likewise for the high watermark.
         spare: pages above the high watermarks, all zones together.
     """
 
@@ -91,21 +89,20 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class PressureStatistics:
-    """The system's pressure as it is now, and how often it was reported.
+    """The system's present pressure, and how often it was reported.
 
     Attributes:
-        psi: `trigger`: the kernel wakes us; `polling`: averages only; `absent`: none, the
-            watermarks are all there is.
-        some_avg10: share of the last ten seconds in which at least one task waited for memory,
-            percent.
-        full_avg10: in which all did.
-        some_seconds: time that at least one task waited, since boot.
-        full_seconds: that all did.
-        triggers: times that the threshold was passed, by the kernel's report or by its totals.
+        psi: `trigger` if the kernel reports stalls, `polling` if it has averages only, `absent`
+            without PSI (then only the watermarks are used).
+        some_avg10: share of the last 10 s in which at least one task waited for memory, percent.
+        full_avg10: share of the last 10 s in which all tasks waited, percent.
+        some_seconds: time for which at least one task waited, since boot.
+        full_seconds: time for which all tasks waited, since boot.
+        triggers: times that the threshold was exceeded, by the kernel's report or by its totals.
         spare_pages: free pages above the high watermarks.
-        limit_bytes: lowest limit of a memory cgroup above this process, by what it leaves; 0 for
+        limit_bytes: limit of the memory cgroup above this process that leaves the least; 0 for
             none.
-        limit_left_bytes: what may still be charged to it.
+        limit_left_bytes: bytes that may still be charged to that cgroup.
     """
 
     psi: str
@@ -123,16 +120,16 @@ counters.declare(PressureStatistics, cumulative="triggers")
 
 
 class Pressure:
-    """The files, open; never raises, a missing file reads as no pressure.
+    """The open files of the kernel's measures. It never raises: no file means no pressure.
 
     Args:
         root: where /proc is, for tests.
-        clock: monotonic, seconds; likewise.
+        clock: returns monotonic seconds; for tests.
 
     Attributes:
         psi: see PressureStatistics.
-        descriptor: readable (to select, epoll) once the trigger fired; -1 without one.
-        limits: of the memory cgroups above this process.
+        descriptor: readable (by select or epoll) after the trigger has fired; -1 without a trigger.
+        limits: limits of the memory cgroups above this process.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
@@ -152,23 +149,21 @@ class Pressure:
             self.psi = "polling"
 
     def arm(self) -> None:
-        """Have `descriptor` tell when tasks wait for memory, where the kernel can.
+        """Set up the trigger, so that `descriptor` reports tasks that wait for memory.
 
-        For a thread of its own: for the first trigger of all the kernel starts a thread, and
-        kthreadd may have to wait for
-        memory meanwhile, which whoever serves pages would have to free.
+        Call it in a separate thread. For the first trigger the kernel starts a thread, and kthreadd
+        may wait for memory. Only the thread that serves pages can free that memory.
         """
         for threshold in TRIGGERS if self.psi == "polling" else ():
             descriptor = _open(self._path, os.O_RDWR)
             if descriptor < 0:
                 return
             # The file is always readable; only POLLPRI means the trigger. trio waits for readable
-            # files, and an epoll that has something to tell is one.
+            # files, and an epoll with a pending event is readable.
             waiter = select.epoll()
             try:
-                waiter.register(
-                    descriptor, 0
-                )  # refused for an ordinary file, before it is written to
+                # epoll refuses an ordinary file here, before it is written to.
+                waiter.register(descriptor, 0)
                 waiter.unregister(descriptor)
                 os.write(descriptor, threshold + b"\0")
                 waiter.register(descriptor, select.EPOLLPRI)
@@ -182,7 +177,7 @@ class Pressure:
             return
 
     def take_trigger(self) -> None:
-        """Count a trigger that `descriptor` told of."""
+        """Count a trigger that `descriptor` has reported."""
         self._triggers += 1
         if self._waiter is not None:
             self._waiter.poll(0)
@@ -190,7 +185,7 @@ class Pressure:
     def has_stalled(self) -> bool:
         """Say whether tasks waited for STALLED of the time since the last call.
 
-        What a trigger would have told.
+        It stands in for a trigger.
         """
         now, waited = self._clock(), self._totals()[0][1]
         (before, waited_before), self._seen = self._seen, (now, waited)
@@ -199,12 +194,11 @@ class Pressure:
         return fired
 
     def marks(self) -> Marks | None:
-        """Return free memory against the watermarks and limits; None if the kernel does not say."""
+        """Return free memory against watermarks and limits; None if the kernel does not tell."""
         low, high, spare = [], [], 0
         for found in _MARKS.finditer(self._read(self._zones)):
-            if not int(
-                found[4]
-            ):  # a zone without memory, Device for one, is never below its watermark of 0
+            # A zone without memory (Device, for example) is never below its watermark of 0.
+            if not int(found[4]):
                 continue
             protected = max(map(int, found[5].split(b",")), default=0)
             free = int(found[1]) - protected
@@ -241,7 +235,7 @@ class Pressure:
         )
 
     def _totals(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return (percent of the last ten seconds, seconds since boot) for some and full."""
+        """Return (percent of the last 10 s, seconds since boot) for some and for full."""
         stalls = {
             found[1]: (float(found[2]), int(found[3]) / 1e6)
             for found in _STALLS.finditer(self._read(self._stalls))
@@ -249,22 +243,21 @@ class Pressure:
         return stalls.get(b"some", (0.0, 0.0)), stalls.get(b"full", (0.0, 0.0))
 
     def _read(self, descriptor: int) -> bytes:
-        """Return a file's text, or nothing."""
+        """Return the text of a file, or nothing."""
         if descriptor < 0:
             return b""
         view = memoryview(self._buffer)
         length = 0
         try:
-            while piece := os.preadv(
-                descriptor, [view[length:]], length
-            ):  # seq files give one node at a time
+            # A seq file returns one node at a time.
+            while piece := os.preadv(descriptor, [view[length:]], length):
                 length += piece
         except OSError:
             return b""
         return bytes(view[:length])
 
     def close(self) -> None:
-        """Close the files; the trigger goes with them."""
+        """Close the files; this ends the trigger too."""
         if self._waiter is not None:
             self._waiter.close()
         for descriptor in (self._zones, self._stalls, self._trigger):
@@ -276,9 +269,9 @@ class Pressure:
 
 
 def _length(descriptor: int) -> int:
-    """Return the length of a file that only reading tells.
+    """Return the length of a /proc file by reading it.
 
-    The kernel finds out how large its buffer must be.
+    The read also makes the kernel size its buffer.
     """
     length = 0
     while descriptor >= 0 and (piece := os.pread(descriptor, _ROOM, length)):

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compresses pages again with a stronger codec when nobody has used them for long.
+"""Recompression of pages that were unused for long, with a stronger codec.
 
-Slower to read, but they take less memory.
+The pages then take less memory, but take longer to read.
 
-In passes: from the first page of the first device to the last, every page that was stored before
-the pass' bound, and (where ages are kept, core/block/backed.py) not used since. A bound is the
-serial number that stores had `age_s` ago. A pass begins when there is a new one, a quarter of
-`age_s` after the last; or by command, over all that there is.
+The work is done in passes, from the first page of the first device to the last. A pass takes every
+page that was stored before its bound. Where ages are kept (core/block/backed.py), the page must
+also be unused since. The bound is the newest serial number of `age_s` ago. A pass begins when there
+is a new bound, and at the earliest `age_s` / 4 and LEAST_PASS_S after the start of the last pass. A
+command begins a pass over all pages.
 
-A page that no codec helps, or not enough, is marked and not tried again as long as it is the same:
-the mark is a byte made of its serial number, in memory that outlives the process, so nobody has to
-take it away when the page changes. Hence one changed page in 255 may pass for tried.
+A page that gains too little is marked, and is not tried again while it stays the same. The mark is
+one byte, made of the page's serial number, in memory that outlives the process. A changed page has
+another number, so the mark need not be cleared. One changed page in 255 wrongly counts as tried.
 
-Time: `step` takes BATCH pages, half a millisecond in which no page is served, and says how long to
-wait so that there are no more than `rate` in a second. A page costs about 30 µs.
+Time: `step` takes BATCH pages. No page is served for that time, 0.5 ms. `step` returns the wait
+that keeps the rate at `rate` pages a second. One page takes about 30 µs.
 
-Limits: a device without a disk behind it keeps no ages, so there "used" is "stored"; a successor's
-first bound comes after `age_s`. The reserve is swap's: below half of it nothing is done.
+Limits: a device without a disk behind it keeps no ages, so its pages count as used at their store.
+The first bound of a successor comes after `age_s`. The reserve is for swap: below half of its
+target, recompression stops.
 
 Source of the idea: zram's recompression (idle pages, threshold, incompressible pages left alone).
 """
@@ -43,58 +45,60 @@ STRONGER = "zstd"
 """Codec of recompressed pages."""
 BATCH = 16
 PAGES_PER_STEP = 512
-"""Pages that one step looks at, at most: it takes 0.5 ms."""
+"""Maximum of pages that one step looks at. It takes 0.5 ms."""
 LOOK_S = 40e-6
-"""Wait for each of them: going over a pool in which nothing is to be done takes a fortieth of a processor."""
+"""Wait for each page that is looked at, in seconds. A pass over a pool with nothing to do takes
+1/40 of a processor.
+"""
 NO_ROOM_S = 1.0
 LEAST_PASS_S = 10.0
 NOTES = 16
-"""Serial numbers noted while `age_s` passes."""
+"""Serial numbers that are noted in `age_s`."""
 _STEP_BYTES = 1 << 20
 _MADV_POPULATE_WRITE = 23
 _MASK, _HALF = 0xFFFFFFFF, 1 << 31
 
 
 def populate_marks(mappings: Iterable[mmap.mmap]) -> None:
-    """Take the memory of marks, a mebibyte at a time.
+    """Populate the memory of the marks, 1 MiB at a time.
 
     Raises:
-        ArenaError: the system has no memory for them.
+        ArenaError: the system has no memory for the marks.
     """
     for mapping in mappings:
         for place in range(0, len(mapping), _STEP_BYTES):
             try:
                 mapping.madvise(_MADV_POPULATE_WRITE, place, min(_STEP_BYTES, len(mapping) - place))
             except OSError as error:
-                if error.errno != errno.EINVAL:  # before Linux 5.14 there is no such advice
+                if error.errno != errno.EINVAL:  # Linux before 5.14 does not know this advice
                     raise ArenaError(
                         f"no memory for the marks of recompression: {error.strerror}"
                     ) from error
 
 
 class Recompressible(Protocol):
-    """A device as far as it matters here; `block.device.Device` is one."""
+    """A device whose pages can be recompressed, such as `block.device.Device`."""
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the store that a page is from, 0 for none."""
+        """Return the serial number of a page's store, or 0 if there is no page."""
 
     def in_use(self, number: int, epoch: int) -> bool:
         """Say whether a page was used after an epoch."""
 
     def recompress(self, number: int, compressor: Compressor, gain_percent: int) -> int:
-        """Keep a page with another codec; return as `Frontswap.recompress`."""
+        """Keep a page with another codec; return as `Frontswap.recompress` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecompressionStatistics:
-    """What was tried; what came of it is counted by zv.
+    """Counters of the tries. zv counts their results.
 
     Attributes:
         tried: pages compressed again.
-        in_vain: of these, those that it did not help enough; they are left alone from then on.
+        in_vain: tried pages with too small a gain. They are not tried again.
         damaged: pages that could not be read.
-        passes: how many have ended.
-        running: one is under way.
+        passes: passes that have ended.
+        running: whether a pass is under way.
     """
 
     tried: int
@@ -108,23 +112,23 @@ counters.declare(RecompressionStatistics, cumulative="tried in_vain damaged pass
 
 
 class Recompression:
-    """The job.
+    """The recompression of one set of devices.
 
     Args:
-        devices: whose pages are looked at.
-        tried: the marks of each, a byte a page, in memory that outlives the process.
+        devices: their pages are recompressed.
+        tried: the marks of each device, one byte a page, in memory that outlives the process.
         compressor: the stronger codec.
         newest: returns the serial number of the last store.
-        epoch_before: returns the last epoch that was over so many seconds ago.
+        epoch_before: returns the last epoch that ended at least the given seconds ago.
         has_room: says whether there is memory for a copy.
-        prepare: takes the memory of the marks, and may wait for it; returns other marks to use, or
-            None. None if they have it.
-        clock: seconds, for tests.
+        prepare: populates the memory of the marks; may block. It returns new marks to use, or None
+            to keep the old ones. None instead of a function if the marks are populated.
+        clock: returns seconds; for tests.
 
     Attributes:
-        age_s: how long pages must not have been used; 0 for only by command.
-        rate: most pages a second.
-        gain_percent: of its compressed size, what a page has to save at least.
+        age_s: seconds for which a page must be unused; 0 for recompression by command only.
+        rate: maximum number of pages a second.
+        gain_percent: minimum gain, in percent of the page's compressed size.
     """
 
     def __init__(
@@ -159,12 +163,13 @@ class Recompression:
 
     @property
     def gain_percent(self) -> int:
-        """What a page has to save at least."""
+        """Minimum gain, in percent of the page's compressed size."""
         return self._gain_percent
 
     @gain_percent.setter
     def gain_percent(self, percent: int) -> None:
-        if percent < self._gain_percent and self.is_prepared:  # what was not worthwhile may be now
+        # A smaller gain is asked for: pages that were tried in vain may reach it.
+        if percent < self._gain_percent and self.is_prepared:
             for marks in self._marks:
                 for place in range(0, len(marks), 4096):
                     marks[place : place + 4096] = bytes(len(marks[place : place + 4096]))
@@ -172,25 +177,25 @@ class Recompression:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether the marks have their memory."""
+        """Whether the memory of the marks is populated."""
         return self._prepare is None
 
     def prepare(self) -> None:
-        """Take the memory of the marks, before the first pass; in any thread, since it may block.
+        """Populate the marks before the first pass. It may block, and may run in any thread.
 
         Raises:
-            ArenaError: there is none.
+            ArenaError: the system has no memory for the marks.
         """
         if self._prepare is not None:
             self._marks = self._prepare() or self._marks
             self._prepare = None
 
     def abandon(self) -> None:
-        """End a pass that cannot be made."""
+        """Cancel the pass."""
         self.is_running = False
 
     def look(self) -> None:
-        """Begin a pass if it is time; to be called about once a second."""
+        """Begin a pass if one is due. Call it about once a second."""
         now = self._clock()
         if not self.age_s:
             self._notes.clear()
@@ -211,7 +216,7 @@ class Recompression:
             self._begin(bound, self._epoch_before(self.age_s))
 
     def command(self) -> None:
-        """Begin a pass over all pages, however young."""
+        """Begin a pass over all pages of any age."""
         self._begin(self._newest(), 1 << 30)
 
     def _begin(self, bound: int, epoch: int) -> None:
@@ -220,7 +225,7 @@ class Recompression:
         self.is_running = True
 
     def step(self) -> float:
-        """Go on with the pass; return the seconds to wait before the next step."""
+        """Continue the pass; return the seconds to wait before the next step."""
         before, looks = self._tried, 0
         while self.is_running and looks < PAGES_PER_STEP and self._tried - before < BATCH:
             if not self._has_room():
@@ -241,7 +246,7 @@ class Recompression:
         return max((self._tried - before) / self.rate, looks * LOOK_S)
 
     def _try(self, device: Recompressible, marks: memoryview, number: int) -> bool:
-        """Compress a page again if it is its turn; return False if there was no room."""
+        """Recompress a page if it is due; return False if there was no room."""
         generation = device.generation(number)
         mark = generation % 255 + 1
         if not generation or marks[number] == mark:
@@ -250,7 +255,7 @@ class Recompression:
             return True
         try:
             outcome = device.recompress(number, self._compressor, self._gain_percent)
-        except CorruptedPageError:  # stays where it is, for its reader to learn of it
+        except CorruptedPageError:  # the page stays, and its reader gets the error
             self._damaged += 1
             marks[number] = mark
             return True

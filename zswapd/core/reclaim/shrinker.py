@@ -1,29 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""shrinker: when the cache gives memory back, how much, and when it may grow again.
+"""The shrinker: when the cache returns memory, how much, and when it may grow again.
 
-Decides; worker/shrink.py waits.
+This module decides; worker/shrink.py waits. The cache shrinks for one of four reasons:
 
-The cache is a second chance, and its memory anybody's who needs it. Two signals, and whoever runs
-the box, make it shrink:
-
-- `low_memory`: free memory is below the low watermark. The cache shrinks until it is above the high
-  one, as kswapd does.
-- `stalled`: tasks wait for memory (PSI). An eighth of the cache a time, since they may wait for
-  something else; not at all while there is memory to spare: then they are at the limit of their own
-  memory cgroup, and nothing given back would end that.
-- `limit`: the cache is above its limit, which was lowered.
+- `low_memory`: free memory is below the low watermark. The cache shrinks until free memory is above
+  the high watermark, as kswapd does.
+- `stalled`: tasks wait for memory (PSI). The cache loses 1/8 at a time, since the stall may have
+  another cause. With plenty of spare memory it loses nothing. Then the tasks are at the limit of
+  their own memory cgroup, and freed memory would not help them.
+- `limit`: the limit was lowered, and the cache is above it.
 - `command`: `zswapctl shrink N`.
 
-It shrinks in batches of BATCH_S, in which no page is served; between two of them everybody has his
-turn. Runs go least recently used first, each as a whole, so that every eviction frees memory.
+The cache shrinks in batches of BATCH_S. No page is served during a batch, and requests get a turn
+between two batches. Runs are evicted whole, least recently used first, so every eviction frees
+memory.
 
-After a shrink the cache may hold no more than it was left with (`ceiling_frames`). CALM_S later,
-and while free memory is above the high watermark, that grows again, to its limit in GROW_S:
-otherwise what is given back would be taken again by the next reader, while those for whom it was
-meant still wait.
+After a shrink the cache must not grow beyond its present size (`ceiling_frames`). The ceiling rises
+again after CALM_S, while free memory is above the high watermark. It reaches the limit in GROW_S at
+the earliest. Otherwise the next reader would take the freed memory, while the tasks that need it
+still wait.
 
-Invariants: evicts nothing while memory is above its marks and nobody waits or asks; a batch ends
-after BATCH_S and one run.
+Invariants: no frame is evicted while memory is above its marks, no task stalls and no command
+asks. A batch ends after BATCH_S plus one run.
 """
 
 from __future__ import annotations
@@ -40,35 +38,35 @@ if TYPE_CHECKING:
     from zswapd.core.reclaim.pressure import Marks
 
 BATCH_S = 0.001
-"""Time that a batch takes.
+"""Length of a batch in seconds.
 
-A run of small objects may take a few milliseconds more: it goes whole or not at all.
+A run of small objects may take a few milliseconds more, since it is evicted whole.
 """
 AT_ONCE = 16
-"""Frames between two looks at the clock: some 35 µs."""
+"""Frames between two reads of the clock: about 35 µs."""
 PLENTY_DIVISOR = 16
 """With 1/16 of all memory to spare, a stall has another cause."""
 STALL_PART = 8
-"""One part in so many of the cache goes for a stall."""
+"""A stall evicts 1/8 of the cache."""
 CALM_S = 5.0
-"""How long there must have been enough memory before the cache may grow again."""
+"""Seconds of enough memory before the cache may grow again."""
 GROW_S = 10.0
-"""How long it takes from nothing to its limit then, at least."""
+"""Minimum seconds for the growth from nothing to the limit."""
 REASONS = ("low_memory", "stalled", "limit", "command")
 
 
 @dataclass(frozen=True, slots=True)
 class ShrinkerStatistics:
-    """What was given back, and why.
+    """Counters of the shrinker.
 
     Attributes:
-        shrinks: times it began, by reason.
-        evicted_frames: frames that were freed, by whole runs.
-        batches: pieces in which that was done.
-        batch_seconds: time they took together; no page was served in it.
-        longest_batch_s: the longest of them.
-        ceiling_frames: frames that the cache may hold now.
-        limit_frames: that it may hold when memory is plentiful.
+        shrinks: shrinks that began, by reason.
+        evicted_frames: frames that were freed, in whole runs.
+        batches: batches in which they were freed.
+        batch_seconds: total time of the batches; no page was served in it.
+        longest_batch_s: time of the longest batch.
+        ceiling_frames: frames that the cache may hold at present.
+        limit_frames: frames that the cache may hold when memory is plentiful.
     """
 
     shrinks: Mapping[str, int]
@@ -88,27 +86,27 @@ counters.declare(
 
 
 class Evicting(Protocol):
-    """What evicts; `eviction.Eviction` is one."""
+    """An evictor, such as `eviction.Eviction`."""
 
     limit_frames: int
 
     def evict(self, count: int) -> int:
-        """Free at least `count` frames, if there are as many, by whole runs; return how many."""
+        """Free at least `count` frames in whole runs, if there are as many; return how many."""
 
 
 class Shrinker:
     """The policy over one cache.
 
     Args:
-        eviction: evicts the least recently used runs. Its limit is set to `ceiling_frames` from
-            here on.
+        eviction: evicts the least recently used runs. The shrinker sets its limit.
         cached: returns the frames that the cache holds.
-        total_frames: of the machine.
-        clock: monotonic, seconds.
+        total_frames: frames of the machine.
+        limit_frames: frames that the cache may hold when memory is plentiful.
+        clock: returns monotonic seconds.
 
     Attributes:
         limit_frames: frames that the cache may hold when memory is plentiful; settable at any time.
-        ceiling_frames: frames that it may hold now.
+        ceiling_frames: frames that the cache may hold at present.
     """
 
     def __init__(
@@ -133,7 +131,7 @@ class Shrinker:
 
     @property
     def ceiling_frames(self) -> int:
-        """Frames that the cache may hold now."""
+        """Frames that the cache may hold at present."""
         return self._ceiling
 
     @ceiling_frames.setter
@@ -151,24 +149,24 @@ class Shrinker:
         self._limit = frames
 
     def recall(self, ceiling_frames: int) -> None:
-        """Go on where a predecessor was.
+        """Continue with a predecessor's ceiling.
 
-        With its ceiling, and a calm time before that rises if it is below the limit.
+        If the ceiling is below the limit, it rises only after CALM_S.
         """
         if ceiling_frames < self._limit:
             self.ceiling_frames = ceiling_frames
             self._restless_at = self._clock()
 
     def look(self, marks: Marks, *, stalled: bool = False, on_the_way: int = 0) -> None:
-        """Take note of how much memory there is; decides what `batch` will do.
+        """Record how much memory there is, and decide what `batch` will do.
 
         Args:
             marks: free memory against the watermarks.
             stalled: whether tasks waited for memory since the last look.
-            on_the_way: frames that were evicted and will be free memory soon.
+            on_the_way: evicted frames that will soon be free memory.
         """
         cached, now = self._cached(), self._clock()
-        self._asked = min(self._asked, cached)  # some of it may have gone for another reason
+        self._asked = min(self._asked, cached)  # frames may have gone for another reason
         if marks.above_low < 0 and not self._is_low:
             self._is_low = True
             self._shrinks["low_memory"] += cached > 0
@@ -192,33 +190,27 @@ class Shrinker:
         self._last_look = now
 
     def ask(self, frames: int) -> None:
-        """Have `frames` more evicted, by somebody's command.
-
-        As many as there are, not those that come later.
-        """
+        """Evict `frames` more frames, on command. Frames that come later do not count."""
         self._shrinks["command"] += 1
         self._asked = min(self._asked + frames, self._cached())
 
     @property
     def evicted_frames(self) -> int:
-        """Frames that were freed, whoever asked for it."""
+        """Frames that were freed, for any reason."""
         return self._frames
 
     @property
     def has_frames(self) -> bool:
-        """Whether the cache holds any."""
+        """Whether the cache holds any frames."""
         return self._cached() > 0
 
     @property
     def has_work(self) -> bool:
-        """Whether there is something to evict, and a reason."""
+        """Whether the cache holds frames and has a reason to evict some."""
         return max(self._missing, self._asked) > 0 and self._cached() > 0
 
     def batch(self) -> int:
-        """Evict runs for BATCH_S, or until what is wanted is done.
-
-        Return the frames that were freed.
-        """
+        """Evict runs for BATCH_S, or until enough is freed; return the frames that were freed."""
         began = now = self._clock()
         wanted, freed = max(self._missing, self._asked), 0
         while freed < wanted and now - began < BATCH_S:

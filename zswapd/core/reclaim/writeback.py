@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which pages leave the pool for the disk, and when.
+"""Writeback: which pages leave the pool for the disk, and when.
 
-Least recently used first, with a second chance for what is used again.
+The least recently used pages go first, and a page that is used again gets a second chance.
 
-Use is told by ages: each device has a byte a page, the *epoch* of its last store or load
-(core/block/backed.py). An epoch ends when a thirty-second part of the pool has been used in it, or
-after EPOCH_S. The oldest pages go first, in the order of their offsets: what was swapped out
-together lies together, in the pool as on the disk, so slots go out in long requests and whole
-zspages become free; compaction packs what is left. A page that is used while its slot is being
-written stays.
+Each device has one age byte per page: the *epoch* of its last store or load (core/block/backed.py).
+An epoch ends when its uses reach 1/32 of the pool's frames, or after EPOCH_S. The oldest pages go
+first, in the order of their offsets. Pages that were swapped out together are neighbours in the
+pool and on the disk. So slots go out in long requests, and whole zspages become free. Compaction
+packs the rest. A page that is used while its slot is written stays in the pool.
 
-Triggers, in this order: a command; more memory taken by pages that do not compress than they may
-have (then the oldest of those go, and no others); the limit, from half of the way between
-accept_threshold_percent and all of it until that percentage is reached; the reserve nearly empty;
-age. A budget bounds all but commands. Pages of the present epoch stay.
+Triggers, in this order:
+  1. A command.
+  2. Incompressible pages take more memory than they may. Then the oldest of them go, and no others.
+  3. The limit. Writeback begins halfway between accept_threshold_percent and the limit, and ends
+     at that percentage.
+  4. The reserve is nearly empty.
+  5. Age.
+A budget bounds all but commands. Pages of the present epoch stay.
 
-Pages that are not in the pool have no age, 0, but for those on the disk that were read once.
+A page that is not in the pool has age 0. Pages on the disk that were read once have an age.
 
-Limits: a successor knows no ages, so to it all pages are equally old. Same-filled pages go like all
-others.
+Limits: a successor does not know the ages, so all pages are equally old for it. Same-filled pages
+are treated like all others.
 
 Sources of the ideas: zswap's shrinker and accept_threshold_percent, zram's idle marks and its
 writeback limit, the multi-generational LRU.
@@ -40,51 +43,51 @@ if TYPE_CHECKING:
 EPOCHS = 255
 EPOCH_S = 60.0
 EPOCH_DIVISOR = 32
-"""An epoch ends when as many pages were used as 1/32 of the frames in use."""
+"""An epoch ends after uses equal to 1/32 of the frames in use."""
 IN_FLIGHT = 512
-"""Most pages on their way at a time."""
+"""Maximum of pages under way."""
 PAGES_PER_STEP = 4096
-"""Pages that one step looks at, at most: it takes 1 to 2 ms."""
+"""Maximum of looks in one step. They take 1 to 2 ms."""
 RAW_LOOK = 8
-"""What a look at a page's header counts, to see whether it is stored as it is, or there."""
+"""Looks that a read of a page's header costs. The header tells whether the page is there or raw."""
 EMPTY_LOOK = 16
-"""What an epoch without pages counts."""
+"""Looks that an epoch without pages costs."""
 SCAN_BITS = 13
-"""Ages of 8192 pages that are of no interest are passed over in the time of one look."""
+"""A scan passes over the ages of 8192 other pages in the time of one look."""
 DAY_S = 86400.0
 _OLDER = bytes([0, *(max(1, age - 128) for age in range(1, 256))])
 
 
 class Aged(Protocol):
-    """A device as far as it matters here; `block.backed.BackedDevice` is one."""
+    """A device with ages, such as `block.backed.BackedDevice`."""
 
     ages: bytearray
     epoch: int
     promotes: bool
 
     def is_raw(self, number: int) -> bool:
-        """Say whether a page is in the pool as it is, since it does not compress."""
+        """Say whether a page is in the pool raw, because it does not compress."""
 
     def write_back(self, number: int, done: Callable[[bool], None]) -> bool:
-        """Begin to write a page back; False if it cannot be, or is not there."""
+        """Begin to write a page back; return False if that is impossible or it is not there."""
 
     def generation(self, number: int) -> int:
-        """Return a number above 0 if a page is in the pool, else 0."""
+        """Return the serial number of a page's store, or 0 if it is not in the pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class WritebackStatistics:
-    """What was written back, and why.
+    """Counters of writeback, by trigger.
 
     Attributes:
         by_command, by_incompressible, by_limit, by_reserve, by_age: pages sent, by trigger.
-        budget_bytes: most bytes a day, 0 for no limit.
-        budget_left_bytes: what is left of it today.
-        budget_stops: times that it was used up.
-        epochs: how many have ended.
-        oldest_age_s: time since the oldest epoch that has pages of the pool began.
-        sampled_ages: pages of a sample by the time since they were used, in classes that end at
-            BOUNDS_S; empty if none was taken.
+        budget_bytes: maximum of bytes a day, 0 for no limit.
+        budget_left_bytes: bytes that are left of today's budget.
+        budget_stops: times that the budget was used up.
+        epochs: epochs that have ended.
+        oldest_age_s: seconds since the start of the oldest epoch that has pages in the pool.
+        sampled_ages: sampled pages by the time since their last use, in classes that end at
+            BOUNDS_S; empty without a sample.
     """
 
     by_command: int
@@ -107,25 +110,25 @@ counters.declare(
 
 
 class _Cursor:
-    """How far a search for the oldest pages has come: an epoch, a device, a page of it."""
+    """The position of a search for the oldest pages: an epoch, a device and a page of it."""
 
     def __init__(self, devices: Sequence[Aged]) -> None:
         self._devices = devices
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Go to where the oldest pages may be."""
+        """Return to the start, where the oldest pages are."""
         self.age, self._place, self.position = 1, 0, 0
 
     @property
     def device(self) -> Aged:
-        """Where it is looked next."""
+        """The device at the position."""
         return self._devices[self._place]
 
     def find(self) -> tuple[int, int]:
-        """Go behind the next page of this epoch and device, or to the next of these.
+        """Move behind the next page of this epoch and device, or to the next device or epoch.
 
-        Return the page, or -1, and the looks.
+        Return the page (-1 for none) and the number of looks.
         """
         ages, position = self.device.ages, self.position
         number = ages.find(self.age, position)
@@ -139,28 +142,28 @@ class _Cursor:
 
 
 class Writeback:
-    """The choice.
+    """The choice of pages, and its triggers.
 
     Args:
-        devices: whose pages may go.
+        devices: their pages may be written back.
         page_size: bytes in a page.
         used: returns the frames that the pool holds.
         uses: returns a number that grows by one with each store and load.
-        raw_pages: returns how many of its pages are stored as they are, each in a frame of its own.
+        raw_pages: returns how many pages are stored raw, each in a frame of its own.
         is_short: says whether the reserve is nearly empty.
-        accepts: says whether the disk takes more.
-        clock: seconds, for tests.
+        accepts: says whether the disk takes more pages.
+        clock: returns seconds; for tests.
 
     Attributes:
-        limit_frames: of the pool.
-        raw_limit: frames that pages may take that are stored as they are.
-        accept_percent: how full the pool may be afterwards, of its limit.
-        idle_s: pages unused for so long go without need; 0 for never.
-        budget: bytes a day, 0 for no limit.
-        promotes: pages that are read from the disk twice may return, while the pool is not nearly
-            full.
-        in_flight: pages on their way.
-        is_looking: the last step found fewer pages than there may be, since its time was up.
+        limit_frames: limit of the pool, in frames.
+        raw_limit: maximum number of frames for raw pages.
+        accept_percent: how full the pool may be afterwards, in percent of its limit.
+        idle_s: pages unused for this many seconds are written back without need; 0 for never.
+        budget: maximum of bytes a day, 0 for no limit.
+        promotes: whether pages that are read from the disk may return to the pool, while it is not
+            nearly full.
+        in_flight: pages under way.
+        is_looking: whether the last step ran out of time before it had seen all candidates.
     """
 
     def __init__(
@@ -191,7 +194,7 @@ class Writeback:
         self.promotes = True
         self.in_flight = 0
         self.is_looking = False
-        self._epoch = 2  # what a predecessor has left is older than anything now
+        self._epoch = 2  # epoch 1 is for the pages of a predecessor
         self._began = [clock()] * (EPOCHS + 1)
         self._uses_before = self._uses_seen = uses()
         self._cursors = {kind: _Cursor(devices) for kind in ("", "incompressible", "oldest")}
@@ -206,9 +209,9 @@ class Writeback:
     # Time.
 
     def look(self) -> bool:
-        """Let an epoch end if it is time, and say whether pages are being used.
+        """End the epoch if it is time; return whether pages are being used.
 
-        To be called a few times a second.
+        Call it a few times a second.
         """
         now, uses = self._clock(), self._uses()
         is_busy, self._uses_seen = uses != self._uses_seen, uses
@@ -222,15 +225,15 @@ class Writeback:
         if now - self._day >= DAY_S:
             self._day, self._spent = now, 0
         self._looks_for_raw = True
-        # Beyond where writeback begins: pages that return have to push out colder ones, or the pool
-        # would stay as it is.
+        # This mark is above the start of writeback. Pages that return must push out colder pages,
+        # or the pool would stay as it is.
         has_room = self.promotes and self._used() < (self._start() + self.limit_frames) // 2
         for device in self._devices:
             device.promotes = has_room
         return is_busy
 
     def _start(self) -> int:
-        """Return how many frames the pool may hold before writeback begins."""
+        """Return the frames at which writeback begins."""
         return self.limit_frames * (100 + self.accept_percent) // 200
 
     def _next_epoch(self, now: float) -> None:
@@ -246,14 +249,14 @@ class Writeback:
         self._set_epoch()
 
     def age_s(self, epoch: int) -> float:
-        """Return the time since an epoch began.
+        """Return the seconds since an epoch began.
 
-        A page of it was last used since then, and not since the next one began.
+        The last use of a page of the epoch lies between this start and the start of the next one.
         """
         return self._clock() - self._began[epoch]
 
     def _begin_anew(self) -> None:
-        """Look at the oldest pages next."""
+        """Restart the searches at the oldest pages."""
         for cursor in self._cursors.values():
             cursor.begin_anew()
 
@@ -262,7 +265,7 @@ class Writeback:
             device.epoch = self._epoch
 
     def epoch_before(self, seconds: float) -> int:
-        """Return the last epoch that has been over for so long, 0 for none."""
+        """Return the last epoch that ended at least `seconds` ago, or 0 for none."""
         now = self._clock()
         for epoch in range(self._epoch - 1, 0, -1):
             if now - self._began[epoch + 1] >= seconds:
@@ -270,23 +273,23 @@ class Writeback:
         return 0
 
     def mark_idle(self) -> None:
-        """Take all pages for unused since long, until they are used again."""
+        """Treat all pages as unused for long, until they are used again."""
         table = bytes([0, *([1] * 255)])
         for device in self._devices:
             device.ages[:] = device.ages.translate(table)
         self._begin_anew()
         self._next_epoch(self._clock())
 
-    # What to do.
+    # The choice.
 
     def command(self, pages: int, *, incompressible: bool = False, unused_s: float = 0.0) -> None:
-        """Have so many pages written back, the oldest first; the present epoch's too.
+        """Write `pages` pages back, the oldest first, the present epoch's included.
 
         Args:
             pages: how many.
-            incompressible: only such as are stored as they are.
-            unused_s: only such as were not used for so long, as far as epochs tell: up to EPOCH_S
-                longer.
+            incompressible: only raw pages.
+            unused_s: only pages that were unused for this many seconds. Epochs are coarse: the real
+                time is up to EPOCH_S longer.
         """
         self._next_epoch(self._clock())
         self._begin_anew()
@@ -295,13 +298,13 @@ class Writeback:
 
     @property
     def commanded(self) -> int:
-        """Pages of a command that are still to be sent."""
+        """Pages of a command that are not sent yet."""
         return self._commanded
 
     def wanted(self) -> str:
-        """Return why pages should go now: `command`, `incompressible`, `limit`, `reserve` or `age`.
+        """Return the trigger: `command`, `incompressible`, `limit`, `reserve` or `age`.
 
-        Empty for no reason.
+        The result is empty if there is no trigger.
         """
         if self._commanded:
             return "command"
@@ -321,17 +324,15 @@ class Writeback:
         return "age" if self.idle_s and self._oldest_idle() else ""
 
     def _oldest_idle(self) -> bool:
-        """Say whether there may be pages that were not used for `idle_s`."""
+        """Say whether pages may exist that were unused for `idle_s`."""
         age = self._cursors[""].age
         return age < self._epoch and self._is_unused(age, self.idle_s)
 
     def step(self, why: str) -> int:
-        """Begin to write back some of the oldest pages; return how many.
-
-        The transfers are to be kicked then.
+        """Begin to write back the oldest pages; return how many. The caller kicks the transfers.
 
         Args:
-            why: what `wanted` has returned.
+            why: the result of `wanted`.
         """
         begun = looks = 0
         most = self._missing(why)
@@ -360,18 +361,18 @@ class Writeback:
         is_through = cursor.age >= self._epoch or (
             self._commanded > 0 and not self._is_unused(cursor.age, self._commanded_age)
         )
-        if is_through:  # all that is older has had its turn
+        if is_through:  # all older pages have been seen
             cursor.begin_anew()
             if not begun:
                 self._commanded = 0
         if why == "incompressible" and not begun:
-            self._looks_for_raw = False  # until the next look: the other triggers have their turn
+            self._looks_for_raw = False  # until the next look, so that other triggers get a turn
         return begun
 
     def _missing(self, why: str) -> int:
-        """Return how many pages must leave at least, since none takes more than a frame.
+        """Return how many pages must leave at least. No more may be under way.
 
-        No more are to be under way.
+        A page takes one frame at most, so fewer pages could not free the frames.
         """
         if why == "limit":
             return self._used() - self.limit_frames * self.accept_percent // 100
@@ -387,7 +388,7 @@ class Writeback:
         return why != "age" or self._is_unused(age, self.idle_s)
 
     def _is_unused(self, age: int, seconds: float) -> bool:
-        """Say whether an epoch has been over for so long."""
+        """Say whether an epoch ended at least `seconds` ago."""
         return self._clock() - self._began[age + 1] >= seconds
 
     def _note_sent(self, why: str) -> None:
@@ -403,16 +404,16 @@ class Writeback:
         self.in_flight -= 1
 
     def remember(self) -> dict[str, float]:
-        """Return what a successor has to go on with."""
+        """Return the state that a successor needs."""
         return {"spent": self._spent, "day_s": self._clock() - self._day}
 
     def recall(self, left: dict[str, float]) -> None:
-        """Go on with what a predecessor has spent of the budget."""
+        """Continue with a predecessor's spent budget."""
         self._spent = int(left.get("spent", 0))
         self._day = self._clock() - left.get("day_s", 0.0)
 
     def _sample_ages(self) -> tuple[int, ...]:
-        """Count pages by class of age: one in so many of each device's, others each time."""
+        """Return the number of pages in each age class: every n-th page, others at each call."""
         classes = [0] * (len(BOUNDS_S) + 1)
         self._samples += 1
         for device in self._devices:
@@ -423,22 +424,22 @@ class Writeback:
         return tuple(classes)
 
     def _oldest(self) -> int:
-        """Return the oldest epoch that has pages; where its time is up, one that may have some."""
+        """Return the oldest epoch with pages. If time runs out, return one that may have some."""
         cursor, looks = self._cursors["oldest"], 0
         while cursor.age < self._epoch and looks < PAGES_PER_STEP:
             device = cursor.device
             number, cost = cursor.find()
             looks += cost + RAW_LOOK
             if number >= 0 and device.generation(number):
-                cursor.position = number  # the next time it is the first again
+                cursor.position = number  # the next search begins with this page
                 break
         return min(cursor.age, self._epoch)
 
     def statistics(self, *, ages_sampled: bool = True) -> WritebackStatistics:
-        """Return a frozen snapshot, in a millisecond or two at most.
+        """Return a frozen snapshot. It takes 2 ms at most.
 
         Args:
-            ages_sampled: have a sample of ages too, which takes up to a millisecond.
+            ages_sampled: include a sample of ages, which takes up to 1 ms.
         """
         oldest = self._oldest()
         return WritebackStatistics(

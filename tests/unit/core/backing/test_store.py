@@ -296,7 +296,7 @@ def test_requests_that_make_no_sense_are_refused(fd: int) -> None:
     cipher = Cipher(os.urandom(KEY_BYTES), [make_buffers(4 * PAGE, PAGE), make_buffers(PAGE, PAGE)])
     page, other = pages(1, 2)
     for some, what in (
-        ([page, other], "no room for so many"),
+        ([page, other], "the cipher has no room for"),
         ([page, other[: PAGE // 2]], "of one length"),
         ([page[:15]], "of one length"),
         ([], "a request has"),
