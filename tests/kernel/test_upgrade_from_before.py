@@ -101,6 +101,8 @@ def test_this_program_takes_over_a_swapped_on_daemon_of_the_release_before(
     cgroup = stage.cgroup(40)
     with load(stage, mib=96, cgroup=cgroup) as finish, Swapped(stage.cgroup(64), NOISE) as noise:
         noise.swap_out()
+        assert noise.read(range(NOISE)) == []
+        noise.swap_out()
         assert bool(pages_on_disk(daemon)) == bool(on_disk)
         before = daemon.ask("stats")
 
