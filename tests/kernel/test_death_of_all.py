@@ -16,6 +16,7 @@ import pytest
 from tests.support.swap import Stage, wait_for
 from tools.bench.harness import system
 from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.system import HarnessError
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -47,6 +48,8 @@ def test_reads_of_a_device_whose_daemon_is_killed_whole_fail_at_once(stage: Stag
             assert "Input/output error" in reader.communicate(timeout=BOUND_S)[0]
         assert time.monotonic() - began < BOUND_S
         assert daemon.wait_for_end() == -signal.SIGKILL
+        with pytest.raises(HarnessError, match="Input/output error"):  # by which `zswapctl swapoff` knows
+            system.run("blkdiscard", device)
     finally:
         for reader in readers:
             reader.kill()
