@@ -85,7 +85,10 @@ class AlreadyRunningError(ControlError):
 
 
 class SwapDeviceError(ZswapdError):
-    """No such swap file; or attaching or detaching its loop device, or the swap on it, failed, and was undone."""
+    """No such swap file; attaching or detaching its loop device, or the swap on it, failed, and was undone; or pages are lost.
+
+    Pages are lost if their daemon ends for good in the middle of swapoff.
+    """
 
     exit_code = 71
     errno_ = errno.EBUSY
