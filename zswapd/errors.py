@@ -88,9 +88,11 @@ class AlreadyRunningError(ControlError):
 
 
 class SwapDeviceError(ZswapdError):
-    """No such swap file; or attaching or detaching its loop device, or the swap on it, failed.
+    """No such swap file; attaching or detaching its loop device, or the swap on it, failed.
 
-    And was undone.
+    And was undone; or pages are lost.
+
+    Pages are lost if their daemon ends for good in the middle of swapoff.
     """
 
     exit_code = 71

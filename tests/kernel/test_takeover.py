@@ -14,14 +14,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.mounting import KEEP_SIZE, PUNCH_HOLE, fallocate
-from tests.support.swap import Stage, next_worker, wait_for
+from tests.support.swap import Stage, load, next_worker, wait_for
 from tools.bench.harness import system
 from tools.bench.harness.daemon import Daemon, program
 from tools.bench.harness.system import MIB
@@ -58,45 +58,6 @@ def counters(daemon: Daemon) -> dict[str, int]:
         for name in ("reads", "writes", "discards", "read_bytes", "written_bytes")
     }
     return found | {f"zv.{name}": zv[name] for name in ("stores", "loads")}
-
-
-@contextlib.contextmanager
-def load(stage: Stage, *, mib: int = 128, memory: int = 48) -> Iterator[Callable[[], int]]:
-    """Run a workload over and over in the background.
-
-    Yields a function that ends it and returns the pages that differed.
-    """
-    phases = ("fill", *("verify", "rewrite") * 500)
-    workload = stage.workload(stage.cgroup(memory), mib, *phases)
-    running = workload.phases()
-    assert next(running).mismatches == 0
-    ended = threading.Event()
-    failures: list[str] = []
-
-    def run() -> None:
-        try:
-            for phase in running:
-                if ended.is_set() and phase.name == "verify":
-                    return
-        except system.HarnessError as error:
-            failures.append(str(error))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def finish() -> int:
-        ended.set()
-        thread.join(100)
-        assert not thread.is_alive()
-        assert failures == []
-        return workload.mismatches
-
-    try:
-        yield finish
-    finally:
-        ended.set()
-        workload.kill()
-        thread.join(20)
 
 
 def test_torture_with_kills_at_random_times(stage: Stage) -> None:

@@ -13,6 +13,7 @@ that pytest shows it with a failure and a traceback in it fails the test.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -104,3 +105,46 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     """Give the test a stage, and clear it afterwards."""
     with contextlib.ExitStack() as undo:
         yield Stage(tmp_path, undo)
+
+
+@contextlib.contextmanager
+def load(
+    stage: Stage, *, mib: int = 128, memory: int = 48, cgroup: MemoryCgroup | None = None
+) -> Iterator[Callable[[], int]]:
+    """Run a workload over and over in the background.
+
+    Yields a function that ends it and returns the pages that differed.
+
+    Its memory cgroup is `cgroup`, or one of `memory` MiB.
+    """
+    phases = ("fill", *("verify", "rewrite") * 500)
+    workload = stage.workload(cgroup or stage.cgroup(memory), mib, *phases)
+    running = workload.phases()
+    assert next(running).mismatches == 0
+    ended = threading.Event()
+    failures: list[str] = []
+
+    def run() -> None:
+        try:
+            for phase in running:
+                if ended.is_set() and phase.name == "verify":
+                    return
+        except system.HarnessError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def finish() -> int:
+        ended.set()
+        thread.join(100)
+        assert not thread.is_alive()
+        assert failures == []
+        return workload.mismatches
+
+    try:
+        yield finish
+    finally:
+        ended.set()
+        workload.kill()
+        thread.join(20)

@@ -81,10 +81,14 @@ class Box:
 
     Args:
         machine: one that is up.
+
+    Attributes:
+        cgroup: directory of the service's cgroup.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.cgroup = CGROUP
         self._fifos = 0
 
     def run(self, command: str, limit: float = COMMAND_LIMIT_S) -> str:
@@ -155,13 +159,12 @@ class Box:
 
     def processes(self) -> list[int]:
         """Return the ids of zswapd's processes."""
-        return [int(line) for line in self.run(f"cat {CGROUP}/cgroup.procs").split()]
+        return [int(line) for line in self.run(f"cat {self.cgroup}/cgroup.procs").split()]
 
     def swapped_kib(self) -> int:
         """Return how much of zswapd itself is swapped out."""
         text = self.run(
-            f"for pid in $(cat {CGROUP}/cgroup.procs); do cat /proc/$pid/status 2>/dev/null || :;"
-            " done"
+            f"for pid in $(cat {self.cgroup}/cgroup.procs); do cat /proc/$pid/status 2>/dev/null || :; done"
         )
         return sum(map(int, re.findall(r"^VmSwap:\s*(\d+) kB", text, re.MULTILINE)))
 

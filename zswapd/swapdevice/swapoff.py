@@ -17,6 +17,7 @@ that is done: so nobody can have swapped on to the file again meanwhile, and los
 from __future__ import annotations
 
 import contextlib
+import errno
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,8 @@ def detach(
     Raises:
         HeadroomError: it does not fit, or the kernel ran out of memory on the way.
         SwapDeviceError: a file is in use for something else than swap, or swapoff failed. In either
-            case what could not be swapped off is on as before.
+            case what could not be swapped off is on as before. Or all are off, and pages are lost:
+            their daemon ended on the way.
     """
     kernel = kernel or Kernel()
     what = identities or {}
@@ -92,17 +94,23 @@ def detach(
         measure(
             [item.swap for item in found if item.swap], pool_bytes=pool_bytes, root=root
         ).check()
+    dead: list[str] = []
     for item in found:
         with _held(kernel, item.device) as loop:
-            _swap_off(kernel, item, progress, root)
-            if loop is not None:
-                _empty(kernel, item.device)
+            had_pages = _swap_off(kernel, item, progress, root) > 0
+            if loop is not None and not _empty(kernel, item.device) and had_pages:
+                dead.append(item.device)
             _let_go(kernel, item, loop, root)
         if not wait_for_release(item.device, item.backing, root):
             raise SwapDeviceError(
                 f"{item.device} is swapped off, but something still has it open",
                 hint=f"fuser --verbose {item.device}",
             )
+    if dead:
+        raise SwapDeviceError(
+            f"swapped off: {', '.join(dead)}; but the daemon ended meanwhile, and the pages that it still had are lost",
+            hint="programs that need one of them end with SIGBUS; `dmesg` has the reads that failed",
+        )
     return [item.device for item in found]
 
 
@@ -121,9 +129,8 @@ def _refuse_if_not_swap(item: Attachment, root: Path) -> None:
     )
 
 
-def _swap_off(
-    kernel: Kernel, item: Attachment, progress: ReportProgress | None, root: Path
-) -> None:
+def _swap_off(kernel: Kernel, item: Attachment, progress: ReportProgress | None, root: Path) -> int:
+    """Swap off; return the bytes that were swapped out at the start."""
     total = _used(item.device, root)
     report = progress or (lambda *_: None)
     report(item.device, total, total)
@@ -149,6 +156,7 @@ def _swap_off(
     if code != 0:
         raise _failure(item.device, code, _used(item.device, root))
     report(item.device, 0, total)
+    return total
 
 
 def _failure(device: str, code: int, left: int) -> SwapDeviceError:
@@ -189,16 +197,22 @@ def _held(kernel: Kernel, device: str) -> Iterator[int | None]:
         kernel.close(loop)
 
 
-def _empty(kernel: Kernel, device: str) -> None:
-    """Discard what is on a loop device, unless somebody was faster and uses it again."""
-    with contextlib.suppress(
-        OSError
-    ):  # no discard without the daemon's hook; the next swapon overwrites
+def _empty(kernel: Kernel, device: str) -> bool:
+    """Discard what is on a loop device, unless another process was faster and uses it again.
+
+    Returns:
+        False if the device gives errors. swapoff(2) does not say so: it succeeds, and puts an error
+        in the place of each page that it could not read.
+    """
+    try:
         loop = kernel.open_loop(device, exclusive=True)
         try:
             kernel.discard(loop)
         finally:
             kernel.close(loop)
+    except OSError as error:  # EOPNOTSUPP without the daemon's hook; the next swapon overwrites
+        return error.errno != errno.EIO
+    return True
 
 
 def _let_go(kernel: Kernel, item: Attachment, loop: int | None, root: Path) -> None:

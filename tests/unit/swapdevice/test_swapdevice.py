@@ -459,6 +459,31 @@ def test_detach_empties_the_file_if_that_can_be_done(kernel: FakeKernel, file: P
     assert detach(kernel, file) == ["/dev/loop3"]
 
 
+def test_detach_says_that_pages_are_lost_if_the_device_gives_errors_afterwards(
+    kernel: FakeKernel, file: Path
+) -> None:
+    """Its daemon has ended: swapoff(2) succeeds all the same."""
+    attach(kernel, file)
+    kernel.used = 8 * MIB
+    kernel.write_swaps()
+    kernel.fail["discard"] = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(
+        SwapDeviceError, match=r"swapped off: /dev/loop3; but .* are lost"
+    ) as caught:
+        detach(kernel, file)
+    assert "SIGBUS" in (caught.value.hint or "")
+    assert nothing_left(kernel)
+
+
+def test_detach_of_an_empty_device_that_gives_errors_loses_nothing(
+    kernel: FakeKernel, file: Path
+) -> None:
+    attach(kernel, file)
+    kernel.fail["discard"] = OSError(errno.EIO, "Input/output error")
+    assert detach(kernel, file) == ["/dev/loop3"]
+    assert nothing_left(kernel)
+
+
 def test_file_is_emptied_while_nobody_can_swap_on_to_it(
     kernel: FakeKernel, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
