@@ -26,10 +26,9 @@ class Packer:
         """
 
     def pack(self, page: memoryview) -> int:
-        """Compress a page into the scratch buffer; return its length in bytes, times 256, plus its
-        codec.
+        """Compress a page into the scratch buffer; return its length, times 256, plus its codec.
 
-        The codec is SAME_FILLED with one word as data, or LZ4. The data may be longer than the
+        The length is in bytes. The codec is SAME_FILLED with one word as data, or LZ4. The data may be longer than the
         page.
 
         Raises:

@@ -47,8 +47,9 @@ NO_NEED: Final = -2
 
 
 class RejectReason(enum.IntEnum):
-    """The reason why a store was refused. Names are those of zcache and zswap where they mean the
-    same.
+    """The reason for refusing a store.
+
+    Names are those of zcache and zswap where they mean the same.
     """
 
     COMPRESS_POOR = 1
@@ -116,9 +117,7 @@ class Adopter(Protocol):
         """Return the pampd of a page, or 0."""
 
     def replace_page(self, pool: int, oid: int, index: int, old: int, new: int) -> bool:
-        """Replace `old` by `new` as the pampd of a page; return False if the page has another
-        pampd.
-        """
+        """Replace `old` by `new` as the pampd of a page; return False if it has another pampd."""
 
 
 class Pam(Protocol):

@@ -374,8 +374,7 @@ class Zv(ZPages):
     # For recovery.py.
 
     def count_found(self, generation: int, codec: int, length: int) -> None:
-        """Count a page that recovery keeps; later stores continue from the latest generation found.
-        """
+        """Count a page that recovery keeps; stores go on from the latest generation found."""
         self._enter(codec, length, 1)
         if self._pages > self._pages_max:
             self._pages_max = self._pages
