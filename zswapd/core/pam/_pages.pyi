@@ -28,8 +28,8 @@ class Packer:
     def pack(self, page: memoryview) -> int:
         """Compress a page into the scratch buffer; return its length, times 256, plus its codec.
 
-        The length is in bytes. The codec is SAME_FILLED with one word as data, or LZ4. The data may be longer than the
-        page.
+        The length is in bytes. The codec is SAME_FILLED with one word as data, or LZ4. The data may
+        be longer than the page.
 
         Raises:
             ValueError: `page` does not have the length of a page.

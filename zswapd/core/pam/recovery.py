@@ -80,8 +80,7 @@ class Findings:
 
 
 def recover(zv: Zv, index: Adopter) -> Findings:
-    """Offer every page of an adopted allocator to an index; count the pages that the index takes in
-    zv.
+    """Offer every page of an adopted allocator to an index; zv counts the pages that it takes.
 
     Raises:
         ArenaError: the index has no memory.
@@ -243,9 +242,7 @@ class _Recovery:
             self._allocator.disclaim(self._body(handle))
 
     def _body_is_whole(self, handle: int) -> bool:
-        """Return whether the body of a page matches its checksum; True if it has no body or no
-        checksum.
-        """
+        """Return False if the page has a body with a checksum that does not match."""
         (word,) = _Q.unpack_from(self._memory, handle + HEADER_BYTES)
         if self._memory[handle + CODEC_AT] != RAW or not word >> 40:
             return True
