@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Crash points: places in the core where a test can end the process.
+"""Crash points: places in the core where a test can end the process, as SIGKILL does.
 
-As SIGKILL would between two instructions.
+Each point is between two writes. Either a successor can distinguish the states before and after, or
+a reader of the code might doubt that it need not. While no point is armed, `reach` costs one
+compare (measured by tests/unit/core/test_crashpoints.py). So the points are in the code that users
+run, and the tests kill the same code.
 
-Each stands between two writes that a successor can tell apart, or where one might think that it
-cannot. `reach` costs a compare as long as nothing is armed (measured by
-tests/unit/core/test_crashpoints.py), so the points are in the code that users run: what the tests
-kill is what they ship.
+A test arms a point in the process that must die:
 
-A test arms a point in the process that is to die:
+    crashpoints.arm("store_alive", 3)      dies at the third time from now on
 
-    crashpoints.arm("store_alive", 3)      dies when the point is reached for the third time from now on
+A daemon is armed with ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls
+`arm_from_environment`. No other code reads this variable. ZSWAPD_CRASH=store_alive:3:hang hangs at
+the point instead of dying (`HOW` lists all ways).
 
-or, for a daemon, ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls
-`arm_from_environment`; nothing else ever reads it. ZSWAPD_CRASH=store_alive:3:hang does something
-else there than die (`HOW`).
-
-The points are constants, so that the compiled code has numbers.
+The points are constants, so that compiled code has numbers.
 """
 
 from __future__ import annotations
@@ -170,24 +168,21 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     ),
     "page_loaded": (PAGE_LOADED, "a page has been read, and its reader has not got it"),
 }
-"""By name: number, and what is true when the point is reached."""
+"""The points by name: number, and the state of the core when the point is reached."""
 
 
 HOW: Final = ("kill", "segv", "hang", "memory", "bug")
-"""What can happen at a point.
+"""The things that can happen at a point.
 
-SIGKILL, SIGSEGV, an endless loop, a MemoryError, or another exception.
+They are SIGKILL, SIGSEGV, an endless loop, a MemoryError, and another exception.
 """
 
 ON_PURPOSE: Final = "armed by a test"
-"""What such an exception says."""
+"""The message of these exceptions."""
 
 
 class _Trigger:
-    """What is armed: a point's number, 0 for none, how often it has still to be reached.
-
-    And what happens then.
-    """
+    """The armed point (0 for none), the times left to reach it, and the way to fail."""
 
     def __init__(self) -> None:
         self.point = 0
@@ -219,9 +214,9 @@ def _count() -> None:
 
 
 def armed() -> int:
-    """Return the number of the point that is armed, 0 for none.
+    """Return the number of the armed point, 0 for none.
 
-    For code that cannot call `reach` for next to nothing.
+    For C code, where a call of `reach` would be expensive.
     """
     return _trigger.point
 
@@ -229,12 +224,12 @@ def armed() -> int:
 def arm(name: str, nth: int = 1, how: str = "kill") -> None:
     """Have this process die when it reaches a point for the nth time from now on.
 
-    Replaces what was armed.
+    This replaces an earlier armed point.
 
     Args:
         name: the point.
-        nth: how often it has to be reached.
-        how: what happens there, one of HOW.
+        nth: number of times that the point must be reached.
+        how: the way to fail there, one of HOW.
 
     Raises:
         ValueError: there is no such point or way, or `nth` is below 1.
@@ -252,25 +247,26 @@ def arm(name: str, nth: int = 1, how: str = "kill") -> None:
 
 
 def disarm() -> None:
-    """Arm nothing any more."""
+    """Disarm the point."""
     _trigger.point = 0
 
 
 def arm_from_environment(
     environment: Mapping[str, str], worker: int = 1, *, is_takeover: bool = False
 ) -> bool:
-    """Arm what ZSWAPD_CRASH says, as `name[:nth[:how[:worker]]]`.
-
-    Return whether anything is armed now.
+    """Arm the point that ZSWAPD_CRASH names, as `name[:nth[:how[:worker]]]`.
 
     Args:
-        environment: where it says so.
-        worker: which one this is; where one is named, no other is armed.
-        is_takeover: whether a takeover is about to begin: its points are armed then, all others
-            when it is done.
+        environment: has the variable.
+        worker: number of this worker. If the variable names a worker, only that one is armed.
+        is_takeover: a takeover is about to begin. Its points are armed then, and all others after
+            it.
+
+    Returns:
+        Whether a point was armed now.
 
     Raises:
-        ValueError: it makes no sense.
+        ValueError: the variable cannot be understood.
     """
     wanted = environment.get("ZSWAPD_CRASH", "")
     if not wanted or wanted.startswith("takeover_") != is_takeover:

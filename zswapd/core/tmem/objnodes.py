@@ -39,8 +39,7 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def nodes_for(pages: int, objects: int) -> int:
-    """Return the largest number of nodes for `pages` pages, spread evenly over `objects` objects.
-    """
+    """Return the largest number of nodes for `pages` pages spread evenly over `objects`."""
     slots = -(-pages // objects)
     nodes = 0
     while slots > 1:
@@ -155,8 +154,7 @@ class Objnodes:
         self._in_use -= 1
 
     def count_refusal(self) -> None:
-        """Count a put that was refused because the reserve is too small for the path it may need.
-        """
+        """Count a put that was refused because the reserve is too small for its path."""
         self._failed += 1
 
     @property
