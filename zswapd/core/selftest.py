@@ -79,6 +79,6 @@ def _try(zv: Zv, codec: str, page_size: int) -> None:
             zv.free(pampd)
         if pampd <= 0 or out != page:
             raise CorruptedPageError(
-                f"self-test: a page stored with {codec} does not come back as it was",
+                f"self-test: a page stored with {codec} is different after loading",
                 hint="reinstall the codec's library; test the machine's memory",
             )

@@ -72,7 +72,7 @@ def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Aren
     arena.close()
     raise ArenaError(
         f"the inherited arena is for other settings: {found}",
-        hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
+        hint=f"restore the old values, or swap off to change them: {restart_daemon()}",
     )
 
 

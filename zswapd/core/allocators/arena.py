@@ -144,9 +144,9 @@ def open_shared_memory(kind: str) -> tuple[int, str]:
         except OSError as error:
             if kind == "tmpfs":
                 raise ArenaError(
-                    f"cannot make a tmpfs with noswap: {error.strerror}",
+                    f"cannot mount a tmpfs with noswap: {error.strerror}",
                     hint=(
-                        'it needs Linux 6.4 and CAP_SYS_ADMIN; set memory.arena = "memfd" otherwise'
+                        'this needs Linux 6.4 and CAP_SYS_ADMIN; otherwise set memory.arena = "memfd"'
                     ),
                 ) from error
     return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
@@ -155,7 +155,7 @@ def open_shared_memory(kind: str) -> tuple[int, str]:
 def _hint(error: Exception) -> str:
     """Return the hint for an arena that cannot be mapped."""
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return "lift the limit of a file's size: ulimit -f unlimited"
+        return "remove the limit of file sizes: ulimit -f unlimited"
     return "lower pool.limit or swap.size"
 
 
@@ -207,13 +207,14 @@ def _read_superblock(fd: int) -> tuple[_Head, bool]:
     except OSError as error:
         if error.errno != errno.EIO:
             raise ArenaError(
-                f"cannot read the inherited arena: {error.strerror}", hint="start without one"
+                f"cannot read the inherited arena: {error.strerror}",
+                hint="start without an inherited arena",
             ) from error
         return _Head(b"", 0, 0, 0, 0, 0, 0), False
     if len(head) < _SUPERBLOCK.size:
         raise ArenaError(
-            "the inherited file is no arena of zswapd, or was never finished",
-            hint="start without one",
+            "the inherited file is not an arena of zswapd, or is incomplete",
+            hint="start without an inherited arena",
         )
     return _Head(*_SUPERBLOCK.unpack(head)), True
 
@@ -268,7 +269,7 @@ class Arena:
     ) -> None:
         if frames < 1:
             raise ArenaError(
-                "an arena of no frames was asked for",
+                "an arena needs at least one frame",
                 hint="give the pool a limit of at least one page",
             )
         if len(label) >= label_room(page_size):
@@ -319,14 +320,14 @@ class Arena:
             head = _expected(head, copy)
         if head.magic != _MAGIC:
             raise ArenaError(
-                "the inherited file is no arena of zswapd, or was never finished",
-                hint="start without one",
+                "the inherited file is not an arena of zswapd, or is incomplete",
+                hint="start without an inherited arena",
             )
         if head.version not in READABLE_LAYOUTS:
             raise ArenaError(
                 f"the inherited arena has layout {head.version}, this program reads"
                 f" {READABLE_LAYOUTS}",
-                hint="let the version of zswapd that made it go on, swap off, then start this one",
+                hint="continue with the version of zswapd that made it, swap off, then start this version",
             )
         page_size, length = head.page_size, os.fstat(fd).st_size
         if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
@@ -342,7 +343,8 @@ class Arena:
             or head.label_bytes >= page_size - _SUPERBLOCK.size
         ):
             raise ArenaError(
-                "the inherited arena's superblock contradicts its file", hint="start without it"
+                "the inherited arena's superblock contradicts its file",
+                hint="start without an inherited arena",
             )
         self = cls.__new__(cls)
         try:
@@ -433,7 +435,7 @@ class Arena:
         if code and code != errno.EAGAIN:
             raise ArenaError(
                 f"no memory for {whole} more bytes of the pool: {os.strerror(code)}",
-                hint="the pool stays as large as it is",
+                hint="the pool keeps its current size",
             )
         return length if done == whole else max(0, start + done - offset)
 
@@ -521,7 +523,7 @@ class Arena:
         """
         code = self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
         if code:
-            raise ArenaError(f"cannot give {length} bytes back: {os.strerror(code)}")
+            raise ArenaError(f"cannot return {length} bytes to the system: {os.strerror(code)}")
 
     def punch_runs(self, runs: Sequence[tuple[int, int]]) -> int:
         """Punch runs of (first frame, frames) in one call without the GIL; stop at a failure.
@@ -549,7 +551,7 @@ class Arena:
             except OSError as error:
                 if error.errno != errno.ENXIO:  # only holes follow
                     raise ArenaError(
-                        f"the arena's file cannot be searched: {error.strerror}"
+                        f"cannot find the used pages of the arena's file: {error.strerror}"
                     ) from error
                 return
             if first < end:

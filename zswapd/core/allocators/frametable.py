@@ -464,7 +464,7 @@ class FrameTable:
                 previous, frame = frame, self.words[frame * 4 + 2]
         if lengths[1] != self.long_frames or sum(lengths) != self.free_frames:
             raise InvariantError(
-                f"{lengths} frames in short and long runs; books: {self.free_frames}, long"
+                f"{lengths} frames in short and long runs; counted: {self.free_frames}, long"
                 f" {self.long_frames}"
             )
         return seen

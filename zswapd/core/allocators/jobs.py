@@ -24,7 +24,7 @@ def at_the_watermarks() -> ArenaError:
     """Return the error of a job that stops to leave the system its remaining free memory."""
     return ArenaError(
         "the system's free memory is at its watermarks",
-        hint="the reserve is filled when there is more",
+        hint="the reserve is refilled when the system has more free memory",
     )
 
 

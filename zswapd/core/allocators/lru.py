@@ -150,7 +150,9 @@ class Lru:
                     f"the order of use is broken at frame {frame}, entry {count} of {self.entries}"
                 )
             if frame not in self:
-                raise InvariantError(f"frame {frame} is in the order of use and does not know it")
+                raise InvariantError(
+                    f"frame {frame} is in the order of use, but its links do not say so"
+                )
             older = frame
             count += 1
         if count != self.entries or self._words[1] != older:

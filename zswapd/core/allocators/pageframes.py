@@ -584,7 +584,7 @@ class PageFrames:
             # The holes of a refill under way look like holes in the table until it is committed.
             if frame > end or not 0 <= holes_seen - holes <= self._busy_frames:
                 raise InvariantError(
-                    f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at"
+                    f"chunk {chunk}: {holes_seen} holes in the table, {holes} counted, ends at"
                     f" {frame}"
                 )
         if listed:
@@ -598,16 +598,16 @@ class PageFrames:
         books = (self.used_frames, self.ephemeral_frames, self.table.free_frames)
         if found != books:
             raise InvariantError(
-                f"used, ephemeral and free frames: {found} in the table, {books} on the books"
+                f"used, ephemeral and free frames: {found} in the table, {books} counted"
             )
         accounted = (
             self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
         )
         if accounted != self.end_frame - self.first_frame:
             raise InvariantError(
-                f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist"
+                f"{accounted} frames in all states, but {self.end_frame - self.first_frame} exist"
             )
         if self._hole_frames != sum(self._holes):
             raise InvariantError(
-                f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk"
+                f"{self._hole_frames} holes counted in total, {sum(self._holes)} by chunk"
             )

@@ -140,7 +140,7 @@ class Zbuds(ZPages):
             CorruptedPageError: header, data or checksum are not those of that page (counted).
         """
         if self.read(pampd, oid, index, out) == RAW:
-            raise self.corruption(oid, index, "its codec is one that is not used here")
+            raise self.corruption(oid, index, "its codec is never used for ephemeral pages")
         self.allocator.touch(pampd)
         self._loads += 1
 

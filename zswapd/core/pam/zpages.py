@@ -277,7 +277,7 @@ class ZPages:
         self._corrupted += 1
         return CorruptedPageError(
             f"stored page (object {oid:#x}, index {index}) is damaged: {why}",
-            hint="only its reader is hurt; test the machine's memory",
+            hint="only the reader of this page gets an error; test the machine's memory",
         )
 
     # Off the page path.

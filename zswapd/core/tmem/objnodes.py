@@ -206,7 +206,7 @@ class Objnodes:
         """
         nodes = self.begin_refill()
         if nodes[0] >= nodes[1]:
-            raise ArenaError(f"the index has no more than {self.capacity} nodes")
+            raise ArenaError(f"all {self.capacity} nodes of the index are populated")
         self.commit(self.refill(nodes))
 
     def _populate(self, start: int, end: int) -> None:
@@ -219,7 +219,7 @@ class Objnodes:
         if code != errno.EINVAL:
             raise ArenaError(
                 f"no memory for the index: {os.strerror(code)}",
-                hint="stores are refused until there is some",
+                hint="stores are refused until the system has free memory",
             )
 
     def statistics(self) -> ObjnodeStatistics:

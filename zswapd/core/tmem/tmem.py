@@ -420,4 +420,4 @@ class Tmem:
             if held != nodes.in_use:
                 raise InvariantError(f"trees hold {held} nodes, {nodes.in_use} are handed out")
         if sum(len(pool.objects) for pool in pools) != self._objects:
-            raise InvariantError(f"{self._objects} objects counted")
+            raise InvariantError(f"{self._objects} objects are counted, but another number exists")
