@@ -21,7 +21,7 @@ The label has what a program must know to read the rest: the swap files and thei
 (core/core.py).
 
 Frame 0 is never handed out, so byte offset 0 means "none" everywhere. The magic is written last. A
-superblock without it belongs to an arena whose maker died. The shared state has a copy of the
+superblock without it means that the arena's maker died. The shared state has a copy of the
 superblock (handover/state.py). Without the copy, one bit that changes by itself would keep every
 successor away.
 
@@ -145,9 +145,7 @@ def open_shared_memory(kind: str) -> tuple[int, str]:
             if kind == "tmpfs":
                 raise ArenaError(
                     f"cannot mount a tmpfs with noswap: {error.strerror}",
-                    hint=(
-                        'this needs Linux 6.4 and CAP_SYS_ADMIN; otherwise set memory.arena = "memfd"'
-                    ),
+                    hint=('it needs Linux 6.4 and CAP_SYS_ADMIN; else set memory.arena = "memfd"'),
                 ) from error
     return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
 
@@ -327,7 +325,7 @@ class Arena:
             raise ArenaError(
                 f"the inherited arena has layout {head.version}, this program reads"
                 f" {READABLE_LAYOUTS}",
-                hint="continue with the version of zswapd that made it, swap off, then start this version",
+                hint="swap off with the version of zswapd that made it, then start this version",
             )
         page_size, length = head.page_size, os.fstat(fd).st_size
         if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
@@ -491,8 +489,8 @@ class Arena:
 
         The note is in the arena for the same reason as `distrusted`, which is set. Clearing
         `distrusted` clears the notes. There are RENEWED_MAX places. A frame without a place is not
-        noted. If the process then dies before the takeover ends, only the checksums can find what
-        was lost.
+        noted. If the process then dies before the takeover ends, only the checksums can find the
+        loss.
         """
         for place in self._note_places():
             if self.words64[place] in (0, frame):

@@ -131,7 +131,7 @@ class PageFrames:
         alive: called repeatedly in the long steps of a takeover, so that the watchdog sees
             progress.
         renewed: frames in which a takeover has found poisoned memory, also one that was cut short.
-            The lost bytes are zeros. The owners of the frames must drop what was there.
+            The lost bytes are zeros. The owners of the frames must drop the pages there.
         renewed_pages: pages of the system that this takeover has found poisoned, with those of the
             frame table.
     """
@@ -396,8 +396,7 @@ class PageFrames:
         entered. The used runs are those with a seal.
 
         Returns:
-            The number of frames whose words are damaged, which no death causes. Their contents are
-            lost.
+            The number of frames with damaged words, which no death causes. Their contents are lost.
 
         Raises:
             ArenaError: populated frames have no table, and there is no memory for it.

@@ -20,8 +20,8 @@ page. So the caller must mark every missing page as lost before `free_dropped` f
 objects; otherwise a missing page would read as zeros.
 
 Recovery verifies the checksum of every object, which takes 0.2 µs a page. The index is built from
-headers. A wrong header would cost two pages: its own, which would be missing, and the one in whose
-place it would be.
+headers. A wrong header would cost two pages: its own, which would be missing, and the
+one that it would replace.
 
 Recovery does not read bodies. No page is found by the contents of its body. The checksum of a body
 is in the object of its header, and each reader verifies it. Reading all bodies would take a pass
@@ -141,7 +141,7 @@ class _Recovery:
     def _found_page(
         self, handle: int, generation: int, oid: int, index: int, length: int, codec: int, pool: int
     ) -> None:
-        """Keep or drop the page at a handle, whose checksum is right."""
+        """Keep or drop the page at a handle; its checksum is right."""
         if codec == RAW and not self._allocator.claim(self._body(handle)):
             self._drop_second_header(handle, self._index.find_page(pool, oid, index))
             return
@@ -197,7 +197,7 @@ class _Recovery:
             self._disclaim(handle)
 
     def _drop_second_header(self, handle: int, other: int) -> None:
-        """Drop the header of a raw page whose body is already claimed or is no body.
+        """Drop the header of a raw page if its body is already claimed or is no body.
 
         If a compaction died with two headers of one page, both have the same bytes. `other` is the
         pampd of the first one.
