@@ -407,7 +407,7 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 	if (self == NULL)
 		return NULL;
 	self->page = page;
-	memset(&self->stream, 0xff, sizeof(self->stream)); /* touch it: untouched zeros may have no memory */
+	memset(&self->stream, 0xff, sizeof(self->stream)); /* touch its memory */
 	self->capacity = LZ4_compressBound((int)page);
 	self->scratch = PyMem_Calloc(1, (size_t)self->capacity);
 	if (self->scratch == NULL) {
