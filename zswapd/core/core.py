@@ -86,7 +86,7 @@ class Inherited:
             without them makes its own.
         more_marks: makes these marks when they are needed. None if the marks do not outlive the
             process.
-        counters: the predecessor's statistics after `counters.cumulative`; {} for none.
+        counters: the predecessor's statistics after `counters.export`; {} for none.
         alive: called repeatedly during the takeover, so that the watchdog sees progress.
         lost_copies: the second bitmaps of lost pages by device, as `lost`.
         arena_copy: contents of the arena's superblock, if the shared state has a copy.
