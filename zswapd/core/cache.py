@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ephemeral half, put together: an allocator with an order of use, zbuds, eviction, cleancache.
+"""The ephemeral half: an allocator with an order of use, zbuds, eviction and cleancache.
 
-It shares the arena and tmem with the persistent half and nothing else: frames, index nodes, limits
-and statistics are its own. Nothing of it is found by a successor, which makes a new, empty one.
+It shares only the arena and tmem with the persistent half. It has its own frames, index nodes,
+limits and statistics. A successor finds nothing of it, and makes a new and empty one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from zswapd.core.tmem.tmem import Tmem
 
 _PLACES = 4096
-"""Frames that are looked at for one answer about ages: most may be those of swap.
+"""The most frames examined for one sample of ages, since most frames may be those of swap.
 
-Half a millisecond.
+A sample takes half a millisecond.
 """
 
 
@@ -42,12 +42,12 @@ class CacheStatistics:
     """Snapshots of the parts of the ephemeral half.
 
     Attributes:
-        frames: frames it has.
-        limit_frames: frames it may have.
-        zsmalloc, zbud: its allocator; the other is None.
-        zbuds, cleancache: see there.
-        ages: runs of a sample by the time since one of their pages was put (see `StoreAges`); empty
-            if none was taken.
+        frames: frames in use.
+        limit_frames: frames that may be used.
+        zsmalloc, zbud: the allocator; the other one is None.
+        zbuds, cleancache: see their classes.
+        ages: runs of a sample by the time since one of their pages was put (see `StoreAges`). Empty
+            if no sample was taken.
     """
 
     frames: int
@@ -60,14 +60,14 @@ class CacheStatistics:
 
 
 class CachedRuns:
-    """The runs of frames in an order of use, as `StoreAges` asks for them.
+    """The runs of frames in an order of use, in the form that `StoreAges` needs.
 
-    A run is as old as the first of its pages.
+    The age of a run is that of its first page.
 
     Args:
-        lru: which runs there are.
-        allocator: what is in them.
-        zbuds: when it was put.
+        lru: has the runs.
+        allocator: has the objects of a run.
+        zbuds: has the generation of a page.
     """
 
     def __init__(self, lru: Lru, allocator: ZsPool | ZbudPool, zbuds: Zbuds) -> None:
@@ -77,14 +77,11 @@ class CachedRuns:
 
     @property
     def pages(self) -> int:
-        """A number above those of all frames that may begin a run."""
+        """A number above all frames that may begin a run."""
         return self._lru.end
 
     def generation(self, number: int) -> int:
-        """Return the serial number of the put that one of the pages at a frame is from.
-
-        0 if no run begins there.
-        """
+        """Return the generation of the first page of the run at a frame; 0 without a run."""
         handles = self._allocator.objects_of(number) if number in self._lru else ()
         return self._zbuds.key_of(handles[0]).generation if handles else 0
 
@@ -92,7 +89,7 @@ class CachedRuns:
 def split(
     statistics: ZsStatistics | ZbudStatistics,
 ) -> tuple[ZsStatistics | None, ZbudStatistics | None]:
-    """Return an allocator's statistics as zsmalloc's and zbud's, one of which there is."""
+    """Return an allocator's statistics as (zsmalloc, zbud), one of which is None."""
     return (statistics, None) if isinstance(statistics, ZsStatistics) else (None, statistics)
 
 
@@ -100,17 +97,17 @@ class CacheHalf:
     """All parts between cache volumes and frames.
 
     Args:
-        frames: of the arena.
-        tmem: the index, whose ephemeral pools have their nodes in `nodes`.
-        nodes: of the index.
+        frames: the frames of the arena.
+        tmem: the index. Its ephemeral pools have their nodes in `nodes`.
+        nodes: nodes of the index.
         compressor, compressors: see ZPages.
-        allocator: its name.
-        max_zspage_frames: longest zspage, if that is zsmalloc.
-        wanted_run: frames side by side that the persistent half asks for at most.
+        allocator: name of the allocator.
+        max_zspage_frames: longest zspage in frames, if the allocator is zsmalloc.
+        wanted_run: the most adjacent frames that the persistent half asks for.
 
     Attributes:
         nodes, lru, allocator, zbuds, eviction, cleancache: the parts.
-        ages: who knows how long ago pages were put.
+        ages: samples of the time since pages were put.
 
     Raises:
         ArenaError: no memory for the order of use.
@@ -152,10 +149,10 @@ class CacheHalf:
         )
 
     def check(self) -> None:
-        """Prove the invariants of every part. Takes seconds for a full cache.
+        """Verify the invariants of every part; takes seconds for a full cache.
 
         Raises:
-            InvariantError: naming what is wrong.
+            InvariantError: the message names the fault.
         """
         self.allocator.check()
         self.zbuds.check(self._tmem.pampds(self.zbuds))
@@ -167,7 +164,7 @@ class CacheHalf:
             )
 
     def statistics(self, *, ages_sampled: bool = True) -> CacheStatistics:
-        """Return snapshots of all parts, with a sample of ages or without."""
+        """Return snapshots of all parts, with or without a sample of ages."""
         zsmalloc, zbud = split(self.allocator.statistics())
         return CacheStatistics(
             frames=self._frames.ephemeral_frames,

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The synchronous core, put together.
+"""The synchronous core: all parts that a page goes through below FUSE, put together.
 
-Arena, frames, allocator, zv, tmem, frontswap and one block device a swap file.
+The parts are arena, frames, allocator, zv, tmem, frontswap and one block device a swap file. An
+ephemeral half is added if cache volumes are possible (core/cache.py).
 
-If there may be cache volumes, it has an ephemeral half too (core/cache.py).
+Only this file, core/cache.py and worker/worker.py name concrete classes and know the configuration.
+Every part below gets plain values. No function awaits. Only the jobs of `begin_refill` block.
 
-With worker/worker.py and core/cache.py the only place that names concrete classes, and knows the
-configuration; every part below gets plain values. Nothing in here awaits, and nothing but the jobs
-of `begin_refill` blocks.
+A Core is either new, with an arena of its own, or a successor's. A successor's arena is `inherited`
+as a dead process left it, and `_recover` builds all else from it. A successor takes no memory
+beyond that of its predecessor. The caller refills the reserve later.
 
-A Core is new, with an arena of its own, or a successor's: then the arena is `inherited` as a dead
-process left it, and everything else is made from it (`_recover`). A successor takes no memory
-beyond what its predecessor had; refilling the reserve is left to who drives the core.
-
-The index has room for every page of every swap file; sizing.py has the sizes of all else.
+The index has room for every page of every swap file. sizing.py has the sizes of all else.
 """
 
 from __future__ import annotations
@@ -64,30 +62,34 @@ if TYPE_CHECKING:
 
 _NODE_RESERVE_BYTES = 1 << 20
 _LOST_COPY = "lost:"
-"""Begins the name of a swap file's second bitmap of lost pages in the shared state."""
+"""Prefix of the names of the second bitmaps of lost pages in the shared state."""
 COMPACT_MOVES = 128
-"""Objects that one step of compaction moves: about half a millisecond, in which no page is served.
+"""The most objects that one step of compaction moves.
+
+They take about 0.5 ms, in which no page is served.
 """
 
 
 def _ignore() -> None:
-    """Tell nobody that a takeover comes along."""
+    """Ignore the progress of a takeover."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a successor gets from its predecessor, as plain values.
+    """The state that a successor gets from its predecessor, as plain values.
 
     Attributes:
-        arena_fd: the arena's file; stays the giver's.
-        lost: bitmaps of lost pages by device, in shared memory, `lost_bitmap_bytes` long; a device
-            without one has its own.
-        tried: marks of pages that recompression has tried, by device, a byte a page, likewise.
-        more_marks: makes them when they are needed; None for marks that do not outlive the process.
-        counters: what `carry.cumulative` made of the predecessor's statistics; {} for none.
-        alive: called again and again while the arena is made sense of, which takes its time.
-        lost_copies: the second bitmaps of lost pages, likewise.
-        arena_copy: what the arena's superblock says, if the shared state has kept that.
+        arena_fd: the arena's file. The caller keeps it.
+        lost: bitmaps of lost pages by device, in shared memory, with the length of
+            `lost_bitmap_bytes`. A device without one makes its own.
+        tried: marks of pages that recompression has tried, by device, one byte a page. A device
+            without them makes its own.
+        more_marks: makes these marks when they are needed. None if the marks do not outlive the
+            process.
+        counters: the predecessor's statistics after `counters.export`; {} for none.
+        alive: called repeatedly during the takeover, so that the watchdog sees progress.
+        lost_copies: the second bitmaps of lost pages by device, as `lost`.
+        arena_copy: contents of the arena's superblock, if the shared state has a copy.
     """
 
     arena_fd: int
@@ -102,20 +104,19 @@ class Inherited:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryStatistics:
-    """Takeovers from a dead process.
+    """Counts of takeovers from a dead process.
 
     Attributes:
-        takeovers: how many there were.
-        recovered_pages: pages that the last one found.
-        seconds: how long the last one took.
-        recovered_torn: stores that had been cut short; their writers were never told that they were
-            done.
-        recovered_duplicates: pages found twice, of which one copy was kept.
-        freed_bodies: frames of pages that nothing named.
-        damaged: objects and zspages that no death leaves, so that memory must have changed by
-            itself; what they were is lost.
-        poisoned: pages of the arena in whose memory the machine found an uncorrectable error; what
-            they held is lost, and other memory is in their place.
+        takeovers: number of takeovers.
+        recovered_pages: pages that the last takeover found.
+        seconds: duration of the last takeover.
+        recovered_torn: stores that were cut short. They were never answered.
+        recovered_duplicates: pages found twice. One copy was kept.
+        freed_bodies: bodies that no header named.
+        damaged: objects and zspages in a state that no death leaves. Memory must have changed by
+            itself, and their contents are lost.
+        poisoned: pages of the arena with an uncorrectable memory error. Their contents are lost and
+            their memory was replaced.
     """
 
     takeovers: int = 0
@@ -138,7 +139,7 @@ counters_module.declare(
 class CoreStatistics:
     """Snapshots of all parts, taken at one moment.
 
-    Of zsmalloc and zbud, the one that swap is not on is None, as is the cache if there is none.
+    Of zsmalloc and zbud, only the allocator of swap is not None. `cache` is None without a cache.
     """
 
     arena_kind: str
@@ -155,22 +156,22 @@ class CoreStatistics:
     backed: tuple[BackedStatistics, ...]
     transfers: TransferStatistics | None
     writeback: WritebackStatistics | None
-    """None without a backing, as the one above."""
+    """None without a backing, as `transfers` is."""
     recompression: RecompressionStatistics
     store_ages: tuple[int, ...]
     """Pages of a sample by the time since they were stored (see `StoreAges`).
 
-    Empty if none was taken.
+    Empty if no sample was taken.
     """
 
 
 def areas(config: Config) -> dict[str, int]:
-    """Return the memory that has to outlive a worker, by name: the second bitmaps of lost pages."""
+    """Return the memory that must outlive a worker, by name: the second bitmaps of lost pages."""
     return {_LOST_COPY + name: size for name, size in lost_bitmap_bytes(config).items()}
 
 
 def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
-    """Return the second bitmap of each swap file that has one; an older program has made none."""
+    """Return the second bitmap of each swap file that has one; older programs make none."""
     return {
         name.removeprefix(_LOST_COPY): area
         for name, area in areas.items()
@@ -179,31 +180,31 @@ def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
 
 
 def store_codecs(config: Config) -> tuple[str, ...]:
-    """Return the codecs that pages are kept with from now on."""
+    """Return the codecs for stores and recompressions from now on."""
     return (config.pool.compressor, *([STRONGER] if config.pool.recompress_age else []))
 
 
 class Core:
-    """All parts that a page goes through below FUSE.
+    """All parts of a page's path below FUSE.
 
     Args:
         config: the settings.
-        inherited: what a dead process has left, to go on with.
-        backing: the disk behind the pool, None for none.
+        inherited: the state of a dead process to continue with; None for a new core.
+        backing: the disk behind the pool; None without one.
 
     Attributes:
         devices: block devices by name, `swap` first.
-        nodes: memory of the index of swap's pages; all_nodes: of the cache's too.
-        cache: the ephemeral half; None if the settings say that there will be no cache volumes.
-        backed: those of them that have slots: all, or none.
-        writeback: who chooses what leaves the pool for the disk; None without one.
-        recompression: who compresses pages again.
-        ages: who knows how long ago pages were stored; all_ages: and those of the cache.
+        nodes: index nodes of swap. all_nodes: those of the cache too.
+        cache: the ephemeral half; None if the settings rule out cache volumes.
+        backed: the devices with slots: all of them, or none.
+        writeback: chooses the pages that leave the pool for the disk; None without a disk.
+        recompression: compresses pages again with a stronger codec.
+        ages: samples of the time since pages were stored. all_ages: those of the cache too.
 
     Raises:
-        ArenaError: no shared memory, or no memory for the reserve; an inherited arena that is for
-            other settings.
-        ConfigError: unknown compressor.
+        ArenaError: there is no shared memory or no memory for the reserve, or an inherited arena
+            was made for other settings.
+        ConfigError: the compressor is unknown.
     """
 
     def __init__(
@@ -277,8 +278,8 @@ class Core:
             self._recover(started)
             self.frames.alive = _ignore
         if not self.frames.used_frames and not self.frames.table.free_frames:
-            # Nobody has used this arena yet. One that is inherited in use has the reserve that its
-            # user left, and the kernel is not asked for more while requests wait.
+            # Only for an unused arena. An inherited arena in use has the reserve that its
+            # predecessor left, and the kernel is not asked for more while requests wait.
             self.frames.refill_now()
 
     def _make_allocator(self, config: Config, frames: PageFrames) -> ZsPool | ZbudPool:
@@ -289,7 +290,7 @@ class Core:
         )
 
     def _make_cache(self, config: Config) -> CacheHalf:
-        """Return a new ephemeral half, which is evicted for stores of the persistent one."""
+        """Return a new ephemeral half; stores of the persistent half can evict it."""
         cache = CacheHalf(
             self.frames,
             self.tmem,
@@ -304,14 +305,14 @@ class Core:
         return cache
 
     def _make_recompression(self, inherited: Inherited | None) -> Recompression:
-        """Return what compresses pages again.
+        """Return the part that compresses pages again with a stronger codec.
 
-        A device whose marks are not inherited has marks of its own. Their memory is taken when a
-        pass begins: then they move to memory that outlives the process, if the shared state has it.
+        A device without inherited marks has marks of its own. Their memory is populated when a pass
+        begins. They then move to memory that outlives the process, if the shared state has it.
         """
         marks = inherited.tried if inherited else {}
-        # A memfd is safe from swap only where the supervisor locks it, which it does once, at its
-        # start.
+        # Swap out of a memfd is prevented only by the supervisor's lock, which it takes once, at
+        # its start.
         more = inherited.more_marks if inherited and self.arena.kind == "tmpfs" else None
         own = {
             name: mmap.mmap(-1, device.pages, ADDRESS_SPACE)
@@ -338,10 +339,10 @@ class Core:
         )
 
     def _recover(self, started: float) -> None:
-        """Make frames, allocator, zv, index and devices from the arena.
+        """Rebuild frames, allocator, zv, index and devices from the arena.
 
         Raises:
-            ArenaError: no memory for the index; the arena is as good as before, for the next try.
+            ArenaError: no memory for the index. The arena is as good as before, for another try.
         """
         wrong = self.frames.adopt()
         reach(crashpoints.TAKEOVER_FRAMES)
@@ -350,8 +351,8 @@ class Core:
         findings = recover(self.zv, self.frontswap)
         reach(crashpoints.TAKEOVER_INDEXED)
         damaged = wrong + findings.damaged
-        # Before anything damaged is freed: a death in between must not make the next process trust
-        # the rest.
+        # This comes before any damaged object is freed: after a death in between, the next process
+        # must not trust the rest.
         for device in self.devices.values():
             device.adopt(distrust=damaged > 0 or self.arena.distrusted, alive=self.frames.alive)
             self.frames.alive()
@@ -372,9 +373,9 @@ class Core:
         )
 
     def _drop_renewed(self) -> int:
-        """Free what has lost memory to an uncorrectable error; return how much that was.
+        """Free objects that lost memory to an uncorrectable error; return their number.
 
-        A body's header then names no body, which zv counts as damage.
+        The header of a lost body then names no body, which recovery counts as damage.
         """
         frames, size = self.frames.renewed, self._page_size
         dropped: list[int] = []
@@ -391,7 +392,7 @@ class Core:
         return len(dropped)
 
     def apply(self, config: Config) -> None:
-        """Take over the settings that can change at run time.
+        """Apply the settings that can change at run time.
 
         They were checked when the Config was made.
         """
@@ -418,7 +419,7 @@ class Core:
             )
 
     def bound(self, frames: int) -> None:
-        """Bound the frames of swap's pages, whatever the settings say; those in use are kept."""
+        """Limit the frames of swap's pages, whatever the settings say; frames in use are kept."""
         if frames != self._ceiling:
             self._ceiling = frames
             self._apply_limits()
@@ -440,31 +441,28 @@ class Core:
         )
 
     def wants_compaction(self) -> bool:
-        """Say whether compaction would set free a sixteenth of the frames in use.
-
-        And more than a few.
-        """
+        """Return whether compaction would free over 1/16 of the used frames, and over 256."""
         return self.allocator.freeable_frames() > max(self.frames.used_frames // 16, 256)
 
     def compact_step(self) -> int:
-        """Move objects, COMPACT_MOVES at most; return how many."""
+        """Move at most COMPACT_MOVES objects; return the number of moves."""
         before = self.allocator.objects_moved
         self.tmem.compact(self.zv, COMPACT_MOVES)
         return self.allocator.objects_moved - before
 
     def self_test(self) -> None:
-        """Try allocator and codecs with pages of every kind (selftest.py).
+        """Test allocator and codecs with pages of every kind (selftest.py).
 
         Raises:
-            CorruptedPageError: a page does not come back as it was; the daemon must not serve then.
+            CorruptedPageError: a page differs after loading. The daemon must not serve then.
         """
         selftest.run(type(self.allocator), self._page_size)
 
     def check(self) -> None:
-        """Prove the invariants of every part. Takes seconds for a full pool.
+        """Verify the invariants of every part; takes seconds for a full pool.
 
         Raises:
-            InvariantError: naming what is wrong.
+            InvariantError: the message names the fault.
         """
         self.frames.check()
         self.allocator.check()
@@ -480,11 +478,11 @@ class Core:
             raise InvariantError(f"{used} persistent frames in use, the allocator holds {held}")
 
     def statistics(self, *, ages_sampled: bool = True) -> CoreStatistics:
-        """Return snapshots of all parts; what is cumulative counts from the first predecessor on.
+        """Return snapshots of all parts; cumulative counts begin with the first predecessor.
 
         Args:
-            ages_sampled: see `Writeback.statistics`; without, it takes as long for a large pool as
-                for a small one.
+            ages_sampled: see `Writeback.statistics`. Without samples, the time does not depend on
+                the size of the pool.
         """
         zsmalloc, zbud = split(self.allocator.statistics())
         own = CoreStatistics(
@@ -510,5 +508,5 @@ class Core:
         return counters_module.add(own, self._counters)
 
     def close(self) -> None:
-        """Let go of the arena."""
+        """Release the arena."""
         self.arena.close()

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Crash points: places in the core where a test can end the process.
+"""Crash points: places in the core where a test can end the process, as SIGKILL does.
 
-As SIGKILL would between two instructions.
+Each point is between two writes. Either a successor can distinguish the states before and after, or
+a reader of the code might doubt that it need not. While no point is armed, `reach` costs one
+compare (measured by tests/unit/core/test_crashpoints.py). So the points are in the code that users
+run, and the tests kill the same code.
 
-Each stands between two writes that a successor can tell apart, or where one might think that it
-cannot. `reach` costs a compare as long as nothing is armed (measured by
-tests/unit/core/test_crashpoints.py), so the points are in the code that users run: what the tests
-kill is what they ship.
+A test arms a point in the process that must die:
 
-A test arms a point in the process that is to die:
+    crashpoints.arm("store_alive", 3)      dies at the third time from now on
 
-    crashpoints.arm("store_alive", 3)      dies when the point is reached for the third time from now on
+A daemon is armed with ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls
+`arm_from_environment`. No other code reads this variable. ZSWAPD_CRASH=store_alive:3:hang hangs at
+the point instead of dying (`HOW` lists all ways).
 
-or, for a daemon, ZSWAPD_CRASH=store_alive:3 in the environment of the process that calls
-`arm_from_environment`; nothing else ever reads it. ZSWAPD_CRASH=store_alive:3:hang does something
-else there than die (`HOW`).
-
-The points are constants, so that the compiled code has numbers.
+The points are constants, so that compiled code has numbers.
 """
 
 from __future__ import annotations
@@ -88,58 +86,58 @@ TAKEOVER_REWRITTEN: Final = 56
 POINTS: Final[dict[str, tuple[int, str]]] = {
     "frames_off_list": (
         FRAMES_OFF_LIST,
-        "take: a free run is off its list; nothing says yet what it becomes",
+        "take: a free run is off its list; its new state is not yet written",
     ),
     "frames_split": (
         FRAMES_SPLIT,
-        "take: what is left of the run is free again; the part that was taken still looks free",
+        "take: the rest of the run is free again; the part taken still looks free",
     ),
-    "frames_headed": (FRAMES_HEADED, 'take: the first frame says "used", the others do not'),
-    "frames_unsealed": (FRAMES_UNSEALED, "put: the seal is gone, nothing else"),
+    "frames_headed": (FRAMES_HEADED, 'take: the first frame says "used", the other frames do not'),
+    "frames_unsealed": (FRAMES_UNSEALED, "put: the seal is removed, and nothing else has changed"),
     "frames_joined": (FRAMES_JOINED, "put: free neighbours are off their lists"),
-    "zspage_taken": (ZSPAGE_TAKEN, "a zspage has frames, full of what an earlier owner left"),
-    "zspage_cleared": (ZSPAGE_CLEARED, "its live words are DEAD"),
-    "zspage_sealed": (ZSPAGE_SEALED, "it is sealed; no object lives in it"),
+    "zspage_taken": (ZSPAGE_TAKEN, "a zspage has frames with the bytes of an earlier owner"),
+    "zspage_cleared": (ZSPAGE_CLEARED, "all live words of the new zspage are DEAD"),
+    "zspage_sealed": (ZSPAGE_SEALED, "the new zspage is sealed and has no live object"),
     "object_off_chain": (
         OBJECT_OFF_CHAIN,
-        "alloc: the object is off the free list, and not counted yet",
+        "alloc: the object is off the free list and not yet counted",
     ),
     "object_allocated": (OBJECT_ALLOCATED, "alloc: the object is counted"),
-    "object_dead": (OBJECT_DEAD, "free: the live word is DEAD, nothing else"),
+    "object_dead": (OBJECT_DEAD, "free: the live word is DEAD, and nothing else has changed"),
     "object_freed": (OBJECT_FREED, "free: the object is on the free list"),
     "zspage_empty": (
         ZSPAGE_EMPTY,
-        "free: the last object goes with its zspage, which is sealed still",
+        "free: the last object is freed with its zspage, which is still sealed",
     ),
-    "store_body": (STORE_BODY, "a raw page has a frame and no header"),
-    "store_body_written": (STORE_BODY_WRITTEN, "the frame holds the page"),
-    "store_data": (STORE_DATA, "the data is behind where the header will be"),
-    "store_header": (STORE_HEADER, "header and data, no live word"),
-    "store_checked": (STORE_CHECKED, "the checksum is known and not written"),
-    "store_alive": (STORE_ALIVE, "the object lives; the index does not know it"),
-    "store_indexed": (STORE_INDEXED, "the index names it; the older copy is there"),
+    "store_body": (STORE_BODY, "a raw page has a frame but no header"),
+    "store_body_written": (STORE_BODY_WRITTEN, "the frame of a raw page has the page"),
+    "store_data": (STORE_DATA, "the data is written behind the place of the header"),
+    "store_header": (STORE_HEADER, "header and data are written, the live word is not"),
+    "store_checked": (STORE_CHECKED, "the checksum is computed but not written"),
+    "store_alive": (STORE_ALIVE, "the object is live; the index does not have it"),
+    "store_indexed": (STORE_INDEXED, "the index has the object; the older copy still exists"),
     "store_replaced": (STORE_REPLACED, "the older copy is freed"),
-    "store_still_lost": (STORE_STILL_LOST, "a lost page is stored again and still marked"),
+    "store_still_lost": (STORE_STILL_LOST, "a lost page is stored again and still marked as lost"),
     "free_header": (FREE_HEADER, "a raw page's header is freed, its body is not"),
     "refused_marked": (
         REFUSED_MARKED,
-        "a refused overwrite: the page is marked lost; its older copy is there",
+        "a refused overwrite: the page is marked as lost; its older copy still exists",
     ),
-    "refused_flushed": (REFUSED_FLUSHED, "the older copy is gone"),
-    "discard_page": (DISCARD_PAGE, "one page of a range is gone"),
+    "refused_flushed": (REFUSED_FLUSHED, "a refused overwrite: the older copy is freed"),
+    "discard_page": (DISCARD_PAGE, "one page of a discarded range is freed"),
     "discard_still_lost": (
         DISCARD_STILL_LOST,
-        "a range is gone, and its lost pages are still marked",
+        "a discarded range is freed; its lost pages are still marked",
     ),
-    "compact_copied": (COMPACT_COPIED, "an object is copied but for its live word"),
-    "compact_alive": (COMPACT_ALIVE, "both copies live"),
-    "compact_indexed": (COMPACT_INDEXED, "the index names the new one"),
-    "compact_freed": (COMPACT_FREED, "the old one is freed"),
+    "compact_copied": (COMPACT_COPIED, "an object is copied except for its live word"),
+    "compact_alive": (COMPACT_ALIVE, "both copies are live"),
+    "compact_indexed": (COMPACT_INDEXED, "the index has the new copy"),
+    "compact_freed": (COMPACT_FREED, "the old copy is freed"),
     "refill_table": (REFILL_TABLE, "a refill has populated the table for its frames"),
-    "refill_populated": (REFILL_POPULATED, "a run is populated, and on no book"),
-    "job_committed": (JOB_COMMITTED, "one run of a job is on the books"),
-    "trim_taken": (TRIM_TAKEN, "a run that is to be trimmed is off its list"),
-    "trim_punched": (TRIM_PUNCHED, "runs have no memory any more, and the table does not know"),
+    "refill_populated": (REFILL_POPULATED, "a run is populated and not yet counted"),
+    "job_committed": (JOB_COMMITTED, "one run of a job is counted"),
+    "trim_taken": (TRIM_TAKEN, "a run for a trim is off its list"),
+    "trim_punched": (TRIM_PUNCHED, "runs have lost their memory; the table does not say so"),
     "takeover_run": (TAKEOVER_RUN, "a stretch of frames has been rebuilt"),
     "takeover_frames": (TAKEOVER_FRAMES, "all frames have been rebuilt"),
     "takeover_zspage": (TAKEOVER_ZSPAGE, "a zspage has been rebuilt"),
@@ -147,47 +145,44 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
     "takeover_page": (TAKEOVER_PAGE, "a page is in the index"),
     "takeover_duplicate": (TAKEOVER_DUPLICATE, "one of two copies has been chosen"),
     "takeover_indexed": (TAKEOVER_INDEXED, "the index is complete"),
-    "takeover_marked": (TAKEOVER_MARKED, "lost pages are marked; what was dropped is there still"),
-    "takeover_dropped": (TAKEOVER_DROPPED, "one object that was dropped is freed"),
+    "takeover_marked": (
+        TAKEOVER_MARKED,
+        "lost pages are marked; dropped objects are not yet freed",
+    ),
+    "takeover_dropped": (TAKEOVER_DROPPED, "one dropped object is freed"),
     "takeover_rewritten": (
         TAKEOVER_REWRITTEN,
-        "everything is done; an older arena still says that it is being rewritten",
+        "all steps are done; an older arena is still marked as being rewritten",
     ),
-    "slot_stale": (SLOT_STALE, "a page is stored again, and its slot still counts"),
-    "spill_marked": (SPILL_MARKED, "a page that was refused is marked lost; its slot still counts"),
-    "spill_cleared": (SPILL_CLEARED, "its slot does not count any more"),
-    "slot_claimed": (SLOT_CLAIMED, "a request that writes slots is announced, and not made"),
-    "slot_written": (SLOT_WRITTEN, "slots are written; nothing says so"),
-    "slot_valid": (SLOT_VALID, "a slot counts; the page is still in the pool, or marked lost"),
-    "writeback_dropped": (WRITEBACK_DROPPED, "a page that was written back is gone from the pool"),
+    "slot_stale": (SLOT_STALE, "a page is stored again; its slot is still valid"),
+    "spill_marked": (SPILL_MARKED, "a refused page is marked as lost; its slot is still valid"),
+    "spill_cleared": (SPILL_CLEARED, "the slot of a refused page is invalid"),
+    "slot_claimed": (SLOT_CLAIMED, "a write of slots is announced and not yet submitted"),
+    "slot_written": (SLOT_WRITTEN, "slots are written but not yet valid"),
+    "slot_valid": (SLOT_VALID, "a slot is valid; its page is still in the pool or marked as lost"),
+    "writeback_dropped": (WRITEBACK_DROPPED, "a written-back page is dropped from the pool"),
     "discard_slots": (
         DISCARD_SLOTS,
-        "slots of a discarded range do not count; its pages are still in the pool",
+        "slots of a discarded range are invalid; its pages are still in the pool",
     ),
-    "takeover_slot": (
-        TAKEOVER_SLOT,
-        "a slot of a page that is in the pool does not count any more",
-    ),
-    "page_loaded": (PAGE_LOADED, "a page has been read, and its reader has not got it"),
+    "takeover_slot": (TAKEOVER_SLOT, "the slot of a page in the pool is invalid"),
+    "page_loaded": (PAGE_LOADED, "a page is loaded; its reader does not have it yet"),
 }
-"""By name: number, and what is true when the point is reached."""
+"""The points by name: number, and the state of the core when the point is reached."""
 
 
 HOW: Final = ("kill", "segv", "hang", "memory", "bug")
-"""What can happen at a point.
+"""The things that can happen at a point.
 
-SIGKILL, SIGSEGV, an endless loop, a MemoryError, or another exception.
+They are SIGKILL, SIGSEGV, an endless loop, a MemoryError, and another exception.
 """
 
 ON_PURPOSE: Final = "armed by a test"
-"""What such an exception says."""
+"""The message of these exceptions."""
 
 
 class _Trigger:
-    """What is armed: a point's number, 0 for none, how often it has still to be reached.
-
-    And what happens then.
-    """
+    """The armed point (0 for none), the times left to reach it, and the way to fail."""
 
     def __init__(self) -> None:
         self.point = 0
@@ -219,9 +214,9 @@ def _count() -> None:
 
 
 def armed() -> int:
-    """Return the number of the point that is armed, 0 for none.
+    """Return the number of the armed point, 0 for none.
 
-    For code that cannot call `reach` for next to nothing.
+    For C code, where a call of `reach` would be expensive.
     """
     return _trigger.point
 
@@ -229,48 +224,49 @@ def armed() -> int:
 def arm(name: str, nth: int = 1, how: str = "kill") -> None:
     """Have this process die when it reaches a point for the nth time from now on.
 
-    Replaces what was armed.
+    This replaces an earlier armed point.
 
     Args:
         name: the point.
-        nth: how often it has to be reached.
-        how: what happens there, one of HOW.
+        nth: number of times that the point must be reached.
+        how: the way to fail there, one of HOW.
 
     Raises:
         ValueError: there is no such point or way, or `nth` is below 1.
     """
     if name not in POINTS or nth < 1:
         raise ValueError(
-            f"there is no crash point {name!r} to be reached {nth} times; known:"
+            f"there is no crash point {name!r}, or {nth} is below 1; known points:"
             f" {', '.join(POINTS)}"
         )
     if how not in HOW:
-        raise ValueError(f"nothing is known that is called {how!r}; known: {', '.join(HOW)}")
+        raise ValueError(f"there is no way to fail named {how!r}; known: {', '.join(HOW)}")
     _trigger.left = nth
     _trigger.how = how
     _trigger.point = POINTS[name][0]
 
 
 def disarm() -> None:
-    """Arm nothing any more."""
+    """Disarm the point."""
     _trigger.point = 0
 
 
 def arm_from_environment(
     environment: Mapping[str, str], worker: int = 1, *, is_takeover: bool = False
 ) -> bool:
-    """Arm what ZSWAPD_CRASH says, as `name[:nth[:how[:worker]]]`.
-
-    Return whether anything is armed now.
+    """Arm the point that ZSWAPD_CRASH names, as `name[:nth[:how[:worker]]]`.
 
     Args:
-        environment: where it says so.
-        worker: which one this is; where one is named, no other is armed.
-        is_takeover: whether a takeover is about to begin: its points are armed then, all others
-            when it is done.
+        environment: has the variable.
+        worker: number of this worker. If the variable names a worker, only that one is armed.
+        is_takeover: a takeover is about to begin. Its points are armed then, and all others after
+            it.
+
+    Returns:
+        Whether a point was armed now.
 
     Raises:
-        ValueError: it makes no sense.
+        ValueError: the variable cannot be understood.
     """
     wanted = environment.get("ZSWAPD_CRASH", "")
     if not wanted or wanted.startswith("takeover_") != is_takeover:

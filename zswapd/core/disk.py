@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The part of the core that has to do with the disk behind the pool.
+"""The part of the core for a disk behind the pool: devices with slots, writeback, and limits.
 
-Devices with slots, who writes back, and the limits.
-
-Only there when a backing is configured; core/core.py puts it in place of plain devices.
+It exists only if a backing is configured. core.py then uses these devices instead of plain ones.
 """
 
 from __future__ import annotations
@@ -26,19 +24,19 @@ if TYPE_CHECKING:
     from zswapd.core.pam.zv import Zv
 
 RESERVE_LOW_DIVISOR = 8
-"""The reserve is low with less than 1/8 of `reserve_target` free."""
+"""The divisor for a low reserve: less than 1/8 of `reserve_target` is free."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoreDisk:
-    """The disk behind the pool, as a core is given it.
+    """The disk behind the pool, as an argument of a core.
 
     Attributes:
-        transfers: how pages get to their slots and back.
-        maps: which pages are in their slots, by device: memory that outlives the process,
-            `sizing.slot_map_sizes` long.
-        witnesses: the bits beside them, `sizing.witness_sizes` long; a device without some has its
-            own.
+        transfers: writes pages to their slots and reads them.
+        maps: the slot maps by device: which pages are in their slots. The memory outlives the
+            process and has the length of `sizing.slot_map_sizes`.
+        witnesses: the witness bits beside the maps, with the length of `sizing.witness_sizes`. A
+            device without them makes its own.
     """
 
     transfers: Transfers
@@ -53,15 +51,15 @@ class CoreDisk:
         page_size: int,
         lost_copies: Mapping[str, memoryview] | None = None,
     ) -> list[BackedDevice]:
-        """Return the devices, in the order of their types.
+        """Return the devices in the order of their swap types.
 
         Their slots follow each other in that order.
 
         Args:
-            sizes: bytes of each, by name.
-            frontswap: where pages go first.
+            sizes: bytes of each device, by name.
+            frontswap: the pool, which gets pages first.
             lost: see `Device`.
-            page_size: bytes in a page.
+            page_size: bytes of a page.
             lost_copies: see `Device`.
         """
         made: list[BackedDevice] = []
@@ -85,7 +83,7 @@ class CoreDisk:
     def writeback(
         self, devices: Sequence[BackedDevice], frames: PageFrames, frontswap: Frontswap, zv: Zv
     ) -> Writeback:
-        """Return who chooses what leaves the pool."""
+        """Return the part that chooses which pages leave the pool."""
         transfers = self.transfers
 
         def uses() -> int:
@@ -113,18 +111,19 @@ def apply_limits(
     total_frames: int,
     ceiling: int,
 ) -> int:
-    """Take over the settings of the pool that mean something else with a disk behind it.
-
-    Return the pool's limit in frames.
+    """Apply the settings of the pool that have another meaning with a disk behind it.
 
     Args:
         config: the settings.
-        devices: whose pages that do not compress the pool takes where the disk does not, or does
-            not.
-        writeback: bound by them, as is
+        devices: get the pool for incompressible pages that the disk does not take, if the settings
+            say so.
+        writeback: gets its limits.
         zv: the pool.
-        total_frames: of the system's memory.
+        total_frames: memory of the system in frames.
         ceiling: frames that the pool may take, whatever the settings say.
+
+    Returns:
+        The limit of the pool in frames.
     """
     pool, backing = config.pool, config.backing
     limit = (
@@ -132,7 +131,7 @@ def apply_limits(
         if pool.limit is None
         else pool.limit // config.context.page_size
     )
-    # Whichever is lower is where the pool is full.
+    # The pool is full at the lowest of these bounds.
     bound = min(limit, total_frames * pool.zv_page_count_policy_percent // 100, ceiling)
     zv.accept_frames = bound * pool.accept_threshold_percent // 100
     writeback.limit_frames = bound if backing.writeback else 1 << 62
@@ -143,7 +142,7 @@ def apply_limits(
     zv.keep_poor = pool.incompressible == "store"
     for device in devices:
         device.poor_pool = zv if goes_through else None
-    # What had to be stored since the disk did not take it goes there as soon as it does.
+    # Pages stored only because the disk did not take them go to the disk as soon as it takes them.
     raw = (
         (0 if goes_through else None)
         if backing.incompressible_limit is None

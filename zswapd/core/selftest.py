@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The self-test before a worker serves: pages of every kind, kept with every codec and read back."""
+"""The self-test before a worker serves: it stores and loads sample pages with every codec."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from zswapd.core.allocators.base import Allocator
 
 _FRAMES = 64
-"""Frames of the test's own arena: room for the longest zspage and a body, several times over."""
+"""Frames of the test's own arena. The longest zspage and a body fit several times over."""
 
 
 def sample_pages(page_size: int) -> tuple[bytes, ...]:
-    """Return four pages: same-filled, one that compresses, one that compresses poorly, and noise."""
+    """Return four pages: same-filled, compressible, poorly compressible, and noise."""
     text = b"".join(b"%d:" % (number * 2654435761 % 4294967296) for number in range(page_size // 4))
     noise = hashlib.shake_128(b"zswapd").digest(page_size)
-    # Digits alone gain too little with lz4 and lzo: they would be kept raw, and never decompressed.
+    # Digits alone gain too little with lz4 and lzo: the page would be kept raw and never
+    # decompressed.
     return (
         b"\x5a" * page_size,
         text[: page_size // 4] * 4,
@@ -36,16 +37,16 @@ def sample_pages(page_size: int) -> tuple[bytes, ...]:
 
 
 def run(make_allocator: Callable[[PageFrames], Allocator], page_size: int) -> None:
-    """Keep the sample pages with every codec and read them back, in a zv and an arena of its own.
+    """Store and load the sample pages with every codec, in a zv and an arena of the test's own.
 
-    In the arena that serves, a death would leave test pages, which a successor would find.
+    In the serving arena, a death would leave test pages, which a successor would find.
 
     Args:
         make_allocator: makes an allocator over page frames.
-        page_size: bytes in a page.
+        page_size: bytes of a page.
 
     Raises:
-        CorruptedPageError: a page does not come back as it was; the daemon must not serve then.
+        CorruptedPageError: a page differs after loading. The daemon must not serve then.
     """
     arena = Arena(_FRAMES, page_size, kind="memfd")
     try:
@@ -66,7 +67,7 @@ def run(make_allocator: Callable[[PageFrames], Allocator], page_size: int) -> No
 
 
 def _try(zv: Zv, codec: str, page_size: int) -> None:
-    """Keep the sample pages with one codec and read them back."""
+    """Store and load the sample pages with one codec."""
     zv.compressor = compress.get(codec)
     out = memoryview(bytearray(page_size))
     for page in sample_pages(page_size):
@@ -78,6 +79,6 @@ def _try(zv: Zv, codec: str, page_size: int) -> None:
             zv.free(pampd)
         if pampd <= 0 or out != page:
             raise CorruptedPageError(
-                f"self-test: a page stored with {codec} does not come back as it was",
+                f"self-test: a page stored with {codec} is different after loading",
                 hint="reinstall the codec's library; test the machine's memory",
             )

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sizes of the core's memory, from the settings, and the arena that has them.
+"""Sizes of the core's memory from the settings, and the arena of that size.
 
-The arena's address space is for all swap files filled with pages that do not compress, a quarter
-more for zspages that are not full, four times the reserve, and half of the machine's memory if
-there is an ephemeral half: address space costs nothing until it is populated.
+The arena's address space is the sum of these. Address space costs nothing until it is populated.
 
-A supervisor makes the arena, and the areas that outlive a worker, with these functions.
+- all swap files, filled with incompressible pages;
+- a quarter of that for zspages that are not full;
+- four times the reserve;
+- half of the machine's memory, if there is an ephemeral half.
+
+A supervisor uses these functions to make the arena and the areas that outlive a worker.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def make_arena(config: Config) -> Arena:
     """Return a new arena for the settings.
 
     Raises:
-        ArenaError: no shared memory.
+        ArenaError: the kernel refuses the shared memory.
     """
     return Arena(
         arena_frames(config),
@@ -47,11 +50,11 @@ def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Aren
 
     Args:
         config: the settings.
-        fd: the file; it stays the caller's.
-        copy: contents of the arena's superblock, if the shared state has kept them.
+        fd: the file. The caller keeps it.
+        copy: contents of the arena's superblock, if the shared state has a copy.
 
     Raises:
-        ArenaError: it is for other settings; nothing was changed.
+        ArenaError: it was made for other settings. Nothing was changed.
     """
     fd = os.dup(fd)
     try:
@@ -69,15 +72,15 @@ def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Aren
     arena.close()
     raise ArenaError(
         f"the inherited arena is for other settings: {found}",
-        hint=f"put the old values back, or swap off to change them: {restart_daemon()}",
+        hint=f"restore the old values, or swap off to change them: {restart_daemon()}",
     )
 
 
 def arena_frames(config: Config) -> int:
-    """Return the frames of a new arena: as the pool may need, but within the handles of raw pages.
+    """Return the frames of a new arena: the most that the pool may need, as far as handles reach.
 
-    Swap files may be larger than that. Their pages are compressed, and stores that find no frame
-    are refused.
+    The handle of a raw page's body has 40 bits, so an arena has at most 1 TiB. Swap files may be
+    larger. Stores that find no frame are then refused.
     """
     page_size = config.context.page_size
     pages = sum(config.swap_files().values()) // page_size
@@ -89,16 +92,16 @@ def arena_frames(config: Config) -> int:
 def reserve_frames(config: Config) -> int:
     """Return the frames of the reserve.
 
-    At most the pages of swap or, without swap, the cache's frames.
+    They are at most the pages of swap or, without swap, the frames of the cache.
     """
     pages = sum(config.swap_files().values()) // config.context.page_size
     return min(config.memory.reserve // config.context.page_size, pages or cache_frames(config))
 
 
 def cache_frames(config: Config) -> int:
-    """Return the frames of the ephemeral half at most, whatever its limit.
+    """Return the largest number of frames of the ephemeral half, whatever its limit.
 
-    0 if there is no such half.
+    The result is 0 if there is no ephemeral half.
     """
     return (
         config.context.memory_total // config.context.page_size // 2
@@ -108,7 +111,7 @@ def cache_frames(config: Config) -> int:
 
 
 def lost_bitmap_bytes(config: Config) -> dict[str, int]:
-    """Return the length of the bitmap of lost pages by device."""
+    """Return the length of the bitmap of lost pages in bytes, by device."""
     return {
         name: lost_bytes(size, config.context.page_size)
         for name, size in config.swap_files().items()
@@ -116,7 +119,7 @@ def lost_bitmap_bytes(config: Config) -> dict[str, int]:
 
 
 def slot_map_sizes(config: Config) -> dict[str, int]:
-    """Return the length of the slot map by device, bytes."""
+    """Return the length of the slot map in bytes, by device."""
     return {
         name: slot_map_bytes(size, config.context.page_size)
         for name, size in config.swap_files().items()
@@ -124,7 +127,7 @@ def slot_map_sizes(config: Config) -> dict[str, int]:
 
 
 def witness_sizes(config: Config) -> dict[str, int]:
-    """Return the length of the witness bits beside the slot map by device, bytes."""
+    """Return the length of the witness bits beside the slot map in bytes, by device."""
     return {
         name: witness_bytes(size, config.context.page_size)
         for name, size in config.swap_files().items()
@@ -132,27 +135,27 @@ def witness_sizes(config: Config) -> dict[str, int]:
 
 
 def slots_needed(config: Config) -> int:
-    """Return the slots of a backing: one for each page of each device."""
+    """Return the number of slots of a backing: one for each page of each device."""
     return sum(config.swap_files().values()) // config.context.page_size
 
 
 def label(config: Config) -> bytes:
-    """Return the settings that a successor must share.
+    """Return the settings that a successor must share, as the arena's label.
 
-    Swap types and offsets stand in headers, size classes in the frame table. The ephemeral half is
-    not in the label: a successor finds no ephemeral page.
+    Headers contain swap types and offsets, and the frame table contains size classes. The ephemeral
+    half is not in the label, since a successor finds no ephemeral page.
     """
     geometry: dict[str, Any] = {
         "files": list(config.swap_files().items()),
         "max_zspage_frames": config.pool.max_zspage_frames,
     }
-    if config.pool.allocator != "zsmalloc":  # which older programs do not name
+    if config.pool.allocator != "zsmalloc":  # older programs do not have this key
         geometry["allocator"] = config.pool.allocator
     return json.dumps(geometry, separators=(",", ":")).encode()
 
 
 def parsed_label(text: str) -> dict[str, Any]:
-    """Return a label as a shape (config/shapes.py); other text is shown as it is."""
+    """Return a label as a shape (config/shapes.py); a label that is not one is shown unchanged."""
     try:
         shape: dict[str, Any] = json.loads(text)
         return {"allocator": "zsmalloc", **shape, "files": dict(shape["files"])}

@@ -1,30 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Populates a range of the arena in short pieces, with a pause after each, in one call without the
- * GIL; and punches many ranges in another.
+ * Populate a range of the arena in short pieces, with a pause after each, in one call without the
+ * GIL. Punch many ranges in another.
  *
- * Why pieces: zeroing 8 MiB takes some milliseconds. On a box whose other processors are busy, the
- * refilling thread then stands before a program that swaps; the page path runs out of requests, its
- * processor becomes idle, and pulls that program over, since after half a millisecond without a
- * processor (sched_migration_cost) it counts as cold. A program that has run on two processors has
- * an interrupt sent to the second for every dirty page it swaps out (TLB flush), for good: between
- * virtual processors that halves the rate of swap-out. A piece takes a tenth of a millisecond.
+ * Why pieces: zeroing 8 MiB takes milliseconds. On a machine with busy processors, the refilling
+ * thread then runs ahead of a program that swaps. The page path gets no more requests, and its
+ * processor becomes idle and pulls that program over. The program counts as cache-cold after half a
+ * millisecond without a processor (sched_migration_cost). A program that has run on two processors
+ * causes an interrupt (TLB flush) to the second one for every dirty page that it swaps out, from
+ * then on. Between virtual processors that halves the rate of swap-out. A piece takes a tenth of a
+ * millisecond.
  *
- * Why without the GIL: taking it back between two pieces would make the page path wait until this
- * thread gets a processor; and this thread wait a millisecond for each of a thousand single frames,
- * while the page path evicts more.
+ * Why without the GIL: to take it again between two pieces, the page path would have to wait until
+ * this thread gets a processor. And this thread would wait a millisecond for each of a thousand
+ * single frames, while the page path evicts more.
  *
- * Before each piece it looks at the system's free memory: on a box that runs out of it meanwhile,
- * this thread would take, page by page, what those wait for who have to give it a request
- * (supervisor/ballast.py).
+ * Before each piece the call reads the system's free memory. If the machine runs out of it
+ * meanwhile, this thread would take, page by page, the memory that other tasks wait for. Those
+ * tasks must run before this daemon gets another request (supervisor/ballast.py).
  *
- * Who says how much memory is to be left is in no hurry: the pieces are then the work of an idle
- * task, behind which no program ever waits, for LEISURE_NS, or until another thread makes it an
- * ordinary one: an idle task may get no processor to notice the time. Only here, where the GIL is
- * not held: whoever holds it must not wait for an idle processor.
+ * A caller that gives a floor is in no hurry. The pieces then are the work of an idle task
+ * (SCHED_IDLE), behind which no program waits, for LEISURE_NS. After that the thread is an ordinary
+ * task again; another thread may make it one earlier, since an idle task may get no processor to
+ * notice the time. This happens only here, where the thread does not hold the GIL: a holder of the
+ * GIL must not wait for an idle processor.
  *
- * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE; the file's pages are there, only
- * their first touch faults.
+ * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE. The file has its pages then, and only
+ * the first touch of each faults.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -40,11 +42,15 @@
 #include <sys/sysinfo.h>
 #include <time.h>
 
-#define LEISURE_NS 50000000ll /* a job of 8 MiB takes some milliseconds; beside programs that compute it would take seconds */
+/*
+ * 50 ms. A job of 8 MiB takes milliseconds on an idle machine. As an idle task beside programs that
+ * compute, it would take seconds.
+ */
+#define LEISURE_NS 50000000ll
 
 /*
- * Back one piece with pages of the file, then map them: 0 or an errno. The file's pages come first,
- * since that needs no lock of the address space.
+ * Allocate the file's pages of one piece, then map them. Return 0 or an errno. The file's pages
+ * come first, since that needs no lock of the address space.
  */
 static int populate_piece(int fd, char *address, off_t offset, size_t length, int advice)
 {
@@ -67,7 +73,7 @@ static bool is_above(uint64_t floor)
 	return floor == 0 || sysinfo(&now) != 0 || (uint64_t)now.freeram * now.mem_unit >= floor;
 }
 
-/* Say in `done` how many bytes are populated for certain, from the first on. */
+/* Populate a range in pieces. `done` is the number of bytes that are certainly populated. */
 static int populate(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause, uint64_t floor,
                     size_t *done)
 {
@@ -75,7 +81,7 @@ static int populate(int fd, char *base, off_t offset, size_t length, int advice,
 
 	for (*done = 0; *done < length; *done += piece) {
 		if (*done > 0)
-			nanosleep(&pause, NULL); /* a signal ends it early, which does no harm */
+			nanosleep(&pause, NULL); /* a signal ends it early, which is harmless */
 		if (piece > length - *done)
 			piece = length - *done;
 		error = is_above(floor) ? populate_piece(fd, base + offset + *done, offset + (off_t)*done, piece, advice) : EAGAIN;
@@ -135,7 +141,7 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 	return Py_BuildValue("in", error, (Py_ssize_t)done);
 }
 
-/* Punch ranges (offset and length in turn) until one fails; return how many were punched. */
+/* Punch ranges (offset and length in turn) until one fails. Return the number punched. */
 static Py_ssize_t punch(int fd, const int64_t *ranges, Py_ssize_t count)
 {
 	Py_ssize_t done;

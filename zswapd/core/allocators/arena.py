@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The arena: the one shared-memory file that holds every stored page and the table that describes its frames.
+"""The arena: one shared-memory file with every stored page and the frame table.
 
-Why a file: its descriptor can be handed to a successor process, and holes can be punched into it,
-so memory goes back to the system frame by frame. Two kinds, best first:
+Why a file: its descriptor can be handed to a successor process. Holes can be punched into it, so
+memory goes back to the system frame by frame. There are two kinds, the better one first:
 
-- `tmpfs`: an unlinked file on a tmpfs mounted with `noswap` (Linux 6.4). Its pages can never be
-  swapped out, whoever maps them and whether or not anybody does, which is what a pool that *is* the
-  swap device needs. The mount is detached (fsmount), so it has no path and vanishes with the last
-  descriptor.
+- `tmpfs`: an unlinked file on a tmpfs mounted with `noswap` (Linux 6.4). Its pages are never
+  swapped out, whether a process maps them or not. A pool that *is* the swap device needs that. The
+  mount is detached (fsmount), so it has no path and vanishes with the last descriptor.
 - `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped
   and locked.
 
 Layout, version 5 (offsets in frames; F = number of frames):
 
-    0            superblock: magic, layout version, page size, F, T, kind, and a label: what the program that made the arena has
-                 to know again to read the rest (core/core.py: the swap files and their sizes); its
-                 last byte is `distrusted`,
-                 and the words before that are `note_renewed`'s
-    1 .. T       frame table, 16 bytes a frame (frametable.py says what they mean)
+    0            superblock: magic, layout version, page size, F, T, kind, label. The last byte is
+                 `distrusted`, and the words before it are those of `note_renewed`.
+    1 .. T       frame table, 16 bytes a frame (frametable.py defines them)
     T .. F       frames that can be handed out
 
-Frame 0 is never handed out, so byte offset 0 means "none" everywhere. A superblock without its
-magic, which is written last, is that of an arena whose maker died. The shared state has a copy of
-it (handover/state.py), without which one bit that changes by itself would keep every successor
-away.
+The label has what a program must know to read the rest: the swap files and their sizes
+(core/core.py).
 
-Which pages the file has is the kernel's knowledge (`data_runs`), so a successor need not believe
-any note about it. Note what it counts: a page that fallocate(2) has taken and nobody has touched
-yet is memory, but no data.
+Frame 0 is never handed out, so byte offset 0 means "none" everywhere. The magic is written last. A
+superblock without it means that the arena's maker died. The shared state has a copy of the
+superblock (handover/state.py). Without the copy, one bit that changes by itself would keep every
+successor away.
 
-Limits: memory is asked for in `populate` only. Any other first touch of a page of the arena is a
-bug on the page path: the kernel would have to find memory while it waits for us to free some.
-Nothing here is called on that path.
+The kernel knows which pages the file has (`data_runs`), so a successor need not trust a note about
+it. A page that fallocate(2) has allocated and no process has touched is memory, but not data.
+
+Limits: only `populate` asks for memory. Any other first touch of a page of the arena is a bug on
+the page path: the kernel would need memory while it waits for this daemon to free memory. No
+function here is called on the page path.
 """
 
 from __future__ import annotations
@@ -55,38 +54,40 @@ if TYPE_CHECKING:
 
 LAYOUT_VERSION = 5
 CHANGING_LAYOUT = 6
-"""An arena of an older layout that a takeover is rewriting: parts of it are as in 5,
-others as they were.
+"""The version of an arena of an older layout while a takeover rewrites it.
+
+Parts of it are as in 5, the others as before.
 """
 READABLE_LAYOUTS = (2, 3, 5, 6)
-"""3 is 5 with single marks (frametable.py: no mark in word 1; zpages.py: a dead object's word of
-life is 0, an object may have no checksum); 2 is 3 without an ephemeral half: its seals are those of
-the persistent one."""
+"""The layout versions that this program can adopt.
+
+Version 3 is 5 without marks. It has no mark in word 1 (frametable.py), 0 in the live word of a dead
+object, and objects without a checksum (zpages.py). Version 2 is 3 without an ephemeral half; its
+seals are those of the persistent half.
+"""
 TABLE_ENTRY_BYTES = 16
 RENEWED_MAX = 31
-"""Frames that the superblock has room to note (`note_renewed`)."""
+"""Number of frames that the superblock has room to note (`note_renewed`)."""
 PIECE_BYTES = 256 << 10
-"""What `populate` does at a time: 0.1 ms of zeroing."""
+"""Bytes that `populate` populates at a time: 0.1 ms of zeroing."""
 PAUSE_US = 50
-"""Its sleep after each, 0.1 ms with the kernel's timer slack.
+"""The pause of `populate` after each piece; 0.1 ms with the kernel's timer slack.
 
-Still 1 GiB a second, six times what swap-out takes.
+The rate is still 1 GiB a second, six times that of swap-out.
 """
 _SUPERBLOCK = struct.Struct("=8sIIQIHH")
-"""Magic, layout version, page size, frames, first frame that can be handed out, kind.
-
-Length of the label that follows.
+"""Magic, layout version, page size, frames, first frame that can be handed out, kind, label length.
 """
 _MAGIC = b"zswapd\0A"
 _LAYOUT_WORD = 2
-"""Place of the layout's version, in words."""
+"""Index of the layout version, in 32-bit words."""
 _KINDS = ("tmpfs", "memfd")
-"""By the number that the superblock has for them."""
+"""The kinds, indexed by their number in the superblock."""
 
 _MADV_DONTDUMP, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 16, 22, 23
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
-# The mount API has the same numbers on every architecture (they were assigned after the tables were
-# unified).
+# The mount API has the same numbers on every architecture: it came after the system call tables
+# were unified.
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 (
     _FSOPEN_CLOEXEC,
@@ -114,12 +115,13 @@ def _syscall(number: int, *args: int | bytes | None) -> int:
 def _open_noswap_tmpfs() -> int:
     """Return the descriptor of an unlinked file on a detached tmpfs with `noswap`.
 
-    OSError where the kernel has none.
+    Raises:
+        OSError: the kernel does not support it.
     """
     context = _syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
     try:
         _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"noswap", None, 0)
-        # size=0 lifts tmpfs' own default of half the memory: the pool has limits of its own.
+        # size=0 removes tmpfs' default limit of half the memory: the pool has its own limits.
         _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"size", b"0", 0)
         _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"mode", b"0700", 0)
         _syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
@@ -133,7 +135,7 @@ def _open_noswap_tmpfs() -> int:
 
 
 def open_shared_memory(kind: str) -> tuple[int, str]:
-    """Return (descriptor, kind reached) for the kind wished for: "tmpfs", "memfd" or "auto"."""
+    """Return (descriptor, kind) for the requested kind: "tmpfs", "memfd" or "auto"."""
     if kind not in ("auto", "tmpfs", "memfd"):
         raise ArenaError(f"unknown kind of arena {kind!r}", hint='use "auto", "tmpfs" or "memfd"')
     if kind != "memfd":
@@ -142,23 +144,21 @@ def open_shared_memory(kind: str) -> tuple[int, str]:
         except OSError as error:
             if kind == "tmpfs":
                 raise ArenaError(
-                    f"cannot make a tmpfs with noswap: {error.strerror}",
-                    hint=(
-                        'it needs Linux 6.4 and CAP_SYS_ADMIN; set memory.arena = "memfd" otherwise'
-                    ),
+                    f"cannot mount a tmpfs with noswap: {error.strerror}",
+                    hint=('it needs Linux 6.4 and CAP_SYS_ADMIN; else set memory.arena = "memfd"'),
                 ) from error
     return os.memfd_create("zswapd-arena", os.MFD_CLOEXEC), "memfd"
 
 
 def _hint(error: Exception) -> str:
-    """Return what to do about an arena that cannot be mapped."""
+    """Return the hint for an arena that cannot be mapped."""
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return "lift the limit of a file's size: ulimit -f unlimited"
+        return "remove the limit of file sizes: ulimit -f unlimited"
     return "lower pool.limit or swap.size"
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give the memory of a range of a file back, poisoned or not.
+    """Punch a range of a file, poisoned or not.
 
     Raises:
         OSError: the kernel refuses.
@@ -170,13 +170,13 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 
 
 def head_frames(frames: int, page_size: int) -> int:
-    """Return the frames that superblock and table take before so many others."""
-    # The table describes itself as well: indexing by frame number then needs no subtraction.
+    """Return the number of frames of superblock and table before `frames` others."""
+    # The table has entries for itself too, so that the frame number is the index.
     return 1 + round_up((frames + frames // 128 + 8) * TABLE_ENTRY_BYTES, page_size) // page_size
 
 
 def label_room(page_size: int) -> int:
-    """Return the length that a label must stay below."""
+    """Return the length that a label must stay below, in bytes."""
     return page_size - _SUPERBLOCK.size
 
 
@@ -193,33 +193,34 @@ class _Head(NamedTuple):
 
 
 def _read_superblock(fd: int) -> tuple[_Head, bool]:
-    """Return what an inherited file begins with, and whether that can be read.
+    """Return the superblock of an inherited file, and whether it is readable.
 
-    Memory that is poisoned cannot be read (EIO).
+    Poisoned memory is not readable (EIO).
 
     Raises:
-        ArenaError: the file cannot be read at all.
+        ArenaError: the file cannot be read for another reason, or is too short.
     """
     try:
         head = os.pread(fd, _SUPERBLOCK.size, 0)
     except OSError as error:
         if error.errno != errno.EIO:
             raise ArenaError(
-                f"cannot read the inherited arena: {error.strerror}", hint="start without one"
+                f"cannot read the inherited arena: {error.strerror}",
+                hint="start without an inherited arena",
             ) from error
         return _Head(b"", 0, 0, 0, 0, 0, 0), False
     if len(head) < _SUPERBLOCK.size:
         raise ArenaError(
-            "the inherited file is no arena of zswapd, or was never finished",
-            hint="start without one",
+            "the inherited file is not an arena of zswapd, or is incomplete",
+            hint="start without an inherited arena",
         )
     return _Head(*_SUPERBLOCK.unpack(head)), True
 
 
 def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
-    """Return what a superblock has to be by its copy.
+    """Return the superblock that its copy asks for.
 
-    Its version may be that of a later program than the maker.
+    The version may be that of a later program than the maker's, which has adopted the arena since.
     """
     version = head.version if head.version in READABLE_LAYOUTS else copy["layout"]
     kind, label = _KINDS.index(copy["kind"]), copy["label"].encode()
@@ -235,30 +236,30 @@ def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
 
 
 class Arena:
-    """One shared mapping of `frames` frames behind a table that describes them.
+    """One shared mapping: superblock, frame table, and `frames` frames.
 
     Args:
-        frames: frames that can be handed out; superblock and table come on top.
-        page_size: bytes in a frame, a power of two and a multiple of the system's page.
+        frames: frames that can be handed out, in addition to superblock and table.
+        page_size: bytes of a frame, a power of two and a multiple of the system's page.
         kind: "tmpfs", "memfd", or "auto" for the first of the two that the kernel has.
-        label: bytes for whoever adopts the arena; what they mean is the maker's business.
+        label: bytes for the program that adopts the arena. The maker defines their meaning.
 
     Attributes:
-        fd: the file's descriptor.
+        fd: descriptor of the file.
         kind: "tmpfs" or "memfd".
         label: as above.
-        is_older: the layout is one before LAYOUT_VERSION, or CHANGING_LAYOUT.
-        view: the whole mapping as bytes; a handle of an allocator is an offset into it.
-        words32, words64: the same as machine words. Setting one is a single store, which nothing
-            can cut short: words that others are to find after a sudden death are written so, and
-            not through struct, which clears its place first.
-        table: the frame table as 32-bit words, four a frame; table_pairs: as 64-bit words, two a
-            frame.
+        is_older: the layout is older than LAYOUT_VERSION, or is CHANGING_LAYOUT.
+        view: the whole mapping as bytes. An allocator's handle is an offset into it.
+        words32, words64: the whole mapping as machine words. An assignment to one is a single store
+            that a death cannot cut short. All words that a successor reads are written this way.
+            struct is not used, because it clears its place first.
+        table: the frame table as 32-bit words, four a frame. table_pairs: the same as 64-bit words,
+            two a frame.
         first_frame: number of the first frame that can be handed out.
         total_frames: number of all frames, superblock and table included.
 
     Raises:
-        ArenaError: the kernel gives neither file nor mapping.
+        ArenaError: the kernel refuses the file or the mapping.
     """
 
     def __init__(
@@ -266,7 +267,7 @@ class Arena:
     ) -> None:
         if frames < 1:
             raise ArenaError(
-                "an arena of no frames was asked for",
+                "an arena needs at least one frame",
                 hint="give the pool a limit of at least one page",
             )
         if len(label) >= label_room(page_size):
@@ -301,35 +302,30 @@ class Arena:
     def adopt(cls, fd: int, copy: Mapping[str, Any] | None = None) -> Self:
         """Return the arena that another process made in the file of an inherited descriptor.
 
-        Exactly as it is.
-
-        Nothing is written, and nothing of the file is read but its superblock: what is in the
-        frames is found by the frames' owners. The descriptor is the arena's from then on. A
-        superblock that differs from its copy, or cannot be read, has been damaged: it is written
-        anew.
+        Only the superblock is read, and only a damaged superblock is written. The owners of the
+        frames find their contents. The arena owns the descriptor from then on. A superblock that
+        differs from its copy or is unreadable has been damaged, and is written again.
 
         Args:
-            fd: the file; it stays open when this fails.
-            copy: what `description` of the maker's arena was; None if its program did not keep
-                that.
+            fd: the file. It stays open on failure.
+            copy: `description` of the maker's arena. None if the maker's program did not keep one.
 
         Raises:
-            ArenaError: it is no arena, one of another layout or page size, or the kernel gives no
-                mapping.
+            ArenaError: the file is no arena, has another layout or page size, or cannot be mapped.
         """
         head, is_readable = _read_superblock(fd)
         if copy is not None:
             head = _expected(head, copy)
         if head.magic != _MAGIC:
             raise ArenaError(
-                "the inherited file is no arena of zswapd, or was never finished",
-                hint="start without one",
+                "the inherited file is not an arena of zswapd, or is incomplete",
+                hint="start without an inherited arena",
             )
         if head.version not in READABLE_LAYOUTS:
             raise ArenaError(
                 f"the inherited arena has layout {head.version}, this program reads"
                 f" {READABLE_LAYOUTS}",
-                hint="let the version of zswapd that made it go on, swap off, then start this one",
+                hint="swap off with the version of zswapd that made it, then start this version",
             )
         page_size, length = head.page_size, os.fstat(fd).st_size
         if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
@@ -345,7 +341,8 @@ class Arena:
             or head.label_bytes >= page_size - _SUPERBLOCK.size
         ):
             raise ArenaError(
-                "the inherited arena's superblock contradicts its file", hint="start without it"
+                "the inherited arena's superblock contradicts its file",
+                hint="start without an inherited arena",
             )
         self = cls.__new__(cls)
         try:
@@ -367,16 +364,16 @@ class Arena:
         return self
 
     def _mend(self, head: _Head, *, is_readable: bool) -> None:
-        """Write the superblock anew where it is not what it has to be."""
+        """Rewrite the superblock if it differs from the expected one."""
         if not is_readable:
             self.renew(0)
-            self.distrusted = True  # what was noted there is unknown
+            self.distrusted = True  # the flag in it is lost, so assume the worst
         whole = _SUPERBLOCK.pack(*head) + self.label
         if self.view[: len(whole)] != whole:
             self.view[: len(whole)] = whole
 
     def description(self) -> dict[str, Any]:
-        """Return what the superblock says, as JSON can say it: for a copy elsewhere (`adopt`)."""
+        """Return the fields of the superblock as JSON types, for a copy elsewhere (see `adopt`)."""
         return {
             "layout": LAYOUT_VERSION,
             "page_size": self.page_size,
@@ -389,7 +386,7 @@ class Arena:
     def _map_file(
         self, fd: int, kind: str, page_size: int, first_frame: int, total_frames: int, label: bytes
     ) -> None:
-        """Map the whole file and fill in the attributes; touches no page of it."""
+        """Map the whole file and set the attributes, without touching a page of it."""
         length = total_frames * page_size
         self._map = mmap.mmap(fd, length, mmap.MAP_SHARED)
         self.fd, self.kind, self.label, self.is_older = fd, kind, label, False
@@ -400,32 +397,33 @@ class Arena:
         table.release()
         self.words32, self.words64 = self.view.cast("I"), self.view.cast("Q")
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        # Other people's memory has no business in our core dumps.
+        # The arena is left out of core dumps: it has the memory of other processes.
         _libc.madvise(self._address, length, _MADV_DONTDUMP)
 
     def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
-        """Make the kernel back a byte range with memory, and map it.
+        """Back a byte range with memory and map it.
 
-        May block for long, with the GIL released.
+        May block for seconds, with the GIL released.
 
-        First the file's pages, which needs no lock of the address space, then the page tables (one
-        page for 2 MiB). Populating in one step would wait for memory under `mmap_lock`, and the
-        page path could not even grow its heap meanwhile. In pieces of PIECE_BYTES, so that whoever
-        shares the processor gets it back soon (`_populate.c` says what happens otherwise).
+        The pages of the file come first, which needs no lock of the address space. The page tables
+        follow, one page for 2 MiB. In one step, populating would wait for memory under `mmap_lock`,
+        and the page path could not even grow its heap meanwhile. The range is populated in pieces
+        of PIECE_BYTES, so that other tasks soon get the processor back (`_populate.c` has the
+        reasons).
 
         Args:
-            offset: where the range begins.
-            length: its bytes; whole pages are populated.
-            floor: end at a piece before which the system has fewer free bytes than this, and give
-                way to everybody.
+            offset: begin of the range in bytes.
+            length: bytes of the range. Whole pages are populated.
+            floor: stop before a piece if the system has fewer free bytes; 0 for no floor. With a
+                floor, the thread also gives way to all other tasks.
 
         Returns:
-            How many bytes from `offset` on are populated: fewer than `length` only because of
-                `floor`.
+            The number of bytes populated from `offset` on. It is less than `length` only because of
+            `floor`.
 
         Raises:
-            ArenaError: no memory; nothing can be said about how much of the range is backed,
-                populating again is harmless.
+            ArenaError: no memory. The populated part of the range is unknown. To populate it again
+                is harmless.
         """
         start = offset - offset % mmap.PAGESIZE
         whole = round_up(offset + length, mmap.PAGESIZE) - start
@@ -435,7 +433,7 @@ class Arena:
         if code and code != errno.EAGAIN:
             raise ArenaError(
                 f"no memory for {whole} more bytes of the pool: {os.strerror(code)}",
-                hint="the pool stays as large as it is",
+                hint="the pool keeps its current size",
             )
         return length if done == whole else max(0, start + done - offset)
 
@@ -448,53 +446,51 @@ class Arena:
         return 0
 
     def begin_rewriting(self) -> None:
-        """Say that an older layout is being changed to this program's.
+        """Mark the arena as being changed from an older layout to this program's.
 
-        Older programs then do not misread it.
+        So older programs do not misread it.
         """
         if self.is_older:
             self.words32[_LAYOUT_WORD] = CHANGING_LAYOUT
 
     def end_rewriting(self) -> None:
-        """Say that everything in the arena has this program's layout."""
+        """Mark the arena as having this program's layout everywhere."""
         if self.is_older:
             self.words32[_LAYOUT_WORD] = LAYOUT_VERSION
             self.is_older = False
 
     @property
     def distrusted(self) -> bool:
-        """Whether something in the arena was found damaged, and its traces removed.
+        """Whether damage was found in the arena and its evidence overwritten, but not yet acted on.
 
-        Since who needs to know took note.
-
-        It stands in the arena, so that a death between finding and noting does not make the next
-        process trust the rest.
+        The flag is in the arena. So a death between the discovery and the action does not make the
+        next process trust the rest.
         """
         return bool(self.view[self.page_size - 1])
 
     @distrusted.setter
     def distrusted(self, found: bool) -> None:
-        self.view[self.page_size - 1] = 255 if found else 0  # a bit that flips leaves what is true
+        # 255 for true: after the flip of one bit it is still true.
+        self.view[self.page_size - 1] = 255 if found else 0
         if not found:
             for place in self._note_places():
                 self.words64[place] = 0
 
     def _note_places(self) -> range:
-        """Return the places of the words in which frames are noted.
+        """Return the indexes of the words in which frames are noted.
 
-        They are the superblock's last words but one, as far as the label leaves them free.
+        They are the last words of the superblock but one, as far as the label leaves them free.
         """
         end = self.page_size // 8 - 1
         return range(max(end - RENEWED_MAX, -(-(_SUPERBLOCK.size + len(self.label)) // 8)), end)
 
     def note_renewed(self, frame: int) -> None:
-        """Note a frame whose memory is about to be exchanged.
+        """Note a frame before its memory is replaced.
 
-        `distrusted` is set, and taking that back forgets the note.
-
-        It stands in the arena for the same reason. There are RENEWED_MAX places; a frame that finds
-        none is not noted, and a death before the takeover has ended then leaves it to the checksums
-        to find what has lain there.
+        The note is in the arena for the same reason as `distrusted`, which is set. Clearing
+        `distrusted` clears the notes. There are RENEWED_MAX places. A frame without a place is not
+        noted. If the process then dies before the takeover ends, only the checksums can find the
+        loss.
         """
         for place in self._note_places():
             if self.words64[place] in (0, frame):
@@ -502,7 +498,7 @@ class Arena:
                 return
 
     def renewed_frames(self) -> list[int]:
-        """Return the frames that were noted since everything in the arena was last trusted."""
+        """Return the frames noted since `distrusted` was last cleared."""
         if not self.distrusted:
             return []
         return [frame for place in self._note_places() if (frame := self.words64[place])]
@@ -512,25 +508,26 @@ class Arena:
         return self.page_size + frame * TABLE_ENTRY_BYTES
 
     def populate_table(self, frame: int, count: int) -> None:
-        """Populate the part of the frame table that describes `count` frames from `frame` on."""
+        """Populate the part of the frame table for `count` frames from `frame` on."""
         self.populate(self.table_offset(frame), count * TABLE_ENTRY_BYTES)
 
     def punch(self, offset: int, length: int) -> None:
         """Give the memory of a byte range back to the system.
 
-        It reads as zeros afterwards, also when it was locked.
+        The range then reads as zeros, also if it was locked.
 
         Raises:
             ArenaError: the kernel refuses, which no tmpfs or memfd does.
         """
         code = self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
         if code:
-            raise ArenaError(f"cannot give {length} bytes back: {os.strerror(code)}")
+            raise ArenaError(f"cannot return {length} bytes to the system: {os.strerror(code)}")
 
     def punch_runs(self, runs: Sequence[tuple[int, int]]) -> int:
-        """Do the same for many (first frame, frames) in one call without the GIL.
+        """Punch runs of (first frame, frames) in one call without the GIL; stop at a failure.
 
-        Return how many, before one that failed.
+        Returns:
+            The number of runs punched.
         """
         size = self.page_size
         ranges = array("q")
@@ -540,19 +537,19 @@ class Arena:
         return punch(self.fd, ranges)
 
     def data_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (begin, end) in bytes of every stretch of the file between two offsets whose pages exist and were touched.
+        """Yield (begin, end) in bytes of every stretch of touched pages between two offsets.
 
-        The kernel says so (SEEK_DATA), by the system's pages; nothing is touched. Cut at `begin`
-        and `end`.
+        The kernel finds them (SEEK_DATA), in pages of the system. No page is touched. The first and
+        last stretch are cut at `begin` and `end`.
         """
         while begin < end:
             try:
                 first = os.lseek(self.fd, begin, os.SEEK_DATA)
                 last = os.lseek(self.fd, first, os.SEEK_HOLE) if first < end else end
             except OSError as error:
-                if error.errno != errno.ENXIO:  # nothing but holes follows
+                if error.errno != errno.ENXIO:  # only holes follow
                     raise ArenaError(
-                        f"the arena's file cannot be searched: {error.strerror}"
+                        f"cannot find the used pages of the arena's file: {error.strerror}"
                     ) from error
                 return
             if first < end:
@@ -560,18 +557,16 @@ class Arena:
             begin = last
 
     def map_in(self, offset: int, length: int) -> list[int]:
-        """Put pages that the file has into this process' page tables.
+        """Map pages that the file has, so that the page path meets no fault.
 
-        So that the page path meets no fault. May block.
-
-        Reading them in maps them writable, 16 at a time, since shared memory is not tracked for
-        write-back; that takes half as long as populating for writing.
+        May block. Reading maps the pages writable, 16 at a time, since shared memory has no dirty
+        tracking. That takes half the time of populating for writing.
 
         Returns:
-            The offsets of the system's pages whose memory is poisoned: an uncorrectable error was
-            found in it, and a process that touches one gets SIGBUS. Linux 5.16 and later keep such
-            a page in the file and say so (EHWPOISON); earlier ones take it out, which leaves a
-            hole. All other failures are a matter of speed, and are not looked at.
+            The offsets of the system's pages with poisoned memory. Poisoned means an uncorrectable
+            memory error: a process that touches the page gets SIGBUS. Linux 5.16 and later keep
+            the page in the file and report it (EHWPOISON). Earlier kernels remove it, which
+            leaves a hole. All other failures cost only speed and are ignored.
         """
         if (
             _libc.madvise(self._address + offset, length, _MADV_POPULATE_READ) == 0
@@ -580,16 +575,14 @@ class Arena:
             return []
         if length <= mmap.PAGESIZE:
             return [offset]
-        # The kernel does not say which page it is. The other half of each cut costs one call.
+        # The kernel does not say which page it is. The healthy half of each cut costs one call.
         half = round_up(length // 2, mmap.PAGESIZE)
         return self.map_in(offset, half) + self.map_in(offset + half, length - half)
 
     def renew(self, offset: int) -> None:
-        """Have another page of memory, all zeros, in place of one that is poisoned.
+        """Replace a poisoned page of memory by a page of zeros.
 
-        The kernel never uses the old one again.
-
-        After a death between the two steps there is a hole.
+        The kernel never uses the old one again. A death between the two steps leaves a hole.
 
         Raises:
             ArenaError: there is no memory for it.
@@ -598,19 +591,19 @@ class Arena:
         self.populate(offset, mmap.PAGESIZE)
 
     def backed_bytes(self) -> int:
-        """Return how much memory the file holds now, in bytes, as the kernel counts it."""
+        """Return the memory that the file holds now, in bytes, as the kernel counts it."""
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
-        """Let go of views, mapping and file.
+        """Release views, mapping and file.
 
-        The memory is gone if no other process holds the descriptor.
+        The memory is freed if no other process holds the descriptor.
         """
         if self.fd < 0:
             return
         for view in (self.table, self.table_pairs, self.words32, self.words64, self.view):
             view.release()
-        # Somebody may still hold a slice; the mapping then ends with it.
+        # Another object may hold a slice of the view. The mapping then ends with the slice.
         with contextlib.suppress(BufferError):
             self._map.close()
         os.close(self.fd)

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The base class of the allocators: objects of up to a page, in runs of page frames of one arena.
 
-A handle is the object's byte offset in the arena: a machine word, never 0, stable until the object
-is freed or compaction reports that it moved. Reading an object through a handle therefore needs no
-lookup and no copy.
+A handle is the object's byte offset in the arena. It is a machine word, never 0, and stable until
+the object is freed or compaction reports that it moved. So reading an object needs no lookup and no
+copy.
 
 The first eight bytes of an object are its *live word*, which belongs to the object's owner. `alloc`
 returns the object with DEAD in that word. The owner writes another value, not 0, when the object is
-complete, and `free` writes DEAD again, in one store each. A successor process, which finds the
-arena without an index, tells live objects from dead ones by that word, and so does compaction. The
-live word of a dead object is DEAD and not 0: memory that has lost its contents reads as 0, and is
-neither a dead object nor a live one.
+complete. `free` writes DEAD again. Each write is one store. A successor finds the arena without an
+index, and knows live objects from dead ones by that word. So does compaction. The live word of a
+dead object is not 0, because memory that has lost its contents reads as 0: such memory is neither a
+dead object nor a live one.
 
-An object above `max_shared` bytes is a *body*. A body holds a page as a process wrote it, which
-could imitate anything. So it has no live word, it shares its run with no other object, compaction
-never moves it, and it outlives a takeover only if its owner claims it. Word 0 of the run's first
-frame tells that a run holds a body; word 2 is 1 when the body was adopted and claimed.
+An object above `max_shared` bytes is a *body*. A body holds a page as a process wrote it, and its
+bytes could imitate anything. So it has no live word, it shares its run with no other object, and
+compaction never moves it. It outlives a takeover only if its owner claims it. Word 0 of the run's
+first frame says that the run holds a body. Word 2 is 1 when the body was adopted and claimed.
 
-The order of use is kept only for an allocator that is given an Lru, since it costs a few writes at
-each use: the ephemeral half needs it to evict the oldest run first. Bodies are not in the order:
-nothing in a body names its page. To a successor, runs were used in the order of their frames.
+An allocator keeps an order of use only if it has an Lru, since each use then costs about six word
+writes. The ephemeral half needs the order to evict the oldest run first. Bodies are not in the
+order: no byte of a body names its page. A successor takes the order of the frames as the order of
+use.
 """
 
 from __future__ import annotations
@@ -39,30 +40,32 @@ if TYPE_CHECKING:
 _MAX_PAGE: Final = 64 << 10
 DEAD_CHECK: Final = 0x5DEAD5A3
 DEAD: Final = DEAD_CHECK << LOW_SHIFT
-"""The live word of an object that is not in use. Read as a header, it has this checksum and no
-generation, which no store writes."""
+"""The live word of a free object.
+
+Read as a header, it has this checksum and the generation 0, which no store writes.
+"""
 _SOME: Final = 0xFF
-"""Runs that are given back between two calls of `PageFrames.alive`, less one."""
+"""Number of runs freed between two calls of `PageFrames.alive`, less one."""
 OWN_BITS: Final = 0x3FF0
-"""Bits of the lower half of word 0 that are the allocator's own."""
+"""The bits of the lower half of word 0 that are the allocator's own."""
 
 
 class Allocator(ABC):
-    """Objects of up to a page in runs of frames of one arena.
+    """An allocator of objects of up to a page, in runs of frames of one arena.
 
     Args:
-        frames: where runs come from and go to.
-        half: the half that the runs belong to, frametable.PERSISTENT or EPHEMERAL.
+        frames: the source of runs.
+        half: the half of the runs, frametable.PERSISTENT or EPHEMERAL.
         lru: keeps the order in which runs were used; None to keep no order.
 
     Attributes:
-        memory: the arena's bytes; `memory[handle : handle + size]` is the object.
+        memory: bytes of the arena; `memory[handle : handle + size]` is the object.
         max_size: bytes of the largest object.
-        max_shared: bytes of the largest object that shares its frames with others; a larger one is
+        max_shared: bytes of the largest object that shares its frames with others. A larger one is
             a body.
         longest_run: frames of the longest run.
-        failed_alloc: runs that pageframes did not have.
-        pages_compacted, objects_moved: frames that compaction set free, and objects that it moved,
+        failed_alloc: requests for which pageframes had no run.
+        pages_compacted, objects_moved: frames that compaction freed, and objects that it moved,
             since the start.
     """
 
@@ -93,7 +96,7 @@ class Allocator(ABC):
     def alloc(self, size: int) -> int:
         """Return the handle of a new object of at least `size` bytes, or 0 if no frame is free.
 
-        The live word is DEAD. A refusal is counted (`failed_alloc`).
+        The live word is DEAD. A failure is counted (`failed_alloc`).
 
         Raises:
             ValueError: `size` is not between 1 byte and a page.
@@ -104,7 +107,7 @@ class Allocator(ABC):
         """Free an object; frames that become empty go to the reserve.
 
         Raises:
-            InvariantError: the handle is not that of an object of this pool.
+            InvariantError: no object of this allocator has the handle.
         """
 
     def view(self, handle: int, size: int) -> memoryview:
@@ -117,19 +120,19 @@ class Allocator(ABC):
     # The order of use.
 
     def touch(self, handle: int) -> None:
-        """Note that an object's run was used, if an order is kept."""
+        """Mark an object's run as used, if an order is kept."""
         if self._lru is not None:
             self._lru.touch(self._frames.table.first_of(handle // self._page_size))
 
     def oldest_run(self) -> int:
-        """Return the first frame of the run not used for longest; 0 if there is no run or no order."""
+        """Return the first frame of the least recently used run; 0 without a run or an order."""
         return self._lru.oldest() if self._lru is not None else 0
 
     def check_lru(self, runs: int) -> None:
-        """Prove the order of use, and that it has the `runs` runs that hold no body, and no others.
+        """Verify that the order of use has exactly the `runs` runs without a body.
 
         Raises:
-            InvariantError: it does not.
+            InvariantError: it has others.
         """
         if self._lru is None:
             return
@@ -148,21 +151,21 @@ class Allocator(ABC):
 
     @abstractmethod
     def objects_of(self, first: int) -> list[int]:
-        """Return the handles of the live objects in the run that begins at a frame; none of a body."""
+        """Return the handles of the live objects in the run at a frame; none for a body."""
 
     @abstractmethod
     def free_run(self, first: int) -> None:
         """Free all objects of the run that begins at a frame, and its frames.
 
         Raises:
-            InvariantError: it is no run of this pool, or that of a body.
+            InvariantError: it is no run of this allocator, or holds a body.
         """
 
     def _own_state(self, first: int) -> int:
         """Return word 0 of the run that begins at a frame.
 
         Raises:
-            InvariantError: it is no run of this pool, or that of a body.
+            InvariantError: it is no run of this allocator, or holds a body.
         """
         state = self._words[first * 4]
         if state & 0xFFFF & ~OWN_BITS != self._sealed or self.is_body(first):
@@ -173,52 +176,53 @@ class Allocator(ABC):
 
     @abstractmethod
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
-        """Pack objects together so that frames become free; return the frames set free.
+        """Pack objects together so that frames become free; return the number of frames freed.
 
         Args:
             moved: called with (old handle, new handle) after an object was copied and before the
                 old one is freed.
-            max_moves: objects that are moved at most, which bounds the time.
+            max_moves: objects to move at most, which bounds the time.
         """
 
     @abstractmethod
     def freeable_frames(self) -> int:
-        """Return the number of frames that compaction would set free."""
+        """Return the number of frames that compaction would free."""
 
     # Adoption by a successor.
 
     @abstractmethod
     def adopt(self) -> int:
-        """Rebuild all books from the arena, after `PageFrames.adopt`.
+        """Rebuild all state from the arena, after `PageFrames.adopt`.
 
-        Every object with a live word and every body is in use afterwards.
+        Afterwards every object with a live word and every body is in use.
 
         Returns:
-            The number of runs and objects that no death leaves: memory has changed by itself there.
+            The number of runs and objects in a state that no death leaves. Their memory has
+            changed.
         """
 
     def _found_wrong(self) -> None:
-        """Count a run or object that no death leaves.
+        """Count a run or object in a state that no death leaves.
 
-        And note it in the arena before its traces go.
+        The arena is marked as distrusted before the evidence is overwritten.
         """
         self._frames.distrust()
         self._wrong += 1
 
     def _found_unfinished(self) -> None:
-        """Count an object that is dead and counted as live.
+        """Count a dead object that its run counts as in use.
 
-        A death in `alloc` or `free` leaves one.
+        A death in `alloc` or `free` leaves one. A second one is damage.
         """
         self._unfinished += 1
         if self._unfinished > 1:
             self._found_wrong()
 
     def _is_alive(self, place: int) -> bool:
-        """Say whether an object is live, whose live word is the arena's 64-bit word at `place`.
+        """Return whether an object is live; `place` is the number of its live word in the arena.
 
-        In an arena of an older layout, a dead object has 0 there, and DEAD is written. In others,
-        0 is memory that has lost its contents.
+        In an arena of an older layout, a dead object has 0 there, and DEAD is written. In other
+        arenas, 0 is memory that has lost its contents.
         """
         word = self._live_words[place]
         if word:
@@ -229,7 +233,7 @@ class Allocator(ABC):
         return False
 
     def _free_empty(self, empty: list[int]) -> None:
-        """Give back runs in which no live object was found."""
+        """Free runs without a live object."""
         for number, first in enumerate(empty):
             self._frames.free(first)
             if not number & _SOME:
@@ -237,10 +241,10 @@ class Allocator(ABC):
 
     @abstractmethod
     def each_span(self, found: Callable[[int, int, int], None]) -> None:
-        """Call `found` with (handle, bytes, number) of objects in a row, dead ones among them.
+        """Call `found` with (handle, bytes, number) of each row of adjacent objects.
 
-        All spans together have every object in use that is no body. `found` must not free or
-        allocate.
+        The rows together have every object in use that is no body, and may have dead objects.
+        `found` must not free or allocate.
         """
 
     def each_object(self, found: Callable[[int, int], None]) -> None:
@@ -260,10 +264,10 @@ class Allocator(ABC):
 
     @abstractmethod
     def is_body(self, first: int) -> bool:
-        """Say whether the used run that begins at a frame is that of a body."""
+        """Return whether the used run that begins at a frame holds a body."""
 
     def claim(self, body: int) -> bool:
-        """Note that an adopted body is in use; return False if there is none, or if it was claimed."""
+        """Mark an adopted body as in use; return False if it is no body or already claimed."""
         first, remainder = divmod(body, self._page_size)
         if (
             remainder
@@ -277,11 +281,11 @@ class Allocator(ABC):
         return True
 
     def disclaim(self, body: int) -> None:
-        """Take a claim back."""
+        """Undo `claim`."""
         self._words[body // self._page_size * 4 + 2] = 0
 
     def free_unclaimed(self) -> int:
-        """Free every adopted body that was not claimed; return how many there were."""
+        """Free every adopted body that was not claimed; return the number of these bodies."""
         runs = self._frames.used_runs(self._half)
         unclaimed = [
             first for first in runs if self.is_body(first) and not self._words[first * 4 + 2]
@@ -292,7 +296,7 @@ class Allocator(ABC):
                 self._frames.alive()
         return len(unclaimed)
 
-    # The books.
+    # Totals and checks.
 
     @abstractmethod
     def used_frames(self) -> int:
@@ -300,8 +304,10 @@ class Allocator(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Prove the invariants that the implementation's file names; takes seconds for a full pool.
+        """Verify the invariants in the header of the implementation's file.
+
+        Takes seconds for a full pool.
 
         Raises:
-            InvariantError: naming the run that is wrong.
+            InvariantError: an invariant does not hold; the message names the run.
         """

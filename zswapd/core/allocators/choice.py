@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The allocators by the names that the configuration has for them; either half may be on either."""
+"""The allocators by their names in the configuration; each half may use either."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def make_allocator(
 
     Args:
         name: "zsmalloc" or "zbud".
-        frames: where its runs come from.
-        half: whose they are; see Allocator.
-        lru: keeps their order of use, if somebody wants it.
-        max_zspage_frames: see ZsPool; zbud's runs are single frames.
+        frames: the source of its runs.
+        half: the half of its runs, see Allocator.
+        lru: keeps the order of use of its runs; None to keep no order.
+        max_zspage_frames: see ZsPool. Runs of zbud are single frames.
 
     Raises:
         ValueError: there is no allocator of that name.

@@ -1,52 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The frame table: what every frame of the arena is, and the free runs among them.
+"""The frame table: the state of every frame of the arena, and the free runs among them.
 
-Allocators want n frames side by side (a zspage is read and written without copies). Free runs carry
-boundary tags in the table (Knuth's, 1973), so freeing coalesces in constant time; a list for every
-length gives best fit. Runs never cross a chunk: a chunk is what one refill populates, and its part
-of the table is populated with it, so that the neighbour a free looks at is always backed by memory.
+Allocators ask for n adjacent frames, since a zspage is read and written without copies. Free runs
+carry boundary tags in the table (Knuth, 1973), so a free coalesces in constant time. A list for
+every length gives best fit. A run never crosses a chunk. A chunk is what one refill populates, and
+its part of the table is populated with it. So the neighbour that a free reads always has memory.
 
-The table has four 32-bit words a frame (its counterpart in the kernel is struct page):
+The table has four 32-bit words a frame (the kernel's counterpart is struct page):
 
-    word 0   low 3 bits: state; bit 3: sealed; bits 14 and 15: the half that a used run belongs to; the rest is its owner's
-    word 1   first frame of a run: its length, in the low 8 bits if used, and then the seal's mark in
-             the high 8 bits, and the owner's number between them; last frame of a free run: its
-             length; other frames of a used run: the first frame
-    word 2,3 first frame of a free run: next and previous free run of its list; of a used run: the
-    owner's
+    word 0   bits 0 to 2: state; bit 3: sealed; bits 14 and 15: the half of a used run;
+             the other bits belong to the run's owner
+    word 1   first frame of a free run: its length
+             last frame of a free run: its length
+             first frame of a used run: its length (bits 0 to 7), the owner's number (bits 8 to
+             23), the seal's mark (bits 24 to 31)
+             other frames of a used run: the first frame
+    word 2,3 first frame of a free run: next and previous free run of its list
+             first frame of a used run: the owner's
 
-An all-zero table, which is what a fresh file holds, says "holes", so nothing has to be initialised.
+An all-zero table, as in a new file, means "holes". So nothing has to be initialised.
 
-A successor that finds the table after a death between any two of these words believes one thing in
-it, the *seal*. A run is used if and only if both words 0 and 1 of its first frame say so: word 0
-with USED and SEALED, word 1 with a *mark*, which is a checksum of the length and of the lower half
-of word 0. For that to hold at every instruction:
+A successor that finds the table after a death between any two writes trusts one thing in it, the
+*seal*. A run is used if and only if words 0 and 1 of its first frame both say so. Word 0 has USED
+and SEALED. Word 1 has a *mark*, a checksum of the length and of the lower half of word 0. These
+rules make that true at every instruction:
 
-- `take` gives runs out unsealed (TAKEN). The owner prepares the run (live words) and then writes
-  both words by one 64-bit store;
-- neither the length, the mark nor the lower half of word 0 changes while the seal is there;
-- `put` begins with the one 64-bit store that takes seal and mark away; what it does to neighbours
-  comes after. So no frame inside a free run, and none behind the first of a used one, has ever a
-  seal left over, or half of one.
+- `take` returns runs unsealed (TAKEN). The owner prepares the run (live words), then writes both
+  words by one 64-bit store.
+- The length, the mark and the lower half of word 0 do not change while the seal is there.
+- `put` begins with the one 64-bit store that removes seal and mark, and changes neighbours after
+  it. So no frame inside a free run, and none behind the first of a used run, has a seal or half of
+  one.
 
-Memory that changes by itself is therefore noticed, and not believed. A used and sealed word 0 is
-two bits at least from every other state. A bit that flips in state, seal, half, class or length
-makes the mark wrong. A word 0 that is lost leaves a word 1 with a mark; a word 1 that is lost
-leaves a seal without one. `adopt_run` calls all of that wrong, and each word 0 of an unused frame
-that no code writes.
+So memory that changes by itself is detected. A used and sealed word 0 differs in at least two bits
+from every other state. A flipped bit in state, seal, half, class or length makes the mark wrong. If
+word 0 is lost, word 1 keeps a mark without a seal. If word 1 is lost, word 0 keeps a seal without a
+mark. `adopt_run` counts all of these as wrong. It also counts each word 0 of an unused frame with a
+value that no code writes.
 
-Layouts before 5 have no mark, and hand runs out as USED, unsealed. Such a run has nothing but state
-and half in word 0. A run that has lost its seal has a class or chunks there too, since its owner
-writes them together with the seal.
+Layouts before 5 have no mark, and return runs as USED, unsealed. Such a run has only state and half
+in word 0. A run that has lost its seal has a class or chunks there too, since its owner writes them
+together with the seal.
 
-The half is part of the seal: persistent runs outlive a process, ephemeral ones are free frames to
-its successor. Two bits that are always equal, so that one that changes by itself is noticed without
-the mark too.
+The half is part of the seal. Persistent runs outlive a process, ephemeral runs are free frames to
+its successor. The half has two equal bits, so that a flip is detected without the mark too.
 
-All other words are rebuilt by `adopt_run` from the seals and from what the kernel says is
-populated; it only ever writes unsealed words, so that dying in the middle of it changes nothing.
+`adopt_run` rebuilds all other words from the seals and from the frames that the kernel says are
+populated. It writes unsealed words only, so a death in the middle changes nothing.
 
-Limits: a run has at most MAX_RUN frames when it is taken.
+Limits: `take` takes at most MAX_RUN frames.
 """
 
 from __future__ import annotations
@@ -68,49 +70,45 @@ USED: Final = 3
 USED_TAIL: Final = 4
 BUSY: Final = 5
 TAKEN: Final = 6
-"""States in the low three bits of word 0. BUSY frames belong to a job under way,
-TAKEN runs are used and not sealed yet.
+"""States in bits 0 to 2 of word 0.
+
+BUSY frames belong to a job under way. TAKEN runs are used and not yet sealed.
 """
 
 STATE_MASK: Final = 7
 SEALED: Final = 8
-"""In word 0 of the first frame of a used run whose owner has made it good for a successor to find.
-"""
+"""Bit of word 0 in the first frame of a used run: its owner has completed it for a successor."""
 _SEAL_BITS: Final = STATE_MASK | SEALED
 LENGTH_MASK: Final = 255
 MARKED: Final = 1 << 31
-"""The highest bit of a seal's mark: no frame's number and no length has it."""
+"""The highest bit of a seal's mark. No frame number and no length has it."""
 CHAIN_MASK: Final = 0xFFFF
-"""The owner's number in word 1 of a used run's first frame,
-once it is shifted down by CHAIN_SHIFT.
+"""Mask of the owner's number in word 1 of a used run's first frame, after a shift by CHAIN_SHIFT.
 """
 CHAIN_SHIFT: Final = 8
 NO_CHAIN: Final = 0xFF0000FF
-"""Word 1 without that number."""
+"""Mask of word 1 without the owner's number."""
 LOW_SHIFT: Final = 0 if sys.byteorder == "little" else 32
 HIGH_SHIFT: Final = 32 - LOW_SHIFT
-"""Where the first and the second of two 32-bit words are in the 64-bit word that has the place of
-both.
-"""
+"""Shifts of the first and the second 32-bit word in the 64-bit word that overlays both."""
 PERSISTENT: Final = 0
 EPHEMERAL: Final = 3 << 14
-"""The two halves, as bits of word 0: none of HALF_MASK, and all of it."""
+"""The two halves as bits of word 0: no bit of HALF_MASK, and both."""
 HALF_MASK: Final = 3 << 14
 MAX_RUN: Final = 16
-"""Free runs of this length and more share one list; it is also the longest run that can be taken.
-"""
+"""The longest run that `take` can take. Free runs of this length and more share one list."""
 _FREED: Final = FREE_TAIL << LOW_SHIFT
 """Words 0 and 1 of the first frame of a run that has just lost its seal."""
 _UNSEALED: Final = frozenset({HOLE, FREE, FREE_TAIL, USED_TAIL, BUSY, TAKEN, TAKEN | EPHEMERAL})
-"""All that word 0 is ever set to without a seal."""
+"""All values that code writes to word 0 without a seal."""
 _UNSEALED_BEFORE: Final = frozenset({*_UNSEALED, USED, USED | EPHEMERAL})
 """The same for layouts before 5."""
 _POLYNOMIAL: Final = 0x89
-"""x^7 + x^3 + 1: of 24 bits and the checksum, it finds any two that are wrong."""
+"""x^7 + x^3 + 1. It detects any two wrong bits in 24 bits and the checksum."""
 
 
 def _remainders(shift: int) -> list[int]:
-    """Return the share of each value of a byte, `shift` bits from the end, in the checksum."""
+    """Return the checksum of each value of a byte that lies `shift` bits above the end."""
     table = []
     for value in range(256):
         rest = value << shift + 7
@@ -127,9 +125,9 @@ _OF_HIGH_BYTE: Final = _remainders(16)
 
 
 def mark(state: int, length: int) -> int:
-    """Return the mark that goes into word 1 of a run.
+    """Return the mark for word 1 of a run.
 
-    It is a checksum of the run's length and of the lower half of its word 0, seal included.
+    It is a checksum of the run's length and of the lower half of its word 0 with the seal.
     """
     return (
         MARKED
@@ -143,22 +141,22 @@ def seal_words(state: int, length: int) -> int:
 
 
 def is_persistent(word: int) -> bool:
-    """Say whether a word 0 is the seal of a run of the persistent half."""
+    """Return whether a word 0 is the seal of a run of the persistent half."""
     return word & (STATE_MASK | SEALED) == USED | SEALED and word & HALF_MASK == PERSISTENT
 
 
 class FrameTable:
-    """Free and used runs of frames over a table of 32-bit words.
+    """Free and used runs of frames in a table of 32-bit words.
 
     Args:
         words: the table, four words a frame.
-        pairs: the same, two 64-bit words a frame.
-        chunk_frames: runs do not cross a multiple of this.
+        pairs: the same table, two 64-bit words a frame.
+        chunk_frames: frames of a chunk; no run crosses a multiple of this number.
         end_frame: the first frame number that does not exist.
 
     Attributes:
         free_frames: frames in free runs.
-        long_frames: those of them in runs of MAX_RUN frames and more, which serve any request.
+        long_frames: those of them in runs of at least MAX_RUN frames, which serve any request.
     """
 
     def __init__(
@@ -174,9 +172,10 @@ class FrameTable:
         self._mask = 0
 
     def take(self, count: int) -> int:
-        """Turn `count` (1 to MAX_RUN) free frames side by side into a used run.
+        """Turn `count` (1 to MAX_RUN) adjacent free frames into a used run.
 
-        Return the first, or 0 when there is none.
+        Returns:
+            The first frame, or 0 if no free run is long enough.
         """
         candidates = self._mask >> count
         if not candidates:
@@ -203,8 +202,8 @@ class FrameTable:
         """Make frames free, joined with free neighbours in the same chunk."""
         words = self.words
         end = first + count
-        # The end of the seal, in one write before all others (file header). Joined to the run
-        # before it, it keeps this tag.
+        # This one write removes the seal before all others (file header). If the run joins the one
+        # before it, the frame keeps this tag.
         self.pairs[first * 2] = _FREED
         reach(crashpoints.FRAMES_UNSEALED)
         if first % self._chunk_frames:
@@ -225,7 +224,7 @@ class FrameTable:
         self._link(first, end - first)
 
     def free_around(self, first: int) -> tuple[int, int]:
-        """Return (begin, end) of the free run that the used run at `first` is going to be in when it is put."""
+        """Return (begin, end) of the free run that `put` would make of the used run at `first`."""
         words = self.words
         begin, end = first, first + (words[first * 4 + 1] & LENGTH_MASK)
         if begin % self._chunk_frames and words[(begin - 1) * 4] & STATE_MASK in (FREE_TAIL, FREE):
@@ -241,7 +240,7 @@ class FrameTable:
     def ephemeral_beside(self, begin: int, end: int) -> int:
         """Return the first frame of an ephemeral run next to a free run, in the same chunk.
 
-        0 if there is none.
+        The result is 0 if there is none.
         """
         if end % self._chunk_frames and end < self._end_frame and self._is_ephemeral(end):
             return end
@@ -252,7 +251,7 @@ class FrameTable:
         return 0
 
     def _is_ephemeral(self, frame: int) -> bool:
-        """Say whether a used and sealed run of the ephemeral half begins at a frame."""
+        """Return whether a used and sealed run of the ephemeral half begins at a frame."""
         return (
             self.words[frame * 4] & (STATE_MASK | SEALED | HALF_MASK) == USED | SEALED | EPHEMERAL
         )
@@ -280,7 +279,7 @@ class FrameTable:
             self.long_frames += length
 
     def remove(self, first: int, length: int) -> None:
-        """Take a free run off its list; its tags stay until the caller writes others."""
+        """Remove a free run from its list; its tags stay until the caller writes others."""
         words = self.words
         bucket = length if length < MAX_RUN else MAX_RUN
         following, previous = words[first * 4 + 2], words[first * 4 + 3]
@@ -299,14 +298,15 @@ class FrameTable:
     def remove_longest(
         self, max_frames: int, max_runs: int, shortest: int = 1
     ) -> list[tuple[int, int]]:
-        """Take free runs, together at most `max_frames`, off the lists, long ones first.
-
-        And mark them BUSY.
+        """Remove free runs from the lists, long ones first, and mark them BUSY.
 
         Args:
-            max_frames: see above.
-            max_runs: likewise.
-            shortest: frames that a run has at least, up to MAX_RUN.
+            max_frames: frames to remove at most, together.
+            max_runs: runs to remove at most.
+            shortest: length of the shortest run to remove, 1 to MAX_RUN.
+
+        Returns:
+            The first frame and length of each run.
         """
         taken: list[tuple[int, int]] = []
         for bucket in range(MAX_RUN, shortest - 1, -1):
@@ -315,7 +315,7 @@ class FrameTable:
                 following, length = self.words[first * 4 + 2], self.words[first * 4 + 1]
                 if length <= max_frames:
                     self.remove(first, length)
-                    # Both ends, or a neighbour that is freed meanwhile would join the run.
+                    # Both ends. Otherwise a neighbour that is freed meanwhile would join the run.
                     self.words[first * 4] = self.words[(first + length - 1) * 4] = BUSY
                     taken.append((first, length))
                     reach(crashpoints.TRIM_TAKEN)
@@ -326,20 +326,20 @@ class FrameTable:
     def adopt_run(
         self, first: int, end: int, found_wrong: Callable[[], None], *, is_older: bool = False
     ) -> tuple[int, int]:
-        """Rebuild the words of a stretch of populated frames.
+        """Rebuild the words of a stretch of populated frames from its seals.
 
-        Within a chunk and with holes around it, from the seals in it.
+        The stretch is inside one chunk and has holes around it.
 
         Args:
             first: first frame of the stretch.
             end: the frame behind it.
-            found_wrong: called before words that are wrong are taken away.
-            is_older: the arena has a layout before 5, or is on its way from one: seals without a
+            found_wrong: called before wrong words are overwritten.
+            is_older: the arena has a layout before 5 or is being changed from one. Seals without a
                 mark are right too.
 
         Returns:
-            Frames in used runs, and the number of frames whose words are wrong, which no death
-            causes (file header). Such frames become free, as those of ephemeral runs do.
+            The number of frames in used runs, and the number of frames with wrong words, which no
+            death causes (file header). Such frames become free, as those of ephemeral runs do.
         """
         words, pairs = self.words, self.pairs
         unsealed = _UNSEALED_BEFORE if is_older else _UNSEALED
@@ -378,7 +378,7 @@ class FrameTable:
         return used, wrong
 
     def _is_sealed(self, state: int, length: int, is_older: bool) -> bool:  # noqa: FBT001 - one caller
-        """Say whether words 0 and 1 of a frame are those of a sealed run."""
+        """Return whether words 0 and 1 of a frame are those of a sealed run."""
         if state & _SEAL_BITS != USED | SEALED or state & HALF_MASK not in (PERSISTENT, EPHEMERAL):
             return False
         if length < MARKED:
@@ -386,7 +386,7 @@ class FrameTable:
         return length & 0xFF000000 == mark(state, length & LENGTH_MASK)
 
     def erase(self, first: int, count: int) -> None:
-        """Say that frames are holes."""
+        """Make frames holes."""
         for word in range(first * 4, (first + count) * 4, 4):
             self.words[word] = HOLE
 
@@ -416,12 +416,10 @@ class FrameTable:
         return length, state
 
     def check_free_run(self, frame: int, length: int) -> None:
-        """Prove that the tags at both ends of a free run agree.
-
-        And that its neighbour behind is not free as well.
+        """Verify that the tags of a free run agree and that the next run is not free.
 
         Raises:
-            InvariantError: they do not.
+            InvariantError: they do not agree, or it is free.
         """
         tail = (frame + length - 1) * 4
         if length > 1 and (
@@ -437,10 +435,10 @@ class FrameTable:
             raise InvariantError(f"the free runs at frames {frame} and {end} should be one")
 
     def check_lists(self) -> set[int]:
-        """Prove that the free lists are well linked and counted; return the first frames they name.
+        """Verify links and counts of the free lists; return the first frames on them.
 
         Raises:
-            InvariantError: naming the list and frame.
+            InvariantError: the message names the list and frame.
         """
         seen: set[int] = set()
         lengths = [0, 0]
@@ -466,7 +464,7 @@ class FrameTable:
                 previous, frame = frame, self.words[frame * 4 + 2]
         if lengths[1] != self.long_frames or sum(lengths) != self.free_frames:
             raise InvariantError(
-                f"{lengths} frames in short and long runs; books: {self.free_frames}, long"
+                f"{lengths} frames in short and long runs; counted: {self.free_frames}, long"
                 f" {self.long_frames}"
             )
         return seen

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Jobs: runs of frames that are being populated or given back to the system.
+"""Jobs: runs of frames that a thread populates or punches (see pageframes.py).
 
-By a thread that may block (see pageframes.py).
-
-A job's frames are on no book between `begin_refill` or `begin_trim` and `commit`, so its thread
-shares them with nobody.
+The thread may block. A job's frames are removed from all counts and lists between `begin_refill` or
+`begin_trim` and `commit`. So the thread shares them with no other user.
 """
 
 from __future__ import annotations
@@ -23,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def at_the_watermarks() -> ArenaError:
-    """Return the error of a job that leaves the system the memory it has."""
+    """Return the error of a job that stops to leave the system its remaining free memory."""
     return ArenaError(
         "the system's free memory is at its watermarks",
-        hint="the reserve is filled when there is more",
+        hint="the reserve is refilled when the system has more free memory",
     )
 
 
 @dataclass(slots=True)
 class Job:
-    """Runs of frames to be populated or given back.
+    """Runs of frames to populate or punch.
 
-    Made by `begin_refill` and `begin_trim`, ended by `commit`.
+    `begin_refill` and `begin_trim` make a job. `commit` ends it.
     """
 
     populate: bool
@@ -44,25 +42,25 @@ class Job:
     companions: list[Callable[[int, int], None]] = field(default_factory=list)
     """See `PageFrames.accompany`."""
     done: int = 0
-    """How many of the runs the work got through."""
+    """The number of runs that are populated or punched."""
 
     def work(self, arena: Arena, floor: int = 0) -> None:
         """Populate or punch the runs, in any thread.
 
-        Stops at the first failure, `commit` then undoes the rest.
+        Stops at the first failure. `commit` then restores the remaining runs.
 
         Args:
-            arena: where they are.
-            floor: populate no more once the system has fewer free bytes than this.
+            arena: the arena of the frames.
+            floor: stop populating once the system has fewer free bytes than this.
 
         Raises:
-            ArenaError: the system has no memory to give, or no more above `floor`.
+            ArenaError: the system has no memory, or not more than `floor`.
         """
         if not self.populate:
             self._punch(arena)
             return
         for place, (first, count) in enumerate(self.runs):
-            # The whole chunk's part of the table: coalescing looks at a run's neighbours.
+            # Populate the chunk's whole part of the table: coalescing reads a run's neighbours.
             for populate in (arena.populate_table, *self.companions):
                 populate(first - first % self.chunk_frames, self.chunk_frames)
             reach(crashpoints.REFILL_TABLE)
@@ -84,7 +82,6 @@ class Job:
         self.done = arena.punch_runs(self.runs)
         reach(crashpoints.TRIM_PUNCHED)
         for first, count in self.runs[self.done :]:
-            arena.punch(
-                first * self.page_size, count * self.page_size
-            )  # says why it could not be done before
+            # This call raises the error that ended punch_runs.
+            arena.punch(first * self.page_size, count * self.page_size)
             self.done += 1

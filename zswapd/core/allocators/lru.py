@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An order of use over frame numbers: which run of frames has not been used for longest.
+"""The order of use of runs of frames, as a doubly linked ring of frame numbers.
 
-A doubly linked ring in machine words, two a frame number, so that nothing is allocated for an
-entry: entry 0, which no frame has, is both ends of it. The words lie in anonymous memory of the
-process: the order does not outlive it. They are populated chunk by chunk together with the frames
-they are about (`PageFrames.accompany`), hence never on the page path; 8 bytes a frame.
+The ring has two machine words a frame number, 8 bytes, so an entry needs no allocation. Entry 0,
+which no frame has, is both ends of the ring. The words are anonymous memory of the process, so the
+order does not outlive it. They are populated chunk by chunk together with the frames that they
+describe (`PageFrames.accompany`), so never on the page path.
 
-Whoever uses it puts in the first frame of each run it takes and takes it out before it gives the
-run back.
+The user adds the first frame of each run that it takes, and removes it before it frees the run.
 """
 
 from __future__ import annotations
@@ -32,18 +31,20 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Lru:
-    """Frame numbers from 1 to `end_frame` - 1 in the order of their last use; each at most once.
+    """Frame numbers from 1 to `end_frame` - 1 in the order of their last use.
+
+    Each number is in the order at most once.
 
     Args:
         end_frame: the first frame number that does not exist.
 
     Attributes:
-        entries: frame numbers in it.
-        end: above all frames whose words are populated, which are the first ones, give or take
-            some.
+        entries: number of frame numbers in the order.
+        end: a frame number above all frames with populated words. Frames below it may be
+            unpopulated.
 
     Raises:
-        ArenaError: the kernel gives no address space.
+        ArenaError: the kernel has no address space.
     """
 
     def __init__(self, end_frame: int) -> None:
@@ -55,15 +56,16 @@ class Lru:
                 f"no address space for an order of {end_frame} frames: {error}"
             ) from error
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        # Even words: the next more recently used; odd words: the next less recently used.
+        # Even words: the next more recently used frame. Odd words: the next less recently used
+        # frame.
         self._words = memoryview(self._map).cast("I")
         self.entries = self.end = 0
         self.populate(0, 1)
 
     def populate(self, first: int, count: int) -> None:
-        """Have the words of `count` frames from `first` on backed by memory.
+        """Populate the words of `count` frames from `first` on.
 
-        May block; safe in any thread.
+        May block. Safe in any thread.
 
         Raises:
             ArenaError: no memory.
@@ -74,8 +76,7 @@ class Lru:
         if _libc.madvise(self._address + begin, end - begin, _MADV_POPULATE_WRITE) == 0:
             return
         code = ctypes.get_errno()
-        # Before Linux 5.14 there is no such advice; the words then get their memory when they are
-        # first used.
+        # Linux before 5.14 lacks this advice. The words then get their memory at their first use.
         if code != errno.EINVAL:
             raise ArenaError(
                 f"no memory for the order of use of {count} frames: {os.strerror(code)}"
@@ -84,7 +85,7 @@ class Lru:
     # The page path.
 
     def add(self, frame: int) -> None:
-        """Put a frame in, as the one used last; it must not be in."""
+        """Add a frame as the most recently used one; it must not be in the order."""
         words = self._words
         newest = words[1]
         words[newest * 2] = frame
@@ -94,7 +95,7 @@ class Lru:
         self.entries += 1
 
     def touch(self, frame: int) -> None:
-        """Say that a frame that is in has been used."""
+        """Mark a frame as the most recently used one; it must be in the order."""
         words = self._words
         if words[1] == frame:
             return
@@ -108,7 +109,7 @@ class Lru:
         words[1] = frame
 
     def remove(self, frame: int) -> None:
-        """Take a frame out that is in."""
+        """Remove a frame; it must be in the order."""
         words = self._words
         newer, older = words[frame * 2], words[frame * 2 + 1]
         words[older * 2] = newer
@@ -116,19 +117,19 @@ class Lru:
         self.entries -= 1
 
     def oldest(self) -> int:
-        """Return the frame not used for longest, or 0 if there is none."""
+        """Return the least recently used frame, or 0 if there is none."""
         return self._words[0]
 
     # Off the page path.
 
     def __contains__(self, frame: int) -> bool:
-        """Say whether a frame below `end` is in: then the older one that it names names it, too."""
+        """Return whether a frame below `end` is in the order: its older neighbour names it."""
         return bool(frame and self._words[self._words[frame * 2 + 1] * 2] == frame)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the frames, the one not used for longest first.
+        """Yield the frames, the least recently used one first.
 
-        What was yielded last may be taken out or touched meanwhile.
+        The frame yielded last may be removed or touched meanwhile.
         """
         frame = self._words[0]
         while frame:
@@ -137,7 +138,7 @@ class Lru:
             frame = newer
 
     def check(self) -> None:
-        """Prove that the links agree in both directions, and the count.
+        """Verify that the links agree in both directions, and the count.
 
         Raises:
             InvariantError: they do not.
@@ -149,7 +150,9 @@ class Lru:
                     f"the order of use is broken at frame {frame}, entry {count} of {self.entries}"
                 )
             if frame not in self:
-                raise InvariantError(f"frame {frame} is in the order of use and does not know it")
+                raise InvariantError(
+                    f"frame {frame} is in the order of use, but its links do not say so"
+                )
             older = frame
             count += 1
         if count != self.entries or self._words[1] != older:

@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""pageframes: the only owner of page memory.
+"""pageframes: the owner of all page memory, with a populated reserve.
 
-With a populated reserve so that no store asks the kernel for memory.
+The reserve is there so that no store asks the kernel for memory. A frame is *used* (an allocator
+holds it), *free* (populated and ready: the reserve) or a *hole* (address space without memory). The
+page path moves frames between used and free by table writes alone.
 
-A frame is *used* (an allocator holds it), *free* (populated, ready at once: the reserve) or a
-*hole* (address space without memory). The page path moves frames between used and free, a few table
-writes each. Memory is asked for and given back by jobs, which work in three steps so that the part
-that blocks may run in another thread, and none takes a lock:
+Jobs ask the kernel for memory and give it back. A job has three steps, so that the part that blocks
+can run in another thread and no step takes a lock:
 
-    job = frames.begin_refill(n)     main thread: takes the frames off the books
-    job.work(arena)                  any thread: populates or punches; touches nothing of this object
-    frames.commit(job)               main thread: enters the outcome
+    job = frames.begin_refill(n)     main thread: removes the frames from all counts and lists
+    job.work(arena)                  any thread: populates or punches; uses nothing of this object
+    frames.commit(job)               main thread: enters the result
 
-A successor begins with `adopt`: what is populated it asks the kernel, which of that is used the
-seals in the frame table (frametable.py says why they can be trusted). Frames that a job had are
-what they became; those of the ephemeral half are free.
+A successor begins with `adopt`. The kernel says which frames are populated. The seals in the frame
+table say which of these are used (frametable.py says why they can be trusted). Frames of a job are
+what the job made of them. Frames of the ephemeral half are free.
 
-Invariants (`check` proves them): used + free + busy + holes = all frames; free runs are maximal
-within their chunk; each is on the list of its length; the counts agree with the frame table.
+Invariants (`check` verifies them):
 
-Limits: one refill at a time; runs of at most 16 frames; `limit_frames` is for the layers above:
-replacing a page passes it.
+- used + free + busy + holes = all frames;
+- free runs are maximal within their chunk, and each is on the list of its length;
+- the counts agree with the frame table.
+
+Limits: one refill at a time. Runs have at most 16 frames. The layers above enforce `limit_frames`;
+a store that replaces a page may exceed it.
 """
 
 from __future__ import annotations
@@ -52,34 +55,33 @@ if TYPE_CHECKING:
 
     from zswapd.core.allocators.arena import Arena
 
-_ZEROS_BYTES: Final = 1 << 20  # largest piece in which the table of holes is cleared
-_TRIM_RUNS: Final = (
-    1024  # at once: a millisecond of entries in the table, in which no page is served
-)
-CHUNK_BYTES: Final = (
-    2 << 20
-)  # what one page of page tables maps: populating a chunk costs one allocation beside its frames
+_ZEROS_BYTES: Final = 1 << 20
+"""The most bytes of the table of holes that are cleared at a time."""
+_TRIM_RUNS: Final = 1024
+"""The most runs of one trim: their table entries take 1 ms, in which no page is served."""
+CHUNK_BYTES: Final = 2 << 20
+"""Bytes of a chunk. One page of page tables maps it, so populating it costs one more page."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageFramesStatistics:
-    """Frames by state, and what happened to them since the start.
+    """Counts of frames by state, and totals since the start.
 
     Attributes:
-        page_size: bytes in a frame.
+        page_size: bytes of a frame.
         total_frames: frames that exist, most of them holes.
-        used_frames: held by allocators.
-        ephemeral_frames: those of them that are the ephemeral half's.
-        used_frames_max: the most there ever were.
-        free_frames: populated and ready.
-        reserve_frames: those of them in runs long enough for any allocation; what refilling keeps
-            up.
-        reserve_target_frames: what refilling aims at.
+        used_frames: frames that allocators hold.
+        ephemeral_frames: those of them that belong to the ephemeral half.
+        used_frames_max: the largest value of used_frames.
+        free_frames: populated frames that are ready.
+        reserve_frames: those of them in runs long enough for any allocation. Refills keep this
+            number up.
+        reserve_target_frames: the number that refills aim at.
         limit_frames: frames that may be used at once.
         failed_get_free_pages: requests refused because no populated run was long enough (zcache's
             name).
-        refilled_frames: populated since the start, in total.
-        trimmed_frames: given back to the system since the start, in total.
+        refilled_frames: frames populated since the start.
+        trimmed_frames: frames given back to the system since the start.
     """
 
     page_size: int
@@ -104,7 +106,7 @@ counters.declare(
 
 
 def _ignore() -> None:
-    """Do nothing about a low reserve, or a takeover."""
+    """Do nothing."""
 
 
 class PageFrames:
@@ -113,23 +115,25 @@ class PageFrames:
     Args:
         arena: the shared memory.
         reserve_frames: populated frames to keep ready.
-        limit_frames: frames that allocators may hold at once; all that exist by default.
+        limit_frames: frames that allocators may hold at once; all frames by default.
 
     Attributes:
-        table: the frame table; allocators keep their words of a used run in it.
-        used_frames: frames held by allocators; for the limits of the layers above.
-        ephemeral_frames: those of them that are the ephemeral half's; likewise.
-        limit_frames: their limit; settable at any time, below the current use too.
-        reserve_target: frames that refilling keeps ready; settable at any time. urgent_mark: a
-            quarter of them.
-        when_low: called once when the reserve falls below three quarters of that, and below
-            urgent_mark, from the page path: it may set a flag or wake a task, no more. Called again
-            only after a refill, or `rearm`.
-        alive: called again and again in everything that takes long in a takeover.
-        renewed: frames of which a takeover, or one before it that was cut short, has found memory
-            poisoned: what it held is zeros. The frames' owners have to let go of it.
-        renewed_pages: how many of the system's pages this takeover has found so, those of the frame
-            table included.
+        table: the frame table, which also has the allocators' words of a used run.
+        used_frames: frames that allocators hold; for the limits of the layers above.
+        ephemeral_frames: those of them that belong to the ephemeral half; for the same limits.
+        limit_frames: the limit of used frames. It can be set at any time, also below the current
+            use.
+        reserve_target: frames that refills keep ready. It can be set at any time. urgent_mark is a
+            quarter of it.
+        when_low: called on the page path when the reserve falls below three quarters of its target,
+            and again below urgent_mark. It may only set a flag or wake a task. Each call comes once
+            until a refill or `rearm`.
+        alive: called repeatedly in the long steps of a takeover, so that the watchdog sees
+            progress.
+        renewed: frames in which a takeover has found poisoned memory, also one that was cut short.
+            The lost bytes are zeros. The owners of the frames must drop the pages there.
+        renewed_pages: pages of the system that this takeover has found poisoned, with those of the
+            frame table.
     """
 
     def __init__(
@@ -164,7 +168,7 @@ class PageFrames:
         self._hole_frames = sum(self._holes)
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
-        """Return the first frame of a chunk that can be handed out and the end of it."""
+        """Return the first frame of a chunk that can be handed out, and the chunk's end."""
         begin = chunk * self.chunk_frames
         end = min(begin + self.chunk_frames, self.end_frame)
         # The frame table may fill the first chunks.
@@ -173,11 +177,12 @@ class PageFrames:
     # The page path.
 
     def alloc(self, count: int, half: int = PERSISTENT) -> int:
-        """Take `count` (1 to 16) populated frames side by side, for one of the two halves.
+        """Take `count` (1 to 16) adjacent populated frames for one of the two halves.
+
+        Never asks the kernel for memory.
 
         Returns:
-            The first frame's number, or 0 when no populated run is long enough (counted). Never
-            asks the kernel for memory.
+            The number of the first frame, or 0 if no populated run is long enough (counted).
         """
         table = self.table
         first = table.take(count)
@@ -196,7 +201,7 @@ class PageFrames:
         return first
 
     def free(self, first: int) -> None:
-        """Put the used run that begins at frame `first` back into the reserve.
+        """Return the used run that begins at frame `first` to the reserve.
 
         Raises:
             InvariantError: no used run begins there.
@@ -215,7 +220,7 @@ class PageFrames:
 
     @property
     def reserve_target(self) -> int:
-        """Frames that refilling keeps ready."""
+        """The number of frames that refills keep ready."""
         return self._reserve_target
 
     @reserve_target.setter
@@ -226,7 +231,7 @@ class PageFrames:
         self._call_mark = self._low_mark
 
     def wants_refill(self) -> bool:
-        """Say whether the reserve has fallen below three quarters of its target and holes are left to fill it from."""
+        """Return whether the reserve is below three quarters of its target and holes are left."""
         return (
             self.table.long_frames < self._low_mark
             and self._hole_frames > 0
@@ -234,30 +239,25 @@ class PageFrames:
         )
 
     def rearm(self) -> None:
-        """Have `when_low` called at the next fall.
+        """Have `when_low` called again at the next fall below the mark.
 
-        For who was called, and found the reserve full again of freed frames.
+        For a caller that was woken and found the reserve full again with freed frames.
         """
         if self.table.long_frames >= self._low_mark:
             self._call_mark = self._low_mark
 
     def wants_trim(self) -> bool:
-        """Say whether so many frames are free that some should go back.
-
-        Half above the target, and two chunks.
-        """
+        """Return whether the free frames exceed the target by half of it and two chunks."""
         return (
             self.table.free_frames
             > self.reserve_target + self.reserve_target // 2 + 2 * self.chunk_frames
         )
 
     def begin_refill(self, max_frames: int) -> Job:
-        """Take up to `max_frames` holes off the books, to be populated.
+        """Take up to `max_frames` holes for a job that populates them, lowest first.
 
-        Lowest first, so that the file stays dense.
-
-        The job is empty when the reserve is full, when no holes are left, or while another refill
-        is under way.
+        The lowest ones keep the file dense. The job is empty if the reserve is full, if no holes
+        are left, or while another refill is under way.
         """
         job = Job(True, self.page_size, self.chunk_frames, companions=self._companions)  # noqa: FBT003 - its own first field
         if self._refilling:
@@ -284,7 +284,7 @@ class PageFrames:
     def _hole_runs(self, chunk: int) -> list[tuple[int, int]]:
         """Return (first, length) of each run of holes in a chunk.
 
-        The table of a chunk that is all holes is not read.
+        The table of a chunk that is all holes is not read: it may have no memory.
         """
         begin, end = self._bounds(chunk)
         if self._holes[chunk] == end - begin:
@@ -301,9 +301,13 @@ class PageFrames:
     def begin_trim(
         self, max_frames: int, *, all_of_it: bool = False, long_only: bool = False
     ) -> Job:
-        """Take some of what is free above the target (and.
+        """Take free frames above the target for a job that punches them.
 
-        Unless `all_of_it`, a quarter), or long runs of it, to punch.
+        Args:
+            max_frames: frames to take at most.
+            all_of_it: take all above the target; otherwise a quarter of the target stays on top of
+                it.
+            long_only: take only runs of at least MAX_RUN frames.
         """
         job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
         surplus = (
@@ -318,9 +322,9 @@ class PageFrames:
         return job
 
     def commit(self, job: Job) -> None:
-        """Enter the outcome of a job.
+        """Enter the result of a job.
 
-        What was populated is free, what was punched a hole, the rest as it was before.
+        Populated frames become free, punched frames become holes, and the rest is as before.
         """
         for number, (first, count) in enumerate(job.runs):
             finished = number < job.done
@@ -337,30 +341,29 @@ class PageFrames:
                 self._trimmed += count
             reach(crashpoints.JOB_COMMITTED)
         if job.runs:
-            # After a trim too: it made holes, and the refill that was called for before may have
-            # found none.
+            # After a trim too: it made holes, and an earlier refill may have found none.
             self._call_mark = self._low_mark
             if job.populate:
                 self._refilling = False
         job.runs = []
 
     def refill_now(self) -> None:
-        """Fill the reserve to its target, blocking: at start, and in tests.
+        """Fill the reserve to its target. It blocks: only for the start and for tests.
 
         Raises:
-            ArenaError: the system has no memory; what was populated until then stays.
+            ArenaError: the system has no memory. What was populated until then stays.
         """
         while (job := self.begin_refill(4 * self.chunk_frames)).runs:
             self._run(job)
 
     def accompany(self, populate: Callable[[int, int], None]) -> None:
-        """Have memory that somebody keeps beside the frame table populated wherever frames are.
+        """Have memory beside the frame table populated wherever frames are populated.
 
-        Before they are handed out.
+        The memory is populated before the frames are handed out.
 
         Args:
-            populate: called with (first frame, frames) of a chunk, also in a job's thread; now for
-                what is populated already.
+            populate: called with (first frame, frames) of a chunk, also in a job's thread. It is
+                called now for the chunks that are populated already.
 
         Raises:
             ArenaError: no memory for it.
@@ -371,7 +374,7 @@ class PageFrames:
                 populate(chunk * self.chunk_frames, self.chunk_frames)
 
     def trim_now(self) -> int:
-        """Give back all frames above the target (and a quarter), blocking; return how many."""
+        """Punch all frames above the target plus a quarter; return their number. It blocks."""
         before = self._trimmed
         while (job := self.begin_trim(4 * self.chunk_frames)).runs:
             self._run(job)
@@ -386,18 +389,17 @@ class PageFrames:
     # A successor's beginning.
 
     def adopt(self) -> int:
-        """Rebuild the books of an arena that another process has left; once, before anything else.
+        """Rebuild all state from an arena that another process has left.
 
-        Reads and writes only what is populated, takes no memory but for page tables, and gives back
-        what the dead process had taken without getting to use it. The used runs are those with a
-        seal.
+        The first call after the constructor, once. It touches only populated memory, and takes no
+        memory except page tables. It punches frames that the dead process had populated but not yet
+        entered. The used runs are those with a seal.
 
         Returns:
-            The number of frames whose words are wrong, which no death causes but damage to the
-                memory: what lay there is gone.
+            The number of frames with damaged words, which no death causes. Their contents are lost.
 
         Raises:
-            ArenaError: populated frames without a table, for which there is no memory.
+            ArenaError: populated frames have no table, and there is no memory for it.
         """
         arena, size = self.arena, self.page_size
         arena.begin_rewriting()
@@ -405,7 +407,8 @@ class PageFrames:
         self._renew_table()
         wrong, hole = 0, self.first_frame
         for begin, end in arena.data_runs(self.first_frame * size, self.end_frame * size):
-            # Frames may be larger than the system's pages; one that is populated in part is none.
+            # Frames may be larger than the system's pages. A frame that is populated in part is a
+            # hole.
             first, last = -(-begin // size), end // size
             if first * size > begin:
                 arena.punch(begin, min(first * size, end) - begin)
@@ -427,9 +430,9 @@ class PageFrames:
         return wrong
 
     def _renew_table(self) -> None:
-        """Put other memory in place of what is poisoned in the frame table.
+        """Replace poisoned pages of the frame table.
 
-        The frames that this memory described begin no run then.
+        The frames that these pages described begin no run then.
         """
         arena = self.arena
         for begin, end in arena.data_runs(self.page_size, self.first_frame * self.page_size):
@@ -440,11 +443,11 @@ class PageFrames:
                 self.alive()
 
     def _renew(self, poisoned: list[int]) -> None:
-        """Have other memory in place of poisoned pages, and note in which frames it is.
+        """Replace poisoned pages, and note their frames.
 
-        Their memory cannot be read, so what they held is lost, and nothing says which pages that
-        was: hence the distrust, which is noted first. Runs keep their frames, so that all that lies
-        beside the lost memory stays.
+        A poisoned page cannot be read, so its contents are lost and nothing says which pages they
+        were. So the arena is marked as distrusted first. Runs keep their frames, so that all pages
+        beside the lost memory stay.
         """
         for offset in poisoned:
             self.distrust()
@@ -454,7 +457,7 @@ class PageFrames:
             self.renewed.add(offset // self.page_size)
 
     def _adopt_run(self, first: int, end: int) -> int:
-        """Enter populated frames of one chunk; return the number of wrong seals."""
+        """Enter the populated frames of one chunk; return the number of wrong seals."""
         chunk = first - first % self.chunk_frames
         if self._holes[chunk // self.chunk_frames] == self._chunk_size(chunk // self.chunk_frames):
             for populate in (self.arena.populate_table, *self._companions):
@@ -465,9 +468,9 @@ class PageFrames:
         return wrong
 
     def distrust(self) -> None:
-        """Note, before its traces go.
+        """Mark the arena as distrusted: memory in it has changed by itself.
 
-        That something that is in the arena must have been changed by nobody.
+        This comes before the evidence is overwritten.
         """
         self.arena.distrusted = True
 
@@ -476,14 +479,14 @@ class PageFrames:
         return end - begin
 
     def _forget(self, first: int, end: int) -> int:
-        """Have the table say that frames are holes, where it is backed.
+        """Make frames holes in the table, where the table is backed.
 
         A trim that was cut short has left other words.
 
         Returns:
             The number of seals of persistent runs among them. A run is unsealed before its memory
-            goes, so no death leaves one: the kernel has taken the memory out of the file, as Linux
-            before 5.16 does with what is poisoned.
+            is punched, so a death leaves none. A seal means that the kernel has removed the memory
+            from the file, as Linux before 5.16 does with poisoned pages.
         """
         arena, wrong = self.arena, 0
         for begin, stop in arena.data_runs(arena.table_offset(first), arena.table_offset(end)):
@@ -501,7 +504,7 @@ class PageFrames:
     def _give_back_untouched(self) -> None:
         """Punch the holes if the file has more memory than was found.
 
-        A refill that died between its two steps took it.
+        A refill that died between its two steps took that memory.
         """
         arena, size = self.arena, self.page_size
         data = 0
@@ -533,7 +536,7 @@ class PageFrames:
                 if state == USED and self.table.words[frame * 4] & EPHEMERAL == half:
                     yield frame
                 elif state == HOLE:
-                    holes -= length  # what is left of them decides whether anything follows
+                    holes -= length  # the remaining holes decide whether a used run can follow
                 frame += length
 
     def statistics(self) -> PageFramesStatistics:
@@ -554,12 +557,12 @@ class PageFrames:
         )
 
     def check(self) -> None:
-        """Walk the whole table and prove the invariants named in this file's header.
+        """Walk the whole table and verify the invariants in this file's header.
 
-        Takes time: never on the page path.
+        Takes seconds for a large arena: never on the page path.
 
         Raises:
-            InvariantError: naming the frame or count that is wrong.
+            InvariantError: the message names the frame or count.
         """
         counts = dict.fromkeys((HOLE, FREE, USED, BUSY), 0)
         listed = self.table.check_lists()
@@ -577,10 +580,10 @@ class PageFrames:
                 holes_seen += length if state == HOLE else 0
                 counts[state] += length
                 frame += length
-            # Holes that a refill has taken look like holes in the table until it is committed.
+            # The holes of a refill under way look like holes in the table until it is committed.
             if frame > end or not 0 <= holes_seen - holes <= self._busy_frames:
                 raise InvariantError(
-                    f"chunk {chunk}: {holes_seen} holes in the table, {holes} on the books, ends at"
+                    f"chunk {chunk}: {holes_seen} holes in the table, {holes} counted, ends at"
                     f" {frame}"
                 )
         if listed:
@@ -594,16 +597,16 @@ class PageFrames:
         books = (self.used_frames, self.ephemeral_frames, self.table.free_frames)
         if found != books:
             raise InvariantError(
-                f"used, ephemeral and free frames: {found} in the table, {books} on the books"
+                f"used, ephemeral and free frames: {found} in the table, {books} counted"
             )
         accounted = (
             self.used_frames + self.table.free_frames + self._busy_frames + self._hole_frames
         )
         if accounted != self.end_frame - self.first_frame:
             raise InvariantError(
-                f"{accounted} frames in all states, {self.end_frame - self.first_frame} exist"
+                f"{accounted} frames in all states, but {self.end_frame - self.first_frame} exist"
             )
         if self._hole_frames != sum(self._holes):
             raise InvariantError(
-                f"{self._hole_frames} holes on the books, {sum(self._holes)} by chunk"
+                f"{self._hole_frames} holes counted in total, {sum(self._holes)} by chunk"
             )

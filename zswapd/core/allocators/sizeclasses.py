@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zsmalloc's size classes: which object sizes exist, and how many frames a zspage of each has.
+"""zsmalloc's size classes: the object sizes that exist, and the frames of a zspage of each.
 
-Pure arithmetic.
+Pure arithmetic. A class holds objects of one size in zspages of 1 to N frames. N adjacent frames
+waste less at their end than one frame does. Sizes go from 32 bytes to a page in steps of page/256,
+which is 16 bytes for 4 KiB pages. So rounding up costs less than half a percent of a page.
 
-A class holds objects of one size in zspages of 1 to N frames; N frames side by side waste less at
-their end than one does. Sizes go from 32 bytes to a page in steps of page/256 (16 bytes for 4 KiB
-pages), so that rounding up costs under half a percent of a page. Neighbouring sizes that lead to
-the same zspage (as many frames, as many objects) are one class, of the largest of these sizes: that
-costs no memory and leaves fewer half-filled zspages. So the class of a whole page, one object in
-one frame, has all sizes that gain nothing from sharing.
+Neighbouring sizes with the same zspage (as many frames, as many objects) are one class, with the
+largest of these sizes. That costs no memory and leaves fewer half-filled zspages. So the class of a
+whole page, one object in one frame, has all sizes that gain nothing from sharing.
 
-Source of the ideas: zsmalloc (Nitin Gupta, 2012); its classes and merging, with a longer chain.
+Source of the ideas: zsmalloc (Nitin Gupta, 2012): its classes and merging, with a longer chain.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from dataclasses import dataclass
 from typing import Final
 
 MIN_ALLOC_SIZE: Final = 32
-"""Smallest object in bytes: a header and eight bytes."""
+"""The smallest object in bytes: a header of 24 bytes and eight bytes of data."""
 
 FULLNESS_GROUPS: Final = 10
-"""Groups that zspages with room are kept in, by tenths of their objects in use."""
+"""The number of groups of zspages with room, by tenths of their objects in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeClass:
-    """One class.
+    """One size class.
 
     Attributes:
-        number: its place in the pool's list of classes.
-        size: bytes an object.
-        frames: frames a zspage.
-        objects: objects a zspage.
-        group_of: fullness group for each number of objects in use: 0 for the emptiest,
-            FULLNESS_GROUPS for full.
+        number: index in the pool's list of classes.
+        size: bytes of an object.
+        frames: frames of a zspage.
+        objects: objects in a zspage.
+        group_of: fullness group for each number of objects in use. 0 is the emptiest group,
+            FULLNESS_GROUPS means full.
     """
 
     number: int
@@ -46,26 +45,23 @@ class SizeClass:
 
 
 def frames_for(size: int, page_size: int, max_frames: int) -> int:
-    """Return the number of frames.
-
-    (1 to `max_frames`) of which objects of `size` bytes waste the smallest part.
-    """
+    """Return the frames, 1 to `max_frames`, with the least waste for objects of `size` bytes."""
     return min(
         range(1, max_frames + 1), key=lambda frames: (frames * page_size % size / frames, frames)
     )
 
 
 def build_classes(page_size: int, max_frames: int) -> tuple[list[SizeClass], list[int]]:
-    """Build the classes for one page size.
+    """Return the size classes for one page size, and a table to look them up.
 
     Args:
-        page_size: bytes in a frame.
+        page_size: bytes of a frame.
         max_frames: longest zspage, in frames.
 
     Returns:
-        The classes by ascending size, and a table of class numbers indexed by size in steps,
-        rounded up: the class of an object of s bytes is `classes[table[(s + step - 1) // step]]`,
-        with step = page_size // 256.
+        The classes by ascending size, and class numbers indexed by size in steps, rounded up. The
+        class of an object of s bytes is `classes[table[(s + step - 1) // step]]`, with step =
+        page_size // 256.
     """
     step = page_size // 256
     shapes: list[tuple[int, int, int]] = []

@@ -1,34 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """zbud: at most two compressed pages a frame, one from each end.
 
-Poorer density than zsmalloc's, and everything else simpler: a frame holds one page or two
-(*buddies*), so whoever needs a frame back has to let go of two pages at most, and never has to move
-any. Room is counted in chunks of a 64th of a page, 64 bytes of 4 KiB. A frame with one buddy waits
-on the unbuddied list of its free chunks, and a new object goes to the list where it fits best; a
-frame with two is on the buddied list, whatever is free between them.
+It is simpler than zsmalloc and less dense. A frame holds one or two pages (*buddies*). So freeing a
+frame costs at most two pages, and never requires a move. Room is counted in chunks of a 64th of a
+page, 64 bytes for 4 KiB pages. A frame with one buddy is on the unbuddied list for its number of
+free chunks. A new object goes to the frame where it fits best. A frame with two buddies is on the
+buddied list, whatever is free between them.
 
-Everything about a frame is in its words of the frame table:
+All data about a frame is in its words of the frame table:
 
-    word 0   state, seal and half | chunks of the first buddy (bits 16 to 23) | chunks of the last (24 to 31)
-    word 1   1, the run's length | the upper half of word 0 once more (bits 8 to 23) | the seal's mark (24 to 31)
-    word 2,3 next and previous frame of its list; of a body, word 2 as base.py says
+    word 0   state, seal and half (bits 0 to 15) | chunks of the first buddy (bits 16 to 23) |
+             chunks of the last buddy (bits 24 to 31)
+    word 1   1, the run's length (bits 0 to 7) | the upper half of word 0 again (bits 8 to 23) |
+             the seal's mark (bits 24 to 31)
+    word 2,3 next and previous frame of its list. For a body, word 2 is as in base.py.
 
-A body is a first buddy of all chunks. Where a buddy begins follows from word 0: the first at the
-frame's beginning, the last as many chunks before its end as it has. So words 0 and 1, which are
-written by one 64-bit store, say all that a successor needs: after the new buddy's live word is
-DEAD, and before its owner makes it live; when a buddy goes, its live word does first. A buddy
-that has chunks and no life is therefore a store or a free that was cut short, and is taken for
-free. A death leaves one of these at most. More of them are memory that has changed by itself, and
-so is a frame whose words do not have the same chunks.
+A body is a first buddy of all chunks. Word 0 says where a buddy begins. The first begins with the
+frame. The last begins as many chunks before the frame's end as it has.
 
-What zcache's zbud did not do: compaction. It brings two frames with one buddy each together, the
-smallest with the largest that it fits, which frees as many frames as any pairing could.
+So words 0 and 1, written by one 64-bit store, say all that a successor needs. The store that adds a
+buddy comes after the buddy's live word is DEAD, and before its owner makes it live. The store that
+removes a buddy comes after its live word is DEAD. So a buddy with chunks and without life is a
+store or a free that was cut short, and counts as free. A death leaves at most one. A second one is
+memory that has changed, and so is a frame with different chunks in words 0 and 1.
 
-Invariants (`check` proves them): each frame is on the list that its chunks say; the counts agree
+zcache's zbud had no compaction. Here compaction joins two frames with one buddy each, the smallest
+buddy with the largest that it fits. That frees as many frames as any pairing could.
+
+Invariants (`check` verifies them): each frame is on the list for its chunks, and the counts agree
 with the lists.
 
 Source of the ideas: zbud in zcache (Dan Magenheimer, 2010-2012), with its list for each number of
-chunks; chunks that grow with the page as in its later form (Seth Jennings).
+chunks. Chunks that grow with the page are from its later form (Seth Jennings).
 """
 
 from __future__ import annotations
@@ -60,32 +63,33 @@ if TYPE_CHECKING:
 
 NCHUNKS: Final = 64
 _FIRST, _LAST = 16, 24
-"""Bits of word 0 where the buddies' chunks begin."""
+"""The lowest bits of the first and the last buddy's chunks in word 0."""
 _IN_PAIR: Final = (1 << _FIRST << LOW_SHIFT) + (1 << CHAIN_SHIFT << HIGH_SHIFT)
-"""Times the chunks of both buddies (the first's, plus 256 times the last's),
-it is what they are in words 0 and 1.
+"""Factor from the chunks of both buddies to their bits in the pair of words 0 and 1.
+
+The chunks of both are those of the first, plus 256 times those of the last.
 """
 _BUDDIED: Final = 0
-"""The list of frames with two buddies; the others have the number of their free chunks."""
+"""The list of frames with two buddies. The other lists have the number of their free chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZbudStatistics:
-    """The pool, by zcache's names where it had them.
+    """Counts of the pool, with zcache's names where zcache had them.
 
     Attributes:
         objects: objects in use, bodies included.
-        used_frames, zbud_curr_raw_pages: frames held, by the name of every allocator and by
+        used_frames, zbud_curr_raw_pages: frames held, under the allocators' common name and under
             zcache's.
-        bodies: frames of them that hold a body.
+        bodies: those of them that hold a body.
         zbud_buddied_count: frames with two objects.
-        zbud_unbuddied_list_counts: frames with one object, by its chunks; the first number is of
-            one chunk.
-        zbud_cumul_chunk_counts: objects ever made, by chunks; the last number is of bodies.
-        zbpg_unused_list_count: frames held without an object: none, since an empty one goes back at
+        zbud_unbuddied_list_counts: frames with one object, by chunks of the object, from 1 chunk
+            up.
+        zbud_cumul_chunk_counts: objects ever made, by chunks. The last number is that of bodies.
+        zbpg_unused_list_count: frames held without an object. Always 0: an empty frame is freed at
             once.
         failed_alloc: requests refused because pageframes had no frame.
-        pages_compacted, objects_moved: frames that compaction set free and objects that it moved
+        pages_compacted, objects_moved: frames that compaction freed, and objects that it moved,
             since the start.
     """
 
@@ -108,9 +112,9 @@ counters.declare(
 
 
 class ZbudPool(Allocator):
-    """A pool of objects of 1 byte to a page (see Allocator for the arguments).
+    """The zbud allocator, for objects of 1 byte to a page (see Allocator for the arguments).
 
-    The largest object that is no body is a page less a chunk.
+    The largest object that is no body is one chunk less than a page.
     """
 
     def __init__(self, frames: PageFrames, half: int = PERSISTENT, lru: Lru | None = None) -> None:
@@ -152,7 +156,7 @@ class ZbudPool(Allocator):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object, beside another one where it fits best (see Allocator)."""
+        """Return the handle of a new object, in the frame where it fits best (see Allocator)."""
         if not 0 < size <= self._page_size:
             raise ValueError(f"an object of {size} bytes does not fit a page of {self._page_size}")
         chunks = (size + self._chunk - 1) // self._chunk
@@ -173,7 +177,7 @@ class ZbudPool(Allocator):
             self.failed_alloc += 1
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
-        # The frame may hold an earlier owner's bytes, but not in the live word.
+        # Bytes of an earlier owner may stay, but not in the live word.
         self._live_words[frame * self._page_size >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
         self._pairs[frame * 2] = self._seal + chunks * _IN_PAIR
@@ -187,7 +191,7 @@ class ZbudPool(Allocator):
         return frame * self._page_size
 
     def _join(self, number: int, frame: int, chunks: int) -> int:
-        """Make the second buddy of a frame that is on an unbuddied list; return its handle."""
+        """Add the second buddy to a frame of an unbuddied list; return its handle."""
         self._unlink(number, frame)
         both = self._words[frame * 4] >> _FIRST
         if both & 255:
@@ -196,7 +200,7 @@ class ZbudPool(Allocator):
         else:
             handle = frame * self._page_size
             both |= chunks
-        # Before there are chunks, so that nobody takes for an object what lay there.
+        # DEAD comes before the chunks, so that old bytes are not taken for a live object.
         self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_OFF_CHAIN)
         self._pairs[frame * 2] = self._seal + both * _IN_PAIR
@@ -226,7 +230,7 @@ class ZbudPool(Allocator):
                 self._unlink(NCHUNKS - own, frame)
                 if self._lru is not None:
                     self._lru.remove(frame)
-            # The live word stays as it is: no successor reads memory outside a sealed frame.
+            # The live word stays: no successor reads memory outside a sealed frame.
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(frame)
             return
@@ -254,7 +258,7 @@ class ZbudPool(Allocator):
         return found
 
     def free_run(self, first: int) -> None:
-        """Give back a frame with its buddies (see Allocator)."""
+        """Free a frame with its buddies (see Allocator)."""
         state = self._own_state(first)
         one, other = state >> _FIRST & 255, state >> _LAST
         self._unlink(_BUDDIED if one and other else NCHUNKS - one - other, first)
@@ -264,7 +268,7 @@ class ZbudPool(Allocator):
         self._frames.free(first)
 
     def _buddies(self, frame: int) -> list[tuple[int, int]]:
-        """Return (handle, bytes of room) of a frame's buddies, live or not; none of a body."""
+        """Return (handle, bytes of room) of a frame's buddies, live or not; none for a body."""
         state = self._words[frame * 4]
         first, last = (state >> _FIRST & 255) * self._chunk, (state >> _LAST) * self._chunk
         base = frame * self._page_size
@@ -272,9 +276,9 @@ class ZbudPool(Allocator):
         return [*found, (base + self._page_size - last, last)] if last else found
 
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
-        """Bring frames with one object together in pairs, while there is a pair that fits.
+        """Join frames with one object in pairs while a pair fits.
 
-        (see Allocator).
+        See Allocator.
         """
         freed = 0
         while freed < max_moves and self._mask:
@@ -307,7 +311,7 @@ class ZbudPool(Allocator):
     # A successor's beginning.
 
     def adopt(self) -> int:
-        """Rebuild everything from the sealed frames and their live words (see Allocator)."""
+        """Rebuild all state from the sealed frames and their live words (see Allocator)."""
         words = self._words
         empty: list[int] = []
         for frame in self._frames.used_runs(self._half):
@@ -317,7 +321,7 @@ class ZbudPool(Allocator):
                 continue
             if words[frame * 4] >> _FIRST == NCHUNKS:
                 self._pairs[frame * 2] = self._seal + NCHUNKS * _IN_PAIR
-                words[frame * 4 + 2] = 0  # nobody has claimed it
+                words[frame * 4 + 2] = 0  # not claimed yet
                 self._bodies += 1
                 continue
             first = last = 0
@@ -340,7 +344,7 @@ class ZbudPool(Allocator):
         return self._wrong
 
     def _makes_sense(self, frame: int) -> bool:
-        """Say whether the words of a sealed frame are some that a death leaves."""
+        """Return whether a death can leave the words of a sealed frame as they are."""
         state, word = self._words[frame * 4], self._words[frame * 4 + 1]
         first, last = state >> _FIRST & 255, state >> _LAST
         if (
@@ -350,7 +354,7 @@ class ZbudPool(Allocator):
             or last == NCHUNKS
         ):
             return False
-        # In an older arena, a word 1 without a mark has no chunks either.
+        # In an older arena, a word 1 without a mark has no chunks.
         return word < MARKED or word >> CHAIN_SHIFT & CHAIN_MASK == state >> _FIRST
 
     def each_span(self, found: Callable[[int, int, int], None]) -> None:
@@ -360,19 +364,19 @@ class ZbudPool(Allocator):
                 found(handle, room, 1)
 
     def is_body(self, first: int) -> bool:
-        """Say whether a used frame is that of a body."""
+        """Return whether a used frame holds a body."""
         return self._words[first * 4] == self._sealed | NCHUNKS << _FIRST
 
-    # What there is.
+    # Totals and checks.
 
     def used_frames(self) -> int:
         """Return the number of frames held."""
         return sum(self._counts) + self._bodies
 
     def freeable_frames(self) -> int:
-        """Return the number of frames that compaction would set free.
+        """Return the number of frames that compaction would free.
 
-        Pairs, the smallest with the largest that fits.
+        It is the number of pairs, the smallest with the largest that fits.
         """
         by_chunks = [0, *self._counts[:0:-1]]
         pairs, small, large = 0, 1, NCHUNKS - 1
@@ -407,7 +411,7 @@ class ZbudPool(Allocator):
         )
 
     def _list(self, number: int) -> Iterator[int]:
-        """Yield the frames of one list, proving the back links."""
+        """Yield the frames of one list, verifying the back links."""
         frame, previous = self._heads[number], 0
         while frame:
             if self._words[frame * 4 + 3] != previous:
@@ -416,12 +420,12 @@ class ZbudPool(Allocator):
             previous, frame = frame, self._words[frame * 4 + 2]
 
     def check(self) -> None:
-        """Walk all lists and all frames and prove the invariants named in this file's header.
+        """Walk all lists and all frames; verify the invariants in this file's header.
 
         Never on the page path.
 
         Raises:
-            InvariantError: naming the frame or list that is wrong.
+            InvariantError: the message names the frame or list.
         """
         listed: dict[int, int] = {}
         for number in range(NCHUNKS):

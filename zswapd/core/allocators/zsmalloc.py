@@ -1,40 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """zsmalloc: dense storage of compressed pages of any size up to a page.
 
-Objects of one size class share zspages of 1 to N frames that lie side by side, so an object that
-crosses a frame needs no copy. `alloc` takes room from the fullest zspage that has some, and the
-sparse ones drain. A zspage whose last object goes is given back to pageframes at once. Density has
-a price: one object can keep N frames alive, and only compaction, which moves objects, frees them.
+Objects of one size class share zspages of 1 to N adjacent frames. So an object that crosses a frame
+boundary needs no copy. `alloc` takes room from the fullest zspage that has room, so the sparse ones
+drain. A zspage goes back to pageframes as soon as its last object is freed. The price of density:
+one object can keep N frames in use, and only compaction, which moves objects, frees them.
 
-Everything about a zspage is in the frame table's words of its first frame, nothing in Python
-objects:
+All data about a zspage is in the frame table's words of its first frame, and no Python object holds
+any:
 
     word 0   state and seal (4 bits) | class number (10) | half (2) | objects in use (16)
     word 1   frames (8 bits) | 1 + number of the first object on the free list, 0 if none (16) |
              the seal's mark (8)
-    word 2,3 next and previous zspage in the same fullness group (the full ones are on no list);
-             in a body's zspage, word 2 is 1 when it was adopted and claimed
+    word 2,3 next and previous zspage in the same fullness group (a full one is on no list).
+             For a body, word 2 is 1 when the body was adopted and claimed.
 
-The class of a whole page is that of bodies (base.py) alone: one object in a zspage of one frame,
-of which neither the live word nor a free list is ever read.
+The class of a whole page is that of bodies alone (base.py). Its zspage has one object in one frame,
+and neither its live word nor its free list is ever read.
 
-What a successor finds after a death at any instruction: a zspage counts from the moment when it is
-sealed, which `_new_zspage` does when all its live words are DEAD, until it gives its frames back,
-which unseals it first. Within a zspage, the live words are the truth, and each changes by one
-store; use, free list and groups are made from them again (`adopt`). Compaction writes a copy's live
-word after all else of it, so that there are two whole objects for a moment, and never half a one.
+A successor after a death at any instruction relies on this. A zspage counts from its seal until its
+frames are freed. `_new_zspage` writes the seal when all live words are DEAD, and freeing the frames
+unseals the zspage first. Within a zspage the live words are the truth, and each changes by one
+store. `adopt` rebuilds use, free list and groups from them. Compaction writes the live word of a
+copy last. So there are two whole objects for a moment, and never half an object.
 
-An object is counted before it is made live, and is dead before it is counted out. So a death leaves
-at most one zspage that counts one object more than live in it. A second one is memory that has
-changed by itself, and so is a zspage that counts fewer.
+An object is counted before it becomes live, and is dead before it is counted out. So a death leaves
+at most one zspage that counts one object more than it has live objects. A second such zspage is
+memory that has changed, and so is a zspage that counts fewer.
 
-Free objects are chained through themselves: the first eight bytes are DEAD (the live word,
-base.py), the next eight hold the number that word 1 has. While the free list is empty, the objects
-never used so far begin at "objects in use", so a new zspage needs no free list.
+Free objects are chained through themselves. The first eight bytes are DEAD (the live word,
+base.py). The next eight hold the number of the next free object plus 1, as word 1 does. While the
+free list is empty, the objects never used begin at number "objects in use". So a new zspage needs
+no free list.
 
-Invariants (`check` proves them): objects in use + free list + never used = objects of the class; a
-zspage with room is in the group that its use says and a full or empty one in none; the counts of
-objects, zspages and frames agree with the table.
+Invariants (`check` verifies them):
+
+- objects in use + free list + never used = objects of the class;
+- a zspage with room is in the group for its use, and a full one is in none;
+- the counts of objects, zspages and frames agree with the table.
 
 Source of the ideas: zsmalloc (Nitin Gupta, 2012) and its later compaction by fullness group
 (Minchan Kim).
@@ -71,23 +74,23 @@ if TYPE_CHECKING:
     from zswapd.core.allocators.pageframes import PageFrames
 
 ONE_OBJECT: Final = 1 << 16
-"""Added to word 0 for each object in use."""
+"""The amount of one object in use in word 0."""
 ONE_OBJECT_IN_PAIR: Final = ONE_OBJECT << LOW_SHIFT
-"""The same, in the 64-bit word that has the place of words 0 and 1."""
+"""The amount of one object in use in the 64-bit word that overlays words 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassStatistics:
-    """One line of the class table, in the columns of the kernel's zsmalloc debugfs file.
+    """One line of the class table, with the columns of the kernel's zsmalloc debugfs file.
 
     Attributes:
-        size: bytes an object.
-        by_group: zspages by fullness group, emptiest first; the full ones last.
+        size: bytes of an object.
+        by_group: zspages by fullness group, emptiest first, full ones last.
         objects: room for objects in all zspages.
         used_objects: objects in use.
         used_frames: frames held.
-        frames_per_zspage: frames a zspage.
-        freeable_frames: frames that compaction would set free.
+        frames_per_zspage: frames of a zspage.
+        freeable_frames: frames that compaction would free.
     """
 
     size: int
@@ -101,15 +104,15 @@ class ClassStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ZsStatistics:
-    """The pool as a whole.
+    """Counts of the whole pool.
 
     Attributes:
         objects: objects in use.
         zspages: zspages that exist.
-        used_frames: frames they hold.
-        object_bytes: bytes of the objects in use, at their class's size.
+        used_frames: frames of these zspages.
+        object_bytes: bytes of the objects in use, at the size of their class.
         failed_alloc: requests refused because pageframes had no run (zcache's name).
-        pages_compacted: frames that compaction set free since the start (zram's name).
+        pages_compacted: frames that compaction freed since the start (zram's name).
         objects_moved: objects that compaction moved since the start.
         classes: the class table, without classes that hold nothing.
     """
@@ -141,15 +144,15 @@ class Groups:
 
 
 class ZsPool(Allocator):
-    """A pool of objects of 1 byte to a page.
+    """The zsmalloc allocator, for objects of 1 byte to a page.
 
     Args:
         frames, half, lru: see Allocator.
-        max_zspage_frames: longest zspage in frames, 1 to 16. Longer ones waste less and are harder
-            to empty.
+        max_zspage_frames: longest zspage in frames, 1 to 16. Longer zspages waste less and are
+            harder to empty.
 
     Attributes:
-        classes: the size classes, smallest first; the last one is that of bodies.
+        classes: the size classes, smallest first. The last one is that of bodies.
     """
 
     def __init__(
@@ -174,7 +177,7 @@ class ZsPool(Allocator):
     # The page path.
 
     def alloc(self, size: int) -> int:
-        """Return the handle of a new object in the fullest zspage that has room (see Allocator)."""
+        """Return the handle of a new object in the fullest zspage with room (see Allocator)."""
         if not 0 < size <= self._page_size:
             raise ValueError(f"an object of {size} bytes does not fit a page of {self._page_size}")
         size_class = self.classes[self._class_of[(size + self._step - 1) // self._step]]
@@ -235,11 +238,11 @@ class ZsPool(Allocator):
             groups.zspages -= 1
             if self._lru is not None and size_class.objects > 1:
                 self._lru.remove(first)
-            # The live words stay as they are: no successor reads memory outside a zspage.
+            # The live words stay: no successor reads memory outside a zspage.
             reach(crashpoints.ZSPAGE_EMPTY)
             self._frames.free(first)
             return
-        # The object is dead by this one store. The chain may take any part of it afterwards.
+        # This one store makes the object dead. Any part of the chain update may follow.
         self._live_words[handle >> 3] = DEAD
         reach(crashpoints.OBJECT_DEAD)
         chain = words[word + 1]
@@ -254,18 +257,18 @@ class ZsPool(Allocator):
             self._link(groups, new_group, first)
 
     def _new_zspage(self, size_class: SizeClass, groups: Groups) -> int:
-        """Make an empty zspage and put it into the emptiest group; return its first frame, or 0."""
+        """Make an empty zspage in the emptiest group; return its first frame, or 0."""
         first = self._frames.alloc(size_class.frames, self._half)
         if not first:
             self.failed_alloc += 1
             return 0
         reach(crashpoints.ZSPAGE_TAKEN)
         base = first * self._page_size
-        # The frames may hold an earlier owner's bytes, but not in the live words.
+        # Bytes of an earlier owner may stay, but not in the live words.
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
             self._live_words[handle >> 3] = DEAD
         reach(crashpoints.ZSPAGE_CLEARED)
-        # From this store on the zspage counts.
+        # The zspage counts from this store on.
         self._pairs[first * 2] = self._seals[size_class.number]
         reach(crashpoints.ZSPAGE_SEALED)
         if self._lru is not None and size_class.objects > 1:
@@ -309,7 +312,7 @@ class ZsPool(Allocator):
         )
 
     def free_run(self, first: int) -> None:
-        """Give back a zspage with all its objects (see Allocator)."""
+        """Free a zspage with all its objects (see Allocator)."""
         state = self._own_state(first)
         size_class = self.classes[state >> 4 & 0x3FF]
         groups = self._groups[size_class.number]
@@ -325,7 +328,7 @@ class ZsPool(Allocator):
         self._frames.free(first)
 
     def _live_objects(self, first: int, size_class: SizeClass) -> Iterator[int]:
-        """Yield the handles of a zspage's living objects."""
+        """Yield the handles of a zspage's live objects."""
         base = first * self._page_size
         for handle in range(base, base + size_class.objects * size_class.size, size_class.size):
             if self._live_words[handle >> 3] != DEAD:
@@ -334,9 +337,9 @@ class ZsPool(Allocator):
     # Compaction.
 
     def compact(self, moved: Callable[[int, int], None], max_moves: int = 1 << 62) -> int:
-        """Empty sparse zspages into fuller ones of their class, while that sets frames free.
+        """Empty sparse zspages into fuller ones of their class while that frees frames.
 
-        (see Allocator).
+        See Allocator.
         """
         freed = 0
         for size_class, groups in zip(self.classes, self._groups, strict=True):
@@ -346,7 +349,7 @@ class ZsPool(Allocator):
                 max_moves -= moves
                 self.objects_moved += moves
                 if self._words[source * 4] & STATE_MASK == USED:
-                    break  # stopped by max_moves in the middle of it
+                    break  # max_moves stopped it before the zspage was empty
                 freed += size_class.frames
         self.pages_compacted += freed
         return freed
@@ -354,10 +357,10 @@ class ZsPool(Allocator):
     def _empty_zspage(
         self, size_class: SizeClass, source: int, moved: Callable[[int, int], None], max_moves: int
     ) -> int:
-        """Move the objects of one zspage to the fullest others; return how many were moved."""
+        """Move the objects of one zspage to the fullest others; return the number of moves."""
         groups = self._groups[size_class.number]
         word = source * 4
-        # The zspage is on no list now, so that `alloc` puts none of its objects into itself.
+        # The zspage is on no list meanwhile, so that `alloc` does not choose it.
         self._unlink(groups, size_class.group_of[self._words[word] >> 16], source)
         self._isolated = source
         moves = 0
@@ -382,11 +385,11 @@ class ZsPool(Allocator):
         return moves
 
     def _freeable(self, size_class: SizeClass, groups: Groups) -> int:
-        """Return how many zspages of a class the others have room for."""
+        """Return the number of zspages of a class that fit into the room of the others."""
         return groups.zspages - -(-groups.objects // size_class.objects)
 
     def freeable_frames(self) -> int:
-        """Return the number of frames that compaction would set free."""
+        """Return the number of frames that compaction would free."""
         return sum(
             self._freeable(c, g) * c.frames for c, g in zip(self.classes, self._groups, strict=True)
         )
@@ -394,7 +397,7 @@ class ZsPool(Allocator):
     # Adoption by a successor.
 
     def adopt(self) -> int:
-        """Rebuild everything from the sealed zspages and their live words (see Allocator)."""
+        """Rebuild all state from the sealed zspages and their live words (see Allocator)."""
         words = self._words
         empty: list[int] = []
         for first in self._frames.used_runs(self._half):
@@ -421,10 +424,7 @@ class ZsPool(Allocator):
         return self._wrong
 
     def _adopt_zspage(self, first: int, size_class: SizeClass) -> int:
-        """Rebuild use and free list of a zspage from its live words.
-
-        Return how many objects are in use.
-        """
+        """Rebuild use and free list of a zspage from its live words; return the objects in use."""
         live_words, seal = self._live_words, self._seals[size_class.number]
         if size_class.objects == 1:
             self._pairs[first * 2] = seal + ONE_OBJECT_IN_PAIR
@@ -432,7 +432,7 @@ class ZsPool(Allocator):
             return 1
         used = chain = 0
         base, step = first * self._page_size >> 3, size_class.size >> 3
-        # One slice for all live words: read one by one, they take a third longer.
+        # One slice for all live words: reading them one by one takes a third longer.
         run: list[int] = live_words[base : base + size_class.objects * step : step].tolist()
         for number in range(size_class.objects - 1, -1, -1):
             life = run[number]
@@ -446,7 +446,7 @@ class ZsPool(Allocator):
             self._found_unfinished()
         elif counted != used:
             self._found_wrong()
-        # Objects behind the last one in use count as never used: they need no place on the list.
+        # Objects behind the last one in use count as never used, so they are not on the free list.
         self._pairs[first * 2] = (
             seal + used * ONE_OBJECT_IN_PAIR + (chain << CHAIN_SHIFT + HIGH_SHIFT)
         )
@@ -459,10 +459,10 @@ class ZsPool(Allocator):
                 found(first * self._page_size, size_class.size, size_class.objects)
 
     def is_body(self, first: int) -> bool:
-        """Say whether a used run is that of a body."""
+        """Return whether a used run holds a body."""
         return self._words[first * 4] & 0xFFFF == self._sealed | self.classes[-1].number << 4
 
-    # The books.
+    # Totals and checks.
 
     def _zspages(self) -> Iterator[tuple[int, SizeClass]]:
         """Yield (first frame, class) of every zspage, from the frame table."""
@@ -476,7 +476,7 @@ class ZsPool(Allocator):
     def statistics(self) -> ZsStatistics:
         """Return a frozen snapshot, with the class table.
 
-        Takes as long for a large pool as for a small one.
+        The time does not depend on the size of the pool.
         """
         rows = []
         for size_class, groups in zip(self.classes, self._groups, strict=True):
@@ -504,7 +504,7 @@ class ZsPool(Allocator):
         )
 
     def _list(self, groups: Groups, group: int) -> Iterator[int]:
-        """Yield the zspages of one fullness group, proving the back links."""
+        """Yield the zspages of one fullness group, verifying the back links."""
         first, previous = groups.heads[group], 0
         while first:
             if self._words[first * 4 + 3] != previous:
@@ -515,12 +515,12 @@ class ZsPool(Allocator):
             previous, first = first, self._words[first * 4 + 2]
 
     def check(self) -> None:
-        """Walk all lists and all zspages and prove the invariants named in this file's header.
+        """Walk all lists and all zspages; verify the invariants in this file's header.
 
         Never on the page path.
 
         Raises:
-            InvariantError: naming the zspage or class that is wrong.
+            InvariantError: the message names the zspage or class.
         """
         listed: dict[int, int] = {}
         for groups in self._groups:
@@ -559,10 +559,7 @@ class ZsPool(Allocator):
                 )
 
     def _check_zspage(self, first: int, size_class: SizeClass, used: int) -> None:
-        """Prove that a zspage's free list holds dead objects only, each once.
-
-        And that the counts leave none out.
-        """
+        """Verify that a zspage's free list has all its dead objects, and no others, each once."""
         chain = self._words[first * 4 + 1]
         if chain & 255 != size_class.frames:
             raise InvariantError(

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compressors by name.
+"""The compressors by name.
 
-A new one is a class with the shape of `base.Compressor` in a module of its own, and a line in
-`_ALL`.
+A new compressor is a class like `base.Compressor` in a module of its own, and an entry in `_ALL`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def get(name: str) -> Compressor:
     """Return the compressor of that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no compressor of that name.
     """
     for compressor in _ALL:
         if compressor.name == name:
@@ -38,5 +37,5 @@ def get(name: str) -> Compressor:
 
 
 def by_codec() -> dict[int, Compressor]:
-    """Return all compressors by the number that object headers carry."""
+    """Return all compressors by their number in object headers."""
     return {compressor.codec: compressor for compressor in _ALL}

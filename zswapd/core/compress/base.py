@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a compressor is.
+"""The interface of a compressor, and the codec numbers.
 
-The codec's number stands in every stored object's header, so numbers are for ever: never reuse one.
+The header of every stored object has the number of its codec. So numbers are permanent and must
+never be used again.
 """
 
 from __future__ import annotations
@@ -9,21 +10,20 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 SAME_FILLED: Final = 0
-"""Number kept in the header of a page that is one machine word repeated; the word is all its data.
-"""
+"""Codec number of a page that is one machine word repeated. The word is all its data."""
 RAW: Final = 1
-"""Number kept in the header of a page that is stored as it is."""
+"""Codec number of a page that is stored uncompressed."""
 FIRST_CODEC: Final = 2
 LZ4: Final = 2
-"""Number of LZ4 blocks, which `core/pam/_pages.c` makes and reads too."""
+"""Codec number of LZ4 blocks, which `core/pam/_pages.c` writes and reads too."""
 
 
 class Compressor(Protocol):
-    """One algorithm.
+    """One compression algorithm.
 
     Attributes:
-        name: what the configuration calls it.
-        codec: its number in object headers.
+        name: name in the configuration.
+        codec: number in object headers.
     """
 
     name: str
@@ -39,5 +39,5 @@ class Compressor(Protocol):
         """Return the page.
 
         Raises:
-            CorruptedPageError: `data` is not what `compress` made of a page of that size.
+            CorruptedPageError: `data` is not a page of that size, compressed by `compress`.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""LZ4 blocks (python-lz4): the fastest to decompress, hence the default for swap."""
+"""LZ4 blocks (python-lz4). LZ4 is the fastest to decompress, so it is the default for swap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _decompress: Final = lz4.block.decompress
 
 
 class Lz4:
-    """LZ4's fast mode without a stored length: the page size is known."""
+    """LZ4's fast mode, without a stored length, since the page size is known."""
 
     name = "lz4"
     codec = LZ4
@@ -26,7 +26,11 @@ class Lz4:
         return data
 
     def decompress(self, data: memoryview, page_size: int) -> bytes:
-        """Return the page; raises CorruptedPageError if the block is damaged or does not make a whole page."""
+        """Return the page.
+
+        Raises:
+            CorruptedPageError: the block is damaged or is not a whole page.
+        """
         try:
             page: bytes = _decompress(data, page_size)
         except lz4.block.LZ4BlockError as error:

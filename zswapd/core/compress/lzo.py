@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""LZO1X-1 (python-lzo): compresses as fast as LZ4, a little denser on some data.
+"""LZO1X-1 (python-lzo): compresses as fast as LZ4, decompresses slower.
 
-Slower to decompress.
+It is a little denser on some data.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _decompress: Final = lzo.decompress
 
 
 class Lzo:
-    """LZO1X-1 without python-lzo's own header; the page size is known.
+    """LZO1X-1 without python-lzo's own header, since the page size is known.
 
-    python-lzo takes `bytes` only, so each way costs one copy.
+    python-lzo takes `bytes` only, so each direction costs one copy.
     """
 
     name = "lzo"
@@ -31,7 +31,11 @@ class Lzo:
         return data
 
     def decompress(self, data: memoryview, page_size: int) -> bytes:
-        """Return the page; raises CorruptedPageError if the block is damaged or does not make a whole page."""
+        """Return the page.
+
+        Raises:
+            CorruptedPageError: the block is damaged or is not a whole page.
+        """
         try:
             page: bytes = _decompress(bytes(data), False, page_size)  # noqa: FBT003 - header, length
         except lzo.error as error:

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Zstandard (python-zstandard).
+"""Zstandard (python-zstandard): a fifth to a third smaller than LZ4, five times slower both ways.
 
-A fifth to a third smaller than LZ4, five times slower to make and to read.
+It is meant for pages that were not used for a long time (core/reclaim/recompress.py). As the codec
+for new pages it works like the others.
 
-Meant for pages that nobody has used for long (core/reclaim/recompress.py); as codec for new pages
-it works like the others.
+An object has the frame without its first seven bytes, which are the same for all pages of a size.
+They are the magic number, "single segment, no checksum, no dictionary", and the page size. So
+damaged data cannot ask for more memory than a page.
 
-What is kept is a frame without its first seven bytes, which are the same for all pages of a size:
-magic number, "single segment, no checksum, no dictionary", the page size. So data that was damaged
-cannot ask for more memory than a page.
+Both contexts are made once, and a page's frame is decoded in one pass from buffer to buffer. After
+the first page, which the self-test of every worker sends through, the library allocates no memory
+except the bytes that it returns.
 
-Both contexts are made once, and a page's frame is decoded in one pass from buffer to buffer: after
-the first page, which the self-test of every worker sends through, the library asks nobody for
-memory, but for the bytes it returns.
-
-Level 3: on pages of programs and text 20 µs a page for 61 % of its size (LZ4: 78 %). Level 9 takes
-80 µs for 60 %.
+Level 3 takes 20 µs for a page of programs and text, and gives 61 % of its size (LZ4: 78 %). Level 9
+takes 80 µs and gives 60 %.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ _decompress: Final = zstandard.ZstdDecompressor().decompress
 
 
 def _head(page_size: int) -> bytes:
-    """Return how the frame of every page of that size begins."""
+    """Return the first bytes of the frame of every page of that size."""
     if page_size < 256 + (1 << 16):
         return _MAGIC + b"\x60" + (page_size - 256).to_bytes(2, "little")
     return _MAGIC + b"\xa0" + page_size.to_bytes(4, "little")
@@ -48,14 +46,14 @@ class Zstd:
     codec = 4
 
     def __init__(self) -> None:
-        self._heads = {size: _head(size) for size in (4096, 16384, 65536)}  # Linux has no others
+        self._heads = {size: _head(size) for size in (4096, 16384, 65536)}  # Linux's page sizes
 
     def compress(self, page: memoryview) -> bytes:
         """Return the page's frame without its head.
 
         Raises:
-            InvariantError: the library makes other frames than it did; the self-test finds that
-                before anything is served.
+            InvariantError: the library makes frames with another head. The self-test detects that
+                before any page is served.
         """
         data: bytes = _compress(page)
         head = self._heads.get(len(page)) or _head(len(page))
@@ -66,7 +64,11 @@ class Zstd:
         return data[len(head) :]
 
     def decompress(self, data: memoryview, page_size: int) -> bytes:
-        """Return the page; raises CorruptedPageError if the frame is damaged or does not make a whole page."""
+        """Return the page.
+
+        Raises:
+            CorruptedPageError: the frame is damaged or is not a whole page.
+        """
         try:
             page: bytes = _decompress(
                 b"".join((self._heads.get(page_size) or _head(page_size), data))

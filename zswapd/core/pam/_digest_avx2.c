@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * See _digest.h. A file of its own, for what the header decides it decides once a file. gcc takes
- * the pragma for all that follows; a compiler that does not leaves __AVX2__ undefined.
+ * The AVX2 version of _digest.h. It has a file of its own because the library's header selects
+ * registers once per file. gcc applies the pragma to all that follows. A compiler that ignores the
+ * pragma leaves __AVX2__ undefined.
  */
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What zpages.py does with an LZ4 page, in one call each way: a page into a scratch buffer, from
- * there behind its header into an object, and back. zpages.py is the reference: it says what a
- * header is and in which order it is written, reads what is written here and the other way round,
- * and does alone what comes up seldom (other codecs, pages that are kept as they are).
+ * LZ4 pages in one call each way: a page into a scratch buffer, from there into an object behind
+ * its header, and back. zpages.py is the reference. It defines the header and the order in which it
+ * is written. Each reads what the other has written. zpages.py alone handles the rare cases (other
+ * codecs, raw pages).
  *
- * Why: the library's Python module makes a heap buffer, a bytes object and a copy of it for each
- * page; slices, header fields and checksum are some twenty objects more. A store takes a tenth less
- * time so, a load a third (docs/benchmarks.md).
+ * Why: for each page, the library's Python module makes a heap buffer, a bytes object and a copy of
+ * it. Slices, header fields and checksum are about twenty objects more. In C, a store takes a tenth
+ * less time and a load a third less (docs/benchmarks.md).
  *
  * Invariants
- *   - An object comes to life as in zpages.py: data, header behind the live word, live word
- *     by one 64-bit store, each visible before the next. A crash point that is armed is reached
- *     between the same two writes.
- *   - Nothing beyond the arena is touched, whatever a damaged header says: lengths are checked
- *     before they are used.
- *   - No memory is asked for: scratch buffer and LZ4's table are made, and touched, with the
- *     Packer.
+ * - An object becomes live as in zpages.py: data, then the header behind the live word, then the
+ *   live word by one 64-bit store. Each is visible before the next. An armed crash point is reached
+ *   between the same two writes.
+ * - Nothing beyond the arena is touched, whatever a damaged header says. Lengths are checked before
+ *   they are used.
+ * - No call asks for memory. The scratch buffer and LZ4's table are allocated and touched with the
+ *   Packer.
  *
- * Limits: one thread at a time, the GIL is held. The arena's view is looked at in each call, since
- * an arena that is closed releases it, and may do so without asking who else has it.
+ * Limits: one thread at a time, with the GIL held. Each call checks the arena's view, since closing
+ * an arena releases the view even while this object holds it.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -32,18 +32,18 @@
 
 #include "_digest.h"
 
-/* zswapd/compress: numbers in headers. */
+/* Codec numbers in headers (zswapd/core/compress/base.py). */
 #define SAME_FILLED 0
 #define RAW 1
 #define LZ4_CODEC 2
 
-/* Results of unpack() and weigh() that are no codec. */
+/* Results of unpack() and weigh() that are not a codec or a length. */
 #define NOT_THE_PAGE (-1)
 #define WRONG_CHECKSUM (-2)
 #define NO_LZ4_BLOCK (-3)
 #define NO_PAGE (-4)
 
-/* zswapd/core/pam/base.py has the same. */
+/* The header of zswapd/core/pam/base.py. */
 struct zheader {
 	uint32_t check;
 	uint32_t generation;
@@ -55,20 +55,20 @@ struct zheader {
 };
 
 #define HEADER_BYTES sizeof(struct zheader)
-#define COVERED 8 /* the checksum begins behind the live word */
-#define DEAD_CHECK 0x5DEAD5A3U /* of an object that is not in use: zswapd/core/allocators/base.py */
+#define COVERED 8 /* the checksum covers what follows the live word */
+#define DEAD_CHECK 0x5DEAD5A3U /* of a free object: zswapd/core/allocators/base.py */
 
 _Static_assert(sizeof(struct zheader) == 24, "the header has no gaps");
 
 typedef struct {
 	PyObject_HEAD
-	PyObject *memory;  /* a memoryview */
-	size_t page;       /* bytes */
-	int capacity;      /* of scratch, bytes */
-	int length;        /* what pack() has left there, 0 before */
+	PyObject *memory;  /* a memoryview of the arena */
+	size_t page;       /* bytes of a page */
+	int capacity;      /* bytes of scratch */
+	int length;        /* bytes that pack() has left in scratch; 0 before the first */
 	int codec;
 	char *scratch;
-	LZ4_stream_t stream; /* its table of hashes, 16 KiB */
+	LZ4_stream_t stream; /* includes the hash table, 16 KiB */
 	PyObject *reach;   /* crashpoints.reach */
 	long points[4];    /* STORE_DATA, STORE_HEADER, STORE_CHECKED, STORE_ALIVE */
 } Packer;
@@ -79,12 +79,11 @@ static uint32_t checksum(const char *object, size_t length, uint32_t generation)
 {
 	uint32_t sum = (uint32_t)digest(object + COVERED, HEADER_BYTES - COVERED + length, generation);
 
-	return sum != 0 ? sum : 1; /* 0 is no checksum */
+	return sum != 0 ? sum : 1; /* 0 means no checksum */
 }
 
 /*
- * The address of an object of at least `length` bytes of data, NULL if it would not lie in the
- * arena.
+ * Return the address of an object with `length` bytes of data; NULL if it is not inside the arena.
  */
 static char *object_at(const Packer *self, uint64_t handle, size_t length)
 {
@@ -96,7 +95,7 @@ static char *object_at(const Packer *self, uint64_t handle, size_t length)
 	return end >= handle && end <= (uint64_t)arena->len && handle % 8 == 0 ? (char *)arena->buf + handle : NULL;
 }
 
-/* The same for one that has to exist; raises IndexError. */
+/* The same, but with IndexError if the object is not inside the arena. */
 static char *own_object(const Packer *self, PyObject *handle, size_t length)
 {
 	unsigned long long number = PyLong_AsUnsignedLongLong(handle);
@@ -110,7 +109,7 @@ static char *own_object(const Packer *self, PyObject *handle, size_t length)
 	return object;
 }
 
-/* Whether an object may have so much data, as its header says. */
+/* Return whether the data of an object, with the length in its header, ends inside the arena. */
 static bool fits(const Packer *self, const char *object, size_t length)
 {
 	const Py_buffer *arena = PyMemoryView_GET_BUFFER(self->memory);
@@ -120,7 +119,7 @@ static bool fits(const Packer *self, const char *object, size_t length)
 
 static bool is_whole(const char *object, const struct zheader *header)
 {
-	/* Of the header alone, 16 bytes, if the page was stored while checksums were off. */
+	/* A page stored while checksums were off has a checksum of its header alone, 16 bytes. */
 	return (header->codec > RAW && header->check == checksum(object, 0, header->generation)) ||
 	       header->check == checksum(object, header->length, header->generation);
 }
@@ -132,7 +131,7 @@ static bool is_same_filled(const char *page, size_t size)
 	memcpy(&first, page, 8);
 	memcpy(&middle, page + size / 2, 8);
 	memcpy(&last, page + size - 8, 8);
-	/* Equal to itself, a word further: all words are the first. */
+	/* The page equals itself moved by one word, so all words equal the first. */
 	return first == middle && first == last && memcmp(page, page + 8, size - 8) == 0;
 }
 
@@ -153,9 +152,10 @@ static PyObject *packer_pack(Packer *self, PyObject *page)
 	} else {
 		self->codec = LZ4_CODEC;
 		/*
-		 * As the library's Python module does: a tenth faster for these few bytes than
-		 * LZ4_compress_default(), whose table has more and shorter hashes. A stream's fast
-		 * reset is no way to spare the 16 KiB of memset: twice the time.
+		 * LZ4_compress_fast_continue(), as in the library's Python module. For one page it
+		 * is a tenth faster than LZ4_compress_default(), which has a larger table of
+		 * shorter hashes. LZ4_initStream() clears 16 KiB. A fast reset of the stream would
+		 * avoid that, but takes twice the time.
 		 */
 		LZ4_initStream(&self->stream, sizeof(self->stream));
 		self->length =
@@ -167,7 +167,7 @@ static PyObject *packer_pack(Packer *self, PyObject *page)
 	return PyLong_FromLong((long)self->length << 8 | self->codec);
 }
 
-/* Die here, or raise, if this is what a test has armed. */
+/* Call crashpoints.reach if a test has armed this crash point: it dies or raises. */
 static int reach(const Packer *self, int place, long armed)
 {
 	PyObject *point, *result;
@@ -229,8 +229,8 @@ static PyObject *packer_commit(Packer *self, PyObject *const *args, Py_ssize_t c
 }
 
 /*
- * Write the page of a whole object into `out`, if its codec is one of ours; the codec, or what is
- * wrong.
+ * Write the page of a whole object into `out` if the codec is LZ4 or same-filled. Return the codec,
+ * or NO_LZ4_BLOCK.
  */
 static long unpack(const Packer *self, const char *object, const struct zheader *header, char *out)
 {
@@ -296,7 +296,7 @@ static PyObject *packer_weigh(Packer *self, PyObject *handle)
 	return PyLong_FromLong((long)header.length << 8 | header.codec);
 }
 
-/* Whether the header of an object of `room` bytes is that of a page, and the checksum agrees. */
+/* Return whether an object of `room` bytes has the header of a page and a right checksum. */
 static bool is_page(const Packer *self, const char *object, const struct zheader *header, size_t room)
 {
 	return header->generation != 0 && header->length != 0 && HEADER_BYTES + header->length <= room &&
@@ -319,8 +319,8 @@ static PyObject *tuple_of(const uint64_t *numbers, Py_ssize_t count)
 }
 
 /*
- * Append what the header of one object says, unless the object is dead; -1 with an exception if
- * that failed.
+ * Append the contents of one object's header, unless the object is dead. Return -1 with an
+ * exception on failure.
  */
 static int survey_object(const Packer *self, PyObject *found, uint64_t handle, size_t room)
 {
@@ -407,7 +407,7 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 	if (self == NULL)
 		return NULL;
 	self->page = page;
-	memset(&self->stream, 0xff, sizeof(self->stream)); /* zeros may be nobody's memory yet */
+	memset(&self->stream, 0xff, sizeof(self->stream)); /* touch its memory */
 	self->capacity = LZ4_compressBound((int)page);
 	self->scratch = PyMem_Calloc(1, (size_t)self->capacity);
 	if (self->scratch == NULL) {

@@ -5,36 +5,34 @@ NO_LZ4_BLOCK: int
 NO_PAGE: int
 
 def digests(data: bytes | memoryview, seed: int) -> tuple[int, int]:
-    """Return XXH3 of some bytes as any processor makes it, and as this one does (_digest.h).
+    """Return XXH3 of some bytes by the version for any processor, and by the version in use.
 
-    For tests.
+    For tests (_digest.h).
     """
 
 class Packer:
-    """LZ4 pages of one arena (zpages.py does the same; the C file says why this is here)."""
+    """Packs and unpacks the LZ4 pages of one arena (see _pages.c; zpages.py is the reference)."""
 
     def __new__(cls, memory: memoryview, page_size: int) -> Packer:
-        """Make one.
+        """Make a packer.
 
         Args:
-            memory: the arena, a view of bytes that can be written; once that is released, there is
-                no object any more.
-            page_size: bytes, a power of two from 4096 to 65536.
+            memory: the arena, a writable view of bytes. After its release every access is an
+                IndexError.
+            page_size: bytes of a page, a power of two from 4096 to 65536.
 
         Raises:
-            ValueError: that is no page size, or `memory` of another kind.
+            ValueError: the page size or the kind of `memory` is wrong.
         """
 
     def pack(self, page: memoryview) -> int:
-        """Compress a page into the scratch buffer.
+        """Compress a page into the scratch buffer; return its length, times 256, plus its codec.
 
-        Return its length in bytes, times 256, plus its codec.
-
-        The codec is SAME_FILLED, with the one word as data, or LZ4's; the data may be longer than
-        the page.
+        The length is in bytes. The codec is SAME_FILLED with one word as data, or LZ4. The data may
+        be longer than the page.
 
         Raises:
-            ValueError: `page` is none.
+            ValueError: `page` does not have the length of a page.
         """
 
     def commit(
@@ -47,41 +45,38 @@ class Packer:
         checksum: bool,
         armed: int,
     ) -> None:
-        """Make a new object the page that was packed last.
+        """Store the page that was packed last in a new object.
 
         Args:
-            handle: of the object, whose live word is DEAD and which has room for header and data.
-            pool: for the header, as what follows.
-            oid: of the page.
-            index: of the page.
+            handle: that of the object. Its live word is DEAD, and it has room for header and data.
+            pool: tmem pool, for the header.
+            oid: object of the page.
+            index: index of the page.
             generation: serial number of the store.
-            checksum: put one there.
-            armed: the crash point that is armed, 0 for none.
+            checksum: let the checksum cover the data of a compressed page too.
+            armed: the crash point that is armed, or 0.
 
         Raises:
-            IndexError: the object would not lie in the arena.
-            ValueError: nothing was packed.
+            IndexError: the object is not inside the arena.
+            ValueError: no page was packed.
         """
 
     def unpack(self, handle: int, oid: int, index: int, out: memoryview) -> int:
-        """Check a page and write it into `out`, if its codec is SAME_FILLED or LZ4's.
-
-        Return the codec.
+        """Verify a page and write it into `out` if its codec is SAME_FILLED or LZ4.
 
         Returns:
-            The codec; NOT_THE_PAGE, WRONG_CHECKSUM or NO_LZ4_BLOCK if that is so.
+            The codec, or NOT_THE_PAGE, WRONG_CHECKSUM or NO_LZ4_BLOCK.
 
         Raises:
             IndexError: there can be no object at `handle`.
-            ValueError: `out` is not as long as a page.
+            ValueError: `out` does not have the length of a page.
         """
 
     def weigh(self, handle: int) -> int:
         """Return the length of a page's data, times 256, plus its codec.
 
-        Returns:
-            NO_PAGE if there is none, WRONG_CHECKSUM if it is damaged: nothing in its header may be
-                believed then.
+        The result is NO_PAGE if there is no page. It is WRONG_CHECKSUM if the page is damaged: no
+        field of its header can be trusted then.
 
         Raises:
             IndexError: there can be no object at `handle`.
@@ -90,16 +85,18 @@ class Packer:
     def survey(
         self, handle: int, size: int, count: int
     ) -> list[tuple[int, int, int, int, int, int, int]]:
-        """Return what the headers of objects in a row say, each verified by its checksum.
+        """Return the contents of the headers of adjacent objects, each verified by its checksum.
+
+        Dead objects are left out.
 
         Args:
-            handle: of the first object.
-            size: bytes of each.
-            count: number of objects; dead ones are left out.
+            handle: that of the first object.
+            size: bytes of each object.
+            count: number of objects.
 
         Returns:
-            Of each, handle, generation, object, index, bytes of data, codec, pool; of one that is
-            no page, is damaged, or whose data would not fit, all but the handle are 0.
+            Handle, generation, oid, index, bytes of data, codec and pool of each. All fields except
+            the handle are 0 if the object is no page, is damaged, or is too small for its data.
 
         Raises:
             IndexError: there can be no object there.

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page accessible memory: what tmem asks of whoever keeps a page.
+"""The back end interface of tmem (page accessible memory), the object header, and reject reasons.
 
-The header of every stored object, and reasons to refuse.
+Every stored object begins with a header of 24 bytes. In zcache, zv_hdr and zbud_hdr had the same
+purpose. The layout:
 
-The header, 24 bytes before the data (zcache had zv_hdr and zbud_hdr for the same purpose):
-
-    0   u32 checksum    of everything behind it, header and data; of the header alone if checksums are
-                        off and the data is compressed; never 0 (but in arenas of older layouts, if
-                        checksums were off there)
-    4   u32 generation  serial number of the store, never 0: of two copies of a page, the later one counts
+    0   u32 checksum    XXH3 of all that follows, header and data. Never 0. It covers the header
+                        alone if checksums are off and the data is compressed. Older layouts have
+                        0 here if checksums were off.
+    4   u32 generation  serial number of the store, never 0. Of two copies the later one counts.
     8   u64 oid         object in the pool
     16  u32 index       page in the object
     20  u16 length      bytes of data behind the header
-    22  u8  codec       how the data is compressed (core/compress/base.py)
+    22  u8  codec       compression of the data (core/compress/base.py)
     23  u8  pool        tmem pool
 
-It names the page, so that eviction can say what it evicts and a successor can rebuild the index
-from the arena alone. The generation and the checksum together are the allocators' live word,
-which is written last, by one 64-bit store.
+The header names the page. So eviction can name the pages that it evicts, and a successor can
+rebuild the index from the arena alone.
+
+The checksum and the generation together are the live word of the allocators. A store writes them
+last, by one 64-bit store.
 """
 
 from __future__ import annotations
@@ -40,34 +41,38 @@ MAX_POOLS: Final = 256
 MAX_OID: Final = (1 << 64) - 1
 MAX_INDEX: Final = (1 << 32) - 1
 NO_ROOM: Final = -1
-"""What `RewritingPam.rewrite` returns when there is no room for the copy just now."""
+"""The result of `RewritingPam.rewrite` if there is no room for the copy at the moment."""
 NO_NEED: Final = -2
-"""The same when a page has the codec already, or none."""
+"""The result of `RewritingPam.rewrite` if the page has the codec already, or has none."""
 
 
 class RejectReason(enum.IntEnum):
-    """Why a store was refused. The names are zcache's and zswap's where they mean the same."""
+    """The reason for refusing a store.
+
+    Names are those of zcache and zswap where they mean the same.
+    """
 
     COMPRESS_POOR = 1
-    """The page compresses to more than zv_max_zsize, and poor pages are not wanted."""
+    """The page compresses to more than zv_max_zsize, and `keep_poor` is off."""
     MEAN_COMPRESS_POOR = 2
-    """It is above zv_max_mean_zsize while the pool's mean is too, and poor pages are not wanted."""
+    """The page and the mean of the pool are both above zv_max_mean_zsize, and `keep_poor` is off.
+    """
     POOL_LIMIT_HIT = 3
     """The pool holds pool.limit bytes."""
     POLICY_PERCENT_EXCEEDED = 4
     """The pool holds zv_page_count_policy_percent of the system's memory."""
     FAILED_ALLOC = 5
-    """The reserve of populated frames is empty; it is refilled off the page path."""
+    """The reserve of populated frames is empty. It is refilled off the page path."""
     FAILED_OBJNODE = 6
-    """The reserve of index nodes is empty; likewise."""
+    """The reserve of index nodes is empty. It is refilled off the page path."""
     FROZEN = 7
     """The front end is frozen."""
     INDEX_LIMIT = 8
-    """The page's number is above what an index can hold."""
+    """The page number is above the largest that an index can hold."""
 
     @property
     def errno_(self) -> int:
-        """The errno that a writer gets: ENOSPC when it is a matter of room, else EIO."""
+        """The errno that a writer gets: ENOSPC if room is missing, EIO for all other reasons."""
         return errno.EIO if self in _NOT_ROOM else errno.ENOSPC
 
 
@@ -83,7 +88,7 @@ _NOT_ROOM = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PageKey:
-    """What a header says about the page behind it."""
+    """The contents of a header."""
 
     pool: int
     oid: int
@@ -95,13 +100,14 @@ class PageKey:
 
 
 class Adopter(Protocol):
-    """The index, as a back end sees it that finds its pages again."""
+    """The index, as a back end uses it during recovery."""
 
     def adopt_page(self, pool: int, oid: int, index: int, pampd: int) -> int:
-        """Take a page in if its place is empty.
+        """Enter a page if its place is empty.
 
         Returns:
-            0, the pampd that has the place, or a negative number if there can be no such page.
+            0 if the page was entered, the pampd that has the place, or a negative number if there
+            can be no page with this name.
 
         Raises:
             ArenaError: the index has no memory.
@@ -111,13 +117,13 @@ class Adopter(Protocol):
         """Return the pampd of a page, or 0."""
 
     def replace_page(self, pool: int, oid: int, index: int, old: int, new: int) -> bool:
-        """Let `new` stand for a page if `old` does; return whether it did."""
+        """Replace `old` by `new` as the pampd of a page; return False if it has another pampd."""
 
 
 class Pam(Protocol):
     """A back end that keeps pages.
 
-    A pampd (page descriptor) is an opaque machine word above 0 that finds one again.
+    A pampd (page descriptor) is an opaque machine word above 0 that identifies a kept page.
     """
 
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
@@ -127,8 +133,9 @@ class Pam(Protocol):
             pool: tmem pool, below MAX_POOLS.
             oid: object, at most MAX_OID.
             index: page in the object, at most MAX_INDEX.
-            page: its bytes.
-            replacing: an older copy will be freed right after, so limits on the total do not apply.
+            page: bytes of the page.
+            replacing: the caller frees an older copy right after, so limits on the total do not
+                apply.
 
         Returns:
             The pampd, or the negated RejectReason.
@@ -138,40 +145,40 @@ class Pam(Protocol):
         """Write the page into `out`.
 
         Raises:
-            CorruptedPageError: what is kept there is not that page, whole.
+            CorruptedPageError: the object is not that page, or is damaged.
         """
 
     def free(self, pampd: int) -> None:
-        """Let go of a page."""
+        """Free a page."""
 
     def key_of(self, pampd: int) -> PageKey:
-        """Return what the page's header says."""
+        """Return the contents of the page's header."""
 
     def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int) -> int:
-        """Pack pages together.
+        """Pack pages together so that frames become free.
 
         Args:
             moved: called with (pool, oid, index, old pampd, new pampd) while both are valid.
-            max_moves: stop after so many pages.
+            max_moves: pages to move at most.
 
         Returns:
-            Frames set free.
+            The number of frames freed.
         """
 
 
 class RewritingPam(Pam, Protocol):
-    """A back end that can keep a page in another form."""
+    """A back end that can store a page again with another codec."""
 
     def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
-        """Make a copy of a page with another codec, if that is worthwhile.
+        """Make a copy of a page with another codec, if that saves enough.
 
         Args:
-            pampd: the page, which stays; whoever lets the copy stand for it frees it.
-            compressor: makes the copy.
-            gain_percent: of its bytes, how many it has to save at least.
+            pampd: the page. It stays; the caller frees it after the index has the copy.
+            compressor: the codec of the copy.
+            gain_percent: share of the page's bytes that the copy must save at least.
 
         Returns:
-            The copy's pampd; 0 if it is not worthwhile; NO_NEED; NO_ROOM.
+            The pampd of the copy, 0 if the copy would save too little, NO_NEED or NO_ROOM.
 
         Raises:
             CorruptedPageError: the page is damaged.

@@ -2,33 +2,37 @@
 """Recovery of zv's pages: a successor finds them again in the arena that a dead process left.
 
 `recover` walks the objects of an adopted allocator and offers each page to the index.
-`free_dropped` ends it. What a death leaves beside whole pages, and what recovery makes of it:
+`free_dropped` is the last step. A death leaves these things beside whole pages:
 
-- two objects for one page: a store that died between making the new copy live and freeing the old
-  one, or a compaction at the same place. Either may stay, since the store was not answered; the
-  later generation does, if its body is whole;
-- a body that no header names: a store or a free of a page that does not compress, cut short. It is
-  freed;
-- in an arena of an older layout, one object with a checksum and no generation: a store that was cut
-  short between its last two words (*torn*). It is freed. Objects without a checksum get one there.
+- Two objects for one page. A store died after the new copy became live and before it freed the old
+  one, or a compaction did. Either copy may stay, since the store was not answered. Recovery keeps
+  the later generation if its body is whole.
+- A body that no header names. A store or a free of an incompressible page was cut short. Recovery
+  frees the body.
+- In an arena of an older layout, one object with a checksum and no generation. A store was cut
+  short between its last two words (*torn*). Recovery frees the object. It also gives a checksum to
+  objects of that arena without one.
 
-A death leaves nothing else, since the live word is written last. A wrong checksum, a length beyond
-the object, a codec or a page that does not exist are memory that has changed: the object is
-*damaged*. A damaged object is never believed. It may have been any page, so the caller must mark
-every missing page as lost, not take it for zeros, before `free_dropped` frees the damaged objects.
+A death leaves nothing else, since a store writes the live word last. Anything else is memory that
+has changed, and the object is *damaged*: a wrong checksum, a length beyond the object, an unknown
+codec, or a page that does not exist. Recovery never trusts a damaged object. It may have been any
+page. So the caller must mark every missing page as lost before `free_dropped` frees the damaged
+objects; otherwise a missing page would read as zeros.
 
-The checksum of every object is verified, which takes 0.2 µs a page. The index is made of headers,
-and a wrong one would cost its own page, which would be missing, and the page whose place it took.
-Bodies are not read: no page is found by the contents of a body, the body's checksum stands in the
-header's object, and each reader verifies it. Reading the bodies would cost a pass over all pages
-that do not compress, and change only the time at which a damaged one is noticed. Only of two copies
-of a page are the bodies read.
+Recovery verifies the checksum of every object, which takes 0.2 µs a page. The index is built from
+headers. A wrong header would cost two pages: its own, which would be missing, and the
+one that it would replace.
 
-Every step is harmless if it is the last one: the arena changes only in `free_dropped`, by frees; an
-arena of an older layout also by checksums for objects that have none.
+Recovery does not read bodies. No page is found by the contents of its body. The checksum of a body
+is in the object of its header, and each reader verifies it. Reading all bodies would take a pass
+over all incompressible pages, and would only report damage earlier. Recovery reads bodies only to
+choose between two copies of a page.
 
-Generations are serial numbers, compared by their distance (RFC 1982). A page that is older than
-half their range could win against its successor; either may stay, see above.
+Recovery may die after any step without harm. The arena changes only in `free_dropped`, by frees. An
+arena of an older layout also changes where objects get their missing checksums.
+
+Generations are serial numbers, compared by their distance (RFC 1982). A copy that is older than
+half the range could win against its successor. Either copy may stay, see above.
 """
 
 from __future__ import annotations
@@ -55,18 +59,18 @@ _Q: Final = struct.Struct("=Q")
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 _SOME: Final = 0xFFF
-"""Objects that are freed between two calls of `PageFrames.alive`, less one."""
+"""Number of objects freed between two calls of `PageFrames.alive`, less one."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What `recover` found beside whole pages.
+    """The results of `recover`, apart from whole pages.
 
     Attributes:
         torn: stores that were cut short.
         duplicates: pages found twice.
-        damaged: objects that no death leaves.
-        dropped: handles of the objects that `free_dropped` is to free.
+        damaged: objects in a state that no death leaves.
+        dropped: handles of the objects that `free_dropped` must free.
     """
 
     torn: int = 0
@@ -76,10 +80,10 @@ class Findings:
 
 
 def recover(zv: Zv, index: Adopter) -> Findings:
-    """Offer every page of an adopted allocator to an index; have zv count the pages that it takes.
+    """Offer every page of an adopted allocator to an index; zv counts the pages that it takes.
 
     Raises:
-        ArenaError: no memory for the index.
+        ArenaError: the index has no memory.
     """
     recovery = _Recovery(zv, index)
     zv.allocator.each_span(recovery.found_span)
@@ -106,11 +110,11 @@ class _Recovery:
     """One walk over the objects of a Zv.
 
     Args:
-        zv: counts the pages that are kept.
+        zv: the back end, which counts the pages that are kept.
         index: takes the pages in.
 
     Attributes:
-        findings: so far.
+        findings: the results so far.
     """
 
     def __init__(self, zv: Zv, index: Adopter) -> None:
@@ -125,7 +129,7 @@ class _Recovery:
         self.findings = Findings()
 
     def found_span(self, handle: int, size: int, count: int) -> None:
-        """Keep or drop `count` objects in a row, each `size` bytes long."""
+        """Keep or drop each of `count` adjacent objects of `size` bytes."""
         for place, generation, oid, index, length, codec, pool in self._zv.survey(
             handle, size, count
         ):
@@ -137,7 +141,7 @@ class _Recovery:
     def _found_page(
         self, handle: int, generation: int, oid: int, index: int, length: int, codec: int, pool: int
     ) -> None:
-        """Keep or drop the page at a handle, whose checksum is right."""
+        """Keep or drop the page at a handle; its checksum is right."""
         if codec == RAW and not self._allocator.claim(self._body(handle)):
             self._drop_second_header(handle, self._index.find_page(pool, oid, index))
             return
@@ -151,9 +155,9 @@ class _Recovery:
             self._drop(handle, disclaim=True)
 
     def _found_damaged(self, handle: int, size: int) -> None:
-        """Drop an object, unless it is one of a layout before 5 that has no checksum.
+        """Drop an object, or keep it if it is a whole page of a layout before 5 without a checksum.
 
-        A whole page of that kind gets a checksum and is kept.
+        A kept page gets its checksum here.
         """
         check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, handle)
         if not self._is_of_older_layout(handle, check, generation):
@@ -167,16 +171,16 @@ class _Recovery:
                 self._drop(handle, disclaim=False)
 
     def _is_of_older_layout(self, handle: int, check: int, generation: int) -> bool:
-        """Say whether an object that does not match its checksum is one that layouts before 5 have.
+        """Return whether an object without a valid checksum is normal for a layout before 5.
 
-        Those have an object without a checksum; or one whose store was cut short before its
-        generation was written, which is dropped here.
+        Such a layout has live objects without a checksum. It may also have one object whose store
+        was cut short before the generation was written; that object is dropped here.
         """
         if not self._is_older or bool(check) == bool(generation):
             return False
         if not generation:
             self.findings.torn += 1
-            if self.findings.torn > 1:  # one process, one store
+            if self.findings.torn > 1:  # a process has one store under way
                 return False
             self.findings.dropped.append(handle)
         return True
@@ -187,17 +191,16 @@ class _Recovery:
         self._words64[handle >> 3] = check << LOW_SHIFT | generation << HIGH_SHIFT
 
     def _drop(self, handle: int, *, disclaim: bool) -> None:
-        """Drop a damaged object."""
         self.findings.damaged += 1
         self.findings.dropped.append(handle)
         if disclaim:
             self._disclaim(handle)
 
     def _drop_second_header(self, handle: int, other: int) -> None:
-        """Drop the header of a raw page whose body is claimed already, or is no body.
+        """Drop the header of a raw page if its body is already claimed or is no body.
 
-        Where compaction died with two headers of one page, they are the same to the last byte, and
-        `other` is the first one.
+        If a compaction died with two headers of one page, both have the same bytes. `other` is the
+        pampd of the first one.
         """
         size = HEADER_BYTES + 8
         self.findings.dropped.append(handle)
@@ -239,7 +242,7 @@ class _Recovery:
             self._allocator.disclaim(self._body(handle))
 
     def _body_is_whole(self, handle: int) -> bool:
-        """Say whether the body of a page matches its checksum, if the page has both."""
+        """Return False if the page has a body with a checksum that does not match."""
         (word,) = _Q.unpack_from(self._memory, handle + HEADER_BYTES)
         if self._memory[handle + CODEC_AT] != RAW or not word >> 40:
             return True

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zbuds: ephemeral pages, compressed.
+"""zbuds: the back end of ephemeral pages, compressed, evicted in the order of their last use.
 
-Which may go at any time and of which the least recently used do first.
+A page that would leave no room for another page in its frame is refused. It would cost as much
+memory as the same page in the kernel's page cache. So zbuds has no bodies.
 
-A page that would leave its frame to itself is refused: keeping it costs as much as the kernel's
-page cache would pay for it. So there are no bodies here.
+Eviction frees whole runs of frames, since frames are what the evicting caller needs. A run is a
+frame of zbud with one or two pages, or a zspage with all its pages. `evict` names the pages of a
+run to its caller through `forget`. The caller has tmem forget them, and `evict` frees the run in
+one piece.
 
-What goes, goes by runs of frames (a frame of zbud with its one or two pages, a zspage with all of
-its), since frames are what somebody wants. Eviction is driven from the side, through tmem: `evict`
-names the pages of a run to its caller, who has tmem forget them, and gives the run back in one
-piece. It names only what the headers say; a header that is damaged may say anything, hence the
-caller also gets the pampd, to compare it with what the index has there. A run that cannot be
-emptied for that reason is counted and comes last again. The data is not looked at: it would have to
-come from memory, and nobody is going to read it.
+`evict` knows the pages from their headers only. A damaged header may name any page. So the caller
+also gets the pampd and compares it with the one in the index. A run that `evict` cannot empty for
+that reason is counted and becomes the most recently used. `evict` does not read or verify the data:
+that would cost a read of memory for data that has no reader.
 
-None of it outlives the process: to a successor, ephemeral runs are free frames.
+Ephemeral pages do not outlive the process: to a successor, ephemeral runs are free frames.
 
 Source of the ideas: zbud and ephemeral pools in zcache (Dan Magenheimer, 2010-2012).
 """
@@ -40,27 +40,26 @@ if TYPE_CHECKING:
 
 _unpack_header: Final = HEADER.unpack_from
 _unpack_key: Final = struct.Struct("=8xQIHxB").unpack_from
-"""Of a header: oid, index, length, pool."""
+"""Unpacks oid, index, length and pool of a header."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZbudsStatistics:
-    """What is kept and what had to go, by zcache's names whatever the allocator is.
+    """Counts of kept, refused and evicted pages, with zcache's names for either allocator.
 
     Attributes:
-        zbud_curr_zpages, zbud_curr_zbytes: pages kept now, and their data without headers in bytes.
-        zbud_cumul_zpages, zbud_cumul_zbytes: the same of all pages ever taken.
-        loads: pages given out.
+        zbud_curr_zpages, zbud_curr_zbytes: pages kept now, and bytes of their data without headers.
+        zbud_cumul_zpages, zbud_cumul_zbytes: the same for all pages ever stored.
+        loads: pages loaded.
         compress_poor: pages refused because they would leave no room in their frame.
         failed_get_free_pages: pages refused because no frame was free.
-        evicted_zpages: pages that had to go so that their frames could be used for something else.
-        evicted_raw_pages: frames that were set free so.
-        evicted_unbuddied_pages, evicted_buddied_pages: runs of frames among them with one page, and
-            with more.
-        failed_evictions: runs that could not be emptied, since one of their headers was damaged.
-        corrupted: gets that failed their check.
-        damaged_pages: pages that were damaged when they were let go; zbud_curr_zbytes keeps their
-            length, which nobody knows.
+        evicted_zpages: pages evicted so that their frames could be used again.
+        evicted_raw_pages: frames that these evictions freed.
+        evicted_unbuddied_pages, evicted_buddied_pages: evicted runs with one page, and with more.
+        failed_evictions: runs that could not be emptied because one of their headers was damaged.
+        corrupted: loads of damaged pages.
+        damaged_pages: pages that were damaged when they were freed. Their length is unknown, so
+            zbud_curr_zbytes still counts it.
     """
 
     zbud_curr_zpages: int
@@ -90,7 +89,10 @@ counters.declare(
 
 
 class Zbuds(ZPages):
-    """Ephemeral pages in one allocator, which keeps an order of use (see ZPages for the arguments)."""
+    """The back end of ephemeral pages in one allocator, which must keep an order of use.
+
+    The arguments are those of ZPages.
+    """
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class Zbuds(ZPages):
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page; return its pampd, or the negated RejectReason (see base.Pam).
 
-        No limits: room is made before.
+        No limit applies here: the front end makes room before.
         """
         zsize = self.pack(page) >> 8
         if zsize > self._max_data:
@@ -132,21 +134,21 @@ class Zbuds(ZPages):
         return handle
 
     def get(self, pampd: int, oid: int, index: int, out: memoryview) -> None:
-        """Write the page into `out`, which is a use of its run.
+        """Write the page into `out` and mark its run as used.
 
         Raises:
             CorruptedPageError: header, data or checksum are not those of that page (counted).
         """
         if self.read(pampd, oid, index, out) == RAW:
-            raise self.corruption(oid, index, "its codec is one that is not used here")
+            raise self.corruption(oid, index, "its codec is never used for ephemeral pages")
         self.allocator.touch(pampd)
         self._loads += 1
 
     def free(self, pampd: int) -> None:
-        """Let go of a page.
+        """Free a page.
 
         Raises:
-            InvariantError: the pampd is not that of a page.
+            InvariantError: there is no page at the pampd.
         """
         weight = self.weigh(pampd)
         if weight == NO_PAGE:
@@ -158,21 +160,22 @@ class Zbuds(ZPages):
         else:
             self._damaged += 1
 
-    # From the side.
+    # Off the page path.
 
     def oldest_run(self) -> int:
-        """Return the first frame of the run not used for longest; 0 if nothing is kept."""
+        """Return the first frame of the least recently used run, or 0 if no page is kept."""
         return self.allocator.oldest_run()
 
     def evict(self, first: int, forget: Callable[[int, int, int, int], bool]) -> int:
-        """Let go of all pages of the run that begins at a frame.
-
-        Return the frames set free, 0 if it could not be emptied.
+        """Evict all pages of the run that begins at a frame.
 
         Args:
-            first: of one of our runs.
-            forget: called with (pool, oid, index, pampd) of each page; has the index forget it if
-                it names just the pampd, and says whether it did.
+            first: first frame of a run of this allocator.
+            forget: called with (pool, oid, index, pampd) of each page. It removes the page from the
+                index if the index has that pampd, and returns whether it did.
+
+        Returns:
+            The number of frames freed, or 0 if the run could not be emptied.
         """
         allocator = self.allocator
         gone: list[int] = []
@@ -223,12 +226,12 @@ class Zbuds(ZPages):
         )
 
     def check(self, pampds: Iterable[int]) -> None:
-        """Prove that the pages an index names are those that are counted here.
+        """Verify that the counts here match the pages that an index names.
 
-        After damage, only how many there are.
+        After damage, only the number of pages is compared.
 
         Args:
-            pampds: of all pages kept, in any order.
+            pampds: those of all kept pages, in any order.
 
         Raises:
             InvariantError: a count is wrong.

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What both halves do with a page.
+"""The stored form of pages, common to both halves: compression, header, checksum, object.
 
-Compress it, put it behind a header into an object, and get it back unharmed.
+A store writes data, then header, then checksum and generation. The last two are one 64-bit word,
+written by one store. So an object whose store was cut short is not live, and a death at any
+instruction leaves no half of a live word.
 
-Order of a store: data, then header, then checksum and generation, which are one 64-bit word, by one
-store. A store cut short is therefore no live object, and no death leaves half a live word.
+The checksum covers header and data. If checksums are switched off, it covers only the header of a
+compressed page. It always covers same-filled and raw pages whole, because their data is one word. A
+successor builds the index from the headers and must not take one page for another.
 
-The checksum covers header and data. Where checksums are switched off, it covers the header of a
-compressed page alone, and all of the others, whose data is one word: a successor makes the index
-from headers, and must not take one page for another.
-
-LZ4 and same-filled pages go through `_pages.Packer` where there is one: the same, in C. The Python
-code here is its reference, and does all the rest.
+LZ4 pages and same-filled pages go through `_pages.Packer` where it exists: the same work in C. The
+Python code here is its reference, and handles all other pages.
 """
 
 from __future__ import annotations
@@ -40,23 +39,23 @@ if TYPE_CHECKING:
 
 CHECK_MASK: Final = 0xFFFFFFFF
 GENERATION_HALF: Final = 1 << 31
-"""Half the range of serial numbers: at a smaller distance ahead, a generation is the later one."""
+"""Half the range of generations. A generation ahead by a smaller distance is the later one."""
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 _pack_rest: Final = struct.Struct("=QIHBB").pack_into
-"""Of a header, what is behind the live word."""
+"""Packs the part of a header that follows the live word."""
 CODEC_AT: Final = 22
-"""Place of the codec in the header."""
+"""Offset of the codec in the header, in bytes."""
 NOT_THE_PAGE: Final = -1
 WRONG_CHECKSUM: Final = -2
 NO_LZ4_BLOCK: Final = -3
 NO_PAGE: Final = -4
-"""What `Packer.unpack` and `weigh` return instead of a codec or a length.
+"""Results of `Packer.unpack` and `Packer.weigh` that are no codec or length.
 
-Constants, so that compiled code has numbers.
+They are constants here, not imported, so that compiled code has numbers.
 """
 Page = tuple[int, int, int, int, int, int, int]
-"""An object that may be a page: handle, generation, object, index, bytes of data, codec, pool."""
+"""Contents of a possible page: handle, generation, oid, index, bytes of data, codec, pool."""
 _WRONG: Final = {
     NOT_THE_PAGE: "its header is not that of the page",
     WRONG_CHECKSUM: "its checksum is wrong",
@@ -65,9 +64,9 @@ _WRONG: Final = {
 
 
 def make_packer(memory: memoryview, page_size: int) -> Packer | None:
-    """Return a packer for an arena; None if `_pages` was not built, or if ZSWAPD_PURE is set.
+    """Return a packer for an arena, or None if `_pages` was not built or ZSWAPD_PURE is set.
 
-    Everything works without a packer.
+    All functions work without a packer.
     """
     if os.environ.get("ZSWAPD_PURE"):
         return None
@@ -79,19 +78,19 @@ def make_packer(memory: memoryview, page_size: int) -> Packer | None:
 
 
 class ZPages:
-    """Pages in one allocator.
+    """The pages of one allocator.
 
     Args:
-        allocator: of the objects.
-        frames: of its arena.
-        compressor: for new pages.
-        compressors: by codec number, for pages already there.
-        checksum: have the checksums in headers cover the data of compressed pages too.
+        allocator: provides the objects.
+        frames: the frames of the allocator's arena.
+        compressor: codec for new pages.
+        compressors: codecs for pages already stored, by codec number.
+        checksum: the checksum in a header covers the data of compressed pages too.
 
     Attributes:
         allocator, frames, compressors: as above.
-        compressor, checksum: as above; settable at any time, for pages to come.
-        packer: does LZ4 pages; None to have all of it done in Python.
+        compressor, checksum: as above. They can be set at any time, for later stores.
+        packer: handles LZ4 pages in C. None if Python handles them.
     """
 
     def __init__(
@@ -110,8 +109,8 @@ class ZPages:
         self._words64 = frames.arena.words64
         self._page_size = frames.page_size
         self._max_data = allocator.max_shared - HEADER_BYTES
-        # First, middle and last word of a page in one call: pages that differ there, nearly all,
-        # cost 40 ns.
+        # One call reads the first, middle and last word of a page. Nearly all pages that are not
+        # same-filled differ in these words, so the test costs them 40 ns.
         half = frames.page_size // 2 - 8
         self._probe = struct.Struct(f"=Q{half - 8}xQ{half}xQ").unpack_from
         self._words_a_page = frames.page_size // 8
@@ -127,19 +126,19 @@ class ZPages:
 
     @property
     def compressor(self) -> Compressor:
-        """What compresses new pages."""
+        """The codec for new pages."""
         return self._compressor
 
     @compressor.setter
     def compressor(self, compressor: Compressor) -> None:
         self._compressor = compressor
-        # The LZ4 that reads pages, not something else by its number.
+        # Only the LZ4 codec of `compressors`: another compressor may have the same number.
         self._packs_lz4 = compressor is self.compressors.get(LZ4)
 
     # The page path.
 
     def is_same_filled(self, page: memoryview) -> bool:
-        """Say whether a page is one machine word repeated."""
+        """Return whether a page is one machine word repeated."""
         first, middle, last = self._probe(page)
         return bool(
             first == middle == last and page.tobytes() == bytes(page[:8]) * self._words_a_page
@@ -148,7 +147,7 @@ class ZPages:
     def pack(self, page: memoryview) -> int:
         """Compress a page; return its length in bytes, times 256, plus its codec.
 
-        `write_packed` knows it until the next.
+        The result stays here for `write_packed` until the next call.
         """
         packer = self.packer
         if packer is not None and self._packs_lz4:
@@ -161,7 +160,7 @@ class ZPages:
         return len(self._data) << 8 | self._codec
 
     def write_packed(self, handle: int, pool: int, oid: int, index: int) -> None:
-        """Make a new object the page that was packed last."""
+        """Store the page that was packed last in a new object."""
         packer = self.packer
         if packer is None or self._codec >= 0:
             self.write(handle, pool, oid, index, self._codec, self._data)
@@ -170,7 +169,7 @@ class ZPages:
         packer.commit(handle, pool, oid, index, generation, self.checksum, crashpoints.armed())
 
     def write(self, handle: int, pool: int, oid: int, index: int, codec: int, data: bytes) -> None:
-        """Make a new object a page: its data, and the header that brings it to life."""
+        """Store a page in a new object: data, header, and last the live word."""
         memory = self._memory
         length = len(data)
         end = handle + HEADER_BYTES + length
@@ -187,7 +186,7 @@ class ZPages:
     def check_of(self, handle: int, generation: int, length: int) -> int:
         """Return the checksum of an object's header and of `length` bytes behind it.
 
-        The generation is in it as the seed.
+        The seed of the hash is the generation.
         """
         return (
             _digest(self._memory[handle + 8 : handle + HEADER_BYTES + length], generation)
@@ -229,7 +228,7 @@ class ZPages:
     def weigh(self, handle: int) -> int:
         """Return the length of a page's data, times 256, plus its codec.
 
-        NO_PAGE or WRONG_CHECKSUM if that is so.
+        The result is NO_PAGE if there is no page, and WRONG_CHECKSUM if the page is damaged.
         """
         packer = self.packer
         if packer is not None:
@@ -244,10 +243,10 @@ class ZPages:
         )
 
     def survey(self, handle: int, size: int, count: int) -> list[Page]:
-        """Return what the headers of objects in a row say, each verified by its checksum.
+        """Return the contents of the headers of adjacent objects, each verified by its checksum.
 
-        Dead objects are left out. Of an object that is no page, or a damaged one, all but the
-        handle is 0.
+        Dead objects are left out. For an object that is damaged or no page, all fields except the
+        handle are 0.
         """
         packer = self.packer
         if packer is not None:
@@ -265,10 +264,10 @@ class ZPages:
         return pages
 
     def matches(self, handle: int, check: int, generation: int, length: int) -> bool:
-        """Say whether an object matches its checksum; a raw page's body is not looked at."""
+        """Return whether an object matches its checksum; the body of a raw page is not read."""
         if check == self.check_of(handle, generation, length):
             return True
-        # Stored while checksums were off: of the header alone.
+        # A page stored while checksums were off has a checksum of its header alone.
         return self._memory[handle + CODEC_AT] > RAW and check == self.check_of(
             handle, generation, 0
         )
@@ -278,29 +277,31 @@ class ZPages:
         self._corrupted += 1
         return CorruptedPageError(
             f"stored page (object {oid:#x}, index {index}) is damaged: {why}",
-            hint="only its reader is hurt; test the machine's memory",
+            hint="only the reader of this page gets an error; test the machine's memory",
         )
 
     # Off the page path.
 
     @property
     def newest(self) -> int:
-        """The serial number of the last store."""
+        """The generation of the last store."""
         return self._generation
 
     def key_of(self, pampd: int) -> PageKey:
-        """Return what the page's header says."""
+        """Return the contents of the page's header."""
         _check, generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)
         return PageKey(pool, oid, index, generation, length, codec)
 
     def compact(
         self, moved: Callable[[int, int, int, int, int], None], max_moves: int = 1 << 62
     ) -> int:
-        """Pack pages together; `moved` gets (pool, oid, index, old pampd, new pampd).
+        """Pack pages together so that frames become free; return the number of frames freed.
 
-        Returns the frames set free.
+        Bodies never move: a body shares its frame with no other object.
 
-        Frames of raw pages never move: nothing shares them.
+        Args:
+            moved: called with (pool, oid, index, old pampd, new pampd) while both are valid.
+            max_moves: pages to move at most.
         """
 
         def object_moved(old: int, new: int) -> None:

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zv: persistent pages, compressed, each behind a header in an allocator's object.
+"""zv: the back end of persistent pages, compressed, each behind a header in an object.
 
-How a page is kept:
+A page is kept in one of these forms:
 
-- one machine word repeated (same-filled): header and that word, 32 bytes in all;
-- compressible: header and the compressed bytes;
-- poor, i.e. longer than zv_max_zsize, or longer than zv_max_mean_zsize while the pool's mean is:
-  kept or refused, as `keep_poor` says;
-- raw: compressed, the page would need a frame of its own all the same. It is kept as it is, which
-  spares the decompression, and the object holds the handle of its frame, the *body*. So no page
-  takes more than a page and 32 bytes. A header and the bytes of a raw page never share a frame: no
-  reader and no successor looks for headers in a body, whatever its bytes imitate.
+- same-filled: one machine word repeated. The object has the header and that word, 32 bytes in all.
+- compressed: the object has the header and the compressed bytes.
+- raw: the compressed page would need a frame of its own. The page is kept uncompressed in a frame,
+  the *body*, which also spares the decompression. The object has the header and the handle of the
+  body. So a page takes at most one page and 32 bytes. A header never shares a frame with the bytes
+  of a raw page. So no reader and no successor looks for headers in a body, whatever its bytes
+  imitate.
 
-zcache refused poor pages, having a disk behind it. A pool without a disk keeps them by default (as
-zram does): after a refusal the kernel has a page that it must try to write again, and no gain.
+A page is poor if it is longer than zv_max_zsize. It is also poor if both it and the mean of the
+pool are longer than zv_max_mean_zsize. `keep_poor` says whether a poor page is kept or refused. The
+mean is that of `zsize`, the compressed bytes without headers.
 
-zpages.py writes and reads objects; recovery.py finds them again in a successor.
+zcache had a disk behind it and refused poor pages. A pool without a disk keeps them by default, as
+zram does. After a refusal the kernel still has the page, must try to write it again, and has gained
+nothing.
 
-The mean is of `zsize`, compressed bytes without headers.
+zpages.py writes and reads objects. recovery.py finds them again in a successor.
 """
 
 from __future__ import annotations
@@ -47,48 +49,55 @@ _Q: Final = struct.Struct("=Q")
 _unpack_header: Final = HEADER.unpack_from
 _digest: Final = xxh3_64_intdigest
 DIST_CHUNK: Final = 64
-"""Width in bytes of a column of the two distributions, as in zcache (a 64th of its page)."""
+"""Width of a column of the two distributions, in bytes. As in zcache, it is a 64th of a 4 KiB page.
+"""
 BODY_MASK: Final = (1 << 40) - 1
-"""Bits of the word in a raw page's object that are the body's handle. The 24 bits above are the
-body's checksum."""
+"""The low 40 bits of the word in a raw page's object: the handle of the body.
+
+The upper 24 bits are the checksum of the body.
+"""
 BODY_CHECK: Final = (1 << 24) - 1
-"""Bits of the whole checksum that the body's has; it is never 0."""
+"""The bits of a whole checksum that a body's checksum keeps. It is never 0."""
 LEAST_GAIN: Final = 16
-"""Bytes: a step of zsmalloc's size classes for 4 KiB pages."""
+"""The least saving of a recompression, in bytes: one step of zsmalloc's size classes for 4 KiB
+pages.
+"""
 EVICTIONS_PER_STORE: Final = 64
-"""Evictions of the cache that one store asks for, at most. Each frees several frames, side by side
-where the neighbours of the oldest run are ephemeral too."""
+"""The largest number of cache evictions that one store asks for.
+
+Each frees several adjacent frames where the neighbours of the oldest run are ephemeral too.
+"""
 
 
 def _nothing() -> bool:
-    """Free nothing."""
+    """Evict nothing."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class ZvStatistics:
-    """What zv keeps, what it turned away, and how sizes are spread.
+    """Counts of kept and refused pages, and the distribution of sizes.
 
     Attributes:
         curr_pages: pages kept now (zswap's stored_pages).
-        curr_pages_max: the most there ever were.
-        curr_zbytes: their data without headers, in bytes (zram's compr_data_size).
-        curr_object_bytes: the same with headers: what was asked of the allocator.
+        curr_pages_max: the largest value of curr_pages.
+        curr_zbytes: bytes of their data without headers (zram's compr_data_size).
+        curr_object_bytes: bytes of their data with headers, as asked of the allocator.
         curr_same_filled: same-filled pages among them.
-        curr_incompressible: pages among them that are kept as they are (zram's huge_pages).
-        stores: pages taken.
-        loads: pages given out.
+        curr_incompressible: raw pages among them (zram's huge_pages).
+        stores: pages stored.
+        loads: pages loaded.
         compress_poor, mean_compress_poor: pages that policy found poor, kept or not.
-        stored_poor: poor pages kept all the same.
+        stored_poor: poor pages that were kept.
         pool_limit_hit, policy_percent_exceeded, failed_alloc: pages refused, by reason.
-        corrupted: loads that failed their check.
+        corrupted: loads of damaged pages.
         recompressed, recompress_saved_bytes: pages recompressed with a stronger codec, and the
-            bytes of their data that this saved.
-        damaged_pages: pages that were damaged when they were freed. Their length and codec cannot
-            be known, so the counts of bytes and of kinds keep them, and the body of a raw page is
-            lost.
-        curr_dist_counts, cumul_dist_counts: objects by size in units of 64 bytes, rounded up,
-            header included; raw pages in the last column (zv_curr_dist_counts,
+            bytes of data that this saved.
+        damaged_pages: pages that were damaged when they were freed. Their length and codec are
+            unknown. So the counts of bytes and kinds still include them, and the body of a raw page
+            is not freed.
+        curr_dist_counts, cumul_dist_counts: objects by size with header, in units of 64 bytes,
+            rounded up. Raw pages are in the last column (zv_curr_dist_counts,
             zv_cumul_dist_counts).
     """
 
@@ -126,27 +135,27 @@ counters.declare(
 
 
 class Zv(ZPages):
-    """Persistent pages in one allocator.
+    """The back end of persistent pages in one allocator.
 
     Args:
-        allocator: where objects live.
-        frames: whose use the limits bound.
-        compressor: for new pages.
-        compressors: by codec number, for pages already there.
-        total_frames: frames of memory the system has, for zv_page_count_policy_percent.
-        keep_poor: keep pages that compress poorly instead of refusing them.
-        checksum: have checksums cover the data of compressed and raw pages too.
+        allocator: provides the objects.
+        frames: the frames that the limits count.
+        compressor: codec for new pages.
+        compressors: codecs for pages already stored, by codec number.
+        total_frames: memory of the system in frames, for zv_page_count_policy_percent.
+        keep_poor: keep poor pages instead of refusing them.
+        checksum: checksums cover the data of compressed and raw pages too.
 
     Attributes:
-        compressor, checksum, keep_poor: as above; settable at any time, for pages to come.
-        max_zsize: zv_max_zsize in bytes; 7/8 of a page by default.
-        max_mean_zsize: zv_max_mean_zsize in bytes; 5/8 of a page by default.
+        compressor, checksum, keep_poor: as above. They can be set at any time, for later stores.
+        max_zsize: zv_max_zsize in bytes, by default 7/8 of a page.
+        max_mean_zsize: zv_max_mean_zsize in bytes, by default 5/8 of a page.
         limit_frames: pool.limit in frames.
-        accept_frames: once a limit was hit, pages are accepted again when no more frames than these
-            are in use; by default at once.
+        accept_frames: after a limit was hit, stores are refused until at most this number of frames
+            is used. By default it has no effect.
         policy_percent: zv_page_count_policy_percent.
-        evict_cache: called when no frame is free; it evicts pages of the cache and returns whether
-            that set frames free.
+        evict_cache: called when no frame is free. It evicts pages of the cache and returns whether
+            that freed frames.
     """
 
     def __init__(
@@ -180,7 +189,7 @@ class Zv(ZPages):
 
     @property
     def policy_percent(self) -> int:
-        """zv_page_count_policy_percent: share of the system's memory that the pool may hold."""
+        """zv_page_count_policy_percent: the share of the system's memory that the pool may hold."""
         return self._policy_percent
 
     @policy_percent.setter
@@ -223,9 +232,10 @@ class Zv(ZPages):
         return handle
 
     def _alloc_after_eviction(self, size: int) -> int:
-        """Evict pages of the cache for an object.
+        """Evict pages of the cache until an object can be allocated.
 
-        Return its handle, or 0 if that frees no frame for it.
+        Returns:
+            The handle of the object, or 0 if the evictions free no frame for it.
         """
         for _ in range(EVICTIONS_PER_STORE):
             if not self.evict_cache():
@@ -236,7 +246,7 @@ class Zv(ZPages):
         return 0
 
     def _admit(self, zsize: int) -> int:
-        """Count a poor page; return 0 to keep it or the negated reason to refuse it."""
+        """Count a page if it is poor; return 0 to keep it, or the negated reason to refuse it."""
         if zsize > self.max_zsize:
             self._poor += 1
             reason = RejectReason.COMPRESS_POOR
@@ -251,10 +261,7 @@ class Zv(ZPages):
         return -reason
 
     def _create_raw(self, pool: int, oid: int, index: int, page: memoryview) -> int:
-        """Keep a page as it is in a frame of its own.
-
-        And its header with the frame's handle in an object.
-        """
+        """Keep a page uncompressed in a frame of its own, with a header in a separate object."""
         body = self._alloc(self._page_size) or self._alloc_after_eviction(self._page_size)
         reach(crashpoints.STORE_BODY)
         handle = (
@@ -269,8 +276,8 @@ class Zv(ZPages):
             return -RejectReason.FAILED_ALLOC
         self._memory[body : body + self._page_size] = page
         reach(crashpoints.STORE_BODY_WRITTEN)
-        # The checksum of the header's object does not reach the body, so the body's own goes with
-        # the handle: 40 bits are enough to address 1 TiB. 0 is for none.
+        # The checksum in the header does not cover the body. So the body's own checksum is stored
+        # beside the handle, which needs 40 bits for 1 TiB. 0 means no checksum.
         check = _digest(page) & BODY_CHECK or 1 if self.checksum else 0
         self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
@@ -310,7 +317,7 @@ class Zv(ZPages):
         """Free a page.
 
         Raises:
-            InvariantError: the pampd is not that of a page.
+            InvariantError: there is no page at the pampd.
         """
         weight = self.weigh(pampd)
         codec, length = weight & 0xFF, weight >> 8
@@ -318,11 +325,11 @@ class Zv(ZPages):
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
         if weight < 0:
-            # A damaged header is not believed: its length or handle could be another page's.
+            # A damaged header is not trusted: its length or handle may be that of another page.
             self._damaged += 1
         elif codec == RAW:
             (word,) = _Q.unpack_from(self._memory, pampd + HEADER_BYTES)
-            # The header first: a successor takes a header without a body for damage.
+            # The header goes first. A successor takes a header without a body for damage.
             self.allocator.free(pampd)
             reach(crashpoints.FREE_HEADER)
             self.allocator.free(word & BODY_MASK)
@@ -339,16 +346,16 @@ class Zv(ZPages):
     # Off the page path.
 
     def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
-        """Make a copy of a page with another codec, if that is worthwhile (see base.RewritingPam).
+        """Make a copy of a page with another codec, if that saves enough (see base.RewritingPam).
 
-        The copy is as live as its original: a successor that finds both keeps the copy, whose
+        The copy is as live as its original. A successor that finds both keeps the copy, because its
         generation is the later one.
         """
         _check, _generation, oid, index, length, codec, pool = _unpack_header(self._memory, pampd)
         if codec in {SAME_FILLED, compressor.codec}:
             return NO_NEED
         self.get(pampd, oid, index, self._page)
-        self._loads -= 1  # no reader asked for it
+        self._loads -= 1  # a load without a reader
         data = compressor.compress(self._page)
         zsize = self._page_size if codec == RAW else length
         if len(data) > self._max_data or zsize - len(data) < max(
@@ -375,11 +382,11 @@ class Zv(ZPages):
             self._generation = generation
 
     def uncount(self, codec: int, length: int) -> None:
-        """Take a page off the counts, of which recovery keeps another copy."""
+        """Remove a page from the counts because recovery keeps another copy of it."""
         self._enter(codec, length, -1)
 
     def _enter(self, codec: int, length: int, sign: int) -> None:
-        """Count a page that is no new store (`sign` 1), or take it off the counts (-1)."""
+        """Add a page to the counts (`sign` 1) or remove it (-1), without counting a store."""
         self._pages += sign
         if codec == RAW:
             self._raw += sign
@@ -394,7 +401,7 @@ class Zv(ZPages):
 
     @property
     def raw_pages(self) -> int:
-        """Pages that are kept as they are."""
+        """The number of raw pages."""
         return self._raw
 
     def statistics(self) -> ZvStatistics:
@@ -423,12 +430,12 @@ class Zv(ZPages):
         )
 
     def check(self, pampds: Iterable[int]) -> None:
-        """Prove that the pages an index names are those that are counted here.
+        """Verify that the counts here match the pages that an index names.
 
-        After damage, only their number.
+        After damage, only the number of pages is compared.
 
         Args:
-            pampds: of all pages kept, in any order.
+            pampds: those of all kept pages, in any order.
 
         Raises:
             InvariantError: a count is wrong.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Transcendent memory: (pool, object, index) to an opaque page descriptor."""
+"""Transcendent memory: an index from (pool, object, index) to opaque page descriptors."""

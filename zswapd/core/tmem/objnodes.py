@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""objnodes: the memory of the index, nodes of 64 machine words.
+"""objnodes: the memory of the index, nodes of 64 machine words with a populated reserve.
 
-With a populated reserve as pageframes has one.
+One anonymous mapping holds all nodes side by side. So a node has no Python object, a page needs no
+allocation, and a node's address is its number. The mapping is in the process and not in the arena,
+since a successor rebuilds the index from the headers of the stored pages.
 
-One anonymous mapping holds all nodes side by side: no Python object a node, no allocation a page,
-and a node's address is its number. In the process and not in the arena, since a successor rebuilds
-the index from the headers of the stored pages.
+The populated nodes are [1, populated). The ones never used begin at `fresh`. Free nodes are chained
+through their first word. `refill` populates more. It may block, so it runs off the page path, in
+any thread: it only asks the kernel for memory. `commit` then adds the nodes to the reserve.
 
-Nodes populated so far are [1, populated); those of them never used begin at `fresh`, the free ones
-are chained through their first word. `refill` populates more and may block, hence runs off the page
-path, in any thread: it only moves the kernel to back memory; `commit` then says that it did.
-
-Invariants: a free node holds zeros but for its chain; a node handed out holds zeros.
+Invariants: a free node holds zeros except for its chain. A node that is handed out holds zeros.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def nodes_for(pages: int, objects: int) -> int:
-    """Return how many nodes the trees of `objects` objects need at most for `pages` pages spread evenly over them."""
+    """Return the largest number of nodes for `pages` pages spread evenly over `objects`."""
     slots = -(-pages // objects)
     nodes = 0
     while slots > 1:
@@ -51,7 +49,7 @@ def nodes_for(pages: int, objects: int) -> int:
 
 
 def _ignore() -> None:
-    """Do nothing about a low reserve."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +58,10 @@ class ObjnodeStatistics:
 
     Attributes:
         curr_objnode_count: nodes in use (zcache's name).
-        curr_objnode_count_max: the most there ever were.
-        reserve: nodes populated and free.
-        populated_bytes: memory taken.
-        failed_objnode_alloc: requests refused because the reserve was empty.
+        curr_objnode_count_max: the largest value of curr_objnode_count.
+        reserve: nodes that are populated and free.
+        populated_bytes: memory of all populated nodes.
+        failed_objnode_alloc: puts refused because the reserve was too small.
     """
 
     curr_objnode_count: int
@@ -79,22 +77,21 @@ counters.declare(
 
 
 class Objnodes:
-    """Nodes by number, 0 meaning none.
+    """Index nodes by number; 0 means none.
 
     Args:
         capacity: nodes at most.
         reserve: nodes to keep populated and free.
-        lenient: come up without the whole first reserve if there is no memory for it; it is
-            refilled later.
+        lenient: start even if there is no memory for the whole first reserve; it is refilled later.
 
     Attributes:
-        words: all nodes' slots: slot s of node n is `words[n * 64 + s]`.
-        used_slots: number of non-zero slots of each node; kept by whoever writes the slots.
-        when_low: called once when the reserve falls below its target, from the page path: it may
-            set a flag or wake a task, no more. Called again only after a refill, or `rearm`.
+        words: the slots of all nodes. Slot s of node n is `words[n * 64 + s]`.
+        used_slots: number of non-zero slots of each node. The writer of a slot keeps it up to date.
+        when_low: called once on the page path when the reserve falls below its target. It may only
+            set a flag or wake a task. It is called again only after a refill or `rearm`.
 
     Raises:
-        ArenaError: the kernel gives no address space or no memory for the first reserve.
+        ArenaError: the kernel has no address space, or no memory for the first reserve.
     """
 
     def __init__(self, capacity: int, *, reserve: int, lenient: bool = False) -> None:
@@ -130,7 +127,7 @@ class Objnodes:
                 raise
 
     def alloc(self) -> int:
-        """Return the number of a node full of zeros, or 0 when the reserve is empty."""
+        """Return the number of a node full of zeros, or 0 if the reserve is empty."""
         node = self._free
         if node:
             self._free = self.words[node << NODE_SHIFT]
@@ -150,45 +147,43 @@ class Objnodes:
         return node
 
     def free(self, node: int) -> None:
-        """Take back a node whose slots are all zero."""
+        """Free a node; all its slots must be zero."""
         self.words[node << NODE_SHIFT] = self._free
         self._free = node
         self._free_count += 1
         self._in_use -= 1
 
     def count_refusal(self) -> None:
-        """Count a put that was turned away because the reserve is too small for the path it may need."""
+        """Count a put that was refused because the reserve is too small for its path."""
         self._failed += 1
 
     @property
     def in_use(self) -> int:
-        """Nodes handed out."""
+        """The number of nodes handed out."""
         return self._in_use
 
     def available(self) -> int:
-        """Return how many nodes `alloc` can give before it refuses."""
+        """Return the number of nodes that `alloc` can return before it fails."""
         return self._free_count + self._populated - self._fresh
 
     def wants_refill(self) -> bool:
-        """Say whether the reserve has fallen below its target and more nodes may be populated."""
+        """Return whether the reserve is below its target and more nodes may be populated."""
         return self.available() < self._reserve_target and self._populated <= self.capacity
 
     def rearm(self) -> None:
-        """Have `when_low` called at the next fall.
+        """Have `when_low` called again at the next fall below the target.
 
-        For who was called, and found the reserve full again of freed nodes.
+        For a caller that was woken and found the reserve full again with freed nodes.
         """
         self._low_called = self.available() < self._reserve_target
 
     def begin_refill(self) -> tuple[int, int]:
-        """Return the nodes to populate next, [first, end)."""
+        """Return the range [first, end) of nodes to populate next."""
         step = max(_STEP_BYTES // NODE_BYTES, 1)
         return self._populated, min(self._populated + step, self.capacity + 1)
 
     def refill(self, nodes: tuple[int, int]) -> int:
-        """Have the kernel back nodes [first, end) with memory, in any thread.
-
-        Return `end` for `commit`.
+        """Populate the nodes [first, end), in any thread; return `end` for `commit`.
 
         Raises:
             ArenaError: there is no memory.
@@ -199,19 +194,19 @@ class Objnodes:
         return end
 
     def commit(self, end: int) -> None:
-        """Put the nodes below `end`, populated by `refill`, into the reserve."""
+        """Add the nodes below `end`, which `refill` has populated, to the reserve."""
         self._populated = end
         self._low_called = False
 
     def refill_now(self) -> None:
-        """Populate one step more, blocking: at start.
+        """Populate one more step of nodes. It blocks: only for the start.
 
         Raises:
-            ArenaError: there is no memory, or every node there may be is populated.
+            ArenaError: there is no memory, or all nodes are populated.
         """
         nodes = self.begin_refill()
         if nodes[0] >= nodes[1]:
-            raise ArenaError(f"the index has no more than {self.capacity} nodes")
+            raise ArenaError(f"all {self.capacity} nodes of the index are populated")
         self.commit(self.refill(nodes))
 
     def _populate(self, start: int, end: int) -> None:
@@ -220,12 +215,11 @@ class Objnodes:
         if _libc.madvise(self._address + start, length, _MADV_POPULATE_WRITE) == 0:
             return
         code = ctypes.get_errno()
-        # Before Linux 5.14 there is no such advice; nodes then get their memory when they are first
-        # used.
+        # Linux before 5.14 lacks this advice. Nodes then get their memory at their first use.
         if code != errno.EINVAL:
             raise ArenaError(
                 f"no memory for the index: {os.strerror(code)}",
-                hint="stores are refused until there is some",
+                hint="stores are refused until the system has free memory",
             )
 
     def statistics(self) -> ObjnodeStatistics:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A tmem pool: objects by oid, each a radix tree of pampds.
 
-No policy here; core.py has the rules.
+It has no policy. tmem.py has the rules.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Pool:
     """One pool of one client.
 
     Attributes:
-        number: its tmem number, which stands in the header of every page it holds.
-        client: who owns it.
-        pam: the back end that keeps its pages.
-        nodes: memory of its trees.
-        persistent: pages stay until they are flushed; those of an ephemeral pool may go at any
-            time.
-        objects: trees by oid; an object exists while it has pages.
+        number: number of the pool in tmem, which is in the header of every page of the pool.
+        client: the owner of the pool.
+        pam: the back end that keeps the pages.
+        nodes: memory of the trees.
+        persistent: True if pages stay until they are flushed. Pages of an ephemeral pool may be
+            evicted at any time.
+        objects: trees by oid. An object exists while it has pages.
         pages: pages in all objects.
     """
 
@@ -44,10 +44,10 @@ class Pool:
         self.pages = 0
 
     def check(self) -> int:
-        """Prove the trees and the page count; return the number of index nodes.
+        """Verify the trees and the page count; return the number of index nodes.
 
         Raises:
-            InvariantError: naming the object that is wrong.
+            InvariantError: the message names the object.
         """
         nodes = pages = 0
         for oid, tree in self.objects.items():

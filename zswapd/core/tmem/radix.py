@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The radix tree of one object: page index to pampd, in nodes of 64 machine words.
 
-A tree of height h covers indexes below 64**h; it grows at the root when an index does not fit, and
-shrinks when only the first slot of the root is left. Empty nodes are given back at once, so a tree
-without pages has none. Values are non-zero words; zero means "nothing here".
+A tree of height h covers indexes below 64**h. It grows at the root when an index does not fit. It
+shrinks when the root uses only its first slot. Empty nodes are freed at once, so a tree without
+pages has no nodes. Values are non-zero words; zero means no value.
 
 Source of the idea: tmem's objnode trees (Dan Magenheimer, 2011), the kernel's radix tree before the
 xarray.
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 _MASK: Final = (1 << NODE_SHIFT) - 1
 MAX_NEW_NODES: Final = 12
-"""Nodes that one `set` may need at most: six levels of growth for a 32-bit index, and a path down.
+"""Nodes that one `set` needs at most.
+
+They are six levels of growth for a 32-bit index, and a path down.
 """
 
 
 class Radix:
-    """One object's tree over shared nodes.
+    """The tree of one object, over nodes that all objects share.
 
     Attributes:
         pages: values in the tree.
@@ -59,10 +61,10 @@ class Radix:
         return node
 
     def set(self, index: int, value: int) -> int:
-        """Put a value in; return the one that was there, or 0.
+        """Set the value at an index; return the old one, or 0.
 
         Raises:
-            InvariantError: no node was free; the caller makes sure of MAX_NEW_NODES before.
+            InvariantError: no node was free. The caller must ensure MAX_NEW_NODES before.
         """
         nodes = self._nodes
         words = nodes.words
@@ -105,16 +107,16 @@ class Radix:
         self._height += 1
 
     def remove(self, index: int) -> int:
-        """Take a value out and return it, or 0 if there is none."""
+        """Remove the value at an index and return it, or 0 if there is none."""
         old = self.get(index)
         if old:
             self.remove_range(index, index, _ignore)
         return old
 
     def take(self, index: int, value: int) -> bool:
-        """Take the value at `index` out if it is `value`; return whether it was.
+        """Remove the value at `index` if it is `value`; return whether it was.
 
-        One walk, unless its node becomes empty.
+        This takes one walk unless a node becomes empty.
         """
         shift = self._height * NODE_SHIFT
         if index >> shift:
@@ -142,11 +144,14 @@ class Radix:
         return True
 
     def remove_range(self, first: int, last: int, removed: Callable[[int], None]) -> int:
-        """Take out every value from index `first` to `last`, calling `removed` with each.
+        """Remove every value from index `first` to `last`; return the number removed.
 
-        Return how many.
+        The cost depends on the nodes with values in the range, not on the length of the range.
 
-        Costs the nodes that hold something in the range, not the range.
+        Args:
+            first: first index of the range.
+            last: last index of the range.
+            removed: called with each value.
         """
         last = min(last, (1 << self._height * NODE_SHIFT) - 1)
         if not self._root or first > last:
@@ -162,9 +167,10 @@ class Radix:
     def _clear(
         self, node: int, shift: int, first: int, last: int, removed: Callable[[int], None]
     ) -> bool:
-        """Clear indexes first..last, counted from this node's own first.
+        """Clear indexes first to last, relative to this node's first.
 
-        Say whether the node is empty now.
+        Returns:
+            Whether the node is empty now.
         """
         nodes = self._nodes
         words = nodes.words
@@ -189,7 +195,7 @@ class Radix:
         return not nodes.used_slots[node]
 
     def _shrink(self) -> None:
-        """Drop roots whose only slot in use is the first."""
+        """Drop roots that use only their first slot."""
         nodes = self._nodes
         while (
             self._height > 1
@@ -209,9 +215,9 @@ class Radix:
             yield from self._walk(self._root, (self._height - 1) * NODE_SHIFT, 0)
 
     def last_of(self, count: int) -> int:
-        """Return the index of the value that is number `count` by ascending index.
+        """Return the index of value number `count` in ascending order, at most that of the last.
 
-        Or of the last one; 0 if there is none.
+        The result is 0 if the tree is empty.
         """
         last = 0
         for item in self.items():
@@ -231,10 +237,10 @@ class Radix:
                 yield base | slot, child
 
     def check(self) -> int:
-        """Prove that counts agree with slots and that no node is empty; return the number of nodes.
+        """Verify that counts match slots and no node is empty; return the number of nodes.
 
         Raises:
-            InvariantError: they do not.
+            InvariantError: a count is wrong or a node is empty.
         """
         nodes = values = 0
         stack = [(self._root, self._height)] if self._root else []
@@ -261,4 +267,4 @@ class Radix:
 
 
 def _ignore(_value: int) -> None:
-    """Take a removed value and do nothing with it."""
+    """Do nothing with a removed value."""

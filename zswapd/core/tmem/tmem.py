@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tmem, transcendent memory: (pool, oid, index) to a page that a back end keeps.
+"""tmem, transcendent memory: the index from (pool, oid, index) to pages of a back end.
 
-And the rules that keep readers safe.
+These rules keep readers safe. docs/coherency.md numbers them, and tests hold every back end to
+them:
 
-The rules (docs/coherency.md numbers them; tests hold every back end to them):
-
-- put, put, get gives the second page or none, never the first. The new copy is made before the old
-  one goes, so that at no point in time there is neither; when it is refused, the old one is
+- put, put, get returns the second page or none, never the first. The new copy is made before the
+  old one is freed, so at every moment there is at least one. If the put is refused, the old copy is
   flushed, since it is stale from then on.
-- after flush_page and flush_object, gets miss;
-- after a failed get, gets of that page fail until a put.
+- After flush_page and flush_object, gets miss.
+- After a failed get, gets of that page fail until a put.
 
-tmem does not know what a pampd is. Destroying a pool frees its pages at once; there is nothing to
-wait for, since the core runs in one thread and never in the middle of another operation.
+A pampd is opaque to tmem. Destroying a pool frees its pages at once. Nothing has to be waited for,
+since the core runs in one thread and completes each operation before the next.
 
-Limits: 256 pools; oids of 64 bits (the kernel's 192 carry file handles of exported file systems;
-ours are swap types and inode numbers); indexes of 32 bits. Larger ones are refused, never
-truncated.
+Limits: 256 pools, oids of 64 bits, indexes of 32 bits. Larger ones are refused, never truncated.
+The kernel's oids have 192 bits for file handles of exported file systems. Oids here are swap types
+and inode numbers.
 
 Source of the ideas: tmem (Dan Magenheimer, 2008-2012), in its zcache form.
 """
@@ -42,23 +41,23 @@ if TYPE_CHECKING:
 
 
 def _ignore(_pool: int, _oid: int, _index: int) -> None:
-    """Note nothing about a page that is flushed."""
+    """Do nothing about a page that is flushed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TmemStatistics:
-    """The index and what was asked of it, by zcache's names.
+    """Counts of the index and of its operations, with zcache's names.
 
     Attributes:
-        curr_obj_count, curr_obj_count_max: objects that have pages, now and at most.
-        curr_objnode_count, curr_objnode_count_max: index nodes, likewise (the most of either half,
-            added up).
-        objnode_bytes: memory the nodes take, reserve included.
-        objnode_reserve: nodes populated and free.
+        curr_obj_count, curr_obj_count_max: objects with pages, now and at most.
+        curr_objnode_count, curr_objnode_count_max: index nodes in use, now and at most. The latter
+            adds the largest values of both halves.
+        objnode_bytes: memory of the nodes, reserve included.
+        objnode_reserve: nodes that are populated and free.
         failed_objnode_alloc: puts refused because that reserve was empty.
-        flush_total, flush_found: pages asked to be flushed, and those that were there; a range
-            counts as one.
-        flobj_total, flobj_found: likewise for objects.
+        flush_total, flush_found: flushes of pages or ranges, and pages that were flushed by them. A
+            range counts as one in flush_total.
+        flobj_total, flobj_found: flushes of objects, and those that found pages.
         failed_pers_puts, failed_eph_puts: puts refused, by kind of pool.
         put_to_flush: refused puts that flushed an older copy.
         replaced: puts that replaced an older copy (zswap's duplicate_entry).
@@ -92,17 +91,17 @@ counters.declare(
 
 
 class Tmem:
-    """All pools over one set of index nodes.
+    """All pools, over one or two sets of index nodes.
 
     Args:
         nodes: memory of the trees.
-        ephemeral_nodes: of those in ephemeral pools, if they are not to share it: what a cache
-            indexes must not take the last node from swap.
+        ephemeral_nodes: memory of the trees in ephemeral pools; `nodes` by default. A cache with
+            its own nodes cannot take the last node from swap.
 
     Attributes:
         when_flushing: called with (pool, oid, index) just before a refused or failed put flushes
-            the older copy of its page, so that somebody can note that zeros would be wrong there; a
-            death between the two must leave one or the other.
+            the older copy of its page. The callee can note that zeros would be wrong there. So a
+            death between the two leaves the old copy or the note.
     """
 
     def __init__(self, nodes: Objnodes, ephemeral_nodes: Objnodes | None = None) -> None:
@@ -124,7 +123,7 @@ class Tmem:
         return client
 
     def destroy_client(self, client: int) -> int:
-        """Destroy a client's pools and forget it; return the number of pages flushed."""
+        """Destroy the pools of a client and forget it; return the number of pages flushed."""
         flushed = 0
         for pool in list(self._pools):
             if pool is not None and pool.client == client:
@@ -136,7 +135,7 @@ class Tmem:
         """Return the number of a new, empty pool.
 
         Raises:
-            ValueError: no such client, or all numbers are taken.
+            ValueError: there is no such client, or all pool numbers are in use.
         """
         if client not in self._clients:
             raise ValueError(f"there is no tmem client {client}")
@@ -148,7 +147,7 @@ class Tmem:
         raise ValueError(f"all {MAX_POOLS} tmem pools are in use")
 
     def destroy_pool(self, number: int) -> int:
-        """Free all pages of a pool and forget it; return how many there were."""
+        """Free all pages of a pool and forget it; return the number of pages."""
         pool = self._pool(number)
         flushed = sum(self._flush(pool, oid, 0, MAX_INDEX) for oid in list(pool.objects))
         self._pools[number] = None
@@ -166,10 +165,11 @@ class Tmem:
         """Keep a page under (oid, index), in place of an older copy if there is one.
 
         Returns:
-            None, or why it was refused; then no copy of that page is left, old or new.
+            None, or the reason for refusing it. After a refusal neither an old nor a new copy of
+            the page is left.
 
         Raises:
-            ValueError: no such pool.
+            ValueError: there is no such pool.
         """
         pool = self._pools[number]
         if pool is None:
@@ -185,7 +185,7 @@ class Tmem:
         try:
             pampd = pool.pam.create(number, oid, index, page, replacing=old != 0)
         finally:
-            # Refused or failed, the writer learns of it: what it wanted to replace is stale.
+            # The writer learns of a refusal or failure, so the older copy is stale.
             if pampd <= 0:
                 self._drop_stale(pool, oid, index, old)
         if pampd < 0:
@@ -221,13 +221,14 @@ class Tmem:
         return reason
 
     def get(self, number: int, oid: int, index: int, out: memoryview) -> bool:
-        """Write the page under (oid, index) into `out`, which keeps it.
+        """Write the page under (oid, index) into `out`; the page stays.
 
-        Return False, `out` untouched, if there is none.
+        Returns:
+            False if there is no page. `out` is unchanged then.
 
         Raises:
-            CorruptedPageError: there is one, but damaged.
-            ValueError: no such pool.
+            CorruptedPageError: the page is damaged.
+            ValueError: there is no such pool.
         """
         pool = self._pools[number]
         if pool is None:
@@ -244,23 +245,23 @@ class Tmem:
         return self.flush_range(number, oid, index, index) > 0
 
     def flush_range(self, number: int, oid: int, first: int, last: int) -> int:
-        """Free the pages of an object from index `first` to `last`; return how many there were."""
+        """Free the pages of an object from index `first` to `last`; return their number."""
         self._flush_total += 1
         flushed = self._flush(self._pool(number), oid, first, last)
         self._flush_found += flushed
         return flushed
 
     def flush_object(self, number: int, oid: int) -> int:
-        """Free all pages of an object; return how many there were."""
+        """Free all pages of an object; return their number."""
         self._flobj_total += 1
         flushed = self._flush(self._pool(number), oid, 0, MAX_INDEX)
         self._flobj_found += flushed > 0
         return flushed
 
     def flush_some(self, number: int, count: int) -> int:
-        """Free up to `count` pages of a pool, whichever come first; return how many.
+        """Free up to `count` pages of a pool, the first ones found; return their number.
 
-        Costs what is there, wherever it is.
+        The cost depends on the pages found, not on their indexes.
         """
         pool = self._pool(number)
         flushed = 0
@@ -283,17 +284,17 @@ class Tmem:
             self._objects -= 1
         return flushed
 
-    # A successor's beginning.
+    # Adoption by a successor.
 
     def adopt_page(self, number: int, oid: int, index: int, pampd: int) -> int:
-        """Take in a page that its back end already keeps, if nothing is there.
+        """Enter a page that its back end already keeps, if its place is empty.
 
         Returns:
-            0, or the pampd that is there and stays.
+            0, or the pampd that has the place and stays.
 
         Raises:
             ArenaError: no memory for the index.
-            ValueError: no such pool.
+            ValueError: there is no such pool.
         """
         pool = self._pool(number)
         tree = pool.objects.get(oid)
@@ -318,12 +319,10 @@ class Tmem:
         return tree.get(index) if tree is not None else 0
 
     def forget(self, number: int, oid: int, index: int, pampd: int) -> bool:
-        """Take a page out of the index if it is just this pampd, which the caller then frees.
+        """Remove a page from the index if it has this pampd; return whether it had.
 
-        Return whether it was.
-
-        This is how a back end evicts. A pool, object or page that does not exist is none; nothing
-        is counted as flushed.
+        A back end evicts this way, and frees the page afterwards. The result is False if the pool,
+        object or page does not exist. The page is not counted as flushed.
         """
         pool = self._pools[number] if 0 <= number < MAX_POOLS else None
         tree = pool.objects.get(oid) if pool is not None else None
@@ -336,12 +335,10 @@ class Tmem:
         return True
 
     def replace(self, number: int, oid: int, index: int, expected: int, pampd: int) -> bool:
-        """Let another pampd stand for a page, if `expected` still does.
+        """Replace `expected` by `pampd` for a page; return False if the page has another pampd.
 
-        The caller frees whichever is left over.
-
-        This is how a page moves (compaction) or changes its form without anybody reading stale
-        data.
+        Compaction moves a page this way, and recompression changes its form. No reader sees stale
+        data. The caller frees the copy that the index does not name.
         """
         tree = self._pool(number).objects.get(oid)
         if tree is None or tree.get(index) != expected:
@@ -350,10 +347,10 @@ class Tmem:
         return True
 
     def compact(self, pam: Pam, max_moves: int = 1 << 62) -> int:
-        """Have a back end pack its pages together, and follow it; return the frames set free.
+        """Have a back end pack its pages together, and update the index; return the frames freed.
 
         Raises:
-            InvariantError: a page moved that no index names.
+            InvariantError: a page moved that the index does not name.
         """
 
         def moved(pool: int, oid: int, index: int, old: int, new: int) -> None:
@@ -377,7 +374,7 @@ class Tmem:
         return self._pool(number).pages
 
     def object_pages(self, number: int, oid: int) -> int:
-        """Return the number of pages of an object; 0 if there is none."""
+        """Return the number of pages of an object; 0 if there is no object."""
         tree = self._pool(number).objects.get(oid)
         return tree.pages if tree is not None else 0
 
@@ -410,12 +407,12 @@ class Tmem:
         )
 
     def check(self) -> None:
-        """Prove all pools, and that every index node in use belongs to a tree.
+        """Verify all pools, and that every index node in use belongs to a tree.
 
         Never on the page path.
 
         Raises:
-            InvariantError: naming what is wrong.
+            InvariantError: the message names the fault.
         """
         pools = [pool for pool in self._pools if pool is not None]
         for nodes in self._both_nodes():
@@ -423,4 +420,4 @@ class Tmem:
             if held != nodes.in_use:
                 raise InvariantError(f"trees hold {held} nodes, {nodes.in_use} are handed out")
         if sum(len(pool.objects) for pool in pools) != self._objects:
-            raise InvariantError(f"{self._objects} objects counted")
+            raise InvariantError(f"{self._objects} objects are counted, but another number exists")
