@@ -173,7 +173,7 @@ class Commands:
         if idle:
             if pages != _ALL or incompressible or unused:
                 raise ControlError(
-                    "--idle marks all pages as unused, and takes no other option",
+                    "--mark-idle marks all pages, and takes no other option",
                     hint="write pages with a second command",
                 )
             writeback.mark_idle()
@@ -202,7 +202,7 @@ class Commands:
         )
 
     async def _recompress(self, report: Report) -> dict[str, Any]:
-        """Compress all pages again with a stronger codec, at the configured rate; wait for the end."""
+        """Compress all pages again with a stronger codec, at the configured rate; wait for it."""
         parts, core = self._parts, self._parts.core
         if not core.recompression.is_prepared:
             costs.check_marks(parts.settings.current, "recompression")

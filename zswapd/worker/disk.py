@@ -251,7 +251,7 @@ class BackedPool:
             self.transfers.release_held()
 
     def look(self) -> None:
-        """Try a failed device again, and end the read-ahead of an idle reader; called every 0.5 s."""
+        """Try a failed device again, and drop the read-ahead of idle readers, every 0.5 s."""
         self.transfers.probe()
         if self._operations is not None:
             self._operations.look()

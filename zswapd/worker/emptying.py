@@ -65,7 +65,7 @@ class FileState(NamedTuple):
 
 
 def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
-    """Return the identities of the block files by path; empty if the mount's device is not known."""
+    """Return the identities of the block files by path; {} if the mount's device is not known."""
     return {
         session.mountpoint / file.name: Identity(session.device, inode)
         for inode, file in directory.block_files.items()
