@@ -59,7 +59,7 @@ OWN_NAMES: Mapping[str, tuple[str, ...]] = {
     # zcache's zbud had a list of empty pages of its own. In zswapd, all parts share one reserve.
     "zbpg_unused_list_count": ("core.frames.free_frames",),
 }
-"""The counters that zcache had in sysfs, and those of frontswap, each with its places in a snapshot.
+"""The counters that zcache and frontswap had in sysfs, each with its places in a snapshot.
 
 The first place that exists gives the value. The files exist with any settings: the counter of a
 part that is switched off is 0.

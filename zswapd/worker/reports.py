@@ -90,7 +90,7 @@ def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
 
 
 def cache_report(core: CoreStatistics, volumes: Sequence[VolumeStatistics]) -> CacheReport | None:
-    """Return the cached pages of all volumes, and the memory that they take; None without a cache."""
+    """Return the cached pages of all volumes, and their memory; None without a cache."""
     if core.cache is None:
         return None
     hits = sum(volume.hits for volume in volumes)

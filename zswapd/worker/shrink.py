@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The task that shrinks the cache: under pressure, it evicts frames and gives them to the system.
 
-It looks at the watermarks every LOOK_S, at once when the kernel's PSI trigger fires, and after every
+It looks at the watermarks every LOOK_S, when the kernel's PSI trigger fires, and after every
 LOOK_BATCHES batches. A look takes about 80 µs.
 
 Eviction and punching run at the same time. The one thread for blocking work (system/offload.py)

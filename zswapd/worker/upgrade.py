@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The replacement of a worker: by the installed program, or by a supervisor that takes over an orphan.
+"""Replace a worker: by the installed program, or by a supervisor that takes over an orphan.
 
 Before an upgrade, the installed program checks that it can take over, while this one serves. If it
 cannot, it is refused, and the running program goes on.
