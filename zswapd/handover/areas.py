@@ -31,7 +31,7 @@ _MARKS: Final = "tried:"
 
 
 def all_areas(config: Config) -> dict[str, int]:
-    """Return the size of every area but the bitmaps of lost pages, bytes by name."""
+    """Return the size of every area except the bitmaps of lost pages, bytes by name."""
     return {**core.areas(config), **backing_areas(config), **marks_areas(config)}
 
 

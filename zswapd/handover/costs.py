@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What settings cost in memory, compared with the memory that there is.
+"""The memory that settings cost, compared with the memory of the machine.
 
-A start compares them before it makes anything, and `zswapd config check` does.
+A start makes the comparison before it makes anything else. `zswapd config check` makes it too.
 
-There are two sums. What is *locked at start*, before the first page comes, are the processes, the
-reserve, and what outlives a worker: a bit or some bytes for each page of the swap files. The
-*books* of swap files that are full are those bits and bytes, the index, and what the kernel keeps
-of a swap area. Books grow with swap.size, whatever the pages compress to, so a typing error in a
-size ("4T" for "4G") shows in them.
+There are two sums. The memory *locked at start*, before the first page comes, is that of the
+processes, the reserve, and the shared state: bits and bytes for each page of the swap files. The
+*books* of full swap files are these bits and bytes, the index, and the kernel's tables of a swap
+area. Books grow with swap.size, not with the compressed data. So they show a typing error in a size
+("4T" for "4G").
 
-Memory is that of the machine or of the lowest limit above the daemon (host/cgroups.py). pool.limit
-and cache.limit are bounds, which cost nothing.
+The memory is that of the machine, or the lowest limit above the daemon (host/cgroups.py).
+pool.limit and cache.limit are bounds, and cost nothing.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ if TYPE_CHECKING:
     from zswapd.config import Config
 
 PROCESSES = 144 << 20
-"""Supervisor, worker and spare with small heaps, without the reserve (PSS, measured);
-a worker alone has a third less.
+"""Bytes of supervisor, worker and spare with small heaps, without the reserve (PSS, measured).
+
+Without a spare, it is a third less.
 """
 THREAD = 64 << 10
-"""Memory of a thread that waits: its kernel stack, what it has touched of its own,
-malloc's part.
-"""
+"""Bytes of a waiting thread: its kernel stack, its touched stack, and its part of malloc."""
 CHUNK = 40
 """Bytes of a worker's list for each 2 MiB of the arena's address space."""
 KERNEL_PAGE_BITS = 25
-"""What the kernel keeps of each page of a swap area, bits: a byte of swap_map,
-two of the owner's number, a bit for zeros.
+"""Bits of the kernel's tables for each page of a swap area.
+
+They are 8 of swap_map, 16 of the owner's number, and 1 for zero-filled pages.
 """
 INDEX_PAGE_BITS = 8 * (NODE_BYTES + 1) // NODE_SLOTS + 2
-"""Of the index of a page, inner nodes included."""
+"""Bits of the index for each page, including inner nodes."""
 START_PERCENT = 80
-"""Most that may be locked at start, of memory."""
+"""Limit of the memory locked at start, in percent of memory."""
 BOOKS_PERCENT = 25
-"""Most that the books of full swap files may take: swap files of some 90 times the memory."""
+"""Limit of the books of full swap files, in percent of memory: swap files of 90 times the memory."""
 
 
 def at_start(config: Config) -> dict[str, int]:
-    """Return what is locked before the first page comes, bytes by what it is for."""
+    """Return the memory that is locked before the first page comes, bytes by purpose."""
     context = config.context
     chunks = arena_frames(config) * context.page_size >> 21
     costs = {
@@ -82,7 +82,7 @@ def at_start(config: Config) -> dict[str, int]:
 
 
 def books(config: Config) -> dict[str, int]:
-    """Return what full swap files take beside the pages' data: bytes, by what they are for."""
+    """Return the memory of full swap files without the data of pages, bytes by purpose."""
     pages = sum(config.swap_files().values()) // config.context.page_size
     costs = {**_state(config), "the kernel's tables of swap areas": pages * KERNEL_PAGE_BITS // 8}
     if config.backing.path:
@@ -93,15 +93,15 @@ def books(config: Config) -> dict[str, int]:
 
 
 def check(config: Config, root: Path = Path("/")) -> None:
-    """Do nothing if the settings can be had on this machine.
+    """Check that this machine has the memory for the settings.
 
     Args:
         config: the settings.
-        root: where /proc and /sys are, for tests.
+        root: directory of /proc and /sys, for tests.
 
     Raises:
-        ConfigError: they cost more than a sound part of all memory.
-        ArenaError: they cost more than is available now.
+        ConfigError: the settings cost more than START_PERCENT or BOOKS_PERCENT of memory.
+        ArenaError: the settings cost more than the available memory.
     """
     _check_forms(config)
     total, available = config.context.memory_total, available_bytes(root)
@@ -131,18 +131,16 @@ def check(config: Config, root: Path = Path("/")) -> None:
 
 
 def check_change(before: Config, after: Config, *, marked: bool, root: Path = Path("/")) -> None:
-    """Do nothing if settings can change at run time.
-
-    They can if there is memory for the marks of recompression, where these are missing.
+    """Check that there is memory for the marks of recompression, if a change adds them.
 
     Args:
         before: the settings that count now.
-        after: those that are wanted.
-        marked: there are marks already.
+        after: the settings after the change.
+        marked: the marks exist already.
         root: see `check`.
 
     Raises:
-        ConfigError: there is no memory for the marks.
+        ConfigError: the memory for the marks is not available.
     """
     if marked or not after.pool.recompress_age or before.pool.recompress_age:
         return
@@ -150,15 +148,15 @@ def check_change(before: Config, after: Config, *, marked: bool, root: Path = Pa
 
 
 def check_marks(config: Config, what: str, root: Path = Path("/")) -> None:
-    """Do nothing if there is memory for the marks of recompression.
+    """Check that there is memory for the marks of recompression.
 
     Args:
         config: the settings.
-        what: wants it, for the message.
+        what: the setting or command that needs the marks, for the message.
         root: see `check`.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: the memory for the marks is not available.
     """
     needed, available = sum(marks_bytes(config).values()), available_bytes(root)
     if needed > available // 2 or needed > config.context.memory_total * BOOKS_PERCENT // 100:
@@ -170,10 +168,7 @@ def check_marks(config: Config, what: str, root: Path = Path("/")) -> None:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that can be had now, bytes.
-
-    The machine's counts, and what each limit above this process leaves.
-    """
+    """Return the available memory, bytes: the machine's, or the room below the lowest limit."""
     found = re.search(
         r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE
     )
@@ -187,7 +182,7 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def _state(config: Config) -> dict[str, int]:
-    """Return what outlives a worker; see `handover.SharedState`."""
+    """Return the memory of the shared state, bytes by purpose (see `SharedState`)."""
     areas = backing_areas(config)
     costs = {
         "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
@@ -223,7 +218,7 @@ def _workers(config: Config) -> int:
 
 
 def _check_forms(config: Config) -> None:
-    """Refuse what does not fit the places where names and sizes are written."""
+    """Refuse swap files that the kernel's table or the arena's label has no room for."""
     files = len(config.swap_files())
     if files > MAX_SWAPFILES:
         raise ConfigError(
@@ -240,7 +235,7 @@ def _check_forms(config: Config) -> None:
 
 
 def _smaller(config: Config, kept: Mapping[str, int]) -> str:
-    """Return the size of the file `swap` with which the books fit, as a hint."""
+    """Return a hint with the largest size of the file `swap` for which the books fit."""
     page, files = config.context.page_size, config.swap_files()
     pages = sum(files.values()) // page
     per_page = sum(kept.values()) / max(pages, 1)
@@ -254,7 +249,7 @@ def _smaller(config: Config, kept: Mapping[str, int]) -> str:
 
 
 def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
-    """Return what to set so that no more than `allowed` bytes are locked at start."""
+    """Return a hint with a setting by which at most `allowed` bytes are locked at start."""
     over = sum(begun.values()) - allowed
     for name in ("memory.reserve", "backing.buffers"):
         shrunk = begun.get(name, 0) - over
@@ -281,7 +276,7 @@ def _memory(config: Config) -> str:
 
 
 def _size(count: int) -> str:
-    """Return a size as a setting takes it, rounded down."""
+    """Return a size in the form of a setting, rounded down."""
     for unit, shift in (("T", 40), ("G", 30), ("M", 20)):
         if count >= 2 << shift or unit == "M":
             return f"{max(count >> shift, 1)}{unit}"

@@ -39,7 +39,7 @@ def describe_geometry(config: Config) -> dict[str, Any]:
 
 
 def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
-    """Do nothing if a daemon with these settings can take over a running daemon's geometry.
+    """Check that a daemon with these settings can take over a running daemon's geometry.
 
     Args:
         config: the settings.
@@ -49,11 +49,11 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
         HandoverError: a setting differs; the message names all that do.
     """
     ours = describe_geometry(config)
-    # Programs before 0.2.0 do not say these; the arena's label has some of them all the same.
+    # Programs before 0.2.0 do not write these. The arena's label has some of them.
     unsaid = {key: ours[key] for key in ("max_zspage_frames", "fuse.hook", "control.socket")}
     running = {"allocator": "zsmalloc", **unsaid} | dict(running)
     known = (*ours, "backing")
-    # Files have numbers by their order, which stand in every header of a page.
+    # The order of the files matters: a file's place is its number in every page's header.
     found = differences({key: running[key] for key in known if key in running}, ours)
     if found:
         raise HandoverError(

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The key of the backing: made once, and handed from worker to worker in the shared state.
 
-The key is nowhere else. When the last process that has the shared state is gone, the pages on the
-disk can be read by no one.
+Only the shared state has the key. When the last process that has the shared state is dead, no
+process can decrypt the pages on the disk.
 
-A copy with a checksum stands in another page of memory. A wrong key makes no wrong data, since
-what it decrypts does not match the page's checksum, but it would cost all pages on the disk.
+A copy with a checksum is in another page of memory. A wrong key makes no wrong data, because
+decrypted pages would not match their checksums. But it would cost all pages on the disk.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEY_COPY: Final = "backing.key.copy"
 _CHECK_BYTES: Final = 8
 """Checksum behind the copy."""
 COPY_BYTES: Final = mmap.PAGESIZE + KEY_BYTES + _CHECK_BYTES
-"""Of the copy's area: the copy stands at its end, in another page than the key."""
+"""Size of the copy's area. The copy is at its end, in another page than the key."""
 
 
 def make_key(state: SharedState) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NAMES: Final = ("fuse", "arena", "state", "socket", "lock", "backing")
 """The descriptors, in the order in which they are sent."""
 STORED: Final = ("fuse", "arena", "state", "backing")
-"""Those that the service manager keeps: without the other two, a new socket is made."""
+"""The descriptors that the service manager keeps. Socket and lock are made again without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Resources:
     """All that outlives a worker.
 
     Attributes:
-        mount: of the files.
+        mount: the mount of the files.
         listener: the control socket.
-        state: goes from worker to worker.
-        arena: its descriptor.
-        backing: the descriptor of the disk behind the pool, -1 for none.
-        is_new: no worker has served them yet.
-        made: the file behind the pool, if it was made along with the rest.
+        state: the shared state.
+        arena: descriptor of the arena.
+        backing: descriptor of the disk behind the pool; -1 for none.
+        is_new: no worker has served the resources yet.
+        made: path of the file behind the pool, if this start has made it; else None.
     """
 
     mount: Mount
@@ -66,15 +66,12 @@ class Resources:
         return {name: fd for name, fd in zip(NAMES, descriptors, strict=True) if fd >= 0}
 
     def close(self) -> None:
-        """Unmount, remove the socket, give the memory back. All stored pages are gone then.
+        """Unmount, remove the socket, and free the memory with all stored pages.
 
-        A file behind the pool stays, unless it was made along with the rest and no request has ever
-        come.
+        A file behind the pool stays, unless this start has made it and no request has come.
         """
         is_unused = not self.state.hook_words[HookWord.REQUESTS]
-        with (
-            contextlib.ExitStack() as steps
-        ):  # each step is done whatever becomes of those before it
+        with contextlib.ExitStack() as steps:  # each step runs even if one before it fails
             if self.backing >= 0:
                 steps.callback(os.close, self.backing)
             if self.made is not None and is_unused:
@@ -86,7 +83,7 @@ class Resources:
 
 
 class InheritedFiles(NamedTuple):
-    """Resources whose supervisor is dead, or is this process before it became this program."""
+    """Resources of a dead supervisor, or of the program that this process ran before."""
 
     files: dict[str, int]
     """The descriptors by name."""

@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What outlives a worker besides the arena.
+"""The shared state: one small shared file that outlives a worker, beside the arena.
 
-One small shared file, mapped by the supervisor and by every worker.
+The supervisor and every worker map it.
 
-    page 0     superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers
-    slots      two copies of a JSON document (`save`, `load`): settings changed at run time, frozen, counters carried on
-    geometry   a JSON document written once: page size, swap files, mountpoint; a successor of another
-               shape is refused by it. A second copy is half of GEOMETRY_BYTES behind it, and one of
-               the superblock at the end
-    hook       the survivor page and the request buffer of fuse/_lowlevel.c (its header says what they mean)
-    lost       one bit a page of every swap file: pages whose overwrite was refused (core/block/device.py)
-    areas      further memory by name (`area`): a second copy of these bits; marks of recompression, if that is on; of a disk
-               behind the pool the key, the claims, and which pages are there
-    extension  further memory that a worker has added while it ran (`extend`), from the next page
-    on: marks of recompression
+    page 0     The superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers.
+    slots      Two slots for a JSON document (`save`, `load`): settings changed at run time, freezes,
+               counters.
+    geometry   A JSON document, written once: page size, swap files, mountpoint. A successor with
+               another geometry is refused. A second copy follows at half of GEOMETRY_BYTES. The
+               copy of the superblock is at the end.
+    hook       The survivor page and the request buffer of fuse/_lowlevel.c, which explains them.
+    lost       One bit for each page of every swap file: its overwrite was refused
+               (core/block/device.py).
+    areas      Further memory by name (`area`): a second copy of the bits above; the marks of
+               recompression; the key, the claims and the slot maps of a disk behind the pool.
+    extension  Memory that a worker has added at run time (`extend`), from the next page on: marks of
+               recompression.
 
-All of it is populated when it is made, so nothing on the page path can fault on it. Words are
-written by one process at a time: by the worker, or by the supervisor while there is none.
+All of it is populated when it is made, so the page path never faults on it. One process at a time
+writes words: the worker, or the supervisor while there is no worker.
 
-A document is written to the older slot, its checksum and serial number last: a writer that dies in
-the middle leaves the one before.
+A document is written to the older slot, with checksum and serial number last. A writer that dies
+before that leaves the other document as the valid one.
 
-Damage: a bit that changes by itself, a word that becomes zero, a page whose memory is poisoned (an
-uncorrectable error, which ends each process that touches it). `renew` puts other memory in place of
-such pages, and what has a second copy, in another page, is taken from that. What each reader of the
-rest does about damage: docs/coherency.md. A file of an older program has no second copies; it is
-believed as it is.
+Damage can be a flipped bit, a word that becomes zero, or a poisoned page (an uncorrectable memory
+error, which kills each process that touches the page). `renew` replaces poisoned pages by other
+memory. Data with a second copy, in another page, is restored from it. docs/coherency.md says what
+readers of the other data do. A file of an older program has no second copies, and is used as it is.
 """
 
 from __future__ import annotations
@@ -53,17 +54,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAYOUT_VERSION = 1
-"""Of this file. A program refuses a version that it does not know before anything is stopped."""
+"""Layout of this file. A program refuses an unknown layout before a worker is stopped."""
 LAYOUT_WITH_ZSTD = 2
-"""The same, with pages in the arena that only programs can read that know zstd."""
+"""The same layout, for an arena with pages that only programs with zstd can read."""
 READABLE_LAYOUTS = (LAYOUT_VERSION, LAYOUT_WITH_ZSTD)
 SLOT_BYTES = 256 << 10
-"""Longest document, its 24 bytes of header included."""
+"""Longest document, including its header of 24 bytes."""
 GEOMETRY_BYTES = 64 << 10
 
 _SUPERBLOCK = struct.Struct("=8sIIQQQ")
 MAGIC = b"zswapd\0H"
-"""How such a file begins."""
+"""The first bytes of the file."""
 _SLOT = struct.Struct("=QQQ")
 _COPY = struct.Struct("=40sQ")
 """The copy of the superblock and its checksum, at the end of the geometry."""
@@ -75,33 +76,27 @@ class Word(enum.IntEnum):
     """The words of page 0."""
 
     TICKS = 0
-    """The worker's signs of life, for the watchdog.
-
-    Turns of its event loop, and stretches of a takeover.
-    """
+    """Number of the worker's signs of life: beats while it serves, stretches of a takeover."""
     PHASE = 1
-    """What the worker is at, a `Phase`."""
+    """The `Phase` of the worker."""
     UPGRADE = 2
-    """Not 0: the worker has checked that the installed program can take over, and asks for it."""
+    """UPGRADE_WANTED if the installed program has passed its check and is to take over; else 0."""
     STARTED = 3
-    """Workers forked since the file was made."""
+    """Number of workers forked since the file was made."""
     DEATHS = 4
-    """Workers that ended without being told to."""
+    """Number of workers that died: they ended without being told to."""
     BROKEN = 5
-    """Those of them that ended themselves.
-
-    Because of an error that left their books in the middle of something.
-    """
+    """Number of these workers that ended themselves, because an error left them inconsistent."""
     STOPS_REFUSED = 6
-    """Times that a worker was told to stop and has gone on, since the data had nowhere to go."""
+    """Number of stops that workers have refused, for example because memory was too small."""
     WORKER = 7
-    """Process id of the worker, 0 before there is one."""
+    """Process id of the worker; 0 before the first one."""
     WORKER_BORN = 8
-    """When that process began, in ticks of the kernel's clock: what has its id later is another."""
+    """Start time of that process in kernel ticks. It tells the worker from a later process."""
     FILE_FUSE = 9
-    """Number of an open file in the supervisor and its workers, plus 1; 0 for none.
+    """Number of the open file in the supervisor and its workers, plus 1; 0 for no file.
 
-    Likewise those below: resources.NAMES.
+    The words below have the other files, in the order of resources.NAMES.
     """
     FILE_ARENA = 10
     FILE_STATE = 11
@@ -109,18 +104,18 @@ class Word(enum.IntEnum):
     FILE_LOCK = 13
     FILE_BACKING = 14
     BEGUN = 15
-    """When the supervisor began to make this worker, nanoseconds of CLOCK_MONOTONIC."""
+    """Time at which the supervisor began to make this worker, in ns of CLOCK_MONOTONIC."""
     WORKER_CHECK = 16
-    """Checksum of WORKER and WORKER_BORN; 0 where an older program has written them."""
+    """Checksum of WORKER and WORKER_BORN; 0 if an older program has written them."""
     FILES_CHECK = 17
-    """The same of the words from FILE_FUSE to FILE_BACKING."""
+    """Checksum of the words from FILE_FUSE to FILE_BACKING; 0 likewise."""
 
 
 IDENTITY = (Word.WORKER, Word.WORKER_BORN)
 FILES = tuple(Word(place) for place in range(Word.FILE_FUSE, Word.FILE_BACKING + 1))
 _CHECKED = {Word.WORKER_CHECK: IDENTITY, Word.FILES_CHECK: FILES}
 UPGRADE_WANTED = 0x65_64_61_72_67_70_75
-"""What UPGRADE is when it is asked for; no few bits make it of 0."""
+"""The value of UPGRADE when an upgrade is wanted. A few flipped bits do not make it from 0."""
 
 
 class HookWord(enum.IntEnum):
@@ -136,38 +131,41 @@ class HookWord(enum.IntEnum):
 
 
 RESENT = 1 << 63
-"""In the kernel's number for a request: it comes for the second time. RESENT in _lowlevel.c."""
+"""Bit in the kernel's number of a request that is sent again (RESENT in _lowlevel.c)."""
 
 
 class Phase(enum.IntEnum):
-    """What a worker is at."""
+    """The phase of a worker."""
 
     STARTING = 0
-    """Building or rebuilding; it serves nobody yet."""
+    """The worker builds or rebuilds its parts, and does not serve yet."""
     SERVING = 1
     STOPPING = 2
-    """Nothing is swapped on any more; it will end by itself, and that is the end."""
+    """All swap files are swapped off. The worker ends by itself, and the daemon with it."""
 
 
 def hook_bytes(max_io: int) -> int:
-    """Return how much shared memory the hook needs for requests of up to `max_io` bytes."""
+    """Return the bytes of shared memory that the hook needs for requests of `max_io` bytes."""
     return 2 * mmap.PAGESIZE + max_io
 
 
 class SharedState:
-    """The file, mapped.
+    """The mapped file of the shared state.
 
     Args:
-        fd: its descriptor; it belongs to this object from then on.
+        fd: the descriptor, which then belongs to this object.
 
     Attributes:
         fd: the descriptor.
-        geometry: the document written when it was made.
+        geometry: the document that was written when the file was made.
         hook: the hook's part, page-aligned.
-        words, hook_words: 64-bit words, by `Word` and `HookWord`.
+        words: 64-bit words, by `Word`.
+        hook_words: 64-bit words, by `HookWord`.
+        extension: the memory that a worker has added at run time; empty if there is none.
+        renewed: number of poisoned pages that were replaced.
 
     Raises:
-        HandoverError: the file is none of ours, or of another layout.
+        HandoverError: the file is no shared state, or has another layout.
     """
 
     def __init__(self, fd: int) -> None:
@@ -195,7 +193,7 @@ class SharedState:
                 f" {READABLE_LAYOUTS}",
                 hint="install a version that knows it, or swap off and restart",
             )
-        # Request data is page contents; a core dump must not show any.
+        # Requests carry the contents of pages, which must not be in a core dump.
         self._map.madvise(mmap.MADV_DONTDUMP)
         self._layout_word = view[8:12].cast("I")
         self.words = view[_WORDS : _WORDS + 8 * len(Word)].cast("Q")
@@ -236,15 +234,15 @@ class SharedState:
         self.extension = view[self._extension_at :]
 
     def extend(self, size: int) -> memoryview:
-        """Add memory for all workers to come.
+        """Add memory that outlives this worker; it may block, in any thread.
 
-        In any thread, since it may block. Programs that do not know it leave it alone.
+        Older programs leave the memory alone. Memory that a predecessor has added is `extension`.
 
         Returns:
-            It, zeros at first; what a predecessor has added already is `extension`.
+            The new memory, which is all zeros.
 
         Raises:
-            ArenaError: the kernel gives none; nothing is added.
+            ArenaError: the kernel gives no memory; nothing is added.
         """
         length = round_up(size, mmap.PAGESIZE)
         try:
@@ -271,14 +269,14 @@ class SharedState:
         kind: str = "auto",
         areas: Mapping[str, int] | None = None,
     ) -> SharedState:
-        """Make a file.
+        """Make a new shared state.
 
         Args:
-            geometry: what a successor has to agree with; anything that JSON can say.
-            lost: bytes of each swap file's bitmap.
+            geometry: the settings on which a successor has to agree, as JSON values.
+            lost: size of each swap file's bitmap of lost pages, bytes.
             max_io: longest request of the hook, bytes.
-            kind: of file, as for the arena.
-            areas: bytes of further memory, by name.
+            kind: kind of file, as for the arena.
+            areas: sizes of further memory by name, bytes.
 
         Raises:
             ArenaError: the kernel gives no memory.
@@ -313,16 +311,16 @@ class SharedState:
         return state
 
     def renew(self) -> int:
-        """Put other memory, all zeros, in place of poisoned pages, and map all pages in.
+        """Replace poisoned pages by zeroed memory, and map all pages in.
 
-        Before Linux 5.14 the kernel cannot tell; the pages are there, and are mapped when they are
-        first used.
+        Limit: before Linux 5.14, poisoned pages are not found. All pages are allocated, and are
+        mapped at their first use.
 
         Returns:
-            How many pages were poisoned.
+            Number of pages that were poisoned.
 
         Raises:
-            HandoverError: there is no memory for them.
+            HandoverError: the kernel gives no memory for them.
         """
         try:
             return self._renew(0, len(self._view))
@@ -332,10 +330,7 @@ class SharedState:
             ) from error
 
     def refresh(self) -> int:
-        """Do what a new process does: `renew`, and take what that has cleared from its copies.
-
-        Return how many pages it was.
-        """
+        """Renew poisoned pages, and restore their data from copies; return the number of pages."""
         renewed = self.renew()
         if renewed:
             self._mended_superblock()
@@ -358,14 +353,14 @@ class SharedState:
         return self._renew(start, half) + self._renew(start + half, length - half)
 
     def _mended_superblock(self) -> tuple[Any, ...]:
-        """Return the superblock, which is made good from its copy if it has changed by itself."""
+        """Return the superblock; restore it from its copy first if it is damaged."""
         view, size = self._view, _SUPERBLOCK.size
         head = bytes(view[:size])
         at = mmap.PAGESIZE + 2 * SLOT_BYTES + GEOMETRY_BYTES - _COPY.size
         copy, check = _COPY.unpack_from(view, at) if len(view) >= at + _COPY.size else (b"", 0)
         if not check or xxh3_64_intdigest(copy) != check or copy == head:
             return _SUPERBLOCK.unpack(head)
-        # An older program may have raised the layout, and knows of no copy.
+        # An older program may have raised the layout, and does not write the copy.
         layouts = [
             one
             for one in (_SUPERBLOCK.unpack(head)[1], _SUPERBLOCK.unpack(copy)[1])
@@ -381,16 +376,13 @@ class SharedState:
         return bool(check) and xxh3_64_intdigest(copy) == check
 
     def _copy_superblock(self, layout: int | None = None) -> None:
-        """Make the copy, of what the superblock is or is going to be."""
+        """Write the copy of the superblock, with `layout` if it is about to change."""
         magic, version, *rest = _SUPERBLOCK.unpack_from(self._view, 0)
         copy = _SUPERBLOCK.pack(magic, layout or version, *rest)
         _COPY.pack_into(self._geometry, GEOMETRY_BYTES - _COPY.size, copy, xxh3_64_intdigest(copy))
 
     def _mend(self) -> None:
-        """Write both copies of what does not change.
-
-        That is done if one of them is damaged, or an older program has made none.
-        """
+        """Write the copies of superblock and geometry that are damaged or missing."""
         if not self._has_copy():
             self._copy_superblock()
         first, second = (
@@ -399,7 +391,7 @@ class SharedState:
         )
         for copy in (first, second):
             if _read(copy) != self.geometry:
-                # one that fills more than half has no copy
+                # a geometry of more than half of GEOMETRY_BYTES has no copy
                 with contextlib.suppress(HandoverError):
                     _write(copy, 1, self.geometry)
 
@@ -408,7 +400,7 @@ class SharedState:
         return self.words[check] in (0, self._digest(check))
 
     def seal_words(self, check: Word) -> None:
-        """Make the checksum of words that have just been written; it was 0 while they were."""
+        """Write the checksum of words that were just written; it is 0 while they are written."""
         self.words[check] = self._digest(check)
 
     def _digest(self, check: Word) -> int:
@@ -424,10 +416,11 @@ class SharedState:
         return dict(self._lost)
 
     def area(self, name: str) -> memoryview:
-        """Return further memory by its name.
+        """Return an area by its name.
 
         Raises:
-            HandoverError: there is none; the running daemon was started without what it is for.
+            HandoverError: the area does not exist, because the running daemon was started with
+                other settings.
         """
         if name not in self._areas:
             raise HandoverError(
@@ -437,7 +430,7 @@ class SharedState:
 
     @property
     def areas(self) -> Mapping[str, memoryview]:
-        """Further memory by its name; what an older program has made may lack some."""
+        """The areas by name; a file of an older program may lack some."""
         return self._areas
 
     @property
@@ -446,9 +439,9 @@ class SharedState:
         return self._layout_word[0]
 
     def note_codecs(self, names: Collection[str]) -> None:
-        """Say, before it is so, which codecs pages are kept with.
+        """Note the codecs of stored pages, before the first page is stored with them.
 
-        Programs that do not know one refuse to take over then.
+        Programs that lack one of them then refuse to take over.
         """
         if "zstd" in names:
             if self.layout != LAYOUT_WITH_ZSTD:
@@ -456,10 +449,10 @@ class SharedState:
             self._layout_word[0] = LAYOUT_WITH_ZSTD
 
     def load(self) -> dict[str, Any]:
-        """Return the last document that was saved whole; an empty one if there is none.
+        """Return the last valid document; {} if there is none.
 
-        If the last is damaged, it is the one before, half a second older. If both are, the log says
-        what that costs.
+        If the last document is damaged, the result is the one before, 0.5 s older. If both are
+        damaged, the log says which data is lost.
         """
         document = _read(max(self._slots, key=_serial))
         if document is None and any(bytes(slot) != bytes(len(slot)) for slot in self._slots):
@@ -471,16 +464,16 @@ class SharedState:
         return document or {}
 
     def save(self, document: Mapping[str, object]) -> None:
-        """Put a document in place of the last.
+        """Save a document in place of the last one.
 
         Raises:
-            HandoverError: it is longer than SLOT_BYTES; the last one stays.
+            HandoverError: the document is longer than SLOT_BYTES; the last one stays.
         """
         older, newer = sorted(self._slots, key=_serial)
         _write(older, _serial(newer) + 1, document)
 
     def close(self) -> None:
-        """Let go of the mapping and the file."""
+        """Unmap and close the file."""
         if self.fd < 0:
             return
         for view in (
@@ -501,7 +494,7 @@ class SharedState:
 
 
 def _serial(slot: memoryview) -> int:
-    """Return the serial number of a slot's document, 0 if there is no whole one."""
+    """Return the serial number of a slot's document; 0 if there is no valid one."""
     serial, length, check = _SLOT.unpack_from(slot, 0)
     is_whole = (
         length <= len(slot) - _SLOT.size
@@ -511,7 +504,7 @@ def _serial(slot: memoryview) -> int:
 
 
 def _read(slot: memoryview) -> dict[str, Any] | None:
-    """Return a slot's document, None if there is no whole one."""
+    """Return a slot's document; None if there is no valid one."""
     if not _serial(slot):
         return None
     _serial_number, length, _check = _SLOT.unpack_from(slot, 0)
@@ -525,7 +518,7 @@ def _write(slot: memoryview, serial: int, document: Mapping[str, object]) -> Non
         raise HandoverError(
             f"{len(data)} bytes are too many to be handed over", hint="report this as a bug"
         )
-    # The old checksum does not fit the new data: whoever reads now finds no document here, and
-    # takes the other slot's.
+    # Until the header is written, the old checksum does not fit the new data. A reader then takes
+    # the document of the other slot.
     slot[_SLOT.size : _SLOT.size + len(data)] = data
     _SLOT.pack_into(slot, 0, serial, len(data), xxh3_64_intdigest(data, serial))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parent process: it holds all that outlives a worker, forks workers and reaps them."""
+"""The supervisor: the parent process. It holds what outlives a worker, forks and reaps workers."""
 
 from zswapd.supervisor.supervisor import run
 from zswapd.supervisor.upgrade_check import check, memory_of, try_takeover

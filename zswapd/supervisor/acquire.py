@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a supervisor comes by its resources. It takes them over from another process, or makes them.
+"""Find the resources of a supervisor: take them over from another process, or make them.
 
-It tries these sources in this order:
+The sources, in this order:
 
-1. the program that it replaces in the same process, or the service manager's file descriptor store
-   (inheritance.py);
-2. a worker whose supervisor is dead: over the control socket (orphan.py), or, if the worker does
-   not answer, out of that process (unresponsive.py);
-3. if there is nothing to take over, it makes everything.
+1. the program that this program replaces in the same process, or the service manager's file
+   descriptor store (inheritance.py);
+2. an orphaned worker: over the control socket (orphan.py), or, if the worker does not answer, by
+   copying its open files (unresponsive.py);
+3. new resources, if there are none to take over.
 
-Invariant: files that do not fit stay open with the process that holds them. Nothing is written
-until all of them were found to fit.
+Invariant: nothing is written until all files are found to fit. Files that do not fit stay open in
+the process that holds them.
 """
 
 from __future__ import annotations
@@ -46,18 +46,21 @@ log = logging.getLogger(__name__)
 
 
 def find_resources(config: Config, left: InheritedFiles | None) -> tuple[Resources, int]:
-    """Take over what there is, or make everything.
+    """Take over the resources that exist, or make new ones.
+
+    After an exception, the worker that serves goes on serving.
 
     Args:
         config: the settings.
-        left: what needs nobody to be asked.
+        left: the files that this process has inherited; None if there are none.
 
     Returns:
-        The resources, and the process id of the worker that serves it; 0 if there is none any more.
+        The resources, and the process id of the worker that serves them. The process id is 0 if no
+        worker lives.
 
     Raises:
-        AlreadyRunningError: there is a supervisor.
-        ZswapdError: it can be neither found nor made. In both cases whoever serves goes on serving.
+        AlreadyRunningError: a supervisor lives.
+        ZswapdError: the resources can be neither taken over nor made.
     """
     if left is not None and left.worker:
         return adopt_resources(config, left.files), left.worker
@@ -66,7 +69,7 @@ def find_resources(config: Config, left: InheritedFiles | None) -> tuple[Resourc
             _counted(adopt_resources(config, left.files)) if left else make_resources(config)
         ), 0
     except AlreadyRunningError as refusal:
-        # A worker lives. What it has is the same as what was stored, and its socket besides.
+        # A worker lives. It has the stored files, and the control socket.
         stored = left.files if left else {}
         patience = min(config.service.hang_timeout or orphan.ANSWER_S, orphan.ANSWER_S)
         try:
@@ -80,20 +83,20 @@ def find_resources(config: Config, left: InheritedFiles | None) -> tuple[Resourc
     for descriptor in stored.values():
         os.close(descriptor)
     resources = adopt_resources(config, descriptors)
-    # Between its answer and our claim, another program may have taken over from it, and have died.
+    # Between the worker's answer and our claim, another program may have taken over and died.
     worker = unresponsive.living_worker(resources.state) or worker
     log.info("worker %d has lost its supervisor: taking over", worker)
     return resources, worker
 
 
 def _counted(resources: Resources) -> Resources:
-    """Count the death of a worker whose supervisor could not."""
+    """Count the death of an orphan."""
     resources.state.words[Word.DEATHS] += 1
     return resources
 
 
 def _take_from_the_silent(config: Config, stored: dict[str, int]) -> Resources:
-    """End a worker that has lost its supervisor and does not answer, and return what it has served."""
+    """End an orphaned worker that does not answer; return the resources that it served."""
     if not stored:
         descriptors, worker = unresponsive.take_descriptors(config.control.socket)
         resources = adopt_resources(config, descriptors)
@@ -105,15 +108,15 @@ def _take_from_the_silent(config: Config, stored: dict[str, int]) -> Resources:
 
 
 def make_resources(config: Config) -> Resources:
-    """Make everything anew.
+    """Make new resources. After an exception, the system is as before.
 
     Raises:
         AlreadyRunningError: another daemon has the control socket.
-        ArenaError: the kernel gives no memory, or there is less than the settings take.
-        ConfigError: the settings take more memory than this machine has.
+        ArenaError: the kernel gives no memory, or less than the settings need.
+        ConfigError: the settings need more memory than this machine has.
         BackingError: the disk behind the pool cannot be used.
-        MountError, PermissionsError: the files cannot be mounted. In all cases everything is as
-            before.
+        MountError: the files cannot be mounted.
+        PermissionsError: this process may not mount the files.
     """
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(Listener(config.control.socket))
@@ -152,9 +155,9 @@ def make_resources(config: Config) -> Resources:
 
 
 def _new_arena(config: Config) -> tuple[int, dict[str, Any]]:
-    """Make the arena; return its file and its description, and let go of all else.
+    """Make the arena; return its file and its description.
 
-    The supervisor never looks into the arena.
+    The mapping is closed, because the supervisor never reads the arena.
     """
     arena = make_arena(config)
     try:
@@ -166,20 +169,19 @@ def _new_arena(config: Config) -> tuple[int, dict[str, Any]]:
 def adopt_resources(
     config: Config, descriptors: Mapping[str, int], *, seize: bool = False
 ) -> Resources:
-    """Take over what another process has served.
+    """Take over the files that another process has served.
 
-    The descriptors belong to the resources from then on.
+    The descriptors then belong to the resources.
 
     Args:
         config: the settings.
         descriptors: the files by name.
-        seize: take the control socket although a worker that is dead, or as good as that, has it
-            open.
+        seize: take the control socket, although a dead or unresponsive worker has it open.
 
     Raises:
-        HandoverError: it is of another layout or shape.
-        AlreadyRunningError: there is a supervisor, or without `socket` among the descriptors, a
-            worker.
+        HandoverError: the files have another layout or geometry.
+        AlreadyRunningError: a supervisor lives. Without `socket` among the descriptors, also: a
+            worker lives.
     """
     state = SharedState(descriptors["state"])
     check_geometry(config, state.geometry)

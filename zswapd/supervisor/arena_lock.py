@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps an arena locked in memory beyond a worker's life.
+"""The lock that keeps an arena in memory after a worker's death.
 
-Where the kernel has no noswap tmpfs (before Linux 6.4).
+It is needed where the kernel has no noswap tmpfs (before Linux 6.4).
 
-Pages of a memfd are safe from swap while a process has them mapped and locked. A worker does; when
-it dies its locks go with it, and until the next one has them the kernel may swap out pages of the
-arena, to the very device that nobody serves. So the supervisor maps the arena as well. Its mapping
-is locked on fault, like all its memory (mlockall); what the worker has populated since is faulted
-in here at every look.
+The kernel does not swap out pages of a memfd while a process has them mapped and locked. A worker
+locks them, and its locks end with it. Until the next worker has locked them, the kernel could swap
+the arena out to the device that no worker serves. So the supervisor maps the arena too. Its mapping
+is locked on fault, like all its memory (mlockall). Each look faults in what the worker has
+populated since the last one.
 
-Limit: pages populated since the last look (LOOK_S in supervisor.py) are locked by the worker only.
-They are the youngest of the arena, which reclaim takes last.
+Limit: only the worker locks pages that were populated since the last look (LOOK_S in
+supervisor.py). They are the youngest pages of the arena, which reclaim takes last.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class ArenaLock:
-    """Holds an arena's pages in memory, if that takes a lock.
+    """The supervisor's mapping of an arena, if the arena needs a lock.
 
     Args:
-        fd: the arena's descriptor, which stays the caller's.
+        fd: the arena's descriptor. The caller keeps it.
         copy: see `Arena.adopt`.
 
     Raises:
-        ArenaError: it is no arena that can be mapped.
+        ArenaError: the file is no arena, or cannot be mapped.
     """
 
     def __init__(self, fd: int, copy: Mapping[str, Any] | None = None) -> None:
@@ -43,7 +43,7 @@ class ArenaLock:
             self._arena = None
 
     def lock(self) -> int:
-        """Lock what the arena holds now; return its bytes, 0 where no lock is needed."""
+        """Lock all populated pages of the arena; return their bytes, 0 if it needs no lock."""
         arena = self._arena
         if arena is None:
             return 0
@@ -54,7 +54,7 @@ class ArenaLock:
         return held
 
     def close(self) -> None:
-        """Let go of the mapping."""
+        """Unmap the arena."""
         if self._arena is not None:
             self._arena.close()
             self._arena = None

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file or device behind the pool.
-
-As the supervisor opens it for all workers, or checks it before a start.
-"""
+"""Open the file or device behind the pool for all workers, or check it before a start."""
 
 from __future__ import annotations
 
@@ -19,17 +16,14 @@ if TYPE_CHECKING:
     from zswapd.config import Config
 
 _RESEND = (6, 9)
-"""The first Linux that sends the requests of a dead worker again: those that waited for the disk.
-"""
+"""The first Linux version that sends requests again that a dead worker has not answered."""
 
 
 def open_backing(config: Config) -> int:
-    """Open what `backing.path` names, for all workers to come.
-
-    Return its descriptor, -1 if there is no backing.
+    """Open the file or device of `backing.path`; return its descriptor, -1 without a backing.
 
     Raises:
-        BackingError: it cannot be used.
+        BackingError: the file or device cannot be used.
     """
     path = config.backing.path
     if not path:
@@ -46,12 +40,12 @@ def open_backing(config: Config) -> int:
 
 
 def check_backing(config: Config) -> None:
-    """Do nothing if what `backing.path` names could be opened.
+    """Check the file or device of `backing.path`.
 
-    Nothing is changed, so some causes of a failure are not seen.
+    Limit: nothing is changed, so failures that only a change would show are not found.
 
     Raises:
-        BackingError: it cannot be used.
+        BackingError: the file or device cannot be used.
     """
     path = config.backing.path
     if path:
@@ -68,7 +62,7 @@ def _check_kernel() -> None:
         raise BackingError(
             f"a backing needs Linux 6.9, this is {os.uname().release}",
             hint=(
-                "before it, requests that wait for the disk would die with their worker: set"
-                " backing.path to nothing"
+                "older kernels lose the requests that wait for the disk when a worker dies: leave"
+                " backing.path empty"
             ),
         )

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A little memory to throw overboard when nothing moves any more.
+"""The ballast: memory that the supervisor holds, and frees when swap-out is deadlocked.
 
-Between a page that is swapped out and the daemon stands the loop driver's kernel thread, an
-ordinary task. It takes some memory for each request, and where free memory has fallen to the min
-watermark it waits until there is more: which only the requests that it holds could bring. Everybody
-else waits for those, the OOM killer's callers included, and the daemon, which has all it needs,
-hears of nothing (seen with Linux 6.12 on a box of 448 MiB). A few pages end it. The supervisor has
-them: locked, touched, of no use otherwise.
+A page that is swapped out passes through a kernel thread of the loop driver, which is an ordinary
+task. The thread allocates memory for each request. At the min watermark it waits for free memory,
+which only the requests that it holds could give. All other tasks wait for these requests, callers
+of the OOM killer included. The daemon needs no memory, but gets no request. Linux 6.12 did this on
+a machine with 448 MiB. A few free pages end the deadlock. The ballast has them: touched, locked,
+and not used otherwise.
 
-Thrown are PIECE_BYTES at a time, when in two looks no zone was above its low watermark and no
-request had come; taken back when there is plenty. A box that is merely short of memory sends
-requests all the time, and keeps its ballast.
+The supervisor frees PIECE_BYTES at a time, when in STILL_LOOKS looks no zone was above its low
+watermark and no request came. It takes them again when memory is plenty. A machine that is only
+short of memory sends requests all the time, and keeps its ballast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 2 << 20
 PIECES = 4
 STILL_LOOKS = 2
-"""Looks in a row at which nothing had moved."""
+"""Looks in a row without a request and without free memory, before a piece is freed."""
 _MADV_POPULATE_WRITE = 23
 
 
@@ -36,7 +36,7 @@ class Ballast:
     """Up to PIECES pieces of memory.
 
     Args:
-        pressure: tells how much memory is free.
+        pressure: tells how much memory of the system is free.
     """
 
     def __init__(self, pressure: Pressure) -> None:
@@ -47,14 +47,14 @@ class Ballast:
 
     @property
     def bytes_held(self) -> int:
-        """What could be thrown."""
+        """Bytes that could be freed."""
         return len(self._pieces) * PIECE_BYTES
 
     def look(self, requests: int) -> None:
-        """Throw a piece, or take one back, as the system's memory asks for.
+        """Free a piece, or take one again, by the system's free memory.
 
         Args:
-            requests: how many the worker has taken so far.
+            requests: number of requests that the worker has taken until now.
         """
         marks = self._pressure.marks()
         if marks is None:
@@ -73,7 +73,7 @@ class Ballast:
     def _take(self) -> None:
         try:
             piece = mmap.mmap(-1, PIECE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError:  # free, and promised to others (vm.overcommit_memory=2)
+        except OSError:  # the memory is free, but committed (vm.overcommit_memory=2)
             return
         with contextlib.suppress(OSError):  # before Linux 5.14
             piece.madvise(_MADV_POPULATE_WRITE)
@@ -82,6 +82,6 @@ class Ballast:
         self._pieces.append(piece)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free all pieces."""
         while self._pieces:
             self._pieces.pop().close()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Forking a worker that has to come, whatever the system says.
+"""Fork a worker, and try again for as long as fork(2) fails.
 
-fork(2) fails where memory is promised to nobody twice (ENOMEM, vm.overcommit_memory=2), or where a
-cgroup has no process left (EAGAIN, pids.max). When a worker has died, nobody serves swap until
-there is another: the supervisor that ended then would take all that is swapped out with it, so it
-tries again for as long as it takes.
+fork(2) fails where the kernel does not overcommit memory (ENOMEM, vm.overcommit_memory=2), or where
+a cgroup may have no more processes (EAGAIN, pids.max). Between two workers, no process serves swap.
+A supervisor that ended then would lose all swapped-out data, so it tries again without a limit.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGAIN_S = 0.1
-"""Time between two attempts."""
+"""Time between two attempts, s."""
 FIRST_TRIES = 20
-"""Attempts where nothing is stored yet that could be lost."""
+"""Number of attempts while no page is stored that could be lost."""
 
 
 def settle_objects() -> None:
-    """Before a fork: what is alive now stays so.
+    """Prepare all live objects for a fork.
 
-    Unless the collector's marks are written next to it, its pages stay shared.
+    The garbage collector then never writes marks beside them, so their pages stay shared.
     """
     gc.collect()
     gc.freeze()
@@ -43,14 +42,14 @@ def settle_objects() -> None:
 
 
 def fork(meanwhile: Callable[[], object], *, has_time: bool) -> int:
-    """Fork; return what os.fork returns.
+    """Fork; return the result of os.fork.
 
     Args:
-        meanwhile: called after each attempt that failed; gives memory back for example.
-        has_time: nothing would be lost by giving up.
+        meanwhile: called after each failed attempt, for example to free memory.
+        has_time: no page is stored, so giving up loses nothing.
 
     Raises:
-        ZswapdError: it has failed FIRST_TRIES times, and there is time.
+        ZswapdError: FIRST_TRIES attempts have failed, and `has_time` is set.
     """
     settle_objects()
     tries = FIRST_TRIES if has_time else math.inf

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Resources that come to a supervisor without asking a worker.
-
-By the environment, or from the service manager.
+"""Resources that a supervisor inherits: no worker is asked for them.
 
 - By the environment: the supervisor replaces its own program (`zswapctl upgrade`). Its files stay
-  open, and ZSWAPD_ESTATE names them.
-- From the service manager: supervisor and worker have died, and systemd's file descriptor store
-  has kept the files.
-
-The name of the variable is what 0.1.0 sets.
+  open, and ZSWAPD_ESTATE names them. Version 0.1.0 sets the same variable.
+- From the service manager: supervisor and worker are dead, and systemd's file descriptor store has
+  kept the files.
 """
 
 from __future__ import annotations
@@ -31,10 +27,7 @@ _STORE_PREFIX: Final = "zswapd-"
 
 
 def leave_in_environment(resources: Resources, worker: int) -> dict[str, str]:
-    """Return the environment for the program that takes this process' place.
-
-    And let it inherit the files.
-    """
+    """Make the files inheritable; return the environment for the program that replaces this one."""
     descriptors = resources.descriptors()
     for descriptor in descriptors.values():
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - the system call
@@ -45,9 +38,9 @@ def leave_in_environment(resources: Resources, worker: int) -> dict[str, str]:
 
 
 def become_installed(resources: Resources, worker: int) -> None:
-    """Become the installed program, which takes over resources and worker.
+    """Become the installed program, which takes over the resources and the worker.
 
-    Return only if it cannot be started.
+    Return only if the program cannot be started.
     """
     environment = leave_in_environment(resources, worker)
     try:
@@ -59,12 +52,12 @@ def become_installed(resources: Resources, worker: int) -> None:
 
 
 def find_inherited() -> InheritedFiles | None:
-    """Return what there is to take over without asking anybody, None if there is nothing."""
+    """Return the files that this process has inherited; None if there are none."""
     return from_environment() or from_service_manager()
 
 
 def from_environment() -> InheritedFiles | None:
-    """Return what this process was left with before it became this program."""
+    """Return the files that the program before this one has left in this process; else None."""
     text = os.environ.pop(_ENVIRONMENT, "")
     if not text:
         return None
@@ -77,10 +70,10 @@ def from_environment() -> InheritedFiles | None:
 
 
 def from_service_manager() -> InheritedFiles | None:
-    """Return what systemd kept for us, None if there is nothing or not all.
+    """Return the files that systemd has kept; None if one of them is missing.
 
-    The protocol of sd_listen_fds(3): descriptors from 3 on, names in LISTEN_FDNAMES, meant for
-    LISTEN_PID only.
+    The protocol is that of sd_listen_fds(3). Descriptors begin at 3, LISTEN_FDNAMES has their
+    names, and they are for the process LISTEN_PID only.
     """
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
@@ -98,5 +91,5 @@ def from_service_manager() -> InheritedFiles | None:
 
 
 def stored_name(name: str) -> str:
-    """Return the name under which the service manager keeps a descriptor."""
+    """Return the name of a descriptor in the service manager's store."""
     return _STORE_PREFIX + name

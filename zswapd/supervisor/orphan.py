@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker whose supervisor is dead goes on serving.
+"""Take over from an orphan: a worker that goes on serving after its supervisor's death.
 
-Here a new supervisor gets its files and asks it to make room.
+A new supervisor asks the worker for its open files, and then tells it to leave.
 
-The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inherit`, which a
-worker that still has its supervisor refuses: that is how a second `zswapd run` learns that the
-first one lives. Only when everything was received and found to fit is the worker told to leave, and
-if it does not, killed: what it was doing is done again by its successor.
+The descriptors come over the control socket (SCM_RIGHTS), as the answer to `inherit`. A worker
+with a living supervisor refuses the command. So a second `zswapd run` learns that the first one
+lives. The worker is told to leave only when all files were received and found to fit. If it does
+not leave, it is killed, and its successor does again what it was doing.
 
-One that does not answer is another matter (unresponsive.py).
+A worker that does not answer is the subject of unresponsive.py.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANSWER_S = 10.0
-"""How long a worker may take to answer, and to leave."""
+"""Time, s, that a worker has to answer, and to leave."""
 LOOK_S = 0.1
-"""Time between two looks at whether one that is to leave is dead.
+"""Time, s, between two looks at a worker that was told to leave.
 
-Which its pidfd does not tell while a thread is stuck; and between two attempts at a full queue.
+Its pidfd does not tell of its death while one of its threads is stuck. It is also the time between
+two attempts to connect to a socket with a full queue.
 """
 LEAVE = signal.SIGUSR2
 """Tells a worker to end at the next request boundary, for a successor."""
@@ -46,15 +47,16 @@ LEAVE = signal.SIGUSR2
 def inherit(path: Path, *, limit: float = ANSWER_S) -> tuple[dict[str, int], int]:
     """Ask the worker behind a control socket for its files.
 
-    Return them by name, and its process id.
-
     Args:
         path: the socket.
-        limit: patience with the answer, s.
+        limit: time to wait for the answer, s.
+
+    Returns:
+        The files by name, and the process id of the worker.
 
     Raises:
-        TimeoutError: there is no answer.
-        ControlError: nobody has the socket, or the worker has a supervisor.
+        TimeoutError: the worker does not answer.
+        ControlError: no process has the socket, or the worker has a supervisor.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(limit)
@@ -78,16 +80,15 @@ def inherit(path: Path, *, limit: float = ANSWER_S) -> tuple[dict[str, int], int
             and len(descriptors) >= len(NAMES) - 1
         ):
             undo.pop_all()
-            return dict(
-                zip(NAMES, descriptors, strict=False)
-            ), reply.value  # the last of them may be missing
-    raise ControlError("the daemon's answer makes no sense", hint="use the same version")
+            # The last name has no file without a backing.
+            return dict(zip(NAMES, descriptors, strict=False)), reply.value
+    raise ControlError("the daemon's answer is not valid", hint="use the same version")
 
 
 def _connect(connection: socket.socket, path: Path, end: float) -> None:
-    """Connect, and wait for a place in the queue if that is full.
+    """Connect; if the queue of the socket is full, try again until `end`.
 
-    Which the kernel does not do here.
+    On a socket with a timeout, connect(2) does not wait for a place in the queue.
     """
     while True:
         try:
@@ -120,12 +121,14 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def retire(worker: int, *, ask: signal.Signals = LEAVE, limit: float = ANSWER_S) -> None:
-    """Have a worker end and wait until it has; kill it when it does not. It need not be a child.
+    """Tell a worker to end, and wait for its end; kill it after a time limit.
+
+    The worker need not be a child of this process.
 
     Args:
-        worker: its process id.
-        ask: the signal that it gets first.
-        limit: how long it may take then, s.
+        worker: process id of the worker.
+        ask: the signal that the worker gets first.
+        limit: time that the worker then has to end, s.
     """
     try:
         process = os.pidfd_open(worker)
@@ -144,7 +147,10 @@ def retire(worker: int, *, ask: signal.Signals = LEAVE, limit: float = ANSWER_S)
 
 
 def _has_ended(worker: int, process: int, patience: float | None) -> bool:
-    """Wait until a process has ended, or is as good as dead; for ever without `patience`."""
+    """Wait until only harmless threads of a process are left; return whether this came in time.
+
+    Without `patience`, there is no time limit.
+    """
     end = math.inf if patience is None else time.monotonic() + patience
     poll = select.poll()  # select(2) takes no descriptor above 1023
     poll.register(process, select.POLLIN)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The settings that a supervisor begins with.
+"""Choose the settings that a supervisor begins with.
 
-Whoever finds pages to serve, serves them, whatever has become of the files.
+Pages that are left are served even if the config files have become wrong: an error in a file must
+not cost the swapped-out data.
 
-- Nothing is left: those in the files. If they are refused, so is the start, by an exit code
-  (ConfigError's) after which the service manager does not try again. With something left to serve
-  it has to, so there it is another.
-- It is an upgrade: those that the check has read (`zswapctl upgrade`), not what the files say a
-  moment later.
-- Supervisor and worker have died, and the service manager kept their files: those in the settings'
-  files; if they are refused, or describe other swap files than there are, those that the dead
-  worker had. A mistake in a file that nobody has noticed yet must not cost what is swapped out.
+- A start without pages takes the settings in the files. If they are refused, the start fails with
+  the exit code of ConfigError, after which the service manager does not try again.
+- An upgrade (`zswapctl upgrade`) takes the settings that the check has read. The files may have
+  changed since.
+- A start after the death of supervisor and worker, with files from the service manager's store,
+  takes the settings in the files. If these are refused, or describe other swap files, it takes the
+  settings of the dead worker. If those are refused too, the exit code is that of HandoverError,
+  after which the service manager tries again.
 """
 
 from __future__ import annotations
@@ -40,12 +41,11 @@ def choose(configure: Callable[[], Config], left: InheritedFiles | None) -> Conf
 
     Args:
         configure: reads the files and the command line.
-        left: what is there to be served.
+        left: the inherited files; None if there are no pages to serve.
 
     Raises:
-        ConfigError: they are refused, and nothing is left.
-        HandoverError: they are refused, or do not describe what is left; and so it is with what
-            else there is.
+        ConfigError: the settings are refused, and there are no pages to serve.
+        HandoverError: every source of settings is refused, or describes other swap files.
     """
     if left is None:
         return configure()
@@ -68,7 +68,7 @@ def choose(configure: Callable[[], Config], left: InheritedFiles | None) -> Conf
             return config
     first = next(iter(refusals.values()))
     raise HandoverError(
-        f"what is left is not served, since the settings are refused: {first.message}",
+        f"the pages that are left cannot be served, the settings are refused: {first.message}",
         hint=first.hint,
     )
 

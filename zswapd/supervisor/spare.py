@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker in waiting: forked ahead of its time.
+"""The spare: the next worker, forked early, with all the memory that a takeover needs.
 
-With all the memory in hand that taking over needs.
+A worker may die when the machine has no free memory. All reclaimable pages then wait to be swapped
+out through the dead worker. A worker that is forked at that moment needs tens of MiB: copies of the
+pages that it shares with the supervisor, and its heaps. So the spare takes this memory beforehand,
+while a worker serves and reclaim works. It takes it like an ordinary program, locks it, and waits.
+Its promotion takes one byte on a socket, and no memory.
 
-A worker may die when the box has no memory left, because everything that could be freed waits to be
-swapped out, through the worker that died. Whoever is forked then has to find some tens of MiB:
-copies of pages shared with the supervisor, heaps that are grown. So they are found beforehand,
-while a worker serves and reclaim works: the spare takes its memory like any ordinary program, then
-locks it and waits. To be promoted takes one byte on a socket, and no memory.
+There may be no spare shortly after a takeover, or because memory is short. Then the supervisor
+forks a worker at once, as a real-time task (system/scheduling.py).
 
-There may be no spare: shortly after a takeover, or because it cannot get its memory. Then a worker
-is forked on the spot, as a real-time task (system/scheduling.py).
-
-Limit: it costs its memory all the time, some 40 MiB (`service.spare = false` saves it).
+Limit: the spare always costs its memory, about 40 MiB (`service.spare = false` saves it).
 """
 
 from __future__ import annotations
@@ -35,17 +33,18 @@ _READY, _GO = b"r", b"g"
 
 
 class Spare:
-    """One such process. It ends with its parent.
+    """One spare process. It ends with its parent.
 
     Args:
         prepare: called in the new process at once.
-        become: called there with what that returned, on promotion; must not return.
+        become: called in the new process on promotion, with the result of `prepare`. It must not
+            return.
 
     Attributes:
-        pid: its number.
+        pid: process id of the spare.
 
     Raises:
-        OSError: it cannot be forked.
+        OSError: the process cannot be forked.
     """
 
     def __init__(self, prepare: Callable[[], T], become: Callable[[T], NoReturn]) -> None:
@@ -65,18 +64,18 @@ class Spare:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has all it needs."""
+        """Whether the spare is prepared."""
         if not self._is_ready:
-            with contextlib.suppress(OSError):  # BlockingIOError: it is still being prepared
+            with contextlib.suppress(OSError):  # BlockingIOError: the spare is not yet prepared
                 self._is_ready = self._line.recv(1, socket.MSG_DONTWAIT) == _READY
         return self._is_ready
 
     def promote(self) -> bool:
-        """Have it become what it waits for; return False if it cannot, being dead or not ready."""
+        """Turn the spare into a worker; return False if it is dead or not ready."""
         if not self.is_ready:
             return False
         try:
-            os.kill(self.pid, signal.SIGCONT)  # it may have been stopped
+            os.kill(self.pid, signal.SIGCONT)  # SIGSTOP may have stopped the spare
             self._line.send(_GO, socket.MSG_NOSIGNAL)
         except OSError:
             return False
@@ -84,18 +83,19 @@ class Spare:
         return True
 
     def has_ended(self) -> bool:
-        """Say whether it has ended by itself; it is forgotten then."""
+        """Say whether the spare has ended by itself; reap it then."""
         if not os.waitpid(self.pid, os.WNOHANG)[0]:
             return False
         self._line.close()
         return True
 
     def end(self, *, wait: bool) -> bool:
-        """Kill it; return whether it is gone.
+        """Kill the spare; return whether it was reaped.
 
         Args:
-            wait: until it is. One that waits for memory goes only when it has got it: not to be
-                waited for where that may depend on the caller, who has to bury it later.
+            wait: wait until the spare is dead. A spare that waits for memory dies only when it has
+                got the memory. Where that may depend on the caller, the caller must not wait, and
+                reaps the spare later.
         """
         self._line.close()
         with contextlib.suppress(ProcessLookupError):
@@ -108,14 +108,13 @@ class Spare:
 def _wait(
     line: socket.socket, prepare: Callable[[], T], become: Callable[[T], NoReturn]
 ) -> NoReturn:
-    """Live the life of a spare."""
+    """Prepare, wait for the promotion or for the parent's end, and never return."""
     code = 1
     try:
         prepared = prepare()
         go = b""
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # the parent is dead; or died before it read our word
+        # The parent may be dead, or may have died before it read our byte.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             line.send(_READY, socket.MSG_NOSIGNAL)
             go = line.recv(1)
         if go == _GO:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether `zswapd run` would come up with the settings, without starting anything.
+"""Check whether `zswapd run` would start with the settings, without starting it.
 
-Each check is the one that a start makes, by the same function, without the step that follows it:
-nothing is made, opened for writing, truncated, bound or locked for longer than the look takes. What
-a start would refuse is an error of the class that the start would raise. What it would go on with,
-and complain about, is a warning. What takes rights that this process lacks is said to be unchecked.
+Each check calls the function that a start calls, without the step that follows. The check keeps
+nothing made, open for writing, truncated, bound or locked.
 
-A daemon that runs with the same control socket has the mountpoint, the backing and the metrics'
-port: they are its own, so the checks take them as free.
+- If a start would be refused, the check raises the same class of error.
+- If a start would go on with a complaint, the check returns a warning.
+- If this process lacks the rights for a check, the result lists it as unchecked.
+
+A running daemon with the same control socket has the mountpoint, the backing and the port of the
+metrics. The checks take them as free.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StartFindings:
-    """What is not an error.
+    """The findings that are no errors.
 
     Attributes:
-        warnings: what a start would complain about, or what would be refused later.
-        unchecked: what could not be looked at, and why.
+        warnings: complaints of a start, and commands that would be refused later.
+        unchecked: checks that this process could not make, each with its reason.
     """
 
     warnings: list[str] = field(default_factory=list)
@@ -49,29 +51,26 @@ class StartFindings:
 
 
 def check(config: Config) -> StartFindings:
-    """Look at everything that settings name.
+    """Check all files, memory and ports that the settings name.
 
     Args:
         config: the settings.
 
     Raises:
-        ZswapdError: a start would be refused; the class is that of the refusal.
+        ZswapdError: a start would be refused. The class is the one that the start would raise.
     """
     found = StartFindings()
     is_running = is_served(config.control.socket)
     if is_running:
         found.unchecked.append(
-            "a daemon runs with this control socket: memory, mountpoint, backing and port are in"
-            " its use"
+            "a daemon runs with this control socket, and uses memory, mountpoint, backing and port"
         )
     else:
         costs.check(config)
     if os.geteuid() == 0:
         _check_as_root(config, is_running=is_running)
     else:
-        found.unchecked.append(
-            "control socket, mountpoint, arena and backing are root's to look at"
-        )
+        found.unchecked.append("only root can check control socket, mountpoint, arena and backing")
     _check_volumes(config, found)
     _check_metrics(config, found, is_running=is_running)
     _check_limits(found)
@@ -79,7 +78,7 @@ def check(config: Config) -> StartFindings:
 
 
 def _check_as_root(config: Config, *, is_running: bool) -> None:
-    """Do those checks for which others lack the rights; the order is that of a start."""
+    """Make the checks that only root may make, in the order of a start."""
     if is_running:
         return
     check_place(config.control.socket)
@@ -94,10 +93,7 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
 
 
 def _check_volumes(config: Config, found: StartFindings) -> None:
-    """Refuse what can never be a volume's backing file.
-
-    Warn of what is not there now, since it may come.
-    """
+    """Refuse what can never be a volume's backing file; warn of a file that is missing now."""
     mountpoint = without_links(config.fuse.mountpoint)
     for name, (path, mode) in configured(config).items():
         at = config.origins(f"cache.volumes.{name}")
@@ -120,7 +116,7 @@ def _check_metrics(config: Config, found: StartFindings, *, is_running: bool) ->
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # as the metrics' own listener does
+                # the same option as the listener of the metrics
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
@@ -128,7 +124,7 @@ def _check_metrics(config: Config, found: StartFindings, *, is_running: bool) ->
                 f"{config.origins('metrics.listen')}: metrics.listen {config.metrics.listen}:"
                 f" {error.strerror}"
             )
-    # the default names a user that few machines have
+    # The default names a user that few machines have, so only a given value is checked.
     if not port or "metrics.users" not in config.given:
         return
     for user in config.metrics.users.split():
@@ -149,9 +145,9 @@ def _is_user(user: str) -> bool:
 
 
 def _check_limits(found: StartFindings) -> None:
-    """Warn of a memory limit for which `zswapctl swapon` would be refused.
+    """Warn of a memory limit because of which `zswapctl swapon` would be refused.
 
-    The daemon is assumed to run in the memory cgroup of this process.
+    Limit: the daemon is assumed to run in the memory cgroup of this process.
     """
     protection = limit_protection()
     if not protection.on:

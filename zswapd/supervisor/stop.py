@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the supervisor knows of a stop that was asked for.
+"""The state of a stop request: whether the worker was told, and whether it refused.
 
-Whether the worker was told, and whether it goes on all the same.
-
-A stop that is refused (the data has nowhere to go) is over: days later, a worker that follows a
-dead one must not take it for an order. Where a service manager waits for the end, it stays one, and
-is tried again.
+A worker refuses a stop when the swapped-out data does not fit into memory. The request is then
+over: a worker that is forked days later must not obey it. If a service manager waits for the end,
+the request stays, and is sent again every STOP_AGAIN_S.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ from __future__ import annotations
 from zswapd.handover.state import Word
 
 STOP_AGAIN_S = 15.0
-"""Time between two attempts, where a service manager waits for the end.
+"""Time between two attempts, s, while a service manager waits for the end.
 
-What did not fit into memory may fit by now.
+Memory may have become free meanwhile.
 """
 
 
 class StopRequest:
-    """A stop, wanted or not.
+    """The stop request of one supervisor.
 
     Args:
-        words: of the shared state.
-        is_awaited: somebody waits for the end who cannot ask twice.
+        words: the words of the shared state.
+        is_awaited: a service manager waits for the end, and does not ask twice.
 
     Attributes:
-        is_wanted: we are to stop.
+        is_wanted: the daemon is to stop.
     """
 
     def __init__(self, words: memoryview[int], *, is_awaited: bool) -> None:
@@ -35,36 +33,33 @@ class StopRequest:
         self._words = words
         self._is_awaited = is_awaited
         self._sent: float | None = None
-        self._refusals = 0  # of earlier stops
+        self._refusals = 0  # the counter of refused stops, at the last request
 
     def want(self) -> None:
-        """Have the worker told at the next look."""
+        """Request a stop. The worker is told at the next look."""
         self.forget_worker()
         self.is_wanted = True
 
     def forget_worker(self) -> None:
-        """Take note that whoever serves now was told nothing yet.
+        """Note that a new worker serves, which was told nothing.
 
-        What its predecessor has refused stays so.
+        A stop that the predecessor has refused stays refused.
         """
         self._note_refusal()
         self._sent = None
         self._refusals = self._words[Word.STOPS_REFUSED]
 
     def is_under_way(self) -> bool:
-        """Say whether the worker may end as it is told.
-
-        So that nothing needs to be made ready for later.
-        """
+        """Say whether the worker may end by this request. A spare is then not needed."""
         return self.is_wanted and self._words[Word.STOPS_REFUSED] == self._refusals
 
     def is_due(self, now: float) -> bool:
-        """Say whether the worker is to be told now, and take note that it is.
+        """Say whether the worker is to be told now, and note that it is told.
 
-        Forget a stop that it has refused.
+        A request that the worker has refused is dropped.
 
         Args:
-            now: by time.monotonic.
+            now: time.monotonic, s.
         """
         self._note_refusal()
         is_time = self._sent is None or (self._is_awaited and now - self._sent >= STOP_AGAIN_S)

@@ -1,38 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The supervisor: makes or takes over the resources, forks a worker.
+"""The supervisor: it makes or takes over the resources, and forks one worker after another.
 
-And the next one when that ends, in whatever way.
+    supervisor   one thread, no event loop, memory locked, every module imported
+      ├ worker   worker/worker.py: serves pages
+      └ spare    spare.py: the next worker, with its memory already taken
 
-    supervisor   one thread, no event loop, memory locked; has every module imported, since importing under memory pressure
-    needs memory
-      ├ worker   worker/worker.py: serves pages; forked, so that it starts with all of that in place
-      └ spare    the next worker, with its memory in hand (spare.py)
+The supervisor imports every module, because an import under memory pressure would need memory.
+A forked worker starts with these modules.
 
-It sleeps until a signal comes: all of them are blocked (system/signals.py), and a signal is how a
-worker says "look at the words of the shared state". A signal that is not named here changes
-nothing.
+The supervisor sleeps until a signal comes. All signals are blocked and read from a descriptor
+(system/signals.py). By a signal, a worker asks the supervisor to read the words of the shared
+state. A signal that is not named here changes nothing.
 
-    SIGCHLD           a worker has ended
-    SIGUSR1           a worker has changed its phase, or wants an upgrade
-    SIGHUP            to the worker as SIGURG: read the settings again, which is to upgrade; nothing if
-                      it tells that the terminal is gone
-    SIGTERM, SIGINT   to the worker as SIGUSR1: swap off, then end. It says by its exit that it did, by a word that it goes on;
-                      then so do we, and the next worker is not told, unless a service manager waits
-                      for the end
+    SIGCHLD           A worker has ended.
+    SIGUSR1           A worker has changed its phase, or wants an upgrade.
+    SIGHUP            The worker gets SIGURG: it reads the settings again, by an upgrade. The signal
+                      is ignored if the kernel sends it because the terminal is gone.
+    SIGTERM, SIGINT   The worker gets SIGUSR1: it swaps off, then exits. If it refuses, a word of
+                      the shared state says so, and the supervisor goes on. The stop is then over,
+                      unless a service manager waits for the end (stop.py).
 
-Ends of a worker:
-- exit 0 in phase STOPPING: nothing is swapped on any more; unmount, give all back, end as well;
-- exit LEFT: it made room on request; the next one follows at once;
-- before the first worker has ever served: a mistake in the configuration or the system; undo
-  everything, pass its exit code on;
-- anything else is a death: the next one follows, and takes over. At the third death at the same
-  request, that request is answered with EIO unseen. Workers that die before they serve are followed
-  more slowly; for ever once one of them has served, since giving up would lose the data.
+A worker can end in four ways:
 
-A worker that has given no sign of life for `service.hang_timeout` (watchdog.py) gets SIGABRT (its
-stack goes to the log) and then SIGKILL, while it takes over as while it serves.
+- It exits with 0 in phase STOPPING. Nothing is swapped on. The supervisor unmounts, frees all
+  resources and exits.
+- It exits with LEFT. It made room on request, and the next worker follows at once.
+- It exits with an error before any worker has served. The configuration or the system is wrong. The
+  supervisor undoes everything and returns the worker's exit code.
+- Every other end is a death. The next worker takes over.
 
-Sources: the prefork servers' master process; FUSE_NOTIFY_RESEND (Linux 6.9).
+At the third death at the same request, the request is answered with EIO without being executed.
+After deaths before serving, the supervisor waits longer each time (SLOW_S). It never gives up once
+a worker has served, because that would lose the data.
+
+A worker that gives no sign of life for `service.hang_timeout` (watchdog.py) gets SIGABRT, and its
+stack goes to the log. Then it gets SIGKILL. This holds during a takeover too.
+
+Sources: the master process of prefork servers; FUSE_NOTIFY_RESEND (Linux 6.9).
 """
 
 from __future__ import annotations
@@ -80,37 +84,34 @@ P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 SILENT_S = 1.5
-"""A worker without a sign of life for so long, of which it gives two a second, may have stopped."""
+"""Silence, s, after which a worker may have stopped. It gives two signs of life a second."""
 LOOK_S = 0.5
-"""Longest time between two looks at the worker."""
+"""Longest time between two looks at the worker, s."""
 STARTING_LOOK_S = 0.02
-"""The same while only the spare is missing to be ready."""
+"""Longest time between two looks, s, while the daemon waits only for the spare to be ready."""
 ABORT_S = 1.0
-"""What a hanging worker gets to write its stack before it is killed."""
+"""Time, s, in which a hanging worker can write its stack before it is killed."""
 POISON_DEATHS = 3
-"""Deaths at one request after which it is answered with EIO."""
+"""Number of deaths at one request after which the request is answered with EIO."""
 UPGRADE_S = 300.0
-"""What the installed program may take until it serves.
-
-As far as the service manager's watchdog goes.
-"""
+"""Timeout of the service manager's watchdog, s, until the installed program serves."""
 SPARE_S = 1.0
-"""Time that a worker serves before the next spare is made."""
+"""Time, s, that a worker serves before the next spare is forked."""
 PATIENCE_S = 2.0
-"""Time from the first worker's start in which we are ready only with a spare."""
+"""Time, s, after the first worker's start in which the daemon waits for the spare to be ready."""
 SPARE_AGAIN_S = 10.0
-"""Time before another is made for one that died."""
+"""Time, s, before a spare is forked in place of one that died."""
 AGAIN_S = 2.0
-"""Time until a service manager may try again what has failed with nothing to serve.
+"""Pause, s, before a start fails that has no pages to serve.
 
-It does so at once.
+A service manager starts the daemon again at once.
 """
 SLOW_S = (0.0, 0.0, 0.1, 0.5, 1.0)
-"""Pauses before the next worker, by the number of workers in a row that died before they served."""
+"""Pauses before the next worker, s, by the number of workers in a row that died before serving."""
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _QUIET = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGCONT, signal.SIGWINCH)
-"""Signals of which the log says nothing: two that wake the supervisor, and two of any terminal."""
+"""Signals that are not logged: two that wake the supervisor, and two that any terminal sends."""
 
 
 class Supervisor:
@@ -118,14 +119,13 @@ class Supervisor:
 
     Args:
         config: the settings.
-        resources: what workers serve.
-        guarded: runs a worker, and turns what a person should read into text on stderr and an exit
-            code.
-        worker: process id of a worker that serves it already, 0 if there is none.
-        is_cold: programs and libraries are not known to be in memory (system/code.py).
+        resources: the resources that workers serve.
+        guarded: runs a worker, writes errors for the user to stderr, and returns an exit code.
+        worker: process id of a worker that already serves the resources; 0 if there is none.
+        is_cold: programs and libraries may be out of memory (system/code.py).
 
     Attributes:
-        has_served: a page may have been stored, by this supervisor's workers or earlier ones.
+        has_served: a worker of this or an earlier supervisor may have stored a page.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Supervisor:
         self._is_ready = False
 
     def run(self) -> int:
-        """Supervise until a worker ends for good; return the exit code."""
+        """Supervise workers until one of them stops the daemon; return the exit code."""
         with contextlib.closing(SignalFile(CATCHABLE)) as signals:
             if self._worker:
                 log.info("worker %d makes room for the new program", self._worker)
@@ -172,7 +172,7 @@ class Supervisor:
                 self._tick()
                 for received in signals.wait(self._patience()):
                     self._handle_signal(received)
-                # After any signal: one SIGCHLD may stand for several deaths.
+                # After any signal, because one SIGCHLD may stand for several deaths.
                 with contextlib.suppress(ChildProcessError):
                     status = self._end_of_worker()
                     if status is not None and (code := self._worker_ended(status)) is not None:
@@ -180,11 +180,12 @@ class Supervisor:
                         return code
 
     def abandon(self) -> bool:
-        """After an error: end what was begun, unless it may have been used.
+        """End the worker after an error, unless it may have stored a page.
 
-        Return whether it was ended.
+        A worker that may have stored a page goes on serving. The next start takes over from it.
 
-        What may have been used is served on by the worker, from which the next start takes over.
+        Returns:
+            Whether the worker was ended.
         """
         if self.has_served or self._words[Word.PHASE] != Phase.STARTING:
             return False
@@ -208,14 +209,14 @@ class Supervisor:
             )
 
     def _end_of_worker(self) -> int | None:
-        """Return the wait status of the worker, None while it lives."""
+        """Return the wait status of the worker; None while it lives."""
         self._reaper.reap()
         pid, status = os.waitpid(self._worker, os.WNOHANG)
         if pid:
             return status
         left = exit_status_if_dead(self._worker)
         if left is not None:
-            log.warning("worker %d is dead but for threads that wait for a disk", self._worker)
+            log.warning("worker %d is dead, except for threads that wait for a disk", self._worker)
             self._reaper.add(self._worker)
         return left
 
@@ -232,7 +233,10 @@ class Supervisor:
                 self._notifier.store(stored_name(name), descriptors[name])
 
     def _number_files(self) -> None:
-        """Say which our files are, for one that has to copy them out of a worker that does not answer (unresponsive.py)."""
+        """Write the numbers of the open files into the shared state.
+
+        A new supervisor copies the files out of a worker that does not answer (unresponsive.py).
+        """
         descriptors = self._resources.descriptors()
         self._words[Word.FILES_CHECK] = 0
         for place, name in enumerate(NAMES):
@@ -277,17 +281,14 @@ class Supervisor:
         return pid
 
     def _fork_failed(self) -> None:
-        """While no worker can be forked.
-
-        Nothing else needs the ballast, and whoever watches over us is not to give up.
-        """
+        """Free the ballast for the fork, and tell the service manager's watchdog to wait."""
         self._ballast.close()
         self._notifier.watchdog()
 
     def _become_worker(self, prepare: Callable[[], prepare_module.Prepared]) -> NoReturn:
-        """Serve, in the child; never return into the parent's code."""
+        """Serve in the child; never return into the parent's code."""
         code = 1
-        self._ballast.close()  # a copy of it is nobody's
+        self._ballast.close()  # the child has no use for its copy
         system.set_process_name(unresponsive.WORKER_NAME)
         self._words[Word.WORKER_CHECK] = 0
         self._words[Word.WORKER], self._words[Word.WORKER_BORN] = (
@@ -304,7 +305,7 @@ class Supervisor:
             os._exit(code)
 
     def _keep_spare(self, now: float) -> None:
-        """Have a spare worker, once the present one has served for a while; called while it serves."""
+        """Fork a spare once the present worker has served for SPARE_S; called while it serves."""
         if self._spare is None:
             self._spare_due = self._spare_due or now + (SPARE_S if self._is_ready else 0.0)
             if (
@@ -319,7 +320,7 @@ class Supervisor:
                     self._prepare_spare, lambda prepared: self._become_worker(lambda: prepared)
                 )
         elif self._spare.has_ended():
-            log.warning("the spare worker %d has died; there will be another", self._spare.pid)
+            log.warning("the spare worker %d has died; another one follows", self._spare.pid)
             self._spare = None
             self._spare_due = now + SPARE_AGAIN_S
 
@@ -337,20 +338,15 @@ class Supervisor:
             self._spare = None
 
     def _worker_ended(self, status: int) -> int | None:
-        """Draw the conclusions from a worker's end.
-
-        Return an exit code if it was the end for us as well.
-        """
-        _attempt(
-            self._arena_lock.lock
-        )  # first of all: what the dead one had locked is not locked any more
+        """Act on a worker's end; return an exit code if the supervisor ends too."""
+        _attempt(self._arena_lock.lock)  # first: the locks of the dead worker are gone
         code = os.waitstatus_to_exitcode(status)
         phase = self._words[Word.PHASE]
         if code == 0 and phase == Phase.STOPPING:
             self._notifier.stopping("unmounting")
             self._forget_descriptors()
             return 0
-        # Whoever was served may have stored something, ready or not.
+        # A worker that served may have stored a page, even before the daemon was ready.
         self.has_served = self.has_served or phase == Phase.SERVING
         if not self.has_served and code > 0:
             self._forget_descriptors()
@@ -392,7 +388,7 @@ class Supervisor:
             return f"FUSE operation {opcode}"
         return f"{kinds[opcode]} at offset {self._hook[HookWord.OFFSET]:#x}"
 
-    # Looking after it.
+    # Periodic work.
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -406,10 +402,9 @@ class Supervisor:
         _attempt(self._end_if_it_hangs, now, phase)
 
     def _look_after(self, now: float) -> None:
-        """Do what is to be done while a worker serves."""
-        if (
-            self._watchdog.silence(now, self._signs()) < SILENT_S
-        ):  # whom nobody serves, no memory helps
+        """Do the periodic work while a worker serves."""
+        # A silent worker serves nothing, and more free memory would not change that.
+        if self._watchdog.silence(now, self._signs()) < SILENT_S:
             self._ballast.look(self._hook[HookWord.REQUESTS])
         self._keep_spare(now)
         self._say_ready(now)
@@ -421,9 +416,10 @@ class Supervisor:
             self._upgrade()
 
     def _say_ready(self, now: float) -> None:
-        """Say it once, and before the first page comes have what its death would take.
+        """Tell the service manager once that the daemon is ready.
 
-        Making a spare takes processor time.
+        The spare comes first: then a death at the first page already has its successor. To prepare
+        a spare takes processor time, which the swapping program does not miss before it runs.
         """
         if not self._is_ready and (
             self._spare is None or self._spare.is_ready or now - self._forked > PATIENCE_S
@@ -441,7 +437,7 @@ class Supervisor:
             return
         if self._aborted is None:
             silence = self._watchdog.silence(now, self._signs())
-            log.error("worker %d has stood still for %.0f s: ending it", self._worker, silence)
+            log.error("worker %d gave no sign of life for %.0f s: ending it", self._worker, silence)
             self._send(signal.SIGABRT)
             self._aborted = now
         elif now - self._aborted >= ABORT_S:
@@ -460,25 +456,25 @@ class Supervisor:
             self._notifier.unstore(stored_name(name))
 
     def _upgrade(self) -> None:
-        """Become the installed program, which takes the resources and the running worker over.
+        """Become the installed program, which takes over the resources and the running worker.
 
-        Returns only if that fails.
+        Return only if that fails.
         """
         self._drop_spare(wait=True)
         if self._notifier.watchdog_interval:
-            # Its own time comes back with its first words: loading a program from disk takes long
-            # where memory is short.
+            # Loading a program from disk takes long where memory is short. The new program sets
+            # the timeout back when it is ready.
             self._notifier.set_watchdog(UPGRADE_S)
         log.info("the installed program takes over")
         become_installed(self._resources, self._worker)
-        if self._notifier.watchdog_interval:  # it has not come to that
+        if self._notifier.watchdog_interval:  # the installed program did not start
             self._notifier.set_watchdog(2 * self._notifier.watchdog_interval)
 
 
 def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Do something that workers are better off with.
+    """Run a step that workers can do without; log its exception instead of raising it.
 
-    Without it, one is served all the same as long as we are here.
+    An exception that ended the supervisor would cost more than the missing step.
     """
     try:
         step(*args, **kwargs)
@@ -487,10 +483,13 @@ def _attempt(step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> No
 
 
 def _lift_limits(*, is_needed: bool) -> None:
-    """Lift the limits that would end the daemon in time, and do not begin under one that stays.
+    """Lift the limits by which the kernel would end the daemon.
 
     Args:
-        is_needed: pages wait to be served, under any limit.
+        is_needed: pages wait to be served, so a limit that stays is accepted.
+
+    Raises:
+        PermissionsError: a limit stays, and no page waits.
     """
     seconds = system.lift_limits()
     if seconds is not None and not is_needed:
@@ -501,17 +500,17 @@ def _lift_limits(*, is_needed: bool) -> None:
 
 
 def run(configure: Callable[[], Config], guarded: Guard) -> int:
-    """Supervise workers until nothing is swapped on any more and SIGTERM has come.
+    """Supervise workers until SIGTERM has come and nothing is swapped on; return the exit code.
 
-    Return the exit code.
+    After an exception before a worker has served, no file, mount or process is left behind. A
+    worker that has served goes on serving.
 
     Args:
         configure: reads the settings, and raises ConfigError.
         guarded: see `Supervisor`.
 
     Raises:
-        ZswapdError: it cannot come up. As after any other exception before a worker has served,
-            nothing is left behind, and a worker that served goes on.
+        ZswapdError: the daemon cannot start.
     """
     system.block_signals()
     left = find_inherited()
@@ -520,7 +519,7 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     log_setup.set_level(config.log.level)
     prepare_module.load(config)
     system.protect(
-        populates_code=False,  # it may be in the swap that nobody serves
+        populates_code=False,  # the code may be in swap that no worker serves yet
         lock_memory=config.service.lock_memory,
         io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,

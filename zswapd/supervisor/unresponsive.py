@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker whose supervisor is dead and that does not answer either, being stopped or in a loop.
+"""End an orphan that does not answer, because it is stopped or loops, and take over its files.
 
-It is ended.
+No other process would end it, and every reader of a swapped-out page waits. Before anything is done
+to the worker, its supervisor is known to be dead: the lock that only a living supervisor holds is
+free (control/listener.py). A slow worker with a living supervisor is left to the supervisor.
 
-Nobody else would, and whoever needs a page waits. That its supervisor is dead is certain before
-anything happens to it: the lock that only a living supervisor holds is free (control/listener.py).
-A worker that is slow under a living supervisor is that one's business.
+The files come from one of two places:
 
-What it serves comes from one of two places:
+- The service manager's store. The shared state then has the worker's process id and start time.
+- The worker itself. The process that has the lock file open is found in /proc. Its files are copied
+  (pidfd_getfd(2), Linux 5.6) before it is ended. The shared state is recognised by its first bytes,
+  and has the numbers of the other files.
 
-- the service manager's store. Then the shared state says which process it is, and since when;
-- the worker itself, for want of any other: whoever has its lock file open is found in /proc, and
-  its files are copied out of it (pidfd_getfd(2), Linux 5.6) before it is ended. The shared state is
-  told by how it begins, and knows the others' numbers.
-
-Limits: the second takes CAP_SYS_PTRACE, which the shipped unit does not have; it has the store. A
-worker that waits in the kernel for something that only it could bring cannot be ended by anybody.
+Limits: copying files needs CAP_SYS_PTRACE. The shipped unit does not have it, and uses the store. A
+worker that waits in the kernel for its own answer cannot be ended.
 """
 
 from __future__ import annotations
@@ -42,41 +40,39 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORKER_NAME, SPARE_NAME = "zswapd-worker", "zswapd-spare"
-"""What the kernel calls a worker, and one in waiting."""
+"""The process names of a worker and of a spare."""
 ABORT_S = 0.5
-"""What it gets to write its stack into the log, if it loops."""
+"""Time, s, in which a worker that loops can write its stack into the log."""
 _PIDFD_GETFD = 438
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def end(worker: int) -> None:
-    """End a worker that does not answer, whatever it is at: its successor does that again.
+    """End a worker that does not answer, and wait for its death.
 
-    Returns when it is dead.
+    Its successor does again what the worker was doing.
     """
     log.error("worker %d has lost its supervisor and does not answer: ending it", worker)
     retire(worker, ask=signal.SIGABRT, limit=ABORT_S)
 
 
 def worker_in(descriptor: int) -> int:
-    """Return the process id of the worker that a shared state names.
-
-    0 if that process lives no more.
+    """Return the process id of the worker that a shared state names; 0 if it is dead.
 
     Raises:
-        HandoverError: it names none, being of an older version.
+        HandoverError: the shared state names no worker, because it is of an older version.
     """
     state = SharedState(os.dup(descriptor))
     try:
         if not state.words[Word.WORKER]:
             raise HandoverError(
-                "the worker does not answer, and does not say which process it is",
+                "the worker does not answer, and its process id is not known",
                 hint=f"`ps -C {WORKER_NAME}` shows its process id: `kill -KILL PID` ends it",
             )
         if not state.check_words(Word.WORKER_CHECK):
             raise HandoverError(
-                "the worker does not answer, and what says which process it is was damaged",
+                "the worker does not answer, and the record of its process id is damaged",
                 hint=f"`ps -C {WORKER_NAME}` shows its process id: `kill -KILL PID` ends it",
             )
         return living_worker(state)
@@ -85,9 +81,9 @@ def worker_in(descriptor: int) -> int:
 
 
 def living_worker(state: SharedState) -> int:
-    """Return the process id of the worker that a shared state names.
+    """Return the process id of the worker that a shared state names; 0 if it is dead or not named.
 
-    0 if it names none, or that lives no more.
+    The start time tells the worker from a later process with the same id.
     """
     pid = state.words[Word.WORKER]
     return pid if pid and born_ticks(pid) == state.words[Word.WORKER_BORN] else 0
@@ -96,10 +92,12 @@ def living_worker(state: SharedState) -> int:
 def take_descriptors(socket: Path) -> tuple[dict[str, int], int]:
     """Copy the open files of the worker that has a control socket.
 
-    Return them by name, and its process id.
+    Returns:
+        The files by name, and the process id of the worker.
 
     Raises:
-        HandoverError: there is no such worker, more than one, or it cannot be looked into.
+        HandoverError: no worker or more than one has the socket, or this process may not look into
+            the worker.
     """
     lock = lock_path(socket)
     holders = {pid: _name(pid) for pid in _holders(os.path.realpath(lock.parent) + "/" + lock.name)}
@@ -110,8 +108,8 @@ def take_descriptors(socket: Path) -> tuple[dict[str, int], int]:
     ]
     if len(workers) != 1 or set(holders.values()) - {WORKER_NAME, SPARE_NAME}:
         raise HandoverError(
-            f"nobody answers at {socket}, and which worker that should be is not clear:"
-            f" {holders or 'none can be seen'}",
+            f"no daemon answers at {socket}, and its worker cannot be told from the processes that"
+            f" have the lock: {holders or 'none can be seen'}",
             hint=for_capability("CAP_SYS_PTRACE"),
         )
     process = os.pidfd_open(workers[0])
@@ -125,11 +123,11 @@ def copy_descriptors(worker: int, process: int) -> dict[str, int]:
     """Return copies of a worker's open files by name.
 
     Args:
-        worker: its process id.
-        process: a pidfd of it.
+        worker: process id of the worker.
+        process: a pidfd of the worker.
 
     Raises:
-        HandoverError: it does not say which they are, or they cannot be had.
+        HandoverError: the worker does not name its files, or they cannot be copied.
     """
     with contextlib.ExitStack() as undo:
         number, state = next(_states(worker, process), (-1, -1))
@@ -144,8 +142,7 @@ def copy_descriptors(worker: int, process: int) -> dict[str, int]:
         mapped.close()
         if numbers["state"] != number or not is_sound:
             raise HandoverError(
-                f"worker {worker} does not say which its files are",
-                hint="it is of an older version",
+                f"worker {worker} does not name its files", hint="the worker is of an older version"
             )
         files = {"state": state}
         for name, theirs in numbers.items():
@@ -157,9 +154,9 @@ def copy_descriptors(worker: int, process: int) -> dict[str, int]:
 
 
 def _states(worker: int, process: int) -> Iterator[tuple[int, int]]:
-    """Yield what may be the worker's shared state: its number there, and a copy of the descriptor."""
+    """Yield each file that may be the shared state: its number in the worker, and a copy of it."""
     for number, target in _files(worker):
-        # Nameless, all of them: to ask a file on some disk or network may take for ever.
+        # The shared state has no name. A read of a file on a disk or network could take for ever.
         if not target.endswith(" (deleted)") and not target.startswith("/memfd:"):
             continue
         copy = _copy(process, number)
@@ -171,12 +168,12 @@ def _states(worker: int, process: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy(process: int, number: int) -> int:
-    """Return a copy of another process' descriptor, which no child inherits."""
+    """Return a copy of another process's descriptor. Children do not inherit the copy."""
     copy: int = _libc.syscall(_PIDFD_GETFD, process, number, 0)
     if copy < 0:
         reason = os.strerror(ctypes.get_errno())
         raise HandoverError(
-            f"the files of a worker that does not answer cannot be had: {reason}",
+            f"the files of a worker that does not answer cannot be copied: {reason}",
             hint=for_capability("CAP_SYS_PTRACE"),
         )
     return copy
@@ -193,9 +190,9 @@ def _holders(path: str) -> list[int]:
 
 
 def _files(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield number and target of each open file of a process, without touching the files.
+    """Yield number and target of each open file of a process; none if /proc hides them.
 
-    None of one that may not be seen.
+    The files themselves are not touched.
     """
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a worker of this program would come up.
+"""The check before an upgrade: can a worker of this program take over?
 
-Tried with a few pages, before the one that serves is told to leave.
+The check runs while the old worker serves. After the upgrade, the old program is not in
+memory, and each new worker would fail like the one before. So the check stores pages of every kind
+with every codec, takes them over as a successor does, and reads them back. It uses an arena of its
+own, of a few hundred KiB.
 
-Afterwards it would be too late: the old program is not in memory any more, and a worker that cannot
-rebuild its index is followed by one that cannot either. So the check that comes before an upgrade
-stores pages of every kind with every codec, takes them over as a successor does, and reads them
-back, all in an arena of its own of some hundred KiB.
-
-Limit: what only the real arena would bring to light stays there.
+Limit: the check does not find failures that only the real arena causes.
 """
 
 from __future__ import annotations
@@ -37,18 +35,18 @@ if TYPE_CHECKING:
     from zswapd.config import Config
 
 _PAGES = 64
-"""Pages of the swap file that is tried."""
+"""Number of pages of the swap file in the rehearsal."""
 
 
 def check(config: Config, running: str) -> None:
-    """Say whether this program, with this configuration, can take over from a running one.
+    """Check that this program, with these settings, can take over from a running one.
 
     Args:
-        config: the settings that it would run with.
-        running: what `zswapctl upgrade` was told by the running program, as JSON.
+        config: the settings that this program would run with.
+        running: the description that the running daemon gives of itself, as JSON.
 
     Raises:
-        HandoverError: it cannot, or cannot tell; the message says why.
+        HandoverError: this program cannot take over, or the description is not valid.
     """
     try:
         identity = json.loads(running)
@@ -56,7 +54,7 @@ def check(config: Config, running: str) -> None:
         shape = dict(identity["geometry"])
     except (ValueError, KeyError, TypeError) as error:
         raise HandoverError(
-            "what the running daemon says of itself makes no sense", hint="use `zswapctl upgrade`"
+            "the running daemon's description of itself is not valid", hint="use `zswapctl upgrade`"
         ) from error
     for what, theirs, ours in zip(
         ("arena", "shared state"), layouts, (READABLE_LAYOUTS, STATE_LAYOUTS), strict=True
@@ -69,7 +67,7 @@ def check(config: Config, running: str) -> None:
             )
     check_geometry(config, shape)
     made_for, wanted = identity.get("arena_label"), label(config).decode()
-    if made_for is not None and made_for != wanted:  # older programs do not say
+    if made_for is not None and made_for != wanted:  # older programs do not give it
         found = "; ".join(differences(parsed_label(made_for), parsed_label(wanted)))
         raise HandoverError(
             f"the running daemon's arena is for other settings: {found}",
@@ -78,9 +76,10 @@ def check(config: Config, running: str) -> None:
 
 
 def memory_of(running: str) -> int:
-    """Return what 100 % is for a running daemon, bytes: its swap files keep their sizes.
+    """Return the memory, in bytes, that is 100 % for a running daemon.
 
-    Older ones go by MemTotal.
+    The sizes of its swap files depend on it, and have to stay. Older daemons do not give it; they
+    use MemTotal.
 
     Args:
         running: see `check`.
@@ -92,13 +91,13 @@ def memory_of(running: str) -> int:
 
 
 def try_takeover(config: Config) -> None:
-    """Take over from nobody.
+    """Rehearse a takeover, from an arena that this process fills itself.
 
     Args:
         config: the settings that the program would run with.
 
     Raises:
-        HandoverError: it does not work.
+        HandoverError: the rehearsal fails.
     """
     if lowlevel is None:
         raise HandoverError(
@@ -117,7 +116,7 @@ def try_takeover(config: Config) -> None:
 
 
 def _small(config: Config) -> Config:
-    """Return settings for a tiny swap file and nothing else."""
+    """Return the settings with one swap file of _PAGES pages, and without cache and backing."""
     size = config.context.page_size * _PAGES
     return dataclasses.replace(
         config,

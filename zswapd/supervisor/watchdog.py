@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a worker counts as hanging: it has given no sign of life for too long.
+"""The watchdog: it says whether a worker hangs, which is to give no sign of life for too long.
 
-It gives one twice a second while it serves, and one for each stretch of the arena that it rebuilds,
-so how long it may be silent does not depend on how much there is. Three cases are other ones:
+A worker gives two signs of life a second while it serves. While it rebuilds, it gives one for each
+stretch of the arena. So the limit need not grow with the arena. In three cases the limit is longer:
 
-- one that was forked on the spot has to find its memory first, where there may be none: START_S
-  until its first sign;
-- before anybody has ever served, a reserve of any size is populated in one go, and nobody's pages
-  are waited for: START_S for each GiB of swap files;
-- where one after the other is ended before it serves, the limit is too short for this machine: each
-  gets twice the time of the one before.
+- A worker that was not a spare first has to find its memory. It has START_S until its first sign.
+- Before any worker has served, the whole reserve is populated in one step, and no page waits. The
+  limit is START_S, and START_S more for each GiB of swap files.
+- If workers in a row are ended before they serve, the limit is too short for this machine. Each
+  worker has twice the time of the one before.
 
-Time in which the supervisor itself did not run (a suspended machine, a busy one) is held against
-nobody (`ignore`).
+Time in which the supervisor itself did not run does not count (`ignore`). The machine may have been
+suspended or busy.
 """
 
 from __future__ import annotations
 
 START_S = 60.0
-"""What a worker may take until its first sign of life."""
+"""Time, s, that a worker has until its first sign of life."""
 MOST_DOUBLINGS = 6
+"""Limit of the doublings: a factor of 64."""
 
 
 class Watchdog:
-    """The look-out for one worker after the other.
+    """The watchdog of all workers of a supervisor, one at a time.
 
     Args:
-        limit: longest silence, s; 0 for any.
-        swap_bytes: of all swap files.
+        limit: longest silence, s; 0 for no limit.
+        swap_bytes: size of all swap files together.
     """
 
     def __init__(self, limit: float, swap_bytes: int) -> None:
@@ -48,14 +48,14 @@ class Watchdog:
         is_building: bool,
         early_deaths: int,
     ) -> None:
-        """Look out for a new worker.
+        """Begin to watch a new worker.
 
         Args:
-            now: a time, s.
-            signs: the words that change when it gives a sign of life, as they are.
-            is_forked: it has to find its memory.
-            is_building: nobody has ever served.
-            early_deaths: workers in a row that died before they served.
+            now: the time, s.
+            signs: the present values of the words that change with each sign of life.
+            is_forked: the worker was not a spare, and has to find its memory.
+            is_building: no worker has ever served.
+            early_deaths: number of workers in a row that died before serving.
         """
         self._signs, self._seen = signs, now
         self._first_s = START_S if is_forked else 0.0
@@ -63,11 +63,11 @@ class Watchdog:
         self._factor = 1 << min(early_deaths, MOST_DOUBLINGS)
 
     def ignore(self, seconds: float) -> None:
-        """Do not count some time."""
+        """Leave a time out of the silence."""
         self._seen += seconds
 
     def silence(self, now: float, signs: tuple[int, ...]) -> float:
-        """Return for how long the worker has given no sign of life, s."""
+        """Return the time, s, since the worker's last sign of life."""
         if signs != self._signs:
             self._signs, self._seen, self._first_s = signs, now, 0.0
         return now - self._seen
@@ -76,9 +76,9 @@ class Watchdog:
         """Say whether the worker has been silent for too long.
 
         Args:
-            now: the time.
+            now: the time, s.
             signs: see `begin`.
-            serves: it has said so.
+            serves: the worker has said that it serves.
         """
         silence = self.silence(now, signs)
         if not self._limit:

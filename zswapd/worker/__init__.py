@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The process that serves the files: everything that it is made of, its commands, its upkeep."""
+"""The worker: the process that serves the files, with its parts, commands and periodic tasks."""

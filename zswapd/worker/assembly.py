@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the parts of a worker are put together.
+"""The composition root of a worker: it makes the parts and connects them.
 
-The composition root of the process that serves pages.
+`build` makes every part from the settings, from the prepared threads and buffers of this process,
+and from the resources that outlive a worker. Only this file knows both the concrete classes and the
+configuration. Each part gets plain values. No function here awaits.
 
-`build` makes every part from the settings, from what this process has prepared, and from the
-resources that outlive a worker. It is the one place that knows concrete classes and the
-configuration; each part gets plain values. Nothing in here awaits.
+Invariants of the order:
 
-Coming up, the order matters: poisoned memory of the shared state is replaced before it is read, a
-sign of life is given before the arena is read, and codecs are noted before a page can be stored
-with one.
+- Poisoned memory of the shared state is replaced before it is read.
+- A sign of life is given before the arena is read.
+- Codecs are noted before a page can be stored with one.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_CEILING = 1 << 62
-"""Frames that the cache may have until the shrinker has set a ceiling."""
+"""The cache's limit in frames until the shrinker has set a ceiling."""
 
 
 def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Parts, StateSaver]:
-    """Return all parts of a worker, and what saves their state for a successor.
+    """Return all parts of a worker, and the saver of their state for a successor.
 
     Args:
         config: the configured settings.
-        prepared: what this process has in hand.
-        resources: what outlives a worker.
+        prepared: the protections, threads and buffers of this process.
+        resources: the resources that outlive a worker.
 
     Raises:
         ArenaError: this program or these settings cannot read the arena.
     """
     state, parent = resources.state, Parent(resources.state, os.getppid())
     _refresh(state)
-    begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # supervisors before 0.1.0 do not say
+    begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # 0 if the supervisor predates 0.1.0
     parent.heartbeat()
     crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
     left = state.load()
@@ -134,7 +134,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
         born=float(left.get("born", begun)),
         is_cold=prepared.is_cold,
     )
-    # The next supervisor's settings, which are yet to be used.
+    # While an upgrade is wanted, the next supervisor has not yet read these settings.
     checked = left.get("checked") if state.words[Word.UPGRADE] == UPGRADE_WANTED else None
     saver = StateSaver(parts, left, checked=checked)
     _connect(parts, saver)
@@ -142,7 +142,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
 
 
 def _connect(parts: Parts, saver: StateSaver) -> None:
-    """Have each part tell what a successor has to know, and apply its settings."""
+    """Have each part save its state after a change, and apply its settings."""
     parts.merging.when_changed = saver.save_state
     parts.session.operations.writers.when_changed = saver.save_state
     settings, core = parts.settings, parts.core
@@ -179,11 +179,10 @@ def add_setting_files(parts: Parts, saver: StateSaver) -> None:
 
 
 def _refresh(state: SharedState) -> None:
-    """Put other memory in place of poisoned pages of the shared state."""
+    """Replace poisoned pages of the shared state by other memory."""
     if renewed := state.refresh():
         log.error(
-            "%d pages of the shared state had an uncorrectable error: other memory is in their"
-            " place",
+            "%d pages of the shared state had an uncorrectable error: other memory replaces them",
             renewed,
         )
 
@@ -200,7 +199,7 @@ def _check_cache(old: Config, new: Config) -> None:
     """Refuse to switch the cache on or off.
 
     Raises:
-        ConfigError: cache.limit would.
+        ConfigError: `new` switches the cache on or off.
     """
     if (new.cache.limit is None) != (old.cache.limit is None):
         raise ConfigError(
@@ -216,11 +215,11 @@ def _make_core(
     disk: BackedPool | None,
     left: Mapping[str, Any],
 ) -> Core:
-    """Return the core that is rebuilt from the arena, which may be empty."""
+    """Return the core, rebuilt from the arena. A first worker's arena is empty."""
     state, configured = resources.state, settings.configured
 
     def add_marks() -> Mapping[str, memoryview]:
-        """Make marks of recompression, for later workers too; it blocks."""
+        """Add the marks of recompression to the shared state, for later workers too; it blocks."""
         return marks_of(state.extend(sum(marks_bytes(configured).values())), configured)
 
     inherited = Inherited(
@@ -271,7 +270,7 @@ def _make_merging(
     swapoff_thread: Offload,
     left: Mapping[str, Any],
 ) -> Merging:
-    """Return what keeps requests to the swap devices apart while a page cannot be read."""
+    """Return the task that switches request merging off while a page cannot be read."""
     return Merging(
         list(core.devices.values()),
         [session.mountpoint / name for name in core.devices],
@@ -289,7 +288,7 @@ def _make_upkeep(
     pressure: Pressure,
     has_slow_files: Callable[[], bool],
 ) -> Upkeep:
-    """Return the tasks that refill and tidy up."""
+    """Return the tasks that refill reserves and keep house."""
     return Upkeep(
         core,
         prepared.offload,
@@ -303,7 +302,7 @@ def _make_upkeep(
 def _make_shrinking(
     config: Config, core: Core, pressure: Pressure, upkeep: Upkeep, ceiling: int
 ) -> Shrinking | None:
-    """Return what shrinks the cache, if there is one."""
+    """Return the task that shrinks the cache; None without a cache."""
     if core.cache is None:
         return None
     frames, context = core.frames, config.context

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control commands: what zswapctl asks of a running worker.
+"""The control commands that zswapctl sends to a running worker.
 
-Each handler is the whole of its command.
+Each handler does all the work of its command.
 
-A new command is a row in control/protocol.py (COMMANDS), a method and a line in `handlers` here,
+A new command takes a row in control/protocol.py (COMMANDS), a method and a line in `handlers` here,
 and a command in cli/zswapctl.py.
 """
 
@@ -38,11 +38,11 @@ _ALL: Final = 1 << 62
 
 
 class Commands:
-    """Handlers over the parts of a worker.
+    """The handlers of all control commands of one worker.
 
     Args:
-        parts: of the worker.
-        saver: takes statistics, and saves what a successor has to know.
+        parts: the parts of the worker.
+        saver: takes statistics, and saves the state for a successor.
         upgrade: replaces the worker.
     """
 
@@ -99,9 +99,9 @@ class Commands:
         return {"frames_before": before, "frames_after": core.frames.used_frames}
 
     async def _pages(self, report: Report, file: str | None = None) -> dict[str, Any]:
-        """Tell of every page that has data, in pieces.
+        """Report the state of every page that has data or is lost, batch by batch.
 
-        Requests are served between two of them, and nothing is kept.
+        Requests are served between two batches. No list of all pages is kept.
         """
         core = self._parts.core
         if file is not None and file not in core.devices:
@@ -126,17 +126,17 @@ class Commands:
     def _page_row(
         self, codecs: Mapping[int, str], number: int, state: PageState
     ) -> tuple[object, ...]:
-        """Return [page, state, codec or None, bytes, seconds since its last use or None]."""
+        """Return (page, state, codec or None, bytes, seconds since the last use or None)."""
         writeback = self._parts.core.writeback
         age = int(writeback.age_s(state.epoch)) if writeback and state.epoch else None
         return number, state.state, codecs.get(state.codec), state.size, age
 
     async def _shrink(self, report: Report, frames: int) -> dict[str, Any]:
-        """Take memory from the cache and give it back to the system."""
+        """Evict frames of the cache, and give their memory back to the system."""
         parts = self._parts
         if parts.shrinking is None:
             raise ControlError(
-                "there is no cache that could shrink",
+                "there is no cache to shrink",
                 hint=f"set cache.limit in the config file, then {restart_daemon()}",
             )
         shrinking, before = parts.shrinking, parts.core.frames.ephemeral_frames
@@ -160,9 +160,9 @@ class Commands:
         incompressible: bool = False,
         unused: int = 0,
     ) -> dict[str, Any]:
-        """Send pages to the disk, the oldest first, and wait until they are there.
+        """Write pages to the disk, the oldest first, and wait until they are written.
 
-        Or only mark all of them as unused.
+        With `idle`, only mark all pages as unused.
         """
         writeback = self._parts.core.writeback
         if writeback is None:
@@ -173,8 +173,8 @@ class Commands:
         if idle:
             if pages != _ALL or incompressible or unused:
                 raise ControlError(
-                    "pages are marked as unused all together",
-                    hint="send some with a second command",
+                    "--mark-idle marks all pages, and takes no other option",
+                    hint="write pages with a second command",
                 )
             writeback.mark_idle()
             return {"marked": True}
@@ -186,7 +186,7 @@ class Commands:
                 writeback.command(0)
                 raise BackingError(
                     f"the disk behind the pool takes nothing: {trouble}",
-                    hint="`dmesg` may have the kernel's reason",
+                    hint="`dmesg` may show the kernel's reason",
                 )
             if time.monotonic() - told >= progress.PROGRESS_S:
                 told = time.monotonic()
@@ -195,17 +195,14 @@ class Commands:
         return {"written_back": self._written_back() - before}
 
     def _written_back(self) -> int:
-        """Return the number of pages that have left the pool for the disk."""
+        """Return the number of pages that were moved from the pool to the disk."""
         return sum(
             item.written_back_pages
             for item in self._parts.core.statistics(ages_sampled=False).backed
         )
 
     async def _recompress(self, report: Report) -> dict[str, Any]:
-        """Compress all pages again with a stronger codec, at the rate that is set.
-
-        And wait until that is done.
-        """
+        """Compress all pages again with a stronger codec, at the configured rate; wait for it."""
         parts, core = self._parts, self._parts.core
         if not core.recompression.is_prepared:
             costs.check_marks(parts.settings.current, "recompression")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The disk behind the pool, as a worker has it.
+"""The worker's part of the disk behind the pool: threads, buffers, and the tasks of writeback.
 
-Put together from the configuration, an open file and the shared state.
+These outlive a worker: the file's descriptor, which is locked and open for the daemon alone, and in
+the shared state the key, the claims, and for each swap file a map of the pages that are in their
+slots.
 
-What outlives a worker: the file's descriptor (locked, and open for us alone), and in the shared
-state the key, the claims, and for each swap file which of its pages are in their slots. The key is
-made once and is nowhere else: when the last process that has the shared state is gone, what is on
-the disk means nothing to anybody.
+Invariant: the key is made once, and only the shared state has it. When the last process that has
+the shared state is dead, no process can decrypt the disk.
 """
 
 from __future__ import annotations
@@ -49,39 +49,39 @@ log = logging.getLogger(__name__)
 THREAD = "backing"
 """Name of the threads that wait for the disk."""
 LOOK_S = 0.1
-"""Time between two looks at whether pages should go to the disk."""
+"""Time, s, between two looks for pages to write back."""
 BUSY_LOOK_S = 0.02
-"""The same while the pool is used: at 200 MiB/s it fills by a thousand pages meanwhile."""
+"""The same, s, while the pool is in use. At 200 MiB/s, the pool gets 1000 pages in this time."""
 PAUSE_S = 0.002
-"""Time in which some requests are done, when no more can be begun."""
+"""Pause, s, while no write can begin. A few requests end in this time."""
 ALONE_LOOK_S, ALONE_LOOK_MAX_S = 0.005, 0.5
-"""The same between two looks at whether threads of a dead process still write.
+"""Shortest and longest time, s, between two looks for threads of dead processes that still write.
 
-Requests wait for their end.
+Requests wait for the end of these threads.
 """
 AHEAD = 64
-"""Pages that are read at a time ahead of a reader in order.
+"""Read-ahead of a sequential reader, in pages.
 
-A virtual disk takes 0.2 ms, in which he gets through as many.
+A virtual disk takes 0.2 ms for a read. A reader consumes about 64 pages in this time.
 """
 SPIN_NS = 200_000
-"""Longest wait of a thread for the next read.
+"""Longest busy wait of a thread for the next read, ns.
 
-A reader comes back within some 50 µs, unless the event loop has its turn.
+A reader sends its next read within about 50 µs, unless the event loop runs other tasks.
 """
 COMPACT_TURNS = 16
-"""Steps of writeback between two looks at whether compaction pays."""
+"""Steps of writeback between two looks for zspages to compact."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskThreads:
-    """What a process has in hand before it needs it.
+    """The threads and buffers for the disk, made before the worker serves.
 
     Attributes:
-        queue: of requests to the disk, which threads do.
-        buffers: memory for pages on their way.
-        lanes: and for each thread, as long as a request, where it encrypts what it writes; none if
-            nothing is to be encrypted.
+        queue: requests to the disk, which the threads execute.
+        buffers: memory for pages in transfer.
+        lanes: for each thread, a buffer of the longest request, in which it encrypts; empty without
+            encryption.
     """
 
     queue: Queue
@@ -90,7 +90,7 @@ class DiskThreads:
 
 
 def prepare(config: Config) -> DiskThreads | None:
-    """Make threads and buffers; None without a backing."""
+    """Make and return threads and buffers; return None without a backing."""
     if not config.backing.path:
         return None
     threads, page_size = config.backing.threads, config.context.page_size
@@ -105,7 +105,7 @@ def prepare(config: Config) -> DiskThreads | None:
 
 
 def _work(queue: Queue) -> None:
-    """Do requests in this thread, from now on."""
+    """Execute requests in this thread; never return."""
     with contextlib.suppress(OSError):
         Path("/proc/thread-self/comm").write_text(THREAD)
     set_normal()
@@ -113,21 +113,21 @@ def _work(queue: Queue) -> None:
 
 
 class BackedPool:
-    """One worker's side of it.
+    """The disk behind the pool of one worker.
 
     Args:
         config: the settings.
-        state: what goes from worker to worker.
-        fd: what `open_backing` has returned; not -1.
-        prepared: what the process has in hand.
+        state: the shared state.
+        fd: the descriptor that `open_backing` has returned; not -1.
+        prepared: the threads and buffers of this process.
 
     Attributes:
-        backing: what the core gets.
+        backing: the disk as the core uses it.
         fd: as above.
-        transfers: how slots are read and written.
+        transfers: reads and writes slots.
 
     Raises:
-        BackingError: the hook is not there, or the key cannot be one.
+        BackingError: the FUSE hook is missing, or the key is not valid.
     """
 
     def __init__(self, config: Config, state: SharedState, fd: int, prepared: DiskThreads) -> None:
@@ -165,11 +165,11 @@ class BackedPool:
         self._release()
 
     def set_poll_us(self, poll_us: int) -> None:
-        """Have threads look out for the next read no longer than the hook does for the next request."""
+        """Bound the threads' busy wait by the hook's busy wait for the next request."""
         self._queue.spin_ns = min(poll_us * 1000, SPIN_NS)
 
     def report(self, config: Config, core: CoreStatistics) -> BackingReport:
-        """Return what `status` shows."""
+        """Return the disk's part of `zswapctl status`."""
         writeback = core.writeback
         return {
             "path": str(config.backing.path),
@@ -182,7 +182,7 @@ class BackedPool:
         }
 
     def operations(self, directory: Directory, page_size: int) -> BackedOperations:
-        """Return the handlers for the files of a mount."""
+        """Return the request handlers for the files of a mount."""
         hook, words = self._lowlevel, self._hook_words
 
         def blame(unique: int) -> None:
@@ -202,10 +202,7 @@ class BackedPool:
         return self._operations
 
     async def run(self, core: Core) -> None:
-        """Hear what the disk answers, and write pages back whenever there is a reason to.
-
-        Never returns.
-        """
+        """Take the disk's answers, and write pages back when there is a reason; never return."""
         self._lowlevel.on_disk_ready(self._queue.fd, self._disk_ready)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer)
@@ -219,7 +216,7 @@ class BackedPool:
 
     @trio.lowlevel.enable_ki_protection
     def _disk_ready(self) -> None:
-        """Answer whoever waits for what the disk has done."""
+        """Run the callbacks of requests that have ended."""
         for done, code in self._queue.ended():
             done(code)
 
@@ -231,18 +228,18 @@ class BackedPool:
             while why := writeback.wanted():
                 begun = writeback.step(why)
                 self.transfers.kick()
-                # What it looks for may be behind many pages that are not there, after a takeover.
+                # After a takeover, the pages to write may be behind many pages that are absent.
                 is_on = writeback.in_flight or writeback.commanded or writeback.is_looking
                 if not begun and not is_on and why != "incompressible":
                     break
                 turns += 1
                 if not turns % COMPACT_TURNS and core.wants_compaction():
                     core.compact_step()
-                # Between two steps everybody else has his turn.
+                # Other tasks run between two steps.
                 await trio.sleep(0 if begun or writeback.is_looking else PAUSE_S)
 
     async def _await_the_dead(self) -> None:
-        """Write what waits for the requests of dead processes, once these can do nothing any more."""
+        """Release the transfers that wait for writes of dead processes, when these have ended."""
         pause = ALONE_LOOK_S
         while self.transfers.holds_any:
             await trio.sleep(pause)
@@ -254,10 +251,7 @@ class BackedPool:
             self.transfers.release_held()
 
     def look(self) -> None:
-        """See what has become of a device in trouble, and of a reader in order.
-
-        To be called now and then.
-        """
+        """Try a failed device again, and drop the read-ahead of idle readers, every 0.5 s."""
         self.transfers.probe()
         if self._operations is not None:
             self._operations.look()

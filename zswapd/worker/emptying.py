@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What swapoff leaves in a file goes, whichever program has swapped off.
+"""The task that empties a file after swapoff, by whichever program.
 
-It means nothing any more, and it keeps the pool's memory.
+After swapoff, the pages of the file mean nothing, but keep the pool's memory. The kernel does not
+discard them. `zswapctl swapoff` is not the only way to swap off: `swapoff -a`, systemd and kubeadm
+do it too. So a worker looks at /proc/swaps when the kernel says that it has changed, and when an
+open file is closed that could change a block file. A file that was swapped on before, and is not
+at the look, is emptied:
 
-The kernel discards nothing at swapoff, and `zswapctl swapoff` is not the only way (`swapoff -a`,
-systemd, kubeadm). So a worker looks at /proc/swaps whenever the kernel says that it has changed,
-and when an open file that could change a block file was closed. A file that was seen to be swapped
-on, and is not any more, is emptied:
+- all but its first page while a loop device is attached to it, so that the device can be swapped on
+  again;
+- as a whole when the device is detached.
 
-- while a loop device is still over it, but for its first page, so that the device can be swapped on
-  again as it is;
-- as a whole when the device has let go of it.
+These files stay as they are:
 
-A file that was never seen to be swapped on is a block file with data of its own, and stays. So does
-one whose first page is no swap header any more, as after mkfs, and one that another open file may
-change since.
+- a file that was never seen swapped on, because it is a block file with other data;
+- a file with a first page that is no swap header, as after mkfs;
+- a file that another open file may have changed since.
 
-Nothing that is written after the look is let go: a write ends the emptying, and so does another
-open file that may write. Both are looked at in the turn of the event loop that discards. That a
-file was on survives a worker; its successor does the rest.
+Invariant: data that is written after the look is never discarded. A write ends the emptying, and so
+does another open file that may write. Both are checked in the same turn of the event loop that
+discards. The list of files that were swapped on survives a worker, and its successor goes on.
 """
 
 from __future__ import annotations
@@ -51,23 +52,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP_BYTES = 4 << 20
-"""Discarded in one turn of the event loop: 1024 pages, 1 ms."""
+"""Bytes that one turn of the event loop discards: 1024 pages, 1 ms."""
 SWAP_MAGIC = b"SWAPSPACE2"
 """The last bytes of a swap area's first page."""
 
 
 class FileState(NamedTuple):
-    """What the kernel makes of a file."""
+    """The kernel's use of a file."""
 
     is_attached: bool
     is_swapped_on: bool
 
 
 def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
-    """Return what the block files are, by path.
-
-    Nothing if a predecessor did not say on which device.
-    """
+    """Return the identities of the block files by path; {} if the mount's device is not known."""
     return {
         session.mountpoint / file.name: Identity(session.device, inode)
         for inode, file in directory.block_files.items()
@@ -76,12 +74,12 @@ def identities(session: Session, directory: Directory) -> dict[Path, Identity]:
 
 
 def look_at(path: Path, *, identity: Identity | None, kernel: Kernel) -> FileState:
-    """Return what the kernel makes of a file.
+    """Return the kernel's use of a file.
 
     Args:
-        path: of the file.
-        identity: what the file is, for it to be found under any path.
-        kernel: system calls.
+        path: path of the file.
+        identity: device and inode of the file, by which it is found under any path.
+        kernel: the system calls.
     """
     found = find_attached(path, identity=identity, kernel=kernel)
     return FileState(
@@ -94,13 +92,12 @@ async def read_first_page(
 ) -> memoryview | None:
     """Return the first page of a device; None if it cannot be read.
 
-    The worker reads it by itself. An open of its own file would be a request to itself, which
-    nothing answers when all processes of the daemon are killed: the kernel then waits for it for
-    ever.
+    The worker does not open its own file: the open would be a request to itself. If all processes
+    of the daemon were killed at that moment, the kernel would wait for the answer for ever.
 
     Args:
-        device: whose page it is.
-        transfers: read it from the disk behind the pool; None without one.
+        device: the device.
+        transfers: read the page from the disk behind the pool; None without one.
         page_size: bytes in a page.
     """
     page = memoryview(bytearray(page_size))
@@ -115,7 +112,7 @@ async def read_first_page(
                 transfers.kick()
                 await is_there.wait()
                 held.callback(transfers.end, fetch)
-            except ZswapdError:  # damaged, or lost
+            except ZswapdError:  # the page is damaged or lost
                 return None
             else:
                 return page
@@ -125,16 +122,16 @@ class Emptying:
     """The task that empties files.
 
     Args:
-        devices: what is behind the block files, by inode.
-        paths: of the block files, by inode.
+        devices: the devices of the block files, by inode.
+        paths: the paths of the block files, by inode.
         writers: the open files that may change them.
         page_size: bytes in a page.
         look: returns the state of a file, given its path; called in another thread.
-        first_page: returns the first page of a device, None if it cannot be read.
+        first_page: returns the first page of a device; None if it cannot be read.
         run: calls a function in a thread.
 
     Attributes:
-        emptied: pages that were let go.
+        emptied: number of pages that were discarded.
     """
 
     def __init__(
@@ -156,20 +153,21 @@ class Emptying:
         self._look_at = look
         self._first_page = first_page
         self._run = run
-        self._was_on: dict[int, int] = {}  # and by which open file
-        # files with no more than a swap header left, and how often they had been written
+        # Files that were seen swapped on, each with the handle of its open file.
+        self._was_on: dict[int, int] = {}
+        # Files of which only the swap header is left, each with its count of writes.
         self._headers: dict[int, int] = {}
         self._wanted = trio.Event()
         writers.when_closed = self.look_soon
 
     def look_soon(self) -> None:
-        """Have the files looked at."""
+        """Have the task look at the files."""
         self._wanted.set()
 
     def remember(self) -> dict[str, int]:
-        """Return what `recall` takes, in terms of JSON.
+        """Return the files that were swapped on, each with the handle of its open file, as JSON.
 
-        It is the files that were swapped on, each with the handle of the open file.
+        `recall` takes the result.
         """
         return {
             str(inode): handle
@@ -178,13 +176,13 @@ class Emptying:
         }
 
     def recall(self, left: Mapping[str, int]) -> None:
-        """Go on with the files that a predecessor has seen swapped on."""
+        """Take over the files that a predecessor has seen swapped on."""
         self._was_on.update(
             (int(inode), handle) for inode, handle in left.items() if int(inode) in self._devices
         )
 
     async def run(self) -> None:
-        """Look whenever there is a reason to, until cancelled."""
+        """Look when there is a reason; never return."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
             while True:
@@ -213,12 +211,11 @@ class Emptying:
         handle = writers.handle_of(inode)
         if page is None or inode not in self._was_on:
             return
-        if (
-            handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC
-        ):  # data of another program
+        # Another open file, or a first page that is no swap header: the data is not swap's.
+        if handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC:
             self._note(inode, None)
         elif handle and not state.is_attached:
-            return  # it is about to be closed, which is a reason to look again
+            return  # the file is about to be closed, which causes the next look
         elif inode not in self._headers:
             await self._empty(inode, handle, written)
         elif not handle or self._headers[inode] != written:
@@ -227,10 +224,7 @@ class Emptying:
             self._note(inode, None)
 
     def _note(self, inode: int, handle: int | None) -> None:
-        """Take note of the open file by which a file is swapped on.
-
-        None when that means nothing any more.
-        """
+        """Note the open file by which a file is swapped on; None if the file is to be forgotten."""
         if self._was_on.get(inode) == handle:
             return
         if handle is None:
@@ -241,7 +235,7 @@ class Emptying:
         self._writers.when_changed()
 
     async def _empty(self, inode: int, handle: int, written: int) -> None:
-        """Let go of what the swap has left, until something else is written."""
+        """Discard the pages that swap has left, until another write comes."""
         device, before = self._devices[inode], self.emptied
         for offset in range(self._page_size if handle else 0, device.size, STEP_BYTES):
             if self._written(inode) != written or self._writers.handle_of(inode) not in {0, handle}:
@@ -252,13 +246,13 @@ class Emptying:
         else:
             if handle:
                 self._headers[inode] = written
-                # `remember` leaves it out: a successor could not tell what is written from now on.
+                # `remember` leaves the file out, because a successor could not see later writes.
                 self._writers.when_changed()
             else:
                 self._note(inode, None)
         if self.emptied > before:
             log.info(
-                "%s is not swapped on any more: %d of its pages are let go",
+                "%s was swapped off: %d of its pages are discarded",
                 device.name,
                 self.emptied - before,
             )
@@ -266,7 +260,7 @@ class Emptying:
     def _discard(self, inode: int, offset: int, length: int) -> None:
         device = self._devices[inode]
         stored = device.statistics().stored_pages
-        self._writers.when_void(inode)  # the hook may have read ahead what goes now
+        self._writers.when_void(inode)  # the hook may have read these pages ahead
         device.discard(offset, length)
         self.emptied += stored - device.statistics().stored_pages
 
@@ -286,15 +280,15 @@ def make_emptying(
 ) -> Emptying:
     """Return the task that empties the files of a session.
 
-    It goes on with what a predecessor has noted of the files and of the writers.
+    The task takes over the predecessor's notes on files and writers.
 
     Args:
-        session: where they are served.
-        directory: which knows their inodes.
-        devices: what is behind them, by name.
-        swapoff_thread: its threads look at the kernel's tables.
+        session: the session that serves the files.
+        directory: the directory of the mount.
+        devices: the devices of the files, by name.
+        swapoff_thread: the threads that read the kernel's tables.
         transfers: read pages from the disk behind the pool; None without one.
-        left: the predecessor's document; None if there was no predecessor.
+        left: the predecessor's document; None without a predecessor.
     """
     files = directory.block_files
     paths = {inode: session.mountpoint / file.name for inode, file in files.items()}
@@ -321,17 +315,14 @@ def make_emptying(
 
 @contextlib.contextmanager
 def _swap_events() -> Iterator[select.epoll | None]:
-    """Yield what is readable whenever /proc/swaps has changed.
-
-    None where the kernel has no swap.
-    """
+    """Yield an epoll that becomes readable when /proc/swaps changes; None without swap support."""
     with contextlib.ExitStack() as undo:
         try:
             swaps = undo.enter_context(open("/proc/swaps", "rb", buffering=0))  # noqa: PTH123 - no Path is needed
             events = undo.enter_context(select.epoll())
             events.register(swaps.fileno(), select.EPOLLPRI | select.EPOLLET)
         except OSError as error:
-            log.warning("changes of /proc/swaps cannot be heard of: %s", error.strerror)
+            log.warning("/proc/swaps cannot be watched for changes: %s", error.strerror)
             yield None
             return
         yield events

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters and settings as small files, for whoever has a shell and no zswapctl.
+"""Counters and settings as small files: the directories `stats/` and `params/` of the mount.
 
-`stats/` and `params/` in the mount.
+They serve users that have a shell and no zswapctl. A file has the name that `zswapctl stats` or
+`zswapctl get` gives its value (`frontswap.succ_stores`, `pool.limit`). The counters and knobs that
+zcache had in sysfs are there by zcache's names too (`flush_total`, `zv_max_zsize`). The set of
+files is made when the worker starts, and is the same in the next worker.
 
-A file has the name that `zswapctl stats` and `zswapctl get` give its value
-(`frontswap.succ_stores`, `pool.limit`), and the counters and knobs that zcache had in sysfs are
-there by their own names too (`flush_total`, `zv_max_zsize`). Which files there are is decided when
-the worker starts, and is the same in the next one.
+Opening a counter takes a snapshot of all counters, which is 0.33 ms of the event loop. A snapshot
+younger than FRESH_S (worker/successor.py) is used again. So there are at most 50 snapshots a second
+for any number of files. The page path does not depend on them.
 
-Opening a counter takes a snapshot of everything, a third of a millisecond of the event loop, unless
-there is a fresh one (daemon.FRESH_S): so much for 50 files a second and for any number; the page
-path does not know of it. Writing a setting is `zswapctl set`: judged together with all others, and
-applied whole or not at all.
+Writing a setting does what `zswapctl set` does: the new settings are checked together, and applied
+completely or not at all.
 
-Limits: one value a file, a table where the value is one; settings that are tables (swap.files)
-cannot be written at run time.
+Limits: a file has one value, or a table where the value is a table. Settings that are tables
+(swap.files) cannot be written at run time.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ OWN_NAMES: Mapping[str, tuple[str, ...]] = {
     "zv_curr_dist_counts": ("core.zv.curr_dist_counts",),
     "zv_cumul_dist_counts": ("core.zv.cumul_dist_counts",),
     "zbud_curr_raw_pages": ("core.cache.frames",),
-    # zcache's zbud kept its empty pages to itself; here all parts take theirs from one reserve.
+    # zcache's zbud had a list of empty pages of its own. In zswapd, all parts share one reserve.
     "zbpg_unused_list_count": ("core.frames.free_frames",),
 }
-"""Every counter that zcache had in sysfs, and frontswap's, and where it is counted here.
+"""The counters that zcache and frontswap had in sysfs, each with its places in a snapshot.
 
-The first place that there is. They are there whatever the settings: what a part would count that is
-not there is 0.
+The first place that exists gives the value. The files exist with any settings: the counter of a
+part that is switched off is 0.
 """
 SHORT_NAMES = ("zv_max_zsize", "zv_max_mean_zsize", "zv_page_count_policy_percent")
-"""zcache's, all of [pool]."""
+"""Settings of [pool] that have zcache's names."""
 _LONGEST = 4096
-"""Bytes of the longest value that is looked at."""
+"""Longest value that is accepted, in bytes."""
 
 
 class Counter:
-    """One value of a snapshot, read-only.
+    """The read-only file of one value of a snapshot.
 
     Args:
-        snapshot: takes one, or returns one that is fresh; with ages_sampled=True always the former.
+        snapshot: returns a fresh snapshot; with ages_sampled=True, always takes a new one.
         path: the names of the fields that lead to the value.
-        others: what to try where a part of that path is not there.
+        others: other paths, for the case that a field of the first one does not exist.
     """
 
     writable = False
@@ -87,7 +87,7 @@ class Counter:
         self._snapshot, self._path, self._others = snapshot, path, others
 
     def read(self) -> bytes:
-        """Return the value of now, or a table; 0 where nobody counts it."""
+        """Return the present value, or a table; 0 if no part counts it."""
         snapshot = self._snapshot(ages_sampled=self._path[-1].endswith("_ages"))
         for path in (self._path, *self._others):
             value: Any = snapshot
@@ -98,7 +98,7 @@ class Counter:
         return b"0\n"
 
     def write(self, _data: bytes) -> None:
-        """Refuse.
+        """Refuse the write.
 
         Raises:
             PermissionsError: always.
@@ -107,11 +107,11 @@ class Counter:
 
 
 class SettingFile:
-    """One setting.
+    """The file of one setting.
 
     Args:
-        dest: its full name.
-        config: returns the settings of now.
+        dest: full name of the setting.
+        config: returns the present settings.
         change: changes settings, by full name, or raises ConfigError and changes none.
     """
 
@@ -122,11 +122,11 @@ class SettingFile:
         self.writable = SETTINGS[dest].reloadable
 
     def read(self) -> bytes:
-        """Return the value as it could be written, sizes in bytes."""
+        """Return the value in the form in which it can be written, sizes in bytes."""
         return _text(describe(self._config(), [self._dest])[self._dest]["value"])
 
     def write(self, data: bytes) -> None:
-        """Set it.
+        """Change the setting.
 
         Raises:
             ConfigError: the value is refused.
@@ -138,7 +138,7 @@ class SettingFile:
         if len(data) > _LONGEST:
             raise ConfigError(
                 f"{self._dest}: the value is {len(data)} bytes long",
-                hint=f"write {_LONGEST} at most",
+                hint=f"write {_LONGEST} bytes at most",
             )
         self._change({self._dest: text})
 
@@ -153,10 +153,10 @@ def add_files(
     """Put `stats` and `params` into a mount's directory.
 
     Args:
-        directory: without them.
-        first: says which counters there are.
-        snapshot: takes one of everything; see `Counter`.
-        config: returns the settings of now.
+        directory: the directory of the mount.
+        first: a snapshot; its fields are the counters.
+        snapshot: see `Counter`.
+        config: see `SettingFile`.
         change: see `SettingFile`.
     """
     stats, params = directory.add_directory("stats"), directory.add_directory("params")
@@ -179,12 +179,15 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner):
             yield from _leaves(inner, (*path, field.name))
-        elif inner is not None:  # a part that is not there
+        elif inner is not None:  # None is a part that is switched off
             yield (*path, field.name)
 
 
 def _text(value: Any) -> bytes:
-    """Return plain values as lines: a table has its heads in the first, a mapping a name in each."""
+    """Return plain values as lines.
+
+    A table has its column heads in the first line. A mapping has a name in each line.
+    """
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         rows = [
             " ".join(value[0]),

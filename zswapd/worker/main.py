@@ -28,11 +28,11 @@ def run_worker(config: Config, prepared: Prepared, resources: Resources) -> int:
 
     Args:
         config: the settings to begin with.
-        prepared: what `prepare.prepare` has returned.
-        resources: what outlives this worker.
+        prepared: the result of `prepare.prepare`.
+        resources: the resources that outlive this worker.
 
     Raises:
-        ZswapdError: it cannot come up.
+        ZswapdError: the worker cannot start.
     """
     system.ignore_signals()
     faulthandler.enable()
@@ -49,8 +49,8 @@ def make_worker(config: Config, prepared: Prepared, resources: Resources) -> Wor
 
     Args:
         config: the settings to begin with.
-        prepared: what this process has in hand.
-        resources: what outlives this worker.
+        prepared: the protections, threads and buffers of this process.
+        resources: the resources that outlive this worker.
 
     Raises:
         ArenaError: this program or these settings cannot read the arena.

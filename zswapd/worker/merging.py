@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps requests to the swap device apart while any page cannot be read.
+"""The task that switches request merging off while a page of a swap device cannot be read.
 
-So a page that cannot be read is an error for its own reader alone.
+Then an unreadable page is an error for its own reader only.
 
-The kernel reads ahead when it swaps in: eight pages by default (vm.page-cluster), merged into one
-request. The loop device takes a short answer to a read, and asks again for the rest; but a request
-that fails fails from its first page to its last, and the kernel reads none of these pages again:
-they stay in its swap cache as unreadable until memory is short. So the pages in front of an
-unreadable one can be saved by a short answer (fuse/operations.py), and those behind it only by a
-request of their own. With `queue/nomerges` at 2, each page has that.
+The kernel reads ahead at swap-in: eight pages by default (vm.page-cluster), merged into one
+request. A request that fails fails for all its pages. The kernel does not read these pages again:
+they stay in its swap cache as unreadable until memory is short. The pages before an unreadable one
+are saved by a short answer, after which the loop device asks for the rest (fuse/operations.py). The
+pages behind it are saved only if each has a request of its own, as with `queue/nomerges` at 2.
 
-The price is why this is not always so: unmerged, swap-out takes about three times as long, and
-swap-in twice. Merging is switched off when the first page is found that cannot be read, and on
-again when the last of them has other data, or none.
+Without merging, swap-out takes about three times as long, and swap-in twice. So merging is switched
+off when the first unreadable page is found. It is switched on again when the last such page has
+other data or none.
 
-Limits: damage that shows in a read that was merged before costs the pages behind it in this one
-request, too.
+The task reads and writes sysfs in another thread, because a change waits for requests that the
+event loop's thread answers.
 
-It takes several looks at sysfs, in another thread: the change waits for requests that the event
-loop's thread answers.
+Limit: when a merged read finds the first damage, the pages behind it in this request fail too.
 """
 
 from __future__ import annotations
@@ -43,25 +41,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Time between two looks, while pages cannot be read: at them, and at what is attached."""
+"""Time, s, between two looks at unreadable pages and at the loop devices."""
 PROMPT_S = 0.1
-"""Time between two looks at a disk that takes long:
-a queue that is frozen meanwhile would keep all swap waiting for it.
+"""Time, s, between two looks at a slow disk.
+
+A change of merging freezes the queue. All swap would then wait for the slow disk.
 """
 REMEMBERED = 64
-"""Unreadable pages of a device that a successor is told of."""
+"""Number of unreadable pages of a device that are saved for a successor."""
 
 
 class Merging:
-    """One worker's part in it.
+    """The switching of request merging by one worker.
 
     Args:
         devices: the block devices of the pages.
         files: the paths of their files, in the same order.
-        identities: returns what the files are.
-        swapoff_thread: does what waits for this process.
-        is_prompt: says whether the requests that are under way will be answered at once.
-        left: what a predecessor has left.
+        identities: returns the identities of the files by path.
+        swapoff_thread: the thread for calls that wait for this process.
+        is_prompt: says whether all requests under way will be answered at once.
+        left: the result of the predecessor's `remembered`.
     """
 
     def __init__(
@@ -90,16 +89,16 @@ class Merging:
             device.when_unreadable = self._wake
 
     def _wake(self) -> None:
-        """Called from the page path, when a page has become unreadable."""
+        """Wake the task. The page path calls it when a page has become unreadable."""
         self._wanted.set()
 
     @property
     def loops(self) -> list[str]:
-        """The loop devices whose requests are not merged, as far as this daemon has seen to it."""
+        """The loop devices on which this daemon has switched merging off."""
         return sorted(self._unmerged)
 
     def remembered(self) -> dict[str, Any]:
-        """Return what a successor has to know; {} if all is well."""
+        """Return the state for a successor; {} if no page is unreadable and merging is on."""
         pages = {
             device.name: list(device.unreadable)[:REMEMBERED]
             for device in self._devices
@@ -113,7 +112,7 @@ class Merging:
         )
 
     async def run(self) -> None:
-        """Switch merging off and on; never returns."""
+        """Switch merging off and on; never return."""
         while True:
             is_off = await self.look()
             with trio.move_on_after(LOOK_S if is_off else float("inf")):
@@ -121,7 +120,7 @@ class Merging:
             self._wanted = trio.Event()
 
     async def look(self) -> bool:
-        """Do what is to be done now; return whether requests are to stay apart."""
+        """Switch merging once, if needed; return whether any page is unreadable."""
         unreadable = [device.name for device in self._devices if device.has_unreadable()]
         if not unreadable and not self._unmerged:
             return False
@@ -134,14 +133,12 @@ class Merging:
         before, self._unmerged = self._unmerged, loops
         if before != loops:
             self._unmerged = before | loops
-            self.when_changed()  # before it is done: a successor has to undo it
+            self.when_changed()  # before the change, because a successor has to undo it
         while not self._is_prompt():
             await trio.sleep(PROMPT_S)
         for device in sorted(before - loops):
             await run(partial(restore_merging, device))
-            log.info(
-                "requests to %s are merged again: no page that cannot be read is left on it", device
-            )
+            log.info("requests to %s are merged again: it has no unreadable page left", device)
         for device in sorted(loops):
             is_set = await run(partial(set_merging, device, UNMERGED))
             if device not in before or not is_set:
@@ -153,18 +150,18 @@ class Merging:
 
     @staticmethod
     def _say(device: str, names: list[str], *, is_set: bool) -> None:
-        what = f"there are pages of {', '.join(names)} that cannot be read"
+        what = f"pages of {', '.join(names)} are unreadable"
         if is_set:
             log.warning(
-                "%s: requests to %s are not merged, so that the pages beside them can be; swap is"
-                " slower",
+                "%s: requests to %s are not merged, so that the pages beside them stay readable;"
+                " swap is slower",
                 what,
                 device,
             )
         else:
             log.warning(
-                "%s, and /sys/block/%s/queue/nomerges cannot be set: pages beside them may fail"
-                " with them",
+                "%s, and /sys/block/%s/queue/nomerges cannot be set: reads of pages beside them may"
+                " fail too",
                 what,
                 device.removeprefix("/dev/"),
                 extra={"rate_limit": 60},

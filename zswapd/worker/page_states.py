@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from zswapd.core.block.state import PageState
 
 STEP_S = 0.0005
-"""Time of one batch."""
+"""Time of one batch, s."""
 ROWS = 512
-"""Most pages in one batch: some 20 KB of JSON."""
+"""Most pages in one batch: about 20 KB of JSON."""
 PAGES_PER_STEP = 64
 """Pages between two looks at the clock."""
 
@@ -39,7 +39,7 @@ def batches(device: Device, pages: int) -> Iterator[list[tuple[int, PageState]]]
     while number < pages:
         rows: list[tuple[int, PageState]] = []
         end = time.monotonic() + STEP_S
-        while True:  # once at least, however slow the machine is
+        while True:  # once at least, even on a slow machine
             for place in range(number, min(number + PAGES_PER_STEP, pages)):
                 state = device.state_of(place)
                 if state is not None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The supervisor, as its worker sees it.
-
-Whether it lives, how to call it, and signs of life for it.
-"""
+"""The worker's connection to its supervisor: signs of life, calls, and whether it lives."""
 
 from __future__ import annotations
 

@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All that one worker is made of.
+    """All parts of one worker.
 
     Attributes:
-        settings: those that count now.
+        settings: the settings that count now.
         parent: the supervisor.
         state: the shared state, which outlives this worker.
-        listener: the control socket, likewise.
+        listener: the control socket, which outlives this worker.
         core: stores pages.
         session: serves FUSE requests.
-        directory: of the mount.
-        volumes: of the cache; None if cache.limit is not set.
-        disk: behind the pool; None without a backing.
-        pressure: of the system's memory.
-        upkeep: refills reserves and tidies up.
-        shrinking: shrinks the cache; None without one.
+        directory: the directory of the mount.
+        volumes: the cache volumes; None if cache.limit is not set.
+        disk: the disk behind the pool; None without a backing.
+        pressure: tells how short the system's memory is.
+        upkeep: refills reserves and keeps house.
+        shrinking: shrinks the cache; None without a cache.
         shutdown: swaps off before the end.
-        emptying: discards what swapoff leaves.
-        merging: keeps requests apart while a page cannot be read.
-        exporter: the thread that serves metrics; None if they are switched off.
-        psi_thread: waits for the kernel's PSI trigger.
-        swapoff_thread: runs swapoff, and other calls that wait for this process.
-        protections: what protects this process.
-        begun: when the supervisor began to make this worker, by the monotonic clock, s.
-        born: when the first worker began, likewise.
+        emptying: discards the pages that swapoff leaves.
+        merging: switches request merging off while a page cannot be read.
+        exporter: the thread that serves metrics; None if metrics are switched off.
+        psi_thread: the thread that arms the kernel's PSI trigger.
+        swapoff_thread: the threads for swapoff, and for other calls that wait for this process.
+        protections: the protections of this process.
+        begun: monotonic time at which the supervisor began to make this worker, s.
+        born: monotonic time at which the first worker began, s.
         is_cold: programs and libraries may be in swap (system/code.py).
     """
 

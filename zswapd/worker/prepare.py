@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a process takes before it serves, while it may still wait for memory.
+"""Prepare a process to serve, while it may still wait for memory.
 
-Modules, protections, heaps, threads, buffers.
-
-What only some settings need is not taken without them. The supervisor imports it (`load`) before it
-forks anybody, since an import later would want memory and the disk; a worker prepares itself
-(`prepare`), as a spare in good time.
+A process takes modules, protections, heaps, threads and buffers, as far as the settings need them.
+The supervisor imports the modules (`load`) before it forks a worker, because a later import would
+need memory and the disk. A worker prepares itself (`prepare`), and a spare does it early.
 """
 
 from __future__ import annotations
@@ -27,19 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a process needs beforehand that is to serve.
+    """The things that a process has made before it serves.
+
+    All threads have the protections of the thread that made them.
 
     Attributes:
-        protections: what `service.protect` reached.
-        offload: a thread for what blocks; it is protected like the one that made it.
-        psi_thread: likewise, for what may block long.
-        swapoff_thread: likewise, for calls that wait for this very process. It never touches the
-            arena, so it may outlive the process (supervisor/reaper.py).
-        exporter: likewise, for metrics; None if they are switched off.
-        lanes: threads of cache volumes, likewise.
-        disk: threads and buffers for the disk behind the pool, None without one.
-        has_small_heaps: the heaps do for swap alone.
-        is_cold: programs and libraries are not known to be in memory (system/code.py).
+        protections: the protections that were switched on, and those that could not be.
+        offload: a thread for blocking work.
+        psi_thread: a thread for work that may block long.
+        swapoff_thread: threads for calls that wait for this process. They never touch the arena, so
+            they may outlive the process (supervisor/reaper.py).
+        exporter: the thread that serves metrics; None if metrics are switched off.
+        lanes: the threads of cache volumes.
+        disk: threads and buffers for the disk behind the pool; None without a backing.
+        has_small_heaps: the heaps are large enough for swap only.
+        is_cold: programs and libraries may be out of memory (system/code.py).
     """
 
     protections: tuple[system.Protection, ...]
@@ -54,19 +54,17 @@ class Prepared:
 
 
 def load(config: Config) -> None:
-    """Import what only some settings need, once for all workers.
-
-    Importing takes memory, and the disk.
+    """Import the modules that only some settings need, once for all workers.
 
     Args:
-        config: the settings; these do not change while workers follow each other.
+        config: the settings. The ones that are read here do not change between workers.
     """
     if config.metrics.listen:
         import zswapd.metrics.exporter  # noqa: F401
 
 
 def _exporter(config: Config) -> Exporter | None:
-    """Return the thread that serves metrics, None if they are switched off."""
+    """Return the thread that serves metrics; None if metrics are switched off."""
     host, _, port = config.metrics.listen.rpartition(":")
     if not port:
         return None
@@ -76,16 +74,13 @@ def _exporter(config: Config) -> Exporter | None:
 
 
 def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepared:
-    """Protect this process, which was forked to serve.
-
-    And take all the memory that beginning to needs.
+    """Protect this forked process, and take all the memory that its start needs.
 
     Args:
         config: the settings to begin with.
-        is_first: nobody has served yet, so there is time to grow the heaps in full where slow files
-            will be read.
-        is_cold: programs and libraries may be in swap, and nobody serves it: they have to wait
-            until this process does.
+        is_first: no worker has served yet, so there is time for large heaps, which slow files need.
+        is_cold: programs and libraries may be in swap that no process serves. They are read only
+            when this process serves.
     """
     is_small = not is_first or not (config.cache.volumes or config.backing.path)
     protections = system.protect(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Progress of a command that takes long: its client gives up after 30 s without a message."""
+"""Progress messages of long commands: a client gives up after 30 s without a message."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROGRESS_S = 0.5
-"""Time between two messages."""
+"""Time between two messages, s."""
 
 
 async def run_with_progress(
     report: Report, news: Callable[[], object], work: Callable[[], Awaitable[T]]
 ) -> T:
-    """Do some work, and report its progress every PROGRESS_S.
+    """Run `work`, and report its progress every PROGRESS_S; return its result.
 
     The work goes on when the client has left.
 
     Args:
         report: sends a message.
         news: returns the message.
-        work: its result is returned, and its exceptions are raised.
+        work: the work. Its exceptions are raised here.
     """
 
     async def report_until_cancelled() -> None:
@@ -50,4 +50,4 @@ async def run_with_progress(
 
 
 async def discard_progress(_news: object) -> None:
-    """Be the report of a command that no client has given."""
+    """Discard a message: the report of a command without a client."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the daemon tells about itself.
-
-Snapshots of the parts, turned into the control protocol's reports. No decisions here.
-"""
+"""The reports of the control protocol, made from snapshots of the worker's parts."""
 
 from __future__ import annotations
 
@@ -33,11 +30,11 @@ if TYPE_CHECKING:
 
 
 def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
-    """Return what `zswapctl status` shows of a worker.
+    """Return the report that `zswapctl status` shows.
 
     Args:
-        parts: of the worker.
-        takeover_s: how long its takeover took, s.
+        parts: the parts of the worker.
+        takeover_s: duration of its takeover, s.
     """
     config, statistics, words = (
         parts.settings.current,
@@ -75,7 +72,7 @@ def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
 
 
 def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
-    """Return what the files hold and what that costs, in pages and bytes."""
+    """Return the stored pages of the swap files, and the memory that they take."""
     frames = core.frames
     used = frames.used_frames - frames.ephemeral_frames
     return {
@@ -93,7 +90,7 @@ def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:
 
 
 def cache_report(core: CoreStatistics, volumes: Sequence[VolumeStatistics]) -> CacheReport | None:
-    """Return what all cache volumes hold and what that costs."""
+    """Return the cached pages of all volumes, and their memory; None without a cache."""
     if core.cache is None:
         return None
     hits = sum(volume.hits for volume in volumes)
@@ -109,7 +106,7 @@ def cache_report(core: CoreStatistics, volumes: Sequence[VolumeStatistics]) -> C
 
 
 def limit_report(room: Room | None) -> LimitReport | None:
-    """Return the limit of a memory cgroup that leaves least."""
+    """Return the memory limit that leaves the least room; None without a limit."""
     return (
         None
         if room is None
@@ -118,7 +115,7 @@ def limit_report(room: Room | None) -> LimitReport | None:
 
 
 def protection_reports(protections: Iterable[Protection]) -> list[ProtectionReport]:
-    """Return protections, or pieces of advice, as the protocol has them."""
+    """Return protections, or pieces of advice, in the form of the protocol."""
     return [
         {"name": item.name, "on": item.on, "detail": item.detail, "hint": item.hint}
         for item in protections
@@ -126,10 +123,7 @@ def protection_reports(protections: Iterable[Protection]) -> list[ProtectionRepo
 
 
 def plain(value: object) -> Any:
-    """Return snapshots, and tuples and mappings of them, as what JSON can say.
-
-    Field names become keys.
-    """
+    """Return snapshots, and tuples and mappings of them, as JSON values; field names are keys."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The settings of a running worker: the configured ones, and those that were changed since.
 
-Each part that has settings registers how it applies them (`assembly.build`). A new setting is then
-applied by the part that has it, and nothing here changes.
+Each part that has settings registers a function that applies them (`assembly.build`). So a new
+setting changes its part, and not this file.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Settings:
 
     Attributes:
         configured: as above.
-        current: with all changes.
-        changes: the changed settings by full name; some of `changes` above may not be possible any
-            more, and are left out.
+        current: the settings with all changes.
+        changes: the changed settings by full name. Changes that are not possible with these
+            configured settings are left out.
         document: the configured settings, for a successor.
         when_applied: called after a change.
     """
@@ -45,13 +45,13 @@ class Settings:
         self._checks: list[Callable[[Config, Config], None]] = []
 
     def register(self, *appliers: Callable[[Config], None]) -> None:
-        """Have functions called with the new settings after each change, in this order."""
+        """Register functions to call with the new settings after each change, in this order."""
         self._appliers += appliers
 
     def register_check(self, check: Callable[[Config, Config], None]) -> None:
-        """Have a function called with the old and the new settings before each change.
+        """Register a function to call with the old and the new settings before each change.
 
-        It raises ConfigError to refuse.
+        The function raises ConfigError to refuse the change.
         """
         self._checks.append(check)
 
@@ -60,7 +60,7 @@ class Settings:
         return describe(self.current, list(keys))
 
     def change(self, settings: dict[str, object]) -> dict[str, Any]:
-        """Change settings, all or none, and return them.
+        """Change settings, all or none; return the changed ones.
 
         Raises:
             ConfigError: one of them is refused.
@@ -69,12 +69,12 @@ class Settings:
         return self.describe(list(settings))
 
     def reset(self, keys: Sequence[str] = ()) -> dict[str, Any]:
-        """Give changed settings their configured values again, all of them if none is named.
+        """Give changed settings their configured values again; return these settings.
 
-        Return them.
+        Without names, all changed settings are reset.
 
         Raises:
-            ConfigError: a name is unknown, or the settings would be refused together.
+            ConfigError: a name is unknown, or the resulting settings are refused.
         """
         names = list(describe(self.current, keys)) if keys else list(self.changes)
         left = {name: value for name, value in self.changes.items() if name not in names}

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The task that shrinks the cache.
+"""The task that shrinks the cache: under pressure, it evicts frames and gives them to the system.
 
-Waits for pressure, evicts in batches, and gives the frames back to the system.
+It looks at the watermarks every LOOK_S, when the kernel's PSI trigger fires, and after every
+LOOK_BATCHES batches. A look takes about 80 µs.
 
-One look at the watermarks every LOOK_S (some 80 µs), at once when the kernel's PSI trigger fires,
-and after every few batches.
-
-Eviction and giving back go on side by side: what is evicted is punched by the one thread for
-blocking work (system/offload.py), behind a refill that may be under way, while the next batch is
-evicted here. As long as there is more to evict, only long runs of frames are: punching one frame
-interrupts the processor of the page path (TLB flush) and takes 20 µs, as does punching sixteen, and
-where frames were not used in their order, those beside it are likely to follow.
+Eviction and punching run at the same time. The one thread for blocking work (system/offload.py)
+punches evicted frames, after a refill that may be under way, while the next batch is evicted here.
+While there is more to evict, only long runs of frames are punched. To punch one frame takes 20 µs
+and interrupts the processor of the page path (TLB flush). To punch sixteen takes no longer. Where
+frames were not used in their order, the frames beside an evicted one are likely to follow.
 """
 
 from __future__ import annotations
@@ -26,16 +24,16 @@ if TYPE_CHECKING:
     from zswapd.core.reclaim.shrinker import Shrinker
 
 LOOK_S = 0.25
-"""Time between two looks: free memory falls by some 500 MiB in it at worst.
+"""Time between two looks, s.
 
-Which the kernel finds elsewhere meanwhile.
+In this time, free memory falls by 500 MiB at worst. The kernel reclaims this memory elsewhere.
 """
 EMPTY_LOOK_S = 1.0
-"""The same while the cache is empty: only its ceiling may be to rise."""
+"""The same, s, while the cache is empty: a look can then only raise its ceiling."""
 STEP_FRAMES = 2048
-"""Frames that are worth a trip to the other thread.
+"""Number of evicted frames for which one job of the other thread is worth its cost.
 
-With one for each batch, the trips take longer than the work.
+With a job for each batch, the switches between threads take longer than the work.
 """
 LOOK_BATCHES = 4
 """Batches between two looks."""
@@ -45,17 +43,17 @@ class Trim(Protocol):
     """`Upkeep.trim`."""
 
     def __call__(self, *, long_only: bool) -> Awaitable[int]:
-        """See Shrinking."""
+        """Give surplus frames back to the system; see `Shrinking`."""
 
 
 class Shrinking:
-    """The task, and what the control command asks of it.
+    """The task that shrinks the cache, and the work of `zswapctl shrink`.
 
     Args:
-        pressure: the system's memory.
+        pressure: tells how short the system's memory is.
         shrinker: the policy.
-        trim: gives some surplus frames back to the system, or some in long runs, and returns how
-            many, 0 when there are none.
+        trim: gives surplus frames back to the system, with `long_only` only those in long runs, and
+            returns their number. It returns 0 if there are none.
 
     Attributes:
         shrinker: as above.
@@ -69,17 +67,14 @@ class Shrinking:
         self._commanding = trio.Lock()
 
     async def run(self) -> None:
-        """Shrink whenever it is called for, until cancelled."""
+        """Shrink the cache when memory is short; never return."""
         while True:
             stalled = await self._wait()
             while await self._relieve(stalled=stalled):
                 stalled = False
 
     async def _relieve(self, *, stalled: bool) -> int:
-        """Look, and evict until a look says that it is enough.
-
-        Return the frames that were evicted and given back.
-        """
+        """Look and evict until a look asks for no more; return the number of evicted frames."""
         freed = 0
         async with trio.open_nursery() as nursery:
             while marks := self._pressure.marks():
@@ -93,15 +88,14 @@ class Shrinking:
         return freed
 
     async def shrink(self, frames: int) -> int:
-        """Evict `frames` frames, or all there are, and give them back; return how many it were.
+        """Evict `frames` frames, or all if there are fewer, and give them back; return the number.
 
-        One command after another.
+        Commands run one after another.
         """
         async with self._commanding:
             self.shrinker.ask(frames)
-            before = (
-                self.shrinker.evicted_frames
-            )  # what a look has evicted meanwhile was asked for here as well
+            # Frames that a look evicts from here on count for this command too.
+            before = self.shrinker.evicted_frames
             async with trio.open_nursery() as nursery:
                 while self.shrinker.evicted_frames - before < frames and await self._evict(
                     nursery, 1
@@ -111,7 +105,7 @@ class Shrinking:
             return self.shrinker.evicted_frames - before
 
     async def _wait(self) -> bool:
-        """Return after LOOK_S, False, or when tasks had to wait for memory, True."""
+        """Wait for LOOK_S or the PSI trigger; return whether tasks had to wait for memory."""
         descriptor = self._pressure.descriptor
         pause = LOOK_S if self.shrinker.has_frames else EMPTY_LOOK_S
         if descriptor < 0:
@@ -124,7 +118,7 @@ class Shrinking:
         return False
 
     async def _evict(self, nursery: trio.Nursery, batches: int) -> int:
-        """Do some batches of the work there is; return the frames that were freed."""
+        """Evict up to `batches` batches; return the number of evicted frames."""
         freed = 0
         for _ in range(batches):
             if not self.shrinker.has_work:
@@ -145,12 +139,12 @@ class Shrinking:
         await self._give_back(long_only=False)
 
     async def _give_back(self, *, long_only: bool = True) -> None:
-        """Give back what is on the way, as far as there is any."""
+        """Give back the evicted frames that are not yet given back."""
         try:
             while self._on_the_way and (count := await self._trim(long_only=long_only)):
                 self._on_the_way = max(0, self._on_the_way - count)
             if not long_only:
-                self._on_the_way = 0  # what is left is what swap's reserve has lacked
+                self._on_the_way = 0  # swap's reserve was not full, and has taken the rest
         finally:
             self._is_giving = False
             self._given.set()

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a worker stops: everything that is swapped out to its files is taken back first.
+"""The stop of a worker: it swaps off all its files first, and goes on serving if that fails.
 
-And if that cannot be, it goes on.
-
-Whatever keeps it from that is a reason to go on, an error of our own included: whoever died of it
-would be followed by one who is told to stop as well, and dies of the same.
+Every failure is a reason to go on, an error of zswapd included. A worker that died of the error
+would be followed by one that is told to stop too, and dies of the same error.
 """
 
 from __future__ import annotations
@@ -32,18 +30,18 @@ log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """The way to a worker's end.
+    """The stop of one worker.
 
     Args:
-        core: what is stored.
-        session: where it is served.
-        directory: of the mount.
-        state: is told of refusals.
+        core: stores the pages.
+        session: serves the files.
+        directory: the directory of the mount.
+        state: the shared state, which counts refused stops.
         swapoff_thread: runs swapoff.
-        call_supervisor: has the supervisor look at the words of the shared state.
+        call_supervisor: makes the supervisor read the words of the shared state.
 
     Attributes:
-        is_under_way: a stop is being tried; nobody can swap on meanwhile.
+        is_under_way: a stop is being tried. No program can swap on meanwhile.
     """
 
     def __init__(
@@ -64,10 +62,10 @@ class Shutdown:
         self._call_supervisor = call_supervisor
 
     async def attempt(self, cause: str) -> bool:
-        """Take back everything that is swapped out to our files; return whether the worker may end.
+        """Swap off all files of this worker; return whether the worker may end.
 
         Args:
-            cause: who wants it, for the log.
+            cause: the cause of the stop, for the log.
         """
         self.is_under_way = self._session.operations.is_closing = True
         notifier = system.Notifier()
@@ -77,7 +75,7 @@ class Shutdown:
             await self._drain(notifier)
         except SwapDeviceError as error:
             return self._go_on(notifier, f"the data has nowhere to go: {error}", error.message)
-        except Exception as error:  # noqa: BLE001 - whatever it is
+        except Exception as error:  # noqa: BLE001 - any failure is a reason to go on
             return self._go_on(notifier, f"swapoff cannot be tried: {way_of(error)}", str(error))
         finally:
             notifier.close()
@@ -86,8 +84,8 @@ class Shutdown:
     async def _drain(self, notifier: system.Notifier) -> None:
         session = self._session
         frames = self._core.frames.statistics()
-        # Without discard nobody tells us which slots swapoff has emptied: the pool gives nothing
-        # back until the end.
+        # Without discard, the worker does not learn which slots swapoff has emptied, so the pool
+        # gives no memory back until the end.
         pool_frames = frames.used_frames - frames.ephemeral_frames
         pool_bytes = pool_frames * frames.page_size if session.hook_active else 0
         await drain(
@@ -101,7 +99,7 @@ class Shutdown:
         )
 
     def _go_on(self, notifier: system.Notifier, why: str, message: str) -> bool:
-        """Say why it does not stop."""
+        """Go on serving: log the reason, and tell supervisor and service manager; return False."""
         self.is_under_way = self._session.operations.is_closing = False
         self._words[Word.STOPS_REFUSED] += 1
         self._call_supervisor()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a successor has to know and does not find in the arena: saved in the shared state.
+"""The state for a successor that is not in the arena: settings, counters, and notes of the parts.
 
-`StateSaver` saves it, and `restore` gives it to the parts of the next worker.
+`StateSaver` saves it in the shared state, and `restore` gives it to the core of the next worker.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ if TYPE_CHECKING:
     from zswapd.worker.parts import Parts
 
 FRESH_S = 0.02
-"""Age of statistics that are returned again, however often a client asks.
-
-Taking them stops the event loop.
-"""
+"""Time, s, in which statistics are returned again. To take them stops the event loop."""
 _COUNTED = ("session", "control", "pressure", "shrinker")
-"""Names under which counters of earlier workers are saved, beside those of the core and of volumes.
-"""
+"""Names of the saved counters of earlier workers, without those of the core and of volumes."""
 
 
 class StateSaver:
     """Statistics of all parts, and the document for a successor that has their counters.
 
     Args:
-        parts: of this worker.
+        parts: the parts of this worker.
         left: the document of the worker before.
+        checked: see the attribute.
 
     Attributes:
-        server: of the control socket, whose requests are counted; set before the first statistics.
+        server: the server of the control socket, which counts its requests. It is set before the
+            first statistics are taken.
         checked: the settings that the check before an upgrade has read, for the next supervisor.
-        takeover_s: how long this worker's takeover took, s.
+        takeover_s: duration of this worker's takeover, s.
     """
 
     def __init__(self, parts: Parts, left: Mapping[str, Any], *, checked: object) -> None:
@@ -49,16 +47,16 @@ class StateSaver:
         self.server: Server
         self.checked = checked
         self.takeover_s = 0.0
-        self._taken: tuple[Snapshot, float] | None = None  # and when
+        self._taken: tuple[Snapshot, float] | None = None  # the last snapshot and its time
         self._saved_requests = -1
 
     def snapshot(self, *, ages_sampled: bool = False) -> Snapshot:
-        """Return statistics for somebody outside, at most FRESH_S old.
+        """Return statistics for a client, at most FRESH_S old.
 
-        They are saved before they are returned: no successor's counters are less.
+        They are saved before they are returned, so no counter of a successor is lower.
 
         Args:
-            ages_sampled: see `Core.statistics`; the statistics are of this moment then.
+            ages_sampled: see `Core.statistics`; the statistics are then taken now.
         """
         now = time.monotonic()
         taken = self._taken
@@ -101,7 +99,7 @@ class StateSaver:
         )
 
     def save_if_used(self) -> bool:
-        """Save the document if requests have come since the last time; say whether they have."""
+        """Save the document if requests have come since the last call; return whether they have."""
         requests = self._parts.state.hook_words[HookWord.REQUESTS]
         if requests == self._saved_requests:
             return False
@@ -110,7 +108,7 @@ class StateSaver:
         return True
 
     def statistics(self, *, ages_sampled: bool) -> Snapshot:
-        """Return the statistics of all parts, those of earlier workers included.
+        """Return the statistics of all parts, including those of earlier workers.
 
         Args:
             ages_sampled: see `Core.statistics`.
@@ -141,7 +139,7 @@ class StateSaver:
 
 
 def restore(core: Core, left: Mapping[str, Any]) -> None:
-    """Have a core go on with what the worker before has saved."""
+    """Give a core the state that the worker before has saved."""
     if core.writeback:
         core.writeback.recall(left.get("writeback", {}))
     core.ages.recall(left.get("store_ages", ()))

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a worker is replaced on request.
+"""Replace a worker: by the installed program, or by a supervisor that takes over an orphan.
 
-By the installed program, or by a supervisor that takes over an orphan.
-
-An upgrade has the installed program check that it can take over, while this one serves. A program
-that cannot is refused, and the running one goes on.
+Before an upgrade, the installed program checks that it can take over, while this one serves. If it
+cannot, it is refused, and the running program goes on.
 """
 
 from __future__ import annotations
@@ -37,17 +35,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_S = 60.0
-"""How long the installed program may take to say that it can take over."""
+"""Time limit of the installed program's check, s."""
 _HINT: Final = "zswapd: hint: "
-"""How the installed program's hint begins (cli/failures.py)."""
+"""Prefix of the installed program's hint (cli/failures.py)."""
 
 
 class Upgrade:
-    """The ways in which this worker is replaced on request.
+    """The replacement of one worker on request.
 
     Args:
-        parts: of this worker.
-        saver: tells the next supervisor which settings were checked.
+        parts: the parts of this worker.
+        saver: saves the checked settings for the next supervisor.
     """
 
     def __init__(self, parts: Parts, saver: StateSaver) -> None:
@@ -55,11 +53,11 @@ class Upgrade:
         self._saver = saver
 
     async def upgrade(self, report: Report) -> dict[str, Any]:
-        """Have the installed program checked, then take over; the answer comes before it does."""
+        """Check the installed program, then have it take over; answer before it does."""
         parts = self._parts
         if not parts.parent.is_alive():
             raise HandoverError(
-                "there is no supervisor that could be replaced",
+                "there is no supervisor to replace",
                 hint=f"{installation.of_daemon().start()} starts one, which takes over",
             )
         self._refuse_without_hook()
@@ -102,16 +100,13 @@ class Upgrade:
             raise HandoverError(
                 f"the installed program did not answer within {CHECK_S:g} s", hint=hint
             ) from error
-        except OSError as error:  # being replaced just now, or no memory for a process
+        except OSError as error:  # the program's file is being replaced, or memory is short
             raise HandoverError(
                 f"the installed program cannot be started: {error.strerror}", hint=hint
             ) from error
 
     async def reload(self) -> None:
-        """Upgrade, as a signal asks for it: to read the settings again is part of that.
-
-        What is refused goes to the log.
-        """
+        """Upgrade because of a signal: an upgrade reads the settings again. Log a refusal."""
         try:
             await self.upgrade(discard_progress)
         except ZswapdError as error:
@@ -136,19 +131,19 @@ class Upgrade:
         return WithDescriptors(os.getpid(), files)
 
     def _refuse_without_hook(self) -> None:
-        """Keep a session that cannot be taken over with the one who serves it."""
+        """Refuse to replace this worker if its session cannot be taken over."""
         if not self._parts.session.hook_active:
             reason = self._parts.session.hook_problem
             raise HandoverError(
                 f"this session cannot be taken over, since the FUSE hook is not in use: {reason}",
-                hint=f"to do without: {restart_daemon()}",
+                hint=f"to restart without a takeover: {restart_daemon()}",
             )
 
 
 def _reason_in(output: bytes) -> tuple[str, str]:
-    """Return the line that says why a check has failed, and its hint.
+    """Return the reason of a failed check, and its hint; "" for one that is missing.
 
-    It is the first line, or the last one of a traceback; empty if there is none.
+    The reason is the first line, or the last line of a traceback.
     """
     lines = output.decode(errors="replace").strip().splitlines()
     if not lines:
@@ -160,9 +155,9 @@ def _reason_in(output: bytes) -> tuple[str, str]:
 
 
 def _settings_in(output: bytes) -> object:
-    """Return what a check has printed.
+    """Return the settings that a check has printed.
 
-    None from a program that is too old to print anything, or that prints too much.
+    The result is None if the program is too old to print them, or prints too much.
     """
     try:
         return json.loads(output) if len(output) <= LONGEST_DOCUMENT + 1 else None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a worker does for its memory off the page path.
+"""The upkeep of a worker's memory, off the page path.
 
-It refills reserves ahead of demand, and tidies up while nobody asks.
+One task refills reserves ahead of demand. Another keeps house while no requests come: it trims,
+compacts and collects garbage. A third one compresses old pages again.
 
-Both are tasks of the event loop. What blocks in them is done in another thread (system/offload.py),
-and what takes long is done in steps.
+All are tasks of the event loop. Blocking work runs in another thread (system/offload.py), and long
+work is done in steps.
 """
 
 from __future__ import annotations
@@ -34,47 +35,47 @@ log = logging.getLogger(__name__)
 REFILL_FRAMES_BYTES = 8 << 20
 """Memory that one refill job populates: some milliseconds of zeroing in another thread."""
 URGENT_BYTES = 1 << 20
-"""The same when the reserve is nearly empty and pages keep coming, whatever memory is free.
+"""The same for an urgent refill: the reserve is nearly empty, and pages keep coming.
 
-Whoever takes little leaves some for those who wait in the kernel for a few pages; where no request
-comes, they may be who holds it (supervisor/ballast.py).
+An urgent refill ignores the watermarks. A small one leaves memory for tasks that wait in the kernel
+for a few pages. If no request comes, these tasks may hold the requests (supervisor/ballast.py).
 """
 RETRY_S = 0.25
-"""Pause after a refill that found no memory."""
+"""Pause, s, after a refill that found no memory."""
 IDLE_S = 1.0
-"""Housekeeping looks once in this time, and works only if no request came since the last look."""
+"""Time between two looks of housekeeping, s. It works only if no request came since the last."""
 BOUND_FRAMES = 256
-"""Steps of the pool's bound by a memory limit: applying one takes time,
-and what others take below it changes all the time.
+"""Step, in frames, of the pool's bound by a memory limit.
+
+To apply a bound takes time, and the use of memory below the limit always changes.
 """
 PLENTY_BYTES = 512 << 20
-"""Spare memory at which heaps that are small are grown, where requests may wait for a disk.
+"""Spare memory above which small heaps are grown, where requests may wait for a disk.
 
-And free memory at which what is urgent need not be little: a piece of URGENT_BYTES for each turn of
-the event loop is less than a fast fill takes meanwhile.
+It is also the free memory above which an urgent refill takes REFILL_FRAMES_BYTES. URGENT_BYTES for
+each turn of the event loop is less than a fast fill of the pool takes.
 """
 
 
 def free_bytes() -> int:
-    """Return the system's free memory, watermarks or not.
+    """Return the system's free memory, including that below the watermarks.
 
-    A system call that takes no memory (spare_pages does).
+    The system call allocates no memory; `spare_pages` does.
     """
     return os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
 
 
 class Upkeep:
-    """Both tasks, over one core.
+    """The tasks of upkeep, for one core.
 
     Args:
-        core: whose memory it is.
-        offload: does what blocks.
-        yields: the other thread gives way to the swapping program, where the daemon itself does
-            not.
-        has_small_heaps: this process has heaps that can still grow, being a successor, or not
-            having needed more so far.
-        needs_large_heaps: says whether they should; asked now and then.
-        limits: of the memory cgroups above this process; None for none.
+        core: the core.
+        offload: the thread for blocking work.
+        yields: that thread gives way to the swapping program, although the event loop does not.
+        has_small_heaps: the heaps of this process can still grow: it is a successor, or needed no
+            large heaps at its start.
+        needs_large_heaps: says whether the heaps should grow; called when no requests come.
+        limits: limits of the memory cgroups above this process; None for no limits.
     """
 
     def __init__(
@@ -102,10 +103,10 @@ class Upkeep:
         for nodes in core.all_nodes:
             nodes.when_low = self._wake_refill
         self._bytes_to_take()
-        self._wake_refill()  # what was recovered has the reserve that the dead worker left
+        self._wake_refill()  # a recovered core has only the reserve that the dead worker left
 
     def _wake_refill(self) -> None:
-        """Called from the page path when a reserve runs low, and when it has nearly run out."""
+        """Wake the refill. The page path calls it when a reserve is low, and when nearly empty."""
         self._refill_wanted.set()
         if (
             self._has_leisure
@@ -115,7 +116,7 @@ class Upkeep:
             self._offload.hurry()
 
     async def refill(self) -> None:
-        """Populate frames and index nodes whenever a reserve runs low; never returns."""
+        """Populate frames and index nodes when a reserve is low; never return."""
         while True:
             await self._refill_wanted.wait()
             self._refill_wanted = trio.Event()
@@ -134,8 +135,8 @@ class Upkeep:
                         "the reserve cannot be refilled: %s", error, extra={"rate_limit": 10}
                     )
                     await trio.sleep(RETRY_S)
-            # A refill that failed has armed them, the page path has called since, and then frames
-            # came free by themselves.
+            # A failed refill has armed the calls, the page path has called, and then frames became
+            # free without a refill. So the calls are armed again.
             self._core.frames.rearm()
             for nodes in self._core.all_nodes:
                 nodes.rearm()
@@ -147,11 +148,11 @@ class Upkeep:
             nodes.commit(await self._offload.run(nodes.refill, nodes.begin_refill()))
 
     def _bytes_to_take(self) -> int:
-        """Return how much memory the limits leave for the reserve, and bound the pool by them.
+        """Return the bytes that the limits leave for the reserve, and bound the pool by the limits.
 
-        The pool may have what it has, what is ready, and what is left below the limit, but for the
-        reserve: so the reserve is full when the pool is, and a store is refused since the pool is
-        full, long before the kernel finds no memory.
+        The pool's bound is its used frames, its free frames, and the room below the limit, less the
+        reserve. So the reserve is still full when the pool is full. A store is then refused because
+        the pool is full, long before the kernel finds no memory.
         """
         room = self._limits.room() if self._limits else None
         frames = self._core.frames
@@ -164,7 +165,7 @@ class Upkeep:
             ceiling = max(held + frames_left - self._reserve_frames, 0)
             self._core.bound(ceiling - ceiling % BOUND_FRAMES)
             self._say_bound(room.file, is_bound=frames_left <= 0)
-        # Where others have taken more than is left, the reserve goes first.
+        # If other processes take more than the room, the reserve shrinks first.
         target = max(
             min(self._reserve_frames, self._reserve_frames + frames_left), self._reserve_frames // 8
         )
@@ -200,7 +201,7 @@ class Upkeep:
             frames.commit(job)
 
     def _work(self, job: Job, urgent: bool) -> None:  # noqa: FBT001 - positional through to_thread
-        """Do a job, in another thread; memory below the kernel's watermarks is taken only in need."""
+        """Do a job in another thread; only an urgent one takes memory below the watermarks."""
         if self._yields:
             system.set_nice(needed=urgent)
         floor = 0
@@ -212,9 +213,9 @@ class Upkeep:
         job.work(self._core.arena, floor)
 
     async def recompress(self) -> None:
-        """Compress pages again that were not used for long, a few at a time; never returns."""
+        """Compress old pages again, a few at a time; never return."""
         job = self._core.recompression
-        while True:  # by the clock: pages grow old by themselves
+        while True:  # by the clock, because no event tells that a page has become old
             job.look()
             if job.is_running and not job.is_prepared:
                 try:
@@ -227,17 +228,15 @@ class Upkeep:
             await trio.sleep(job.step() if job.is_running else IDLE_S)
 
     async def keep_house(self, look: Callable[[], None]) -> None:
-        """Give surplus frames back, compact, collect garbage, only while no requests come.
-
-        Never returns.
+        """Trim; and while no requests come, compact and collect garbage; never return.
 
         Args:
-            look: called once in IDLE_S, whatever comes.
+            look: called every IDLE_S, whether requests come or not.
         """
         core = self._core
         seen = -1
         garbage_due = False
-        while True:  # by the clock: there is no event for "nothing happens"
+        while True:  # by the clock, because no event tells that no request has come
             await trio.sleep(IDLE_S)
             look()
             self._bytes_to_take()
@@ -274,9 +273,9 @@ class Upkeep:
         )
 
     async def trim(self, *, all_of_it: bool = False, long_only: bool = False) -> int:
-        """Give some surplus frames back to the system.
+        """Give surplus frames back to the system; return their number (`PageFrames.begin_trim`).
 
-        Return how many, 0 when there is none (`PageFrames.begin_trim`).
+        The result is 0 if there are none.
         """
         frames = self._core.frames
         job = frames.begin_trim(

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The worker: the asynchronous shell around the core.
+"""The worker: the asynchronous shell around the core, and the tasks of the process that serves.
 
-And the composition root of the process that serves pages.
+The supervisor has mounted, made the arena, and listens on the control socket. It forks the worker,
+and the first worker starts like every later one (worker/assembly.py makes its parts). The order is:
+protections, before a thread exists or memory is mapped; the core, rebuilt from the arena; a
+self-test; the tasks. The worker is ready when it answers requests.
 
-It is forked by the supervisor, which has mounted, made the arena, and listens on the control
-socket; a worker builds itself around what it is given, the first one like every later one. Coming
-up: protections, before any thread exists and before memory is mapped; the core, rebuilt from the
-arena; a self-test; then the tasks. Ready means that requests are answered.
+All tasks run in one thread. What blocks in them runs in other threads.
 
-Tasks, all in one thread, each doing its blocking part elsewhere:
+- serve: FUSE requests. Only this task is on the page path.
+- refill and housekeeping: worker/upkeep.py.
+- shrinking: gives the cache's memory back when the system needs it (worker/shrink.py).
+- control: the control socket (the commands are in worker/commands.py).
+- beat: signs of life, before the worker serves too.
+- tick: saves the state for a successor in the shared state.
+- signals: SIGUSR1 means stop *if the data can go back into memory*. SIGUSR2 means leave at once
+  for a successor. SIGURG means what `zswapctl upgrade` does. These three count only from the
+  supervisor, or from a supervisor that takes over an orphan. SIGTERM and SIGINT count only without
+  a supervisor.
 
-- serve: FUSE requests (the page path; nothing else here is on it);
-- refill and housekeeping: worker/upkeep.py;
-- shrinking: the cache's memory goes back when others need it;
-- control: the socket (worker/commands.py has the commands);
-- beat and tick: signs of life, also before it serves; what a successor has to know, into the shared
-  state;
-- signals: SIGUSR1 means stop *if the data can go back into memory*, SIGUSR2 means make room for a
-  successor now, SIGURG what `zswapctl upgrade` does; each counts only from the supervisor, or from
-  one that takes over from an orphan. SIGTERM and SIGINT are obeyed only without a supervisor.
-
-Stopping: swapoff of everything that is swapped on from our files, in a thread, while pages are
-being served. If that cannot fit, or somebody else uses a file, the worker says so and goes on: a
-swap device that ends takes its users' memory with it.
+To stop, the worker swaps off all its swap files, in a thread, while it serves pages. If the data
+does not fit into memory, or another process uses a file, the worker logs that and goes on. A swap
+device that ended would take the memory of its users with it.
 """
 
 from __future__ import annotations
@@ -58,14 +57,11 @@ log = logging.getLogger(__name__)
 LEFT = 75
 """Exit code of a worker that made room for a successor."""
 BROKEN = 70
-"""Exit code of one whose books are not to be relied on any more (`InvariantError.exit_code`)."""
+"""Exit code of a worker with inconsistent books (`InvariantError.exit_code`)."""
 TICK_S = 0.5
-"""Time between two signs of life."""
-_STOP, _LEAVE, RELOAD = (
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGURG,
-)  # a worker that does not know the last ignores it
+"""Time between two signs of life, s."""
+# A worker of an older version ignores SIGURG.
+_STOP, _LEAVE, RELOAD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG)
 _ORDERS = frozenset({_STOP, _LEAVE, RELOAD})
 """Signals that count only from a supervisor."""
 _STOPS = frozenset({_STOP, signal.SIGTERM, signal.SIGINT})
@@ -76,7 +72,7 @@ class Worker:
     """The tasks of one process that serves.
 
     Args:
-        parts: all that it is made of.
+        parts: the parts of this worker.
         saver: saves the state for a successor.
         upgrade: replaces this worker on request.
     """
@@ -89,13 +85,13 @@ class Worker:
         self._end: int | None = None
         parts.session.operations.failures.when_broken = self._give_up
 
-    # Coming up and going down.
+    # Start and end.
 
     async def run(self) -> int:
         """Serve until told to end; return the exit code.
 
         Raises:
-            MountError: the session cannot be served, or not taken over.
+            MountError: the session can be neither served nor taken over.
         """
         parts = self.parts
         parts.core.self_test()
@@ -106,7 +102,7 @@ class Worker:
             with contextlib.closing(SignalFile(_SIGNALS)) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._beat)
-                    if parts.volumes:  # before anybody asks for one
+                    if parts.volumes:  # before a request for a volume comes
                         await nursery.start(parts.volumes.run, configured(parts.settings.current))
                     nursery.start_soon(parts.merging.run)  # unreadable pages may be known already
                     await nursery.start(self._serve, nursery.cancel_scope)
@@ -139,9 +135,9 @@ class Worker:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve requests; when somebody else has unmounted, there is nothing left to serve.
+        """Serve requests until the session ends.
 
-        And all ends.
+        If another process has unmounted, no file is left to serve, and the daemon ends.
         """
         await self.parts.session.serve(task_status=task_status)
         if self._end is None:
@@ -186,7 +182,7 @@ class Worker:
         parts.parent.call()
 
     def _set_priority(self) -> None:
-        """Be a real-time thread, as this one was until now, only while that is needed."""
+        """Leave real-time scheduling, which the start needs, except where the settings want it."""
         scheduling = self.parts.settings.current.service.scheduling
         if scheduling == "nice" and self.parts.session.hook_active:
             self.parts.session.set_scarce(system.scarce_bytes())
@@ -194,10 +190,7 @@ class Worker:
             system.set_normal()
 
     async def _warm_up(self) -> None:
-        """Have programs and libraries in memory.
-
-        Though they may be in the swap that is served only now.
-        """
+        """Load programs and libraries into memory; they may be in swap that this worker serves."""
         await self.parts.swapoff_thread.run(system.read_code, abandon=True)
         system.populate_code()
 
@@ -210,7 +203,7 @@ class Worker:
         nursery.cancel_scope.cancel()
 
     async def _act_on(self, received: Received, nursery: trio.Nursery) -> None:
-        """Do what a signal asks for, if its sender may."""
+        """Obey a signal, if its sender may send it."""
         number = received.number
         if not self._counts(received):
             log.warning(
@@ -231,7 +224,7 @@ class Worker:
     def _counts(self, received: Received) -> bool:
         """Say whether a signal is to be obeyed.
 
-        An orphan's orders come from the next supervisor, which has the lock by then (orphan.py).
+        An orphan obeys the next supervisor, which already has the lock (orphan.py).
         """
         if received.number not in _ORDERS:
             return not self.parts.parent.is_alive()
@@ -244,9 +237,9 @@ class Worker:
         return False
 
     def _give_up(self, handler: str, error: Exception) -> None:
-        """End at once, with the core in the middle of something, and leave all to a successor.
+        """End this process at once, because the core may be inconsistent; a successor takes over.
 
-        Return if there is none.
+        Return if there can be no successor: without the hook, or without a supervisor.
         """
         if not (self.parts.session.hook_active and self.parts.parent.is_alive()):
             return
@@ -255,23 +248,23 @@ class Worker:
         os._exit(BROKEN)
 
     async def _stop(self, cause: str) -> bool:
-        """Take back what is swapped out; return whether the daemon may end."""
+        """Swap off; return whether the daemon may end."""
         if not await self.parts.shutdown.attempt(
-            "told to" if self.parts.parent.is_alive() else cause
+            "told by the supervisor" if self.parts.parent.is_alive() else cause
         ):
             return False
         self._enter(Phase.STOPPING)
         return True
 
     def _enter(self, phase: Phase) -> None:
-        """Say what this process is at."""
+        """Write the phase of this process into the shared state."""
         self._phase = phase
         self.parts.state.words[Word.PHASE] = phase
 
     async def _beat(self) -> None:
-        while True:  # by the clock: it is one
+        while True:
             self.parts.parent.heartbeat()
-            self.parts.state.words[Word.PHASE] = self._phase  # should a bit of it have changed
+            self.parts.state.words[Word.PHASE] = self._phase  # repairs a bit that has flipped
             await trio.sleep(TICK_S)
 
     async def _tick(self) -> None:
@@ -281,7 +274,7 @@ class Worker:
             if self.parts.disk:
                 self.parts.disk.look()
             if not self._saver.save_if_used():
-                # The hook does not see when a coroutine has answered; nobody is to be blamed for a
-                # request of long ago.
+                # The hook does not see when a coroutine has answered. Without this, a later death
+                # would be blamed on that old request.
                 self.parts.state.hook_words[HookWord.ACTIVE] = 0
             await trio.sleep(TICK_S)

@@ -146,7 +146,7 @@ async def test_pages_are_marked_as_unused_all_together(
             marks.append(True)
 
     monkeypatch.setattr(core, "writeback", Writeback())
-    with pytest.raises(ControlError, match="all together"):
+    with pytest.raises(ControlError, match="no other option"):
         await collected(handler(core, "writeback"), idle=True, **more)
     assert not marks
     await collected(handler(core, "writeback"), idle=True)
