@@ -167,7 +167,7 @@ def test_what_the_wheel_needs_a_compiler_for_is_what_the_readme_says() -> None:
         name for name, text in tags.items() if re.search(r"^Tag: .*-linux_", text, re.MULTILINE)
     }
     line = re.search(
-        r"of what it needs (.+) are on PyPI as sources only", (TOP / "README.md").read_text()
+        r"dependencies,\s+(.+), are on PyPI as sources only", (TOP / "README.md").read_text()
     )
     assert line is not None
     assert built == set(line[1].split(" and "))
