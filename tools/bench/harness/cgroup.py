@@ -97,7 +97,7 @@ class MemoryCgroup:
             control.write_text("+memory")
 
     def set_limit(self, limit: int) -> None:
-        """Set the limit to `limit` bytes; the kernel reclaims what is above it before this returns."""
+        """Set the limit to `limit` bytes; the kernel reclaims the excess before this returns."""
         name = "memory.limit_in_bytes" if self._version == 1 else "memory.max"
         (self.path / name).write_text(str(limit))
 
