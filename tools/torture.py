@@ -259,7 +259,7 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
 
 
 def _kernel_complaints(devices: set[str]) -> list[str]:
-    """Return the kernel's log lines about failed requests, without those of foreign loop devices."""
+    """Return the kernel's log lines about failed requests, without other loop devices' lines."""
     text = subprocess.run(["dmesg"], check=True, capture_output=True, text=True, timeout=20).stdout
     found = ((line, _KERNEL_COMPLAINT.search(line)) for line in text.splitlines())
     return [line for line, match in found if match and (match[1] is None or match[1] in devices)]

@@ -17,7 +17,7 @@ from zswapd.core import compress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Defaults and ranges in the pages are those of this machine, so every machine writes the same pages.
+# Defaults and ranges are those of a fixed machine, so every machine writes the same pages.
 CONTEXT = Context(memory_total=8 << 30, page_size=4096, codecs=frozenset(compress.names()))
 
 _DESCRIPTION = (

@@ -20,8 +20,8 @@ Settings come from these places, and later ones win:
 
 A file whose name begins with a dot is not a drop-in, because editors leave files with those names.
 A link to `/dev/null` counts as an empty file. The files are UTF-8; a byte order mark is ignored.
-`zswapctl` reads `control.socket` from the same files. It needs `--socket` only for a daemon that was
-started with `--config` or `--set control.socket=…`.
+`zswapctl` reads `control.socket` from the same files. It needs `--socket` only for a daemon that
+was started with `--config` or `--set control.socket=…`.
 
 ```sh
 zswapd config defaults      # print a file with every setting, to begin with
@@ -33,10 +33,10 @@ zswapctl reset pool.limit   # go back to the configured value; --all for every s
 ```
 
 A size is a number of bytes, or has a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%`
-of memory. `min(50%, 4G)` and `max(…)` choose among several sizes. Memory is the machine's memory, or
-the lowest limit of a memory cgroup above the daemon, at its start. A start and `zswapd config check`
-refuse settings that take more memory than there is. Defaults that depend on the page size are those
-of 4 KiB pages.
+of memory. `min(50%, 4G)` and `max(…)` choose among several sizes. Memory is the machine's memory,
+or the lowest limit of a memory cgroup above the daemon, at its start. A start and `zswapd config
+check` refuse settings that take more memory than there is. Defaults that depend on the page size
+are those of 4 KiB pages.
 
 A value set at run time wins over the files until a reset or a stop of the daemon; `systemctl
 restart` is a stop too. Takeovers, upgrades and reloads keep the value, and so does a start that
