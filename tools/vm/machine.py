@@ -48,7 +48,7 @@ PROCESSOR = "max,-cx16,-la57"
 """The emulated processor, without cmpxchg16b and without five-level page tables.
 
 qemu 7.2 sometimes emulates cmpxchg16b wrongly with two processors: flags are wrong, and SLUB has a
-double fault. Without it, SLUB uses a lock. Four-level page tables save a step in each emulated walk.
+double fault. Without it, SLUB uses a lock. Four-level page tables save a step in an emulated walk.
 """
 
 

@@ -28,7 +28,8 @@ void *seen[5];
 static int session;
 void *NAME(void *args, void *ops, size_t size, void *version, void *userdata)
 {
-	seen[0] = args, seen[1] = ops, seen[2] = (void *)size, seen[3] = version, seen[4] = userdata;
+	seen[0] = args, seen[1] = ops, seen[2] = (void *)size;
+	seen[3] = version, seen[4] = userdata;
 	return &session;
 }
 void *the_session(void) { return &session; }
