@@ -38,7 +38,7 @@ LOG_TAIL = 4000
 
 
 def program(name: str, tree: Path | None = None) -> list[str]:
-    """Return the command for `zswapd` or `zswapctl` of this environment, or of the checkout `tree`."""
+    """Return the command for `zswapd` or `zswapctl`, of this environment or of `tree`."""
     if tree is not None:
         return [str(tree / ".venv/bin" / name)]
     script = Path(sys.executable).parent / name

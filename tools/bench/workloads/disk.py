@@ -126,7 +126,7 @@ def fill(pages: Pages) -> None:
 
 
 def _from_memory(daemon: Daemon, pages: Pages, loads: int, rng: random.Random) -> float:
-    """Read hot pages, and a cold one for each nine; return the hot loads' share without a disk read."""
+    """Read nine hot pages for each cold one; return the hot loads' share from memory."""
     warm, cold = halves(pages)
     reads = 0
     for _ in range(loads // 900):
