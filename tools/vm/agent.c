@@ -16,8 +16,8 @@
  * To the host:
  *     pong ID\n                  the answer to a ping
  *     out ID LENGTH\n<bytes>     output of a run
- *     end ID STATUS\n            the exit code of a run, or minus the signal that ended it; the last
- *                                message about this ID
+ *     end ID STATUS\n            the exit code of a run, or minus the signal that ended it; the
+ *                                last message about this ID
  *
  * Limits: RUNS commands at a time (one more ends with 127), commands of up to COMMAND_BYTES. If the
  * host closes the port, the agent kills all runs. It ends only when the port is gone.

@@ -106,7 +106,7 @@ static uint64_t next_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-/* ---- page data -------------------------------------------------------------------------------- */
+/* ---- page data ------------------------------------------------------------------------------ */
 
 static void make_text(unsigned char *piece, char words[WORDS][16], uint64_t *state)
 {
@@ -232,7 +232,7 @@ static void check_page(size_t index)
     }
 }
 
-/* ---- counters --------------------------------------------------------------------------------- */
+/* ---- counters ------------------------------------------------------------------------------- */
 
 struct counters {
     uint64_t ns, pswpin, pswpout;
@@ -270,8 +270,8 @@ static void report(const char *phase, size_t pages, const struct counters *befor
     struct counters after = read_counters();
 
     printf("{\"phase\":\"%s\",\"pages\":%zu,\"seconds\":%.6f,\"pswpin\":%" PRIu64
-           ",\"pswpout\":%" PRIu64 ",\"major_faults\":%ld,\"minor_faults\":%ld,\"mismatches\":%" PRIu64
-           "%s}\n",
+           ",\"pswpout\":%" PRIu64 ",\"major_faults\":%ld,\"minor_faults\":%ld"
+           ",\"mismatches\":%" PRIu64 "%s}\n",
            phase, pages, (double)(after.ns - before->ns) / 1e9, after.pswpin - before->pswpin,
            after.pswpout - before->pswpout, after.major - before->major,
            after.minor - before->minor, mismatches, more);
@@ -293,7 +293,7 @@ static void progress(const char *phase, size_t done, size_t total)
     fflush(stdout);
 }
 
-/* ---- phases ----------------------------------------------------------------------------------- */
+/* ---- phases --------------------------------------------------------------------------------- */
 
 /*
  * The first `warm` pages only fill the free memory. The clock starts after them, when every further
@@ -561,7 +561,7 @@ static void run_phase(const char *name)
         exit(2); /* the harness is gone */
 }
 
-/* ---- start ------------------------------------------------------------------------------------ */
+/* ---- start ---------------------------------------------------------------------------------- */
 
 static void parse(int argc, char **argv)
 {
@@ -619,8 +619,8 @@ static void *allocate(size_t size)
 }
 
 /*
- * Starts again with an address space that was used on one processor only. Before the kernel writes a
- * dirty page out, it flushes the TLBs of all processors that ever used the address space, even of
+ * Starts again with an address space that was used on one processor only. Before the kernel writes
+ * a dirty page out, it flushes the TLBs of all processors that ever used the address space, even of
  * one that the process only started on. Between virtual processors this interrupt costs more than
  * the store of the page (half of a fill, measured). So chance would decide the figures of every
  * contender. Both steps before the data may move the process, so each is followed by an exec, which
