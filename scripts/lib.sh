@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # shellcheck shell=bash
 #
-# Shared by scripts/demo, scripts/test and scripts/bench: finds a Python, installs what is missing, makes the virtual environment.
-# To be sourced, by bash, after `set -euo pipefail`, with `top` set to the root of the checkout.
+# Functions that all scripts share: they find a Python, install missing packages, and make the
+# virtual environment. bash sources this file after `set -euo pipefail`, with `top` set to the root
+# of the checkout.
 #
-# Nothing is assumed but bash, apt and the internet. Everything is looked for before it is installed, so a second start takes no
-# noticeable time, and no root where nothing is missing.
+# The functions need only bash, apt and the internet. They look for each thing before they install
+# it. So a second start takes no noticeable time, and needs no root where no package is missing.
 
 venv=${top:?is to be set by the script}/.venv
 python=$venv/bin/python
@@ -13,7 +14,7 @@ me=scripts/$(basename "$0")
 
 say() { printf '%s\n' "$me: $*" >&2; }
 
-# die MESSAGE [HINT]: a message without something to do about it is half a message
+# die MESSAGE [HINT]: prints both and exits with 2; the hint says what to do.
 die() {
     say "$1"
     [ $# -lt 2 ] || printf '  %s\n' "$2" >&2
@@ -24,7 +25,7 @@ require_root() {
     [ "$(id -u)" -eq 0 ] || die "needs root: it $1" "sudo $0"
 }
 
-# Runs a command quietly; what it said is shown only when it failed.
+# Runs a command; shows its output only when the command failed.
 quietly() {
     local log
     log=$(mktemp)
@@ -41,11 +42,12 @@ quietly() {
 missing_packages() {
     local package
     for package in "$@"; do
-        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || printf '%s\n' "$package"
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+            printf '%s\n' "$package"
     done
 }
 
-# optional_packages PACKAGE...: as install_packages, but goes on without what cannot be had.
+# optional_packages PACKAGE...: like install_packages, but goes on when a package is not available.
 optional_packages() {
     (install_packages "$@") || say "going on without"
 }
@@ -59,22 +61,24 @@ install_packages() {
     local missing
     if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
         say "not Debian or Ubuntu: install by hand what these packages contain: $*"
-        return 0 # what is missing will name itself
+        return 0 # the build names what is missing
     fi
     mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
-    [ "$(id -u)" -eq 0 ] || die "packages are missing: ${missing[*]}" "sudo apt-get install ${missing[*]}"
+    [ "$(id -u)" -eq 0 ] ||
+        die "packages are missing: ${missing[*]}" "sudo apt-get install ${missing[*]}"
     say "installing ${missing[*]}"
     apt_get update || say "apt-get update failed; trying with the package lists there are"
     apt_get install -y --no-install-recommends "${missing[@]}"
 }
 
-# Whether "$1" is a Python that the project runs on.
+# Succeeds if "$1" is a Python that the project runs on.
 suits() {
-    command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    command -v "$1" >/dev/null &&
+        "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# Prints the Python to use: the system's own if it is new enough, else any other that is there.
+# Prints the Python to use: the system's own if it is new enough, else the first other one found.
 find_python() {
     local candidate
     for candidate in /usr/bin/python3 python3 python3.{11,12,13,14,15,16}; do
@@ -86,24 +90,28 @@ find_python() {
     return 1
 }
 
-# Sets `base_python`: on releases whose own Python is too old (Ubuntu 22.04), a newer one from their archive.
+# Sets `base_python` to a newer Python from the archive, on releases whose own is too old
+# (Ubuntu 22.04).
 install_newer_python() {
     local version
-    [ "$(id -u)" -eq 0 ] || die "no Python 3.11 or newer" "sudo apt-get install python3.11 python3.11-venv python3.11-dev"
+    [ "$(id -u)" -eq 0 ] ||
+        die "no Python 3.11 or newer" \
+            "sudo apt-get install python3.11 python3.11-venv python3.11-dev"
     apt_get update || say "apt-get update failed; trying with the package lists there are"
     for version in 3.13 3.12 3.11; do
         if [ -n "$(apt-cache show "python$version" 2>/dev/null)" ]; then
             install_packages "python$version" "python$version-venv" "python$version-dev" && break
         fi
     done
-    base_python=$(find_python) || die "no Python 3.11 or newer" "Debian 12, Ubuntu 22.04 (with updates and universe) or newer have one"
+    base_python=$(find_python) || die "no Python 3.11 or newer" \
+        "Debian 12, Ubuntu 22.04 (with updates and universe) or newer have one"
 }
 
-# Sets `base_python`, and sees to it that environments and extensions can be made with it.
+# Sets `base_python`, and installs what it needs to make environments and C extensions.
 require_python() {
     local version
     base_python=$(find_python) || install_newer_python
-    # The parts that Debian splits off: ensurepip, and the headers for the C extension.
+    # Debian splits off ensurepip and the headers for C extensions.
     if ! "$base_python" - <<'PY' >/dev/null 2>&1; then
 import ensurepip, pathlib, sysconfig, venv
 assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()
@@ -114,13 +122,13 @@ PY
     fi
 }
 
-# What the package and its C extension are built from: when it changes, they are installed again.
+# Prints a hash of all sources of the package and its C extensions; a new hash means a new install.
 build_stamp() {
     {
         "$base_python" -V
         printf '%s\n' "${ZSWAPD_PURE:-}"
         cat "$top/pyproject.toml" "$top/setup.py"
-        # All sources, rather than a list of what setup.py compiles, which would have to be kept.
+        # All sources: a list of what setup.py compiles would need upkeep.
         find "$top/zswapd" \( -name '*.py' -o -name '*.c' \) -print0 | sort -z | xargs -0 cat
     } | sha256sum | cut -c1-16
 }
@@ -135,41 +143,48 @@ require_venv() {
     local extras=$1 stamp
     mkdir -p "$top/build"
     exec 9>"$top/build/.install.lock"
-    flock 9 # two scripts at once must not install into one another
+    flock 9 # two scripts at once must not install into the same environment
     stamp=$venv/.installed-$(build_stamp)
     if ! suits "$python"; then
         say "making $venv with $base_python"
         quietly "$base_python" -m venv --clear "$venv" || die "cannot make $venv"
     fi
-    if [ ! -e "$stamp$extras" ] && [ ! -e "${stamp}[test]" ]; then # which contains each other set
-        # compat: a mapping of packages alone would not find the library that the compiled modules share.
+    if [ ! -e "$stamp$extras" ] && [ ! -e "${stamp}[test]" ]; then # [test] contains every other set
+        # compat: the other mode maps packages only, and does not find the library that the compiled
+        # modules share.
         say "building zswapd and installing what it needs into $venv"
-        # Ubuntu 22.04's pip is too old to be told; newer ones stay as they are.
+        # Ubuntu 22.04's pip is too old for --config-settings; a newer pip stays.
         pip_install 'pip>=22.1'
         pip_install --config-settings editable_mode=compat -e "$top$extras"
-        find "$venv" -maxdepth 1 -name '.installed-*' ! -name "${stamp##*/}*" -delete # of older sources
+        # The stamps of older sources.
+        find "$venv" -maxdepth 1 -name '.installed-*' ! -name "${stamp##*/}*" -delete
         touch "$stamp" "$stamp$extras" # each set of extras contains the plain one
     fi
     exec 9>&-
 }
 
-# What the daemon needs to be built and to run.
-runtime_packages=(gcc libc6-dev pkg-config libfuse3-dev fuse3 liblzo2-dev libssl-dev liblz4-dev libxxhash-dev mount util-linux kmod)
+# The packages that the daemon's build and the daemon need.
+runtime_packages=(
+    gcc libc6-dev pkg-config libfuse3-dev fuse3 liblzo2-dev libssl-dev liblz4-dev libxxhash-dev
+    mount util-linux kmod
+)
 
-# What the virtual machines of scripts/vm and tests/vm take: an emulator, and what makes an image without booting one.
+# Installs the emulator for the virtual machines of scripts/vm and tests/vm, and the programs that
+# make an image without booting one.
 require_emulator() {
     install_packages qemu-system-x86 mmdebstrap e2fsprogs util-linux
 }
 
-# prepare EXTRAS: all of the above.
+# prepare EXTRAS: installs the packages, finds a Python and makes .venv.
 prepare() {
     install_packages "${runtime_packages[@]}" || die "packages could not be installed (see above)"
     require_python
     require_venv "$1"
 }
 
-# run_python ARGUMENT...: becomes the Python of the environment. Modules of the checkout are found from any directory, and -P
-# keeps a directory named scripts or tests at the caller's place from being taken for ours.
+# run_python ARGUMENT...: replaces the shell by the environment's Python. PYTHONPATH makes it find
+# the checkout's modules from any directory. -P keeps it from importing a directory named scripts or
+# tests in the caller's working directory.
 run_python() {
     export PYTHONPATH=$top
     exec "$python" -P "$@"

@@ -69,7 +69,7 @@ _LEFT = pytest.StashKey[leftovers.Leftovers]()
 _SWEPT = pytest.StashKey[list[str]]()
 
 GRACE_S = 5.0
-"""How long a daemon that was told to stop may take to let go of its mount before it counts as left behind."""
+"""Seconds that a stopped daemon has for its unmount before its mount counts as left behind."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

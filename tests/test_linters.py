@@ -8,10 +8,12 @@ version in from PATH. Only shellcheck, which is no Python package, may be absent
 from __future__ import annotations
 
 import ast
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,12 @@ MODULES = sorted((TOP / "zswapd").rglob("*.py"))
 MAX_FUNCTION_LINES = 60
 SNAPSHOTS = ("Statistics", "Report")
 LICENCE = "SPDX-License-Identifier: GPL-2.0-or-later"
+COLUMNS = 100
+GENERATED = {"docs/configuration.md", "docs/metrics.md"}
+PRAGMA = re.compile(r"\s*#\s*(noqa|type: ignore)\b.*")
+LINK_ALONE = re.compile(r"\s*([-*] |\[[^]]*\]: )?(<?https?://\S+|!?\[[^]]*\]\(\S+\)\S?)$")
+VAGUE = re.compile(r"\b(whoever|nobody|somebody|anybody|so\s+many|such\s+an?)\b", re.IGNORECASE)
+UNIX_USER = re.compile(r"([`\"'])nobody\1")
 
 TOOLS = {
     "ruff-check": ["-m", "ruff", "check", "."],
@@ -169,3 +177,88 @@ def test_no_class_name_is_there_twice() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(TOP)))
     assert not {name: files for name, files in places.items() if len(files) > 1}
+
+
+def _markdown() -> list[Path]:
+    return [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").rglob("*.md"))]
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(TOP))
+
+
+def _too_wide(line: str) -> bool:
+    return len(PRAGMA.sub("", line).expandtabs(8)) > COLUMNS
+
+
+def test_no_line_of_code_is_above_100_columns() -> None:
+    stubs = [path for name in ("zswapd", "tools", "tests") for path in (TOP / name).rglob("*.pyi")]
+    wide = [
+        f"{_named(path)}:{number}"
+        for path in (*_sources(), *stubs)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if _too_wide(line)
+    ]
+    assert not wide, "\n".join(wide)
+
+
+def test_no_line_of_markdown_is_above_100_columns() -> None:
+    """Table rows, code blocks, links that stand alone and generated pages may be wider."""
+    wide = []
+    for path in (page for page in _markdown() if _named(page) not in GENERATED):
+        is_code = False
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if line.lstrip().startswith("```"):
+                is_code = not is_code
+            is_exempt = is_code or line.lstrip().startswith("|") or LINK_ALONE.match(line)
+            if not is_exempt and _too_wide(line):
+                wide.append(f"{_named(path)}:{number}")
+    assert not wide, "\n".join(wide)
+
+
+def _python_prose(text: str) -> Iterator[tuple[int, str]]:
+    """Yield comments and strings with their line; neighbours of a kind are one piece."""
+    first, piece, last = 0, "", ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type].partition("_")[0]
+        if kind in {"NL", "NEWLINE", "INDENT", "DEDENT"}:
+            continue
+        if kind not in {"COMMENT", "STRING", "FSTRING"}:
+            kind = ""
+        if kind != last and last:
+            yield first, piece
+        if kind and kind != last:
+            first, piece = token.start[0], ""
+        gap = "\n" * (token.start[0] - first - piece.count("\n"))
+        piece = (piece + gap + token.string) if kind else ""
+        last = kind
+    if last:
+        yield first, piece
+
+
+def _prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield pieces of prose with their first line, without marks between two lines."""
+    text = path.read_text()
+    if path.suffix in {".py", ".pyi"}:
+        for line, piece in _python_prose(text):
+            joined = re.sub(r"\n\s*#", "\n", piece)
+            yield line, re.sub(r"([\"'])(\n+)[rbfRBF]*\1", r"\2", joined)
+    else:
+        yield 1, re.sub(r"\n[ \t]*(\*|//|>)", "\n", text)
+
+
+def test_prose_names_things_and_numbers() -> None:
+    """A vague word has a better one: the thing, or the number with its unit."""
+    pages = [TOP / "README.md", TOP / "CONTRIBUTING.md", *(TOP / "man").iterdir()]
+    pages += (TOP / "docs").rglob("*.md")
+    for name in ("zswapd", "tools"):
+        pages += [path for path in (TOP / name).rglob("*.py*") if path.suffix in {".py", ".pyi"}]
+        pages += (TOP / name).rglob("*.[ch]")
+    found = []
+    for path in sorted(path for path in pages if path.exists()):
+        for first, piece in _prose(path):
+            text = UNIX_USER.sub("", piece)
+            for word in VAGUE.finditer(text):
+                line = first + text.count("\n", 0, word.start())
+                found.append(f"{_named(path)}:{line}: {' '.join(word[0].split())}")
+    assert not found, "\n".join(found)

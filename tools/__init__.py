@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs for developers: benchmarks, virtual machines, packages, reference pages.
 
-None of them is installed.
+A package of zswapd contains none of them.
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/demo`.
 
-One daemon, one workload larger than its memory, every byte checked.
+It runs one daemon and one workload larger than its memory, and checks every byte.
 
-Everything it puts on, it takes off again on every way out: end, error, Ctrl-C, SIGTERM, SIGHUP. A
-second Ctrl-C during that is ignored, because a half-done clean-up would leave swap behind.
+The program undoes everything on every way out: end, error, Ctrl-C, SIGTERM, SIGHUP. It ignores a
+second Ctrl-C during the clean-up, because a half-done clean-up would leave swap behind.
 """
 
 from __future__ import annotations
@@ -34,17 +34,14 @@ if TYPE_CHECKING:
 
 PHASES = ("fill", "seq", "random", "rewrite", "verify")
 TITLES = {
-    "fill": "writing the data, most of it goes out to swap",
+    "fill": "writing the data; most of it goes out to swap",
     "seq": "reading it from end to end, every byte compared",
     "random": "touching pages in random order",
     "rewrite": "changing pages in random order",
     "verify": "comparing every byte once more",
 }
 SPARE_MIB = 512
-"""Memory that has to be available beside the whole data.
-
-Should swap have to be given up, all of it comes back.
-"""
+"""Available memory in MiB that the machine needs beside all the data: swapoff reads it all back."""
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -67,7 +64,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.memory_mib < 16 or args.data_mib <= args.memory_mib:
         parser.error(
-            "--memory-mib is at least 16, and --data-mib larger than it, or nothing would be"
+            "--memory-mib is at least 16, and --data-mib is larger than that: otherwise nothing is"
             " swapped"
         )
     if bad := [word for word in args.set if "=" not in word]:
@@ -76,10 +73,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_machine(data_mib: int) -> None:
-    """Refuse, with what to do, where the machine lacks something.
+    """Check that the machine has what the demo needs.
 
     Raises:
-        HarnessError: as it says.
+        HarnessError: the machine lacks root, a device or memory; the hint says what to do.
     """
     if os.geteuid() != 0:
         raise HarnessError("needs root", hint="sudo scripts/demo")
@@ -108,15 +105,13 @@ def _check_machine(data_mib: int) -> None:
 
 @contextlib.contextmanager
 def kernel_reserve(root: Path = Path("/")) -> Iterator[None]:
-    """Have the kernel keep as much memory free as `zswapctl swapon` insists on.
-
-    For as long as the context lasts.
+    """Raise vm.min_free_kbytes to what `zswapctl swapon` insists on, while the context lasts.
 
     Args:
-        root: where /proc is, for tests.
+        root: the directory that has /proc, for tests.
 
     Raises:
-        HarnessError: it is too little, and cannot be changed.
+        HarnessError: the value is too low, and this process cannot change it.
     """
     setting = root / "proc/sys/vm/min_free_kbytes"
     before = setting.read_text()
@@ -137,7 +132,7 @@ def kernel_reserve(root: Path = Path("/")) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_raised and setting.read_text() == ours:  # else it is somebody else's by now
+        if is_raised and setting.read_text() == ours:  # otherwise another program has set it
             setting.write_text(before)
 
 
@@ -197,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo.
 
     Returns:
-        The exit code: 0 all bytes verified, 1 not, 2 it could not run, 130 interrupted.
+        The exit code: 0 all bytes verified, 1 failed, 2 could not run, 130 interrupted.
     """
     args = _arguments(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

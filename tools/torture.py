@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kills under load: a workload is swapped in and out through zswapd while its worker is killed at random times.
+"""The program behind `scripts/torture`: it kills workers while a workload swaps through zswapd.
 
-What it shows, or fails to show: every page comes back as it was, no request fails, and a takeover
-is short. A worker dies by the signals that `--signals` lists, each kill by one of them at random;
-the time of a kill is random too, counted from the moment at which the worker serves, or with
-`--early` from the moment at which it exists: then successors die in their takeover as well.
+The run shows three things: every page comes back unchanged, no request fails, and a takeover is
+short. Each kill takes a random signal of `--signals` and a random pause. The pause counts from the
+moment at which the worker serves. With `--early` it counts from the worker's start, so successors
+die in their takeover as well.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ _KERNEL_COMPLAINT = re.compile(
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        planned: kills that were asked for.
-        kills: workers killed.
-        deaths: workers that died, as the daemon counts them.
-        wrong_pages: pages that did not come back as they were.
-        pages_verified: pages that were compared, in all phases.
-        failed_requests: requests that the daemon answered with an error.
+        planned: the kills of the plan.
+        kills: the workers killed.
+        deaths: the workers that died, as the daemon counts them.
+        wrong_pages: the pages that came back changed.
+        pages_verified: the pages compared, in all phases.
+        failed_requests: the requests that the daemon answered with an error.
         kernel_complaints: lines of the kernel's log about I/O errors on swap or hung tasks.
-        takeover_ms: of each takeover that was not cut short, from the moment at which the
-            supervisor begins to make the next worker to the first request that can be answered.
-        outage_ms: of each kill, from the signal to the next worker's answer on the control socket.
+        takeover_ms: milliseconds of each takeover that ran to its end, from the supervisor's start
+            of the next worker to the first request that it can answer.
+        outage_ms: milliseconds from each kill to the next worker's answer on the control socket.
         takeover_pages: pages in the pool at each takeover.
-        seconds: of the whole run.
-        error: why it ended early; empty if it did not.
+        seconds: the time of the whole run.
+        error: why the run ended early; empty if it did not.
     """
 
     planned: int = 0
@@ -75,9 +75,9 @@ class Outcome:
     error: str = ""
 
     def seconds_per_gib(self) -> float:
-        """Return the longest takeover in seconds for each GiB stored.
+        """Return the seconds per stored GiB of the slowest takeover.
 
-        64 MiB at least, since fixed costs rule below.
+        A takeover of less than 64 MiB counts as one of 64 MiB, because its cost is mostly fixed.
         """
         rates = [ms / 1000 / max(pages * PAGE / (1 << 30), 1 / 16) for ms, pages in self._pairs()]
         return max(rates, default=0.0)
@@ -87,13 +87,13 @@ class Outcome:
 
     @property
     def cut_short(self) -> int:
-        """Takeovers that were ended by the next kill."""
+        """The number of takeovers that the next kill ended."""
         return self.kills - len(self.takeover_ms)
 
     def shortcomings(self) -> list[str]:
-        """Return what was not as promised, times apart.
+        """Return a line for each broken promise, and for each thing that the run did not show.
 
-        And what was not done, so that nothing was shown.
+        Times do not count here.
         """
         found = [f"ENDED EARLY: {self.error}"] if self.error else []
         if self.wrong_pages or self.failed_requests or self.kernel_complaints:
@@ -107,11 +107,11 @@ class Outcome:
         return found
 
     def good(self) -> bool:
-        """Return whether all was done, and went as promised, times apart."""
+        """Return whether the run was complete and no promise was broken; times do not count."""
         return not self.shortcomings()
 
     def lines(self) -> list[str]:
-        """Return the summary."""
+        """Return the lines of the summary."""
         text = [
             f"{self.kills} kills in {self.seconds:.0f} s, {self.pages_verified} pages verified,"
             f" {self.wrong_pages} wrong"
@@ -142,15 +142,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class TorturePlan:
-    """What is done.
+    """The parameters of a run.
 
     Attributes:
-        kills: how many workers to kill.
-        data_mib, memory_mib: the workload and its memory cgroup.
-        pause_s: longest time between two kills.
-        signals: to kill with.
-        early: count the pause from the worker's birth instead of its first answer.
-        seed: of the random times.
+        kills: the number of workers to kill.
+        data_mib, memory_mib: the sizes of the workload and of its memory cgroup, in MiB.
+        pause_s: the longest pause before a kill, in seconds.
+        signals: the signals to choose from.
+        early: count the pause from the worker's start instead of its first answer.
+        seed: the seed of the random times and of the data.
     """
 
     kills: int = 20
@@ -163,7 +163,7 @@ class TorturePlan:
 
 
 class Killer(threading.Thread):
-    """Kills workers until enough are dead or it is told to stop."""
+    """A thread that kills workers until the plan is done or `done` is set."""
 
     def __init__(self, daemon: Daemon, plan: TorturePlan, outcome: Outcome) -> None:
         super().__init__(name="killer", daemon=True)
@@ -172,11 +172,11 @@ class Killer(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
-        """Kill."""
+        """Kill one worker after another."""
         try:
             while self._outcome.kills < self._plan.kills and not self.done.is_set():
                 self._kill_one()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it ends the killing
+        except Exception as exc:  # noqa: BLE001 - any failure ends the killing
             self._outcome.error = f"after {self._outcome.kills} kills: {exc}"
         finally:
             self.done.set()
@@ -202,16 +202,16 @@ class Killer(threading.Thread):
 
 
 def _silent(line: str) -> None:
-    """Say nothing of a torture's progress."""
+    """Drop a line of progress."""
 
 
 def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _silent) -> Outcome:
-    """Run the plan with a daemon that is started and swapped on; it is left so.
+    """Run the plan against a daemon that runs with swap on; leave it so.
 
     Args:
-        plan: what to do.
-        daemon: the victim.
-        say: takes lines of progress.
+        plan: the parameters of the run.
+        daemon: the daemon whose workers die.
+        say: takes a line of progress.
     """
     outcome = Outcome(planned=plan.kills)
     deaths_before = daemon.ask("status")["worker"]["deaths"]
@@ -222,7 +222,7 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
     begin = time.monotonic()
     killer = Killer(daemon, plan, outcome)
     with MemoryCgroup("torture", plan.memory_mib * MIB) as cgroup:
-        # As many rounds as it takes; the workload ends when the killer has.
+        # 2000 rounds are more than any plan needs. The loop below ends with the killer.
         phases = ("fill", *("verify", "rewrite") * 2000)
         options = WorkloadOptions(
             plan.data_mib, phases=phases, seed=plan.seed, time_limit=600 + plan.kills * 10
@@ -259,10 +259,7 @@ def torture(plan: TorturePlan, daemon: Daemon, *, say: Callable[[str], None] = _
 
 
 def _kernel_complaints(devices: set[str]) -> list[str]:
-    """Return what the kernel has said of failed requests.
-
-    But for those of other loop devices than the given.
-    """
+    """Return the kernel's log lines about failed requests, without other loop devices' lines."""
     text = subprocess.run(["dmesg"], check=True, capture_output=True, text=True, timeout=20).stdout
     found = ((line, _KERNEL_COMPLAINT.search(line)) for line in text.splitlines())
     return [line for line, match in found if match and (match[1] is None or match[1] in devices)]
@@ -285,13 +282,13 @@ def _above_zero(text: str) -> int:
 def _not_negative(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time to wait")
+        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds of 0 or more")
     return number
 
 
 def _setting(text: str) -> str:
     if "=" not in text:
-        raise argparse.ArgumentTypeError(f"{text} is no SECTION.KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text} is not of the form SECTION.KEY=VALUE")
     return text
 
 
@@ -323,16 +320,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--pause",
         type=_not_negative,
         default=plan.pause_s,
-        help="longest time to a kill, s (default %(default)s)",
+        help="longest pause before a kill, in seconds (default %(default)s)",
     )
     parser.add_argument(
         "--signals", type=_signals, default=plan.signals, help="e.g. KILL,SEGV,ABRT (default KILL)"
     )
     parser.add_argument(
-        "--early", action="store_true", help="kill successors in their takeover, too"
+        "--early", action="store_true", help="kill successors in their takeover as well"
     )
     parser.add_argument(
-        "--seed", type=int, default=plan.seed, help="of times and data (default %(default)s)"
+        "--seed", type=int, default=plan.seed, help="seed of times and data (default %(default)s)"
     )
     parser.add_argument(
         "--set",
@@ -347,9 +344,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; return 0 if all was killed that should be and nothing was lost, 1 if not.
+    """Run the torture.
 
-    2 if it could not run.
+    Returns:
+        The exit code: 0 all kills done and nothing lost, 1 otherwise, 2 could not run,
+        130 interrupted.
     """
     args = _arguments(sys.argv[1:] if argv is None else argv)
     if os.geteuid() != 0:

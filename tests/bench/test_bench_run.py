@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The benchmark from end to end, on a small plan: its result is a document, not a verdict on speed."""
+"""The benchmark from end to end, on a small plan.
+
+Its result is a document, not a verdict on speed.
+"""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_page_or_plot_that_is_not_as_measured_is_noticed(
 
     monkeypatch.setattr(benchmarks, "stale", lambda _documents: iter(["raw.svg"]))
     assert bench.main(["docs", "--test"]) == 1
-    assert "raw.svg is not what docs/figures says" in capsys.readouterr().err
+    assert "raw.svg differs from docs/figures" in capsys.readouterr().err
 
 
 def test_block_of_nothing_is_an_error() -> None:

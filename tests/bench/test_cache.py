@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is said of a cache volume that is read again; tests/kernel/test_cache.py runs it for real."""
+"""The report of `scripts/bench cache`; tests/kernel/test_cache.py runs the workload for real."""
 
 from __future__ import annotations
 

@@ -157,4 +157,4 @@ def test_arguments_that_would_not_swap_are_refused(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 2
-    assert "nothing would be swapped" in done.stderr
+    assert "nothing is swapped" in done.stderr

@@ -140,7 +140,7 @@ def test_status_while_swapped_on_agrees_with_the_kernel(stage: Stage) -> None:
 
 
 def faults_of_the_serving_thread(daemon: Daemon) -> int:
-    """Return its page faults so far, minor and major: each is a question to the kernel for memory."""
+    """Return the thread's page faults, minor and major: each asks the kernel for memory."""
     worker = daemon.worker_pid()
     fields = Path(f"/proc/{worker}/task/{worker}/stat").read_text().rpartition(") ")[2].split()
     return int(fields[7]) + int(fields[9])

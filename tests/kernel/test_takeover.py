@@ -725,10 +725,10 @@ def test_request_that_kills_every_worker_is_answered_with_eio(
         "store_alive:9000:hang",  # an endless loop: the watchdog
         "job_committed:1:memory",  # MemoryError in a background task
         "job_committed:1:bug",
-        "store_alive:9000:memory",  # the same on the way of a page: the books are in the middle of something
+        "store_alive:9000:memory",  # MemoryError in a store, whose bookkeeping is half done
         "store_indexed:1000:bug",
         "frames_unsealed:200:bug",
-        "page_loaded:9000:memory",  # a reader that is told of it is killed
+        "page_loaded:9000:memory",  # the kernel kills a process whose page cannot be read
         "page_loaded:9000:bug",
         "store_alive:9000:segv",
     ],

@@ -25,7 +25,7 @@ LIFE = struct.Struct("=Q")
 
 
 class AllocatorMachine(RuleBasedStateMachine):
-    """Objects never overlap, never change by themselves, and take no frame with them when they go."""
+    """Objects never overlap or change by themselves, and a freed object leaks no frame."""
 
     pool: ZsPool | ZbudPool
     sizes: list[int]

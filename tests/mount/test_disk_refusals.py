@@ -33,7 +33,7 @@ MIB = 1 << 20
 def refusal(
     tmp_path: Path, path: Path | str, *, size: str = "16M", mountpoint: Path | None = None
 ) -> str:
-    """Start a daemon that is to be refused; return what it said, and see that it has left nothing."""
+    """Start a daemon that has to refuse; return its message, and check that nothing is left."""
     daemon = Daemon(
         size=size, settings={"backing.path": str(path), "memory.reserve": "4M"}, parent=tmp_path
     )

@@ -58,7 +58,7 @@ class Manager:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it with what the store has, as descriptors from 3 on, and wait until it is ready."""
+        """Start it with the store's files as descriptors from 3 on; wait until it is ready."""
         environ = {**os.environ, "NOTIFY_SOCKET": self._address}
         script = 'exec "$@"'
         if self.store:
@@ -128,9 +128,11 @@ from zswapd import system as service
 from zswapd.system import code
 runs, read, has_read = code._runs, code.read, []
 service.read_code = lambda: has_read.append(read())
-code._runs = lambda libc, item: runs(libc, item) if has_read or not os.path.exists({!r}) else [(item.start, item.end, False)]
+code._runs = lambda libc, item: (
+    runs(libc, item) if has_read or not os.path.exists({!r}) else [(item.start, item.end, False)]
+)
 """
-"""A sitecustomize.py that has a process find nothing of its code in memory until it has read it.
+"""A sitecustomize.py whose process finds none of its code in memory until it has read the code.
 
 Or until a file is gone.
 """

@@ -231,7 +231,7 @@ def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(
     main = Path(f"/proc/{worker}/task/{worker}/stat")
 
     def scrape(times: int) -> tuple[int, int]:
-        """Return the page faults of the thread that serves meanwhile, and the pages that it took."""
+        """Scrape; return the serving thread's page faults meanwhile, and the pages it stored."""
         stores = daemon.ask("stats")["core"]["frontswap"]["succ_stores"]
         faults = int(main.read_text().rpartition(") ")[2].split()[7])
         for _ in range(times):

@@ -64,7 +64,7 @@ def family(daemon: Daemon) -> list[int]:
 
 
 def as_nobody(work: Callable[[], object]) -> Any:
-    """Do something as another user, in another process; return the result, or the exception's name."""
+    """Run `work` in a process of another user; return its result, or its exception's name."""
 
     def child(answers: Any) -> None:
         os.setgroups([])

@@ -47,7 +47,7 @@ def session(mountpoint: Path, device: Path = Path("/dev/fuse")) -> Session:
 
 
 def refusal(mountpoint: Path, device: Path = Path("/dev/fuse")) -> MountError | PermissionsError:
-    """The error that opening a session raises; a session that opens all the same is closed again."""
+    """Return the error that opening a session raises; close a session that opens all the same."""
     attempt = session(mountpoint, device)
     try:
         with pytest.raises((MountError, PermissionsError)) as raised:
@@ -446,7 +446,7 @@ def test_idle_session_sleeps(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def on_two_processors(pid: int) -> Iterator[None]:
-    """Keep a server and this process apart: on one processor, they take turns without ever waiting."""
+    """Give a server and this process two processors: on one they take turns and never wait."""
     mine = os.sched_getaffinity(0)
     if len(mine) < 2:
         pytest.skip("one processor: the reader and the server take turns on it, and neither waits")

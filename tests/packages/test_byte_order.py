@@ -52,7 +52,8 @@ def touched(self, offset, length, **more):
 Arena.populate = touched
 for page_size in (4096, 16384, 65536):
     for allocator in ("zsmalloc", "zbud"):
-        config = make_config("memory.arena=memfd", f"pool.allocator={allocator}", page_size=page_size)
+        settings = ("memory.arena=memfd", f"pool.allocator={allocator}")
+        config = make_config(*settings, page_size=page_size)
         core = Core(config)
         assert core.zv.packer is not None
         core.self_test()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The systemd units: what systemd itself says of them. tests/vm and test_container.py try them where systemd runs."""
+"""The systemd units, as `systemd-analyze` judges them.
+
+tests/vm and test_container.py try them where systemd runs.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ EXPOSURE = {"zswapd.service": 45, "zswapd-swap.service": 31, "zswapd-hibernate.s
 Docs/operations.md says why it is not less.
 """
 _NAMES = """
-    PrivateMounts PrivateTmp PrivateDevices PrivateIPC ProtectSystem ProtectHome ProtectKernelTunables ProtectKernelModules
-    ProtectKernelLogs ProtectControlGroups ProtectProc ProcSubset ReadOnlyPaths ReadWritePaths InaccessiblePaths ExecPaths
-    NoExecPaths TemporaryFileSystem BindPaths BindReadOnlyPaths RootDirectory RootImage MountFlags DynamicUser MountAPIVFS
+    PrivateMounts PrivateTmp PrivateDevices PrivateIPC ProtectSystem ProtectHome
+    ProtectKernelTunables ProtectKernelModules ProtectKernelLogs ProtectControlGroups ProtectProc
+    ProcSubset ReadOnlyPaths ReadWritePaths InaccessiblePaths ExecPaths NoExecPaths
+    TemporaryFileSystem BindPaths BindReadOnlyPaths RootDirectory RootImage MountFlags DynamicUser
+    MountAPIVFS
 """
 MOUNT_NAMESPACE = frozenset(_NAMES.split())
 """What would give a service a mount namespace of its own (systemd.exec(5)).

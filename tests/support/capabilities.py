@@ -242,7 +242,7 @@ def requires_swap() -> pytest.MarkDecorator:
 
 
 def requires_container() -> pytest.MarkDecorator:
-    """Skip the test unless it can install a package of this machine in a container and swap in it."""
+    """Skip the test unless a container here can install a package and swap."""
     return _requires(root, fuse, loop, swap, packaging, container)
 
 

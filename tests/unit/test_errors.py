@@ -94,8 +94,15 @@ def test_the_unit_gives_up_at_settings_that_are_wrong_and_at_nothing_else() -> N
 
 
 def test_codes_of_before_are_still_understood() -> None:
-    for code, cls in ((2, errors.ConfigError), (3, errors.MountError), (5, errors.ControlError), (6, errors.SwapDeviceError),
-                      (7, errors.HeadroomError), (4, errors.PermissionsError), (13, errors.HandoverError)):  # fmt: skip
+    for code, cls in (
+        (2, errors.ConfigError),
+        (3, errors.MountError),
+        (5, errors.ControlError),
+        (6, errors.SwapDeviceError),
+        (7, errors.HeadroomError),
+        (4, errors.PermissionsError),
+        (13, errors.HandoverError),
+    ):
         with pytest.raises(cls) as caught:
             protocol.decode_reply(protocol.encode_error("no", None, code))
         assert type(caught.value) is cls

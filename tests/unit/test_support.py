@@ -203,7 +203,9 @@ def test_run_that_leaves_a_cgroup_behind_fails(inner: pytest.Pytester) -> None:
 
         def test_leaves_something(monkeypatch):
             now = leftovers.snapshot
-            leftovers.snapshot = lambda: leftovers.Leftovers(mounts=now().mounts | {"/run/forgotten"})
+            leftovers.snapshot = lambda: leftovers.Leftovers(
+                mounts=now().mounts | {"/run/forgotten"}
+            )
             conftest.GRACE_S = 0.0
         """)
     result = inner.runpytest_subprocess("-p", "tests.conftest", "-p", "no:randomly")

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs in the guest: stores pages, poisons memory of the daemon's files.
+"""A program for the guest: it stores pages, poisons the daemon's memory, and reads the pages back.
 
-And says what becomes of the pages.
-
-    python3 poison.py write PATH PAGES     stores pages through a file of the daemon
-    python3 poison.py read PATH PAGES      reads them back: how many are right, refused, zeros, otherwise wrong
-    python3 poison.py poison PID PLACE     has the kernel take a page of the worker's memory for damaged (MADV_HWPOISON)
-    python3 poison.py core LIB PLACE       does all that without a daemon, with a core of its own from the packages in LIB
+    python3 poison.py write PATH PAGES    store pages through a file of the daemon
+    python3 poison.py read PATH PAGES     read them; count right, refused, zero and wrong ones
+    python3 poison.py poison PID PLACE    poison a page of the worker's memory (MADV_HWPOISON)
+    python3 poison.py core LIB PLACE      do all three with a core of its own, no daemon;
+                                          LIB holds the packages
 
 PLACE is a page of the arena (first, middle, body, free, table, superblock) or of the shared state
-(marks, buffer). Prints JSON.
+(marks, buffer). The output is JSON.
 """
 
 from __future__ import annotations

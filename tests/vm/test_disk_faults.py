@@ -33,13 +33,15 @@ DATA_MIB, LIMIT_MIB = 64, 24
 FAR = """[Service]
 MemorySwapMax=0
 ExecStartPre=/bin/rm -f /run/disk/server /run/disk/there
-ExecStart=/usr/bin/nbdkit --foreground --pidfile /run/disk/there --unix /run/disk/server file /srv/disk
+ExecStart=/usr/bin/nbdkit --foreground --pidfile /run/disk/there --unix /run/disk/server \\
+    file /srv/disk
 ExecStartPost=/bin/sh -c "while ! test -e /run/disk/there; do sleep 0.1; done"
 """
 NEAR = """[Service]
 MemorySwapMax=0
 ExecStartPre=/bin/rm -f /run/disk/ready
-ExecStart=/usr/bin/nbdfuse -P /run/disk/ready /run/disk/nbd/disk --command nbdkit -s --filter=error --filter=retry \\
+ExecStart=/usr/bin/nbdfuse -P /run/disk/ready /run/disk/nbd/disk \\
+    --command nbdkit -s --filter=error --filter=retry \\
     nbd socket=/run/disk/server retries=1 retry-delay=1 retry-exponential=no \\
     error-pread=EIO error-pread-rate=100%% error-pread-file=/run/disk/read-errors
 ExecStartPost=/bin/sh -c "while ! test -e /run/disk/ready; do sleep 0.1; done"

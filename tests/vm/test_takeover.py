@@ -50,7 +50,7 @@ def kill(box: Box, signal: str, *pids: int) -> None:
 
 
 def die_in_every_way(box: Box) -> None:
-    """A dead worker, a hanging one, an upgrade, a dead supervisor: the next one serves each time."""
+    """Kill the worker, hang it, upgrade it, kill the supervisor: the next worker serves."""
     old = worker(box)
     kill(box, "KILL", old["pid"])
     old = wait_for(box, lambda now: now["pid"] != old["pid"], "no worker after SIGKILL")

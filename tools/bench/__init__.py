@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The harness of `scripts/bench`, `scripts/demo` and the real-swap tests.
 
-Everything here drives zswapd and its rivals from outside, as a user would: programs, device nodes,
-/proc. But for density and scale, which measure parts of it, it imports nothing of zswapd, so that a
-broken daemon cannot bend the measurement. It needs the standard library; plots take matplotlib, the
-database the package redis.
+The harness drives zswapd and its rivals from outside, as a user would: by programs, device nodes
+and /proc. Only density and scale import zswapd, because they measure parts of it. The rest imports
+nothing of it, so a broken daemon cannot distort a measurement. The harness needs the standard
+library; plots need matplotlib, and the database needs the package redis.
 
-    system        what the machine says: swap areas, loop devices, memory of a process, vm settings
-    cgroup        a memory cgroup of its own for a workload, v1 and v2
-    workload      builds and runs workload.c, the process that is swapped
-    daemon        one running zswapd, from start to swapoff to the last trace of it
-    contenders    swap devices to compare, one plug-in each
-    raw           the raw workload: rounds (who runs when, what is recorded), report (medians, ratios, table, JSON)
-    applications  what people run, one plug-in each; jobs runs them over all contenders
-    scale         many pages, below FUSE
-    density       the allocators alone
-    shrink        a full cache that gives its memory back
-    figures       figures that have to hold, tables, plots
-    bench, demo   the two programs
+    harness/system     swap areas, loop devices, memory of a process, vm settings
+    harness/cgroup     a memory cgroup for a workload, v1 and v2
+    harness/workload   the process that is swapped: it builds and runs workload.c
+    harness/daemon     one running zswapd, from its start to its removal
+    harness/figures    figures that have to hold, tables, plots
+    harness/display    the progress display of the demo
+    harness/shortage   a machine that is short of memory
+    contenders         swap devices to compare, one plug-in each
+    applications       programs from practice, one plug-in each; jobs runs them on all contenders
+    workloads/raw      the raw workload; rounds runs it, report makes its table and its JSON
+    workloads/scale    many pages, below FUSE
+    workloads/density  the allocators alone
+    workloads/shrink   a full cache that gives its memory back
+    bench, everything  the programs behind `scripts/bench`
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the arguments of all workloads have in common: each of these is a type of argparse's.
+"""Argument types for argparse, which all workloads share.
 
-What cannot be used is said before anything is measured: a file that cannot be written would cost
-all the minutes it stands for.
+They refuse a bad argument before the measurement. A file that cannot be written would otherwise
+cost all its minutes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 def numbers(low: int, high: int) -> Callable[[str], list[int]]:
-    """Return a type: whole numbers from `low` to `high`, separated by commas.
+    """Return an argument type: whole numbers from `low` to `high`, separated by commas.
 
-    Returned in the order given, each once.
+    Each number is in the result once, in the given order.
     """
 
     def parse(text: str) -> list[int]:
@@ -38,7 +38,7 @@ def numbers(low: int, high: int) -> Callable[[str], list[int]]:
 
 
 def names(known: Callable[[], list[str]], what: str) -> Callable[[str], list[str]]:
-    """Return a type: names out of those that `known` returns, separated by commas, each once."""
+    """Return an argument type: names that `known` returns, separated by commas, each once."""
 
     def parse(text: str) -> list[str]:
         given = list(dict.fromkeys(text.split(",")))
@@ -56,13 +56,13 @@ def new_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(
-            f"{text} cannot be written: its directory is missing, or it is one itself"
+            f"{text} cannot be written: its directory is missing, or it is a directory"
         )
     return path
 
 
 def picture(text: str) -> Path:
-    """Return a path that a plot can be drawn into."""
+    """Return a path that a plot can be written to."""
     path = new_file(text)
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text}: a plot is one of {', '.join(PICTURES)}")
@@ -70,8 +70,8 @@ def picture(text: str) -> Path:
 
 
 def directory(text: str) -> Path:
-    """Return the path of a directory that is there."""
+    """Return the path of an existing directory."""
     path = Path(text)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no directory")
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
     return path

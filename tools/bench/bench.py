@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench`: one workload, or every figure that has to hold.
 
-    scripts/bench                     the raw workload, as `scripts/bench raw`
-    scripts/bench WORKLOAD [--help]   one workload: table; --json and --plot write files
-    scripts/bench --check             all workloads that a figure is about, then a line for each figure; exits non-zero
-                                      when one does not hold. Half an hour.
-    scripts/bench all                 the same and the rest of what docs/benchmarks.md shows, which is written anew
+    scripts/bench                     run the raw workload, like `scripts/bench raw`
+    scripts/bench WORKLOAD [--help]   run one workload, print its table; --json and --plot write
+                                      files
+    scripts/bench --check             run every workload with a figure that has to hold, and print
+                                      a line for each figure; exit 1 when one does not hold. This
+                                      takes half an hour.
+    scripts/bench all                 run every workload, and write docs/benchmarks.md anew
+    scripts/bench docs                write docs/benchmarks.md from stored figures
 
 Workloads: raw and files (raw.py); compile, database, tabs and nopressure (applications/); disk,
-swapoff, shrink, cache, profile, scale and density in modules of their names; the last two need no
-root. `docs` writes docs/benchmarks.md from what was measured, without measuring.
+swapoff, shrink, cache, profile, scale and density (modules of these names). scale, density and docs
+need no root.
 
-Limits: figures from a box that does other things meanwhile are worth little.
+Limits: other programs on the machine make the figures worthless.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one workload, or the check.
 
     Returns:
-        The exit code: 0 good, 1 a figure or a run failed, 2 it could not run, 130 interrupted.
+        The exit code: 0 good, 1 a figure or a run failed, 2 could not run, 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (["--help"], ["-h"]):
@@ -94,9 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress("interrupted; swapped off and cleaned up")
         return 130
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL if before is None else before
-        )  # None: not set by Python
+        # None: the handler was not set by Python.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench docs`: the tables and plots of docs/benchmarks.md, made from docs/figures/*.json.
+"""The program `scripts/bench docs`.
 
-    scripts/bench docs          writes them
-    scripts/bench docs --test   writes nothing; exits 1 when they are not what the JSON says
+It writes the tables and plots of docs/benchmarks.md from docs/figures/*.json.
 
-A table stands between `<!-- bench: NAME -->` and `<!-- bench: end -->`, and is the script's alone.
-A plot (docs/NAME.svg) names the JSON it was drawn from, by its digest. What was not measured yet is
-said to be so, and a trial to be one.
+    scripts/bench docs          write them
+    scripts/bench docs --test   write nothing; exit 1 when they differ from the JSON
+
+A table stands between `<!-- bench: NAME -->` and `<!-- bench: end -->`; only the program writes
+there. A plot (docs/NAME.svg) holds the digest of its JSON. The page marks parts that are not
+measured yet, and trials.
 """
 
 from __future__ import annotations
@@ -41,16 +43,16 @@ def load(directory: Path = FIGURES) -> dict[str, Document]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first of them headings, as a table.
+    """Return rows as a Markdown table; the first row has the headings.
 
-    The first column to the left, the others to the right.
+    The first column is left-aligned, the others are right-aligned.
     """
     ruler = ["---", *["---:"] * (len(rows[0]) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ruler, *rows[1:]])
 
 
 def number(value: float | None) -> str:
-    """Return a measured value with three digits that mean something."""
+    """Return a measured value with three significant digits."""
     if value is None:
         return "-"
     if abs(value) >= 99.95:
@@ -59,7 +61,7 @@ def number(value: float | None) -> str:
 
 
 def caption(document: Document) -> str:
-    """Say where a document comes from."""
+    """Return a line with the date, commit and machine of a document."""
     machine = document["machine"]
     where = f"Linux {machine['kernel']}, {machine['cpus']} processors ({machine['cpu']})"
     words = f"Taken on {document['date']} at `{document['commit']}`, {where}."
@@ -272,7 +274,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "density": _density,
     "profile": _profile,
 }
-"""By the document's name, which is the block's, too."""
+"""The function for each table, by the name of the document, which is also the block's name."""
 
 
 def _block(name: str, documents: Mapping[str, Document]) -> str:
@@ -289,10 +291,10 @@ def _missing(name: str) -> str:
 
 
 def render(text: str, documents: Mapping[str, Document]) -> str:
-    """Return the page with every block as the documents have it.
+    """Return the page with every block written from the documents.
 
     Raises:
-        KeyError: a block has a name that no document can have.
+        KeyError: a block has a name that no document has.
     """
     unknown = [found[2] for found in _BLOCK.finditer(text) if found[2] not in {*TABLES, "check"}]
     if unknown:
@@ -303,7 +305,7 @@ def render(text: str, documents: Mapping[str, Document]) -> str:
 
 
 def digest(document: Document) -> str:
-    """Return what names a document in the plot that was drawn from it."""
+    """Return the digest of a document, which its plot holds."""
     return "sha256 " + hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -337,7 +339,7 @@ PLOTS: dict[str, Callable[[Document, Path, str], None]] = {
 
 
 def stale(documents: Mapping[str, Document], docs: Path = DOCS) -> Iterator[str]:
-    """Yield what is not as the documents say: the page, and plots."""
+    """Yield the name of each file, page or plot, that differs from the documents."""
     text = (docs / "benchmarks.md").read_text()
     if render(text, documents) != text:
         yield "benchmarks.md"
@@ -350,7 +352,7 @@ def stale(documents: Mapping[str, Document], docs: Path = DOCS) -> Iterator[str]
 
 
 def write(docs: Path = DOCS) -> None:
-    """Write the page and the plots that are not as the documents say."""
+    """Write the page and the plots that differ from the documents."""
     documents = load(docs / "figures")
     page = docs / "benchmarks.md"
     page.write_text(render(page.read_text(), documents))
@@ -361,14 +363,14 @@ def write(docs: Path = DOCS) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write, or compare; return the exit code."""
+    """Write or compare the files; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench docs", description="Writes docs/benchmarks.md from docs/figures."
     )
     parser.add_argument(
         "--test",
         action="store_true",
-        help="write nothing; exit 1 when something is not as measured",
+        help="write nothing; exit 1 when a file differs from the figures",
     )
     args = parser.parse_args(argv)
     if not args.test:
@@ -376,5 +378,5 @@ def main(argv: Sequence[str]) -> int:
         return 0
     found = list(stale(load()))
     for name in found:
-        progress(f"docs/{name} is not what docs/figures says: scripts/bench docs")
+        progress(f"docs/{name} differs from docs/figures: run scripts/bench docs")
     return 1 if found else 0

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench all` and `scripts/bench --check`.
+"""The programs `scripts/bench all` and `scripts/bench --check`.
 
-Every figure of docs/benchmarks.md, part by part.
+They measure the figures of docs/benchmarks.md, part by part.
 
-    scripts/bench all                       measures everything; writes docs/figures/*.json, docs/benchmarks.md, its plots
-    scripts/bench all --parts raw,scale     some of it; what else the document shows stays
-    scripts/bench all --quick               a trial of all of it in some minutes, marked as one
-    scripts/bench --check                   the parts that hold a figure to something; a line for each, exit 1 if one fails
-    scripts/bench --check --from DIR        the same of what was measured before
+    scripts/bench all                    measure all parts; write docs/figures/*.json,
+                                         docs/benchmarks.md and its plots
+    scripts/bench all --parts raw,scale  measure these parts; the page keeps the others
+    scripts/bench all --quick            a trial of all parts in a few minutes, marked as a trial
+    scripts/bench --check                measure the parts with a figure that has to hold; print a
+                                         line for each figure, exit 1 if one fails
+    scripts/bench --check --from DIR     the same, from stored figures
 
-Each part is written as soon as it is done, so what was interrupted is gone on with by --parts. Half
-an hour, of which `raw` takes a third; on a machine that does nothing else meanwhile.
+Each part is written as soon as it is done, so --parts continues an interrupted run. All parts take
+half an hour, `raw` a third of that, on a machine that does nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the whole.
+    """A part of the measurement.
 
     Attributes:
-        measure: takes whether it is a trial; returns the document.
-        minutes: it takes, on two processors.
-        holds: whether a figure of it has to hold.
+        measure: the function that returns the document; its argument is whether it is a trial.
+        minutes: the minutes that it takes on two processors.
+        holds: whether the part has figures that have to hold.
     """
 
     measure: Callable[[bool], Document]
@@ -64,10 +66,8 @@ def _raw(quick: bool) -> Document:  # noqa: FBT001
         )
     )
     for run in document["runs"]:
-        run["memory"] = {
-            **run["memory"],
-            "details": {},
-        }  # some hundred counters, which no table shows
+        # The details are about a hundred counters, which no table shows.
+        run["memory"] = {**run["memory"], "details": {}}
     return document
 
 
@@ -91,7 +91,7 @@ def _swapoff(quick: bool) -> Document:  # noqa: FBT001
 
 
 def _shrink(quick: bool) -> Document:  # noqa: FBT001
-    causes = shrink.CAUSES[:1] if quick else shrink.CAUSES  # a trial frightens nobody
+    causes = shrink.CAUSES[:1] if quick else shrink.CAUSES  # a trial makes no shortage
     return shrink.as_json(shrink.run(32 if quick else 1024, shrink.ALLOCATORS, causes))
 
 
@@ -113,7 +113,7 @@ def _profile(quick: bool) -> Document:  # noqa: FBT001
 
 
 TREES: list[tuple[str, Path]] = []
-"""Further checkouts to be profiled: what --tree says."""
+"""Further checkouts to profile, from --tree."""
 
 COMPILE = (
     "--contenders",
@@ -159,11 +159,11 @@ PARTS: dict[str, Part] = {
     "database": Part(_application("database", *DATABASE), 2, holds=False),
     "tabs": Part(_application("tabs", *TABS), 2, holds=False),
 }
-"""What has to hold comes first."""
+"""The parts by name; those with figures that have to hold come first."""
 
 
 def taken(document: Document, *, quick: bool, seconds: float) -> Document:
-    """Return a document with when it was taken, of which sources, and whether as a trial."""
+    """Return a document with its date, its commit, its minutes and whether it is a trial."""
     command = ["git", "-C", str(TOP), "describe", "--always", "--dirty", "--exclude=*"]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
     return {
@@ -178,22 +178,22 @@ def taken(document: Document, *, quick: bool, seconds: float) -> Document:
 def measure(
     names: Sequence[str], directory: Path | None, *, quick: bool
 ) -> tuple[dict[str, Document], list[str]]:
-    """Measure parts and write each to `directory` as it is done.
+    """Measure parts, and write each to `directory` as soon as it is done.
 
-    Return the documents, and the parts that could not be.
+    Returns:
+        The documents, and the names of the parts that could not be measured.
     """
     found: dict[str, Document] = {}
     failed = []
     for name in names:
         part = PARTS[name]
-        progress(f"=== {name}" + ("" if quick else f", some {part.minutes:g} minutes"))
+        progress(f"=== {name}" + ("" if quick else f", about {part.minutes:g} minutes"))
         began = time.monotonic()
         try:
             document = part.measure(quick)
         except (HarnessError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as exc:
-            progress(
-                f"{name}: {exc}"
-            )  # what the other parts take half an hour for is not lost with it
+            # The other parts take half an hour, so a failed one does not end the run.
+            progress(f"{name}: {exc}")
             failed.append(name)
             continue
         found[name] = taken(document, quick=quick, seconds=time.monotonic() - began)
@@ -206,9 +206,9 @@ def measure(
 
 
 def claims(found: Mapping[str, Document]) -> list[Figure]:
-    """Return the figures of all parts that have to hold.
+    """Return the figures that have to hold, of all parts.
 
-    A part that is missing is one that does not.
+    A missing part counts as one figure that does not hold.
     """
     figures = []
     for name, part in PARTS.items():
@@ -224,9 +224,9 @@ def claims(found: Mapping[str, Document]) -> list[Figure]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, write and draw; return the exit code: 1 if a part could not be measured."""
+    """Measure, write and draw; return 1 if a part could not be measured, else 0."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench all", description="Takes every figure of docs/benchmarks.md."
+        prog="scripts/bench all", description="Measures every figure of docs/benchmarks.md."
     )
     known = arguments.names(lambda: list(PARTS), "part")
     parser.add_argument(
@@ -234,7 +234,7 @@ def main(argv: Sequence[str]) -> int:
         type=known,
         default=list(PARTS),
         metavar="LIST",
-        help=f"of {', '.join(PARTS)} (default all)",
+        help=f"parts, out of {', '.join(PARTS)} (default all)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="small amounts, one round: a trial, no measurement"
@@ -245,14 +245,14 @@ def main(argv: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="LABEL=DIR",
-        help="for the profile, too",
+        help="another checkout for the profile",
     )
     parser.add_argument(
         "--directory",
         type=Path,
         default=benchmarks.FIGURES,
         metavar="DIR",
-        help="for the JSON (default docs/figures)",
+        help="directory for the JSON (default docs/figures)",
     )
     args = parser.parse_args(argv)
     TREES[:] = args.tree
@@ -266,19 +266,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(argv: Sequence[str]) -> int:
-    """Measure what has to hold, print a line for each figure, and return whether all do."""
+    """Measure the figures that have to hold and print a line for each; return 0 if all hold."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench --check", description="Measures every figure that has to hold."
     )
     parser.add_argument(
-        "--directory", type=Path, metavar="DIR", help="write what was measured there, as JSON"
+        "--directory", type=Path, metavar="DIR", help="write the measured figures there, as JSON"
     )
     parser.add_argument(
         "--from",
         dest="source",
         type=arguments.directory,
         metavar="DIR",
-        help="measure nothing: what is there",
+        help="measure nothing; take the figures stored there",
     )
     args = parser.parse_args(argv)
     if args.source:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian package: `build` makes it, `container` boots a Debian to install it in."""
+"""The Debian package: `build` makes it, `container` boots a Debian to test it in."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/deb`."""
+"""The program behind `scripts/deb`."""
 
 from __future__ import annotations
 

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Debian package: the program as compiled in this checkout.
+"""The Debian package: zswapd as compiled in this checkout, with all its Python packages.
 
-With all Python packages that it needs, in /usr/lib/zswapd.
+The package contains the Python packages in the versions that the tests ran with, in
+/usr/lib/zswapd. pyfuse3 and the hook have to agree on one libfuse3, which is the distribution's.
+Both are built against it here, and dpkg-shlibdeps makes that a dependency. So a package is for the
+release that it was built on, and needs no compiler there.
 
-These come along, rather than from the distribution, in the very versions that the tests ran with:
-pyfuse3 and the hook have to agree on one libfuse3, which is the distribution's. Both were built
-against it here, and dpkg-shlibdeps turns that into a dependency. So a package is for the release
-that it was built on, and needs no compiler there.
+The release's own Python runs the programs with -I and -S. It sees neither the machine's other
+Python packages nor the caller's environment. The package contains bytecode, so a start of the
+daemon compiles nothing.
 
-The programs are run by the release's own Python with -I and -S: nothing of the machine's other
-Python packages is seen, and nothing of the caller's environment. Bytecode is part of the package: a
-swap daemon that starts does not first compile.
-
-Made by dpkg-deb alone. What is fixed stands in packaging/ and systemd/, what follows from the
-tables in man/ and completions/. The same checkout gives the same package when it is built again
+dpkg-deb alone makes the package. packaging/ and systemd/ have its fixed files; man/ and
+completions/ have the generated ones. The same checkout gives the same package each time
 (SOURCE_DATE_EPOCH, by default the time of the last commit).
 """
 
@@ -48,7 +46,7 @@ CONFFILES = ("etc/zswapd/zswapd.toml",)
 MAINTAINER = "zswapd maintainers <maintainers@zswapd.example>"
 COMMAND_LIMIT_S = 300.0
 _UNUSED = {"tests", "_tests"}
-"""Directories of Python packages that are of no use to the program."""
+"""Directories of Python packages that the program does not need."""
 
 _CONTROL = """\
 Package: zswapd
@@ -89,11 +87,11 @@ def build(output: Path, *, revision: str = "1") -> Path:
     """Make the package from this checkout, whose modules have to be compiled; return its path.
 
     Args:
-        output: a directory, made if missing.
-        revision: what follows the program's version in the package's.
+        output: the directory for the package, made if missing.
+        revision: the Debian revision, after the program's version.
 
     Raises:
-        HarnessError: a tool is missing, or something does not fit together.
+        HarnessError: a tool is missing, or the parts do not fit together.
     """
     version = f"{__version__}-{revision}"
     epoch = (
@@ -136,7 +134,7 @@ def _install_program(tree: Path) -> None:
             path.unlink()
     for library in private.rglob("*.so"):
         _run("strip", "--strip-unneeded", str(library))
-    # By content: what dpkg unpacks has other times than what was compiled.
+    # Bytecode goes by content: unpacked files have other times than compiled ones.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(
         private, quiet=2, stripdir=str(tree), prependdir="/", invalidation_mode=mode
@@ -191,7 +189,7 @@ def _compress(data: bytes, target: Path) -> None:
 
 
 def _set_modes(tree: Path) -> None:
-    """Give everything the mode of a package's file, whatever the umask and the sources have."""
+    """Give all files the modes of a package, independent of the umask and of the sources."""
     for path in (tree, *tree.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.parent == tree / "usr/bin" else 0o644)
@@ -228,7 +226,7 @@ def _write_control(tree: Path, work: Path, version: str) -> None:
 
 
 def _libraries(tree: Path, work: Path) -> Iterator[str]:
-    """Yield the dependencies that follow from what the compiled modules are linked to."""
+    """Yield the dependencies that follow from the libraries of the compiled modules."""
     (work / "debian").mkdir()
     (work / "debian/control").write_text("Source: zswapd\n\nPackage: zswapd\nArchitecture: any\n")
     libraries = [str(path) for path in sorted(tree.rglob("*.so"))]

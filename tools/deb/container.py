@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A Debian with systemd in a container, to install the package in.
 
-It boots in a second on the kernel that runs, so it is light, but what it swaps is this machine's.
+It boots in a second, on the running kernel. So it is cheap, but it swaps this machine's memory.
 
-`root` makes the file system once and caches it: a bare Debian of the release that the package is
-for, and systemd; of what zswapd needs nothing is installed, but it lies in apt's cache, so that no
-test waits for a mirror. `Container` boots it under systemd-nspawn with a layer of memory above it,
-which is gone when it ends. Commands run in it by nsenter, so nothing in there has to listen.
+`root` makes the file system once and caches it: a bare Debian of the package's release, with
+systemd. zswapd's dependencies are not installed; they are in apt's cache, so no test waits for a
+mirror. `Container` boots it under systemd-nspawn with a tmpfs layer on top, which goes with the
+container. Commands run in it by nsenter, so it needs no listening program.
 
-The container is privileged on purpose: mount, loop devices and swapon are what is tried. It has no
-part in this machine's service manager, if there is one (--register=no --keep-unit), and systemd in
-it manages a cgroup of its own.
+The container is privileged, because the tests need mount, loop devices and swapon. It is not
+registered with this machine's service manager (--register=no --keep-unit), and its systemd manages
+a cgroup of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ chroot "$1" apt-get install --yes --download-only {" ".join(_NEEDED)}
 
 
 def root() -> Path:
-    """Return the bare Debian; make it, which takes half a minute, unless it is there.
+    """Return the bare Debian; make it first if it is missing, which takes half a minute.
 
     Raises:
         HarnessError: not root, a program is missing, or the mirror cannot be reached.
@@ -108,11 +108,11 @@ def root() -> Path:
 
 
 class Container:
-    """A Debian that has booted; a context manager.
+    """A context manager that boots a Debian and ends it.
 
     Args:
-        name: of the container, and of its cgroup.
-        packages: a directory of this machine that is shown as /packages, read-only.
+        name: the name of the container and of its cgroup.
+        packages: a directory of this machine that the container has as /packages, read-only.
     """
 
     def __init__(self, name: str, packages: Path) -> None:
@@ -123,17 +123,17 @@ class Container:
         self._log = b""
 
     def __enter__(self) -> Self:
-        """Boot it, until systemd has started everything.
+        """Boot, and wait until systemd has started everything.
 
         Raises:
-            HarnessError: it does not come up.
+            HarnessError: the container does not come up.
         """
         cgroups = list(_make_cgroups(self._name))
         enter = "".join(
             f"echo $$ > {shlex.quote(str(path / 'cgroup.procs'))}; " for path in cgroups
         )
         self._nspawn = subprocess.Popen(
-            # Whoever kills this process has the container shut down, which swaps off.
+            # When this process is killed, the container shuts down, which runs swapoff.
             (
                 "setpriv",
                 "--pdeathsig",
@@ -158,7 +158,7 @@ class Container:
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        """Swap off and end it, whatever its state."""
+        """Run swapoff and end the container, whatever its state."""
         for command in (
             "zswapctl swapoff --all --force",
             "systemctl stop zswapd.service",
@@ -183,10 +183,10 @@ class Container:
         )
 
     def run(self, command: str, limit: float = COMMAND_LIMIT_S) -> str:
-        """Run a shell command in the container as root; return what it said.
+        """Run a shell command in the container as root; return its output.
 
         Raises:
-            HarnessError: it failed.
+            HarnessError: the command failed.
         """
         done = self.call(command, limit)
         if done.returncode != 0:
@@ -199,7 +199,7 @@ class Container:
         """Wait until a shell command succeeds.
 
         Raises:
-            HarnessError: it has not within `limit` seconds.
+            HarnessError: the command has not succeeded within `limit` seconds.
         """
         end = time.monotonic() + limit
         while self.call(command).returncode != 0:
@@ -263,7 +263,7 @@ class Container:
 
 
 def _hierarchies() -> Iterator[Path]:
-    """Yield where systemd's cgroups are: one place, or two where version 1 is still in use."""
+    """Yield the roots of systemd's cgroups: one, or two with cgroup version 1."""
     top = Path("/sys/fs/cgroup")
     if (top / "cgroup.controllers").exists():
         yield top
@@ -278,7 +278,7 @@ def _make_cgroups(name: str) -> Iterator[Path]:
 
 
 def _remove_cgroup(top: Path) -> None:
-    """Remove a cgroup and all below it, once what was in it has been buried."""
+    """Remove a cgroup and all below it, after its dead processes are reaped."""
     end = time.monotonic() + 5
     for path in sorted((path for path in (top, *top.rglob("*")) if path.is_dir()), reverse=True):
         while True:
@@ -292,10 +292,7 @@ def _remove_cgroup(top: Path) -> None:
 
 
 def _child_of(pid: int) -> int:
-    """Return the first process that is pid 1 of a namespace below a process.
-
-    0 if there is none yet.
-    """
+    """Return the first descendant that is pid 1 of a namespace; 0 if there is none yet."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in map(int, children):

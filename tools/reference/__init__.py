@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is written from the programs' own tables.
+"""The generators of the files that follow from the programs' own tables.
 
-Manual pages, the reference of settings, completions for shells.
+These are the manual pages, the references of settings and metrics, and the shell completions.
 
-The files are in the repository, so that a package needs nothing but to copy them and a reader finds
-them; `scripts/reference` writes them, and `tests/unit/tools/test_reference.py` says when they are
-not what it would write.
+The files are in the repository: a package only copies them, and a reader finds them.
+`scripts/reference` writes them. `tests/unit/tools/test_reference.py` fails when one is out of date.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes all of it: `scripts/reference`."""
+"""The program behind `scripts/reference`: it writes all generated files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files() -> Mapping[str, str]:
 
 
 def main() -> int:
-    """Write every file that is not as it should be; name it."""
+    """Write every file that is out of date, and print its name."""
     for name, text in files().items():
         path = TOP / name
         path.parent.mkdir(exist_ok=True)

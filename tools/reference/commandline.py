@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an argparse parser knows, as plain data: argparse itself keeps it to itself."""
+"""The options and commands of an argparse parser as plain data; argparse has no public way."""
 # ruff: noqa: SLF001
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """An option or argument."""
+    """An option or a positional argument."""
 
     names: tuple[str, ...]
-    """`--set`; none for an argument that goes by its place."""
+    """The option's names, such as `--set`; empty for a positional argument."""
     value: str
-    """Its value's name, empty for a flag."""
+    """The name of the value; empty for a flag."""
     help: str
     form: str
-    """How it stands in a synopsis: `[--set VALUE]`, `NAME...`."""
+    """The form in a synopsis: `[--set VALUE]`, `NAME...`."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command, `cache add`, with what is its own."""
+    """One command, such as `cache add`, with the options of its own."""
 
     name: str
     synopsis: str
@@ -39,7 +39,7 @@ class Command:
 def own_options(
     parser: argparse.ArgumentParser, *without: argparse.ArgumentParser
 ) -> tuple[Option, ...]:
-    """Return a parser's options and arguments, but for help and those that others have as well."""
+    """Return a parser's options and arguments, except help and those of the parsers `without`."""
     known = {action.dest for other in without for action in other._actions}
     found = []
     for action in parser._actions:
@@ -62,7 +62,7 @@ def own_options(
 def commands(
     parser: argparse.ArgumentParser, *without: argparse.ArgumentParser, before: str = ""
 ) -> Iterator[Command]:
-    """Yield the commands of a parser, those of commands that have commands in their place."""
+    """Yield the commands of a parser; a command with subcommands yields these instead of itself."""
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction):
             continue

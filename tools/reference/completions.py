@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Completions of both programs for bash and zsh, by shtab.
+"""The completions of both programs for bash and zsh, written by shtab.
 
-Names of settings and files are completed too.
+They complete names of settings and of files too.
 """
 
-# ruff: noqa: SLF001 - argparse has no other way to its actions
+# ruff: noqa: SLF001 - argparse has no public way to its actions
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def _complete(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _mark(parser: argparse.ArgumentParser, *, live: bool = False) -> None:
-    """Say of each argument what completes it.
+    """Mark each argument with the function that completes it.
 
     Args:
-        parser: of a command, or of several.
-        live: its keys are those of settings that can change at run time.
+        parser: the parser of one command or of several.
+        live: complete only the keys of settings that can change at run time.
     """
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Manual pages in man(7)'s macros: zswapd(8), zswapctl(8), zswapd.toml(5)."""
+"""The manual pages, in man(7)'s macros: zswapd(8), zswapctl(8), zswapd.toml(5)."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from zswapd.core import compress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# What defaults and ranges are said for, the same on every machine that writes the pages.
+# Defaults and ranges are those of a fixed machine, so every machine writes the same pages.
 CONTEXT = Context(memory_total=8 << 30, page_size=4096, codecs=frozenset(compress.names()))
 
 _DESCRIPTION = (
-    "`zswapd run` serves swap files as files below a mount point, compressed in memory. `zswapctl"
-    " swapon` makes one of them swap. A process that serves may die in any way: its supervisor, the"
-    " process that was started, has the next one go on where it left off."
+    "`zswapd run` serves swap files below a mount point, and keeps their pages compressed in"
+    " memory. `zswapctl swapon` makes the kernel swap to one of them. `zswapd run` is the"
+    " supervisor; its worker serves the files. If the worker dies, in any way, the supervisor"
+    " starts the next one, which takes over with all pages."
 )
 _SIGNALS = (
     (
         "SIGTERM, SIGINT",
         (
-            "Swap off, and end when all that was swapped out is back in memory. If it does not fit,"
-            " the daemon goes on."
+            "Run swapoff, and end when all swapped-out pages are back in memory. If they do not"
+            " fit, the daemon goes on."
         ),
     ),
     (
         "SIGHUP",
         (
-            "Read the settings again, and become the program that is installed now, while swapped"
-            " on. If either is not right, the log says so, and nothing changes. `zswapctl upgrade`"
-            " does the same, and waits for it. A SIGHUP that tells of the end of its terminal"
-            " changes nothing."
+            "Read the settings again, and change to the installed program, while swap is on. If"
+            " either is not right, the log says so, and nothing changes. `zswapctl upgrade` does"
+            " the same, and waits for the end. The SIGHUP of a closed terminal changes nothing."
         ),
     ),
     (
         "SIGTSTP, SIGQUIT, SIGUSR1 and others",
         (
-            "They change nothing: job control does not stop zswapd, and no signal of a stranger"
-            " ends it."
+            "These change nothing: job control does not stop zswapd, and a stray signal does not"
+            " end it."
         ),
     ),
     (
         "SIGKILL",
         (
-            "To the process that serves: the next one takes over, and no page is lost. To the"
-            " supervisor: the process that serves goes on alone until `zswapd run` is started"
+            "Sent to the worker, it makes the next worker take over, and no page is lost. Sent to"
+            " the supervisor, it leaves the worker to serve alone until `zswapd run` starts"
             " again."
         ),
     ),
@@ -63,43 +63,43 @@ _FILES = (
     (
         "/etc/zswapd/zswapd.toml.d/*.toml",
         (
-            "More of them, in the order of their names; later ones win. Names that begin with a dot"
-            " are left out."
+            "Drop-ins with more settings, read in the order of their names; later ones win. A file"
+            " whose name begins with a dot is ignored."
         ),
     ),
     ("/run/zswapd/zswapd.sock", "The control socket, unless `control.socket` names another."),
     ("/run/zswapd/mnt/swap", "The swap file; others beside it if `swap.files` names some."),
-    ("/run/zswapd/mnt/stats/, /run/zswapd/mnt/params/", "Counters and settings, a file for each."),
+    ("/run/zswapd/mnt/stats/, /run/zswapd/mnt/params/", "Counters and settings, one file each."),
     ("/run/zswapd/mnt/cache/", "Cache volumes."),
 )
 _EXAMPLES = (
-    ("zswapctl swapon", "Swap to the daemon's file, with a loop device of its own."),
-    ("zswapctl set pool.limit=2G pool.compressor=lzo", "Change settings, both or none of them."),
-    ("zswapctl reset --all", "Have all settings as they are configured."),
-    ("zswapctl status --json | jq .pool", "What is stored, for a script."),
+    ("zswapctl swapon", "Swap to the daemon's file, through a new loop device."),
+    ("zswapctl set pool.limit=2G pool.compressor=lzo", "Change both settings, or neither."),
+    ("zswapctl reset --all", "Give all settings their configured values again."),
+    ("zswapctl status --json | jq .pool", "Print the pool's figures for a script."),
     (
         "zswapctl cache add films --backing /srv/films.img",
-        "Read a slow file through the cache, as /run/zswapd/mnt/cache/films.",
+        "Show a slow file, read through the cache, as /run/zswapd/mnt/cache/films.",
     ),
 )
 _SOURCES = (
-    "Settings come from, later ones winning: the defaults below, the config file, its drop-ins in"
-    " the order of their names, and the options of `zswapd run`. `zswapd config check` says whether"
-    " they are right, `zswapd config show` where each comes from, `zswapd config defaults` prints a"
-    " file to begin with. An unknown key, a wrong type or a value out of range keeps the daemon"
-    " from starting, with file, line and what would be right."
+    "Settings come from four places: the defaults below, the config file, its drop-ins in the order"
+    " of their names, and the options of `zswapd run`. Later ones win. `zswapd config check` says"
+    " whether the settings are right. `zswapd config show` says where each comes from. `zswapd"
+    " config defaults` prints a file to begin with. With an unknown key, a wrong type or a value"
+    " out of range the daemon does not start; the error names file, line and what would be right."
 )
 _LIVE = (
-    "Settings that say so can change while the daemon runs: by `zswapctl set`, or by writing to"
-    " their file below params/. What is asked for together is judged together, and applied whole or"
-    " not at all; it wins over the files until it is reset (`zswapctl reset`) or the daemon is"
-    " stopped: takeovers, upgrades and reloads keep it, and so does a start that adopts what a dead"
-    " one has left. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP; if"
+    "Some settings can change while the daemon runs; their text says so. `zswapctl set` changes"
+    " them, or a write to their file below params/. One command's changes are applied together or"
+    " not at all. A value set at run time wins over the files until `zswapctl reset` or a stop of"
+    " the daemon. Takeovers, upgrades and reloads keep it, and so does a start that adopts the swap"
+    " of a dead daemon. `systemctl reload`, `zswapctl upgrade` and SIGHUP read the files again; if"
     " anything in them is not right, nothing changes."
 )
 _SIZES = (
-    "Sizes are bytes, or have a unit: K, M, G, T (each 1024 of the one before), or % of the"
-    " machine's memory; min(50%, 4G) and max(...) choose among several."
+    "A size is a number of bytes, or has a unit: K, M, G, T (each 1024 of the one before), or % of"
+    " the machine's memory. min(50%, 4G) and max(...) choose among several sizes."
 )
 
 
@@ -123,7 +123,7 @@ def zswapctl_8() -> str:
     lines += [
         ".SH DESCRIPTION",
         _text(
-            "Asks the daemon over its control socket, which is root's. "
+            "Ask the daemon over its control socket, which belongs to root. "
             + (parser.description or "")
         ),
     ]
@@ -222,7 +222,7 @@ def _exit_status() -> Iterator[str]:
     yield ".SH EXIT STATUS"
     yield ".TP"
     yield ".B 0"
-    yield "All is well."
+    yield "Success."
     yield ".TP"
     yield f".B {INTERRUPTED}"
     yield "Interrupted by Ctrl\\-C."
@@ -245,7 +245,7 @@ def _quoted(text: str) -> str:
 
 
 def _text(text: str, *, capital: bool = False) -> str:
-    """Return running text, one line, with `code` in bold and a stop at the end."""
+    """Return running text as one line, with `code` in bold and a full stop at the end."""
     text = " ".join(text.split())
     text = (text[:1].upper() + text[1:] if capital else text) + (
         "" if text.endswith((".", "…")) else "."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The reference of settings, docs/configuration.md, from the table in zswapd/config/table.py."""
+"""The generator of docs/configuration.md, from the table in zswapd/config/table.py."""
 
 from __future__ import annotations
 
@@ -11,37 +11,46 @@ _INTRODUCTION = """\
 <!-- Written by scripts/reference from zswapd/config/table.py. -->
 # Settings
 
-Settings come from these places, later ones winning: the defaults below; `/etc/zswapd/zswapd.toml`,
-or the file of `--config`; its drop-ins `<file>.d/*.toml` in the order of their names; the command
-line (`--set SECTION.KEY=VALUE`). A file whose name begins with a dot is no drop-in, since editors
-leave such files. A link to `/dev/null` counts as an empty file. The files are UTF-8; a byte order
-mark is ignored. `zswapctl` reads `control.socket` from the same files, so it needs `--socket` only
-for a daemon that was started with `--config` or `--set control.socket=…`.
+Settings come from these places, and later ones win:
+
+1. the defaults below;
+2. `/etc/zswapd/zswapd.toml`, or the file of `--config`;
+3. the drop-ins `<file>.d/*.toml`, in the order of their names;
+4. the command line (`--set SECTION.KEY=VALUE`).
+
+A file whose name begins with a dot is not a drop-in, because editors leave files with those names.
+A link to `/dev/null` counts as an empty file. The files are UTF-8; a byte order mark is ignored.
+`zswapctl` reads `control.socket` from the same files. It needs `--socket` only for a daemon that
+was started with `--config` or `--set control.socket=…`.
 
 ```sh
-zswapd config defaults      # a file with every setting, to begin with
-zswapd config check         # right, or what is wrong in which line; `--config FILE` before it is installed
-zswapd config show          # each setting with where it comes from, as `zswapd run` would find it
-zswapctl get                # the same of the daemon that runs
-zswapctl set pool.limit=2G  # at run time, where the table says so; all that is named, or none
-zswapctl reset pool.limit   # the configured value again; --all for all that were set
+zswapd config defaults      # print a file with every setting, to begin with
+zswapd config check         # check the files, name errors by line; --config FILE checks another
+zswapd config show          # print each setting and its origin, as `zswapd run` would find it
+zswapctl get                # print the settings of the running daemon
+zswapctl set pool.limit=2G  # change settings at run time, all that are named or none
+zswapctl reset pool.limit   # go back to the configured value; --all for every setting
 ```
 
-Sizes are bytes, or with a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%` of memory;
-`min(50%, 4G)` and `max(…)` choose among several. Memory is that of the machine, or the lowest limit
-of a memory cgroup above the daemon, at its start. A start and `zswapd config check` refuse settings
-that take more memory than there is. Defaults that depend on the page are those of 4 KiB. What is
-set at run time wins over the files until it is reset or the daemon is stopped (`systemctl restart`
-does that too): takeovers, upgrades and reloads keep it, and so does a start that adopts what a
-daemon that died has left. Files are read again by `systemctl reload`, `zswapctl upgrade` or SIGHUP:
-as a whole, or not at all if anything in them is not right. What is stored depends on some of them
-(`fuse.mountpoint`, `fuse.hook`, `control.socket`, `swap.size`, `swap.files`, `pool.allocator`,
-`pool.max_zspage_frames`, `backing.path`, `backing.encrypt`): to change these, swap off and restart.
+A size is a number of bytes, or has a unit: `K`, `M`, `G`, `T` (each 1024 of the one before), or `%`
+of memory. `min(50%, 4G)` and `max(…)` choose among several sizes. Memory is the machine's memory,
+or the lowest limit of a memory cgroup above the daemon, at its start. A start and `zswapd config
+check` refuse settings that take more memory than there is. Defaults that depend on the page size
+are those of 4 KiB pages.
+
+A value set at run time wins over the files until a reset or a stop of the daemon; `systemctl
+restart` is a stop too. Takeovers, upgrades and reloads keep the value, and so does a start that
+adopts the swap of a dead daemon.
+
+`systemctl reload`, `zswapctl upgrade` and SIGHUP read the files again. The new settings apply as a
+whole, or not at all if anything in them is not right. The stored pages depend on these settings:
+`fuse.mountpoint`, `fuse.hook`, `control.socket`, `swap.size`, `swap.files`, `pool.allocator`,
+`pool.max_zspage_frames`, `backing.path`, `backing.encrypt`. To change one, run swapoff and restart.
 """
 
 
 def configuration_md() -> str:
-    """Return the page."""
+    """Return the text of docs/configuration.md."""
     lines = [_INTRODUCTION]
     for section, cls in SECTIONS.items():
         what = (cls.__doc__ or "").partition(": ")[2]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Virtual machines for tests that could hang the machine they run on: a Debian under an emulator.
+"""Virtual machines for tests that could hang the test machine: a Debian under an emulator.
 
-`image` builds the operating system once and caches it; `payload` packs the zswapd of this checkout,
-fresh each time; `machine` runs both under qemu; `channel` talks to the agent in it (agent.c);
-`guest` does what the tests do in it, in their terms.
+    image      builds the operating system once and caches it
+    payload    packs the zswapd of this checkout, for each run of the tests
+    machine    runs both under qemu
+    channel    talks to the agent in the guest (agent.c)
+    guest      does the tests' operations in the guest
 
-Emulation, not virtualisation: the machines that run the tests are virtual themselves and mostly do
-not pass it on. Python is some twenty times slower in there, so this is for correctness, never for
+qemu emulates the processor, because most test machines are virtual and offer no nested
+virtualisation. Python is about 20 times slower in there. So the guests test correctness, never
 speed.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/vm`: the image and a machine for hands."""
+"""The program behind `scripts/vm`: it builds the image, or runs a command in a machine."""
 
 from __future__ import annotations
 

@@ -1,23 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The agent in the virtual machine: runs commands for the host and says what they said, over one
- * virtio-serial port.
+ * The agent in the virtual machine: it runs commands for the host and returns their output, over
+ * one virtio-serial port.
  *
- * It has to answer when the box has no memory left, since "the box answers" is what the tests ask.
- * So it is a static program of some tens of KiB that locks all it has and allocates nothing after
- * its start. What it cannot promise is the program it is asked to run: that one needs memory from
- * the kernel like any other, and how long it takes is the measurement.
+ * It has to answer when the machine has no memory left, because the tests ask whether the machine
+ * answers. So it is a small static program that locks its memory and allocates nothing after its
+ * start. A command that it runs needs memory from the kernel like any other; its time is the
+ * measurement.
  *
  * The protocol, in lines and counted bytes. From the host:
- *     ping ID\n                      answered at once, by the agent itself
- *     run ID LENGTH\n<bytes>         /bin/sh -c <bytes>, stdin from /dev/null, stdout and stderr joined, a process group of its own
- *     kill ID\n                      SIGKILL to the process group of a run
+ *     ping ID\n                  the agent itself answers at once
+ *     run ID LENGTH\n<bytes>     /bin/sh -c <bytes>, with stdin from /dev/null, stdout and stderr
+ *                                joined, in a process group of its own
+ *     kill ID\n                  SIGKILL to the process group of a run
  * To the host:
- *     pong ID\n out ID LENGTH\n<bytes>         something that a run has written end ID STATUS\n
- *     its exit code, or minus the signal that ended it; the last word about this ID
+ *     pong ID\n                  the answer to a ping
+ *     out ID LENGTH\n<bytes>     output of a run
+ *     end ID STATUS\n            the exit code of a run, or minus the signal that ended it; the
+ *                                last message about this ID
  *
  * Limits: RUNS commands at a time (one more ends with 127), commands of up to COMMAND_BYTES. If the
- * host closes the port, all runs are killed. Ends only when the port is gone.
+ * host closes the port, the agent kills all runs. It ends only when the port is gone.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -84,8 +87,7 @@ static struct run *find(unsigned long id)
 }
 
 /*
- * Between vfork and exec: no memory of its own yet, so nothing to be short of but what exec itself
- * takes.
+ * Runs between vfork and exec. The child has no memory of its own yet, so only exec needs memory.
  */
 static void become(const char *command, int out)
 {
@@ -98,7 +100,7 @@ static void become(const char *command, int out)
     dup2(out, 2);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    /* The agent is nobody's victim; what it runs is as anything else on the box. */
+    /* The OOM killer spares the agent only, not the commands that it runs. */
     int adj = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (adj >= 0 && write(adj, "0", 1) < 0)
         errno = 0;
@@ -130,7 +132,7 @@ static void start(unsigned long id, const char *command)
     *run = (struct run){.id = id, .pid = pid, .out = ends[0]};
 }
 
-/* Takes one message off the input; returns its length, 0 if it is not complete yet. */
+/* Takes one message off the input; returns its length, or 0 if it is incomplete. */
 static size_t take_message(void)
 {
     char *newline = memchr(input, '\n', filled);
@@ -167,7 +169,7 @@ static void take_input(void)
 
     if (got < 0 && errno != EINTR && errno != EAGAIN)
         die("read");
-    if (got == 0) { /* nobody has the other end open */
+    if (got == 0) { /* the host does not have the other end open */
         for (int n = 0; n < RUNS; n++)
             if (runs[n].pid)
                 kill(-runs[n].pid, SIGKILL);
@@ -227,7 +229,7 @@ int main(int argc, char **argv)
     sigemptyset(&none);
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &child, NULL); /* so that it arrives in ppoll only */
+    sigprocmask(SIG_BLOCK, &child, NULL); /* SIGCHLD arrives in ppoll only */
 
     for (;;) {
         struct pollfd polled[RUNS + 1] = {{.fd = port, .events = POLLIN}};

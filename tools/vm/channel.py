@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The host's end of the line to the agent (agent.c has the protocol).
 
-Run commands in the guest, each with a time limit.
+It runs commands in the guest, each with a time limit.
 
-A thread reads; whoever waits, waits on its own command with its own limit. So several commands run
-at once, and asking "does the box answer?" goes on while a workload runs. A limit that passes raises
-`Silent`, and nothing here waits without one.
+One thread reads the line, and each caller waits for its own command with its own limit. So several
+commands run at once: a test can ask "does the machine answer?" while a workload runs. A caller
+whose limit passes gets `Silent`, and every wait has a limit.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SEND_LIMIT_S = 30.0
 
 
-class Silent(HarnessError):  # noqa: N818 - said of a box
-    """The box, or a command in it, did not answer in time."""
+class Silent(HarnessError):  # noqa: N818 - a machine is silent
+    """The machine, or a command in it, did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Done:
     """A command that has ended.
 
     Attributes:
-        command: as it was given.
+        command: the shell command.
         status: its exit code, or minus the signal that ended it.
-        output: what it wrote to stdout and stderr.
-        seconds: from the request to the end, by the host's clock.
+        output: its stdout and stderr.
+        seconds: the time from the request to the end, by the host's clock.
     """
 
     command: str
@@ -47,7 +47,7 @@ class Done:
     seconds: float
 
     def check(self) -> Done:
-        """Return itself.
+        """Return this object if the command succeeded.
 
         Raises:
             HarnessError: the command failed.
@@ -63,9 +63,9 @@ class Running:
     """A command that runs in the guest, or has run.
 
     Args:
-        channel: where it runs.
+        channel: the line to the guest that runs it.
         number: its number in the protocol.
-        command: for messages.
+        command: the command, for messages.
     """
 
     def __init__(self, channel: Channel, number: int, command: str) -> None:
@@ -80,23 +80,23 @@ class Running:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """Whether the command has ended."""
         return self._ended.is_set()
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """The command's output so far."""
         return b"".join(self._pieces).decode(errors="replace")
 
     def kill(self) -> None:
-        """Send SIGKILL to it and all it started."""
+        """Send SIGKILL to the process group of the command."""
         self._channel.send(b"kill %d\n" % self._number)
 
     def wait(self, limit: float) -> Done:
-        """Wait for its end.
+        """Wait for the end of the command.
 
         Raises:
-            Silent: it has not ended after `limit` seconds (it still runs), or the guest is gone.
+            Silent: the command still runs after `limit` seconds, or the guest is gone.
         """
         if not self._ended.wait(limit):
             raise Silent(
@@ -107,11 +107,11 @@ class Running:
         return Done(self.command, self._status, self.output, self._seconds)
 
     def heard(self, piece: bytes) -> None:
-        """Take a piece of its output; called by the channel."""
+        """Take a piece of the output; the channel calls this."""
         self._pieces.append(piece)
 
     def end(self, status: int | None) -> None:
-        """Take its end, None if the line broke; called by the channel."""
+        """Take the status, None if the line broke; the channel calls this."""
         self._seconds = time.monotonic() - self._start
         self._status = status
         self._ended.set()
@@ -121,7 +121,7 @@ class Channel:
     """The line to one agent.
 
     Args:
-        line: connected socket, the other end of the guest's port. Closed by `close`.
+        line: a connected socket, the other end of the guest's port; `close` closes it.
     """
 
     def __init__(self, line: socket.socket) -> None:
@@ -135,10 +135,10 @@ class Channel:
         self._reader.start()
 
     def ping(self, limit: float) -> float:
-        """Return the seconds that the agent itself took to answer.
+        """Return the seconds that the agent took to answer.
 
         Raises:
-            Silent: more than `limit`.
+            Silent: the agent took more than `limit` seconds.
         """
         return self._begin("ping", b"ping %d\n").wait(limit).seconds
 
@@ -148,10 +148,10 @@ class Channel:
         return self._begin(command, b"run %d " + b"%d\n" % len(data) + data.replace(b"%", b"%%"))
 
     def run(self, command: str, limit: float) -> Done:
-        """Run a shell command to its end; one that takes too long is killed.
+        """Run a shell command to its end; kill it when it takes too long.
 
         Raises:
-            Silent: it did not end within `limit` seconds.
+            Silent: the command did not end within `limit` seconds.
         """
         running = self.start(command)
         try:
@@ -162,12 +162,12 @@ class Channel:
             raise
 
     def send(self, data: bytes) -> None:
-        """Send a message whole."""
+        """Send a whole message."""
         with self._lock:
             self._line.sendall(data)
 
     def close(self) -> None:
-        """Hang up; what still waits is told that the guest is gone."""
+        """Close the line; callers that still wait get the message that the guest ended."""
         with contextlib.suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
         self._reader.join(SEND_LIMIT_S)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests do in a virtual machine, in their terms.
+"""The tests' operations in a virtual machine: zswapd as a service, workloads, questions.
 
-Zswapd as a service, a workload, and "does the box answer?".
-
-Everything is asked for over the agent, with a time limit. The limits are generous, because the
-guest runs in emulation on a machine that others use as well; but they are far below what the kernel
-calls a hung task (60 s here, 120 s by default) times two.
+Each operation goes over the agent, with a time limit. The limits are long, because the guest runs
+in emulation on a shared machine. They are far below twice the kernel's limit for a hung task (60 s
+here, 120 s by default).
 """
 
 from __future__ import annotations
@@ -35,10 +33,10 @@ QUESTIONS = {
     "echo": ("/bin/echo yes", 60.0),
     "pid 1": ("systemctl show --property=NRestarts zswapd.service", 90.0),
 }
-"""What is asked of a box again and again, and in how many seconds it has to answer.
+"""The repeated questions to a machine, and the seconds in which it has to answer.
 
-The agent, which has all it needs in memory; a program that has to be started; systemd, by a program
-that has to be started.
+The agent has all its memory locked. The second question starts a program. The third one starts a
+program that asks systemd.
 """
 UNIT = "zswapd.service"
 CGROUP = f"/sys/fs/cgroup/{UNIT}"
@@ -49,15 +47,15 @@ class Work:
     """A workload that runs in the guest.
 
     Attributes:
-        running: the command.
-        fifo: what is written to lets it go on to its next phase; empty without steps.
+        running: the command that runs it.
+        fifo: the FIFO that starts its next phase; empty without steps.
     """
 
     running: Running
     fifo: str
 
     def phases(self) -> list[dict[str, Any]]:
-        """Return what it has reported so far."""
+        """Return the phases that the workload has reported so far."""
         lines = (
             line
             for line in self.running.output.splitlines()
@@ -66,11 +64,11 @@ class Work:
         return [json.loads(line) for line in lines]
 
     def verified(self, limit: float) -> list[dict[str, Any]]:
-        """Wait for its end; return its phases.
+        """Wait for the end of the workload; return its phases.
 
         Raises:
             Silent: it has not ended in `limit` seconds.
-            HarnessError: a page differed, or it was killed.
+            HarnessError: a page differed, or the workload was killed.
         """
         self.running.wait(limit).check()
         return self.phases()
@@ -80,7 +78,7 @@ class Box:
     """A machine with zswapd in it.
 
     Args:
-        machine: one that is up.
+        machine: a booted machine.
 
     Attributes:
         cgroup: directory of the service's cgroup.
@@ -92,34 +90,34 @@ class Box:
         self._fifos = 0
 
     def run(self, command: str, limit: float = COMMAND_LIMIT_S) -> str:
-        """Run a shell command in the guest and return what it said.
+        """Run a shell command in the guest and return its output.
 
         Raises:
-            Silent: it has not ended in `limit` seconds.
-            HarnessError: it failed.
+            Silent: the command has not ended in `limit` seconds.
+            HarnessError: the command failed.
         """
         return self.machine.run(command, limit).check().output
 
     # zswapd.
 
     def start(self, settings: Mapping[str, str]) -> None:
-        """Install zswapd as a package would, start it, do what it advises, and swap on.
+        """Install zswapd as a package would, start it, follow its advice, and run swapon.
 
-        The advice matters: with the kernel's own vm.min_free_kbytes (2 MiB of 448) a box with Linux
-        6.12 hangs, its loop
-        driver waiting for memory in fuse_io_alloc while all else waits for the loop driver.
+        The advice matters. With the kernel's default for vm.min_free_kbytes (2 MiB of 448), a
+        machine with Linux 6.12 hangs. Its loop driver waits for memory in fuse_io_alloc, and all
+        other processes wait for the loop driver.
 
         Args:
-            settings: section.key → value as in the config file.
+            settings: values by section.key, as in the config file.
 
         Raises:
-            HarnessError: it does not start, or a protection is off.
+            HarnessError: zswapd does not start, or a protection is off.
         """
         config = "".join(f"{name} = {value}\n" for name, value in settings.items())
         self.run(
             "ln -sf /opt/zvm/bin/zswapd /opt/zvm/bin/zswapctl /usr/bin/ && cp -r /opt/zvm/units/*"
             " /etc/systemd/system/ && "
-            # A journal that waits for memory itself tells nothing of the end.
+            # A journal that waits for memory would lose the last lines.
             f"mkdir -p /etc/systemd/system/{UNIT}.d && printf"
             " '[Service]\\nStandardError=file:/dev/console\\nDeviceAllow=/dev/console rw\\n' >"
             f" /etc/systemd/system/{UNIT}.d/console.conf && mkdir -p /etc/zswapd && printf %s"
@@ -133,10 +131,10 @@ class Box:
         self.run("zswapctl swapon")
 
     def stop(self) -> None:
-        """Kill the workloads, swap off and stop zswapd.
+        """Kill the workloads, run swapoff, and stop zswapd.
 
         Raises:
-            HarnessError: something of it fails.
+            HarnessError: one of these fails.
         """
         self.run(
             "pkill -KILL -x workload; while pgrep -x workload >/dev/null; do sleep 0.2; done",
@@ -152,7 +150,7 @@ class Box:
         """Run `zswapctl --json` and return its report.
 
         Raises:
-            HarnessError: it fails.
+            HarnessError: the command fails.
         """
         report: dict[str, Any] = json.loads(self.run(f"zswapctl --json {command}", limit))
         return report
@@ -162,9 +160,10 @@ class Box:
         return [int(line) for line in self.run(f"cat {self.cgroup}/cgroup.procs").split()]
 
     def swapped_kib(self) -> int:
-        """Return how much of zswapd itself is swapped out."""
+        """Return the KiB of zswapd's own memory that are swapped out."""
         text = self.run(
-            f"for pid in $(cat {self.cgroup}/cgroup.procs); do cat /proc/$pid/status 2>/dev/null || :; done"
+            f"for pid in $(cat {self.cgroup}/cgroup.procs);"
+            " do cat /proc/$pid/status 2>/dev/null || :; done"
         )
         return sum(map(int, re.findall(r"^VmSwap:\s*(\d+) kB", text, re.MULTILINE)))
 
@@ -183,14 +182,14 @@ class Box:
         """Start a workload.
 
         Args:
-            mib: of its data.
-            phases: see tools/bench/harness/workload.c.
-            same: percentage of same-filled pages. With 60 the data compresses to a sixth.
+            mib: the size of its data in MiB.
+            phases: the phases; see tools/bench/harness/workload.c.
+            same: the percentage of same-filled pages. With 60 the data compresses to a sixth.
             step: wait for `next_phase` between two phases.
-            limit: seconds after which it ends itself.
-            before: shell commands to run in its process first, to enter a cgroup for example.
-            service: as an ordinary service, which systemd stops at shutdown, and whose end nobody
-                sees. Otherwise it is a child of the agent, which stays.
+            limit: the seconds after which it ends itself.
+            before: shell commands to run in its process first, for example to enter a cgroup.
+            service: run it as an ordinary service, which systemd stops at shutdown; its end is not
+                reported. Otherwise it is a child of the agent, which stays.
         """
         self._fifos += 1
         fifo = f"/run/workload-{self._fifos}" if step else ""
@@ -205,7 +204,7 @@ class Box:
         elif before:
             command = f"{before} && exec {command}"
         if service:
-            # By hand, since systemd-run wants a D-Bus to pass the output on.
+            # A unit file, because systemd-run needs D-Bus to pass the output on.
             name = f"workload-{self._fifos}"
             unit = (
                 "[Service]\nExecStart=/bin/sh"
@@ -220,14 +219,14 @@ class Box:
         return Work(self.machine.start(command), fifo)
 
     def next_phase(self, work: Work) -> None:
-        """Let a workload go on."""
+        """Start the next phase of a workload."""
         self.run(f"echo > {work.fifo}")
 
     def wait_for_phase(self, work: Work, name: str, limit: float) -> None:
         """Wait until a workload has reported a phase.
 
         Raises:
-            HarnessError: it ended before, or `limit` seconds passed.
+            HarnessError: the workload ended before, or `limit` seconds passed.
         """
         for _ in range(int(limit * 5)):
             if any(phase["phase"] == name for phase in work.phases()):
@@ -249,15 +248,15 @@ class Box:
 
 
 class Answers:
-    """Asks a box again and again whether it answers; a context manager.
+    """A context manager whose thread asks a machine repeatedly whether it answers.
 
     Args:
-        box: to be asked.
+        box: the machine.
 
     Attributes:
-        slowest: seconds, by question.
-        asked: how many questions were answered in time.
-        swapped_kib: the most of zswapd that was swapped out at any time.
+        slowest: the seconds of the slowest answer, by question.
+        asked: the number of questions that were answered in time.
+        swapped_kib: the largest part of zswapd that was swapped out, in KiB.
     """
 
     def __init__(self, box: Box) -> None:
@@ -270,15 +269,15 @@ class Answers:
         self._thread = threading.Thread(target=self._ask, name="answers", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to ask."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        """End it.
+        """End the thread.
 
         Raises:
-            Silent: the box did not answer in time, and nothing else went wrong.
+            Silent: the machine did not answer in time, and the body raised no exception.
         """
         self._end.set()
         self._thread.join(sum(limit for _, limit in QUESTIONS.values()) + COMMAND_LIMIT_S)
@@ -286,10 +285,10 @@ class Answers:
             self.check()
 
     def check(self) -> None:
-        """Do nothing if the box has answered each time.
+        """Raise an exception if the machine failed to answer.
 
         Raises:
-            Silent: it has not.
+            Silent: the machine did not answer in time.
         """
         if self._error is not None:
             raise self._error

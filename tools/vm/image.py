@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The operating system of the virtual machines: Debian 12 with two kernels, built once and cached.
 
-The cache is a directory named after a hash of the recipe below, so a change to the recipe makes
-another image, and the image never depends on the checkout. It is built beside and renamed, so it is
-there whole or not at all; two builders wait for each other.
+The cache directory is named after a hash of the recipe below. So a changed recipe makes another
+image, and the image does not depend on the checkout. The builder makes it beside and renames it, so
+it is complete or absent. A lock makes a second builder wait.
 
-Two kernels, since zswapd has ways around what older ones lack: "old" is the release's own (6.1),
-"new" the one of backports (6.12: noswap tmpfs, FUSE_NOTIFY_RESEND). They are started by the
-emulator itself, without a boot loader.
+The two kernels test zswapd's ways around the limits of older ones: "old" is the release's own
+(6.1), "new" is that of backports (6.12: noswap tmpfs, FUSE_NOTIFY_RESEND). The emulator starts them
+without a boot loader.
 
-Sizes: 370 MiB in a sparse file of 1 GiB. Time: about 40 s with a near mirror, most of it unpacking.
+Size: 370 MiB in a sparse file of 1 GiB. Time: about 40 s with a near mirror, mostly for unpacking.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUITE = "bookworm"
 PYTHON = (3, 11)
-"""The suite's Python: what is compiled for another does not run there."""
+"""The suite's Python; modules compiled for another one do not run there."""
 KERNELS = ("old", "new")
 BUILD_LIMIT_S = 900.0
 DISK_MIB = 1024
@@ -61,7 +61,7 @@ PACKAGES = (
     "linux-image-cloud-amd64",
 )
 
-# Units that only cost time here, or that take the console away.
+# Units that only take time here, or that take the console.
 MASKED = (
     "serial-getty@ttyS0.service",
     "getty@tty1.service",
@@ -88,18 +88,21 @@ FILES = {
     "etc/sysctl.d/zvm.conf": (
         "kernel.sysrq = 1\nkernel.printk = 7\nkernel.hung_task_timeout_secs = 60\n"
     ),
-    # To the console as well: it is all that can still be read of a machine that hangs.
+    # The journal goes to the console too: a test can still read it when the machine hangs.
     "etc/systemd/journald.conf.d/zvm.conf": (
-        "[Journal]\nStorage=volatile\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\nMaxLevelConsole=info\n"
+        "[Journal]\nStorage=volatile\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\n"
+        "MaxLevelConsole=info\n"
     ),
     "etc/systemd/system/opt-zvm.mount": (
-        "[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=/dev/disk/by-id/virtio-payload\nWhere=/opt/zvm\nType=ext4\nOptions=ro\n"
+        "[Unit]\nDefaultDependencies=no\n"
+        "[Mount]\nWhat=/dev/disk/by-id/virtio-payload\nWhere=/opt/zvm\nType=ext4\nOptions=ro\n"
     ),
-    # It answers from early on until the very end of a shutdown.
+    # The agent answers from early boot until the end of a shutdown.
     "etc/systemd/system/zvm-agent.service": (
         "[Unit]\nDefaultDependencies=no\nRequires=opt-zvm.mount\nAfter=opt-zvm.mount"
         " systemd-modules-load.service\n"
-        "[Service]\nExecStart=/opt/zvm/bin/agent\nOOMScoreAdjust=-1000\nLimitMEMLOCK=infinity\nRestart=always\nRestartSec=1\n"
+        "[Service]\nExecStart=/opt/zvm/bin/agent\nOOMScoreAdjust=-1000\nLimitMEMLOCK=infinity\n"
+        "Restart=always\nRestartSec=1\n"
         "[Install]\nWantedBy=sysinit.target\n"
     ),
 }
@@ -107,7 +110,8 @@ FILES = {
 # $1 is the root directory of the new system. /run and /tmp stay out of the image.
 _ESSENTIAL_HOOK = 'cp --recursive --no-target-directory "{files}" "$1"'
 _CUSTOMIZE_HOOK = f"""set -e
-chroot "$1" apt-get install --yes --no-install-recommends --target-release={SUITE}-backports linux-image-cloud-amd64
+chroot "$1" apt-get install --yes --no-install-recommends \
+--target-release={SUITE}-backports linux-image-cloud-amd64
 cp --recursive --no-target-directory "{{files}}" "$1"
 chroot "$1" systemctl enable zvm-agent.service
 chroot "$1" systemctl mask {" ".join(MASKED)}
@@ -131,14 +135,14 @@ class Image:
     """A bootable system.
 
     Attributes:
-        directory: holds all of it.
+        directory: the directory with the disk, the kernels and their initrds.
     """
 
     directory: Path
 
     @property
     def disk(self) -> Path:
-        """The root file system; to be opened read-only, or as a snapshot."""
+        """The root file system; open it read-only or as a snapshot."""
         return self.directory / "root.img"
 
     def kernel(self, name: str) -> Path:
@@ -151,7 +155,7 @@ class Image:
 
 
 def cache() -> Path:
-    """Return where images are kept: ZSWAPD_VM_CACHE, or zswapd-vm in the user's cache directory."""
+    """Return the cache: ZSWAPD_VM_CACHE, or zswapd-vm in the user's cache directory."""
     named = os.environ.get("ZSWAPD_VM_CACHE")
     return (
         Path(named)
@@ -161,7 +165,7 @@ def cache() -> Path:
 
 
 def key() -> str:
-    """Return the hash of all that goes into an image."""
+    """Return the hash of the recipe."""
     recipe = (
         SUITE,
         DISK_MIB,
@@ -183,7 +187,7 @@ def find() -> Image | None:
 
 
 def build() -> Image:
-    """Return the image of this recipe; build it, which takes some minutes, unless it is there.
+    """Return the image of this recipe; build it first if it is missing, which takes minutes.
 
     Raises:
         HarnessError: not root, a program is missing, or the mirror cannot be reached.
@@ -193,10 +197,10 @@ def build() -> Image:
         return ready
     if os.geteuid() != 0:
         raise HarnessError(
-            "the image is not built yet, and only root can", hint="sudo scripts/vm build"
+            "the image is not built yet, and only root can build it", hint="sudo scripts/vm build"
         )
     with locked():
-        ready = find()  # somebody else may have built it while we waited
+        ready = find()  # another builder may have built it during the wait
         if ready is None:
             _build(cache() / f"image-{key()}")
             ready = Image(cache() / f"image-{key()}")
@@ -205,7 +209,7 @@ def build() -> Image:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Hold the lock of the cache, and clear away what dead builders left."""
+    """Hold the lock of the cache, and remove the remains of dead builders."""
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -234,9 +238,9 @@ def _build(target: Path) -> None:
 
 
 def _make_tree(work: Path, tree: Path) -> None:
-    """Install everything into a directory.
+    """Install the packages into a directory.
 
-    In a mount namespace of its own, so that no mount outlives it.
+    mmdebstrap runs in a mount namespace of its own, so no mount outlives it.
     """
     hooks = [
         f"--essential-hook={_ESSENTIAL_HOOK.format(files=work / 'files')}",
@@ -266,7 +270,7 @@ def _make_tree(work: Path, tree: Path) -> None:
 
 
 def _split(tree: Path, product: Path) -> None:
-    """Take the kernels out of the tree and make a disk of the rest."""
+    """Move the kernels out of the tree and make a disk of the rest."""
     kernels = sorted((tree / "boot").glob("vmlinuz-*"), key=lambda path: _version(path.name))
     if len(kernels) != len(KERNELS):
         raise HarnessError(
@@ -276,7 +280,7 @@ def _split(tree: Path, product: Path) -> None:
         kernel.rename(product / f"{name}.vmlinuz")
         initrd = kernel.with_name(kernel.name.replace("vmlinuz-", "initrd.img-", 1))
         initrd.rename(product / f"{name}.initrd")
-    # No journal: the disk is thrown away after each run.
+    # No journal: the changes of a run are thrown away.
     command = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(tree))
     _run(*command, str(product / "root.img"), f"{DISK_MIB}M", directory=product)
 
@@ -306,7 +310,7 @@ def _run(*command: str, directory: Path, stdin: str = "") -> None:
         )
     except FileNotFoundError as error:
         raise HarnessError(
-            f"{command[0]} is not installed", hint="scripts/vm installs all that is needed"
+            f"{command[0]} is not installed", hint="scripts/vm installs all programs"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise HarnessError(

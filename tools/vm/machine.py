@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One virtual machine: qemu with an image and a payload, its console in a file.
+"""One virtual machine: qemu with an image, a payload, a console log and a line to the agent.
 
-And a line to its agent.
-
-Every way out ends qemu: the context manager kills it, the kernel kills it when the thread that
-started it dies (PR_SET_PDEATHSIG), and a limit on its processor time ends one that got lost. Its
-disks are snapshots whose changes go to an unlinked file. A machine that hangs becomes a `Silent`
-with a time limit; `autopsy` then has the guest's kernel write down who waits for what.
+Every way out ends qemu. The context manager kills it, the kernel kills it when the thread that
+started it dies (PR_SET_PDEATHSIG), and a limit on its processor time ends a lost one. Its disks are
+snapshots whose changes go to an unlinked file. A machine that hangs raises `Silent` after a time
+limit. `autopsy` then makes the guest's kernel print its blocked tasks and their stacks.
 """
 
 from __future__ import annotations
@@ -40,18 +38,17 @@ _TASKS = re.compile(
     r" task:)[^\n]*\n)*",
     re.MULTILINE,
 )
-"""What the console takes for the answer to one sysrq."""
+"""Seconds that the console takes to print the answer to one sysrq."""
 COMMAND_LINE = (
     "root=/dev/disk/by-id/virtio-root rw console=ttyS0 loglevel=5 systemd.show_status=0"
     " mitigations=off panic=-1"
 )
-"""A panic ends the machine at once: a reboot does, and -no-reboot turns that into the end of qemu.
-"""
+"""A panic ends the machine at once: it reboots, and -no-reboot makes that the end of qemu."""
 PROCESSOR = "max,-cx16,-la57"
-"""Without cmpxchg16b: qemu 7.2 now and then emulates it wrongly with two processors.
+"""The emulated processor, without cmpxchg16b and without five-level page tables.
 
-(flags in ruins, double fault in SLUB, which falls back to a lock without it). Without five-level
-page tables: one step less in each emulated walk.
+qemu 7.2 sometimes emulates cmpxchg16b wrongly with two processors: flags are wrong, and SLUB has a
+double fault. Without it, SLUB uses a lock. Four-level page tables save a step in an emulated walk.
 """
 
 
@@ -60,14 +57,14 @@ class Machine:
 
     Args:
         image: the operating system.
-        payload: disk with what is to be tested.
-        directory: for sockets and the console's log; a short path, since socket addresses have 107
-            bytes.
+        payload: the disk with the programs under test.
+        directory: the directory for sockets and the console log. Its path is short, because a
+            socket address has 107 bytes.
         kernel: "old" or "new".
-        memory_mib: of the guest.
+        memory_mib: the memory of the guest in MiB.
         options: more words for the kernel's command line.
-        reboots: whether it comes up again when it reboots, with its disk as it left it, instead of
-            ending.
+        reboots: whether a reboot starts the machine again, with its disk unchanged, instead of
+            ending it.
     """
 
     def __init__(
@@ -93,10 +90,10 @@ class Machine:
         self._serial: socket.socket | None = None
 
     def __enter__(self) -> Self:
-        """Boot it, until the agent answers and systemd has started everything.
+        """Boot, and wait until the agent answers and systemd has started everything.
 
         Raises:
-            HarnessError: it does not come up.
+            HarnessError: the machine does not come up.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "qemu.log").open("wb") as log:
@@ -123,7 +120,7 @@ class Machine:
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        """Kill it."""
+        """Kill qemu."""
         self.kill()
 
     @property
@@ -135,11 +132,11 @@ class Machine:
         """Wait until systemd has started everything.
 
         Raises:
-            Silent: that takes longer than `limit` seconds.
+            Silent: the boot takes longer than `limit` seconds.
         """
         end = time.monotonic() + limit
-        # What is sent before the agent runs waits in the port; one that is lost must not cost the
-        # whole limit.
+        # A message sent before the agent runs waits in the port. A lost one must not take the whole
+        # limit.
         while True:
             try:
                 self.channel.ping(5)
@@ -156,7 +153,7 @@ class Machine:
         return self._channel
 
     def run(self, command: str, limit: float = 60.0) -> Done:
-        """Run a shell command to its end, whatever that is; see `Channel.run`."""
+        """Run a shell command to its end; see `Channel.run`."""
         return self.channel.run(command, limit)
 
     def start(self, command: str) -> Running:
@@ -164,10 +161,10 @@ class Machine:
         return self.channel.start(command)
 
     def wait_for_end(self, limit: float) -> None:
-        """Wait until the machine has switched itself off, or wants to reboot, which ends it too.
+        """Wait until the machine has powered off; a reboot ends it too.
 
         Raises:
-            Silent: it has not after `limit` seconds.
+            Silent: the machine still runs after `limit` seconds.
         """
         assert self._process is not None
         try:
@@ -176,18 +173,15 @@ class Machine:
             raise Silent(f"the virtual machine has not gone down after {limit:.0f} s") from None
 
     def console_tail(self, most: int = CONSOLE_TAIL) -> str:
-        """Return the end of what went to the console: the kernel's log, and the journal."""
+        """Return the end of the console log: the kernel's log, and the journal."""
         if not self.console.exists():
             return ""
         return self.console.read_bytes()[-most:].decode(errors="replace").replace("\r", "")
 
     def autopsy(self) -> str:
-        """Have the kernel say who is blocked, how much memory there is, and what zswapd does.
+        """Make the kernel print blocked tasks, memory and processors; return the console's end.
 
-        Return the console's end.
-
-        Works on a machine that does not answer any more: the kernel's console obeys as long as
-        interrupts do.
+        This works on a machine that does not answer, as long as its interrupts work.
         """
         if not self.alive:
             return self.console_tail(3 * CONSOLE_TAIL)
@@ -202,7 +196,7 @@ class Machine:
         return seen + "".join(found[0] for found in _TASKS.finditer(tasks))
 
     def _ask_kernel(self, key: int, patience: float) -> None:
-        """Send a sysrq key, and give the console time for the answer."""
+        """Send a sysrq key, and wait for the console to print the answer."""
         with contextlib.suppress(OSError):
             self._break()
             time.sleep(0.3)
@@ -211,7 +205,7 @@ class Machine:
             time.sleep(patience)
 
     def kill(self) -> None:
-        """End qemu, whatever the guest does."""
+        """Kill qemu."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.kill()
@@ -224,7 +218,7 @@ class Machine:
             self._serial = None
 
     def _break(self) -> None:
-        """Put a break on the serial line, which makes the next byte a sysrq."""
+        """Send a break on the serial line, which makes the next byte a sysrq."""
         with self._connect("qmp") as line, line.makefile("rw") as stream:
             line.settimeout(10)
             for command in (
@@ -237,7 +231,7 @@ class Machine:
             stream.readline()
 
     def _connect(self, name: str) -> socket.socket:
-        """Connect to one of qemu's sockets, which are there soon after its start."""
+        """Connect to one of qemu's sockets, which appear soon after its start."""
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         end = time.monotonic() + 20
         while True:
@@ -254,10 +248,7 @@ class Machine:
 
 
 def _swallow(line: socket.socket) -> None:
-    """Read the console as long as it is there.
-
-    Or qemu would stop the guest once the socket is full.
-    """
+    """Read the console to its end; a full socket would make qemu stop the guest."""
     with contextlib.suppress(OSError):
         while line.recv(65536):
             pass

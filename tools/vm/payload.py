@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The zswapd of this checkout, packed for a virtual machine.
 
-A small disk with it, its libraries, the agent and the workload.
+The payload is a small disk with zswapd, its libraries, the agent and the workload. Each run of the
+tests makes it anew, in about two seconds, from the environment of the tests. So it has the same
+compiled modules and the same versions of the dependencies. The guest needs the host's Python, and a
+C library that is not older than the host's. `unsuitable` says when that is not so.
 
-It is made anew for each run of the tests, in about two seconds, from the environment the tests
-themselves run in: the same compiled modules, the same versions of its dependencies. So the guest
-has to be of the host's kind: same Python, a C library not older than the one that was linked
-against. `unsuitable` says when it is not.
-
-On the disk (mounted at /opt/zvm, read-only): bin/ with programs, lib/ with Python packages, units/
-with systemd units, packages/ with Debian packages.
+The guest mounts the disk at /opt/zvm, read-only. It has bin/ with programs, lib/ with Python
+packages, units/ with systemd units, and packages/ with Debian packages.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from tools.vm import image
 TOP = Path(__file__).resolve().parents[2]
 AGENT = Path(__file__).with_name("agent.c")
 GLIBC = (2, 36)
-"""The C library of the guest's suite."""
+"""The version of the C library in the guest's suite."""
 MOUNTPOINT = "/opt/zvm"
 
 _PROGRAM = """\
@@ -46,7 +44,7 @@ sys.exit(main())
 
 
 def unsuitable() -> str:
-    """Return why what is built here does not run in the guest, or nothing if it does."""
+    """Return why programs built here do not run in the guest, or an empty string."""
     if platform.machine() != "x86_64":
         return f"the virtual machine is x86_64, and this one is {platform.machine()}"
     if sys.version_info[:2] != image.PYTHON:
@@ -69,11 +67,12 @@ def pack(directory: Path, *packages: Path) -> Path:
     """Make the disk in a directory; return its path.
 
     Args:
-        directory: where it goes.
-        packages: Debian packages that are to be on it too.
+        directory: the directory for the disk.
+        packages: Debian packages to put on it too.
 
     Raises:
-        HarnessError: something is missing or does not compile, or the guest could not run it.
+        HarnessError: a program is missing, a source does not compile, or the guest could not run
+            the result.
     """
     reason = unsuitable()
     if reason:
@@ -91,7 +90,7 @@ def pack(directory: Path, *packages: Path) -> Path:
     shutil.copytree(TOP / "systemd", tree / "units")
     for package in packages:
         shutil.copy2(package, tree / "packages")
-    # By content, since a disk image keeps no more than seconds of a file's time.
+    # Bytecode goes by content, because a disk image keeps a file's time only to the second.
     compileall.compile_dir(
         tree / "lib", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
     )
@@ -139,10 +138,7 @@ def _compile_agent(program: Path) -> None:
 
 
 def copy_packages(target: Path) -> None:
-    """Copy zswapd from the checkout.
-
-    And what it needs, with all that those need, from where it is installed.
-    """
+    """Copy zswapd from the checkout, and its installed dependencies with all of theirs."""
     shutil.copytree(TOP / "zswapd", target / "zswapd", ignore=shutil.ignore_patterns("__pycache__"))
     for library in TOP.glob("zswapd__mypyc*.so"):
         shutil.copy2(library, target)
@@ -155,9 +151,9 @@ def copy_packages(target: Path) -> None:
 
 
 def _closure(name: str) -> set[str]:
-    """Return the distributions that one needs, directly or not.
+    """Return the distributions that one depends on, directly or not.
 
-    Without extras and what other systems need.
+    Extras and dependencies for other systems do not count.
     """
     found: set[str] = set()
     wanted = [name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command lines against a made-up daemon: what they print, what they refuse, and how they end."""
+"""The command lines against a made-up daemon: output, refusals, exit codes."""
 
 from __future__ import annotations
 
@@ -810,8 +810,13 @@ def test_status_tells_of_workers_only_what_is_unusual(
     ctl(daemon, "status")
     assert "worker" not in capsys.readouterr().out
     daemon.status["worker"] = {
-        "pid": 5000, "number": 4, "deaths": 2, "takeover_s": 0.314, "supervised": False, "poisoned_requests": 1,
-    }  # fmt: skip
+        "pid": 5000,
+        "number": 4,
+        "deaths": 2,
+        "takeover_s": 0.314,
+        "supervised": False,
+        "poisoned_requests": 1,
+    }
     ctl(daemon, "status")
     text = capsys.readouterr().out
     assert "served by worker 4, which took over in 0.31 s; 2 died before it" in text
@@ -1132,9 +1137,13 @@ def test_a_wrong_command_line_says_what_was_meant(
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [(["rnu"], "did you mean `zswapd run`?"), (["config", "chekk"], "did you mean `zswapd config check`?"),
-     (["run", "--siez", "1G"], "did you mean --size?"), (["run", "--mount", "x", "--hook"], "`zswapd run --help`")],
-)  # fmt: skip
+    [
+        (["rnu"], "did you mean `zswapd run`?"),
+        (["config", "chekk"], "did you mean `zswapd config check`?"),
+        (["run", "--siez", "1G"], "did you mean --size?"),
+        (["run", "--mount", "x", "--hook"], "`zswapd run --help`"),
+    ],
+)
 def test_the_daemons_wrong_command_line_says_what_was_meant(
     capsys: pytest.CaptureFixture[str], words: list[str], hint: str
 ) -> None:

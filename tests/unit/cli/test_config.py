@@ -57,8 +57,12 @@ def test_show_says_where_each_value_comes_from(
     assert shown["fuse.mountpoint"]["value"] == "/mnt/z"
     assert shown["fuse.mountpoint"]["origin"] == "--mountpoint"
     assert shown["swap.priority"] == {
-        "value": 9, "written": 9, "origin": f"{file}.d/10-more.toml:3", "unit": "", "reloadable": True,
-    }  # fmt: skip
+        "value": 9,
+        "written": 9,
+        "origin": f"{file}.d/10-more.toml:3",
+        "unit": "",
+        "reloadable": True,
+    }
 
 
 def test_show_is_a_config_file_again(

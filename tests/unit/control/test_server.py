@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket with real sockets: who may be there, and that no client can hurt another one."""
+"""The control socket with real sockets: which clients it admits; no client hurts another one."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ void *seen[5];
 static int session;
 void *NAME(void *args, void *ops, size_t size, void *version, void *userdata)
 {
-	seen[0] = args, seen[1] = ops, seen[2] = (void *)size, seen[3] = version, seen[4] = userdata;
+	seen[0] = args, seen[1] = ops, seen[2] = (void *)size;
+	seen[3] = version, seen[4] = userdata;
 	return &session;
 }
 void *the_session(void) { return &session; }
@@ -46,7 +47,7 @@ static void read_(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct
 static void lookup_(fuse_req_t req, fuse_ino_t parent, const char *name)
 { (void)req, (void)parent, (void)name; }
 
-/* 0 if the call arrived as it was sent but for the table, which has the hook's functions where those are to be. */
+/* 0 if all arguments arrive unchanged but the table, which has the hook's functions in place. */
 int check(int is_hooked)
 {
 	int args, version, userdata;
@@ -55,23 +56,29 @@ int check(int is_hooked)
 	ops.read = read_;
 	if (NAME(&args, &ops, sizeof(ops), &version, &userdata) != the_session())
 		return 1;
-	if (seen[0] != &args || seen[2] != (void *)sizeof(ops) || seen[3] != &version || seen[4] != &userdata)
+	if (seen[0] != &args || seen[2] != (void *)sizeof(ops))
+		return 2;
+	if (seen[3] != &version || seen[4] != &userdata)
 		return 2;
 	const struct fuse_lowlevel_ops *got = seen[1];
 	if (got->lookup != lookup_)
 		return 3;
 	if (!is_hooked)
 		return got == &ops ? 0 : 4;
-	return got->read != read_ && got->read && got->write && got->fallocate && got->init && !got->write_buf ? 0 : 5;
+	if (got->read == read_ || !got->read || !got->write || !got->fallocate || !got->init)
+		return 5;
+	return got->write_buf ? 5 : 0;
 }
 """
 
 NEWER_HEADER = """
 #include_next <fuse_lowlevel.h>
 struct libfuse_version;
-struct fuse_session *NAME(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, CONST struct libfuse_version *, void *);
-static inline struct fuse_session *fuse_session_new_fn(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t size,
-                                                       void *userdata)
+struct fuse_session *NAME(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+                          CONST struct libfuse_version *, void *);
+static inline struct fuse_session *
+fuse_session_new_fn(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t size,
+                    void *userdata)
 { return NAME(args, op, size, NULL, userdata); }
 #define fuse_session_new(args, op, size, userdata) fuse_session_new_fn(args, op, size, userdata)
 """

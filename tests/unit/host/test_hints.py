@@ -31,14 +31,16 @@ from zswapd.host.installation import Installation
 from zswapd.swapdevice import swapon
 
 REASONS = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EBUSY, errno.ETXTBSY,
-    errno.ENODEV, errno.ENXIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT,
+    errno.ENOTDIR, errno.EBUSY, errno.ETXTBSY, errno.ENODEV, errno.ENXIO, errno.ENOMEM,
+    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 OUTSIDE = {"docker", "podman"}
 """Programs of the machine around a container, where the hint's command is typed."""
 PACKAGES = {
-    "apt-get", "capsh", "chattr", "df", "dmesg", "free", "fuser", "grep", "journalctl", "kill", "losetup", "ls", "lsattr",
-    "lsblk", "mkdir", "modprobe", "mount", "namei", "ps", "quota", "rm", "su", "sudo", "swapoff", "swapon", "sysctl",
+    "apt-get", "capsh", "chattr", "df", "dmesg", "free", "fuser", "grep", "journalctl", "kill",
+    "losetup", "ls", "lsattr", "lsblk", "mkdir", "modprobe", "mount", "namei", "ps", "quota",
+    "rm", "su", "sudo", "swapoff", "swapon", "sysctl",
     "systemctl", "ulimit", "umount", "wipefs",
 }  # fmt: skip
 """Of Debian: coreutils, e2fsprogs, kmod, libcap2-bin, procps, psmisc, quota, sudo, systemd,

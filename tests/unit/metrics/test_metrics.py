@@ -574,7 +574,7 @@ async def test_an_address_that_is_taken_is_a_warning_and_tried_again(
     assert (await get(made))[0] == 200
 
 
-async def test_the_loop_that_serves_pages_goes_on_after_a_snapshot_that_failed_and_after_the_exporter(
+async def test_the_loop_that_serves_pages_survives_a_failed_snapshot_and_a_dead_exporter(
     snapshot: Snapshot,
 ) -> None:
     made = Exporter("127.0.0.1", 0)

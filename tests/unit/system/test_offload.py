@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The thread for what blocks: one from the start to the end, results and errors to whoever waits."""
+"""The thread for blocking calls: one thread for all, results and errors go to the waiting task."""
 
 from __future__ import annotations
 

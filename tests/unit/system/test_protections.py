@@ -279,9 +279,11 @@ area = mmap.mmap(-1, 64 << 20)
 mapped, resident = field("VmLck") - locked, field("VmRSS")
 area[: 8 << 20] = bytes(8 << 20)
 print(json.dumps({
-    "on": {item.name: item.on for item in found}, "details": {item.name: item.detail for item in found},
-    "cold": cold, "warm": warm, "locked_kb": locked, "mapped_kb": mapped, "touched_kb": field("VmRSS") -
-    resident, "oom": int(Path("/proc/self/oom_score_adj").read_text()), "collecting": gc.isenabled(),
+    "on": {item.name: item.on for item in found},
+    "details": {item.name: item.detail for item in found},
+    "cold": cold, "warm": warm, "locked_kb": locked, "mapped_kb": mapped,
+    "touched_kb": field("VmRSS") - resident,
+    "oom": int(Path("/proc/self/oom_score_adj").read_text()), "collecting": gc.isenabled(),
     "frozen": gc.get_freeze_count(), "collected": service.collect_garbage(),
 }))
 """

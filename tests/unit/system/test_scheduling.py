@@ -47,12 +47,15 @@ def test_scheduling_is_as_asked_and_a_thread_can_step_back(
         from zswapd.system.scheduling import set_nice
         item = _set_scheduling({kind!r})
         def seen():
-            return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return os.sched_getscheduler(0), nice
         inside = []
         def work():
-            set_nice(needed=False); inside.append(seen()); set_nice(needed=True); inside.append(seen())
+            for needed in (False, True):
+                set_nice(needed=needed); inside.append(seen())
         thread = threading.Thread(target=work); thread.start(); thread.join()
-        print(item.on, seen() == (os.{policy}, {nice}), inside == [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, {NICE})])
+        expected = [(os.SCHED_OTHER, 0), (os.SCHED_OTHER, {NICE})]
+        print(item.on, seen() == (os.{policy}, {nice}), inside == expected)
     """)
     assert words == [str(kind != "normal"), "True", "True"]
 
@@ -63,7 +66,8 @@ def test_first_in_line_is_real_time_and_so_is_what_it_starts() -> None:
         from zswapd.system import set_realtime, set_normal
         set_realtime()
         seen = [os.sched_getscheduler(0)]
-        thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0))); thread.start(); thread.join()
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0)))
+        thread.start(); thread.join()
         if not (child := os.fork()):
             os._exit(os.sched_getscheduler(0))
         seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -84,8 +88,10 @@ def test_child_that_nobody_waits_for_begins_as_an_ordinary_task_and_goes_last() 
                 os._exit(os.sched_getscheduler(0))
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with ordinary_children():
-            seen = [child(), child(set_idle_priority), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK]
-        print(seen == [os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_RR], child() == os.sched_getscheduler(0) == os.SCHED_RR)
+            own = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+            seen = [child(), child(set_idle_priority), own]
+        print(seen == [os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_RR],
+              child() == os.sched_getscheduler(0) == os.SCHED_RR)
     """)
     assert words == ["True", "True"]
 
@@ -99,7 +105,8 @@ def test_session_thread_is_real_time_while_memory_is_scarce() -> None:
             lowlevel.set_scarce(free_bytes)
             return os.sched_getscheduler(0)
         everything = 1 << 50
-        print(policy(everything) == os.SCHED_RR, policy(1) == os.SCHED_OTHER, policy(everything) == os.SCHED_RR,
+        print(policy(everything) == os.SCHED_RR, policy(1) == os.SCHED_OTHER,
+              policy(everything) == os.SCHED_RR,
               policy(0) == os.SCHED_RR, lowlevel.statistics()["scarcities"])
     """)
     assert words == ["True", "True", "True", "True", "2"]

@@ -71,7 +71,8 @@ libc = ctypes.CDLL(None)
 if libc.prctl(57, 1, 0, 0, 0) != 0:
     print("not permitted")
     sys.exit()
-done = spawning.run([sys.executable, "-c", "import ctypes; print(ctypes.CDLL(None).prctl(58, 0, 0, 0, 0))"], limit=30)
+code = "import ctypes; print(ctypes.CDLL(None).prctl(58, 0, 0, 0, 0))"
+done = spawning.run([sys.executable, "-c", code], limit=30)
 print(done.out.decode().strip(), libc.prctl(58, 0, 0, 0, 0))
 """
 

@@ -401,7 +401,7 @@ async def test_turn_of_whoever_was_killed_is_the_next_one_s_and_removal_ends_all
                 await until(lambda: volume.statistics().pending == 3)
                 nursery.start_soon(read, 3)
                 await until(lambda: volume.statistics().pending == 4)
-                killed.cancel_scope.cancel()  # two that are under way, and the one whose turn that makes it
+                killed.cancel_scope.cancel()  # two requests under way, and the next in line
             await until(lambda: volume._requests._inside == 1)
             assert volume.statistics().pending == 1
             nursery.start_soon(read, 1)

@@ -25,10 +25,12 @@ RELOADABLE = sorted(dest for dest, setting in SETTINGS.items() if setting.reload
 
 
 _ATTRIBUTES = """
-    curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max flush_total flobj_total flush_found flobj_found
-    failed_eph_puts failed_pers_puts compress_poor mean_compress_poor zbud_curr_raw_pages zbud_curr_zpages zbud_curr_zbytes
-    zbud_cumul_zpages zbud_cumul_zbytes zbud_buddied_count zbpg_unused_list_count evicted_raw_pages evicted_unbuddied_pages
-    evicted_buddied_pages failed_get_free_pages failed_alloc put_to_flush zbud_unbuddied_list_counts zbud_cumul_chunk_counts
+    curr_obj_count curr_obj_count_max curr_objnode_count curr_objnode_count_max flush_total
+    flobj_total flush_found flobj_found failed_eph_puts failed_pers_puts compress_poor
+    mean_compress_poor zbud_curr_raw_pages zbud_curr_zpages zbud_curr_zbytes zbud_cumul_zpages
+    zbud_cumul_zbytes zbud_buddied_count zbpg_unused_list_count evicted_raw_pages
+    evicted_unbuddied_pages evicted_buddied_pages failed_get_free_pages failed_alloc put_to_flush
+    zbud_unbuddied_list_counts zbud_cumul_chunk_counts
     zv_curr_dist_counts zv_cumul_dist_counts
 """
 SEED = _ATTRIBUTES.split()

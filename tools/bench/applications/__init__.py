@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people run, as workloads: one plug-in each.
+"""Programs from practice as workloads, one plug-in each.
 
-A new one is a module with a subclass of `Application` and a line in `APPLICATIONS`; rounds, table,
-plot and JSON (jobs.py) know it by its name.
+A new one is a module with a subclass of `Application` and an entry in `_ALL`. Rounds, table, plot
+and JSON (jobs.py) know it by its name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ if TYPE_CHECKING:
 _ALL: tuple[type[Application], ...] = (Compile, Database, Tabs, NoPressure)
 
 APPLICATIONS: dict[str, Callable[[], Application]] = {maker.name: maker for maker in _ALL}
-"""Name → maker."""
+"""The class of each application, by its name."""
 
 __all__ = ["APPLICATIONS", "Application", "Column", "Level", "TooSlowError"]

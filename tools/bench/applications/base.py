@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an application is: it names its levels of pressure, is made ready once.
+"""The interface of an application.
 
-And runs at one of them in a given cgroup.
+An application names its levels of memory pressure. It is prepared once, and then runs at one level
+in a given cgroup.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 BUILD = Path(__file__).resolve().parents[3] / "build" / "zbench"
-"""Where sources and results of applications lie."""
+"""The directory for the sources and results of applications."""
 
 END_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of pressure.
+    """One level of memory pressure.
 
     Attributes:
-        name: for the table.
-        amount: how much of it: jobs, MiB, tabs; what it means is the application's.
-        memory_mib: limit of the memory cgroup; None for no cgroup at all, hence no pressure.
+        name: the name in the table.
+        amount: the number of jobs, MiB or tabs; the unit depends on the application.
+        memory_mib: the limit of the memory cgroup in MiB; None for no cgroup and no pressure.
     """
 
     name: str
@@ -44,20 +45,18 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure that an application yields.
-
-    How the table names it, and whether more of it is better.
-    """
+    """A figure of an application: its heading in the table, and whether more is better."""
 
     heading: str
     more_is_better: bool = False
 
 
 class TooSlowError(HarnessError):
-    """A run was not done within its time.
+    """A run did not end within its time limit.
 
     Args:
-        figures: what is known: lower bounds of times, upper ones of speeds.
+        limit: the time limit in seconds.
+        figures: the known bounds: lower bounds of times, upper bounds of speeds.
     """
 
     def __init__(self, limit: float, figures: Mapping[str, float]) -> None:
@@ -66,13 +65,14 @@ class TooSlowError(HarnessError):
 
 
 class Application(abc.ABC):
-    """One workload. Made ready once, then run many times.
+    """One workload, which is prepared once and then runs many times.
 
     Attributes:
-        contenders: who is compared if the user names nobody.
+        name: the name on the command line and in the documents.
+        contenders: the contenders to compare by default.
         levels, short: the levels of a measurement, and of a trial that takes seconds.
-        columns: figure → its column; the first one is drawn.
-        rounds: how often each contender runs, if the user does not say.
+        columns: the column of each figure; the plot shows the first two.
+        rounds: the number of runs of each contender by default.
     """
 
     name: ClassVar[str]
@@ -84,17 +84,17 @@ class Application(abc.ABC):
 
     @abc.abstractmethod
     def missing(self) -> str:
-        """Return why it cannot run here, or an empty string."""
+        """Return why the application cannot run here, or an empty string."""
 
     @abc.abstractmethod
     def prepare(self, *, quick: bool) -> None:
-        """Fetch and make what all runs need; before the first run, in no cgroup.
+        """Fetch and build what all runs need, before the first run and in no cgroup.
 
         Args:
-            quick: for the levels in `short`.
+            quick: prepare only for the levels in `short`.
 
         Raises:
-            HarnessError: it cannot be had.
+            HarnessError: a source or a program is not available.
         """
 
     @abc.abstractmethod
@@ -102,18 +102,21 @@ class Application(abc.ABC):
         """Run once and verify the result.
 
         Args:
-            level: how much.
-            cgroup: directory of the memory cgroup for its processes; None for none.
-            limit: seconds it may take.
+            level: the level of pressure.
+            cgroup: the directory of the memory cgroup for the processes; None for none.
+            limit: the time limit in seconds.
+
+        Returns:
+            The figures by name.
 
         Raises:
-            TooSlowError: it took longer.
-            HarnessError: it failed, or its result is wrong.
+            TooSlowError: the run took longer than `limit`.
+            HarnessError: the run failed, or its result is wrong.
         """
 
 
 def in_cgroup(cgroup: Path | None, command: Sequence[str | Path]) -> list[str]:
-    """Return a command that joins `cgroup` before it becomes `command`."""
+    """Return a command that joins `cgroup` and then runs `command`."""
     words = [str(word) for word in command]
     if cgroup is None:
         return words
@@ -121,20 +124,14 @@ def in_cgroup(cgroup: Path | None, command: Sequence[str | Path]) -> list[str]:
 
 
 def children_cpu() -> float:
-    """Return the processor time, seconds, of all processes that this one has waited for.
-
-    And that those have waited for.
-    """
+    """Return the processor seconds of all waited-for descendants of this process."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **options: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a session of its own while the body runs.
-
-    All of that session is killed at its end.
-    """
+    """Run a command in a session of its own while the body runs; then kill the session."""
     with subprocess.Popen(command, start_new_session=True, **options) as process:  # type: ignore[call-overload]
         try:
             yield process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What applications have to show: a claim for each figure, from the runs of jobs.py."""
+"""The claims about applications that have to hold, from the runs of jobs.py."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HEAVY = "-j8 in 192 MiB"
-"""The compilation's level at which a swap file on a slow disk is to be twice as slow at least."""
+"""The compilation's level at which a swap file on a slow disk has to take twice as long."""
 
 
 def compilation(runs: Sequence[jobs.JobRun]) -> list[Figure]:
-    """Return the claim about the compilation under pressure. Without any it is nopressure's."""
+    """Return the claim about the compilation under pressure; nopressure has the one without."""
     heavy = jobs.ratios(runs, HEAVY, "seconds", "file-slow")
     name = f"compilation, {HEAVY}, zswapd ÷ swap file on a slow disk (time)"
     return [Figure(name, jobs.middle(heavy), 0.5, at_least=False)]
 
 
 def no_pressure(runs: Sequence[jobs.JobRun]) -> list[Figure]:
-    """Return the claims about what needs no swap: not slower by 2 %, and told to within 2 %.
+    """Return the claims about programs that need no swap: at most 2 % slower, known within 2 %.
 
-    The clock's time depends on whoever else is on the machine, so its claim is that it is not known
-    to be longer.
+    The clock time depends on the other programs of the machine. So its claim is only that the lower
+    end of its interval is not above the bound.
     """
     figures = []
     for level in APPLICATIONS["nopressure"]().levels:
@@ -52,4 +52,4 @@ CLAIMS: dict[str, Callable[[Sequence[jobs.JobRun]], list[Figure]]] = {
     "compile": compilation,
     "nopressure": no_pressure,
 }
-"""By application; the others have figures, and none that has to hold."""
+"""The claims of each application; the others have no figure that has to hold."""

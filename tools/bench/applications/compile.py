@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A C project, compiled by more compilers at once than the memory is for.
+"""A C project, compiled by more compilers at once than fit into the memory.
 
-The project is Debian's source package of zstd (`apt-get source`, with a source list and a directory
-of package lists of its own, so that the system's stay as they are), the static library alone: some
-40 files, of which a few take a compiler of 100 MiB. It is configured by nothing but its Makefile.
-The sources lie in the page cache, and so does the compiler: both were used before the first run by
-a process of no cgroup.
+The project is the static library of Debian's source package of zstd: about 40 files, a few of which
+take 100 MiB in the compiler. Only its Makefile configures it. `apt-get source` fetches it, with its
+own source list and package lists, so the system's stay unchanged. Sources and compiler are in the
+page cache, because a process in no cgroup used both before the first run.
 
-Each run builds at the same place, and its library has to be the very bytes that the first build
-made.
+Each run builds in the same directory. Its library has to equal the first build's byte for byte.
 """
 
 from __future__ import annotations
@@ -64,8 +62,8 @@ class Compile(Application):
         Level("-j2, no limit", 2, None),
         Level("-j2 in 192 MiB", 2, 192),
         Level("-j4 in 192 MiB", 4, 192),
-        # In less, the kernel kills a compiler, whatever it swaps to that is fast: all that is
-        # swapped in is active (6.18).
+        # With less memory and a fast swap device, the kernel (6.18) kills a compiler: all
+        # swapped-in pages are active.
         Level("-j8 in 192 MiB", 8, 192),
         Level("-j4 in 96 MiB", 4, 96),
     )
@@ -88,9 +86,9 @@ class Compile(Application):
         )
 
     def prepare(self, *, quick: bool) -> None:
-        """Fetch the source unless it is there.
+        """Fetch the source unless it is there, and build it once.
 
-        Build it once, which warms the page cache and tells the library's hash.
+        The build warms the page cache and gives the hash of the library.
         """
         self.options = DECODER_ONLY if quick else ()
         self._source = fetch()
@@ -98,7 +96,7 @@ class Compile(Application):
         self._reference = self._hash()
 
     def run(self, level: Level, cgroup: Path | None, limit: float) -> Mapping[str, float]:
-        """Build everything, `level.amount` compilers at once."""
+        """Build everything with `level.amount` compilers at once."""
         figures = self._build(level.amount, cgroup, limit)
         if self._hash() != self._reference:
             raise HarnessError(
@@ -112,7 +110,7 @@ class Compile(Application):
     def _build(self, jobs: int, cgroup: Path | None, limit: float) -> dict[str, float]:
         shutil.rmtree(self._place, ignore_errors=True)
         shutil.copytree(self._source, self._place)
-        os.sync()  # what the copy wrote is nobody's pressure
+        os.sync()  # the copy's writeback must not fall into the run
         command = ["make", "-C", str(self._place / "lib"), f"-j{jobs}", "libzstd.a", *self.options]
         started, cpu = time.monotonic(), children_cpu()
         with (
@@ -136,7 +134,7 @@ class Compile(Application):
 
 
 def fetch() -> Path:
-    """Return the directory of the unpacked source, fetched if it is not there.
+    """Return the directory of the unpacked source; fetch it first if it is missing.
 
     Raises:
         HarnessError: apt cannot fetch it.

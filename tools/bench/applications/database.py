@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A database in memory that does not fit into it.
+"""A database in memory that is larger than its memory: Redis with one client.
 
-Redis, asked by one client for values that were not asked for lately.
+Redis is the program in Debian's redis-tools, started by the name that makes it a server; no service
+is installed or started. It has no persistence and a socket of its own. The client is this process,
+outside the cgroup. A value is 1 KiB of the raw workload's pages (tools/bench/harness/workload.c)
+with key and generation in front. So the client verifies each answer without a copy of the value.
 
-Redis is Debian's (the program in redis-tools, under the name that makes it a server: no service is
-installed or started), without persistence, on a socket of its own. The client is this process,
-outside the cgroup. Values are a KiB of the raw workload's pages (tools/bench/harness/workload.c)
-with key and generation in front, so each answer is verified and none needs to be remembered.
-
-First all keys are set, then come operations one by one: nine of ten on a tenth of the keys, the
-rest on all; a fifth of them set the value anew. Times include the client's own, some 40 µs of
-Python: compare them, do not believe them.
+The client first sets all keys. Then it does single operations: nine of ten on a tenth of the keys,
+the rest on all keys. A fifth of the operations set a new value. The times include about 40 µs of
+the client's own Python, so they are good only for comparison.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs an application (applications/) over all contenders: rounds, table, ratios, JSON, plot.
+"""The runs of an application on all contenders: rounds, table, ratios, JSON, plot.
 
-As in rounds.py: each contender is alone on the box, the order turns from round to round, ratios are
-taken within a round. A contender is put on once a round and the levels run one after the other;
-between two of them nothing is on swap.
+As in rounds.py, each contender is alone on the machine, the order rotates from round to round, and
+ratios are taken within a round. A contender starts once in a round, and the levels run one after
+the other. No page is on swap between two levels.
 
-A run that is not done within its time is cut off; what it showed until then is a bound (times at
-least, speeds at most), marked as one in the table, and good enough for a ratio that the bound
-decides.
+A run that exceeds its time limit is cut off. Its figures are bounds: lower for times, upper for
+speeds. The table marks them, and a ratio may use them when the bound decides it.
 
-An application that measures its own processor time (a figure named `cpu`) is charged with that of
-the contender's processes, too.
+A figure named `cpu` is the application's processor time. The processor time of the contender's
+processes is added to it.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ class JobRun:
     """One contender at one level in one round.
 
     Attributes:
-        contender, level: by name.
-        round: from 0.
-        figures: what the application measured.
-        cut: whether it was not done in time, so that the figures are bounds.
-        memory_mib: the most that the contender took, of the readings; 0 if it keeps nothing in
-            memory.
-        error: why there are no figures; empty when it ran to its end, verified, or was cut.
+        contender, level: their names.
+        round: the number of the round, from 0.
+        figures: the figures that the application measured.
+        cut: whether the run was cut off, so that the figures are bounds.
+        memory_mib: the largest reading of the contender's memory, in MiB; 0 if it keeps no pages
+            in memory.
+        error: why there are no figures; empty when the run was verified or cut off.
     """
 
     contender: str
@@ -65,7 +64,7 @@ class JobRun:
 def run_level(
     application: Application, contender: Contender, number: int, level: Level, limit: float
 ) -> JobRun:
-    """Run one level on a contender that is on."""
+    """Run one level on a started contender."""
     figures: Mapping[str, float] = {}
     cut, error = False, ""
     sampling = Sampling(contender)
@@ -100,9 +99,8 @@ def _round(
         try:
             contender.start(size)
             for level in levels:
-                if (
-                    name != NO_SWAP or level.memory_mib is None
-                ):  # with a limit and no swap there is only the OOM killer
+                # With a limit and no swap, the OOM killer would end the run.
+                if name != NO_SWAP or level.memory_mib is None:
                     yield run_level(application, contender, number, level, limit)
         finally:
             contender.stop()
@@ -120,16 +118,16 @@ def run_all(
     device_mib: int,
     say: Callable[[str], None],
 ) -> list[JobRun]:
-    """Run all rounds and return all runs, those that failed included.
+    """Run all rounds; return all runs, with the failed ones.
 
     Args:
-        application: made ready.
-        names: of contenders, in `REGISTRY`.
-        levels: of pressure, in this order.
-        rounds: how often each contender runs.
-        limit: seconds of one run.
-        device_mib: size of the swap device.
-        say: takes one line of progress at a time.
+        application: a prepared application.
+        names: names of contenders in `REGISTRY`.
+        levels: the levels of pressure, in this order.
+        rounds: the number of rounds; each contender runs once in each.
+        limit: the time limit of one run in seconds.
+        device_mib: the size of the swap device in MiB.
+        say: takes a line of progress.
     """
     runs: list[JobRun] = []
     for number in range(rounds):
@@ -147,9 +145,9 @@ def run_all(
 
 
 def medians(runs: Sequence[JobRun], level: str) -> dict[str, dict[str, float]]:
-    """Return contender → figure → median at a level, over the runs without error.
+    """Return the medians at a level by contender and figure, over the runs without error.
 
-    Memory_mib among the figures.
+    `memory_mib` is one of the figures.
     """
     result: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(run.contender for run in runs):
@@ -162,9 +160,9 @@ def medians(runs: Sequence[JobRun], level: str) -> dict[str, dict[str, float]]:
 
 
 def ratios(runs: Sequence[JobRun], level: str, figure: str, rival: str) -> list[float]:
-    """Return subject ÷ rival for each round in which both have the figure.
+    """Return the subject's figure ÷ the rival's, for each round in which both have one.
 
-    The subject's runs that were cut are left out.
+    A round in which the subject was cut off does not count.
     """
     found = []
     for number in sorted({run.round for run in runs}):
@@ -186,15 +184,12 @@ def ratios(runs: Sequence[JobRun], level: str, figure: str, rival: str) -> list[
 
 
 def middle(values: Sequence[float]) -> float | None:
-    """Return the median, None of nothing."""
+    """Return the median; None for no values."""
     return median(values) if values else None
 
 
 def table(application: Application, runs: Sequence[JobRun]) -> str:
-    """Return a table for each level.
-
-    Medians, and the subject's ratio to each rival in the first figure.
-    """
+    """Return a table for each level: medians, and the subject's ratio in the first figure."""
     lines: list[str] = []
     figures = list(application.columns)
     for level in dict.fromkeys(run.level for run in runs):
@@ -220,7 +215,7 @@ def table(application: Application, runs: Sequence[JobRun]) -> str:
 
 
 def _ratio(values: Sequence[float]) -> str:
-    """Return the median, with the interval it lies in where there are rounds enough to tell one."""
+    """Return the median as text; with six rounds or more, with its 95 % interval too."""
     if len(values) < 6:
         return f"{median(values):.3f}" if values else "-"
     return "{:.3f} ({:.3f} to {:.3f})".format(median(values), *interval(values))
@@ -239,7 +234,7 @@ def plot(
     path: Path,
     source: str = "",
 ) -> None:
-    """Draw the first two figures; `by_level` has the medians by level, contender and figure."""
+    """Draw the first two figures from medians by level, contender and figure."""
     levels = list(by_level)
     names = list(dict.fromkeys(name for found in by_level.values() for name in found))
     panels = []
@@ -261,7 +256,7 @@ def plot(
 def as_json(
     application: Application, runs: Sequence[JobRun], skipped: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return all there is to know about the runs, for a file."""
+    """Return the document about the runs, for a JSON file."""
     levels = list(dict.fromkeys(run.level for run in runs))
     rivals = [name for name in dict.fromkeys(run.contender for run in runs) if name != SUBJECT]
     return {

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""First do no harm: what does not need swap must not be slower because there is some.
+"""The cost of swap for programs that do not need it.
 
-Two programs that have all the memory they want: a compilation (that of compile.py, of the decoder
-alone), and the raw workload's phases over memory that stays where it is. What is asked for is 2 %,
-and one run differs from the next by more. So runs are short and many, each beside one without swap
-(a round); what counts is the processor time of the program and of the daemon together, which others
-on the machine move least; and the median ratio comes with the interval in which it lies with a
-probability of 95 %. Where that is wider than 2 % to either side, nothing can be told, and the
-figure does not hold.
+Two programs have all the memory they want: a compilation (compile.py, the decoder alone), and the
+raw workload's phases on memory that is never swapped. The claim is at most 2 %, and single runs
+differ by more. So there are many short runs, each with a run without swap in the same round. The
+figure is the processor time of the program and the daemon together, because other programs on the
+machine change it least. The median ratio comes with its 95 % interval. If the interval is wider
+than 2 % to either side, the result is unknown, and the figure does not hold.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ MEMORY = "memory"
 
 
 class NoPressure(Application):
-    """What runs without swap, with swap that nobody needs.
-
-    Seconds of the processor, and of the clock.
-    """
+    """Programs that need no swap, with and without it: processor seconds and clock seconds."""
 
     name: ClassVar[str] = "nopressure"
     contenders: ClassVar[Sequence[str]] = ("none", "zram-lz4", "zswapd")
@@ -45,16 +41,16 @@ class NoPressure(Application):
         self._compile = Compile()
 
     def missing(self) -> str:
-        """Return why there is nothing to compile, or an empty string."""
+        """Return why the compilation cannot run, or an empty string."""
         return self._compile.missing()
 
     def prepare(self, *, quick: bool) -> None:
-        """Make the compilation ready if it takes part."""
+        """Prepare the compilation if it takes part."""
         if not quick:
             self._compile.prepare(quick=True)
 
     def run(self, level: Level, cgroup: Path | None, limit: float) -> Mapping[str, float]:
-        """Compile, or work in memory; the latter's time is that of all its phases."""
+        """Compile, or run the raw workload; its time is the sum of its phases."""
         if level.name != MEMORY:
             return self._compile.run(level, cgroup, limit)
         pages = level.amount * MIB // mmap.PAGESIZE

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One application from its arguments to its table and its document.
+"""The programs `scripts/bench compile`, `database`, `tabs` and `nopressure`.
 
-What `scripts/bench compile` and the like do.
+They take an application from its arguments to its table and its document.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIMIT_S = 150.0
 
 
 def application_arguments(application: Application, argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of an application; `chosen` are its levels."""
+    """Return the parsed options of an application; `chosen` has the levels to run."""
     parser = argparse.ArgumentParser(
         prog=f"scripts/bench {application.name}", description=type(application).__doc__
     )
@@ -36,10 +36,10 @@ def application_arguments(application: Application, argv: Sequence[str]) -> argp
     known = arguments.names(lambda: list(REGISTRY), "contender")
     levels = arguments.numbers(1, len(application.levels))
     parser.add_argument(
-        "--contenders", type=known, metavar="LIST", help=f"who runs (default {shown})"
+        "--contenders", type=known, metavar="LIST", help=f"contenders (default {shown})"
     )
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help=f"how often each one runs (default {rounds})"
+        "--rounds", type=int, default=rounds, help=f"runs of each contender (default {rounds})"
     )
     parser.add_argument(
         "--levels",
@@ -48,13 +48,19 @@ def application_arguments(application: Application, argv: Sequence[str]) -> argp
         help="numbers of the levels, from 1 (default all): " + _levels(application),
     )
     parser.add_argument(
-        "--limit", type=float, default=LIMIT_S, help=f"seconds of one run (default {LIMIT_S:.0f})"
+        "--limit",
+        type=float,
+        default=LIMIT_S,
+        help=f"time limit of a run, s (default {LIMIT_S:.0f})",
     )
     parser.add_argument(
-        "--device-mib", type=int, default=DEVICE_MIB, help=f"swap device (default {DEVICE_MIB})"
+        "--device-mib",
+        type=int,
+        default=DEVICE_MIB,
+        help=f"size of the swap device (default {DEVICE_MIB})",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a small amount, one round: a trial, no measurement"
+        "--quick", action="store_true", help="small data, one round: a trial, not a measurement"
     )
     parser.add_argument(
         "--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE"
@@ -85,12 +91,13 @@ def _levels(application: Application) -> str:
 def run_application(
     application: Application, args: argparse.Namespace
 ) -> tuple[list[jobs.JobRun], dict[str, Any]]:
-    """Make an application ready and run it over all contenders.
+    """Prepare an application and run it on all contenders.
 
-    Return the runs, and the document about them.
+    Returns:
+        The runs, and the document about them.
 
     Raises:
-        HarnessError: it or every contender is missing something.
+        HarnessError: the application or every contender lacks a program.
     """
     if reason := application.missing():
         raise HarnessError(f"{application.name} is left out: {reason}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a contender costs while something runs: the most memory it had, and its processor time.
+"""The cost of a contender during a run: its peak memory and its processor time.
 
-Memory is read by a thread once a second, of all contenders alike: a reading is the sum of the PSS
-of a daemon's processes, or what the kernel says of its device. A peak between two readings is seen
-of nobody; zram's own record of it, which no daemon has, is in the JSON (mem_used_max) and not
+A thread reads the memory once a second, the same way for all contenders. A reading is the sum of
+the PSS of a daemon's processes, or the kernel's figure for its device. A peak between two readings
+is missed. zram records its own peak, which no daemon does; mem_used_max is in the JSON, and is not
 compared.
 """
 
@@ -22,15 +22,15 @@ SAMPLE_S = 1.0
 
 
 class Sampling(threading.Thread):
-    """Reads while its body runs; a context manager.
+    """A context manager whose thread reads a contender's memory while the body runs.
 
     Args:
-        contender: one that is on, from the beginning of the body to its end.
+        contender: a contender that is started before the body and stopped after it.
 
     Attributes:
-        peak: bytes, the most of the readings; the last one is at the end of the body.
-        cpu_s: processor time of its processes in the body, seconds; of those that live at its end.
-        readings: how many there were.
+        peak: the largest reading in bytes; the last reading is at the end of the body.
+        cpu_s: processor seconds in the body, of the processes that live at its end.
+        readings: the number of readings.
     """
 
     def __init__(self, contender: Contender) -> None:
@@ -43,13 +43,13 @@ class Sampling(threading.Thread):
         self.readings = 0
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the thread."""
         self._cpu_before = self._cpu()
         self.start()
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        """Take the last reading."""
+        """Stop the thread and take the last reading."""
         self._done.set()
         self.join()
         self._read()
@@ -63,9 +63,8 @@ class Sampling(threading.Thread):
             self._read()
 
     def _read(self) -> None:
-        with contextlib.suppress(
-            system.HarnessError, OSError
-        ):  # it may have died, which its workload will tell
+        # If the contender has died, the workload reports it.
+        with contextlib.suppress(system.HarnessError, OSError):
             self.peak = max(self.peak, self._contender.memory_now())
             self.readings += 1
 

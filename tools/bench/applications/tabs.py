@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A browser with more tabs than memory: headless Chromium, whose user goes round all of them.
+"""A browser with more tabs than memory: headless Chromium, with all tabs looked at in turn.
 
-Each tab is a local page that holds text, an object graph and a picture's worth of pixels; asked to,
-it walks through all of that and answers with a sum, as a tab does that is looked at again. The sums
-are compared with those of the first look. The browser is asked through its debugging pipe (JSON,
-ended by zeros, on descriptors 3 and 4), so nothing stands between but itself.
+Each tab is a local page with text, an object graph and the pixels of a picture. For a look, the
+page walks through all of these and returns a sum, which has to equal that of the first look. The
+program talks to the browser through its debugging pipe: JSON, ended by zeros, on descriptors 3 and
+4.
 
-Debian's chromium-headless-shell, or chromium.
+The browser is Debian's chromium-headless-shell, or chromium.
 """
 
 from __future__ import annotations
@@ -40,14 +40,21 @@ PAGE = """<!doctype html><title>tab</title><body><script>
 let seed = SEED;
 const random = () => (seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648;
 const words = Array.from({length: 4096}, () => Math.floor(random() * 1e9).toString(36));
-const text = Array.from({length: 24000}, () => Array.from({length: 12}, () => words[Math.floor(random() * 4096)]).join(" "));
-const graph = Array.from({length: 60000}, (_, n) => ({id: n, next: null, label: words[n % 4096], weight: random()}));
+const line = () => Array.from({length: 12}, () => words[Math.floor(random() * 4096)]).join(" ");
+const text = Array.from({length: 24000}, line);
+const node = (_, n) => ({id: n, next: null, label: words[n % 4096], weight: random()});
+const graph = Array.from({length: 60000}, node);
 graph.forEach((one) => { one.next = graph[Math.floor(random() * graph.length)]; });
 const pixels = new Uint8ClampedArray(1024 * 768 * 4).map((_, n) => (n >> 5) ^ (n >> 13));
-for (let n = 0; n < 800; n++) { const p = document.createElement("p"); p.textContent = text[n]; document.body.append(p); }
+for (let n = 0; n < 800; n++) {
+  const p = document.createElement("p");
+  p.textContent = text[n];
+  document.body.append(p);
+}
 function look() {
   let sum = document.body.textContent.length;
-  for (const line of text) for (let n = 0; n < line.length; n += 8) sum = (sum * 31 + line.charCodeAt(n)) >>> 0;
+  for (const one of text)
+    for (let n = 0; n < one.length; n += 8) sum = (sum * 31 + one.charCodeAt(n)) >>> 0;
   for (const one of graph) sum = (sum * 31 + one.next.id) >>> 0;
   for (let n = 0; n < pixels.length; n += 64) sum = (sum * 31 + pixels[n]) >>> 0;
   return sum;
@@ -83,7 +90,7 @@ class Tabs(Application):
         self._program = next((found for name in PROGRAMS if (found := shutil.which(name))), "")
 
     def missing(self) -> str:
-        """Return that there is no browser, or an empty string."""
+        """Return why there is no browser, or an empty string."""
         return (
             ""
             if self._program
@@ -91,7 +98,7 @@ class Tabs(Application):
         )
 
     def prepare(self, *, quick: bool) -> None:
-        """Start the browser once, so that its program lies in the page cache."""
+        """Start the browser once, so that its program is in the page cache."""
         self.run(Level("", 1, None), None, 60.0)
 
     def run(self, level: Level, cgroup: Path | None, limit: float) -> Mapping[str, float]:
@@ -107,8 +114,9 @@ class Tabs(Application):
         ]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={directory}"]
         command = in_cgroup(cgroup, [self._program, *flags, "about:blank"])
-        # A shell makes them 3 and 4, which may be other descriptors here; not sh, whose own have
-        # one digit. The lowest free one is requests[0], so 3 is never answers[1].
+        # bash turns the pipes into descriptors 3 and 4, which may be taken in this process. sh does
+        # not do it: it takes one digit only. requests[0] is the lowest free descriptor, so
+        # answers[1] is never 3.
         command = [
             "bash",
             "-c",
@@ -123,7 +131,7 @@ class Tabs(Application):
                 running(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=theirs),
             ):
                 for descriptor in theirs:
-                    os.close(descriptor)  # so that its end is the pipe's
+                    os.close(descriptor)  # so that the pipe ends with the browser
                 return _look(
                     _Browser(requests[1], answers[0], time.monotonic() + limit, limit),
                     level,
@@ -180,14 +188,14 @@ class _Browser:
         return session
 
     def look(self, session: str) -> int:
-        """Have a tab walk through what it holds; return its sum."""
+        """Have a tab walk through its data; return the sum."""
         while True:
             result = self.ask(
                 "Runtime.evaluate", session, expression="typeof look == 'function' && look()"
             )["result"]
             if isinstance(result.get("value"), int) and not isinstance(result["value"], bool):
                 return int(result["value"])
-            time.sleep(0.01)  # the page is not there yet
+            time.sleep(0.01)  # the page is not loaded yet
 
 
 def _look(browser: _Browser, level: Level, directory: Path) -> dict[str, float]:

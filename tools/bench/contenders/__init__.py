@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The swap devices that are compared, one plug-in each.
+"""The swap devices to compare, one plug-in each.
 
 A new contender is a module with a subclass of `Contender` and a line in `_ALL`; rounds, table, JSON
 and the figures to hold know contenders by name only.
@@ -33,6 +33,6 @@ _ALL: tuple[type[Contender], ...] = (
 )
 
 REGISTRY: dict[str, Callable[[], Contender]] = {maker.name: maker for maker in _ALL}
-"""Name → maker, in the order of the table."""
+"""The class of each contender by its name, in the order of the table."""
 
 __all__ = ["REGISTRY", "Contender", "MemoryUse"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a contender is: it puts one swap device on, tells its memory.
+"""The interface of a contender.
 
-And takes it off without a trace.
+A contender sets up one swap device, reports its memory, and removes it without a trace.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Memory that a contender takes, in bytes.
+    """The memory that a contender takes, in bytes.
 
     Attributes:
-        total: all it costs: for a daemon its PSS, for a kernel device what the kernel charges to
-            it. This is what is compared.
-        pool: the part that holds pages; 0 where it cannot be told apart.
-        stored: bytes of the stored objects in that pool; 0 where it is not told.
+        total: all its memory: the PSS of a daemon, or the kernel's charge for a device. The
+            comparison uses this.
+        pool: the part that holds pages; 0 where it is unknown.
+        stored: bytes of the stored objects in the pool; 0 where it is unknown.
         details: raw counters, for the JSON only.
     """
 
@@ -35,48 +35,45 @@ class MemoryUse:
 
 
 class Contender(abc.ABC):
-    """One swap device under test. Used once: start, measurements, stop."""
+    """One swap device under test, used once: start, measurements, stop."""
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def missing(self) -> str:
-        """Return why this machine cannot run it, or an empty string."""
+        """Return why this machine cannot run the contender, or an empty string."""
 
     @abc.abstractmethod
     def start(self, size: int) -> None:
-        """Put a swap device of `size` bytes on, with the highest priority.
+        """Set up a swap device of `size` bytes with the highest priority.
 
-        And discard if it learns of free slots that way.
+        The device has discard if it learns of free slots that way.
 
         Raises:
-            HarnessError: it does not come up. `stop` is called all the same.
+            HarnessError: the device does not come up; the caller still has to call `stop`.
         """
 
     @abc.abstractmethod
     def devices(self) -> list[str]:
-        """Return the paths of what it has swapped on."""
+        """Return the paths of its active swap areas."""
 
     @abc.abstractmethod
     def memory_used(self) -> MemoryUse:
-        """Return what it takes now, with all there is to know; called between phases only."""
+        """Return its memory now, with all details; the caller calls it between phases only."""
 
     def memory_now(self) -> int:
-        """Return the total of `memory_used`, bytes, at little cost.
-
-        Called while something is measured.
-        """
+        """Return the total of `memory_used` in bytes, at little cost, during a measurement."""
         each = self.processes()
         return sum(process_memory(pid).pss for pid in each) if each else self.memory_used().total
 
     def processes(self) -> list[int]:
-        """Return the ids of the processes that serve it, none if that is the kernel alone."""
+        """Return the ids of the processes that serve the device; none for a kernel device."""
         return []
 
     @abc.abstractmethod
     def stop(self) -> None:
-        """Swap off and remove every trace; also after a failed or half-done start.
+        """Run swapoff and remove every trace, also after a failed or half-done start.
 
         Raises:
-            HarnessError: something is left; the message says what.
+            HarnessError: something is left; the message names it.
         """

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The nearest rival in user space.
+"""The nearest rival in user space: nbdkit's RAM disk with zstd.
 
-Nbdkit's RAM disk with zstd, a file through nbdfuse, a loop device on it.
-
-The chain below the loop device is that of zswapd (kernel, FUSE, a process that compresses), in C
-throughout, with the network block device protocol between its two processes.
+nbdfuse shows the disk as a file, and a loop device is attached to the file. The chain below the
+loop device is the same as zswapd's: kernel, FUSE, a process that compresses. It is all in C, and
+its two processes talk the network block device protocol.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class NbdkitZstd(Contender):
         )
 
     def missing(self) -> str:
-        """Return why it cannot run here, or an empty string."""
+        """Return why the rival cannot run here, or an empty string."""
         if absent := self.missing_programs():
             return absent
         try:
@@ -55,11 +54,11 @@ class NbdkitZstd(Contender):
         return "" if "zstd=yes" in plugin else "this nbdkit was built without zstd"
 
     def start(self, size: int) -> None:
-        """Start both processes, wait for the file, attach it and swap on."""
+        """Start both processes, attach a loop device to the file, and run swapon."""
         system.swap_on(self.attach(size))
 
     def attach(self, size: int) -> str:
-        """Do all of that but swap on; return the loop device."""
+        """Start both processes and attach a loop device to the file; return the device."""
         self._directory = Path(tempfile.mkdtemp(prefix="zbench-nbdkit-"))
         ready = self._directory / "ready"
         mountpoint = self._directory / "mnt"
@@ -84,17 +83,17 @@ class NbdkitZstd(Contender):
         return [self._device] if self._device is not None else []
 
     def memory_used(self) -> MemoryUse:
-        """Return the PSS of both processes; the pool cannot be told from the rest."""
+        """Return the PSS of both processes; the size of the pool alone is unknown."""
         each = {pid: system.process_memory(pid) for pid in self.processes()}
         total = sum(memory.pss for memory in each.values())
         return MemoryUse(total, details={str(pid): memory.pss for pid, memory in each.items()})
 
     def processes(self) -> list[int]:
-        """Return nbdfuse and nbdkit."""
+        """Return the process ids of nbdfuse and nbdkit."""
         return system.children(self._process.pid) if self._process is not None else []
 
     def stop(self) -> None:
-        """Swap off, detach, unmount; both processes end with the mount."""
+        """Run swapoff, detach, unmount; both processes end with the mount."""
         if self._device is not None:
             system.swap_off(self._device)
             system.detach_loop(self._device)

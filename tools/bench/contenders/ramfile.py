@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel's part of the way costs.
+"""The cost of the kernel's part: a loop device on a file in memory.
 
-A loop device on a file in memory, no compression, no FUSE, no process.
-
-Not a rival but the ceiling: nothing behind a loop device can be faster than a copy of the page in
-the loop driver's own worker. It keeps the data in full, so its memory says nothing.
+It has no compression, no FUSE and no process. It is not a rival but the upper limit: nothing behind
+a loop device is faster than the loop driver's own copy of the page. It keeps the data uncompressed,
+so its memory figure means nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TMPFS = Path("/dev/shm")
 
 
 class LoopRam(Contender):
-    """A sparse file in /dev/shm, attached as the others are."""
+    """A sparse file in /dev/shm behind a loop device."""
 
     name: ClassVar[str] = "loop-ram"
 
@@ -30,11 +29,11 @@ class LoopRam(Contender):
         self._device: str | None = None
 
     def missing(self) -> str:
-        """Return why there is no file system in memory here, or an empty string."""
+        """Return why there is no file system in memory, or an empty string."""
         return "" if TMPFS.is_mount() else f"{TMPFS} is not mounted"
 
     def start(self, size: int) -> None:
-        """Make the file, attach it, swap on."""
+        """Make the file, attach a loop device, and run swapon."""
         with tempfile.NamedTemporaryFile(prefix="zbench-", dir=TMPFS, delete=False) as file:
             file.truncate(size)
         self._file = Path(file.name)
@@ -46,11 +45,11 @@ class LoopRam(Contender):
         return [self._device] if self._device is not None else []
 
     def memory_used(self) -> MemoryUse:
-        """Return what the file takes."""
+        """Return the memory of the file."""
         return MemoryUse(0 if self._file is None else self._file.stat().st_blocks * 512)
 
     def stop(self) -> None:
-        """Swap off, detach, remove the file."""
+        """Run swapoff, detach the device, and remove the file."""
         if self._device is not None:
             system.swap_off(self._device)
             system.detach_loop(self._device)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people have without any of this: a file on the disk as swap; behind a loop device.
+"""Plain swap: a file on the disk, a file behind a loop device, a file on a slow disk, no swap.
 
-On a disk that is slow.
-
-The slow disk is nbdkit's delay filter, one request at a time, as a disk with an arm has it: 5 ms
-for each, whatever its size (some 200 requests a second; up to 128 KiB of neighbours in one). Its
-data lies in memory, so that nothing but the delay is slow.
+The slow disk is nbdkit's delay filter. Like a disk with an arm, it takes one request at a time and
+5 ms for each, whatever its size. That is about 200 requests a second, each of up to 128 KiB. Its
+data is in memory, so only the delay is slow.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ DELAY_MS = 5
 
 
 class SwapFile(Contender):
-    """A file below /var/tmp, swapped on by itself, without a loop device."""
+    """A swap file below /var/tmp, without a loop device."""
 
     name: ClassVar[str] = "file"
 
@@ -41,7 +39,7 @@ class SwapFile(Contender):
         )
 
     def start(self, size: int) -> None:
-        """Allocate the file and swap on."""
+        """Allocate the file and run swapon."""
         self._allocate(size)
         system.swap_on(self.devices()[0])
 
@@ -59,7 +57,7 @@ class SwapFile(Contender):
         return MemoryUse(0)
 
     def stop(self) -> None:
-        """Swap off, remove the file."""
+        """Run swapoff and remove the file."""
         if self._file is not None:
             system.swap_off(self._file)
         self._remove()
@@ -72,10 +70,7 @@ class SwapFile(Contender):
 
 
 class LoopFile(SwapFile):
-    """The same behind a loop device.
-
-    What that alone costs on a disk, whatever else stands behind it.
-    """
+    """A swap file behind a loop device; it shows the cost of the loop device alone."""
 
     name: ClassVar[str] = "file-loop"
 
@@ -84,7 +79,7 @@ class LoopFile(SwapFile):
         self._device: str | None = None
 
     def start(self, size: int) -> None:
-        """Allocate the file, attach it, swap on."""
+        """Allocate the file, attach a loop device, and run swapon."""
         self._allocate(size)
         assert self._file is not None
         self._device = system.attach_loop(self._file)
@@ -95,7 +90,7 @@ class LoopFile(SwapFile):
         return [self._device] if self._device is not None else []
 
     def stop(self) -> None:
-        """Swap off, detach, remove the file."""
+        """Run swapoff, detach the device, and remove the file."""
         if self._device is not None:
             system.swap_off(self._device)
             system.detach_loop(self._device)
@@ -119,21 +114,21 @@ class SlowFile(NbdkitZstd):
         return self.missing_programs()
 
     def memory_used(self) -> MemoryUse:
-        """Return nothing: what holds the data stands for a disk."""
+        """Return nothing: the process that holds the data stands for a disk."""
         return MemoryUse(0)
 
     def processes(self) -> list[int]:
-        """Return nothing, for the same reason."""
+        """Return nothing: the process stands for a disk."""
         return []
 
 
 class NoSwap(Contender):
-    """No swap at all: what everything is measured against where there is no pressure."""
+    """No swap: the baseline where there is no memory pressure."""
 
     name: ClassVar[str] = "none"
 
     def missing(self) -> str:
-        """Return an empty string: it is always there."""
+        """Return an empty string: no swap is always possible."""
         return ""
 
     def start(self, size: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own: a compressed RAM disk as swap device."""
+"""The kernel's own rival: zram, a compressed RAM disk as swap device."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MM_STAT = (
     "pages_compacted",
     "huge_pages",
 )
-"""Columns of /sys/block/zram*/mm_stat; newer kernels append more."""
+"""The columns of /sys/block/zram*/mm_stat; newer kernels append more."""
 
 
 class ZramLz4(Contender):
-    """A zram device with lz4, one that nobody uses; made for the purpose where all are in use."""
+    """A free zram device with lz4; a new device if all are in use."""
 
     name: ClassVar[str] = "zram-lz4"
     algorithm: ClassVar[str] = "lz4"
@@ -58,10 +58,9 @@ class ZramLz4(Contender):
         self._added = True
 
     def start(self, size: int) -> None:
-        """Set a free device up and swap it on.
+        """Set a free device up and run swapon.
 
-        Without discard, which it does not need: the kernel tells zram of each slot that is freed,
-        by a call of its own.
+        zram needs no discard: the kernel reports each freed slot to it (swap_slot_free_notify).
         """
         self._take_device()
         try:
@@ -78,7 +77,7 @@ class ZramLz4(Contender):
         return [self._device] if self._number is not None else []
 
     def memory_used(self) -> MemoryUse:
-        """Return mem_used_total, which includes what its allocator wastes but not its table of pages."""
+        """Return mem_used_total, with the allocator's waste, without the table of pages."""
         stat = dict(
             zip(MM_STAT, map(int, self._sysfs("mm_stat").read_text().split()), strict=False)
         )
@@ -98,7 +97,7 @@ class ZramLz4(Contender):
 
 
 class ZramLzoRle(ZramLz4):
-    """The same with lzo-rle, the kernel's default."""
+    """A zram device with lzo-rle, the kernel's default."""
 
     name: ClassVar[str] = "zram-lzo-rle"
     algorithm: ClassVar[str] = "lzo-rle"

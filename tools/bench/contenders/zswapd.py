@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zswapd itself, as its user runs it."""
+"""The contender zswapd, as a user runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.bench.harness.daemon import Daemon, program
 
 
 class Zswapd(Contender):
-    """A daemon on default settings but for size and priority, swapped on by zswapctl."""
+    """A daemon with default settings except size and priority; zswapctl runs swapon."""
 
     name: ClassVar[str] = "zswapd"
     files: ClassVar[int] = 1
@@ -20,7 +20,7 @@ class Zswapd(Contender):
         self._daemon: Daemon | None = None
 
     def missing(self) -> str:
-        """Return why it does not even start, or an empty string."""
+        """Return why zswapctl does not start, or an empty string."""
         try:
             system.run(*program("zswapctl"), "--help")
         except system.HarnessError as exc:
@@ -28,7 +28,10 @@ class Zswapd(Contender):
         return ""
 
     def start(self, size: int) -> None:
-        """Start the daemon, swap on: all files at one priority, so that the kernel goes round them."""
+        """Start the daemon and run swapon for all files, at one priority.
+
+        The kernel then spreads the pages over the files in turn.
+        """
         each = f"{size // system.MIB // self.files}M"
         more = [f"file{number}" for number in range(1, self.files)]
         settings = {
@@ -46,7 +49,7 @@ class Zswapd(Contender):
         return self._daemon.loops() if self._daemon is not None else []
 
     def memory_used(self) -> MemoryUse:
-        """Return the PSS of all its processes, and what it says about its pool."""
+        """Return the PSS of all its processes, and its own figures of the pool."""
         if self._daemon is None:
             return MemoryUse(0)
         sample = self._daemon.pool_sample()
@@ -55,7 +58,7 @@ class Zswapd(Contender):
         )
 
     def processes(self) -> list[int]:
-        """Return supervisor, worker and spare."""
+        """Return the process ids of supervisor, worker and spare."""
         return (
             system.children(self._daemon.pid)
             if self._daemon is not None and self._daemon.alive()
@@ -63,14 +66,14 @@ class Zswapd(Contender):
         )
 
     def stop(self) -> None:
-        """Swap off, stop the daemon."""
+        """Run swapoff and stop the daemon."""
         if self._daemon is not None:
             self._daemon.stop()
             self._daemon = None
 
 
 class ZswapdTwo(Zswapd):
-    """One daemon with two swap files, half as large each."""
+    """One daemon with two swap files, each half the size."""
 
     name: ClassVar[str] = "zswapd-2"
     files: ClassVar[int] = 2

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every benchmark needs: a daemon, swap areas, memory cgroups, figures and their display."""
+"""The parts of every benchmark: a daemon, swap areas, memory cgroups, figures, their display."""

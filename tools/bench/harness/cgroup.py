@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A memory cgroup of its own for a workload, so that it swaps and nothing else on the machine does.
+"""A memory cgroup for a workload, so that only the workload swaps.
 
-Works with both layouts: v1 (`memory` hierarchy, memory.limit_in_bytes) and v2 (memory.max, with the
-controller switched on in the root's cgroup.subtree_control). The directory lies at the top of the
-hierarchy, is named after this process, and is removed on exit after all that is left in it was
-killed.
+It works with both versions: v1 (`memory` hierarchy, memory.limit_in_bytes) and v2 (memory.max, with
+the controller enabled in the root's cgroup.subtree_control). The directory is at the top of the
+hierarchy and has this process's id in its name. The exit kills all processes in it and removes it.
 
 On v1 the limit covers memory alone; memory+swap stays unlimited. On v2 memory.swap.max is unlimited
 by default.
@@ -29,13 +28,13 @@ REMOVE_LIMIT_S = 10.0
 
 
 def memory_hierarchy(root: Path = Path("/")) -> tuple[Path, int]:
-    """Return where memory cgroups are made, and the version (1 or 2) of that hierarchy.
+    """Return the directory of the memory hierarchy, and its version (1 or 2).
 
     Args:
-        root: what to look below; tests give a made-up tree.
+        root: the root directory; tests give a made-up tree.
 
     Raises:
-        HarnessError: this system has no memory controller that can be used.
+        HarnessError: this system has no usable memory controller.
     """
     second: Path | None = None
     for line in (root / "proc/self/mounts").read_text().splitlines():
@@ -54,11 +53,11 @@ def memory_hierarchy(root: Path = Path("/")) -> tuple[Path, int]:
 
 
 class MemoryCgroup:
-    """A memory cgroup; a context manager that makes and removes it.
+    """A context manager that makes and removes a memory cgroup.
 
     Args:
-        name: what it is for; the directory is `zswapd-<name>-<pid>`.
-        limit: bytes its processes may have in memory.
+        name: its purpose; the directory is `zswapd-<name>-<pid>`.
+        limit: the memory limit in bytes.
         root: see `memory_hierarchy`.
     """
 
@@ -69,10 +68,10 @@ class MemoryCgroup:
         self._limit = limit
 
     def __enter__(self) -> MemoryCgroup:
-        """Make it.
+        """Make the cgroup.
 
         Raises:
-            HarnessError: not root, or the controller cannot be switched on.
+            HarnessError: not root, or the controller cannot be enabled.
         """
         try:
             if self._version == 2:
@@ -97,17 +96,17 @@ class MemoryCgroup:
             control.write_text("+memory")
 
     def set_limit(self, limit: int) -> None:
-        """Set the limit to `limit` bytes; the kernel reclaims what is above it before this returns."""
+        """Set the limit to `limit` bytes; the kernel reclaims the excess before this returns."""
         name = "memory.limit_in_bytes" if self._version == 1 else "memory.max"
         (self.path / name).write_text(str(limit))
 
     def usage(self) -> int:
-        """Return how many bytes its processes have in memory now."""
+        """Return the memory of its processes in bytes."""
         name = "memory.usage_in_bytes" if self._version == 1 else "memory.current"
         return int((self.path / name).read_text())
 
     def oom_kills(self) -> int:
-        """Return how often the kernel killed a process of this cgroup for want of memory."""
+        """Return the number of the cgroup's processes that the OOM killer killed."""
         name = "memory.oom_control" if self._version == 1 else "memory.events"
         match = re.search(r"^oom_kill (\d+)$", (self.path / name).read_text(), re.MULTILINE)
         return int(match[1]) if match else 0
@@ -117,11 +116,10 @@ class MemoryCgroup:
         return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
 
     def remove(self) -> None:
-        """Kill what is left in it and remove it; does nothing when it is gone.
+        """Kill its processes and remove it; do nothing if it is removed already.
 
         Raises:
-            HarnessError: a process in it does not die; it waits for a device that does not answer,
-                as a rule.
+            HarnessError: a process in it does not die, usually because its device does not answer.
         """
         end = time.monotonic() + REMOVE_LIMIT_S
         while self.path.exists():
@@ -143,5 +141,5 @@ class MemoryCgroup:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove it."""
+        """Remove the cgroup."""
         self.remove()

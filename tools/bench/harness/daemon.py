@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One real zswapd, driven as a user drives it.
+"""One real zswapd, driven as a user drives it: by its commands and by SIGTERM.
 
-`zswapd run`, `zswapctl swapon`, `zswapctl swapoff`, SIGTERM.
+The daemon has a directory of its own (mountpoint, socket, log), so several can run side by side. It
+reports on the notification socket that it is ready, as a systemd service does.
 
-It has a directory of its own (mountpoint, socket, log), so that many can stand side by side. Ready
-is when it says so on the notification socket, as a systemd service does.
-
-`stop` leaves nothing behind, whatever state the daemon is in. The order matters: swapoff first,
-while the daemon can still answer; the daemon last. Only if swapoff fails is the FUSE connection
-aborted, which turns everything that waits on it into an I/O error.
+`stop` leaves nothing behind, whatever the state of the daemon. The order matters: swapoff comes
+first, while the daemon can still answer, and the daemon ends last. If swapoff fails, `stop` aborts
+the FUSE connection, and every process that waits for it gets an I/O error.
 """
 
 from __future__ import annotations
@@ -40,10 +38,7 @@ LOG_TAIL = 4000
 
 
 def program(name: str, tree: Path | None = None) -> list[str]:
-    """Return the command that starts `zswapd` or `zswapctl` of this interpreter's environment.
-
-    Or of a checkout's own.
-    """
+    """Return the command for `zswapd` or `zswapctl`, of this environment or of `tree`."""
     if tree is not None:
         return [str(tree / ".venv/bin" / name)]
     script = Path(sys.executable).parent / name
@@ -51,15 +46,15 @@ def program(name: str, tree: Path | None = None) -> list[str]:
 
 
 class Daemon:
-    """A zswapd with its own mountpoint and socket; a context manager that starts and stops it.
+    """A context manager that starts and stops a zswapd with its own mountpoint and socket.
 
     Args:
-        size: of the swap file, as --size takes it.
-        settings: section.key → value, passed with --set.
-        arguments: further ones for `zswapd run`.
-        parent: where to make its directory; None for the system's temporary directory.
-        is_service: it has a service manager to talk to; without, it is ready when its log says so.
-        tree: checkout whose zswapd it is, with its environment; None for this one.
+        size: the size of the swap file, in the form of --size.
+        settings: values by section.key, passed with --set.
+        arguments: further arguments for `zswapd run`.
+        parent: the parent of its directory; None for the system's temporary directory.
+        is_service: give it a notification socket; without one, its log says when it is ready.
+        tree: the checkout of the zswapd, with its environment; None for this one.
     """
 
     def __init__(
@@ -84,7 +79,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start it, wait until it is ready."""
+        """Start the daemon and wait until it is ready."""
         try:
             self.start()
         except BaseException:
@@ -93,23 +88,21 @@ class Daemon:
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        """Stop it."""
+        """Stop the daemon."""
         self.stop()
 
     @property
     def pid(self) -> int:
-        """Process id of the daemon."""
+        """The process id of the supervisor."""
         assert self._process is not None
         return self._process.pid
 
     def worker_pid(self) -> int:
-        """Return the process id of the worker.
-
-        The supervisor's only child of that name, or its youngest.
+        """Return the process id of the worker, the supervisor's youngest child of that name.
 
         Raises:
-            HarnessError: there is none for five seconds; the supervisor pauses between workers that
-                die early.
+            HarnessError: there is no worker for five seconds. The supervisor pauses between workers
+                that die early.
         """
         end = time.monotonic() + 5
         while time.monotonic() < end:
@@ -125,26 +118,25 @@ class Daemon:
 
     @property
     def file(self) -> Path:
-        """The file that is the swap device; do not stat it while the daemon may hang."""
+        """The swap file; a stat(2) on it hangs while the daemon hangs."""
         return self.mountpoint / "swap"
 
     def log_text(self) -> str:
-        """Return all that it wrote to its standard output and error."""
+        """Return the daemon's standard output and error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self, stored: Mapping[str, int] | None = None) -> None:
-        """Start it and wait until it is ready.
+        """Start the daemon and wait until it is ready.
 
         Args:
-            stored: open files by name, to be given to it as a service manager gives those that it
-                has kept.
+            stored: open files by name, passed as a service manager passes its stored ones.
 
         Raises:
-            HarnessError: it ended, or was not ready within `START_LIMIT_S`; with what it said.
+            HarnessError: the daemon ended, or was not ready within `START_LIMIT_S`; the message has
+                the end of its log.
         """
-        with contextlib.suppress(
-            FileExistsError
-        ):  # `exist_ok` would look at it, and wait for a worker that hangs
+        # `exist_ok` would stat the mountpoint, and wait for a worker that hangs.
+        with contextlib.suppress(FileExistsError):
             self.mountpoint.mkdir()
         command = [
             *program("zswapd", self._tree),
@@ -155,11 +147,8 @@ class Daemon:
             str(self.mountpoint),
             *self._arguments,
         ]
-        settings = {
-            "control.socket": str(self.socket),
-            "metrics.listen": "",
-            **self._settings,
-        }  # there is one such port
+        # No metrics: the default port is the same for all daemons.
+        settings = {"control.socket": str(self.socket), "metrics.listen": "", **self._settings}
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         environment = {}
@@ -216,10 +205,10 @@ class Daemon:
         )
 
     def ctl(self, *arguments: str, limit: float = CTL_LIMIT_S) -> str:
-        """Run zswapctl with `arguments` and return what it printed.
+        """Run zswapctl with `arguments` and return its output.
 
         Raises:
-            HarnessError: it failed or took longer than `limit` seconds.
+            HarnessError: zswapctl failed or took longer than `limit` seconds.
         """
         return system.run(*program("zswapctl"), "--socket", self.socket, *arguments, limit=limit)
 
@@ -230,14 +219,13 @@ class Daemon:
         return answer
 
     def ask(self, command: str, **arguments: object) -> dict[str, Any]:
-        """Send one request to the control socket, without the price of starting zswapctl.
+        """Send one request to the control socket, and return the result.
 
-        Return the result.
-
-        For readings while something is measured or shown; the protocol is one JSON object a line.
+        This is for readings during a measurement: it saves the start of zswapctl. The protocol is
+        one JSON object on each line.
 
         Raises:
-            HarnessError: the daemon does not answer, or says no.
+            HarnessError: the daemon does not answer, or refuses the request.
         """
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -248,9 +236,8 @@ class Daemon:
                 )
                 with connection.makefile("rb") as replies:
                     reply = json.loads(replies.readline())
-                    while (
-                        "progress" in reply
-                    ):  # what takes longer tells how far it is, and answers at its end
+                    # A long command sends its progress before the answer.
+                    while "progress" in reply:
                         reply = json.loads(replies.readline())
         except (OSError, ValueError) as exc:
             raise HarnessError(
@@ -263,7 +250,7 @@ class Daemon:
         return result
 
     def pool_sample(self) -> PoolSample:
-        """Return what it holds now."""
+        """Return the state of the pool."""
         status = self.ask("status")
         pool, page_size = status["pool"], status["page_size"]
         pages = pool["stored_pages"]
@@ -272,7 +259,7 @@ class Daemon:
         )
 
     def swapon(self, *arguments: str) -> str:
-        """Swap its file on with `zswapctl swapon`; return the loop device."""
+        """Run `zswapctl swapon`; return the loop device."""
         before = set(self.loops())
         self.ctl_json("swapon", *arguments)
         added = [device for device in self.loops() if device not in before]
@@ -283,7 +270,7 @@ class Daemon:
         return added[0]
 
     def swapoff(self, *arguments: str, limit: float = 120.0) -> None:
-        """Swap off with `zswapctl swapoff`."""
+        """Run `zswapctl swapoff`."""
         self.ctl("swapoff", *arguments, limit=limit)
 
     def loops(self) -> list[str]:
@@ -291,11 +278,11 @@ class Daemon:
         return system.loops_below(self.mountpoint)
 
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Return whether the supervisor runs."""
         return self._process is not None and self._process.poll() is None
 
     def wait_for_end(self, *, limit: float = 10.0) -> int:
-        """Wait until the process (not its worker) has ended; return its exit code."""
+        """Wait until the supervisor (not its worker) has ended; return its exit code."""
         assert self._process is not None
         return self._process.wait(timeout=limit)
 
@@ -303,7 +290,7 @@ class Daemon:
         """Send SIGTERM and return the exit code.
 
         Raises:
-            HarnessError: it still runs after `limit` seconds.
+            HarnessError: the daemon still runs after `limit` seconds.
         """
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
@@ -313,10 +300,10 @@ class Daemon:
             raise HarnessError(f"zswapd still runs {limit:.0f} s after SIGTERM") from None
 
     def stop(self) -> None:
-        """Swap off, stop the daemon and remove its directory; does nothing when that is done.
+        """Run swapoff, stop the daemon and remove its directory; do nothing if that is done.
 
         Raises:
-            HarnessError: it did not stop by itself when it was told to; all is removed even then.
+            HarnessError: the daemon did not stop by itself. Everything is removed even then.
         """
         if not self.directory.exists():
             return
@@ -338,7 +325,7 @@ class Daemon:
             raise HarnessError(complaint)
 
     def _remove_by_force(self) -> None:
-        """Kill what still runs, cut off what still waits, unmount, delete."""
+        """Kill the processes, abort the FUSE connection, unmount, and delete the directory."""
         for _, number in system.mounts_below(self.directory):
             system.abort_fuse(number)
         if self._process is not None and self.alive():

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A progress display: a block of lines that is redrawn on a terminal.
+"""A progress display: a block of lines on a terminal, otherwise one line a second.
 
-One line a second anywhere else.
-
-It has no thread and no timer of its own. The workload reports some times a second; each report may
-redraw. A long silence of the workload is therefore visible as a clock that stands still, which is
-the truth: it waits for a page.
+It has no thread and no timer. The workload reports its progress several times a second, and each
+report may redraw. So the clock stands still while the workload waits for a page.
 """
 
 from __future__ import annotations
@@ -29,13 +26,13 @@ BAR = 30
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """What the daemon holds at one moment.
+    """The daemon's pool at one moment.
 
     Attributes:
-        pages: stored pages.
-        page_bytes: bytes of them before compression.
-        stored_bytes: bytes of them as they are stored.
-        pool_bytes: memory the pool takes for that.
+        pages: the stored pages.
+        page_bytes: their bytes before compression.
+        stored_bytes: their bytes as stored objects.
+        pool_bytes: the memory of the pool in bytes.
     """
 
     pages: int
@@ -45,17 +42,18 @@ class PoolSample:
 
     @property
     def ratio(self) -> float:
-        """Bytes of data in one byte of pool memory; 0 while nothing is stored."""
+        """Bytes of data for each byte of pool memory; 0 while the pool is empty."""
         return self.page_bytes / self.pool_bytes if self.pool_bytes else 0.0
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Pages swapped by the whole machine, as rates between two looks at /proc/vmstat.
+    """The swap rates of the whole machine, between two readings of /proc/vmstat.
 
     Attributes:
-        out: MiB/s.
-        back: MiB/s.
+        page_size: the page size in bytes.
+        out: MiB/s swapped out.
+        back: MiB/s swapped in.
     """
 
     page_size: int
@@ -64,7 +62,7 @@ class Traffic:
     _last: tuple[float, int, int] | None = None
 
     def update(self, now: float, vmstat: str) -> None:
-        """Take the counters in `vmstat`, read at `now` seconds."""
+        """Take the counters in `vmstat`, the text of /proc/vmstat at `now` seconds."""
         counters = dict(line.split() for line in vmstat.splitlines())
         pages_out, pages_in = int(counters["pswpout"]), int(counters["pswpin"])
         if self._last is not None and now > self._last[0]:
@@ -75,12 +73,12 @@ class Traffic:
 
 
 class Display:
-    """Shows what the demo does.
+    """The progress display of the demo.
 
     Args:
-        sample: returns what the daemon holds.
-        page_size: bytes.
-        titles: phase of the workload → what the user reads.
+        sample: returns the state of the pool.
+        page_size: the page size in bytes.
+        titles: the text for the user, by phase of the workload.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class Display:
         self._terminal = sys.stdout.isatty()
 
     def update(self, phase: str, done: int, total: int) -> None:
-        """Draw again if it is time to. `done` of `total` pages of `phase` are through."""
+        """Redraw if it is time; `done` of `total` pages of `phase` are done."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -130,7 +128,7 @@ class Display:
         self._drawn = len(lines)
 
     def finished(self, line: str) -> None:
-        """Replace the block by one line that stays."""
+        """Replace the block by one permanent line."""
         if self._drawn:
             print(f"\x1b[{self._drawn}A\x1b[J", end="")
             self._drawn = 0

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every report is made of.
-
-Figures that have to hold, tables, plots, and what they were measured on.
-"""
+"""The parts of every report: figures that have to hold, tables, plots, the machine."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One claim about zswapd and whether it held.
+    """One claim about zswapd, with its measured value.
 
     Attributes:
-        name: the claim, in words.
-        value: what was measured; None when it was not.
-        bound: what it has to reach, or not to pass.
+        name: the claim in words.
+        value: the measured value; None if there is none.
+        bound: the bound for the value.
         at_least: whether `bound` is a lower bound.
     """
 
@@ -39,30 +36,28 @@ class Figure:
 
     @property
     def holds(self) -> bool:
-        """Whether it was measured and keeps its bound."""
+        """Whether the value was measured and keeps its bound."""
         if self.value is None:
             return False
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def line(self) -> str:
-        """Return it as a line of text."""
+        """Return the figure as a line of text."""
         shown = "not measured" if self.value is None else f"{self.value:.3f}"
         sign = "≥" if self.at_least else "≤"
         return f"{'holds' if self.holds else 'FAILS'}  {self.name}: {shown} ({sign} {self.bound:g})"
 
 
 def told(figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    """Return claims as a document has them."""
+    """Return claims in the form of a document."""
     return [{**asdict(figure), "holds": figure.holds} for figure in figures]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return what the median of what `values` are drawn from lies between.
+    """Return the interval that contains the true median with a probability of at least 95 %.
 
-    With a probability of 95 % at least.
-
-    By their ranks alone, so whatever the distribution is; fewer than six values do not give that,
-    and all of them are returned.
+    It depends on the ranks of the values alone, so it holds for every distribution. Fewer than six
+    values do not reach 95 %; the interval then spans all of them.
     """
     ordered = sorted(values)
     count, cut, tail = len(ordered), 0, 0.0
@@ -75,14 +70,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def progress(line: str) -> None:
-    """Tell the user how far it is."""
+    """Print a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as a table of text.
 
-    The first column to the left, the others to the right.
+    The first column is left-aligned, the others are right-aligned.
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (
@@ -92,7 +87,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return the machine of the figures: kernel, processors, memory, page size, Python."""
     model = [
         line
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -110,10 +105,10 @@ def machine() -> dict[str, Any]:
 
 
 def quiet_pyplot() -> Any:
-    """Return matplotlib's pyplot, set up to draw into files that are the same for the same data.
+    """Return matplotlib's pyplot, set up so that equal data gives equal files.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: matplotlib is not installed.
     """
     import matplotlib as mpl
 
@@ -134,7 +129,7 @@ COLOURS = {
     "file-slow": "#222222",
     "none": "#d9b23c",
 }
-"""Of contenders, the same in every plot; others take matplotlib's own."""
+"""The colours of contenders in every plot; others have matplotlib's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +137,9 @@ class Panel:
     """One part of a plot.
 
     Attributes:
-        title, unit: what its heights are.
-        groups: names along the horizontal axis.
-        heights: contender → a height for each group; None leaves a gap.
+        title, unit: the meaning of its heights.
+        groups: the names along the horizontal axis.
+        heights: by contender, a height for each group; None leaves a gap.
     """
 
     title: str
@@ -154,7 +149,7 @@ class Panel:
 
 
 def bars(panels: Sequence[Panel], path: Path, source: str = "") -> None:
-    """Draw panels of bars side by side into a file, as `save` does; the legend stands in the first."""
+    """Draw panels of bars side by side into a file, with the legend in the first."""
     pyplot = quiet_pyplot()
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False
@@ -186,12 +181,12 @@ def bars(panels: Sequence[Panel], path: Path, source: str = "") -> None:
 
 
 def save(figure: Any, path: Path, source: str = "") -> None:
-    """Write a figure into a file, without the date, and let go of it.
+    """Write a figure into a file, without the date, and close the figure.
 
     Args:
-        figure: matplotlib's.
-        path: of the file.
-        source: what it was drawn from, said in the file where that is an SVG.
+        figure: a figure of matplotlib.
+        path: the path of the file.
+        source: the digest of the data; an SVG file contains it.
     """
     from matplotlib import pyplot
 

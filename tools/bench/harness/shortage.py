@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A box that is short of memory, for as long as a body runs, and in no danger.
+"""A memory shortage for the time of a body, without danger for the machine.
 
-A process of its own takes memory, page by page for real, until no zone has more free than its low
-watermark, and goes on taking whenever one has again: by what kswapd has reclaimed, or somebody has
-given back. So it is short by the kernel's own measure and stays so. Before that,
-vm.watermark_scale_factor is raised to its most, which puts the low watermark at 30 % of memory:
-what is between that and nothing stays free, and nobody is killed. It is put back at the end.
+A child process, the taker, populates memory until no zone has more free pages than its low
+watermark. It takes more whenever a zone is above it again, because kswapd reclaimed pages or a
+process freed some. So the machine is short of memory by the kernel's own measure, and stays so.
 
-Limits: others on the box feel it, too, as kswapd takes their page cache; and it takes a box of some
-gibibytes.
+Before that, vm.watermark_scale_factor goes to its maximum, which puts the low watermark at 30 % of
+memory. All memory below the watermark stays free, so the OOM killer kills no process. The end of
+the body restores the factor.
+
+Limits: other programs on the machine lose page cache to kswapd. The machine needs at least 3 GiB of
+available memory.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ FACTOR = Path("/proc/sys/vm/watermark_scale_factor")
 MOST = 3000
 STEP_MIB = 32
 KEPT_MIB = 1024
-"""What is left of the memory that was available, whatever the watermarks say."""
+"""The MiB of available memory that the taker never takes, whatever the watermarks say."""
 END_LIMIT_S = 20.0
 _ZONE = re.compile(
     r"pages free +(\d+)\n.*?low +(\d+)\n.*?managed +(\d+)\n.*?protection: \(([\d, ]*)\)", re.DOTALL
@@ -50,7 +52,8 @@ while os.getppid() == parent:
     if above <= -(STEP_MIB << 8):
         time.sleep(0.001)
     elif left:
-        held.append(mmap.mmap(-1, STEP_MIB << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        held.append(mmap.mmap(-1, STEP_MIB << 20, flags))
         left -= 1
     else:
         print("no more", flush=True)
@@ -59,9 +62,9 @@ while os.getppid() == parent:
 
 
 def pages_above_low(text: str | None = None) -> int:
-    """Return by how many pages the zone that is best off is above its low watermark.
+    """Return the pages above the low watermark, of the zone that has most of them.
 
-    What is protected from us not counted.
+    Pages that lowmem_reserve protects from this process do not count.
     """
     found = _ZONE.findall(Path("/proc/zoneinfo").read_text() if text is None else text)
     return max(
@@ -72,33 +75,33 @@ def pages_above_low(text: str | None = None) -> int:
 
 
 class Shortage:
-    """A context manager: short from some time in its body on (`wait`), to the body's end."""
+    """A context manager that makes a shortage; `wait` returns when the shortage has begun."""
 
     def __init__(self) -> None:
         self._before = ""
         self._taker: subprocess.Popen[str] | None = None
 
     def wait(self) -> float:
-        """Wait until it is, once, and say when that began, time.monotonic().
+        """Wait for the shortage, once; return its begin as a value of time.monotonic().
 
         Raises:
-            HarnessError: the box has not got that much.
+            HarnessError: the taker has taken all it may, and the machine is not short.
         """
         assert self._taker is not None
         assert self._taker.stdout is not None
         line = self._taker.stdout.readline()
         if not line or line.startswith("no"):
             raise HarnessError(
-                "the box is not short of memory after all that may be taken was",
-                hint="stop what else runs",
+                "the machine is not short of memory, though all that may be taken is taken",
+                hint="stop other programs",
             )
         return float(line)
 
     def __enter__(self) -> Self:
-        """Raise the watermarks, begin to take.
+        """Raise the watermarks and start the taker.
 
         Raises:
-            HarnessError: there is too little memory to play with.
+            HarnessError: too little memory is available.
         """
         available = memory_available() // MIB - KEPT_MIB
         if available < 2 * KEPT_MIB:
@@ -125,7 +128,7 @@ class Shortage:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give all back, put the watermarks back."""
+        """Free the memory and restore the watermarks."""
         try:
             if self._taker is not None:
                 self._taker.kill()

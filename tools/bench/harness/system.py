@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the machine says about swap, loop devices and memory, and the few programs that change it.
+"""The machine's swap areas, loop devices, mounts and memory: functions that read and change them.
 
-Everything that can block on a swap device (swapoff, losetup, umount) runs as a child with a time
-limit: a swapoff that hangs must end as an error message and not as a hung harness. Nothing here
-calls stat(2) below a FUSE mountpoint, because a daemon that hangs would hang the caller.
+Every program that can block on a swap device (swapoff, losetup, umount) runs as a child with a time
+limit. So a swapoff that hangs ends as an error message, not as a hung harness. No function calls
+stat(2) below a FUSE mountpoint, because a daemon that hangs would hang the caller.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 HIGHEST_PRIORITY = 32767
-"""Swap priority that puts a measured device before any the machine already has."""
+"""The swap priority that puts a measured device before all others of the machine."""
 
 COMMAND_LIMIT_S = 60.0
 
 
 class HarnessError(Exception):
-    """The harness cannot do what was asked.
+    """A failure of the harness.
 
     Args:
-        message: what went wrong.
-        hint: what to do about it.
+        message: the failure.
+        hint: the remedy.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -40,17 +40,17 @@ class HarnessError(Exception):
 
 
 def run(*command: str | Path, limit: float = COMMAND_LIMIT_S) -> str:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return its standard output.
 
     Raises:
-        HarnessError: it is missing, failed, or took longer than `limit` seconds.
+        HarnessError: the program is missing, failed, or took longer than `limit` seconds.
     """
     words = [str(word) for word in command]
     try:
         done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=limit)
     except FileNotFoundError as exc:
         raise HarnessError(
-            f"{words[0]} is not installed", hint="scripts/test installs all that is needed"
+            f"{words[0]} is not installed", hint="scripts/test installs all programs"
         ) from exc
     except subprocess.TimeoutExpired as exc:
         raise HarnessError(f"{' '.join(words)}: not done after {limit:.0f} s") from exc
@@ -64,10 +64,10 @@ class SwapArea:
     """One line of /proc/swaps.
 
     Attributes:
-        path: of the device or file.
-        size: bytes.
-        used: bytes, slots of pages that are back in memory included.
-        priority: the higher one is filled first, equal ones in turn.
+        path: the path of the device or file.
+        size: its size in bytes.
+        used: the bytes in use, with slots whose pages are back in memory.
+        priority: the kernel fills the highest first, and equal ones in turn.
     """
 
     path: str
@@ -77,46 +77,44 @@ class SwapArea:
 
 
 def swaps() -> list[SwapArea]:
-    """Return all swap areas in use."""
+    """Return all active swap areas."""
     lines = Path("/proc/swaps").read_text().splitlines()[1:]
     words = [line.split() for line in lines]
     return [SwapArea(w[0], int(w[2]) * 1024, int(w[3]) * 1024, int(w[4])) for w in words]
 
 
 def is_swap(device: str | Path) -> bool:
-    """Whether `device` is swapped on."""
+    """Return whether `device` is an active swap area."""
     return any(area.path == str(device) for area in swaps())
 
 
 def swap_on(device: str | Path, *, discard: bool = True) -> None:
-    """Make swap on `device` and switch it on before all others."""
+    """Run mkswap and swapon for `device`, with the highest priority."""
     run("mkswap", device)
     run("swapon", *(["--discard"] if discard else []), "--priority", str(HIGHEST_PRIORITY), device)
 
 
 def swap_off(device: str | Path, *, limit: float = 120.0) -> None:
-    """Switch `device` off if it is on.
+    """Run swapoff for `device` if it is active.
 
     Raises:
-        HarnessError: what it holds does not fit into memory, or `limit` seconds were not enough.
+        HarnessError: its pages do not fit into memory, or swapoff took longer than `limit` seconds.
     """
     if is_swap(device):
         run("swapoff", device, limit=limit)
 
 
 def set_not_rotational(device: str | Path) -> None:
-    """Tell the kernel that `device` has no seeks; it spreads swap badly over devices that have."""
+    """Mark `device` as not rotational; the kernel spreads swap badly over rotational devices."""
     rotational = Path("/sys/block") / Path(device).name / "queue/rotational"
     rotational.write_text("0")
 
 
 def attach_loop(backing: Path) -> str:
-    """Attach a loop device to `backing`, direct I/O, 4096-byte blocks, not rotational.
+    """Attach a loop device to `backing`; return its path.
 
-    Return its path.
-
-    All else is as the kernel has it by default: a loop device keeps what its last user has set in
-    queue/.
+    The device has direct I/O and blocks of 4096 bytes, and is not rotational. The function also
+    restores defaults in queue/, because a loop device keeps its last user's settings.
     """
     device = run(
         "losetup", "--find", "--show", "--direct-io=on", "--sector-size", "4096", backing
@@ -132,18 +130,17 @@ def loops_below(directory: Path) -> list[str]:
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # detached since the glob
-            if backing.read_text(errors="surrogateescape").startswith(
-                f"{directory}/"
-            ):  # somebody's need not be UTF-8
+            path = backing.read_text(errors="surrogateescape")  # a path need not be UTF-8
+            if path.startswith(f"{directory}/"):
                 found.append(f"/dev/{backing.parts[-3]}")
     return sorted(found)
 
 
 def detach_loop(device: str, *, limit: float = 10.0) -> None:
-    """Detach `device` and wait until the kernel has let go of it.
+    """Detach `device` and wait until the kernel has released it.
 
     Raises:
-        HarnessError: it is still there after `limit` seconds.
+        HarnessError: the device is still attached after `limit` seconds.
     """
     backing = Path("/sys/block") / Path(device).name / "loop/backing_file"
     if backing.exists():
@@ -151,7 +148,7 @@ def detach_loop(device: str, *, limit: float = 10.0) -> None:
     end = time.monotonic() + limit
     while backing.exists():
         if time.monotonic() > end:
-            raise HarnessError(f"{device} does not detach: somebody still has it open")
+            raise HarnessError(f"{device} does not detach: a process still has it open")
         time.sleep(0.02)
 
 
@@ -166,25 +163,26 @@ def mounts_below(directory: Path) -> list[tuple[str, str]]:
 
 
 def abort_fuse(device_number: str) -> None:
-    """Abort a FUSE connection: all its requests fail from now on, nobody hangs on it any more."""
+    """Abort a FUSE connection: all its requests fail, so no process waits for it."""
     connection = Path("/sys/fs/fuse/connections") / device_number.partition(":")[2]
     with contextlib.suppress(OSError):  # already gone, or fusectl is not mounted
         (connection / "abort").write_text("1")
 
 
 def unmount(mountpoint: str) -> None:
-    """Take `mountpoint` out of the tree, even while it is in use or its daemon dead."""
+    """Unmount `mountpoint` lazily, so even while it is in use or its daemon is dead."""
     run("umount", "--lazy", mountpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Memory of one process.
+    """The memory of one process.
 
     Attributes:
-        pss: proportional set size now, bytes; shared pages count by their share, swapped ones not.
-        peak_rss: largest resident set ever, bytes.
-        swapped: bytes of it that are on swap.
+        pss: the proportional set size in bytes: shared pages count by their share, swapped pages
+            do not count.
+        peak_rss: the largest resident set so far, in bytes.
+        swapped: the bytes on swap.
     """
 
     pss: int
@@ -193,7 +191,7 @@ class ProcessMemory:
 
 
 def process_memory(pid: int) -> ProcessMemory:
-    """Read the memory of process `pid`; a process that has just ended counts as none."""
+    """Return the memory of process `pid`; zeros if it has ended."""
     try:
         rollup = _kib_fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
         status = _kib_fields(Path(f"/proc/{pid}/status").read_text())
@@ -210,7 +208,7 @@ def _kib_fields(text: str) -> dict[str, int]:
 
 
 def children(pid: int) -> list[int]:
-    """Return `pid` and all its descendants that live."""
+    """Return `pid` and its living descendants."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -224,7 +222,7 @@ def children(pid: int) -> list[int]:
 
 
 def parent(pid: int) -> int:
-    """Return the parent of a process, 0 when it has ended."""
+    """Return the parent's id of a process; 0 if the process has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -233,7 +231,7 @@ def parent(pid: int) -> int:
 
 
 def processor_seconds(pid: int) -> float:
-    """Return the processor time that a process and its threads have taken, 0 when it has ended."""
+    """Return the processor seconds of a process and its threads; 0 if it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -243,7 +241,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def name(pid: int) -> str:
-    """Return a process' name as the kernel has it, "" when it has ended."""
+    """Return the kernel's name of a process; "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -256,19 +254,19 @@ def memory_available() -> int:
 
 
 def page_cluster() -> int:
-    """Return vm.page-cluster: one swap-in reads 2^this pages."""
+    """Return vm.page-cluster; one swap-in reads 2^N pages."""
     return int(Path("/proc/sys/vm/page-cluster").read_text())
 
 
 @contextlib.contextmanager
 def page_cluster_set(value: int | None) -> Iterator[int]:
-    """Run the body with vm.page-cluster at `value`, put the old value back after it.
+    """Set vm.page-cluster to `value` while the body runs, then restore it.
 
     Args:
-        value: None leaves it as it is.
+        value: the new value; None leaves it unchanged.
 
     Yields:
-        The value that is in force.
+        The value in force.
     """
     setting = Path("/proc/sys/vm/page-cluster")
     old = setting.read_text()
@@ -282,7 +280,7 @@ def page_cluster_set(value: int | None) -> Iterator[int]:
 
 
 def missing_programs(programs: Sequence[str]) -> list[str]:
-    """Return those of `programs` that are not to be found, /sbin included."""
+    """Return those of `programs` that are not installed; /sbin is searched too."""
     places = [
         Path(place)
         for place in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")

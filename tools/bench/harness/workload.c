@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The workload of scripts/bench, scripts/demo and the real-swap tests: a process that owns N MiB of
- * realistic page data inside a memory cgroup too small for it, and that checks every byte it gets
- * back.
+ * The workload of scripts/bench, scripts/demo and the real-swap tests. This process owns N MiB of
+ * realistic page data in a memory cgroup that is too small for it, and checks every byte that
+ * comes back from swap.
  *
- * In C because it must cost nothing beside what it measures: 2 MiB of its own memory, locked, and
- * well under a microsecond to make or to compare a page. It joins the cgroup before it allocates,
- * ends itself after a time limit, and dies with its parent.
+ * It is in C because it must add no cost to the measurement. It has 2 MiB of its own memory,
+ * locked, and takes well under a microsecond to make or to compare a page. It joins the cgroup
+ * before it allocates, ends itself after a time limit, and dies with its parent.
  *
- * Page data is a function of (seed, index, generation), so nothing needs to be remembered to verify
- * it. A page is one of five kinds, drawn by weight: running text, records with pointers and
- * counters, sparse integer tables, same-filled (never zero, since the kernel swaps no zero pages),
- * and random bytes that no codec shrinks. The first three start with magic, index and generation,
- * so that a wrong page names itself, and go on with 512-byte pieces drawn from a bank; no two pages
- * are alike. lz4 brings the mix to about 0.385 of its size. With --poor all pages are random bytes.
+ * Page data is a function of (seed, index, generation), so the check needs no copy of it. A page is
+ * one of five kinds, drawn by weight: running text, records with pointers and counters, sparse
+ * integer tables, same-filled (never zero, because the kernel swaps no zero pages), and random
+ * bytes that no codec shrinks. The first three kinds start with magic, index and generation, so a
+ * wrong page names itself. They go on with 512-byte pieces from a bank; no two pages are equal. lz4
+ * compresses the mix to about 0.385 of its size. With --poor all pages are random bytes.
  *
- * Each phase prints one JSON line on stdout. With --step it then waits for a line on stdin, so that
- * the harness reads counters between two phases and not during one.
+ * Each phase prints one JSON line on stdout. With --step it then waits for a line on stdin, so the
+ * harness reads its counters between two phases, not during one.
  *
- * Exit codes: 0 all bytes verified, 1 a page differed, 2 it could not run.
+ * Exit codes: 0 all bytes verified, 1 a page differed, 2 could not run.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -60,7 +60,14 @@ static struct {
     unsigned time_limit, same;
     int cpu;
     bool step, progress, poor;
-} opt = {.pages = 0, .seed = 1, .cpu = -1, .phases = "fill,settle,seq,random,rewrite,verify", .time_limit = 600, .same = 5};
+} opt = {
+    .pages = 0,
+    .seed = 1,
+    .cpu = -1,
+    .phases = "fill,settle,seq,random,rewrite,verify",
+    .time_limit = 600,
+    .same = 5,
+};
 
 static unsigned char *region, *scratch, *generations;
 static unsigned char bank[3][PIECES][PIECE];
@@ -99,10 +106,7 @@ static uint64_t next_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-/*
- * ---- page data
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- page data ------------------------------------------------------------------------------ */
 
 static void make_text(unsigned char *piece, char words[WORDS][16], uint64_t *state)
 {
@@ -130,7 +134,8 @@ static void make_records(unsigned char *piece, uint64_t *state)
         uint64_t record[8] = {
             UINT64_C(0x000055d4c0a81000) + (r & 15) * 0x40,             /* type */
             UINT64_C(0x00007f3a10000000) + ((r >> 4) & 0xfffff) * 64,   /* next */
-            ((r >> 24) & 1) ? UINT64_C(0x00007f3a10000000) + ((r >> 25) & 0xfff) * 64 : 0, /* owner */
+            ((r >> 24) & 1) ? UINT64_C(0x00007f3a10000000) + ((r >> 25) & 0xfff) * 64
+                            : 0,                                        /* owner */
             ((r >> 44) & 3) + 1,                                        /* references */
             (s & 0x3f) | (UINT64_C(1) << (32 + ((s >> 8) & 3))),        /* length, flags */
             UINT64_C(1700000000) + ((s >> 16) & 0xff),                  /* time */
@@ -187,7 +192,8 @@ static enum kind kind_of(uint64_t r)
 
 static void make_page(unsigned char *out, size_t index, unsigned generation)
 {
-    uint64_t state = opt.seed * UINT64_C(0xd6e8feb86659fd93) + index * UINT64_C(0xa0761d6478bd642f) + generation;
+    uint64_t state = opt.seed * UINT64_C(0xd6e8feb86659fd93) +
+                     index * UINT64_C(0xa0761d6478bd642f) + generation;
     uint64_t first = next_random(&state), *words = (uint64_t *)(void *)out;
     enum kind kind = kind_of(first);
 
@@ -219,15 +225,14 @@ static void check_page(size_t index)
         uint64_t head[3];
 
         memcpy(head, page, sizeof head);
-        fprintf(stderr, "workload: page %zu generation %u differs from byte %zu on; its head is %016" PRIx64 " %" PRIu64
-                " %" PRIu64 "\n", index, generations[index], at, head[0], head[1], head[2]);
+        fprintf(stderr,
+                "workload: page %zu generation %u differs from byte %zu on; its head is %016" PRIx64
+                " %" PRIu64 " %" PRIu64 "\n",
+                index, generations[index], at, head[0], head[1], head[2]);
     }
 }
 
-/*
- * ---- what is counted
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- counters ------------------------------------------------------------------------------- */
 
 struct counters {
     uint64_t ns, pswpin, pswpout;
@@ -264,10 +269,12 @@ static void report(const char *phase, size_t pages, const struct counters *befor
 {
     struct counters after = read_counters();
 
-    printf("{\"phase\":\"%s\",\"pages\":%zu,\"seconds\":%.6f,\"pswpin\":%" PRIu64 ",\"pswpout\":%" PRIu64
-           ",\"major_faults\":%ld,\"minor_faults\":%ld,\"mismatches\":%" PRIu64 "%s}\n",
+    printf("{\"phase\":\"%s\",\"pages\":%zu,\"seconds\":%.6f,\"pswpin\":%" PRIu64
+           ",\"pswpout\":%" PRIu64 ",\"major_faults\":%ld,\"minor_faults\":%ld"
+           ",\"mismatches\":%" PRIu64 "%s}\n",
            phase, pages, (double)(after.ns - before->ns) / 1e9, after.pswpin - before->pswpin,
-           after.pswpout - before->pswpout, after.major - before->major, after.minor - before->minor, mismatches, more);
+           after.pswpout - before->pswpout, after.major - before->major,
+           after.minor - before->minor, mismatches, more);
     fflush(stdout);
 }
 
@@ -286,14 +293,11 @@ static void progress(const char *phase, size_t done, size_t total)
     fflush(stdout);
 }
 
-/*
- * ---- phases
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- phases --------------------------------------------------------------------------------- */
 
 /*
- * The first `warm` pages only fill what memory there is; the clock starts after them, when every
- * further page costs another one.
+ * The first `warm` pages only fill the free memory. The clock starts after them, when every further
+ * page pushes another one out.
  */
 static void phase_fill(void)
 {
@@ -308,7 +312,7 @@ static void phase_fill(void)
     report("fill", opt.pages - opt.warm, &before, "");
 }
 
-/* Writes "value" into a file of the cgroup; missing files and partial success are fine. */
+/* Writes `value` into a file of the cgroup; ignores a missing file and partial success. */
 static void cgroup_write(const char *file, const char *value)
 {
     char path[4096];
@@ -319,7 +323,7 @@ static void cgroup_write(const char *file, const char *value)
     if (fd < 0)
         return;
     if (write(fd, value, strlen(value)) < 0)
-        errno = 0; /* memory.reclaim says EAGAIN when less came back than asked for, and locked pages never do */
+        errno = 0; /* memory.reclaim: EAGAIN if it reclaims too little; locked pages always stay */
     close(fd);
 }
 
@@ -340,9 +344,9 @@ static size_t resident_pages(void)
 }
 
 /*
- * Swaps all pages out, so that each fault of the next phase is a real one. MADV_PAGEOUT writes
- * them, but a page whose write was asynchronous then stays in the swap cache; reclaim of the whole
- * cgroup drops those.
+ * Swaps all pages out, so that each fault of the next phase reads from swap. MADV_PAGEOUT writes
+ * the pages, but leaves a page with an asynchronous write in the swap cache. Reclaim of the whole
+ * cgroup drops these.
  */
 static void phase_settle(void)
 {
@@ -350,7 +354,7 @@ static void phase_settle(void)
     char more[64], amount[32];
 
     if (madvise(region, opt.pages * opt.page_size, MADV_PAGEOUT) != 0)
-        errno = 0; /* Linux < 5.4: reclaim below does the whole of it */
+        errno = 0; /* Linux < 5.4: the reclaim below swaps all pages out */
     snprintf(amount, sizeof amount, "%zu", opt.pages * opt.page_size);
     for (int attempt = 0; opt.cgroup && attempt < 3 && resident_pages() > 0; attempt++) {
         cgroup_write("memory.force_empty", "0");
@@ -401,13 +405,13 @@ static long major_faults(void)
     return usage.ru_majflt;
 }
 
-/* Faults that were timed: how many, and their sum; each one's time is in `latencies`. */
+/* The number of timed faults and the sum of their times; `latencies` has each time. */
 static size_t timed;
 static uint64_t timed_ns;
 
 /*
- * Touches a page. Only a touch that waited for a page counts: memory is full from the phases
- * before, so some pages are there, and each that is not has to push another one out.
+ * Touches a page. Only a touch that faults a page in counts. Memory is full from the phases before,
+ * so part of the pages is resident, and each other page has to push one out.
  */
 static void timed_touch(size_t index, bool write)
 {
@@ -432,16 +436,17 @@ static void report_timed(const char *phase, const struct counters *before)
 
     if (timed > 0) {
         qsort(latencies, timed, sizeof *latencies, by_value);
-        snprintf(more, sizeof more, ",\"us_mean\":%.3f,\"us_p50\":%.3f,\"us_p99\":%.3f,\"us_p999\":%.3f",
-                 (double)timed_ns / 1e3 / (double)timed, latencies[timed / 2] / 1e3, latencies[timed * 99 / 100] / 1e3,
-                 latencies[timed * 999 / 1000] / 1e3);
+        snprintf(more, sizeof more,
+                 ",\"us_mean\":%.3f,\"us_p50\":%.3f,\"us_p99\":%.3f,\"us_p999\":%.3f",
+                 (double)timed_ns / 1e3 / (double)timed, latencies[timed / 2] / 1e3,
+                 latencies[timed * 99 / 100] / 1e3, latencies[timed * 999 / 1000] / 1e3);
     }
     report(phase, opt.faults, before, more);
 }
 
 /*
- * Touches `faults` different pages in random order. Only the touch is timed, the check of the page
- * is not.
+ * Touches `faults` different pages in random order. The time is that of the touch, without the
+ * check of the page.
  */
 static void phase_random(void)
 {
@@ -459,8 +464,8 @@ static void phase_random(void)
 }
 
 /*
- * As a program with more data than memory works on it: random pages, the same one again now and
- * then, three of ten changed. So every fault pushes a page out, and a third of those have to be
+ * Works like a program with more data than memory: on random pages, on the same one again at times,
+ * with a change of three in ten. So every fault pushes a page out, and a third of these have to be
  * stored anew. Both kinds of touch are timed.
  */
 static void phase_mixed(void)
@@ -508,8 +513,7 @@ static void phase_rewrite(void)
 }
 
 /*
- * What making pages costs by itself: the part of the fill's and the checks' time that is not
- * swapping.
+ * Makes all pages in one buffer: the part of the fill's and the checks' time that is not swapping.
  */
 static void phase_generate(void)
 {
@@ -520,7 +524,7 @@ static void phase_generate(void)
     report("generate", opt.pages, &before, "");
 }
 
-/* Writes all pages to stdout instead of JSON: for judging the mix with any compressor. */
+/* Writes all pages to stdout instead of JSON, to test the mix with any compressor. */
 static void phase_dump(void)
 {
     for (size_t n = 0; n < opt.pages; n++) {
@@ -557,10 +561,7 @@ static void run_phase(const char *name)
         exit(2); /* the harness is gone */
 }
 
-/*
- * ---- start
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- start ---------------------------------------------------------------------------------- */
 
 static void parse(int argc, char **argv)
 {
@@ -618,12 +619,12 @@ static void *allocate(size_t size)
 }
 
 /*
- * As a program that never ran on another processor than the one it is on: before it writes a dirty
- * page out, the kernel flushes the TLBs of all processors that the address space has ever been used
- * on, and remembers one for good that the process only started on. Between virtual processors such
- * an interrupt costs more than storing the page does (half of a fill, measured), so it decides the
- * figures of every contender, by chance. Both steps that come before the data may move the process,
- * hence an exec after each: it begins with a new address space.
+ * Starts again with an address space that was used on one processor only. Before the kernel writes
+ * a dirty page out, it flushes the TLBs of all processors that ever used the address space, even of
+ * one that the process only started on. Between virtual processors this interrupt costs more than
+ * the store of the page (half of a fill, measured). So chance would decide the figures of every
+ * contender. Both steps before the data may move the process, so each is followed by an exec, which
+ * makes a new address space.
  */
 static void begin_anew(char **argv)
 {
@@ -645,8 +646,8 @@ static void stay_on(int cpu, char **argv)
 }
 
 /*
- * Joining waits for an RCU grace period, and whichever processor ends that takes the process over:
- * every second time the other.
+ * Joining the cgroup waits for an RCU grace period. The processor that ends the period takes the
+ * process over, which is the other one every second time.
  */
 static void join_cgroup(char **argv)
 {
@@ -694,7 +695,7 @@ int main(int argc, char **argv)
     latencies = allocate(opt.faults * sizeof *latencies);
     make_bank();
     if (mlockall(MCL_CURRENT) != 0)
-        errno = 0; /* without the privilege it still works; its own few pages are swapped then, too */
+        errno = 0; /* without the privilege, its own 2 MiB are swapped too */
     region = allocate(opt.pages * opt.page_size);
     if (madvise(region, opt.pages * opt.page_size, MADV_NOHUGEPAGE) != 0)
         errno = 0; /* a kernel without huge pages */

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds and runs workload.c.
+"""The workload: it builds and runs workload.c, the process that is swapped.
 
-The process that is swapped out and checks every byte of what comes back.
-
-The harness and the process go in step: after each phase it waits until the harness has read the
-counters it wants, so no reading falls into a timed phase. The process joins its cgroup by itself
-before it allocates, and ends by itself after the time limit; the harness kills it when it ends
+The process checks every byte that comes back from swap. It waits after each phase until the harness
+has read its counters, so no reading falls into a timed phase. The process joins its cgroup before
+it allocates, and ends itself after the time limit. The harness kills it when the harness ends
 first.
 """
 
@@ -33,14 +31,14 @@ BUILD = Path(__file__).resolve().parents[3] / "build" / "zbench"
 PHASES = ("fill", "settle", "seq", "random", "rewrite", "verify")
 STEP_GRACE_S = 10.0
 KILLED = "the workload was killed"
-"""How the error begins when the kernel has ended it."""
+"""The begin of the error when the kernel killed the workload."""
 
 
 def build() -> Path:
-    """Compile workload.c unless this very source has been compiled; return the program.
+    """Compile workload.c unless this version is compiled already; return the program's path.
 
     Raises:
-        HarnessError: no C compiler, or it does not compile.
+        HarnessError: there is no C compiler, or workload.c does not compile.
     """
     program = BUILD / f"workload-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"
     if program.exists():
@@ -49,9 +47,8 @@ def build() -> Path:
     if compiler is None:
         raise HarnessError("no C compiler", hint="apt-get install gcc libc6-dev")
     BUILD.mkdir(parents=True, exist_ok=True)
-    fresh = program.with_suffix(
-        f".{os.getpid()}"
-    )  # two runs may build at once; the rename is atomic
+    # Two runs may build at once; the rename is atomic.
+    fresh = program.with_suffix(f".{os.getpid()}")
     command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(fresh), str(SOURCE)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
@@ -62,17 +59,17 @@ def build() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What the workload reported at the end of one phase.
+    """The workload's report at the end of one phase.
 
     Attributes:
-        name: of the phase.
-        pages: pages it worked on.
-        seconds: it took, by the clock.
-        pages_in: pages the whole machine swapped in meanwhile.
-        pages_out: pages it swapped out.
-        major_faults: faults of the process that waited for a page.
-        mismatches: pages that differed so far, in all phases.
-        more: what only this phase reports: us_mean, us_p50, us_p99, us_p999 of `random` and
+        name: the name of the phase.
+        pages: the pages that the phase worked on.
+        seconds: its time by the clock.
+        pages_in: the pages that the whole machine swapped in meanwhile.
+        pages_out: the pages that the whole machine swapped out meanwhile.
+        major_faults: the faults of the process that waited for a page.
+        mismatches: the pages that differed so far, in all phases.
+        more: the values of single phases: us_mean, us_p50, us_p99, us_p999 of `random` and
             `mixed`; resident of `settle`.
     """
 
@@ -87,7 +84,7 @@ class Phase:
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> Self:
-        """Build it from the JSON object that the workload printed."""
+        """Return a phase from the workload's JSON object."""
         known = {
             "phase",
             "pages",
@@ -113,19 +110,19 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadOptions:
-    """What the workload shall do.
+    """The options of a workload.
 
     Attributes:
-        mib: size of its data, MiB.
-        phases: in this order, out of `PHASES` (and "mixed", "generate").
-        seed: of the data.
-        faults: how many random pages to touch; 0 = a quarter of all.
-        rewrites: how many pages to change; 0 = an eighth of all.
-        warm_mib: how much the fill may write before its clock starts; what fits into the cgroup
+        mib: the size of its data in MiB.
+        phases: the phases in their order, out of `PHASES`, "mixed" and "generate".
+        seed: the seed of the data.
+        faults: the number of random pages to touch; 0 means a quarter of all.
+        rewrites: the number of pages to change; 0 means an eighth of all.
+        warm_mib: MiB that the fill writes before its clock starts, which fit into the cgroup
             without swap.
-        time_limit: seconds after which it ends itself.
-        cpu: processor to stay on; None for any.
-        poor: no page of its data compresses.
+        time_limit: the seconds after which it ends itself.
+        cpu: the processor to stay on; None for any.
+        poor: whether its data does not compress.
     """
 
     mib: int
@@ -140,16 +137,16 @@ class WorkloadOptions:
 
 
 def _nothing(phase: str, done: int, total: int) -> None:
-    """Ignore progress."""
+    """Drop a report of progress."""
 
 
 class Workload:
-    """One running workload; a context manager that starts it and makes sure it is gone.
+    """A context manager that starts a workload and kills it at the end.
 
     Args:
-        options: what to do.
-        cgroup: directory of the memory cgroup to join; None for none.
-        on_progress: called with (phase, pages done, pages in all) some times a second.
+        options: the options of the workload.
+        cgroup: the directory of the memory cgroup to join; None for none.
+        on_progress: called with (phase, pages done, all pages) several times a second.
     """
 
     def __init__(
@@ -166,7 +163,7 @@ class Workload:
         self.mismatches = 0
 
     def __enter__(self) -> Self:
-        """Start it; the first phase begins at once."""
+        """Start the workload; its first phase begins at once."""
         options = self._options
         command = [
             str(build()),
@@ -187,8 +184,8 @@ class Workload:
             command += ["--cgroup", str(self._cgroup)]
         if self._on_progress is not _nothing:
             command.append("--progress")
-        # A session of its own: Ctrl-C goes to the harness, which then ends things in the right
-        # order.
+        # With a session of its own, Ctrl-C reaches the harness only, which ends all processes in
+        # the right order.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -200,17 +197,17 @@ class Workload:
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
-        """Kill it if it still runs, and wait for it."""
+        """Kill the workload if it still runs, and wait for its end."""
         self.kill()
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id of the workload."""
         assert self._process is not None
         return self._process.pid
 
     def kill(self) -> None:
-        """Kill it and wait until it is gone; what it had on swap is free then."""
+        """Kill the workload and wait for its end, which frees its swap slots."""
         process = self._process
         if process is None:
             return
@@ -224,10 +221,10 @@ class Workload:
                     stream.close()
 
     def phases(self) -> Iterator[Phase]:
-        """Yield each phase as it ends; the next one starts when the caller comes back for it.
+        """Yield each phase at its end; the next one starts when the caller asks for it.
 
         Raises:
-            HarnessError: the workload died, was killed for want of memory, or ran out of its time.
+            HarnessError: the workload died, the OOM killer killed it, or its time limit passed.
         """
         process = self._process
         assert process is not None
@@ -255,21 +252,21 @@ class Workload:
         if end == -signal.SIGALRM:
             raise HarnessError(f"the workload was not done after its {self._options.time_limit} s")
         if end == -signal.SIGKILL:
-            raise HarnessError(KILLED, hint="for want of memory, as a rule: see dmesg")
+            raise HarnessError(KILLED, hint="most often by the OOM killer: see dmesg")
         if end == -signal.SIGBUS:
             raise HarnessError("the workload got SIGBUS: a page could not be read back from swap")
         if end != 0:
             raise HarnessError(f"the workload ended with {end}: {words}")
 
     def finish(self) -> list[Phase]:
-        """Run all phases that are left and return them."""
+        """Run the remaining phases and return them."""
         return list(self.phases())
 
     def hold(self, seconds: float) -> None:
-        """Keep its data where it is for `seconds`; for use between two phases.
+        """Wait between two phases for `seconds`, in which the data stays where it is.
 
         Raises:
-            HarnessError: it died meanwhile.
+            HarnessError: the workload died meanwhile.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench cache`.
 
-A file on a slow device, read again from the device and from its cache volume.
+It reads a file on a slow device repeatedly, from the device and from its cache volume.
 
-    scripts/bench cache                     16 MiB at random and in order, by a reader with half of that for page cache
+    scripts/bench cache                     read 16 MiB, at random and in order, with room for half
+                                            of it in the reader's page cache
     scripts/bench cache --json FILE --check
 
-The file's pages are the raw workload's: those that compress, and as a second set (mixed) also the 5
-% that do not. These the cache does not keep, so that a read with one of them among its pages has to
-go to the device.
+The file's pages are the raw workload's. The first set has only pages that compress. The second one
+(mixed) also has the 5 % that do not. The cache does not keep those, so a read with one of them has
+to go to the device.
 
-The slow device is nbdkit's delay filter (5 ms a read, several at once), shown as a file by nbdfuse.
-The reader sits in a memory cgroup, so that the kernel's page cache holds half of the set at most;
-how much it held is read from the cgroup after each pass, and is one of the figures. Each pass gives
-a checksum of all bytes.
+The slow device is nbdkit's delay filter (5 ms for each read, several reads at once), which nbdfuse
+shows as a file. The reader is in a memory cgroup, so the kernel's page cache holds at most half of
+the set. The program reads the cgroup's page cache after each pass, and its largest share is one of
+the figures. Each pass gives a checksum of all bytes.
 
-Limits: through the page cache and FUSE as any reader; what readahead makes of reads in order is the
-kernel's.
+Limits: the reads go through the page cache and FUSE, like any reader's. Sequential reads also
+measure the kernel's read-ahead.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
 PAGE = 4096
 SET_MIB = 16
 MEMORY_MIB = 8
-"""What the reader's cgroup may have.
+"""The limit of the reader's cgroup in MiB.
 
-Its program is charged to the cgroup that it was started in, so this is for page cache.
+The program is charged to the cgroup that it was started in, so all of this is for page cache.
 """
 BLOCK = 16 << 10
 DELAY_MS = 5
 PASSES = {"device": 2, "volume": 5}
-"""How often the set is read again."""
+"""The passes that read the set again, by place."""
 CONTENTS = ("compressible", "mixed")
 ORDERS = ("random", "sequential")
 READER_LIMIT_S = 120.0
@@ -78,7 +79,8 @@ while True:
     begin = time.monotonic()
     for number in blocks:
         sums[number] = hashlib.md5(os.pread(fd, block, number * block)).digest()
-    print(json.dumps([time.monotonic() - begin, hashlib.md5(b"".join(sums)).hexdigest()]), flush=True)
+    seconds, total = time.monotonic() - begin, hashlib.md5(b"".join(sums)).hexdigest()
+    print(json.dumps([seconds, total]), flush=True)
     if not sys.stdin.readline():
         break
 """
@@ -86,15 +88,15 @@ while True:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One order of reading, from one place.
+    """The reads of one set in one order, from one place.
 
     Attributes:
         contents: compressible or mixed.
         order: random or sequential.
         place: device or volume.
-        first_s: the first pass, seconds.
-        again_s: each further one.
-        page_cache: the most of the set that the kernel's page cache held after a pass, as a share.
+        first_s: the seconds of the first pass.
+        again_s: the seconds of each further pass.
+        page_cache: the largest share of the set that the page cache held after a pass.
     """
 
     contents: str
@@ -106,13 +108,16 @@ class Measurement:
 
     @property
     def median_s(self) -> float:
-        """Seconds of a pass that reads it again."""
+        """The median seconds of the further passes."""
         return median(self.again_s)
 
 
 @contextlib.contextmanager
 def slow_file(directory: Path, contents: Path, delay_ms: int = DELAY_MS) -> Iterator[Path]:
-    """Show a file as one whose reads take `delay_ms`, while the body runs.
+    """Show `contents` as a file whose reads take `delay_ms`, while the body runs.
+
+    Yields:
+        The path of the slow file.
 
     Raises:
         HarnessError: nbdfuse does not come up.
@@ -141,7 +146,7 @@ def slow_file(directory: Path, contents: Path, delay_ms: int = DELAY_MS) -> Iter
 
 
 def _page_cache(cgroup: Path) -> int:
-    """Return the bytes of files that a cgroup has in memory, by v1's name for it or v2's."""
+    """Return the bytes of page cache of a cgroup of either version."""
     text = (cgroup / "memory.stat").read_text()
     found = re.search(r"^(?:cache|file) (\d+)$", text, re.MULTILINE)
     return int(found[1]) if found else 0
@@ -151,13 +156,13 @@ def read(path: Path, which: tuple[str, str, str], passes: int, expected: str) ->
     """Read a file once, and `passes` times again, in a cgroup of its own.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         which: contents, order and place of the measurement.
-        passes: how often again.
+        passes: the number of further passes.
         expected: the MD5 of the MD5s of its blocks.
 
     Raises:
-        HarnessError: a pass differs from that.
+        HarnessError: the checksum of a pass differs from `expected`.
     """
     _, order, place = which
     size = path.stat().st_size
@@ -187,7 +192,7 @@ def read(path: Path, which: tuple[str, str, str], passes: int, expected: str) ->
 
 
 def _make(contents: str, mib: int) -> bytes:
-    """Return the bytes of a set."""
+    """Return the bytes of a set of `mib` MiB."""
     command = [str(build()), "--mib", str(mib * 2), "--phases", "dump"]
     data = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
     pages = (data[at : at + PAGE] for at in range(0, len(data), PAGE))
@@ -199,9 +204,9 @@ def _make(contents: str, mib: int) -> bytes:
 def run(
     mib: int = SET_MIB, passes: Mapping[str, int] = PASSES, contents: Sequence[str] = CONTENTS
 ) -> list[Measurement]:
-    """Measure sets in both orders, from their volumes, and the first from the device.
+    """Measure all sets in both orders from their volumes, and the first one from the device.
 
-    Whose time does not depend on the set.
+    The device's time does not depend on the set.
     """
     found = []
     settings = {"cache.limit": "256M", "memory.reserve": "64M", "cache.sequential_cutoff": ""}
@@ -231,10 +236,7 @@ def run(
 
 
 def faster(found: Sequence[Measurement], order: str) -> float:
-    """Return how many times faster the set that compresses is read again from its volume.
-
-    Of medians.
-    """
+    """Return device ÷ volume of the median seconds, for the set that compresses."""
     there = {
         one.place: one.median_s
         for one in found
@@ -244,12 +246,9 @@ def faster(found: Sequence[Measurement], order: str) -> float:
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: how much faster a volume is read again at random.
+    """Return the claims: the speed-up of random reads, and at most half of the set in page cache.
 
-    And that the page cache held half of it at most.
-
-    In order it is the kernel's readahead, too, that hides the device's latency, so that there is
-    less to gain.
+    Sequential reads have no claim: the kernel's read-ahead hides the device's latency there.
     """
     ratio, share = faster(found, ORDERS[0]), max(one.page_cache for one in found)
     return [
@@ -291,7 +290,7 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
-    """Return all there is to know, for a file."""
+    """Return the document, for a JSON file."""
     measurements = [{**asdict(one), "median_s": one.median_s} for one in found]
     return {
         "workload": "cache",
@@ -302,9 +301,9 @@ def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench cache", description="Reads a slow file again, through a cache volume."
+        prog="scripts/bench cache", description="Reads a slow file through a cache volume."
     )
     parser.add_argument(
         "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"

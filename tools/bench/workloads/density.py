@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench density`.
 
-How much each allocator stores in a page frame, and what that costs.
+It measures the pages that each allocator stores in a frame, and the time of its operations.
 
-    scripts/bench density                    the table
-    scripts/bench density --plot FILE.svg    and a plot
-    scripts/bench density --json FILE        and everything
+    scripts/bench density                    print the table
+    scripts/bench density --plot FILE.svg    also draw a plot
+    scripts/bench density --json FILE        also write all figures
 
-No swap and no root: the allocators alone, over an arena of their own, with objects as large as
-compressed pages of 4 KiB are in each of four distributions. An object has its header, and a page
-that gains nothing from sharing a frame is a body with a header beside it, as swap keeps it;
-`refused` counts the pages that the cache would not take for that reason. The fill comes twice more,
-through swap's own admission (zv, told to refuse what compresses poorly): with the limits that the
-seed has, 7/8 of a page for one and 5/8 on an average, and with 3/4 for one.
+It needs no swap and no root: it drives the allocators alone, each on its own arena. The objects
+have the sizes of compressed 4 KiB pages, in four distributions. Each object has its header. A page
+that gains nothing from a shared frame is a whole body with a header beside it, as in swap;
+`refused` counts the pages that the cache would not take for that reason.
 
-After the fill, half of the pages go at random and as many come and go as there are: that is the
-churn. Then comes compaction. Eviction is measured through the whole ephemeral half, index included.
+Two more fills go through swap's admission (zv, set to refuse poorly compressed pages). One has the
+seed's limits: 7/8 of a page for each page and 5/8 on average. The other has 3/4 for each page.
 
-Limits: times are of this process alone, compiled as it is; a shared machine makes them longer,
-never shorter.
+After the fill comes the churn: half of the pages go at random, and then as many pages as there are
+come and go. Compaction follows. Eviction is measured through the whole ephemeral half, with the
+index.
+
+Limits: the times are those of this process and of this build; other programs on the machine make
+them longer, never shorter.
 """
 
 from __future__ import annotations
@@ -71,12 +73,12 @@ USR_LIB = (
     3482,
 )
 GUTENBERG = (70, 68, 43, 36, 46, 78, 142, 244, 561, 1272, 3889, 17826, 3896, 358, 465, 804)
-"""Pages by compressed size in bins of 254 bytes from 32 on.
+"""Pages by compressed size, in bins of 254 bytes from 32 bytes on.
 
-As Nitin Gupta counted them in 2012 with LZO: 2 GB of /usr/lib, and 220 MB of texts.
+Nitin Gupta counted them in 2012 with LZO: 2 GB of /usr/lib, and 220 MB of texts.
 """
 SEED = ("/usr/lib", "Gutenberg")
-"""The distributions that are those."""
+"""The names of these two distributions."""
 
 
 def _histogram(counts: Sequence[int]) -> Callable[[random.Random], int]:
@@ -88,9 +90,9 @@ def _histogram(counts: Sequence[int]) -> Callable[[random.Random], int]:
 
 
 def _build(rng: random.Random) -> int:
-    """Draw as the anonymous memory of compilers compresses.
+    """Return a random compressed size, distributed as in the anonymous memory of compilers.
 
-    Many nearly empty pages, most to a third, a few not at all.
+    Many pages are nearly empty, most shrink to a third, a few do not shrink.
     """
     kind = rng.random()
     if kind < 0.15:
@@ -111,7 +113,7 @@ DISTRIBUTIONS: dict[str, Callable[[random.Random], int]] = {
 
 
 LIMITS = {"7/8": PAGE * 7 // 8, "3/4": PAGE * 3 // 4}
-"""zv_max_zsize: as it is by default, and lower. zv_max_mean_zsize is 5/8 of a page, the default."""
+"""zv_max_zsize: the default and a lower value. zv_max_mean_zsize is the default, 5/8 of a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +121,18 @@ class Measurement:
     """One allocator under one distribution.
 
     Attributes:
-        allocator, distribution: by name.
-        mean: bytes of a compressed page.
-        bound: pages a frame if objects with their headers lay in memory without a gap.
-        filled, churned, compacted: pages a frame after each step.
-        used: bytes of objects with headers, of all bytes in frames, after each of these steps.
-        alloc_us, free_us: a page, in the fill and in the churn.
-        move_us: of compaction, an object moved; 0 if none was.
-        evict_us: of eviction, a frame set free.
-        evicted_pages: pages that went with each.
-        refused: share of pages that the cache does not take.
-        admitted: pages a frame after a fill through each of LIMITS.
-        turned_away: share of pages that did not get through.
+        allocator, distribution: their names.
+        mean: the mean size of a compressed page in bytes.
+        bound: pages in a frame if objects with headers were in memory without a gap.
+        filled, churned, compacted: pages in a frame after each step.
+        used: bytes of objects with headers ÷ all bytes in frames, after each of these steps.
+        alloc_us, free_us: µs for each page, in the fill and in the churn.
+        move_us: µs for each object that compaction moved; 0 if it moved none.
+        evict_us: µs for each frame that eviction freed.
+        evicted_pages: pages evicted with each of these frames.
+        refused: the share of pages that the cache does not take.
+        admitted: pages in a frame after a fill through each of LIMITS.
+        turned_away: the share of pages that the admission refused.
     """
 
     allocator: str
@@ -152,7 +154,7 @@ class Measurement:
 
 
 class _Pages:
-    """Pages in one allocator, kept as swap keeps them."""
+    """The pages in one allocator, stored as swap stores them."""
 
     def __init__(self, allocator: ZsPool | ZbudPool, words: memoryview) -> None:
         self._allocator, self._words = allocator, words
@@ -238,10 +240,7 @@ def measure(allocator: str, distribution: str, pages: int, seed: int) -> Measure
 
 
 def _admit(allocator: str, sizes: Sequence[int], max_zsize: int) -> tuple[float, float]:
-    """Fill an allocator through swap's limits.
-
-    Return pages a frame, and the share of pages that was refused.
-    """
+    """Fill an allocator through swap's limits; return pages in a frame and the refused share."""
     arena, frames = _frames(len(sizes) * 2 + 512)
     pool = make_allocator(allocator, frames, PERSISTENT, None, max_zspage_frames=8)
     codec = _Sizes(sizes)
@@ -263,14 +262,14 @@ def _frames(count: int) -> tuple[Arena, PageFrames]:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Return the processor time of some work in µs."""
+    """Return the processor time of `work` in µs."""
     start = time.process_time()
     work()
     return (time.process_time() - start) * 1e6
 
 
 class _Sizes:
-    """A compressor that gives data of the next wanted size."""
+    """A compressor whose output has the next size of a list."""
 
     name, codec = "sizes", 9
 
@@ -285,10 +284,7 @@ class _Sizes:
 
 
 def _evict(allocator: str, sizes: Sequence[int]) -> tuple[float, float, float]:
-    """Return µs a frame that eviction frees, pages that go with it.
-
-    And the share of pages that was refused.
-    """
+    """Return µs for each frame that eviction frees, its evicted pages, and the refused share."""
     arena, frames = _frames(len(sizes) + 16)
     nodes = Objnodes(len(sizes), reserve=len(sizes) // 8)
     codec = _Sizes(sizes)
@@ -365,10 +361,10 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: pages a frame with the two distributions that the seed's authors have counted.
+    """Return the claims: pages in a frame with the two distributions of the seed's authors.
 
-    zbud's is the least of all steps. zsmalloc's is that of a fill in which all is kept; and, of the
-    first, of one in which what is longer than 3/4 of a page is refused.
+    zbud's figure is the lowest of all steps. zsmalloc's is that of a fill which keeps all pages.
+    The first distribution also has that of a fill which refuses pages longer than 3/4 of a page.
     """
     figures = []
     for one in (one for one in found if one.distribution in SEED):
@@ -389,7 +385,7 @@ def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
 
 
 def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
-    """Draw pages a frame after each step, with the bound, into a file."""
+    """Draw the pages in a frame after each step, with the bound, into a file."""
     pyplot = quiet_pyplot()
     steps = ("filled", "churned", "compacted")
     figure, axes = pyplot.subplots(
@@ -433,7 +429,7 @@ def run(pages: int, seed: int = 1) -> list[Measurement]:
 
 
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
-    """Return all there is to know, for a file."""
+    """Return the document, for a JSON file."""
     figures = told(figures_to_hold(found))
     return {
         "workload": "density",
@@ -444,16 +440,16 @@ def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench density", description="Compares the allocators."
     )
     parser.add_argument(
-        "--pages", type=int, default=60_000, help="pages in each fill (default 60000, some 150 MiB)"
+        "--pages", type=int, default=60_000, help="pages in each fill (default 60000: 150 MiB)"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--plot", type=arguments.picture, metavar="FILE", help="draw pages a frame into FILE"
+        "--plot", type=arguments.picture, metavar="FILE", help="draw pages per frame into FILE"
     )
     parser.add_argument(
         "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scripts/bench disk`: what the disk behind the pool is worth and costs, in five figures.
+"""The program `scripts/bench disk`: gains and costs of the disk behind the pool, in five figures.
 
-    hot       four times pool.limit is written, then nine loads of ten are of a hot fifth of it: how many of these memory
-              serves, with writeback and without
-    slow      the same pattern on a disk of 100 reads a second, behind the pool and as a plain swap device: run time
-    noise     data that does not compress, all of it written through: run time beside the plain disk; this machine's own, and
-              one that takes 5 ms a request
-    swapped   the same as real swap of this machine's disk: run time of a process that swaps, beside a plain swap file
-    cipher    throughput of `zswapctl writeback`, encrypted and not
+    hot       writes four times pool.limit, then sends nine of ten loads to a hot fifth of it; the
+              share of the hot loads that memory serves, with writeback and without
+    slow      runs the same pattern on a disk of 100 reads a second, behind the pool and as a plain
+              swap device; the run time
+    noise     writes data that does not compress, all of it written through, to this machine's disk
+              and to a disk that takes 5 ms for each request; the run time ÷ the plain disk's
+    swapped   swaps that data for real, to this machine's disk; the run time of the process ÷ that
+              with a plain swap file
+    cipher    runs `zswapctl writeback`, encrypted and not; the throughput
 
-Requests are made by this program (and fio, for `noise`), of the sizes that swap makes: 128 KiB out,
-a page in. No kernel swap takes part but in `swapped`, so that which page is read when is the same
-for all. Every page that is read is checked.
+This program makes the requests (fio does for `noise`), with the sizes of swap: 128 KiB out, a page
+in. Only `swapped` uses kernel swap, so the order of the pages is the same in all other runs. Every
+page is checked after its read.
 
-Limits: writes to the slow disk cost nothing but the way there, which favours the plain device.
+Limits: writes to the slow disk have no delay, which favours the plain device.
 """
 
 from __future__ import annotations
@@ -45,31 +47,30 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 OUT = 32
-"""Pages that swap writes at once."""
+"""The pages that swap writes in one request."""
 DATA_MIB, SLOW_MIB, CIPHER_MIB = 160, 16, 160
 SLOW_READS = 12_000
 NOISE = {"own disk": (256, 16384), "slow disk": (64, 500)}
-"""MiB that are written, and pages read again at random."""
+"""MiB to write, and pages to read at random, for each disk."""
 SWAPPED_MIB, SWAPPED_IN_MIB, SWAPPED_FAULTS = 512, 128, 16384
-"""Data of the process that swaps, the memory it has, and pages that it looks at at random."""
+"""The data of the process that swaps, its memory, and the pages that it reads at random."""
 WARM = 4
-"""Loads of each hot page on an average before `hot` begins to count."""
+"""The mean loads of each hot page before `hot` begins to count."""
 READ_DELAY_MS = 10
 WRITEBACKS = 3
-"""Of these, each half a second long, the fastest counts: whatever else runs makes it slower only.
-"""
+"""Runs of half a second, of which the fastest counts: other programs only make a run slower."""
 
 
 class SlowDisk(SlowFile):
-    """A disk that takes 10 ms for each read, one after the other: 100 a second."""
+    """A disk that takes 10 ms for each read, one at a time: 100 reads a second."""
 
     options: ClassVar[tuple[str, ...]] = ("serialize=requests", f"rdelay={READ_DELAY_MS}ms")
 
 
 class Pages:
-    """Pages of a file or device: half noise, half zeros, so that two fit where one was.
+    """The pages of a file or device: half noise, half zeros, so that each compresses to half.
 
-    Each says which it is.
+    Each page begins with its number.
     """
 
     def __init__(self, path: Path, mib: int, *, direct: bool = False) -> None:
@@ -85,16 +86,16 @@ class Pages:
         )
 
     def write(self, first: int) -> None:
-        """Write OUT pages."""
+        """Write OUT pages from page `first` on."""
         for place in range(OUT):
             self._buffer[place * PAGE : (place + 1) * PAGE] = self._page(first + place)
         os.pwritev(self._fd, [self._buffer], first * PAGE)
 
     def read(self, number: int) -> None:
-        """Read a page.
+        """Read a page and check it.
 
         Raises:
-            HarnessError: it is another.
+            HarnessError: the page differs.
         """
         os.preadv(self._fd, [self._buffer[:PAGE]], number * PAGE)
         if self._buffer[:PAGE] != self._page(number):
@@ -106,7 +107,7 @@ class Pages:
 
 
 def is_hot(number: int) -> bool:
-    """Say whether a page is one of the hot fifth: every fifth group of eight."""
+    """Return whether a page is hot: every fifth group of eight pages is."""
     return number // 8 % 5 == 0
 
 
@@ -125,10 +126,7 @@ def fill(pages: Pages) -> None:
 
 
 def _from_memory(daemon: Daemon, pages: Pages, loads: int, rng: random.Random) -> float:
-    """Read hot pages, and a cold one for each nine.
-
-    Return the share of the hot ones that took no read of the disk.
-    """
+    """Read nine hot pages for each cold one; return the hot loads' share from memory."""
     warm, cold = halves(pages)
     reads = 0
     for _ in range(loads // 900):
@@ -143,7 +141,7 @@ def _from_memory(daemon: Daemon, pages: Pages, loads: int, rng: random.Random) -
 
 @contextlib.contextmanager
 def serving(mib: int, backing: Path, **settings: str) -> Iterator[Daemon]:
-    """Run a daemon over a disk, with a pool limit of a quarter of its swap file unless told otherwise."""
+    """Run a daemon over a disk; its default pool limit is a quarter of its swap file."""
     given = {"backing.path": str(backing), "pool.limit": f"{mib // 4}M", "memory.reserve": "32M"}
     given |= {name.replace("__", "."): value for name, value in settings.items()}
     with Daemon(size=f"{mib}M", settings=given, parent=PLACE) as daemon:
@@ -155,7 +153,7 @@ def _reads(daemon: Daemon) -> int:
 
 
 def hot(place: Path) -> tuple[dict[str, Any], list[Figure]]:
-    """Measure which share of hot pages' loads memory serves."""
+    """Measure the share of hot pages' loads that memory serves."""
     found: dict[str, Any] = {}
     for name, on in (("with writeback", "true"), ("without", "false")):
         with serving(
@@ -181,9 +179,10 @@ def hot(place: Path) -> tuple[dict[str, Any], list[Figure]]:
 
 
 def _pattern(pages: Pages) -> float:
-    """Write all pages, hot ones being read meanwhile, then read nine hot pages for a cold one.
+    """Write all pages and read hot ones meanwhile, then read nine hot pages for each cold one.
 
-    Return the seconds.
+    Returns:
+        The seconds.
     """
     rng = random.Random(3)
     begin = time.perf_counter()
@@ -198,7 +197,7 @@ def _pattern(pages: Pages) -> float:
 
 
 def slow(_place: Path) -> tuple[dict[str, Any], list[Figure]]:
-    """Measure run times on a slow disk."""
+    """Measure the run times on a slow disk."""
     found: dict[str, Any] = {}
     for name in ("plain", "zswapd"):
         disk = SlowDisk()
@@ -229,7 +228,7 @@ def slow(_place: Path) -> tuple[dict[str, Any], list[Figure]]:
 
 
 def _fio(path: str, mib: int, reads: int) -> float:
-    """Return the seconds that writing noise and reading some pages of it again takes."""
+    """Return the seconds of writing `mib` MiB of noise and reading `reads` pages of it."""
     common = [
         "--direct=1",
         "--ioengine=libaio",
@@ -267,7 +266,7 @@ def _noise_behind(store: Path, mib: int, reads: int) -> float:
 
 
 def noise(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]]:
-    """Measure what data costs that does not compress."""
+    """Measure the cost of data that does not compress."""
     found: dict[str, Any] = {}
     figures: list[Figure] = []
     for where, (mib, reads) in NOISE.items():
@@ -303,10 +302,7 @@ def noise(place: Path, *, rounds: int = 3) -> tuple[dict[str, Any], list[Figure]
 
 
 def _swapping() -> dict[str, float]:
-    """Return the seconds of each phase of a process whose pages do not compress.
-
-    All of them verified.
-    """
+    """Return the seconds of each phase of a verified process whose pages do not compress."""
     options = WorkloadOptions(
         SWAPPED_MIB,
         ("fill", "seq", "random"),
@@ -337,9 +333,9 @@ def _swapping_behind(store: Path, **settings: str) -> dict[str, float]:
 
 
 def swapped(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figure]]:
-    """Measure what such data costs a process that swaps.
+    """Measure the cost of data that does not compress for a process that swaps.
 
-    Written through, as by default, and kept until the pool is full.
+    zswapd writes it through, the default, or keeps it until the pool is full.
     """
     kinds: dict[str, Callable[[], dict[str, float]]] = {
         "plain": lambda: _swapping_on_file(SwapFile()),
@@ -378,7 +374,7 @@ def swapped(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figur
 
 
 def _writeback_rate(daemon: Daemon) -> float:
-    """Write all pages, then have them written back; return the MiB/s of that."""
+    """Write all pages, then run writeback; return its MiB/s."""
     pages = Pages(daemon.file, CIPHER_MIB)
     fill(pages)
     pages.close()
@@ -388,7 +384,7 @@ def _writeback_rate(daemon: Daemon) -> float:
 
 
 def cipher(place: Path, *, rounds: int = 5) -> tuple[dict[str, Any], list[Figure]]:
-    """Measure what encryption costs of writeback's throughput."""
+    """Measure the cost of encryption for writeback's throughput."""
     found: dict[str, list[float]] = {"plain": [], "encrypted": []}
     for turn in range(rounds):
         for name in ("plain", "encrypted") if turn % 2 else ("encrypted", "plain"):
@@ -412,9 +408,9 @@ PARTS = {"hot": hot, "slow": slow, "noise": noise, "swapped": swapped, "cipher":
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure; print a table and the figures; return 1 if one does not hold."""
+    """Measure; print a table and the figures; return 1 if a figure does not hold."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench disk", description="What the disk behind the pool is worth and costs."
+        prog="scripts/bench disk", description="Measures the disk behind the pool."
     )
     known = arguments.names(lambda: list(PARTS), "part")
     parser.add_argument(
@@ -422,7 +418,7 @@ def main(argv: Sequence[str]) -> int:
         type=known,
         default=list(PARTS),
         metavar="LIST",
-        help=f"of {', '.join(PARTS)} (default all)",
+        help=f"parts, out of {', '.join(PARTS)} (default all)",
     )
     parser.add_argument(
         "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"

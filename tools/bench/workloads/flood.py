@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A user of the machine who wants the metrics all the time, in the ways that cost the daemon most.
+"""An attack on the metrics port, in the ways that cost the daemon most.
 
-`python -m tools.bench.workloads.flood KIND PORT SECONDS` prints "begins", attacks, and prints how
-often it has connected. Root becomes the user nobody for it, once all modules are loaded, which that
-user may not be able to read.
+`python -m tools.bench.workloads.flood KIND PORT SECONDS` prints "begins", attacks, and prints the
+number of its connections. Root becomes the user `nobody` after all modules are loaded, because that
+user may not be able to read them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 NOBODY = 65534
 _SOCKETS = 900
-"""What an ordinary user may have open, less some; both ends are in the attacker."""
+"""Sockets that the attacker holds at most; the usual limit of a user is 1024 descriptors."""
 
 Attack = Callable[[int, float], int]
 
@@ -35,7 +35,7 @@ def _connect(port: int) -> socket.socket:
 
 
 def connect(port: int, end: float) -> int:
-    """Connect and close."""
+    """Connect and close; return the number of connections, as the other attacks do."""
     count = 0
     while time.monotonic() < end:
         with contextlib.suppress(OSError), _connect(port):
@@ -54,7 +54,7 @@ def reset(port: int, end: float) -> int:
 
 
 def get(port: int, end: float) -> int:
-    """Ask and read the answer, with many other sockets in the kernel's list."""
+    """Ask and read the answer, with 900 other sockets in the kernel's list."""
     with socket.create_server(("127.0.0.1", 0), backlog=_SOCKETS) as own:
         held = [socket.create_connection(own.getsockname()) for _ in range(_SOCKETS // 2)]
         held += [own.accept()[0] for _ in range(len(held))]
@@ -71,7 +71,7 @@ def get(port: int, end: float) -> int:
 
 
 def silent(port: int, end: float) -> int:
-    """Hold connections without a word."""
+    """Hold connections without a request."""
     return _hold(port, end, b"")
 
 
@@ -81,7 +81,7 @@ def slow(port: int, end: float) -> int:
 
 
 def unread(port: int, end: float) -> int:
-    """Hold connections with an answer that is not read."""
+    """Hold connections without reading the answer."""
     return _hold(port, end, REQUEST)
 
 
@@ -115,7 +115,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def main() -> None:
-    """Attack as the command line says."""
+    """Run the attack that the command line names."""
     attack, port, seconds = ATTACKS[sys.argv[1]], int(sys.argv[2]), float(sys.argv[3])
     if os.geteuid() == 0:
         os.setgroups([])

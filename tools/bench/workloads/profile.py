@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench profile`.
 
-Where the worker's processor time goes while the raw workload swaps out, and in.
+It measures where the worker's processor time goes while the raw workload swaps out and in.
 
-    scripts/bench profile                        this checkout's zswapd
-    scripts/bench profile --tree before=DIR      another checkout's first, in turn with this one's ("after")
+    scripts/bench profile                    profile this checkout's zswapd
+    scripts/bench profile --tree before=DIR  profile another checkout's too, in turn with this one's
+                                             ("after")
     scripts/bench profile --json FILE
 
-`perf record` (Debian's linux-perf) samples the worker a thousand times a second by its processor
-clock, which virtual machines have, too: once during the fill and once during the reads in order.
-Samples are added up by where they were: the kernel, LZ4, the compiled page path, Python's
-interpreter, and so on; with the busiest functions of all. A share times the worker's processor time
-a page is what a page costs there.
+`perf record` (Debian's linux-perf) samples the worker 997 times a second by its processor clock,
+which virtual machines have too. It does so during the fill and during the sequential reads. The
+report sums the samples by part: the kernel, LZ4, the compiled page path, Python's interpreter, and
+others. It also names the busiest functions. A part's share times the worker's processor time for a
+page is the cost of a page in that part.
 
-Another checkout has to have its environment (scripts/test makes one). It runs under this harness.
+Another checkout needs its environment (scripts/test makes one). It runs under this harness.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 HERE = "after"
 PHASES = {"fill": "swap-out", "seq": "swap-in, in order"}
 FREQUENCY = 997
-"""Samples a second; a prime, so as not to go along with something."""
+"""Samples a second; a prime, so that no periodic work runs in step with it."""
 TOP = 8
 END_LIMIT_S = 30.0
 
@@ -58,7 +59,7 @@ PARTS = (
     ("interpreter", r"\|(lib)?python"),
     ("libc", r"\|libc[.-]|\|ld-linux|\|\[vdso"),
 )
-"""What a sample counts for, by "symbol|name of the object it lay in": the first that fits."""
+"""The parts and their patterns for "symbol|object"; a sample counts for the first that fits."""
 ORDER = (
     "LZ4",
     "checksum",
@@ -77,12 +78,12 @@ class Profile:
     """One phase of one program.
 
     Attributes:
-        label, phase: whose, and of what.
-        rate: MiB/s that went through the swap device.
-        cpu_us: processor time of the worker, a page.
-        shares: part of it → percent of the samples.
-        busiest: (function, its object, percent) of the samples.
-        samples: how many there were.
+        label, phase: the names of the program and of the phase.
+        rate: MiB/s through the swap device.
+        cpu_us: the worker's processor time in µs for each page.
+        shares: the percentage of the samples, by part.
+        busiest: (function, its object, percentage of the samples) of the busiest functions.
+        samples: the number of samples.
     """
 
     label: str
@@ -95,15 +96,16 @@ class Profile:
 
 
 def part_of(symbol: str, thing: str) -> str:
-    """Return which part a function of an object belongs to."""
+    """Return the part that a function of an object belongs to."""
     named = f"{symbol}|{Path(thing).name}"
     return next((part for part, pattern in PARTS if re.search(pattern, named)), "other")
 
 
 def parse(report: str) -> tuple[dict[str, float], tuple[tuple[str, str, float], ...]]:
-    """Read what `perf report` printed, percent|object|symbol.
+    """Parse the output of `perf report`, lines of percent|object|symbol.
 
-    Return the parts' shares, and the busiest functions.
+    Returns:
+        The parts' shares, and the busiest functions.
     """
     shares = dict.fromkeys(ORDER, 0.0)
     functions = []
@@ -124,7 +126,7 @@ def recording(pid: int, into: Path) -> Iterator[None]:
     """Sample a process while the body runs.
 
     Raises:
-        HarnessError: perf cannot.
+        HarnessError: perf fails.
     """
     asking, answering = os.pipe(), os.pipe()
     command = [
@@ -153,7 +155,7 @@ def recording(pid: int, into: Path) -> Iterator[None]:
         try:
             with contextlib.suppress(BrokenPipeError):
                 os.write(asking[1], b"enable\n")
-                os.read(answering[0], 16)  # it samples now, or has ended
+                os.read(answering[0], 16)  # perf samples now, or has ended
             yield
         finally:
             perf.send_signal(2)
@@ -177,13 +179,13 @@ def _report(data: Path) -> tuple[str, int]:
 
 
 def measure(label: str, tree: Path | None, data_mib: int, memory_mib: int) -> list[Profile]:
-    """Run the workload's fill and its reads in order over one program.
+    """Profile one program during the workload's fill and its sequential reads.
 
     Args:
-        label: how to name it.
-        tree: the checkout it is of; None for this one.
-        data_mib: data of the workload.
-        memory_mib: limit of its cgroup.
+        label: the name of the program.
+        tree: its checkout; None for this one.
+        data_mib: the data of the workload in MiB.
+        memory_mib: the limit of its cgroup in MiB.
     """
     plan = ("fill", "settle", "seq", "verify")
     options = WorkloadOptions(data_mib, phases=plan, warm_mib=memory_mib * 9 // 10, time_limit=200)
@@ -206,13 +208,13 @@ def measure(label: str, tree: Path | None, data_mib: int, memory_mib: int) -> li
                 before = system.processor_seconds(worker)
                 with recording(worker, data) if name in PHASES else contextlib.nullcontext():
                     if name == plan[0]:
-                        stack.enter_context(workload)  # which begins with it
+                        stack.enter_context(workload)  # the fill begins here
                     phase = next(phases)
                 if name in PHASES:
                     cpu = system.processor_seconds(worker) - before
                     found.append(_profile(label, phase, cpu, *_report(data)))
             for _ in phases:
-                pass  # its end, which tells whether all was verified
+                pass  # to the end, where the workload reports a wrong page
     return found
 
 
@@ -232,10 +234,7 @@ def _profile(label: str, phase: Phase, cpu: float, report: str, samples: int) ->
 
 
 def combined(found: Sequence[Profile]) -> list[Profile]:
-    """Return a profile of each label and phase from those of all rounds: medians.
-
-    The busiest functions of the last one.
-    """
+    """Return a profile for each label and phase: medians, with the last round's functions."""
     result = []
     for label, phase in dict.fromkeys((one.label, one.phase) for one in found):
         own = [one for one in found if (one.label, one.phase) == (label, phase)]
@@ -252,7 +251,7 @@ def combined(found: Sequence[Profile]) -> list[Profile]:
 def run(
     trees: Sequence[tuple[str, Path | None]], rounds: int, data_mib: int, memory_mib: int
 ) -> list[Profile]:
-    """Measure all programs in turn."""
+    """Profile all programs in turn."""
     found = []
     for number in range(rounds):
         for label, tree in trees if number % 2 == 0 else reversed(trees):
@@ -266,7 +265,7 @@ def run(
 
 
 def table(found: Sequence[Profile]) -> str:
-    """Return µs a page by part, and the busiest functions."""
+    """Return a table of µs for each page by part, and the busiest functions."""
     rows = [["phase", "program", "MiB/s", "µs a page", *ORDER]]
     for one in found:
         parts = [f"{one.shares[part] * one.cpu_us / 100:.2f}" for part in ORDER]
@@ -281,7 +280,7 @@ def table(found: Sequence[Profile]) -> str:
 
 
 def as_json(found: Sequence[Profile]) -> dict[str, Any]:
-    """Return all there is to know, for a file."""
+    """Return the document, for a JSON file."""
     return {
         "workload": "profile",
         "machine": machine(),
@@ -291,7 +290,7 @@ def as_json(found: Sequence[Profile]) -> dict[str, Any]:
 
 
 def missing() -> str:
-    """Return why nothing can be profiled here, or an empty string."""
+    """Return why no program can be profiled here, or an empty string."""
     return (
         ""
         if not system.missing_programs(["perf"])
@@ -310,7 +309,7 @@ def tree(text: str) -> tuple[str, Path]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench profile", description="Shows where the worker's processor time goes."
     )
@@ -320,7 +319,7 @@ def main(argv: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="LABEL=DIR",
-        help="another checkout, too",
+        help="profile another checkout too",
     )
     parser.add_argument(
         "--rounds",
@@ -328,10 +327,10 @@ def main(argv: Sequence[str]) -> int:
         choices=range(1, 21),
         default=3,
         metavar="N",
-        help="of each (default 3)",
+        help="rounds of each program (default 3)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="96 MiB through 32, one round: a trial, no measurement"
+        "--quick", action="store_true", help="96 MiB through 32, one round: not a measurement"
     )
     parser.add_argument(
         "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The raw workload (workload.c) over all contenders.
+"""The raw workload (workload.c) on all contenders.
 
-What a page costs on its way out and in, and in how much memory it lies.
+It measures the cost of a page on its way out and in, and the memory that it takes.
 
-    scripts/bench raw                     the table, from three rounds of 1 GiB through 256 MiB
-    scripts/bench raw --quick             a quarter of the data, one round
+    scripts/bench raw                       print the table, from three rounds of 1 GiB through
+                                            256 MiB
+    scripts/bench raw --quick               run one round with a quarter of the data
     scripts/bench raw --check --json FILE   also exit non-zero when a figure does not hold
-    scripts/bench files                   the same, on one, two and four swap files
+    scripts/bench files                     compare one, two and four swap files
 
-Limits: figures from a box that does other things meanwhile are worth little, and ratios from one
-round not much more.
+Limits: other programs on the machine distort the figures, and one round is too few for a ratio.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
         type=known,
         default=contenders,
         metavar="LIST",
-        help=f"who runs (default {names})",
+        help=f"contenders (default {names})",
     )
     parser.add_argument(
         "--once",
         type=known,
         default=[],
         metavar="LIST",
-        help="who of them runs in the first round only",
+        help="contenders that run in the first round only",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often each one runs (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each one (default 3)")
     parser.add_argument(
         "--data-mib", type=int, default=1024, help="data of the workload (default 1024)"
     )
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
         "--memory-mib", type=int, default=256, help="its memory cgroup (default 256)"
     )
     parser.add_argument(
-        "--device-mib", type=int, default=2560, help="swap device, the same for all (default 2560)"
+        "--device-mib", type=int, default=2560, help="size of each swap device (default 2560)"
     )
     parser.add_argument(
         "--faults",
@@ -81,12 +81,12 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
         type=int,
         choices=range(11),
         metavar="N",
-        help="vm.page-cluster for the run only (default: as it is)",
+        help="vm.page-cluster during the run (default: unchanged)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="256 MiB through 64 MiB, one round: a trial, no measurement",
+        help="256 MiB through 64 MiB, one round: a trial, not a measurement",
     )
     parser.add_argument(
         "--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE"
@@ -100,8 +100,8 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
     args = parser.parse_args(argv)
     if min(args.rounds, args.data_mib, args.memory_mib) < 1 or args.device_mib < 2 * args.data_mib:
         parser.error(
-            "rounds and sizes are at least 1, and --device-mib at least twice --data-mib: below"
-            " that the kernel frees swap slots early, which is another experiment"
+            "rounds and sizes are at least 1, and --device-mib is at least twice --data-mib: on a"
+            " smaller device the kernel frees swap slots early, which is another experiment"
         )
     if args.quick:
         args.rounds, args.data_mib, args.memory_mib = 1, 256, 64
@@ -109,10 +109,10 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
 
 
 def usable(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return which contenders can run here, and the others with why not.
+    """Return the contenders that can run here, and the reason for each of the others.
 
     Raises:
-        HarnessError: none can.
+        HarnessError: no contender can run.
     """
     skipped = {name: reason for name in names if (reason := REGISTRY[name]().missing())}
     for name, reason in skipped.items():
@@ -137,7 +137,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:
 
 
 def main(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     args = parse(argv, contenders)
     runs, document = measure(args)
     print(report.table(runs))
@@ -150,8 +150,8 @@ def main(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> int:
         plot(document["medians"], args.plot)
     if args.check:
         return 0 if all(figure.holds for figure in held) else 1
-    # A rival that the kernel killed costs its row of the table; zswapd's failure, and anybody's
-    # wrong page, are errors.
+    # A rival that the kernel killed only loses its row of the table. A failure of zswapd is an
+    # error, and so is a wrong page of any contender.
     return (
         1
         if any(run.wrong_pages or (run.error and run.contender == report.SUBJECT) for run in runs)
@@ -160,7 +160,7 @@ def main(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> int:
 
 
 def plot(medians: Mapping[str, Mapping[str, float]], path: Path, source: str = "") -> None:
-    """Draw the medians by contender and figure: throughput, faults, and memory at its peak."""
+    """Draw the medians by contender and figure: throughput, faults, memory."""
     found = {name: values for name, values in medians.items() if values}
     panels = [
         _panel(

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The raw workload: from runs to medians, ratios, the table.
+"""The report of the raw workload: medians, ratios, table, JSON, figures that have to hold.
 
-The JSON and the figures that have to hold.
-
-Ratios are computed pair by pair within a round and their median is shown: on a shared machine a
-round may be slow as a whole, and the quotient of two medians would mix rounds.
+A ratio is computed within each round, and the table shows the median of the ratios. On a shared
+machine a whole round may be slow, and the quotient of two medians would mix rounds.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ FIGURES = tuple(HEADINGS)
 
 
 def medians(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Return contender → figure → median over its runs without error."""
+    """Return the medians by contender and figure, over the runs without error."""
     result: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(run.contender for run in runs):
         each = [run.figures() for run in runs if run.contender == name and not run.error]
@@ -52,7 +50,7 @@ def medians(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 
 def ratios(runs: Sequence[Run], rival: str) -> dict[str, list[float]]:
-    """Return figure → subject ÷ rival, one value for each round in which both ran without error."""
+    """Return subject ÷ rival by figure, a value for each round in which both had no error."""
     found: dict[str, list[float]] = {}
     for number in sorted({run.round for run in runs}):
         pair = {
@@ -67,7 +65,7 @@ def ratios(runs: Sequence[Run], rival: str) -> dict[str, list[float]]:
 
 
 def figures_to_hold(runs: Sequence[Run]) -> list[Figure]:
-    """Return the claims that --check holds zswapd to."""
+    """Return the claims that --check tests."""
     zram = {key: median(values) for key, values in ratios(runs, "zram-lz4").items()}
     nbdkit = {key: median(values) for key, values in ratios(runs, "nbdkit-zstd").items()}
     faults = nbdkit.get("random")
@@ -115,7 +113,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def as_json(runs: Sequence[Run], plan: Plan, skipped: Mapping[str, str]) -> dict[str, Any]:
-    """Return all there is to know about the runs, for a file."""
+    """Return the document about the runs, for a JSON file."""
     rivals = dict.fromkeys(run.contender for run in runs if run.contender != SUBJECT)
     return {
         "workload": "raw",

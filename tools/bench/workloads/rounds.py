@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who runs when, and what one run yields.
+"""The rounds of the raw workload, and the figures of one run.
 
-Each contender is alone on the box: its device is put on, the workload runs through all its phases,
-the device is taken off. Within a round every contender runs once, and the order turns by one from
-round to round, so that slow drift of the machine (a noisy neighbour, a warm cache) hits all of them
-alike. Ratios are taken within a round only.
+Each contender is alone on the machine: it sets up its device, the workload runs through all phases,
+and the contender removes the device. In a round every contender runs once. The order rotates by one
+from round to round, so slow drift of the machine (a noisy neighbour, a warm cache) hits all
+contenders alike. Ratios are taken within a round only.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from tools.bench.harness.workload import KILLED, Phase, Workload, WorkloadOption
 from tools.bench.workloads.report import SUBJECT
 
 PHASES = ("fill", "settle", "seq", "random", "mixed", "rewrite", "settle", "verify")
-"""Between the last two everything is swapped off, so what is verified last has come back that way.
-"""
+"""The phases in order; swapoff comes before the last one, which so verifies its pages too."""
 
 SWAPOFF_LIMIT_S = 280.0
 TRIES = 4
-"""How often a rival may run in a round.
+"""The runs that a rival may have in a round.
 
-With zram the kernel kills the workload now and then, though there is room (docs/benchmarks.md), and
-a round without it has no ratio; how often that was is told. What is measured has one try.
+With zram the kernel sometimes kills the workload though there is room (docs/benchmarks.md), and a
+round without the rival has no ratio. The report counts these kills. zswapd has one try.
 """
 
 if TYPE_CHECKING:
@@ -38,16 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every contender is put through.
+    """The parameters of a comparison, the same for every contender.
 
     Attributes:
-        data_mib: data of the workload.
-        memory_mib: limit of its cgroup.
-        device_mib: size of the swap device.
-        rounds: how often each contender runs.
-        faults: random faults measured.
-        cpu: processor that the workload stays on; None for any.
-        time_limit: seconds one workload may take.
+        data_mib: the data of the workload in MiB.
+        memory_mib: the limit of its cgroup in MiB.
+        device_mib: the size of the swap device in MiB.
+        rounds: the number of rounds.
+        faults: the number of random faults to time.
+        cpu: the processor that the workload stays on; None for any.
+        time_limit: the time limit of one workload in seconds.
     """
 
     data_mib: int
@@ -59,10 +58,10 @@ class Plan:
     time_limit: int = 300
 
     def workload(self) -> WorkloadOptions:
-        """Return what the workload shall do.
+        """Return the options of the workload.
 
-        A tenth of the cgroup is left out of what the fill writes before its clock starts: for page
-        tables and the program.
+        The fill writes nine tenths of the cgroup's limit before its clock starts. The last tenth is
+        for page tables and the program.
         """
         return WorkloadOptions(
             self.data_mib,
@@ -79,16 +78,15 @@ class Run:
     """One contender in one round.
 
     Attributes:
-        contender: its name.
-        round: from 0.
-        phases: what the workload reported, in order.
-        memory: what the contender took when all data was on swap (after the settling that follows
-            the fill).
-        memory_peak: the most of the readings between phases, bytes.
-        error: why it ended early; empty when it ran to its end with every byte verified.
-        swapoff: MiB that were on swap when it was swapped off with the data still in use, and the
-            seconds that took; zeros if it did not come to that.
-        kills: runs before this one, in the same round, whose workload was killed.
+        contender: the contender's name.
+        round: the number of the round, from 0.
+        phases: the workload's reports, in order.
+        memory: the contender's memory when all data is on swap, at the end of the first `settle`.
+        memory_peak: the largest reading between phases, in bytes.
+        error: why the run ended early; empty when it ran to its end with every byte verified.
+        swapoff: the MiB on swap at swapoff, with the data in use, and the seconds of swapoff;
+            zeros if the run ended before.
+        kills: the runs before this one in the same round whose workload was killed.
     """
 
     contender: str
@@ -105,21 +103,21 @@ class Run:
 
     @property
     def verified(self) -> bool:
-        """Whether every byte came back as it was written."""
+        """Whether every byte came back unchanged."""
         verified = self._phase("verify")
         return not self.error and verified is not None and self.wrong_pages == 0
 
     @property
     def wrong_pages(self) -> int:
-        """How many pages differed."""
+        """The number of pages that differed."""
         return max((phase.mismatches for phase in self.phases), default=0)
 
     def figures(self) -> dict[str, float]:
-        """Return the figures by name; one whose phase is missing is left out.
+        """Return the figures by name, without those of missing phases.
 
-        out, seq and off (swapoff) are MiB/s of pages that went through the swap device while the
-        phase ran, mixed is that of both directions together; random, p50, p99 and p999 are µs a
-        fault, and mixed_p50 and so on those of the mixed phase; memory and peak are MiB.
+        out, seq and off (swapoff) are the MiB/s of pages through the swap device during the phase;
+        mixed counts both directions. random, p50, p99 and p999 are µs for each fault; mixed_p50
+        and so on are those of the mixed phase. memory and peak are MiB.
         """
         found: dict[str, float] = {}
         if fill := self._phase("fill"):
@@ -143,7 +141,7 @@ class Run:
 
 
 def run_once(contender: Contender, number: int, plan: Plan) -> Run:
-    """Run one contender once and take it off again, whatever happens."""
+    """Run one contender once, and always stop it."""
     phases: list[Phase] = []
     after_fill: MemoryUse | None = None
     swapoff = (0.0, 0.0)
@@ -158,14 +156,14 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
             ):
                 for phase in workload.phases():
                     phases.append(phase)
-                    # Between phases: a reading takes processor time, and moves the workload
-                    # (docs/benchmarks.md).
+                    # A reading takes processor time and moves the workload to another processor
+                    # (docs/benchmarks.md), so it comes between phases.
                     peak = max(peak, contender.memory_now())
                     if phase.name == "settle" and after_fill is None:
                         after_fill = contender.memory_used()
                     elif phase.name == "settle":
-                        # All of it fits from here on, and what the kernel charges before it frees a
-                        # slot.
+                        # All data fits from here on, with the pages that the kernel charges before
+                        # it frees their slots.
                         cgroup.set_limit(2 * plan.data_mib * MIB)
                         swapoff = swap_everything_off(contender)
         finally:
@@ -179,7 +177,7 @@ def run_once(contender: Contender, number: int, plan: Plan) -> Run:
 
 
 def swap_everything_off(contender: Contender) -> tuple[float, float]:
-    """Swap all devices off; return the MiB that were on them, and the seconds it took."""
+    """Run swapoff for all devices; return the MiB that were on them, and the seconds."""
     devices = contender.devices()
     used = sum(area.used for area in swaps() if area.path in devices)
     started = time.monotonic()
@@ -189,10 +187,10 @@ def swap_everything_off(contender: Contender) -> tuple[float, float]:
 
 
 def check_room(plan: Plan) -> None:
-    """Refuse a plan that would push the machine itself into memory pressure.
+    """Refuse a plan that would bring the machine itself under memory pressure.
 
     Raises:
-        HarnessError: less than the whole data plus 512 MiB is available.
+        HarnessError: less memory than the data plus 512 MiB is available.
     """
     needed = (plan.data_mib + 512) * MIB
     if memory_available() < needed:
@@ -206,13 +204,13 @@ def check_room(plan: Plan) -> None:
 def run_all(
     names: Sequence[str], plan: Plan, say: Callable[[str], None], once: Collection[str] = ()
 ) -> list[Run]:
-    """Run all rounds and return all runs, those that failed included.
+    """Run all rounds; return all runs, with the failed ones.
 
     Args:
-        names: of contenders, in `REGISTRY`.
-        once: those of them that run in the first round only.
-        plan: what they are put through.
-        say: takes one line of progress at a time.
+        names: names of contenders in `REGISTRY`.
+        plan: the parameters of the comparison.
+        say: takes a line of progress.
+        once: the names that run in the first round only.
     """
     check_room(plan)
     runs: list[Run] = []
@@ -226,10 +224,7 @@ def run_all(
 
 
 def _run_until_it_lives(name: str, number: int, plan: Plan, say: Callable[[str], None]) -> Run:
-    """Run a contender, a rival again if the kernel has killed its workload for want of memory.
-
-    Return the last run.
-    """
+    """Run a contender, and a rival again if the OOM killer ended it; return the last run."""
     kills = 0
     while True:
         run = replace(run_once(REGISTRY[name](), number, plan), kills=kills)

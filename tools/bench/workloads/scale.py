@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program behind `scripts/bench scale`: what a page costs when there are many.
+"""The program behind `scripts/bench scale`: the cost of a page by the number of pages.
 
-    scripts/bench scale                      2^16, 2^18 … 2^24 pages, small ones; some minutes, some 2 GiB of memory
-    scripts/bench scale --contents real      the raw workload's pages, up to 2^20: 2 GiB of memory
+    scripts/bench scale                    2^16, 2^18 … 2^24 small pages; 4 minutes, 2 GiB of memory
+    scripts/bench scale --contents real    the raw workload's pages, up to 2^20; 2 GiB of memory
     scripts/bench scale --plot FILE.svg --json FILE
 
-Below FUSE and without root: the synchronous core in this process, driven as the FUSE edge drives it
-(requests of 128 KiB written, single pages and requests of 32 KiB read). Each number of pages has a
-process of its own, and is stored by a device of that size. In order:
+It runs below FUSE and without root. The synchronous core runs in this process, driven as the FUSE
+edge drives it: writes of 128 KiB, reads of single pages and of 32 KiB. Each number of pages has a
+process of its own and a device of that size. The steps are:
 
-- store: all pages, in order, then a quarter of them anew at random places (overwrite);
-- load: in order by eight, then single pages at random; compared with what was stored;
-- takeover: a second core from the arena of the first, as after a worker's death;
-- discard: all of the device in one request.
+- store: all pages in order, then a quarter of them anew at random places (overwrite);
+- load: all pages in order, eight at a time, then single pages at random; each is compared;
+- takeover: a second core takes over the arena of the first, as after a worker's death;
+- discard: one request for the whole device.
 
-Small pages are same-filled, each with a word of its own: the codec has no part in them, so what is
-left is what could grow with their number: index, allocator, memory. 2^24 of them are 64 GiB of swap
-in half a gibibyte.
+Small pages are same-filled, each with a different word. They do not use the codec, so the cost is
+that of index, allocator and memory, which could grow with the number. 2^24 of them are 64 GiB of
+swap in 512 MiB.
 
-Times are of the processor, a page; the reserve is refilled between requests and not counted, since
-in the daemon another thread does. Limits: the last level caches of the machine are part of the
-figures; a page at random is one miss of them more where there are many.
+Times are processor time for each page. The reserve is refilled between requests, and that time does
+not count, because another thread does it in the daemon. Limits: the figures contain the machine's
+last-level cache; with many pages, a random page is one more miss.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ WORD = struct.Struct("=Q")
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one number of pages cost.
+    """The costs for one number of pages.
 
     Attributes:
-        pages, contents: how many, and of which kind.
-        store_us, overwrite_us, load_us, load_random_us: a page.
-        takeover_us: a page, of the whole takeover; takeover_s: all of it.
-        discard_us: a page, of one discard of the whole device; discard_s: all of it.
-        index_bytes: a page, of index nodes, populated ones that wait for use included.
-        heap_bytes: a page, by which the process grew but for the arena: index, bitmap, Python
-            objects, page tables.
-        arena_bytes: a page, of the arena, frame table and reserve included.
+        pages, contents: the number of pages and their kind.
+        store_us, overwrite_us, load_us, load_random_us: µs for each page.
+        takeover_us, takeover_s: the takeover, in µs for each page and in seconds.
+        discard_us, discard_s: one discard of the whole device, in µs for each page and in seconds.
+        index_bytes: bytes of index nodes for each page, with populated nodes that are free.
+        heap_bytes: bytes for each page by which the process grew without the arena: index, bitmap,
+            Python objects, page tables.
+        arena_bytes: bytes of the arena for each page, with frame table and reserve.
     """
 
     pages: int
@@ -95,7 +95,7 @@ class Measurement:
 
 
 class _Clock:
-    """Adds up processor time of a process between `start` and `stop`."""
+    """A sum of this process's processor time between `start` and `stop`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -152,10 +152,10 @@ def _refill(core: Core) -> None:
 
 
 def measure(pages: int, contents: str) -> Measurement:
-    """Drive one core through everything, in this process.
+    """Drive one core through all steps, in this process.
 
     Raises:
-        ValueError: a page came back as another, or was refused.
+        ValueError: a page came back changed, or was refused.
     """
     config = _config(pages)
     page = _small if contents == "small" else _real(_bank())
@@ -166,7 +166,7 @@ def measure(pages: int, contents: str) -> Measurement:
     _store(core, page, range(0, pages, WRITE_PAGES), store)
     count = min(pages // 4, RANDOM_AT_MOST)
     _overwrite(core, page, generations, overwrite, count)
-    heap = _grown() - before - pages  # the generations are ours
+    heap = _grown() - before - pages  # a byte of generation for each page is this program's
     seen = core.statistics()
     load, load_random = _Clock(), _Clock()
     rng = random.Random(2)
@@ -265,12 +265,12 @@ def _load(
 
 
 def measure_apart(pages: int, contents: str) -> Measurement:
-    """Measure in a process of its own, which has no heap yet that could serve.
+    """Measure in a new process, whose heap has no free memory that would hide growth.
 
-    Medians of several where that is soon done.
+    Small numbers of pages have several runs, and the result is their medians.
 
     Raises:
-        RuntimeError: it failed; with what it said.
+        RuntimeError: the process failed; the message has its output.
     """
     command = [
         sys.executable,
@@ -313,7 +313,7 @@ COLUMNS = {
 
 
 def table(found: Sequence[Measurement]) -> str:
-    """Return the measurements as a table; the costs are a page's."""
+    """Return the measurements as a table of costs for each page."""
     rows = [
         (f"2^{one.pages.bit_length() - 1}", *(f"{getattr(one, name):.2f}" for name in COLUMNS))
         for one in found
@@ -322,12 +322,10 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: the cost of a page at the most pages against the fewest.
+    """Return the claims: the cost of a page at most pages ÷ fewest, and its bytes on the heap.
 
-    And what is kept of it outside the arena.
-
-    In order is stored and read, at random is overwritten and read. What the process grows by has a
-    fixed part, which few pages do not share enough: 2^20 at least.
+    Sequential figures are store and load; random ones are overwrite and random load. The growth of
+    the process has a fixed part, which is small enough for a page from 2^20 pages on.
     """
     fewest, most = min(found, key=_pages), max(found, key=_pages)
     cost = (most.store_us + most.load_us) / (fewest.store_us + fewest.load_us)
@@ -364,7 +362,7 @@ def _pages(one: Measurement) -> int:
 
 
 def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
-    """Draw the costs of a page and the seconds of a takeover and a discard by the number of pages."""
+    """Draw the costs of a page, a takeover and a discard by the number of pages."""
     pyplot = quiet_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     numbers = [one.pages for one in found]
@@ -402,7 +400,7 @@ def plot(found: Sequence[Measurement], path: Path, source: str = "") -> None:
 
 
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
-    """Return all there is to know, for a file."""
+    """Return the document, for a JSON file."""
     figures = told(figures_to_hold(found))
     return {
         "workload": "scale",
@@ -422,16 +420,17 @@ def run(powers: Sequence[int], contents: str) -> list[Measurement]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench scale", description="Measures what a page costs when there are many."
+        prog="scripts/bench scale",
+        description="Measures the cost of a page by the number of pages.",
     )
     powers = arguments.numbers(10, 24)
     parser.add_argument(
         "--powers",
         type=powers,
         metavar="LIST",
-        help="of two: how many pages, 10 to 24 (default 16,18,20,22,24; real: to 20)",
+        help="numbers of pages as powers of two, 10 to 24 (default 16,18,20,22,24; real: to 20)",
     )
     parser.add_argument("--contents", choices=("small", "real"), default="small")
     parser.add_argument(

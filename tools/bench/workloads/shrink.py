@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench shrink`.
 
-How fast a full cache gives its memory back, and what swap feels of it.
+It measures how fast a full cache frees its memory, and the cost for reads of swap meanwhile.
 
-    scripts/bench shrink                     1 GiB of cached pages, over either allocator, by command and by a shortage
-    scripts/bench shrink --mib 256 --check   less; and exit 1 when a figure does not hold
-    scripts/bench shrink --by command        without the shortage, which takes some gibibytes for a moment
+    scripts/bench shrink                     1 GiB of cached pages, both allocators, by command and
+                                             by a shortage
+    scripts/bench shrink --mib 256 --check   256 MiB; exit 1 when a figure does not hold
+    scripts/bench shrink --by command        no shortage, which takes gibibytes for a moment
 
-A file is read through a daemon until its cache is full. Then the cache is told to shrink to a
-twentieth, or another process takes memory until the box is short of it and keeps it so
-(shortage.py), while somebody reads a page of swap every millisecond, as the loop device would, and
-checks it. What counts is when nine tenths of the frames are the system's again, by the size of the
-arena, and how long reads of swap took, beside how long they take with nothing to wait for. A
-shortage begins when free memory falls below the zones' low watermark.
+The program reads a file through a daemon until the cache is full. Then a command tells the cache to
+shrink to a twentieth, or another process makes a memory shortage and keeps it (shortage.py).
+Meanwhile a thread reads a page of swap every millisecond, as the loop device would, and checks it.
 
-Limits: on a box that others use, the slowest read is theirs.
+The figures are the time until the system has nine tenths of the frames back, by the size of the
+arena, and the time of reads of swap during and before the shrinking. A shortage begins when free
+memory falls below the zones' low watermark.
+
+Limits: on a shared machine, the slowest read is the other programs'.
 """
 
 from __future__ import annotations
@@ -45,21 +47,21 @@ PAGE = mmap.PAGESIZE
 ALLOCATORS = ("zbud", "zsmalloc")
 CAUSES = ("command", "pressure")
 SWAPPED = 4000
-"""Pages of swap that are read meanwhile."""
+"""The pages of swap that the reader reads."""
 INTERVAL_S = 0.001
-"""Between two reads."""
+"""Seconds between two reads."""
 BEFORE_S = 3.0
-"""How long they are read with nothing to wait for."""
+"""Seconds of reads before the shrinking, for comparison."""
 LIMIT_S = 400.0
 SHRINK_LIMIT_S = 60.0
 PIECE_MIB = 8
-"""What is read of the volume between two looks at how full the cache is."""
+"""MiB of the volume to read between two checks of the cache's size."""
 VERIFIED_MIB = 128
-"""What is read of it afterwards."""
+"""MiB of the volume to read and verify after the shrinking."""
 SHARE = 0.95
-"""Of the frames, to be given back."""
+"""The share of the frames that the cache has to free."""
 WANTED = 0.9
-"""Of the frames, whose time is taken."""
+"""The share of the frames whose return is timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +69,14 @@ class Measurement:
     """One shrinking.
 
     Attributes:
-        allocator: the cache's.
-        by: what made it shrink: command or pressure.
-        cached_mib: memory that the cache had.
-        pages: cached pages.
-        back_s: seconds until WANTED of it was the system's.
-        batch_ms: the longest time that the daemon evicted without serving anybody.
-        before_ms: time of a read of swap with nothing to wait for: median, 99th percentile,
-            slowest.
-        during_ms: the same while the cache shrank.
+        allocator: the cache's allocator.
+        by: the cause: command or pressure.
+        cached_mib: the memory of the full cache in MiB.
+        pages: the cached pages.
+        back_s: seconds until the system had WANTED of the frames back.
+        batch_ms: the longest time in which the daemon evicted and served no request.
+        before_ms: reads of swap before the shrinking: median, 99th percentile, slowest.
+        during_ms: reads of swap during the shrinking: the same three.
     """
 
     allocator: str
@@ -89,13 +90,13 @@ class Measurement:
 
 
 class Reader:
-    """Reads a page of swap every INTERVAL_S in a thread, and checks it.
+    """A thread that reads a page of swap every INTERVAL_S, and checks it.
 
     Args:
-        path: the swap file; pages are written to it now.
+        path: the swap file; the constructor writes its pages.
 
     Attributes:
-        wrong: what has come back otherwise than it was written.
+        wrong: the pages that came back changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,25 +127,25 @@ class Reader:
                 return
 
     def forget(self) -> None:
-        """Leave out of the next `take` what has been read until now."""
+        """Drop the reads until now from the next `take`."""
         self._taken = []
 
     def take(self) -> tuple[float, float, float]:
-        """Return median, 99th percentile and slowest of the reads since the last call, ms."""
+        """Return median, 99th percentile and slowest of the reads since the last call, in ms."""
         taken, self._taken = sorted(self._taken), []
         if not taken:
             raise HarnessError(f"nothing was read from swap: {self.wrong or 'a read hangs'}")
         return taken[len(taken) // 2], taken[len(taken) * 99 // 100], taken[-1]
 
     def close(self) -> None:
-        """End it."""
+        """End the thread."""
         self._end.set()
         self._thread.join(LIMIT_S)
         os.close(self._fd)
 
 
 def write_file(path: Path, mib: int) -> None:
-    """Write a file of pages that compress to a third of a page, no two alike."""
+    """Write a file of different pages that each compress to a third."""
     rng = random.Random(3)
     block = bytearray(
         b"".join(
@@ -159,14 +160,13 @@ def write_file(path: Path, mib: int) -> None:
 
 
 def read_file(path: Path, expected: Path) -> Iterator[None]:
-    """Read a volume past the kernel's page cache, from the beginning again after its end.
+    """Read a volume around in circles, past the kernel's page cache, and compare each piece.
 
-    And compare it with its backing file.
-
-    Yields after each piece of PIECE_MIB.
+    Yields:
+        None after each piece of PIECE_MIB.
 
     Raises:
-        HarnessError: it differs.
+        HarnessError: a piece differs from the backing file.
     """
     with path.open("rb", buffering=0) as file, expected.open("rb", buffering=0) as backing:
         while True:
@@ -195,20 +195,20 @@ class Arena:
         self._path = max(Path(f"/proc/{worker}/fd").iterdir(), key=size)
 
     def backed_bytes(self) -> int:
-        """Return how much memory it takes."""
+        """Return the bytes of memory that the arena has."""
         return self._path.stat().st_blocks * 512
 
 
 def measure(
     allocator: str, mib: int, directory: Path | None = None, by: str = "command"
 ) -> Measurement:
-    """Fill a cache of `mib` MiB and have it shrink.
+    """Fill a cache of `mib` MiB and make it shrink.
 
     Args:
-        allocator: the cache's.
-        by: what makes it: command or pressure.
-        mib: memory of the cache.
-        directory: where the file of twice that size goes.
+        allocator: the cache's allocator.
+        by: the cause: command or pressure.
+        mib: the memory of the cache in MiB.
+        directory: the directory for the file that is read.
 
     Raises:
         HarnessError: the cache does not fill, a byte differs, or the memory does not come back.
@@ -233,9 +233,10 @@ def measure(
 
 @contextlib.contextmanager
 def _asked_to(daemon: Daemon, by: str, frames: int) -> Iterator[Callable[[], float]]:
-    """Have the cache shrink while the body runs.
+    """Make the cache shrink while the body runs.
 
-    Yield what waits for that to begin, and says when it did, time.monotonic().
+    Yields:
+        A function that waits for the start and returns it as a value of time.monotonic().
     """
     if by == "pressure":
         with Shortage() as shortage:
@@ -260,13 +261,13 @@ def _measure(
                 f"the cache has {frames * PAGE / MIB:.0f} of {mib} MiB after {LIMIT_S:.0f} s"
             )
         next(reading)
-    time.sleep(1)  # what was refilled for the last reader
+    time.sleep(1)  # the reserve is refilled after the last reader
     reader.take()
     time.sleep(BEFORE_S)
     before = reader.take()
     core = daemon.ask("stats")["core"]
     pages = core["cache"]["cleancache"]["pages"]
-    # What swap's reserve lacks is not the system's.
+    # The frames that swap's reserve lacks go to it, not to the system.
     lacking = max(0, core["frames"]["reserve_target_frames"] - core["frames"]["free_frames"])
     arena = Arena(daemon.worker_pid())
     backed = arena.backed_bytes()
@@ -312,9 +313,9 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: how fast, and that nobody waits long.
+    """Return the claims: the time until the memory is free, and the slowest read meanwhile.
 
-    What others on the box cost is taken off the slowest read.
+    The 99th percentile of the reads before is subtracted: it is the cost of other programs.
     """
     figures = []
     for one in found:
@@ -347,7 +348,7 @@ def run(
 
 
 def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
-    """Return all there is to know, for a file."""
+    """Return the document, for a JSON file."""
     figures = told(figures_to_hold(found))
     return {
         "workload": "shrink",
@@ -358,15 +359,15 @@ def as_json(found: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench shrink", description="Measures how a cache gives its memory back."
+        prog="scripts/bench shrink", description="Measures how fast a cache frees its memory."
     )
     parser.add_argument(
         "--mib",
         type=int,
         default=1024,
-        help="memory of the cache (default 1024; the file has thrice that)",
+        help="memory of the cache (default 1024; the file has three times that)",
     )
     known = arguments.names(lambda: list(ALLOCATORS), "allocator")
     parser.add_argument(
@@ -374,7 +375,7 @@ def main(argv: Sequence[str]) -> int:
         type=known,
         default=ALLOCATORS,
         metavar="LIST",
-        help="the cache's (default both)",
+        help="allocators of the cache (default both)",
     )
     causes = arguments.names(lambda: list(CAUSES), "cause")
     parser.add_argument(
@@ -384,7 +385,7 @@ def main(argv: Sequence[str]) -> int:
         "--directory",
         type=arguments.directory,
         metavar="DIR",
-        help="for the file (default the system's)",
+        help="directory for the file (default the system's)",
     )
     parser.add_argument(
         "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"

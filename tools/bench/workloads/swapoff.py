@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The program behind `scripts/bench swapoff`.
 
-How long a device that is full takes to be switched off.
+It measures the swapoff of a full device.
 
     scripts/bench swapoff                      256 MiB to 2 GiB, each full to the last slot
     scripts/bench swapoff --plot FILE.svg --json FILE
 
-The raw workload's data is a little larger than the device. All of it is paged out (MADV_PAGEOUT)
-until no slot is left, then its cgroup may have all the memory it wants, and swapoff reads
-everything back, page by page as the kernel does. After that every byte is verified.
+The raw workload's data is 48 MiB larger than the device. MADV_PAGEOUT pages all of it out, until no
+slot is left. Then the limit of its cgroup goes, and swapoff reads everything back, page by page.
+After that the workload verifies every byte.
 
-Limits: the kernel looks for the users of each slot, in all processes that have some; here that is
-one.
+Limits: the kernel looks for the users of each slot in all processes with swapped pages; here only
+one process has any.
 """
 
 from __future__ import annotations
@@ -49,28 +49,25 @@ if TYPE_CHECKING:
 CONTENDERS = ("zram-lz4", "nbdkit-zstd", "zswapd")
 SIZES_MIB = (256, 1024, 2048)
 MEMORY_MIB = 192
-"""What the cgroup may keep in memory.
-
-Enough for what others may have put onto the device meanwhile.
-"""
+"""MiB that the cgroup may keep in memory; other programs may put as many MiB onto the device."""
 BEYOND_MIB = 48
-"""By how much the data is larger than the device."""
+"""MiB by which the data is larger than the device."""
 TIME_LIMIT_S = 400
 FULL = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One device that was full.
+    """The swapoff of one full device.
 
     Attributes:
-        contender: whose.
-        size_mib: of the device.
-        used: share of its slots that were in use.
-        seconds: that swapoff took.
-        rate: MiB/s of that.
-        wrong_pages: what differed afterwards.
-        error: why it is not measured, or empty.
+        contender: the contender's name.
+        size_mib: the size of the device in MiB.
+        used: the share of its slots in use.
+        seconds: the time of swapoff.
+        rate: MiB/s during swapoff.
+        wrong_pages: the pages that differed after swapoff.
+        error: why there is no measurement, or empty.
     """
 
     contender: str
@@ -83,7 +80,7 @@ class Measurement:
 
 
 def measure(contender: Contender, size_mib: int) -> Measurement:
-    """Fill a contender's device, switch it off, verify; whatever happens, it is off after that."""
+    """Fill a contender's device, run swapoff, and verify; always stop the contender."""
     needed = (2 * size_mib + 1024) * MIB
     if memory_available() < needed:
         raise HarnessError(
@@ -149,10 +146,7 @@ def table(found: Sequence[Measurement]) -> str:
 
 
 def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
-    """Return the claims: the device was full, every byte came back.
-
-    And a large one costs no more a page than a small one.
-    """
+    """Return the claims: full devices, all bytes back, equal cost of a page at every size."""
     ours = [one for one in found if one.contender == SUBJECT]
     rates = {one.size_mib: one.rate for one in ours if not one.error}
     slower = rates[min(rates)] / rates[max(rates)] if len(rates) > 1 else None
@@ -179,7 +173,7 @@ def figures_to_hold(found: Sequence[Measurement]) -> list[Figure]:
 
 
 def plot(found: Sequence[Mapping[str, Any]], path: Path, source: str = "") -> None:
-    """Draw throughput and seconds by the size of the device; `found` as the document has it."""
+    """Draw throughput and seconds by device size; `found` has the document's measurements."""
     pyplot = quiet_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for name in dict.fromkeys(one["contender"] for one in found):
@@ -203,7 +197,7 @@ def plot(found: Sequence[Mapping[str, Any]], path: Path, source: str = "") -> No
 
 
 def as_json(found: Sequence[Measurement], skipped: Mapping[str, str]) -> dict[str, Any]:
-    """Return all there is to know, for a file."""
+    """Return the document, for a JSON file."""
     return {
         "workload": "swapoff",
         "machine": machine(),
@@ -214,7 +208,7 @@ def as_json(found: Sequence[Measurement], skipped: Mapping[str, str]) -> dict[st
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and write what was asked for; return the exit code."""
+    """Measure, print the table, write the files of the options; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench swapoff", description="Measures the swapoff of a full device."
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zsmalloc beyond the allocators' contract: fullness, density, its class table, what check() finds."""
+"""zsmalloc beyond the allocators' contract: fullness, density, class table, findings of check()."""
 
 from __future__ import annotations
 
