@@ -695,7 +695,7 @@ async def test_many_failures_are_counted_but_logged_once_a_second(
     read(ops, BUG_PAGE * PAGE, PAGE)
     await settle()
     assert ops.statistics().internal_errors == 51
-    assert "(49 more since the last one reported)" in caplog.records[1].getMessage()
+    assert "(49 more since the last report)" in caplog.records[1].getMessage()
 
 
 async def test_bug_in_a_coroutine_is_eio_counted_and_logged(

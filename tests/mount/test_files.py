@@ -230,7 +230,7 @@ def test_discard_is_not_supported_without_the_hook_and_said_so(tmp_path: Path) -
         os.close(descriptor)
         statistics = server.stop()["statistics"]
     assert (statistics["hook_active"], statistics["discard_available"]) == (False, False)
-    assert "discard is off, since the FUSE hook is not in use: it is switched off" in server.log
+    assert "discard is off, because the FUSE hook is not in use: it is off" in server.log
 
 
 def test_refusals_and_damage_reach_the_program_as_errnos(server: FileServer, fd: int) -> None:

@@ -192,7 +192,7 @@ def test_the_metrics_are_for_root_and_for_users_who_are_named(
     status, text = as_nobody(lambda: ask("GET", "/metrics"))
     assert (status, text) == (
         403,
-        "permission denied; metrics.users names who may read the metrics\n",
+        "permission denied; metrics.users lists the users that may read the metrics\n",
     )
     assert ask("GET", "/metrics")[0] == 200
 

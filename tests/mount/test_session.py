@@ -128,7 +128,7 @@ def test_unmounted_by_somebody_else_ends_the_service(tmp_path: Path) -> None:
         server.process.wait(TIMEOUT)
         server.stop()
         assert server.exit_code == 0
-        assert "was unmounted by somebody else" in server.log
+        assert "was unmounted by another program" in server.log
 
 
 def test_sigterm_with_the_file_open_detaches_and_says_so(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_dead_mount_with_a_loop_device_on_it_is_refused_and_the_hint_cures_it(
             wait_for(lambda: answer(mountpoint) == errno.ENOTCONN, "the mount did not die")
             with pytest.raises(MountError, match=f"what was on {device} is lost") as caught:
                 Mount(mountpoint, left_on=left_on).open()
-            assert caught.value.hint == f"`losetup --detach {device}`, then start it again"
+            assert caught.value.hint == f"run `losetup --detach {device}`, then start zswapd again"
             assert is_mounted(mountpoint), "left as it was"
         finally:
             subprocess.run(["losetup", "--detach", device], check=True, timeout=TIMEOUT)

@@ -118,7 +118,7 @@ def zswapd_8() -> str:
 def zswapctl_8() -> str:
     """Return zswapctl(8)."""
     parser, shared = zswapctl.make_parser(), zswapctl.common()
-    lines = [*_top("zswapctl", 8, "show and steer a running zswapd"), ".SH SYNOPSIS"]
+    lines = [*_top("zswapctl", 8, "show and control a running zswapd"), ".SH SYNOPSIS"]
     lines += [".B zswapctl", "[OPTION...] COMMAND [ARGUMENT...]"]
     lines += [
         ".SH DESCRIPTION",

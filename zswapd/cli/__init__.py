@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Command lines: thin, they parse, call and print."""
+"""The command lines of zswapd and zswapctl: they parse, call and print, and do no work."""

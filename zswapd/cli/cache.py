@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl cache`: volumes that show slow files through the cache."""
+"""`zswapctl cache`: the commands of cache volumes, which show slow files through the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _add(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    # Links stay as they are: which file the name means is looked up at each look.
+    # Symbolic links are not resolved here: the daemon resolves the name at each check of the file.
     path = str(Path.cwd() / options.backing)
     report = cast(
         "dict[str, Any]", client.call("cache-add", name=options.name, path=path, mode=options.mode)
@@ -33,7 +33,7 @@ def _add(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
 def _list(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = cast("dict[str, Any]", client.call("cache-list"))
     if not report["volumes"]:
-        return report, ["there are no volumes; `zswapctl cache add NAME --backing PATH` makes one"]
+        return report, ["there are no volumes; `zswapctl cache add NAME --backing PATH` adds one"]
     rows = [("Name", "Size", "Mode", "Pages", "Hits", "Backing file")]
     for row in report["volumes"]:
         hits = "-" if row["hit_ratio"] is None else f"{row['hit_ratio']:.1%}"
@@ -50,18 +50,18 @@ def _list(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]
     lines = list(table_lines(rows))
     lines += [f"{row['name']}: {row['problem']}" for row in report["volumes"] if row["problem"]]
     if report["frozen"]:
-        lines.append("frozen: pages are read and not kept until `zswapctl cache thaw`")
+        lines.append("frozen: the cache keeps no further pages until `zswapctl cache thaw`")
     return report, lines
 
 
 def _remove(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    return client.call("cache-remove", name=options.name), [f"volume {options.name} is gone"]
+    return client.call("cache-remove", name=options.name), [f"volume {options.name} is removed"]
 
 
 def _invalidate(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = cast("dict[str, Any]", client.call("cache-invalidate", name=options.name))
     return report, [
-        f"{report['dropped_pages']} pages of {options.name} dropped, and what the kernel had of it"
+        f"{report['dropped_pages']} pages of {options.name} dropped, and its page cache"
     ]
 
 
@@ -72,22 +72,22 @@ def _resize(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
 def _freeze(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
     return client.call("cache-freeze"), [
-        "frozen: pages are read and not kept until `zswapctl cache thaw`"
+        "frozen: the cache keeps no further pages until `zswapctl cache thaw`"
     ]
 
 
 def _thaw(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    return client.call("cache-thaw"), ["thawed: pages are kept again"]
+    return client.call("cache-thaw"), ["thawed: the cache keeps pages again"]
 
 
 def add_commands(
     cache: argparse.ArgumentParser, common: Callable[[], argparse.ArgumentParser]
 ) -> None:
-    """Give `zswapctl cache` its commands.
+    """Add the commands of `zswapctl cache`.
 
     Args:
-        cache: its parser.
-        common: makes the options that every command has.
+        cache: the parser of `zswapctl cache`.
+        common: returns a parser with the options of every command.
     """
     commands = cache.add_subparsers(dest="cache_command", required=True, metavar="COMMAND")
 
@@ -97,7 +97,7 @@ def add_commands(
         )
         command.set_defaults(run=run)
         if named:
-            command.add_argument("name", metavar="NAME", help="of the volume")
+            command.add_argument("name", metavar="NAME", help="name of the volume")
         return command
 
     add_ = add("add", _add, "show a file or block device as cache/NAME in the mount")
@@ -106,15 +106,15 @@ def add_commands(
         "--mode",
         choices=("ro", "writethrough"),
         default="ro",
-        help="whether it can be written (default: ro)",
+        help="ro: read only; writethrough: writes go to the file at once (default: ro)",
     )
     add("list", _list, "show the volumes, and how well they are cached", named=False)
-    add("remove", _remove, "end a volume; whoever has it open gets errors")
+    add("remove", _remove, "remove a volume; processes that have it open get errors")
     add(
         "invalidate",
         _invalidate,
-        "drop what is cached, e.g. when a block device has changed underneath",
+        "drop the cached pages of a volume, for example after its block device has changed",
     )
-    add("resize", _resize, "look how long the backing file is now")
-    add("freeze", _freeze, "keep no further pages", named=False)
+    add("resize", _resize, "set the size of a volume to the present size of its backing file")
+    add("freeze", _freeze, "keep no further pages in the cache", named=False)
     add("thaw", _thaw, "end a freeze", named=False)

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapd config`: what the settings are and where each comes from, whether they are right.
+"""`zswapd config`: show the settings and their origins, check them, print the defaults.
 
-And what they would be by default.
-
-Reads the same sources as `zswapd run` (sources.py), and no daemon: so a file can be checked before
-the daemon sees it.
+It reads the same sources as `zswapd run` (sources.py) and does not ask the daemon. A file can
+therefore be checked before the daemon reads it.
 """
 
 from __future__ import annotations
@@ -26,14 +24,14 @@ if TYPE_CHECKING:
     from zswapd.config import Context
 
     Command = Callable[[argparse.Namespace], tuple[object, Iterable[str]]]
-    """Returns what --json prints, and the lines otherwise."""
+    """Returns the report for --json, and the lines to print without --json."""
 
 WIDTH = 80
 """Columns of the template."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do one of the commands that `add_commands` has made; return the exit code.
+    """Run one of the commands of `add_commands` and return the exit code.
 
     Raises:
         ConfigError: a source is refused.
@@ -53,7 +51,7 @@ def _show(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
 
 
 def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    from zswapd.supervisor.start_check import check  # most of the program
+    from zswapd.supervisor.start_check import check  # imports most of the program
 
     config = sources.load_config(options)
     found = check(config)
@@ -62,8 +60,8 @@ def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     for text in found.unchecked:
         print(f"zswapd: not checked: {text}", file=sys.stderr)
     files = [str(path) for path in config_files(options.config)]
-    lines = [f"{path}: in order" for path in files] or [
-        "there is no config file; the defaults are in order"
+    lines = [f"{path}: valid" for path in files] or [
+        "there is no config file; the defaults are valid"
     ]
     return {
         "ok": True,
@@ -86,17 +84,17 @@ def _defaults(_: argparse.Namespace) -> tuple[object, Iterable[str]]:
         for row in SETTINGS.values()
     }
     lines = template(context)
-    # In another character set it would be no TOML, which is UTF-8.
+    # TOML is UTF-8, so output in another character set has to be ASCII.
     return report, lines if output.has_unicode(sys.stdout) else map(output.plain, lines)
 
 
 def template(context: Context) -> Iterator[str]:
-    """Yield the lines of a config file that has every setting with its default, each a comment.
+    """Yield the lines of a config file that has each setting and its default as a comment.
 
     Args:
-        context: what defaults depend on.
+        context: the context of the defaults.
     """
-    yield "# Settings of zswapd; see zswapd.toml(5). What is a comment here is the default."
+    yield "# Settings of zswapd; see zswapd.toml(5). Each comment has a setting's default."
     for section, cls in SECTIONS.items():
         yield ""
         yield from _remark((cls.__doc__ or "").partition(": ")[2])
@@ -117,10 +115,10 @@ def _remark(text: str) -> list[str]:
 
 
 def add_commands(config: argparse.ArgumentParser) -> None:
-    """Give `zswapd config` its commands.
+    """Add the commands of `zswapd config`.
 
     Args:
-        config: its parser.
+        config: the parser of `zswapd config`.
     """
     commands = config.add_subparsers(dest="config_command", required=True, metavar="COMMAND")
 
@@ -132,7 +130,7 @@ def add_commands(config: argparse.ArgumentParser) -> None:
             name, help=text, description=description, parents=list(parents)
         )
         command.add_argument(
-            "--json", action="store_true", help="print one JSON object, also of what went wrong"
+            "--json", action="store_true", help="print one JSON object, also for an error"
         )
         command.set_defaults(work=run, show=show)
         return command
@@ -140,18 +138,13 @@ def add_commands(config: argparse.ArgumentParser) -> None:
     show_ = add(
         "show",
         _show,
-        "show settings, as `zswapd run` would find them, and where each comes from",
+        "show the settings that `zswapd run` would use, and the origin of each",
         sources.options(),
     )
     show_.add_argument(
         "key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)"
     )
-    add(
-        "check",
-        _check,
-        "say whether the settings are right, or what is wrong in which line",
-        sources.options(),
-    )
+    add("check", _check, "check the settings, and report an error with its line", sources.options())
     add(
         "defaults", _defaults, "print a config file with every setting, its meaning and its default"
     )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a command ends when it fails.
+"""The end of a command that fails.
 
-Two lines for a person, an exit code for a script, with --json an object too.
-
-A traceback is for a bug only.
+It prints the error and a hint on standard error and returns an exit code. With --json it also
+prints an object. Only a bug prints a traceback.
 """
 
 from __future__ import annotations
@@ -21,25 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell has it."""
+"""Exit code after Ctrl-C, the same as in a shell: 128 + SIGINT."""
 UNWRITTEN = 1
-"""Exit code when standard output cannot be written,
-for another reason than that its reader has left.
-"""
+"""Exit code if standard output cannot be written, except for EPIPE."""
 
 
 def guarded(
     program: str, command: Callable[[], int], options: argparse.Namespace | None = None
 ) -> int:
-    """Run a command and return its exit code; print what went wrong, and what to do about it.
+    """Run a command and return its exit code; print the error and a hint if it fails.
 
-    With `json` among the options that goes to stdout as well: {"error": {"message": …, "hint": … or
-    null, "exit_code": …}}.
+    With the option `json`, the error also goes to standard output: {"error": {"message": …,
+    "hint": … or null, "exit_code": …}}.
 
     Args:
-        program: the name that the lines begin with.
-        command: the work.
-        options: those of the command line, looked at when it has failed.
+        program: name of the program, for the beginning of the lines.
+        command: the command.
+        options: options of the command line; they are read after a failure.
     """
     output.prepare()
     try:
@@ -48,11 +45,11 @@ def guarded(
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except KeyboardInterrupt:  # while standard output took no more
+    except KeyboardInterrupt:  # the flush waited for the reader of standard output
         output.drop()
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         return 0
     except output.OutputError as error:
         if error.errno == errno.EPIPE:
@@ -83,7 +80,7 @@ def _outcome(program: str, command: Callable[[], int], options: argparse.Namespa
 
 
 def _only_failure(group: BaseExceptionGroup) -> ZswapdError | None:
-    """Return the failure that ended a nursery, or None if there was anything else in it."""
+    """Return the first ZswapdError of a group, or None if the group has other exceptions."""
     failures, rest = group.split(ZswapdError)
     if rest is not None or failures is None:
         return None

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Standard output and standard error, so that no command ends with a traceback because of them.
+"""Standard output and standard error that never end a command with a traceback.
 
-- Encoding: what the locale's character set lacks is written in ASCII (`...` for an ellipsis, `u`
-  for the micro sign, `?` where there is nothing like it). Bytes of file names that are no
-  characters are written as they are.
-- A descriptor that does not block (O_NONBLOCK is its file's, so another process may have set it) is
-  waited for.
-- Standard output that cannot be written raises `OutputError`, once; what comes after is dropped.
-  Such an error can be told from an error of the work itself, such as a broken connection to the
-  daemon.
-- Standard error that cannot be written is dropped, and waited for no longer than PATIENCE_S: a
-  swapoff does not end in the middle because its progress cannot be shown.
+- Encoding: a character that the locale's character set lacks is written in ASCII: `...` for an
+  ellipsis, `u` for the micro sign, `?` for a character without a similar one. Bytes of file names
+  that are not characters are written unchanged.
+- O_NONBLOCK: a write waits until the descriptor is writable. Another process may have set the flag,
+  because it belongs to the open file description.
+- Standard output that cannot be written raises `OutputError` once. Later output is dropped. The
+  class is different from the errors of the work, such as a broken connection to the daemon.
+- Standard error that cannot be written is dropped. A write to it waits for PATIENCE_S at most, so
+  that a swapoff does not stop because its progress cannot be shown.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 PATIENCE_S = 1.0
-"""How long standard error may take no more."""
+"""Longest time in seconds that a write to standard error waits."""
 _PLAIN = {
     "\u2026": "...",
     "\u2013": "-",
@@ -42,7 +41,7 @@ _PLAIN = {
     "\u2264": "<=",
 }
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)
-"""Bytes of file names that are no characters, as Python has them."""
+"""Python's surrogates for bytes of file names that are not characters."""
 
 
 class OutputError(OSError):
@@ -52,19 +51,19 @@ class OutputError(OSError):
 def _in_ascii(character: str) -> str:
     plain = _PLAIN.get(character)
     if plain is None:
-        import unicodedata  # a millisecond that few commands need
+        import unicodedata  # takes 1 ms, and few commands need it
 
         plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return plain or "?"
 
 
 def plain(text: str) -> str:
-    """Return a text in ASCII, with what looks most like each other character in its place."""
+    """Return a text in ASCII. Each other character is replaced with a similar one."""
     return "".join(one if one.isascii() else _in_ascii(one) for one in text)
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Stand in for what an encoding lacks, one character at a time."""
+    """Return the replacement of one character that an encoding lacks, and the next position."""
     assert isinstance(error, UnicodeEncodeError)
     character = error.object[error.start]
     if ord(character) in _ESCAPED_BYTES:
@@ -76,21 +75,21 @@ codecs.register_error("zswapd.plain", _replace)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Return a text with what an encoding lacks replaced."""
+    """Return a text in which the characters that an encoding lacks are replaced."""
     return text.encode(encoding, "zswapd.plain").decode(encoding, "replace")
 
 
 def has_unicode(stream: TextIO | None) -> bool:
-    """Say whether a stream takes every character."""
+    """Return whether a stream can encode all characters."""
     return codecs.lookup(getattr(stream, "encoding", None) or "ascii").name.startswith("utf")
 
 
 class _Descriptor(io.FileIO):
-    """A standard file, written to until it has taken everything, or fails.
+    """A standard file that is written until it has taken all data or has failed.
 
     Args:
-        descriptor: its number; stays open.
-        is_for_work: an error is one of the command; otherwise nothing is.
+        descriptor: its number; it stays open.
+        is_for_work: True if a failed write is an error of the command; otherwise it is ignored.
     """
 
     def __init__(self, descriptor: int, *, is_for_work: bool) -> None:
@@ -120,17 +119,17 @@ class _Descriptor(io.FileIO):
 
 
 def prepare() -> None:
-    """Have sys.stdout and sys.stderr be as this module says; a second time changes nothing."""
+    """Replace sys.stdout and sys.stderr with the files of this module. A repeat has no effect."""
     for name in ("stdout", "stderr"):
         stream, own = getattr(sys, name), getattr(sys, f"__{name}__")
-        if stream is own and isinstance(stream, io.TextIOWrapper):  # neither closed nor a test's
+        if stream is own and isinstance(stream, io.TextIOWrapper):  # not closed, not a test's file
             made = _prepared(stream, is_for_work=name == "stdout")
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)
 
 
 def drop() -> None:
-    """Write no more to standard output, also not what is in its buffer."""
+    """Write no more to standard output, and drop its buffer."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _Descriptor):
         raw.is_broken = True

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Command lines: an unknown command or option is an error like all others, with a hint.
+"""The parser of command lines.
 
-argparse would print its usage and exit; here it raises a UsageError, which `guarded` prints in two
-lines, and with --json as an object. The hint names the command or option that is nearest, or the
-help.
+argparse prints its usage and exits if a command or option is unknown. This parser raises a
+UsageError, which `guarded` prints as all other errors. The hint has the nearest command or option,
+or the command for the help.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def parse(
 ) -> None:
     """Parse a command line into `options`.
 
-    `--help`, and a command line that is not right, end the program, as argparse has it.
+    `--help` and an invalid command line end the program, as with argparse.
 
     Args:
-        program: its name.
-        make: makes its parser.
+        program: name of the program.
+        make: returns the parser.
         argv: arguments in place of the process's own.
-        options: to be filled.
+        options: the namespace to fill.
 
     Raises:
-        SystemExit: something in it is unknown or missing, and was said; or the help was asked for.
+        SystemExit: the command line is invalid and the error is printed, or the help is printed.
     """
     is_filled = False
 
@@ -52,15 +52,15 @@ def parse(
         return 0
 
     code = guarded(program, fill, options)
-    if not is_filled:  # also with 0: the reader of the help has left
+    if not is_filled:  # the code is 0 if the reader of the help has closed its pipe
         raise SystemExit(code)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusals are UsageErrors; so are those of the parsers of its commands."""
+    """A parser that raises UsageErrors. The parsers of its commands do the same."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse what argparse refuses.
+        """Raise an error of argparse as a UsageError.
 
         Raises:
             UsageError: always.
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         """Parse a whole command line.
 
         Raises:
-            UsageError: something in it is unknown or missing.
+            UsageError: a command, option or argument is unknown, missing or invalid.
         """
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -84,8 +84,9 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         known = [str(choice) for choice in action.choices]
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no other name for it
-            # A letter too many and two that changed places are as near: statsu is stats or status.
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no public name
+            # Two names, because an extra letter and two swapped letters are equally near: "statsu"
+            # may mean stats or status.
             meant = " or ".join(
                 f"`{self.prog} {name}`" for name in hints.near(str(value), known, 2)
             )
@@ -99,12 +100,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _chosen(self, options: argparse.Namespace) -> Parser:
-        """Return the parser of the command that was found."""
+        """Return the parser of the command in the options."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
                 command = action.choices.get(getattr(options, action.dest, ""))
                 if isinstance(command, Parser):
-                    return command._chosen(options)  # noqa: SLF001 - one of its own
+                    return command._chosen(options)  # noqa: SLF001 - of the same class
         return self
 
     def _refuse_unknown(self, word: str, command: Parser) -> NoReturn:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What zswapctl shows, as pure functions from reports to lines that fit 80 columns."""
+"""The screens of zswapctl: pure functions from reports to lines of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from zswapd.swapdevice import Attachment
 
 WIDTH = 80
-"""Columns that lines may take."""
+"""Longest line, in columns."""
 
 
 def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:
-    """Yield the screen of `zswapctl status`.
+    """Yield the lines of `zswapctl status`.
 
     Args:
         status: the daemon's report.
@@ -42,7 +42,7 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     yield from _worker_lines(status["worker"])
     yield ""
     yield from _pool_lines(status["pool"], status["page_size"])
-    if limit := status.get("memory_limit"):  # an older daemon does not say
+    if limit := status.get("memory_limit"):  # an older daemon does not send it
         yield from _wrapped(
             "Bounded    ",
             f"by {format_size(limit['limit_bytes'])} in {limit['file']},"
@@ -151,18 +151,20 @@ def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
 
 
 def page_line(*cells: object) -> str:
-    """Return one line of `zswapctl pages`, of file, page, state, codec, bytes, seconds.
+    """Return one line of `zswapctl pages`.
 
-    None is shown as `-`.
+    Args:
+        cells: file, page, state, codec, bytes, and seconds without use; None is shown as `-`.
     """
     file, page, state, codec, size, age = ("-" if cell is None else str(cell) for cell in cells)
     return f"{file:<16} {page:>10}  {state:<11}  {codec:<5}  {size:>6}  {age:>9}"
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as columns, the first row as their heads.
+    """Yield the lines of a table. Columns of numbers are right-aligned, the others left-aligned.
 
-    Numbers flush right, the rest flush left.
+    Args:
+        rows: the rows; the first row has the headings.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -178,7 +180,7 @@ def _is_quantity(rows: Sequence[Sequence[str]], place: int) -> bool:
 
 
 def statistics_lines(statistics: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield `name value` for every counter, and lists of counters as tables."""
+    """Yield `name value` for each counter, and a table for each list of counters."""
     for name, value in statistics.items():
         dest = f"{prefix}{name}"
         if isinstance(value, dict):
@@ -202,14 +204,14 @@ def _plain(value: object) -> str:
 
 
 def setting_lines(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield `section.key = value  # origin` for every setting, values as a config file has them."""
+    """Yield `section.key = value  # origin` for each setting, in the form of a config file."""
     for dest, setting in settings.items():
         value = setting["value"]
         remark = setting["origin"]
         if setting["unit"] == "bytes" and isinstance(value, int) and value >= 1 << 20:
             remark = f"{format_size(value)}, {remark}"
         effective = setting.get("effective", 0)
-        if value and effective and effective < value:  # another setting bounds the same
+        if value and effective and effective < value:  # another setting has a lower limit
             remark = f"{format_size(effective)} counts, {remark}"
         yield f"{dest} = {_toml(value)}  # {remark}"
 
@@ -223,7 +225,7 @@ def _toml(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span for people: `5 s`, `3 min 12 s`, `2 h 5 min`, `4 d 1 h`."""
+    """Return a time in one or two units: `5 s`, `3 min 12 s`, `2 h 5 min`, `4 d 1 h`."""
     whole = int(seconds)
     for unit, size, below, below_size in (
         ("d", 86400, "h", 3600),

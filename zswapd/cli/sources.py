@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where zswapd's settings come from: the options that name them, and the Config that they make."""
+"""The options of zswapd that name sources of settings, and the Config of these sources."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ if TYPE_CHECKING:
 
 
 def options() -> Parser:
-    """Return a parser to inherit from."""
+    """Return a parent parser with the options."""
     parser = Parser(add_help=False)
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="config file (default: /etc/zswapd/zswapd.toml, if it is there)",
+        help="config file (default: /etc/zswapd/zswapd.toml, if it exists)",
     )
     parser.add_argument("--size", help="size of the swap file, such as 2G, 50%% or min(50%%, 4G)")
-    parser.add_argument("--mountpoint", type=Path, metavar="DIR", help="where the files appear")
+    parser.add_argument(
+        "--mountpoint", type=Path, metavar="DIR", help="directory where the swap files appear"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="any setting; may be repeated",
+        help="a setting and its value; can be repeated",
     )
     return parser
 
 
 def load_config(options: argparse.Namespace, *, memory: int = 0) -> Config:
-    """Return the Config that files and options make.
+    """Return the Config of the files and the options.
 
     Args:
-        options: parsed by `options()`.
-        memory: see `config.load`.
+        options: options that a parser of `options()` has parsed.
+        memory: bytes that are 100 % of a size; 0 for the memory of the machine now.
 
     Raises:
         ConfigError: a source cannot be read, or a setting is refused.
@@ -59,5 +61,5 @@ def load_config(options: argparse.Namespace, *, memory: int = 0) -> Config:
 
 
 def context() -> Context:
-    """Return what values are checked against on this machine."""
+    """Return the context of the checks on this machine."""
     return make_context(compress.names())

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The standard files 0, 1 and 2, as a process finds them when it begins.
+"""The standard files 0, 1 and 2 at the start of a process.
 
-Both programs call `complete` before they do anything else. The daemon also calls `never_wait`: a
-terminal that was stopped with Ctrl-S, or a pipe whose reader is stopped, takes no data, and a
-process that serves pages must not wait for its reader.
+Both programs call `complete` before they do anything else. The daemon also calls `never_wait`. A
+terminal after Ctrl-S and a pipe with a stopped reader take no data, and a process that serves pages
+must not wait for a reader.
 
-`never_wait` opens terminals and pipes anew, by /proc/self/fd, because O_NONBLOCK belongs to the
-open file description, and the daemon shares with its shell the one that it inherited. poll(2) alone
-is not enough: it calls a terminal writable that has room for one byte, and write(2) then waits for
-room for the rest.
+`never_wait` opens terminals and pipes again, by /proc/self/fd. The reason: O_NONBLOCK belongs to
+the open file description, and the daemon shares the inherited one with its shell. poll(2) alone is
+not enough. It reports a terminal as writable that has room for one byte, and write(2) then waits
+until there is room for the rest.
 
-Limit: a socket cannot be opened anew and stays as it is. The log asks poll(2) before it writes.
+Limit: a socket cannot be opened again and is not changed. The log calls poll(2) before it writes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MODES = ("r", "w", "w")
 
 
 class LossyFile(io.RawIOBase):
-    """Writes to a descriptor what that takes at once, and drops the rest without an error.
+    """A file that writes the data that its descriptor takes at once, and drops the rest.
 
     Args:
-        descriptor: stays open when this file closes.
+        descriptor: the descriptor; it stays open when this file is closed.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -49,7 +49,7 @@ class LossyFile(io.RawIOBase):
         return self._descriptor
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write data, or drop it; return its length."""
+        """Write or drop data; return its length in bytes."""
         with contextlib.suppress(OSError):
             os.write(self._descriptor, data)
         return memoryview(data).nbytes
@@ -58,8 +58,8 @@ class LossyFile(io.RawIOBase):
 def complete() -> None:
     """Open /dev/null in place of each standard file that is closed.
 
-    Without it, the next files that the process opens get the numbers 0 to 2, and what is printed
-    goes into them.
+    Otherwise the next files that the process opens get the numbers 0 to 2, and printed text goes
+    into them.
     """
     for number, (name, mode) in enumerate(zip(_NAMES, _MODES, strict=True)):
         try:
@@ -71,7 +71,7 @@ def complete() -> None:
 
 
 def never_wait() -> None:
-    """Have no write to standard output or standard error wait or fail, whatever they are."""
+    """Replace standard output and standard error, so that no write to them waits or fails."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         with contextlib.suppress(OSError):
             _open_anew(number)
@@ -92,14 +92,14 @@ def _open_null(number: int) -> None:
 
 
 def _text_file(number: int, mode: str) -> TextIO:
-    """Return a text file for a number; Python has None for a file that was closed at its start."""
+    """Return a text file for a descriptor. Python has None if it was closed at the start."""
     file = open(number, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115 - for good
     assert isinstance(file, io.TextIOWrapper)
     return file
 
 
 def _open_anew(number: int) -> None:
-    """Give a terminal or a pipe an open file description of its own, which does not wait."""
+    """Give a terminal or a pipe its own open file description, with O_NONBLOCK."""
     if not (os.isatty(number) or stat.S_ISFIFO(os.fstat(number).st_mode)):
         return
     found = os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)

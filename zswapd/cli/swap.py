@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl swapon` and `swapoff`.
+"""`zswapctl swapon` and `zswapctl swapoff`.
 
-What the daemon knows and what the kernel does, brought together.
-
-The loop device and the swap belong to the kernel, so this process handles them, not the daemon: it
-asks the daemon for its files, settings and protections, and then acts.
+The loop device and the swap area belong to the kernel, so this process sets them up, not the
+daemon. It asks the daemon for its files, settings and protections, and then acts.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from zswapd.control.client import Client
     from zswapd.control.protocol import StatusReport
 
-_PLAIN_INTERVAL_S = 2.0  # between lines of progress that do not go to a terminal
+_PLAIN_INTERVAL_S = 2.0  # between lines of progress if standard error is not a terminal
 _BAR = 24
 
 
@@ -36,27 +34,27 @@ def swapon(
     """Swap on to files of the daemon.
 
     Args:
-        client: the daemon.
-        names: of its files; None for all that are not on yet, be there any or none.
-        priority: in place of `swap.priority`.
-        discard: False to do without, whatever `swap.discard` says.
-        force: also with a daemon that lacks one of CONDITIONS.
+        client: a connection to the daemon.
+        names: names of the files; None for all files that are off, which may be none.
+        priority: swap priority in place of `swap.priority`, or None.
+        discard: False for no discard, independent of `swap.discard`.
+        force: True to swap on although the daemon lacks one of CONDITIONS.
 
     Returns:
-        A report: `swapped_on` with a row for each file, `warnings`.
+        A report: `swapped_on` with a row for each file, and `warnings`.
 
     Raises:
         ProtectionError: the daemon lacks one of CONDITIONS.
-        SwapDeviceError: the daemon is on its way out, a file is unknown or on already, or a step
-            failed. What this call had swapped on before is off again.
+        SwapDeviceError: the daemon is stopping, a file is unknown or on already, or a step failed.
+            The files that this call has swapped on are off again.
     """
     status = cast("StatusReport", client.call("status"))
     if status["state"] == "stopping":
         raise SwapDeviceError(
-            "the daemon is stopping: what is swapped on now would lose its data",
+            "the daemon is stopping: a file that is swapped on now would lose its data",
             hint=(
-                f"{installation.found().start()} when it has ended; if it cannot end, see `zswapctl"
-                " status`"
+                f"{installation.found().start()} after it has ended; if it cannot end, see"
+                " `zswapctl status`"
             ),
         )
     settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))
@@ -66,8 +64,8 @@ def swapon(
     if discard and not status["discard"]:
         discard = False
         warnings.append(
-            "the daemon hears no discards: the memory of freed swap slots is kept until they are"
-            " written again"
+            "the daemon gets no discards: a freed swap slot keeps its memory until it is written"
+            " again"
         )
     chosen = settings["swap.priority"]["value"] if priority is None else priority
     done: list[dict[str, Any]] = []
@@ -93,10 +91,14 @@ def swapon(
 
 
 def _take_back(files: Sequence[Path], cause: BaseException) -> None:
-    """Swap off again from what was swapped on before something failed.
+    """Swap off from files after a later file has failed.
+
+    Args:
+        files: the files that are on.
+        cause: the failure of the later file.
 
     Raises:
-        SwapDeviceError: some of it stays on.
+        SwapDeviceError: at least one file stays on.
     """
     try:
         swapdevice.detach(*files)
@@ -104,9 +106,8 @@ def _take_back(files: Sequence[Path], cause: BaseException) -> None:
         names = ", ".join(file.name for file in files)
         why = cause.message if isinstance(cause, ZswapdError) else type(cause).__name__
         raise SwapDeviceError(
-            f"{why}; and {names}, swapped on before that, cannot be swapped off again:"
-            f" {error.message}",
-            hint="`zswapctl swapoff`, or go on with what is on",
+            f"{why}; {names} was swapped on before and cannot be swapped off: {error.message}",
+            hint="try `zswapctl swapoff`, or leave it on",
         ) from cause
 
 
@@ -116,17 +117,17 @@ def swapoff(
     """Swap off from files of the daemon.
 
     Args:
-        client: the daemon.
-        names: of its files; an empty list for all that are on, None for the same where it is right
-            that none are.
-        force: do not look at head-room.
-        show: where progress goes.
+        client: a connection to the daemon.
+        names: names of the files. An empty list means all files that are on, one at least. None
+            means all files that are on, which may be none.
+        force: True to skip the check of the head-room.
+        show: shows the progress.
 
     Returns:
         A report: `swapped_off` with the devices.
 
     Raises:
-        HeadroomError: what is swapped out does not fit into memory.
+        HeadroomError: the swapped-out pages do not fit into memory.
         SwapDeviceError: a file is unknown or not on, or swapoff failed.
     """
     status = cast("StatusReport", client.call("status"))
@@ -150,7 +151,11 @@ def attachments(status: StatusReport) -> dict[str, swapdevice.Attachment | None]
 
 
 def _known(status: StatusReport, names: Sequence[str]) -> list[Path]:
-    """Return the paths of files by their names, if the daemon has them all."""
+    """Return the paths of files by their names.
+
+    Raises:
+        SwapDeviceError: the daemon does not have a file.
+    """
     known = [file["name"] for file in status["files"]]
     for name in names:
         if name not in known:
@@ -171,41 +176,43 @@ def _files_that_are_on(status: StatusReport, names: Sequence[str] | None) -> lis
     off = [file.name for file in files if found[file.name] is None]
     if not found:
         raise SwapDeviceError(
-            "there is nothing to swap off", hint="the daemon has no swap file: swap.size is empty"
+            "there is no swap file to swap off", hint="the daemon has none: swap.size is empty"
         )
     if off or not files:
         raise SwapDeviceError(
-            f"not swapped on: {', '.join(off or found)}", hint="`zswapctl status` shows what is"
+            f"not swapped on: {', '.join(off or found)}",
+            hint="`zswapctl status` shows the files that are on",
         )
     return files
 
 
 CONDITIONS = {
     "lock_memory": "the daemon's memory is not locked",
-    # Tried with 2 MiB on a box of 384: the loop driver's thread waited for memory that only a swap
-    # write could have freed. Seen with Linux 6.18: supervisor and successor waited for ever in
-    # do_wp_page, try_to_free_mem_cgroup_pages, rq_qos_wait.
+    # Seen with Linux 6.18: supervisor and successor waited for ever in do_wp_page,
+    # try_to_free_mem_cgroup_pages, rq_qos_wait.
     "memory_limit": "a memory limit lets the daemon wait for its own swap device",
+    # Seen with 2 MiB on a machine of 384 MiB: the loop driver's thread waited for memory that only
+    # a swap write could free.
     "vm.min_free_kbytes": "the kernel keeps too little memory free for its own part of swapping",
 }
-"""Protections and settings without which a box has been seen to hang.
-
-And what it means that one is off.
-"""
+"""Protections and settings without which a machine has hung, with the meaning of their absence."""
 
 
 _TUNES = {"vm.min_free_kbytes": "; or let `zswapctl swapon --tune` raise it"}
 
 
 def _check_protections(status: StatusReport, *, force: bool) -> list[str]:
-    """Refuse what has hung boxes; return the rest of what is off as warnings."""
+    """Return a warning for each missing protection.
+
+    Raises:
+        ProtectionError: one of CONDITIONS is missing, and `force` is False.
+    """
     missing = [item for item in [*status["protections"], *status["advice"]] if not item["on"]]
     for item in missing:
         if item["name"] in CONDITIONS and not force:
             raise ProtectionError(
-                f"{CONDITIONS[item['name']]} ({item['detail']}): swapping on to it could hang this"
-                " machine",
-                hint=f"{item['hint']}; --force swaps on all the same{_TUNES.get(item['name'], '')}",
+                f"{CONDITIONS[item['name']]} ({item['detail']}): swapping could hang this machine",
+                hint=f"{item['hint']}; --force swaps on anyway{_TUNES.get(item['name'], '')}",
             )
     return [
         f"{item['name']}: {item['detail']}" + (f" ({item['hint']})" if item["hint"] else "")
@@ -214,7 +221,7 @@ def _check_protections(status: StatusReport, *, force: bool) -> list[str]:
 
 
 def _pool_bytes(status: StatusReport, files: Sequence[Path]) -> int:
-    """Return the pool's memory that belongs to some files, if it comes back as they empty."""
+    """Return the pool's memory for some files in bytes; 0 if swapoff does not free it."""
     pages = {file["name"]: file["stored_pages"] for file in status["files"]}
     everything = sum(pages.values())
     if not status["discard"] or not everything:
@@ -224,12 +231,10 @@ def _pool_bytes(status: StatusReport, files: Sequence[Path]) -> int:
 
 
 class SwapoffProgress:
-    """Shows how swapoff comes along.
-
-    One line that moves on a terminal, a line every few seconds elsewhere.
+    """The progress of swapoff: one moving line on a terminal, otherwise a line every 2 s.
 
     Args:
-        quiet: show nothing.
+        quiet: True to show nothing.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -240,7 +245,13 @@ class SwapoffProgress:
         self._open = False
 
     def update(self, device: str, left: int, total: int) -> None:
-        """Show how many bytes are left of those at the start."""
+        """Show the progress of one device.
+
+        Args:
+            device: path of the device.
+            left: bytes that are still swapped out.
+            total: bytes that were swapped out at the start.
+        """
         if self._quiet or not total:
             return
         now = time.monotonic()

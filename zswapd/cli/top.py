@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl top`: what zswapd does now, looked at every second.
+"""`zswapctl top`: a screen of the daemon's activity, every second.
 
-Curses, so any terminal and any ssh session will do.
+It uses curses, so it works on any terminal and in any ssh session.
 
-`screen` makes lines from two `stats` reports, for the live screen and for --once alike. Rates are
-those between the two. The screen outlives the worker: while nobody answers it says so, and goes on
-with the next one.
+`screen` makes the lines from two `stats` reports, for the live screen and for --once. Rates are the
+changes between the two reports. The screen outlives the worker: it shows that the daemon does not
+answer, and continues with the next worker.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Statistics = Mapping[str, Any]
-    """The result of `stats`."""
+    """The result of the control command `stats`."""
 
 _CLASSES = 5
-"""Size classes that are shown where there is room: those with the most memory."""
+"""Limit of size classes on the screen. Those with the most memory are shown."""
 ROWS = 24
-"""Lines of the screen where nobody says how many there are."""
+"""Lines of a screen of unknown height."""
 PATIENCE_S = 3.0
-"""How long the daemon may be silent while the screen is shown: q is not heard meanwhile."""
+"""Longest wait in seconds for the daemon while the screen is shown. It delays the key q."""
 _BAR = 30
 _AGES = ("<1 min", "<10 min", "<1 h", "<1 d", "longer")
 
 
 def sample(socket: Path, *, patience: float = TIMEOUT_S) -> Statistics:
-    """Ask the daemon, on a connection of its own.
+    """Return a `stats` report of the daemon.
 
-    The last one may have been to a worker that is dead.
+    Each call makes a new connection, because the worker of the last one may be dead.
 
     Args:
         socket: the control socket.
-        patience: seconds that the daemon may be silent.
+        patience: longest wait for the daemon in seconds.
 
     Raises:
-        ZswapdError: it does not answer.
+        ZswapdError: the daemon does not answer.
     """
     with Client(socket, timeout=patience) as client:
         statistics = client.call("stats")
@@ -57,7 +57,11 @@ def sample(socket: Path, *, patience: float = TIMEOUT_S) -> Statistics:
 
 
 def once(socket: Path, interval: float) -> tuple[Statistics, list[str]]:
-    """Return a report and the screen, of two samples `interval` seconds apart.
+    """Return the last of two reports, and the screen of both.
+
+    Args:
+        socket: the control socket.
+        interval: time between the reports in seconds.
 
     Raises:
         ZswapdError: the daemon does not answer.
@@ -69,10 +73,14 @@ def once(socket: Path, interval: float) -> tuple[Statistics, list[str]]:
 
 
 def live(socket: Path, interval: float) -> None:
-    """Show the screen until somebody presses q, or Ctrl-C.
+    """Show the screen until the user presses q, Esc or Ctrl-C.
+
+    Args:
+        socket: the control socket.
+        interval: time between the reports in seconds.
 
     Raises:
-        ControlError: the terminal is none that curses knows.
+        ControlError: curses does not know the terminal.
     """
     try:
         curses.wrapper(_show, socket, interval)
@@ -85,7 +93,7 @@ def live(socket: Path, interval: float) -> None:
 
 
 def _show(window: Any, socket: Path, interval: float) -> None:
-    with contextlib.suppress(curses.error):  # not every terminal can
+    with contextlib.suppress(curses.error):  # the terminal may not be able to hide its cursor
         curses.curs_set(0)
     window.timeout(int(interval * 1000))
     before: Statistics | None = None
@@ -117,15 +125,15 @@ def _draw(window: Any, lines: list[str]) -> None:
 
 
 def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = ROWS) -> list[str]:
-    """Return the lines, 80 columns wide.
+    """Return the lines of the screen, 80 columns wide.
 
-    What is wrong comes first, and tables are as long as there is room for.
+    Problems come first. Tables are shortened to fit.
 
     Args:
         now: a report.
-        before: the one before it.
-        seconds: time between the two.
-        rows: lines that there is room for.
+        before: the report before it.
+        seconds: time between the two in seconds.
+        rows: lines of the screen.
     """
     core = now["core"]
     page = core["frames"]["page_size"]
@@ -159,7 +167,13 @@ def _head_lines(now: Statistics) -> Iterator[str]:
 
 
 def _shortened(lines: list[str], most: int, what: str) -> list[str]:
-    """Return a blank line and a table; of a longer one than there is room for how much is missing."""
+    """Return the lines, or their first ones and a line with the number of the others.
+
+    Args:
+        lines: an empty line and a table.
+        most: limit of the lines.
+        what: the plural of a row's name.
+    """
     if len(lines) <= most:
         return lines
     kept = max(most - 1, 2)
@@ -193,7 +207,7 @@ def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Itera
 def _cache_lines(
     core: Mapping[str, Any], before: Mapping[str, Any], seconds: float
 ) -> Iterator[str]:
-    """Tell of the cache, if it has anything to do with."""
+    """Yield the line of the cache, if it holds frames or has taken pages."""
     cache, earlier = core["cache"], before["cache"] or core["cache"]
     if not cache or not (cache["frames"] or cache["cleancache"]["puts"]):
         return
@@ -215,7 +229,7 @@ def _cache_lines(
 def _disk_lines(
     core: Mapping[str, Any], before: Mapping[str, Any], seconds: float
 ) -> Iterator[str]:
-    """Tell of the disk behind the pool, if there is one."""
+    """Yield the line of the disk behind the pool, if there is a disk."""
     if not core["writeback"]:
         return
     page, rate = core["frames"]["page_size"], 0.0
@@ -226,24 +240,22 @@ def _disk_lines(
 
 
 def _age_lines(core: Mapping[str, Any]) -> Iterator[str]:
-    """Tell how long pages of the pool were not used.
+    """Yield the ages of the pool's pages and of the cache's pages.
 
-    Or without a disk how long ago they were stored; those of the cache.
+    The age is the time since the last use with a disk, otherwise the time since the store.
     """
-    name, ages = (
-        "Age",
-        core.get("store_ages", ()),
-    )  # not from a daemon of before an upgrade, as the others
+    # A daemon that is older than this program does not send the ages.
+    name, ages = "Age", core.get("store_ages", ())
     if core["writeback"]:
         name, ages = "Unused", core["writeback"].get("sampled_ages", ())
     cached = core["cache"].get("ages", ()) if core["cache"] else ()
-    for whose, counts in ((name, ages), ("Cached", cached)):
+    for label, counts in ((name, ages), ("Cached", cached)):
         if sum(counts):
             shares = (
                 f"{bound} {count / sum(counts):.0%}"
                 for bound, count in zip(_AGES, counts, strict=True)
             )
-            yield f"{whose:<10}{'  '.join(shares)}"
+            yield f"{label:<10}{'  '.join(shares)}"
 
 
 def _written(core: Mapping[str, Any]) -> int:
@@ -251,7 +263,7 @@ def _written(core: Mapping[str, Any]) -> int:
 
 
 def _change(now: Mapping[str, Any], before: Mapping[str, Any], part: str, counter: str) -> int:
-    """Return by how much a counter has grown; 0 if a daemon was started between."""
+    """Return the growth of a counter; 0 if another daemon was started in between."""
     return max(int(now[part][counter] - before[part][counter]), 0)
 
 
@@ -277,22 +289,22 @@ def _rate_lines(now: Statistics, before: Statistics, seconds: float) -> Iterator
 
 
 def _since(counts: list[int], before: list[int]) -> list[int]:
-    """Return what came since the last report.
+    """Return the counts since the last report.
 
-    All there is if nothing did, since few requests are timed.
+    Return all counts if there are none since then, because few requests are timed.
     """
     new = [count - earlier for count, earlier in zip(counts, before, strict=True)]
     return new if sum(new) > 0 and min(new) >= 0 else counts
 
 
 def within(counts: list[int], share: float) -> str:
-    """Return the bound in µs or ms below which a share of the timed requests lie.
+    """Return the time in µs or ms within which a share of the timed requests ended.
 
-    `-` if none was timed.
+    Return `-` if no request was timed.
 
     Args:
-        counts: requests of at most 1, 2, 4, … µs; the last has no bound.
-        share: from 0 to 1.
+        counts: requests that took at most 1, 2, 4, … µs; the last count has no bound.
+        share: the share, from 0 to 1.
     """
     total, so_far = sum(counts), 0
     for place, count in enumerate(counts[:-1]):
@@ -303,7 +315,12 @@ def within(counts: list[int], share: float) -> str:
 
 
 def _class_lines(core: Mapping[str, Any], *, most: int) -> Iterator[str]:
-    """Tell which objects take most of the memory, by zsmalloc's classes or zbud's lists."""
+    """Yield the table of the objects with the most memory: zsmalloc's classes or zbud's lists.
+
+    Args:
+        core: the core's part of a report.
+        most: limit of the rows.
+    """
     page_size = core["frames"]["page_size"]
     if not core["zsmalloc"]:
         yield from table_lines(
@@ -329,8 +346,8 @@ def _class_lines(core: Mapping[str, Any], *, most: int) -> Iterator[str]:
 
 
 def _zbud_rows(zbud: Mapping[str, Any], page_size: int) -> list[tuple[str, ...]]:
-    """Return kinds of frames that there are, those with the most memory first."""
-    single = zbud["zbud_unbuddied_list_counts"]  # by the object's chunks
+    """Return a row for each kind of frame, the kind with the most memory first."""
+    single = zbud["zbud_unbuddied_list_counts"]  # by the object's length in chunks
     quarter = (len(single) + 1) // 4
     kinds = [("two objects", zbud["zbud_buddied_count"], 2)]
     for place, name in enumerate(("a quarter", "half", "three quarters", "all")):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl upgrade`: the installed program takes the place of the running one, while swap is on.
+"""`zswapctl upgrade`: the installed program replaces the running one, while swap is on.
 
-The daemon has the installed program checked before anything happens; then its supervisor becomes
-that program, and a new worker takes over. This command waits until the new worker answers:
-requests, and this one among them, wait in their queues meanwhile.
+First the daemon lets the installed program check that it can take over. Then its supervisor execs
+that program, and a new worker takes over. This command waits until the new worker answers. All
+requests wait in their queues during the takeover.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from zswapd.control.protocol import StatusReport
 
 CHECK_S = 90.0
-"""Patience with the check of the installed program."""
+"""Longest wait in seconds for the check of the installed program."""
 TAKEOVER_S = 120.0
-"""Patience with the takeover."""
+"""Longest wait in seconds for the takeover."""
 _PAUSE_S = 0.05
 
 
 class UpgradeReport(TypedDict):
-    """What has become of an upgrade."""
+    """The result of an upgrade."""
 
     old_version: str
     version: str
     worker: int
     """Process id of the new worker."""
     seconds: float
-    """From the request to the new worker's first answer, the check included."""
+    """Time from the request to the new worker's first answer, including the check."""
 
 
 def upgrade(socket: Path, progress: Callable[[object], None]) -> UpgradeReport:
-    """Ask for an upgrade and wait for it.
+    """Request an upgrade and wait for its end.
 
     Args:
         socket: the control socket.
-        progress: called with news on the way.
+        progress: called with each report of progress.
 
     Raises:
-        HandoverError: the installed program cannot take over, or has not; the running one goes on.
+        HandoverError: the installed program cannot take over or has not; the running one goes on.
     """
     begin = time.monotonic()
     with Client(socket, timeout=CHECK_S) as client:
@@ -60,7 +60,7 @@ def upgrade(socket: Path, progress: Callable[[object], None]) -> UpgradeReport:
             with Client(socket, timeout=TAKEOVER_S) as client:
                 status = cast("StatusReport", client.call("status"))
         except ZswapdError:
-            continue  # the old worker left in the middle of our question
+            continue  # the old worker ended before it answered
         if status["worker"]["pid"] != before["worker"]:
             return {
                 "old_version": str(before["version"]),
@@ -69,5 +69,5 @@ def upgrade(socket: Path, progress: Callable[[object], None]) -> UpgradeReport:
                 "seconds": round(time.monotonic() - begin, 3),
             }
     raise HandoverError(
-        "the upgrade has not happened", hint="the daemon's log says why; what was running goes on"
+        "the upgrade has failed; the old program goes on", hint="see the daemon's log"
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl`: shows what the daemon does, changes its settings, and switches its swap on and off.
+"""`zswapctl`: shows the daemon's state, changes its settings, and swaps on and off.
 
-Each command is one function from the options to a report, which is printed as lines, or with --json
-as one JSON object. A status should be there at once: neither trio is imported here nor anything of
-the page path, and a command imports what it alone needs.
+Each command is one function from the options to a report. The report is printed as lines, or as one
+JSON object with --json. `zswapctl status` must start fast. This module therefore imports neither
+trio nor the page path, and a command imports the modules that only it needs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zswapd.swapdevice import Attachment
 
     Command = Callable[[Client, argparse.Namespace], tuple[object, Iterable[str]]]
-    """Returns what --json prints, and the lines otherwise."""
+    """Returns the report for --json, and the lines to print without --json."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     standard_files.complete()
     options = argparse.Namespace()
     parse("zswapctl", make_parser, argv, options)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # as Ctrl-C: swapoff's child is told to give up as well
+    # SIGTERM acts like Ctrl-C: it also stops the child process that is in swapoff.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return guarded("zswapctl", lambda: _run(options), options)
 
 
@@ -64,15 +63,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def daemon_socket(root: Path = Path("/")) -> Path:
-    """Return where the daemon's socket is.
+    """Return the path of the daemon's control socket.
 
-    The config files of `zswapd run` say it; without them it is the default.
-
-    A daemon that was started before `control.socket` was changed still has the default one, if it
-    had that.
+    The path comes from the config files of `zswapd run`, otherwise it is the default. If only the
+    default socket exists, the default is returned: the daemon may have started before
+    `control.socket` was changed.
 
     Args:
-        root: where /etc and /run are, for tests.
+        root: directory that holds /etc and /run, for tests.
     """
     default = root / paths.SOCKET.lstrip("/")
     configured = configured_socket(root)
@@ -121,14 +119,14 @@ def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
 
 def _reset(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     if bool(options.key) == options.all:
-        raise ConfigError("reset needs to know what", hint="name settings, or say --all")
+        raise ConfigError("reset needs either settings or --all", hint="name settings, or --all")
     settings = cast("dict[str, Any]", client.call("reset", keys=options.key))
     return settings, render.setting_lines(settings)
 
 
 def _freeze(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]:
     return client.call("freeze"), [
-        "frozen: stores are refused until `zswapctl thaw`; what is stored can be read"
+        "frozen: stores are refused until `zswapctl thaw`; stored pages can be read"
     ]
 
 
@@ -143,9 +141,9 @@ def _compact(client: Client, options: argparse.Namespace) -> tuple[object, Itera
 
 
 def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    """Print pages as they come, since there may be millions.
+    """Print pages as they arrive, because there may be millions.
 
-    With --json each as an object of a line of its own, sums last.
+    With --json, each page is an object on its own line. The last object has the sums.
     """
 
     def show(news: object) -> None:
@@ -177,7 +175,7 @@ def _pages(client: Client, options: argparse.Namespace) -> tuple[object, Iterabl
 
 
 def _news(options: argparse.Namespace) -> Callable[[object], None]:
-    """Return what shows progress: a line that is written again and again, for a person only."""
+    """Return a function that shows progress in one moving line, on a terminal without --json."""
 
     def show(news: object) -> None:
         if sys.stderr.isatty() and not options.json and isinstance(news, dict):
@@ -203,8 +201,8 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
         how["pages"] = options.pages
     if options.mark_idle and (len(how) > 1 or options.idle is not None):
         raise UsageError(
-            "--mark-idle marks all pages and sends none",
-            hint="send some with a second `zswapctl writeback`",
+            "--mark-idle sends no pages and cannot be combined with other options",
+            hint="send pages with a second `zswapctl writeback`",
         )
     if options.idle is not None:
         how["unused"] = options.idle
@@ -213,7 +211,7 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
         (
             "all pages are marked as unused"
             if options.mark_idle
-            else f"{report['written_back']} pages have left the pool for the disk"
+            else f"{report['written_back']} pages moved from the pool to the disk"
         )
     ]
 
@@ -222,7 +220,7 @@ def _recompress(client: Client, options: argparse.Namespace) -> tuple[object, It
     report = cast("dict[str, int]", client.call("recompress", progress=_news(options)))
     saved = format_size(report["saved_bytes"])
     return report, [
-        f"{report['recompressed']} pages compressed again, {saved} saved; {report['in_vain']}"
+        f"{report['recompressed']} pages compressed again, {saved} saved; {report['in_vain']} pages"
         " gained too little"
     ]
 
@@ -252,7 +250,7 @@ def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
 
 
 def _names(options: argparse.Namespace, default: list[str]) -> list[str] | None:
-    """Return which files a command is about: those it names, else the default; None for --all."""
+    """Return the files that the options name, otherwise the default; None for --all."""
     return None if options.all else options.name or default
 
 
@@ -275,7 +273,7 @@ def _upgrade(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[s
 
 
 def _top(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    from zswapd.cli import top  # curses: not for those who do not need it
+    from zswapd.cli import top  # imports curses
 
     if options.once or options.json or not sys.stdout.isatty():
         return top.once(options.socket, options.interval)
@@ -285,12 +283,12 @@ def _top(_: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]
 
 def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 15:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def _amount(text: str) -> int:
-    """Return a number of pages: written as such, or as a size, rounded up to whole pages."""
+    """Return a number of pages. The text is a number of pages, or a size that is rounded up."""
     if text.isdecimal():
         return _count(text)
     from zswapd.config.loader import memory_total
@@ -311,30 +309,31 @@ def _interval(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0.1 to 3600 s")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time from 0.1 to 3600 s")
     return value
 
 
 def _priority(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if not 0 <= value <= 32767:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 32767")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 32767")
     return value
 
 
 def common(**defaults: object) -> Parser:
-    """Return the options that may stand before the command, which gives them their defaults.
+    """Return a parent parser with the options that may stand before and after the command.
 
-    And after it.
+    Args:
+        defaults: the defaults, which only the parser before the command has.
     """
     parser = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     help_ = (
-        "the daemon's control socket (default: control.socket of the config file, else"
+        "control socket of the daemon (default: control.socket of the config file, otherwise"
         f" {paths.SOCKET})"
     )
     parser.add_argument("--socket", type=Path, metavar="PATH", help=help_)
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, also of what went wrong"
+        "--json", action="store_true", help="print one JSON object, also for an error"
     )
     parser.set_defaults(**defaults)
     return parser
@@ -343,18 +342,18 @@ def common(**defaults: object) -> Parser:
 def _add_swap_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
     """Add `swapon` and `swapoff`."""
     swapon = add(
-        "swapon", _swapon, "swap on: loop device, mkswap, swapon; undone whole if a step fails"
+        "swapon", _swapon, "swap on: loop device, mkswap, swapon; a failed step undoes all steps"
     )
     swapon.add_argument("name", nargs="*", metavar="NAME", help="swap files (default: swap)")
     swapon.add_argument(
         "--all",
         action="store_true",
-        help="all swap files that are not on yet; it is right if there are none",
+        help="all swap files that are off; it is no error if there are none",
     )
     swapon.add_argument(
         "--tune",
         action="store_true",
-        help="raise vm.min_free_kbytes first, if less than recommended",
+        help="first raise vm.min_free_kbytes, if it is less than recommended",
     )
     swapon.add_argument(
         "--priority", type=_priority, metavar="N", help="swap priority (default: swap.priority)"
@@ -365,23 +364,25 @@ def _add_swap_commands(add: Callable[[str, Command, str], argparse.ArgumentParse
     swapon.add_argument(
         "--force",
         action="store_true",
-        help="swap on although a protection is missing without which boxes have hung",
+        help="swap on even if a protection is missing without which machines have hung",
     )
-    swapoff = add("swapoff", _swapoff, "swap off, if what is swapped out fits into memory")
+    swapoff = add("swapoff", _swapoff, "swap off, if the swapped-out pages fit into memory")
     swapoff.add_argument(
         "name", nargs="*", metavar="NAME", help="swap files (default: all that are on)"
     )
     swapoff.add_argument(
-        "--all", action="store_true", help="all that are on; it is right if none are"
+        "--all", action="store_true", help="all that are on; it is no error if there are none"
     )
-    swapoff.add_argument("--force", action="store_true", help="swap off although it may not fit")
+    swapoff.add_argument(
+        "--force", action="store_true", help="swap off even if the pages may not fit into memory"
+    )
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="zswapctl",
-        description="Show and steer a running zswapd, and switch its swap on and off.",
+        description="Show and control a running zswapd, and swap on and off.",
         parents=[common(socket=None, json=False)],
     )
     parser.add_argument("--version", action="version", version=f"zswapctl {__version__}")
@@ -394,18 +395,18 @@ def make_parser() -> Parser:
         command.set_defaults(run=run)
         return command
 
-    add("status", _status, "show what is stored, in how much memory, and which protections are on")
+    add("status", _status, "show the stored pages, their memory, the swap files and protections")
     add("stats", _stats, "show all counters")
-    top_ = add("top", _top, "show what is going on, every second, until q")
+    top_ = add("top", _top, "show the daemon's activity every second, until q is pressed")
     top_.add_argument(
         "--interval",
         type=_interval,
         default=1.0,
         metavar="S",
-        help="seconds between two looks (default: 1)",
+        help="time between two screens in seconds (default: 1)",
     )
     top_.add_argument("--once", action="store_true", help="print one screen and end")
-    get = add("get", _get, "show settings and where they come from")
+    get = add("get", _get, "show settings and their origins")
     get.add_argument(
         "key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)"
     )
@@ -414,10 +415,10 @@ def make_parser() -> Parser:
         "assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value"
     )
     reset = add(
-        "reset", _reset, "give settings that were changed at run time their configured values again"
+        "reset", _reset, "return settings that were changed at run time to their configured values"
     )
     reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
-    reset.add_argument("--all", action="store_true", help="all that were changed")
+    reset.add_argument("--all", action="store_true", help="reset all changed settings")
     writeback = add(
         "writeback", _writeback, "send pages to the disk behind the pool, the oldest first"
     )
@@ -425,49 +426,47 @@ def make_parser() -> Parser:
         "--pages",
         type=_amount,
         metavar="N",
-        help="at most N pages, or a size such as 64M (default: all)",
+        help="limit: N pages, or a size such as 64M (default: all)",
     )
     writeback.add_argument(
-        "--incompressible", action="store_true", help="only pages that are stored as they are"
+        "--incompressible", action="store_true", help="only pages that are stored uncompressed"
     )
     writeback.add_argument(
-        "--idle", type=_count, metavar="SECONDS", help="only pages that were not used for so long"
+        "--idle", type=_count, metavar="SECONDS", help="only pages that were unused for this time"
     )
     writeback.add_argument(
         "--mark-idle",
         action="store_true",
-        help="send none, but take all for unused until they are used again",
+        help="send no page, but mark all pages as unused until they are used again",
     )
-    add("recompress", _recompress, "compress all pages again, with zstd, where that saves enough")
+    add("recompress", _recompress, "compress all pages again with zstd, if that saves enough")
     _add_swap_commands(add)
     cache = commands.add_parser(
-        "cache", help="show slow files through the cache", description="Cache volumes."
+        "cache",
+        help="show slow files through the cache",
+        description="Manage cache volumes, which show slow files through the cache.",
     )
     cache_module.add_commands(cache, common)
-    add("freeze", _freeze, "refuse further stores; what is stored stays readable")
+    add("freeze", _freeze, "refuse further stores; stored pages stay readable")
     add("thaw", _thaw, "end a freeze")
     shrink = add(
         "shrink",
         _shrink,
-        "take memory from the cache, least recently used first, and give it back to the system",
+        "evict the least recently used pages of the cache and give their memory to the system",
     )
     shrink.add_argument(
         "amount",
         type=_amount,
         metavar="SIZE",
-        help="how much: 64M, 1G, 5%% of memory; a plain number is page frames",
+        help="amount of memory, such as 64M, 1G or 5%%; a plain number counts page frames",
     )
-    add(
-        "upgrade",
-        _upgrade,
-        "have the installed program take over from the running one, while swapped on",
-    )
+    add("upgrade", _upgrade, "replace the running program with the installed one, while swap is on")
     pages = add(
         "pages",
         _pages,
-        "show where each page is: compressed, same-filled, raw, writing, disk or lost; with --json"
-        " an object a line, sums last",
+        "show the state of each page: compressed, same-filled, raw, writing, disk or lost; with"
+        " --json one object a line, the sums last",
     )
-    pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all of them)")
-    add("compact", _compact, "move stored objects together and give memory back")
+    pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all)")
+    add("compact", _compact, "move stored objects together and free memory")
     return parser

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`zswapd`: the daemon's command line.
 
-Sets the log up, knows where settings come from, hands over to the composition root.
+It sets up the log, loads the settings, and calls the supervisor.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 AGAIN_S = 2.0
-"""Time until a service manager may try a command line again that is not right."""
+"""Time in seconds until a service manager may retry an invalid command line."""
 _RUN = (
-    "Serve swap files in the foreground. SIGTERM and Ctrl-C swap off first and end the daemon when"
-    " all that was swapped out is back in memory; if it does not fit, the daemon goes on."
+    "Serve swap files in the foreground. After SIGTERM or Ctrl-C the daemon swaps off and ends when"
+    " all swapped-out pages are back in memory. If they do not fit, the daemon goes on."
 )
 
-_REFUSED_HINT = "look at the limits that it was started with: `ulimit -a`"
+_REFUSED_HINT = "check the limits of the process: `ulimit -a`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parse("zswapd", make_parser, argv, options)
     except SystemExit as end:
-        # A service manager tries again at once, and has to: there may be something to serve
-        # (supervisor/settings.py).
+        # The service manager retries at once. It must retry, because a dead daemon may have left
+        # pages to serve (supervisor/settings.py).
         if end.code and "NOTIFY_SOCKET" in os.environ:
             time.sleep(AGAIN_S)
         raise
@@ -74,11 +74,11 @@ def _run(options: argparse.Namespace) -> int:
         )
     except OSError as error:
         raise ZswapdError(
-            f"zswapd ends, since the system refused something: {error}", hint=_REFUSED_HINT
+            f"zswapd ends because a system call failed: {error}", hint=_REFUSED_HINT
         ) from error
     except MemoryError as error:
         raise ZswapdError(
-            "zswapd ends for want of memory", hint="free some; look at `ulimit -v`"
+            "zswapd ends because it got no memory", hint="free memory; check `ulimit -v`"
         ) from error
 
 
@@ -87,10 +87,9 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="zswapd",
         description=(
-            "Compressed swap in user space: a file that the kernel can swap to, held compressed in"
-            " memory."
+            "Compressed swap in user space: swap files for the kernel, held compressed in memory."
         ),
-        epilog="`zswapctl` switches swap on and off and shows what is stored.",
+        epilog="`zswapctl` swaps on and off and shows the daemon's state.",
     )
     parser.add_argument("--version", action="version", version=f"zswapd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -103,10 +102,12 @@ def make_parser() -> Parser:
         parents=[sources.options()],
     )
     run.set_defaults(work=_run)
-    # For `zswapctl upgrade`: whether this program could take over from the one that asks.
+    # For `zswapctl upgrade`: check that this program can take over from the running one.
     run.add_argument("--upgrade-check", metavar="JSON", help=argparse.SUPPRESS)
     config = commands.add_parser(
-        "config", help="show and check settings", description="Settings, without a daemon."
+        "config",
+        help="show and check settings",
+        description="Show and check settings without a daemon.",
     )
     config_module.add_commands(config)
     return parser
@@ -119,7 +120,7 @@ def _width() -> int:
 def _settings_help() -> str:
     """Return the table of settings, as wide as the terminal."""
     context = sources.context()
-    lines = ["settings, in the config file as [section] and key = value, with their defaults:"]
+    lines = ["settings with their defaults (in the config file: [section] and key = value):"]
     for setting in SETTINGS.values():
         live = " Can change at run time." if setting.reloadable else ""
         text = f"{setting.help}{live} Takes {setting.kind.describe(context)}."

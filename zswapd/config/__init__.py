@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings: one table (`table`), kinds of values (`kinds`, `sizes`), and their sources (`loading`)."""
+"""Settings: the table (`table`), kinds of values (`kinds`, `sizes`) and sources (`loader`)."""
 
 from zswapd.config.document import from_document, to_document, with_changes
 from zswapd.config.kinds import Context

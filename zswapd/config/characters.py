@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names the characters that editors and web pages write in place of those that TOML knows.
+"""A search for characters that editors and web pages put in place of TOML's own.
 
-They look like quotes, blanks or dashes, or like nothing at all, so the parser's word for them
-("Invalid value") helps little. Within comments and strings they are right; so a text is searched
-only after the parser has refused it, and only near where it has stopped. Where the character that
-is found was not the cause, the parser says so once that one is replaced.
+They look like quotes, blanks or dashes, or are invisible, so the parser's message ("Invalid value")
+does not help. They are valid in comments and strings. Therefore a text is searched only after the
+parser has refused it, and only near the place where the parser stopped.
+
+Limit: the character that is found may not be the cause. Then the parser reports the cause after the
+user has replaced the character.
 """
 
 from __future__ import annotations
@@ -41,27 +43,28 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class StrangeCharacter:
-    """A character that TOML has no use for where it stands."""
+    """A character that TOML does not allow at its place."""
 
     place: int
     """Index in the text."""
     name: str
-    """As U+201C LEFT DOUBLE QUOTATION MARK."""
+    """Code point and name, such as U+201C LEFT DOUBLE QUOTATION MARK."""
     advice: str
+    """The advice to the user, for a hint."""
 
 
 def find_strange_character(text: str, complaint: str) -> StrangeCharacter | None:
-    """Return the character that a parser may have stumbled over; None if its line has none.
+    """Return the character that the parser may have refused, or None if its line has none.
 
     Args:
         text: a text that tomllib has refused.
-        complaint: what it said, with the line and column.
+        complaint: the message of tomllib, with line and column.
     """
     line_begin, line_end, stopped_at = _line(text, complaint)
     if stopped_at < len(text) and _is_strange(text[stopped_at]):
         return _described(text, stopped_at)
-    # A string that a strange quote was to end runs on, so the whole line counts, but not its whole
-    # strings and comments.
+    # If a strange quote was meant to end a string, the parser stops later. So the whole line is
+    # searched, without its complete strings and comments.
     line = _STRING_OR_COMMENT.sub(lambda found: " " * len(found[0]), text[line_begin:line_end])
     for place, character in enumerate(line, start=line_begin):
         if _is_strange(character):
@@ -70,9 +73,9 @@ def find_strange_character(text: str, complaint: str) -> StrangeCharacter | None
 
 
 def _line(text: str, complaint: str) -> tuple[int, int, int]:
-    """Return where the line of a complaint begins and ends, and where the parser has stopped."""
+    """Return begin and end of the line of a complaint, and the place where the parser stopped."""
     found = _PLACE.search(complaint)
-    # at the end: what is open there was opened by the last line that is not empty
+    # The parser stopped at the end of the text: the last line that is not empty opened the string.
     if found is None:
         end = len(text.rstrip())
         return text.rfind("\n", 0, end) + 1, end, len(text)
@@ -99,12 +102,12 @@ def _advice(character: str) -> str:
         compatible = unicodedata.normalize("NFKC", character)
         plain = compatible if len(compatible) == 1 and " " < compatible <= "~" else None
     if plain is not None:
-        return f"type {plain} in its place"
+        return f"replace it with {plain}"
     if character == "\r":
-        return "end every line with a newline: tr '\\r' '\\n' makes one of it"
+        return "end every line with a newline; tr '\\r' '\\n' converts the file"
     category = unicodedata.category(character)
     if category in {"Zs", "Zl", "Zp"}:
-        return "type a blank in its place" if category == "Zs" else "begin a new line in its place"
+        return "replace it with a space" if category == "Zs" else "replace it with a newline"
     if category in {"Cf", "Cc", "Cn", "Co"}:
         return "remove it; it may be invisible"
-    return 'names of settings have plain letters only; text stands in "quotes"'
+    return 'names of settings have only ASCII letters; put text in "quotes"'

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings on their way to whoever serves next.
+"""The settings as a document of plain values, for the handover to a successor.
 
-As a document of plain values, and those that were changed at run time.
-
-A successor need not read the files again: they may be wrong by then, and it has somebody's memory
-to serve. Carried is what was written and where, not what came of it; with the size of memory, so
-that the same comes of it again.
+A successor does not read the config files again, because they may be wrong by then, and it must
+serve stored pages. The document has each value as its source wrote it, and its origin. It also has
+the size of memory, so that the successor computes the same sizes. Settings that were changed at run
+time are handed over beside it (`with_changes`).
 """
 
 from __future__ import annotations
@@ -24,14 +23,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_DOCUMENT = 32 << 10
-"""Bytes, as JSON; two of them have to fit into the shared state.
+"""Limit of a document's length as JSON, in bytes.
 
-Beside what was changed at run time and all counters.
+Two documents must fit into the shared state, beside the changed settings and all counters.
 """
 
 
 def to_document(config: Config) -> dict[str, Any] | None:
-    """Return what a Config was made of, as JSON can say it; None if that is too long to be carried."""
+    """Return the document of a Config, as plain JSON values.
+
+    Return None if it is longer than LONGEST_DOCUMENT.
+    """
     given = [
         [dest, item.value, item.text, item.origin.source, item.origin.line]
         for dest, item in config.given.items()
@@ -48,11 +50,11 @@ def from_document(document: Any, codecs: Iterable[str]) -> Config:
     """Return the Config that a document was made from.
 
     Args:
-        document: what `to_document` has returned, perhaps of another version.
-        codecs: see `load`.
+        document: the result of `to_document`, possibly of another version of the program.
+        codecs: names that `pool.compressor` may have.
 
     Raises:
-        ConfigError: this program does not take it.
+        ConfigError: this program does not accept the document.
     """
     try:
         context = Context(
@@ -64,7 +66,7 @@ def from_document(document: Any, codecs: Iterable[str]) -> Config:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            "the settings that were handed over make no sense", hint="report this as a bug"
+            "the settings of the handover are invalid", hint="report this as a bug"
         ) from error
     return build(given, context)
 
@@ -72,9 +74,12 @@ def from_document(document: Any, codecs: Iterable[str]) -> Config:
 def with_changes(
     config: Config, settings: Mapping[str, object], *, source: str
 ) -> tuple[Config, dict[str, object]]:
-    """Return the settings with those changed at run time, and these.
+    """Apply the settings that were changed at run time.
 
-    One that this program does not take is left out.
+    A setting that this program does not accept is logged and left out.
+
+    Returns:
+        The new Config, and the settings that were applied.
     """
     taken: dict[str, object] = {}
     for name, value in settings.items():

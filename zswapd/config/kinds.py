@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a setting's value may be.
+"""The kinds of a setting's value: one small class for each, from the written to the typed value.
 
-One small class per kind, from its written form to its typed value.
+A value has a TOML type if it comes from a file. It is text if it comes from the command line or the
+control socket. `from_text` converts the text to a TOML type. `convert` checks the value and returns
+it in the form that the program uses: bytes for a size, a Path for a path.
 
-A value arrives either with a TOML type (from a file) or as text (command line, control socket).
-`from_text` gives the text its TOML type, `convert` checks that and returns what the program works
-with: bytes for a size, a Path for a path. Both refuse with ValueRefused, never with anything else:
-they also see what strangers write to the control socket. Pure: what a check needs to know of the
-machine comes in a Context.
+Invariants: `convert` raises ValueRefused and no other exception, because any text can arrive on the
+control socket. All classes are pure: facts about the machine come in a Context.
 """
 
 from __future__ import annotations
@@ -32,29 +31,30 @@ _SOCKET_PATH_LONGEST = 107  # sun_path of sockaddr_un, less the closing zero
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the checks know of the machine and of the program."""
+    """The facts about the machine and the program that the checks need."""
 
     memory_total: int
-    """100 % of every size, bytes: MemTotal, or the lowest limit of a memory cgroup above this
-    process.
+    """Bytes that are 100 % of a size.
+
+    It is MemTotal, or the lowest limit of a memory cgroup above this process.
     """
     page_size: int
     """Bytes in a page."""
     codecs: frozenset[str]
     """Names that `pool.compressor` may have."""
     limited_by: str = ""
-    """The file that has that limit; empty if there is none."""
+    """The file with the limit of the memory cgroup, or empty without a limit."""
 
 
 class Kind(Protocol[T_co]):
-    """How one kind of value is read, checked and described."""
+    """A kind of value: its description, its parser and its check."""
 
     def describe(self, context: Context) -> str:
-        """Return what is right, as a noun phrase for hints and reference pages."""
+        """Return the valid values as a noun phrase, for hints and reference pages."""
         ...
 
     def from_text(self, text: str) -> object:
-        """Return the TOML value that this text stands for."""
+        """Return the TOML value of a text."""
         ...
 
     def convert(self, value: object, context: Context) -> T_co:
@@ -67,7 +67,7 @@ class Kind(Protocol[T_co]):
 
 
 def shown(value: object) -> str:
-    """Return a value as TOML would write it, for messages: at most 60 characters."""
+    """Return a value in the form of TOML, for messages; at most 60 characters."""
     if isinstance(value, bool):
         return "true" if value else "false"
     text = f'"{"".join(map(_escaped, value[:60]))}"' if isinstance(value, str) else repr(value)
@@ -75,10 +75,7 @@ def shown(value: object) -> str:
 
 
 def _escaped(character: str) -> str:
-    """Return a character as it stands in a basic string of TOML.
-
-    A terminal or a log may take any other way amiss.
-    """
+    """Return a character as a basic string of TOML has it, safe for a terminal and a log."""
     if character in '"\\':
         return "\\" + character
     if character.isprintable():
@@ -91,16 +88,16 @@ class Boolean:
     """True or false."""
 
     def describe(self, context: Context) -> str:
-        """Return the two words."""
+        """Return the valid words."""
         return "true or false"
 
     def from_text(self, text: str) -> object:
-        """Return a bool for the usual words, else the text."""
+        """Return a bool for true, on, yes, 1, false, off, no and 0, otherwise the text."""
         word = text.strip().lower()
         return True if word in _TRUE else False if word in _FALSE else text
 
     def convert(self, value: object, context: Context) -> bool:
-        """Return the value if it is a bool."""
+        """Return the value, which must be a bool."""
         if not isinstance(value, bool):
             raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
         return value
@@ -108,7 +105,7 @@ class Boolean:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """A whole number from `low` to `high`, or to the page size."""
+    """A whole number from `low` to `high`, or to the page size if `high` is None."""
 
     low: int
     high: int | None = None
@@ -121,11 +118,11 @@ class Integer:
         return f"a whole number from {self.low} to {self._high(context)}"
 
     def from_text(self, text: str) -> object:
-        """Return an int if the text is one, else the text."""
+        """Return an int if the text is one, otherwise the text."""
         return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) else text
 
     def convert(self, value: object, context: Context) -> int:
-        """Return the value if it is an int in range; bool is none."""
+        """Return the value, which must be an int in the range and not a bool."""
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueRefused(f"is {shown(value)}", f"write {self.describe(context)}")
         if not self.low <= value <= self._high(context):
@@ -137,16 +134,16 @@ class Integer:
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """What all kinds that are a string share."""
+    """The base of the kinds whose TOML value is a string."""
 
     def from_text(self, text: str) -> object:
-        """Return the text as it is."""
+        """Return the text unchanged."""
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class Choice(_Word):
-    """One of a few words; without words, a codec's name."""
+    """One of `words`, or a codec's name if `words` is empty."""
 
     words: tuple[str, ...] = ()
 
@@ -154,12 +151,12 @@ class Choice(_Word):
         return self.words or tuple(sorted(context.codecs))
 
     def describe(self, context: Context) -> str:
-        """Return the words."""
+        """Return the valid words."""
         *others, last = self._words(context)
         return f"{', '.join(others)} or {last}" if others else last
 
     def convert(self, value: object, context: Context) -> str:
-        """Return the value if it is one of the words."""
+        """Return the value, which must be one of the words."""
         words = self._words(context)
         if not isinstance(value, str) or value not in words:
             near = nearest(value, set(words)) if isinstance(value, str) else None
@@ -172,7 +169,7 @@ class Choice(_Word):
 
 @dataclass(frozen=True, slots=True)
 class AbsolutePath(_Word):
-    """A path from the root directory; of a unix socket if `socket`, which the kernel wants short."""
+    """An absolute path. If `socket` is True, it is short enough for a Unix socket."""
 
     socket: bool = False
 
@@ -185,7 +182,7 @@ class AbsolutePath(_Word):
         )
 
     def convert(self, value: object, context: Context) -> Path:
-        """Return the path, without trailing slashes and double ones."""
+        """Return the path without trailing and double slashes."""
         hint = f"write {self.describe(context)}"
         if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
             raise ValueRefused(f"is {shown(value)}", hint)
@@ -204,7 +201,7 @@ class OptionalPath(AbsolutePath):
     """An absolute path, or an empty string for none."""
 
     def describe(self, context: Context) -> str:
-        """Return the rule and the meaning of nothing."""
+        """Return the rule and the meaning of the empty string."""
         return f'{AbsolutePath.describe(self, context)}, or "" for none'
 
     def convert(self, value: object, context: Context) -> Path | None:  # type: ignore[override] # None is the point
@@ -221,7 +218,7 @@ class ListenAddress(_Word):
         return 'an IP address and a port, such as 127.0.0.1:9847 or [::1]:9847, or "" for none'
 
     def convert(self, value: object, context: Context) -> str:
-        """Return the text if it is one."""
+        """Return the text, which must be an address with a port, or empty."""
         if value == "":
             return ""
         hint = f"write {self.describe(context)}"
@@ -240,9 +237,9 @@ class ListenAddress(_Word):
 
 @dataclass(frozen=True, slots=True)
 class UserNames(_Word):
-    """Names or numbers of users, with spaces between them.
+    """Names or numbers of users, separated by spaces.
 
-    An asterisk for all of them, an empty string for none.
+    `*` stands for all users. An empty string stands for none.
     """
 
     def describe(self, context: Context) -> str:
@@ -250,7 +247,7 @@ class UserNames(_Word):
         return 'names of users such as "prometheus telegraf", "*" for all, or "" for none'
 
     def convert(self, value: object, context: Context) -> str:
-        """Return the text if it is such names."""
+        """Return the names with one space between them."""
         names = value.split() if isinstance(value, str) else [""]
         if not all(
             name == "*" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", name)
@@ -262,12 +259,15 @@ class UserNames(_Word):
 
 @dataclass(frozen=True, slots=True)
 class MemorySize(_Word):
-    """A size expression, rounded down to the page; of at most `percent` of the memory, 0 for any."""
+    """A size expression, rounded down to whole pages.
+
+    It is at most `percent` of the memory. 0 means no limit.
+    """
 
     percent: int = 0
 
     def describe(self, context: Context) -> str:
-        """Return examples, and the bound."""
+        """Return examples and the limit."""
         bound = f", at most {self.percent}%" if self.percent else ""
         return f"a size such as 2G, 512M, 50% or min(50%, 4G){bound}"
 
@@ -295,9 +295,9 @@ class OptionalSize(MemorySize):
     """A size, or an empty string for none."""
 
     def describe(self, context: Context) -> str:
-        """Return examples and the meaning of nothing."""
-        # Not super(): dataclass(slots=True) makes a new class, which a zero-argument super() would
-        # not know.
+        """Return examples and the meaning of the empty string."""
+        # Not super(): dataclass(slots=True) makes a new class, and super() without arguments would
+        # refer to the old one.
         return f'{MemorySize.describe(self, context)}, or "" for none'
 
     def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # None is the point
@@ -309,13 +309,13 @@ class OptionalSize(MemorySize):
 class SwapSize(MemorySize):
     """The size of a swap file, in whole pages.
 
-    It has at least the ten pages that mkswap asks for, and at most what its header can count.
+    mkswap(8) requires ten pages at least. Its header counts 2^32 - 1 pages at most.
     """
 
     def convert(self, value: object, context: Context) -> int:
-        """Return the size in bytes; whole numbers must be multiples of the page.
+        """Return the size in bytes.
 
-        The rest is rounded down.
+        A whole number must be a multiple of the page size. Other sizes are rounded down.
         """
         size, page = _evaluate(value, context), context.page_size
         rounded = round_down(size.bytes, page)
@@ -343,7 +343,7 @@ class OptionalSwapSize(SwapSize):
     """The size of a swap file, or an empty string for no such file."""
 
     def describe(self, context: Context) -> str:
-        """Return examples and the meaning of nothing."""
+        """Return examples and the meaning of the empty string."""
         return f'{SwapSize.describe(self, context)}, or "" for none'
 
     def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # as above
@@ -353,7 +353,7 @@ class OptionalSwapSize(SwapSize):
 
 @dataclass(frozen=True, slots=True)
 class BackingFile(_Word):
-    """The backing file of a cache volume, with the volume's mode before it unless that is `ro`."""
+    """The backing file of a cache volume, as PATH (mode `ro`) or MODE:PATH."""
 
     modes: tuple[str, ...]
 
@@ -374,7 +374,7 @@ class BackingFile(_Word):
 
 @dataclass(frozen=True, slots=True)
 class Named(Generic[T_co]):
-    """A table of names, each with a value of one kind; every source adds to it."""
+    """A table of names, each with a value of one kind. The entries of all sources are merged."""
 
     kind: Kind[T_co]
     reserved: frozenset[str] = frozenset()
@@ -385,14 +385,14 @@ class Named(Generic[T_co]):
         return f"NAME = {self.kind.describe(context)}"
 
     def from_text(self, text: str) -> object:
-        """Return the text, which `convert` refuses: entries are written one by one."""
+        """Return the text. `convert` refuses it, because a text sets one entry, not the table."""
         return text
 
     def check_name(self, name: str) -> None:
-        """Refuse a name that cannot be a file's, or that means something else there.
+        """Check that a name is a valid file name and is not reserved.
 
         Raises:
-            ValueRefused: the name is not usable.
+            ValueRefused: the name is invalid or reserved.
         """
         if not self._NAME.fullmatch(name):
             raise ValueRefused(
@@ -400,10 +400,10 @@ class Named(Generic[T_co]):
                 "use up to 64 letters, digits, '.', '_' and '-', a letter or digit first",
             )
         if name in self.reserved:
-            raise ValueRefused(f"has the name {shown(name)}, which is taken", "choose another name")
+            raise ValueRefused(f"has the name {shown(name)}, which is reserved", "choose another")
 
     def convert(self, value: object, context: Context) -> dict[str, T_co]:
-        """Return the table with each value converted."""
+        """Return the table with its values converted."""
         if not isinstance(value, dict):
             raise ValueRefused(f"is {shown(value)}", f"write a table of {self.describe(context)}")
         for name in value:

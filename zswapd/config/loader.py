@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From files and command line to one Config, or to one error that says what to write instead.
+"""The loader that builds one Config from all sources, or raises one error with a hint.
 
-Sources, later ones win: the table's defaults, the config file and its drop-ins
-(host/configfiles.py), the command line. Each source is brought into the same flat form
-(`section.key` → value and origin) before anything is judged, so that one check serves all. All or
-nothing: a Config exists only if every value in it was accepted, also after a change at run time.
+The sources are the table's defaults, the config file, its drop-ins (host/configfiles.py), and the
+command line. A later source overrides an earlier one. Each source is first converted to one flat
+form (`section.key` → value and origin), so that one check serves all sources.
+
+Invariant: a Config exists only if all its values are accepted, also after a change at run time.
 """
 
 from __future__ import annotations
@@ -43,25 +44,26 @@ from zswapd.host.hints import nearest
 from zswapd.host.installation import restart_daemon
 from zswapd.pages import PAGE_SIZE, round_down
 
-# tomllib takes time that grows with the square of the parts of a dotted key: this and the longest
-# file bound it to two seconds.
+# tomllib needs time that grows with the square of the number of parts of a dotted key. This limit
+# and the limit of the file's length bound the time to 2 s.
 _LONGEST_LINE = 4096
 BACKED_LIMIT_PERCENT = 20
-"""Default of pool.limit with a disk behind the pool, of all memory."""
+"""Default of pool.limit with a disk behind the pool, in percent of all memory."""
 LONGEST_TEXT = 1024
-"""Characters of a value that is set at run time, blanks included.
+"""Limit of a value that is set at run time, in characters.
 
-All of them together have to fit into the shared state.
+The values of all settings together must fit into the shared state.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value comes from."""
+    """The place from which a value comes."""
 
     source: str
-    """A file's path, an option, or `default`."""
+    """Path of a file, name of an option, or `default`."""
     line: int | None = None
+    """Line in the file, from 1."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}" if self.line else self.source
@@ -69,17 +71,17 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as a source wrote it."""
+    """A value as its source wrote it."""
 
     value: object
     origin: Origin
     text: bool = False
-    """From the command line or the control socket, where every value is text."""
+    """True if it comes from the command line or the control socket, where every value is text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Every setting, checked; attributes by section, `config.pool.compressor`."""
+    """All settings, checked. Each section is an attribute: `config.pool.compressor`."""
 
     fuse: FuseSection
     swap: SwapSection
@@ -92,19 +94,24 @@ class Config:
     metrics: MetricsSection
     log: LogSection
     context: Context
-    """What the values were checked against."""
+    """The context of the checks."""
     given: Mapping[str, Given]
-    """What was written, by full name; entries of `swap.files` each under their own."""
+    """The values that sources wrote, by full name. Each entry of a table has its own full name."""
 
     def value(self, dest: str) -> object:
-        """Return the typed value of a setting by its full name."""
+        """Return the typed value of a setting.
+
+        Args:
+            dest: full name of the setting.
+        """
         setting = SETTINGS[dest]
         return getattr(getattr(self, setting.section), setting.key)
 
     def origins(self, *dests: str) -> str:
-        """Return where settings come from, for messages.
+        """Return the origins of settings and of entries of tables, for messages.
 
-        Named are those that were written, entries of a table included.
+        Args:
+            dests: full names of the settings.
         """
         found = [
             str(given.origin)
@@ -114,9 +121,9 @@ class Config:
         return ", ".join(dict.fromkeys(found)) or "default"
 
     def swap_files(self) -> dict[str, int]:
-        """Return the size in bytes of every swap file by name, `swap` first.
+        """Return the size in bytes of each swap file by name, `swap` first.
 
-        None of a daemon that only caches.
+        The result is empty for a daemon that only caches.
         """
         first = {} if self.swap.size is None else {"swap": self.swap.size}
         return {**first, **self.swap.files}
@@ -135,14 +142,14 @@ def load(
 
     Args:
         codecs: names that `pool.compressor` may have.
-        file: a config file to read instead of the default one; it must exist, the default one need
-            not.
-        assignments: (full name, text, option) as the command line gives them: ("swap.size", "2G",
+        file: a config file to read instead of the default file. It must exist; the default file
+            need not exist.
+        assignments: (full name, text, option) of the command line, such as ("swap.size", "2G",
             "--size").
-        root: where /etc and /proc are, for tests.
+        root: directory that holds /etc and /proc, for tests.
         page_size: bytes in a page.
-        memory: what 100 % is, bytes, in place of what there is now; that of a running daemon, whose
-            swap files keep their sizes.
+        memory: bytes that are 100 % of a size; 0 for the memory of the machine now. An upgrade
+            passes the value of the running daemon, so that its swap files keep their sizes.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or refused.
@@ -167,19 +174,19 @@ def parse_assignment(text: str) -> tuple[str, str]:
     dest, equals, value = text.partition("=")
     if not equals or not dest.strip():
         raise ConfigError(
-            f"{shown(text)} is no assignment",
+            f"{shown(text)} is not an assignment",
             hint="write section.key=value, for example pool.compressor=lzo",
         )
     return dest.strip(), value.strip()
 
 
 def changed(config: Config, settings: Mapping[str, object], *, source: str) -> Config:
-    """Return the Config with some settings changed, or raise and change none.
+    """Return the Config with some settings changed.
 
     Args:
-        config: the Config that runs now.
+        config: the present Config.
         settings: new values by full name, typed or as text.
-        source: who asks, for the origin.
+        source: source of the origin of the new values.
 
     Raises:
         ConfigError: a setting is unknown, cannot change at run time, or its value is refused.
@@ -211,12 +218,16 @@ def reloadable_names() -> list[str]:
 
 
 def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return settings as plain values for `get`, all of them if none is named.
+    """Return settings as plain values for `get`.
+
+    Args:
+        config: the Config.
+        names: full names of the settings; all settings if empty.
 
     Returns:
-        By full name: value (paths as strings), written form, origin, unit, and whether it can
-        change. For `pool.limit`, also what counts in bytes, since
-        `pool.zv_page_count_policy_percent` bounds the same memory.
+        By full name: value (paths as strings), written form, origin, unit, and True if the setting
+        can change at run time. `pool.limit` also has its effective value in bytes, because
+        `pool.zv_page_count_policy_percent` limits the same memory.
 
     Raises:
         ConfigError: a name is unknown.
@@ -254,17 +265,17 @@ def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
 def make_context(
     codecs: Iterable[str], *, root: Path = Path("/"), page_size: int = PAGE_SIZE
 ) -> Context:
-    """Return what values are checked against on this machine.
+    """Return the context of the checks on this machine.
 
-    Memory is what the lowest limit above this process leaves.
+    Its memory is the lowest limit of a memory cgroup above this process, otherwise MemTotal.
 
     Args:
-        codecs: see `load`, as for the others.
-        root: where /proc and /sys are.
+        codecs: names that `pool.compressor` may have.
+        root: directory that holds /proc and /sys.
         page_size: bytes in a page.
 
     Raises:
-        ConfigError: /proc/meminfo does not say how much memory there is.
+        ConfigError: /proc/meminfo cannot be read or has no MemTotal.
     """
     total, limits = memory_total(root), cgroups.find(root)
     if limits:
@@ -273,7 +284,7 @@ def make_context(
 
 
 def pool_limit_bytes(config: Config) -> int:
-    """Return the bytes that the pool may hold.
+    """Return the limit of the pool in bytes.
 
     It is the lower of pool.limit and pool.zv_page_count_policy_percent.
     """
@@ -289,7 +300,7 @@ def memory_total(root: Path = Path("/")) -> int:
     """Return the machine's memory in bytes.
 
     Raises:
-        ConfigError: /proc/meminfo does not say.
+        ConfigError: /proc/meminfo cannot be read or has no MemTotal.
     """
     path = root / "proc/meminfo"
     try:
@@ -311,7 +322,9 @@ def _read_file(path: Path, *, is_chosen: bool) -> dict[str, Given]:
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(path, text, error) from error
     except RecursionError as error:
-        raise ConfigError(f"{path} nests too deep", hint="sections hold plain keys") from error
+        raise ConfigError(
+            f"{path} is nested too deeply", hint="a section holds plain keys"
+        ) from error
     return dict(_flatten(document, path, text))
 
 
@@ -320,12 +333,12 @@ def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigEr
     if found is not None:
         place = position(path, text, found.place)
         return ConfigError(
-            f"{place}: there is {found.name}, which means nothing in TOML", hint=found.advice
+            f"{place}: found {found.name}, which has no meaning in TOML", hint=found.advice
         )
     line = re.search(r"line (\d+)", str(error))
     origin = Origin(str(path), int(line[1]) if line else None)
     return ConfigError(
-        f"{origin}: {error}", hint='the form is TOML: [section], key = value, strings in "quotes"'
+        f"{origin}: {error}", hint='write TOML: [section], key = value, strings in "quotes"'
     )
 
 
@@ -334,7 +347,7 @@ def _check_length(path: Path, text: str) -> None:
         if len(line) > _LONGEST_LINE:
             raise ConfigError(
                 f"{path}:{number}: the line is longer than {_LONGEST_LINE} characters",
-                hint="below [section.key], each entry of a table has a line of its own",
+                hint="write each entry of a table on its own line below [section.key]",
             )
 
 
@@ -355,12 +368,16 @@ def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[
                     f"{section}.{key}",
                     Given(value, Origin(str(path), find_line(text, [section, key]))),
                 )
-        if section not in SECTIONS:  # an empty one; a key in it is refused with the others
+        if section not in SECTIONS:  # an empty section; `build` refuses the keys of other ones
             raise _unknown_section(section, Origin(str(path), find_line(text, [section])))
 
 
 def build(given: Mapping[str, Given], context: Context) -> Config:
-    """Return the Config that comes of what was written.
+    """Return the Config of the given values and of the defaults.
+
+    Args:
+        given: values by full name.
+        context: the context of the checks.
 
     Raises:
         ConfigError: a setting is unknown or refused.
@@ -405,7 +422,7 @@ def _convert_entries(
             continue  # another setting's
         try:
             if dest == setting.dest:
-                kind.convert(item.value, context)  # not a table: refused, with the form of an entry
+                kind.convert(item.value, context)  # refuses a value that is not a table
             kind.check_name(name)
             value = (
                 kind.kind.from_text(item.value)
@@ -419,7 +436,7 @@ def _convert_entries(
 
 
 def _check_together(config: Config) -> None:
-    """Refuse values that are right alone and wrong together."""
+    """Refuse values that are valid alone but not together."""
     at = config.origins
     _check_volumes(config, at)
     if config.control.socket.is_relative_to(config.fuse.mountpoint):
@@ -430,29 +447,29 @@ def _check_together(config: Config) -> None:
         )
     if not config.swap_files() and config.cache.limit is None:
         raise ConfigError(
-            f"{at('swap.size', 'cache.limit')}: there is no swap file, and no cache either",
+            f"{at('swap.size', 'cache.limit')}: there is neither a swap file nor a cache",
             hint="set swap.size or cache.limit",
         )
     if not config.swap_files() and config.backing.path:
         raise ConfigError(
-            f"{at('swap.size', 'backing.path')}: there is no swap file, which a backing is for",
-            hint="set swap.size, or backing.path to nothing",
+            f"{at('swap.size', 'backing.path')}: a backing needs a swap file, and there is none",
+            hint='set swap.size, or set backing.path = ""',
         )
     if config.backing.path and not config.fuse.hook:
         raise ConfigError(
             f"{at('backing.path', 'fuse.hook')}: a backing needs the FUSE hook",
-            hint="set fuse.hook = true, or backing.path to nothing",
+            hint='set fuse.hook = true, or backing.path = ""',
         )
     if config.backing.path and config.backing.path.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(
-            f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} lies in"
-            " fuse.mountpoint, whose files it is to stand behind",
-            hint="choose a file or device outside of it",
+            f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} is below"
+            " fuse.mountpoint, so the daemon would write to itself",
+            hint="choose a file or device outside of the mountpoint",
         )
     if config.backing.buffers < 4 << 20:
         raise ConfigError(
-            f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, too few"
-            " for two of the longest reads",
+            f"{at('backing.buffers')}: backing.buffers is {config.backing.buffers} bytes, which is"
+            " less than two of the longest reads need",
             hint="write 4M or more",
         )
 
@@ -461,15 +478,14 @@ def _check_volumes(config: Config, at: Callable[..., str]) -> None:
     names = [f"cache.volumes.{name}" for name in config.cache.volumes]
     if names and config.cache.limit is None:
         raise ConfigError(
-            f"{at(*names, 'cache.limit')}: there are cache.volumes, but no cache to keep their"
-            " pages",
+            f"{at(*names, 'cache.limit')}: cache.volumes need a cache, and cache.limit is empty",
             hint="set cache.limit, or remove the volumes",
         )
     if len(names) > config.cache.max_volumes:
         raise ConfigError(
-            f"{at(*names, 'cache.max_volumes')}: {len(names)} cache.volumes are more than"
-            f" cache.max_volumes, which is {config.cache.max_volumes}",
-            hint=f"set cache.max_volumes = {len(names)}, or remove some",
+            f"{at(*names, 'cache.max_volumes')}: there are {len(names)} cache.volumes, but"
+            f" cache.max_volumes is {config.cache.max_volumes}",
+            hint=f"set cache.max_volumes = {len(names)}, or remove volumes",
         )
 
 
@@ -478,10 +494,10 @@ def _refused(dest: str, origin: Origin, refused: ValueRefused) -> ConfigError:
 
 
 def _find_setting(dest: str, origin: Origin | str) -> Setting:
-    """Return the row of a full name, or of the table that it is an entry of.
+    """Return the setting of a full name. The name of an entry gives the setting of its table.
 
     Raises:
-        ConfigError: there is none; the hint names the nearest.
+        ConfigError: the setting does not exist; the hint has the nearest name.
     """
     setting = SETTINGS.get(dest)
     if setting is not None:
@@ -518,6 +534,6 @@ def _not_in_a_section(key: str, origin: Origin) -> ConfigError:
     hint = (
         f"put it below [{rows[0].section}]"
         if rows
-        else f"keys stand below one of: {', '.join(SECTIONS)}"
+        else f"put it below one of the sections: {', '.join(SECTIONS)}"
     )
-    return ConfigError(f"{origin}: {shown(key)[1:-1]} stands outside of a section", hint=hint)
+    return ConfigError(f"{origin}: {shown(key)[1:-1]} is outside of a section", hint=hint)

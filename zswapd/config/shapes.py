@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings that cannot change while something is stored, for messages that two differ.
+"""Messages about settings that must not change while pages are stored.
 
-What a daemon says of itself (handover/geometry.py) and what an arena's label says (core/core.py)
-have the settings' values by names of their own: sizes in bytes, files in one table. Here they get
-the names and the form that they have in a config file.
+A *shape* is a table of the values of these settings. A daemon reports its shape to a successor
+(handover/geometry.py), and an arena has one in its label (core/core.py). A shape has its own names,
+has sizes in bytes, and has all files in one table. The messages have the names and the form of a
+config file.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ _SETTINGS = {
     "allocator": "pool.allocator",
     "max_zspage_frames": "pool.max_zspage_frames",
 }
-"""Settings by the names that daemons use among themselves, where these differ."""
+"""Full names of settings by their names in a shape, if these differ."""
 _ENCRYPTED = " (encrypted)"
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return a clause for each setting that differs; none if two shapes agree.
+    """Return a clause for each setting that differs between two shapes.
 
     Args:
-        theirs: the shape of what is stored.
-        ours: the shape that the settings ask for.
+        theirs: the shape of the stored pages.
+        ours: the shape of the present settings.
     """
     old, new = dict(_written(theirs)), dict(_written(ours))
     clauses = [
@@ -49,7 +50,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 
 def _written(shape: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the settings of a shape by full name, each as it stands in a config file."""
+    """Yield the full name and the value of each setting, in the form of a config file."""
     for name, value in shape.items():
         if name == "files" and isinstance(value, dict):
             for file, size in value.items():
@@ -62,15 +63,12 @@ def _written(shape: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _plain(value: object) -> str:
-    """Return a value as TOML has it, however long it is.
-
-    A path that is cut short cannot be copied.
-    """
+    """Return a value in the form of TOML. It is not shortened: the user may copy a path."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else shown(value)
 
 
 def _size(size: object) -> str:
-    """Return a size in the largest unit of which it is a whole number."""
+    """Return a size in the largest unit that gives a whole number."""
     if not isinstance(size, int):
         return str(size)
     unit = next((unit for unit in reversed(UNITS) if size and size % UNITS[unit] == 0), "")

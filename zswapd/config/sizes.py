@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sizes as people write them: `2G`, `50%`, `min(50%, 4G)`.
+"""The parser of size expressions: `2G`, `50%`, `min(50%, 4G)`.
 
-A recursive-descent parser over one line of text. The grammar, complete:
+It is a recursive-descent parser over one line of text. The complete grammar:
 
     size    = ("min" | "max") "(" size { "," size } ")"  |  number [ unit ]
     number  = digits [ "." digits ]
     unit    = "%" | "K" | "M" | "G" | "T"  (also "KiB" …; binary, in either case)
 
-`%` is of the machine's memory (MemTotal), which the caller passes in, so that the parser stays
-pure. Limits: 200 characters and 16 levels of nesting, since the text may come from the control
-socket; results of 2^62 bytes and above are refused.
+`%` is a share of the machine's memory. The caller passes the memory in, so the parser is pure.
+
+Limits: a text has 200 characters and 16 levels of nesting at most, because it may come from the
+control socket. A result of 2^62 bytes or more is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 """Bytes in each unit."""
 
 EXAMPLES = "write for example 2G, 512M, 50% or min(50%, 4G)"
-"""The hint of every syntax error."""
+"""The hint of all syntax errors."""
 
 _LONGEST = 200
 _DEEPEST = 16
@@ -32,11 +33,11 @@ _TOKEN = re.compile(r"\s*(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z]+|[%(),])")
 
 
 class ValueRefused(ValueError):  # noqa: N818 - a refusal, which the loader turns into a ConfigError with file and line
-    """A value cannot be what its setting needs.
+    """The value is not valid for its setting.
 
     Args:
-        message: what is wrong with the value, as a clause that follows the setting's name.
-        hint: what would be right.
+        message: the fault, as a clause that follows the setting's name.
+        hint: a valid value.
     """
 
     def __init__(self, message: str, hint: str) -> None:
@@ -47,12 +48,11 @@ class ValueRefused(ValueError):  # noqa: N818 - a refusal, which the loader turn
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A size in bytes, and how it came about."""
+    """A size in bytes."""
 
     bytes: int
     exact: bool
-    """Written as a whole number of units: its author means precisely this, so nothing may round it.
-    """
+    """True if the user wrote a whole number, with or without a unit. It must not be rounded."""
 
 
 def parse_size(text: str, *, memory_total: int) -> Size:
@@ -60,21 +60,21 @@ def parse_size(text: str, *, memory_total: int) -> Size:
 
     Args:
         text: the expression.
-        memory_total: what 100 % is, in bytes.
+        memory_total: bytes that are 100 %.
 
     Returns:
-        The size; fractions of a byte are dropped.
+        The size, rounded down to whole bytes.
 
     Raises:
-        ValueRefused: the text is no size, or its value is not positive or absurdly large.
+        ValueRefused: the text is not a size, or the size is not in the range.
     """
     if len(text) > _LONGEST:
         raise ValueRefused(f"is longer than {_LONGEST} characters", EXAMPLES)
     size = _Parser(text, memory_total).parse()
     if size.bytes <= 0:
-        raise ValueRefused(f"is {size.bytes} bytes, which holds nothing", EXAMPLES)
+        raise ValueRefused(f"is {size.bytes} bytes, which is not positive", EXAMPLES)
     if size.bytes >= _LARGEST:
-        raise ValueRefused("is larger than any file can be", EXAMPLES)
+        raise ValueRefused("is larger than the largest file", EXAMPLES)
     return size
 
 
@@ -96,7 +96,7 @@ class _Parser:
             match = _TOKEN.match(text, position)
             if match is None:
                 raise ValueRefused(
-                    f"has {text[position:].lstrip()[:1]!r}, which means nothing in a size", EXAMPLES
+                    f"has {text[position:].lstrip()[:1]!r}, which is not valid in a size", EXAMPLES
                 )
             tokens.append(match[0].strip())
             position = match.end()
@@ -107,9 +107,7 @@ class _Parser:
             raise ValueRefused("is empty", EXAMPLES)
         size = self._size(depth=0)
         if self._next < len(self._tokens):
-            raise ValueRefused(
-                f"goes on with {self._tokens[self._next]!r} after a complete size", EXAMPLES
-            )
+            raise ValueRefused(f"has {self._tokens[self._next]!r} after a complete size", EXAMPLES)
         return size
 
     def _peek(self) -> str:
@@ -126,7 +124,7 @@ class _Parser:
 
     def _choice(self, *, depth: int) -> Size:
         if depth >= _DEEPEST:
-            raise ValueRefused(f"nests deeper than {_DEEPEST} levels", EXAMPLES)
+            raise ValueRefused(f"has more than {_DEEPEST} levels of nesting", EXAMPLES)
         pick = min if self._peek().lower() == "min" else max
         self._next += 1
         self._take("(")

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The settings, in one table.
+"""The table of all settings.
 
-Sections are frozen dataclasses, and each field carries what its setting needs.
+A section is a frozen dataclass. Each field declares one setting, once, as
+`name: type = setting(kind, default, help=…)`. The rest of the program takes from that field:
 
-A field is declared once, as `name: type = setting(kind, default, help=…)`. From that come the typed
-attribute (`config.pool.compressor`), the key in the file (`[pool]` `compressor = "lz4"`), the
-command line's `--set pool.compressor=lz4`, the control socket's `get` and `set`, the checks, and
-the help. Its annotation is checked against its kind by the type checker.
+- the typed attribute (`config.pool.compressor`);
+- the key in the file (`[pool]` `compressor = "lz4"`);
+- the command line's `--set pool.compressor=lz4`;
+- the control socket's `get` and `set`;
+- the checks and the help.
 
-Defaults are written as a user would write them (`"min(50%, 4G)"`), since what they come to depends
-on the machine; hence no section can be built without `zswapd.config.loader`, and `load()` without
-arguments gives the defaults.
+The type checker compares the annotation of a field with its kind.
+
+A default has the form in which a user writes it (`"min(50%, 4G)"`), because its value depends on
+the machine. Only `zswapd.config.loader` can therefore build a section. `load()` without sources
+gives the defaults.
 """
 
 from __future__ import annotations
@@ -45,30 +49,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESERVED_FILE_NAMES = frozenset({"swap", "stats", "params", "cache"})
-"""Names in the mountpoint that are the daemon's own, now or by plan."""
+"""Names in the mount that are reserved for the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table."""
+    """One setting of the table."""
 
     section: str
     key: str
     kind: Kind[object]
     default: object
-    """As written in a file, or a function of the context that returns that."""
+    """The value as a file has it, or a function that returns it for a context."""
     help: str
     unit: str
     reloadable: bool
-    """Can change while the daemon runs."""
+    """True if the setting can change while the daemon runs."""
 
     @property
     def dest(self) -> str:
-        """The setting's full name, `section.key`."""
+        """The full name of the setting, `section.key`."""
         return f"{self.section}.{self.key}"
 
     def default_for(self, context: Context) -> object:
-        """Return the default in its written form."""
+        """Return the default as a file has it."""
         return self.default(context) if callable(self.default) else self.default
 
 
@@ -80,14 +84,14 @@ def setting(
     unit: str = "",
     reloadable: bool = False,
 ) -> T:
-    """Declare a section's field.
+    """Return the field of a section that declares a setting.
 
     Args:
-        kind: how the value is read and checked; its type must be the field's.
-        default: the value as a user would write it, or a function that gives it.
-        help: one sentence, without the default and the range.
-        unit: of a plain number.
-        reloadable: whether it can change while the daemon runs.
+        kind: reads and checks the value; its type must be the type of the field.
+        default: the value as a file has it, or a function that returns it for a context.
+        help: the description, without the default and the range.
+        unit: unit of a plain number.
+        reloadable: True if the setting can change while the daemon runs.
     """
     row = {"kind": kind, "default": default, "help": help, "unit": unit, "reloadable": reloadable}
     return cast("T", dataclasses.field(metadata=row))
@@ -95,7 +99,7 @@ def setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FuseSection:
-    """[fuse]: where the files appear, and how requests are fetched."""
+    """[fuse]: the mount, and how the daemon fetches requests."""
 
     mountpoint: Path = setting(  # noqa: RUF009 - gives a dataclass field
         AbsolutePath(), "/run/zswapd/mnt", help="Directory where the swap files appear."
@@ -104,14 +108,14 @@ class FuseSection:
         Boolean(),
         default=True,
         help=(
-            "Serve reads, writes and discards without pyfuse3's detour; without it there is no"
+            "Serve reads, writes and discards directly, without pyfuse3. If false, there is no"
             " discard."
         ),
     )
     poll_us: int = setting(
         Integer(0, 100_000),
         400,
-        help="How long to look out for the next request before going to sleep; 0 sleeps at once.",
+        help="Time to poll for the next request before the daemon sleeps; 0 sleeps at once.",
         unit="µs",
         reloadable=True,
     )
@@ -125,10 +129,10 @@ class FuseSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapSection:
-    """[swap]: the swap files, and how `zswapctl swapon` switches them on."""
+    """[swap]: the swap files, and how `zswapctl swapon` swaps on to them."""
 
     size: int | None = setting(
-        OptionalSwapSize(), "min(50%, 4G)", help="Size of the file `swap`.", unit="bytes"
+        OptionalSwapSize(), "min(50%, 4G)", help="Size of the swap file `swap`.", unit="bytes"
     )
     files: Mapping[str, int] = setting(
         Named(SwapSize(), reserved=RESERVED_FILE_NAMES),
@@ -139,36 +143,36 @@ class SwapSection:
     priority: int = setting(
         Integer(0, 32767),
         100,
-        help="Swap priority: the kernel fills the highest first.",
+        help="Swap priority. The kernel fills the swap area with the highest priority first.",
         reloadable=True,
     )
     discard: bool = setting(
         Boolean(),
         default=True,
-        help="Have the kernel say which slots became free, so that their memory comes back.",
+        help="Let the kernel report freed swap slots, so that the daemon can free their memory.",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSection:
-    """[pool]: how pages are compressed, and how much memory they may take."""
+    """[pool]: the compression of pages, and the limits of their memory."""
 
     compressor: str = setting(
-        Choice(), "lz4", help="Codec for new pages; stored pages keep theirs.", reloadable=True
+        Choice(), "lz4", help="Codec for new pages. Stored pages keep their codec.", reloadable=True
     )
     checksum: bool = setting(
         Boolean(),
         default=True,
-        help="Checksum stored pages and check at each load.",
+        help="Store a checksum with each page and verify it at each load.",
         reloadable=True,
     )
     limit: int | None = setting(
         OptionalSize(100),
         "",
         help=(
-            "Most memory that stored pages may take; the lower of it and"
-            " zv_page_count_policy_percent counts. Without a word: no limit but that one, or 20% of"
-            " memory with a backing."
+            "Limit of the memory for stored pages. The lower of it and"
+            " zv_page_count_policy_percent counts. If empty: only that limit applies, and with a"
+            " backing 20% of memory."
         ),
         unit="bytes",
         reloadable=True,
@@ -177,8 +181,8 @@ class PoolSection:
         Integer(1, 100),
         90,
         help=(
-            "With a backing: once the limit was hit, pages are taken again when the pool is down to"
-            " this part of it."
+            "With a backing: after the pool hit its limit, it takes pages again when it is down"
+            " to this share of the limit."
         ),
         unit="%",
         reloadable=True,
@@ -187,9 +191,10 @@ class PoolSection:
         Choice(("auto", "store", "refuse")),
         "auto",
         help=(
-            "What becomes of a page that does not compress: store keeps it as it is; refuse sends"
-            " it to the backing or leaves it to the kernel; auto sends it to the backing, and keeps"
-            " it where there is none or it does not take it."
+            "Treatment of a page that does not compress. store keeps it uncompressed. refuse"
+            " sends it to the backing, or leaves it to the kernel if there is no backing. auto"
+            " sends it to the backing, and keeps it if there is no backing or the backing does"
+            " not take it."
         ),
         reloadable=True,
     )
@@ -204,8 +209,8 @@ class PoolSection:
         Integer(32),
         lambda context: context.page_size * 5 // 8,
         help=(
-            "Stores that would raise the mean compressed size above this are refused while it is"
-            " above."
+            "While the pool's mean compressed size is above this, a page that compresses to more"
+            " than this counts as incompressible."
         ),
         unit="bytes",
         reloadable=True,
@@ -214,8 +219,8 @@ class PoolSection:
         Integer(1, 150),
         75,
         help=(
-            "Most memory that stored pages may take, of all memory; the lower of it and limit"
-            " counts."
+            "Limit of the memory for stored pages, as a share of all memory. The lower of it and"
+            " limit counts."
         ),
         unit="%",
         reloadable=True,
@@ -223,14 +228,14 @@ class PoolSection:
     recompress_age: int = setting(
         Integer(0, 10_000_000),
         0,
-        help="Compress pages again, with zstd, that were not used for so long; 0 for never.",
+        help="Compress a page again, with zstd, after it was unused for this time; 0 for never.",
         unit="s",
         reloadable=True,
     )
     recompress_rate: int = setting(
         Integer(1, 1_000_000),
         1000,
-        help="Most pages that are compressed again in a second; one takes about 30 µs.",
+        help="Limit of pages that are compressed again in a second. One page takes about 30 µs.",
         unit="pages",
         reloadable=True,
     )
@@ -238,8 +243,8 @@ class PoolSection:
         Integer(0, 99),
         10,
         help=(
-            "A page is kept with zstd if that saves so much of its compressed size; else it is not"
-            " tried again."
+            "Keep a page with zstd if that saves at least this share of its compressed size."
+            " Otherwise zstd is not tried again for it."
         ),
         unit="%",
         reloadable=True,
@@ -248,55 +253,55 @@ class PoolSection:
         Choice(("zsmalloc", "zbud")),
         "zsmalloc",
         help=(
-            "What packs compressed pages into page frames: zsmalloc densely, zbud at most two a"
-            " frame."
+            "Allocator that packs compressed pages into page frames. zsmalloc packs densely. zbud"
+            " puts at most two pages into a frame."
         ),
     )
     max_zspage_frames: int = setting(
         Integer(1, 16),
         8,
-        help="Most page frames that one zspage may join to waste less at its end.",
+        help=(
+            "Limit of page frames that one zspage may join. More frames waste less memory at its"
+            " end."
+        ),
         unit="frames",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSection:
-    """[cache]: pages of slow files, kept compressed while memory is plentiful."""
+    """[cache]: pages of slow files, which stay compressed in memory while memory is plentiful."""
 
     limit: int | None = setting(
         OptionalSize(50),
         "25%",
-        help=(
-            "Most memory that pages of cache volumes may take, half of all at most; without it"
-            " there is no cache."
-        ),
+        help="Limit of the memory for pages of cache volumes. If empty, there is no cache.",
         unit="bytes",
         reloadable=True,
     )
     volumes: Mapping[str, str] = setting(
         Named(BackingFile(("ro", "writethrough"))),
         {},
-        help="Slow files to be shown as cache/NAME in the mount, by name.",
+        help="Slow files to show as cache/NAME in the mount, by name.",
     )
     max_volumes: int = setting(
         Integer(1, 64),
         4,
-        help="Volumes there may be at once; their threads are made at start.",
+        help="Limit of volumes at the same time. The daemon makes their threads when it starts.",
         unit="volumes",
     )
     queue_depth: int = setting(
         Integer(1, 64),
         4,
-        help="Reads and writes of one backing file under way at once.",
+        help="Limit of reads and writes in flight for one backing file.",
         unit="requests",
     )
     check_ms: int = setting(
         Integer(0, 3_600_000),
         1000,
         help=(
-            "How old a look at a backing file may be, for changes underneath, when its volume is"
-            " read; opening always looks."
+            "When a volume is read, check its backing file for changes if the last check is older"
+            " than this. Opening a volume always checks."
         ),
         unit="ms",
         reloadable=True,
@@ -304,7 +309,7 @@ class CacheSection:
     sequential_cutoff: int | None = setting(
         OptionalSize(),
         "512M",
-        help="Bytes in a row after which what is read is no longer kept.",
+        help="Length of a sequential stream from which the pages it reads are not kept.",
         unit="bytes",
         reloadable=True,
     )
@@ -312,7 +317,8 @@ class CacheSection:
         Choice(("zbud", "zsmalloc")),
         "zbud",
         help=(
-            "What packs them into page frames: zbud gives single frames back, zsmalloc holds more."
+            "Allocator that packs the pages into page frames. zbud can free single frames."
+            " zsmalloc holds more pages."
         ),
     )
 
@@ -325,60 +331,65 @@ class MemorySection:
         Choice(("auto", "memfd", "tmpfs")),
         "auto",
         help=(
-            "What the pool's memory is: a memfd, or a file on a tmpfs that is never swapped (kernel"
-            " 6.4)."
+            "Kind of the pool's memory: a memfd, or a file on a tmpfs that is never swapped"
+            " (kernel 6.4)."
         ),
     )
     reserve: int = setting(
         MemorySize(75),
         "64M",
-        help="Free memory held ready, so that a store never has to ask the kernel.",
+        help="Free memory held ready, so that a store does not wait for the kernel.",
         unit="bytes",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackingSection:
-    """[backing]: a disk behind the pool, for what does not fit or is not worth memory."""
+    """[backing]: a disk behind the pool, for pages that do not fit or are not worth memory."""
 
     path: Path | None = setting(  # noqa: RUF009 - gives a dataclass field
         OptionalPath(),
         "",
         help=(
-            "File or block device with a slot for each page of the swap files; a file is made if"
-            " missing."
+            "File or block device with one slot for each page of the swap files. The daemon"
+            " creates a file that is missing."
         ),
     )
     force: bool = setting(
         Boolean(),
         default=False,
-        help="Take it although it carries a signature or foreign data or is in memory.",
+        help="Use the backing even if it has a signature or foreign data, or is in memory.",
     )
     encrypt: bool = setting(
         Boolean(),
         default=True,
-        help="Encrypt what is written there, with a key that is nowhere else.",
+        help="Encrypt pages on the backing. The key is in the daemon's memory only.",
     )
-    threads: int = setting(Integer(1, 64), 8, help="Requests to the disk at a time.")
+    threads: int = setting(
+        Integer(1, 64), 8, help="Limit of requests to the disk at the same time."
+    )
     writeback: bool = setting(
         Boolean(),
         default=True,
-        help="Send pages that are not used to the disk when the pool is nearly full.",
+        help="Send unused pages to the disk when the pool is nearly full.",
         reloadable=True,
     )
     promote: bool = setting(
         Boolean(),
         default=True,
         help=(
-            "A page that is read from the disk returns to the pool while that has room; one that"
-            " was old, at the second read."
+            "Move a page that is read from the disk back to the pool while the pool has room. A"
+            " page that was old moves back at its second read."
         ),
         reloadable=True,
     )
     idle_age: int = setting(
         Integer(0, 10_000_000),
         0,
-        help="Send pages there, need or not, that were not used for so long; 0 for never.",
+        help=(
+            "Send a page to the disk after it was unused for this time, even if the pool has"
+            " room; 0 for never."
+        ),
         unit="s",
         reloadable=True,
     )
@@ -386,8 +397,8 @@ class BackingSection:
         OptionalSize(100),
         "",
         help=(
-            "Most memory for pages that are stored as they are; above it the oldest of them go to"
-            " the disk."
+            "Limit of the memory for uncompressed pages. Above it, the oldest of them go to the"
+            " disk."
         ),
         unit="bytes",
         reloadable=True,
@@ -395,21 +406,18 @@ class BackingSection:
     budget: int | None = setting(
         OptionalSize(),
         "",
-        help="Most that writeback may write in a day, to spare the disk.",
+        help="Limit of bytes that writeback may write in a day, to spare the disk.",
         unit="bytes",
         reloadable=True,
     )
     buffers: int = setting(
-        MemorySize(75),
-        "16M",
-        help="Memory for pages on their way to the disk and back.",
-        unit="bytes",
+        MemorySize(75), "16M", help="Memory for pages in flight to and from the disk.", unit="bytes"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSection:
-    """[service]: what keeps the daemon from waiting for its own swap."""
+    """[service]: protections that keep the daemon from waiting for its own swap."""
 
     lock_memory: bool = setting(
         Boolean(), default=True, help="Keep the daemon's memory from being swapped out."
@@ -420,30 +428,32 @@ class ServiceSection:
         help="Tell the kernel that the daemon writes out dirty memory (PR_SET_IO_FLUSHER).",
     )
     oom_score_adj: int = setting(
-        Integer(-1000, 1000), -1000, help="The daemon's place on the OOM killer's list."
+        Integer(-1000, 1000),
+        -1000,
+        help="The oom_score_adj of the daemon; -1000 keeps the OOM killer away from it.",
     )
     scheduling: str = setting(
         Choice(("nice", "rr", "normal")),
         "nice",
         help=(
-            "How the daemon gets a busy processor: by its nice value, as a real-time task, or like"
-            " everybody."
+            "Scheduling of the daemon on a busy processor: nice (nice value -3), rr (real-time),"
+            " or normal (like any program)."
         ),
     )
     spare: bool = setting(
         Boolean(),
         default=True,
         help=(
-            "Keep a second worker ready, with its memory in hand, that takes over when the first"
-            " one dies."
+            "Keep a second worker ready, with its memory populated. It takes over when the first"
+            " worker dies."
         ),
     )
     hang_timeout: int = setting(
         Integer(0, 3600),
         10,
         help=(
-            "How long a worker's event loop may stand still before it is ended and another takes"
-            " over; 0 waits for ever."
+            "The watchdog ends a worker whose event loop stands still for this time, and another"
+            " worker takes over. 0 turns the watchdog off."
         ),
         unit="s",
     )
@@ -451,7 +461,7 @@ class ServiceSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSection:
-    """[control]: how zswapctl reaches the daemon."""
+    """[control]: the socket on which zswapctl reaches the daemon."""
 
     socket: Path = setting(  # noqa: RUF009 - gives a dataclass field
         AbsolutePath(socket=True), paths.SOCKET, help="Path of the control socket."
@@ -460,28 +470,29 @@ class ControlSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSection:
-    """[metrics]: what Prometheus is told."""
+    """[metrics]: the metrics for Prometheus."""
 
     listen: str = setting(
-        ListenAddress(), "127.0.0.1:9847", help="Where http://…/metrics is served."
+        ListenAddress(), "127.0.0.1:9847", help="Address where http://…/metrics is served."
     )
     users: str = setting(
         UserNames(),
         "prometheus",
         help=(
-            "Users of this machine who may read them, besides root and the daemon's own; * for all."
+            "Users of this machine that may read the metrics, besides root and the daemon's own"
+            " user; * for all users."
         ),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSection:
-    """[log]: what is written to the log."""
+    """[log]: the messages that the daemon logs."""
 
     level: str = setting(
         Choice(("debug", "info", "warning", "error")),
         "info",
-        help="Least severity that is logged.",
+        help="Lowest severity that is logged.",
         reloadable=True,
     )
 
@@ -498,7 +509,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "metrics": MetricsSection,
     "log": LogSection,
 }
-"""The sections by their name in the file, in the order of the reference page."""
+"""The sections by name, in the order of docs/configuration.md."""
 
 
 def _rows() -> dict[str, Setting]:
@@ -511,4 +522,4 @@ def _rows() -> dict[str, Setting]:
 
 
 SETTINGS: Mapping[str, Setting] = _rows()
-"""Every setting by its full name."""
+"""The settings by full name."""

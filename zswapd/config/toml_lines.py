@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a key stands in a TOML text.
+"""The line of a key in a TOML text, for errors. tomllib does not report the lines of values.
 
-Tomllib gives values without their lines, and errors need them.
-
-A scan for table headers and assignments, not a parser: it is only asked about keys that tomllib has
-found in the same text, so it may be simple. Strings over several lines are skipped. An entry of an
-inline table is found at the line of that table's key.
+This is a scan for table headers and assignments, not a parser. It can be simple, because tomllib
+has accepted the same text. The scan skips strings over several lines. The line of an entry of an
+inline table is the line of the table's key.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ _LONG_QUOTES = ('"""', "'''")
 
 
 def find_line(text: str, path: Sequence[str]) -> int | None:
-    """Return the line, from 1, that sets the key `path` or the nearest table around it.
+    """Return the line, from 1, that sets a key.
 
     Args:
         text: a text that tomllib accepts.
         path: table names and key, outermost first.
 
     Returns:
-        The line of the longest part of the path that the text names, or None if it names none.
+        The line with the longest leading part of the path, or None if no line has any part.
     """
     table: list[str] = []
     best: tuple[int, int] | None = None  # (parts matched, line)
@@ -59,7 +57,7 @@ def _split(key: str) -> list[str]:
 
 
 def _left_open(value: str) -> str:
-    """Return the quotes that end the string which this line leaves open, or nothing."""
+    """Return the quotes that end the string that a value leaves open, or an empty string."""
     value = value.strip()
     return next(
         (

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The top edge: one FUSE request in, one reply out. The only package that knows pyfuse3.
+"""The FUSE edge of the daemon: one request in, one reply out. No other package uses pyfuse3.
 
-Importing any part of it loads `_lowlevel` first, which has to come before pyfuse3 in the search
-order of the dynamic linker: `_lowlevel.c` defines two functions of libfuse that pyfuse3 calls, and
-the first definition found wins. Loaded, it only passes calls on; `session.Session` switches it on.
-A pyfuse3 that somebody imported earlier is bound to libfuse already: the session notices and goes
-without.
+An import of any module here loads `_lowlevel` first. It must come before pyfuse3 in the search
+order of the dynamic linker. `_lowlevel.c` defines two functions of libfuse that pyfuse3 calls, and
+the linker takes the first definition. Until `session.Session` switches it on, `_lowlevel` passes
+all calls on to libfuse. If pyfuse3 was imported earlier, it is already bound to libfuse. The
+session detects this and works without the hook.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Handlers over devices that have pages on a disk.
+"""The handlers of devices with pages on a disk.
 
-A request that has to wait for it is answered later, and nobody else waits.
+A request that needs the disk is answered later, and other requests do not wait for it.
 
-The hook passes each request once. What needs the disk is noted here under the kernel's number for
-it (`unique`), and the hook is told DEFERRED; when the disk has answered, the same call is made
-again, and its result sent with `reply`. The page path stays as it is: a request that the pool can
-answer costs an exception handler that is not entered.
+The hook passes each request once. If a request needs the disk, the handler keeps it under the
+kernel's number for it (`unique`) and returns DEFERRED to the hook. After the disk has answered, the
+same call is made again, and `reply` sends its result. The page path does not change: a request that
+the pool can answer pays only for an exception handler that is not entered.
 
-A successor knows nothing of deferred requests and need not: the kernel sends again whatever was not
-answered (Linux 6.9), and doing a request twice changes nothing.
+A successor needs no list of deferred requests. The kernel resends all unanswered requests (Linux
+6.9), and a repeated request changes nothing.
 
-Limits: devices that are a `BackedDevice` only; written data that waits is copied to the heap, which
-is large enough for as many pages as `transfers` has buffers.
+Limits: all devices are `BackedDevice`s. Written data that waits is copied to the heap. The heap has
+room for as many pages as `transfers` has buffers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from zswapd.fuse.inodes import Directory
 
 DEFERRED: Final = -errno.EINPROGRESS
-"""What the hook takes for "will be answered by `reply`"; DEFERRED in _lowlevel.c."""
+"""The result that tells the hook that `reply` will answer; it is DEFERRED in _lowlevel.c."""
 
 
 def _written(n: int) -> bytes:
@@ -52,17 +52,16 @@ class BackedOperations(Operations):
     Args:
         directory: names and inodes; all its block files are `BackedDevice`s.
         page_size: see `Operations`.
-        transfers: how slots are read and written.
-        unique: returns the kernel's number for the request that is being served; 0 for one that
-            nobody asked for.
+        transfers: reads and writes slots.
+        unique: returns the kernel's number for the present request; 0 for a read-ahead.
         reply: sends (unique, errno or 0, payload).
-        blame: says which request is being answered, should this process die of it; 0 for none.
-        max_io: longest read, bytes.
+        blame: records the number of the present request, in case it kills this process; 0 for none.
+        max_io: longest read in bytes.
         takes_part: see `Operations`.
-        ahead: bytes that are read at a time ahead of a reader in order; 0 for none.
+        ahead: bytes of one read-ahead for a sequential reader; 0 for no read-ahead.
 
     Raises:
-        ConfigError: a file is none that has slots.
+        ConfigError: a block file is not a `BackedDevice`.
     """
 
     def __init__(
@@ -96,11 +95,9 @@ class BackedOperations(Operations):
         self._blame = blame
         self._out = memoryview(bytearray(max_io))
 
-    # The page path.
-
     @serving
     def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
-        """Do as `Operations.serve_read` does, or return DEFERRED."""
+        """Serve a read as `Operations.serve_read` does, or return DEFERRED."""
         ahead = self.aheads.get(inode)
         try:
             n = self._read(inode, offset, out)
@@ -127,9 +124,9 @@ class BackedOperations(Operations):
         takes_part: bool,  # noqa: FBT001
         unique: int,
     ) -> int:
-        """Answer a read whose slots are there.
+        """Answer a read after its slots were read.
 
-        `takes_part` was asked while the hook had its request.
+        The caller passes `takes_part`, because only the hook's present request can be asked for it.
         """
         try:
             self._files[inode].read_into(offset, self._out[:length])
@@ -142,7 +139,7 @@ class BackedOperations(Operations):
 
     @serving
     def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
-        """Do as `Operations.serve_write` does, or return DEFERRED."""
+        """Serve a write as `Operations.serve_write` does, or return DEFERRED."""
         unique = self._unique()
         try:
             return self._change(inode, partial(self._write, inode, offset, data), _written, unique)
@@ -153,7 +150,7 @@ class BackedOperations(Operations):
 
     @serving
     def serve_fallocate(self, inode: int, mode: int, offset: int, length: int) -> int:
-        """Do as `Operations.serve_fallocate` does, or return DEFERRED."""
+        """Serve a discard as `Operations.serve_fallocate` does, or return DEFERRED."""
         unique = self._unique()
         call = partial(self._discard, inode, mode, offset, length)
         try:
@@ -163,9 +160,9 @@ class BackedOperations(Operations):
         return self._fetch(wanted, unique, partial(self._change_again, inode, call, _nothing))
 
     def _edges(self, inode: int, offset: int, length: int) -> Callable[[], list[int]]:
-        """Return what tells the slots that a change of a byte range has to read.
+        """Return a function that returns the slots to read before a byte range can change.
 
-        Beyond the end of the file there are none.
+        The range is clipped at the end of the file.
         """
         device = self._devices[inode]
         return partial(device.needed, offset, min(length, device.size - offset), edges=True)
@@ -173,13 +170,13 @@ class BackedOperations(Operations):
     def _change(
         self, inode: int, call: Callable[[], int], payload: Callable[[int], bytes], unique: int
     ) -> int:
-        """Write or discard; DEFERRED if some of its pages are on their way to their slots.
+        """Write or discard; return DEFERRED if a page of the range is in flight to its slot.
 
         Args:
-            inode: of the file.
-            call: the plain handler, with its arguments.
-            payload: returns what the answer says besides "done", given what the handler returned.
-            unique: of the request.
+            inode: inode of the file.
+            call: the plain handler with its arguments.
+            payload: returns the payload of the answer for a result of the handler.
+            unique: the kernel's number of the request.
         """
         device = self._devices[inode]
         ticket = device.begin()
@@ -206,21 +203,19 @@ class BackedOperations(Operations):
         return n
 
     def look(self) -> None:
-        """Let go of what was read ahead of a reader who comes no more; to be called now and then."""
+        """Free the buffers of read-aheads without a reader. Must be called periodically."""
         for ahead in self.aheads.values():
             ahead.look()
-
-    # Waiting for the disk.
 
     def _fetch(
         self, wanted: Callable[[], list[int]], unique: int, again: Callable[[int], int]
     ) -> int:
-        """Have slots read, then make a call again that answers; return DEFERRED.
+        """Start to read slots, and repeat a call after that; return DEFERRED.
 
         Args:
-            wanted: returns the slots, as things are then.
-            unique: of the request.
-            again: the call; returns a length, an errno or DEFERRED.
+            wanted: returns the slots that the call needs at that moment.
+            unique: the kernel's number of the request.
+            again: the call; it answers the request, or returns -errno, or returns DEFERRED.
         """
         fetch: list[SlotRead] = []
 
@@ -230,7 +225,7 @@ class BackedOperations(Operations):
                 code = again(unique)
                 if code < 0 and code != DEFERRED:
                     self._reply(unique, -code, b"")
-            except SlotsNeeded:  # it changed meanwhile
+            except SlotsNeeded:  # a page moved to the disk meanwhile
                 self._fetch(wanted, unique, again)
             except Exception as error:  # noqa: BLE001 - the edge, as in `serving`
                 self._reply(unique, self.failures.of_the_core("a deferred request", error), b"")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What becomes of an exception out of a handler: an errno, a count, and a log record now and then.
+"""The conversion of a handler's exception to an errno, a count and a rate-limited log record.
 
-A bug that shows in the synchronous core, or a MemoryError in there, leaves lists and counts as they
-were at that instruction. Whoever went on with them could free a page that is another's, or forget
-one. So nobody does: the process gives up, as it would on SIGKILL, and its successor rebuilds
-everything from the arena and answers the request that was under way (docs/coherency.md: what a
-death leaves is whole). Only at the third death at one request that gets EIO.
+A bug or a MemoryError in the synchronous core stops a change of lists and counts in the middle. A
+process that went on with them could free a page of another owner, or lose one. Therefore the
+process ends itself, as SIGKILL would. Its successor rebuilds everything from the arena and answers
+the request (docs/coherency.md: the arena is whole after a death). A request that has killed three
+workers gets EIO.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAILURE_LOG_SECONDS = 1.0
-"""At most one failure in this time is logged with its traceback; all are counted."""
+"""Time in seconds in which at most one failure is logged; all failures are counted."""
 
 
 def is_internal(error: BaseException) -> bool:
-    """Say whether an exception is a bug, or a lack of memory where none is asked for.
+    """Return whether an exception is a bug or an unexpected lack of memory.
 
-    And no failure that somebody foresaw.
+    All ZswapdErrors but InvariantError are expected failures.
     """
     return not isinstance(error, ZswapdError) or isinstance(error, InvariantError)
 
 
 def way_of(error: BaseException) -> str:
-    """Return an exception and where it came from in one line, innermost first.
+    """Return an exception and its call stack in one line, innermost frame first.
 
-    Without reading any source file.
+    This reads no source file.
     """
     places = []
     traceback = error.__traceback__
@@ -52,17 +52,17 @@ def way_of(error: BaseException) -> str:
 
 
 class Failures:
-    """Turns exceptions into errnos, counts them, and logs one a second.
+    """The failures of handlers: converted to errnos, counted, and logged once a second.
 
-    The log record is made in the next turn of the event loop: formatting a traceback needs memory,
-    and an
-    exception may come from the page path, where none may be asked for.
+    The next turn of the event loop makes the log record, because a traceback needs memory. The
+    exception may come from the page path, which must not allocate memory.
 
     Attributes:
         internal_errors: exceptions that are bugs (`is_internal`); their requests got EIO.
         failed_requests: other `ZswapdError`s, such as a page that does not match its checksum.
-        when_broken: called with (handler, error) when the core was left in the middle of something.
-            Where somebody can take over, it ends the process; if it returns, the request gets EIO.
+        when_broken: called with (handler, error) if an exception left the core in the middle of a
+            change. It ends the process if a successor can take over. If it returns, the request
+            gets EIO.
     """
 
     def __init__(self) -> None:
@@ -73,16 +73,16 @@ class Failures:
         self._suppressed = 0
 
     def of_the_core(self, handler: str, error: Exception) -> int:
-        """Do as `errno_of`, for an exception that has gone through the synchronous core.
+        """Return the errno for an exception that went through the synchronous core.
 
-        Does not return if that is broken.
+        It may not return: see `when_broken`.
         """
         if self.when_broken is not None and is_internal(error):
             self.when_broken(handler, error)
         return self.errno_of(handler, error)
 
     def errno_of(self, handler: str, error: Exception) -> int:
-        """Count the exception that left `handler` and return the errno for its request."""
+        """Count an exception of `handler` and return the errno for its request."""
         internal = is_internal(error)
         if internal:
             self.internal_errors += 1
@@ -105,7 +105,7 @@ class Failures:
 
     @staticmethod
     def _report(handler: str, error: Exception, suppressed: int, *, internal: bool) -> None:
-        before = f" ({suppressed} more since the last one reported)" if suppressed else ""
+        before = f" ({suppressed} more since the last report)" if suppressed else ""
         if internal:
             log.error("internal error in %s, answered with EIO%s", handler, before, exc_info=error)
         else:

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The directories that the mount shows: which names exist, and what their inodes are.
+"""The directory tree of the mount: names and inodes.
 
-A mount holds a handful of files: swap files in the root, directories of small text files, and one
-of cache volumes. So the tree is a table, not objects on some medium. Synchronous and free of
-pyfuse3; `operations.py` turns `Node` into what the kernel is told.
+A mount has few files: swap files in the root, directories of small text files, and one directory of
+cache volumes. The tree is therefore a table. This module is synchronous and does not use pyfuse3.
+`operations.py` converts a `Node` to the form for the kernel.
 
-A file stays open when one worker takes over from another, and the kernel goes on asking by number.
-Hence numbers depend on nothing but the configuration and names: swap files have 2, 3, … in the
-order in which they are configured, everything else a hash of its path, but for cached files, whose
-giver remembers their numbers. The kernel may cache all of it for as long as it likes, except what
-it knows of cached files, which come, go, and change their length.
+A file stays open during a takeover, and the kernel continues to use its inode number. A number
+therefore depends only on the configuration and on names:
 
-Invariants: the root is inode 1 and its own parent; a name occurs once in its directory; numbers
-below HASHED are block files.
+- swap files have 2, 3, … in the order of the configuration;
+- directories and text files have a hash of their path;
+- cached files have a number that `volumes/` keeps.
+
+The kernel may cache names and attributes without a time limit, except those of cached files. Cached
+files appear, disappear and change their length.
+
+Invariants: the root is inode 1 and its own parent. A name occurs once in its directory. Numbers
+above 1 and below HASHED are block files.
 """
 
 from __future__ import annotations
@@ -32,11 +36,11 @@ if TYPE_CHECKING:
 ROOT_INODE = 1
 NAME_MAX = 255  # bytes, as the kernel has it
 HASHED = 1 << 40
-"""Numbers from here on, below twice this, are those of names."""
+"""First number of inodes by hash. The last one is below twice this."""
 
 
 class Refusal(Protocol):
-    """Why a write was turned away; `pam.base.RejectReason` is one."""
+    """The reason of a refused write, such as `pam.base.RejectReason`."""
 
     @property
     def errno_(self) -> int:
@@ -44,9 +48,9 @@ class Refusal(Protocol):
 
 
 class BlockFile(Protocol):
-    """What a file with data needs behind it; `block.device.Device` is one.
+    """The data of a swap file, such as `block.device.Device`.
 
-    Ranges handed to it lie inside the file. Failures are `ZswapdError`.
+    The caller passes only ranges inside the file. Failures are `ZswapdError`.
     """
 
     @property
@@ -55,95 +59,91 @@ class BlockFile(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes; never changes."""
+        """Size in bytes; it never changes."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from `offset` on; those never written are zero."""
+        """Fill `out` with the bytes from `offset` on. Bytes that were never written are zero."""
 
     def write(self, offset: int, data: memoryview) -> Refusal | None:
-        """Store all of `data` and return None, or say why some of it was not stored."""
+        """Store all of `data` and return None, or return the reason if not all was stored."""
 
     def discard(self, offset: int, length: int) -> None:
-        """Forget a range of bytes; it reads as zeros afterwards."""
+        """Discard a range of bytes; it reads as zeros afterwards."""
 
 
 class TextFile(Protocol):
-    """A small file whose content is made each time it is opened, as sysfs has them.
+    """A small file whose content is made at each open, as in sysfs. Its size is unknown to `stat`.
 
-    It has no size that `stat` could tell.
-
-    Both functions run in the event loop's thread, are short, and raise `ZswapdError` with the errno
-    that the caller gets.
+    Both functions run in the event loop's thread and are short. They raise `ZswapdError` with the
+    errno for the client.
     """
 
     @property
     def writable(self) -> bool:
-        """Whether `write` does anything: mode 0600 instead of 0400."""
+        """True if the file can be written; its mode is 0600 instead of 0400."""
 
     def read(self) -> bytes:
-        """Return the content of now."""
+        """Return the present content."""
 
     def write(self, data: bytes) -> None:
-        """Take in what was written at once, wherever in the file: whole, or not at all."""
+        """Apply the data of one write, completely or not at all. The offset does not matter."""
 
 
 class CachedFile(Protocol):
-    """A file whose pages the kernel's page cache may keep; `volumes.volume.Volume` is one.
+    """A file that the kernel's page cache may hold, such as `volumes.volume.Volume`.
 
-    Everything may take as long as a device does, and runs beside the page path. Failures are
-    `ZswapdError`.
+    Its coroutines may wait for a device. They run beside the page path. Failures are `ZswapdError`.
     """
 
     @property
     def size(self) -> int:
-        """Bytes, as far as it is known."""
+        """Last known size in bytes."""
 
     @property
     def mtime_ns(self) -> int:
-        """When its contents were last changed by somebody else, ns since the epoch."""
+        """Time of the last change by another program, in ns since the epoch."""
 
     @property
     def attribute_s(self) -> float:
-        """How long the kernel may go by size and times, seconds."""
+        """Time in seconds for which the kernel may cache size and times."""
 
     @property
     def writable(self) -> bool:
-        """Whether it can be opened for writing."""
+        """True if it can be opened for writing."""
 
     async def refresh(self) -> None:
-        """Make sure that size and times are not older than they may be."""
+        """Check the backing file if size and times may be too old."""
 
     async def opened(self) -> None:
-        """Make sure that neither they nor the kernel's page cache are older than this call."""
+        """Check the backing file, so that size, times and page cache are as new as this call."""
 
     def closed(self) -> None:
-        """Take note that one of those who have opened it has it no more, mappings included."""
+        """Record that one open file is closed, and that its mappings are gone."""
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Return bytes; fewer at the end of the file. May be cancelled."""
+        """Return `size` bytes, or fewer at the end of the file. It may be cancelled."""
 
     async def write(self, offset: int, data: bytes) -> int:
-        """Write, and return how many bytes; at least one."""
+        """Write data and return the number of written bytes, at least 1."""
 
     async def sync(self) -> None:
-        """Have what was written reach the device."""
+        """Flush the written data to the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One inode, as `stat` would tell it.
+    """One inode.
 
     Attributes:
-        inode: its number, from 1 (the root) up.
-        parent: inode of the directory that it is in.
-        name: its name there; empty for the root.
+        inode: its number; the root has 1.
+        parent: inode of its directory.
+        name: its name in the directory; empty for the root.
         mode: file type and permission bits.
-        size: bytes; 0 for directories, text files and cached files, which know better.
-        born_ns: when the mount was made, ns since the epoch; stands for all three times of the
-            file.
-        file: what the data comes from; None for directories and text files.
-        text: what a text file's content comes from, else None.
-        cached: what a cached file's data comes from, else None.
+        size: size in bytes; 0 for directories and text files. A cached file has its own size.
+        born_ns: time of the mount in ns since the epoch; all three times of the file.
+        file: the data of a block file, otherwise None.
+        text: the content of a text file, otherwise None.
+        cached: the data of a cached file, otherwise None.
     """
 
     inode: int
@@ -158,21 +158,21 @@ class Node:
 
     @property
     def is_directory(self) -> bool:
-        """Whether it has entries instead of data."""
+        """True for a directory."""
         return stat.S_ISDIR(self.mode)
 
 
 class Directory:
-    """All inodes of a mount; starts with an empty root.
+    """All inodes of a mount, at first only an empty root.
 
-    Everything belongs to root and is closed to everybody else: directories have mode 0700, files
-    0600 or 0400.
+    All files belong to root, and other users have no access: directories have mode 0700, files 0600
+    or 0400.
 
     Args:
-        born_ns: when the mount was made, ns since the epoch; now by default.
+        born_ns: time of the mount in ns since the epoch; now by default.
 
     Attributes:
-        block_files: the files with data, by inode, for the page path: one look-up per request.
+        block_files: the block files by inode; the page path makes one look-up a request.
         born_ns: as above.
     """
 
@@ -184,10 +184,10 @@ class Directory:
         self.block_files: dict[int, BlockFile] = {}
 
     def add_block_file(self, file: BlockFile) -> int:
-        """Put a file into the root and return its inode.
+        """Add a block file to the root and return its inode.
 
         Raises:
-            ConfigError: the name cannot be a file's name, or is taken.
+            ConfigError: the name is not a valid file name, or it exists.
         """
         inode = max(self.block_files, default=ROOT_INODE) + 1
         name = self._free_name(ROOT_INODE, file.name, "swap")
@@ -198,10 +198,10 @@ class Directory:
         return inode
 
     def add_directory(self, name: str, parent: int = ROOT_INODE) -> int:
-        """Make a directory and return its inode.
+        """Add a directory and return its inode.
 
         Raises:
-            ConfigError: the name cannot be a directory's name, or is taken.
+            ConfigError: the name is not a valid file name, or it exists.
         """
         encoded = self._free_name(parent, name, "directory")
         inode = self._hashed(parent, encoded)
@@ -209,10 +209,10 @@ class Directory:
         return inode
 
     def add_text_file(self, parent: int, name: str, text: TextFile) -> int:
-        """Put a text file into a directory and return its inode.
+        """Add a text file to a directory and return its inode.
 
         Raises:
-            ConfigError: the name cannot be a file's name, or is taken.
+            ConfigError: the name is not a valid file name, or it exists.
         """
         encoded = self._free_name(parent, name, "text")
         inode = self._hashed(parent, encoded)
@@ -221,23 +221,23 @@ class Directory:
         return inode
 
     def add_cached_file(self, parent: int, name: str, inode: int, file: CachedFile) -> None:
-        """Put a cached file into a directory.
+        """Add a cached file to a directory.
 
         Args:
             parent: inode of the directory.
-            name: in it.
-            inode: from 2 * HASHED up, below 4 * HASHED; one that was never another's.
-            file: what it is.
+            name: its name in the directory.
+            inode: its number, from 2 * HASHED up and below 4 * HASHED, which no other file had.
+            file: its data.
 
         Raises:
-            ConfigError: the name cannot be a file's name, or is taken.
+            ConfigError: the name is not a valid file name, or it exists.
         """
         encoded = self._free_name(parent, name, "cached")
         mode = stat.S_IFREG | (0o600 if file.writable else 0o400)
         self._add(Node(inode, parent, encoded, mode, 0, self.born_ns, cached=file))
 
     def remove(self, inode: int) -> None:
-        """Forget a cached file. Who has it open asks on, and is told that there is none."""
+        """Remove a cached file. Later requests of processes that have it open get ESTALE."""
         node = self._nodes.pop(inode)
         del self._names[node.parent, node.name]
 
@@ -250,7 +250,7 @@ class Directory:
         return encoded
 
     def _hashed(self, parent: int, name: bytes) -> int:
-        """Return the number that this path has in every worker."""
+        """Return the number of a path, which is the same in every worker."""
         inode = HASHED | (xxh3_64_intdigest(name, parent) & (HASHED - 1))
         if inode in self._nodes:
             raise InvariantError(
@@ -264,14 +264,11 @@ class Directory:
         self._names[node.parent, node.name] = node
 
     def node(self, inode: int) -> Node | None:
-        """Return the inode of this number, None if there is none."""
+        """Return the inode of a number, or None."""
         return self._nodes.get(inode)
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
-        """Return what `name` (which may be `.` or `..`) is in the directory `parent`.
-
-        None if nothing.
-        """
+        """Return the inode of a name in a directory, or None. The name may be `.` or `..`."""
         if name == b".":
             return self._nodes.get(parent)
         if name == b"..":
@@ -280,7 +277,7 @@ class Directory:
         return self._names.get((parent, name))
 
     def entries(self, parent: int, after: int = 0) -> list[Node]:
-        """Return what is in a directory, by inode, from the first number above `after` on."""
+        """Return the entries of a directory whose inode is above `after`, in order of inodes."""
         found = [
             node
             for (owner, _), node in self._names.items()
@@ -289,7 +286,7 @@ class Directory:
         return sorted(found, key=lambda node: node.inode)
 
     def subdirectories(self, parent: int) -> Iterator[Node]:
-        """Yield the directories in a directory."""
+        """Yield the subdirectories of a directory."""
         return (node for node in self.entries(parent) if node.is_directory)
 
     def __len__(self) -> int:

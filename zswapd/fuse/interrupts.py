@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Readers that are killed while they wait for a slow file are let go.
+"""The release of readers that are killed while they wait for a slow file.
 
-A process that waits for an answer from FUSE and gets a signal has the kernel send FUSE_INTERRUPT,
-once, and then waits on until it is answered, even if the signal was SIGKILL. Only that may end a
-request: a program whose timer has fired does not expect a read of a file to fail with EINTR. So an
-interrupted request is remembered, and its task looked at now and then: the kernel turns every fatal
-signal into a SIGKILL that is pending in all threads of its process.
+If a process gets a signal while it waits for an answer of FUSE, the kernel sends FUSE_INTERRUPT
+once. The process then waits until it is answered, even after SIGKILL. Only SIGKILL may end a
+request: a program whose timer fires does not expect that a read of a file fails with EINTR.
+Therefore an interrupted request is recorded, and its task is checked every LOOK_S. The kernel turns
+every fatal signal into a SIGKILL that is pending in all threads of the process.
 
-Of readers that go around the page cache (O_DIRECT) the kernel says nothing, and they cannot be
-killed until they are answered. So whoever waits for long is looked at too, a few at a time.
+For readers that bypass the page cache (O_DIRECT) the kernel sends no interrupt, and they cannot be
+killed until they are answered. Therefore all readers that have waited for LOOK_S are checked too,
+REQUESTS_PER_STEP at a time.
 
-The hook says which request the handler that runs first was called for, and passes interrupts on.
-Without it nobody is let go.
+Limit: the hook reports the number of a handler's request and the interrupts. Without the hook, no
+reader is released.
 """
 
 from __future__ import annotations
@@ -30,12 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOOK_S = 0.25
-"""Time between two looks at whoever was interrupted, or has waited for that long.
-
-And goes on waiting.
-"""
+"""Time in seconds between two checks of a reader."""
 REQUESTS_PER_STEP = 32
-"""Looks at others than the interrupted in a turn of the event loop: some 20 µs each."""
+"""Checks of readers without an interrupt in a turn of the event loop; one takes about 20 µs."""
 _SIGKILL_BIT = 1 << 8
 
 
@@ -48,13 +46,13 @@ class _Waiting:
 
 
 class Interrupts:
-    """The requests under way that may be let go.
+    """The requests in flight that may be released.
 
     Args:
         proc: the proc file system.
 
     Attributes:
-        let_go: requests that were ended since their task was killed.
+        let_go: requests that were ended because their task was killed.
     """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
@@ -66,9 +64,9 @@ class Interrupts:
 
     @contextlib.contextmanager
     def letting_go(self) -> Iterator[trio.CancelScope]:
-        """Around what a handler waits for, entered before its first await.
+        """Yield a scope that is cancelled when the reader of the present request is killed.
 
-        Cancelled when whoever asked is killed.
+        A handler must enter it before its first await.
         """
         number, thread = lowlevel.current() if lowlevel is not None else (0, 0)
         with trio.CancelScope() as scope:
@@ -81,9 +79,10 @@ class Interrupts:
                 self._waiting.pop(number, None)
 
     def interrupt(self, number: int) -> None:
-        """Take note that the kernel has interrupted a request.
+        """Record that the kernel has interrupted a request. The hook calls this from its loop.
 
-        Called by the hook, from its loop.
+        Args:
+            number: the kernel's number of the request.
         """
         waiting = self._waiting.get(number)
         if waiting is not None:
@@ -91,7 +90,7 @@ class Interrupts:
             self._wanted.set()
 
     async def run(self) -> None:
-        """Look after those who wait, until cancelled."""
+        """Check the waiting readers until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_at_interrupted)
             nursery.start_soon(self._look_at_others)
@@ -113,21 +112,21 @@ class Interrupts:
         while True:
             await self._asked.wait()
             await trio.sleep(LOOK_S)
-            # Where one was killed there may be all threads of its process.
+            # If one reader was killed, other threads of its process may wait too.
             while self._waiting and self._look_at_some():
                 await trio.lowlevel.checkpoint()
             if not self._waiting:
                 self._asked = trio.Event()
 
     def _look_at_some(self) -> bool:
-        """Look at those not looked at for longest; return whether any was killed."""
+        """Check the readers with the oldest checks; return whether any was killed."""
         end, found = trio.current_time() - LOOK_S, False
         for number, waiting in list(itertools.islice(self._waiting.items(), REQUESTS_PER_STEP)):
             if waiting.since > end:
                 continue
             self._waiting[number] = self._waiting.pop(number)  # to the end
-            # Who is gone has left others to wait for what it asked for, if the request was an
-            # asynchronous one.
+            # A thread that has gone does not count: other threads may wait for its asynchronous
+            # request.
             if not waiting.scope.cancel_called and self._is_killed(waiting.thread, or_gone=False):
                 self._let_go(waiting)
                 found = True
@@ -138,7 +137,12 @@ class Interrupts:
         waiting.scope.cancel()
 
     def _is_killed(self, thread: int, *, or_gone: bool) -> bool:
-        """Say whether a SIGKILL is pending for a thread, or, if that counts, it is gone."""
+        """Return whether a SIGKILL is pending for a thread.
+
+        Args:
+            thread: id of the thread.
+            or_gone: the result for a thread that no longer exists.
+        """
         try:
             status = (self._proc / str(thread) / "status").read_text(errors="replace")
         except OSError:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The mount itself: /dev/fuse opened, mount(2) called, and all of it undone.
+"""The mount: it opens /dev/fuse, calls mount(2), and undoes both.
 
-Apart from the session (session.py), because it lives longer: the supervisor mounts once, and one
-worker after the other serves the descriptor. fusermount3 is not needed this way, and a mount option
-less is trusted to a parser. Without allow_other the kernel keeps every other user out, even of
-`stat`.
+It is separate from the session (session.py), because it lives longer: the supervisor mounts once,
+and the workers serve the descriptor one after another. fusermount3 is not needed. The mount has no
+allow_other, so the kernel denies all access by other users, also `stat`.
 
-All checks come before the first step, each step registers its undoing before the next, and `close`
-undoes them in reverse, whatever failed. The directory that will be covered is locked with flock
-while the mount lives: of two daemons started at once on one mountpoint, one is refused. (The lock
-lies on the covered directory, which nobody reaches through its name any more once it is covered;
-from then on mountinfo tells.)
+All checks come before the first step. Each step registers its undo before the next step. `close`
+undoes the steps in reverse order after any failure.
+
+The directory under the mount is locked with flock while the mount exists. Of two daemons that start
+on one mountpoint at the same time, one is refused. After the mount, no program can open the covered
+directory by name, and mountinfo shows the mount instead.
 """
 
 from __future__ import annotations
@@ -38,13 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_IO = 1 << 20
-"""Longest read and write in bytes.
-
-256 pages of 4 KiB are the most that the kernel puts into one request.
-"""
+"""Longest read and write in bytes. The kernel puts at most 256 pages of 4 KiB into a request."""
 
 ANSWER_S = 5.0
-"""What whoever serves a mount may take to answer a question before it counts as alive and busy."""
+"""Time in seconds for an answer of a mount. A mount that takes longer counts as alive and busy."""
 
 _FILESYSTEM = b"fuse.zswapd"
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 2, 4, 8, 1024
@@ -54,20 +51,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mount:
-    """A mounted, not yet served FUSE file system; a context manager.
+    """A FUSE file system that is mounted but not served; a context manager.
 
     Args:
-        mountpoint: an empty directory, or a name that does not exist yet: it is then made (0700)
-            and removed at the end.
+        mountpoint: an empty directory, or a path that does not exist. A missing directory is made
+            with mode 0700 and removed at the end.
         device: the FUSE device node.
-        left_on: returns which loop devices have a file below a directory, each with the command
-            that frees it.
+        left_on: returns the loop devices with a file below a directory, each with the command that
+            frees it.
 
     Attributes:
-        mountpoint: its name as mountinfo has it.
-        descriptor: of the FUSE connection while mounted, else -1.
-        made: the directories that `open` had to make, outermost first; the end removes them again.
-        device: st_dev of the files in it, 0 if that is not known.
+        mountpoint: its path as mountinfo has it.
+        descriptor: descriptor of the FUSE connection while mounted, otherwise -1.
+        made: the directories that `open` made, outermost first; `close` removes them.
+        device: st_dev of the files, 0 if it is unknown.
     """
 
     def __init__(
@@ -100,10 +97,11 @@ class Mount:
     def open(self) -> None:
         """Mount.
 
+        After an error everything is undone. Only the mount of a dead zswapd may be gone.
+
         Raises:
-            PermissionsError: no FUSE device, or not allowed to mount.
-            MountError: the mountpoint cannot be used. In both cases everything is as before, but
-                that the mount of a zswapd that has died may be gone.
+            PermissionsError: there is no FUSE device, or this process may not mount.
+            MountError: the mountpoint cannot be used.
         """
         self._check_privileges()
         self._clear_dead()
@@ -116,7 +114,7 @@ class Mount:
             self._undo = undo.pop_all()
 
     def check(self) -> None:
-        """Do nothing if `open` could mount, as far as that can be told without making anything.
+        """Check that `open` can mount. This changes nothing, so it does not find all causes.
 
         Raises:
             PermissionsError, MountError: see `open`.
@@ -127,25 +125,21 @@ class Mount:
             self._check_mountpoint()
 
     def adopt(self, descriptor: int, made: Sequence[Path], device: int = 0) -> None:
-        """Take the descriptor of a mount that another process has made.
+        """Take over the mount of another process; `close` unmounts it.
 
-        And unmount it at the end as if it were our own.
-
-        Somebody may have unmounted it lazily: whoever has a file open, a loop device above all, is
-        still to be served.
+        It may be unmounted lazily. Then the open files, above all those of loop devices, must still
+        be served.
 
         Args:
-            descriptor: of the connection.
-            made: what `made` was in that process.
-            device: likewise; 0 if it did not say.
+            descriptor: descriptor of the FUSE connection.
+            made: attribute `made` of that process.
+            device: attribute `device` of that process; 0 if it is unknown.
         """
         kind, found = _mounted(self.mountpoint)
         is_there = kind == _FILESYSTEM.decode()
         self.device = device or (found if is_there else 0)
         if not is_there:
-            log.warning(
-                "%s is not mounted any more; serving whoever has its files open", self.mountpoint
-            )
+            log.warning("%s is not mounted any more; serving only its open files", self.mountpoint)
         self.descriptor = descriptor
         self.made = tuple(made)
         for path in self.made:
@@ -154,20 +148,17 @@ class Mount:
         self._undo.callback(self.unmount)
 
     def close(self) -> None:
-        """Unmount and give everything back; does nothing when that is done."""
+        """Unmount and undo all other steps. A repeat has no effect."""
         self._undo.close()
         self.descriptor = -1
 
     def forget(self) -> None:
-        """Keep the mount beyond this object: whoever has the descriptor sees to it."""
+        """Keep the mount after this object. The owner of the descriptor must unmount it."""
         self._undo.pop_all()
 
     def unmount(self) -> None:
-        """Unmount what is mounted on the mountpoint, if it is a file system of ours.
-
-        Else do nothing.
-        """
-        # no file can be opened: the mount counts as this daemon's
+        """Unmount the mountpoint if a zswapd file system is mounted on it."""
+        # If mountinfo cannot be opened (too many open files), the mount counts as this daemon's.
         with contextlib.suppress(Exception):
             if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode():
                 return
@@ -176,14 +167,12 @@ class Mount:
             return
         reason = os.strerror(ctypes.get_errno())
         log.warning(
-            "unmounting %s: %s; detached it instead, whoever uses it gets errors",
+            "unmounting %s: %s; detached it instead; programs that use it get errors",
             self.mountpoint,
             reason,
         )
         if _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
             log.error("%s stays mounted: %s", self.mountpoint, os.strerror(ctypes.get_errno()))
-
-    # Checks: nothing is changed by them.
 
     def _check_privileges(self) -> None:
         if not self._device.exists():
@@ -220,7 +209,7 @@ class Mount:
         )
 
     def _check_mountpoint(self) -> None:
-        """Refuse a directory that is not empty, and what is none or cannot be made."""
+        """Refuse a path that is not an empty directory and cannot be made one."""
         try:
             there = nearest_existing(self.mountpoint)
             if there != self.mountpoint and (number := why_unmakeable(there)):
@@ -235,34 +224,33 @@ class Mount:
         except OSError as error:
             raise _unusable(self.mountpoint, error) from error
 
-    # Steps: each leaves its undoing behind, but for the first.
-
     def _clear_dead(self) -> None:
-        """Unmount what dead daemons of this program have left: no program can use it any more."""
+        """Unmount the mount of a dead zswapd, which no program can use. It cannot be undone."""
         if not self._is_dead_mount():
             return
         target = os.fsencode(self.mountpoint)
         if _libc.umount2(target, _UMOUNT_NOFOLLOW) and _libc.umount2(
             target, _MNT_DETACH | _UMOUNT_NOFOLLOW
         ):
-            return  # the check that follows says what is there
+            return  # the next check reports the mount
         log.warning("%s was the mount of a zswapd that has died: unmounted", self.mountpoint)
 
     def _is_dead_mount(self) -> bool:
-        """Say whether a zswapd that has died left its mount on the mountpoint.
+        """Return whether the mount of a dead zswapd is on the mountpoint.
 
-        A loop device holds on to its file, and would go on failing unseen: it has to go first.
+        Loop devices on its files must be detached first. They keep their files open, and all their
+        requests would fail unnoticed.
 
         Raises:
-            MountError: a loop device or swap is on it.
+            MountError: a loop device or a swap area is on one of its files.
         """
         if _mounted_kind(self.mountpoint) != _FILESYSTEM.decode() or not _is_dead(self.mountpoint):
             return False
         if left := self._left_on(self.mountpoint):
             raise MountError(
-                f"{self.mountpoint} is the mount of a zswapd that has died, and what was on"
+                f"{self.mountpoint} is the mount of a zswapd that has died; the data on"
                 f" {', '.join(left)} is lost",
-                hint=f"`{' && '.join(left.values())}`, then start it again",
+                hint=f"run `{' && '.join(left.values())}`, then start zswapd again",
             )
         return True
 
@@ -288,7 +276,8 @@ class Mount:
                 f"another zswapd is starting or stopping on {self.mountpoint}",
                 hint="stop it, or choose another --mountpoint",
             ) from None
-        self._check_not_mounted()  # by one that was faster: then it is its root that was locked
+        # Another daemon may have mounted first. Then the lock is on the root of its mount.
+        self._check_not_mounted()
 
     def _mount(self, undo: contextlib.ExitStack) -> int:
         """Mount; return the descriptor of the connection."""
@@ -297,7 +286,10 @@ class Mount:
         except OSError as error:
             message = f"{self._device} cannot be opened: {error.strerror}"
             raise PermissionsError(message, hint=for_device(error, self._device, "fuse")) from error
-        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_IO}"
+        options = (
+            f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions,"
+            f"max_read={MAX_IO}"
+        )
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
         target = os.fsencode(self.mountpoint)
         if _libc.mount(b"zswapd", target, _FILESYSTEM, flags, options.encode()) != 0:
@@ -312,7 +304,7 @@ class Mount:
                 )
             raise MountError(message, hint="`dmesg` may have the kernel's reason")
         undo.callback(os.close, descriptor)
-        # Unmounting comes first: the connection has to live while it does.
+        # The unmount runs before the close, because it needs the connection.
         undo.callback(self.unmount)
         return descriptor
 
@@ -325,19 +317,14 @@ def _unusable(mountpoint: Path, error: OSError) -> MountError:
 
 
 def _mounted_kind(path: Path) -> str | None:
-    """Return the type of the file system that is mounted on `path`.
-
-    None if `path` is no mountpoint.
-    """
+    """Return the type of the file system that is mounted on `path`, or None."""
     return _mounted(path)[0]
 
 
 def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str | None, int]:
-    """Return type and st_dev of the file system that is mounted on `path`.
+    """Return type and st_dev of the file system that is mounted on `path`, or None and 0.
 
-    None and 0 if `path` is no mountpoint.
-
-    Asks the kernel's table, not the file system: one whose daemon hangs would hang the question.
+    This reads the kernel's table. A call to the file system would hang if its daemon hangs.
     """
     kind, device = None, 0
     for line in mountinfo.read_text(errors="surrogateescape").splitlines():
@@ -345,17 +332,16 @@ def _mounted(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> tupl
         # Space, tab, newline and backslash are written in octal.
         place = fields[4].encode(errors="surrogateescape").decode("unicode_escape")
         if place.encode("latin-1") == os.fsencode(path):
-            kind = fields[fields.index("-") + 1]  # the last one covers those before it
+            kind = fields[fields.index("-") + 1]  # the last mount covers the mounts before it
             device = os.makedev(*map(int, fields[2].split(":")))
     return kind, device
 
 
 def _is_dead(mountpoint: Path) -> bool:
-    """Say whether nobody can answer for a mount any more.
+    """Return whether the daemon of a mount is dead.
 
-    Not so one that only takes longer than ANSWER_S.
-
-    By statvfs(2): what stat(2) says, the kernel may still know.
+    A mount that takes longer than ANSWER_S counts as alive. This calls statvfs(2), because the
+    kernel may answer stat(2) from its cache.
     """
     said: list[int | None] = []
 
@@ -365,7 +351,7 @@ def _is_dead(mountpoint: Path) -> bool:
         except OSError as error:
             said.append(error.errno)
 
-    thread = threading.Thread(target=ask, daemon=True)  # which waits with a daemon that hangs
+    thread = threading.Thread(target=ask, daemon=True)  # it waits as long as a daemon that hangs
     thread.start()
     thread.join(ANSWER_S)
     return said == [errno.ENOTCONN]

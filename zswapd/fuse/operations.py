@@ -1,33 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the mount answers: FUSE requests in terms of files (inodes.py).
+"""The handlers of FUSE requests for the files of the mount (inodes.py).
 
-And the one place that makes FUSEError.
+**Block files.** A block file behaves like a block device of fixed size. But `stat` reports a
+regular file, because a loop device requires one.
 
-Each block file behaves as a block device of fixed size does, except that `stat` calls it a regular
-file (a loop device wants one): a read across the end is short, a write across the end is short, one
-that starts at the end gets ENOSPC; punching and zeroing are clipped with FALLOC_FL_KEEP_SIZE and
-EINVAL without; its name, owner, mode, times and size cannot be changed (EPERM). One open file at a
-time may change it (writers.py): another open for writing is refused with ETXTBSY, which the kernel
-gives for changes of a swap file, after a moment in which the one before may be closed. While the
-daemon takes back what is swapped out, to end, it cannot be opened (EBUSY), so
-that no program swaps on to it then.
+- A read or a write across the end is short. A write that starts at the end gets ENOSPC.
+- Punching and zeroing across the end is clipped with FALLOC_FL_KEEP_SIZE, otherwise it gets EINVAL.
+- Name, owner, mode, times and size cannot change (EPERM).
+- One open file at a time may change it (writers.py). Another open for writing waits CLOSING_S for
+  the close of the first, and then gets ETXTBSY, the kernel's errno for changes of a swap file.
+- While the daemon swaps off in order to end, an open gets EBUSY, so that no program swaps on to it.
 
-A text file (texts.py) is read as it was when it was opened, by direct I/O, since nobody knows its
-size; what is written to it is taken whole, and truncating it means nothing (`echo 1 >` does it). A
-handle is the inode's number, which a successor knows.
+**Text files** (texts.py). A read returns the content of the moment of the open. It uses direct I/O,
+because the size is unknown. The data of one write is applied as a whole. Truncation has no effect
+(`echo 1 >` truncates). The low bits of a handle are the inode, which a successor knows.
 
-A cached file goes through the kernel's page cache. Whoever waits for one may be killed meanwhile:
-the request then ends with EINTR (interrupts.py). One that was removed while it was open is ESTALE.
+**Cached files** use the kernel's page cache. If a client is killed while it waits, its request ends
+with EINTR (interrupts.py). A file that was removed while it was open gets ESTALE.
 
-There are two ways in. With the hook (`_lowlevel.c`), reads, writes and fallocate call `serve_read`,
-`serve_write` and `serve_fallocate`, plain functions that return a length or -errno: the page path.
-Everything else, and without the hook reads and writes too, comes as pyfuse3's coroutines. Requests
-that are not defined here (xattrs, access, poll) get ENOSYS from pyfuse3's class: the kernel then
-stops asking and answers by itself, for xattrs with EOPNOTSUPP.
+**Two ways in.** With the hook (`_lowlevel.c`), the page path is `serve_read`, `serve_write` and
+`serve_fallocate`. These are plain functions that return a length or -errno. All other requests
+arrive as pyfuse3's coroutines. Without the hook, reads and writes do so too. For requests without
+a handler here (xattrs, access, poll) pyfuse3's class returns ENOSYS. The kernel then sends no more
+of them and answers them itself, xattrs with EOPNOTSUPP.
 
-Invariant: no handler raises anything but FUSEError, which would end the worker; what is not an
-Exception (trio.Cancelled, KeyboardInterrupt) passes through. Both decorators and `Failures` exist
-for that.
+Invariants: a handler raises no Exception but FUSEError, because another one would end the worker.
+trio.Cancelled and KeyboardInterrupt pass through, because they are no Exceptions. Both decorators
+and `Failures` enforce this. Only this module and texts.py make FUSEErrors.
 """
 
 from __future__ import annotations
@@ -68,12 +67,13 @@ _DISCARDING = {
 }
 
 CACHE_SECONDS = 3600.0
-"""How long the kernel may remember names and attributes that do not change while the mount lives.
-"""
+"""Time in seconds for which the kernel may cache names and attributes that never change."""
 
 CLOSING_S = 0.25
-"""How long an open for writing waits for another open file to be closed: of that,
-the kernel tells after close(2) is done, and after a loop device has let go of its file."""
+"""Longest wait in seconds of an open for writing for the close of another open file.
+
+The kernel reports a close only after close(2) has returned, or after a loop device is detached.
+"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,10 +83,7 @@ AnyOperations = TypeVar("AnyOperations", bound="Operations")
 def answering(
     handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """Decorate a coroutine handler.
-
-    Any exception becomes a FUSEError, as the invariant above has it.
-    """
+    """Return a coroutine handler whose exceptions become FUSEErrors (see the invariants)."""
 
     @functools.wraps(handler)
     async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -95,7 +92,7 @@ def answering(
             return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
-        except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring
+        except Exception as error:  # noqa: BLE001 - see the module's invariants
             raise FUSEError(self.failures.errno_of(handler.__name__, error)) from None
 
     return guarded
@@ -104,17 +101,15 @@ def answering(
 def serving(
     handler: Callable[Concatenate[AnyOperations, P], int], name: str = ""
 ) -> Callable[Concatenate[AnyOperations, P], int]:
-    """Guard a function of the page path.
+    """Return a function of the page path whose exceptions become -errno.
 
-    Any exception becomes -errno, unless it leaves the core broken (failures.py).
-
-    Ctrl-C is kept for the event loop by `enable_ki_protection`: as an exception in here it would
-    fail
-    a swap-in.
+    An exception that leaves the core broken ends the process instead (failures.py).
+    `enable_ki_protection` leaves Ctrl-C to the event loop. As an exception here it would make a
+    swap-in fail.
 
     Args:
         handler: the function.
-        name: its name in the log, if not its own.
+        name: name for the log; the function's own name if empty.
     """
     name = name or handler.__name__
 
@@ -123,40 +118,40 @@ def serving(
     def guarded(self: AnyOperations, /, *args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return handler(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the edge: see the invariant in the module's docstring
+        except Exception as error:  # noqa: BLE001 - see the module's invariants
             return -self.failures.of_the_core(name, error)
 
     return guarded
 
 
 def part_of(error: ZswapdError) -> int:
-    """Return how many bytes of a read that has failed may be given to its reader."""
+    """Return the number of bytes of a failed read that the reader may still get."""
     return 0 if is_internal(error) else error.filled
 
 
 @dataclass(frozen=True, slots=True)
 class OperationsStatistics:
-    """Requests that came as coroutines.
+    """Counts of the requests that arrive as coroutines, and of all failures.
 
-    And what went wrong with any (the hook counts what it answers).
+    The hook counts the requests that it answers.
     """
 
     reads: int
-    """Reads that came as coroutines."""
+    """Reads that arrived as coroutines."""
     writes: int
-    """Writes that came as coroutines."""
+    """Writes that arrived as coroutines."""
     others: int
-    """All other coroutines: look-ups, opens, and so on."""
+    """All other coroutines, such as look-ups and opens."""
     refused_writes: int
-    """Writes that the file turned away; the kernel keeps such pages."""
+    """Writes that the file refused; the kernel keeps their pages."""
     refused_writers: int
-    """Opens for writing, and changes, that were refused because another open file may change the
-    file.
-    """
+    """Opens for writing and changes that were refused because of another writer."""
     let_go: int
     """Readers of cached files that were killed while they waited."""
     internal_errors: int
+    """Unexpected exceptions, which are bugs."""
     failed_requests: int
+    """Requests that failed with an expected error."""
 
 
 class Operations(pyfuse3.Operations):
@@ -164,21 +159,18 @@ class Operations(pyfuse3.Operations):
 
     Args:
         directory: names and inodes; its `block_files` are served.
-        page_size: what statfs reports as block size, bytes; a loop device takes it as the
-            granularity of
-        discards.
-        takes_part: says whether the reader that is being answered takes part of what it asked for,
-        and asks again for the rest. The kernel's page cache (a private mapping of a block file)
-        does not: it takes a short answer for the file's end, and would keep the loop device from
-        all that is behind it.
+        page_size: block size in bytes that statfs reports; a loop device uses it as the granularity
+            of discards.
+        takes_part: returns whether the present reader accepts a short answer and requests the rest
+            again. The kernel's page cache (a private mapping of a block file) does not. It takes a
+            short answer for the end of the file, and the loop device would lose all data behind it.
 
     Attributes:
-        interrupts: by which readers of cached files are let go when they are killed.
-        failures: the counters and the log of what went wrong.
-        on_init: called when the kernel has agreed on the protocol, so that requests will be
-            answered from now
-        on.
-        is_closing: block files cannot be opened.
+        interrupts: releases killed readers of cached files.
+        failures: counts and logs the failures.
+        on_init: called when the kernel has agreed on the protocol; from then on requests are
+            answered.
+        is_closing: True while block files cannot be opened.
         writers: the open files that may change block files.
     """
 
@@ -209,7 +201,7 @@ class Operations(pyfuse3.Operations):
         self._texts = Texts()
 
     def init(self) -> None:
-        """Take note that the kernel's first message was understood."""
+        """Call `on_init`: the kernel has agreed on the protocol."""
         if self.on_init is not None:
             self.on_init()
 
@@ -226,13 +218,11 @@ class Operations(pyfuse3.Operations):
             failed_requests=self.failures.failed_requests,
         )
 
-    # The page path.
-
     def _read(self, inode: int, offset: int, out: memoryview) -> int:
-        """Fill `out` from `offset` on; return how many bytes the file had for it, or -errno.
+        """Fill `out` with the bytes from `offset` on; return the number of bytes or -errno.
 
-        Where a page cannot be read, the pages in front of it are the answer, and the reader asks
-        again for the rest.
+        If a page cannot be read, the answer has the pages before it. The reader then requests the
+        rest again.
         """
         file = self._files[inode]
         length = len(out)
@@ -252,13 +242,11 @@ class Operations(pyfuse3.Operations):
     serve_read = serving(_read, "serve_read")
 
     def _write(self, inode: int, offset: int, data: memoryview) -> int:
-        """Store `data` at `offset`; return how many bytes fitted before the end of the file.
+        """Store `data` at `offset`; return the number of bytes inside the file or -errno.
 
-        Or -errno.
-
-        A refused write is an error as a whole, even if some of its pages were stored: the kernel
-        keeps them all. To the loop device, any number of bytes is a write that is done: a short
-        answer would lose the others.
+        A refused write is an error as a whole, even if a part of its pages was stored. The kernel
+        then keeps all its pages. The answer is never short: the loop device takes any number of
+        bytes as a complete write and would lose the rest.
         """
         file = self._files[inode]
         length = len(data)
@@ -276,14 +264,14 @@ class Operations(pyfuse3.Operations):
     serve_write = serving(_write, "serve_write")
 
     def _discard(self, inode: int, mode: int, offset: int, length: int) -> int:
-        """Discard a range when that is what `mode` comes to; return 0 or -errno."""
+        """Discard a range if `mode` punches or zeroes it; return 0 or -errno."""
         file = self._files[inode]
         if mode not in _DISCARDING:
             return -errno.EOPNOTSUPP
         if offset < 0 or length <= 0 or offset >= file.size:
             return -errno.EINVAL
         if offset + length > file.size:
-            if not mode & FALLOC_FL_KEEP_SIZE:  # would have to grow
+            if not mode & FALLOC_FL_KEEP_SIZE:  # the file would have to grow
                 return -errno.EINVAL
             length = file.size - offset
         file.discard(offset, length)
@@ -293,17 +281,15 @@ class Operations(pyfuse3.Operations):
 
     @serving
     def admit(self, inode: int, handle: int) -> int:
-        """Return 0 if a file may be changed through a handle, else -errno.
+        """Return 0 if a handle may change a file, otherwise -errno.
 
-        The hook asks once for each handle.
+        The hook remembers the last admitted handle of each file.
         """
         return 0 if self.writers.admit(inode, handle) else -errno.ETXTBSY
 
-    # Without the hook, the same as coroutines.
-
     @answering
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Return up to `size` bytes from `off` on; fewer at the end of the file."""
+        """Return `size` bytes from `off` on, or fewer at the end of the file."""
         self._reads += 1
         inode = inode_of(fh)
         if inode not in self._files:
@@ -321,10 +307,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Store `buf` at `off` and return how many bytes of it were taken.
-
-        Fewer at the end of the file.
-        """
+        """Store `buf` at `off`; return the number of stored bytes, fewer at the end of the file."""
         self._writes += 1
         inode = inode_of(fh)
         if inode not in self._files:
@@ -340,7 +323,7 @@ class Operations(pyfuse3.Operations):
 
     def _known(self, inode: int) -> Node:
         node = self.directory.node(inode)
-        if node is None:  # it was there when the kernel got its number
+        if node is None:  # it existed when the kernel got its number
             raise FUSEError(errno.ESTALE)
         return node
 
@@ -350,21 +333,16 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EISDIR)
         return text
 
-    # The directory.
-
     @answering
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Return the attributes of what `name` is in a directory; ENOENT if there is nothing."""
+        """Return the attributes of a name in a directory; raise ENOENT if it does not exist."""
         return await self._refreshed(self.directory.lookup(parent_inode, name))
 
     @answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Return the attributes of an inode.
-
-        ESTALE for one that is no more: the kernel asks by a number that it was given.
-        """
+        """Return the attributes of an inode; raise ESTALE if it was removed."""
         return await self._refreshed(self._known(inode))
 
     @answering
@@ -376,10 +354,10 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Allow what changes nothing; refuse the rest with EPERM, as a block device does not grow."""
+        """Accept a request that changes nothing. Refuse others with EPERM: the size is fixed."""
         node = self._existing(inode)
         now = await self._refreshed(node)
-        # ftruncate asks for new times along with the size; alone, they are refused.
+        # ftruncate sets new times together with the size. New times alone are refused.
         times = fields.update_atime or fields.update_mtime or fields.update_ctime
         is_allowed = (
             (not fields.update_size or attr.st_size == now.st_size or node.text is not None)
@@ -394,10 +372,10 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """Give the size of a page: without an answer, a loop device offers no discard.
+        """Return the page size as block size. Without an answer, a loop device offers no discard.
 
-        The mount has no blocks and no files of its own to run out of, as /proc has none: `df`
-        leaves it out, and a monitor has no ratio to alarm at.
+        The numbers of blocks and files are 0, as those of /proc. `df` therefore omits the mount,
+        and a monitor computes no ratio for an alarm.
         """
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = self._page_size
@@ -406,7 +384,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        """Return the inode as handle."""
+        """Return the inode as the handle."""
         node = self._existing(inode)
         if not node.is_directory:
             raise FUSEError(errno.ENOTDIR)
@@ -414,16 +392,14 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List the directory from behind `start_id` on; an entry's inode serves as its place."""
+        """List a directory after the entry with inode `start_id`."""
         for node in self.directory.entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, node.name, self._attributes(node), node.inode):
                 break
 
-    # Files.
-
     @answering
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open for direct I/O: a second copy of swapped pages in the page cache would defeat the purpose."""
+        """Open a file. A block file uses direct I/O: the page cache would copy swapped pages."""
         node = self._existing(inode)
         if node.is_directory:
             raise FUSEError(errno.EISDIR)
@@ -433,7 +409,7 @@ class Operations(pyfuse3.Operations):
             )
         if node.cached is not None:
             return await self._open_cached(inode, node.cached, flags)
-        if flags & os.O_TRUNC:  # granted, it would make the kernel take the file for empty
+        if flags & os.O_TRUNC:  # otherwise the kernel would take the file for empty
             raise FUSEError(errno.EPERM)
         if self.is_closing:
             raise FUSEError(errno.EBUSY)
@@ -442,8 +418,8 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     async def _open_for_writing(self, node: Node) -> int:
-        """Return a handle, once no other open file may change the file."""
-        # before the first await
+        """Return a handle after no other open file may change the file."""
+        # lowlevel.current() is this handler's request only before the first await.
         request, process = lowlevel.current() if lowlevel is not None else (0, 0)
         with trio.move_on_after(CLOSING_S):
             await self.writers.until_free(node.inode, request)
@@ -453,7 +429,7 @@ class Operations(pyfuse3.Operations):
         if not handle:
             name = node.name.decode(errors="backslashreplace")
             log.info(
-                "%s is attached or open for writing: process %d, which opened it for writing too,"
+                "%s is attached or open for writing: process %d, which also opened it for writing,"
                 " got ETXTBSY",
                 name,
                 process,
@@ -474,7 +450,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: int) -> None:
-        """Forget an open file: a text's content, a writer's grant; and tell of a cached one."""
+        """Close an open file: drop its text and its right to write, or tell the cached file."""
         self.writers.close(fh)
         self._texts.close(fh)
         node = self.directory.node(inode_of(fh))
@@ -483,39 +459,36 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def releasedir(self, fh: int) -> None:
-        """Nothing is kept per open directory."""
+        """Do nothing: an open directory has no state."""
 
     @answering
     async def flush(self, fh: int) -> None:
-        """Nothing is held back: a write is stored when it is answered."""
+        """Do nothing: a write is stored when it is answered."""
 
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
-        """Pass it on for a cached file.
-
-        Elsewhere nothing is held back: a write is stored when it is answered.
-        """
+        """Flush a cached file. Writes to other files are stored when they are answered."""
         cached = self._known(inode_of(fh)).cached
         if cached is not None:
             await cached.sync()
 
     @answering
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
-        """Nothing is held back."""
+        """Do nothing: directories have no data."""
 
     async def forget(self, inode_list: Any) -> None:
-        """Inodes live as long as the mount."""
+        """Do nothing: inodes live as long as the mount."""
 
     @answering
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        """There are no symbolic links."""
+        """Raise EINVAL: there are no symbolic links."""
         raise FUSEError(errno.EINVAL)
 
     @answering
     async def _not_permitted(self, *request: Any) -> Any:
         raise FUSEError(errno.EPERM)
 
-    # What the directory is made of is decided by the configuration.
+    # Only the configuration decides which files exist.
     create: Any = _not_permitted
     mknod: Any = _not_permitted
     mkdir: Any = _not_permitted
@@ -532,7 +505,7 @@ class Operations(pyfuse3.Operations):
         return node
 
     async def _refreshed(self, node: Node | None) -> pyfuse3.EntryAttributes:
-        """Return attributes that are not older than the kernel may believe."""
+        """Return the attributes of an inode; check the backing file of a cached file first."""
         if node is not None and node.cached is not None:
             with self.interrupts.letting_go() as scope:
                 await node.cached.refresh()
@@ -551,7 +524,7 @@ class Operations(pyfuse3.Operations):
         )
         entry.st_size = node.size
         entry.st_blksize = self._page_size
-        entry.st_blocks = node.size // 512  # no holes, as far as anybody outside is concerned
+        entry.st_blocks = node.size // 512  # a block file reports no holes
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.born_ns
         entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
         if node.cached is not None:

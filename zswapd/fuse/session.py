@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Serve one FUSE session: pyfuse3 on a mount's descriptor, with the hook in front of it.
+"""The FUSE session: pyfuse3 on the descriptor of a mount, with the hook in front of it.
 
-pyfuse3 gets `/dev/fd/N` as mountpoint, so that it neither mounts nor unmounts: a session is begun
-on a new mount, or taken over in the middle from a process that has died (`adopt`), which only the
-hook makes possible.
+pyfuse3 gets `/dev/fd/N` as its mountpoint, so that it neither mounts nor unmounts. A session starts
+on a new mount, or it takes over the mount of a process that has died (`adopt`). Only the hook makes
+a takeover possible.
 
-The hook (`_lowlevel.c`) is switched on here. Without it, on purpose or because the dynamic linker
-bound pyfuse3 elsewhere, everything works but discards (freed swap slots are then never heard of)
-and being taken over.
+The session switches the hook (`_lowlevel.c`) on. The hook may be off by its setting, or because the
+dynamic linker has bound pyfuse3 to libfuse. Then there are no discards, so freed swap slots keep
+their memory, and no takeovers.
 
-Limits: one session per process, since pyfuse3 keeps its session in module globals.
+Limits: one session per process, because pyfuse3 keeps its session in module globals.
 """
 
 from __future__ import annotations
@@ -38,37 +38,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 3072
-"""Requests that may wait for slow files at once, of all cache volumes together.
+"""Limit of requests that wait for slow files, for all cache volumes together.
 
-`volumes/gate.py` keeps to it.
+`volumes/gate.py` enforces it.
 """
 
 MAX_BACKGROUND = 256 + MOST_WAITING
-"""Asynchronous requests under way at once. 256 are more than a loop device has (128).
+"""Limit of asynchronous requests in flight. 256 of them are for swap; a loop device has 128.
 
-With fewer, its kernel thread sleeps until one is answered and is woken for each request: one more
-switch for every request, and the swapping program gets moved about. The kernel's own 12 cost a
-quarter of the random reads at queue depth 32 besides (109 000 a second against 148 000). The rest
-is for readers of slow files that go around the page cache: when all of these wait, swap still has
-its own.
+With fewer, the loop device's kernel thread sleeps until a request is answered and is woken for each
+request. That is one more context switch a request, and the scheduler moves the swapping program
+between processors. The kernel's default of 12 also costs a quarter of the random reads at queue
+depth 32 (109 000 instead of 148 000 a second). The others are for readers of slow files that bypass
+the page cache. If all of these wait, swap still has its own.
 """
 
 MAX_TASKS = 1024 + MOST_WAITING
-"""Requests that coroutines may have under way at once.
+"""Limit of requests in flight in coroutines.
 
-When all wait, nobody fetches the next one, of swap either: so more than ever wait for slow files. A
-task takes some kilobytes, while it lives.
+If all tasks wait, no task fetches the next request, not even one of swap. The limit is therefore
+higher than the number of requests that can wait for slow files. A task takes a few kilobytes while
+it lives.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyStatistics:
-    """How long requests took from the queue to the end of their answer; one in 64 is timed."""
+    """The times of requests from the queue to the end of the answer; one request in 64 is timed."""
 
     counts: tuple[int, ...]
-    """Requests of at most 1, 2, 4, … µs, and more than the one before; the last has no bound."""
+    """Requests of at most 1, 2, 4, … µs and more than the bound before; the last has no bound."""
     seconds: float
-    """All of them together."""
+    """Time of all timed requests."""
 
 
 counters.declare(LatencyStatistics, cumulative="counts seconds")
@@ -76,80 +77,73 @@ counters.declare(LatencyStatistics, cumulative="counts seconds")
 
 @dataclass(frozen=True, slots=True)
 class SessionStatistics:
-    """Counters of a session since it was opened.
+    """The counters of a session since it was opened.
 
-    Requests are counted when they are answered or passed on.
+    A request is counted when it is answered or passed on.
     """
 
     hook_active: bool
-    """Whether the hook answers reads, writes and discards."""
+    """True if the hook answers reads, writes and discards."""
     discard_available: bool
-    """Whether the file system takes discards at all; False without the hook."""
+    """True if the file system takes discards; False without the hook."""
     reads: int
     writes: int
     discards: int
-    """Punched holes and zeroed ranges, refused ones included."""
+    """Punched holes and zeroed ranges, including refused ones."""
     others: int
-    """Everything else: look-ups, opens, attributes."""
+    """All other requests, such as look-ups, opens and attributes."""
     read_bytes: int
+    """Bytes that the hook read."""
     written_bytes: int
-    """Bytes moved by the hook."""
+    """Bytes that the hook wrote."""
     refused_writes: int
-    """Writes that the pool turned away; the kernel keeps the pages."""
+    """Writes that the pool refused; the kernel keeps the pages."""
     refused_writers: int
-    """Opens for writing of a file that was attached or open for writing,
-    and changes through other open files.
-    """
+    """Opens for writing and changes that were refused because of another writer."""
     drained: int
-    """Requests taken from the queue without a turn of the event loop before them."""
+    """Requests that were taken from the queue without a turn of the event loop before them."""
     receives: int
     """Turns of the event loop that asked for a request."""
     polls: int
-    """Times the session waited for the next request instead of sleeping."""
+    """Polls: waits for the next request without sleep."""
     poll_hits: int
-    """Those of them in which one came."""
+    """Polls that ended with a request."""
     poll_seconds: float
-    """Time spent in all of them; processor time, as long as no other process wanted it."""
+    """Time of all polls. It is processor time while no other process wants the processor."""
     crowded_polls: int
-    """Those of them that were given up, since another process wanted the processor."""
+    """Polls that ended because another process wanted the processor."""
     naps: int
-    """Times the session slept for the next request without going back to the event loop for it."""
+    """Naps: sleeps for the next request without a return to the event loop."""
     nap_hits: int
-    """Those of them that a request or an answer of the disk ended."""
+    """Naps that a request or an answer of the disk ended."""
     budget_ends: int
-    """Times the queue was left, though busy, to let the event loop run."""
+    """Times that the session left a busy queue to let the event loop run."""
     reads_ahead: int
-    """Times the next pages of a sequential reader were fetched before it asked."""
+    """Read-aheads: the next pages of a sequential reader were fetched early."""
     reads_ahead_hits: int
-    """Those of them that it then asked for.
-
-    The pages of the others count as loaded all the same.
-    """
+    """Read-aheads whose pages the reader then requested. All read-aheads count as loads."""
     scarcities: int
-    """Times that the system's free memory became scarce, and the session's thread a real-time one.
-    """
+    """Times that free memory became scarce and the session's thread became real-time."""
     deferred: int
-    """Requests that waited for the disk behind the pool, and were answered later."""
+    """Requests that waited for the disk behind the pool and were answered later."""
     resent: int
-    """Requests that came again, because a worker had died before it answered them."""
+    """Requests that the kernel sent again because a worker died before it answered them."""
     let_go: int
     """Readers of cache volumes that were killed while they waited."""
     request_errors: int
     """Requests that the hook answered with an errno."""
     reply_errors: int
-    """Replies that the kernel no longer wanted, e.g. because the reader was killed."""
+    """Replies for which the kernel did not wait any more, for example to a killed reader."""
     internal_errors: int
-    """Unexpected exceptions in handlers: bugs, answered with EIO."""
+    """Unexpected exceptions in handlers, which are bugs and were answered with EIO."""
     failed_requests: int
-    """Requests that failed for a reason with a name.
-
-    Such as a page that does not match its checksum.
-    """
+    """Requests that failed with an expected error, such as a page with a wrong checksum."""
     read_latency: LatencyStatistics
+    """Times of reads that the hook answers. A read that was fetched early takes almost no time."""
     write_latency: LatencyStatistics
-    """Of the reads and writes that the hook answers; pages read ahead take next to no time."""
+    """Times of writes that the hook answers."""
     max_background: int
-    """As agreed with the kernel; 0 if it was left at the kernel's own."""
+    """Limit of asynchronous requests that the kernel has accepted; 0 for the kernel's default."""
 
 
 counters.declare(
@@ -164,40 +158,36 @@ counters.declare(
 
 
 class MemoryMonitor(trio.abc.Instrument):
-    """Has the hook look at free memory before the event loop's tasks run.
+    """A trio instrument that makes the hook check free memory before the event loop's tasks run.
 
-    They may ask the kernel for some (`set_scarce`).
+    The tasks may allocate memory (`set_scarce`).
     """
 
     def after_io_wait(self, timeout: float) -> None:
-        """Look, after each time that the loop slept or looked for events."""
+        """Check free memory each time after the loop has waited for events."""
         if lowlevel is not None:
             lowlevel.check_memory()
 
 
 class Session:
-    """The service of one mounted file system.
-
-    A context manager, with `serve` for the time in between.
+    """The service of one mounted file system; a context manager around `serve`.
 
     Args:
-        operations: what answers; its directory must be complete.
-        mount: what to serve: an open `Mount`, which stays when the session ends, or the mountpoint
-            of one to be made and undone with the session.
-        hook: False to go without `_lowlevel.c`: slower, without discard, and no process can take
-            the session over.
-        poll_us: longest wait for the next request after one was answered, µs; 0 sleeps at once.
-        budget_us: longest time for which a full queue keeps the event loop from its other tasks,
-            µs.
-        device: the FUSE device node, for a mount to be made.
-        shared: memory that outlives the process, `handover.hook_bytes(MAX_IO)` bytes, for the hook.
-        adopt: whether a process before us has served this mount, with the same `shared`.
-        resend: False to take a session over as with a kernel that cannot send requests again
-            (before Linux 6.9).
+        operations: the handlers; their directory must be complete.
+        mount: an open `Mount`, which stays mounted after the session. Or the path of a mountpoint,
+            which the session mounts and unmounts.
+        hook: False to work without `_lowlevel.c`. This is slower and has no discard, and no process
+            can take over the session.
+        poll_us: longest wait for the next request after an answer in µs; 0 sleeps at once.
+        budget_us: longest time in µs for which a full queue delays the event loop's other tasks.
+        device: the FUSE device node, if the session mounts.
+        shared: memory for the hook that outlives the process, `handover.hook_bytes(MAX_IO)` bytes.
+        adopt: True if another process has served this mount before, with the same `shared`.
+        resend: False for a takeover without FUSE_NOTIFY_RESEND, as before Linux 6.9.
 
     Attributes:
-        hook_active: whether the hook serves this session; known once it is open.
-        hook_problem: why not, empty if it does.
+        hook_active: True if the hook serves this session; set by `open`.
+        hook_problem: the reason if the hook is not active, otherwise empty.
     """
 
     _current: ClassVar[Session | None] = None
@@ -219,7 +209,7 @@ class Session:
         self._mount = Mount(mount, device=device) if isinstance(mount, Path) else mount
         self._is_own_mount = isinstance(mount, Path)
         self.hook_active = False
-        self.hook_problem = "" if hook else "it is switched off (fuse.hook)"
+        self.hook_problem = "" if hook else "it is off (fuse.hook)"
         self._poll_us = poll_us
         self._budget_us = budget_us
         self._shared = shared
@@ -230,17 +220,17 @@ class Session:
 
     @property
     def mountpoint(self) -> Path:
-        """Where the files are, by the name that mountinfo has."""
+        """The mountpoint, as mountinfo has it."""
         return self._mount.mountpoint
 
     @property
     def descriptor(self) -> int:
-        """The FUSE connection's descriptor, the mount's own."""
+        """The mount's descriptor of the FUSE connection."""
         return self._mount.descriptor
 
     @property
     def device(self) -> int:
-        """St_dev of the files, 0 if that is not known."""
+        """The st_dev of the files, 0 if it is unknown."""
         return self._mount.device
 
     def __enter__(self) -> Self:
@@ -256,12 +246,12 @@ class Session:
         self.close()
 
     def open(self) -> None:
-        """Mount if that is left to do, so that the files can be opened as soon as `serve` runs.
+        """Mount if necessary, and prepare `serve`. An error undoes everything.
 
         Raises:
-            PermissionsError: no FUSE device, or not allowed to mount.
-            MountError: the mountpoint cannot be used, this process has a session already, or a
-                session is to be taken over without the hook. In all cases everything is as before.
+            PermissionsError: there is no FUSE device, or this process may not mount.
+            MountError: the mountpoint cannot be used, this process has a session already, or there
+                is no hook for a takeover.
         """
         if Session._current is not None:
             raise MountError(
@@ -275,23 +265,22 @@ class Session:
             self._start_pyfuse3(undo)
             self._undo = undo.pop_all()
         if not self.hook_active:
-            log.warning("discard is off, since the FUSE hook is not in use: %s", self.hook_problem)
+            log.warning(
+                "discard is off, because the FUSE hook is not in use: %s", self.hook_problem
+            )
 
     def close(self) -> None:
-        """Give everything back, unmount if `open` mounted; does nothing on a closed session.
-
-        `serve` must have returned.
-        """
+        """Undo `open`. `serve` must have returned. A repeat has no effect."""
         self._undo.close()
         self.hook_active = False
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer requests until `terminate` is called or somebody unmounts.
+        """Answer requests until `terminate` is called or the file system is unmounted.
 
-        `started` means files can be opened.
+        The task has started when the files can be opened.
 
         Raises:
-            MountError: the kernel's first message could not be answered.
+            MountError: the kernel and libfuse could not agree on a protocol.
         """
         agreed = trio.Event()
 
@@ -309,9 +298,9 @@ class Session:
             nursery.cancel_scope.cancel()
         if self._is_terminating:
             if not agreed.is_set():
-                task_status.started()  # whoever waits for it asked for the end as well
+                task_status.started()  # the caller waits for it and has asked for the end
         elif agreed.is_set():
-            log.warning("%s was unmounted by somebody else", self.mountpoint)
+            log.warning("%s was unmounted by another program", self.mountpoint)
         else:
             raise MountError(
                 "the kernel and libfuse could not agree on a protocol",
@@ -319,30 +308,30 @@ class Session:
             )
 
     async def _poke(self) -> None:
-        """Make a request of our own, so that the one left behind is looked at although no other comes."""
+        """Make a request, so that the request in the buffer is answered without another client."""
         await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
 
     def terminate(self) -> None:
-        """Make `serve` return. To be called from the event loop's thread."""
+        """Make `serve` return. It must be called in the event loop's thread."""
         self._is_terminating = True
         pyfuse3.terminate()
 
     def set_poll_us(self, poll_us: int) -> None:
-        """Change the longest wait for the next request, µs; without the hook it changes nothing."""
+        """Set the longest wait for the next request in µs. It has no effect without the hook."""
         self._poll_us = poll_us
         if lowlevel is not None and self.hook_active:
             lowlevel.set_poll_us(poll_us)
 
     def set_scarce(self, free_bytes: int) -> None:
-        """Say below how much free memory this thread is to be a real-time one.
+        """Set the free memory in bytes below which this thread becomes real-time.
 
-        Without the hook it is none.
+        It has no effect without the hook.
         """
         if lowlevel is not None and self.hook_active:
             lowlevel.set_scarce(free_bytes)
 
     def statistics(self) -> SessionStatistics:
-        """Return the counters; those of the hook are 0 when it is not active."""
+        """Return the counters. Those of the hook are 0 if it is not active."""
         plain = self.operations.statistics()
         hook = (
             lowlevel.statistics()
@@ -405,15 +394,15 @@ class Session:
             raise
         undo.callback(pyfuse3.close, unmount=False)  # closes the duplicate
         if self._is_own_mount:
-            # Unmount while somebody has the connection open: a mount without one cannot be told
-            # from a dead one.
+            # The unmount comes before the connection is closed. A mount without a connection would
+            # look like the mount of a dead daemon.
             undo.callback(self._mount.unmount)
         if not self.hook_problem and lowlevel is not None and lowlevel.hooked():
             self.hook_active = True
             return
         self.hook_problem = (
             self.hook_problem
-            or "pyfuse3 was loaded before zswapd.fuse, or calls libfuse by another name"
+            or "pyfuse3 was loaded before zswapd.fuse, or its calls of libfuse have other names"
         )
         if self._adopt:
             raise MountError(
@@ -444,10 +433,7 @@ class Session:
 
 
 def can_resend() -> bool:
-    """Say whether this kernel can send again the requests that a dead process has not answered.
-
-    That is FUSE_NOTIFY_RESEND.
-    """
+    """Return whether this kernel can resend unanswered requests (FUSE_NOTIFY_RESEND)."""
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return release is not None and (int(release[1]), int(release[2])) >= _RESEND
 
@@ -458,18 +444,18 @@ _UNTIMED: tuple[tuple[int, ...], int] = ((0,) * 21, 0)
 
 
 def forget_inode(inode: int) -> None:
-    """Have the kernel forget pages and attributes of an inode.
+    """Invalidate the kernel's cached pages and attributes of an inode.
 
-    Waits for its readers, so never in the event loop's thread.
+    It waits for readers of the inode and must not be called in the event loop's thread.
     """
-    with contextlib.suppress(OSError):  # ENOENT: it knows of none
+    with contextlib.suppress(OSError):  # ENOENT: the kernel has none
         pyfuse3.invalidate_inode(inode)
 
 
 def forget_name(parent: int, name: str) -> None:
-    """Have the kernel forget a name in a directory.
+    """Invalidate the kernel's cached name in a directory.
 
-    Waits for look-ups there, so never in the event loop's thread.
+    It waits for look-ups in the directory and must not be called in the event loop's thread.
     """
     with contextlib.suppress(OSError):
         pyfuse3.invalidate_entry(parent, name.encode(errors="surrogateescape"))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Open text files: each has the content that was made when it was opened.
+"""Open text files. Each has the content that was made when it was opened.
 
-A handle is the inode's number with a number of the open file in front. A successor, which the
-kernel goes on asking by it, knows the inode and has no content: it makes one anew for a reader at
-offset 0, says "end" to one behind it, and fails one in the middle with EIO rather than joining two
-versions.
+A handle has the inode's number in its low bits and the number of the open file in its high bits.
+After a takeover the kernel continues to use the handle. The successor knows the inode but not the
+content. It makes a new content for a read at offset 0, and returns no data for a read at the end or
+beyond. A read in the middle gets EIO, because it would join two versions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from zswapd.fuse.inodes import TextFile
 
 INODE_BITS = 42
-"""Of a handle, those that name the inode; the others number open files."""
+"""Low bits of a handle that hold the inode. The other bits hold the number of the open file."""
 _INODE_MASK = (1 << INODE_BITS) - 1
 _OPENS = (1 << 64 - INODE_BITS) - 1
-"""Numbers of open files, from 1 on: what a handle of 64 bits has room for besides the inode."""
+"""Highest number of an open file; the lowest is 1."""
 
 
 def inode_of(handle: int) -> int:
-    """Return the inode that a handle of any file is of."""
+    """Return the inode of a handle of any file."""
     return handle & _INODE_MASK
 
 
@@ -36,20 +36,18 @@ class Texts:
 
     def __init__(self) -> None:
         self._contents: dict[int, bytes] = {}
-        self._opens = (
-            time.monotonic_ns() % _OPENS
-        )  # not where a predecessor began, whose handles may still be in use
+        # Not the start of the predecessor's numbers, because its handles may still be in use.
+        self._opens = time.monotonic_ns() % _OPENS
 
     def open(self, inode: int, text: TextFile, flags: int) -> int:
         """Return a new handle.
 
         Raises:
-            FUSEError: it is to be written, and cannot be.
+            FUSEError: the flags ask for writing, and the file is read only.
         """
         mode = flags & os.O_ACCMODE
-        if (
-            mode != os.O_RDONLY and not text.writable
-        ):  # root's capabilities let everything through that modes forbid
+        # The kernel does not refuse this: root's capabilities override the mode.
+        if mode != os.O_RDONLY and not text.writable:
             raise FUSEError(errno.EACCES)
         self._opens = self._opens % _OPENS + 1
         handle = self._opens << INODE_BITS | inode
@@ -61,7 +59,7 @@ class Texts:
         """Return part of the content.
 
         Raises:
-            FUSEError: it was opened when another worker served, and was read in part.
+            FUSEError: another worker opened the file, and the offset is in the middle.
         """
         content = self._contents.get(handle)
         if content is None:
@@ -73,5 +71,5 @@ class Texts:
         return content[offset : offset + size]
 
     def close(self, handle: int) -> None:
-        """Forget the content."""
+        """Drop the content."""
         self._contents.pop(handle, None)

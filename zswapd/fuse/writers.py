@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""At most one open file may change a block file.
+"""The open files that may change block files: at most one for each block file.
 
-A second one would destroy what is swapped out to it.
+A second writer would overwrite swapped-out pages.
 
-A loop device keeps the open file that it was given. So while a file is attached, every other open
-for writing is refused, a second loop device among them; and while a program has the file open for
-writing, no loop device gets it. Opens for reading are not counted. The kernel sends every change
-with the handle of the open file: one that comes with another handle is refused too.
+A loop device keeps its open file. While a file is attached, all other opens for writing are
+refused, also that of a second loop device. While a program has the file open for writing, no loop
+device can be attached. Opens for reading are not limited. The kernel sends each change with the
+handle of the open file. A change with another handle is refused.
 
-The handle of an open for writing is a serial number with the inode behind it, that of an open for
-reading the inode alone. A successor gets the handles by `remember` and `recall`. Every grant is
-remembered before it is answered, so the kernel knows no handle that the shared state lacks. The
-other way round there can be one: the worker has died in between. The kernel then sends the request
-again, which gets the same handle; or the process that had asked was killed, and the handle never
-comes. Until it is certain, such a handle is a *guess*: the first change through any handle, or the
-first look that finds no loop device over the file (`settle`), decides. Where a predecessor has left
-no handles at all, each file begins with a guess.
+The handle of an open for writing is a serial number in the high bits and the inode in the low bits.
+The handle of an open for reading is the inode. A successor gets the handles with `remember` and
+`recall`.
+
+Each grant is stored in the shared state before it is answered. The kernel therefore knows no handle
+that the shared state lacks. If the worker dies in between, the shared state has a handle that the
+kernel does not know. Either the kernel resends the request, which gets the same handle, or the
+client was killed, and the handle is never used. Until this is decided, the handle is a *guess*. The
+first change through any handle decides it. So does the first check that finds no loop device over
+the file (`settle`). If a predecessor has left no handles, each file starts with a guess.
 """
 
 from __future__ import annotations
@@ -31,15 +33,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _SERIALS = (1 << 64 - INODE_BITS) - 1
-"""Serial numbers, from 1 on: a handle of 64 bits has room for them beside the inode."""
+"""Highest serial number; the lowest is 1."""
 
 
 @dataclass(slots=True)
 class _Writer:
     serial: int = 0
-    """Of the last handle."""
+    """Serial number of the last handle."""
     handle: int = 0
-    """0 if no open file may change the block file."""
+    """Handle of the open file that may change the block file, or 0."""
     request: int = 0
     """The kernel's number for the request that opened it."""
     is_guess: bool = False
@@ -49,15 +51,13 @@ class Writers:
     """The open files that may change the block files of a mount.
 
     Args:
-        inodes: of the block files.
+        inodes: inodes of the block files.
 
     Attributes:
-        refused: opens for writing, and changes, that were refused because another open file may
-            change the file.
-        when_changed: called after a handle was granted, before the answer, and after one was given
-            back.
-        when_void: called with an inode when what the hook remembers of its writer is out of date.
-        when_closed: called when an open file that may have changed the block file was closed.
+        refused: opens for writing and changes that were refused because of another writer.
+        when_changed: called after a grant, before its answer, and after a release.
+        when_void: called with an inode when the handle that the hook remembers is out of date.
+        when_closed: called after the close of an open file that may have changed the block file.
     """
 
     def __init__(self, inodes: Iterable[int]) -> None:
@@ -69,11 +69,11 @@ class Writers:
         self._given_back = trio.Event()
 
     def open(self, inode: int, request: int) -> int:
-        """Return a new handle; 0 if another open file may change the file.
+        """Return a new handle, or 0 if another open file may change the file.
 
         Args:
-            inode: of the file.
-            request: the kernel's number for the request, 0 if that is not known.
+            inode: inode of the file.
+            request: the kernel's number for the request, 0 if it is unknown.
         """
         writer = self._writers[inode]
         if writer.handle:
@@ -83,7 +83,7 @@ class Writers:
         else:
             writer.serial = writer.serial % _SERIALS + 1
             writer.handle, writer.request = writer.serial << INODE_BITS | inode, request
-        writer.is_guess = True  # should this process die before the answer
+        writer.is_guess = True  # for a successor, if this process dies before the answer
         self.when_void(inode)
         self.when_changed()
         writer.is_guess = False
@@ -96,10 +96,7 @@ class Writers:
             await self._given_back.wait()
 
     def admit(self, inode: int, handle: int) -> bool:
-        """Say whether a handle may change a file, now that it is about to.
-
-        It is certain from then on.
-        """
+        """Return whether a handle may change a file. This decides a guess."""
         writer = self._writers[inode]
         if writer.is_guess or not writer.handle:
             if writer.handle != handle:
@@ -112,21 +109,21 @@ class Writers:
         return False
 
     def close(self, handle: int) -> None:
-        """Take note that an open file was closed."""
+        """Release the handle of an open file that was closed."""
         inode = inode_of(handle)
         writer = self._writers.get(inode)
         if writer is None or writer.handle != handle:
             return
         if handle == inode:
-            # Handles from before there were numbers: a reader may have had the same. Whether a loop
-            # device is left will tell.
+            # A handle without a serial number, from an older program. A reader may have the same
+            # handle, so `settle` decides by the loop device.
             writer.is_guess = True
         else:
             self._give_back(inode, writer)
         self.when_closed()
 
     def settle(self, inode: int, *, is_attached: bool) -> None:
-        """Take note of whether a loop device is over a file: without one, a guess was wrong."""
+        """Decide a guess: it was wrong if no loop device is attached to the file."""
         writer = self._writers[inode]
         if writer.is_guess and not is_attached:
             self._give_back(inode, writer)
@@ -139,27 +136,25 @@ class Writers:
         self._given_back = trio.Event()
 
     def handle_of(self, inode: int) -> int:
-        """Return the handle that may change a file, 0 if none may."""
+        """Return the handle that may change a file, or 0."""
         return self._writers[inode].handle
 
     def is_any_open(self) -> bool:
-        """Say whether any block file is open for writing."""
+        """Return whether any block file is open for writing."""
         return any(writer.handle for writer in self._writers.values())
 
-    # What a successor has to know.
-
     def remember(self) -> dict[str, Any]:
-        """Return what `recall` takes, in terms of JSON."""
+        """Return the handles for `recall` in a successor, as JSON values."""
         return {
             str(inode): [w.serial, w.handle, w.request, w.is_guess]
             for inode, w in self._writers.items()
         }
 
     def recall(self, left: Mapping[str, Any] | None) -> None:
-        """Go on with the handles that a predecessor has granted.
+        """Restore the handles that a predecessor has granted.
 
         Args:
-            left: what its `remember` has returned; None if it has remembered none.
+            left: the result of its `remember`, or None.
         """
         for inode, writer in self._writers.items():
             if left is None or str(inode) not in left:

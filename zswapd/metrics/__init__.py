@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Metrics for Prometheus: families.py says what, from a snapshot.
+"""Metrics for Prometheus.
 
-Exporter.py serves it over HTTP from a thread of its own.
+families.py makes them from a snapshot. exporter.py serves them over HTTP from its own thread.
 """

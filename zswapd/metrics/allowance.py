@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bounds the processor time that one thread uses, whatever its clients ask for.
+"""A bound on the processor time of one thread, independent of the number of requests.
 
-A token bucket whose tokens are seconds of processor time, measured rather than estimated: the
-kernel's work for the thread (accepting, answering, closing a connection) counts as well as the
+It is a token bucket. A token is a second of processor time. The time is measured, not estimated:
+the kernel's work for the thread (to accept, answer and close a connection) counts as well as the
 interpreter's.
 """
 
@@ -19,11 +19,11 @@ class Allowance:
     """The processor time that the calling thread may use.
 
     Args:
-        share: of the time that passes, for example 0.01.
-        most_s: processor time that may be saved up, and then used at once.
-        clock: seconds that only go forward.
-        used: processor time of the calling thread in seconds.
-        sleep: waits for a number of seconds.
+        share: processor time per second of elapsed time, for example 0.01.
+        most_s: limit of processor time that can be saved and used at once, in seconds.
+        clock: returns a monotonic time in seconds.
+        used: returns the processor time of the calling thread in seconds.
+        sleep: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Allowance:
         self._looked_at, self._used_then = clock(), used()
 
     def debt_s(self) -> float:
-        """Return how long the thread has to wait before it may go on; 0 if it need not."""
+        """Return the time in seconds that the thread must wait before it may go on, or 0."""
         now, used = self._clock(), self._used()
         saved = min(self._left_s + (now - self._looked_at) * self._share, self._most_s)
         self._left_s = saved - (used - self._used_then)

@@ -1,39 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Serves the metrics over HTTP, from a thread of its own.
+"""The HTTP server of the metrics, in a thread of its own.
 
-Why a thread: accepting a connection and sending a page of text take memory from the kernel, and on
-a box that is short of it that waits for memory that only the daemon can free. Scrapers come all the
-time, also then. So the thread that serves pages does none of it. The thread is there from the
-start, not on demand, since a clone(2) that waits does so with the GIL held.
+Why a thread: to accept a connection and to send a page of text takes memory from the kernel. On a
+machine that is short of memory, that waits for memory that only the daemon can free. Scrapers
+connect at any time, so the thread that serves pages does none of this. The thread starts with the
+worker, not on demand, because a clone(2) that waits for memory waits with the GIL held.
 
-What others can take from the page path by asking: any user of the machine can connect, so the
-thread is built for a flood.
+Any user of the machine can connect, so the thread must protect the page path from a flood:
 
-- It is an ordinary task with nice value 0 (below the page path), and a real-time one only until it
-  listens: then it touches the memory that it will need for the first time. It is not an idle task
-  either: it holds the GIL at times, and a holder that gets no processor would stop the page path.
-- SHARE bounds its processor time (allowance.py), whatever is asked: connecting, asking, texts. What
-  it does not get to stays in the listening socket's queue, at most QUEUE connections, each with
-  RECEIVE_BYTES at most; the kernel drops what is more, and a client's kernel tries again. So a
-  scraper gets in beside a flood that is not much faster than the thread accepts.
-- The owner of the client's socket is asked first (peers.py). A user who may not read gets a line
-  with 403 at once, and neither a place nor time. The kernel tells of a connection only when a
-  request has come (TCP_DEFER_ACCEPT), so there is nothing to wait for.
-- Of users who may read: CLIENTS at a time, CLIENT_S for each, HEAD_BYTES for a request, one request
-  a connection. One more takes the place of the one that is there for longest. A client that does
-  not read its answer has its connection reset, so the kernel does not keep answers either: it holds
-  those of CLIENTS connections, or of CLIENT_S where clients close their end first.
+- It is an ordinary task with nice value 0, below the page path. It is a real-time task only until
+  it listens, because before that it touches all its memory for the first time. It is not an idle
+  task: it takes the GIL, and a holder of the GIL without a processor would stop the page path.
+- SHARE bounds its processor time (allowance.py), for connections, requests and texts together.
+  Other connections wait in the queue of the listening socket. The queue holds QUEUE connections,
+  with RECEIVE_BYTES each. The kernel drops further connections, and the client's kernel tries
+  again. A scraper therefore gets in beside a flood that is not much faster than the thread accepts.
+- The first check is the user of the client's socket (peers.py). A user that may not read gets
+  a 403 at once and occupies no place. The kernel reports a connection only when its request has
+  arrived (TCP_DEFER_ACCEPT), so the thread need not wait for the request.
+- Users that may read share CLIENTS connections, with CLIENT_S for each, HEAD_BYTES for a request,
+  and one request a connection. A further connection replaces the oldest one. If a client does not
+  read its answer, its connection is reset, so that the kernel does not keep the answer. The kernel
+  thus holds the answers of CLIENTS connections, or those of CLIENT_S if clients close first.
 
-What the page path notices: a snapshot, taken in its own loop so that all of it is of one moment (a
-third of a millisecond, noting it for a successor included, whatever the size of the pool), and that
-the GIL is taken while text is made. That is done in pieces of PIECE_S, with a pause after each. The
-same text is told for TEXT_S.
+The page path notices two things. The first is the snapshot: its own loop takes it, so that all
+values belong to one moment. That takes a third of a millisecond, independent of the size of the
+pool, including the copy for a successor. The second is the GIL, which the thread holds while it
+makes text. It makes text in pieces of PIECE_S and pauses after each. It serves a text for TEXT_S.
 
-Limits: GET and HEAD of /metrics. No encryption and no password: it listens on the loopback
-interface unless told otherwise, and tells nothing to users of this machine who are not named. The
-socket is the worker's own: the next worker listens again, and a scrape that falls in between fails.
-If the address is taken, that is said once, and tried again every RETRY_S. A flood of many thousand
-connections a second keeps scrapers out as long as it lasts; the page path does not notice it.
+Limits:
+
+- It serves GET and HEAD of /metrics.
+- It has no encryption and no password. It listens on the loopback interface by default, and denies
+  users of this machine that are not named.
+- The socket belongs to the worker. The next worker listens again, and a scrape in between fails.
+- If the address is in use, the thread logs that once and tries again every RETRY_S.
+- A flood of many thousand connections a second keeps scrapers out while it lasts. The page path
+  does not notice it.
 """
 
 from __future__ import annotations
@@ -67,28 +70,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARE = 0.01
-"""Part of a processor that the thread may use: with 1 %, the GIL is free for 99 of 100 page-ins."""
+"""Share of a processor that the thread may use. With 1 %, 99 of 100 page-ins find the GIL free."""
 SAVED_S = 0.05
-"""Processor time that it may use at once: some ten texts."""
+"""Processor time in seconds that the thread may use at once, enough for about ten texts."""
 QUEUE = 32
-"""Connections that may wait to be accepted; SHARE allows some 100 a second."""
+"""Connections that may wait to be accepted. SHARE allows about 100 connections a second."""
 RECEIVE_BYTES = 8 << 10
 CLIENTS = 8
 CLIENT_S = 5.0
 HEAD_BYTES = 8 << 10
-"""Longest request that is read."""
+"""Length of the longest request that is read."""
 RETRY_S = 10.0
 PIECE_S = 0.0003
-"""Time for which text is made without a pause: some ten families."""
+"""Time in seconds for which the thread makes text without a pause, enough for ten families."""
 TEXT_S = 0.5
-"""Age up to which a text is told again."""
+"""Age in seconds up to which a text is served again."""
 _PAUSE_S = 0.1
-"""Wait after the kernel has refused to accept, for memory or descriptors."""
+"""Pause in seconds after accept(2) fails for lack of memory or descriptors."""
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,16} [!-~]+ HTTP/1\.[0-9]\r?\n")
 _LINE_BEGIN = re.compile(rb"[A-Z]{0,16}|[A-Z]{1,16} [!-~]*(?: [!-~]*\r?)?")
 _HEADERS_END = re.compile(rb"\n\r?\n")
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
@@ -111,14 +114,13 @@ def _answer(status: int, body: bytes, *, head: bool = False) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else body)
 
 
-_DENIED = _answer(403, b"permission denied; metrics.users names who may read the metrics\n")
+_DENIED = _answer(
+    403, b"permission denied; metrics.users lists the users that may read the metrics\n"
+)
 
 
 class _Client:
-    """A connection of a user that may read.
-
-    Its request is read, an answer is sent, and the client's end is waited for.
-    """
+    """A connection of a user that may read: read the request, send the answer, wait for the end."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
@@ -128,14 +130,14 @@ class _Client:
 
     @property
     def events(self) -> int:
-        """What to wait for."""
+        """The events of poll(2) to wait for."""
         return select.POLLOUT if self._unsent else select.POLLIN
 
     def step(self, make_text: Callable[[], bytes]) -> bool:
-        """Do what can be done without waiting; return whether the connection goes on.
+        """Make one step without waiting; return whether the connection goes on.
 
         Args:
-            make_text: makes the metrics.
+            make_text: returns the text of the metrics.
 
         Raises:
             OSError: the connection is broken.
@@ -159,7 +161,7 @@ class _Client:
         return bool(self.socket.recv(HEAD_BYTES, socket.MSG_DONTWAIT))
 
     def _reply(self, make_text: Callable[[], bytes]) -> bytes | None:
-        """Return the answer to what was received; None if that is no whole request yet."""
+        """Return the answer to the received bytes, or None until they are a whole request."""
         line, newline, headers = self._received.partition(b"\n")
         may_be_http = (
             _REQUEST_LINE.fullmatch(line + newline) if newline else _LINE_BEGIN.fullmatch(line)
@@ -179,8 +181,8 @@ class _Client:
         """End the connection.
 
         Args:
-            by_reset: forget what the client has not read; otherwise the kernel keeps it for
-                CLIENT_S.
+            by_reset: drop the bytes that the client has not read. Otherwise the kernel keeps them
+                for CLIENT_S.
         """
         if by_reset and self._unsent is not None:
             with contextlib.suppress(OSError):
@@ -189,22 +191,22 @@ class _Client:
 
 
 class Exporter:
-    """The thread. Ends with the process.
+    """The thread that serves the metrics. It ends with the process.
 
     Args:
         host: IP address to listen on.
-        port: TCP port; 0 for any.
-        users: of this machine who may read them, besides root and our own; EVERYBODY for all.
+        port: TCP port; 0 for any free port.
+        users: local users that may read, besides root and the daemon's own user, or EVERYBODY.
 
     Attributes:
-        address: where it listens, once it does; host and port.
+        address: host and port once the thread listens, None before.
     """
 
     def __init__(self, host: str, port: int, users: Sequence[str] = (EVERYBODY,)) -> None:
         self._host, self._port = host, port
         self._doorkeeper = Doorkeeper(users)
         self.address: tuple[str, int] | None = None
-        # by descriptor, the one that is there for longest first
+        # by descriptor, the oldest first
         self._clients: dict[int, _Client] = {}
         self._made: tuple[float, bytes] | None = None
         self._snapshot: Callable[[], Snapshot] | None = None
@@ -213,10 +215,10 @@ class Exporter:
         threading.Thread(target=self._thread, name="metrics", daemon=True).start()
 
     def start(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Have the thread listen.
+        """Make the thread listen.
 
         Args:
-            snapshot: takes one; it will be called in the event loop that this is called from.
+            snapshot: returns a snapshot; it is called in the event loop of the caller.
         """
         self._snapshot = snapshot
         self._main = trio.lowlevel.current_trio_token()
@@ -234,21 +236,19 @@ class Exporter:
         except trio.RunFinishedError:
             pass  # the daemon is leaving
         except Exception:
-            log.exception("metrics are not served any more")
+            log.exception("metrics: the server has ended after an internal error")
 
     def _warm_up(self) -> None:
-        """Make a text, so that the modules and the memory for it are there."""
+        """Make a text, so that its modules are loaded and its memory is populated."""
         try:
             self._text()
         except trio.RunFinishedError:
             raise
         except Exception:
-            log.exception("metrics cannot be made")
-
-    # Connections.
+            log.exception("metrics: the first text has failed")
 
     def _listen(self) -> socket.socket:
-        """Return a listening socket, as soon as there can be one."""
+        """Return a listening socket. Try every RETRY_S until the address is free."""
         warned = False
         while True:
             try:
@@ -267,8 +267,8 @@ class Exporter:
                 host, port = listener.getsockname()[:2]
                 if not self._doorkeeper.begin((host, port)):
                     log.info(
-                        "metrics: the kernel does not tell the user of one socket (tcp_diag); its"
-                        " list of all is read"
+                        "metrics: the kernel cannot look up the user of one socket (tcp_diag);"
+                        " reading the list of all sockets"
                     )
                 self.address = (host, port)
                 log.info("metrics: http://%s:%d/metrics", *self.address)
@@ -297,7 +297,7 @@ class Exporter:
         try:
             connection, peer = listener.accept()
         except (BlockingIOError, ConnectionError):
-            return  # it was reset while it waited
+            return  # the connection was reset while it waited
         except OSError as error:
             log.warning("metrics: cannot accept: %s", error.strerror, extra={"rate_limit": 60})
             time.sleep(_PAUSE_S)
@@ -330,7 +330,7 @@ class Exporter:
         except trio.RunFinishedError:
             raise
         except Exception:
-            log.exception("a scrape failed", extra={"rate_limit": 60})
+            log.exception("metrics: a scrape has failed", extra={"rate_limit": 60})
         self._end(client, poll, by_reset=not is_over)
 
     def _end(self, client: _Client, poll: select.poll, *, by_reset: bool = True) -> None:
@@ -338,10 +338,8 @@ class Exporter:
         del self._clients[client.socket.fileno()]
         client.close(by_reset=by_reset)
 
-    # The text.
-
     def _text(self) -> bytes:
-        """Return a text, or the last one while it is fresh."""
+        """Return a text of the metrics that is at most TEXT_S old."""
         if self._made is None or time.monotonic() - self._made[0] >= TEXT_S:
             self._made = (time.monotonic(), self._make_text())
         return self._made[1]
@@ -357,10 +355,10 @@ class Exporter:
         return bytes(text)
 
     def _take(self) -> Snapshot:
-        """Have the loop that serves pages take a snapshot.
+        """Return a snapshot that the loop that serves pages takes.
 
         Raises:
-            RunFinishedError: it has ended.
+            RunFinishedError: the loop has ended.
         """
         assert self._main is not None
         assert self._snapshot is not None
@@ -371,7 +369,7 @@ class Exporter:
         def take() -> None:
             try:
                 results.append(snapshot())
-            except Exception as error:  # noqa: BLE001 - it would end the loop that serves pages
+            except Exception as error:  # noqa: BLE001 - an exception here would end that loop
                 results.append(error)
             taken.set()
 
@@ -383,7 +381,7 @@ class Exporter:
 
 
 class _One:
-    """One family, as what generate_latest takes."""
+    """A registry of one family, for generate_latest."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -396,7 +394,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a listening socket that does not block.
 
     Raises:
-        OSError: there cannot be one.
+        OSError: the address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -404,7 +402,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # its connections inherit it
+        # the accepted connections inherit these options
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CLIENT_S * 1000))
@@ -419,10 +417,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _turn_away(connection: socket.socket, verdict: Verdict) -> None:
-    """End the connection of a user who may not read; the client may still be there."""
+    """End the connection of a user that may not read."""
     with connection:
         if verdict is Verdict.DENIED:
             with contextlib.suppress(BlockingIOError):
-                # what is unread would have the answer dropped
+                # close(2) with unread bytes would reset the connection and drop the answer
                 connection.recv(HEAD_BYTES, socket.MSG_DONTWAIT)
             connection.send(_DENIED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which user's process is at the other end of a TCP connection, and whether it may read metrics.
+"""The user at the other end of a TCP connection, and the permission of that user to read metrics.
 
 TCP has no peer credentials, but the kernel knows the user of every socket of this machine.
-NETLINK_SOCK_DIAG finds the one socket of a pair of addresses by its hash: 4 µs, however many
-sockets there are. Where that is not available (a kernel without tcp_diag, a sandbox without
-AF_NETLINK), the list in /proc/net/tcp is read instead, in pieces of fixed size: 150 bytes and about
-1 µs a socket, and any user can have many thousands.
+NETLINK_SOCK_DIAG looks up the one socket of a pair of addresses in a hash table. This takes 4 µs
+for any number of sockets. A kernel without tcp_diag and a sandbox without AF_NETLINK do not have
+it. There the Doorkeeper reads the list in /proc/net/tcp, in pieces of fixed size. The list has
+150 bytes a socket and costs about 1 µs a socket. Any user can have many thousand sockets.
 
-The list is also read for an address that is not a loopback one and has no socket by its hash: a
-socket that is bound to an interface is found by its hash only together with that interface. A peer
-that neither knows is another machine's, or another network namespace's.
+The Doorkeeper also reads the list if the lookup finds no socket and the address is not a loopback
+address. The reason: the lookup finds a socket that is bound to an interface only together with that
+interface. A peer in neither place belongs to another machine or another network namespace.
 
-A socket without an inode belongs to no process: its owner has closed it, or TCP keeps no more of it
-than its addresses (TIME_WAIT). The kernel tells user 0 for some of these, so they count as gone and
-never as root's.
+A socket without an inode belongs to no process. Its owner has closed it, or TCP keeps only its
+addresses (TIME_WAIT). For some of these sockets the kernel reports user 0. They therefore count as
+gone, never as sockets of root.
 
-Limits: names of users are looked up every NAMES_S, since that may take a directory service, so a
-user that is made later counts after that time. The user's number is all that is known, so all
-programs of an allowed user may read.
+Limits:
+
+- User names are looked up every NAMES_S, because the lookup can need a directory service. A user
+  that is added later counts after that time.
+- Only the user's number is known. All programs of an allowed user may therefore read.
 
 Sources: sock_diag(7), net/ipv4/inet_diag.c.
 """
@@ -42,10 +44,10 @@ if TYPE_CHECKING:
     Address = tuple[str, int]
 
 EVERYBODY = "*"
-"""Stands for all users where their names are asked for."""
+"""The word for all users in a list of user names."""
 
 NAMES_S = 10.0
-"""Time for which the number of a user's name is kept."""
+"""Time in seconds for which the numbers of user names are kept."""
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _LOOPBACK_SIX = bytes(15) + b"\x01"
@@ -53,7 +55,7 @@ _SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY, _NLMSG_ERROR, _NLM_F_REQUEST = 20, 2, 1
 _NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
 _REQUEST = struct.Struct("=BBBxI")  # family, protocol, extensions, states
-# ports and addresses, of the socket that is looked for and of its peer
+# ports and addresses of the wanted socket and of its peer
 _SOCKET_ID = struct.Struct("!HH16s16s")
 _INTERFACE_AND_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)  # any
 # family, state, timer, retransmissions, id, expiry, queues, user, inode
@@ -61,16 +63,19 @@ _MESSAGE = struct.Struct("=BBBB48sIIIII")
 _LISTEN, _ALL_STATES = 10, 0xFFFFFFFF
 _PIECE = 64 << 10
 _UID_FIELD, _INODE_FIELD = 4, 6
-"""Of a line, behind both addresses: state, queues, timer, retransmissions, user, timeout, inode."""
+"""Fields of a line after both addresses.
+
+They are: state, queues, timer, retransmissions, user, timeout, inode.
+"""
 
 
 class Verdict(enum.Enum):
-    """What a connection's other end is to get."""
+    """The decision on the other end of a connection."""
 
     ALLOWED = enum.auto()
     DENIED = enum.auto()
     GONE = enum.auto()
-    """Its process has closed it: no client is left to answer."""
+    """The client's process has closed the connection, so there is no client to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +84,14 @@ class Owner:
 
     user: int
     inode: int
-    """0 if no process has it open."""
+    """The inode number, or 0 if no process has the socket open."""
     listens: bool = False
 
 
 def _packed(address: str) -> bytes:
-    """Return an address in network byte order: 4 bytes of IPv4, 16 of IPv6.
+    """Return an address in network byte order: 4 bytes for IPv4, 16 bytes for IPv6.
 
-    An IPv4 address that is mapped into IPv6 has 4 bytes as well.
+    An IPv4 address that is mapped into IPv6 gives 4 bytes.
     """
     if ":" not in address:
         return socket.inet_pton(socket.AF_INET, address)
@@ -95,10 +100,10 @@ def _packed(address: str) -> bytes:
 
 
 class Diag:
-    """The kernel's answer to which socket has a pair of addresses; a context manager.
+    """A connection to the kernel's NETLINK_SOCK_DIAG; a context manager.
 
     Raises:
-        OSError: there is no NETLINK_SOCK_DIAG here.
+        OSError: NETLINK_SOCK_DIAG is not available.
     """
 
     def __init__(self) -> None:
@@ -118,17 +123,17 @@ class Diag:
         self._socket.close()
 
     def find(self, address: Address, peer: Address) -> Owner | None:
-        """Return the socket that has an address and a peer; None if there is none.
+        """Return the socket with an address and a peer address, or None.
 
         Args:
-            address: of the socket that is looked for.
-            peer: of the socket at its other end.
+            address: address of the wanted socket.
+            peer: address of the socket at its other end.
 
         Raises:
-            OSError: the kernel does not answer such questions.
+            OSError: the kernel does not support this lookup.
         """
         own, other = _packed(address[0]), _packed(peer[0])
-        # Asked by IPv4, the kernel finds IPv6 sockets with a mapped address as well.
+        # A lookup by IPv4 also finds IPv6 sockets with a mapped address.
         family = socket.AF_INET if len(own) == 4 else socket.AF_INET6
         ends = _SOCKET_ID.pack(address[1], peer[1], own, other)
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
@@ -143,7 +148,7 @@ class Diag:
 
     def _answer(self) -> Owner | None:
         while True:
-            # The kernel answers before sendto returns, so this never waits.
+            # The kernel answers before sendto() returns, so this never waits.
             answer = self._socket.recv(4096, socket.MSG_DONTWAIT)
             _, kind, _, sequence, _ = _NLMSGHDR.unpack_from(answer)
             if sequence != self._sequence:
@@ -158,7 +163,7 @@ class Diag:
 
 
 def _listed(packed: bytes, port: int) -> str:
-    """Return an address as the kernel's list has it: the bytes, read as the machine reads words."""
+    """Return an address as /proc/net/tcp has it: its bytes, as words in native byte order."""
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return f"{''.join(f'{word:08X}' for word in words)}:{port:04X}"
 
@@ -166,12 +171,12 @@ def _listed(packed: bytes, port: int) -> str:
 def find_listed(
     address: Address, peer: Address, *, proc: Path = Path("/proc/self/net")
 ) -> Owner | None:
-    """Return the socket that has an address and a peer, as `Diag.find`, from the kernel's list.
+    """Return the socket with an address and a peer address from the kernel's list, or None.
 
     Args:
-        address: see `Diag.find`, as for `peer`.
-        peer: of the socket at its other end.
-        proc: where the lists are.
+        address: address of the wanted socket.
+        peer: address of the socket at its other end.
+        proc: directory of the lists.
     """
     own, other = _packed(address[0]), _packed(peer[0])
     forms = (
@@ -189,7 +194,7 @@ def find_listed(
 
 
 def _lines_with(path: Path, wanted: bytes) -> Iterator[bytes]:
-    """Yield the lines of a file that have some bytes; hold a piece of the file at a time."""
+    """Yield the lines of a file that contain the wanted bytes; read _PIECE bytes at a time."""
     rest = b""
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_PIECE):
@@ -202,13 +207,13 @@ def _lines_with(path: Path, wanted: bytes) -> Iterator[bytes]:
 
 
 class Doorkeeper:
-    """Says whether root, the daemon's own user, a named one, another machine asks.
+    """Decides whether the other end of a connection may read the metrics; a context manager.
 
-    A context manager.
+    Root, the daemon's own user, the named users and other machines may read.
 
     Args:
-        users: names or numbers, or EVERYBODY.
-        proc: where the kernel's lists are.
+        users: names or numbers of users, or EVERYBODY.
+        proc: directory of the kernel's lists.
     """
 
     def __init__(self, users: Sequence[str], *, proc: Path = Path("/proc/self/net")) -> None:
@@ -225,19 +230,17 @@ class Doorkeeper:
         self.close()
 
     def begin(self, listening: Address) -> bool:
-        """Return whether the kernel answers questions about one socket.
-
-        It is tried with one that is there.
+        """Return whether the kernel can look up one socket. Try it with a socket that exists.
 
         Args:
             listening: address of a listening socket of this process.
         """
         self.close()
-        self._allowed()  # what looking up names loads is loaded now
+        self._allowed()  # loads the modules of the name lookup before they are needed
         try:
             self._diag = Diag()
-            nobody = "0.0.0.0" if len(_packed(listening[0])) == 4 else "::"  # noqa: S104 - stands for no peer
-            if self._diag.find(listening, (nobody, 0)) is not None:
+            no_peer = "0.0.0.0" if len(_packed(listening[0])) == 4 else "::"  # noqa: S104 - no bind
+            if self._diag.find(listening, (no_peer, 0)) is not None:
                 return True
         except OSError:
             pass
@@ -245,19 +248,17 @@ class Doorkeeper:
         return False
 
     def close(self) -> None:
-        """Ask the kernel's list from here on."""
+        """Close NETLINK_SOCK_DIAG; later lookups read the kernel's list."""
         if self._diag is not None:
             self._diag.close()
             self._diag = None
 
     def owner(self, peer: Address, own: Address) -> Owner | None:
-        """Return the socket at the other end of a connection.
-
-        None if it is no socket of this machine.
+        """Return the socket at the other end of a connection, or None if it is not local.
 
         Args:
             peer: address and port of the other end.
-            own: of this end.
+            own: address and port of this end.
         """
         if self._diag is not None:
             try:
@@ -272,25 +273,25 @@ class Doorkeeper:
         return find_listed(peer, own, proc=self._proc)
 
     def judge(self, peer: Address, own: Address) -> Verdict:
-        """Say whether the other end of a connection may read the metrics.
+        """Return whether the other end of a connection may read the metrics.
 
         Args:
-            peer: see `owner`, as for `own`.
-            own: of this end.
+            peer: address and port of the other end.
+            own: address and port of this end.
         """
         if EVERYBODY in self._users:
             return Verdict.ALLOWED
         owner = self.owner(peer, own)
         if owner is None:
-            # For other machines `metrics.listen` decides. A local socket of unknown owner is
-            # denied.
+            # `metrics.listen` decides which other machines can connect. A local socket with an
+            # unknown owner is denied.
             return Verdict.DENIED if _is_loopback(peer[0]) else Verdict.ALLOWED
         if not owner.inode:
             return Verdict.GONE
         return Verdict.ALLOWED if owner.user in self._allowed() else Verdict.DENIED
 
     def _allowed(self) -> frozenset[int]:
-        """Return the numbers of the users who may read, as they were at most NAMES_S ago."""
+        """Return the numbers of the users that may read, at most NAMES_S old."""
         now = time.monotonic()
         if now >= self._looked_up_until:
             self._numbers = frozenset({0, os.geteuid(), *map(number_of, self._users)})
@@ -304,7 +305,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def number_of(name: str) -> int:
-    """Return a user's number; -1 if there is none of that name."""
+    """Return the number of a user, or -1 if the user does not exist."""
     if name.isdecimal():
         return int(name)
     try:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a worker knows of itself at one moment, all of it.
+"""The statistics of a worker at one moment.
 
-The one source of stats, metrics and stats files.
-
-Taking one costs some 90 µs, whatever the size of the pool, and nothing on the page path.
+A snapshot is the only source of `stats`, the metrics and the files below `stats/`. It takes about
+90 µs, independent of the size of the pool. It costs nothing on the page path.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """The process that serves, and those before it.
+    """The worker that serves, and the workers before it.
 
     Attributes:
-        version: of the program.
-        number: 1 for the first.
-        deaths: how many before it ended without being told to.
-        broken: those of them that ended themselves after an internal error on the way of a page.
-        takeover_seconds: what this one took to rebuild the index and serve; 0 for the first.
-        supervised: whether another would follow it.
-        poisoned_requests: requests answered with EIO because they killed one worker after the
-            other.
-        uptime_seconds: since the first began.
-        protections: which are on, by name.
+        version: version of the program.
+        number: number of the worker, 1 for the first.
+        deaths: workers before it that ended without being told to.
+        broken: workers before it that ended themselves after an internal error on the page path.
+        takeover_seconds: time that it needed to rebuild the index and serve, 0 for the first.
+        supervised: True if the supervisor would start another worker after it.
+        poisoned_requests: requests answered with EIO because they killed one worker after
+            another.
+        uptime_seconds: time since the first worker started.
+        protections: True for each protection that is on, by name.
     """
 
     version: str
@@ -52,9 +51,9 @@ class WorkerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The statistics of all parts; what is cumulative counts from the first worker on.
+    """The statistics of all parts of a worker.
 
-    There is a shrinker if there is a cache.
+    Cumulative counters count from the first worker on. The shrinker is None without a cache.
     """
 
     core: CoreStatistics

@@ -96,7 +96,7 @@ async def test_volume_is_added_listed_invalidated_resized_and_removed(
         assert "8 pages of disk dropped" in await ctl("invalidate", "disk")
         os.truncate(tmp_path / "backing", 2 << 20)
         assert "2.0 MiB" in await ctl("resize", "disk")
-        assert "gone" in await ctl("remove", "disk")
+        assert "is removed" in await ctl("remove", "disk")
         assert "there is no volume disk" in await ctl("remove", "disk", code=15)
         assert len(ctl.remembered) == 2, (
             "a successor is to have what was added, and not what was removed"

@@ -355,7 +355,7 @@ def test_set_changes_all_or_nothing(daemon: FakeDaemon, capsys: pytest.CaptureFi
     assert 'pool.checksum is "maybe"' in capsys.readouterr().err
     assert daemon.config.pool.compressor == "lzo"
     assert ctl(daemon, "set", "pool.compressor") == errors.ConfigError.exit_code
-    assert "is no assignment" in capsys.readouterr().err
+    assert "is not an assignment" in capsys.readouterr().err
 
 
 def test_reset_needs_names_or_all(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -537,7 +537,7 @@ def test_swapon_where_the_daemon_hears_no_discards_says_so(
     calls = fake_attach(monkeypatch)
     assert ctl(daemon, "swapon") == 0
     assert calls[0][1]["discard"] is False
-    assert "hears no discards" in capsys.readouterr().err
+    assert "gets no discards" in capsys.readouterr().err
 
 
 def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
@@ -551,7 +551,7 @@ def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     text = capsys.readouterr().err
     assert "too little memory free for its own part of swapping (2048)" in text
-    assert f"{hint}; --force swaps on all the same" in text
+    assert f"{hint}; --force swaps on anyway" in text
     assert calls == []
     assert ctl(daemon, "swapon", "--force") == 0
     assert hint in capsys.readouterr().err  # as a warning
@@ -570,7 +570,7 @@ def test_swapon_below_a_limit_that_makes_the_daemon_swap_is_refused_unless_force
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     text = capsys.readouterr().err
     assert "wait for its own swap device (1.0 GiB (/c/memory.max))" in text
-    assert "echo 0 > /c/memory.swap.max; --force swaps on all the same" in text
+    assert "echo 0 > /c/memory.swap.max; --force swaps on anyway" in text
     calls = fake_attach(monkeypatch)
     assert ctl(daemon, "swapon", "--force") == 0
     assert len(calls) == 1
@@ -600,7 +600,7 @@ def test_swapon_to_memory_that_is_not_locked_is_refused_unless_forced(
     assert ctl(daemon, "swapon") == errors.ProtectionError.exit_code
     text = capsys.readouterr().err
     assert "not locked (mlockall: no)" in text
-    assert "run zswapd as root; --force swaps on all the same" in text
+    assert "run zswapd as root; --force swaps on anyway" in text
     calls = fake_attach(monkeypatch)
     assert ctl(daemon, "swapon", "--force") == 0
     assert len(calls) == 1
@@ -700,7 +700,7 @@ def test_swapon_of_several_files_is_all_or_nothing(
     monkeypatch.setattr(swapdevice, "detach", stuck)
     assert ctl(daemon, "swapon", "swap", "second") == errors.SwapDeviceError.exit_code
     assert (
-        "and swap, swapped on before that, cannot be swapped off again: does not fit"
+        "swap was swapped on before and cannot be swapped off: does not fit"
         in capsys.readouterr().err
     )
 
@@ -841,7 +841,7 @@ def test_upgrade_that_does_not_happen_is_a_failure(
 ) -> None:
     monkeypatch.setattr(upgrade, "TAKEOVER_S", 0.2)
     assert ctl(daemon, "upgrade") == errors.HandoverError.exit_code
-    assert "the upgrade has not happened" in capsys.readouterr().err
+    assert "the upgrade has failed" in capsys.readouterr().err
 
 
 def test_progress_is_one_moving_line_on_a_terminal(
@@ -932,7 +932,7 @@ def test_run_builds_the_config_from_its_options(ran: list[config.Config], tmp_pa
             "unknown setting pool.compresor",
             "did you mean pool.compressor?",
         ),
-        (["--set", "nonsense"], "no assignment", "section.key=value"),
+        (["--set", "nonsense"], "is not an assignment", "section.key=value"),
         (["--config", "/nonexistent.toml"], "cannot read /nonexistent.toml", "--config"),
     ],
 )

@@ -83,7 +83,7 @@ def test_check_names_the_files_or_the_line_and_what_would_be_right(
 ) -> None:
     assert zswapd.main(["config", "check", "--config", str(file)]) == 0
     dropin = f"{file}.d/10-more.toml"
-    assert capsys.readouterr().out == f"{file}: in order\n{dropin}: in order\n"
+    assert capsys.readouterr().out == f"{file}: valid\n{dropin}: valid\n"
     assert zswapd.main(["config", "check", "--config", str(file), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["files"]) == (True, [str(file), dropin])
@@ -175,5 +175,5 @@ def test_defaults_as_json_say_what_each_takes(capsys: pytest.CaptureFixture[str]
         "takes": config.SETTINGS["pool.compressor"].kind.describe(sources.context()),
         "unit": "",
         "reloadable": True,
-        "help": "Codec for new pages; stored pages keep theirs.",
+        "help": "Codec for new pages. Stored pages keep their codec.",
     }

@@ -134,9 +134,9 @@ def test_switching_recompression_on_needs_memory_for_its_marks(tmp_path: Path) -
     [
         (["swap.size=100T"], "more than a swap area can have"),
         (["swap.size=17592186040320"], None),
-        (["swap.size=99999999999999999999%"], "larger than any file"),
+        (["swap.size=99999999999999999999%"], "larger than the largest file"),
         (["swap.size=-5G"], "is negative"),
-        (["swap.size=0%"], "holds nothing"),
+        (["swap.size=0%"], "is not positive"),
         (["memory.reserve=100G"], "more than 75%"),
         (["memory.reserve=500%"], "more than 75%"),
         (["cache.limit=51%"], "more than 50%"),

@@ -534,7 +534,7 @@ async def test_a_failing_snapshot_fails_its_scrape_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exporting, "TEXT_S", 0.0)
-    expect_log("a scrape failed", level=logging.ERROR)
+    expect_log("metrics: a scrape has failed", level=logging.ERROR)
     failures = iter([False, True, False])
 
     def take() -> Snapshot:
