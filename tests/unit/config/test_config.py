@@ -355,10 +355,7 @@ def test_either_half_can_be_off_and_not_both(root: Path) -> None:
     }
     assert load(root, ("cache.limit", "")).cache.limit is None
     assert "neither a swap file nor a cache" in refusal(root, off, ("cache.limit", "")).message
-    assert (
-        "a backing needs a swap file"
-        in refusal(root, off, ("backing.path", "/dev/sdb")).message
-    )
+    assert "a backing needs a swap file" in refusal(root, off, ("backing.path", "/dev/sdb")).message
 
 
 @pytest.mark.parametrize("text", ["", "swap.size", "=2G", " = 2G"])
