@@ -52,7 +52,10 @@ class Swapoff(NamedTuple):
 def swapped(box: Box, name: str) -> Work:
     """Start a workload that has swapped out most of its data."""
     cgroup = f"/sys/fs/cgroup/{name}"
-    before = f"mkdir -p {cgroup} && echo {LIMIT_MIB}M > {cgroup}/memory.max && echo $$ > {cgroup}/cgroup.procs"
+    before = (
+        f"mkdir -p {cgroup} && echo {LIMIT_MIB}M > {cgroup}/memory.max"
+        f" && echo $$ > {cgroup}/cgroup.procs"
+    )
     work = box.workload(DATA_MIB, "fill", "settle", "verify", same=20, step=True, before=before)
     for phase in ("fill", "settle"):
         box.wait_for_phase(work, phase, 300)

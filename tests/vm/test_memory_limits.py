@@ -23,7 +23,10 @@ printf '[Slice]\\nMemoryMax={LIMIT_MIB}M\\n' > /run/systemd/system/{OUTER}
 printf '[Slice]\\nMemoryMax=infinity\\n' > /run/systemd/system/{INNER}
 printf '[Service]\\nSlice={INNER}\\n' > /run/systemd/system/{UNIT}.d/slice.conf
 """
-REMOVE = f"""cd /run/systemd/system && rm -f {UNIT}.d/slice.conf {OUTER} {INNER} && systemctl daemon-reload"""
+REMOVE = (
+    f"cd /run/systemd/system && rm -f {UNIT}.d/slice.conf {OUTER} {INNER}"
+    " && systemctl daemon-reload"
+)
 
 
 def confined(
@@ -31,7 +34,10 @@ def confined(
 ) -> Work:
     """Start a workload in a cgroup of its own."""
     cgroup = f"/sys/fs/cgroup/{name}"
-    before = f"mkdir -p {cgroup} && echo {limit_mib}M > {cgroup}/memory.max && echo $$ > {cgroup}/cgroup.procs"
+    before = (
+        f"mkdir -p {cgroup} && echo {limit_mib}M > {cgroup}/memory.max"
+        f" && echo $$ > {cgroup}/cgroup.procs"
+    )
     return box.workload(mib, *phases, same=same, step=step, before=before)
 
 

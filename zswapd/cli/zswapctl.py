@@ -406,39 +406,8 @@ def make_parser() -> Parser:
         help="time between two screens in seconds (default: 1)",
     )
     top_.add_argument("--once", action="store_true", help="print one screen and end")
-    get = add("get", _get, "show settings and their origins")
-    get.add_argument(
-        "key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)"
-    )
-    set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
-    set_.add_argument(
-        "assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value"
-    )
-    reset = add(
-        "reset", _reset, "return settings that were changed at run time to their configured values"
-    )
-    reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
-    reset.add_argument("--all", action="store_true", help="reset all changed settings")
-    writeback = add(
-        "writeback", _writeback, "send pages to the disk behind the pool, the oldest first"
-    )
-    writeback.add_argument(
-        "--pages",
-        type=_amount,
-        metavar="N",
-        help="limit: N pages, or a size such as 64M (default: all)",
-    )
-    writeback.add_argument(
-        "--incompressible", action="store_true", help="only pages that are stored uncompressed"
-    )
-    writeback.add_argument(
-        "--idle", type=_count, metavar="SECONDS", help="only pages that were unused for this time"
-    )
-    writeback.add_argument(
-        "--mark-idle",
-        action="store_true",
-        help="send no page, but mark all pages as unused until they are used again",
-    )
+    _add_settings_commands(add)
+    _add_writeback_command(add)
     add("recompress", _recompress, "compress all pages again with zstd, if that saves enough")
     _add_swap_commands(add)
     cache = commands.add_parser(
@@ -470,3 +439,42 @@ def make_parser() -> Parser:
     pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all)")
     add("compact", _compact, "move stored objects together and free memory")
     return parser
+
+
+def _add_settings_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    get = add("get", _get, "show settings and their origins")
+    get.add_argument(
+        "key", nargs="*", metavar="SECTION.KEY", help="settings to show (default: all)"
+    )
+    set_ = add("set", _set, "change settings while the daemon runs, all of them or none")
+    set_.add_argument(
+        "assignment", nargs="+", metavar="SECTION.KEY=VALUE", help="a setting and its new value"
+    )
+    reset = add(
+        "reset", _reset, "return settings that were changed at run time to their configured values"
+    )
+    reset.add_argument("key", nargs="*", metavar="SECTION.KEY", help="settings to reset")
+    reset.add_argument("--all", action="store_true", help="reset all changed settings")
+
+
+def _add_writeback_command(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    writeback = add(
+        "writeback", _writeback, "send pages to the disk behind the pool, the oldest first"
+    )
+    writeback.add_argument(
+        "--pages",
+        type=_amount,
+        metavar="N",
+        help="limit: N pages, or a size such as 64M (default: all)",
+    )
+    writeback.add_argument(
+        "--incompressible", action="store_true", help="only pages that are stored uncompressed"
+    )
+    writeback.add_argument(
+        "--idle", type=_count, metavar="SECONDS", help="only pages that were unused for this time"
+    )
+    writeback.add_argument(
+        "--mark-idle",
+        action="store_true",
+        help="send no page, but mark all pages as unused until they are used again",
+    )

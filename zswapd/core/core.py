@@ -184,6 +184,15 @@ def store_codecs(config: Config) -> tuple[str, ...]:
     return (config.pool.compressor, *([STRONGER] if config.pool.recompress_age else []))
 
 
+def _make_nodes(config: Config, *, lenient: bool) -> list[Objnodes]:
+    """Return the index nodes of the persistent half, and of the ephemeral half if there is one."""
+    page_size, reserve = config.context.page_size, _NODE_RESERVE_BYTES // NODE_BYTES
+    pages = [size // page_size for size in config.swap_files().values()]
+    capacities = [sum(nodes_for(count, 1 << SWIZ_BITS) for count in pages), cache_frames(config)]
+    halves = capacities if capacities[1] else capacities[:1]
+    return [Objnodes(capacity, reserve=reserve, lenient=lenient) for capacity in halves]
+
+
 class Core:
     """All parts of a page's path below FUSE.
 
@@ -229,39 +238,18 @@ class Core:
             compress.by_codec(),
             total_frames=self._total_frames,
         )
-        objects = 1 << SWIZ_BITS
-        capacity = sum(nodes_for(size // page_size, objects) for size in sizes.values())
-        self.nodes = Objnodes(
-            capacity, reserve=_NODE_RESERVE_BYTES // NODE_BYTES, lenient=inherited is not None
-        )
-        self.all_nodes = [self.nodes]
-        ephemeral_frames = cache_frames(config)
-        if ephemeral_frames:
-            reserve = _NODE_RESERVE_BYTES // NODE_BYTES
-            self.all_nodes.append(
-                Objnodes(ephemeral_frames, reserve=reserve, lenient=inherited is not None)
-            )
+        self.all_nodes = _make_nodes(config, lenient=inherited is not None)
+        self.nodes = self.all_nodes[0]
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
-        self.cache = self._make_cache(config) if ephemeral_frames else None
+        self.cache = self._make_cache(config) if cache_frames(config) else None
         self._transfers = backing.transfers if backing else None
         lost = inherited.lost if inherited else {}
         copies = inherited.lost_copies if inherited else {}
         self.backed = (
             backing.devices(sizes, self.frontswap, lost, page_size, copies) if backing else []
         )
-        self.devices: dict[str, Device] = {device.name: device for device in self.backed} or {
-            name: Device(
-                name,
-                size,
-                self.frontswap,
-                swap_type,
-                page_size=page_size,
-                lost=lost.get(name),
-                lost_copy=copies.get(name),
-            )
-            for swap_type, (name, size) in enumerate(sizes.items())
-        }
+        self.devices = self._make_devices(sizes, lost, copies)
         self.writeback = (
             backing.writeback(self.backed, self.frames, self.frontswap, self.zv)
             if backing
@@ -281,6 +269,26 @@ class Core:
             # Only for an unused arena. An inherited arena in use has the reserve that its
             # predecessor left, and the kernel is not asked for more while requests wait.
             self.frames.refill_now()
+
+    def _make_devices(
+        self,
+        sizes: Mapping[str, int],
+        lost: Mapping[str, memoryview],
+        copies: Mapping[str, memoryview],
+    ) -> dict[str, Device]:
+        """Return the block devices by name: those with a backing, or new ones."""
+        return {device.name: device for device in self.backed} or {
+            name: Device(
+                name,
+                size,
+                self.frontswap,
+                swap_type,
+                page_size=self._page_size,
+                lost=lost.get(name),
+                lost_copy=copies.get(name),
+            )
+            for swap_type, (name, size) in enumerate(sizes.items())
+        }
 
     def _make_allocator(self, config: Config, frames: PageFrames) -> ZsPool | ZbudPool:
         """Return a new allocator for the persistent half."""

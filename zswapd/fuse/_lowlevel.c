@@ -8,7 +8,8 @@
  * fuse_session_receive_buf() end here; the real ones are found with dlsym(RTLD_NEXT). Until Python
  * calls attach(), and for every session but the attached one, both only pass on.
  *
- *   fuse_session_new()          copies the table of operations and puts .read, .write, .fallocate and .init of its own into it.
+ *   fuse_session_new()          copies the table of operations and puts .read, .write, .fallocate
+ *                               and .init of its own into it.
  *                               .write_buf is taken out: a process that may grow pipes
  *                               (CAP_SYS_RESOURCE) would get written
  *                               data as a pipe instead of memory.
@@ -93,7 +94,8 @@
 #undef fuse_session_new
 
 #define INODE_LIMIT 65536
-#define OPERATIONS_MAX 1024 /* bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
+/* Bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
+#define OPERATIONS_MAX 1024
 #define PENALTY_MAX 255   /* requests */
 /*
  * Out of the processor for so long: not a kernel thread that had a request to pass on, nor the
@@ -105,8 +107,10 @@
 #define CROWDED_NS 600000
 #define CROWDED_WRITES_NS 200000
 #define CROWDED_MIN 1023  /* requests */
-#define CROWDED_MAX 4095 /* a wait that is held up costs some 3 ms, less than 1 us for each of these */
-#define CROWDED_WRITES 15 /* requests that are no reads: who held the wait up was, as a rule, the program that swaps out */
+/* A wait that is held up costs some 3 ms, less than 1 us for each of these */
+#define CROWDED_MAX 4095
+/* Requests that are no reads: who held the wait up was, as a rule, the program that swaps out */
+#define CROWDED_WRITES 15
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
 #define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
@@ -125,9 +129,11 @@
 
 struct libfuse_version; /* only passed on */
 
-typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
-typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
-                                                         const struct libfuse_version *, void *);
+typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *,
+					       size_t, void *);
+typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *,
+							 const struct fuse_lowlevel_ops *, size_t,
+							 const struct libfuse_version *, void *);
 typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 
 /*
@@ -170,27 +176,33 @@ enum { READS, CHANGES, DISK, PACES };
 
 struct pace {
 	unsigned skip;           /* requests to serve before the next poll */
-	unsigned penalty, crowd; /* what skip becomes after the next poll: one in vain; one that was held up */
+	/* What skip becomes after the next poll: one in vain; one that was held up */
+	unsigned penalty, crowd;
 };
 
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
 	PyObject *interrupt;                /* NULL if nobody wants to know */
-	PyObject *admit;                    /* says whether a handle may change a file; NULL: each may */
-	PyObject *on_disk_ready;                     /* called when disk_fd is readable; NULL if there is no disk */
+	/* Says whether a handle may change a file; NULL: each may */
+	PyObject *admit;
+	/* Called when disk_fd is readable; NULL if there is no disk */
+	PyObject *on_disk_ready;
 	int disk_fd;                        /* -1 then */
 	uint64_t handed_over;               /* number of the last request that pyfuse3 was given, */
 	uint32_t handed_over_pid;           /* and the thread that waits for it */
-	struct fuse_session *session;       /* the session whose table carries our operations, NULL before */
+	/* The session whose table carries our operations, NULL before */
+	struct fuse_session *session;
 	int fd;                             /* of that session, -1 until the first receive */
 	struct fuse_lowlevel_ops original;  /* what pyfuse3 registered */
-	uint64_t blocks[INODE_LIMIT / 64];  /* bitmap of the inodes that the Python functions serve */
+	/* Bitmap of the inodes that the Python functions serve */
+	uint64_t blocks[INODE_LIMIT / 64];
 	size_t page, max_io;                /* bytes */
 	Py_buffer shared; /* its memory, unless it is private */
 	struct survivor *survivor;
 	struct init_copy *init_copy;
 	bool checks_requests;    /* a successor may have to take the last one from the buffer */
-	bool is_left_over;       /* the request buffer holds what a predecessor has read and not answered */
+	/* The request buffer holds what a predecessor has read and not answered */
+	bool is_left_over;
 	char *request; /* its headers, and page-aligned behind those of a WRITE the data */
 	char *reply;   /* max_io bytes */
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
@@ -198,7 +210,8 @@ static struct {
 	uint64_t quiet_since;   /* end of the last request served here */
 	struct pace paces[PACES], *pace; /* that of the last request */
 	unsigned max_background;
-	uint64_t scarce_bytes;   /* free memory of the system below which this thread is a real-time one, 0 for never */
+	/* Free memory of the system below which this thread is a real-time one, 0 for never */
+	uint64_t scarce_bytes;
 	bool is_first;           /* it is one now */
 	unsigned deferred;      /* requests that wait for reply() */
 } hook = {.fd = -1, .disk_fd = -1, .pace = hook.paces};
@@ -220,7 +233,8 @@ static struct {
 	fuse_ino_t last_ino; /* the last READ that was answered, */
 	off_t last_end;
 	size_t last_size;
-	bool wanted;      /* it began where the one before it ended, and nothing was read ahead since */
+	/* It began where the one before it ended, and nothing was read ahead since */
+	bool wanted;
 } ahead;
 
 static struct {
@@ -229,17 +243,23 @@ static struct {
 	uint64_t other;                    /* requests handed to pyfuse3 */
 	uint64_t drained;                  /* requests that cost no turn of the event loop */
 	uint64_t receives;                 /* calls of fuse_session_receive_buf() by pyfuse3 */
-	uint64_t polls, poll_hits, poll_ns; /* waits for the next request, those that saw one, time spent in them */
-	uint64_t crowded_polls;            /* of the waits: given up because another process took the processor */
-	uint64_t naps, nap_hits;           /* waits asleep, without the event loop, and those ended by a request */
+	/* Waits for the next request, those that saw one, time spent in them */
+	uint64_t polls, poll_hits, poll_ns;
+	/* Of the waits: given up because another process took the processor */
+	uint64_t crowded_polls;
+	/* Waits asleep, without the event loop, and those ended by a request */
+	uint64_t naps, nap_hits;
 	uint64_t budget_ends;              /* batches cut short to let the event loop run */
 	uint64_t aheads, ahead_hits;       /* reads ahead, and those that were asked for */
 	uint64_t errors;                   /* requests answered with an errno */
-	uint64_t exceptions;               /* of these: an exception or a nonsensical result of a Python function */
-	uint64_t reply_errors;             /* replies that the kernel did not take, e.g. to an interrupted request */
+	/* Of these: an exception or a nonsensical result of a Python function */
+	uint64_t exceptions;
+	/* Replies that the kernel did not take, e.g. to an interrupted request */
+	uint64_t reply_errors;
 	uint64_t scarcities;               /* times that free memory fell below scarce_bytes */
 	uint64_t deferred;                 /* requests that were answered later */
-	uint64_t resent;                   /* requests that came again after a predecessor had read them */
+	/* Requests that came again after a predecessor had read them */
+	uint64_t resent;
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
 
@@ -278,7 +298,7 @@ static bool is_block(uint64_t ino)
 
 /*
  * --- the operations
- * ------------------------------------------------------------------------------------------------------
+ * ------------------------------------------------------------------------------------------------
  */
 
 static void note_reply(int res)
@@ -320,7 +340,9 @@ static long call(PyObject *function, PyObject **args, size_t count, long most)
 		if (!PyErr_Occurred() && value <= most && value > -4096)
 			return value;
 		if (!PyErr_Occurred())
-			PyErr_Format(PyExc_SystemError, "%R returned %ld, which is neither a length nor an errno", function, value);
+			PyErr_Format(PyExc_SystemError,
+				     "%R returned %ld, which is neither a length nor an errno",
+				     function, value);
 	}
 	stats.exceptions++;
 	PyErr_WriteUnraisable(function);
@@ -339,7 +361,8 @@ static PyObject *borrow_view(PyObject **kept, char *home, size_t size, int flags
 }
 
 /* read(ino, offset, view) or write(ino, offset, view): a length or -errno. */
-static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObject *view, size_t size)
+static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObject *view,
+			   size_t size)
 {
 	PyObject *args[3] = {PyLong_FromUnsignedLong(ino), PyLong_FromLongLong(off), view};
 	long n = -ENOMEM;
@@ -416,7 +439,8 @@ static void read_ahead(void)
 		return;
 	}
 	stats.aheads++;
-	if (call_with_view(hook.read, ahead.last_ino, ahead.last_end, view, ahead.last_size) == (long)ahead.last_size) {
+	if (call_with_view(hook.read, ahead.last_ino, ahead.last_end, view, ahead.last_size) ==
+	    (long)ahead.last_size) {
 		ahead.ino = ahead.last_ino;
 		ahead.off = ahead.last_end;
 		ahead.size = ahead.last_size;
@@ -424,7 +448,8 @@ static void read_ahead(void)
 	Py_DECREF(view);
 }
 
-static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		      struct fuse_file_info *fi)
 {
 	PyObject *view;
 	long n;
@@ -605,10 +630,10 @@ static struct fuse_session *remember(struct fuse_session *session, bool is_ours)
 	return session;
 }
 
-struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
-                                      void *userdata);
-struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
-                                      void *userdata)
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				      size_t op_size, void *userdata);
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				      size_t op_size, void *userdata)
 {
 	session_new_fn real = (session_new_fn)dlsym(RTLD_NEXT, "fuse_session_new");
 	const struct fuse_lowlevel_ops *ours = patched(op, &op_size);
@@ -616,29 +641,37 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 	return real == NULL ? NULL : remember(real(args, ours, op_size, userdata), ours != op);
 }
 
-static struct fuse_session *new_versioned(const char *name, struct fuse_args *args, const struct fuse_lowlevel_ops *op,
-                                          size_t op_size, const struct libfuse_version *version, void *userdata)
+static struct fuse_session *new_versioned(const char *name, struct fuse_args *args,
+					  const struct fuse_lowlevel_ops *op, size_t op_size,
+					  const struct libfuse_version *version, void *userdata)
 {
 	session_new_versioned_fn real = (session_new_versioned_fn)dlsym(RTLD_NEXT, name);
 	const struct fuse_lowlevel_ops *ours = patched(op, &op_size);
 
-	return real == NULL ? NULL : remember(real(args, ours, op_size, version, userdata), ours != op);
+	return real == NULL ? NULL
+			    : remember(real(args, ours, op_size, version, userdata), ours != op);
 }
 
 /* What fuse_session_new() is compiled to with the headers of libfuse 3.17.1 and later … */
-struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
-                                                const struct libfuse_version *version, void *userdata);
-struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
-                                                const struct libfuse_version *version, void *userdata)
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
+						const struct fuse_lowlevel_ops *op, size_t op_size,
+						const struct libfuse_version *version,
+						void *userdata);
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
+						const struct fuse_lowlevel_ops *op, size_t op_size,
+						const struct libfuse_version *version,
+						void *userdata)
 {
 	return new_versioned("fuse_session_new_versioned", args, op, op_size, version, userdata);
 }
 
 /* … and of 3.17.0. */
-struct fuse_session *_fuse_session_new_317(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
-                                           const struct libfuse_version *version, void *userdata);
-struct fuse_session *_fuse_session_new_317(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
-                                           const struct libfuse_version *version, void *userdata)
+struct fuse_session *_fuse_session_new_317(struct fuse_args *args,
+					   const struct fuse_lowlevel_ops *op, size_t op_size,
+					   const struct libfuse_version *version, void *userdata);
+struct fuse_session *_fuse_session_new_317(struct fuse_args *args,
+					   const struct fuse_lowlevel_ops *op, size_t op_size,
+					   const struct libfuse_version *version, void *userdata)
 {
 	return new_versioned("_fuse_session_new_317", args, op, op_size, version, userdata);
 }
@@ -677,7 +710,8 @@ static ssize_t read_request(struct fuse_session *se)
 			fuse_session_exit(se);
 			return 0;
 		}
-		if (error != ENOENT) /* ENOENT: the request was interrupted while it was copied; take the next */
+		/* ENOENT: the request was interrupted while it was copied; take the next */
+		if (error != ENOENT)
 			return -error;
 	}
 }
@@ -690,7 +724,8 @@ static void hear_disk(void)
 {
 	PyObject *result = PyObject_CallNoArgs(hook.on_disk_ready);
 
-	if (result == NULL) { /* somebody would wait for ever: whoever comes next answers the request again */
+	/* Somebody would wait for ever: whoever comes next answers the request again */
+	if (result == NULL) {
 		PyErr_WriteUnraisable(hook.on_disk_ready);
 		abort();
 	}
@@ -744,7 +779,8 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 
 	if (end > deadline)
 		end = deadline;
-	if (now >= end || pace->skip > 0 || hook.is_first) /* a real-time thread would keep the loop driver's from running */
+	/* A real-time thread would keep the loop driver's from running */
+	if (now >= end || pace->skip > 0 || hook.is_first)
 		return -EAGAIN;
 	thread = PyEval_SaveThread();
 	while (n == -EAGAIN && !has_answer && now < end && !is_crowded) {
@@ -792,7 +828,8 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 static bool nap(uint64_t deadline)
 {
 	uint64_t now = now_ns(), end = hook.quiet_since + NAP_NS;
-	struct pollfd waits[] = {{.fd = hook.fd, .events = POLLIN}, {.fd = hook.disk_fd, .events = POLLIN}};
+	struct pollfd waits[] = {{.fd = hook.fd, .events = POLLIN},
+				 {.fd = hook.disk_fd, .events = POLLIN}};
 	struct timespec timeout = {0, 0};
 	PyThreadState *thread;
 	bool is_ready;
@@ -803,7 +840,8 @@ static bool nap(uint64_t deadline)
 		return false;
 	timeout.tv_nsec = (long)(end - now); /* below a second, as NAP_NS is */
 	thread = PyEval_SaveThread();
-	is_ready = ppoll(waits, 2, &timeout, NULL) > 0; /* a signal ends it, too: Python has to see it */
+	/* A signal ends it, too: Python has to see it */
+	is_ready = ppoll(waits, 2, &timeout, NULL) > 0;
 	PyEval_RestoreThread(thread);
 	stats.naps++;
 	stats.nap_hits += is_ready;
@@ -825,7 +863,8 @@ static void note_active(size_t length)
 		survivor->offset = ((const struct fuse_read_in *)(in + 1))->offset;
 	else if (in->opcode == FUSE_WRITE && length >= WRITE_HEADERS)
 		survivor->offset = ((const struct fuse_write_in *)(in + 1))->offset;
-	else if (in->opcode == FUSE_FALLOCATE && length >= sizeof(*in) + sizeof(struct fuse_fallocate_in))
+	else if (in->opcode == FUSE_FALLOCATE &&
+		 length >= sizeof(*in) + sizeof(struct fuse_fallocate_in))
 		survivor->offset = ((const struct fuse_fallocate_in *)(in + 1))->offset;
 	if (hook.checks_requests) {
 		survivor->check = digest(hook.request, length);
@@ -911,10 +950,12 @@ static void note_interrupt(size_t length)
 	const struct fuse_in_header *in = header();
 	PyObject *result;
 
-	if (in->opcode != FUSE_INTERRUPT || hook.interrupt == NULL || length < sizeof(*in) + sizeof(struct fuse_interrupt_in))
+	if (in->opcode != FUSE_INTERRUPT || hook.interrupt == NULL ||
+	    length < sizeof(*in) + sizeof(struct fuse_interrupt_in))
 		return;
-	result = PyObject_CallFunction(hook.interrupt, "K",
-	                               (unsigned long long)(((const struct fuse_interrupt_in *)(in + 1))->unique & ~RESENT));
+	result = PyObject_CallFunction(
+	    hook.interrupt, "K",
+	    (unsigned long long)(((const struct fuse_interrupt_in *)(in + 1))->unique & ~RESENT));
 	if (result == NULL)
 		PyErr_WriteUnraisable(hook.interrupt);
 	Py_XDECREF(result);
@@ -939,11 +980,13 @@ static bool mend_init(void)
 	struct init_copy *copy = hook.init_copy;
 	uint64_t length = survivor->init_size;
 
-	if (length > 0 && length <= INIT_MAX && (copy->check == 0 || copy->check == digest(survivor->init, length))) {
+	if (length > 0 && length <= INIT_MAX &&
+	    (copy->check == 0 || copy->check == digest(survivor->init, length))) {
 		copy_init(length);
 		return true;
 	}
-	if (copy->size == 0 || copy->size > INIT_MAX || copy->check != digest(copy->init, copy->size))
+	if (copy->size == 0 || copy->size > INIT_MAX ||
+	    copy->check != digest(copy->init, copy->size))
 		return length == 0 && copy->check == 0; /* none was ever read */
 	memcpy(survivor->init, copy->init, copy->size);
 	survivor->init_size = copy->size;
@@ -1023,7 +1066,9 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		fuse_session_process_buf(se, &request);
 		note_answered();
 		stats.drained += served++ > 0;
-		hook.pace = &hook.paces[hook.deferred > 0 ? DISK : opcode == FUSE_READ ? READS : CHANGES];
+		hook.pace = &hook.paces[hook.deferred > 0     ? DISK
+					: opcode == FUSE_READ ? READS
+							      : CHANGES];
 		hook.pace->skip -= hook.pace->skip > 0;
 		hook.quiet_since = now_ns();
 		if (sample.left == 0) {
@@ -1031,7 +1076,8 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			note_latency(opcode, hook.quiet_since - begin);
 		}
 		if (hook.quiet_since - start >= hook.budget_ns) {
-			if (may_read_ahead()) /* we come back with the next request, too late to be ahead of it */
+			/* We come back with the next request, too late to be ahead of it */
+			if (may_read_ahead())
 				read_ahead();
 			stats.budget_ends++;
 			return -EINTR;
@@ -1084,7 +1130,8 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	}
 	if (hook.fd == -1 && !find_descriptor(se))
 		return -errno;
-	gil = PyGILState_Ensure(); /* pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
+	/* Pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
+	gil = PyGILState_Ensure();
 	stats.receives++;
 	n = drain(se, buf);
 	check_memory();
@@ -1094,7 +1141,7 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 
 /*
  * --- Python
- * --------------------------------------------------------------------------------------------------------------
+ * ------------------------------------------------------------------------------------------------
  */
 
 static void free_views(PyObject **views, size_t most)
@@ -1138,7 +1185,8 @@ static int make_buffers(char *given)
 	char *shared;
 
 	if (size > mapping_size) {
-		void *larger = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		void *larger = mmap(NULL, size, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 		if (larger == MAP_FAILED) {
 			PyErr_SetFromErrno(PyExc_OSError);
@@ -1146,7 +1194,8 @@ static int make_buffers(char *given)
 		}
 		mapping = larger;
 		mapping_size = size;
-		(void)madvise(mapping, size, MADV_DONTDUMP); /* page contents; whatever it says, they are in no core (protections.py) */
+		/* Page contents; whatever it says, they are in no core (protections.py) */
+		(void)madvise(mapping, size, MADV_DONTDUMP);
 	}
 	shared = given != NULL ? given : mapping;
 	/*
@@ -1192,9 +1241,9 @@ static void forget_all(void)
 	hook.pace = hook.paces;
 }
 
-PyDoc_STRVAR(attach_doc,
-             "attach(read, write, fallocate, *, poll_us, budget_us, max_io, max_background, shared=None, interrupt=None, "
-             "admit=None, checks_requests=False)");
+PyDoc_STRVAR(attach_doc, "attach(read, write, fallocate, *, poll_us, budget_us, max_io, "
+			 "max_background, shared=None, interrupt=None, "
+			 "admit=None, checks_requests=False)");
 
 /*
  * The address of shared memory for survivor and request, NULL with an exception set if it does not
@@ -1209,7 +1258,8 @@ static char *shared_memory(PyObject *shared)
 		return NULL;
 	given = hook.shared.buf;
 	if ((size_t)hook.shared.len < wanted || (uintptr_t)given % hook.page != 0) {
-		PyErr_Format(PyExc_ValueError, "shared must be %zu bytes that begin on a page", wanted);
+		PyErr_Format(PyExc_ValueError, "shared must be %zu bytes that begin on a page",
+			     wanted);
 		return NULL;
 	}
 	return given;
@@ -1217,9 +1267,11 @@ static char *shared_memory(PyObject *shared)
 
 static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"read",   "write",          "fallocate", "poll_us", "budget_us",
-	                        "max_io", "max_background", "shared",    "interrupt", "admit", "checks_requests", NULL};
-	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None, *interrupt = Py_None;
+	static char *names[] = {"read",	     "write",  "fallocate",	  "poll_us",
+				"budget_us", "max_io", "max_background",  "shared",
+				"interrupt", "admit",  "checks_requests", NULL};
+	PyObject *read_function, *write_function, *fallocate_function, *shared = Py_None,
+								       *interrupt = Py_None;
 	PyObject *admit_function = Py_None;
 	char *given = NULL;
 	unsigned poll_us = 0, budget_us = 0, max_io = 0, max_background = 0;
@@ -1227,16 +1279,18 @@ static PyObject *py_attach(PyObject *self, PyObject *args, PyObject *kwargs)
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOOOp:attach", names, &read_function, &write_function,
-	                                 &fallocate_function, &poll_us, &budget_us, &max_io, &max_background, &shared,
-	                                 &interrupt, &admit_function, &checks_requests))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$IIIIOOOp:attach", names,
+					 &read_function, &write_function, &fallocate_function,
+					 &poll_us, &budget_us, &max_io, &max_background, &shared,
+					 &interrupt, &admit_function, &checks_requests))
 		return NULL;
 	if (attached()) {
 		PyErr_SetString(PyExc_RuntimeError, "already attached: one session per process");
 		return NULL;
 	}
 	if (max_io == 0 || max_io % page != 0 || max_io > 64u << 20) {
-		PyErr_SetString(PyExc_ValueError, "max_io must be a multiple of the page, at most 64 MiB");
+		PyErr_SetString(PyExc_ValueError,
+				"max_io must be a multiple of the page, at most 64 MiB");
 		return NULL;
 	}
 	if (max_background == 0 || max_background > 65535) {
@@ -1298,11 +1352,14 @@ static size_t left_length(void)
 {
 	size_t length = header()->len;
 	uint64_t noted = hook.survivor->noted;
-	bool is_possible = length >= sizeof(struct fuse_in_header) && length <= WRITE_HEADERS + hook.max_io;
+	bool is_possible =
+	    length >= sizeof(struct fuse_in_header) && length <= WRITE_HEADERS + hook.max_io;
 
-	if (noted == 0) /* nothing, or read a moment before its reader died; or an older program's */
+	/* Nothing, or read a moment before its reader died; or an older program's */
+	if (noted == 0)
 		return is_possible ? length : 0;
-	if (is_possible && noted == header()->unique && hook.survivor->check == digest(hook.request, length))
+	if (is_possible && noted == header()->unique &&
+	    hook.survivor->check == digest(hook.request, length))
 		return length;
 	refuse(noted);
 	if (is_possible && noted != header()->unique)
@@ -1322,7 +1379,8 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"resend", NULL};
 	int is_asked = 1;
-	struct fuse_out_header resend = {.len = sizeof(resend), .error = NOTIFY_RESEND, .unique = 0};
+	struct fuse_out_header resend = {
+	    .len = sizeof(resend), .error = NOTIFY_RESEND, .unique = 0};
 	char init[INIT_MAX];
 	struct fuse_buf request = {.mem = init};
 	size_t length;
@@ -1339,7 +1397,9 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 	if (length < sizeof(struct fuse_in_header) || length > WRITE_HEADERS + hook.max_io)
 		length = 0;
 	if (!mend_init()) {
-		PyErr_SetString(PyExc_RuntimeError, "what the kernel said at first (FUSE_INIT) is damaged in both places");
+		PyErr_SetString(
+		    PyExc_RuntimeError,
+		    "what the kernel said at first (FUSE_INIT) is damaged in both places");
 		return NULL;
 	}
 	if (hook.survivor->init_size == 0 && length > 0)
@@ -1365,7 +1425,8 @@ static PyObject *py_unique(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return PyLong_FromUnsignedLongLong(hook.request != NULL && header()->len != 0 ? header()->unique : 0);
+	return PyLong_FromUnsignedLongLong(
+	    hook.request != NULL && header()->len != 0 ? header()->unique : 0);
 }
 
 /*
@@ -1468,7 +1529,8 @@ static PyObject *py_current(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("(KI)", (unsigned long long)hook.handed_over, (unsigned)hook.handed_over_pid);
+	return Py_BuildValue("(KI)", (unsigned long long)hook.handed_over,
+			     (unsigned)hook.handed_over_pid);
 }
 
 static PyObject *py_add_inode(PyObject *self, PyObject *number)
@@ -1479,7 +1541,8 @@ static PyObject *py_add_inode(PyObject *self, PyObject *number)
 	if (ino == (unsigned long)-1 && PyErr_Occurred())
 		return NULL;
 	if (ino >= INODE_LIMIT)
-		return PyErr_Format(PyExc_ValueError, "inode %lu: block inodes are below %d", ino, INODE_LIMIT);
+		return PyErr_Format(PyExc_ValueError, "inode %lu: block inodes are below %d", ino,
+				    INODE_LIMIT);
 	hook.blocks[ino / 64] |= (uint64_t)1 << (ino % 64);
 	*(volatile uint64_t *)&writers[ino] = 0; /* its page is there from now on */
 	Py_RETURN_NONE;
@@ -1517,16 +1580,18 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", /* one sK a counter */
-	                     "read", stats.read, "write", stats.write, "fallocate", stats.fallocate,
-	                     "read_bytes", stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other,
-	                     "drained", stats.drained, "receives", stats.receives, "polls", stats.polls,
-	                     "poll_hits", stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls,
-	                     "naps", stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends,
-	                     "scarcities", stats.scarcities, "resent", stats.resent, "aheads", stats.aheads, "ahead_hits", stats.ahead_hits,
-	                     "deferred", stats.deferred, "errors", stats.errors, "exceptions", stats.exceptions,
-	                     "reply_errors", stats.reply_errors,
-	                     "max_write", stats.max_write, "max_background", stats.max_background);
+	/* One sK a counter */
+	return Py_BuildValue(
+	    "{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "read",
+	    stats.read, "write", stats.write, "fallocate", stats.fallocate, "read_bytes",
+	    stats.read_bytes, "write_bytes", stats.write_bytes, "other", stats.other, "drained",
+	    stats.drained, "receives", stats.receives, "polls", stats.polls, "poll_hits",
+	    stats.poll_hits, "poll_ns", stats.poll_ns, "crowded_polls", stats.crowded_polls, "naps",
+	    stats.naps, "nap_hits", stats.nap_hits, "budget_ends", stats.budget_ends, "scarcities",
+	    stats.scarcities, "resent", stats.resent, "aheads", stats.aheads, "ahead_hits",
+	    stats.ahead_hits, "deferred", stats.deferred, "errors", stats.errors, "exceptions",
+	    stats.exceptions, "reply_errors", stats.reply_errors, "max_write", stats.max_write,
+	    "max_background", stats.max_background);
 }
 
 static PyObject *latency_tuple(const struct latency *latency)
@@ -1544,7 +1609,8 @@ static PyObject *latency_tuple(const struct latency *latency)
 	return counts == NULL ? NULL : Py_BuildValue("(NK)", counts, latency->ns);
 }
 
-PyDoc_STRVAR(latencies_doc, "latencies() -> (read, write), each (counts, ns); counts by bounds of 1, 2, 4, ... us, the last without one");
+PyDoc_STRVAR(latencies_doc, "latencies() -> (read, write), each (counts, ns); counts by bounds of "
+			    "1, 2, 4, ... us, the last without one");
 
 static PyObject *py_latencies(PyObject *self, PyObject *unused)
 {
@@ -1584,7 +1650,8 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "zswapd.fuse._lowlevel",
-    .m_doc = PyDoc_STR("What pyfuse3 lacks: FALLOCATE, and requests answered without a turn of the event loop."),
+    .m_doc = PyDoc_STR(
+	"What pyfuse3 lacks: FALLOCATE, and requests answered without a turn of the event loop."),
     .m_size = -1,
     .m_methods = methods,
 };

@@ -222,6 +222,11 @@ class SharedState:
                 hint="swap off and restart",
             )
         self._mend()
+        self._map_areas(lost_at, end)
+
+    def _map_areas(self, lost_at: int, end: int) -> None:
+        """Find the bitmaps of lost pages at `lost_at`, the areas behind them, and the extension."""
+        view, page = self._view, mmap.PAGESIZE
         self._lost: dict[str, memoryview] = {}
         for name, bits in self.geometry["lost"].items():
             self._lost[name] = view[lost_at : lost_at + bits]

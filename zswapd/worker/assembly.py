@@ -82,11 +82,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     left = state.load()
     settings = Settings(config, left.get("settings", {}))
     state.note_codecs(store_codecs(settings.current))
-    disk = (
-        BackedPool(settings.current, state, resources.backing, prepared.disk)
-        if prepared.disk
-        else None
-    )
+    disk = _make_disk(settings.current, prepared, resources)
     core = _make_core(settings, parent, resources, disk, left)
     restore(core, left)
     directory = _make_directory(core, left)
@@ -134,11 +130,23 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
         born=float(left.get("born", begun)),
         is_cold=prepared.is_cold,
     )
+    return parts, _make_saver(parts, left)
+
+
+def _make_saver(parts: Parts, left: Mapping[str, Any]) -> StateSaver:
+    """Return the saver of the parts' state, which the parts tell of each change."""
     # While an upgrade is wanted, the next supervisor has not yet read these settings.
-    checked = left.get("checked") if state.words[Word.UPGRADE] == UPGRADE_WANTED else None
-    saver = StateSaver(parts, left, checked=checked)
+    is_wanted = parts.state.words[Word.UPGRADE] == UPGRADE_WANTED
+    saver = StateSaver(parts, left, checked=left.get("checked") if is_wanted else None)
     _connect(parts, saver)
-    return parts, saver
+    return saver
+
+
+def _make_disk(config: Config, prepared: Prepared, resources: Resources) -> BackedPool | None:
+    """Return the disk behind the pool; None without a backing."""
+    if not prepared.disk:
+        return None
+    return BackedPool(config, resources.state, resources.backing, prepared.disk)
 
 
 def _connect(parts: Parts, saver: StateSaver) -> None:

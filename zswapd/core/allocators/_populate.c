@@ -74,8 +74,8 @@ static bool is_above(uint64_t floor)
 }
 
 /* Populate a range in pieces. `done` is the number of bytes that are certainly populated. */
-static int populate(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause, uint64_t floor,
-                    size_t *done)
+static int populate(int fd, char *base, off_t offset, size_t length, int advice, size_t piece,
+		    struct timespec pause, uint64_t floor, size_t *done)
 {
 	int error = 0;
 
@@ -84,7 +84,9 @@ static int populate(int fd, char *base, off_t offset, size_t length, int advice,
 			nanosleep(&pause, NULL); /* a signal ends it early, which is harmless */
 		if (piece > length - *done)
 			piece = length - *done;
-		error = is_above(floor) ? populate_piece(fd, base + offset + *done, offset + (off_t)*done, piece, advice) : EAGAIN;
+		error = is_above(floor) ? populate_piece(fd, base + offset + *done,
+							 offset + (off_t)*done, piece, advice)
+					: EAGAIN;
 		if (error != 0)
 			break;
 	}
@@ -92,26 +94,30 @@ static int populate(int fd, char *base, off_t offset, size_t length, int advice,
 }
 
 /* The same, as an idle task for LEISURE_NS. */
-static int populate_at_leisure(int fd, char *base, off_t offset, size_t length, int advice, size_t piece, struct timespec pause,
-                               uint64_t floor, size_t *done)
+static int populate_at_leisure(int fd, char *base, off_t offset, size_t length, int advice,
+			       size_t piece, struct timespec pause, uint64_t floor, size_t *done)
 {
 	int policy = sched_getscheduler(0), error = 0;
 	struct sched_param own, idle = {0};
 	struct timespec start, now;
 	size_t part;
-	bool is_idle = policy >= 0 && sched_getparam(0, &own) == 0 && sched_setscheduler(0, SCHED_IDLE, &idle) == 0;
+	bool is_idle = policy >= 0 && sched_getparam(0, &own) == 0 &&
+		       sched_setscheduler(0, SCHED_IDLE, &idle) == 0;
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (*done = 0; *done < length && error == 0; *done += part) {
 		clock_gettime(CLOCK_MONOTONIC, &now);
-		if (is_idle && (now.tv_sec - start.tv_sec) * 1000000000ll + now.tv_nsec - start.tv_nsec > LEISURE_NS) {
+		if (is_idle &&
+		    (now.tv_sec - start.tv_sec) * 1000000000ll + now.tv_nsec - start.tv_nsec >
+			LEISURE_NS) {
 			sched_setscheduler(0, policy, &own);
 			is_idle = false;
 		}
 		if (*done > 0)
 			nanosleep(&pause, NULL);
 		part = piece < length - *done ? piece : length - *done;
-		error = populate(fd, base, offset + (off_t)*done, part, advice, piece, pause, floor, &part);
+		error = populate(fd, base, offset + (off_t)*done, part, advice, piece, pause, floor,
+				 &part);
 	}
 	if (is_idle)
 		sched_setscheduler(0, policy, &own);
@@ -127,16 +133,18 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 	int fd, advice, error;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "iKKKiKIK:populate", &fd, &base, &offset, &length, &advice, &piece, &pause_us, &floor))
+	if (!PyArg_ParseTuple(args, "iKKKiKIK:populate", &fd, &base, &offset, &length, &advice,
+			      &piece, &pause_us, &floor))
 		return NULL;
 	if (piece == 0 || pause_us >= 1000000) {
-		PyErr_SetString(PyExc_ValueError, "a piece has at least one byte, a pause is shorter than a second");
+		PyErr_SetString(PyExc_ValueError,
+				"a piece has at least one byte, a pause is shorter than a second");
 		return NULL;
 	}
 	pause.tv_nsec = (long)pause_us * 1000;
-	Py_BEGIN_ALLOW_THREADS
-	error = (floor > 0 ? populate_at_leisure : populate)(fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice,
-	                                                     (size_t)piece, pause, floor, &done);
+	Py_BEGIN_ALLOW_THREADS error = (floor > 0 ? populate_at_leisure : populate)(
+	    fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice, (size_t)piece,
+	    pause, floor, &done);
 	Py_END_ALLOW_THREADS
 	return Py_BuildValue("in", error, (Py_ssize_t)done);
 }
@@ -147,7 +155,8 @@ static Py_ssize_t punch(int fd, const int64_t *ranges, Py_ssize_t count)
 	Py_ssize_t done;
 
 	for (done = 0; done < count; done++) {
-		while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * done], ranges[2 * done + 1]) != 0)
+		while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * done],
+				 ranges[2 * done + 1]) != 0)
 			if (errno != EINTR)
 				return done;
 	}
@@ -177,14 +186,17 @@ static PyObject *py_punch(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"punch", py_punch, METH_VARARGS, PyDoc_STR("punch(fd, ranges) -> how many were punched")},
-    {"populate", py_populate, METH_VARARGS, PyDoc_STR("populate(fd, base, offset, length, advice, piece, pause_us, floor) -> (errno, bytes)")},
+    {"populate", py_populate, METH_VARARGS,
+     PyDoc_STR(
+	 "populate(fd, base, offset, length, advice, piece, pause_us, floor) -> (errno, bytes)")},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "zswapd.core.allocators._populate",
-    .m_doc = PyDoc_STR("Populates a range of the arena in short pieces, and punches many, without the GIL."),
+    .m_doc = PyDoc_STR(
+	"Populates a range of the arena in short pieces, and punches many, without the GIL."),
     .m_size = 0,
     .m_methods = methods,
 };

@@ -38,7 +38,7 @@ word 0 is lost, word 1 keeps a mark without a seal. If word 1 is lost, word 0 ke
 mark. `adopt_run` counts all of these as wrong. It also counts each word 0 of an unused frame with a
 value that no code writes.
 
-Layouts before 5 have no mark, and return runs as USED, unsealed. Such a run has only state and half
+Layouts before 5 have no mark, and return runs as USED, unsealed. That run has only state and half
 in word 0. A run that has lost its seal has a class or chunks there too, since its owner writes them
 together with the seal.
 

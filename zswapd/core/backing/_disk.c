@@ -114,8 +114,10 @@ static int make_lanes(struct cipher *self, PyObject *list, const Py_buffer *key)
 	Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
 
 	/* XTS forbids equal halves. libcrypto refuses them too, except for decryption. */
-	if (key->len != KEY_BYTES || memcmp(key->buf, (char *)key->buf + KEY_BYTES / 2, KEY_BYTES / 2) == 0) {
-		PyErr_Format(PyExc_ValueError, "the key must be %d bytes with different halves", KEY_BYTES);
+	if (key->len != KEY_BYTES ||
+	    memcmp(key->buf, (char *)key->buf + KEY_BYTES / 2, KEY_BYTES / 2) == 0) {
+		PyErr_Format(PyExc_ValueError, "the key must be %d bytes with different halves",
+			     KEY_BYTES);
 		return -1;
 	}
 	if (count == 0) {
@@ -224,14 +226,16 @@ struct job {
 static int transform(const struct job *job, EVP_CIPHER_CTX *context, unsigned char *out)
 {
 	for (Py_ssize_t i = 0; i < job->count; i++) {
-		unsigned char *page = job->pages[i].buf, *to = out != NULL ? out + (size_t)i * job->size : page;
+		unsigned char *page = job->pages[i].buf,
+			      *to = out != NULL ? out + (size_t)i * job->size : page;
 		unsigned char tweak[BLOCK] = {0};
 		int length = 0;
 
 		for (int byte = 0; byte < 8; byte++)
 			tweak[byte] = (unsigned char)((job->slot + (uint64_t)i) >> 8 * byte);
 		if (EVP_CipherInit_ex(context, NULL, NULL, NULL, tweak, -1) != 1 ||
-		    EVP_CipherUpdate(context, to, &length, page, (int)job->size) != 1 || length != (int)job->size)
+		    EVP_CipherUpdate(context, to, &length, page, (int)job->size) != 1 ||
+		    length != (int)job->size)
 			return EIO;
 	}
 	return 0;
@@ -245,7 +249,8 @@ static int move(const struct job *job, const struct iovec *parts)
 	while (done < job->count) {
 		off_t at = job->offset + (off_t)done * (off_t)job->size;
 		int left = (int)(job->count - done);
-		ssize_t moved = job->writes ? pwritev(job->fd, parts + done, left, at) : preadv(job->fd, parts + done, left, at);
+		ssize_t moved = job->writes ? pwritev(job->fd, parts + done, left, at)
+					    : preadv(job->fd, parts + done, left, at);
 
 		if (moved < 0 && errno == EINTR)
 			continue;
@@ -311,18 +316,21 @@ static int hold_pages(struct job *self, PyObject *list)
 	while (self->count < count) {
 		Py_buffer *page = &self->pages[self->count];
 
-		if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(list, self->count), page, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) != 0)
+		if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(list, self->count), page,
+				       self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) != 0)
 			return -1;
 		self->parts[self->count].iov_base = page->buf;
 		self->parts[self->count++].iov_len = (size_t)page->len;
 		if (page->len != self->pages[0].len || page->len < BLOCK || page->len > INT_MAX) {
-			PyErr_SetString(PyExc_ValueError, "pages must be of one length, 16 bytes at least");
+			PyErr_SetString(PyExc_ValueError,
+					"pages must be of one length, 16 bytes at least");
 			return -1;
 		}
 	}
 	self->size = (size_t)self->pages[0].len;
 	if (self->cipher != NULL && (size_t)count * self->size > (size_t)self->cipher->size) {
-		PyErr_SetString(PyExc_ValueError, "the cipher has no room for the pages of this request");
+		PyErr_SetString(PyExc_ValueError,
+				"the cipher has no room for the pages of this request");
 		return -1;
 	}
 	return 0;
@@ -337,7 +345,8 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	int fd, writes, failed = -1;
 	struct job *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ipLO|KO:Job", names, &fd, &writes, &offset, &given, &slot, &cipher))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ipLO|KO:Job", names, &fd, &writes, &offset,
+					 &given, &slot, &cipher))
 		return NULL;
 	if (cipher != Py_None && !Py_IS_TYPE(cipher, &cipher_type)) {
 		PyErr_SetString(PyExc_TypeError, "cipher must be a Cipher or None");
@@ -522,7 +531,8 @@ static void spin(struct queue *self)
 	self->has_spinner = true;
 	pthread_mutex_unlock(&self->mutex);
 	start = now = now_ns();
-	while (__atomic_load_n(&self->waiting.first, __ATOMIC_RELAXED) == NULL && now - start < self->spin_ns && !is_crowded) {
+	while (__atomic_load_n(&self->waiting.first, __ATOMIC_RELAXED) == NULL &&
+	       now - start < self->spin_ns && !is_crowded) {
 		uint64_t before = now;
 
 		sched_yield(); /* the reader of the page may have to run on this processor */
@@ -624,7 +634,8 @@ static PyMethodDef queue_methods[] = {
 
 static PyMemberDef queue_members[] = {
     {"fd", T_INT, offsetof(struct queue, fd), READONLY, PyDoc_STR("readable when a job has ended")},
-    {"spin_ns", T_ULONGLONG, offsetof(struct queue, spin_ns), 0, PyDoc_STR("how long to wait busily after a quick read; 0 for never")},
+    {"spin_ns", T_ULONGLONG, offsetof(struct queue, spin_ns), 0,
+     PyDoc_STR("how long to wait busily after a quick read; 0 for never")},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -642,7 +653,8 @@ static PyTypeObject queue_type = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "zswapd.core.backing._disk",
-    .m_doc = PyDoc_STR("Requests to the disk, encryption included, from threads that never take the GIL."),
+    .m_doc = PyDoc_STR(
+	"Requests to the disk, encryption included, from threads that never take the GIL."),
     .m_size = -1,
 };
 
@@ -654,8 +666,8 @@ PyMODINIT_FUNC PyInit__disk(void)
 		xts = EVP_CIPHER_fetch(NULL, "AES-256-XTS", NULL);
 	if (xts == NULL)
 		PyErr_SetString(PyExc_ImportError, "libcrypto has no AES-256-XTS");
-	if (made == NULL || xts == NULL || PyModule_AddType(made, &cipher_type) != 0 || PyModule_AddType(made, &job_type) != 0 ||
-	    PyModule_AddType(made, &queue_type) != 0) {
+	if (made == NULL || xts == NULL || PyModule_AddType(made, &cipher_type) != 0 ||
+	    PyModule_AddType(made, &job_type) != 0 || PyModule_AddType(made, &queue_type) != 0) {
 		Py_XDECREF(made);
 		return NULL;
 	}

@@ -27,7 +27,7 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 _MEMORY_DISKS = ("zram", "ram")
 
 
-class MountEntry(NamedTuple):
+class MountedFileSystem(NamedTuple):
     """A line of mountinfo(5)."""
 
     kind: str
@@ -36,14 +36,16 @@ class MountEntry(NamedTuple):
     """The source that mount(8) was given."""
 
 
-def mounted_on(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountEntry | None:
+def mounted_on(
+    device: int, mountinfo: Path = Path("/proc/self/mountinfo")
+) -> MountedFileSystem | None:
     """Return the mount with a file's st_dev, or None if this process sees no such mount."""
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     for line in mountinfo.read_bytes().splitlines():
         fields = line.split(b" ")
         if fields[2] == wanted:
             kind, source = fields[fields.index(b"-") + 1 :][:2]
-            return MountEntry(os.fsdecode(kind), os.fsdecode(source))
+            return MountedFileSystem(os.fsdecode(kind), os.fsdecode(source))
     return None
 
 
@@ -83,7 +85,7 @@ def refuse_ours(device: int, path: Path, mountpoint: Path) -> None:
         mountpoint: directory of our own files.
 
     Raises:
-        BackingError: the device lies on such a file.
+        BackingError: the device lies on one of these files.
     """
     ours, seen = mountpoint.resolve(), {device}
     waiting = [device]

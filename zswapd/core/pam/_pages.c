@@ -77,7 +77,8 @@ static digest_function digest = digest_plain;
 
 static uint32_t checksum(const char *object, size_t length, uint32_t generation)
 {
-	uint32_t sum = (uint32_t)digest(object + COVERED, HEADER_BYTES - COVERED + length, generation);
+	uint32_t sum =
+	    (uint32_t)digest(object + COVERED, HEADER_BYTES - COVERED + length, generation);
 
 	return sum != 0 ? sum : 1; /* 0 means no checksum */
 }
@@ -92,7 +93,9 @@ static char *object_at(const Packer *self, uint64_t handle, size_t length)
 
 	if (((PyMemoryViewObject *)self->memory)->flags & _Py_MEMORYVIEW_RELEASED)
 		return NULL;
-	return end >= handle && end <= (uint64_t)arena->len && handle % 8 == 0 ? (char *)arena->buf + handle : NULL;
+	return end >= handle && end <= (uint64_t)arena->len && handle % 8 == 0
+		   ? (char *)arena->buf + handle
+		   : NULL;
 }
 
 /* The same, but with IndexError if the object is not inside the arena. */
@@ -105,7 +108,8 @@ static char *own_object(const Packer *self, PyObject *handle, size_t length)
 		return NULL;
 	object = object_at(self, number, length);
 	if (object == NULL)
-		PyErr_Format(PyExc_IndexError, "there is no object of %zu bytes at %#llx", length, number);
+		PyErr_Format(PyExc_IndexError, "there is no object of %zu bytes at %#llx", length,
+			     number);
 	return object;
 }
 
@@ -143,7 +147,8 @@ static PyObject *packer_pack(Packer *self, PyObject *page)
 		return NULL;
 	if ((size_t)view.len != self->page) {
 		PyBuffer_Release(&view);
-		return PyErr_Format(PyExc_ValueError, "%zd bytes are no page of %zu", view.len, self->page);
+		return PyErr_Format(PyExc_ValueError, "%zd bytes are no page of %zu", view.len,
+				    self->page);
 	}
 	if (is_same_filled(view.buf, self->page)) {
 		memcpy(self->scratch, view.buf, 8);
@@ -158,12 +163,13 @@ static PyObject *packer_pack(Packer *self, PyObject *page)
 		 * avoid that, but takes twice the time.
 		 */
 		LZ4_initStream(&self->stream, sizeof(self->stream));
-		self->length =
-		    LZ4_compress_fast_continue(&self->stream, view.buf, self->scratch, (int)self->page, self->capacity, 1);
+		self->length = LZ4_compress_fast_continue(&self->stream, view.buf, self->scratch,
+							  (int)self->page, self->capacity, 1);
 	}
 	PyBuffer_Release(&view);
 	if (self->length <= 0)
-		return PyErr_Format(PyExc_SystemError, "LZ4 has not compressed a page into %d bytes", self->capacity);
+		return PyErr_Format(PyExc_SystemError,
+				    "LZ4 has not compressed a page into %d bytes", self->capacity);
 	return PyLong_FromLong((long)self->length << 8 | self->codec);
 }
 
@@ -191,11 +197,13 @@ static PyObject *packer_commit(Packer *self, PyObject *const *args, Py_ssize_t c
 	char *object;
 
 	if (count != 7) {
-		PyErr_SetString(PyExc_TypeError, "commit(handle, pool, oid, index, generation, checksum, armed)");
+		PyErr_SetString(PyExc_TypeError,
+				"commit(handle, pool, oid, index, generation, checksum, armed)");
 		return NULL;
 	}
 	if (self->length == 0) {
-		PyErr_SetString(PyExc_ValueError, "there is no page to commit: pack() comes before");
+		PyErr_SetString(PyExc_ValueError,
+				"there is no page to commit: pack() comes before");
 		return NULL;
 	}
 	header.pool = (uint8_t)PyLong_AsUnsignedLong(args[1]);
@@ -217,7 +225,8 @@ static PyObject *packer_commit(Packer *self, PyObject *const *args, Py_ssize_t c
 	memcpy(object + COVERED, (char *)&header + COVERED, HEADER_BYTES - COVERED);
 	if (reach(self, 1, armed) != 0)
 		return NULL;
-	header.check = checksum(object, is_checked || self->codec <= RAW ? (size_t)self->length : 0, generation);
+	header.check = checksum(object, is_checked || self->codec <= RAW ? (size_t)self->length : 0,
+				generation);
 	header.generation = generation;
 	memcpy(&life, &header, COVERED);
 	if (reach(self, 2, armed) != 0)
@@ -238,7 +247,8 @@ static long unpack(const Packer *self, const char *object, const struct zheader 
 	int size = (int)self->page;
 
 	if (header->codec == LZ4_CODEC)
-		return LZ4_decompress_safe(data, out, header->length, size) == size ? LZ4_CODEC : NO_LZ4_BLOCK;
+		return LZ4_decompress_safe(data, out, header->length, size) == size ? LZ4_CODEC
+										    : NO_LZ4_BLOCK;
 	if (header->codec == SAME_FILLED)
 		for (int at = 0; at < size; at += 8)
 			memcpy(out + at, data, 8);
@@ -267,7 +277,8 @@ static PyObject *packer_unpack(Packer *self, PyObject *const *args, Py_ssize_t c
 		return NULL;
 	memcpy(&header, object, HEADER_BYTES);
 	if ((size_t)out.len != self->page) {
-		PyErr_Format(PyExc_ValueError, "%zd bytes have no place for a page of %zu", out.len, self->page);
+		PyErr_Format(PyExc_ValueError, "%zd bytes have no place for a page of %zu", out.len,
+			     self->page);
 		PyBuffer_Release(&out);
 		return NULL;
 	}
@@ -297,10 +308,13 @@ static PyObject *packer_weigh(Packer *self, PyObject *handle)
 }
 
 /* Return whether an object of `room` bytes has the header of a page and a right checksum. */
-static bool is_page(const Packer *self, const char *object, const struct zheader *header, size_t room)
+static bool is_page(const Packer *self, const char *object, const struct zheader *header,
+		    size_t room)
 {
-	return header->generation != 0 && header->length != 0 && HEADER_BYTES + header->length <= room &&
-	       (header->codec > RAW || header->length == 8) && fits(self, object, header->length) && is_whole(object, header);
+	return header->generation != 0 && header->length != 0 &&
+	       HEADER_BYTES + header->length <= room &&
+	       (header->codec > RAW || header->length == 8) && fits(self, object, header->length) &&
+	       is_whole(object, header);
 }
 
 static PyObject *tuple_of(const uint64_t *numbers, Py_ssize_t count)
@@ -330,7 +344,8 @@ static int survey_object(const Packer *self, PyObject *found, uint64_t handle, s
 	int result;
 
 	if (object == NULL) {
-		PyErr_Format(PyExc_IndexError, "there is no object at %#llx", (unsigned long long)handle);
+		PyErr_Format(PyExc_IndexError, "there is no object at %#llx",
+			     (unsigned long long)handle);
 		return -1;
 	}
 	memcpy(&header, object, HEADER_BYTES);
@@ -338,8 +353,9 @@ static int survey_object(const Packer *self, PyObject *found, uint64_t handle, s
 		return 0;
 	if (!is_page(self, object, &header, room))
 		memset(&header, 0, HEADER_BYTES);
-	page = tuple_of((const uint64_t[]){handle, header.generation, header.oid, header.index, header.length, header.codec,
-					   header.pool}, 7);
+	page = tuple_of((const uint64_t[]){handle, header.generation, header.oid, header.index,
+					   header.length, header.codec, header.pool},
+			7);
 	result = page != NULL ? PyList_Append(found, page) : -1;
 	Py_XDECREF(page);
 	return result;
@@ -374,7 +390,8 @@ static void packer_dealloc(Packer *self)
 
 static int find_points(Packer *self)
 {
-	static const char *const names[] = {"STORE_DATA", "STORE_HEADER", "STORE_CHECKED", "STORE_ALIVE"};
+	static const char *const names[] = {"STORE_DATA", "STORE_HEADER", "STORE_CHECKED",
+					    "STORE_ALIVE"};
 	PyObject *module = PyImport_ImportModule("zswapd.core.crashpoints");
 
 	self->reach = module != NULL ? PyObject_GetAttrString(module, "reach") : NULL;
@@ -397,12 +414,15 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 	unsigned page;
 	Packer *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!I:Packer", names, &PyMemoryView_Type, &memory, &page))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!I:Packer", names, &PyMemoryView_Type,
+					 &memory, &page))
 		return NULL;
 	if (page < 4096 || page > 65536 || (page & (page - 1)) != 0)
 		return PyErr_Format(PyExc_ValueError, "%u is no page size", page);
-	if (PyMemoryView_GET_BUFFER(memory)->readonly || PyMemoryView_GET_BUFFER(memory)->itemsize != 1)
-		return PyErr_Format(PyExc_ValueError, "the arena's view is to be of bytes that can be written");
+	if (PyMemoryView_GET_BUFFER(memory)->readonly ||
+	    PyMemoryView_GET_BUFFER(memory)->itemsize != 1)
+		return PyErr_Format(PyExc_ValueError,
+				    "the arena's view is to be of bytes that can be written");
 	self = (Packer *)type->tp_alloc(type, 0);
 	if (self == NULL)
 		return NULL;
@@ -424,10 +444,13 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 static PyMethodDef packer_methods[] = {
     {"pack", (PyCFunction)packer_pack, METH_O, PyDoc_STR("pack(page) -> int")},
-    {"commit", (PyCFunction)(void (*)(void))packer_commit, METH_FASTCALL, PyDoc_STR("commit(handle, pool, oid, index, generation, checksum, armed)")},
-    {"unpack", (PyCFunction)(void (*)(void))packer_unpack, METH_FASTCALL, PyDoc_STR("unpack(handle, oid, index, out) -> int")},
+    {"commit", (PyCFunction)(void (*)(void))packer_commit, METH_FASTCALL,
+     PyDoc_STR("commit(handle, pool, oid, index, generation, checksum, armed)")},
+    {"unpack", (PyCFunction)(void (*)(void))packer_unpack, METH_FASTCALL,
+     PyDoc_STR("unpack(handle, oid, index, out) -> int")},
     {"weigh", (PyCFunction)packer_weigh, METH_O, PyDoc_STR("weigh(handle) -> int")},
-    {"survey", (PyCFunction)(void (*)(void))packer_survey, METH_FASTCALL, PyDoc_STR("survey(handle, size, count) -> list")},
+    {"survey", (PyCFunction)(void (*)(void))packer_survey, METH_FASTCALL,
+     PyDoc_STR("survey(handle, size, count) -> list")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -451,7 +474,8 @@ static PyObject *pages_digests(PyObject *unused, PyObject *args)
 	(void)unused;
 	if (!PyArg_ParseTuple(args, "y*K", &data, &seed))
 		return NULL;
-	result = Py_BuildValue("(KK)", (unsigned long long)digest_plain(data.buf, (size_t)data.len, seed),
+	result = Py_BuildValue("(KK)",
+			       (unsigned long long)digest_plain(data.buf, (size_t)data.len, seed),
 			       (unsigned long long)digest(data.buf, (size_t)data.len, seed));
 	PyBuffer_Release(&data);
 	return result;
@@ -478,8 +502,10 @@ PyMODINIT_FUNC PyInit__pages(void)
 	if (digest_avx2 != NULL && __builtin_cpu_supports("avx2"))
 		digest = digest_avx2;
 #endif
-	if (made == NULL || PyModule_AddType(made, &packer_type) != 0 || PyModule_AddIntMacro(made, NOT_THE_PAGE) != 0 ||
-	    PyModule_AddIntMacro(made, WRONG_CHECKSUM) != 0 || PyModule_AddIntMacro(made, NO_LZ4_BLOCK) != 0 ||
+	if (made == NULL || PyModule_AddType(made, &packer_type) != 0 ||
+	    PyModule_AddIntMacro(made, NOT_THE_PAGE) != 0 ||
+	    PyModule_AddIntMacro(made, WRONG_CHECKSUM) != 0 ||
+	    PyModule_AddIntMacro(made, NO_LZ4_BLOCK) != 0 ||
 	    PyModule_AddIntMacro(made, NO_PAGE) != 0)
 		Py_CLEAR(made);
 	return made;

@@ -173,7 +173,7 @@ class _Recovery:
     def _is_of_older_layout(self, handle: int, check: int, generation: int) -> bool:
         """Return whether an object without a valid checksum is normal for a layout before 5.
 
-        Such a layout has live objects without a checksum. It may also have one object whose store
+        Those layouts have live objects without a checksum. They may also have one object whose store
         was cut short before the generation was written; that object is dropped here.
         """
         if not self._is_older or bool(check) == bool(generation):
