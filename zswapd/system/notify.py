@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd wants to hear.
+"""The notifier: messages to the service manager by the protocol of sd_notify(3).
 
-READY, STATUS, STOPPING and the watchdog's ping (the protocol of sd_notify(3)).
-
-One datagram each to the socket that NOTIFY_SOCKET names. The socket is made once, at start, and
-never blocks: a ping that systemd does not take at once is dropped, for a daemon that serves swap
-waits for nobody. Outside of systemd all calls do nothing.
+Each message is one datagram to the socket in NOTIFY_SOCKET. The socket is made once, at start, and
+never blocks: a daemon that serves swap must not wait, so a message that systemd does not take at
+once is dropped. Without a service manager, all calls do nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STOP_S = 120.0
-"""What a stop may take after swapoff has last come along."""
+"""Time, s, that a stop may take after the last progress of swapoff."""
 
 
 class Notifier:
-    """The line to the service manager.
+    """The connection to the service manager.
 
     Args:
-        environ: where systemd says how to be reached.
+        environ: the environment, which has the address.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -44,7 +42,7 @@ class Notifier:
         return self._socket is not None
 
     def ready(self, status: str) -> bool:
-        """Say that the files are served; return whether somebody was told."""
+        """Say that the files are served; return whether the service manager was told."""
         return self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
     def status(self, text: str) -> bool:
