@@ -166,7 +166,7 @@ class VolumeError(ZswapdError):
 
 
 class HandoverError(ZswapdError):
-    """A running session cannot be taken over; whoever serves it goes on."""
+    """A running session cannot be taken over; the worker that serves it goes on."""
 
     exit_code = 13
     errno_ = errno.EBUSY
@@ -200,4 +200,4 @@ OLD_EXIT_CODES: dict[int, type[ZswapdError]] = {
     6: SwapDeviceError,
     7: HeadroomError,
 }
-"""What daemons of before call these, over the control socket: `zswapctl upgrade` asks one."""
+"""Exit codes that daemons before 0.2.0 send over the control socket, to `zswapctl upgrade`."""

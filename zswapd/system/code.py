@@ -73,9 +73,8 @@ def read(root: Path = Path("/")) -> None:
     """Read code and constants into the page cache; this may wait for a disk without limit."""
     buffer = bytearray(_READ_BYTES)
     for item in mappings(root):
-        with contextlib.suppress(
-            OSError
-        ):  # this kernel, or this container, does not let us have it: it comes when it is run
+        # Without map_files (a container may lack the right), pages are loaded at their first use.
+        with contextlib.suppress(OSError):
             file = os.open(
                 root / f"proc/self/map_files/{item.start:x}-{item.end:x}",
                 os.O_RDONLY | os.O_CLOEXEC,

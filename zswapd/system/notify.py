@@ -38,45 +38,39 @@ class Notifier:
 
     @property
     def is_heard(self) -> bool:
-        """Whether there is a service manager that listens."""
+        """Whether there is a service manager."""
         return self._socket is not None
 
     def ready(self, status: str) -> bool:
-        """Say that the files are served; return whether the service manager was told."""
+        """Say that the files are served; return whether it was sent."""
         return self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
     def status(self, text: str) -> bool:
-        """Set the line that `systemctl status` shows; return whether somebody was told."""
+        """Set the line that `systemctl status` shows; return whether it was sent."""
         return self._send(f"STATUS={_one_line(text)}")
 
     def stopping(self, status: str) -> bool:
-        """Say that the daemon is on its way out; return whether somebody was told."""
+        """Say that the daemon is stopping; return whether it was sent."""
         return self._send(f"STOPPING=1\nSTATUS={_one_line(status)}")
 
     def more_time(self) -> bool:
-        """Have a stop count as failed no sooner than STOP_S from now.
-
-        Return whether somebody was told.
-        """
+        """Extend the time limit of a stop to STOP_S from now; return whether it was sent."""
         return self._send(f"EXTEND_TIMEOUT_USEC={STOP_S * 1e6:.0f}")
 
     def watchdog(self) -> bool:
-        """Ping the watchdog; return whether somebody was told."""
+        """Ping the watchdog; return whether it was sent."""
         return self._send("WATCHDOG=1")
 
     def set_watchdog(self, seconds: float) -> bool:
-        """Have the watchdog tolerate `seconds` from now on; return whether somebody was told."""
+        """Set the timeout of the watchdog to `seconds`; return whether it was sent."""
         return self._send(f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}")
 
     def store(self, name: str, descriptor: int) -> bool:
-        """Have the service manager keep an open file, for a restart to adopt.
-
-        Return whether somebody was told.
-        """
+        """Have the service manager keep an open file for the next start; return whether it was sent."""
         return self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (descriptor,))
 
     def unstore(self, name: str) -> bool:
-        """Have the service manager close a file that it keeps; return whether somebody was told."""
+        """Have the service manager close a file that it keeps; return whether it was sent."""
         return self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the daemon gets a processor, and, which goes with it in Linux, the last memory there is.
+"""Scheduling of the daemon's threads, which in Linux also decides on the last free memory.
 
-A page that waits for a time slice of a program that computes waits for milliseconds; a nice value
-is enough against that. A real-time task is more: what it asks the kernel for may go below the
-zones' min watermark, as far as half of it (three quarters before Linux 6.3). Ordinary tasks wait at
-that mark until swapping out has freed something. So whoever must not wait for swap is a real-time
-task when it asks: the supervisor always, as it sleeps all the time; a worker until it serves, and
-from then on while memory is scarce (`check_memory` in fuse/_lowlevel.c). Not always: a real-time
-task drives the swapping program from its processor as it wakes up.
+A page request that waits for the time slice of a computing program waits for milliseconds. A nice
+value prevents that. Real-time scheduling does more: allocations may go below the min watermark of a
+zone, as far as half of it (three quarters before Linux 6.3). Ordinary tasks wait at that watermark
+until swap-out has freed memory. So a thread that must not wait for swap is real-time when it
+allocates. The supervisor always is, because it sleeps nearly all the time. A worker is real-time
+until it serves, and then while memory is scarce (`check_memory` in fuse/_lowlevel.c). At other
+times it is not: a real-time task that wakes up drives the swapping program from its processor.
 
 Sources: sched(7); gfp_to_alloc_flags() and __zone_watermark_ok() in mm/page_alloc.c.
 """
