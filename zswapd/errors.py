@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every failure zswapd raises by itself, in one place.
+"""The exceptions of zswapd.
 
-A failure is an exception; a refusal (a store that policy turns away) is a result and never passes
-through here. Each class carries what its two edges need: `exit_code` for the command line, `errno_`
-for FUSE. Exit codes are unique, so that a script can tell them apart; `tests/unit/test_errors.py`
-holds them to that. Low layers raise, only the edges (cli, fuse, control) translate.
+A failure is an exception. A refusal (a store that policy rejects) is a result, and not in here.
+Each class has `exit_code` for the command line and `errno_` for FUSE. Exit codes are unique, so
+that a script can tell them apart (`tests/unit/test_errors.py`). Low layers raise, and only the
+edges (cli, fuse, control) translate.
 
-One cause has one code, whichever command meets it. systemd gives some codes a name
-(systemd.exec(5), "Process Exit Codes"), which `systemctl status` shows: 2 to 7 have those of LSB
-init scripts, 64 to 78 those of sysexits.h. A code in these ranges is taken only where that name
-says what happened: 2 INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE, 71 OSERR, 73
-CANTCREAT, 75 TEMPFAIL, 78 CONFIG. All others are shown as numbers.
+A cause has the same code in every command. `systemctl status` shows the names that systemd gives
+some codes (systemd.exec(5), "Process Exit Codes"). Codes 2 to 7 have the names of LSB init scripts,
+64 to 78 those of sysexits.h. A code of these ranges is used only where its name fits: 2
+INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE, 71 OSERR, 73 CANTCREAT, 75 TEMPFAIL,
+78 CONFIG. All others are shown as numbers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import errno
 
 
 class ZswapdError(Exception):
-    """Base of all failures with a message meant for a person.
+    """Base of all failures with a message for the user.
 
     Args:
-        message: what went wrong, naming the file, value or device.
-        hint: what to do about it, as a sentence or a command.
+        message: the failure, with the name of the file, value or device.
+        hint: the remedy, as a sentence or a command.
     """
 
     exit_code = 1
     errno_ = errno.EIO
     filled = 0
-    """Of a read: bytes in front of the failed page that are right,
-    and may be given to the reader.
-    """
+    """Bytes before the failed page of a read that are correct, and may go to the reader."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

@@ -66,7 +66,7 @@ class Notifier:
         return self._send(f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}")
 
     def store(self, name: str, descriptor: int) -> bool:
-        """Have the service manager keep an open file for the next start; return whether it was sent."""
+        """Have the service manager keep a file for the next start; return whether it was sent."""
         return self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (descriptor,))
 
     def unstore(self, name: str) -> bool:

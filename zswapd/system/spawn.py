@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Start other programs from a process that serves pages.
 
-This calls posix_spawn through ctypes, which releases the GIL. `subprocess` and `os.posix_spawn` hold
-the GIL until the child has called exec, and an exec that waits for memory would stop the page path.
+This calls posix_spawn through ctypes, which releases the GIL. `subprocess` and `os.posix_spawn`
+hold it until the child has called exec, and an exec that waits for memory would stop the page path.
 A started program may write to swap and wait for memory like any program: it inherits neither
 PR_SET_IO_FLUSHER nor the blocked signals of the calling thread.
 
