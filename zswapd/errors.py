@@ -69,10 +69,7 @@ class PermissionsError(ZswapdError):
 
 
 class ControlError(ZswapdError):
-    """The daemon cannot be reached over its control socket, cannot make that.
-
-    Or refused the command.
-    """
+    """The control socket cannot be made or reached, or the daemon refused the command."""
 
     exit_code = 69
     errno_ = errno.EPROTO
@@ -86,27 +83,21 @@ class AlreadyRunningError(ControlError):
 
 
 class SwapDeviceError(ZswapdError):
-    """No such swap file; or attaching or detaching its loop device, or the swap on it, failed.
-
-    And was undone.
-    """
+    """The swap file is missing, or a change of its loop device or swap failed and was undone."""
 
     exit_code = 71
     errno_ = errno.EBUSY
 
 
 class HeadroomError(SwapDeviceError):
-    """What is swapped out does not fit into memory, so swapoff was not tried."""
+    """The swapped-out data does not fit into memory, so swapoff was not tried."""
 
     exit_code = 75
     errno_ = errno.ENOMEM
 
 
 class ProtectionError(ZswapdError):
-    """A protection that keeps the box from hanging could not be had.
-
-    And was not waived with --force.
-    """
+    """A protection against a hanging machine is off, and was not waived with --force."""
 
     exit_code = 8
     errno_ = errno.EPERM
@@ -122,7 +113,7 @@ class ArenaError(ZswapdError):
 class CorruptedPageError(ZswapdError):
     """A stored page does not decompress or does not match its checksum; its reader gets EIO.
 
-    Not raised for a page that was never stored or was discarded: those read as zeros.
+    A page that was never stored or was discarded reads as zeros, without this error.
     """
 
     exit_code = 10
@@ -130,17 +121,14 @@ class CorruptedPageError(ZswapdError):
 
 
 class LostPageError(ZswapdError):
-    """A page is read whose last write was refused, so that neither its old nor its new data exists."""
+    """The last write of a page was refused: neither its old nor its new data exists."""
 
     exit_code = 11
     errno_ = errno.EIO
 
 
 class DiscardError(ZswapdError):
-    """Part of a page was to be discarded and the rest could not be kept.
-
-    The page is lost if it had data.
-    """
+    """The rest of a partly discarded page could not be kept: the page is lost if it had data."""
 
     exit_code = 12
     errno_ = errno.ENOSPC
@@ -185,7 +173,7 @@ class MachineError(ZswapdError):
 
 
 class InvariantError(ZswapdError):
-    """A `check()` found lists or counts that contradict each other: a bug, never a user's mistake."""
+    """A `check()` found lists or counts that contradict each other: this is a bug."""
 
     exit_code = 70
     errno_ = errno.EIO
