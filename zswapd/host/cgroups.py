@@ -38,7 +38,7 @@ HEADROOM_LEAST, HEADROOM_MOST = 16 << 20, 64 << 20
 zswapctl beside us.
 """
 _STAT_ROOM = 16 << 10
-"""Bytes of the longest memory.stat that is looked at."""
+"""Longest memory.stat that is read, in bytes."""
 _FILES = re.compile(rb"^(?:total_)?(inactive_file|active_file) (\d+)$", re.MULTILINE)
 _HIERARCHICAL = re.compile(rb"^hierarchical_memory_limit (\d+)$", re.MULTILINE)
 _KINDS = {
@@ -71,7 +71,7 @@ class Limit:
 
 
 class Room(NamedTuple):
-    """The limit that leaves least."""
+    """The limit that leaves the least room."""
 
     limit: int
     left: int
@@ -82,7 +82,7 @@ class Room(NamedTuple):
 
     @property
     def spare(self) -> int:
-        """Bytes that may be taken for pages: what is left beyond the headroom."""
+        """Bytes that may be taken for pages: the room less the headroom."""
         return self.left - headroom(self.limit)
 
 
