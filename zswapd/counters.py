@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters that outlive a process.
+"""Counters that outlive a process: exported as plain values, and added to a successor's.
 
-What its statistics counted, as plain values, and the sum of those and a successor's.
+Only counts of events are carried. A successor counts contents anew (stored pages, used frames), so
+carrying them would count them twice. Each snapshot class declares the kind of its fields:
 
-Only what happened is carried. What describes contents (pages stored, frames in use) a successor
-counts anew; carrying it too would count it twice. Each snapshot class declares which of its fields
-are of which kind:
+    cumulative   counts, times, tuples and mappings of counts that only grow: they are added
+    high_water   a maximum: the larger value counts
 
-    cumulative   counts, times, tuples of counts and mappings of counts that only grow: they are added up
-    high_water   the most there ever was: the larger one counts
+Other fields describe the present. Nested snapshots are carried too. The members of a tuple of
+snapshots are matched by `name`.
 
-A field that is neither describes the present. Snapshots within snapshots are followed; a tuple of
-them is matched by `name`.
-
-What comes from another process may be from another version of the program: what is missing counts
-as nothing, what is unknown or of another shape is left out. A count may be lost that way, never a
-takeover.
+The values may come from another version of the program. A missing value counts as 0, and an unknown
+one or one of another shape is left out. So a count may be lost, but a takeover never fails.
 """
 
 from __future__ import annotations
@@ -36,18 +32,15 @@ _JOINS: dict[type, dict[str, Any]] = {}
 
 
 def declare(kind: type, *, cumulative: str = "", high_water: str = "") -> None:
-    """Say which fields of a snapshot class are carried, their names with blanks between them.
+    """Declare the carried fields of a snapshot class, as names with blanks between them.
 
-    (Beside the class and not in it: mypyc takes a class variable of a dataclass for a field.)
+    It is called beside the class, because mypyc takes a class variable of a dataclass for a field.
     """
     _JOINS[kind] = dict.fromkeys(cumulative.split(), _sum) | dict.fromkeys(high_water.split(), max)
 
 
 def export(statistics: DataclassInstance) -> dict[str, Any]:
-    """Return what a successor has to go on from, as JSON can say it.
-
-    Fields that are carried, by name; no others.
-    """
+    """Return the carried fields of a snapshot by name, as JSON values."""
     kept: dict[str, Any] = {}
     carried = _JOINS.get(type(statistics), {})
     for field in dataclasses.fields(statistics):
@@ -68,11 +61,11 @@ def export(statistics: DataclassInstance) -> dict[str, Any]:
 
 
 def add(statistics: T, base: Mapping[str, Any]) -> T:
-    """Return a snapshot with what `cumulative` made of a predecessor's added.
+    """Return a snapshot with the counts of a predecessor added.
 
     Args:
-        statistics: of this process alone.
-        base: {} for none.
+        statistics: the snapshot of this process alone.
+        base: the predecessor's counts, from `export`; {} for none.
     """
     changes: dict[str, Any] = {}
     carried = _JOINS.get(type(statistics), {})
@@ -104,10 +97,7 @@ def _sum(one: float, other: float) -> float:
 
 
 def _joined(value: Any, earlier: Any, join: Any) -> Any:
-    """Return two values of a carried field as one.
-
-    The first alone if the second is of another shape.
-    """
+    """Return two values of a carried field as one; the first if the shapes differ."""
     if isinstance(value, Mapping):
         known = earlier if isinstance(earlier, Mapping) else {}
         names = [*value, *(name for name in known if name not in value)]

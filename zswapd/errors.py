@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every failure zswapd raises by itself, in one place.
+"""The exceptions of zswapd.
 
-A failure is an exception; a refusal (a store that policy turns away) is a result and never passes
-through here. Each class carries what its two edges need: `exit_code` for the command line, `errno_`
-for FUSE. Exit codes are unique, so that a script can tell them apart; `tests/unit/test_errors.py`
-holds them to that. Low layers raise, only the edges (cli, fuse, control) translate.
+A failure is an exception. A refusal (a store that policy rejects) is a result, and not in here.
+Each class has `exit_code` for the command line and `errno_` for FUSE. Exit codes are unique, so
+that a script can tell them apart (`tests/unit/test_errors.py`). Low layers raise, and only the
+edges (cli, fuse, control) translate.
 
-One cause has one code, whichever command meets it. systemd gives some codes a name
-(systemd.exec(5), "Process Exit Codes"), which `systemctl status` shows: 2 to 7 have those of LSB
-init scripts, 64 to 78 those of sysexits.h. A code in these ranges is taken only where that name
-says what happened: 2 INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE, 71 OSERR, 73
-CANTCREAT, 75 TEMPFAIL, 78 CONFIG. All others are shown as numbers.
+A cause has the same code in every command. `systemctl status` shows the names that systemd gives
+some codes (systemd.exec(5), "Process Exit Codes"). Codes 2 to 7 have the names of LSB init scripts,
+64 to 78 those of sysexits.h. A code of these ranges is used only where its name fits: 2
+INVALIDARGUMENT, 4 NOPERMISSION, 69 UNAVAILABLE, 70 SOFTWARE, 71 OSERR, 73 CANTCREAT, 75 TEMPFAIL,
+78 CONFIG. All others are shown as numbers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import errno
 
 
 class ZswapdError(Exception):
-    """Base of all failures with a message meant for a person.
+    """Base of all failures with a message for the user.
 
     Args:
-        message: what went wrong, naming the file, value or device.
-        hint: what to do about it, as a sentence or a command.
+        message: the failure, with the name of the file, value or device.
+        hint: the remedy, as a sentence or a command.
     """
 
     exit_code = 1
     errno_ = errno.EIO
     filled = 0
-    """Of a read: bytes in front of the failed page that are right,
-    and may be given to the reader.
-    """
+    """Bytes before the failed page of a read that are correct, and may go to the reader."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -71,10 +69,7 @@ class PermissionsError(ZswapdError):
 
 
 class ControlError(ZswapdError):
-    """The daemon cannot be reached over its control socket, cannot make that.
-
-    Or refused the command.
-    """
+    """The control socket cannot be made or reached, or the daemon refused the command."""
 
     exit_code = 69
     errno_ = errno.EPROTO
@@ -88,11 +83,9 @@ class AlreadyRunningError(ControlError):
 
 
 class SwapDeviceError(ZswapdError):
-    """No such swap file; attaching or detaching its loop device, or the swap on it, failed.
+    """A swap file is missing, a change of its loop device or swap was undone, or pages are lost.
 
-    And was undone; or pages are lost.
-
-    Pages are lost if their daemon ends for good in the middle of swapoff.
+    Pages are lost if the daemon ends for good in the middle of swapoff.
     """
 
     exit_code = 71
@@ -100,17 +93,14 @@ class SwapDeviceError(ZswapdError):
 
 
 class HeadroomError(SwapDeviceError):
-    """What is swapped out does not fit into memory, so swapoff was not tried."""
+    """The swapped-out data does not fit into memory, so swapoff was not tried."""
 
     exit_code = 75
     errno_ = errno.ENOMEM
 
 
 class ProtectionError(ZswapdError):
-    """A protection that keeps the box from hanging could not be had.
-
-    And was not waived with --force.
-    """
+    """A protection against a hanging machine is off, and was not waived with --force."""
 
     exit_code = 8
     errno_ = errno.EPERM
@@ -126,7 +116,7 @@ class ArenaError(ZswapdError):
 class CorruptedPageError(ZswapdError):
     """A stored page does not decompress or does not match its checksum; its reader gets EIO.
 
-    Not raised for a page that was never stored or was discarded: those read as zeros.
+    A page that was never stored or was discarded reads as zeros, without this error.
     """
 
     exit_code = 10
@@ -134,17 +124,14 @@ class CorruptedPageError(ZswapdError):
 
 
 class LostPageError(ZswapdError):
-    """A page is read whose last write was refused, so that neither its old nor its new data exists."""
+    """The last write of a page was refused: neither its old nor its new data exists."""
 
     exit_code = 11
     errno_ = errno.EIO
 
 
 class DiscardError(ZswapdError):
-    """Part of a page was to be discarded and the rest could not be kept.
-
-    The page is lost if it had data.
-    """
+    """The rest of a partly discarded page could not be kept: the page is lost if it had data."""
 
     exit_code = 12
     errno_ = errno.ENOSPC
@@ -168,7 +155,7 @@ class VolumeError(ZswapdError):
 
 
 class HandoverError(ZswapdError):
-    """A running session cannot be taken over; whoever serves it goes on."""
+    """A running session cannot be taken over; the worker that serves it goes on."""
 
     exit_code = 13
     errno_ = errno.EBUSY
@@ -189,7 +176,7 @@ class MachineError(ZswapdError):
 
 
 class InvariantError(ZswapdError):
-    """A `check()` found lists or counts that contradict each other: a bug, never a user's mistake."""
+    """A `check()` found lists or counts that contradict each other: this is a bug."""
 
     exit_code = 70
     errno_ = errno.EIO
@@ -202,4 +189,4 @@ OLD_EXIT_CODES: dict[int, type[ZswapdError]] = {
     6: SwapDeviceError,
     7: HeadroomError,
 }
-"""What daemons of before call these, over the control socket: `zswapctl upgrade` asks one."""
+"""Exit codes that daemons before 0.2.0 send over the control socket, to `zswapctl upgrade`."""

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logging: to stderr, or with its fields to journald where that reads stderr.
-
-And never at the price of serving pages.
+"""Logging: to stderr, or with its fields to journald if journald reads stderr; it never blocks.
 
 Modules use the standard library (`log = logging.getLogger(__name__)`, %-style arguments); `setup`
 is called once by the command line. A record may carry, through `extra`:
@@ -10,15 +8,15 @@ is called once by the command line. A record may carry, through `extra`:
   most once; the next one that passes says how many were held back;
 - `log_once`: True, and a record with the same template and arguments is written once only.
 
-Why not a StreamHandler: a daemon that serves swap must not wait for whoever reads its stderr. A
-reader that hangs (a stopped terminal, a full pipe, a journald that itself waits for swap-in) would
-hang the pages, and so the box. Hence lines go out only while the descriptor takes them at once;
-what it does not take is dropped and counted, and the count is written when it takes lines again.
+A StreamHandler is no choice, because a daemon that serves swap must not wait for the reader of its
+stderr. A reader that hangs (a stopped terminal, a full pipe, a journald that waits for swap-in)
+would hang the page path, and so the machine. So a line is written only if the descriptor takes it
+at once. Other lines are dropped and counted, and the count is written when lines are taken again.
 Invariant: `emit` neither blocks nor raises.
 
-What the journal knows of a record beside the message and its priority: LOGGER, ZSWAPD_TEMPLATE (the
-message without its values, so the same for all of a kind), CODE_FILE, CODE_LINE, CODE_FUNC. A
-datagram that is too long for it goes to stderr instead.
+The journal gets these fields beside message and priority: LOGGER, ZSWAPD_TEMPLATE (the message
+without its values), CODE_FILE, CODE_LINE, CODE_FUNC. A datagram that is too long for the journal
+goes to stderr instead.
 
 Source: systemd's native journal protocol.
 """
@@ -63,13 +61,13 @@ _REMEMBERED = 1024  # templates and messages that the filter keeps in mind; the 
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
-    """What became of the log records."""
+    """Counts of log records."""
 
     written: int
     dropped: int
-    """Not written, because stderr would have made us wait."""
+    """Records that were not written, because a write to stderr would have blocked."""
     held_back: int
-    """Not written, because of `rate_limit` or `log_once`."""
+    """Records that were not written, because of `rate_limit` or `log_once`."""
 
 
 class SystemdFormatter(logging.Formatter):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page: its size, and the arithmetic that several layers share.
 
-The size is the system's (4096, 16384 or 65536 bytes), since the kernel swaps in its own pages. No
-layer below the composition root reads it from here by default: they take `page_size` as a plain
-value, so that tests run all three sizes on one machine.
+The size is the system's (4096, 16384 or 65536 bytes), because the kernel swaps its own pages.
+Layers below the composition root take `page_size` as a plain value. So tests run all three sizes on
+one machine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Final
 from zswapd.host import machine
 
 ADDRESS_SPACE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | machine.numbers().map_noreserve
-"""Flags of a mapping for as much as there may ever be, of which little is populated. With
-MAP_NORESERVE: a process with some of them side by side would not be forked, as if they were memory.
+"""Flags of a mapping of the largest size that may be needed, of which little is populated.
+
+Without MAP_NORESERVE, the kernel would count the whole mapping as memory, and refuse a fork of a
+process with several of them.
 """
 
 PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are by default, for those who must not import the table of settings to know it.
-
-What the kernel calls them.
-"""
+"""Default paths for modules that must not import the table of settings, and names of paths."""
 
 from __future__ import annotations
 
@@ -11,21 +8,17 @@ import os
 from pathlib import Path
 
 SOCKET = "/run/zswapd/zswapd.sock"
-"""The control socket: zswapctl is to answer at once.
+"""The control socket. To import the table of settings would take a sixth of zswapctl's time."""
 
-And the table takes a sixth of its time to import.
-"""
-
-_LINKS = 40  # one after the other, as the kernel follows them
+_LINKS = 40  # the kernel's limit of links in a path
 _OF_THE_KERNEL = frozenset({"proc", "sysfs"})
 
 
 def without_links(path: Path) -> Path:
     """Return the absolute name under which mountinfo and sysfs list `path`.
 
-    The last component is not asked what it is, only whether it is a link: a `stat` of a mount whose
-    daemon hangs, or is this very process, would hang as well; readlink fails without asking the
-    daemon.
+    Of the last component, only the link is read. It may be a mount that this process or a hanging
+    daemon serves, and a `stat` of it would hang. readlink fails without a request to the daemon.
     """
     name = os.path.abspath(path)  # noqa: PTH100 - Path.absolute() keeps `..`
     for _ in range(_LINKS):
@@ -42,10 +35,7 @@ def without_links(path: Path) -> Path:
 
 
 def why_unmakeable(directory: Path) -> int:
-    """Return the errno for which nothing can be made in a directory.
-
-    0 if something can, as far as can be told without it.
-    """
+    """Return the errno because of which no file can be made in a directory; 0 if none is known."""
     if not directory.is_dir():
         return errno.ENOTDIR
     if not os.access(directory, os.W_OK | os.X_OK):
@@ -60,5 +50,5 @@ def why_unmakeable(directory: Path) -> int:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return a path if it is there, else the lowest of those above it that is."""
+    """Return the path if it exists; else the lowest directory above it that exists."""
     return next(place for place in (path, *path.parents) if os.path.lexists(place))

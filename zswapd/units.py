@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How quantities are shown to people; the layers that only count do not need it."""
+"""Quantities as text for users."""
 
 from __future__ import annotations
 
 
 def format_size(count: int) -> str:
-    """Return a byte count for people: `512.0 MiB`, `1.5 GiB`, `17 B`."""
+    """Return a byte count as text: `512.0 MiB`, `1.5 GiB`, `17 B`."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:

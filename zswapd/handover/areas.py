@@ -45,9 +45,7 @@ def backing_areas(config: Config) -> dict[str, int]:
 
 
 def marks_areas(config: Config) -> dict[str, int]:
-    """Return the size of each swap file's marks of recompression, bytes by name.
-
-    {} while recompression is off.
+    """Return the size of each swap file's marks, bytes by name; {} if recompression is off.
 
     If recompression is switched on at run time, a worker adds the marks to the shared state. Where
     the shared state is a memfd, the worker keeps the marks to itself, and its successor tries all

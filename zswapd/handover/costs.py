@@ -57,7 +57,7 @@ INDEX_PAGE_BITS = 8 * (NODE_BYTES + 1) // NODE_SLOTS + 2
 START_PERCENT = 80
 """Limit of the memory locked at start, in percent of memory."""
 BOOKS_PERCENT = 25
-"""Limit of the books of full swap files, in percent of memory: swap files of 90 times the memory."""
+"""Limit of the books of full swap files, in percent of memory: files of 90 times the memory."""
 
 
 def at_start(config: Config) -> dict[str, int]:

@@ -4,8 +4,8 @@
 The supervisor and every worker map it.
 
     page 0     The superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers.
-    slots      Two slots for a JSON document (`save`, `load`): settings changed at run time, freezes,
-               counters.
+    slots      Two slots for a JSON document (`save`, `load`): settings changed at run time,
+               freezes, counters.
     geometry   A JSON document, written once: page size, swap files, mountpoint. A successor with
                another geometry is refused. A second copy follows at half of GEOMETRY_BYTES. The
                copy of the superblock is at the end.
@@ -14,8 +14,8 @@ The supervisor and every worker map it.
                (core/block/device.py).
     areas      Further memory by name (`area`): a second copy of the bits above; the marks of
                recompression; the key, the claims and the slot maps of a disk behind the pool.
-    extension  Memory that a worker has added at run time (`extend`), from the next page on: marks of
-               recompression.
+    extension  Memory that a worker has added at run time (`extend`), from the next page on: marks
+               of recompression.
 
 All of it is populated when it is made, so the page path never faults on it. One process at a time
 writes words: the worker, or the supervisor while there is no worker.

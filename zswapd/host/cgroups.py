@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory limits of the control groups above this process, of versions 1 and 2.
-
-For each limit: how much room it leaves.
+"""The memory limits of the control groups above this process, versions 1 and 2, and their room.
 
 A process is charged to its own memory cgroup and to every cgroup above it, so each of them may have
 a limit that counts. The kernel says where they are: /proc/self/cgroup names the cgroup,
@@ -13,16 +11,15 @@ be seen, and its limit is that of the container.
                 the mountpoint, hierarchical_memory_limit in memory.stat
     version 2   memory.max and memory.high of each cgroup; of those above the mountpoint, nothing
 
-A cgroup at its limit is reclaimed by the process that is charged next, in that process' own
-context. If the daemon is that process, it must not write pages to its own swap device: `may_swap`
-says whether reclaim at a limit can do that.
+At the limit of a cgroup, the process that is charged next reclaims, in its own context. If the
+daemon is that process, it must not write pages to its own swap device. `may_swap` says whether
+reclaim at a limit can do that.
 
-`Limits` keeps the files open: to look again takes no memory of the kernel. `find` opens them each
-time.
+`Limits` keeps the files open, so another look allocates no memory from the kernel. `find` opens the
+files each time.
 
-Limits: a process that is moved to another cgroup while it runs goes on looking at the old one. The
-limits of a parent of the container's root (a pod's, in Kubernetes) are not to be seen with version
-2.
+Limits: a process that is moved to another cgroup still looks at the old one. With version 2, limits
+above the container's root (a pod's, in Kubernetes) are not visible.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ HEADROOM_LEAST, HEADROOM_MOST = 16 << 20, 64 << 20
 zswapctl beside us.
 """
 _STAT_ROOM = 16 << 10
-"""Bytes of the longest memory.stat that is looked at."""
+"""Longest memory.stat that is read, in bytes."""
 _FILES = re.compile(rb"^(?:total_)?(inactive_file|active_file) (\d+)$", re.MULTILINE)
 _HIERARCHICAL = re.compile(rb"^hierarchical_memory_limit (\d+)$", re.MULTILINE)
 _KINDS = {
@@ -74,7 +71,7 @@ class Limit:
 
 
 class Room(NamedTuple):
-    """The limit that leaves least."""
+    """The limit that leaves the least room."""
 
     limit: int
     left: int
@@ -85,7 +82,7 @@ class Room(NamedTuple):
 
     @property
     def spare(self) -> int:
-        """Bytes that may be taken for pages: what is left beyond the headroom."""
+        """Bytes that may be taken for pages: the room less the headroom."""
         return self.left - headroom(self.limit)
 
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The config files: which there are, and their text; without the table of settings.
+"""Find and read the config files, without the table of settings.
 
-The config file and its drop-ins `<file>.d/*.toml` in alphabetical order; later ones win. What
-editors and package managers leave beside a drop-in is none: a name that begins with a dot
+They are the config file and its drop-ins `<file>.d/*.toml`, in alphabetical order. Later files win.
+Files that editors and package managers leave are no drop-ins: a name that begins with a dot
 (`.#x.toml` of Emacs, `.x.toml.swp` of Vim, `.goutputstream-…`), and a name that does not end in
 `.toml` (`x.toml~`, `#x.toml#`, `x.toml.bak`, `x.toml.dpkg-new`, `x.toml.rpmsave`).
 
-Everything else that is named `*.toml` is meant to be read, so what cannot be read is an error: a
-directory, a link to nothing, a pipe (which opening would wait for). A link to /dev/null is an empty
-file, as systemd has it. The file that --config names may also be a pipe that is open already:
-/dev/stdin, or `<(…)` of a shell.
+Every other name `*.toml` must be readable. A directory, a dangling link and a pipe (an open would
+wait for its writer) are errors. A link to /dev/null is an empty file, as for systemd. The file of
+--config may also be an open pipe: /dev/stdin, or `<(…)` of a shell.
 """
 
 from __future__ import annotations

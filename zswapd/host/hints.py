@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What to do about a failure, as the hint of an error.
+"""Hints of errors: the remedy for a failure, by its errno and by the names that exist.
 
-The hint depends on the system's reason, and on the names that there are.
-
-EACCES, EPERM, EROFS and ENOSPC look alike to a program that cannot have its file; each takes
-another command to cure.
+EACCES, EPERM, EROFS and ENOSPC all deny a file, and each needs another command as its remedy.
 """
 
 from __future__ import annotations

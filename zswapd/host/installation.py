@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How this program was installed, and which commands start, stop and call it.
+"""The installation of this program, and the commands that start, stop and call it.
 
-Hints name the next command to type, and that depends on three things:
+A hint names the next command to type. The command depends on three things:
 
-- whether systemd runs and a unit `zswapd.service` starts this very program: the Debian package, or
-  a unit made by hand. A checkout on a machine with the package is not what that unit starts;
-- else where the programs are: beside the one that is running. They are named as a shell in the
-  current directory takes them;
-- whether the caller is root, and if not, whether there is sudo.
+- Does systemd run, and does a unit `zswapd.service` start this program? The unit may be that of the
+  Debian package, or made by hand. It does not start a checkout on the same machine.
+- If not, in which directory are the programs? They are beside the running one, and are named as a
+  shell in the current directory needs it.
+- Is the caller root, and if not, is there sudo?
 
-All functions return text for a sentence, each command in backticks. They are for failures and never
-raise.
+All functions return text for a sentence, with each command in backticks. They are called after
+failures, and never raise.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the program assumes about the machine, and the kernel's numbers that differ.
+"""The kernel's numbers that differ between machines, and the requirements on a machine.
 
 Words in shared memory are native (`struct` with "=", `memoryview.cast`): a process that adopts
 them runs on the same machine. So the byte order does not matter. These things do:

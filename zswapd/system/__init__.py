@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The daemon and its system: when it is ready (`notify`).
-
-And what keeps it from hanging (`protections`).
-"""
+"""The daemon's calls to the system: scheduling, memory, signals, and the service manager."""
 
 from zswapd.system.advice import advise, raise_min_free_kbytes
 from zswapd.system.code import populate as populate_code

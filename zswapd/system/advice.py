@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings of the system that are not the daemon's to change.
+"""Advice on settings of the system that affect swap, and that the daemon does not change.
 
-But that decide how well its swap works.
-
-`advise` only reads, and returns each in a Protection's form: on means as recommended.
-`raise_min_free_kbytes` changes the one that `zswapctl swapon` insists on, for machines where nobody
-has.
+`advise` only reads them. It returns each as a Protection: on means as recommended.
+`raise_min_free_kbytes` changes the one that `zswapctl swapon` requires, for machines on which it
+has the kernel's default.
 """
 
 from __future__ import annotations
@@ -18,29 +16,30 @@ from zswapd.host.hints import for_failure
 from zswapd.system.protections import Protection
 
 _MIN_FREE = "proc/sys/vm/min_free_kbytes"
-_PAGE_CLUSTER = 3  # 8 pages a swap-in; at 0 sequential swap-in collapses (one request through FUSE for each page)
+# 8 pages for each swap-in. At 0, sequential swap-in is slow: each page is a FUSE request.
+_PAGE_CLUSTER = 3
 
 
 def advise(root: Path = Path("/")) -> tuple[Protection, ...]:
-    """Return which of the system's settings are as recommended; what cannot be read is left out.
+    """Return the system's settings, each with its recommendation, without unreadable ones.
 
     Args:
-        root: where /proc and /sys are, for tests.
+        root: directory of /proc and /sys, for tests.
     """
     checks = (_min_free_kbytes(root), _page_cluster(root), _kernel_zswap(root))
     return tuple(check for check in checks if check is not None)
 
 
 def raise_min_free_kbytes(root: Path = Path("/")) -> bool:
-    """Set vm.min_free_kbytes to what is recommended if it is less; return whether it was changed.
+    """Raise vm.min_free_kbytes to the recommended value; return whether it was changed.
 
-    A static file in sysctl.d cannot: what is right depends on the machine's memory.
+    A static file in sysctl.d could not, because the value depends on the machine's memory.
 
     Args:
-        root: where /proc is, for tests.
+        root: directory of /proc, for tests.
 
     Raises:
-        PermissionsError: it cannot be written.
+        PermissionsError: the setting cannot be written.
     """
     found = _min_free(root)
     if found is None or found[0] >= found[1]:
@@ -64,12 +63,10 @@ def _read(path: Path) -> str:
 
 
 def _min_free(root: Path) -> tuple[int, int] | None:
-    """Return the kernel's own reserve, as it is and as it should be.
+    """Return the kernel's own reserve and its recommended value, KiB.
 
-    Loop and FUSE live on it while swap is written.
-
-    Recommended: 2 % of memory, between 16 and 64 MiB. The kernel's default on a box of 1 GiB is 4
-    MiB.
+    Loop and FUSE allocate from it while swap is written. Recommended are 2 % of memory, between 16
+    and 64 MiB. The kernel's default on a machine of 1 GiB is 4 MiB.
     """
     value = _read(root / _MIN_FREE)
     total = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs and libraries in memory beforehand, so that no page request waits for their disk.
+"""Load programs and libraries into memory, so that no page request waits for their disk.
 
-MCL_ONFAULT keeps them there.
+The lock of all memory (MCL_ONFAULT) then keeps them there.
 
-Where nothing is stored yet, that may wait for it. But of a program that takes swap over, pages of
-its own files may be swapped out, to the device that it is about to serve: if they lie on a tmpfs,
-as a container's may, and nobody has them locked any more because supervisor and worker have died.
-To wait for one of those before pages are served is to wait for ever. So each process maps what is
-in memory, which waits for nothing; if that was not all, the worker, when it serves, has a thread
-read the files (`read`), which holds no lock of the address space while it waits, as populating
-would; and what is in memory then is mapped.
+A first start may wait for the disk. A takeover may not: if the program's files are on a tmpfs, as
+in a container, and supervisor and worker are dead, no process has them locked. Their pages may then
+be swapped out to the device that this program is about to serve, and to wait for them is to wait
+for ever. So each process first maps only the pages that are in memory. If pages are missing, a
+thread of the worker reads the files when pages are served (`read`), and then the rest is mapped. A
+read holds no lock of the address space while it waits; to populate would.
 
-Best effort: kernels before 5.14 refuse to populate, and pages come and stay one by one.
+Limit: kernels before 5.14 cannot populate. Pages are then loaded and locked at their first use.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p ([0-9a-f]+) \S+ [1-9][0-
 
 
 class Mapping(NamedTuple):
-    """A part of a file that is mapped to be run or read; in bytes."""
+    """A mapped part of a file with code or constants; addresses and offset in bytes."""
 
     start: int
     end: int
@@ -42,7 +41,7 @@ class Mapping(NamedTuple):
 
 
 def mappings(root: Path = Path("/")) -> list[Mapping]:
-    """Return code and constants of this process, by address."""
+    """Return the mappings of code and constants of this process, by address."""
     text = (root / "proc/self/maps").read_text()
     found = (_MAPPING.match(line) for line in text.splitlines())
     return [Mapping(*(int(number, 16) for number in match.groups())) for match in found if match]
@@ -51,12 +50,12 @@ def mappings(root: Path = Path("/")) -> list[Mapping]:
 def populate(
     libc: ctypes.CDLL | None = None, root: Path = Path("/"), *, waits: bool = False
 ) -> bool:
-    """Fault it in; return whether that was all of it.
+    """Fault in code and constants of this process; return whether all of them are mapped.
 
     Args:
-        libc: for tests.
-        root: where /proc is, likewise.
-        waits: also for what is not in memory, but on the disk or wherever.
+        libc: the C library, for tests.
+        root: directory of /proc, for tests.
+        waits: also load pages that are not in memory, and wait for their disk.
     """
     libc = libc or ctypes.CDLL(None, use_errno=True)
     is_whole = True
@@ -71,12 +70,11 @@ def populate(
 
 
 def read(root: Path = Path("/")) -> None:
-    """Read all of it into the page cache, however long that takes."""
+    """Read code and constants into the page cache; this may wait for a disk without limit."""
     buffer = bytearray(_READ_BYTES)
     for item in mappings(root):
-        with contextlib.suppress(
-            OSError
-        ):  # this kernel, or this container, does not let us have it: it comes when it is run
+        # Without map_files (a container may lack the right), pages are loaded at their first use.
+        with contextlib.suppress(OSError):
             file = os.open(
                 root / f"proc/self/map_files/{item.start:x}-{item.end:x}",
                 os.O_RDONLY | os.O_CLOEXEC,
@@ -89,10 +87,7 @@ def read(root: Path = Path("/")) -> None:
 
 
 def _runs(libc: ctypes.CDLL, item: Mapping) -> Iterator[tuple[int, int, bool]]:
-    """Yield (begin, end, whether it is in memory) over a mapping.
-
-    Nothing of it is, if the kernel does not say.
-    """
+    """Yield (begin, end, is in memory) over a mapping; not in memory if the kernel cannot tell."""
     pages = ctypes.create_string_buffer((item.end - item.start) // mmap.PAGESIZE)
     if (
         libc.mincore(ctypes.c_void_p(item.start), ctypes.c_size_t(item.end - item.start), pages)

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Heaps that are grown before use and never shrink.
+"""Heaps that grow before use and never shrink, and a garbage collector that runs only when idle.
 
-And a garbage collector that runs only when nobody waits.
+The page path must not allocate memory from the kernel. Python objects come from two allocators:
 
-On the page path nothing may ask the kernel for memory. Two allocators stand between Python objects
-and the kernel:
+- malloc, for objects larger than 512 bytes. It is set to keep its memory (no trim), to use no mmap,
+  and to serve all threads from one heap. Then one large allocation, touched and freed, grows it.
+- pymalloc, for smaller objects. Its arenas have 1 MiB (256 KiB before Python 3.10), and go back to
+  the kernel when their last object dies. So arenas are filled with small objects, and at least one
+  object of each arena is kept for ever.
 
-- malloc, for whatever is larger than 512 bytes. It is told to keep what it has (no trim), to take
-  nothing by mmap, and to serve all threads from one heap; then the heap is grown by one large
-  allocation that is touched and freed.
-- pymalloc, for small objects, in arenas of 1 MiB (256 KiB before Python 3.10) that go back to the
-  kernel when their last object dies. So arenas are filled with small objects, of which a few stay
-  for good, one at least in each arena.
+A forked process shares both heaps, and the first write to each page copies the page. `own_memory`
+copies all pages at once.
 
-A forked process has neither to itself: the first write to each page copies it. `own_memory` does
-that for all at once.
-
-What is held is memory that the interpreter reuses for everything, not a reserve beside it. Limit:
-an allocation larger than what is left of either heap still goes to the kernel. Swap alone, with
-eight clients that ask for status, counters and metrics all the time, takes 2.2 MiB of the first and
-2.6 of the second: SMALL_HEAP of each is three times that. Where requests may wait for a disk, each
-of them holds up to its whole length meanwhile.
+The interpreter uses this memory for all its objects. Limit: an allocation that is larger than the
+free part of its heap still goes to the kernel. Swap with eight clients that always ask for status,
+counters and metrics takes 2.2 MiB of malloc and 2.6 MiB of pymalloc. SMALL_HEAP is three times
+that. Requests that wait for a disk hold up to their whole length, and need the large heaps.
 """
 
 from __future__ import annotations
@@ -32,14 +27,14 @@ import sys
 from pathlib import Path
 
 SMALL_HEAP = 8 << 20
-"""Bytes of each at start, for swap alone.
+"""Bytes of each heap at the start of a worker with swap only, and of any successor.
 
-Also for any successor: what more it needs comes in an idle moment.
+A successor that needs large heaps grows them when it is idle.
 """
 LIBC_HEAP = 32 << 20
 """Bytes of malloc's heap where requests may wait for a disk."""
 PYTHON_HEAP = 24 << 20
-"""Bytes of Python's arenas, likewise."""
+"""Bytes of Python's arenas where requests may wait for a disk."""
 
 _MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
 _PRIVATE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p ", re.MULTILINE)
@@ -58,10 +53,7 @@ _held: list[bytes] = []
 
 
 def grow_libc_heap(libc: ctypes.CDLL, size: int) -> bool:
-    """Make malloc's heap `size` bytes larger and keep it so.
-
-    Return False if this libc cannot be told.
-    """
+    """Grow malloc's heap by `size` bytes for ever; return False if this libc cannot do it."""
     if not hasattr(libc, "mallopt"):
         return False
     options = ((M_TRIM_THRESHOLD, -1), (M_TOP_PAD, _TOP_PAD), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1))
@@ -77,10 +69,7 @@ def grow_libc_heap(libc: ctypes.CDLL, size: int) -> bool:
 
 
 def grow_python_heap(size: int) -> int:
-    """Make Python's arenas `size` bytes larger and keep them.
-
-    Return the MiB held in all calls so far.
-    """
+    """Grow Python's arenas by `size` bytes for ever; return the MiB held by all calls."""
     blocks = [bytes(_BLOCK) for _ in range(size // 512)]
     windows = {id(block) // _WINDOW: block for block in blocks}
     _held.extend(windows.values())
@@ -88,13 +77,14 @@ def grow_python_heap(size: int) -> int:
 
 
 def own_memory(libc: ctypes.CDLL, root: Path = Path("/")) -> int:
-    """Copy all private memory that is still shared with the process that forked this one.
-
-    Return the bytes, -1 if it fails.
+    """Copy the private memory that this process shares with its parent.
 
     Args:
-        libc: for madvise.
-        root: where /proc is, for tests.
+        libc: the C library, for madvise.
+        root: directory of /proc, for tests.
+
+    Returns:
+        The bytes; -1 if the copy fails.
     """
     copied = 0
     for found in _PRIVATE.finditer((root / "proc/self/maps").read_text()):
@@ -109,18 +99,16 @@ def own_memory(libc: ctypes.CDLL, root: Path = Path("/")) -> int:
 
 
 def leave_out_of_core_dumps(libc: ctypes.CDLL, root: Path = Path("/")) -> bool:
-    """Have no core dump contain the private memory that there is now, heaps above all.
+    """Leave the present private memory out of core dumps, because pages pass through the heaps.
 
-    Pages pass through them.
-
-    What is mapped later is not covered.
+    Limit: memory that is mapped later is not covered.
 
     Args:
-        libc: for madvise.
-        root: where /proc is, for tests.
+        libc: the C library, for madvise.
+        root: directory of /proc, for tests.
 
     Returns:
-        Whether it worked throughout.
+        Whether all of it is left out.
     """
     ranges = [
         (int(found[1], 16), int(found[2], 16))
@@ -134,11 +122,10 @@ def leave_out_of_core_dumps(libc: ctypes.CDLL, root: Path = Path("/")) -> bool:
 
 
 def freeze_garbage_collector() -> None:
-    """Move all objects that exist out of the collector's sight, and let it run only when asked.
+    """Exempt all present objects from garbage collection, and switch automatic collection off.
 
-    To be called when the daemon is built and before it serves: a collection in the middle of a
-    page's way
-    walks all containers, which takes milliseconds and touches memory all over the heap.
+    The worker calls it before it serves. A collection walks all containers. On the page path, that
+    would take milliseconds and touch memory all over the heap.
     """
     gc.collect()
     gc.freeze()
@@ -146,10 +133,10 @@ def freeze_garbage_collector() -> None:
 
 
 def has_garbage() -> bool:
-    """Say whether so many objects were made since the last collection that one is due although no page was moved."""
+    """Say whether a collection is due, by the number of objects made since the last one."""
     return gc.get_count()[0] > _GARBAGE_OBJECTS
 
 
 def collect_garbage() -> int:
-    """Collect now, while nobody waits for a page; return how many objects were found unreachable."""
+    """Collect garbage, when no page is waited for; return the number of unreachable objects."""
     return gc.collect()

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd wants to hear.
+"""The notifier: messages to the service manager by the protocol of sd_notify(3).
 
-READY, STATUS, STOPPING and the watchdog's ping (the protocol of sd_notify(3)).
-
-One datagram each to the socket that NOTIFY_SOCKET names. The socket is made once, at start, and
-never blocks: a ping that systemd does not take at once is dropped, for a daemon that serves swap
-waits for nobody. Outside of systemd all calls do nothing.
+Each message is one datagram to the socket in NOTIFY_SOCKET. The socket is made once, at start, and
+never blocks: a daemon that serves swap must not wait, so a message that systemd does not take at
+once is dropped. Without a service manager, all calls do nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STOP_S = 120.0
-"""What a stop may take after swapoff has last come along."""
+"""Time, s, that a stop may take after the last progress of swapoff."""
 
 
 class Notifier:
-    """The line to the service manager.
+    """The connection to the service manager.
 
     Args:
-        environ: where systemd says how to be reached.
+        environ: the environment, which has the address.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -40,45 +38,39 @@ class Notifier:
 
     @property
     def is_heard(self) -> bool:
-        """Whether there is a service manager that listens."""
+        """Whether there is a service manager."""
         return self._socket is not None
 
     def ready(self, status: str) -> bool:
-        """Say that the files are served; return whether somebody was told."""
+        """Say that the files are served; return whether it was sent."""
         return self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
     def status(self, text: str) -> bool:
-        """Set the line that `systemctl status` shows; return whether somebody was told."""
+        """Set the line that `systemctl status` shows; return whether it was sent."""
         return self._send(f"STATUS={_one_line(text)}")
 
     def stopping(self, status: str) -> bool:
-        """Say that the daemon is on its way out; return whether somebody was told."""
+        """Say that the daemon is stopping; return whether it was sent."""
         return self._send(f"STOPPING=1\nSTATUS={_one_line(status)}")
 
     def more_time(self) -> bool:
-        """Have a stop count as failed no sooner than STOP_S from now.
-
-        Return whether somebody was told.
-        """
+        """Extend the time limit of a stop to STOP_S from now; return whether it was sent."""
         return self._send(f"EXTEND_TIMEOUT_USEC={STOP_S * 1e6:.0f}")
 
     def watchdog(self) -> bool:
-        """Ping the watchdog; return whether somebody was told."""
+        """Ping the watchdog; return whether it was sent."""
         return self._send("WATCHDOG=1")
 
     def set_watchdog(self, seconds: float) -> bool:
-        """Have the watchdog tolerate `seconds` from now on; return whether somebody was told."""
+        """Set the timeout of the watchdog to `seconds`; return whether it was sent."""
         return self._send(f"WATCHDOG=1\nWATCHDOG_USEC={seconds * 1e6:.0f}")
 
     def store(self, name: str, descriptor: int) -> bool:
-        """Have the service manager keep an open file, for a restart to adopt.
-
-        Return whether somebody was told.
-        """
+        """Have the service manager keep a file for the next start; return whether it was sent."""
         return self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", (descriptor,))
 
     def unstore(self, name: str) -> bool:
-        """Have the service manager close a file that it keeps; return whether somebody was told."""
+        """Have the service manager close a file that it keeps; return whether it was sent."""
         return self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def close(self) -> None:

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Threads for what blocks, started once.
+"""Threads for blocking work, such as to populate and punch memory, while the event loop serves.
 
-Populating and punching memory, files of the cache, while the event loop serves pages.
+They are made at the start of a worker, and stay. trio.to_thread is no choice: it ends idle threads
+and makes new ones. A clone(2) that waits for memory holds the GIL while it waits, and only this
+process could free the memory, by swapping. The threads begin with the scheduling of their maker,
+which is real-time where memory may be short (system/scheduling.py). Then they become ordinary.
 
-trio.to_thread would do, but it lets idle threads go and makes new ones when they are wanted, and a
-clone(2) that waits for memory waits with the GIL held: for the very memory that only swapping can
-free. These threads are there from the start, and stay. They begin as their maker is, a real-time
-task where memory may be short (system/scheduling.py), and are ordinary ones from then on.
-
-Limits: jobs are begun in order, as many at a time as there are threads; one that has begun cannot
-be stopped. Whoever waits for it waits until it is done, or leaves it behind (`abandon`): then the
-thread is busy until the system call returns, if ever.
+Limits: jobs begin in order, one for each thread at a time. A job that has begun cannot be stopped.
+Its caller waits for its end, or leaves it (`abandon`). Then the thread is busy until the system
+call returns, which may be never.
 """
 
 from __future__ import annotations
@@ -36,11 +34,12 @@ class Offload:
     """Threads with one queue. They end with the process.
 
     Args:
-        name: of the threads, as `ps -L` shows it, at most 15 bytes.
-        threads: how many.
+        name: name of the threads in `ps -L`, at most 15 bytes.
+        threads: number of threads.
 
     Attributes:
-        unfinished: jobs given and not known to be done; of the event loop's thread.
+        unfinished: number of jobs that are not known to be done. Only the event loop's thread may
+            use it.
     """
 
     def __init__(self, name: str = "offload", threads: int = 1) -> None:
@@ -60,21 +59,21 @@ class Offload:
             self._jobs.get()()
 
     def hurry(self) -> None:
-        """Make the threads ordinary ones, at once.
+        """Give the threads ordinary scheduling at once.
 
-        A job that began as an idle task may wait for a processor for seconds.
+        A job that began with a lower priority may wait for a processor for seconds.
         """
         for thread in self._threads:
             set_normal(thread.native_id or 0)
 
     async def run(self, function: Callable[[*Ts], R], *args: *Ts, abandon: bool = False) -> R:
-        """Call a function in a thread and return what it returns; what it raises is raised here.
+        """Call a function in a thread; return its result, or raise its exception.
 
         Args:
-            function: must not touch what belongs to the event loop's thread.
+            function: the function. It must not touch objects of the event loop's thread.
             args: its arguments.
-            abandon: when the waiting task is cancelled, go without the result; otherwise it waits
-                all the same.
+            abandon: if the waiting task is cancelled, leave without the result. Otherwise the task
+                waits for the end even then.
         """
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
@@ -88,9 +87,9 @@ class Offload:
         def job() -> None:
             try:
                 results.append(function(*args))
-            except BaseException as error:  # noqa: BLE001 - goes to whoever waits
+            except BaseException as error:  # noqa: BLE001 - the waiting task raises it
                 errors.append(error)
-            with contextlib.suppress(trio.RunFinishedError):  # everybody has left
+            with contextlib.suppress(trio.RunFinishedError):  # the event loop has ended
                 token.run_sync_soon(finish)
 
         self.unfinished += 1

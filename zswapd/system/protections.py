@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What keeps a daemon that serves swap from waiting for its own swap.
+"""Protections of a daemon that serves swap against waiting for its own swap.
 
-Each item reported as on or off.
-
-None of these is enough alone, and none is needed for the daemon to start: the rule that counts is
-that nothing on the page path asks the kernel for memory. But a missing one has to be seen, so every
-function returns a Protection and never raises; `zswapctl swapon` looks at them.
+Each protection is reported as on or off. None is enough alone, and the daemon starts without them.
+The main rule is that the page path never allocates memory from the kernel. A protection that is off
+must be visible, so every function returns a Protection and never raises. `zswapctl swapon` checks
+them.
 
 Order and timing: `protect` runs before any thread exists (PR_SET_IO_FLUSHER is per thread and
 inherited) and before the arena is mapped (MCL_FUTURE covers it then, and MCL_ONFAULT keeps it from
@@ -54,9 +53,9 @@ class Protection:
     name: str
     on: bool
     detail: str
-    """What was reached, or why it was not, as a clause."""
+    """The state that was reached, or the reason of the failure, as a clause."""
     hint: str | None = None
-    """What to do if it is off."""
+    """The remedy if it is off."""
 
 
 def protect(
@@ -77,17 +76,16 @@ def protect(
         lock_memory: lock present and future memory.
         io_flusher: set PR_SET_IO_FLUSHER.
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
-        scheduling: "nice", "rr" or "normal": how this thread, and those that it starts, get their
-            processor.
+        scheduling: "nice", "rr" or "normal": scheduling of this thread and those that it starts.
         is_forked: this process shares its memory with the one that forked it.
-        populates_code: have programs and libraries in memory, if it is locked; where they may be in
-            the swap that nobody serves yet, that has to wait (code.py).
-        libc_heap: bytes by which malloc's heap grows beforehand.
-        python_heap: bytes of Python's own arenas that are held.
-        root: where /proc is, for tests.
+        populates_code: load programs and libraries, if memory is locked. This has to wait while
+            they may be in swap that no process serves (code.py).
+        libc_heap: bytes by which malloc's heap grows.
+        python_heap: bytes by which Python's arenas grow.
+        root: directory of /proc, for tests.
 
     Returns:
-        Each protection as it is now, also those that were not asked for.
+        All protections as they are now, including those that are switched off.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     reached = (
@@ -107,21 +105,16 @@ def protect(
 
 
 def set_idle_priority() -> None:
-    """Let this process wait for memory like any other, swapping included.
+    """Make this process an idle task, and let it wait for memory like any process, swap included.
 
-    And for a processor longer: nobody waits for it yet.
-
-    Its next `protect` and `set_realtime` take that back.
+    This is for a spare, for which no page waits. The next `protect` and `set_realtime` undo it.
     """
     ctypes.CDLL(None).prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0)
     set_idle()
 
 
 def grow_heaps() -> None:
-    """Grow the heaps to their full size, when there is memory to spare and nobody waits.
-
-    It takes some 20 ms.
-    """
+    """Grow the heaps to their full size in about 20 ms; call it when idle and memory is plenty."""
     grow_python_heap(PYTHON_HEAP)
     grow_libc_heap(ctypes.CDLL(None, use_errno=True), LIBC_HEAP)
 
@@ -129,10 +122,7 @@ def grow_heaps() -> None:
 def refreshed(
     protections: tuple[Protection, ...], root: Path = Path("/")
 ) -> tuple[Protection, ...]:
-    """Return the protections with what changes by itself.
-
-    That is the memory that is locked, and the limits above this process.
-    """
+    """Return the protections with the present locked memory and memory limits."""
     is_flusher = any(item.name == "io_flusher" and item.on for item in protections)
     return tuple(
         (
@@ -149,7 +139,7 @@ def refreshed(
 
 
 def limit_protection(root: Path = Path("/")) -> Protection:
-    """Return what limits above this process mean for a daemon with its capabilities."""
+    """Return the protection `memory_limit` of a daemon with the capabilities of this process."""
     return _look_at_limits(root, is_flusher=_has_capability(root, CAP_SYS_RESOURCE))
 
 
@@ -173,11 +163,10 @@ def _grow_heaps(libc: ctypes.CDLL, libc_heap: int, python_heap: int) -> Protecti
 
 
 def _own_memory(libc: ctypes.CDLL, root: Path) -> Protection:
-    """Have a copy of all that is shared with the parent until somebody writes to it.
+    """Copy all pages that are shared with the parent until a write.
 
-    A forked Python writes to it all the time, since every use of an object changes its reference
-    count, and each first write to a page takes a new one from the kernel, on the page path as
-    anywhere.
+    A forked Python writes to them all the time, because each use of an object changes its reference
+    count. Each first write to a page allocates a page from the kernel, on the page path too.
     """
     name = "own_memory"
     copied = own_memory(libc, root)
@@ -189,15 +178,15 @@ def _own_memory(libc: ctypes.CDLL, root: Path) -> Protection:
             detail="pages shared with the supervisor are copied when written to",
             hint=hint,
         )
-    return Protection(name, on=True, detail=f"{copied >> 20} MiB shared with nobody")
+    return Protection(name, on=True, detail=f"{copied >> 20} MiB are the worker's own")
 
 
 def _lock_memory(libc: ctypes.CDLL, root: Path, *, populates_code: bool) -> Protection:
     name = "lock_memory"
     if not _may_lock_all(root):
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-        # Locking up to the limit would be worse than not locking: with MCL_FUTURE, whatever goes
-        # beyond it cannot be mapped.
+        # To lock up to the limit would be worse than no lock: with MCL_FUTURE, a mapping beyond the
+        # limit fails.
         detail = f"only {limit >> 10} KiB may be locked (RLIMIT_MEMLOCK)"
         hint = f"{for_capability('CAP_IPC_LOCK')}; or raise RLIMIT_MEMLOCK: `ulimit -l unlimited`"
         return Protection(name, on=False, detail=detail, hint=hint)
@@ -227,22 +216,17 @@ def _may_lock_all(root: Path) -> bool:
 
 
 def _locked_detail(root: Path) -> str:
-    """Return what is locked now.
-
-    That is all that is in memory, and no page of the address space without memory (MCL_ONFAULT).
-    """
+    """Return the locked memory as text: all resident pages (MCL_ONFAULT)."""
     resident = min(_status_field(root, "VmRSS"), _status_field(root, "VmLck"))
     return f"{resident >> 10} MiB of the worker are in memory and locked, and what it takes will be"
 
 
 def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
-    """Say whether reclaim at a memory limit above this process can make it swap.
+    """Say whether reclaim at a memory limit can make this process write to its own swap device.
 
-    It would then write to its own swap device.
-
-    An IO flusher writes no page to swap, whatever it reclaims. Without, it may wait in a page fault
-    for a request to its own swap device, which no other process serves; it cannot be killed then
-    either.
+    An IO flusher never writes a page to swap. Without the flag, this process may wait in a page
+    fault for a request to its own swap device, which no other process serves. It cannot be killed
+    then.
     """
     name = "memory_limit"
     limits = cgroups.find(root)
@@ -264,7 +248,7 @@ def _look_at_limits(root: Path, *, is_flusher: bool) -> Protection:
 
 
 def _without_swap(limit: cgroups.Limit) -> str:
-    """Return the command after which nothing is swapped out because of a limit."""
+    """Return the command that switches off swap-out at a limit."""
     directory = limit.file.parent
     if limit.version == 2:
         unit = (
@@ -319,11 +303,10 @@ def _set_io_flusher(libc: ctypes.CDLL, root: Path) -> Protection:
 
 
 def _forbid_core_dumps(libc: ctypes.CDLL, root: Path) -> Protection:
-    """Keep other people's memory out of files.
+    """Keep the memory of other users out of core dumps.
 
-    The limit is for dumps to files, the flag for those that a program receives. Whoever makes one
-    all the same (a debugger does) finds the heaps left out, and the arena and the hook's buffers,
-    which see to that themselves.
+    The limit is for dumps to files, and the flag for dumps to a program. A dump that a debugger
+    makes lacks the heaps. It also lacks the arena and the hook's buffers, which exclude themselves.
     """
     name = "no_core_dumps"
     try:
@@ -346,13 +329,10 @@ def _forbid_core_dumps(libc: ctypes.CDLL, root: Path) -> Protection:
 
 
 def _set_scheduling(kind: str) -> Protection:
-    """Get the processor before programs that compute.
+    """Run before programs that compute: a request that waits for their time slice waits for ms.
 
-    A page that waits for a time slice of theirs waits for milliseconds.
-
-    "rr" also lets allocations go somewhat below the watermarks, as the kernel does for real-time
-    tasks. But where there is one processor only, it keeps the loop driver's thread from it for as
-    long as the daemon looks out for requests.
+    "rr" also lets allocations go below the watermarks, as for all real-time tasks. With only one
+    processor, it keeps the loop driver's thread from running while the daemon polls for requests.
     """
     name = "scheduling"
     if kind == "normal":
@@ -400,7 +380,7 @@ def _set_oom_score_adj(wanted: int, root: Path) -> Protection:
 
 
 def _status_field(root: Path, name: str) -> int:
-    """Return a field of /proc/self/status in KiB, 0 if it is not there."""
+    """Return a field of /proc/self/status in KiB; 0 if it is missing."""
     match = re.search(
         rf"^{name}:\s*(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE
     )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the daemon gets a processor, and, which goes with it in Linux, the last memory there is.
+"""Scheduling of the daemon's threads, which in Linux also decides on the last free memory.
 
-A page that waits for a time slice of a program that computes waits for milliseconds; a nice value
-is enough against that. A real-time task is more: what it asks the kernel for may go below the
-zones' min watermark, as far as half of it (three quarters before Linux 6.3). Ordinary tasks wait at
-that mark until swapping out has freed something. So whoever must not wait for swap is a real-time
-task when it asks: the supervisor always, as it sleeps all the time; a worker until it serves, and
-from then on while memory is scarce (`check_memory` in fuse/_lowlevel.c). Not always: a real-time
-task drives the swapping program from its processor as it wakes up.
+A page request that waits for the time slice of a computing program waits for milliseconds. A nice
+value prevents that. Real-time scheduling does more: allocations may go below the min watermark of a
+zone, as far as half of it (three quarters before Linux 6.3). Ordinary tasks wait at that watermark
+until swap-out has freed memory. So a thread that must not wait for swap is real-time when it
+allocates. The supervisor always is, because it sleeps nearly all the time. A worker is real-time
+until it serves, and then while memory is scarce (`check_memory` in fuse/_lowlevel.c). At other
+times it is not: a real-time task that wakes up drives the swapping program from its processor.
 
 Sources: sched(7); gfp_to_alloc_flags() and __zone_watermark_ok() in mm/page_alloc.c.
 """
@@ -24,22 +24,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NICE = -3
-"""Enough that a page does not wait for the time slice of a program that computes.
+"""Nice value of the daemon: a page request does not wait for the time slice of another program.
 
-Beside two of them the p99 of a random fault is 0.2 ms instead of 3.3. Not so much that the daemon,
-as it wakes up, drives the swapping program from its processor: at -20 that cost a third of swap-out
-in half of the runs.
+Beside two computing programs, the p99 of a random fault is 0.2 ms instead of 3.3 ms. At -20, the
+daemon drove the swapping program from its processor as it woke up. In half of the runs, that cost a
+third of swap-out.
 """
 
 _SLACK = 16 << 20
 
 
 def set_realtime() -> None:
-    """Make this thread a real-time one, and what it starts, threads and processes.
+    """Make this thread real-time, and the threads and processes that it starts later.
 
-    A new thread's first act is to take memory.
-
-    Best effort: without CAP_SYS_NICE it stays what it is.
+    A new thread first allocates memory, so it must be real-time from its start. Without
+    CAP_SYS_NICE, the scheduling does not change.
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -55,10 +54,10 @@ def set_process_name(name: str) -> None:
 
 
 def set_normal(thread: int = 0) -> None:
-    """Make a thread an ordinary one again, with its nice value as before.
+    """Give a thread ordinary scheduling again; its nice value does not change.
 
     Args:
-        thread: its id in the kernel; 0 for this one.
+        thread: the kernel's id of the thread; 0 for this one.
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
@@ -66,10 +65,7 @@ def set_normal(thread: int = 0) -> None:
 
 @contextlib.contextmanager
 def ordinary_children() -> Iterator[None]:
-    """Have processes that are forked meanwhile begin as ordinary tasks.
-
-    Though this thread is a real-time one.
-    """
+    """Fork ordinary processes in this context, although this thread is real-time."""
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, parameter)
@@ -81,24 +77,20 @@ def ordinary_children() -> Iterator[None]:
 
 
 def set_idle() -> None:
-    """Make this thread one that runs where nobody else wants to.
+    """Make this thread an idle task, for work of 0.1 s and more, such as to prepare a spare.
 
-    For work of a tenth of a second and more, such as making a spare worker: if a swapping program
-    has to wait that long, it is moved to another processor, and its pages then cost an interrupt
-    each (core/allocators/_populate.c): that halved swap-out.
+    A swapping program that waits that long is moved to another processor. Each of its pages then
+    costs an interrupt (core/allocators/_populate.c), which halved swap-out.
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def set_nice(*, needed: bool) -> None:
-    """Have this thread get its processor like everybody's.
+    """Give this thread nice value 0, or NICE if its work is needed now.
 
-    Or as the daemon does again where its work is needed now.
-
-    For threads that compute for milliseconds: at the daemon's priority they would keep the swapping
-    program itself from
-    running. Best effort: a thread that may not change its priority keeps it.
+    It is for threads that compute for milliseconds: at the daemon's priority, they would keep the
+    swapping program from running. A thread that may not change its priority keeps it.
     """
     set_normal()
     with contextlib.suppress(OSError):
@@ -106,15 +98,13 @@ def set_nice(*, needed: bool) -> None:
 
 
 def scarce_bytes(root: Path = Path("/")) -> int:
-    """Return the free memory below which allocations may soon have to wait.
+    """Return the free memory, bytes, below which allocations may soon wait; 0 if it is unknown.
 
-    0 if the kernel does not say.
-
-    One and a half times vm.min_free_kbytes, where kswapd sleeps; and what the DMA zone may hold,
-    which counts as free and serves nobody.
+    It is 1.5 times vm.min_free_kbytes, at which kswapd sleeps, and the 16 MiB of the DMA zone,
+    which count as free but are not used.
 
     Args:
-        root: where /proc is, for tests.
+        root: directory of /proc, for tests.
     """
     try:
         return int((root / "proc/sys/vm/min_free_kbytes").read_text()) * 1536 + _SLACK

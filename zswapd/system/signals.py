@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which signals reach the daemon's processes: those that it acts on, and no others.
+"""The signals of the daemon's processes: blocked, and read from a descriptor.
 
-The default action of most signals ends or stops a process, and both cost the readers of its pages.
-So supervisor, worker and spare block all signals, and supervisor and worker fetch those that they
-act on with signalfd(2), which names the sender: a worker obeys its supervisor only. (Python's
-sigtimedwait makes up a signal if the process was stopped and continued meanwhile.) A blocked signal
-stays blocked across fork and exec, so there is no moment at which one of them gets through.
+The default action of most signals ends or stops a process, which would harm the readers of its
+pages. So supervisor, worker and spare block all signals. Supervisor and worker read their signals
+with signalfd(2), which names the sender: a worker obeys only its supervisor. (Python's sigtimedwait
+returns an invented signal after SIGSTOP and SIGCONT.) A blocked signal stays blocked across fork
+and exec, so no signal gets through in between.
 
-A worker also has a session of its own: a terminal sends its signals to a process group, and a shell
-does so with SIGSTOP (`kill -STOP %1`), which no process can block.
+A worker has a session of its own. A terminal sends its signals to a process group, and a shell
+sends SIGSTOP to one (`kill -STOP %1`), which no process can block.
 
-FAULTS are not blocked in a worker and in a spare, since their handler (faulthandler) writes the
-stack to the log. A program that sends one ends that process, and the next worker takes over. A
-fault of the supervisor itself ends it, although it has the signal blocked.
+FAULTS are not blocked in worker and spare, because their handler (faulthandler) writes the stack to
+the log. If a program sends one, the process ends, and the next worker takes over. A fault of the
+supervisor itself ends it, although the signal is blocked.
 
-The C library keeps the signals 32 and 33 for itself: it neither blocks nor ignores them for its
-callers, and has no handler for 32 before pthread_cancel(3), which these processes do not use. So
-the system call itself has them ignored.
+The C library reserves the signals 32 and 33: it neither blocks nor ignores them for its callers,
+and has no handler for 32 before pthread_cancel(3), which these processes do not call. So these two
+are ignored by the system call itself.
 
 Source: signal(7).
 """
@@ -32,14 +32,14 @@ import struct
 from typing import NamedTuple
 
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
-"""Signals of a fault, which the worker answers by its stack in the log and its end."""
+"""Signals of a fault: the worker writes its stack to the log, and ends."""
 CATCHABLE = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 SI_USER, SI_KERNEL = 0, 0x80
 """Origins of a signal, `si_code`: kill(2) or pidfd_send_signal(2), and the kernel itself."""
 
 _RESERVED = (32, 33)
-"""The C library's own."""
+"""Signals that the C library reserves."""
 _RT_SIGACTION = {
     ("x86_64", 8): 13,
     ("aarch64", 8): 134,
@@ -51,11 +51,12 @@ _RT_SIGACTION = {
     ("i686", 4): 174,
     ("armv7l", 4): 174,
 }
-"""The system call's number by machine and bytes of a pointer;
-its structure begins with the handler.
+"""Number of the system call by machine and bytes of a pointer.
+
+The handler is the first word of its structure.
 """
 _SIGACTION_WORDS = 16
-"""More than any of these machines has in the structure."""
+"""Number of words that is enough for the structure on all of these machines."""
 _SFD_CLOEXEC, _SFD_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 _SIGINFO = struct.Struct("=IiiI112x")
 """struct signalfd_siginfo: signal, errno, code, process id, and more that is not used."""
@@ -72,11 +73,11 @@ class Received(NamedTuple):
     code: int
     """Its origin, `si_code`."""
     sender: int
-    """Process id of the sender, 0 for one that is not to be seen from here."""
+    """Process id of the sender; 0 if it is in a namespace that is not visible."""
 
     @property
     def name(self) -> str:
-        """The signal as people know it."""
+        """The name of the signal."""
         return name_of(self.number)
 
 
@@ -98,14 +99,14 @@ class SignalFile:
             raise OSError(number, os.strerror(number), "signalfd")
 
     def wait(self, seconds: float) -> list[Received]:
-        """Wait for signals; return them, none if that takes longer."""
+        """Wait for signals; return them, [] if none comes in this time."""
         poll = select.poll()  # a descriptor may be above 1023
         poll.register(self.descriptor, select.POLLIN)
         poll.poll(seconds * 1000)
         return self.read()
 
     def read(self) -> list[Received]:
-        """Return the signals that have come, none if there are none."""
+        """Return the signals that have come; [] if there are none."""
         try:
             data = os.read(self.descriptor, _MOST * _SIGINFO.size)
         except BlockingIOError:
@@ -115,7 +116,7 @@ class SignalFile:
         ]
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         os.close(self.descriptor)
 
 
@@ -130,7 +131,7 @@ def block_signals() -> None:
 
 
 def become_servant() -> None:
-    """Begin a session of this process' own, and let faults in; called before it has threads."""
+    """Begin a new session, and unblock FAULTS; called before this process has threads."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FAULTS)
 
@@ -152,7 +153,7 @@ def lift_limits() -> int | None:
     fails.
 
     Returns:
-        The seconds of processor time that this process may use all the same, None for any.
+        The limit of processor time that stays, s; None for no limit.
     """
     for limit in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
         _soft, hard = resource.getrlimit(limit)
@@ -167,9 +168,9 @@ def lift_limits() -> int | None:
 
 
 def is_hangup(received: Received) -> bool:
-    """Say whether a SIGHUP means that the terminal is gone, and not that a person wants something.
+    """Say whether a SIGHUP means that the terminal is gone, and is not a request to reload.
 
-    The kernel sends it to the terminal's foreground, and the shell hands it on to its other jobs.
+    The kernel sends it to the foreground job of the terminal, and the shell to its other jobs.
     """
     if received.code == SI_KERNEL:
         return True
@@ -177,7 +178,7 @@ def is_hangup(received: Received) -> bool:
 
 
 def name_of(number: int) -> str:
-    """Return a signal as people know it."""
+    """Return the name of a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other programs, started by a process that serves pages while it starts them.
+"""Start other programs from a process that serves pages.
 
-By posix_spawn through ctypes, which lets go of the interpreter's lock: `subprocess` and
-`os.posix_spawn` keep it until the child has called exec, and an exec that waits for memory would
-stop the page path. What they start may write to swap and wait for memory like any program: it
-inherits neither PR_SET_IO_FLUSHER nor the signals that the calling thread has blocked.
+This calls posix_spawn through ctypes, which releases the GIL. `subprocess` and `os.posix_spawn`
+hold it until the child has called exec, and an exec that waits for memory would stop the page path.
+A started program may write to swap and wait for memory like any program: it inherits neither
+PR_SET_IO_FLUSHER nor the blocked signals of the calling thread.
 
-To be called in a thread that is there already (system/offload.py), or where nobody waits.
+Call it in an existing thread (system/offload.py), or where no page waits.
 
 Sources: posix_spawn(3), prctl(2).
 """
@@ -28,7 +28,7 @@ _SETSIGMASK = 0x08
 _OPAQUE_BYTES = 1024
 """More than any C library has for a set of attributes, actions or signals."""
 _END_S = 5.0
-"""How long a program that was killed may take to end; it is left to itself then."""
+"""Time, s, to wait for the end of a killed program."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,10 +47,7 @@ class Child:
         self._poll.register(self._descriptor, select.POLLIN)
 
     def wait(self, seconds: float) -> int | None:
-        """Wait for its end; return the exit code, or minus the signal that killed it.
-
-        Or None if it still runs.
-        """
+        """Wait for the end; return the exit code, minus the killing signal, or None if it runs."""
         if not self._poll.poll(seconds * 1000):
             return None
         _, status = os.waitpid(self._pid, 0)
@@ -63,7 +60,7 @@ class Child:
 
 
 class Finished(NamedTuple):
-    """What has become of a program."""
+    """The result of a program that has ended."""
 
     code: int
     """Exit code, or minus the signal that killed it."""
