@@ -263,7 +263,7 @@ def test_attach_gives_up_when_loop_devices_are_snatched_away_for_ever(
     kernel: FakeKernel, file: Path
 ) -> None:
     kernel.fail["configure_loop"] = OSError(errno.EBUSY, "Device or resource busy")
-    with pytest.raises(SwapDeviceError, match="taken by others"):
+    with pytest.raises(SwapDeviceError, match="other processes took"):
         attach(kernel, file)
     assert nothing_left(kernel)
 
