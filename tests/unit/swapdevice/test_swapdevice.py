@@ -406,7 +406,7 @@ def test_attach_of_what_is_no_file_is_refused(kernel: FakeKernel, tmp_path: Path
     with pytest.raises(SwapDeviceError, match="No such file") as caught:
         attach(kernel, tmp_path / "nothing")
     assert "zswapctl status" in (caught.value.hint or "")
-    with pytest.raises(SwapDeviceError, match="no regular file"):
+    with pytest.raises(SwapDeviceError, match="not a regular file"):
         attach(kernel, Path("/dev/null"))
     assert kernel.calls == []
 
