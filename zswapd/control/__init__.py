@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket: messages (`protocol`), the daemon's side (`server`, trio), zswapctl's side.
+"""The control socket: its messages (`protocol`), path (`listener`), server and client.
 
-(`client`, without).
+`server` is the daemon's side and uses trio. `client` is zswapctl's side and does not.
 """

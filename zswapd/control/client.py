@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """zswapctl's side of the control socket: a request, its progress, its result.
 
-Without trio, which would slow its start.
+It does not use trio, whose import would delay the start of zswapctl.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT_S = 30.0
-"""How long the daemon may be silent."""
+"""Longest wait in seconds for a message of the daemon."""
 _QUEUE_S = 0.02
 
 
@@ -32,10 +32,10 @@ class Client:
 
     Args:
         path: the control socket.
-        timeout: seconds that the daemon may be silent.
+        timeout: longest wait in seconds for a message of the daemon.
 
     Raises:
-        ControlError: nobody listens there.
+        ControlError: no daemon listens at the path.
         PermissionsError: this user may not connect.
     """
 
@@ -61,25 +61,24 @@ class Client:
         """Run a command in the daemon and return its result.
 
         Args:
-            command: its name.
-            progress: called with every piece of news on the way.
-            arguments: the command's.
+            command: name of the command.
+            progress: called with each report of progress.
+            arguments: arguments of the command.
 
         Raises:
-            ZswapdError: the command failed; of the class that the daemon raised.
-            ControlError: the daemon does not answer, or its answer makes no sense.
+            ZswapdError: the command failed; the class is the one that the daemon raised.
+            ControlError: the daemon does not answer, or its answer is invalid.
         """
         try:
             self._socket.settimeout(self._timeout)
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # turned away: the reason is there to be read
+            # EPIPE: the daemon has refused this client, and its reason can be read.
+            with contextlib.suppress(BrokenPipeError):
                 self._socket.sendall(encode_request(command, arguments))
         except OSError as error:
             raise self._silent(error) from error
         while isinstance(reply := decode_reply(self._read_line()), Progress):
             if progress:
-                progress(reply.value)  # an error of its own is not one of the connection
+                progress(reply.value)  # outside of the try: its OSErrors are not the connection's
         return reply.value
 
     def _read_line(self) -> bytes:
@@ -125,7 +124,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
             try:
                 connection.connect(str(path))
                 break
-            except BlockingIOError:  # many others do the same, and the queue is full: a unix socket does not wait for that
+            except BlockingIOError:  # the queue is full, and connect(2) does not wait for it
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_QUEUE_S)
@@ -136,7 +135,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
             raise PermissionsError(f"permission denied at {path}", hint=hint) from error
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.ENOTDIR):
             raise ControlError(
-                f"zswapd does not run: nobody listens at {path}",
+                f"zswapd does not run: there is no listener at {path}",
                 hint=(
                     f"start it with {installation.found().start()}, or name its socket with"
                     " --socket"

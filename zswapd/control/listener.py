@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket's place in the file system: its lock, its path, its permissions.
+"""The path of the control socket, with its permissions and locks.
 
-Apart from the server (server.py), because it lives longer: the supervisor listens, one worker after
-the other serves, and clients that come in between wait in the socket's queue.
+It is separate from the server (server.py), because it lives longer. The supervisor listens, and the
+workers serve one after another. Clients that connect in between wait in the socket's queue.
 
-Who may talk: the socket has mode 0600, directories made for it 0700; the server checks every peer's
-uid besides.
-
-Who may be a second daemon: nobody. A lock beside the socket is held as long as any process of the
-daemon lives and vanishes with the last, in whatever way it dies, so whoever holds the lock may
-replace a socket that a dead daemon left. (Connecting to see whether somebody answers would leave a
-gap in which two daemons replace each other's socket.)
-
-Who supervises: one process. On the same file it holds a second lock, of the other kind (fcntl, not
-flock), which is the process' own: neither its workers have it, nor does it survive the process, but
-it does survive exec. So of two that want to take over from an orphan one is refused, and whether a
-worker has a supervisor is known without asking the worker. Whoever closes any descriptor of that
-file loses this lock: a supervisor closes none.
+- **Permissions.** The socket has mode 0600. Directories made for it have mode 0700. The server also
+  checks the uid of each peer.
+- **One daemon.** All processes of the daemon share a flock on a file beside the socket. The kernel
+  drops the lock after the death of the last process. The holder of the lock may therefore replace
+  the socket of a dead daemon. A test connection instead would leave a gap in which two daemons
+  could replace each other's socket.
+- **One supervisor.** The supervisor holds a second lock on the same file, with fcntl(2). This lock
+  belongs to one process. Workers do not inherit it, it ends with the process, and it survives exec.
+  Of two supervisors that want to take over an orphan worker, one is therefore refused. The lock
+  also shows whether a worker has a supervisor, without a question to the worker. A process that
+  closes any descriptor of the file loses this lock, so a supervisor closes none.
 """
 
 from __future__ import annotations
@@ -39,9 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUEUE = 32
-"""Clients that may wait to be served."""
+"""Limit of clients that wait to be served."""
 _EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
-"""Reasons that no privilege helps against."""
+"""Errnos that do not come from missing privileges."""
 _FLOCK = struct.Struct("hhqqi4x")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
 
@@ -50,11 +48,11 @@ class Listener:
     """A listening control socket; a context manager.
 
     Args:
-        path: where the socket appears.
+        path: path of the socket.
 
     Attributes:
         path: as above.
-        socket: the listening socket while open.
+        socket: the listening socket while open, otherwise None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,12 +68,12 @@ class Listener:
         self.close()
 
     def open(self) -> None:
-        """Take the lock and listen; clients wait until a server serves.
+        """Take the locks and listen. Clients wait until a server serves.
 
         Raises:
             AlreadyRunningError: another daemon has this socket.
-            ControlError: something else stands at its path, or the system has no room for it.
-            PermissionsError: the directory or the socket may not be made there.
+            ControlError: another file has the path, or a resource of the system is exhausted.
+            PermissionsError: this process may not make the directory or the socket.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,13 +89,15 @@ class Listener:
             raise
 
     def adopt(self, listening: int, lock: int) -> None:
-        """Take over the descriptors of a socket that another process has opened.
+        """Take over the socket of another process; `close` removes it.
 
-        Remove it at the end as if it were our own.
+        Args:
+            listening: descriptor of the socket.
+            lock: descriptor of the lock.
 
         Raises:
-            AlreadyRunningError: another process supervises already, or has made the socket anew;
-                the descriptors stay open.
+            AlreadyRunningError: another process supervises already, or has replaced the socket.
+                The descriptors stay open.
         """
         self._lock = lock
         try:
@@ -108,23 +108,21 @@ class Listener:
         self.socket = socket.socket(fileno=listening)
 
     def seize(self) -> None:
-        """Do as `open`, though processes of a dead supervisor still have the lock.
-
-        Dead ones, or such that are about to end.
+        """Open although orphans of a dead supervisor hold the lock; they must be about to end.
 
         Raises:
             AlreadyRunningError: there is a supervisor.
-            ControlError, PermissionsError: as from `open`.
+            ControlError, PermissionsError: see `open`.
         """
         path = lock_path(self.path)
         with contextlib.ExitStack() as undo, contextlib.suppress(FileNotFoundError):
             old = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            undo.callback(
-                os.close, old
-            )  # when the new one is held: nobody else may be so bold in between
+            # The old lock is closed after the new one is held, so that no other process can seize
+            # the socket in between.
+            undo.callback(os.close, old)
             _claim(old, self.path)
             path.unlink()
-            # Nobody accepts any more, but whoever has it open keeps it listening.
+            # The orphans do not accept any more, but their open descriptors keep it listening.
             self.path.unlink(missing_ok=True)
             self.open()
             return
@@ -137,7 +135,7 @@ class Listener:
         return self.socket.fileno(), self._lock
 
     def close(self) -> None:
-        """Stop listening and leave neither socket nor lock behind."""
+        """Stop listening; remove the socket and the lock file."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -148,7 +146,7 @@ class Listener:
             self._lock = None
 
     def forget(self) -> None:
-        """Close the descriptors and leave socket and lock in place: another process has them."""
+        """Close the descriptors; leave socket and lock to another process."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -157,7 +155,11 @@ class Listener:
             self._lock = None
 
     def _claim(self) -> None:
-        """Become the supervisor."""
+        """Take the supervisor's lock.
+
+        Raises:
+            AlreadyRunningError: another process supervises, or has replaced the lock file.
+        """
         assert self._lock is not None
         _claim(self._lock, self.path)
         with contextlib.suppress(FileNotFoundError):
@@ -168,17 +170,15 @@ class Listener:
 
 
 def lock_path(path: Path) -> Path:
-    """Return where the lock of a control socket is."""
+    """Return the path of the lock file of a control socket."""
     return path.with_name(path.name + ".lock")
 
 
 def supervisor_of(path: Path) -> int:
-    """Return the process id of the supervisor of the daemon that has a control socket.
-
-    0 if there is none, dead or alive.
+    """Return the process id of the supervisor of a control socket, or 0 if there is none.
 
     Raises:
-        ControlError, PermissionsError: the lock cannot be looked at.
+        ControlError, PermissionsError: the lock file cannot be opened.
     """
     try:
         lock = os.open(lock_path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -189,7 +189,7 @@ def supervisor_of(path: Path) -> int:
             error, lock_path(path), "choose another place with --set control.socket=PATH"
         )
         cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else ControlError
-        raise cls(f"cannot look at {lock_path(path)}: {error.strerror}", hint=hint) from error
+        raise cls(f"cannot open {lock_path(path)}: {error.strerror}", hint=hint) from error
     try:
         answer = fcntl.fcntl(lock, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     finally:
@@ -199,7 +199,7 @@ def supervisor_of(path: Path) -> int:
 
 
 def is_served(path: Path) -> bool:
-    """Say whether a daemon has a control socket; False too where this process may not look."""
+    """Return whether a daemon serves a control socket; False if this process has no access."""
     try:
         if supervisor_of(path):
             return True
@@ -210,13 +210,11 @@ def is_served(path: Path) -> bool:
 
 
 def check_place(path: Path) -> None:
-    """Do nothing if a control socket could be made.
-
-    Nothing is made, so some causes of a failure are not seen.
+    """Check that a control socket can be made. This makes nothing, so it does not find all causes.
 
     Raises:
-        ControlError: something else stands at its path.
-        PermissionsError: it cannot be made there.
+        ControlError: another file has the path.
+        PermissionsError: the socket cannot be made at the path.
     """
     try:
         _look_at_path(path)
@@ -236,7 +234,7 @@ def _not_made(path: Path, error: OSError) -> ZswapdError:
 
 
 def _stop(path: Path) -> str:
-    """Return what stops the daemon that has a control socket."""
+    """Return a hint how to stop the daemon of a control socket."""
     with contextlib.suppress(ZswapdError):
         if pid := supervisor_of(path):
             return f"stop it with {installation.of_daemon().stop(pid)}"
@@ -256,9 +254,10 @@ def _claim(lock: int, path: Path) -> None:
 
 
 def _take_lock(path: Path) -> int:
-    """Return a descriptor that holds the lock file's lock.
+    """Return a descriptor that holds the flock of a lock file until all its copies are closed.
 
-    The lock goes when it is closed, or the process dies.
+    Raises:
+        AlreadyRunningError: another daemon holds the lock.
     """
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -276,19 +275,22 @@ def _take_lock(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.lstat()):
                 return lock
-        os.close(
-            lock
-        )  # its last holder removed the file between our open and our lock: take the new one
+        # The last holder removed the file between open(2) and flock(2). Try the new file.
+        os.close(lock)
 
 
 def _clear_path(path: Path) -> None:
-    """Remove a socket that a dead daemon left; refuse anything else."""
+    """Remove the socket of a dead daemon; refuse any other file."""
     if _look_at_path(path):
         path.unlink()
 
 
 def _look_at_path(path: Path) -> bool:
-    """Say whether a dead daemon has left a socket; refuse anything else."""
+    """Return whether the path has the socket of a dead daemon.
+
+    Raises:
+        ControlError: another file has the path, or another program listens there.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -301,7 +303,7 @@ def _look_at_path(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
             raise ControlError(
-                f"something else listens at {path}",
+                f"another program listens at {path}",
                 hint="stop it, or set control.socket to another path",
             )
     return True

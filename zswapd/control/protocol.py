@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages on the control socket, as pure functions.
+"""The messages of the control socket, as pure functions.
 
-JSON objects, one a line, each with the protocol's version.
+A message is a JSON object on one line, with the version of the protocol.
 
     → {"v": 1, "cmd": "get", "args": {"keys": ["pool.compressor"]}}
     ← {"v": 1, "progress": {…}}                        any number of these, or none
     ← {"v": 1, "ok": true, "result": {…}}
     ← {"v": 1, "ok": false, "error": {"message": "…", "hint": "…", "code": 69}}
 
-`code` is the exit code that a command line should end with. A client may send its next request on
-the same connection when it has its result. COMMANDS is the one table of commands and their
-arguments: the server checks requests against it before a handler sees them. What arrives comes from
-strangers; whatever is wrong with it ends as a ControlError, never as another exception, and a
-message above MAX_REQUEST is not even parsed.
+`code` is the exit code for a command line. A client may send its next request on the same
+connection after it has the result. COMMANDS is the table of commands and their arguments. The
+server checks a request with it before a handler gets the request.
+
+Invariants: any text can arrive on the socket. All its faults raise a ControlError and no other
+exception. A message longer than MAX_REQUEST is not parsed.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VERSION = 1
-"""Version of the protocol; both sides refuse another one."""
+"""Version of the protocol. Both sides refuse other versions."""
 MAX_REQUEST = 64 << 10
-"""Bytes of the longest request, newline included."""
+"""Length of the longest request in bytes, including the newline."""
 MAX_REPLY = 16 << 20
-"""Bytes of the longest reply that a client reads."""
+"""Length of the longest reply that a client reads, in bytes."""
 
 INTERNAL_ERROR = 70
 """The error code of a bug."""
@@ -42,10 +43,10 @@ class Argument(NamedTuple):
 
     name: str
     kind: str
-    """`name`: a string; `names`: a list of strings.
+    """The type of the value.
 
-    `settings`: an object of strings, numbers and booleans; `count`: a whole number from 0 up;
-    `flag`: true or false.
+    `name` is a string, `names` a list of strings, `settings` an object of strings, numbers and
+    booleans, `count` a whole number from 0 up, and `flag` true or false.
     """
     help: str
     is_needed: bool = False
@@ -58,20 +59,16 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "stats": (),
     "get": (Argument("keys", "names", "full names of settings; none for all"),),
     "set": (Argument("settings", "settings", "new values by full name", is_needed=True),),
-    "reset": (
-        Argument(
-            "keys", "names", "full names of settings; none for all that were changed at run time"
-        ),
-    ),
+    "reset": (Argument("keys", "names", "full names of settings; none for all changed settings"),),
     "freeze": (),
     "thaw": (),
     "compact": (),
     "pages": (Argument("file", "name", "the name of a swap file; none for all"),),
     "writeback": (
-        Argument("pages", "count", "send at most so many"),
-        Argument("idle", "flag", "send none, only mark all pages as unused"),
-        Argument("incompressible", "flag", "send only such as are stored as they are"),
-        Argument("unused", "count", "send only such as were not used for so many seconds"),
+        Argument("pages", "count", "limit of the pages to send"),
+        Argument("idle", "flag", "send no pages, only mark all pages as unused"),
+        Argument("incompressible", "flag", "send only pages that are stored uncompressed"),
+        Argument("unused", "count", "send only pages that were unused for this time in seconds"),
     ),
     "recompress": (),
     "cache-add": (
@@ -89,7 +86,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "upgrade": (),
     "inherit": (),
 }
-"""Every command with its arguments, optional but for those that are needed."""
+"""The commands with their arguments."""
 
 
 class ProtectionReport(TypedDict):
@@ -114,35 +111,35 @@ class VolumeReport(TypedDict):
 
     name: str
     path: str
-    """Of its backing file."""
+    """Path of its backing file."""
     mode: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     problem: str | None
-    """Why it cannot be read."""
+    """The reason if it cannot be read, otherwise None."""
 
 
 class PoolReport(TypedDict):
-    """What the files hold and what that costs; all sizes in bytes."""
+    """The pool: its pages and its memory; all sizes in bytes."""
 
     compressor: str
     stored_pages: int
-    """Pages that can be read back, same-filled ones included."""
+    """Stored pages, including same-filled pages."""
     same_filled_pages: int
     incompressible_pages: int
-    """Stored as they are."""
+    """Pages that are stored uncompressed."""
     compressed_bytes: int
-    """Of the stored objects, headers included."""
+    """Size of the stored objects, including headers."""
     frames: int
     """Page frames that hold objects."""
     ratio: float | None
-    """Of what is stored to those frames' memory; None while there are none."""
+    """Size of the stored pages divided by the memory of the frames; None without frames."""
     reserve_bytes: int
     """Populated memory that is free for new pages."""
     limit_bytes: int
-    """What `frames` may come to."""
+    """Limit of the memory of `frames`."""
     refused: dict[str, int]
-    """Refused stores by reason."""
+    """Refused stores, by reason."""
 
 
 class BackingReport(TypedDict):
@@ -150,10 +147,10 @@ class BackingReport(TypedDict):
 
     path: str
     pages: int
-    """That are there and nowhere else."""
+    """Pages that are only on the disk."""
     encrypted: bool
     trouble: str
-    """Why it takes nothing for now; empty if all is well."""
+    """The reason if the disk takes no pages now, otherwise empty."""
     budget_left: int | None
     """Bytes that writeback may still write today; None for no limit."""
 
@@ -163,45 +160,43 @@ class CacheReport(TypedDict):
 
     volumes: int
     pages: int
-    """That are kept."""
+    """Pages in the cache."""
     frames: int
-    """Page frames that hold them."""
+    """Page frames that hold the pages."""
     limit_bytes: int
-    """What `frames` may come to now; less than the setting after a shortage of memory."""
+    """Present limit of the memory of `frames`; less than the setting after a lack of memory."""
     hit_ratio: float | None
-    """Of reads that the kernel's page cache did not answer; None before the first."""
+    """Share of hits among reads that the page cache did not answer; None before the first read."""
     frozen: bool
 
 
 class WorkerReport(TypedDict):
-    """The process that serves, and those before it."""
+    """The worker that serves, and the workers before it."""
 
     pid: int
     number: int
-    """1 for the first."""
+    """Number of the worker, 1 for the first."""
     deaths: int
-    """How many before it ended without being told to."""
+    """Workers before it that ended without being told to."""
     takeover_s: float
-    """What this one took to rebuild the index and serve; 0 for the first."""
+    """Time in seconds that it needed to rebuild the index and serve; 0 for the first."""
     supervised: bool
-    """Whether another would follow it; False if the supervisor is dead."""
+    """True if the supervisor would start another worker; False if the supervisor is dead."""
     poisoned_requests: int
-    """Requests answered with EIO because they killed one worker after the other."""
+    """Requests answered with EIO because they killed one worker after another."""
 
 
 class LimitReport(TypedDict):
-    """The limit of a memory cgroup above the daemon, in bytes.
-
-    Of several, that which leaves least.
-    """
+    """The memory cgroup above the daemon that leaves the least room, in bytes."""
 
     limit_bytes: int
     left_bytes: int
-    """What may still be charged to it; files in the page cache, which are dropped for us,
-    do not count where little is left.
+    """Bytes that may still be charged to it.
+
+    The kernel drops files in the page cache when little is left. They then do not count.
     """
     file: str
-    """Where it is set."""
+    """Path of the file with the limit."""
 
 
 class StatusReport(TypedDict):
@@ -209,7 +204,7 @@ class StatusReport(TypedDict):
 
     version: str
     pid: int
-    """Of the supervisor, which stays the same; the worker's changes."""
+    """Process id of the supervisor. It does not change; that of the worker does."""
     worker: WorkerReport
     uptime_s: float
     state: str
@@ -217,14 +212,14 @@ class StatusReport(TypedDict):
     mountpoint: str
     page_size: int
     discard: bool
-    """Whether the kernel's discards arrive (False without the hook)."""
+    """True if the kernel's discards arrive; False without the hook."""
     pool: PoolReport
     backing: BackingReport | None
-    """None without one."""
+    """None without a disk."""
     cache: CacheReport | None
     """None if the settings say that there is no cache."""
     memory_limit: LimitReport | None
-    """None where no limit is lower than the machine's memory."""
+    """None if no limit is lower than the machine's memory."""
     files: list[FileReport]
     protections: list[ProtectionReport]
     advice: list[ProtectionReport]
@@ -238,7 +233,7 @@ class Request(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """News from a command that takes long."""
+    """A report of progress of a command."""
 
     value: object
 
@@ -276,11 +271,11 @@ def decode_request(line: bytes, commands: Mapping[str, tuple[Argument, ...]] = C
 
     Args:
         line: one line, with or without its newline.
-        commands: the commands that exist.
+        commands: the commands with their arguments.
 
     Raises:
-        ControlError: the line is no request, or the command or an argument is unknown or has the
-            wrong type.
+        ControlError: the line is not a request, the command or an argument is unknown, or an
+            argument is missing or has the wrong type.
     """
     message = _decode(line, "request")
     unknown = set(message) - {"v", "cmd", "args"}
@@ -311,9 +306,8 @@ def decode_reply(line: bytes) -> Progress | Result:
     """Parse a reply.
 
     Raises:
-        ZswapdError: the reply is an error; of the class that has its code, so that the exit code
-            comes through.
-        ControlError: the line is no reply.
+        ZswapdError: the reply is an error. Its class is the one with the exit code of the reply.
+        ControlError: the line is not a reply.
     """
     message = _decode(line, "reply")
     if "progress" in message:
@@ -326,7 +320,7 @@ def decode_reply(line: bytes) -> Progress | Result:
         or not isinstance(error, dict)
         or not isinstance(error.get("message"), str)
     ):
-        _refuse("the daemon's reply makes no sense", "use the zswapctl that came with this zswapd")
+        _refuse("the daemon's reply is invalid", "use the zswapctl that came with this zswapd")
     hint = error.get("hint")
     raise _error_class(error.get("code"))(
         error["message"], hint=hint if isinstance(hint, str) else None
@@ -340,10 +334,8 @@ def _encode(message: Mapping[str, object]) -> bytes:
 def _decode(line: bytes, what: str) -> dict[str, Any]:
     try:
         message = json.loads(line, parse_constant=_no_constant)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # ValueError covers JSON, UTF-8 and numbers of thousands of digits
+    # ValueError: the text is not JSON or not UTF-8, or a number has too many digits.
+    except (ValueError, RecursionError):
         _refuse(f"the {what} is not JSON", "send one JSON object a line, in UTF-8")
     if not isinstance(message, dict):
         _refuse(f"the {what} is not a JSON object", "send one JSON object a line, in UTF-8")

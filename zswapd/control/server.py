@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The daemon's side of the control socket.
+"""The daemon's side of the control socket: one task for each client, in the worker's main thread.
 
-One task for each client, in the same thread as everything else.
+Only root and the daemon's own user may connect. listener.py has the socket.
 
-Who may talk: root, or the daemon's own user; listener.py has the socket itself.
-
-Who can hurt whom: a client that sends garbage, or no end, or nothing, or does not read its answer,
-loses its own connection after a while, or as soon as others need its place; these and the pages
-never notice. A handler's ZswapdError goes to its client, any other exception to the log and as
-"internal error" to its client; neither ends the daemon.
+A client may send invalid or endless requests, or nothing, or may not read its answer. It then loses
+its own connection, after a time limit or when another client needs its place. Other clients and the
+page path are not affected. A handler's ZswapdError goes to its client. Any other exception goes to
+the log, and the client gets "internal error". Neither ends the daemon.
 """
 
 from __future__ import annotations
@@ -43,17 +41,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     Handler = Callable[..., Any]
-    """A plain or async function that takes the command's arguments by name and returns what JSON can say. If it has a parameter `report`, it gets an async function there that sends a piece of progress.
+    """A plain or async function that takes the command's arguments by name and returns JSON values.
+
+    If it has a parameter `report`, it gets an async function that sends a report of progress.
     """
 
 IDLE_S = 60.0
-"""Seconds after which a client that sends nothing is shown out."""
+"""Time in seconds after which a client that sends nothing is disconnected."""
 SEND_S = 10.0
-"""Seconds that a client may take to read a message."""
+"""Longest time in seconds that a client may take to read a message."""
 MAX_CLIENTS = 32
-"""Clients at a time.
+"""Limit of clients.
 
-One more takes the place of the one silent for longest; if all wait for answers, it is turned away.
+A further client replaces the client that is silent for the longest time. If all clients wait for
+answers, it is refused.
 """
 
 log = logging.getLogger(__name__)
@@ -69,18 +70,18 @@ class WithDescriptors:
 
 @dataclass(frozen=True, slots=True)
 class ControlStatistics:
-    """Counts since the server was made."""
+    """The counters since the server was made."""
 
     clients: int
-    """Connected now."""
+    """Clients that are connected now."""
     requests: int
-    """Valid ones, answered or being answered."""
+    """Valid requests, answered or in flight."""
     refused: int
-    """Requests that were not valid."""
+    """Invalid requests."""
     turned_away: int
-    """Clients without the right to be there, or too many."""
+    """Clients that were refused, because of their user or their number."""
     internal_errors: int
-    """Handlers that raised something else than a ZswapdError."""
+    """Exceptions of handlers other than ZswapdError."""
 
 
 counters.declare(ControlStatistics, cumulative="requests refused turned_away internal_errors")
@@ -90,12 +91,12 @@ class Server:
     """The control socket; a context manager around `serve`.
 
     Args:
-        socket_: an open `Listener`, which stays when the server ends, or the path of one to be made
-            and undone with the server.
-        handlers: by command name.
-        commands: the commands' arguments; every handler needs its row.
-        idle: seconds after which a silent client is shown out.
-        send: seconds that a client may take to read a message.
+        socket_: an open `Listener`, which stays open, or a path. The server opens and closes the
+            listener of a path.
+        handlers: the handlers by name of the command.
+        commands: the arguments of the commands; each handler needs an entry.
+        idle: time in seconds after which a silent client is disconnected.
+        send: longest time in seconds that a client may take to read a message.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Server:
             if "report" in inspect.signature(handler).parameters
         }
         self._idle, self._send_limit = idle, send
-        self._silent: dict[trio.CancelScope, None] = {}  # the longest first
+        self._silent: dict[trio.CancelScope, None] = {}  # the longest silence first
         self._clients = self._requests = self._refused = self._turned_away = (
             self._internal_errors
         ) = 0
@@ -130,20 +131,21 @@ class Server:
         self.close()
 
     def open(self) -> None:
-        """Listen, if that is left to do; clients wait until `serve` runs.
+        """Open the server's own listener. Clients wait until `serve` runs.
 
-        Raises what `Listener.open` does.
+        Raises:
+            AlreadyRunningError, ControlError, PermissionsError: see `Listener.open`.
         """
         if self._is_own_listener:
             self._listener.open()
 
     def close(self) -> None:
-        """Stop listening, if `open` began it."""
+        """Close the server's own listener."""
         if self._is_own_listener:
             self._listener.close()
 
     def statistics(self) -> ControlStatistics:
-        """Return the counts."""
+        """Return the counters."""
         return ControlStatistics(
             clients=self._clients,
             requests=self._requests,
@@ -155,7 +157,7 @@ class Server:
     async def serve(
         self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve clients until cancelled; `open` comes before."""
+        """Serve clients until cancelled. `open` must come first."""
         assert self._listener.socket is not None, "open() comes before serve()"
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener.socket.dup()))
         await trio.serve_listeners(self._serve_client, [listener], task_status=task_status)
@@ -195,9 +197,9 @@ class Server:
         return None
 
     def _show_one_out(self) -> bool:
-        """End the client that has said nothing for longest.
+        """Disconnect the client with the longest silence.
 
-        Return False if every one waits for an answer.
+        Return False if all clients wait for answers.
         """
         scope = next(iter(self._silent), None)
         if scope is None:
@@ -207,9 +209,10 @@ class Server:
         return True
 
     async def _next_line(self, stream: trio.SocketStream, received: bytearray) -> bytes | None:
-        """Return the next request's line, or None when the client has left, is silent for too long.
+        """Return the line of the next request, or None to end the connection.
 
-        Or sends no end.
+        The reasons for None are: the client has left, is silent for too long, or sends a request
+        that is too long.
         """
         with trio.move_on_after(self._idle) as scope, self._counted_as_silent(scope):
             while (end := received.find(b"\n")) < 0:
@@ -257,7 +260,7 @@ class Server:
         except ZswapdError as error:
             return encode_error(error.message, error.hint, error.exit_code)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            raise  # the client went away during progress
+            raise  # the client has left during the progress
         except Exception:
             self._internal_errors += 1
             log.exception("control command %s failed", request.command, extra={"rate_limit": 10})

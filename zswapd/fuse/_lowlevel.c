@@ -1,59 +1,55 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What pyfuse3 lacks: FALLOCATE, reads and writes without a coroutine, and a queue that is drained
- * instead of polled.
+ * The hook: FALLOCATE, reads and writes without a coroutine, and a queue that is drained without
+ * the event loop. pyfuse3 has none of these.
  *
- * This object is a Python extension and an interposer at once. Loaded with RTLD_GLOBAL before
- * pyfuse3, it comes first in the search order, so that pyfuse3's calls of fuse_session_new() and
- * fuse_session_receive_buf() end here; the real ones are found with dlsym(RTLD_NEXT). Until Python
- * calls attach(), and for every session but the attached one, both only pass on.
+ * This object is a Python extension and an interposer. It is loaded with RTLD_GLOBAL before
+ * pyfuse3, so it comes first in the search order. pyfuse3's calls of fuse_session_new() and
+ * fuse_session_receive_buf() therefore end here. dlsym(RTLD_NEXT) finds the functions of libfuse.
+ * Until Python calls attach(), and for all other sessions, both functions only pass on.
  *
- *   fuse_session_new()          copies the table of operations and puts .read, .write, .fallocate
- *                               and .init of its own into it.
- *                               .write_buf is taken out: a process that may grow pipes
- *                               (CAP_SYS_RESOURCE) would get written
- *                               data as a pipe instead of memory.
- *   fuse_session_receive_buf()  reads requests itself. READ, WRITE and FALLOCATE of block inodes
- *   are answered at once by plain
- *                               Python functions, and the next request is taken without going back
- *                               to the event loop; when the queue is empty it waits for a moment
- *                               with the GIL released (poll_request(), nap()), after it has fetched
- *                               what a sequential reader will ask for next (read_ahead()). Every
- *                               other request is handed to pyfuse3, which is told -EINTR, "try
- *                               again", when there is none.
+ *   fuse_session_new()
+ *       copies the table of operations and replaces .read, .write, .fallocate and .init. It removes
+ *       .write_buf: a process that may grow pipes (CAP_SYS_RESOURCE) would get written data as
+ *       a pipe instead of memory.
+ *   fuse_session_receive_buf()
+ *       reads requests itself. Plain Python functions answer READ, WRITE and FALLOCATE of block
+ *       inodes at once. The next request is taken without a turn of the event loop. If the queue is
+ *       empty, it first fetches the next pages of a sequential reader (read_ahead()). Then it waits
+ *       for a moment with the GIL released (poll_request(), nap()). All other requests go to
+ *       pyfuse3. If there is no request, pyfuse3 gets -EINTR, "try again".
  *
  * Invariants
- *   - Requests lie in `request`, replies are built in `reply` or `ahead.data`: parts of a mapping
- *     made and touched by attach(). libfuse allocates some 160 bytes per request from the heap,
- *     Python an int or two; nothing on this path asks the kernel for memory.
- *   - What was read ahead is forgotten before any write or discard that touches it is passed on,
- *     and nothing is read ahead while a deferred request may still change something. All changes of
- *     a block inode come through here, so a READ that is answered from it gets what Python would
- *     have given.
- *   - The written data of a request starts on a page boundary (the headers before it fill the end
- *     of the page before), so the kernel copies whole pages and the compressor reads aligned ones.
- *   - The memoryviews given to Python point into this mapping, which stays for the life of the
- *     process: a callee that keeps one, or a slice of one, sees other data later, but never freed
- *     memory. Those of whole pages are made once per length.
- *   - A session outlives its process. The request buffer may be shared memory, and says at any
- *     instruction what was under way: `len` of the request's header is zero from before the read
- *     that fills it until it is answered, `active` names the request that is being answered. A
- *     successor answers what is left (py_adopt()): the kernel is asked to send it again, or where
- *     it cannot (before Linux 6.9), the last request is taken from the buffer. A second answer to
- *     one that was answered is refused with ENOENT, and doing it a second time changes nothing,
- *     since nobody has answered anything in between.
- *   - A block file is changed through the one handle that Python has admitted (fuse/writers.py):
- *     `writers` remembers it until Python says that it is void, so the question costs a compare.
- *   - What a successor takes from the buffer, the kernel having no other copy for it, has a
- *     checksum (`check`): a request whose bytes have changed by themselves is answered with EIO.
- *     Where the kernel sends requests again the buffer is not believed, and no checksum is made.
- *     FUSE_INIT, which every takeover needs, is there twice, in two pages.
- *   - No Python exception leaves this file: it is counted, reported as unraisable, and the request
- *     answered with EIO.
+ *   - Requests are in `request`. Replies are made in `reply` or `ahead.data`. All are parts of
+ *     a mapping that attach() makes and touches. libfuse allocates about 160 bytes a request from
+ *     the heap, and Python an int or two. This path asks the kernel for no memory.
+ *   - A write or discard that touches read-ahead data first invalidates that data. There is no
+ *     read-ahead while a deferred request may still change a page. All changes of a block inode
+ *     pass here, so a READ from read-ahead data gets the same data as from Python.
+ *   - The written data of a request starts on a page boundary, because the headers before it fill
+ *     the end of the page before. The kernel then copies whole pages, and the compressor reads
+ *     aligned pages.
+ *   - The memoryviews for Python point into this mapping, which lives as long as the process. A
+ *     function that keeps a view or a slice sees other data later, but never freed memory. Views of
+ *     whole pages are made once per length.
+ *   - A session outlives its process. The request buffer may be shared memory. At any instruction
+ *     it shows which request is in flight: `len` in the request's header is zero from before the
+ *     read that fills it until the answer, and `active` has the number of the request. A successor
+ *     answers the remaining requests (py_adopt()). The kernel resends them. Before Linux 6.9 it
+ *     cannot, and the last request is taken from the buffer. The kernel refuses a second answer to
+ *     a request with ENOENT. A repeated request changes nothing, because no other request is
+ *     answered in between.
+ *   - A block file changes only through the one handle that Python has admitted (fuse/writers.py).
+ *     `writers` keeps it until Python voids it, so the check is one compare.
+ *   - If the kernel cannot resend, the request in the buffer is the only copy and has a checksum
+ *     (`check`). A request with a wrong checksum gets EIO. If the kernel can resend, the buffer is
+ *     not used, and there is no checksum. Every takeover needs FUSE_INIT, which is stored twice, in
+ *     two pages.
+ *   - No Python exception leaves this file. It is counted and reported as unraisable, and the
+ *     request gets EIO.
  *
- * Limits: one session per process, as pyfuse3 has; block inodes are numbers below INODE_LIMIT. All
- * state is guarded by the GIL, except the request buffer, which belongs to the one thread that runs
- * the session.
+ * Limits: one session per process, as in pyfuse3. Block inodes are below INODE_LIMIT. The GIL
+ * guards all state but the request buffer, which belongs to the thread that runs the session.
  */
 
 #define FUSE_USE_VERSION 31
@@ -94,35 +90,34 @@
 #undef fuse_session_new
 
 #define INODE_LIMIT 65536
-/* Bytes; the table has 45 pointers in libfuse 3.14 and grows by one or two a year */
+/* Bytes. The table has 45 pointers in libfuse 3.14 and grows by one or two a year. */
 #define OPERATIONS_MAX 1024
 #define PENALTY_MAX 255   /* requests */
 /*
- * Out of the processor for so long: not a kernel thread that had a request to pass on, nor the
- * hypervisor, but somebody who uses up his time slice, 0.7 ms at the least. At 200 us a virtual
- * machine was taken for crowded four times a second, and a random fault took 41 us instead of 32.
- * After a write it is 200 us: that is the swapping program, which had better not share a processor
- * with this thread.
+ * This thread loses the processor for this time if another program uses up its time slice, which
+ * is 0.7 ms at least. A kernel thread that passes on a request and the hypervisor take less. With
+ * 200 us a virtual machine counted as crowded four times a second, and a random fault took 41 us
+ * instead of 32. After a write the limit is 200 us: then the other program is the swapping program,
+ * which should not share a processor with this thread.
  */
 #define CROWDED_NS 600000
 #define CROWDED_WRITES_NS 200000
 #define CROWDED_MIN 1023  /* requests */
-/* A wait that is held up costs some 3 ms, less than 1 us for each of these */
+/* Requests. A crowded poll costs about 3 ms, which is less than 1 us for each of these. */
 #define CROWDED_MAX 4095
-/* Requests that are no reads: who held the wait up was, as a rule, the program that swaps out */
+/* Requests other than reads. The other program was usually the program that swaps out. */
 #define CROWDED_WRITES 15
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
 #define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
 #define INIT_MAX 1024       /* bytes kept of FUSE_INIT; it has 104 */
 /*
- * Longer, and the event loop may as well do the waiting; not shorter, since a processor that
- * becomes idle twice within half a millisecond, for a nap and then for the event loop, takes over a
- * program that waits on another one. A program that swaps is better left where it is:
- * docs/benchmarks.md.
+ * A longer wait can be left to the event loop. The limit must not be shorter: a processor that
+ * becomes idle twice within 0.5 ms, for a nap and then for the event loop, pulls a waiting program
+ * from another processor. A program that swaps should stay where it is (docs/benchmarks.md).
  */
 #define NAP_NS 2000000
-#define SAMPLED 64      /* one in so many requests is timed: the clock takes some 30 ns */
+#define SAMPLED 64      /* one in 64 requests is timed, because the clock takes about 30 ns */
 #define LATENCIES 21    /* bounds of 1 us, 2 us, ... 0.52 s, and the rest */
 #define DEFERRED (-EINPROGRESS) /* a result: the request is answered later, by reply() */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
@@ -137,8 +132,8 @@ typedef struct fuse_session *(*session_new_versioned_fn)(struct fuse_args *,
 typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
 
 /*
- * What outlives the process: the first page of the memory given to attach().
- * zswapd/handover/state.py describes the same words to the supervisor; both have to agree.
+ * The state that outlives the process: the first page of the memory given to attach().
+ * zswapd/handover/state.py describes the same words to the supervisor. Both must agree.
  */
 struct survivor {
 	uint64_t requests;  /* taken off the queue: a sign of life */
@@ -167,10 +162,9 @@ struct init_copy {
 };
 
 /*
- * Whether it pays to wait busily after a request. Kept apart for reads and for all else: between
- * two writes, the swapping program and the kernel's threads run on this processor as well, which
- * says nothing about the reader who comes back in a moment. And for those that wait for the disk,
- * of which some answer within 50 us and others within 10 ms.
+ * The success of polls, separately for reads, for changes and for requests that wait for the disk.
+ * Between two writes the swapping program and kernel threads also run on this processor, which does
+ * not predict when the next read comes. Some disks answer within 50 us and others within 10 ms.
  */
 enum { READS, CHANGES, DISK, PACES };
 
@@ -182,10 +176,10 @@ struct pace {
 
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
-	PyObject *interrupt;                /* NULL if nobody wants to know */
-	/* Says whether a handle may change a file; NULL: each may */
+	PyObject *interrupt;                /* called for FUSE_INTERRUPT; NULL for none */
+	/* Returns whether a handle may change a file; NULL: all may */
 	PyObject *admit;
-	/* Called when disk_fd is readable; NULL if there is no disk */
+	/* Called when disk_fd is readable; NULL without a disk */
 	PyObject *on_disk_ready;
 	int disk_fd;                        /* -1 then */
 	uint64_t handed_over;               /* number of the last request that pyfuse3 was given, */
@@ -222,7 +216,7 @@ static struct {
  */
 static uint64_t writers[INODE_LIMIT];
 
-/* What lies ready for the next READ of a sequential reader, and how we know that there is one. */
+/* The read-ahead data for the next READ of a sequential reader, and the detection of one. */
 static struct {
 	char *data;       /* AHEAD_MAX bytes, or max_io where that is less */
 	PyObject **views; /* of them, by number of pages */
@@ -717,14 +711,14 @@ static ssize_t read_request(struct fuse_session *se)
 }
 
 /*
- * Hear what has become of requests to the disk: whoever waits for them is answered here, without a
- * turn of the event loop.
+ * Take the results of requests to the disk. Requests that wait for them are answered here, without
+ * a turn of the event loop.
  */
 static void hear_disk(void)
 {
 	PyObject *result = PyObject_CallNoArgs(hook.on_disk_ready);
 
-	/* Somebody would wait for ever: whoever comes next answers the request again */
+	/* Without an answer the client would wait for ever. The successor answers the request. */
 	if (result == NULL) {
 		PyErr_WriteUnraisable(hook.on_disk_ready);
 		abort();
@@ -733,14 +727,14 @@ static void hear_disk(void)
 	hook.quiet_since = now_ns();
 	if (hook.deferred > 0)
 		return;
-	/* Whoever waited was a reader, as a rule, and comes back as others do. */
+	/* The client was usually a reader, and its next request comes soon. */
 	hook.pace = &hook.paces[READS];
 	hook.pace->skip -= hook.pace->skip > 0;
 }
 
 /*
- * Somebody may wait for that, or what was read ahead of a reader be there: he is not to find it on
- * its way.
+ * A request may wait for the disk. Or read-ahead data of a reader has arrived, and must be ready
+ * before the reader's next request.
  */
 static bool disk_has_answered(void)
 {
@@ -750,23 +744,23 @@ static bool disk_has_answered(void)
 }
 
 /*
- * Wait for the next request, or the disk if somebody waits for that, for at most poll_us since the
- * last request, without the GIL. Waking a sleeping processor costs several times what a request
- * does; a program that faults its pages in comes back within some ten microseconds. A page from a
- * disk that takes 50 us is with its reader after 112 instead of 162.
+ * Poll for the next request, or for the disk if a request waits for it, without the GIL. The poll
+ * ends poll_us after the last request. To wake a sleeping processor costs several times the time of
+ * a request. A program that faults pages in sends its next request within about 10 us. A page from
+ * a disk that takes 50 us reaches its reader after 112 us instead of 162 us.
  *
- * `is_heard`: the disk had answered, and whom it concerned has been told.
+ * `is_heard` is set if the disk has answered and hear_disk() was called.
  *
- * Each wait in vain in a row doubles the number of requests that are served without one, and the
- * first that succeeds resets it. So a busy device is answered at once, and a slow trickle costs
- * next to nothing; nor does a reader that cannot come back because this very wait keeps it from its
- * processor.
+ * Each further poll in vain doubles the number of requests that are served without a poll. The
+ * first poll that succeeds resets that number. So requests to a busy device are answered at once,
+ * and rare requests cost almost nothing. The same holds for a reader that cannot send its next
+ * request because the poll occupies its processor.
  *
- * Where a third party wants the processor, waiting busily is wrong: it spends the time slice that
- * the next request needs, and giving way costs a whole one of the other's, some 3 ms. A sleeper is
- * let in soon after it wakes. Hence the wait that was held up is the last for a thousand requests,
- * then two, four; every one that succeeds takes one off that number. After a write it is the last
- * for sixteen only: who took the processor then is the swapping program, as a rule.
+ * If another program wants the processor, the poll is wrong: it spends the time slice that the next
+ * request needs, and the other program then runs for a whole time slice, about 3 ms. A sleeping
+ * thread runs soon after it wakes. Therefore the next 1023 requests after a crowded poll are served
+ * without a poll, then 2047, then 4095. Each poll that succeeds takes one off that number. After
+ * a write it is only 15 requests, because the other program was usually the swapping program.
  */
 static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is_heard)
 {
@@ -779,7 +773,7 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 
 	if (end > deadline)
 		end = deadline;
-	/* A real-time thread would keep the loop driver's from running */
+	/* A real-time thread that polls would keep the loop driver's thread from running. */
 	if (now >= end || pace->skip > 0 || hook.is_first)
 		return -EAGAIN;
 	thread = PyEval_SaveThread();
@@ -821,9 +815,9 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 }
 
 /*
- * Sleep until the next request or an answer of the disk, for at most NAP_NS since the last. Where
- * polling is off or in vain, a turn of the event loop would come now; it costs more than the
- * wake-up itself (a 4 KiB read through a loop device takes 46 us this way, else above 60).
+ * Sleep until the next request or an answer of the disk. The sleep ends NAP_NS after the last
+ * request. It replaces a turn of the event loop when polling is off or in vain. A turn costs more
+ * than the wake-up: a 4 KiB read through a loop device takes 46 us with a nap, otherwise above 60.
  */
 static bool nap(uint64_t deadline)
 {
@@ -1086,12 +1080,12 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 }
 
 /*
- * Serving pages takes no memory from the kernel, but what the event loop does in between may:
- * accept a connection, write a line of the log. Below the zones' min watermark such an allocation
- * waits for memory that only swapping out can free, and this thread waits with it: nobody would
- * serve the swap. A real-time task may go below that mark, as far as half of it. So it is one,
- * while memory is scarce; always would be too much, since a real-time task drives the swapping
- * program from its processor.
+ * To serve pages takes no memory from the kernel. But tasks of the event loop may take some, for
+ * example to accept a connection or to write a log line. Below the zones' min watermark such
+ * allocations wait for memory that only swap-out can free. This thread would wait too, and no
+ * thread would serve the swap. A real-time task may allocate down to half of that watermark. This
+ * thread is therefore real-time while memory is scarce. It is not always real-time, because
+ * a real-time task drives the swapping program from its processor.
  */
 static void check_memory(void)
 {

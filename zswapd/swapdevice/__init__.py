@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a file to a swap device and back: loop device, mkswap, swapon.
+"""Swap devices over files: loop device, mkswap and swapon, and the way back.
 
-Head-room check, swapoff, detach.
-
-`swapon` and `swapoff` are the two ways, `headroom` decides whether the way back is safe, `state`
-says what is there now, `kernel` holds the system calls. All synchronous, and without trio, since
-zswapctl uses it too; `drain` is the daemon's asynchronous way to call it. Modules are imported when
-a name of theirs is asked for: `zswapctl status` needs `state` alone.
+`swapon` makes a swap device from a file. `swapoff` makes a file from a swap device. `headroom`
+checks that swapoff is safe. `state` reads the present state. `kernel` has the system calls. They
+are synchronous and do not import trio, because zswapctl uses them too. `drain` is the daemon's
+asynchronous swapoff. A module is imported when one of its names is used: `zswapctl status` needs
+only `state`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Return one of the names above, from the module that has it (PEP 562)."""
+    """Return one of the names above from its module (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(name)
     return getattr(import_module(f"zswapd.swapdevice.{_HOMES[name]}"), name)

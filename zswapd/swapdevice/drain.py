@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swapoff as the daemon does it before it ends.
+"""The swapoff that the daemon runs before it ends.
 
-In another thread, while it serves the very pages that come back.
-
-Apart from the other modules, because it needs trio, whose import would slow zswapctl down.
+It runs in another thread, while the daemon serves the pages that swapoff reads. It is separate from
+the other modules because it imports trio, which would delay the start of zswapctl.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPENED_S = 2.0
-"""Within which whoever has opened a file before that was refused has attached it.
-
-Others are not waited for.
-"""
+"""Longest wait in seconds for a program that opened a file earlier to attach it."""
 _LOOK_S = 0.05
 
 
@@ -46,30 +42,26 @@ async def drain(
     identities: Mapping[Path, Identity] | None = None,
     run: Run = trio.to_thread.run_sync,
 ) -> None:
-    """Swap off from all files, or from none if that does not fit into memory.
+    """Swap off from all files, or from none if the pages do not fit into memory.
 
-    And again from those that came on meanwhile.
-
-    It may take minutes, and the caller has files that cannot be opened any more: so what is
-    attached at the end is what was being attached at the beginning. Everything that could wait for
-    the daemon itself happens in a thread or in its child process. Cannot be cancelled: swapoff ends
-    when it ends.
+    Repeat this for files that a program attaches meanwhile. The caller has made the files refuse
+    further opens, so only programs that opened a file earlier can attach it. Swapoff may take
+    minutes. All calls that can wait for the daemon run in a thread or in its child process. It
+    cannot be cancelled.
 
     Args:
-        files: the backing files, whether swapped on or not.
-        pool_bytes: memory that the pool would give back; 0 without discard.
-        say: told what is going on, in the daemon's thread; Notifier.status for example.
-        progressed: called in the daemon's thread when less is left than ever before, and only then:
-            whoever waits may give more time for that, and none to a swapoff that stands still.
-        is_opened: says whether somebody has a file open, a swapon that began before this for
-            example.
-        identities: what the files are, see `detach`.
-        run: calls a function in a thread; one that is there already does not wait for memory to
-            begin.
+        files: the backing files, swapped on or not.
+        pool_bytes: memory in bytes that the pool gives back; 0 without discard.
+        say: called with a text of the progress in the daemon's thread, such as Notifier.status.
+        progressed: called in the daemon's thread each time that fewer bytes are left than before.
+            The caller can extend a time limit then, and not for a swapoff that stands still.
+        is_opened: returns whether a program has a file open, such as an earlier swapon.
+        identities: the identities of the files, see `detach`.
+        run: runs a function in a thread. A thread that exists does not wait for memory to start.
 
     Raises:
-        HeadroomError: it does not fit; the daemon has to go on.
-        SwapDeviceError: a file is in use for something else, or swapoff failed; likewise.
+        HeadroomError: the pages do not fit into memory; the daemon must go on.
+        SwapDeviceError: a file has another use, or swapoff failed; the daemon must go on.
     """
     least: dict[str, int] = {}
     token = trio.lowlevel.current_trio_token()

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does what is swapped out fit back into memory?
+"""The check that swapped-out pages fit into memory, before swapoff.
 
-Asked before swapoff, since swapoff itself finds out by killing processes.
+Without the check, swapoff would get processes OOM-killed. There are two limits:
 
-Two limits. The machine's: what comes back needs memory that is available, or swap elsewhere that is
-free. And each memory cgroup's: swapoff charges every page to the cgroup that owns it, and a cgroup
-at its limit is OOM-killed on the spot, however much memory the machine has.
+- The machine: the pages need available memory, or free swap on other areas.
+- Each memory cgroup: swapoff charges a page to the cgroup that owns it. A cgroup at its limit is
+  OOM-killed at once, even if the machine has free memory.
 
-What eases it: pages in the swap cache are in memory already, and the pool gives memory back as its
-pages go. Of the latter only half is counted, because the kernel discards slots in clusters of 2
-MiB, and swapoff goes through memory in another order than the slots lie in, so that most clusters
-become empty late.
+Two things reduce the need. Pages in the swap cache are already in memory. And the pool frees memory
+as its pages go. Only half of this memory is counted: the kernel discards slots in clusters of
+2 MiB. swapoff reads pages in another order than that of the slots, so most clusters become empty
+late.
 
 `root` stands for the root directory, for tests. Sizes are in bytes.
 """
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 POOL_SHARE = 0.5
-"""Part of the pool's memory that is counted as coming back in time."""
+"""Share of the pool's memory that counts as freed in time."""
 MARGIN_LEAST = 32 << 20
 MARGIN_MOST = 256 << 20
-"""Bounds of what has to stay available, which is 2 % of memory: MemAvailable is an estimate."""
+"""Bounds in bytes of the margin, which is 2 % of memory. MemAvailable is only an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +48,32 @@ class CrowdedCgroup:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """What swapoff needs, and what there is."""
+    """The memory that swapoff needs, and the memory that is available; in bytes."""
 
     swapped: int
-    """Slots in use on the areas that are to go."""
+    """Slots in use on the areas to swap off."""
     cached: int
-    """Of these, pages that are in memory as well."""
+    """Part of `swapped` that is also in memory (swap cache)."""
     available: int
     other_swap: int
-    """Free on areas that stay."""
+    """Free slots on the other areas."""
     pool_returns: int
-    """Memory of the pool that is counted as coming back."""
+    """Memory of the pool that counts as freed in time."""
     margin: int
+    """Memory that must stay available."""
     crowded: tuple[CrowdedCgroup, ...]
 
     @property
     def short_by(self) -> int:
-        """Bytes that the machine lacks; 0 if all fits."""
+        """Bytes that the machine lacks; 0 if all pages fit."""
         needed = self.swapped - self.cached + self.margin
         return max(needed - self.available - self.other_swap - self.pool_returns, 0)
 
     def check(self) -> None:
-        """Do nothing if swapoff is safe.
+        """Check that swapoff is safe.
 
         Raises:
-            HeadroomError: naming what does not fit where.
+            HeadroomError: the pages do not fit into the machine or into a memory cgroup.
         """
         if self.swapped and self.short_by:
             raise HeadroomError(
@@ -99,13 +100,12 @@ class Headroom:
 
 
 def measure(areas: Sequence[SwapArea], *, pool_bytes: int = 0, root: Path = Path("/")) -> Headroom:
-    """Weigh what is swapped out on some areas against what there is.
+    """Return the head-room for a swapoff.
 
     Args:
-        areas: what is to be switched off.
-        pool_bytes: memory that the pool spends on them and gives back as they empty; 0 without
-            discard.
-        root: where /proc and /sys are.
+        areas: the areas to swap off.
+        pool_bytes: memory of the pool for their pages in bytes; 0 without discard.
+        root: directory that holds /proc and /sys.
     """
     memory = _meminfo(root)
     everywhere = swap_areas(root)
@@ -138,9 +138,9 @@ def _meminfo(root: Path) -> dict[str, int]:
 
 
 def _crowded_cgroups(swapped: int, memory_total: int, root: Path) -> Iterator[CrowdedCgroup]:
-    """Yield the cgroups that would be over their limit if all of their pages came back.
+    """Yield the cgroups that would exceed their limit with all their pages in memory.
 
-    `swapped` bytes at most.
+    The pages of a cgroup count up to `swapped` bytes.
     """
     top = root / "sys/fs/cgroup"
     unified = (top / "cgroup.controllers").exists()
@@ -151,7 +151,7 @@ def _crowded_cgroups(swapped: int, memory_total: int, root: Path) -> Iterator[Cr
     for limit_file in base.rglob(limit_name):
         limit = _read(limit_file).strip()
         if not limit.isdecimal() or int(limit) >= memory_total:
-            continue  # "max", or a number that stands for it
+            continue  # "max", or a number above the machine's memory
         cgroup = limit_file.parent
         in_swap, in_memory = _usage_v2(cgroup) if unified else _usage_v1(cgroup)
         in_swap = min(in_swap, swapped)
@@ -161,9 +161,9 @@ def _crowded_cgroups(swapped: int, memory_total: int, root: Path) -> Iterator[Cr
 
 
 def _usage_v2(cgroup: Path) -> tuple[int, int]:
-    """Return bytes of a cgroup and all below it that are in swap only.
+    """Return two sizes of a cgroup and its descendants in bytes.
 
-    And that are in memory and cannot be dropped.
+    The first is in swap only. The second is in memory and cannot be dropped.
     """
     details = _stat(cgroup)
     in_swap = _number(cgroup / "memory.swap.current") - details.get("swapcached", 0)
@@ -193,5 +193,5 @@ def _number(path: Path) -> int:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # a cgroup that has gone, or a file that this kernel does not have
+    except OSError:  # the cgroup was removed, or this kernel does not have the file
         return ""

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system calls and programs behind swapon and swapoff, each as thin as can be.
+"""The system calls and programs for swapon and swapoff. Tests replace this class.
 
-So that tests can stand in for all of them.
+Loop devices are configured with LO_FLAGS_AUTOCLEAR: the kernel detaches a loop device when its last
+user closes it. A loop device therefore ends with the process that attaches it, also after SIGKILL,
+unless there is swap on it.
 
-Loop devices are configured with LO_FLAGS_AUTOCLEAR: the kernel detaches one by itself when its last
-user closes it. So whatever becomes of the process that attaches (SIGKILL included), a loop device
-never outlives both it and the swap on it.
-
-swapoff(2) always runs in a child process. The kernel marks the process that is in swapoff as the
-first victim of the OOM killer, whatever its oom_score_adj; were that the daemon, a shortage during
-swapoff would kill the one process that must not die (how it is made: system/spawn.py).
+swapoff(2) always runs in a child process. The kernel makes a process in swapoff the first victim of
+the OOM killer, independent of its oom_score_adj. If that were the daemon, a lack of memory during
+swapoff would kill the one process that must not die. system/spawn.py makes the child process.
 
 Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2).
 """
@@ -44,23 +42,20 @@ SWAP_FLAG_DISCARD = 0x10000
 
 BLKDISCARD = plain_ioctl(0x12, 119)
 DISCARD_STEP = 16 << 20
-"""Bytes discarded in one request: 4096 pages, some ten milliseconds of the daemon's time."""
+"""Bytes that one request discards: 4096 pages, about 10 ms of the daemon's time."""
 
 SWAPOFF_NO_MEMORY = 2
-"""Exit code of swapoff(8), since util-linux 2.36, for ENOMEM."""
+"""Exit code of swapoff(8) for ENOMEM, since util-linux 2.36."""
 
 
 class Kernel:
-    """The real ones. All raise OSError."""
+    """The real system calls and programs. All methods raise OSError."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def free_loop(self) -> int:
-        """Return the number of a loop device that is free now.
-
-        Another process may take it before us.
-        """
+        """Return the number of a free loop device. Another process may take it first."""
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         try:
             return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
@@ -71,13 +66,14 @@ class Kernel:
         """Open a loop device and return the descriptor.
 
         Args:
-            device: its path.
-            exclusive: nobody can swap on to it or mount it meanwhile; EBUSY if somebody has.
+            device: path of the device.
+            exclusive: True to keep other programs from swap and mount on the device while it is
+                open. EBUSY if there is swap or a mount on it.
         """
         return os.open(device, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0))
 
     def close(self, loop: int) -> None:
-        """Close a loop device; it detaches itself if nobody else has it open."""
+        """Close a loop device. The last close detaches it."""
         os.close(loop)
 
     def configure_loop(self, loop: int, backing: int, name: str, block_size: int) -> None:
@@ -92,7 +88,7 @@ class Kernel:
     def loop_identity(self, device: str) -> tuple[int, int]:
         """Return st_dev and st_ino of the file behind a loop device.
 
-        Its file system may be asked.
+        The kernel may ask the file system, which may hang.
         """
         loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -103,11 +99,11 @@ class Kernel:
         return number, inode
 
     def clear_loop(self, loop: int) -> None:
-        """Detach the file from a loop device, now or when its last other user closes it."""
+        """Detach the file from a loop device, at once or when its last user closes it."""
         fcntl.ioctl(loop, LOOP_CLR_FD)
 
     def discard(self, loop: int) -> None:
-        """Discard all of a loop device, in steps, between which the daemon can serve others."""
+        """Discard a whole loop device, in steps, so that the daemon can serve other requests."""
         size = os.lseek(loop, 0, os.SEEK_END)
         for offset in range(0, size, DISCARD_STEP):
             fcntl.ioctl(
@@ -115,7 +111,7 @@ class Kernel:
             )
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
-        """Run a program to its end; return its exit code and what it said."""
+        """Run a program to its end; return its exit code and its output."""
         done = subprocess.run(
             command,
             check=False,
@@ -127,14 +123,11 @@ class Kernel:
         return done.returncode, done.stdout.strip()
 
     def swapon(self, device: str, flags: int) -> None:
-        """Switch swap on."""
+        """Swap on to a device."""
         if self._libc.swapon(os.fsencode(device), flags) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), device)
 
     def start_swapoff(self, device: str) -> Child:
-        """Switch swap off in a child process, however long that takes.
-
-        Killed, it gives up at the next page.
-        """
+        """Start swapoff in a child process. A killed child stops at the next page."""
         return spawn(("swapoff", device))

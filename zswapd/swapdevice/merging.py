@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the kernel merges requests to a loop device: `queue/nomerges`, 0 for yes, 2 for never.
+"""The kernel's merging of requests to a loop device: `queue/nomerges`, 0 for yes, 2 for never.
 
-Setting it freezes the queue: the kernel waits until all requests that are under way are answered,
-and new ones wait meanwhile. So it must never be done by the thread that answers them. It takes
-milliseconds as long as requests are answered.
+A write to that file freezes the queue: the kernel waits until all requests in flight are answered,
+and new requests wait. The thread that answers requests must therefore never write it. The write
+takes milliseconds while requests are answered.
 
-A loop device keeps the value when its file is detached, for the next user.
+A loop device keeps the value after its file is detached.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def loops_over(
 
     Args:
         files: the backing files.
-        identities: what the files are, for them to be found under any path.
-        kernel: answers for the identity of loop devices.
-        root: where /proc and /sys are.
+        identities: the identities of the files, to find them by any path.
+        kernel: returns the identities of loop devices.
+        root: directory that holds /proc and /sys.
     """
     found = (
         find_all_attached(file, root, identity=identities.get(file), kernel=kernel)
@@ -48,7 +48,7 @@ def loops_over(
 
 
 def set_merging(device: str, value: str, root: Path = Path("/")) -> bool:
-    """Have requests to a loop device merged, or not; return whether that is so."""
+    """Set `queue/nomerges` of a loop device; return whether it has the value."""
     name = device.removeprefix("/dev/")
     if read_sysfs(name, "queue/nomerges", root) != value:
         with contextlib.suppress(OSError):
@@ -57,6 +57,6 @@ def set_merging(device: str, value: str, root: Path = Path("/")) -> bool:
 
 
 def restore_merging(device: str, root: Path = Path("/")) -> None:
-    """Have requests merged again, if they are not at all."""
+    """Turn merging on again, if it is off."""
     if read_sysfs(device.removeprefix("/dev/"), "queue/nomerges", root) == UNMERGED:
         set_merging(device, MERGED, root)

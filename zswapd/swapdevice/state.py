@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is attached and swapped on now, read from /proc and /sys.
+"""The present loop devices and swap areas, read from /proc and /sys.
 
 `root` stands for the root directory, for tests.
 
-Paths are compared as text: asking the file system about a file in the daemon's own mount would wait
-for the daemon. /proc/swaps and mountinfo escape blanks and backslashes as octal numbers, sysfs does
-not. Names are bytes, and strangers' need not be UTF-8.
+Paths are compared as text, because a call to the daemon's own mount would wait for the daemon.
+/proc/swaps and mountinfo escape spaces and backslashes as octal numbers. sysfs does not. Names are
+bytes, and those of other programs need not be UTF-8.
 
-A file has other paths, too: it is `/swap` to the kernel when its mount was detached (`umount -l`),
-and another one below each bind mount. Who must not miss one knows the file's `Identity`. The kernel
-is asked for that of few loop devices, since it may ask the file system: of those over a file of
-that name, unless it is in another FUSE mount, whose daemon may hang.
+A file can have several paths. For the kernel it is `/swap` after its mount was detached
+(`umount -l`), and it has another path below each bind mount. A caller that must find all loop
+devices passes the file's `Identity`. The kernel may ask the file system for the identity of a loop
+device's file, and that may hang. So it is read only for files of the same name, and not for files
+in another FUSE mount.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class SwapArea(NamedTuple):
     path: str
     size: int
     used: int
-    """Slots in use, including those whose page is back in memory as well (swap cache)."""
+    """Slots in use, including those whose page is also in memory (swap cache)."""
     priority: int
 
 
@@ -55,25 +56,21 @@ class Attachment(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What a file is, under whatever path."""
+    """The identity of a file, which does not depend on its path."""
 
     device: int
-    """Of its file system, as in st_dev."""
+    """The st_dev of its file system."""
     inode: int
 
 
 def swap_areas(root: Path = Path("/")) -> list[SwapArea]:
-    """Return everything that is swapped on, in the kernel's order.
-
-    Nothing if the kernel has no swap.
-    """
+    """Return all swap areas in the kernel's order; none if the kernel has no swap."""
     try:
         lines = _read(root / "proc/swaps").split("\n")[1:]
     except OSError:
         return []
-    fields = [
-        line.rsplit(None, 4) for line in lines if line
-    ]  # from the right: a name may have blanks of Unicode's in it
+    # Split from the right, because a name may contain Unicode spaces.
+    fields = [line.rsplit(None, 4) for line in lines if line]
     return [
         SwapArea(
             unescape(path).removesuffix(_DELETED), int(size) * 1024, int(used) * 1024, int(priority)
@@ -103,14 +100,14 @@ def find_attached(
     identity: Identity | None = None,
     kernel: Kernel | None = None,
 ) -> Attachment | None:
-    """Return the loop device over a file, one that is swapped on first, or None.
+    """Return the loop device over a file, preferably one that is swapped on, or None.
 
     Args:
-        file: path of the backing file. Symbolic links on the way are resolved, down to its
-            directory, which is the mountpoint: to look further would be a question to the daemon.
-        root: where /proc and /sys are.
-        identity: what the file is, for it to be found under any path.
-        kernel: answers for the identity of loop devices; without it, paths alone count.
+        file: path of the backing file. Symbolic links are resolved down to its directory, which is
+            the mountpoint. The last part is not resolved, because that would ask the daemon.
+        root: directory that holds /proc and /sys.
+        identity: identity of the file, to find it by any path.
+        kernel: returns the identities of loop devices; without it only paths count.
     """
     found = find_all_attached(file, root, identity=identity, kernel=kernel)
     return max(found, key=lambda item: item.swap is not None, default=None)
@@ -138,12 +135,12 @@ def _is_over(item: Attachment, name: str, identity: Identity, kernel: Kernel, ro
         return False
     try:
         return kernel.loop_identity(item.device) == identity
-    except OSError:  # it has just let go
+    except OSError:  # it was detached meanwhile
         return False
 
 
 def _is_in_other_fuse_mount(path: Path, device: int, root: Path) -> bool:
-    """Say whether a path is in a FUSE mount of another device than this one."""
+    """Return whether a path is in a FUSE mount with another st_dev."""
     mounts = [mount for mount in mounts_of(root) if path.is_relative_to(mount.path)]
     covering = max(mounts, key=lambda mount: len(mount.path.parts), default=None)
     return covering is not None and covering.kind.startswith("fuse.") and covering.device != device
@@ -156,11 +153,11 @@ class MountEntry(NamedTuple):
     kind: str
     source: str
     device: int
-    """As in st_dev."""
+    """The st_dev of its files."""
 
 
 def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
-    """Return what this process sees mounted, in the kernel's order."""
+    """Return the mounts in this process's namespace, in the kernel's order."""
     entries = []
     for line in filter(None, _read(root / "proc/self/mountinfo").split("\n")):
         fields = line.split(" ")
@@ -173,9 +170,10 @@ def mounts_of(root: Path = Path("/")) -> list[MountEntry]:
 
 
 def left_on(mountpoint: Path, root: Path = Path("/")) -> dict[str, str]:
-    """Return what has to be done before a mount can go.
+    """Return the commands that must run before a mount can be unmounted.
 
-    For each loop device over a file in it, that is the command that frees the device.
+    There is one for each loop device over a file in the mount, by path of the device. It unmounts
+    the device, swaps off or detaches.
     """
     commands = {}
     for item in attachments(root):
@@ -187,15 +185,12 @@ def left_on(mountpoint: Path, root: Path = Path("/")) -> dict[str, str]:
 
 
 def mountpoint_of(device: str, root: Path = Path("/")) -> str | None:
-    """Return where a block device is mounted, or None."""
+    """Return the mountpoint of a block device, or None."""
     return next((str(mount.path) for mount in mounts_of(root) if mount.source == device), None)
 
 
 def read_sysfs(name: str, attribute: str, root: Path = Path("/")) -> str:
-    """Return an attribute of a block device, for example `queue/rotational`.
-
-    Nothing if it is not there.
-    """
+    """Return an attribute of a block device, such as `queue/rotational`; empty if absent."""
     try:
         return _read(root / "sys/block" / name / attribute).strip()
     except OSError:

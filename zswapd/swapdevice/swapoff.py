@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A swap device becomes a file again.
+"""The way from a swap device back to a file.
 
-Head-room check, swapoff with progress, loop device detached, file emptied.
+The steps are: check the head-room, swap off, empty the file, detach the loop device.
 
-swapoff(2) reads every page that is swapped out, so it takes as long as that takes; it runs in a
-child process (see `kernel`) while this one watches /proc/swaps. If it fails, is interrupted or is
-killed, the kernel leaves the area on with what is still in it: nothing is lost, and it can be tried
-again.
+swapoff(2) reads all swapped-out pages. It runs in a child process (see `kernel`), while this
+process watches /proc/swaps. If swapoff fails or is killed, the kernel leaves the area on with its
+remaining pages. No page is lost, and swapoff can be repeated.
 
-The file is emptied because the kernel does not do it: at swapoff it discards nothing, and before
-that only clusters of slots (2 MiB) that become free as a whole. What is left means nothing any
-more, and would keep the pool's memory. It goes through the loop device, which stays attached until
-that is done: so nobody can have swapped on to the file again meanwhile, and lose pages.
+The file is emptied because the kernel does not do it. At swapoff it discards nothing. Before, it
+discards only clusters of slots (2 MiB) that are completely free. The rest has no use and would keep
+memory of the pool. It is discarded through the loop device, which stays attached until then. No
+other program can therefore swap on to the file meanwhile and lose pages.
 """
 
 from __future__ import annotations
@@ -40,13 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     ReportProgress = Callable[[str, int, int], None]
-    """Called with a device, the bytes that are still swapped out on it.
-
-    And the bytes that were at the start.
-    """
+    """Called with a device, the bytes that are swapped out now, and those at the start."""
 
 INTERVAL_S = 0.2
-"""Time between two calls of a progress function."""
+"""Time between two reports of progress in seconds."""
 
 
 def detach(
@@ -58,28 +54,27 @@ def detach(
     kernel: Kernel | None = None,
     root: Path = Path("/"),
 ) -> list[str]:
-    """Swap off from files and detach their loop devices.
+    """Swap off from files and detach their loop devices, if the pages fit into memory.
 
-    If all of what is swapped out fits into memory.
+    After an error, the areas that are not swapped off stay on.
 
     Args:
-        files: backing files; one without a loop device is passed over.
-        force: do not look at head-room.
-        pool_bytes: memory that the daemon's pool spends on these files and gives back; 0 if it
-            takes no discards.
-        progress: called now and then.
-        identities: what the files are, so that they are found also where their mount was detached.
+        files: backing files; a file without a loop device is skipped.
+        force: True to skip the check of the head-room.
+        pool_bytes: memory of the daemon's pool for these files in bytes; 0 without discard.
+        progress: called every INTERVAL_S.
+        identities: the identities of the files, to find them after their mount was detached.
         kernel: system calls, for tests.
-        root: where /proc and /sys are, for tests.
+        root: directory that holds /proc and /sys, for tests.
 
     Returns:
         The devices that were swapped off.
 
     Raises:
-        HeadroomError: it does not fit, or the kernel ran out of memory on the way.
-        SwapDeviceError: a file is in use for something else than swap, or swapoff failed. In either
-            case what could not be swapped off is on as before. Or all are off, and pages are lost:
-            their daemon ended on the way.
+        HeadroomError: the pages do not fit, or the kernel ran out of memory during swapoff.
+        SwapDeviceError: a file has another use than swap, or swapoff failed. In either case the
+            other files are swapped on as before. Or all are swapped off, and pages are lost, since
+            their daemon ended meanwhile.
     """
     kernel = kernel or Kernel()
     what = identities or {}
@@ -161,7 +156,7 @@ def _swap_off(kernel: Kernel, item: Attachment, progress: ReportProgress | None,
 
 def _failure(device: str, code: int, left: int) -> SwapDeviceError:
     still = _still_on(device, left)
-    if code == SWAPOFF_NO_MEMORY or code < 0:  # killed: swapoff is what the OOM killer takes first
+    if code == SWAPOFF_NO_MEMORY or code < 0:  # the OOM killer kills a process in swapoff first
         why = (
             "the kernel had no memory"
             if code > 0
@@ -182,9 +177,9 @@ def _still_on(device: str, left: int) -> str:
 
 @contextlib.contextmanager
 def _held(kernel: Kernel, device: str) -> Iterator[int | None]:
-    """Have a loop device open, so that it does not detach itself.
+    """Keep a loop device open, so that the kernel does not detach it.
 
-    Yield its descriptor, None if it cannot be opened.
+    Yield its descriptor, or None if it cannot be opened.
     """
     try:
         loop = kernel.open_loop(device)
@@ -216,7 +211,7 @@ def _empty(kernel: Kernel, device: str) -> bool:
 
 
 def _let_go(kernel: Kernel, item: Attachment, loop: int | None, root: Path) -> None:
-    """Have the loop device detached when it is closed, as those of `attach` are anyway."""
+    """Make the kernel detach a loop device at its last close, as those of `attach`."""
     set_queue(item.device, tuned=False, root=root)
     if loop is not None and read_sysfs(item.name, "loop/autoclear", root) == "0":
         kernel.clear_loop(loop)

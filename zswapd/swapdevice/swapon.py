@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A file becomes a swap device: loop device, mkswap, swapon. Either all of it, or nothing is left.
+"""The way from a file to a swap device: loop device, mkswap, swapon. A failed step undoes all.
 
 Why a loop device: the kernel swaps to block devices, or to files of file systems that give it their
-block map; FUSE gives none. What the loop device has to be, or swap on it is slow or dangerous:
+block map. FUSE gives none. The loop device needs these properties:
 
-- direct I/O, or each page is kept a second time in the page cache, and swapping out would need
-  memory for that copy;
-- blocks of 4096 bytes, or the kernel may send parts of pages, each a read-modify-write;
-- not rotational, or the kernel spreads swap over the whole device;
-- completing requests where they were submitted, or each of them waits for one more context switch;
-- cutting discards into steps, or one of 4 GiB, as at the swapon of a file that is not empty, is a
-  second in which the daemon serves nobody.
+- direct I/O: otherwise the page cache keeps a second copy of each page, and swap-out needs memory
+  for it;
+- blocks of 4096 bytes: otherwise the kernel may send parts of pages, each a read-modify-write;
+- not rotational: otherwise the kernel spreads swap over the whole device;
+- completion on the processor of the submitter: otherwise each request waits for one more context
+  switch;
+- short discards: otherwise swapon of a file that is not empty discards 4 GiB in one request, and
+  the daemon serves no other request for a second.
 
-Of two processes that do this at once, one is refused: the file is locked with flock meanwhile, from
-before the look at what is attached. Two areas over one file would be each other's end.
+Of two processes that swap on to one file at the same time, one is refused. The file is locked with
+flock, from before the check for loop devices. Two swap areas over one file would overwrite each
+other.
 
-Undoing is the kernel's: the loop device detaches itself (see `kernel`) as soon as nobody has it
-open, and until swapon succeeds that is this process alone. Swapon is the last step. So an error,
-Ctrl-C or SIGKILL in the middle leaves nothing behind.
+The kernel does the undo: it detaches the loop device (see `kernel`) at its last close. Until swapon
+succeeds, only this process has it open. swapon is the last step, so an error, Ctrl-C or SIGKILL
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -45,26 +47,29 @@ from zswapd.swapdevice.state import find_attached, mountpoint_of, read_sysfs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_RACES = 8  # times that another process may take the free loop device before us
+_RACES = 8  # attempts, because another process may take the free loop device first
 LABEL = "zswapd"
 """Label of the swap areas, as blkid shows it."""
 _TUNED = {"rq_affinity": "2", "discard_max_bytes": str(DISCARD_STEP), "nomerges": "0"}
-"""Files of queue/. The first: a finished request interrupts the processor that waits for it. By
-default the loop driver hands it to a softirq thread on the daemon's processor, one more context
-switch between the daemon's answer and the end of the fault: a random fault then takes a third
-longer (measured, two processors). The last: an earlier user, this daemon included, may have had
-reason not to have requests merged (worker/merging.py)."""
-_DEFAULTS = {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16)), "nomerges": "0"}
-"""The kernel's own, nearly: it takes 32 bits and whole pages.
+"""Values of files below queue/.
 
-The others would be kept for the loop device's next user.
+- rq_affinity: a finished request interrupts the processor that waits for it. By default the loop
+  driver passes it to a softirq thread on the daemon's processor. That is one more context switch
+  between the daemon's answer and the end of the fault. A random fault then takes a third longer
+  (measured, two processors).
+- nomerges: an earlier user of the device may have turned merging off (worker/merging.py).
+"""
+_DEFAULTS = {"rq_affinity": "1", "discard_max_bytes": str((1 << 32) - (1 << 16)), "nomerges": "0"}
+"""The kernel's defaults, for the next user of the loop device, which keeps all values.
+
+discard_max_bytes is slightly less than the default: the file takes 32 bits and whole pages.
 """
 RELEASE_S = 5.0
-"""How long a loop device may stay attached after its last user has gone; udev may look at it."""
+"""Longest time in seconds until a loop device is detached after its last use; udev may open it."""
 
 
 CLOSING_S = 2.0
-"""How long a swapon waits for another open file over the same file to be closed."""
+"""Longest wait in seconds of a swapon for the close of another open file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +78,11 @@ class Attached:
 
     device: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
     discard: bool
-    """Whether freed slots are discarded."""
+    """True if the kernel discards freed slots."""
     warnings: tuple[str, ...]
-    """What works, but not as it should."""
+    """Problems that did not prevent the swapon."""
 
 
 def attach(
@@ -92,16 +97,16 @@ def attach(
     """Swap on to a file.
 
     Args:
-        file: an existing file, served by another process than this one.
+        file: an existing file, served by another process.
         priority: swap priority, 0 to 32767.
-        discard: have freed slots discarded.
+        discard: True to let the kernel discard freed slots.
         page_size: bytes in a page.
         kernel: system calls, for tests.
-        root: where /proc and /sys are, for tests.
+        root: directory that holds /proc and /sys, for tests.
 
     Raises:
-        PermissionsError: not root, or no loop devices.
-        SwapDeviceError: the file is in use, or a step failed; nothing is left behind.
+        PermissionsError: this process is not root, or there are no loop devices.
+        SwapDeviceError: the file is in use, or a step failed. All steps are undone.
     """
     kernel = kernel or Kernel()
     file = without_links(file.parent) / file.name
@@ -115,7 +120,7 @@ def attach(
         if discard and read_sysfs(_name(device), "queue/discard_max_bytes", root) in ("", "0"):
             discard = False
             warnings.append(
-                f"{device} takes no discards: the memory of freed swap slots is kept until they are"
+                f"{device} takes no discards: a freed swap slot keeps its memory until it is"
                 " written again"
             )
         set_queue(device, tuned=True, root=root)
@@ -124,10 +129,7 @@ def attach(
 
 
 def wait_for_release(device: str, backing: Path, root: Path = Path("/")) -> bool:
-    """Wait until a loop device has let go of its file.
-
-    Return False if that takes longer than RELEASE_S.
-    """
+    """Wait until a loop device is detached; return False if that takes longer than RELEASE_S."""
     deadline = time.monotonic() + RELEASE_S
     while read_sysfs(_name(device), "loop/backing_file", root).startswith(str(backing)):
         if time.monotonic() > deadline:
@@ -141,9 +143,9 @@ def _name(device: str) -> str:
 
 
 def _open_backing(file: Path, root: Path) -> int:
-    """Open a file; wait a moment where another open file may change it.
+    """Open a file; wait CLOSING_S at most if another open file may change it.
 
-    The daemon may yet have to hear of that file's end.
+    That file may be closed already, and the daemon may not know it yet.
     """
     deadline = time.monotonic() + CLOSING_S
     while True:
@@ -164,9 +166,9 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
         hint = "is it one of the files that `zswapctl status` lists?"
         if error.errno == errno.ETXTBSY:
             raise SwapDeviceError(
-                f"{file} is open for writing: what that program writes and what is swapped out"
-                " would overwrite each other",
-                hint=f"end what `fuser --verbose {file}` shows, then try again",
+                f"{file} is open for writing: that program and the kernel would overwrite each"
+                " other's data",
+                hint=f"end the program that `fuser --verbose {file}` shows, then try again",
             ) from error
         if error.errno == errno.ENOTCONN:
             hint = (
@@ -174,7 +176,7 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
                 f" {installation.found().start()}"
             )
         elif error.errno == errno.EBUSY:
-            hint = "the daemon is stopping: nobody can swap on to its files any more"
+            hint = "the daemon is stopping: its files cannot be swapped on any more"
         elif error.errno != errno.ENOENT:
             hint = for_failure(error, file, hint)
         cls = PermissionsError if error.errno in (errno.EACCES, errno.EPERM) else SwapDeviceError
@@ -182,7 +184,7 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
     try:
         if not stat.S_ISREG(os.fstat(backing).st_mode):
             raise SwapDeviceError(
-                f"{file} is no regular file",
+                f"{file} is not a regular file",
                 hint="swap on one of the files that `zswapctl status` lists",
             )
         yield backing
@@ -192,15 +194,15 @@ def _backing_file(file: Path, root: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _locked(backing: int, file: Path, root: Path) -> Iterator[None]:
-    """Keep others like us from a file, which nobody has attached, for as long as the context lasts."""
-    # First without the lock, since a loop device holds that of a process that was killed after its
-    # swapon: it has the same open file.
+    """Hold the lock of a file that is not attached during the context."""
+    # The first check comes before the lock. After a swapon whose process was killed, the loop
+    # device holds the lock, because it has the same open file.
     _refuse_if_attached(file, root)
     try:
         fcntl.flock(backing, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SwapDeviceError(
-            f"another process is swapping on {file}", hint="see what `zswapctl status` says then"
+            f"another process is swapping on {file}", hint="see `zswapctl status` after that"
         ) from None
     try:
         _refuse_if_attached(file, root)
@@ -216,7 +218,7 @@ def _refuse_if_attached(file: Path, root: Path) -> None:
     if found.swap:
         raise SwapDeviceError(
             f"{file} is swapped on already, as {found.device}",
-            hint="`zswapctl swapoff` switches it off",
+            hint="`zswapctl swapoff` swaps it off",
         )
     mountpoint = mountpoint_of(found.device, root)
     if mountpoint:
@@ -234,10 +236,7 @@ def _refuse_if_attached(file: Path, root: Path) -> None:
 def _loop_device(
     kernel: Kernel, backing: int, file: Path, block_size: int, root: Path
 ) -> Iterator[str]:
-    """Attach the file to a loop device for as long as the context lasts.
-
-    Or somebody else has it open.
-    """
+    """Attach a file to a loop device during the context; a later user keeps it attached."""
     device, loop = _configure_free_loop(kernel, backing, file, block_size)
     try:
         _check_direct_io(device, file, root)
@@ -267,7 +266,7 @@ def _configure_free_loop(
                 continue
             is_old = error.errno in (errno.EINVAL, errno.ENOTTY)  # LOOP_CONFIGURE is of Linux 5.8
             hint = (
-                "it takes Linux 5.8 or later"
+                "Linux 5.8 or later is needed"
                 if is_old
                 else for_failure(error, device, "see `dmesg`")
             )
@@ -279,8 +278,7 @@ def _configure_free_loop(
             raise
         return device, loop
     raise SwapDeviceError(
-        "all free loop devices were taken by others before us",
-        hint="try again; look at losetup --list",
+        "other processes took all free loop devices first", hint="try again; see losetup --list"
     )
 
 
@@ -288,7 +286,7 @@ def _check_direct_io(device: str, file: Path, root: Path) -> None:
     if read_sysfs(_name(device), "loop/dio", root) != "1":
         raise SwapDeviceError(
             f"{device} got no direct I/O to {file}",
-            hint="the file system has to support O_DIRECT, as zswapd's does",
+            hint="the file system must support O_DIRECT, as zswapd's does",
         )
 
 
@@ -304,7 +302,7 @@ def _no_loop_device(error: OSError) -> PermissionsError:
 
 
 def _make_non_rotational(device: str, root: Path) -> Iterator[str]:
-    """Tell the kernel that seeks cost nothing; yield a warning if it does not listen."""
+    """Mark a loop device as not rotational; yield a warning if that fails."""
     path = root / "sys/block" / _name(device) / "queue/rotational"
     if read_sysfs(_name(device), "queue/rotational", root) != "0":
         try:
@@ -317,10 +315,7 @@ def _make_non_rotational(device: str, root: Path) -> Iterator[str]:
 
 
 def set_queue(device: str, *, tuned: bool, root: Path = Path("/")) -> None:
-    """Set where requests to a loop device end and how long discards are.
-
-    A kernel that does not let us is only slower.
-    """
+    """Set the queue attributes of a loop device. A failure only makes swap slower."""
     for setting, value in (_TUNED if tuned else _DEFAULTS).items():
         with contextlib.suppress(OSError):
             (root / "sys/block" / _name(device) / "queue" / setting).write_text(value)

@@ -461,7 +461,7 @@ def test_without_a_daemon_every_command_says_what_to_do(
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.splitlines() == [
-            f"zswapctl: error: zswapd does not run: nobody listens at {tmp_path}/none",
+            f"zswapctl: error: zswapd does not run: there is no listener at {tmp_path}/none",
             (
                 f"zswapctl: hint: start it with {installation.found().start()}, or name its socket"
                 " with --socket"

@@ -147,5 +147,5 @@ def test_seizing_where_nothing_is_there_is_opening(tmp_path: Path) -> None:
 
 def test_lock_that_cannot_be_looked_at_is_an_error(tmp_path: Path) -> None:
     lock_path(tmp_path / "socket").symlink_to("elsewhere")
-    with pytest.raises(ControlError, match="cannot look at"):
+    with pytest.raises(ControlError, match="cannot open"):
         supervisor_of(tmp_path / "socket")

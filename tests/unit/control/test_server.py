@@ -330,7 +330,7 @@ def test_open_refuses_what_is_no_socket_and_what_somebody_else_listens_at(path: 
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
-        with pytest.raises(ControlError, match="something else listens"):
+        with pytest.raises(ControlError, match="another program listens"):
             Server(path, HANDLERS, commands=TEST_COMMANDS).open()
         assert path.exists()
 
