@@ -105,7 +105,7 @@ class World:
         return core
 
     def process(self, core: Core) -> Process:
-        """Return who does operations on a core."""
+        """Return the process that does operations on a core."""
         return Process(core, self.size)
 
     def find(self, core: Core, number: int, out: memoryview) -> bool:
@@ -114,7 +114,7 @@ class World:
         return core.frontswap.holds(0, number)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.arena.close()
 
     def live(
@@ -233,7 +233,7 @@ class World:
 
 
 class Process:
-    """Does operations on a core: tuples of a name and arguments."""
+    """A process that does operations on a core: tuples of a name and arguments."""
 
     def __init__(self, core: Core, size: int) -> None:
         self.core = core
@@ -242,12 +242,12 @@ class Process:
         self._refill()
 
     def _refill(self) -> None:
-        """Do what the daemon's refill task does."""
+        """Refill the reserve, as the daemon's task does."""
         if self.core.frames.wants_refill():
             self.core.frames.refill_now()
 
     def do(self, op: Op) -> int:
-        """Do one; return what the model has to know of the outcome."""
+        """Do one operation; return the outcome for the model."""
         core, device = self.core, self.core.devices["swap"]
         match op:
             case ("write", number, kind, seed):

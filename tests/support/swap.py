@@ -3,9 +3,9 @@
 
 Only the workload is in a memory cgroup, never the daemon, and every step has a time limit. At the
 end of a test, failed or not, the order prevents hangs. The stage kills the workload, which frees
-its swapped pages, and removes the cgroup. Then it runs swapoff and detaches the loop device. The daemon
-goes last, because all others wait for it. The stage prints each daemon's log: pytest shows it with
-a failure, and a traceback in it fails the test.
+its swapped pages, and removes the cgroup. Then it runs swapoff and detaches the loop device. The
+daemon goes last, because all others wait for it. The stage prints each daemon's log: pytest shows
+it with a failure, and a traceback in it fails the test.
 """
 
 from __future__ import annotations
