@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import re
+import textwrap
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,8 @@ def _profile(document: Document) -> str:
         functions = ", ".join(
             f"`{name}` {percent:.1f} %" for name, _thing, percent in one["busiest"]
         )
-        busiest.append(f"- {one['phase']}, {one['label']}: {functions}")
+        line = f"- {one['phase']}, {one['label']}: {functions}"
+        busiest.append(textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False))
     return markdown(rows) + "\n\nThe busiest functions:\n\n" + "\n".join(busiest)
 
 
