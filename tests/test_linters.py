@@ -238,7 +238,7 @@ def _python_prose(text: str) -> Iterator[tuple[int, str]]:
             yield first, piece
         if kind and kind != last:
             first, piece = token.start[0], ""
-        gap = "\n" * (token.start[0] - first - piece.count("\n"))
+        gap = "\n" * (token.start[0] - first - piece.count("\n")) or " "
         piece = (piece + gap + token.string) if kind else ""
         last = kind
     if last:
@@ -251,7 +251,7 @@ def _prose(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix in {".py", ".pyi"}:
         for line, piece in _python_prose(text):
             joined = re.sub(r"\n\s*#", "\n", piece)
-            yield line, re.sub(r"([\"'])(\n+)[rbfRBF]*\1", r"\2", joined)
+            yield line, re.sub(r"([\"'])(\n+| )[rbfRBF]*\1", r"\2", joined)
     else:
         yield 1, re.sub(r"\n[ \t]*(\*|//|>)", "\n", text)
 

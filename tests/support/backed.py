@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A core with a backing, and its FUSE handlers, over a disk in memory.
-
-Requests are made and answered without a mount.
-"""
+"""A core with a backing on a disk in memory, and its FUSE handlers, driven without a mount."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 
 class Files:
-    """The file `swap` as the kernel sees it, and all that is behind it.
+    """The file `swap` as the kernel sees it, with core and disk.
 
-    Every request returns a number; its answer is in `answers` when there is one: bytes for a read,
-    a number for anything else (negative for an errno).
+    Every request returns its number. `answers` gets the answer: bytes for a read, a number for any
+    other request (negative for an errno).
     """
 
     def __init__(
@@ -126,26 +123,26 @@ class Files:
             self.core.frames.refill_now()
 
     def write_back(self, numbers: range | list[int]) -> int:
-        """Begin to write pages back; return how many."""
+        """Begin to write pages back; return their number."""
         begun = sum(self.device.write_back(number, lambda _left: None) for number in numbers)
         self.transfers.kick()
         return begun
 
     def settle(self) -> None:
-        """Let the disk answer all there is."""
+        """Make the disk answer all waiting requests."""
         self.disk.finish_all()
         assert self.transfers.is_idle() or any(
             ahead.statistics().held for ahead in self.operations.aheads.values()
         )
 
     def get(self, number: int) -> bytes | int:
-        """Read a page and wait for it."""
+        """Read a page and wait for the answer."""
         request = self.read(number * self.page_size, self.page_size)
         self.settle()
         return self.answers[request]
 
     def put(self, number: int, page: bytes) -> bytes | int:
-        """Write a page and wait for it."""
+        """Write a page and wait for the answer."""
         request = self.write(number * self.page_size, page)
         self.settle()
         return self.answers[request]

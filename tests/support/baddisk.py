@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk that fails when it is told to.
+"""A disk that fails on command, and a disk that is larger than its room.
 
-A loop device over a file of nbdfuse, behind it nbdkit with its filters.
+    loop device ── nbdfuse ── nbdkit: error, pause, retry ── nbdkit: the disk's data
 
-    loop device ── nbdfuse ── nbdkit: error, pause, retry ── nbdkit: what is on the disk
-
-The last of them can be killed and started again, which to the others is a device that goes and
+A test can kill the last nbdkit and start it again: to the others this is a device that goes and
 comes back (`--filter=retry` opens it again). The delay filter makes every request slow from the
-start; the pause filter makes them stall while it is told to. The loop device is there since a disk
-is a block device, and takes direct I/O, as a file of nbdfuse does not.
+start. The pause filter stalls requests on command. The loop device makes the file a block device
+with direct I/O, which a file of nbdfuse does not have.
 
-And one that promises more than it has: a loop device over a sparse file of a file system that is
+The disk that is larger than its room is a loop device over a sparse file, on a file system that is
 too small.
 """
 
@@ -28,7 +26,7 @@ from tests.support.mounting import TIMEOUT, is_mounted
 
 
 def missing() -> str:
-    """Which program is not installed, or nothing."""
+    """Return which program is not installed, or an empty string."""
     return ", ".join(name for name in ("nbdkit", "nbdfuse") if shutil.which(name) is None)
 
 
@@ -37,7 +35,7 @@ class BadDisk:
 
     Attributes:
         device: the block device.
-        read_errors, write_errors: while such a file exists, requests of the kind fail with EIO.
+        read_errors, write_errors: while the file exists, requests of this kind fail with EIO.
     """
 
     def __init__(self, directory: Path, mib: int, *, delay_ms: int = 0) -> None:
@@ -106,14 +104,14 @@ class BadDisk:
             time.sleep(0.02)
 
     def vanish(self) -> None:
-        """Take the disk away."""
+        """Remove the disk."""
         assert self._far
         self._far.kill()
         self._far.wait(TIMEOUT)
         self._server.unlink()
 
     def come_back(self) -> None:
-        """Have the disk there, with what was on it."""
+        """Bring the disk back, with its data."""
         command = [
             "nbdkit",
             "--foreground",
@@ -133,22 +131,22 @@ class BadDisk:
             control.recv(1)
 
     def pause(self) -> None:
-        """Have requests wait from now on."""
+        """Stall all further requests."""
         self._tell(b"p")
 
     def resume(self) -> None:
-        """Have them go on."""
+        """Let stalled requests go on."""
         self._tell(b"r")
 
     def heal(self) -> None:
-        """Have requests fail and wait no more."""
+        """Make stalled and further requests fail."""
         for trigger in (self.read_errors, self.write_errors):
             trigger.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.resume()
 
     def stop(self) -> None:
-        """Take everything down, whatever state it is in."""
+        """Stop all programs and detach the device, whatever their state."""
         self.heal()
         if self.device != Path():
             subprocess.run(["losetup", "--detach", str(self.device)], check=False, timeout=TIMEOUT)
@@ -166,7 +164,7 @@ class BadDisk:
 
 @contextlib.contextmanager
 def bad_disk(directory: Path, mib: int, *, delay_ms: int = 0) -> Iterator[BadDisk]:
-    """Have such a disk, for as long as the test runs."""
+    """Provide a disk that fails on command, while the body runs."""
     disk = BadDisk(directory, mib, delay_ms=delay_ms)
     try:
         yield disk
@@ -175,7 +173,7 @@ def bad_disk(directory: Path, mib: int, *, delay_ms: int = 0) -> Iterator[BadDis
 
 
 class SparseDisk:
-    """A disk that promises more than it has.
+    """A disk that is larger than its room.
 
     Attributes:
         device: the block device.
@@ -186,7 +184,7 @@ class SparseDisk:
         self._directory = directory
 
     def grow(self, mib: int) -> None:
-        """Have room for so many MiB."""
+        """Set the room to a number of MiB."""
         subprocess.run(
             ["mount", "-o", f"remount,size={mib}M", str(self._directory)],
             check=True,
@@ -196,10 +194,7 @@ class SparseDisk:
 
 @contextlib.contextmanager
 def sparse_disk(directory: Path, mib: int, room_mib: int) -> Iterator[SparseDisk]:
-    """Have such a disk of `mib` MiB, with room for `room_mib` of them.
-
-    For as long as the test runs.
-    """
+    """Provide a disk of `mib` MiB with room for `room_mib` MiB, while the body runs."""
     directory.mkdir()
     # Never swapped itself: it may be what is behind the swap.
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room_mib}M,noswap", "tmpfs", str(directory)]

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A `BlockFile` without a pool behind it.
-
-Bytes in memory, with faults and refusals at chosen pages.
-"""
+"""A `BlockFile` of bytes in memory, with faults and refusals at chosen pages."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from zswapd.errors import CorruptedPageError
 PAGE = 4096
 
 BUG_PAGE, DAMAGED_PAGE, FULL_PAGE, FROZEN_PAGE = 100, 101, 102, 103
-"""Touching them raises RuntimeError or CorruptedPageError.
+"""Pages whose read raises RuntimeError or CorruptedPageError, or whose write is refused.
 
-Writing them is refused for lack of room, or as frozen.
+The refusals are for lack of room and for a frozen file.
 """
 
 
@@ -22,14 +19,14 @@ class MemoryFile:
     """A file of bytes.
 
     Args:
-        name: in the mount.
-        size: in bytes.
-        faulty: whether the four pages above misbehave, when a request begins there.
-        faults_inside: so does DAMAGED_PAGE or FULL_PAGE further on in a request.
+        name: the name in the mount.
+        size: the size in bytes.
+        faulty: whether the four pages above misbehave when a request begins there.
+        faults_inside: whether DAMAGED_PAGE and FULL_PAGE misbehave inside a request too.
 
     Attributes:
-        data: what it holds.
-        discards: the ranges that were discarded, (offset, length).
+        data: the bytes of the file.
+        discards: the discarded ranges as (offset, length).
     """
 
     def __init__(
@@ -48,7 +45,7 @@ class MemoryFile:
         self.discards: list[tuple[int, int]] = []
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Copy out."""
+        """Copy bytes out."""
         assert offset >= 0
         assert offset + len(out) <= self.size
         self._fail(offset)
@@ -63,7 +60,7 @@ class MemoryFile:
                 raise
 
     def write(self, offset: int, data: memoryview) -> RejectReason | None:
-        """Copy in, or refuse, with what is in front of the refused page copied in."""
+        """Copy bytes in, or refuse a page after copying the pages in front of it."""
         assert offset >= 0
         assert offset + len(data) <= self.size
         self._fail(offset)
@@ -78,7 +75,7 @@ class MemoryFile:
         return None
 
     def discard(self, offset: int, length: int) -> None:
-        """Zero a range and remember it."""
+        """Zero a range and add it to `discards`."""
         assert offset >= 0
         assert offset + length <= self.size
         self._fail(offset)

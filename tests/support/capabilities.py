@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the machine under the tests can do, and skips that name what is missing.
+"""The capabilities of the test machine, and skips that name the missing ones.
 
-A skip is only worth something if its reason can be acted on, so each missing capability carries the
-sentence that is printed: "/dev/fuse cannot be opened: EACCES; run as root, or load the module
-fuse". Each capability is looked for once, by doing the harmless part of the real thing (opening the
-device node), never by trusting a version number.
+The reason of a skip says what to do. So each missing capability has its sentence: "/dev/fuse cannot
+be opened: EACCES; run as root, or load the module fuse". Each capability is tested once, by the
+harmless part of its use (opening the device node), never by a version number.
 
-`pytest_report_header` in `tests/conftest.py` prints `report()`: a green run that skipped the half
-of itself has to be told apart from a real one by its first lines.
+`pytest_report_header` in `tests/conftest.py` prints `report()`, so the first lines of a green run
+show whether it skipped half of the tests.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ CAP_SYS_RESOURCE = 24
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One thing a test may need.
+    """One capability that a test may need.
 
     Attributes:
-        name: what the header calls it.
-        missing: why it is not there and what to do about it; empty when it is there.
+        name: its name in the header.
+        missing: why it is missing and what to do; empty when it is available.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Capability:
 
     @property
     def present(self) -> bool:
-        """Whether tests that need it can run."""
+        """Whether the capability is available."""
         return not self.missing
 
 
@@ -76,7 +75,7 @@ def fuse() -> Capability:
 
 @functools.cache
 def loop() -> Capability:
-    """Loop devices that can be made and attached."""
+    """Loop devices that the tests can make and attach."""
     if not shutil.which("losetup"):
         return Capability("loop", "losetup is not installed; install the package mount")
     return _opens("loop", "/dev/loop-control", "run as root, or load the module loop")
@@ -84,7 +83,7 @@ def loop() -> Capability:
 
 @functools.cache
 def swap() -> Capability:
-    """Programs and rights to make swap and switch it on."""
+    """The programs and rights for mkswap and swapon."""
     absent = [program for program in ("mkswap", "swapon", "swapoff") if not shutil.which(program)]
     if absent:
         return Capability(
@@ -130,7 +129,7 @@ def sys_resource() -> Capability:
 
 @functools.cache
 def emulator() -> Capability:
-    """Virtual machines that run what was built here."""
+    """Virtual machines that can run the programs built here."""
     name = "virtual machines"
     absent = [
         program
@@ -154,13 +153,13 @@ def _has_programs(name: str, *programs: str) -> Capability:
 
 @functools.cache
 def packaging() -> Capability:
-    """What makes a Debian package."""
+    """The programs that make a Debian package."""
     return _has_programs("dpkg-deb", "dpkg-deb", "dpkg-shlibdeps", "strip")
 
 
 @functools.cache
 def container() -> Capability:
-    """A Debian with systemd in a container, in which packages of this machine run."""
+    """A Debian with systemd in a container that can run packages of this machine."""
     programs = _has_programs("containers", "systemd-nspawn", "mmdebstrap", "nsenter")
     return Capability("containers", programs.missing or payload.unsuitable())
 
@@ -179,7 +178,7 @@ def cgroup_layout(mounts: str = "/proc/self/mounts") -> str:
 
 
 def report() -> list[str]:
-    """Return the header lines: what is there, what is not and why, and on what the tests run."""
+    """Return the header lines: available and missing capabilities, and the machine."""
     all_of_them = (
         root(),
         fuse(),
@@ -217,7 +216,7 @@ def requires_root() -> pytest.MarkDecorator:
 
 
 def is_in_memory(path: Path) -> bool:
-    """Say whether a directory is on a tmpfs, as /tmp is since Debian 13."""
+    """Return whether a directory is on a tmpfs, as /tmp is since Debian 13."""
     return (
         subprocess.run(
             ["stat", "-fc", "%T", path], check=True, capture_output=True, text=True
@@ -247,5 +246,5 @@ def requires_container() -> pytest.MarkDecorator:
 
 
 def requires_emulator() -> pytest.MarkDecorator:
-    """Skip the test unless it can boot a virtual machine with what was built here."""
+    """Skip the test unless it can boot a virtual machine with the programs built here."""
     return _requires(root, emulator)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A directory that looks like the root of a system with memory cgroups,
-for code that takes `root`.
-"""
+"""A made-up root directory of a system with memory cgroups, for code that takes `root`."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ MIB = 1 << 20
 TOTAL = 1 << 34
 UNLIMITED_V1 = 9223372036854771712
 FIRST, SECOND = "cgroup cgroup rw,memory", "cgroup2 cgroup2 rw"
-"""File system, source and options of a mount of either version, as mountinfo has them."""
+"""File system, source and options of a mount in mountinfo, by cgroup version."""
 
 
 def write_system(
@@ -20,11 +18,11 @@ def write_system(
     """Write /proc.
 
     Args:
-        root: the directory.
-        lines: of /proc/self/cgroup.
+        root: the root directory.
+        lines: the lines of /proc/self/cgroup.
         mounts: "ROOT MOUNTPOINT VERSION" of each hierarchy.
-        available: MemAvailable, bytes.
-        total: MemTotal, bytes.
+        available: MemAvailable in bytes.
+        total: MemTotal in bytes.
     """
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
     (root / "proc/meminfo").write_text(
@@ -42,7 +40,7 @@ def write_system(
 
 
 def write_cgroup(root: Path, directory: str, **files: int | str) -> Path:
-    """Write a cgroup's files: memory__max=… is memory.max; return its directory."""
+    """Write the files of a cgroup (memory__max=… is memory.max); return its directory."""
     path = root / directory.lstrip("/")
     path.mkdir(parents=True, exist_ok=True)
     for name, value in files.items():

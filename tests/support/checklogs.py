@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A pytest plugin: what a test logs or prints, it must have announced.
+"""A pytest plugin: a test must announce its warnings and tracebacks.
 
-A daemon's bugs show in its log long before they show in a result: a task that died and was
-restarted, a retry that should not have been needed. So a log record of level WARNING or above, or a
-traceback in the captured output (a subprocess's too), fails the test that caused it, unless the
-test said beforehand that it would come:
+A daemon's bugs show in its log before they show in a result: a task that died and was restarted, an
+unneeded retry. So a log record of level WARNING or above fails its test, and so does a traceback in
+the captured output (a subprocess's too), unless the test announced it:
 
     def test_refusal_is_logged_once(expect_log, expect_output):
         expect_log(r"pool is full", level=logging.WARNING)
         expect_output(r"^Traceback")        # the daemon is made to crash here
 
-What was announced has to come, `count` times exactly, or the test fails as well: an announcement
-that outlived its warning would hide the next one. The idea is S3QL's and pyfuse3's log check.
+An announced record has to come exactly `count` times, or the test fails too: a stale announcement
+would hide the next warning. The idea is from the log check of S3QL and pyfuse3.
 
-Limits: a logger with `propagate = False` is not seen; with `-s` there is no captured output to look
-at.
+Limits: the plugin does not see a logger with `propagate = False`. With `-s` there is no captured
+output.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SUSPICIOUS_OUTPUT = re.compile(
     r"Traceback \(most recent call|Exception ignored in|[Ss]egmentation fault|Fatal Python error"
     r"|was never awaited"
 )
-"""Lines of captured output that no test may print unannounced."""
+"""Lines of captured output that a test has to announce."""
 
 
 @dataclass(slots=True)
@@ -38,10 +37,10 @@ class Announcement:
     """One expectation of a test about its own log or output.
 
     Attributes:
-        pattern: searched for in the record's message or in the line of output.
-        level: lowest level of a log record that counts; -1 for output.
-        count: how often it has to come; None for once or more often.
-        hits: how often it came.
+        pattern: the pattern to search in a record's message or in a line of output.
+        level: the lowest level of a log record that counts; -1 for output.
+        count: the expected number of hits; None for one or more.
+        hits: the number of hits.
     """
 
     pattern: re.Pattern[str]
@@ -50,13 +49,13 @@ class Announcement:
     hits: int = 0
 
     def take(self, text: str) -> bool:
-        """Count and accept `text` if this is what was announced."""
+        """Count `text` and accept it if it matches."""
         found = self.pattern.search(text) is not None
         self.hits += found
         return found
 
     def broken_promise(self) -> str:
-        """Say how the count was missed; empty when it was met."""
+        """Return how the count was missed; empty if it was met."""
         if self.count is None:
             return "" if self.hits else f"announced but never came: {self.pattern.pattern!r}"
         if self.hits == self.count:
@@ -65,7 +64,7 @@ class Announcement:
 
 
 class _Recorder(logging.Handler):
-    """Keeps the records of one test; formatting waits until somebody asks."""
+    """A handler that keeps the records of one test, unformatted."""
 
     def __init__(self) -> None:
         super().__init__(level=logging.WARNING)
@@ -89,7 +88,7 @@ _STATE = pytest.StashKey[_State]()
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Listen to the root logger for as long as the test runs, its fixtures included."""
+    """Listen to the root logger while the test and its fixtures run."""
     state = item.stash[_STATE] = _State()
     logging.getLogger().addHandler(state.recorder)
     try:
@@ -102,10 +101,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a passed phase with unannounced noise, or a passed test with a broken promise.
-
-    Into a failure.
-    """
+    """Fail a passed phase with unannounced lines, and a passed test with a missed announcement."""
     report = yield
     state = item.stash.get(_STATE, None)
     if state is None:
@@ -156,7 +152,7 @@ def _unannounced_lines(state: _State, report: pytest.TestReport) -> list[str]:
 def expect_log(request: pytest.FixtureRequest) -> Callable[..., Announcement]:
     """Announce log records: `expect_log(pattern, level=logging.WARNING, count=1)`.
 
-    None: one or more.
+    A count of None means one or more.
     """
 
     def announce(
@@ -173,7 +169,7 @@ def expect_log(request: pytest.FixtureRequest) -> Callable[..., Announcement]:
 def expect_output(request: pytest.FixtureRequest) -> Callable[..., Announcement]:
     """Announce lines of output: `expect_output(pattern, count=None)`.
 
-    A traceback's first line, as a rule.
+    Most announce the first line of a traceback.
     """
 
     def announce(pattern: str, *, count: int | None = None) -> Announcement:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What commands a program has, so that no test forgets a new one."""
+"""The commands of a program, so that the tests cover each new one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 def all_commands(
     parser: argparse.ArgumentParser, before: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the words of every command that there is."""
+    """Yield the words of every command."""
     groups = [
         action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
     ]

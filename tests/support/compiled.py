@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page path comes compiled (mypyc) or as plain Python, from the same source.
+"""The choice between the compiled page path (mypyc) and its plain Python source.
 
-The tests run on either.
-
-With ZSWAPD_PURE in the environment the plain source is imported even where a compiled module lies
-beside it. Without it, a compiled module that is older than its source stops the run: it would test
-what is no longer there.
+The tests run on both. With ZSWAPD_PURE in the environment they import the plain source, even if a
+compiled module is beside it. Without it, a compiled module that is older than its source stops the
+run: the tests would run old code.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ def compiled_modules() -> dict[Path, Path]:
 
 
 def stale() -> list[Path]:
-    """Return the sources that are newer than what was compiled from them."""
+    """Return the sources that are newer than their compiled modules."""
     # The modules are shims; their code is in one library beside the package, and only that is made
     # anew.
     shared = max(
@@ -63,12 +61,12 @@ class _PureFinder(MetaPathFinder):
 
 
 def use_pure() -> None:
-    """Have the plain source imported from now on."""
+    """Make all further imports take the plain source."""
     sys.meta_path.insert(0, _PureFinder())
 
 
 def is_compiled() -> bool:
-    """Say which of the two is being tested."""
+    """Return which of the two the tests run on."""
     from zswapd.core.pam import zv
 
     return not str(zv.__file__).endswith(".py")

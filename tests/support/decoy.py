@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swap on a disk that goes before a device whose daemon is killed whole.
+"""Swap on a disk that the kernel fills before a device whose daemon dies as a whole.
 
-While supervisor and worker are both dead, nobody serves their device until somebody has started the
-program again, and that somebody may wait for a page that lies there. A whole machine has stood
-still that way: its kernel writes cold pages out long before memory is short (DAMON), and in a
-container whose files are in memory the program itself is such a page. So where only the device is
-tried and nothing need be swapped out, the kernel gets something better to fill first.
+While supervisor and worker are both dead, no process serves their device until a new start. The
+program that starts it may itself wait for a page on the device. A whole machine has hung in this
+way: its kernel writes cold pages out long before memory is short (DAMON), and in a container whose
+files are in memory the program is one of these pages. So a test that needs only the device, and no
+swapped-out pages, gives the kernel an area with a higher priority.
 
-It is a loop device, not a swap file: the kernel puts no large folio into a file, and would go on to
-the next area with it. The file has no name once it is attached, so nothing but a loop device can be
-left behind; leftovers.py knows it by that name.
+The decoy is a loop device, not a swap file: the kernel puts no large folio into a file, and would
+take the next area for it. The file has no name after it is attached, so only a loop device can be
+left behind; leftovers.py finds it by that name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ from tools.bench.harness import system
 PLACE = Path("/var/tmp")
 SIZE = 512 << 20
 PRIORITY = 1000
-"""Above what zswapd has by default.
-
-(`swap.priority`), below what tests and benchmarks that swap for real take.
-"""
+"""The decoy's priority: above zswapd's default, below that of tests with real swap."""
 
 
 def missing(place: Path = PLACE) -> str:
@@ -52,10 +49,7 @@ def missing(place: Path = PLACE) -> str:
 
 @contextlib.contextmanager
 def decoy(place: Path = PLACE) -> Iterator[str]:
-    """Be swapped on to a file on a disk; yields the device.
-
-    Skips the test, with the reason, where that cannot be.
-    """
+    """Run swapon for a file on a disk, and yield its device; skip the test if that fails."""
     if reason := missing(place):
         pytest.skip(reason)
     file = place / f"zswapd-decoy-{os.getpid()}"

@@ -7,7 +7,7 @@ import select
 
 
 def is_readable(descriptor: int, timeout_s: float) -> bool:
-    """Wait until a descriptor can be read, or the time is up; return whether it can."""
+    """Wait until a descriptor is readable or the time is up; return whether it is readable."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))

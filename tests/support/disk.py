@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk in memory whose requests end when the test says so, in any order, well or badly."""
+"""A disk in memory whose requests end on command, in any order, with success or failure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 
 
 class Disk:
-    """Slots as `backing.store.SlotStore` has them, and the `submit` that goes with them.
+    """The slots of a `backing.store.SlotStore`, and their `submit`.
 
     Attributes:
-        slots: what each slot holds.
-        waiting: requests under way, as (job, done).
+        slots: the data of each slot.
+        waiting: the requests under way, as (job, done).
         probes: the kind of each request for the label.
-        writes: the slots of each write request, in the order in which they were made.
-        failing: errno of all requests to come, 0 for none.
-        bad: slots that cannot be read; a request with one of them fails.
+        writes: the slots of each write request, in the order of the requests.
+        failing: the errno of all further requests, 0 for none.
+        bad: the slots that cannot be read; a request with one of them fails.
     """
 
     def __init__(self, page_size: int, slots: int) -> None:
@@ -54,7 +54,7 @@ class Disk:
         self.waiting.append((job, done))
 
     def finish(self, place: int = 0, code: int | None = None) -> None:
-        """End a request; one that fails has done half of its work, or something else."""
+        """End a request; a failed one has done half of its work, or has written other data."""
         job, done = self.waiting.pop(place)
         code = self.failing if code is None else code
         if code != errno.ENODEV:  # then nothing has reached the disk

@@ -16,13 +16,13 @@ _INLINE = re.compile(r"`((?:sudo )?(?:\.venv/bin/)?zswap(?:d|ctl)(?: [^`]*)?)`")
 
 
 def commands(page: Path) -> list[str]:
-    """Return the lines of a page's shell blocks, in their order and without comments."""
+    """Return the lines of a page's shell blocks in their order, without comments."""
     lines = (line for block in _BLOCK.findall(page.read_text()) for line in block.splitlines())
     return [command for line in lines if (command := _COMMENT.sub("", line).strip())]
 
 
 def calls(page: Path) -> Iterator[str]:
-    """Yield each call of zswapd or zswapctl, in blocks as in sentences."""
+    """Yield each call of zswapd or zswapctl, in blocks and in sentences."""
     for command in commands(page):
         for part in re.split(r"\s(?:&&|\|)\s|&$", command):
             if re.match(r"(?:sudo )?(?:\.venv/bin/)?zswap(?:d|ctl)\b", part):

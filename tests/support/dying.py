@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes that die at a crash point in the middle of their work.
+"""Processes that die at a crash point in the middle of their work, and a model of the result.
 
-And what may be found after them.
+A `World` outlives a process. It has the arena, the bitmap of lost pages, and a model of the allowed
+contents of every page. A life is a forked process. It takes over, arms a crash point, does
+operations, and notes in shared memory which of them it began and which were acknowledged.
 
-A `World` is what outlives a process: the arena, the bitmap of lost pages, and a model of what every
-page may hold. A life is a forked process that takes over, arms a crash point, does operations, and
-notes in shared memory which it began and which were acknowledged. The parent follows: an
-acknowledged operation has happened; of the one that was under way, each page is as before or as
-wanted (or lost, where a refusal was under way), and nothing else.
+The parent follows. An acknowledged operation has happened. After an unfinished one, each page has
+its old or its new contents; it may be lost if a refusal was under way.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ from zswapd.errors import LostPageError
 
 Op = tuple[Any, ...]
 Held = bytes | str
-"""What a page may be: its bytes, if it is stored, or one of these two."""
+"""The state of a page: its bytes if it is stored, or one of the two below."""
 ABSENT = "absent"
-"""Not stored: reads as zeros."""
+"""The page is not stored: it reads as zeros."""
 LOST = "lost"
-"""Without data: reads as an error."""
+"""The page has no data: a read is an error."""
 
 PAGES = 300
-"""More than 256, so that a range of offsets is a range of indexes of several objects."""
+"""More than 256 pages, so that a range of offsets covers several objects."""
 
 STORED, REFUSED = 1, 2
 GIVEN_UP = 70
-"""Exit code of a life that ended by an exception out of an operation."""
+"""The exit code of a life that ended by an exception of an operation."""
 
 
 @dataclass
 class Life:
-    """What became of one process.
+    """The end of one process.
 
     Attributes:
-        killed: it died at its crash point; otherwise it came to the end of its operations.
-        begun, done: operations that it began, and that were acknowledged.
+        killed: whether it died at its crash point; otherwise it did all its operations.
+        begun, done: the numbers of operations begun and acknowledged.
     """
 
     killed: bool
@@ -57,9 +56,7 @@ class Life:
 
 
 class World:
-    """What outlives processes, and the model of it. A context manager,
-    which gives the memory back.
-    """
+    """The memory that outlives processes, and its model: a context manager that frees it."""
 
     def __init__(
         self,
@@ -108,7 +105,7 @@ class World:
         return core
 
     def process(self, core: Core) -> Process:
-        """Return who does operations on a core."""
+        """Return the process that does operations on a core."""
         return Process(core, self.size)
 
     def find(self, core: Core, number: int, out: memoryview) -> bool:
@@ -117,7 +114,7 @@ class World:
         return core.frontswap.holds(0, number)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.arena.close()
 
     def live(
@@ -236,7 +233,7 @@ class World:
 
 
 class Process:
-    """Does operations on a core: tuples of a name and arguments."""
+    """A process that does operations on a core: tuples of a name and arguments."""
 
     def __init__(self, core: Core, size: int) -> None:
         self.core = core
@@ -245,12 +242,12 @@ class Process:
         self._refill()
 
     def _refill(self) -> None:
-        """Do what the daemon's refill task does."""
+        """Refill the reserve, as the daemon's task does."""
         if self.core.frames.wants_refill():
             self.core.frames.refill_now()
 
     def do(self, op: Op) -> int:
-        """Do one; return what the model has to know of the outcome."""
+        """Do one operation; return the outcome for the model."""
         core, device = self.core, self.core.devices["swap"]
         match op:
             case ("write", number, kind, seed):

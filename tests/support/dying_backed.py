@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Processes that die at a crash point while pages are on a disk, and on their way there.
 
-The disk is memory that outlives them. From the moment a request that writes is made until it ends,
-its slots hold garbage, and so they do if its process dies meanwhile. And what a dead process had
-under way may reach the disk as late as it likes, as long as its claims stand: whoever takes over
-here has the slots that are claimed overwritten before it says that they are free.
+The disk is memory that outlives the processes. While a write is under way, its slots contain
+garbage; they keep it if the process dies. A dead process's write may reach the disk at any time
+while its claim stands. So the successor here overwrites the claimed slots before it frees them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from zswapd.errors import BackingError, LostPageError
 
 @functools.cache
 def _longest_zsize(kind: str, seed: int, page_size: int) -> int:
-    """Return the bytes that a page takes with the codec that compresses it worst."""
+    """Return the size in bytes of a page with the codec that compresses it worst."""
     return max(
         len(codec.compress(memoryview(page(kind, seed, page_size))))
         for codec in compress.by_codec().values()
@@ -38,7 +37,7 @@ def _longest_zsize(kind: str, seed: int, page_size: int) -> int:
 
 
 class _Disk:
-    """Slots in shared memory, and requests of this process that wait to be ended."""
+    """The slots in shared memory, and the waiting requests of this process."""
 
     def __init__(self, memory: memoryview, page_size: int) -> None:
         self._memory = memory
@@ -82,7 +81,7 @@ class _Disk:
 
 
 class BackedWorld(World):
-    """What outlives processes that have a backing."""
+    """The memory that outlives processes with a backing."""
 
     def __init__(self, kind: str, page_size: int) -> None:
         super().__init__(kind, page_size)
@@ -109,7 +108,7 @@ class BackedWorld(World):
         )
 
     def late_writes(self) -> None:
-        """Have the requests of dead processes reach the disk, and say that none is left."""
+        """Make the requests of dead processes reach the disk; then none is left."""
         for word in self._claims if self.transfers.holds_any else ():
             if word:
                 self.disk.spoil(word >> 16, word & 0xFFFF)

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts of a daemon that fail at one step after the other,
-by an exception at the first call of a function.
+"""A program that makes starts of a daemon fail, by an exception at each step in turn.
 
     python -m tests.support.failing_start DIRECTORY list
     python -m tests.support.failing_start DIRECTORY STEP=EXCEPTION...
 
-A step is a function of this program that a start calls, in the supervisor or in its first worker,
-as module:function, or module:function@2 for its second call. The first form starts a daemon, ends
-it when it serves, and prints the steps in their order, one a line. The second form prints a JSON
-object a line: the step, the exit code, whether the daemon served all the same, the output, and what
-is left.
+A step is a function of zswapd that a start calls, in the supervisor or in its first worker. Its
+form is module:function, or module:function@2 for its second call. The first command starts a
+daemon, ends it when it serves, and prints the steps in their order, one on each line. The second
+command prints a JSON object on each line: the step, the exit code, whether the daemon served, the
+output, and the leftovers.
 
-SIGKILL in place of an exception ends the process at that step, each time one comes to it.
+SIGKILL in place of an exception kills every process that comes to the step.
 
-One process imports everything once, and forks for each start: a start takes a tenth of a second
-then.
+One process imports all modules once, and forks for each start, which then takes 0.1 s.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ _TOP = str(Path(worker.__file__).parents[1]) + "/"
 
 
 def name_of(frame: FrameType) -> str | None:
-    """Return the step that a frame belongs to, None if it is none."""
+    """Return the step that a frame belongs to, or None."""
     code = frame.f_code
     if not code.co_filename.startswith(_TOP) or code.co_name.startswith("<"):
         return None
@@ -62,7 +60,7 @@ def name_of(frame: FrameType) -> str | None:
 
 
 class Steps:
-    """Watches the calls of a start, from `supervising.run` on until a worker has served."""
+    """A watch over the calls of a start, from `supervising.run` until a worker has served."""
 
     def __init__(
         self, fail_at: str = "", exception: BaseException | None = None, record: int = -1
@@ -74,7 +72,7 @@ class Steps:
         self._seen: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """Watch."""
+        """Watch a call."""
         sys.setprofile(self._look)
 
     def _look(self, frame: FrameType, event: str, _argument: object) -> None:
@@ -98,7 +96,7 @@ class Steps:
 
 
 def become_daemon(roles: Roles, steps: Steps) -> NoReturn:
-    """Be the program, in a forked process."""
+    """Run the program in a forked process."""
     os.setsid()
     log = os.open(
         roles.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
@@ -127,7 +125,7 @@ def become_daemon(roles: Roles, steps: Steps) -> NoReturn:
 
 
 def start(roles: Roles, steps: Steps) -> dict[str, object]:
-    """Start it, wait until it serves or has ended, end it, and return what has become of it."""
+    """Start a daemon, wait until it serves or has ended, end it, and return the result."""
     pid = os.fork()
     if not pid:
         become_daemon(roles, steps)
@@ -162,7 +160,7 @@ def start(roles: Roles, steps: Steps) -> dict[str, object]:
 
 
 def _children() -> list[int]:
-    """Reap what has been left to this process, and return what lives."""
+    """Reap the orphans of this process, and return the living ones."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -170,7 +168,7 @@ def _children() -> list[int]:
 
 
 def run(directory: Path, words: list[str]) -> None:
-    """Do what the command line says."""
+    """Run the command of the command line."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     roles = Roles(directory, service__spare="false")
     (directory / "log").touch()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Stand-ins that fail on cue.
 
-Each takes a script: a string that is read one letter a call, "R" for right and "E" for error; when
-it is used up, calls are right. The idea is borg's and nbdkit's (an error filter with a script), and
-it keeps a failing run short enough to read.
+Each takes a script, a string with a letter for each call: "R" for right and "E" for error. After
+its end, all calls are right. The idea is from borg and nbdkit (an error filter with a script); it
+keeps a failing run short enough to read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from zswapd.errors import ArenaError, CorruptedPageError
 
 
 class Script:
-    """Reads a script such as "RRER".
+    """The reader of a script like "RRER".
 
     Attributes:
-        calls: how often it was asked.
+        calls: the number of calls.
     """
 
     def __init__(self, script: str) -> None:
@@ -29,20 +29,20 @@ class Script:
         self.calls = 0
 
     def fails(self) -> bool:
-        """Whether this call has to fail."""
+        """Return whether this call has to fail."""
         self.calls += 1
         return self.script[self.calls - 1 : self.calls] == "E"
 
 
 class FailingArena:
-    """An arena whose memory runs out, for `Job.work`: every populate or punch reads one letter."""
+    """An arena for `Job.work` whose memory runs out; each populate or punch reads a letter."""
 
     def __init__(self, arena: Arena, script: str) -> None:
         self.arena = arena
         self.script = Script(script)
 
     def populate_table(self, frame: int, count: int) -> None:
-        """Populate the table; never fails by itself."""
+        """Populate the table; this never fails."""
         self.arena.populate_table(frame, count)
 
     def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
@@ -52,7 +52,7 @@ class FailingArena:
         return self.arena.populate(offset, length, floor=floor)
 
     def punch_runs(self, _runs: object) -> int:
-        """Have the first one fail, so that each is punched by itself."""
+        """Fail the first call, so that each frame is punched alone."""
         return 0
 
     def punch(self, offset: int, length: int) -> None:
@@ -63,12 +63,12 @@ class FailingArena:
 
 
 class FailingCompressor:
-    """A compressor that works as another does, or raises when the script says so.
+    """A compressor that works like another one, or raises as its script says.
 
     Args:
-        inner: does the work.
-        script: read by `compress`.
-        unscript: read by `decompress`.
+        inner: the compressor that does the work.
+        script: the script of `compress`.
+        unscript: the script of `decompress`.
     """
 
     def __init__(self, inner: Compressor, script: str = "", unscript: str = "") -> None:
@@ -92,13 +92,13 @@ class FailingCompressor:
 
 
 class FakePam:
-    """A back end without memory management: a dict of pampd → (pool, oid, index, bytes).
+    """A back end without memory management: a dict from pampd to (pool, oid, index, bytes).
 
     Attributes:
-        pages: what is kept.
-        refuse: the reason for which every create is refused, or None.
-        log: ("create" or "free", pampd) in order.
-        replacing: what each create was told about it.
+        pages: the stored pages.
+        refuse: the reason to refuse every create, or None.
+        log: ("create" or "free", pampd), in the order of the calls.
+        replacing: the argument `replacing` of each create.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -110,7 +110,7 @@ class FakePam:
         self._next = 1000
 
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
-        """Keep a page, or refuse it."""
+        """Store a page, or refuse it."""
         if self.refuse is not None:
             return -self.refuse
         self._next += 8
@@ -126,7 +126,7 @@ class FakePam:
         out[:] = data
 
     def free(self, pampd: int) -> None:
-        """Let go of a page; KeyError if there is none."""
+        """Free a page; KeyError if there is none."""
         del self.pages[pampd]
         self.log.append(("free", pampd))
 
@@ -136,7 +136,7 @@ class FakePam:
         return PageKey(pool, oid, index, 1, 0, 0)
 
     def compact(self, moved: Callable[[int, int, int, int, int], None], max_moves: int) -> int:
-        """Give every page a new pampd, and call each of them a frame set free."""
+        """Give every page a new pampd, and count each as a freed frame."""
         before = list(self.pages)[:max_moves]
         for old in before:
             self._next += 8

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A program: serve a faulty `MemoryFile`.
+"""A program for `mounting.py`: it serves a faulty `MemoryFile`, text files and volumes.
 
-Text files and volumes through a real `Session` until SIGTERM; for `mount.py`.
+It serves through a real `Session` until SIGTERM. With --allocators, file and volumes are in a small
+core instead, whose halves compete for its frames.
 
-With --allocators, file and volumes lie in a small core instead, half against half for its frames.
-
-Writes a line of JSON when ready and one at the end (statistics, discarded ranges, what the core
-holds), or one that says which error kept it from serving, whose exit code it then ends with.
+It writes a line of JSON when it is ready and another at the end: statistics, discarded ranges, the
+contents of the core. If it cannot serve, the line has the error, and the program ends with the
+error's exit code.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Entries:
 
 
 def make_stack(allocators: str, frames: int) -> Stack:
-    """A core whose halves have these allocators ("zbud,zsmalloc".
+    """Return a core whose halves share all frames.
 
-    Swap's, the cache's) and all frames in common.
+    `allocators` are swap's and the cache's, such as "zbud,zsmalloc".
     """
     persistent, ephemeral = allocators.split(",")
     stack = build(
@@ -79,7 +79,7 @@ def make_stack(allocators: str, frames: int) -> Stack:
 
 
 def say_core(stack: Stack) -> dict[str, object]:
-    """What a core holds at the end; raises if it is not sound."""
+    """Return the contents of a core at the end; raise if an invariant is broken."""
     stack.check()
     return {
         "allocators": [
@@ -112,7 +112,7 @@ def make_volumes(directory: Directory, mountpoint: Path, stack: Stack | None) ->
 
 
 async def obey(volumes: Volumes) -> None:
-    """Do what standard input says, a line each, and say when it is done."""
+    """Run the commands of standard input, one on each line, and answer each."""
     async for line in trio.wrap_file(sys.stdin):
         word, *arguments = line.split()
         if word == "add":

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people and programs may hand to the daemon: right, nearly right, and nothing like it.
-
-Hypothesis strategies.
-"""
+"""Hypothesis strategies for the daemon's input: right, nearly right, and junk."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from zswapd.control.protocol import COMMANDS, VERSION
 
 LEAVING = ("upgrade", "inherit")
 HARMLESS = sorted(set(COMMANDS) - set(LEAVING))
-"""Commands that leave the daemon where it is."""
+"""Commands that do not end or replace the daemon."""
 
 _GOOD = [
     "1",
@@ -70,7 +67,7 @@ ANYTHING = st.recursive(
     ),
     max_leaves=6,
 )
-"""Values as JSON has them."""
+"""Values of JSON."""
 
 NAMES = st.one_of(
     st.sampled_from(sorted(SETTINGS)),
@@ -87,7 +84,7 @@ RELOADABLE = reloadable_names()
 
 
 def values(name: str) -> st.SearchStrategy[str]:
-    """Return what a setting may be given as text: its default, nothing, or anything."""
+    """Return text for a setting: its default, nothing, or junk."""
     default = str(SETTINGS[name].default_for(_CONTEXT))
     return st.one_of(
         st.sampled_from([default, "", "1", default.rjust(9000), "true" + " " * 9000]), WORDS
@@ -166,7 +163,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def documents(draw: st.DrawFn) -> bytes:
-    """Return what may stand in a config file."""
+    """Return the text of a config file."""
     text = []
     for _ in range(draw(st.integers(0, 5))):
         kind = draw(st.integers(0, 11))

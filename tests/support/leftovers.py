@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test run may leave behind on the machine: mounts, loop devices, swap, cgroups.
+"""The leftovers of a test run on the machine: mounts, loop devices, swap, cgroups.
 
-Two uses. At session start, `sweep()` removes what an aborted run left, and nothing else: a zswapd
-mount that lies in the temporary directory of a pytest run whose process is gone, and whose own
-daemon is dead, with the loop devices on it; and decoys (decoy.py) of processes that are gone.
-Anything less certain may be somebody's running swap. At session end, `snapshot()` of before and
-after are compared.
+At session start, `sweep()` removes the leftovers of an aborted run, and only these. They are a
+zswapd mount in the temporary directory of a dead pytest run, if its daemon is dead too, with the
+loop devices on it; and the decoys (decoy.py) of dead processes. In any less certain case the swap
+may be in use. At session end, `conftest.py` compares the `snapshot()` of before and after.
 
-Everything is read from files below `root`, so that the search itself can be tested on made-up
-trees.
+All functions read files below `root`, so tests can run them on made-up trees.
 """
 
 from __future__ import annotations
@@ -25,23 +23,20 @@ _DECOY = re.compile(r"/zswapd-decoy-(\d+)(?: \(deleted\))?$")
 
 
 def _unescape(field: str) -> str:
-    """Undo the octal escapes (blank, tab, newline.
-
-    Backslash) of the kernel's mount and swap tables.
-    """
+    """Undo the octal escapes of the kernel's tables (blank, tab, newline, backslash)."""
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What is there now.
+    """The things of zswapd on the machine at one moment.
 
     Attributes:
-        mounts: mountpoints of zswapd file systems.
-        loops: "loopN on FILE" where FILE is in such a mount, in the directory of a pytest run, or a
-            decoy.
-        swaps: swap areas that are on one of those loop devices, by path.
-        cgroups: directories named zswapd-* in any cgroup hierarchy.
+        mounts: the mountpoints of zswapd file systems.
+        loops: "loopN on FILE", where FILE is in one of the mounts, in the directory of a pytest
+            run, or a decoy.
+        swaps: the paths of the swap areas on one of these loop devices.
+        cgroups: the directories named zswapd-* in any cgroup hierarchy.
     """
 
     mounts: frozenset[str] = frozenset()
@@ -50,7 +45,7 @@ class Leftovers:
     cgroups: frozenset[str] = frozenset()
 
     def since(self, earlier: Leftovers) -> Leftovers:
-        """Return what is here and was not in `earlier`."""
+        """Return the things that `earlier` does not have."""
         return Leftovers(
             **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
         )
@@ -75,7 +70,7 @@ def zswapd_mounts(root: Path = Path("/")) -> list[str]:
 
 
 def loops(root: Path = Path("/")) -> dict[str, str]:
-    """Return loop device name → path of its backing file, for all that are attached."""
+    """Return the path of the backing file of each attached loop device, by device name."""
     found = {}
     for backing in (root / "sys/block").glob("loop*/loop/backing_file"):
         try:
@@ -86,17 +81,14 @@ def loops(root: Path = Path("/")) -> dict[str, str]:
 
 
 def swaps(root: Path = Path("/")) -> list[str]:
-    """Return the paths of all swap areas in use."""
+    """Return the paths of all active swap areas."""
     return [
         _unescape(line.split()[0]) for line in (root / "proc/swaps").read_text().splitlines()[1:]
     ]
 
 
 def cgroups(root: Path = Path("/")) -> list[str]:
-    """Return the cgroup directories named zswapd-* at the top of a hierarchy.
-
-    (v1 and v2) or one below.
-    """
+    """Return the cgroup directories named zswapd-* at the top of a hierarchy or one below it."""
     base = root / "sys/fs/cgroup"
     return [
         str(path)
@@ -107,16 +99,13 @@ def cgroups(root: Path = Path("/")) -> list[str]:
 
 
 def run_directory(path: str) -> Path | None:
-    """Return the directory of the pytest run that `path` lies in, or None."""
+    """Return the directory of the pytest run that contains `path`, or None."""
     match = _RUN_DIRECTORY.match(path)
     return Path(match[1]) if match else None
 
 
 def run_pid(directory: Path) -> int | None:
-    """Return the process id of the pytest run that holds `directory`.
-
-    None when it has ended or died.
-    """
+    """Return the process id of the pytest run that owns `directory`; None if it has ended."""
     try:
         pid = int((directory / ".lock").read_text())
     except (OSError, ValueError):
@@ -135,13 +124,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def decoy_pid(backing: str) -> int | None:
-    """Return whose decoy a loop device's file is; None if it is none."""
+    """Return the process id of a decoy's owner; None if the file is not a decoy."""
     match = _DECOY.search(backing)
     return int(match[1]) if match else None
 
 
 def snapshot(root: Path = Path("/")) -> Leftovers:
-    """Return what of ours is on the machine now."""
+    """Return the things of zswapd that are on the machine now."""
     mounts = zswapd_mounts(root)
     ours = {
         name: backing
@@ -159,10 +148,10 @@ def snapshot(root: Path = Path("/")) -> Leftovers:
 
 
 def daemon_is_dead(mountpoint: str) -> bool:
-    """Whether the FUSE daemon behind `mountpoint` is gone (ENOTCONN).
+    """Return whether the FUSE daemon behind `mountpoint` is dead (ENOTCONN).
 
-    Asked in a child with a time limit, because a daemon that hangs, hangs whoever asks; it counts
-    as alive.
+    A child with a time limit asks, because a daemon that hangs also hangs the asking process. A
+    daemon that hangs counts as alive.
     """
     try:
         answer = subprocess.run(
@@ -179,7 +168,7 @@ def daemon_is_dead(mountpoint: str) -> bool:
 
 
 def abandoned(root: Path = Path("/")) -> list[str]:
-    """Return the zswapd mountpoints that are certainly left over from test runs that died."""
+    """Return the zswapd mountpoints that certainly are leftovers of dead test runs."""
     candidates = ((mountpoint, run_directory(mountpoint)) for mountpoint in zswapd_mounts(root))
     return [
         mountpoint
@@ -189,15 +178,16 @@ def abandoned(root: Path = Path("/")) -> list[str]:
 
 
 def abandoned_decoys(root: Path = Path("/")) -> list[str]:
-    """Return the names of loop devices that are decoys of processes that are gone."""
+    """Return the names of loop devices that are decoys of dead processes."""
     owners = {name: decoy_pid(backing) for name, backing in loops(root).items()}
     return [name for name, pid in owners.items() if pid is not None and not _is_alive(pid)]
 
 
 def sweep() -> list[str]:
-    """Remove abandoned mounts, with the swap and loop devices on them, and decoys.
+    """Remove abandoned mounts, with their swap and loop devices, and decoys.
 
-    Return what was done, in lines.
+    Returns:
+        A line for each thing removed.
     """
     done = []
     for mountpoint in abandoned():

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Operations that break what the hook asks of them.
-
-And two files that pyfuse3 serves beside the block file.
-"""
+"""Operations that break the rules of the hook, and two files that pyfuse3 serves beside."""
 
 from __future__ import annotations
 
@@ -18,13 +15,10 @@ from zswapd.fuse.operations import Operations
 import pyfuse3  # behind zswapd.fuse, which loads the hook first
 
 RAISES, TOO_MUCH, NO_INT, NO_ERRNO, KEEPS_VIEW, KEEPS_SLICE, CHECKS_KEPT = range(7)
-"""Pages of the block file whose access goes wrong in a way of its own."""
+"""Pages of the block file; the access to each fails in another way."""
 
 NOTES = {b"note": 70, b"far": 1 << 20}
-"""Files that are served by coroutines.
-
-One with a number that a block file could have, one beyond all of these.
-"""
+"""Files that coroutines serve; one has a number of a block file, the other one is beyond these."""
 
 NOTE_SIZE = 2 << 20
 
@@ -78,7 +72,7 @@ class MisbehavingOperations(Operations):
         return len(view)
 
     def check_kept(self) -> None:
-        """Touch every view that was kept: reading from it must be safe, or refused by Python."""
+        """Read every kept view: this must be safe, or Python must refuse it."""
         for view in self.kept:
             try:
                 view.tobytes()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`fileserver.py` as a subprocess behind a real mount, and loop devices over it.
 
-Both always taken down again.
+Both always go at the end of a test.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 TIMEOUT = 30  # seconds for anything that takes a fraction of one
 
 ALLOCATORS = ["zsmalloc,zbud", "zsmalloc,zsmalloc", "zbud,zbud", "zbud,zsmalloc"]
-"""Every choice for swap and for the cache, as fileserver.py's --allocators."""
+"""All choices for swap and the cache, in the form of fileserver.py's --allocators."""
 
 
 class FileServer:
     """A running (or failed) file server.
 
     Attributes:
-        mountpoint: where it serves.
-        path: the file.
-        first: its first message: ready, or the error that kept it from serving.
-        last: its last one, after `stop`: statistics and discards.
-        log: what it wrote to stderr, after `stop`.
+        mountpoint: the mountpoint.
+        path: the path of the file.
+        first: its first message: ready, or the error that stopped it.
+        last: its last message, after `stop`: statistics and discards.
+        log: its stderr, after `stop`.
     """
 
     def __init__(self, mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> None:
@@ -67,7 +67,7 @@ class FileServer:
         self.first: dict[str, Any] = json.loads(line)
 
     def stop(self) -> dict[str, Any]:
-        """End it with SIGTERM, wait, and return its last message; may be called again."""
+        """End the server with SIGTERM and return its last message; further calls return it too."""
         if not self.log and not self.last:
             if self.process.poll() is None and "error" not in self.first:
                 self.process.terminate()
@@ -76,7 +76,7 @@ class FileServer:
         return self.last
 
     def ask(self, *words: str) -> dict[str, Any]:
-        """Have it do something with its volumes; return what it says."""
+        """Send a command about volumes; return the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(" ".join(words) + "\n")
@@ -86,18 +86,18 @@ class FileServer:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code, None while it runs."""
+        """The exit code; None while the server runs."""
         return self.process.poll()
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """fallocate(2) itself, which Python does not have: 0 or the errno."""
+    """Call fallocate(2), which Python does not have; return 0 or the errno."""
     result = _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
     return 0 if result == 0 else ctypes.get_errno()
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether something is mounted on `path`; does not ask the file system, which may be dead."""
+    """Return whether `path` is a mountpoint, without a call to its file system."""
     return any(
         line.split()[4] == str(path)
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
@@ -106,7 +106,7 @@ def is_mounted(path: Path) -> bool:
 
 @contextlib.contextmanager
 def serving(mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[FileServer]:
-    """Run a file server; whatever happens, no process and no mount stay."""
+    """Run a file server while the body runs; no process and no mount stay."""
     server: FileServer | None = None
     try:
         server = FileServer(mountpoint, *options, prefix=prefix)
@@ -125,7 +125,7 @@ def serving(mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> Iter
 
 @contextlib.contextmanager
 def loop_device(path: Path) -> Iterator[Path]:
-    """Attach a loop device the way zswapctl does."""
+    """Attach a loop device as zswapctl does."""
     command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", str(path)]
     name = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=TIMEOUT

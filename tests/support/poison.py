@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory with an uncorrectable error, as the kernel shows it, without one:
-pages that no process may touch, and EHWPOISON.
+"""Simulated memory errors: pages that no process may touch, and EHWPOISON.
 
-A `Poison` stands for the kernel: pages of an arena's file that it says are poisoned are out of
-reach in every new mapping (a process that touches one gets SIGSEGV, where it would be SIGBUS),
-until a hole has been punched there. A process that reads such a page in another way finds junk.
+A `Poison` stands for the kernel. It makes the poisoned pages of an arena's file inaccessible in
+every new mapping, until a hole is punched there. A process that touches one gets SIGSEGV, where the
+kernel sends SIGBUS. A process that reads the page in another way finds junk.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ class Poison:
     """Poisoned pages of one arena's file.
 
     Args:
-        patch: undoes it all.
+        patch: the fixture that undoes the simulation.
 
     Attributes:
-        pages: their offsets.
+        pages: the offsets of the poisoned pages.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -69,7 +68,7 @@ class Poison:
         self._arena = arena
 
     def madvise(self, address: int, length: int, advice: int) -> int:
-        """Do as the kernel does."""
+        """Poison a page, as the kernel does."""
         begin = address - self._arena._address if self._arena is not None else -1
         if advice == arena_module._MADV_POPULATE_READ and any(
             begin <= page < begin + length for page in self.pages
@@ -80,15 +79,17 @@ class Poison:
         return done
 
     def strike(self, arena: Arena, offset: int) -> None:
-        """Have an error in a page of an arena that no process uses any more."""
+        """Poison a page of an arena that no process uses."""
         start = offset - offset % mmap.PAGESIZE
         arena.view[start : start + mmap.PAGESIZE] = random.Random(offset).randbytes(mmap.PAGESIZE)
         self.pages.add(start)
 
 
 def in_child(work: Callable[[], None]) -> None:
-    """Do some work in another process, which a page that must not be touched may end;
-    raises AssertionError if it fails.
+    """Run `work` in another process, which the touch of a poisoned page would end.
+
+    Raises:
+        AssertionError: the process failed.
     """
     pid = os.fork()
     if not pid:

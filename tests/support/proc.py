@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A /proc of one's own, with as much free memory and pressure as a test wants."""
+"""A made-up /proc with the free memory and the pressure that a test sets."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Node 0, zone {name:>8}
 
 
 def write_memory(root: Path, *, free: int, low: int, high: int) -> None:
-    """Write a zoneinfo: DMA, idle and protected as it always is, Normal with what is given.
+    """Write a zoneinfo: an idle, protected DMA zone, a Normal zone, an empty Device zone.
 
-    In pages, an empty Device.
+    The values of the Normal zone are in pages.
     """
     (root / "proc").mkdir(exist_ok=True)
     dma = _ZONE.format(name="DMA", managed=4095, free=3840, low=13, high=16, protected=100_000)
@@ -40,7 +40,7 @@ def write_memory(root: Path, *, free: int, low: int, high: int) -> None:
 
 
 def write_psi(root: Path, *, some_avg10: float = 0.0, some_total: int = 0) -> None:
-    """Write a pressure/memory, totals in µs."""
+    """Write a pressure/memory with totals in µs."""
     (root / "proc/pressure").mkdir(parents=True, exist_ok=True)
     (root / "proc/pressure/memory").write_text(
         f"some avg10={some_avg10:.2f} avg60=0.00 avg300=0.00 total={some_total}\n"

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE file system of one file whose attributes the kernel may remember for half a minute.
+"""A FUSE file system of one file whose attributes the kernel may cache for 30 s, as with NFS.
 
-As it does with NFS.
-
-The program is this file. SIGUSR1 has the file contain another letter, as if somebody had written it
-on the server.
+The program is this file. SIGUSR1 writes another letter into the file, as another client would on
+the server.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class Server(pyfuse3.Operations):
         self.changes = 1
 
     def change(self) -> None:
-        """Have another letter in the file, and another mtime."""
+        """Give the file another letter and another mtime."""
         self.contents[:] = bytes([ord("A") + self.changes]) * SIZE
         self.changes += 1
 
@@ -53,7 +51,7 @@ class Server(pyfuse3.Operations):
         return entry
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Say what it is."""
+        """Return the attributes."""
         return self._attributes(inode)
 
     async def lookup(
@@ -65,15 +63,15 @@ class Server(pyfuse3.Operations):
         return self._attributes(FILE_INODE)
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Let everybody have it."""
+        """Open the file for every process."""
         return pyfuse3.FileInfo(fh=inode, direct_io=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Return what it contains now."""
+        """Return the current contents."""
         return bytes(self.contents[off : off + size])
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Change a part."""
+        """Change a part of the file."""
         self.contents[off : off + len(buf)] = buf
         return len(buf)
 
@@ -107,7 +105,7 @@ def main(mountpoint: str) -> None:
 
 @contextlib.contextmanager
 def served(mountpoint: Path) -> Iterator[Path]:
-    """Run it; whatever happens, no process and no mount stay."""
+    """Run the program while the body runs; no process and no mount stay."""
     mountpoint.mkdir(parents=True)
     command = [sys.executable, "-m", "tests.support.remembering", str(mountpoint)]
     with subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True) as process:
@@ -125,7 +123,7 @@ def served(mountpoint: Path) -> Iterator[Path]:
 
 
 def change(mountpoint: Path) -> None:
-    """Have somebody else write the next letter behind "A"."""
+    """Make the server write the next letter after "A"."""
     process = _processes[mountpoint]
     process.send_signal(signal.SIGUSR1)
     assert process.stdout is not None

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The processes of a `zswapd run` by what they do, wherever it was started; and its file,
-read under a time limit.
-"""
+"""The processes of a `zswapd run` by their roles, and reads of its file with a time limit."""
 
 from __future__ import annotations
 
@@ -18,16 +16,16 @@ from tools.bench.harness.daemon import program
 
 PAGE = bytes(range(256)) * 16
 READ_S = 10.0
-"""What a read may take that waits for a successor, on a busy machine."""
+"""Seconds that a read may wait for a successor, on a busy machine."""
 SPARE, WORKER = "zswapd-spare", "zswapd-worker"
 
 
 class Roles:
-    """Supervisor, worker and spare of the daemon that is started with `command`.
+    """The supervisor, worker and spare of a daemon.
 
     Args:
-        directory: for the mount, the socket and the log.
-        settings: more settings, section.key → value.
+        directory: the directory for the mount, the socket and the log.
+        settings: more settings, values by section.key.
     """
 
     def __init__(self, directory: Path, **settings: str) -> None:
@@ -70,12 +68,12 @@ class Roles:
 
     @property
     def worker(self) -> int:
-        """The process that serves, waited for if there is none."""
+        """The worker; waits for one if there is none."""
         return self._wait_for(WORKER)
 
     @property
     def spare(self) -> int:
-        """The process in waiting, waited for if there is none."""
+        """The spare; waits for one if there is none."""
         return self._wait_for(SPARE)
 
     def _wait_for(self, name: str) -> int:
@@ -95,7 +93,7 @@ class Roles:
         return self.worker
 
     def wait_until_it_serves(self) -> None:
-        """Wait for the mount, and have a page in the file."""
+        """Wait for the mount, and write a page to the file."""
         wait_for(
             lambda: is_mounted(self.mountpoint) and self.socket.exists(),
             "it is not mounted",
@@ -105,7 +103,7 @@ class Roles:
         self.verify()
 
     def verify(self) -> None:
-        """Read the page; a reader that waits too long is left behind, and the test fails."""
+        """Read the page; if the reader waits too long, the test fails and leaves the reader."""
         assert self._run("dd", f"if={self.mountpoint / 'swap'}", "count=1", "iflag=direct") == PAGE
 
     def _run(self, *command: str, data: bytes = b"") -> bytes:
@@ -123,7 +121,7 @@ class Roles:
         return out
 
     def leftovers(self) -> list[str]:
-        """Return what of it is there, in words; the log and what a test has put there apart."""
+        """Return the remains of the daemon in words, without the log and the test's own files."""
         names = [
             path.name
             for path in self.directory.glob("*")
@@ -132,11 +130,11 @@ class Roles:
         return [*names, *(["mount"] if is_mounted(self.mountpoint) else []), *self.all().values()]
 
     def wait_until_nothing_is_left(self) -> None:
-        """Wait until it has ended and cleared up."""
+        """Wait until the daemon has ended and cleaned up."""
         wait_for(lambda: not self.leftovers(), "something is left", limit=30)
 
     def kill(self) -> None:
-        """End all its processes, stopped ones too, and unmount."""
+        """Kill all its processes, stopped ones too, and unmount."""
         end = time.monotonic() + 10
         while (pids := self.all()) and time.monotonic() < end:
             for pid in pids:

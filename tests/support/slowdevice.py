@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slow and failing files: nbdkit with its delay and error filters, shown as a file by nbdfuse."""
+"""Slow and failing files: nbdkit's delay and error filters behind a file of nbdfuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.mounting import TIMEOUT, is_mounted
 
 
 def missing() -> str:
-    """Which program is not installed, or nothing."""
+    """Return which program is not installed, or an empty string."""
     return ", ".join(name for name in ("nbdkit", "nbdfuse") if shutil.which(name) is None)
 
 
@@ -67,10 +67,7 @@ class SlowFile:
 
 @contextlib.contextmanager
 def slow_file(directory: Path, contents: Path, *, delay_ms: int = 5) -> Iterator[SlowFile]:
-    """Show `contents` as a file that answers each read after `delay_ms`.
-
-    Taken down again whatever happens.
-    """
+    """Show `contents` as a file that answers each read after `delay_ms`, while the body runs."""
     file = SlowFile(directory, contents, delay_ms=delay_ms)
     try:
         yield file

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A snapshot of a worker that does not run.
-
-A real core with some pages in it, and made-up numbers for the rest.
-"""
+"""A snapshot without a worker: a real core with pages, and made-up numbers for the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ PAGE = 4096
 
 
 def make(**settings: str) -> Core:
-    """Return an empty core of 16 MiB; settings by their names, with two underscores for the dot."""
+    """Return an empty core of 16 MiB; in names of settings, two underscores stand for the dot."""
     named = {
         "swap.size": "16M",
         "memory.reserve": "8M",
@@ -39,9 +36,9 @@ def make(**settings: str) -> Core:
 
 
 def make_core(pages: int = 64) -> Core:
-    """Return a core of 16 MiB with `pages` pages, a third of each kind, in its swap file.
+    """Return a core of 16 MiB with `pages` pages in its swap file, and as many in its cache.
 
-    And as many in its cache.
+    A third of the pages is of each kind.
     """
     core = make(cache__limit="4M")
     assert core.cache
@@ -59,9 +56,9 @@ def make_core(pages: int = 64) -> Core:
 
 
 def numbered(kind: Any, **given: object) -> Any:
-    """Return a snapshot class with a number of its own in every int and float field.
+    """Return a snapshot with a different number in every int and float field.
 
-    But for what is given.
+    The given fields have the given values.
     """
     plain = {"int": int, "float": float, "bool": bool}
     fields = enumerate(dataclasses.fields(kind), 1)
@@ -74,7 +71,7 @@ def numbered(kind: Any, **given: object) -> Any:
 
 
 def make_snapshot(core: Core) -> Snapshot:
-    """Return a snapshot; the core's part is real."""
+    """Return a snapshot whose core part is real."""
     latency = LatencyStatistics((5, 10) + (0,) * 18 + (2,), 0.25)
     return Snapshot(
         core=core.statistics(),

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The whole core, built small: arena, frames, allocators, compressed back ends, index, front ends.
+"""A small stack of the core: arena, frames, allocators, compressed back ends, index, front ends.
 
-`check()` proves everything that can be proved about it at once; property tests call it after every
-step.
+`check()` proves the invariants of all parts at once. Property tests call it after every step.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Cache:
 
 @dataclass(slots=True)
 class Stack:
-    """One pool and all that is in it."""
+    """One pool with all its parts."""
 
     page_size: int
     arena: Arena
@@ -70,11 +69,11 @@ class Stack:
         )
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.arena.close()
 
     def load(self, swap_type: int, offset: int) -> bytes | None:
-        """Return the page that frontswap has, or None."""
+        """Return frontswap's page, or None."""
         out = bytearray(b"\xee") * self.page_size
         if self.frontswap.load(swap_type, offset, memoryview(out)):
             return bytes(out)
@@ -100,9 +99,9 @@ def build(
 ) -> Stack:
     """Build a stack with its reserve populated (all frames unless `reserve` says fewer).
 
-    `ephemeral` names the other half's allocator; without `packer`, all that zpages.py does is done
-    by itself. `total_frames` is the system's memory that zv_page_count_policy_percent is a share
-    of; by default no limit at all.
+    `ephemeral` names the other half's allocator. Without `packer`, zpages.py does its steps one by
+    one. `total_frames` is the system's memory for zv_page_count_policy_percent; by default there is
+    no limit.
     """
     arena = Arena(frames, page_size, kind="memfd")
     pages = PageFrames(arena, reserve_frames=frames if reserve is None else reserve)

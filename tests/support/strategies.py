@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pages with contents that matter to a compressor, and Hypothesis strategies over them.
 
-A page follows from its kind and a seed, so an example stays two small numbers however large the
-page is, and any test can make the same page again to compare with.
+A page follows from its kind and a seed. So an example is two small numbers, and a test can make the
+same page again to compare it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 from hypothesis import strategies as st
 
 KINDS = ("zeros", "same", "almost-same", "sparse", "words", "pointers", "half", "poor", "noise")
-"""From no data at all to data that no compressor makes smaller; see `page`."""
+"""The kinds, from zeros to data that no compressor shrinks; see `page`."""
 
 _WORDS = (
     b"the kernel keeps a page until its slot is written and only then gives up the frame it was"
@@ -26,13 +26,13 @@ def page(kind: str, seed: int, page_size: int) -> bytes:
     """Return a page.
 
     Args:
-        kind: "zeros"; "same" (one machine word repeated); "almost-same" (but for one byte);
-            "sparse" (few bytes among zeros); "words" (text); "pointers" (addresses that share their
-            upper bytes, as a heap has them); "half" (compresses to about half); "poor" (saves a few
-            percent); "noise" (does not compress); and beyond KINDS "letters" (does not compress but
-            by the choice of its bytes, which only zstd looks at).
-        seed: what makes two pages of a kind differ.
-        page_size: in bytes.
+        kind: "zeros"; "same" (one machine word repeated); "almost-same" (the same except one
+            byte); "sparse" (few bytes among zeros); "words" (text); "pointers" (addresses with
+            equal upper bytes, as in a heap); "half" (compresses to about half); "poor" (saves a few
+            percent); "noise" (does not compress); and beyond KINDS "letters" (compresses only by
+            the frequencies of its bytes, which only zstd uses).
+        seed: the number that makes two pages of a kind differ.
+        page_size: the page size in bytes.
     """
     rng = random.Random(f"{kind}/{seed}")
     match kind:

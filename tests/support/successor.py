@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A core and its successor over the same arena.
-
-Configurations, pages, and what must hold after every takeover.
-"""
+"""A core and its successor on the same arena: settings, pages, and checks after a takeover."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from zswapd.core.sizing import lost_bitmap_bytes
 def make_config(*settings: str, page_size: int = 4096, root: Path = Path("/")) -> Config:
     """Return settings for a small core.
 
-    One swap file of 1024 pages with a reserve of a quarter, unless said otherwise.
+    The default is one swap file of 1024 pages with a reserve of a quarter.
     """
     given = [f"swap.size={1024 * page_size}", f"memory.reserve={256 * page_size}", *settings]
     assignments = [(*setting.split("=", 1), "--set") for setting in given]
@@ -61,10 +58,7 @@ def read(core: Core, number: int, device: str = "swap") -> bytes:
 
 
 def check_books(core: Core) -> None:
-    """Prove every invariant, that zsmalloc has every frame in use.
-
-    And that no memory of the arena is on no book.
-    """
+    """Prove every invariant, that zsmalloc has every used frame, and that the arena leaks none."""
     core.check()
     size, seen = core.frames.page_size, core.statistics()
     backed = seen.frames.used_frames + seen.frames.free_frames

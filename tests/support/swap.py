@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stage for tests with real swap.
+"""A stage for tests with real swap: daemons, cgroups and workloads, removed in the right order.
 
-Daemons, cgroups and workloads that leave in the right order, whatever happens.
-
-Only the workload sits in a memory cgroup, never the daemon, and everything has a time limit. At the
-end of a test, failed or not, things go in the order in which nothing can hang: the workload is
-killed (its swapped pages are free then), its cgroup removed, swap switched off, the loop device
-detached, and the daemon, which all the others wait for, goes last. Each daemon's log is printed, so
-that pytest shows it with a failure and a traceback in it fails the test.
+Only the workload is in a memory cgroup, never the daemon, and every step has a time limit. At the
+end of a test, failed or not, the order prevents hangs. The stage kills the workload, which frees
+its swapped pages, and removes the cgroup. Then it runs swapoff and detaches the loop device. The
+daemon goes last, because all others wait for it. The stage prints each daemon's log: pytest shows
+it with a failure, and a traceback in it fails the test.
 """
 
 from __future__ import annotations
@@ -47,11 +45,11 @@ def next_worker(daemon: Daemon, old: int) -> dict[str, Any]:
 
 
 class Stage:
-    """What one test has running.
+    """The running daemons, cgroups and workloads of one test.
 
     Args:
-        directory: for mountpoints, sockets and logs.
-        undo: takes what has to be undone, in reverse order.
+        directory: the directory for mountpoints, sockets and logs.
+        undo: the stack of clean-ups, run in reverse order.
     """
 
     def __init__(self, directory: Path, undo: contextlib.ExitStack) -> None:
@@ -63,9 +61,9 @@ class Stage:
         """Start a daemon whose swap goes before any other of the machine.
 
         Args:
-            size: of its swap file.
-            arguments: further ones for `zswapd run`.
-            settings: section__key=value.
+            size: the size of its swap file.
+            arguments: further arguments for `zswapd run`.
+            settings: settings as section__key=value.
         """
         named = {name.replace("__", "."): value for name, value in settings.items()}
         named.setdefault("swap.priority", str(system.HIGHEST_PRIORITY))
@@ -92,7 +90,7 @@ class Stage:
     def workload(self, cgroup: MemoryCgroup, mib: int, *phases: str, rewrites: int = 0) -> Workload:
         """Start a workload with `mib` MiB of data in `cgroup`.
 
-        It runs while its phases are asked for.
+        It runs while the test iterates over its phases.
         """
         options = WorkloadOptions(
             mib, phases=phases, rewrites=rewrites, time_limit=WORKLOAD_LIMIT_S
@@ -102,7 +100,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    """Give the test a stage, and clear it afterwards."""
+    """Provide a stage, and clear it after the test."""
     with contextlib.ExitStack() as undo:
         yield Stage(tmp_path, undo)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process whose pages are swapped out, and which reads them through /proc/self/mem:
-where a program would get SIGBUS, it gets an error for that page, and lives.
+"""A process that reads its swapped-out pages through /proc/self/mem.
 
-The pages are random bytes, different ones, so that each is in the pool as it is and can be found
-there by its content. They are written by this process and swapped out in their order, so neighbours
-in memory are neighbours on the swap device.
+Where another program would get SIGBUS, it gets an error for the page, and lives. The pages are
+different random bytes, so each is uncompressed in the pool, and a test finds it by its contents.
+The process writes and swaps them out in their order, so neighbours in memory are neighbours on the
+swap device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PAGEMAP_SWAPPED = 1 << 62
 
 
 def content(number: int) -> bytes:
-    """Return what page `number` holds."""
+    """Return the contents of page `number`."""
     return random.Random(number).randbytes(PAGE)
 
 
@@ -41,8 +41,8 @@ class Swapped:
     """A process whose pages are swapped out and read.
 
     Args:
-        cgroup: that it is in, with room for its pages.
-        pages: how many it has.
+        cgroup: the cgroup to join, with room for its pages.
+        pages: the number of its pages.
     """
 
     def __init__(self, cgroup: MemoryCgroup, pages: int) -> None:
@@ -86,7 +86,7 @@ class Swapped:
         return json.loads(self._process.stdout.readline())
 
     def swap_out(self) -> list[int]:
-        """Have all pages on the swap device alone; return the slot of each."""
+        """Swap all pages out; return the slot of each."""
         slots: list[int] = []
         end = time.monotonic() + LIMIT_S
         while not slots or -1 in slots:
@@ -104,9 +104,7 @@ class Swapped:
         return slots
 
     def read(self, numbers: list[int] | range) -> list[int]:
-        """Read pages, one after the other; return those that cannot be read.
-        Wrong bytes are a failure of the test.
-        """
+        """Read pages in turn; return those that cannot be read. Wrong bytes fail the test."""
         answer = self._ask(do="read", numbers=list(numbers))
         assert answer["wrong"] == []
         failed: list[int] = answer["failed"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A shell with job control on a terminal of its own, typed at as a person types."""
+"""A shell with job control on a pseudoterminal, into which a test types."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ CTRL_C, CTRL_S, CTRL_Z, CTRL_BACKSLASH = b"\x03", b"\x13", b"\x1a", b"\x1c"
 
 
 class Terminal:
-    """A pseudoterminal and the interactive shell whose controlling terminal it is;
-    a context manager.
+    """A context manager with a pseudoterminal and an interactive shell that it controls.
 
     Attributes:
-        text: what has appeared so far.
-        line: the side of the programs.
-        shell: the process.
+        text: the output so far.
+        line: the programs' side of the terminal.
+        shell: the process of the shell.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class Terminal:
         self.shell.wait(10)
 
     def press(self, keys: bytes) -> None:
-        """Type something."""
+        """Type a text."""
         os.write(self._screen, keys)
 
     def enter(self, command: str) -> None:
@@ -52,21 +51,21 @@ class Terminal:
         self.press(command.encode() + b"\n")
 
     def read(self) -> str:
-        """Take what has appeared; return all of it."""
+        """Read the new output; return all output so far."""
         with contextlib.suppress(OSError):  # there is no more, or it was hung up
             while data := os.read(self._screen, 65536):
                 self.text += data.decode(errors="replace")
         return self.text
 
     def wait_for(self, text: str, *, limit: float = 30.0) -> None:
-        """Wait until a text has appeared."""
+        """Wait until the output contains a text."""
         end = time.monotonic() + limit
         while text not in self.read():
             assert time.monotonic() < end, f"{text!r} does not appear in:\n{self.text}"
             time.sleep(0.02)
 
     def fill(self, *, room: int) -> None:
-        """Fill the line to the screen, which is not read from then on, but for some bytes."""
+        """Fill the buffer to the screen up to a few bytes, and do not read it."""
         line = os.open(os.ttyname(self.line), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         written = 0
         try:
@@ -80,7 +79,7 @@ class Terminal:
         assert written > room
 
     def hang_up(self) -> None:
-        """Have the terminal vanish, as when a connection breaks."""
+        """Close the terminal, as a broken connection does."""
         for descriptor in (self.line, self._screen):
             with contextlib.suppress(OSError):
                 os.close(descriptor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A `TextFile` that remembers what was done to it."""
+"""A `TextFile` that counts its reads and keeps its value."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from zswapd.errors import ConfigError
 
 
 class SettingFile:
-    """A number that can be read and set.
+    """A file with a number.
 
     Args:
-        writable: whether it can be set.
+        writable: whether a write can set it.
 
     Attributes:
         value: the number.
-        reads: how often the content was made.
+        reads: the number of reads.
     """
 
     def __init__(self, *, writable: bool = True) -> None:
@@ -23,12 +23,12 @@ class SettingFile:
         self.reads = 0
 
     def read(self) -> bytes:
-        """The number, and how often it was asked for."""
+        """Return the number and count the read."""
         self.reads += 1
         return b"%d read %d\n" % (self.value, self.reads)
 
     def write(self, data: bytes) -> None:
-        """Take a number, or refuse."""
+        """Set the number, or refuse."""
         try:
             self.value = int(data)
         except ValueError:

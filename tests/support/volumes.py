@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Volumes without a mount: a cleancache that never forgets, a kernel that takes notes.
+"""Volumes without a mount: a cleancache that keeps all pages, and a kernel that keeps a record.
 
-And backing files that obey.
-
-`Device` stands between volumes and their files: it counts reads, holds them up, and fails them.
+`Device` is between the volumes and their files. It counts reads, stalls them, and fails them.
 """
 
 from __future__ import annotations
@@ -30,13 +28,13 @@ PAGE = 4096
 
 
 class Device:
-    """What happens to reads and writes of backing files.
+    """The device behind the backing files.
 
     Attributes:
         reads: (first page, pages) of each read that has begun.
         writes: (offset, length) of each write.
-        bad: pages that cannot be read, nor written.
-        answering: reads wait while it is not set, as those of a device that hangs.
+        bad: the pages that can be neither read nor written.
+        answering: reads wait while it is not set, as on a device that hangs.
         after: called in the thread when a read has its data, before it returns.
     """
 
@@ -52,10 +50,10 @@ class Device:
         patch.setattr(files, "write_through", self.write_through)
 
     def read_into(self, backing: files.SourceFile, buffer: memoryview, offset: int) -> int:
-        """Read, as the device is told."""
+        """Read, stall or fail, as the attributes say."""
         run = offset // PAGE, len(buffer) // PAGE
         self.reads.append(run)
-        assert self.answering.wait(20), "nobody had the device answer"
+        assert self.answering.wait(20), "the test did not let the device answer"
         if self.bad.intersection(range(run[0], run[0] + run[1])):
             raise OSError(5, "Input/output error")
         count = self._read(backing, buffer, offset)
@@ -63,9 +61,9 @@ class Device:
         return count
 
     def write_through(self, backing: files.SourceFile, data: bytes, offset: int) -> files.Written:
-        """Write; a bad page ends it."""
+        """Write up to the first bad page."""
         self.writes.append((offset, len(data)))
-        assert self.answering.wait(20), "nobody had the device answer"
+        assert self.answering.wait(20), "the test did not let the device answer"
         wrong = min(
             (page * PAGE for page in self.bad if page * PAGE >= offset), default=offset + len(data)
         )
@@ -82,19 +80,19 @@ class Entries:
         self.files: dict[int, tuple[str, Volume]] = {}
 
     def add_cached_file(self, name: str, inode: int, file: Volume) -> None:
-        """Note it."""
+        """Record the call."""
         self.files[inode] = name, file
 
     def remove_cached_file(self, inode: int) -> None:
-        """Forget it."""
+        """Remove the record."""
         del self.files[inode]
 
 
 class Box:
-    """Volumes and all around them.
+    """Volumes with their device and kernel.
 
     Attributes:
-        told: what the kernel was told to forget: inodes, names.
+        told: the inodes and names that the kernel was told to invalidate.
         telling: notifications wait while it is not set.
     """
 
@@ -123,7 +121,7 @@ class Box:
         depth: int = 3,
         most_waiting: int = 3000,
     ) -> AsyncIterator[Volumes]:
-        """Run volumes, which check their files at every request unless told otherwise."""
+        """Run volumes, which by default check their files at every request."""
         self.volumes = Volumes(
             self.cache,
             self.entries,
@@ -146,9 +144,10 @@ class Box:
 
 
 def make_file(path: Path, pages: float, seed: int = 0) -> bytes:
-    """Write a file whose bytes tell page and seed, and wait until it is no longer racy.
+    """Write a file whose bytes name page and seed, and wait until its mtime is not racy.
 
-    Return its contents.
+    Returns:
+        Its contents.
     """
     data = b"".join(
         b"%08d seed %08d." % (at, seed) + bytes(PAGE - 23) for at in range(int(pages) + 1)

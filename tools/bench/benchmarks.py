@@ -239,11 +239,7 @@ def _profile(document: Document) -> str:
             f"`{name}` {percent:.1f} %" for name, _thing, percent in one["busiest"]
         )
         line = f"- {one['phase']}, {one['label']}: {functions}"
-        busiest.append(
-            textwrap.fill(
-                line, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
-        )
+        busiest.append(textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False))
     return markdown(rows) + "\n\nThe busiest functions:\n\n" + "\n".join(busiest)
 
 

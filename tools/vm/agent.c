@@ -14,7 +14,7 @@
  *                                joined, in a process group of its own
  *     kill ID\n                  SIGKILL to the process group of a run
  * To the host:
- *     pong ID\n                  the answer to a ping
+ *     pong ID 0\n                the answer to a ping
  *     out ID LENGTH\n<bytes>     output of a run
  *     end ID STATUS\n            the exit code of a run, or minus the signal that ended it; the
  *                                last message about this ID
