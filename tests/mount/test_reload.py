@@ -154,8 +154,7 @@ def test_without_the_hook_nobody_takes_over(stage: Stage) -> None:
     daemon = stage.daemon("64M", memory__reserve="8M", fuse__hook="false")
     old = daemon.worker_pid()
     with pytest.raises(
-        HarnessError,
-        match="cannot be taken over, since the FUSE hook is not in use: it is switched off",
+        HarnessError, match="cannot be taken over, since the FUSE hook is not in use: it is off"
     ):
         daemon.ctl("upgrade")
     os.kill(daemon.pid, signal.SIGHUP)

@@ -103,8 +103,9 @@ def detach(
             )
     if dead:
         raise SwapDeviceError(
-            f"swapped off: {', '.join(dead)}; but the daemon ended meanwhile, and the pages that it still had are lost",
-            hint="programs that need one of them end with SIGBUS; `dmesg` has the reads that failed",
+            f"swapped off: {', '.join(dead)}; but the daemon ended meanwhile, and the pages that it"
+            " still had are lost",
+            hint="programs that need one of them end with SIGBUS; `dmesg` shows the failed reads",
         )
     return [item.device for item in found]
 

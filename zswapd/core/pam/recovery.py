@@ -173,8 +173,8 @@ class _Recovery:
     def _is_of_older_layout(self, handle: int, check: int, generation: int) -> bool:
         """Return whether an object without a valid checksum is normal for a layout before 5.
 
-        Those layouts have live objects without a checksum. They may also have one object whose store
-        was cut short before the generation was written; that object is dropped here.
+        Those layouts have live objects without a checksum. They may also have one object whose
+        store was cut short before the generation was written. That object is dropped here.
         """
         if not self._is_older or bool(check) == bool(generation):
             return False
