@@ -61,7 +61,9 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
-SWAPPING = re.compile(r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py)")
+SWAPPING = re.compile(
+    r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py|unit/swapdevice/test_kernel\.py)"
+)
 """Tests that swap for real, boot machines, or measure."""
 TIERS = ("soak", "bench", "vm", "package")
 _BEFORE = pytest.StashKey[leftovers.Leftovers]()
@@ -145,7 +147,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Switch tiers off, and skip what this machine cannot do;
     begin with the tests that swap for real.
     """
-    items.sort(key=lambda item: not SWAPPING.match(item.nodeid))  # stable
+    # Machines are emulated: they come last of these, when the other process has nothing to do.
+    items.sort(
+        key=lambda item: (not SWAPPING.match(item.nodeid), item.nodeid.startswith("tests/vm/"))
+    )
     asked = {*config.getoption("--tier"), *re.findall(r"\w+", config.option.markexpr)}
     for item in items:
         for tier in TIERS:

@@ -283,7 +283,7 @@ def test_dead_mount_with_a_loop_device_on_it_is_refused_and_the_hint_cures_it(
             server.process.kill()
             server.process.wait(TIMEOUT)
             wait_for(lambda: answer(mountpoint) == errno.ENOTCONN, "the mount did not die")
-            with pytest.raises(MountError, match=f"what was on {device} is lost") as caught:
+            with pytest.raises(MountError, match=f"the data on {device} is lost") as caught:
                 Mount(mountpoint, left_on=left_on).open()
             assert caught.value.hint == f"run `losetup --detach {device}`, then start zswapd again"
             assert is_mounted(mountpoint), "left as it was"

@@ -283,12 +283,12 @@ def test_settings_that_are_wrong_do_not_keep_it_from_coming_back(
 HANG = """
 import os
 
-def hold(self, *, held=ArenaLock.hold):
+def lock(self, *, locked=ArenaLock.lock):
     while os.path.exists("/run/hangs"):
         pass
-    return held(self)
+    return locked(self)
 
-ArenaLock.hold = hold
+ArenaLock.lock = lock
 """
 """Appended to zswapd/supervisor/arena_lock.py: has the supervisor loop in its next look."""
 IMPATIENT = "[Service]\nWatchdogSec=4s\nExecStartPre=/bin/rm -f /run/hangs\n"
@@ -305,7 +305,7 @@ def test_a_supervisor_that_hangs_is_ended_by_the_watchdog_and_followed(
     )
     place = "/usr/lib/zswapd/zswapd/supervisor"
     debian.run(
-        f"rm {place}/__pycache__/keeping.*.pyc && printf '%s' '{HANG}' >> {place}/arena_lock.py"
+        f"rm {place}/__pycache__/arena_lock.*.pyc && printf '%s' '{HANG}' >> {place}/arena_lock.py"
     )
     try:
         debian.run("systemctl enable --now zswapd.service")
