@@ -62,7 +62,8 @@ settings.register_profile(
 settings.load_profile("ci")
 
 SWAPPING = re.compile(
-    r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py|unit/swapdevice/test_kernel\.py)"
+    r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py"
+    r"|unit/swapdevice/test_kernel\.py)"
 )
 """Tests that swap for real, boot machines, or measure."""
 TIERS = ("soak", "bench", "vm", "package")
