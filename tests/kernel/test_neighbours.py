@@ -75,7 +75,7 @@ def test_damaged_pages_cost_their_own_readers_alone(stage: Stage) -> None:
         assert is_behind(process.read([FIRST]), FIRST)
         unmerged(device)
         wait_for(
-            lambda: "cannot be read" in daemon.log_text(), "the log does not say so", 5
+            lambda: "are unreadable" in daemon.log_text(), "the log does not say so", 5
         )  # after the device was set
         assert process.read(range(FIRST)) == BAD
         process.swap_out()
