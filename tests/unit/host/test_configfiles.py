@@ -259,26 +259,26 @@ def test_a_file_with_nothing_in_it_sets_nothing(root: Path, data: bytes) -> None
 @pytest.mark.parametrize(
     ("data", "place", "name", "hint"),
     [
-        ("[swap]\nsize = \u201c2G\u201d\n", "2, column 8", "U+201C LEFT DOUBLE QUOT", 'type " in'),
-        ('[swap]\nsize = "2G\u201d\n', "2, column 11", "U+201D RIGHT DOUBLE QUOT", 'type " in'),
-        ("[swap]\nsize = \u201e2G\u201c\n", "2, column 8", "U+201E DOUBLE LOW-9 QU", 'type " in'),
-        ("[swap]\nsize = \u00ab2G\u00bb\n", "2, column 8", "U+00AB LEFT-POINTING D", 'type " in'),
-        ("[swap]\nsize = \u20182G\u2019\n", "2, column 8", "U+2018 LEFT SINGLE QUOT", "type ' in"),
-        ("[swap]\nsize = `2G`\n", "2, column 8", "U+0060 GRAVE ACCENT", "type ' in"),
-        ("[swap]\nsize\u00a0= '2G'\n", "2, column 5", "U+00A0 NO-BREAK SPACE", "type a blank"),
-        ("[swap]\n\u00a0size = '2G'\n", "2, column 1", "U+00A0 NO-BREAK SPACE", "type a blank"),
-        ("[swap]\u2003\nsize = '2G'\n", "1, column 7", "U+2003 EM SPACE", "type a blank"),
+        ("[swap]\nsize = \u201c2G\u201d\n", "2, column 8", "U+201C LEFT DOUBLE QUOT", 'it with "'),
+        ('[swap]\nsize = "2G\u201d\n', "2, column 11", "U+201D RIGHT DOUBLE QUOT", 'it with "'),
+        ("[swap]\nsize = \u201e2G\u201c\n", "2, column 8", "U+201E DOUBLE LOW-9 QU", 'it with "'),
+        ("[swap]\nsize = \u00ab2G\u00bb\n", "2, column 8", "U+00AB LEFT-POINTING D", 'it with "'),
+        ("[swap]\nsize = \u20182G\u2019\n", "2, column 8", "U+2018 LEFT SINGLE QUOT", "it with '"),
+        ("[swap]\nsize = `2G`\n", "2, column 8", "U+0060 GRAVE ACCENT", "it with '"),
+        ("[swap]\nsize\u00a0= '2G'\n", "2, column 5", "U+00A0 NO-BREAK SPACE", "with a space"),
+        ("[swap]\n\u00a0size = '2G'\n", "2, column 1", "U+00A0 NO-BREAK SPACE", "with a space"),
+        ("[swap]\u2003\nsize = '2G'\n", "1, column 7", "U+2003 EM SPACE", "with a space"),
         ("[swap]\n\u200bsize = '2G'\n", "2, column 1", "U+200B ZERO WIDTH SPACE", "remove it"),
         ("[swap]\nsi\u00adze = '2G'\n", "2, column 3", "U+00AD SOFT HYPHEN", "remove it"),
         ("[swap]\n\ufeffsize = '2G'\n", "2, column 1", "U+FEFF ZERO WIDTH NO-BREAK", "remove it"),
         ("[swap]\n\fsize = '2G'\n", "2, column 1", "U+000C FORM FEED", "remove it"),
         ("[swap]\nsize = '2G'\n\x1a", "3, column 1", "U+001A SUBSTITUTE (Ctrl-Z)", "remove it"),
-        ("[swap]\npriority = \u22125\n", "2, column 12", "U+2212 MINUS SIGN", "type - in"),
-        ("[swap]\nsize \uff1d '2G'\n", "2, column 6", "U+FF1D FULLWIDTH EQUALS SIGN", "type = in"),
-        ("[swap]\npriority = \uff17\n", "2, column 12", "U+FF17 FULLWIDTH DIGIT", "type 7 in"),
-        ("[sw\u0430p]\nsize = '2G'\n", "1, column 4", "U+0430 CYRILLIC SMALL", "plain letters"),
+        ("[swap]\npriority = \u22125\n", "2, column 12", "U+2212 MINUS SIGN", "it with -"),
+        ("[swap]\nsize \uff1d '2G'\n", "2, column 6", "U+FF1D FULLWIDTH EQUALS SIGN", "it with ="),
+        ("[swap]\npriority = \uff17\n", "2, column 12", "U+FF17 FULLWIDTH DIGIT", "it with 7"),
+        ("[sw\u0430p]\nsize = '2G'\n", "1, column 4", "U+0430 CYRILLIC SMALL", "ASCII letters"),
         ("[swap]\rsize = '2G'\n", "1, column 7", "U+000D CARRIAGE RETURN", "newline"),
-        ("[swap]\nsize = '2G'\u2028[pool]\n", "2, column 12", "U+2028 LINE SEPARATOR", "new line"),
+        ("[swap]\nsize = '2G'\u2028[pool]\n", "2, column 12", "U+2028 LINE SEPARATOR", "newline"),
     ],
 )  # fmt: skip
 def test_a_character_that_means_nothing_is_named_with_its_place_and_what_to_type(
@@ -287,7 +287,7 @@ def test_a_character_that_means_nothing_is_named_with_its_place_and_what_to_type
     for path in (main_file(root), dropin(root, "50.toml")):
         path.write_bytes(data.encode())
         error = refusal(root)
-        assert error.message.startswith(f"{path}:{place}: there is {name}")
+        assert error.message.startswith(f"{path}:{place}: found {name}")
         assert hint in (error.hint or "")
         path.unlink()
 
