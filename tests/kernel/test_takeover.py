@@ -28,8 +28,9 @@ from tools.bench.harness.system import MIB
 from tools.torture import TorturePlan, torture
 from zswapd.control.listener import Listener
 from zswapd.errors import AlreadyRunningError
+from zswapd.handover import resources
 from zswapd.handover import state as state_module
-from zswapd.supervisor import acquire, unresponsive
+from zswapd.supervisor import unresponsive
 from zswapd.supervisor.ballast import PIECE_BYTES, PIECES
 from zswapd.supervisor.reaper import exit_status_if_dead
 
@@ -535,7 +536,7 @@ def test_what_a_service_manager_has_kept_is_adopted_whatever_the_worker_is_at(
     with daemon.file.open("r+b", buffering=0) as file:
         file.write(data)
     files, old = copied_files(daemon)
-    stored = {name: files[name] for name in acquire.STORED if name in files}
+    stored = {name: files[name] for name in resources.STORED if name in files}
     os.kill(daemon.pid, signal.SIGKILL)
     os.kill(old, worker)
     daemon.wait_for_end()
