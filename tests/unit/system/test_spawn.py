@@ -55,7 +55,7 @@ def test_program_that_takes_too_long_is_killed_and_nothing_is_left_of_it() -> No
     with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
         spawn.run(["sleep", "60"], limit=0.2)
     assert time.monotonic() - begin < 10
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before, "the collector may close some of others"
     assert set(children(os.getpid())) <= others, "not even a zombie"
 
 
