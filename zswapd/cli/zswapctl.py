@@ -397,15 +397,7 @@ def make_parser() -> Parser:
 
     add("status", _status, "show the stored pages, their memory, the swap files and protections")
     add("stats", _stats, "show all counters")
-    top_ = add("top", _top, "show the daemon's activity every second, until q is pressed")
-    top_.add_argument(
-        "--interval",
-        type=_interval,
-        default=1.0,
-        metavar="S",
-        help="time between two screens in seconds (default: 1)",
-    )
-    top_.add_argument("--once", action="store_true", help="print one screen and end")
+    _add_top_command(add)
     _add_settings_commands(add)
     _add_writeback_command(add)
     add("recompress", _recompress, "compress all pages again with zstd, if that saves enough")
@@ -439,6 +431,18 @@ def make_parser() -> Parser:
     pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all)")
     add("compact", _compact, "move stored objects together and free memory")
     return parser
+
+
+def _add_top_command(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    top_ = add("top", _top, "show the daemon's activity every second, until q is pressed")
+    top_.add_argument(
+        "--interval",
+        type=_interval,
+        default=1.0,
+        metavar="S",
+        help="time between two screens in seconds (default: 1)",
+    )
+    top_.add_argument("--once", action="store_true", help="print one screen and end")
 
 
 def _add_settings_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:

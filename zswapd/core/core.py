@@ -4,8 +4,9 @@
 The parts are arena, frames, allocator, zv, tmem, frontswap and one block device a swap file. An
 ephemeral half is added if cache volumes are possible (core/cache.py).
 
-Only this file, core/cache.py and worker/worker.py name concrete classes and know the configuration.
-Every part below gets plain values. No function awaits. Only the jobs of `begin_refill` block.
+Only this file, core/cache.py and worker/assembly.py name concrete classes and know the
+configuration. Every part below gets plain values. No function awaits. Only the jobs of
+`begin_refill` block.
 
 A Core is either new, with an arena of its own, or a successor's. A successor's arena is `inherited`
 as a dead process left it, and `_recover` builds all else from it. A successor takes no memory

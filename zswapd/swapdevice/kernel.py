@@ -15,7 +15,9 @@ Sources: loop(4), linux/loop.h, linux/fs.h, swapon(2).
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import struct
 import subprocess
@@ -102,6 +104,19 @@ class Kernel:
         """Detach the file from a loop device, at once or when its last user closes it."""
         fcntl.ioctl(loop, LOOP_CLR_FD)
 
+    def is_readable(self, device: str) -> bool:
+        """Return whether the first or the last page of a device can be read from what is behind it.
+
+        One of the two may be unreadable by itself. Direct I/O passes the page cache by, which may
+        still have the page when the file behind the device gives only errors.
+        """
+        fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            last = os.lseek(fd, 0, os.SEEK_END) - mmap.PAGESIZE
+            return any(_reads(fd, offset) for offset in (0, max(last, 0)))
+        finally:
+            os.close(fd)
+
     def discard(self, loop: int) -> None:
         """Discard a whole loop device, in steps, so that the daemon can serve other requests."""
         size = os.lseek(loop, 0, os.SEEK_END)
@@ -131,3 +146,14 @@ class Kernel:
     def start_swapoff(self, device: str) -> Child:
         """Start swapoff in a child process. A killed child stops at the next page."""
         return spawn(("swapoff", device))
+
+
+def _reads(fd: int, offset: int) -> bool:
+    """Return False if the page at an offset gives EIO."""
+    try:
+        os.preadv(fd, [mmap.mmap(-1, mmap.PAGESIZE)], offset)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return False
+        raise
+    return True

@@ -16,7 +16,6 @@ other program can therefore swap on to the file meanwhile and lose pages.
 from __future__ import annotations
 
 import contextlib
-import errno
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ from zswapd.swapdevice.swapon import set_queue, wait_for_release
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     ReportProgress = Callable[[str, int, int], None]
     """Called with a device, the bytes that are swapped out now, and those at the start."""
@@ -77,14 +76,7 @@ def detach(
             their daemon ended meanwhile.
     """
     kernel = kernel or Kernel()
-    what = identities or {}
-    found = [
-        item
-        for file in files
-        if (item := find_attached(file, root, identity=what.get(file), kernel=kernel))
-    ]
-    for item in found:
-        _refuse_if_not_swap(item, root)
+    found = _found(files, identities or {}, kernel, root)
     if not force:
         measure(
             [item.swap for item in found if item.swap], pool_bytes=pool_bytes, root=root
@@ -93,8 +85,10 @@ def detach(
     for item in found:
         with _held(kernel, item.device) as loop:
             had_pages = _swap_off(kernel, item, progress, root) > 0
-            if loop is not None and not _empty(kernel, item.device) and had_pages:
+            if had_pages and _has_died(kernel, item.device):
                 dead.append(item.device)
+            elif loop is not None:
+                _empty(kernel, item.device)
             _let_go(kernel, item, loop, root)
         if not wait_for_release(item.device, item.backing, root):
             raise SwapDeviceError(
@@ -102,12 +96,31 @@ def detach(
                 hint=f"fuser --verbose {item.device}",
             )
     if dead:
-        raise SwapDeviceError(
-            f"swapped off: {', '.join(dead)}; but the daemon ended meanwhile, and the pages that it"
-            " still had are lost",
-            hint="programs that need one of them end with SIGBUS; `dmesg` shows the failed reads",
-        )
+        raise _lost(dead)
     return [item.device for item in found]
+
+
+def _found(
+    files: Sequence[Path], what: Mapping[Path, Identity], kernel: Kernel, root: Path
+) -> list[Attachment]:
+    """Return the swap devices over files, without the files that have none.
+
+    Raises:
+        SwapDeviceError: a file has another use than swap.
+    """
+    found = [find_attached(file, root, identity=what.get(file), kernel=kernel) for file in files]
+    attached = [item for item in found if item]
+    for item in attached:
+        _refuse_if_not_swap(item, root)
+    return attached
+
+
+def _lost(devices: Sequence[str]) -> SwapDeviceError:
+    return SwapDeviceError(
+        f"swapped off: {', '.join(devices)}; but the daemon ended meanwhile, and the pages that it"
+        " still had are lost",
+        hint="programs that need one of them end with SIGBUS; `dmesg` shows the failed reads",
+    )
 
 
 def _refuse_if_not_swap(item: Attachment, root: Path) -> None:
@@ -193,22 +206,27 @@ def _held(kernel: Kernel, device: str) -> Iterator[int | None]:
         kernel.close(loop)
 
 
-def _empty(kernel: Kernel, device: str) -> bool:
-    """Discard what is on a loop device, unless another process was faster and uses it again.
+def _has_died(kernel: Kernel, device: str) -> bool:
+    """Return whether the daemon behind a loop device has ended.
 
-    Returns:
-        False if the device gives errors. swapoff(2) does not say so: it succeeds, and puts an error
-        in the place of each page that it could not read.
+    swapoff(2) does not say so. It succeeds, and puts an error in the place of each page that it
+    could not read.
     """
     try:
+        return not kernel.is_readable(device)
+    except OSError:  # the device is not there any more
+        return False
+
+
+def _empty(kernel: Kernel, device: str) -> None:
+    """Discard a loop device, unless another program uses it again."""
+    # It fails without the daemon's hook, which is harmless: the next swapon overwrites the file.
+    with contextlib.suppress(OSError):
         loop = kernel.open_loop(device, exclusive=True)
         try:
             kernel.discard(loop)
         finally:
             kernel.close(loop)
-    except OSError as error:  # EOPNOTSUPP without the daemon's hook; the next swapon overwrites
-        return error.errno != errno.EIO
-    return True
 
 
 def _let_go(kernel: Kernel, item: Attachment, loop: int | None, root: Path) -> None:

@@ -49,12 +49,13 @@ from zswapd.worker.successor import StateSaver, restore
 from zswapd.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from zswapd.config import Config
     from zswapd.handover.resources import Resources
     from zswapd.handover.state import SharedState
     from zswapd.system.offload import Offload
+    from zswapd.volumes.manager import Volumes
     from zswapd.worker.prepare import Prepared
 
 log = logging.getLogger(__name__)
@@ -81,25 +82,18 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
     left = state.load()
     settings = Settings(config, left.get("settings", {}))
-    state.note_codecs(store_codecs(settings.current))
-    disk = _make_disk(settings.current, prepared, resources)
+    current = settings.current
+    state.note_codecs(store_codecs(current))
+    disk = _make_disk(current, prepared, resources)
     core = _make_core(settings, parent, resources, disk, left)
     restore(core, left)
-    directory = _make_directory(core, left)
+    directory, pressure = _make_directory(core, left), Pressure()
     is_adopted = state.words[Word.STARTED] > 1 or state.hook_words[HookWord.INIT_SIZE] > 0
-    session = _make_session(settings.current, resources, disk, directory, is_adopted=is_adopted)
-    cache, pressure = core.cache.cleancache if core.cache else None, Pressure()
-    volumes = (
-        make_volumes(settings.current, cache, directory, prepared.lanes, left) if cache else None
-    )
+    session = _make_session(current, resources, disk, directory, is_adopted=is_adopted)
+    cache = core.cache.cleancache if core.cache else None
+    volumes = make_volumes(current, cache, directory, prepared.lanes, left) if cache else None
     transfers, handles = disk.transfers if disk else None, left if is_adopted else None
-    upkeep = _make_upkeep(
-        settings.current,
-        prepared,
-        core,
-        pressure,
-        lambda: bool(disk or (volumes and volumes.volumes())),
-    )
+    upkeep = _make_upkeep(current, prepared, core, pressure, disk, volumes)
     parts = Parts(
         settings=settings,
         parent=parent,
@@ -112,9 +106,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
         disk=disk,
         pressure=pressure,
         upkeep=upkeep,
-        shrinking=_make_shrinking(
-            settings.current, core, pressure, upkeep, int(left.get("ceiling", NO_CEILING))
-        ),
+        shrinking=_make_shrinking(current, core, pressure, upkeep, left),
         shutdown=Shutdown(core, session, directory, state, prepared.swapoff_thread, parent.call),
         emptying=make_emptying(
             session, directory, core.devices, prepared.swapoff_thread, transfers, handles
@@ -294,7 +286,8 @@ def _make_upkeep(
     prepared: Prepared,
     core: Core,
     pressure: Pressure,
-    has_slow_files: Callable[[], bool],
+    disk: BackedPool | None,
+    volumes: Volumes | None,
 ) -> Upkeep:
     """Return the tasks that refill reserves and keep house."""
     return Upkeep(
@@ -302,13 +295,13 @@ def _make_upkeep(
         prepared.offload,
         yields=config.service.scheduling != "normal",
         has_small_heaps=prepared.has_small_heaps,
-        needs_large_heaps=has_slow_files,
+        needs_large_heaps=lambda: bool(disk or (volumes and volumes.volumes())),
         limits=pressure.limits,
     )
 
 
 def _make_shrinking(
-    config: Config, core: Core, pressure: Pressure, upkeep: Upkeep, ceiling: int
+    config: Config, core: Core, pressure: Pressure, upkeep: Upkeep, left: Mapping[str, Any]
 ) -> Shrinking | None:
     """Return the task that shrinks the cache; None without a cache."""
     if core.cache is None:
@@ -320,5 +313,5 @@ def _make_shrinking(
         total_frames=context.memory_total // context.page_size,
         limit_frames=core.cache.eviction.limit_frames,
     )
-    shrinker.recall(ceiling)
+    shrinker.recall(int(left.get("ceiling", NO_CEILING)))
     return Shrinking(pressure, shrinker, partial(upkeep.trim, all_of_it=True))

@@ -65,6 +65,7 @@ class FakeKernel:
         self.number = 3
         self.direct_io = "1"
         self.discard_bytes = "4294966784"
+        self.is_served = True
         self.autoclear_flag = "1"
         self.mkswap = (0, "")
         self.swapoff_code = 0
@@ -139,6 +140,10 @@ class FakeKernel:
     def clear_loop(self, loop: int) -> None:
         self._call("clear_loop")
         self.autoclear_flag = "1"
+
+    def is_readable(self, device: str) -> bool:
+        self._call("is_readable")
+        return self.is_served
 
     def discard(self, loop: int) -> None:
         assert loop == 1001
@@ -459,14 +464,17 @@ def test_detach_empties_the_file_if_that_can_be_done(kernel: FakeKernel, file: P
     assert detach(kernel, file) == ["/dev/loop3"]
 
 
+@pytest.mark.parametrize("discard", [errno.EIO, errno.EOPNOTSUPP, 0])
 def test_detach_says_that_pages_are_lost_if_the_device_gives_errors_afterwards(
-    kernel: FakeKernel, file: Path
+    kernel: FakeKernel, file: Path, discard: int
 ) -> None:
-    """Its daemon has ended: swapoff(2) succeeds all the same."""
+    """The daemon has ended: swapoff(2) succeeds all the same, and no discard need tell."""
     attach(kernel, file)
     kernel.used = 8 * MIB
     kernel.write_swaps()
-    kernel.fail["discard"] = OSError(errno.EIO, "Input/output error")
+    kernel.is_served = False
+    if discard:
+        kernel.fail["discard"] = OSError(discard, os.strerror(discard))
     with pytest.raises(
         SwapDeviceError, match=r"swapped off: /dev/loop3; but .* are lost"
     ) as caught:
@@ -479,9 +487,20 @@ def test_detach_of_an_empty_device_that_gives_errors_loses_nothing(
     kernel: FakeKernel, file: Path
 ) -> None:
     attach(kernel, file)
+    kernel.is_served = False
     kernel.fail["discard"] = OSError(errno.EIO, "Input/output error")
     assert detach(kernel, file) == ["/dev/loop3"]
     assert nothing_left(kernel)
+
+
+def test_discard_that_fails_loses_nothing_while_the_device_can_be_read(
+    kernel: FakeKernel, file: Path
+) -> None:
+    attach(kernel, file)
+    kernel.used = 8 * MIB
+    kernel.write_swaps()
+    kernel.fail["discard"] = OSError(errno.EIO, "Input/output error")
+    assert detach(kernel, file) == ["/dev/loop3"]
 
 
 def test_file_is_emptied_while_nobody_can_swap_on_to_it(

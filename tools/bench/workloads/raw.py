@@ -41,14 +41,13 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
     parser = argparse.ArgumentParser(
         prog="scripts/bench raw", description="Compares zswapd with its rivals as a swap device."
     )
-    names = ",".join(contenders)
     known = arguments.names(lambda: list(REGISTRY), "contender")
     parser.add_argument(
         "--contenders",
         type=known,
         default=contenders,
         metavar="LIST",
-        help=f"contenders (default {names})",
+        help=f"contenders (default {','.join(contenders)})",
     )
     parser.add_argument(
         "--once",
@@ -57,22 +56,14 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
         metavar="LIST",
         help="contenders that run in the first round only",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each one (default 3)")
-    parser.add_argument(
-        "--data-mib", type=int, default=1024, help="data of the workload (default 1024)"
-    )
-    parser.add_argument(
-        "--memory-mib", type=int, default=256, help="its memory cgroup (default 256)"
-    )
-    parser.add_argument(
-        "--device-mib", type=int, default=2560, help="size of each swap device (default 2560)"
-    )
-    parser.add_argument(
-        "--faults",
-        type=int,
-        default=0,
-        help="random faults to time (default a quarter of the pages)",
-    )
+    for name, default, text in (
+        ("--rounds", 3, "runs of each one (default 3)"),
+        ("--data-mib", 1024, "data of the workload (default 1024)"),
+        ("--memory-mib", 256, "its memory cgroup (default 256)"),
+        ("--device-mib", 2560, "size of each swap device (default 2560)"),
+        ("--faults", 0, "random faults to time (default a quarter of the pages)"),
+    ):
+        parser.add_argument(name, type=int, default=default, help=text)
     parser.add_argument(
         "--cpu", type=int, help="processor that the workload stays on (default: any)"
     )
@@ -94,9 +85,7 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
     parser.add_argument(
         "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
-    )
+    parser.add_argument("--check", action="store_true", help="exit 1 if a figure does not hold")
     args = parser.parse_args(argv)
     if min(args.rounds, args.data_mib, args.memory_mib) < 1 or args.device_mib < 2 * args.data_mib:
         parser.error(

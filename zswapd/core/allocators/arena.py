@@ -235,6 +235,41 @@ def _expected(head: _Head, copy: Mapping[str, Any]) -> _Head:
     )
 
 
+def _check_head(head: _Head, length: int) -> None:
+    """Do nothing if a superblock is that of an arena in a file of `length` bytes.
+
+    Raises:
+        ArenaError: it is no arena, or has another layout or page size.
+    """
+    if head.magic != _MAGIC:
+        raise ArenaError(
+            "the inherited file is not an arena of zswapd, or is incomplete",
+            hint="start without an inherited arena",
+        )
+    if head.version not in READABLE_LAYOUTS:
+        raise ArenaError(
+            f"the inherited arena has layout {head.version}, this program reads {READABLE_LAYOUTS}",
+            hint="swap off with the version of zswapd that made it, then start this version",
+        )
+    page_size = head.page_size
+    if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
+        raise ArenaError(
+            f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}"
+        )
+    table_end = page_size + head.total_frames * TABLE_ENTRY_BYTES
+    if (
+        length != head.total_frames * page_size
+        or not table_end <= head.first_frame * page_size < length
+        or head.first_frame != head_frames(head.total_frames - head.first_frame, page_size)
+        or head.kind >= len(_KINDS)
+        or head.label_bytes >= page_size - _SUPERBLOCK.size
+    ):
+        raise ArenaError(
+            "the inherited arena's superblock contradicts its file",
+            hint="start without an inherited arena",
+        )
+
+
 class Arena:
     """One shared mapping: superblock, frame table, and `frames` frames.
 
@@ -316,34 +351,8 @@ class Arena:
         head, is_readable = _read_superblock(fd)
         if copy is not None:
             head = _expected(head, copy)
-        if head.magic != _MAGIC:
-            raise ArenaError(
-                "the inherited file is not an arena of zswapd, or is incomplete",
-                hint="start without an inherited arena",
-            )
-        if head.version not in READABLE_LAYOUTS:
-            raise ArenaError(
-                f"the inherited arena has layout {head.version}, this program reads"
-                f" {READABLE_LAYOUTS}",
-                hint="swap off with the version of zswapd that made it, then start this version",
-            )
-        page_size, length = head.page_size, os.fstat(fd).st_size
-        if page_size % mmap.PAGESIZE or page_size & page_size - 1 or not page_size:
-            raise ArenaError(
-                f"the inherited arena has pages of {page_size} bytes, this system {mmap.PAGESIZE}"
-            )
-        table_end = page_size + head.total_frames * TABLE_ENTRY_BYTES
-        if (
-            length != head.total_frames * page_size
-            or not table_end <= head.first_frame * page_size < length
-            or head.first_frame != head_frames(head.total_frames - head.first_frame, page_size)
-            or head.kind >= len(_KINDS)
-            or head.label_bytes >= page_size - _SUPERBLOCK.size
-        ):
-            raise ArenaError(
-                "the inherited arena's superblock contradicts its file",
-                hint="start without an inherited arena",
-            )
+        _check_head(head, os.fstat(fd).st_size)
+        page_size = head.page_size
         self = cls.__new__(cls)
         try:
             label = (
