@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The allocators' densities that docs/benchmarks.md promises, on a small scale.
+"""The allocators' densities that docs/benchmarks.md states, on a small scale.
 
-And the program that measures them.
+The program that measures them is tested too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real swap with a disk behind the pool: most of it on the disk, under kills, encrypted.
+"""Real swap with most pages on an encrypted disk behind the pool, while workers are killed.
 
-And a disk that fails.
-
-Here a disk fails to write, or stalls. One that cannot be read costs its reader his life, who may be
-anybody on a machine whose kernel pages out what is cold: tests/vm/test_disk_faults.py.
+The disk of these tests fails to write, or stalls. A disk that cannot be read kills the process that
+needs the page. Where the kernel pages out cold memory, that may be any process of the machine, so
+these tests are in tests/vm/test_disk_faults.py.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def test_swap_goes_on_on_a_sparse_disk_that_is_full(stage: Stage, tmp_path: Path
         phases_until(
             phases, "settle"
         )  # one page of twenty does not compress: some 4 MiB for the disk
-        wait_for(lambda: "No space left" in trouble(daemon), "nobody says so")
+        wait_for(lambda: "No space left" in trouble(daemon), "the daemon does not say so")
         kept = daemon.ask("stats")["core"]["zv"]["curr_incompressible"]
         assert kept > 100, "what the disk does not take the pool has to keep"
         phases_until(phases, "rewrite")

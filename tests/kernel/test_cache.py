@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Cache volumes of a whole daemon.
 
-How fast, what survives a worker, and that a file that hangs hangs nobody else.
+Their speed is measured, and what survives the death of a worker. A backing file that hangs delays
+only its own readers.
 """
 
 from __future__ import annotations

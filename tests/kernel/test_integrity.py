@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stored pages that change by themselves.
+"""Stored pages that change in memory.
 
-Their reader gets EIO, it is counted and logged, and nobody else suffers.
+The reader of that page gets EIO. The daemon counts and logs the page, and serves all other pages.
 """
 
 from __future__ import annotations

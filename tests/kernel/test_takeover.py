@@ -568,8 +568,8 @@ def test_supervisor_killed_and_worker_in_a_loop_a_new_supervisor_takes_over(
     daemon.wait_for_end()
     data = os.urandom(PAGE)
     (tmp_path / "page").write_bytes(data)
-    # A process of its own: this one forks, and whoever closes the file meanwhile waits for the
-    # worker.
+    # A process of its own: this one forks, and a child that closes the file meanwhile waits for
+    # the worker.
     copy = [
         "dd",
         f"if={tmp_path / 'page'}",

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Requests to a device with slots, while the disk answers in any order, well or badly.
-
-And pages are written back meanwhile.
+"""Requests to a device with slots, while pages are written back and the disk answers in any order.
 
 Held to: a read gives what the last write that began before it has written, or what a write wrote
 that began while the read waited; an error only where a write or the disk has failed; never anything
@@ -186,12 +184,12 @@ class BackedMachine(RuleBasedStateMachine):
             answer = self.files.answers[request]
             if isinstance(answer, int):
                 assert any(ERROR in one for one in may) or self._disk_failed_to_read, (
-                    "an error that nobody made"
+                    "an error that neither a write nor the disk has caused"
                 )
                 continue
             for number, one in enumerate(may, first):
                 found = answer[(number - first) * PAGE : (number - first + 1) * PAGE]
-                assert found in one, f"page {number} reads as nobody wrote it"
+                assert found in one, f"page {number} has contents that no request wrote"
 
     @property
     def _disk_failed_to_read(self) -> bool:

@@ -3,7 +3,7 @@
 
 After each death a process takes over and finds: of every acknowledged write the data; of the one
 under way the old page, the new one or (where it was being refused) an error, never a mixture, nor
-zeros that nobody wrote; and no frame that is on no book.
+zeros that no request wrote; and no frame that no part counts.
 
 The short form kills a process at every point by a fixed list of operations, and some hundred
 processes at random; the long one (`--tier soak`) does thousands.

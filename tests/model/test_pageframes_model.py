@@ -111,9 +111,7 @@ class PageFramesMachine(RuleBasedStateMachine):
         assert seen.free_frames + seen.used_frames <= self.total
         for first, (length, mark) in self.used.items():
             for end in self._ends(first, length):
-                assert self.frames.arena.view[end] == mark, (
-                    "somebody wrote to or punched a used run"
-                )
+                assert self.frames.arena.view[end] == mark, "a used run was written to or punched"
 
 
 TestPageFrames = PageFramesMachine.TestCase

@@ -2,8 +2,8 @@
 """Transfers between slots and buffers, with requests that end in any order, well or badly.
 
 Held to: a slot has the last page that was written to it well; it is never read or written by two
-requests at once; readers get what was there when nobody wrote; buffers come back; and what is
-claimed is what is being written.
+requests at once; readers get the contents that no write was changing; buffers come back; and the
+claimed slots are those that are being written.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TransfersMachine(RuleBasedStateMachine):
                 assert self.queued[slot].pop(0) == page, "writes of a slot ended out of order"
                 self.certain[slot] = None if code else page
 
-            # Nobody reads a slot that is about to be written, as nobody may in the daemon.
+            # No reader reads a slot that is about to be written; the daemon has none either.
             if self.transfers.write(slot, page, done):
                 self.queued[slot].append(page)
         self.transfers.kick()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing stale, whatever comes between what.
+"""No read of a cache volume is stale, in any order of events.
 
-Readers, writers and changes underneath, of a device that answers when it likes.
+The events are reads, writes and changes of the backing file. Its device answers in any order.
 
 Time is logical: each page's contents say which version they are. A reader may get any version that
 was current at some moment between its question and its answer, and, since looks may be old, none

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Codecs of a real daemon: switched while it runs.
+"""Codecs of a real daemon: they change while it runs.
 
-And pages compressed again, by command and by age.
+Pages are recompressed by command and by age.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A disk behind the pool that fails, stalls, goes and comes back, or is full.
 
-Swap goes on, says so, and recovers by itself.
-
-A thread that hangs in the disk does not delay the takeover from its process, and what it may still
-write hurts nobody.
+Swap goes on, reports the fault, and recovers by itself. A thread that hangs in the disk does not
+delay the takeover from its process. Its late write changes no page of the successor.
 """
 
 from __future__ import annotations
@@ -204,7 +202,7 @@ def test_nothing_is_read_ahead_that_a_write_which_waits_for_the_disk_will_change
         new[number * PAGE - 512 : (number + 1) * PAGE - 512] for number in (4, 5)
     ]
     counts = daemon.ask("stats")
-    assert counts["fuse"]["reads_ahead"] > before, "nobody is read ahead for: the test is void"
+    assert counts["fuse"]["reads_ahead"] > before, "no page was read ahead: the test is void"
     assert counts["core"]["devices"][0]["failed_reads"] == 0, (
         "what waits for the disk does not fail"
     )
@@ -343,7 +341,9 @@ def _fill_up(stage: Stage, disk: SparseDisk) -> None:
     pages = Pages(daemon)
     taken = pages.put(range(4000))
     assert 2000 < taken < 3500
-    wait_for(lambda: not pages.put(range(4000, 4005)) and trouble(daemon), "nobody says so")
+    wait_for(
+        lambda: not pages.put(range(4000, 4005)) and trouble(daemon), "the daemon does not say so"
+    )
     assert pages.all_right()
     for _ in range(30):
         assert not pages.put(range(4000, 4001))

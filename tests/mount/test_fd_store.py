@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Supervisor and worker are dead, and the service manager has their files.
+"""A start after supervisor and worker are dead, with the files that the service manager kept.
 
-A start goes on with them.
-
-Nothing is swapped on here: a swap device that nobody serves would stop the whole machine.
+No swap is on here. A swap device that no process serves would stop the whole machine.
 """
 
 from __future__ import annotations

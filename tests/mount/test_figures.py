@@ -56,7 +56,7 @@ def test_a_scrape_is_short(port: int) -> None:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    wait_for(listens, "nobody listens")  # the thread that answers begins a little later
+    wait_for(listens, "no listener")  # the thread that answers begins a little later
 
     def scrape() -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:

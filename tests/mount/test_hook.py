@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hook itself: what it does with functions that misbehave.
-
-And with inodes that are not its own.
-"""
+"""The hook with functions that misbehave, and with inodes that are not its own."""
 
 from __future__ import annotations
 

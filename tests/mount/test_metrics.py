@@ -206,7 +206,7 @@ def test_prometheus_answers_what_the_dashboard_and_the_alerts_ask(
 
 def test_a_scrape_starts_no_thread_and_leaves_no_descriptor(daemon: Daemon, port: int) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
-    wait_for(lambda: answers(url), "nobody listens")
+    wait_for(lambda: answers(url), "no listener")
     process = Path(f"/proc/{daemon.ask('status')['worker']['pid']}")
     before = len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
     used = Thread(daemon).processor_s()
@@ -226,7 +226,7 @@ def test_pages_are_served_without_memory_from_the_kernel_while_it_is_scraped(
     daemon: Daemon, port: int
 ) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
-    wait_for(lambda: answers(url), "nobody listens")
+    wait_for(lambda: answers(url), "no listener")
     worker = daemon.ask("status")["worker"]["pid"]
     main = Path(f"/proc/{worker}/task/{worker}/stat")
 
@@ -252,7 +252,7 @@ def test_what_was_told_is_not_less_after_a_death(stage: Stage, port: int) -> Non
     url = f"http://127.0.0.1:{port}/metrics"
 
     def scraped() -> float:
-        wait_for(lambda: answers(url), "nobody listens")
+        wait_for(lambda: answers(url), "no listener")
         line = re.search(rb"^zswapd_frontswap_stores_total (.+)$", get(url), re.MULTILINE)
         assert line
         return float(line[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`zswapctl pages` of a real daemon: what is told, and that nobody waits for it."""
+"""`zswapctl pages` of a real daemon: its output, and that requests are served meanwhile."""
 
 from __future__ import annotations
 

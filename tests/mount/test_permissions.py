@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A user without rights gets "permission denied" wherever a running daemon can be touched.
+"""A user without rights gets "permission denied" at each interface of a running daemon.
 
-Slow clients hold nobody up.
+A slow client delays no other client.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def test_nobody_gets_at_the_pages_in_memory(daemon: Daemon) -> None:
 
 def metrics_of(daemon: Daemon, port: int) -> Callable[[str, str], tuple[int, str]]:
     """Return what asks a daemon's metrics, once somebody listens."""
-    wait_for(lambda: f":{port}/metrics" in daemon.log_text(), "nobody listens")
+    wait_for(lambda: f":{port}/metrics" in daemon.log_text(), "no listener")
 
     def ask(method: str, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mounting and unmounting: every way to refuse, every way to end.
-
-And nothing left behind by any of them.
-"""
+"""Mounting and unmounting: each way to be refused and each way to end leaves nothing behind."""
 
 from __future__ import annotations
 

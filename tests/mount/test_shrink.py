@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cache of a real daemon gives memory back.
+"""The cache of a real daemon gives memory back to the system.
 
-By command, and to whoever reads on afterwards nothing has changed.
+It does so by command, and readers go on with the same data.
 """
 
 from __future__ import annotations

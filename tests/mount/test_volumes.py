@@ -281,7 +281,7 @@ def test_block_device_is_cached_written_invalidated_and_grows(
             before = bytes(data)
             changed_by_somebody(8 * PAGE, b"somebody else")
             assert reread() == before, (
-                "nobody can see that a block device has changed: the test is void"
+                "this change of a block device should be invisible: the test is void"
             )
             server.ask("invalidate", "disk")
             assert reread() == data

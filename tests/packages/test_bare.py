@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""scripts/demo from nothing: in a root directory with a bare Debian in it.
-
-Which has neither Python nor a compiler.
+"""scripts/demo in a root directory with a bare Debian, without Python and without a compiler.
 
 The kernel and its devices are this machine's, all else is the release's: it takes a mirror of
 Debian's and of PyPI's. Ubuntu's mirrors cannot be reached from where these tests were written, so

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Logging: journald's prefixes, records held back.
+"""Logging: the prefixes of journald, and records that are held back.
 
-And above all that a full stderr holds nobody up.
+A full stderr blocks no thread that logs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The name that the kernel has for a path, found without a question to whoever serves it."""
+"""The name that the kernel has for a path, found without a request to the file system below it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests in virtual machines: what could hang this one.
+"""Tests in virtual machines: those that could hang this machine.
 
-And what takes rights and a systemd that it may not have.
+Some need rights, or a systemd, that this machine may not have.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A whole box whose memory a cache volume has filled.
+"""A whole box whose memory is full of pages of a cache volume.
 
-Who needs the memory gets it, and nobody waits for the cache long.
+A process that needs memory gets it, and waits for the cache only for a short time.
 """
 
 from __future__ import annotations

@@ -50,18 +50,9 @@ class Swapoff(NamedTuple):
 
 
 def swapped(box: Box, name: str) -> Work:
-    """Start a workload that has swapped out most of its data."""
-    cgroup = f"/sys/fs/cgroup/{name}"
-    before = (
-        f"mkdir -p {cgroup} && echo {LIMIT_MIB}M > {cgroup}/memory.max"
-        f" && echo $$ > {cgroup}/cgroup.procs"
-    )
-    work = box.workload(DATA_MIB, "fill", "settle", "verify", same=20, step=True, before=before)
-    for phase in ("fill", "settle"):
-        box.wait_for_phase(work, phase, 300)
-        if phase == "fill":
-            box.next_phase(work)
-    box.run(f"echo max > {cgroup}/memory.max")
+    """Start a workload that has swapped out most of its data, and then lift its limit."""
+    work = box.swapped(name, DATA_MIB, LIMIT_MIB, same=20)
+    box.run(f"echo max > /sys/fs/cgroup/{name}/memory.max")
     return work
 
 

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Real swap with a disk behind the pool that cannot be read, or is gone.
 
-It costs the reader his life, and nobody else.
-
-In a virtual machine, since whose page it is nobody can tell: a kernel that pages out what is cold
-has everybody's there.
+The process that needs an unreadable page ends, and no other. The tests run in a virtual machine: a
+kernel that pages out cold memory has pages of every process on that disk.
 """
 
 from __future__ import annotations
@@ -73,18 +71,8 @@ def trouble(box: Box) -> str:
 
 
 def swapped(box: Box, name: str) -> Work:
-    """Start a workload in a cgroup of its own that has swapped out most of its data."""
-    cgroup = f"/sys/fs/cgroup/{name}"
-    before = (
-        f"mkdir -p {cgroup} && echo {LIMIT_MIB}M > {cgroup}/memory.max && echo $$ >"
-        f" {cgroup}/cgroup.procs"
-    )
-    work = box.workload(DATA_MIB, "fill", "settle", "verify", same=0, step=True, before=before)
-    for phase in ("fill", "settle"):
-        box.wait_for_phase(work, phase, 300)
-        if phase == "fill":
-            box.next_phase(work)
-    return work
+    """Start a workload that does not compress and has swapped out most of its data."""
+    return box.swapped(name, DATA_MIB, LIMIT_MIB, same=0)
 
 
 def ends_well(box: Box, work: Work) -> None:
@@ -109,7 +97,7 @@ def test_reader_of_a_disk_that_cannot_be_read_dies_and_nobody_else(boot: Boot, h
     box.next_phase(reader)
     ended = reader.running.wait(300)
     assert ended.status == -signal.SIGBUS, ended
-    wait_for(lambda: trouble(box), "nobody says so")
+    wait_for(lambda: trouble(box), "the daemon does not say so")
     assert "DEGRADED" in box.run("zswapctl status")
     ends_well(box, other)
     box.run("rm /run/disk/read-errors" if how == "it fails" else COME_BACK)

@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from tests.vm.conftest import Boot
-from tools.vm.guest import CGROUP, UNIT, Answers, Box, Work
+from tools.vm.guest import CGROUP, UNIT, Answers, Box
 
 SETTINGS = {"swap.size": '"1G"', "memory.reserve": '"24M"'}
 OUTER, INNER = "zlimit.slice", "zlimit-inner.slice"
@@ -27,18 +27,6 @@ REMOVE = (
     f"cd /run/systemd/system && rm -f {UNIT}.d/slice.conf {OUTER} {INNER}"
     " && systemctl daemon-reload"
 )
-
-
-def confined(
-    box: Box, name: str, mib: int, limit_mib: int, *phases: str, same: int, step: bool
-) -> Work:
-    """Start a workload in a cgroup of its own."""
-    cgroup = f"/sys/fs/cgroup/{name}"
-    before = (
-        f"mkdir -p {cgroup} && echo {limit_mib}M > {cgroup}/memory.max"
-        f" && echo $$ > {cgroup}/cgroup.procs"
-    )
-    return box.workload(mib, *phases, same=same, step=step, before=before)
 
 
 def events(box: Box, slice_: str) -> dict[str, int]:
@@ -64,25 +52,15 @@ def test_daemon_below_a_limit_of_its_slice_is_no_part_of_its_own_reclaim(boot: B
             f"/sys/fs/cgroup/{OUTER}/memory.max",
         )
         with Answers(box) as answers:
-            kept = confined(
-                box,
-                "kept",
-                64,
-                32,
-                "fill",
-                "settle",
-                "verify",
-                "rewrite",
-                "verify",
-                same=20,
-                step=True,
+            kept = box.confined(
+                "kept", 64, 32, "fill", "settle", "verify", "rewrite", "verify", same=20, step=True
             )
             box.wait_for_phase(kept, "fill", 240)
             box.next_phase(kept)
             box.wait_for_phase(kept, "settle", 240)
             # Three times what the pool has room for: what is refused stays in its cgroup, which is
             # too small for it.
-            greedy = confined(box, "greedy", 256, 48, "fill", "verify", same=0, step=False)
+            greedy = box.confined("greedy", 256, 48, "fill", "verify", same=0, step=False)
             assert greedy.running.wait(300).status == -signal.SIGKILL
             assert events(box, "greedy")["oom_kill"] == 1
             for _ in range(4):  # the last one lets it end

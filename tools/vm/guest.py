@@ -169,6 +169,35 @@ class Box:
 
     # What happens on the box.
 
+    def confined(
+        self, name: str, mib: int, limit_mib: int, *phases: str, same: int, step: bool
+    ) -> Work:
+        """Start a workload in a memory cgroup of its own.
+
+        Args:
+            name: the name of the cgroup below the root.
+            mib: see `workload`.
+            limit_mib: the limit of the cgroup in MiB.
+            phases: see `workload`.
+            same: see `workload`.
+            step: see `workload`.
+        """
+        cgroup = f"/sys/fs/cgroup/{name}"
+        before = (
+            f"mkdir -p {cgroup} && echo {limit_mib}M > {cgroup}/memory.max"
+            f" && echo $$ > {cgroup}/cgroup.procs"
+        )
+        return self.workload(mib, *phases, same=same, step=step, before=before)
+
+    def swapped(self, name: str, mib: int, limit_mib: int, *, same: int) -> Work:
+        """Start a confined workload that has swapped out most of its data; `verify` comes next."""
+        work = self.confined(name, mib, limit_mib, "fill", "settle", "verify", same=same, step=True)
+        for phase in ("fill", "settle"):
+            self.wait_for_phase(work, phase, 300)
+            if phase == "fill":
+                self.next_phase(work)
+        return work
+
     def workload(
         self,
         mib: int,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Metrics: every family says what the snapshot says, promtool finds nothing.
+"""Metrics: every family has the values of the snapshot, and promtool finds no fault.
 
-And clients that misbehave hurt nobody.
+Clients that misbehave delay no other client.
 """
 
 from __future__ import annotations

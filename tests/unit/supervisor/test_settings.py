@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which settings a supervisor begins with when something is left to be served.
+"""The settings that a supervisor begins with when a predecessor has left files to serve.
 
-And the files may have changed.
+The settings' files may have changed meanwhile.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Head-room: what is weighed against what.
+"""Head-room: the memory that swapoff needs against the memory that is available.
 
-And cgroups of both layouts that swapoff would get killed.
+Cgroups of both versions count too, if swapoff would exceed their limit.
 """
 
 from __future__ import annotations

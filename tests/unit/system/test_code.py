@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs and libraries come into memory.
+"""Programs and libraries are read into memory.
 
-Where they may be in the swap that we are to serve, only what is there already.
+If they may be in the swap that this daemon serves, only their resident pages are used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cache volumes without a mount: what is read, from where, how often.
+"""Cache volumes without a mount: the pages read, their source, the number of reads.
 
-And that nothing stale ever comes back.
+No stale page ever comes back.
 """
 
 # ruff: noqa: ASYNC240 - files of a few pages in a temporary directory

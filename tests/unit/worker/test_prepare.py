@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What only some settings need is imported for these, by the process that forks workers.
-
-And for nobody else.
-"""
+"""The process that forks workers imports the modules that its settings need, and no others."""
 
 from __future__ import annotations
 

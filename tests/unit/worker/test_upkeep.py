@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The reserve is refilled ahead of demand.
 
-Where the system has no memory left, only while pages keep coming.
+If the system has no free memory, it is refilled only while pages keep coming.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """zbud beyond the allocators' contract.
 
-Who becomes whose buddy, compaction by pairs, what a successor and check() find.
+The tests are about the choice of buddies, compaction by pairs, adoption and check().
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A device in trouble: seen, kept away from, and found to work again.
+"""A device that fails: the failure is detected, the device is avoided, and its recovery is found.
 
-And slots that a dead process may still write.
+Slots that a dead process may still write are avoided too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""zbuds and what evicts from it.
-
-Who goes first, what is counted under which name, and that nobody else loses a page.
-"""
+"""zbuds and its eviction: the order, the counts by name, and that only evicted pages go."""
 
 from __future__ import annotations
 

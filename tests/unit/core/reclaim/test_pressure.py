@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pressure and spare_pages: free pages against the watermarks.
+"""Memory pressure: free pages against the watermarks, and PSI.
 
-And PSI, from files of a test's own and from the kernel.
+PSI is read from files of the test and from the kernel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compressing pages again: which ones, when, how fast; that they stay the same.
+"""Recompression: which pages, when, how many a second; the pages keep their contents.
 
-And that what was in vain is not done again.
+A page that gained too little is not tried again.
 """
 
 from __future__ import annotations

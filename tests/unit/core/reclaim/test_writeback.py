@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is chosen to be written back, over devices that are nothing but ages.
+"""The pages that writeback chooses, over devices that have only ages.
 
-And over a real core, that it makes room.
+Over a real core, writeback makes room.
 """
 
 from __future__ import annotations
