@@ -214,6 +214,8 @@ def hook_at(state: mmap.mmap) -> int:
 
 HEADERS = 80
 """Bytes before the data of a WRITE, at the end of the hook's second page."""
+INIT_MAX = 1024
+"""Bytes of the hook's first copy of FUSE_INIT, behind its words."""
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,30 @@ def test_request_that_changes_in_the_buffer_is_an_error_and_stored_by_nobody(
         ), f"page {start // PAGE}"
     assert data[64 * PAGE :] == old[64 * PAGE :], "it was stored after all"
     assert daemon.ask("status")["worker"]["deaths"] == 1
+
+
+def test_death_right_after_an_answer_is_no_failed_request(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook has still the number of the request; the kernel has had its answer."""
+    monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
+    daemon = stage.daemon(size="64M", memory__arena="memfd")
+    data = os.urandom(8 * PAGE)
+    with (
+        daemon.file.open("r+b", buffering=0) as file,
+        contextlib.closing(shared_state(daemon)) as state,
+    ):
+        os.pwrite(file.fileno(), data, 0)
+        worker = daemon.worker_pid()
+        os.kill(worker, signal.SIGSTOP)
+        noted = hook_at(state) + 8 * len(state_module.HookWord) + INIT_MAX
+        assert state[noted : noted + 8] == bytes(8), "another word"
+        state[noted : noted + 8] = (2).to_bytes(8, "little")
+        os.kill(worker, signal.SIGKILL)
+        next_worker(daemon, worker)
+        assert os.pread(file.fileno(), len(data), 0) == data
+    fuse = daemon.ask("stats")["fuse"]
+    assert (fuse["request_errors"], fuse["reply_errors"], fuse["resent"]) == (0, 1, 0)
 
 
 def test_first_message_of_the_kernel_is_there_twice(stage: Stage) -> None:

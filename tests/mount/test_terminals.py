@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.roles import Roles
 from tests.support.swap import wait_for
-from tests.support.terminal import CTRL_BACKSLASH, CTRL_C, CTRL_S, CTRL_Z, Terminal
+from tests.support.terminal import CTRL_BACKSLASH, CTRL_C, CTRL_Z, Terminal
 from zswapd.errors import MountError
 
 pytestmark = pytest.mark.mount
@@ -134,7 +134,7 @@ def test_screen_that_is_not_read_makes_nobody_wait(
 
 def test_stopped_screen_makes_nobody_wait(roles: Roles, terminal: Terminal) -> None:
     before = start(roles, terminal)
-    terminal.press(CTRL_S)
+    terminal.stop()
     os.kill(before["worker"], signal.SIGABRT)
     roles.next_worker(before["worker"])
     os.kill(before["supervisor"], signal.SIGTERM)

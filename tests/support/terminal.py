@@ -7,10 +7,11 @@ import contextlib
 import os
 import pty
 import subprocess
+import termios
 import time
 from typing import Self
 
-CTRL_C, CTRL_S, CTRL_Z, CTRL_BACKSLASH = b"\x03", b"\x13", b"\x1a", b"\x1c"
+CTRL_C, CTRL_Z, CTRL_BACKSLASH = b"\x03", b"\x1a", b"\x1c"
 
 
 class Terminal:
@@ -45,6 +46,10 @@ class Terminal:
     def press(self, keys: bytes) -> None:
         """Type a text."""
         os.write(self._screen, keys)
+
+    def stop(self) -> None:
+        """Stop the output, as Ctrl-S does; the key itself takes effect some time later."""
+        termios.tcflow(self.line, termios.TCOOFF)
 
     def enter(self, command: str) -> None:
         """Type a command line."""

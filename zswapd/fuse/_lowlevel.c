@@ -681,6 +681,17 @@ static struct fuse_in_header *header(void)
 }
 
 /*
+ * Mark the buffer as empty. The number goes first: a successor of a process that dies between the
+ * two stores answers the request once more, which changes nothing. In the other order it would take
+ * a request that was answered for a damaged one.
+ */
+static void forget_request(void)
+{
+	__atomic_store_n(&hook.survivor->noted, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&header()->len, 0, __ATOMIC_RELEASE);
+}
+
+/*
  * Take one request without blocking: its length, 0 when the session has ended, -EAGAIN when there
  * is none, or -errno.
  */
@@ -689,8 +700,7 @@ static ssize_t read_request(struct fuse_session *se)
 	for (;;) {
 		ssize_t n;
 
-		header()->len = 0;
-		__atomic_store_n(&hook.survivor->noted, 0, __ATOMIC_RELEASE);
+		forget_request();
 		n = read(hook.fd, hook.request, WRITE_HEADERS + hook.max_io);
 		int error = errno;
 
@@ -870,7 +880,7 @@ static void note_active(size_t length)
 
 static void note_answered(void)
 {
-	header()->len = 0;
+	forget_request();
 	hook.survivor->active = 0;
 }
 
@@ -887,7 +897,7 @@ static bool answer_poison(void)
 	stats.errors++;
 	hook.survivor->poisoned++;
 	hook.survivor->poison = 0;
-	header()->len = 0;
+	forget_request();
 	return true;
 }
 
@@ -1326,15 +1336,16 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
 }
 
 /*
- * Answer a request by its number, which may be a wrong one: the kernel knows which requests wait,
- * and refuses others.
+ * Answer a request with EIO by its number, which may be a wrong one. The kernel knows which
+ * requests wait and takes no other answer, so only those that it takes are failed requests.
  */
 static void refuse(uint64_t unique)
 {
 	struct fuse_out_header out = {.len = sizeof(out), .error = -EIO, .unique = unique};
 
-	stats.errors++;
-	if (write(hook.fd, &out, sizeof(out)) != (ssize_t)sizeof(out))
+	if (write(hook.fd, &out, sizeof(out)) == (ssize_t)sizeof(out))
+		stats.errors++;
+	else
 		stats.reply_errors++;
 }
 
@@ -1358,7 +1369,7 @@ static size_t left_length(void)
 	refuse(noted);
 	if (is_possible && noted != header()->unique)
 		refuse(header()->unique);
-	header()->len = 0;
+	forget_request();
 	return 0;
 }
 
@@ -1399,14 +1410,14 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 	if (hook.survivor->init_size == 0 && length > 0)
 		keep_init(length); /* its reader died before it could */
 	if (length > 0 && header()->opcode == FUSE_INIT)
-		header()->len = hook.survivor->noted = 0;
+		forget_request();
 	request.size = hook.survivor->init_size;
 	if (request.size > 0 && request.size <= INIT_MAX) {
 		memcpy(init, hook.survivor->init, request.size);
 		fuse_session_process_buf(hook.session, &request);
 	}
 	if (is_asked && write(hook.fd, &resend, sizeof(resend)) == (ssize_t)sizeof(resend)) {
-		header()->len = 0;
+		forget_request();
 		Py_RETURN_FALSE;
 	}
 	length = left_length();
