@@ -9,10 +9,10 @@ machine cannot do what they need; they need not ask themselves. Tests marked `sl
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough`
 looks longer.
 
-Under pytest-xdist (`scripts/test --numprocesses 2 --dist loadscope --no-loadscope-reorder`) the
-tests of a file stay together, and everything that swaps for real, or boots a machine, runs in one
-process one after the other: the kernel has one set of swap areas. Those begin first, since they
-take longest. What is left behind is looked for by the process that the others belong to.
+In two processes (`scripts/test` without arguments, by pytest-xdist) the tests of a file stay
+together. All tests that swap for real or boot a machine run one after the other in one process,
+because the kernel has one set of swap areas. They begin first, because they take longest. The
+process that started the others looks for leftovers.
 
 On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits
 the check for leftovers to those that are certainly this run's own.
