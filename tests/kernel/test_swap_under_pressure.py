@@ -189,21 +189,3 @@ def test_what_a_process_has_swapped_out_goes_when_it_ends(stage: Stage) -> None:
     )
     assert core()["frames"]["trimmed_frames"] > 0
     assert daemon.ask("stats")["fuse"]["discards"] > 0
-
-
-def test_swap_without_the_hook_does_without_discards(stage: Stage) -> None:
-    daemon = stage.daemon(fuse__hook="false")
-    device = daemon.swapon()
-    cgroup = stage.cgroup(64)
-    phases = stage.workload(cgroup, 128, "fill", "verify").phases()
-
-    assert next(phases).mismatches == 0
-    status = daemon.ctl_json("status")
-    assert status["discard"] is False
-    assert "discard is off" in daemon.log_text()
-    assert status["pool"]["stored_pages"] >= pages(48)
-    assert next(phases).mismatches == 0
-    cgroup.set_limit(256 * MIB)
-    daemon.swapoff()
-    assert not system.is_swap(device)
-    assert daemon.terminate() == 0

@@ -20,24 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.mount)
 
 
-@pytest.fixture(params=["hook", "plain"])
+@pytest.fixture(params=["memory"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileServer]:
-    """A mounted file, with the hook and without: what a user sees is the same but for discards.
+    """A mounted file over plain memory.
 
-    Tests that ask for it (the parameter is one of ALLOCATORS) get one over each pair of allocators,
-    too.
+    Tests whose parameter is one of ALLOCATORS get one over a core with that pair of allocators.
     """
-    options = ["--no-hook"] if request.param == "plain" else []
-    if request.param in ALLOCATORS:
-        options = ["--allocators", request.param]
+    options = ["--allocators", request.param] if request.param in ALLOCATORS else []
     with serving(tmp_path / "mnt", *options) as running:
-        assert running.first["hook_active"] is (request.param != "plain"), running.first
-        yield running
-
-
-@pytest.fixture
-def hooked(tmp_path: Path) -> Iterator[FileServer]:
-    """A mounted file with the hook."""
-    with serving(tmp_path / "mnt") as running:
-        assert running.first["hook_active"], running.first
         yield running

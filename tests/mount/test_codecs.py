@@ -72,7 +72,7 @@ def test_codec_is_switched_while_pages_are_stored_and_all_stay_readable(stage: S
 def test_pages_are_compressed_again_by_command_and_older_programs_are_shut_out(
     stage: Stage,
 ) -> None:
-    daemon = stage.daemon("64M", memory__reserve="8M", pool__recompress_rate="100000")
+    daemon = stage.daemon("64M", memory__reserve="8M")
     write(daemon, 0, COUNT)
     before = daemon.ask("stats")["core"]["zv"]
     assert layout(daemon) == LAYOUT_VERSION
@@ -94,7 +94,7 @@ def test_pages_are_compressed_again_by_command_and_older_programs_are_shut_out(
 def test_pages_that_grow_old_are_compressed_again_at_the_rate(stage: Stage) -> None:
     daemon = stage.daemon("64M", memory__reserve="8M")
     write(daemon, 0, COUNT)
-    daemon.ctl("set", "pool.recompress_age=1", "pool.recompress_rate=200")
+    daemon.ctl("set", "pool.recompress_age=1")
 
     def tried() -> int:
         return int(daemon.ask("stats")["core"]["recompression"]["tried"])

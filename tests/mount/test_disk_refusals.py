@@ -154,8 +154,6 @@ def test_a_limit_below_what_is_used_sends_the_rest_to_the_disk(
         ("backing.idle_age=-1", "from 0 to"),
         ("backing.incompressible_limit=x", "write for example 2G"),
         ("backing.incompressible_limit=200%", "at most 100%"),
-        ("pool.recompress_gain=100", "from 0 to 99"),
-        ("pool.recompress_rate=0", "from 1 to"),
     ],
 )
 def test_a_limit_out_of_range_is_refused_and_changes_nothing(

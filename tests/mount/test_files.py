@@ -31,9 +31,7 @@ from tests.support.mounting import (
 
 SIZE = 1 << 20
 NOBODY = 65534
-over_all_allocators = pytest.mark.parametrize(
-    "server", ["hook", "plain", *ALLOCATORS], indirect=True
-)
+over_all_allocators = pytest.mark.parametrize("server", ["memory", *ALLOCATORS], indirect=True)
 
 
 def errno_of(call: Callable[..., object], *args: object) -> int:
@@ -99,11 +97,11 @@ def test_nothing_is_kept_in_the_page_cache(server: FileServer, fd: int) -> None:
     assert server.stop()["statistics"]["reads"] == 5
 
 
-def test_requests_as_long_as_the_kernel_makes_them(hooked: FileServer) -> None:
+def test_requests_as_long_as_the_kernel_makes_them(server: FileServer) -> None:
     """A megabyte comes in one request, from several threads at once."""
     expected = {}
     with ThreadPoolExecutor(4) as threads:
-        descriptor = os.open(hooked.path, os.O_RDWR)
+        descriptor = os.open(server.path, os.O_RDWR)
         data = os.urandom(BUG_PAGE * PAGE)
         assert os.pwrite(descriptor, data, 0) == len(data)
         for i in range(64):
@@ -114,7 +112,7 @@ def test_requests_as_long_as_the_kernel_makes_them(hooked: FileServer) -> None:
         for future, part in expected.items():
             assert future.result() == part
         os.close(descriptor)
-    statistics = hooked.stop()["statistics"]
+    statistics = server.stop()["statistics"]
     assert (statistics["writes"], statistics["reads"]) == (1, 64)
     assert statistics["drained"] > 0
 
@@ -203,8 +201,8 @@ def test_sync_is_answered(fd: int) -> None:
     os.fdatasync(fd)
 
 
-def test_hole_and_zero_range_reach_the_file_as_ranges(hooked: FileServer) -> None:
-    descriptor = os.open(hooked.path, os.O_RDWR)
+def test_hole_and_zero_range_reach_the_file_as_ranges(server: FileServer) -> None:
+    descriptor = os.open(server.path, os.O_RDWR)
     try:
         os.pwrite(descriptor, b"x" * BUG_PAGE * PAGE, 0)
         assert fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, 2 * PAGE, 50 * PAGE) == 0
@@ -220,17 +218,7 @@ def test_hole_and_zero_range_reach_the_file_as_ranges(hooked: FileServer) -> Non
         assert os.fstat(descriptor).st_size == SIZE
     finally:
         os.close(descriptor)
-    assert hooked.stop()["discards"] == [[2 * PAGE, 50 * PAGE], [5, 10], [SIZE - PAGE, PAGE]]
-
-
-def test_discard_is_not_supported_without_the_hook_and_said_so(tmp_path: Path) -> None:
-    with serving(tmp_path / "mnt", "--no-hook") as server:
-        descriptor = os.open(server.path, os.O_RDWR)
-        assert fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, 0, PAGE) == errno.EOPNOTSUPP
-        os.close(descriptor)
-        statistics = server.stop()["statistics"]
-    assert (statistics["hook_active"], statistics["discard_available"]) == (False, False)
-    assert "discard is off, because the FUSE hook is not in use: it is off" in server.log
+    assert server.stop()["discards"] == [[2 * PAGE, 50 * PAGE], [5, 10], [SIZE - PAGE, PAGE]]
 
 
 def test_refusals_and_damage_reach_the_program_as_errnos(server: FileServer, fd: int) -> None:
@@ -257,12 +245,11 @@ def test_bug_in_the_daemon_costs_one_request_and_not_the_daemon(
     assert "RuntimeError: a bug, on purpose" in server.log
 
 
-@pytest.mark.parametrize("options", [[], ["--no-hook"]])
-def test_other_users_are_locked_out(options: list[str]) -> None:
+def test_other_users_are_locked_out() -> None:
     # Not below pytest's own directory, which other users may not enter to begin with.
     with tempfile.TemporaryDirectory(prefix="zswapd-test-mount-") as directory:
         Path(directory).chmod(0o755)
-        with serving(Path(directory) / "mnt", *options) as server:
+        with serving(Path(directory) / "mnt") as server:
             for arguments in (
                 ["stat", server.mountpoint],
                 ["stat", server.path],

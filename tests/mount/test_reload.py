@@ -150,21 +150,6 @@ def test_files_in_another_order_are_refused(stage: Stage, file: Path) -> None:
     assert daemon.worker_pid() != old
 
 
-def test_without_the_hook_nobody_takes_over(stage: Stage) -> None:
-    daemon = stage.daemon("64M", memory__reserve="8M", fuse__hook="false")
-    old = daemon.worker_pid()
-    with pytest.raises(
-        HarnessError, match="cannot be taken over, since the FUSE hook is not in use: it is off"
-    ):
-        daemon.ctl("upgrade")
-    os.kill(daemon.pid, signal.SIGHUP)
-    wait_for(
-        lambda: "not reloaded: this session cannot be taken over" in daemon.log_text(),
-        "the log says nothing",
-    )
-    assert daemon.worker_pid() == old
-
-
 def test_a_service_manager_is_not_answered_at_once_with_what_it_would_try_again_at_once(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def becomes(read: Callable[[], bytes], expected: bytes | bytearray) -> None:
     assert got == expected
 
 
-@pytest.mark.parametrize("options", [(), ("--no-hook",), *OVER], ids=["hook", "plain", *ALLOCATORS])
+@pytest.mark.parametrize("options", [(), *OVER], ids=["memory", *ALLOCATORS])
 def test_volume_reads_as_its_backing_file_and_from_the_page_cache_first(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:

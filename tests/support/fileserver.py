@@ -147,7 +147,7 @@ async def serve(
                 volumes.apply(check_s=0.1, cutoff=None)
                 await nursery.start(volumes.run, specs)
                 nursery.start_soon(obey, volumes)
-            say(ready=True, hook_active=session.hook_active, hook_problem=session.hook_problem)
+            say(ready=True)
         nursery.cancel_scope.cancel()
 
 
@@ -155,7 +155,6 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("mountpoint", type=Path)
     parser.add_argument("--size", type=int, default=1 << 20)
-    parser.add_argument("--no-hook", action="store_true")
     parser.add_argument("--pyfuse3-first", action="store_true")
     parser.add_argument("--misbehave", action="store_true")
     parser.add_argument(
@@ -183,9 +182,7 @@ def main() -> int:
     directory.add_text_file(params, "knob", SettingFile())
     directory.add_text_file(params, "fixed", SettingFile(writable=False))
     operations = (MisbehavingOperations if arguments.misbehave else Operations)(directory)
-    session = Session(
-        operations, arguments.mountpoint, hook=not arguments.no_hook, poll_us=arguments.poll_us
-    )
+    session = Session(operations, arguments.mountpoint, poll_us=arguments.poll_us)
     volumes = (
         make_volumes(directory, arguments.mountpoint, stack)
         if arguments.volumes is not None

@@ -38,7 +38,7 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
         f"zswapd {status['version']}, pid {status['pid']}, {status['state']} for"
         f" {duration(status['uptime_s'])}"
     )
-    yield f"  at {status['mountpoint']}, {'with' if status['discard'] else 'WITHOUT'} discard"
+    yield f"  at {status['mountpoint']}"
     yield from _worker_lines(status["worker"])
     yield ""
     yield from _pool_lines(status["pool"], status["page_size"])

@@ -61,12 +61,6 @@ def swapon(
     files = _known(status, _names_that_are_off(status) if names is None else names)
     warnings = _check_protections(status, force=force)
     discard = discard and settings["swap.discard"]["value"]
-    if discard and not status["discard"]:
-        discard = False
-        warnings.append(
-            "the daemon gets no discards: a freed swap slot keeps its memory until it is written"
-            " again"
-        )
     chosen = settings["swap.priority"]["value"] if priority is None else priority
     done: list[dict[str, Any]] = []
     for file in files:
@@ -224,7 +218,7 @@ def _pool_bytes(status: StatusReport, files: Sequence[Path]) -> int:
     """Return the pool's memory for some files in bytes; 0 if swapoff does not free it."""
     pages = {file["name"]: file["stored_pages"] for file in status["files"]}
     everything = sum(pages.values())
-    if not status["discard"] or not everything:
+    if not everything:
         return 0
     share = sum(pages[file.name] for file in files)
     return status["pool"]["frames"] * status["page_size"] * share // everything

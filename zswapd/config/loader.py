@@ -22,6 +22,7 @@ from zswapd.config.characters import find_strange_character
 from zswapd.config.kinds import Context, Named, shown
 from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
+    RETIRED,
     SECTIONS,
     SETTINGS,
     BackingSection,
@@ -119,6 +120,14 @@ class Config:
             if any(dest == name or dest.startswith(name + ".") for name in dests)
         ]
         return ", ".join(dict.fromkeys(found)) or "default"
+
+    def without_effect(self) -> list[str]:
+        """Return a warning for each given setting that no longer exists."""
+        return [
+            f"{self.given[name].origin}: {name} has no effect: {now}"
+            for name, now in RETIRED.items()
+            if name in self.given
+        ]
 
     def swap_files(self) -> dict[str, int]:
         """Return the size in bytes of each swap file by name, `swap` first.
@@ -383,7 +392,8 @@ def build(given: Mapping[str, Given], context: Context) -> Config:
         ConfigError: a setting is unknown or refused.
     """
     for dest, item in given.items():
-        _find_setting(dest, item.origin)
+        if dest not in RETIRED:
+            _find_setting(dest, item.origin)
     sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for setting in SETTINGS.values():
         sections[setting.section][setting.key] = _convert(setting, given, context)
@@ -455,11 +465,6 @@ def _check_together(config: Config) -> None:
             f"{at('swap.size', 'backing.path')}: a backing needs a swap file, and there is none",
             hint='set swap.size, or set backing.path = ""',
         )
-    if config.backing.path and not config.fuse.hook:
-        raise ConfigError(
-            f"{at('backing.path', 'fuse.hook')}: a backing needs the FUSE hook",
-            hint='set fuse.hook = true, or backing.path = ""',
-        )
     if config.backing.path and config.backing.path.is_relative_to(config.fuse.mountpoint):
         raise ConfigError(
             f"{at('backing.path', 'fuse.mountpoint')}: backing.path {config.backing.path} is below"
@@ -502,6 +507,8 @@ def _find_setting(dest: str, origin: Origin | str) -> Setting:
     setting = SETTINGS.get(dest)
     if setting is not None:
         return setting
+    if dest in RETIRED:
+        raise ConfigError(f"{origin}: {dest} is no setting any more: {RETIRED[dest]}")
     section, _, key = dest.partition(".")
     for named in SETTINGS.values():
         if isinstance(named.kind, Named) and dest.startswith(named.dest + "."):

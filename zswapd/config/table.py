@@ -48,6 +48,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RETIRED = {
+    "fuse.budget_us": "other tasks get their turn after 2000 µs of requests",
+    "fuse.hook": "the hook always serves the swap files",
+    "pool.recompress_gain": "a page keeps zstd if that saves 10 % of its compressed size",
+    "pool.recompress_rate": "1000 pages are compressed again in a second at most",
+    "service.io_flusher": "it is always on where the kernel permits it",
+}
+"""Settings of earlier versions by full name, and what holds instead.
+
+A config file or a predecessor may still have them. Their values have no effect.
+"""
+
 RESERVED_FILE_NAMES = frozenset({"swap", "stats", "params", "cache"})
 """Names in the mount that are reserved for the daemon."""
 
@@ -104,26 +116,12 @@ class FuseSection:
     mountpoint: Path = setting(  # noqa: RUF009 - gives a dataclass field
         AbsolutePath(), "/run/zswapd/mnt", help="Directory where the swap files appear."
     )
-    hook: bool = setting(
-        Boolean(),
-        default=True,
-        help=(
-            "Serve reads, writes and discards directly, without pyfuse3. If false, there is no"
-            " discard."
-        ),
-    )
     poll_us: int = setting(
         Integer(0, 100_000),
         400,
         help="Time to poll for the next request before the daemon sleeps; 0 sleeps at once.",
         unit="µs",
         reloadable=True,
-    )
-    budget_us: int = setting(
-        Integer(100, 1_000_000),
-        2000,
-        help="Longest time to serve requests before other tasks get their turn.",
-        unit="µs",
     )
 
 
@@ -230,23 +228,6 @@ class PoolSection:
         0,
         help="Compress a page again, with zstd, after it was unused for this time; 0 for never.",
         unit="s",
-        reloadable=True,
-    )
-    recompress_rate: int = setting(
-        Integer(1, 1_000_000),
-        1000,
-        help="Limit of pages that are compressed again in a second. One page takes about 30 µs.",
-        unit="pages",
-        reloadable=True,
-    )
-    recompress_gain: int = setting(
-        Integer(0, 99),
-        10,
-        help=(
-            "Keep a page with zstd if that saves at least this share of its compressed size."
-            " Otherwise zstd is not tried again for it."
-        ),
-        unit="%",
         reloadable=True,
     )
     allocator: str = setting(
@@ -421,11 +402,6 @@ class ServiceSection:
 
     lock_memory: bool = setting(
         Boolean(), default=True, help="Keep the daemon's memory from being swapped out."
-    )
-    io_flusher: bool = setting(
-        Boolean(),
-        default=True,
-        help="Tell the kernel that the daemon writes out dirty memory (PR_SET_IO_FLUSHER).",
     )
     oom_score_adj: int = setting(
         Integer(-1000, 1000),

@@ -212,7 +212,7 @@ class StatusReport(TypedDict):
     mountpoint: str
     page_size: int
     discard: bool
-    """True if the kernel's discards arrive; False without the hook."""
+    """Always True: the kernel's discards arrive."""
     pool: PoolReport
     backing: BackingReport | None
     """None without a disk."""

@@ -414,12 +414,7 @@ class Core:
         self.zv.policy_percent = pool.zv_page_count_policy_percent
         self._config = config
         self._apply_limits()
-        job = self.recompression
-        job.age_s, job.rate, job.gain_percent = (
-            pool.recompress_age,
-            pool.recompress_rate,
-            pool.recompress_gain,
-        )
+        self.recompression.age_s = pool.recompress_age
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
             self.cache.zbuds.checksum = pool.checksum

@@ -5,7 +5,7 @@ An import of any module here loads `_lowlevel` first. It must come before pyfuse
 order of the dynamic linker. `_lowlevel.c` defines two functions of libfuse that pyfuse3 calls, and
 the linker takes the first definition. Until `session.Session` switches it on, `_lowlevel` passes
 all calls on to libfuse. If pyfuse3 was imported earlier, it is already bound to libfuse. The
-session detects this and works without the hook.
+session detects this and refuses to start.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ For readers that bypass the page cache (O_DIRECT) the kernel sends no interrupt,
 killed until they are answered. Therefore all readers that have waited for LOOK_S are checked too,
 REQUESTS_PER_STEP at a time.
 
-Limit: the hook reports the number of a handler's request and the interrupts. Without the hook, no
-reader is released.
+The hook reports the number of a handler's request and the interrupts.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ because the size is unknown. The data of one write is applied as a whole. Trunca
 **Cached files** use the kernel's page cache. If a client is killed while it waits, its request ends
 with EINTR (interrupts.py). A file that was removed while it was open gets ESTALE.
 
-**Two ways in.** With the hook (`_lowlevel.c`), the page path is `serve_read`, `serve_write` and
-`serve_fallocate`. These are plain functions that return a length or -errno. All other requests
-arrive as pyfuse3's coroutines. Without the hook, reads and writes do so too. For requests without
-a handler here (xattrs, access, poll) pyfuse3's class returns ENOSYS. The kernel then sends no more
-of them and answers them itself, xattrs with EOPNOTSUPP.
+**Two ways in.** For block files, the hook (`_lowlevel.c`) calls `serve_read`, `serve_write` and
+`serve_fallocate`: the page path. These are plain functions that return a length or -errno. All
+other requests arrive as pyfuse3's coroutines. For requests without a handler here (xattrs, access,
+poll) pyfuse3's class returns ENOSYS. The kernel then sends no more of them and answers them itself,
+xattrs with EOPNOTSUPP.
 
 Invariants: a handler raises no Exception but FUSEError, because another one would end the worker.
 trio.Cancelled and KeyboardInterrupt pass through, because they are no Exceptions. Both decorators
@@ -87,7 +87,6 @@ def answering(
 
     @functools.wraps(handler)
     async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.other_requests += 1
         try:
             return await handler(self, *args, **kwargs)
         except FUSEError:
@@ -140,8 +139,6 @@ class OperationsStatistics:
     """Reads that arrived as coroutines."""
     writes: int
     """Writes that arrived as coroutines."""
-    others: int
-    """All other coroutines, such as look-ups and opens."""
     refused_writes: int
     """Writes that the file refused; the kernel keeps their pages."""
     refused_writers: int
@@ -192,7 +189,6 @@ class Operations(pyfuse3.Operations):
         self.on_init: Callable[[], object] | None = None
         self.is_closing = False
         self.writers = Writers(directory.block_files)
-        self.other_requests = 0
         self._page_size = page_size
         self._files = directory.block_files
         self._refused_writes = 0
@@ -210,7 +206,6 @@ class Operations(pyfuse3.Operations):
         return OperationsStatistics(
             reads=self._reads,
             writes=self._writes,
-            others=self.other_requests - self._reads - self._writes,
             refused_writes=self._refused_writes,
             refused_writers=self.writers.refused,
             let_go=self.interrupts.let_go,

@@ -5,9 +5,8 @@ pyfuse3 gets `/dev/fd/N` as its mountpoint, so that it neither mounts nor unmoun
 on a new mount, or it takes over the mount of a process that has died (`adopt`). Only the hook makes
 a takeover possible.
 
-The session switches the hook (`_lowlevel.c`) on. The hook may be off by its setting, or because the
-dynamic linker has bound pyfuse3 to libfuse. Then there are no discards, so freed swap slots keep
-their memory, and no takeovers.
+The session switches the hook (`_lowlevel.c`) on, and refuses to start without it. pyfuse3 alone has
+no discards, so freed swap slots would keep their memory. No process could take its session over.
 
 Limits: one session per process, because pyfuse3 keeps its session in module globals.
 """
@@ -20,7 +19,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyfuse3
 import trio
@@ -29,6 +28,7 @@ from zswapd import counters
 from zswapd.errors import MountError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.mount import MAX_IO, Mount
+from zswapd.host import installation
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -82,10 +82,6 @@ class SessionStatistics:
     A request is counted when it is answered or passed on.
     """
 
-    hook_active: bool
-    """True if the hook answers reads, writes and discards."""
-    discard_available: bool
-    """True if the file system takes discards; False without the hook."""
     reads: int
     writes: int
     discards: int
@@ -176,18 +172,11 @@ class Session:
         operations: the handlers; their directory must be complete.
         mount: an open `Mount`, which stays mounted after the session. Or the path of a mountpoint,
             which the session mounts and unmounts.
-        hook: False to work without `_lowlevel.c`. This is slower and has no discard, and no process
-            can take over the session.
         poll_us: longest wait for the next request after an answer in µs; 0 sleeps at once.
-        budget_us: longest time in µs for which a full queue delays the event loop's other tasks.
         device: the FUSE device node, if the session mounts.
         shared: memory for the hook that outlives the process, `handover.hook_bytes(MAX_IO)` bytes.
         adopt: True if another process has served this mount before, with the same `shared`.
         resend: False for a takeover without FUSE_NOTIFY_RESEND, as before Linux 6.9.
-
-    Attributes:
-        hook_active: True if the hook serves this session; set by `open`.
-        hook_problem: the reason if the hook is not active, otherwise empty.
     """
 
     _current: ClassVar[Session | None] = None
@@ -197,9 +186,7 @@ class Session:
         operations: Operations,
         mount: Mount | Path,
         *,
-        hook: bool = True,
         poll_us: int = 400,
-        budget_us: int = 2000,
         device: Path = Path("/dev/fuse"),
         shared: memoryview | None = None,
         adopt: bool = False,
@@ -208,10 +195,9 @@ class Session:
         self.operations = operations
         self._mount = Mount(mount, device=device) if isinstance(mount, Path) else mount
         self._is_own_mount = isinstance(mount, Path)
-        self.hook_active = False
-        self.hook_problem = "" if hook else "it is off (fuse.hook)"
+        self._hook: Any = lowlevel
+        """`_lowlevel`, whose functions have no annotations; None if it was not built."""
         self._poll_us = poll_us
-        self._budget_us = budget_us
         self._shared = shared
         self._adopt = adopt
         self._resend = resend
@@ -250,8 +236,8 @@ class Session:
 
         Raises:
             PermissionsError: there is no FUSE device, or this process may not mount.
-            MountError: the mountpoint cannot be used, this process has a session already, or there
-                is no hook for a takeover.
+            MountError: the mountpoint or the hook cannot be used, or this process has a session
+                already.
         """
         if Session._current is not None:
             raise MountError(
@@ -264,15 +250,10 @@ class Session:
                 undo.enter_context(self._mount)
             self._start_pyfuse3(undo)
             self._undo = undo.pop_all()
-        if not self.hook_active:
-            log.warning(
-                "discard is off, because the FUSE hook is not in use: %s", self.hook_problem
-            )
 
     def close(self) -> None:
         """Undo `open`. `serve` must have returned. A repeat has no effect."""
         self._undo.close()
-        self.hook_active = False
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until `terminate` is called or the file system is unmounted.
@@ -291,7 +272,7 @@ class Session:
         self.operations.on_init = agreed.set
         async with trio.open_nursery() as nursery:
             nursery.start_soon(announce)
-            if self._adopt and lowlevel is not None and lowlevel.adopt(resend=self._resend):
+            if self._adopt and self._hook.adopt(resend=self._resend):
                 nursery.start_soon(self._poke)
             nursery.start_soon(self.operations.interrupts.run)
             await pyfuse3.main(max_tasks=MAX_TASKS)
@@ -317,42 +298,26 @@ class Session:
         pyfuse3.terminate()
 
     def set_poll_us(self, poll_us: int) -> None:
-        """Set the longest wait for the next request in µs. It has no effect without the hook."""
+        """Set the longest wait for the next request in µs."""
         self._poll_us = poll_us
-        if lowlevel is not None and self.hook_active:
-            lowlevel.set_poll_us(poll_us)
+        self._hook.set_poll_us(poll_us)
 
     def set_scarce(self, free_bytes: int) -> None:
-        """Set the free memory in bytes below which this thread becomes real-time.
-
-        It has no effect without the hook.
-        """
-        if lowlevel is not None and self.hook_active:
-            lowlevel.set_scarce(free_bytes)
+        """Set the free memory in bytes below which this thread becomes real-time."""
+        self._hook.set_scarce(free_bytes)
 
     def statistics(self) -> SessionStatistics:
-        """Return the counters. Those of the hook are 0 if it is not active."""
+        """Return the counters."""
         plain = self.operations.statistics()
-        hook = (
-            lowlevel.statistics()
-            if lowlevel is not None and self.hook_active
-            else dict.fromkeys(_COUNTERS, 0)
-        )
-        latencies = (
-            lowlevel.latencies()
-            if lowlevel is not None and self.hook_active
-            else (_UNTIMED, _UNTIMED)
-        )
+        hook = self._hook.statistics()
         read_latency, write_latency = (
-            LatencyStatistics(counts, ns / 1e9) for counts, ns in latencies
+            LatencyStatistics(counts, ns / 1e9) for counts, ns in self._hook.latencies()
         )
         return SessionStatistics(
-            hook_active=self.hook_active,
-            discard_available=self.hook_active,
             reads=hook["read"] + plain.reads,
             writes=hook["write"] + plain.writes,
             discards=hook["fallocate"],
-            others=hook["other"] if self.hook_active else plain.others,
+            others=hook["other"],
             read_bytes=hook["read_bytes"],
             written_bytes=hook["write_bytes"],
             refused_writes=plain.refused_writes,
@@ -382,8 +347,7 @@ class Session:
         )
 
     def _start_pyfuse3(self, undo: contextlib.ExitStack) -> None:
-        if not self.hook_problem:
-            self._attach_hook(undo)
+        self._attach_hook(undo)
         descriptor = os.dup(self._mount.descriptor)
         try:
             pyfuse3.init(self.operations, f"/dev/fd/{descriptor}", set())
@@ -397,28 +361,20 @@ class Session:
             # The unmount comes before the connection is closed. A mount without a connection would
             # look like the mount of a dead daemon.
             undo.callback(self._mount.unmount)
-        if not self.hook_problem and lowlevel is not None and lowlevel.hooked():
-            self.hook_active = True
-            return
-        self.hook_problem = (
-            self.hook_problem
-            or "pyfuse3 was loaded before zswapd.fuse, or its calls of libfuse have other names"
-        )
-        if self._adopt:
-            raise MountError(
-                f"the session cannot be taken over without the FUSE hook: {self.hook_problem}"
+        if not self._hook.hooked():
+            raise _no_hook(
+                "pyfuse3 was loaded before zswapd.fuse, or its calls of libfuse have other names"
             )
 
     def _attach_hook(self, undo: contextlib.ExitStack) -> None:
-        if lowlevel is None:
-            self.hook_problem = lowlevel_problem
-            return
-        lowlevel.attach(
+        if self._hook is None:
+            raise _no_hook(lowlevel_problem)
+        self._hook.attach(
             self.operations.serve_read,
             self.operations.serve_write,
             self.operations.serve_fallocate,
             poll_us=self._poll_us,
-            budget_us=self._budget_us,
+            budget_us=_BUDGET_US,
             max_io=MAX_IO,
             max_background=MAX_BACKGROUND,
             shared=self._shared,
@@ -426,10 +382,10 @@ class Session:
             admit=self.operations.admit,
             checks_requests=not (self._resend and can_resend()),
         )
-        undo.callback(lowlevel.detach)
-        self.operations.writers.when_void = lowlevel.forget_writer
+        undo.callback(self._hook.detach)
+        self.operations.writers.when_void = self._hook.forget_writer
         for inode in self.operations.directory.block_files:
-            lowlevel.add_inode(inode)
+            self._hook.add_inode(inode)
 
 
 def can_resend() -> bool:
@@ -440,7 +396,14 @@ def can_resend() -> bool:
 
 _RESEND = (6, 9)
 """The first Linux with FUSE_NOTIFY_RESEND."""
-_UNTIMED: tuple[tuple[int, ...], int] = ((0,) * 21, 0)
+_BUDGET_US = 2000
+"""Longest time in µs for which a full queue delays the event loop's other tasks."""
+
+
+def _no_hook(problem: str) -> MountError:
+    return MountError(
+        f"the FUSE hook cannot be used: {problem}", hint=installation.found().reinstall()
+    )
 
 
 def forget_inode(inode: int) -> None:
@@ -459,31 +422,3 @@ def forget_name(parent: int, name: str) -> None:
     """
     with contextlib.suppress(OSError):
         pyfuse3.invalidate_entry(parent, name.encode(errors="surrogateescape"))
-
-
-_COUNTERS = (
-    "read",
-    "write",
-    "fallocate",
-    "read_bytes",
-    "write_bytes",
-    "other",
-    "drained",
-    "receives",
-    "polls",
-    "poll_hits",
-    "poll_ns",
-    "crowded_polls",
-    "naps",
-    "nap_hits",
-    "budget_ends",
-    "scarcities",
-    "deferred",
-    "resent",
-    "aheads",
-    "ahead_hits",
-    "errors",
-    "exceptions",
-    "reply_errors",
-    "max_background",
-)

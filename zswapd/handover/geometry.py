@@ -28,7 +28,6 @@ def describe_geometry(config: Config) -> dict[str, Any]:
         "files": config.swap_files(),
         "allocator": config.pool.allocator,
         "max_zspage_frames": config.pool.max_zspage_frames,
-        "fuse.hook": config.fuse.hook,
         "control.socket": str(config.control.socket),
         **(
             {"backing": f"{backing.path}{' (encrypted)' if backing.encrypt else ''}"}
@@ -50,7 +49,7 @@ def check_geometry(config: Config, running: Mapping[str, Any]) -> None:
     """
     ours = describe_geometry(config)
     # Programs before 0.2.0 do not write these. The arena's label has some of them.
-    unsaid = {key: ours[key] for key in ("max_zspage_frames", "fuse.hook", "control.socket")}
+    unsaid = {key: ours[key] for key in ("max_zspage_frames", "control.socket")}
     running = {"allocator": "zsmalloc", **unsaid} | dict(running)
     known = (*ours, "backing")
     # The order of the files matters: a file's place is its number in every page's header.

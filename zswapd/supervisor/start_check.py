@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 
 from zswapd.control.listener import check_place, is_served
 from zswapd.core.allocators.arena import open_shared_memory
-from zswapd.errors import BackingError, VolumeError
+from zswapd.errors import MountError, VolumeError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.fuse.mount import Mount
 from zswapd.handover import costs
+from zswapd.host import installation
 from zswapd.metrics.peers import EVERYBODY
 from zswapd.paths import without_links
 from zswapd.supervisor.backing import check_backing
@@ -71,6 +72,7 @@ def check(config: Config) -> StartFindings:
         _check_as_root(config, is_running=is_running)
     else:
         found.unchecked.append("only root can check control socket, mountpoint, arena and backing")
+    found.warnings.extend(config.without_effect())
     _check_volumes(config, found)
     _check_metrics(config, found, is_running=is_running)
     _check_limits(found)
@@ -83,10 +85,10 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
         return
     check_place(config.control.socket)
     check_backing(config)
-    if config.backing.path and lowlevel is None:
-        raise BackingError(
-            f"a backing needs the FUSE hook: {lowlevel_problem}",
-            hint="build it, or leave backing.path empty",
+    if lowlevel is None:
+        raise MountError(
+            f"the FUSE hook cannot be used: {lowlevel_problem}",
+            hint=installation.found().reinstall(),
         )
     os.close(open_shared_memory(config.memory.arena)[0])
     Mount(config.fuse.mountpoint).check()

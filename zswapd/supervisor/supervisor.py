@@ -517,11 +517,12 @@ def run(configure: Callable[[], Config], guarded: Guard) -> int:
     _lift_limits(is_needed=left is not None)
     config = choose(configure, left)
     log_setup.set_level(config.log.level)
+    for line in config.without_effect():
+        log.warning(line)
     prepare_module.load(config)
     system.protect(
         populates_code=False,  # the code may be in swap that no worker serves yet
         lock_memory=config.service.lock_memory,
-        io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
         libc_heap=0,

@@ -61,7 +61,6 @@ class Protection:
 def protect(
     *,
     lock_memory: bool,
-    io_flusher: bool,
     oom_score_adj: int,
     scheduling: str = "normal",
     is_forked: bool = False,
@@ -74,7 +73,6 @@ def protect(
 
     Args:
         lock_memory: lock present and future memory.
-        io_flusher: set PR_SET_IO_FLUSHER.
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
         scheduling: "nice", "rr" or "normal": scheduling of this thread and those that it starts.
         is_forked: this process shares its memory with the one that forked it.
@@ -97,7 +95,7 @@ def protect(
             else _not_wanted("lock_memory")
         ),
         _set_oom_score_adj(oom_score_adj, root),
-        flusher := _set_io_flusher(libc, root) if io_flusher else _not_wanted("io_flusher"),
+        flusher := _set_io_flusher(libc, root),
         _forbid_core_dumps(libc, root),
         _set_scheduling(scheduling),
     )

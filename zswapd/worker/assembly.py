@@ -253,9 +253,7 @@ def _make_session(
             else Operations(directory, page_size=page_size, takes_part=takes_part)
         ),
         resources.mount,
-        hook=config.fuse.hook,
         poll_us=config.fuse.poll_us,
-        budget_us=config.fuse.budget_us,
         shared=resources.state.hook,
         adopt=is_adopted,
         resend=not os.environ.get("ZSWAPD_NO_RESEND"),  # for tests, as ZSWAPD_CRASH is

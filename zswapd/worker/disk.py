@@ -25,14 +25,12 @@ from zswapd.core.backing.lifeline import Lifeline
 from zswapd.core.backing.store import SlotStore, make_buffers
 from zswapd.core.backing.transfers import RUN_MAX, Transfers
 from zswapd.core.disk import CoreDisk
-from zswapd.errors import BackingError
-from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.fuse import lowlevel
 from zswapd.fuse.deferred import BackedOperations
 from zswapd.fuse.mount import MAX_IO
 from zswapd.handover.areas import BACKING_CLAIMS, SLOTS, WITNESS
 from zswapd.handover.key import find_key
 from zswapd.handover.state import RESENT, HookWord
-from zswapd.host import installation
 from zswapd.system import set_normal
 
 if TYPE_CHECKING:
@@ -127,15 +125,10 @@ class BackedPool:
         transfers: reads and writes slots.
 
     Raises:
-        BackingError: the FUSE hook is missing, or the key is not valid.
+        BackingError: the key is not valid.
     """
 
     def __init__(self, config: Config, state: SharedState, fd: int, prepared: DiskThreads) -> None:
-        if lowlevel is None:
-            raise BackingError(
-                f"a backing needs the FUSE hook: {lowlevel_problem}",
-                hint=f"{installation.found().reinstall()}; or set backing.path to nothing",
-            )
         self.fd = fd
         self._lowlevel: Any = lowlevel
         page_size = config.context.page_size

@@ -85,7 +85,6 @@ def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepare
     is_small = not is_first or not (config.cache.volumes or config.backing.path)
     protections = system.protect(
         lock_memory=config.service.lock_memory,
-        io_flusher=config.service.io_flusher,
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
         is_forked=True,

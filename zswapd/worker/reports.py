@@ -57,7 +57,7 @@ def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
         "state": "stopping" if parts.shutdown.is_under_way else "frozen" if frozen else "serving",
         "mountpoint": str(parts.session.mountpoint),
         "page_size": config.context.page_size,
-        "discard": parts.session.hook_active,
+        "discard": True,
         "pool": pool_report(statistics, config.pool.compressor),
         "backing": parts.disk.report(config, statistics) if parts.disk else None,
         "cache": cache_report(statistics, parts.volumes.statistics() if parts.volumes else ()),

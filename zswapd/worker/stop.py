@@ -84,10 +84,8 @@ class Shutdown:
     async def _drain(self, notifier: system.Notifier) -> None:
         session = self._session
         frames = self._core.frames.statistics()
-        # Without discard, the worker does not learn which slots swapoff has emptied, so the pool
-        # gives no memory back until the end.
         pool_frames = frames.used_frames - frames.ephemeral_frames
-        pool_bytes = pool_frames * frames.page_size if session.hook_active else 0
+        pool_bytes = pool_frames * frames.page_size
         await drain(
             [session.mountpoint / name for name in self._core.devices],
             pool_bytes=pool_bytes,

@@ -23,7 +23,6 @@ from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
 from zswapd.errors import ControlError, HandoverError, ZswapdError
 from zswapd.handover.state import UPGRADE_WANTED, Word
 from zswapd.host import installation
-from zswapd.host.installation import restart_daemon
 from zswapd.system import spawn
 from zswapd.worker.progress import discard_progress, run_with_progress
 
@@ -60,7 +59,6 @@ class Upgrade:
                 "there is no supervisor to replace",
                 hint=f"{installation.of_daemon().start()} starts one, which takes over",
             )
-        self._refuse_without_hook()
         identity = {
             "arena_layout": ARENA_LAYOUT,
             "arena_label": parts.core.arena.label.decode(),
@@ -117,7 +115,6 @@ class Upgrade:
         parts = self._parts
         if parts.parent.is_alive():
             raise ControlError("this worker has a supervisor", hint="use `zswapctl upgrade`")
-        self._refuse_without_hook()
         listening, lock = parts.listener.descriptors()
         backing = (parts.disk.fd,) if parts.disk else ()
         files = (
@@ -129,15 +126,6 @@ class Upgrade:
             *backing,
         )
         return WithDescriptors(os.getpid(), files)
-
-    def _refuse_without_hook(self) -> None:
-        """Refuse to replace this worker if its session cannot be taken over."""
-        if not self._parts.session.hook_active:
-            reason = self._parts.session.hook_problem
-            raise HandoverError(
-                f"this session cannot be taken over, since the FUSE hook is not in use: {reason}",
-                hint=f"to restart without a takeover: {restart_daemon()}",
-            )
 
 
 def _reason_in(output: bytes) -> tuple[str, str]:

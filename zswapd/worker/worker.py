@@ -184,7 +184,7 @@ class Worker:
     def _set_priority(self) -> None:
         """Leave real-time scheduling, which the start needs, except where the settings want it."""
         scheduling = self.parts.settings.current.service.scheduling
-        if scheduling == "nice" and self.parts.session.hook_active:
+        if scheduling == "nice":
             self.parts.session.set_scarce(system.scarce_bytes())
         elif scheduling != "rr":
             system.set_normal()
@@ -239,9 +239,9 @@ class Worker:
     def _give_up(self, handler: str, error: Exception) -> None:
         """End this process at once, because the core may be inconsistent; a successor takes over.
 
-        Return if there can be no successor: without the hook, or without a supervisor.
+        Return if there is no supervisor, and so no successor.
         """
-        if not (self.parts.session.hook_active and self.parts.parent.is_alive()):
+        if not self.parts.parent.is_alive():
             return
         self.parts.state.words[Word.BROKEN] += 1
         log.critical("internal error in %s, a successor takes over: %s", handler, way_of(error))

@@ -232,10 +232,8 @@ def test_status_of_an_empty_pool_divides_by_nothing(
         "limit_bytes": 0,
         "refused": {},
     }
-    daemon.status["discard"] = False
     assert ctl(daemon, "status") == 0
     text = capsys.readouterr().out
-    assert "WITHOUT discard" in text
     assert "Memory     0 B, frames: 0, lz4" in text
     assert "Limit      no limit" in text
     assert "Refused    nothing" in text
@@ -530,16 +528,6 @@ def test_swapon_takes_name_priority_and_no_discard(
     assert captured.err == ""
 
 
-def test_swapon_where_the_daemon_hears_no_discards_says_so(
-    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    daemon.status["discard"] = False
-    calls = fake_attach(monkeypatch)
-    assert ctl(daemon, "swapon") == 0
-    assert calls[0][1]["discard"] is False
-    assert "gets no discards" in capsys.readouterr().err
-
-
 def test_swapon_where_the_kernel_keeps_too_little_free_is_refused_unless_forced(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -762,16 +750,6 @@ def test_swapoff_of_one_file_counts_its_share_of_the_pool(
     assert calls == [
         ((Path("/run/zswapd/mnt/second"),), {"force": True, "pool_bytes": 100000 * 4096 // 4})
     ]
-
-
-def test_swapoff_without_discard_counts_on_no_memory_of_the_pool(
-    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    swapped_on(monkeypatch, "swap")
-    daemon.status["discard"] = False
-    calls = fake_detach(monkeypatch)
-    assert ctl(daemon, "swapoff") == 0
-    assert calls[0][1]["pool_bytes"] == 0
 
 
 @pytest.mark.parametrize(

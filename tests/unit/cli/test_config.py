@@ -106,10 +106,6 @@ def test_check_names_the_files_or_the_line_and_what_would_be_right(
             "{file}:3, {file}:5: control.socket /mnt/z/sock lies",
         ),
         ('[control]\nsocket = "/run/zswapd/mnt/sock"', "{file}:2: control.socket"),
-        (
-            '[backing]\npath = "/x"\n[fuse]\nhook = false',
-            "{file}:2, {file}:4: a backing needs the FUSE hook",
-        ),
         ('[backing]\nbuffers = "1M"', "{file}:2: backing.buffers is 1048576 bytes"),
     ],
 )

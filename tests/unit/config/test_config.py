@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from zswapd import config
 from zswapd.config import kinds
 from zswapd.config.loader import LONGEST_TEXT
+from zswapd.config.table import RETIRED
 from zswapd.config.toml_lines import find_line
 from zswapd.errors import ConfigError
 from zswapd.handover.state import SLOT_BYTES
@@ -62,7 +63,7 @@ def refusal(root: Path, *assignments: tuple[str, str], file: Path | None = None)
 def test_load_without_any_source_gives_the_documented_defaults(root: Path) -> None:
     loaded = load(root)
     assert loaded.fuse.mountpoint == Path("/run/zswapd/mnt")
-    assert (loaded.fuse.hook, loaded.fuse.poll_us, loaded.fuse.budget_us) == (True, 400, 2000)
+    assert loaded.fuse.poll_us == 400
     assert loaded.swap_files() == {"swap": 3 << 30}  # min(50% of 6G, 4G)
     assert (loaded.swap.priority, loaded.swap.discard) == (100, True)
     assert loaded.pool.compressor == "lz4"
@@ -70,11 +71,7 @@ def test_load_without_any_source_gives_the_documented_defaults(root: Path) -> No
     assert (loaded.pool.zv_max_zsize, loaded.pool.zv_max_mean_zsize) == (3584, 2560)
     assert (loaded.pool.zv_page_count_policy_percent, loaded.pool.max_zspage_frames) == (75, 8)
     assert (loaded.memory.arena, loaded.memory.reserve) == ("auto", 64 << 20)
-    assert (
-        loaded.service.lock_memory,
-        loaded.service.io_flusher,
-        loaded.service.oom_score_adj,
-    ) == (True, True, -1000)
+    assert (loaded.service.lock_memory, loaded.service.oom_score_adj) == (True, -1000)
     assert loaded.control.socket == Path("/run/zswapd/zswapd.sock")
     assert loaded.log.level == "info"
 
@@ -120,7 +117,7 @@ def test_dropins_are_read_in_the_order_of_their_names(root: Path) -> None:
         "fuse.poll_us",
         "pool.zv_max_zsize",
         "service.oom_score_adj",
-        "fuse.budget_us",
+        "backing.idle_age",
     ]
     for count, dest in enumerate(
         settings, start=2
@@ -309,11 +306,27 @@ def test_a_bad_assignment_is_refused_and_names_the_option(
     assert hint in (error.hint or "")
 
 
+@pytest.mark.parametrize("name", RETIRED)
+def test_setting_of_an_earlier_version_has_no_effect_and_a_warning(root: Path, name: str) -> None:
+    section, key = name.split(".")
+    write(root, f"[{section}]\n{key} = 1\n", "zswapd.toml")
+    loaded = load(root)
+    assert loaded.without_effect() == [
+        f"{root}/etc/zswapd/zswapd.toml:2: {name} has no effect: {RETIRED[name]}"
+    ]
+    again = config.from_document(config.to_document(loaded), ("lz4", "lzo"))
+    assert again.without_effect() == loaded.without_effect(), "a successor takes them as well"
+    (root / "etc/zswapd/zswapd.toml").unlink()
+    assert dataclasses.replace(loaded, given={}) == load(root)
+    with pytest.raises(ConfigError, match="is no setting any more"):
+        config.changed(loaded, {name: 1}, source="set")
+
+
 def test_assignments_give_every_kind_of_value(root: Path) -> None:
     loaded = load(
         root,
         ("pool.checksum", "off"),
-        ("fuse.hook", "Yes"),
+        ("swap.discard", "Yes"),
         ("swap.priority", "7"),
         ("service.oom_score_adj", "-500"),
         ("pool.limit", "25%"),
@@ -321,7 +334,7 @@ def test_assignments_give_every_kind_of_value(root: Path) -> None:
         ("swap.files.slow", "1G"),
         ("fuse.mountpoint", "/tmp//m/"),
     )
-    assert (loaded.pool.checksum, loaded.fuse.hook, loaded.swap.priority) == (False, True, 7)
+    assert (loaded.pool.checksum, loaded.swap.discard, loaded.swap.priority) == (False, True, 7)
     assert (loaded.service.oom_score_adj, loaded.pool.limit) == (-500, MEMORY // 4)
     assert loaded.swap_files() == {"swap": 3 << 30, "fast": 64 << 20, "slow": 1 << 30}
     assert loaded.fuse.mountpoint == Path("/tmp/m")

@@ -19,7 +19,6 @@ SHAPE: dict[str, Any] = {
     "files": {"swap": 2 << 30, "scratch": 512 << 20},
     "allocator": "zsmalloc",
     "max_zspage_frames": 8,
-    "fuse.hook": True,
     "control.socket": "/run/zswapd/zswapd.sock",
     "backing": "/dev/vg/swap (encrypted)",
 }
@@ -46,7 +45,6 @@ SHAPE: dict[str, Any] = {
             {"files": {"scratch": 512 << 20, "swap": 2 << 30}},
             ["order of swap files is swap, scratch, the settings say scratch, swap"],
         ),
-        ({"fuse.hook": False}, ["fuse.hook is true, the settings say false"]),
         (
             {"mountpoint": "/mnt/" + 80 * "x"},
             [f'fuse.mountpoint is "/run/zswapd/mnt", the settings say "/mnt/{80 * "x"}"'],
@@ -58,10 +56,10 @@ SHAPE: dict[str, Any] = {
             ['backing.path is "/dev/vg/swap", the settings say "/dev/x"'],
         ),
         (
-            {"allocator": "zbud", "fuse.hook": False},
+            {"allocator": "zbud", "max_zspage_frames": 4},
             [
                 'pool.allocator is "zsmalloc", the settings say "zbud"',
-                "fuse.hook is true, the settings say false",
+                "pool.max_zspage_frames is 8, the settings say 4",
             ],
         ),
         ({}, []),

@@ -88,7 +88,6 @@ def test_check_knows_what_older_programs_had(
         ("files", "files"),
         ("allocator", "pool.allocator"),
         ("max_zspage_frames", "pool.max_zspage_frames"),
-        ("fuse.hook", "fuse.hook"),
         ("control.socket", "control.socket"),
     ],
 )

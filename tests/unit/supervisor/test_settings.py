@@ -123,7 +123,7 @@ def test_a_worker_that_may_live_is_looked_for_where_it_is(
 ) -> None:
     """At another socket a supervisor would hear of none, and have two workers serve one arena."""
     state.save({"checked": None, "configured": config.to_document(load())})
-    for name, value in (("control.socket", "/run/other.sock"), ("fuse.hook", "false")):
+    for name, value in (("control.socket", "/run/other.sock"), ("pool.max_zspage_frames", "4")):
         expect_log(
             f"beginning with those that were in use: the running daemon's {name} is",
             level=logging.ERROR,

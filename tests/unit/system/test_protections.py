@@ -67,12 +67,7 @@ def protect(
     root: Path, libc: FakeLibc, monkeypatch: pytest.MonkeyPatch, **asked: bool | int
 ) -> dict[str, Protection]:
     monkeypatch.setattr("zswapd.system.protections.ctypes.CDLL", lambda *_, **__: libc)
-    wanted: dict[str, bool | int] = {
-        "lock_memory": True,
-        "io_flusher": True,
-        "oom_score_adj": -1000,
-        **asked,
-    }
+    wanted: dict[str, bool | int] = {"lock_memory": True, "oom_score_adj": -1000, **asked}
     found = protections.protect(**wanted, python_heap=1 << 20, root=root)  # type: ignore[arg-type]
     return {item.name: item for item in found}
 
@@ -113,17 +108,20 @@ def test_protect_before_swap_is_served_faults_no_code_in(
     assert not [call for call in libc.calls if call[0] == "madvise" and call[3] != 16]
 
 
-def test_protect_with_all_switched_off_forbids_core_dumps_only(
+def test_protect_with_all_switched_off_keeps_what_is_no_setting(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     libc = FakeLibc()
-    found = protect(root, libc, monkeypatch, lock_memory=False, io_flusher=False, oom_score_adj=0)
+    found = protect(root, libc, monkeypatch, lock_memory=False, oom_score_adj=0)
     assert not found["lock_memory"].on
     assert found["lock_memory"].hint == "set service.lock_memory=true"
-    assert not found["io_flusher"].on
     assert found["oom_score_adj"].on
     # Neither a dump by the kernel, nor the one private mapping in anybody else's.
-    assert libc.calls == [("prctl", 4, 0, 0, 0, 0), ("madvise", 0x560000, 0x1000, 16)]
+    assert libc.calls == [
+        ("prctl", 57, 1, 0, 0, 0),
+        ("prctl", 4, 0, 0, 0, 0),
+        ("madvise", 0x560000, 0x1000, 16),
+    ]
 
 
 def test_the_kernel_dumps_no_protected_process_and_its_memory_is_marked() -> None:
@@ -132,11 +130,7 @@ def test_the_kernel_dumps_no_protected_process_and_its_memory_is_marked() -> Non
         code = 1
         try:
             protections.protect(
-                lock_memory=False,
-                io_flusher=False,
-                oom_score_adj=0,
-                libc_heap=1 << 20,
-                python_heap=1 << 20,
+                lock_memory=False, oom_score_adj=0, libc_heap=1 << 20, python_heap=1 << 20
             )
             heap = (
                 Path("/proc/self/smaps")
@@ -267,7 +261,7 @@ def work():
 cold = faults()
 work()
 cold = faults() - cold
-found = service.protect(lock_memory=True, io_flusher=True, oom_score_adj=100)
+found = service.protect(lock_memory=True, oom_score_adj=100)
 service.freeze_garbage_collector()
 work()
 warm = faults()

@@ -49,7 +49,7 @@ def handler(core: Core, name: str, **other: object) -> Any:
         "swapoff_thread": Offload("swapoff"),
         "core": core,
         "state": words,
-        "session": SimpleNamespace(hook_active=True),
+        "session": SimpleNamespace(),
         "parent": SimpleNamespace(is_alive=lambda: True),
         "disk": None,
         "settings": SimpleNamespace(current=config, configured=config, change=None, reset=None),

@@ -36,7 +36,7 @@ class FakeWorker:
     def __init__(self) -> None:
         words = [0] * len(Word)
         self.state = types.SimpleNamespace(layout=1, geometry={}, words=words)
-        self.session = types.SimpleNamespace(hook_active=True)
+        self.session = types.SimpleNamespace()
         configured = types.SimpleNamespace(context=types.SimpleNamespace(memory_total=1 << 30))
         self.settings = types.SimpleNamespace(configured=configured)
         self.core = types.SimpleNamespace(arena=types.SimpleNamespace(label=b"{}"))

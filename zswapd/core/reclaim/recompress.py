@@ -14,7 +14,7 @@ one byte, made of the page's serial number, in memory that outlives the process.
 another number, so the mark need not be cleared. One changed page in 255 wrongly counts as tried.
 
 Time: `step` takes BATCH pages. No page is served for that time, 0.5 ms. `step` returns the wait
-that keeps the rate at `rate` pages a second. One page takes about 30 µs.
+that keeps the rate at RATE. One page takes about 30 µs.
 
 Limits: a device without a disk behind it keeps no ages, so its pages count as used at their store.
 The first bound of a successor comes after `age_s`. The reserve is for swap: below half of its
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 STRONGER = "zstd"
 """Codec of recompressed pages."""
 BATCH = 16
+RATE = 1000
+"""Maximum of pages that are recompressed in a second: 3 % of a processor."""
+GAIN_PERCENT = 10
+"""Minimum gain, in percent of a page's compressed size. zstd takes three times as long to read."""
 PAGES_PER_STEP = 512
 """Maximum of pages that one step looks at. It takes 0.5 ms."""
 LOOK_S = 40e-6
@@ -127,8 +131,6 @@ class Recompression:
 
     Attributes:
         age_s: seconds for which a page must be unused; 0 for recompression by command only.
-        rate: maximum number of pages a second.
-        gain_percent: minimum gain, in percent of the page's compressed size.
     """
 
     def __init__(
@@ -152,28 +154,12 @@ class Recompression:
         self._prepare = prepare
         self._clock = clock
         self.age_s = 0
-        self.rate = 1000
-        self._gain_percent = 10
         self._notes: deque[tuple[float, int]] = deque()
         self._bound = self._last_bound = self._epoch = 0
         self._place = self._number = 0
         self._next_pass = clock()
         self.is_running = False
         self._tried = self._in_vain = self._damaged = self._passes = 0
-
-    @property
-    def gain_percent(self) -> int:
-        """Minimum gain, in percent of the page's compressed size."""
-        return self._gain_percent
-
-    @gain_percent.setter
-    def gain_percent(self, percent: int) -> None:
-        # A smaller gain is asked for: pages that were tried in vain may reach it.
-        if percent < self._gain_percent and self.is_prepared:
-            for marks in self._marks:
-                for place in range(0, len(marks), 4096):
-                    marks[place : place + 4096] = bytes(len(marks[place : place + 4096]))
-        self._gain_percent = percent
 
     @property
     def is_prepared(self) -> bool:
@@ -243,7 +229,7 @@ class Recompression:
                 self._devices[self._place], self._marks[self._place], self._number - 1
             ):
                 return NO_ROOM_S
-        return max((self._tried - before) / self.rate, looks * LOOK_S)
+        return max((self._tried - before) / RATE, looks * LOOK_S)
 
     def _try(self, device: Recompressible, marks: memoryview, number: int) -> bool:
         """Recompress a page if it is due; return False if there was no room."""
@@ -254,7 +240,7 @@ class Recompression:
         if (self._bound - generation) & _MASK >= _HALF or device.in_use(number, self._epoch):
             return True
         try:
-            outcome = device.recompress(number, self._compressor, self._gain_percent)
+            outcome = device.recompress(number, self._compressor, GAIN_PERCENT)
         except CorruptedPageError:  # the page stays, and its reader gets the error
             self._damaged += 1
             marks[number] = mark
