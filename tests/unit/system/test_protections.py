@@ -122,7 +122,7 @@ def test_protect_with_all_switched_off_forbids_core_dumps_only(
     assert found["lock_memory"].hint == "set service.lock_memory=true"
     assert not found["io_flusher"].on
     assert found["oom_score_adj"].on
-    # Neither a dump by the kernel, nor the one private mapping in anybody else's.
+    # The kernel makes no dump, and no other program's dump has the one private mapping.
     assert libc.calls == [("prctl", 4, 0, 0, 0, 0), ("madvise", 0x560000, 0x1000, 16)]
 
 
