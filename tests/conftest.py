@@ -108,8 +108,8 @@ def pytest_configure(config: pytest.Config) -> None:
         Path(tempfile.gettempdir())
     ):  # tests have disks in files there, which a backing has to be on
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/var/tmp")
-    # A background job of a shell without job control ignores SIGINT, and whom a test interrupts
-    # would inherit that.
+    # A background job of a shell without job control ignores SIGINT, and a process that a test
+    # interrupts would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if _is_part(config):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names that are used where vulture does not look; each block says by whom.
+"""Names that are used where vulture does not look; each block says which code uses them.
 
 Vulture reads this file beside `zswapd` and takes every name in it as used. It is never imported.
 Fields of statistics and reports need no line here: `tests/test_linters.py` adds them.
@@ -46,7 +46,7 @@ _.raiseExceptions
 # Python calls it for a module's missing names (PEP 562).
 __getattr__
 
-# What an allocator promises, and what whoever keeps an arena longer than a core lives asks for.
+# The promise of an allocator, and a function for owners of an arena that outlives the core.
 _.max_size
 lost_bitmap_bytes
 

@@ -2,13 +2,13 @@
 """Logging: to stderr, or with its fields to journald if journald reads stderr; it never blocks.
 
 Modules use the standard library (`log = logging.getLogger(__name__)`, %-style arguments); `setup`
-is called once by the command line. A record may carry, through `extra`:
+is called once by the command line. A record may have two attributes, through `extra`:
 
-- `rate_limit`: seconds in which a record of this logger with this message template is written at
-  most once; the next one that passes says how many were held back;
-- `log_once`: True, and a record with the same template and arguments is written once only.
+- `rate_limit`: seconds in which at most one record of this logger with this message template is
+  written; the next record that passes says how many were held back;
+- `log_once`: if True, a record with the same template and arguments is written only once.
 
-A StreamHandler is no choice, because a daemon that serves swap must not wait for the reader of its
+A StreamHandler is not used, because a daemon that serves swap must not wait for the reader of its
 stderr. A reader that hangs (a stopped terminal, a full pipe, a journald that waits for swap-in)
 would hang the page path, and so the machine. So a line is written only if the descriptor takes it
 at once. Other lines are dropped and counted, and the count is written when lines are taken again.
@@ -71,7 +71,7 @@ class LogStatistics:
 
 
 class SystemdFormatter(logging.Formatter):
-    """`<N>message`, N being the syslog priority for journald; every line of a traceback has it."""
+    """`<N>message`: N is the syslog priority for journald, and each line of a traceback has it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's lines, each with its priority."""
@@ -80,7 +80,7 @@ class SystemdFormatter(logging.Formatter):
 
 
 class TerminalFormatter(logging.Formatter):
-    """`12:34:56 zswapd: message`, with the level named if it is not info."""
+    """`12:34:56 zswapd: message`, with the name of the level if it is not info."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's lines."""
@@ -90,10 +90,10 @@ class TerminalFormatter(logging.Formatter):
 
 
 class RepetitionFilter(logging.Filter):
-    """Holds back records that ask for it by `rate_limit` or `log_once`.
+    """A filter that holds back records with `rate_limit` or `log_once`.
 
     Args:
-        clock: seconds that only go forward.
+        clock: returns seconds that only go forward.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,13 +101,13 @@ class RepetitionFilter(logging.Filter):
         self.held_back = 0
         self._clock = clock
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
-        # (logger, template) → until when it is held back, and how many were
+        # (logger, template) → end of the time limit, and the number of records held back
         self._limited: OrderedDict[tuple[str, object], tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record may pass.
 
-        One that follows others held back gets their count appended.
+        A record that passes after others were held back gets their count appended.
         """
         if getattr(record, "log_once", False) and self._seen_before(record):
             self.held_back += 1
@@ -139,10 +139,10 @@ class RepetitionFilter(logging.Filter):
 
 
 class UnblockingHandler(logging.Handler):
-    """Writes to a descriptor as long as it takes data at once.
+    """A handler that writes to a descriptor as long as that takes data at once.
 
     Args:
-        descriptor: where to write; stays open when the handler closes.
+        descriptor: the descriptor; it stays open when the handler closes.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -188,11 +188,11 @@ class UnblockingHandler(logging.Handler):
 
 
 class JournalHandler(UnblockingHandler):
-    """Sends records to journald with their fields, as long as it takes them at once.
+    """A handler that sends records with their fields to journald, as long as it takes them at once.
 
     Args:
-        descriptor: where to write what it cannot take.
-        path: its socket.
+        descriptor: gets the records that journald cannot take.
+        path: journald's socket.
     """
 
     def __init__(self, descriptor: int, path: Path = JOURNAL) -> None:
@@ -205,11 +205,11 @@ class JournalHandler(UnblockingHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record, or drop it.
 
-        Write it to stderr if journald is not there or it is too long.
+        Write it to stderr if journald is not there or the record is too long.
         """
         try:
             data = _datagram(record)
-            # By path each time: the socket may be another one than before.
+            # The path is looked up each time, because a restarted journald has a new socket.
             if self._unreported:
                 dropped = f"{self._unreported} records were dropped: the journal was full"
                 self._socket.sendto(
@@ -220,7 +220,7 @@ class JournalHandler(UnblockingHandler):
             self._socket.sendto(data, self._path)
         except BlockingIOError:
             self._count(is_written=False)
-        except Exception:  # noqa: BLE001 - whatever it is, the other way says so
+        except Exception:  # noqa: BLE001 - after any failure, stderr gets the record
             super().emit(record)
         else:
             self._count(is_written=True)
@@ -265,8 +265,8 @@ def setup(
 
     Args:
         level: least severity to write, a key of LEVELS.
-        descriptor: what stands for stderr.
-        environ: where systemd says whether journald listens.
+        descriptor: the descriptor of stderr.
+        environ: the environment, in which systemd says whether journald reads stderr.
         journal: journald's socket.
     """
     global _handler, _filter
@@ -293,7 +293,7 @@ def set_level(level: str) -> None:
 
 
 def statistics() -> LogStatistics:
-    """Return what became of the records since `setup`."""
+    """Return the counts of records since `setup`."""
     return LogStatistics(
         written=_handler.written if _handler else 0,
         dropped=_handler.dropped if _handler else 0,
@@ -302,9 +302,9 @@ def statistics() -> LogStatistics:
 
 
 def _is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether the descriptor is the stream that systemd connected to the journal.
+    """Return whether the descriptor is the stream that systemd connected to the journal.
 
-    JOURNAL_STREAM is inherited by children whose stderr goes elsewhere, so its device and inode
+    Children inherit JOURNAL_STREAM even if their stderr goes elsewhere, so its device and inode
     have to match.
     """
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")

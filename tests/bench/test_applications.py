@@ -28,7 +28,7 @@ from tools.bench.workloads.rounds import Plan, run_once
 
 @functools.cache
 def ready(name: str) -> Application:
-    """Return an application that is ready; whoever changes it puts it back."""
+    """Return an application that is ready; a test that changes it puts it back."""
     application = APPLICATIONS[name]()
     if reason := application.missing():
         pytest.skip(f"{name}: {reason}")
@@ -130,7 +130,7 @@ def test_contender_swaps_verifies_and_leaves_nothing(
 
     assert used[-1] == "off", "stop raises if it leaves something"
     assert contender.devices() == []
-    # A loop device may be somebody else's by now; a file or a zram of ours is not.
+    # A loop device may belong to another test by now; a file or a zram of this run does not.
     assert not [device for device in used if "/loop" not in device and is_swap(device)]
     if name.startswith("zram") and "the workload was killed" in run.error:
         pytest.skip("the kernel OOM-kills what swaps to zram now and then (docs/benchmarks.md)")

@@ -135,7 +135,7 @@ def test_later_copy_has_the_later_generation(pam: Pam, page_size: int) -> None:
 def test_get_under_another_key_is_a_corruption(
     pam: Pam, get: Get, page_size: int, oid: int, index: int
 ) -> None:
-    # The index and the page contradict each other: never hand out somebody else's data.
+    # The index and the page contradict each other, so the data may be another page's.
     pampd = _create(pam, page("words", 1, page_size))
     with pytest.raises(CorruptedPageError):
         get(pampd, oid, index)

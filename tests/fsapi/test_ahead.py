@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slots that are read before they are asked for: by whom, how many, and who lets go of them."""
+"""Slots that are read ahead: which readers cause it, how many slots, and when they are let go."""
 
 from __future__ import annotations
 

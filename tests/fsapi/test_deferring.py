@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What requests of the kernel become at the disk.
+"""The disk requests that requests of the kernel cause.
 
-Neighbours go together, and who wants the same shares it.
+Neighbouring slots are one disk request, and readers of the same slot share one.
 """
 
 from __future__ import annotations

@@ -562,7 +562,7 @@ async def test_removed_cached_file_is_stale_for_whoever_has_it_open(ops: Operati
     file, inode, parent = cached(ops)
     ops.directory.remove(inode)
     assert not ops.directory.entries(parent)
-    # Nobody knows what became of what was written: that it is durable must not be said.
+    # Nothing is known of the data that was written, so fsync must not say that it is durable.
     for attempt in (
         ops.read(inode, 0, 10),
         ops.write(inode, 0, b"x"),
@@ -749,7 +749,7 @@ async def test_block_files_cannot_be_opened_while_the_daemon_closes(ops: Operati
     ops.is_closing = True
     for flags in (os.O_RDONLY, os.O_RDWR):
         assert await errno_of_open(ops, flags) == errno.EBUSY
-    assert ops.serve_read(SWAP, 0, memoryview(bytearray(PAGE))) == PAGE  # whoever has it is served
+    assert ops.serve_read(SWAP, 0, memoryview(bytearray(PAGE))) == PAGE  # an open file is served
     await ops.release(first.fh)
     await ops.release(first.fh)
     assert not ops.writers.is_any_open()

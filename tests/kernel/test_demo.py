@@ -106,7 +106,7 @@ def test_kernel_that_keeps_too_little_free_keeps_more_while_the_demo_runs(
     assert setting.read_text() == "5632\n"
 
     with kernel_reserve(tmp_path):
-        setting.write_text("50000\n")  # somebody else, who knows why
+        setting.write_text("50000\n")  # another program, for a reason of its own
     with kernel_reserve(tmp_path):
         assert setting.read_text() == "50000\n"
     assert setting.read_text() == "50000\n"

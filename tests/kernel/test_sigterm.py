@@ -174,7 +174,7 @@ def test_a_swapoff_that_cannot_even_be_tried_is_a_reason_to_go_on_serving(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/swapoff").touch(mode=0o644)  # not to be executed, for nobody
+    (tmp_path / "bin/swapoff").touch(mode=0o644)  # no user can execute it
     with monkeypatch.context() as broken:
         broken.setenv("PATH", str(tmp_path / "bin"))
         daemon = stage.daemon(size="64M")
@@ -222,7 +222,7 @@ def test_a_mountpoint_that_is_a_link_is_known_by_both_names(tmp_path: Path) -> N
 
 
 def test_a_stop_that_was_refused_is_over(tmp_path: Path) -> None:
-    """Weeks later a worker dies: there is a spare to take over, and nobody tells it to stop."""
+    """Weeks later a worker dies: a spare takes over, and it is not told to stop."""
     with Daemon(size="64M", parent=tmp_path, is_service=False) as daemon:
         device = system.attach_loop(daemon.file)  # no swap: nothing that we may switch off
         os.kill(daemon.pid, signal.SIGTERM)

@@ -395,7 +395,7 @@ def test_successor_that_hangs_in_its_takeover_is_ended_as_soon_as_any(
     if where == "in the middle of its takeover":
         monkeypatch.setenv("ZSWAPD_CRASH", "takeover_page:100:hang:2")  # the second worker's
         expect_output("Fatal Python error")
-    # Not swapped on: nobody else is to wait for this.
+    # Not swapped on: no other process must wait for this daemon.
     daemon = stage.daemon(size="2G", service__hang_timeout="1", service__spare="true")
     data = os.urandom(1 << 20)
     with daemon.file.open("r+b", buffering=0) as file:
@@ -645,7 +645,7 @@ def os_ticks(pid: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("who", ["the worker", "both"])
 def test_worker_that_hangs_is_left_alone_while_its_supervisor_lives(stage: Stage, who: str) -> None:
-    daemon = stage.daemon(size="64M", service__hang_timeout="0")  # nobody ends it
+    daemon = stage.daemon(size="64M", service__hang_timeout="0")  # no supervisor ends it
     worker = daemon.worker_pid()
     stopped = [worker] if who == "the worker" else [worker, daemon.pid]
     for pid in stopped:
@@ -765,7 +765,7 @@ def test_worker_after_worker_fails_and_swap_goes_on(
 ) -> None:
     if crash.endswith(("hang", "segv")) or crash.startswith(
         "job_"
-    ):  # who gives up on the way of a page formats no traceback
+    ):  # a worker that gives up on the page path formats no traceback
         expect_output("Fatal Python error|Traceback", count=None)
     monkeypatch.setenv("ZSWAPD_CRASH", crash)
     daemon = stage.daemon(size="256M", service__hang_timeout="1")
@@ -810,7 +810,7 @@ def test_contents_are_in_no_core_dump_and_gone_after_a_clean_stop(stage: Stage) 
     assert len(shared) >= 2  # arena and state
     assert all("dd" in flags for flags in shared)  # MADV_DONTDUMP
     assert daemon.terminate() == 0
-    assert not Path(f"/proc/{worker}").exists()  # and nobody else has the files, which have no name
+    assert not Path(f"/proc/{worker}").exists()  # no other process has the nameless files
 
 
 def test_whoever_dumps_a_worker_all_the_same_finds_no_page_in_it(stage: Stage) -> None:
@@ -895,4 +895,4 @@ def test_lazily_unmounted_files_are_served_on_by_a_successor(stage: Stage) -> No
         assert os.pread(fd, PAGE, 0) == b"x" * PAGE
     finally:
         os.close(fd)
-    assert daemon.wait_for_end() == 0  # nobody has a file open any more
+    assert daemon.wait_for_end() == 0  # no process has a file open any more

@@ -58,7 +58,7 @@ class World:
         return max(version for version, since in self.versions[page] if since <= moment)
 
     def check(self, first: int, data: bytes, asked: int) -> None:
-        """Prove that a reader who asked at `asked` could get this."""
+        """Prove that a read that began at `asked` may return this data."""
         assert len(data) % PAGE == 0
         for place in range(len(data) // PAGE):
             page, piece = first + place, data[place * PAGE : (place + 1) * PAGE]
@@ -103,7 +103,7 @@ async def test_no_reader_ever_gets_what_was_old_when_it_asked(
                 world.looked = world.clock
 
         async def change_underneath() -> None:
-            async with writing:  # nobody else may write at the same time: docs/cache.md
+            async with writing:  # no other process may write at the same time: docs/cache.md
                 page = rng.randrange(PAGES)
                 with world.path.open("r+b") as file:
                     file.seek(page * PAGE)

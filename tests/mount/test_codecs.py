@@ -41,9 +41,9 @@ def wrong(daemon: Daemon, count: int = COUNT) -> list[int]:
 
 
 def layout(daemon: Daemon) -> int:
-    """Return the layout of the shared state.
+    """Return the layout of the shared state, which is one of the worker's open files.
 
-    Which says who may take over, from among the worker's open files.
+    It says which programs may take over.
     """
     for link in Path(f"/proc/{daemon.worker_pid()}/fd").iterdir():
         if str(link.readlink()).endswith(" (deleted)"):

@@ -173,7 +173,7 @@ def test_damage_on_the_disk_is_an_error_for_its_reader_and_nobody_else(
         *range(0, 40, 2),
         *range(42, 100, 2),
         *range(1, 100, 2),
-    ]:  # not in order: nobody looks at it ahead of its reader
+    ]:  # not in order, so nothing is read ahead
         pages.get(number)
     assert core(daemon)["backed"][0]["bad_slots"] == 1
     pages.close()

@@ -269,7 +269,7 @@ def test_nothing_goes_to_a_disk_that_hangs(pages: Pages, disk: BadDisk) -> None:
     reader = threading.Thread(target=lambda: read.append(pages.get(there)))
     reader.start()
     wait_for(lambda: "has taken" in trouble(pages.daemon), "the stall is not seen")
-    # One who writes would hold all others up: a file system writes to a file one after the other.
+    # A writer that waits would hold up all others: a file system writes to a file one by one.
     assert pages.put(range(MANY, MANY + 5)) == 0, "the pool is full, and the disk takes nothing"
     disk.resume()
     reader.join(20)

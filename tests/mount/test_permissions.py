@@ -37,9 +37,9 @@ PIDFD_OPEN, PIDFD_GETFD = 434, 438  # the same on every machine that is newer th
 
 @pytest.fixture
 def daemon(stage: Stage, tmp_path: Path) -> Iterator[Daemon]:
-    """Return a daemon below directories that anybody may enter.
+    """Return a daemon below directories that all users may enter.
 
-    What keeps strangers out is its own.
+    Only the daemon's own permissions keep other users out.
     """
     started = stage.daemon("64M", memory__reserve="8M")
     closed = [
@@ -161,7 +161,7 @@ def test_nobody_gets_at_the_pages_in_memory(daemon: Daemon) -> None:
 
 
 def metrics_of(daemon: Daemon, port: int) -> Callable[[str, str], tuple[int, str]]:
-    """Return what asks a daemon's metrics, once somebody listens."""
+    """Return a function that asks for a daemon's metrics, once their listener is there."""
     wait_for(lambda: f":{port}/metrics" in daemon.log_text(), "no listener")
 
     def ask(method: str, path: str) -> tuple[int, str]:

@@ -71,7 +71,7 @@ def test_sighup_reads_the_files_again(daemon: Daemon, file: Path) -> None:
         2000,
         "zswapctl set",
     )
-    # Set stays set, whoever serves, until it is reset: to what the files say now.
+    # A set value stays in each later worker. A reset gives the value that the files have now.
     for end in (lambda pid: os.kill(pid, signal.SIGKILL), lambda _: daemon.ctl("upgrade")):
         old = daemon.worker_pid()
         end(old)

@@ -455,7 +455,7 @@ print("reading", flush=True)
 
 @contextlib.contextmanager
 def direct_readers(threads: int, *paths: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run so many threads a file, each of which reads a page of it around the page cache."""
+    """Run `threads` threads for each file; each reads a page of it around the page cache."""
     command = [sys.executable, "-c", DIRECT_READERS, str(threads), *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -467,9 +467,9 @@ def direct_readers(threads: int, *paths: Path) -> Iterator[subprocess.Popen[str]
 
 
 def swap_latencies(path: Path, count: int) -> list[float]:
-    """Write and read so many pages of a block device, as the kernel swaps.
+    """Write and read `count` pages of a block device, as the kernel swaps.
 
-    Return the time each pair took, shortest first.
+    Return the time of each pair in s, shortest first.
     """
     latencies = []
     descriptor = os.open(path, os.O_RDWR | os.O_DIRECT)
@@ -513,7 +513,7 @@ def test_swap_goes_on_beside_files_that_hang_for_ten_seconds_and_their_readers_c
         alone = swap_latencies(swap, 1000)
         begin = time.monotonic()
         ticking = reader(one, "ticking", 1900 * PAGE)
-        # Far apart: readers of one page wait for its lock, and need nobody to let them go.
+        # Far apart: readers of one page wait for its lock, and the daemon need not let them go.
         victims = [reader(two, "quiet", number * 400 * PAGE) for number in range(4)]
         time.sleep(0.3)
         latencies = swap_latencies(swap, 1000)

@@ -62,7 +62,7 @@ def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
         shutil.copy(
             CERTIFICATES, root / "certificates.crt"
-        )  # of whoever stands between this machine and PyPI
+        )  # with that of a proxy between this machine and PyPI
         (root / "src").mkdir()
         files = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -3,8 +3,8 @@
 
     loop device ── nbdfuse ── nbdkit: error, pause, retry ── nbdkit: the disk's data
 
-A test can kill the last nbdkit and start it again: to the others this is a device that goes and
-comes back (`--filter=retry` opens it again). The delay filter makes every request slow from the
+A test can kill the last nbdkit and start it again. To the other programs this is a device that goes
+and comes back (`--filter=retry` opens it again). The delay filter makes every request slow from the
 start. The pause filter stalls requests on command. The loop device makes the file a block device
 with direct I/O, which a file of nbdfuse does not have.
 
@@ -196,7 +196,7 @@ class SparseDisk:
 def sparse_disk(directory: Path, mib: int, room_mib: int) -> Iterator[SparseDisk]:
     """Provide a disk of `mib` MiB with room for `room_mib` MiB, while the body runs."""
     directory.mkdir()
-    # Never swapped itself: it may be what is behind the swap.
+    # The tmpfs must not be swapped out, because it may be behind the swap.
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room_mib}M,noswap", "tmpfs", str(directory)]
     subprocess.run(mount, check=True, timeout=TIMEOUT)
     try:

@@ -9,9 +9,8 @@ from zswapd.errors import CorruptedPageError
 PAGE = 4096
 
 BUG_PAGE, DAMAGED_PAGE, FULL_PAGE, FROZEN_PAGE = 100, 101, 102, 103
-"""Pages whose read raises RuntimeError or CorruptedPageError, or whose write is refused.
-
-The refusals are for lack of room and for a frozen file.
+"""Pages, in this order: an access raises RuntimeError; an access raises CorruptedPageError; a write
+is refused for lack of room; a write is refused as to a frozen file.
 """
 
 

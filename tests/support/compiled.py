@@ -36,8 +36,8 @@ def compiled_modules() -> dict[Path, Path]:
 
 def stale() -> list[Path]:
     """Return the sources that are newer than their compiled modules."""
-    # The modules are shims; their code is in one library beside the package, and only that is made
-    # anew.
+    # The modules are shims. Their code is in one library beside the package, and a build may renew
+    # only that.
     shared = max(
         (library.stat().st_mtime for library in PACKAGE.parent.glob("zswapd__mypyc*.so")),
         default=0.0,
@@ -66,7 +66,7 @@ def use_pure() -> None:
 
 
 def is_compiled() -> bool:
-    """Return which of the two the tests run on."""
+    """Return whether the tests run on the compiled page path."""
     from zswapd.core.pam import zv
 
     return not str(zv.__file__).endswith(".py")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swap on a disk that the kernel fills before a device whose daemon dies as a whole.
+"""Swap on a disk, which the kernel fills before a device whose supervisor and worker both die.
 
-While supervisor and worker are both dead, no process serves their device until a new start. The
-program that starts it may itself wait for a page on the device. A whole machine has hung in this
-way: its kernel writes cold pages out long before memory is short (DAMON), and in a container whose
-files are in memory the program is one of these pages. So a test that needs only the device, and no
-swapped-out pages, gives the kernel an area with a higher priority.
+While both are dead, no process serves their device until a new start. The program that starts them
+may itself wait for a page on the device. A whole machine has hung in this way: its kernel writes
+cold pages out long before memory is short (DAMON), and in a container whose files are in memory,
+the program's pages are among these. So a test that needs only the device, and no swapped-out
+pages, gives the kernel an area with a higher priority.
 
 The decoy is a loop device, not a swap file: the kernel puts no large folio into a file, and would
-take the next area for it. The file has no name after it is attached, so only a loop device can be
-left behind; leftovers.py finds it by that name.
+take the next area for it. The file is removed once it is attached, so only a loop device can be
+left behind; leftovers.py finds it by the name of its file.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def commands(page: Path) -> list[str]:
 
 
 def calls(page: Path) -> Iterator[str]:
-    """Yield each call of zswapd or zswapctl, in blocks and in sentences."""
+    """Yield each call of zswapd or zswapctl in a page, in blocks and in sentences."""
     for command in commands(page):
         for part in re.split(r"\s(?:&&|\|)\s|&$", command):
             if re.match(r"(?:sudo )?(?:\.venv/bin/)?zswap(?:d|ctl)\b", part):

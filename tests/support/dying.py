@@ -120,18 +120,16 @@ class World:
     def live(
         self, ops: list[Op], point: str, nth: int, *, in_takeover: bool = False, how: str = "kill"
     ) -> Life:
-        """Fork a process that does the operations and dies at the point.
-
-        And enter into the model what that may have left.
+        """Fork a process that does the operations and dies at the point; then update the model.
 
         Args:
             ops: see `Process`.
-            point, nth, how: for `crashpoints.arm`; an exception there ends the process once it has
-                left the operation, as a worker gives up.
+            point, nth, how: for `crashpoints.arm`; an exception there ends the process when it
+                leaves the operation, as a worker gives up.
             in_takeover: arm before the process takes over, not after it.
         """
-        # Three words: operations begun, operations done, outcome of each in a byte from then on;
-        # and a traceback behind them.
+        # A word with the operations begun, and one with the operations done; from byte 16 on, a
+        # byte with the outcome of each; behind these, a traceback.
         notes = mmap.mmap(-1, 16 + len(ops) + 8192)
         pid = os.fork()
         if not pid:
@@ -146,7 +144,7 @@ class World:
                     notes[0:4] = (number + 1).to_bytes(4, "little")
                     notes[16 + number] = process.do(op)
                     notes[4:8] = (number + 1).to_bytes(4, "little")
-            except BaseException as error:  # noqa: BLE001 - it must never come back into the test
+            except BaseException as error:  # noqa: BLE001 - no exception may leave the child
                 if how in ("memory", "bug") and str(error) == crashpoints.ON_PURPOSE:
                     os._exit(GIVEN_UP)
                 text = traceback.format_exc().encode()[-8000:]
@@ -165,9 +163,7 @@ class World:
     def _enter(
         self, ops: list[Op], notes: mmap.mmap, begun: int, done: int, *, fails: bool
     ) -> None:
-        may_refuse = (
-            fails  # an overwrite that fails costs the older page, as one that is refused does
-        )
+        may_refuse = fails  # an overwrite that fails loses the older page, as a refused one does
         for number, op in enumerate(ops[:begun]):
             may_refuse = may_refuse or op[0] in (
                 "freeze",
@@ -194,9 +190,9 @@ class World:
                     self.model[place] = {ABSENT} if number < done else self.model[place] | {ABSENT}
 
     def check(self) -> None:
-        """Take over in this process and prove everything.
+        """Take over in this process, and prove every invariant and the state of every page.
 
-        What was found is what the model holds from then on.
+        The model then has the state that was found.
         """
         core = self.take_over()
         try:

@@ -108,7 +108,7 @@ class BackedWorld(World):
         )
 
     def late_writes(self) -> None:
-        """Make the requests of dead processes reach the disk; then none is left."""
+        """Make the writes of dead processes reach the disk, and free their slots."""
         for word in self._claims if self.transfers.holds_any else ():
             if word:
                 self.disk.spoil(word >> 16, word & 0xFFFF)
@@ -128,7 +128,7 @@ class BackedWorld(World):
                 self.disk.finish()
             try:
                 device.read_into(number * self.size, out)
-            except SlotsNeeded:  # it has left the pool meanwhile
+            except SlotsNeeded:  # the page has left the pool meanwhile
                 continue
             finally:
                 self.transfers.end(fetch)
@@ -148,10 +148,8 @@ class _BackedProcess(Process):
                 ticket = device.begin()
                 reason = device.write(number * self.size, memoryview(page(kind, seed, self.size)))
                 device.end()
-                while (
-                    ticket.left
-                ):  # what is written back meanwhile stays under way, where the order allows it
-                    if not disk.waiting:  # it waits for a dead process' write
+                while ticket.left:  # a write-back stays under way, where the order allows it
+                    if not disk.waiting:  # the operation waits for a dead process' write
                         self._world.late_writes()
                     disk.finish(-1)
                 self._refill()

@@ -10,7 +10,7 @@ daemon, ends it when it serves, and prints the steps in their order, one on each
 command prints a JSON object on each line: the step, the exit code, whether the daemon served, the
 output, and the leftovers.
 
-SIGKILL in place of an exception kills every process that comes to the step.
+With SIGKILL in place of an exception, every process that comes to the step is killed.
 
 One process imports all modules once, and forks for each start, which then takes 0.1 s.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stand-ins that fail on cue.
+"""Stand-ins that fail at chosen calls.
 
 Each takes a script, a string with a letter for each call: "R" for right and "E" for error. After
-its end, all calls are right. The idea is from borg and nbdkit (an error filter with a script); it
+its end, all calls are right. The idea is from borg and nbdkit (an error filter with a script). It
 keeps a failing run short enough to read.
 """
 

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 if "--pyfuse3-first" in sys.argv:
-    import pyfuse3  # noqa: F401 - bound to libfuse before the hook can come between
+    import pyfuse3  # noqa: F401 - bound to libfuse before the hook is loaded
 
 import trio
 

@@ -102,7 +102,7 @@ def requests(draw: st.DrawFn) -> dict[str, object]:
         st.one_of(st.sampled_from([*HARMLESS, "set", "set", "set", "get"]), st.text(max_size=8))
     )
     if command == "recompress" and draw(st.integers(0, 49)):
-        command = "set"  # the other takes a second
+        command = "set"  # a recompress takes a second
     arguments: dict[str, object] = {}
     for argument in COMMANDS.get(command, ()):
         if draw(st.integers(0, 5)):
@@ -114,7 +114,7 @@ def requests(draw: st.DrawFn) -> dict[str, object]:
     message: dict[str, object] = {"v": VERSION, "cmd": command, "args": arguments}
     if draw(st.integers(0, 9)) == 0:
         message[draw(st.sampled_from(["v", "cmd", "args", "id"]))] = draw(ANYTHING)
-    if message["cmd"] in LEAVING:  # Hypothesis finds words in our sources, and tries them as text
+    if message["cmd"] in LEAVING:  # Hypothesis also tries words of our sources
         message["cmd"] = "get"
     return message
 

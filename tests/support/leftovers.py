@@ -117,7 +117,7 @@ def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True  # and somebody else's
+        return True  # the process belongs to another user
     except OSError:
         return False
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Operations that break the rules of the hook, and two files that pyfuse3 serves beside."""
+"""Operations that break the rules of the hook, and two files that pyfuse3 serves beside them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import Operations
 
 # isort: split
-import pyfuse3  # behind zswapd.fuse, which loads the hook first
+import pyfuse3  # after zswapd.fuse, which loads the hook first
 
 RAISES, TOO_MUCH, NO_INT, NO_ERRNO, KEEPS_VIEW, KEEPS_SLICE, CHECKS_KEPT = range(7)
-"""Pages of the block file; the access to each fails in another way."""
+"""Pages of the block file; an access to each fails in a way of its own."""
 
 NOTES = {b"note": 70, b"far": 1 << 20}
-"""Files that coroutines serve; one has a number of a block file, the other one is beyond these."""
+"""Files that coroutines serve: inode 70 is in the range of block files, the other one above it."""
 
 NOTE_SIZE = 2 << 20
 

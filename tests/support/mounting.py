@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`fileserver.py` as a subprocess behind a real mount, and loop devices over it.
 
-Both always go at the end of a test.
+The end of a test, failed or not, removes both.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def is_mounted(path: Path) -> bool:
 
 @contextlib.contextmanager
 def serving(mountpoint: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[FileServer]:
-    """Run a file server while the body runs; no process and no mount stay."""
+    """Run a file server while the body runs; remove its process and its mount."""
     server: FileServer | None = None
     try:
         server = FileServer(mountpoint, *options, prefix=prefix)

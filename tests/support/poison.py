@@ -68,7 +68,7 @@ class Poison:
         self._arena = arena
 
     def madvise(self, address: int, length: int, advice: int) -> int:
-        """Poison a page, as the kernel does."""
+        """Call madvise(2); to populate a poisoned page fails with EHWPOISON, as in the kernel."""
         begin = address - self._arena._address if self._arena is not None else -1
         if advice == arena_module._MADV_POPULATE_READ and any(
             begin <= page < begin + length for page in self.pages
@@ -97,7 +97,7 @@ def in_child(work: Callable[[], None]) -> None:
         try:
             work()
             code = 0
-        except BaseException:  # noqa: BLE001 - the parent hears of it by the exit code
+        except BaseException:  # noqa: BLE001 - the exit code tells the parent
             traceback.print_exc()
         finally:
             os._exit(code)

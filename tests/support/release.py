@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The program of an earlier release, from the repository's history.
-
-With the C extensions that its own setup.py builds.
-"""
+"""The program of an earlier release from the repository's history, with its own C extensions."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ LIMIT_S = 300
 
 
 class MissingReleaseError(Exception):
-    """The history is not here: an sdist, or a shallow clone."""
+    """The checkout lacks the history: it is an sdist or a shallow clone."""
 
 
 def checkout(commit: str = BEFORE) -> Path:
     """Return a directory with the program at `commit`, ready to run as plain Python.
 
-    It is kept for later runs, beside the tests' own directories, and left alone once it is there.
+    The directory is beside the tests' own directories, and later runs use it again.
 
     Raises:
         MissingReleaseError: this checkout has no such commit.
@@ -85,11 +82,11 @@ def _build(tree: Path) -> None:
 
 
 class Installed:
-    """A place on PYTHONPATH where the installed program is: one tree or another.
+    """A place on PYTHONPATH with the installed program, which can be exchanged.
 
     Args:
         link: the path, which becomes a symbolic link.
-        tree: what is installed at first.
+        tree: the tree that is installed at first.
     """
 
     def __init__(self, link: Path, tree: Path) -> None:
@@ -105,7 +102,7 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def release_before() -> Path:
-    """Return the tree of the release before; skip where the history has not been cloned."""
+    """Return the tree of the release before; skip the test if the history is missing."""
     try:
         return checkout()
     except MissingReleaseError as error:

@@ -63,7 +63,7 @@ class Server(pyfuse3.Operations):
         return self._attributes(FILE_INODE)
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open the file for every process."""
+        """Open the file, for any process."""
         return pyfuse3.FileInfo(fh=inode, direct_io=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -105,7 +105,7 @@ def main(mountpoint: str) -> None:
 
 @contextlib.contextmanager
 def served(mountpoint: Path) -> Iterator[Path]:
-    """Run the program while the body runs; no process and no mount stay."""
+    """Run the program while the body runs; remove its process and its mount."""
     mountpoint.mkdir(parents=True)
     command = [sys.executable, "-m", "tests.support.remembering", str(mountpoint)]
     with subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True) as process:

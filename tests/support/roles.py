@@ -114,7 +114,7 @@ class Roles:
             out, _ = process.communicate(data, timeout=READ_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            self.kill()  # without a daemon, the kernel lets go of the reader
+            self.kill()  # without a daemon, the kernel fails the read
             process.communicate(timeout=READ_S)
             raise
         assert process.returncode == 0

@@ -19,7 +19,7 @@ def missing() -> str:
 
 
 class SlowFile:
-    """A file that nbdfuse shows.
+    """A file of nbdfuse with slow reads.
 
     Attributes:
         path: the file.

@@ -21,7 +21,7 @@ PAGE = 4096
 
 
 def make(**settings: str) -> Core:
-    """Return an empty core of 16 MiB; in names of settings, two underscores stand for the dot."""
+    """Return an empty core of 16 MiB; a name of a setting has two underscores for the dot."""
     named = {
         "swap.size": "16M",
         "memory.reserve": "8M",

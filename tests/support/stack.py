@@ -32,7 +32,7 @@ EPHEMERAL_ALLOCATORS = {"zbud": ZbudPool, "zsmalloc": ZsPool}
 
 @dataclass(slots=True)
 class Cache:
-    """The ephemeral half."""
+    """The ephemeral half of the pool."""
 
     allocator: ZbudPool | ZsPool
     zbuds: Zbuds

@@ -3,9 +3,9 @@
 
 Only the workload is in a memory cgroup, never the daemon, and every step has a time limit. At the
 end of a test, failed or not, the order prevents hangs. The stage kills the workload, which frees
-its swapped pages, and removes the cgroup. Then it runs swapoff and detaches the loop device. The
-daemon goes last, because all others wait for it. The stage prints each daemon's log: pytest shows
-it with a failure, and a traceback in it fails the test.
+its swapped-out pages, and removes the cgroup. Then it runs swapoff and detaches the loop device.
+The daemon ends last, because all the others wait for it. The stage prints each daemon's log:
+pytest shows it with a failure, and a traceback in it fails the test.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def load(
 ) -> Iterator[Callable[[], int]]:
     """Run a workload over and over in the background.
 
-    Yields a function that ends it and returns the pages that differed.
+    Yields a function that ends it and returns the number of pages that differed.
 
-    Its memory cgroup is `cgroup`, or one of `memory` MiB.
+    The memory cgroup is `cgroup`, or a new one of `memory` MiB.
     """
     phases = ("fill", *("verify", "rewrite") * 500)
     workload = stage.workload(cgroup or stage.cgroup(memory), mib, *phases)

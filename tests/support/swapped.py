@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A process that reads its swapped-out pages through /proc/self/mem.
 
-Where another program would get SIGBUS, it gets an error for the page, and lives. The pages are
-different random bytes, so each is uncompressed in the pool, and a test finds it by its contents.
+Where another program would get SIGBUS, this one gets an error for the page, and goes on. The pages
+are different random bytes. So each is uncompressed in the pool, and a test finds it by its bytes.
 The process writes and swaps them out in their order, so neighbours in memory are neighbours on the
 swap device.
 """
@@ -92,7 +92,7 @@ class Swapped:
         while not slots or -1 in slots:
             assert time.monotonic() < end, f"{slots.count(-1)} pages are not swapped out"
             slots = self._ask(do="out")
-        # What was written lies in the swap cache until the kernel needs its memory.
+        # Written pages stay in the swap cache until the kernel needs their memory.
         for _ in range(3):
             for name, value in (
                 ("memory.force_empty", "0"),

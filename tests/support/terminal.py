@@ -15,7 +15,7 @@ CTRL_C, CTRL_Z, CTRL_BACKSLASH = b"\x03", b"\x1a", b"\x1c"
 
 
 class Terminal:
-    """A context manager with a pseudoterminal and an interactive shell that it controls.
+    """A context manager with a pseudoterminal, which controls an interactive shell.
 
     Attributes:
         text: the output so far.
@@ -57,7 +57,7 @@ class Terminal:
 
     def read(self) -> str:
         """Read the new output; return all output so far."""
-        with contextlib.suppress(OSError):  # there is no more, or it was hung up
+        with contextlib.suppress(OSError):  # there is no more output, or the terminal was closed
             while data := os.read(self._screen, 65536):
                 self.text += data.decode(errors="replace")
         return self.text
@@ -70,7 +70,7 @@ class Terminal:
             time.sleep(0.02)
 
     def fill(self, *, room: int) -> None:
-        """Fill the buffer to the screen up to a few bytes, and do not read it."""
+        """Fill the output buffer until only `room` bytes of it are free, or a few more."""
         line = os.open(os.ttyname(self.line), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         written = 0
         try:

@@ -34,8 +34,8 @@ class Device:
         reads: (first page, pages) of each read that has begun.
         writes: (offset, length) of each write.
         bad: the pages that can be neither read nor written.
-        answering: reads wait while it is not set, as on a device that hangs.
-        after: called in the thread when a read has its data, before it returns.
+        answering: an event; reads wait while it is not set, as on a device that hangs.
+        after: called in the thread when a read has its data, before the read returns.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ class Box:
 
     Attributes:
         told: the inodes and names that the kernel was told to invalidate.
-        telling: notifications wait while it is not set.
+        telling: an event; notifications wait while it is not set.
     """
 
     def __init__(self, device: Device) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests in virtual machines.
 
-`boot` gives a `Box` with the kernel and memory asked for. A box is used again by the next test that
-wants the same, as long as nothing failed in it: booting takes longer than many a test. A test that
-fails shows the guest's console with its failure, after the guest's kernel was asked who is blocked.
+`boot` gives a `Box` with the kernel and memory asked for. The next test that wants the same uses
+the box again if nothing has failed in it, because a boot takes longer than many tests. A test that
+fails shows the guest's console, after the guest's kernel was asked which tasks are blocked.
 
 Images are cached (tools/vm/image.py); the first run on a machine builds one, in the fixture, which
 counts towards that test's time.

@@ -48,7 +48,7 @@ def test_reboot_while_swapped_on_is_clean(box: Box) -> None:
 
     console = box.machine.console_tail(60_000)
     assert "reboot: Restarting system" in console
-    # Swap went off while zswapd could still answer, and nobody had to be killed.
+    # Swap went off while zswapd could still answer, and no process had to be killed.
     assert "Read-error on swap-device" not in console
     assert "Failed deactivating swap" not in console
     assert "Processes still around after SIGKILL" not in console
@@ -118,8 +118,8 @@ def test_package_that_is_enabled_is_swapped_on_after_a_reboot(boot: Boot) -> Non
     status = box.ctl("status")
     assert status["state"] == "serving"
     assert [item["name"] for item in status["protections"] if not item["on"]] == []
-    # What swapon insists on, and nobody has set; 16 MiB, and the kernel's own choice for this box
-    # is 2.
+    # swapon needs 16 MiB, and no administrator has set it. The kernel's own choice for this box is
+    # 2 MiB.
     assert int(box.run("cat /proc/sys/vm/min_free_kbytes")) >= 16384
     assert box.run("systemctl --failed --quiet --plain --no-legend") == ""
     assert at(box, "zswapd.service", "ActiveEnter") < at(

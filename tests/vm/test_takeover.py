@@ -103,9 +103,9 @@ def check_end(box: Box, work: Work, limit: float) -> None:
 
 
 def hang_without_a_supervisor(box: Box) -> None:
-    """The supervisor is dead and its worker stopped.
+    """Kill the supervisor and stop its worker.
 
-    Whom systemd starts ends it, and adopts what was stored.
+    The daemon that systemd starts ends the worker, and adopts the stored pages.
     """
     old = worker(box)
     box.run(f"kill -KILL {main_pid(box)}; kill -STOP {old['pid']}")

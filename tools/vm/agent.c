@@ -5,11 +5,11 @@
  *
  * It has to answer when the machine has no memory left, because the tests ask whether the machine
  * answers. So it is a small static program that locks its memory and allocates nothing after its
- * start. A command that it runs needs memory from the kernel like any other; its time is the
- * measurement.
+ * start. A command that it runs needs memory from the kernel like any other program, and the tests
+ * measure its time.
  *
  * The protocol, in lines and counted bytes. From the host:
- *     ping ID\n                  the agent itself answers at once
+ *     ping ID\n                  the agent itself answers, at once
  *     run ID LENGTH\n<bytes>     /bin/sh -c <bytes>, with stdin from /dev/null, stdout and stderr
  *                                joined, in a process group of its own
  *     kill ID\n                  SIGKILL to the process group of a run
@@ -40,7 +40,7 @@ enum { RUNS = 16, COMMAND_BYTES = 65536, OUTPUT_BYTES = 16384, HEAD_BYTES = 64 }
 struct run {
     unsigned long id;
     pid_t pid;    /* 0: this entry is free */
-    int out;      /* -1: everything was read */
+    int out;      /* -1: all output was read */
     bool reaped;
     int status;
 };
@@ -87,7 +87,7 @@ static struct run *find(unsigned long id)
 }
 
 /*
- * Runs between vfork and exec. The child has no memory of its own yet, so only exec needs memory.
+ * The child runs this between vfork and exec. It uses the agent's memory, so only exec needs more.
  */
 static void become(const char *command, int out)
 {
@@ -132,7 +132,7 @@ static void start(unsigned long id, const char *command)
     *run = (struct run){.id = id, .pid = pid, .out = ends[0]};
 }
 
-/* Takes one message off the input; returns its length, or 0 if it is incomplete. */
+/* Handles one message of the input. Returns its length, or 0 if it is incomplete. */
 static size_t take_message(void)
 {
     char *newline = memchr(input, '\n', filled);
@@ -169,7 +169,7 @@ static void take_input(void)
 
     if (got < 0 && errno != EINTR && errno != EAGAIN)
         die("read");
-    if (got == 0) { /* the host does not have the other end open */
+    if (got == 0) { /* the host has closed the other end */
         for (int n = 0; n < RUNS; n++)
             if (runs[n].pid)
                 kill(-runs[n].pid, SIGKILL);

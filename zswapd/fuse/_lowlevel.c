@@ -6,7 +6,7 @@
  * This object is a Python extension and an interposer. It is loaded with RTLD_GLOBAL before
  * pyfuse3, so it comes first in the search order. pyfuse3's calls of fuse_session_new() and
  * fuse_session_receive_buf() therefore end here. dlsym(RTLD_NEXT) finds the functions of libfuse.
- * Until Python calls attach(), and for all other sessions, both functions only pass on.
+ * Until Python calls attach(), and for all other sessions, both functions only pass the call on.
  *
  *   fuse_session_new()
  *       copies the table of operations and replaces .read, .write, .fallocate and .init. It removes
@@ -58,8 +58,8 @@
 #include <Python.h>
 
 /*
- * Names that are defined below, and that the headers of libfuse 3.17 declare, with or without a
- * const that comes and goes.
+ * This file defines these two functions. The headers of libfuse 3.17 declare them too, in some
+ * releases with a const and in some without it. So the declarations get other names here.
  */
 #define fuse_session_new_versioned declared_session_new_versioned
 #define _fuse_session_new_317 declared_session_new_317
@@ -108,9 +108,9 @@
 /* Requests other than reads. The other program was usually the program that swaps out. */
 #define CROWDED_WRITES 15
 #define AHEAD_MAX (128u << 10) /* bytes; a swap-in at the highest vm.page-cluster that pays, 5 */
-#define RESENT (1ull << 63) /* in the number of a request that comes for the second time */
+#define RESENT (1ull << 63) /* set in the number of a request that the kernel resends */
 #define NOTIFY_RESEND 7     /* Linux 6.9; older headers do not have it */
-#define INIT_MAX 1024       /* bytes kept of FUSE_INIT; it has 104 */
+#define INIT_MAX 1024       /* bytes kept of FUSE_INIT, which has 104 */
 /*
  * A longer wait can be left to the event loop. The limit must not be shorter: a processor that
  * becomes idle twice within 0.5 ms, for a nap and then for the event loop, pulls a waiting program
@@ -122,7 +122,7 @@
 #define DEFERRED (-EINPROGRESS) /* a result: the request is answered later, by reply() */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
-struct libfuse_version; /* only passed on */
+struct libfuse_version; /* this file only passes it on */
 
 typedef struct fuse_session *(*session_new_fn)(struct fuse_args *, const struct fuse_lowlevel_ops *,
 					       size_t, void *);
@@ -136,25 +136,25 @@ typedef int (*receive_fn)(struct fuse_session *, struct fuse_buf *);
  * zswapd/handover/state.py describes the same words to the supervisor. Both must agree.
  */
 struct survivor {
-	uint64_t requests;  /* taken off the queue: a sign of life */
+	uint64_t requests;  /* requests taken off the queue: a sign of life */
 	uint64_t active;    /* number of the request that is being answered, 0 in between */
-	uint64_t opcode;    /* of that request, */
-	uint64_t offset;    /* and the offset that it names, if it is a READ, WRITE or FALLOCATE */
-	uint64_t poison;    /* number of the request to be answered with EIO unseen, 0 for none */
-	uint64_t poisoned;  /* how many were */
+	uint64_t opcode;    /* opcode of that request */
+	uint64_t offset;    /* offset in that request if it is a READ, WRITE or FALLOCATE, else 0 */
+	uint64_t poison;    /* number of the request to answer with EIO at once, 0 for none */
+	uint64_t poisoned;  /* requests answered so */
 	uint64_t init_size; /* bytes of the first FUSE_INIT, 0 until it was read */
 	char init[INIT_MAX];
 	/*
-	 * Number of the request that `check` is of; 0 from before the read of another until that
-	 * has one.
+	 * Number of the request that `check` belongs to. It is 0 from before the read of the next
+	 * request until that has its checksum.
 	 */
 	uint64_t noted;
-	uint64_t check; /* digest of all its bytes; only if checks_requests */
+	uint64_t check; /* digest of all bytes of the request; only if checks_requests */
 };
 
 /*
- * At the beginning of the second page, before the headers of the request. An older program has left
- * zeros there.
+ * The second copy of FUSE_INIT, at the beginning of the second page, before the headers of the
+ * request. An older program leaves zeros there.
  */
 struct init_copy {
 	uint64_t size, check; /* 0: there is no copy */
@@ -163,71 +163,71 @@ struct init_copy {
 
 /*
  * The success of polls, separately for reads, for changes and for requests that wait for the disk.
- * Between two writes the swapping program and kernel threads also run on this processor, which does
- * not predict when the next read comes. Some disks answer within 50 us and others within 10 ms.
+ * Between two writes the swapping program and kernel threads also run on this processor. A poll
+ * then says nothing about the next read. Some disks answer within 50 us and others within 10 ms.
  */
 enum { READS, CHANGES, DISK, PACES };
 
 struct pace {
 	unsigned skip;           /* requests to serve before the next poll */
-	/* What skip becomes after the next poll: one in vain; one that was held up */
+	/* penalty: `skip` after the last poll in vain; crowd: `skip` after the next crowded poll */
 	unsigned penalty, crowd;
 };
 
 static struct {
 	PyObject *read, *write, *fallocate; /* NULL unless attached */
 	PyObject *interrupt;                /* called for FUSE_INTERRUPT; NULL for none */
-	/* Returns whether a handle may change a file; NULL: all may */
+	/* Returns 0 if a handle may change a file, else -errno; NULL: every handle may */
 	PyObject *admit;
 	/* Called when disk_fd is readable; NULL without a disk */
 	PyObject *on_disk_ready;
-	int disk_fd;                        /* -1 then */
-	uint64_t handed_over;               /* number of the last request that pyfuse3 was given, */
-	uint32_t handed_over_pid;           /* and the thread that waits for it */
-	/* The session whose table carries our operations, NULL before */
+	int disk_fd;                        /* -1 without a disk */
+	uint64_t handed_over;               /* number of the last request that pyfuse3 got */
+	uint32_t handed_over_pid;           /* thread that waits for its answer */
+	/* The session with the operations of this file; NULL until it is made */
 	struct fuse_session *session;
 	int fd;                             /* of that session, -1 until the first receive */
-	struct fuse_lowlevel_ops original;  /* what pyfuse3 registered */
+	struct fuse_lowlevel_ops original;  /* pyfuse3's table of operations */
 	/* Bitmap of the inodes that the Python functions serve */
 	uint64_t blocks[INODE_LIMIT / 64];
 	size_t page, max_io;                /* bytes */
-	Py_buffer shared; /* its memory, unless it is private */
+	Py_buffer shared; /* memory of survivor and request; empty if that is private */
 	struct survivor *survivor;
 	struct init_copy *init_copy;
-	bool checks_requests;    /* a successor may have to take the last one from the buffer */
-	/* The request buffer holds what a predecessor has read and not answered */
+	bool checks_requests;    /* a successor may need the request that is in the buffer */
+	/* The buffer holds a request that a predecessor has read and not answered */
 	bool is_left_over;
-	char *request; /* its headers, and page-aligned behind those of a WRITE the data */
+	char *request; /* its headers; behind those of a WRITE, page-aligned, the data */
 	char *reply;   /* max_io bytes */
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
 	uint64_t poll_ns, budget_ns;
 	uint64_t quiet_since;   /* end of the last request served here */
-	struct pace paces[PACES], *pace; /* that of the last request */
+	struct pace paces[PACES], *pace; /* `pace` is that of the last request */
 	unsigned max_background;
-	/* Free memory of the system below which this thread is a real-time one, 0 for never */
+	/* Bytes of free memory below which this thread is a real-time task, 0 for never */
 	uint64_t scarce_bytes;
-	bool is_first;           /* it is one now */
+	bool is_first;           /* this thread is a real-time task now */
 	unsigned deferred;      /* requests that wait for reply() */
 } hook = {.fd = -1, .disk_fd = -1, .pace = hook.paces};
 
 /*
- * By block inode, the handle that was admitted last, 0 for none. It is apart from `hook`, since
- * only the pages in use are ever touched.
+ * The handle that was admitted last, by block inode; 0 for none. The array is not in `hook`, which
+ * forget_all() clears as a whole: so only the pages in use are ever touched.
  */
 static uint64_t writers[INODE_LIMIT];
 
 /* The read-ahead data for the next READ of a sequential reader, and the detection of one. */
 static struct {
 	char *data;       /* AHEAD_MAX bytes, or max_io where that is less */
-	PyObject **views; /* of them, by number of pages */
-	size_t most;      /* bytes */
-	fuse_ino_t ino;   /* what the data is, */
+	PyObject **views; /* of the data, by number of pages */
+	size_t most;      /* bytes of `data` */
+	fuse_ino_t ino;   /* inode and offset of the data */
 	off_t off;
-	size_t size;      /* 0: nothing */
-	fuse_ino_t last_ino; /* the last READ that was answered, */
+	size_t size;      /* bytes; 0: there is no data */
+	fuse_ino_t last_ino; /* the last READ that was answered */
 	off_t last_end;
 	size_t last_size;
-	/* It began where the one before it ended, and nothing was read ahead since */
+	/* The last READ began where the one before it ended, and no read-ahead followed */
 	bool wanted;
 } ahead;
 
@@ -237,33 +237,33 @@ static struct {
 	uint64_t other;                    /* requests handed to pyfuse3 */
 	uint64_t drained;                  /* requests that cost no turn of the event loop */
 	uint64_t receives;                 /* calls of fuse_session_receive_buf() by pyfuse3 */
-	/* Waits for the next request, those that saw one, time spent in them */
+	/* Polls; those that found a request or an answer of the disk; their time */
 	uint64_t polls, poll_hits, poll_ns;
-	/* Of the waits: given up because another process took the processor */
+	/* Polls that ended because another program took the processor */
 	uint64_t crowded_polls;
-	/* Waits asleep, without the event loop, and those ended by a request */
+	/* Naps; those that ended with a request or an answer of the disk */
 	uint64_t naps, nap_hits;
 	uint64_t budget_ends;              /* batches cut short to let the event loop run */
-	uint64_t aheads, ahead_hits;       /* reads ahead, and those that were asked for */
+	uint64_t aheads, ahead_hits;       /* reads ahead; those that a READ has taken */
 	uint64_t errors;                   /* requests answered with an errno */
-	/* Of these: an exception or a nonsensical result of a Python function */
+	/* Exceptions and impossible results of Python functions */
 	uint64_t exceptions;
 	/* Replies that the kernel did not take, e.g. to an interrupted request */
 	uint64_t reply_errors;
 	uint64_t scarcities;               /* times that free memory fell below scarce_bytes */
 	uint64_t deferred;                 /* requests that were answered later */
-	/* Requests that came again after a predecessor had read them */
+	/* Requests that a predecessor had read before */
 	uint64_t resent;
 	uint64_t max_write, max_background; /* as negotiated with the kernel, 0 before */
 } stats;
 
 /*
- * How long some requests took from the queue to the end of their answer, by powers of two of a
- * microsecond.
+ * The times of the sampled requests, from the queue to the end of the answer, by powers of two of
+ * a microsecond.
  */
 struct latency {
 	uint64_t counts[LATENCIES];
-	uint64_t ns; /* all of them together */
+	uint64_t ns; /* sum of the times */
 };
 
 static struct {
@@ -279,7 +279,7 @@ static uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* 0.5 us a page of 4 KiB while other programs use the processor caches; a store takes some ten. */
+/* 0.5 us a page of 4 KiB while other programs use the processor caches; a store is about 10 us. */
 static uint64_t digest(const char *data, size_t length)
 {
 	return XXH3_64bits(data, length);
@@ -307,7 +307,7 @@ static void reply_error(fuse_req_t req, int error)
 	note_reply(fuse_reply_err(req, error));
 }
 
-/* Take note of a request that was not answered: by an errno, or not yet. */
+/* Answer a request with the errno -n. If n is DEFERRED, count it; reply() will answer it. */
 static void reply_later_or_error(fuse_req_t req, long n)
 {
 	if (n != DEFERRED) {
@@ -320,8 +320,8 @@ static void reply_later_or_error(fuse_req_t req, long n)
 }
 
 /*
- * Call a Python function and return its int, at least -4095; an exception and a senseless result
- * are -EIO.
+ * Call a Python function and return its int, if that is -4095 to `most`. For an exception or any
+ * other result, return -EIO.
  */
 static long call(PyObject *function, PyObject **args, size_t count, long most)
 {
@@ -344,8 +344,8 @@ static long call(PyObject *function, PyObject **args, size_t count, long most)
 }
 
 /*
- * A view of the first `size` bytes at `home`: the one kept for this length, or a new one where it
- * is not whole pages.
+ * Return a view of the first `size` bytes at `home`: the kept view of this length, or a new view if
+ * the length is not whole pages.
  */
 static PyObject *borrow_view(PyObject **kept, char *home, size_t size, int flags)
 {
@@ -354,7 +354,7 @@ static PyObject *borrow_view(PyObject **kept, char *home, size_t size, int flags
 	return PyMemoryView_FromMemory(home, (Py_ssize_t)size, flags);
 }
 
-/* read(ino, offset, view) or write(ino, offset, view): a length or -errno. */
+/* Call read(ino, offset, view) or write(ino, offset, view). Return a length or -errno. */
 static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObject *view,
 			   size_t size)
 {
@@ -370,7 +370,7 @@ static long call_with_view(PyObject *function, fuse_ino_t ino, off_t off, PyObje
 	return n;
 }
 
-/* 0 if a block file may be changed through a handle, else -errno. */
+/* Return 0 if a handle may change a block file, else -errno. */
 static long admit(fuse_ino_t ino, const struct fuse_file_info *fi)
 {
 	uint64_t handle = fi != NULL ? fi->fh : 0;
@@ -400,7 +400,7 @@ static void note_read(fuse_ino_t ino, off_t off, size_t size)
 	ahead.last_size = size;
 }
 
-/* Any change of what was read ahead makes it old. */
+/* Invalidate the read-ahead data if a change touches it. */
 static void forget_ahead(fuse_ino_t ino, off_t off, off_t length)
 {
 	if (ino == ahead.ino && off < ahead.off + (off_t)ahead.size && ahead.off < off + length)
@@ -408,8 +408,8 @@ static void forget_ahead(fuse_ino_t ino, off_t off, off_t length)
 }
 
 /*
- * Of the deferred requests some are writes and discards, which have been told from what is ahead,
- * and do their work later.
+ * A deferred write or discard has already invalidated the data that it touches, but does its work
+ * later. Data read ahead in between would become stale.
  */
 static bool may_read_ahead(void)
 {
@@ -417,9 +417,9 @@ static bool may_read_ahead(void)
 }
 
 /*
- * Fetch what comes after the last READ while its reader looks at that: eight pages take as long to
- * decompress as it takes to wake a processor, and sequential swap-in gets half as fast again
- * (measured). An error, or the end of the file, is left to the READ that may come.
+ * Fetch the pages after the last READ while its reader works on that data. Eight pages take as long
+ * to decompress as a processor takes to wake up. Sequential swap-in becomes 1.5 times as fast
+ * (docs/benchmarks.md). An error and the end of the file are left to the READ that may come.
  */
 static void read_ahead(void)
 {
@@ -456,7 +456,7 @@ static void hook_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		return;
 	}
 	stats.read++;
-	if (size > hook.max_io) { /* the kernel was told this limit when it mounted */
+	if (size > hook.max_io) { /* the kernel got this limit at the mount */
 		reply_error(req, EINVAL);
 		return;
 	}
@@ -510,7 +510,7 @@ static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t 
 		reply_error(req, EINVAL);
 		return;
 	}
-	if (data != home) /* received by libfuse itself, into memory that does not last */
+	if (data != home) /* libfuse has received it, into memory that does not last */
 		memcpy(home, data, size);
 	view = borrow_view(hook.write_views, home, size, PyBUF_READ);
 	if (view == NULL) {
@@ -563,8 +563,8 @@ static void hook_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offse
 }
 
 /*
- * Direct I/O of the loop driver is asynchronous: the kernel counts it as background requests, 12 at
- * a time unless told more.
+ * Direct I/O of the loop driver is asynchronous, so the kernel counts it as background requests. By
+ * default it sends 12 of these at a time.
  */
 static void hook_init(void *userdata, struct fuse_conn_info *conn)
 {
@@ -573,9 +573,9 @@ static void hook_init(void *userdata, struct fuse_conn_info *conn)
 	if (conn->max_write > hook.max_io)
 		conn->max_write = (unsigned)hook.max_io;
 	/*
-	 * Reads of cached files are not to be background requests: those of a slow or hanging file
-	 * would take the places that the loop driver needs for swap. Reading ahead, a process then
-	 * waits for its requests one by one.
+	 * Reads of cached files must not be background requests: reads of a slow or hanging file
+	 * would take the places that the loop driver needs for swap. So a process that reads ahead
+	 * waits for its requests one after the other.
 	 */
 	conn->want &= ~(unsigned)FUSE_CAP_ASYNC_READ;
 	conn->max_background = hook.max_background;
@@ -594,7 +594,7 @@ static bool attached(void)
 	return hook.read != NULL;
 }
 
-/* The table to register in place of pyfuse3's, or pyfuse3's own when it is not for us. */
+/* Return the table to register: a changed copy for pyfuse3's session, else the given table. */
 static const struct fuse_lowlevel_ops *patched(const struct fuse_lowlevel_ops *op, size_t *op_size)
 {
 	static union {
@@ -646,7 +646,7 @@ static struct fuse_session *new_versioned(const char *name, struct fuse_args *ar
 			    : remember(real(args, ours, op_size, version, userdata), ours != op);
 }
 
-/* What fuse_session_new() is compiled to with the headers of libfuse 3.17.1 and later … */
+/* With the headers of libfuse 3.17.1 and later, fuse_session_new() compiles to this function. */
 struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
 						const struct fuse_lowlevel_ops *op, size_t op_size,
 						const struct libfuse_version *version,
@@ -659,7 +659,7 @@ struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
 	return new_versioned("fuse_session_new_versioned", args, op, op_size, version, userdata);
 }
 
-/* … and of 3.17.0. */
+/* With the headers of libfuse 3.17.0, it compiles to this one. */
 struct fuse_session *_fuse_session_new_317(struct fuse_args *args,
 					   const struct fuse_lowlevel_ops *op, size_t op_size,
 					   const struct libfuse_version *version, void *userdata);
@@ -681,9 +681,9 @@ static struct fuse_in_header *header(void)
 }
 
 /*
- * Mark the buffer as empty. The number goes first: a successor of a process that dies between the
- * two stores answers the request once more, which changes nothing. In the other order it would take
- * a request that was answered for a damaged one.
+ * Mark the buffer as empty. `noted` is cleared first. If this process dies between the two stores,
+ * its successor answers the request once more, which changes nothing. In the other order, the
+ * successor would take an answered request for a damaged one.
  */
 static void forget_request(void)
 {
@@ -692,8 +692,8 @@ static void forget_request(void)
 }
 
 /*
- * Take one request without blocking: its length, 0 when the session has ended, -EAGAIN when there
- * is none, or -errno.
+ * Read one request without blocking. Return its length, 0 if the session has ended, -EAGAIN if
+ * there is no request, or another -errno.
  */
 static ssize_t read_request(struct fuse_session *se)
 {
@@ -714,7 +714,7 @@ static ssize_t read_request(struct fuse_session *se)
 			fuse_session_exit(se);
 			return 0;
 		}
-		/* ENOENT: the request was interrupted while it was copied; take the next */
+		/* ENOENT: the request was interrupted during the copy; read the next */
 		if (error != ENOENT)
 			return -error;
 	}
@@ -728,7 +728,7 @@ static void hear_disk(void)
 {
 	PyObject *result = PyObject_CallNoArgs(hook.on_disk_ready);
 
-	/* Without an answer the client would wait for ever. The successor answers the request. */
+	/* The client would wait for ever. The successor of this process answers the request. */
 	if (result == NULL) {
 		PyErr_WriteUnraisable(hook.on_disk_ready);
 		abort();
@@ -743,8 +743,8 @@ static void hear_disk(void)
 }
 
 /*
- * A request may wait for the disk. Or read-ahead data of a reader has arrived, and must be ready
- * before the reader's next request.
+ * Return whether the disk has answered. A request may wait for that, or read-ahead data has come
+ * that must be ready before the reader's next request.
  */
 static bool disk_has_answered(void)
 {
@@ -763,8 +763,8 @@ static bool disk_has_answered(void)
  *
  * Each further poll in vain doubles the number of requests that are served without a poll. The
  * first poll that succeeds resets that number. So requests to a busy device are answered at once,
- * and rare requests cost almost nothing. The same holds for a reader that cannot send its next
- * request because the poll occupies its processor.
+ * and rare requests cost almost nothing. A poll that occupies the reader's processor is in vain
+ * too, because the reader cannot send its next request.
  *
  * If another program wants the processor, the poll is wrong: it spends the time slice that the next
  * request needs, and the other program then runs for a whole time slice, about 3 ms. A sleeping
@@ -791,8 +791,8 @@ static ssize_t poll_request(struct fuse_session *se, uint64_t deadline, bool *is
 		uint64_t before = now;
 
 		/*
-		 * Two processors: a thread that is at the disk, the kernel's of the loop device, or
-		 * kswapd may have to run on this one.
+		 * On a machine with two processors, a thread of the disk, the kernel's thread of
+		 * the loop device or kswapd may have to run on this one.
 		 */
 		sched_yield();
 		n = read_request(se);
@@ -844,7 +844,7 @@ static bool nap(uint64_t deadline)
 		return false;
 	timeout.tv_nsec = (long)(end - now); /* below a second, as NAP_NS is */
 	thread = PyEval_SaveThread();
-	/* A signal ends it, too: Python has to see it */
+	/* A signal ends the nap too, because Python has to see it. */
 	is_ready = ppoll(waits, 2, &timeout, NULL) > 0;
 	PyEval_RestoreThread(thread);
 	stats.naps++;
@@ -854,7 +854,7 @@ static bool nap(uint64_t deadline)
 	return is_ready;
 }
 
-/* Say what is being answered, so that the death of this process can be blamed on it. */
+/* Note the request in flight, so that the supervisor can blame it for the death of this process. */
 static void note_active(size_t length)
 {
 	const struct fuse_in_header *in = header();
@@ -884,7 +884,7 @@ static void note_answered(void)
 	hook.survivor->active = 0;
 }
 
-/* Answer the request that has killed one process after the other, without looking at it. */
+/* If the request is the one that has killed several workers, answer it with EIO at once. */
 static bool answer_poison(void)
 {
 	const struct fuse_in_header *in = header();
@@ -902,8 +902,8 @@ static bool answer_poison(void)
 }
 
 /*
- * Is this a request that the Python functions answer? Its length was checked against what the
- * operation will read.
+ * Return whether the Python functions answer this request. A request that is shorter than what the
+ * operation reads is not served here.
  */
 static bool served_here(const struct fuse_in_header *in, size_t length)
 {
@@ -924,8 +924,8 @@ static bool served_here(const struct fuse_in_header *in, size_t length)
 }
 
 /*
- * Give pyfuse3 the request in its own buffer, which it frees: malloc()ed, and no larger than what
- * came.
+ * Copy the request into pyfuse3's buffer. pyfuse3 frees the buffer, so it is from malloc(). It
+ * grows only to the length of a request.
  */
 static int hand_over(struct fuse_buf *buf, const char *request, size_t length)
 {
@@ -946,8 +946,8 @@ static int hand_over(struct fuse_buf *buf, const char *request, size_t length)
 }
 
 /*
- * Tell Python which request its requester does not want to wait for any more; libfuse hears of it
- * as well.
+ * Tell Python the number of a request whose process was interrupted. libfuse gets the
+ * FUSE_INTERRUPT as well.
  */
 static void note_interrupt(size_t length)
 {
@@ -975,8 +975,8 @@ static void copy_init(size_t length)
 }
 
 /*
- * Make both copies of FUSE_INIT right again; return false if both are damaged. An older program has
- * made one copy, which is believed.
+ * Repair a damaged copy of FUSE_INIT from the other copy. Return false if both are damaged. An
+ * older program has made only one copy, without a checksum; that copy is trusted.
  */
 static bool mend_init(void)
 {
@@ -991,15 +991,15 @@ static bool mend_init(void)
 	}
 	if (copy->size == 0 || copy->size > INIT_MAX ||
 	    copy->check != digest(copy->init, copy->size))
-		return length == 0 && copy->check == 0; /* none was ever read */
+		return length == 0 && copy->check == 0; /* no FUSE_INIT was read yet */
 	memcpy(survivor->init, copy->init, copy->size);
 	survivor->init_size = copy->size;
 	return true;
 }
 
 /*
- * Keep the kernel's first request for the successors: each of them has to hear it, or libfuse takes
- * no other.
+ * Keep the kernel's first request for the successors. The libfuse of each of them takes no other
+ * request before this one.
  */
 static void keep_init(size_t length)
 {
@@ -1012,7 +1012,7 @@ static void keep_init(size_t length)
 	__atomic_store_n(&survivor->init_size, length, __ATOMIC_RELEASE);
 }
 
-/* A bound belongs to the bucket below it. */
+/* A time that equals a bound belongs to the bucket below the bound. */
 static void note_latency(uint32_t opcode, uint64_t ns)
 {
 	struct latency *latency = opcode == FUSE_READ ? &sample.read : &sample.write;
@@ -1058,7 +1058,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			note_interrupt((size_t)n);
 			n = hand_over(buf, hook.request, (size_t)n);
 			/*
-			 * Answered by a coroutine, some time later: `active` stays until the next
+			 * A coroutine answers it some time later, so `active` stays until the next
 			 * request.
 			 */
 			return (int)n;
@@ -1080,7 +1080,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 			note_latency(opcode, hook.quiet_since - begin);
 		}
 		if (hook.quiet_since - start >= hook.budget_ns) {
-			/* We come back with the next request, too late to be ahead of it */
+			/* The next drain() begins with a request, too late to be ahead of it. */
 			if (may_read_ahead())
 				read_ahead();
 			stats.budget_ends++;
@@ -1090,7 +1090,7 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 }
 
 /*
- * To serve pages takes no memory from the kernel. But tasks of the event loop may take some, for
+ * The page path takes no memory from the kernel. But tasks of the event loop may take some, for
  * example to accept a connection or to write a log line. Below the zones' min watermark such
  * allocations wait for memory that only swap-out can free. This thread would wait too, and no
  * thread would serve the swap. A real-time task may allocate down to half of that watermark. This
@@ -1115,7 +1115,7 @@ static void check_memory(void)
 	stats.scarcities += is_scarce;
 }
 
-/* Remember the session's descriptor, and never wait in a read of it. */
+/* Remember the session's descriptor, and make it non-blocking. */
 static bool find_descriptor(struct fuse_session *se)
 {
 	hook.fd = fuse_session_fd(se);
@@ -1134,7 +1134,7 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	}
 	if (hook.fd == -1 && !find_descriptor(se))
 		return -errno;
-	/* Pyfuse3 calls with the GIL held; costs nothing then, and a later one may not */
+	/* pyfuse3 calls with the GIL held, so this is free. A later release may call without it. */
 	gil = PyGILState_Ensure();
 	stats.receives++;
 	n = drain(se, buf);
@@ -1177,8 +1177,8 @@ static PyObject **make_views(char *home, size_t most, int flags)
 }
 
 /*
- * The mapping is used again by the next attach(), and never unmapped, since views of it may be
- * anywhere. `given` is the shared memory for survivor and request, or NULL for private memory.
+ * The next attach() uses the mapping again. It is never unmapped, since any Python object may hold
+ * a view of it. `given` is the shared memory for survivor and request, or NULL for private memory.
  */
 static int make_buffers(char *given)
 {
@@ -1198,14 +1198,14 @@ static int make_buffers(char *given)
 		}
 		mapping = larger;
 		mapping_size = size;
-		/* Page contents; whatever it says, they are in no core (protections.py) */
+		/* It has page contents. If this fails, there is no core dump (protections.py) */
 		(void)madvise(mapping, size, MADV_DONTDUMP);
 	}
 	shared = given != NULL ? given : mapping;
 	/*
-	 * Every page is touched now. MAP_POPULATE does nothing under mlockall(MCL_ONFAULT), and a
-	 * page that is first touched by the kernel, as it copies a request here, has to be found
-	 * while reclaim waits for this very process.
+	 * Every page is touched now, because MAP_POPULATE does nothing under mlockall(MCL_ONFAULT).
+	 * Otherwise the kernel would allocate a page when it copies a request here, while reclaim
+	 * waits for this process.
 	 */
 	memset(mapping, 0, size);
 	if (given != NULL)
@@ -1250,8 +1250,8 @@ PyDoc_STRVAR(attach_doc, "attach(read, write, fallocate, *, poll_us, budget_us, 
 			 "admit=None, checks_requests=False)");
 
 /*
- * The address of shared memory for survivor and request, NULL with an exception set if it does not
- * do.
+ * Return the address of the shared memory for survivor and request. Return NULL with an exception
+ * if it is too small or does not begin on a page.
  */
 static char *shared_memory(PyObject *shared)
 {
@@ -1350,8 +1350,8 @@ static void refuse(uint64_t unique)
 }
 
 /*
- * The length of the request that lies in the buffer, 0 for none. One that has changed since it was
- * read is answered with EIO: no other copy is left of it, and what it says is not what was asked.
+ * Return the length of the request in the buffer, 0 for none. A request that has changed since it
+ * was read is answered with EIO, because there is no other copy of it.
  */
 static size_t left_length(void)
 {
@@ -1360,7 +1360,7 @@ static size_t left_length(void)
 	bool is_possible =
 	    length >= sizeof(struct fuse_in_header) && length <= WRITE_HEADERS + hook.max_io;
 
-	/* Nothing, or read a moment before its reader died; or an older program's */
+	/* It is empty, or its reader died before the checksum, or was an older program. */
 	if (noted == 0)
 		return is_possible ? length : 0;
 	if (is_possible && noted == header()->unique &&
@@ -1376,9 +1376,10 @@ static size_t left_length(void)
 PyDoc_STRVAR(adopt_doc, "adopt(*, resend=True) -> bool");
 
 /*
- * Have libfuse hear FUSE_INIT again (the answer goes nowhere, the kernel has had one), then have
- * what the predecessor read and did not answer sent again. True: the kernel cannot, or is not asked
- * to, and the buffer has the only copy; it is answered with the next request.
+ * Give libfuse FUSE_INIT again; the kernel refuses this second answer. Then ask the kernel to
+ * resend the requests that the predecessor has read and not answered. Return True if the kernel
+ * cannot, or is not asked to, and the buffer has the only copy of a request. The next drain()
+ * answers it.
  */
 static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -1398,7 +1399,7 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 		return NULL;
 	}
 	length = header()->len;
-	/* What its header cannot be, a torn or foreign one is. */
+	/* A header with an impossible length is torn or foreign. */
 	if (length < sizeof(struct fuse_in_header) || length > WRITE_HEADERS + hook.max_io)
 		length = 0;
 	if (!mend_init()) {
@@ -1408,7 +1409,7 @@ static PyObject *py_adopt(PyObject *self, PyObject *args, PyObject *kwargs)
 		return NULL;
 	}
 	if (hook.survivor->init_size == 0 && length > 0)
-		keep_init(length); /* its reader died before it could */
+		keep_init(length); /* the predecessor died before it could */
 	if (length > 0 && header()->opcode == FUSE_INIT)
 		forget_request();
 	request.size = hook.survivor->init_size;
@@ -1435,9 +1436,9 @@ static PyObject *py_unique(PyObject *self, PyObject *unused)
 }
 
 /*
- * A reader that goes around the page cache names its lock owner (FUSE_READ_LOCKOWNER,
- * fuse_send_read() in the kernel); the page cache, filling itself for a private mapping, does not.
- * It takes a short answer for the end of the file (fuse_short_read()).
+ * A direct reader names its lock owner (FUSE_READ_LOCKOWNER, fuse_send_read() in the kernel), and
+ * accepts a part of the data. The page cache, which reads for a private mapping, does not name it,
+ * and takes a short answer for the end of the file (fuse_short_read()).
  */
 static PyObject *py_takes_part(PyObject *self, PyObject *unused)
 {
@@ -1549,11 +1550,11 @@ static PyObject *py_add_inode(PyObject *self, PyObject *number)
 		return PyErr_Format(PyExc_ValueError, "inode %lu: block inodes are below %d", ino,
 				    INODE_LIMIT);
 	hook.blocks[ino / 64] |= (uint64_t)1 << (ino % 64);
-	*(volatile uint64_t *)&writers[ino] = 0; /* its page is there from now on */
+	*(volatile uint64_t *)&writers[ino] = 0; /* touch the page of this entry now */
 	Py_RETURN_NONE;
 }
 
-/* Python has changed the file, or its writer: what is remembered of either is void. */
+/* Python has changed the file or its writer, so read-ahead data and admitted handle are void. */
 static PyObject *py_forget_writer(PyObject *self, PyObject *number)
 {
 	unsigned long ino = PyLong_AsUnsignedLong(number);
@@ -1585,7 +1586,7 @@ static PyObject *py_statistics(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	/* One sK a counter */
+	/* One sK for each counter */
 	return Py_BuildValue(
 	    "{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "read",
 	    stats.read, "write", stats.write, "fallocate", stats.fallocate, "read_bytes",

@@ -1,5 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host: its processor, its memory cgroups, how zswapd is installed on it.
-
-Its configuration files.
-"""
+"""The host: its machine type, its memory cgroups, the config files, and how zswapd is installed."""

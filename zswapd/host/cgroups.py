@@ -3,9 +3,9 @@
 
 A process is charged to its own memory cgroup and to every cgroup above it, so each of them may have
 a limit that counts. The kernel says where they are: /proc/self/cgroup names the cgroup,
-/proc/self/mountinfo says where its hierarchy is mounted and from which cgroup on. In a container
-both may be relative to the container's own root; then the mountpoint is the highest cgroup that can
-be seen, and its limit is that of the container.
+/proc/self/mountinfo says where its hierarchy is mounted, and which cgroup is the root of the mount.
+In a container both may be relative to the container's own root. Then the mountpoint is the highest
+cgroup that can be seen, and its limit is that of the container.
 
     version 1   memory.limit_in_bytes and memory.memsw.limit_in_bytes of each cgroup; of those above
                 the mountpoint, hierarchical_memory_limit in memory.stat
@@ -15,11 +15,11 @@ At the limit of a cgroup, the process that is charged next reclaims, in its own 
 daemon is that process, it must not write pages to its own swap device. `may_swap` says whether
 reclaim at a limit can do that.
 
-`Limits` keeps the files open, so another look allocates no memory from the kernel. `find` opens the
-files each time.
+`Limits` keeps the files open, so reading them again takes no memory from the kernel. `find` opens
+the files each time.
 
-Limits: a process that is moved to another cgroup still looks at the old one. With version 2, limits
-above the container's root (a pod's, in Kubernetes) are not visible.
+Limits: after a move to another cgroup, the process still reads the files of the old one. With
+version 2, limits above the container's root (a pod's, in Kubernetes) are not visible.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADROOM_LEAST, HEADROOM_MOST = 16 << 20, 64 << 20
-"""Bounds of what stays free below a limit, an eighth of it: for page tables, a new spare worker,
-zswapctl beside us.
+"""Bounds of the headroom in bytes; it is 1/8 of a limit, kept free for page tables, a new spare
+worker, and zswapctl in the same cgroup.
 """
 _STAT_ROOM = 16 << 10
 """Longest memory.stat that is read, in bytes."""
@@ -48,7 +48,7 @@ _KINDS = {
     ),
     2: (("memory.max", "memory.current"), ("memory.high", "memory.current")),
 }
-"""Files with a limit and with what is charged to it, by the version of the hierarchy."""
+"""Files with a limit and with the bytes charged to it, by the version of the hierarchy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Limit:
     """A limit above this process.
 
     Attributes:
-        bytes: that may be charged.
-        file: where it can be read and set.
-        version: of the hierarchy, 1 or 2.
-        top: directory of the highest cgroup that can be seen.
-        is_own: it is that of this process' own cgroup, not of one above it.
+        bytes: the bytes that may be charged.
+        file: the file in which it can be read and set.
+        version: the version of the hierarchy, 1 or 2.
+        top: the directory of the highest cgroup that can be seen.
+        is_own: whether it is the limit of this process' own cgroup, not of one above it.
     """
 
     bytes: int
@@ -75,9 +75,7 @@ class Room(NamedTuple):
 
     limit: int
     left: int
-    """Bytes that may still be charged to it; what is negative was charged before the limit was
-    lowered.
-    """
+    """Bytes that may still be charged; negative if the limit was lowered below the charge."""
     file: str
 
     @property
@@ -118,7 +116,7 @@ def find(root: Path = Path("/")) -> tuple[Limit, ...]:
 
 
 def may_swap(limit: Limit) -> bool:
-    """Say whether reclaim at a limit can write pages to swap, those of any process below it."""
+    """Return whether reclaim at a limit can swap out pages of any process below the limit."""
     directory = limit.file.parent
     if limit.version == 2:
         below_top = [directory, *directory.parents][
@@ -129,13 +127,13 @@ def may_swap(limit: Limit) -> bool:
         return False
     together = _number(directory / "memory.memsw.limit_in_bytes")
     if limit.file.name != "memory.stat" and together is not None and together <= limit.bytes:
-        return False  # the limit of both together is met first, and swapping would not help there
+        return False  # memory plus swap reaches its limit first, and swap-out does not lower that
     swappiness = [_number(below / "memory.swappiness") for below in _with_children(directory)]
     return limit.file.name == "memory.stat" or any(item != 0 for item in swappiness)
 
 
 class Limits:
-    """All limits above this process, their files open; never raises, a missing file is no limit.
+    """All limits above this process, with open files; a missing file is no limit and no error.
 
     Args:
         root: where /proc and /sys are, for tests.
@@ -165,7 +163,7 @@ class Limits:
             if limit is None or limit >= self._total:
                 continue
             room = Room(limit, limit - (self._read_number(usage_fd) or 0), file)
-            # near: then files in the page cache count, which are dropped for us
+            # Near the limit, the page cache counts as room, because reclaim drops it first.
             if room.left < 2 * HEADROOM_MOST:
                 room = room._replace(left=room.left + self._droppable(stat_fd))
             if least is None or room.spare < least.spare:
@@ -175,9 +173,9 @@ class Limits:
     def _droppable(self, descriptor: int) -> int:
         """Return the bytes of files that reclaim can drop.
 
-        These are all that were not used lately, and half of the others.
+        These are all inactive files, and half of the active ones.
         """
-        # the last one is the total
+        # the last value of a name is the total
         found = {name: int(count) for name, count in _FILES.findall(self._read(descriptor))}
         return found.get(b"inactive_file", 0) + found.get(b"active_file", 0) // 2
 
@@ -208,7 +206,7 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, int, Path, bool]]:
     paths = _own_paths(root)
     mounts = _mounts(root)
     for version in (1, 2):
-        # Of several mounts of one hierarchy, that which shows most of it.
+        # Of several mounts of one hierarchy, the one that shows most of it counts.
         places = [place for found, place in mounts if found == version]
         own = paths.get(version)
         if own is None or not places:
@@ -217,7 +215,7 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, int, Path, bool]]:
             places, key=lambda place: (not own.is_relative_to(place[0]), len(place[0].parts))
         )
         top = root / str(point).lstrip("/")
-        # What lies outside of the mount (a container's view) is taken for its root.
+        # A cgroup outside of the mount, as in a container, counts as the mount's root.
         is_seen = own.is_relative_to(base) and ".." not in own.parts
         directory = top / own.relative_to(base) if is_seen else top
         if not directory.is_dir():
@@ -233,7 +231,7 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, int, Path, bool]]:
 
 
 def _own_paths(root: Path) -> dict[int, Path]:
-    """Return the paths of our memory cgroups by the version of the hierarchy."""
+    """Return the paths of this process' memory cgroups by the version of the hierarchy."""
     paths: dict[int, Path] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -269,12 +267,12 @@ def _mounts(root: Path) -> list[tuple[int, tuple[Path, Path]]]:
 
 
 def _unescaped(name: str) -> str:
-    """Return a name as it is: mountinfo writes blanks, tabs, line ends and backslashes in octal."""
+    """Return a name without mountinfo's octal codes of blanks, tabs, line ends and backslashes."""
     return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name)
 
 
 def _hidden_limit(directory: Path) -> int:
-    """Return the limit that version 1 computes for a cgroup from all that are above it."""
+    """Return the limit that version 1 computes for a cgroup from all limits above it."""
     found = _HIERARCHICAL.search(_text(directory / "memory.stat").encode())
     return int(found[1]) if found else 1 << 62
 

@@ -2,9 +2,9 @@
 """Find and read the config files, without the table of settings.
 
 They are the config file and its drop-ins `<file>.d/*.toml`, in alphabetical order. Later files win.
-Files that editors and package managers leave are no drop-ins: a name that begins with a dot
-(`.#x.toml` of Emacs, `.x.toml.swp` of Vim, `.goutputstream-…`), and a name that does not end in
-`.toml` (`x.toml~`, `#x.toml#`, `x.toml.bak`, `x.toml.dpkg-new`, `x.toml.rpmsave`).
+Files that editors and package managers leave are no drop-ins. Their names begin with a dot
+(`.#x.toml` of Emacs, `.x.toml.swp` of Vim, `.goutputstream-…`) or do not end in `.toml`
+(`x.toml~`, `#x.toml#`, `x.toml.bak`, `x.toml.dpkg-new`, `x.toml.rpmsave`).
 
 Every other name `*.toml` must be readable. A directory, a dangling link and a pipe (an open would
 wait for its writer) are errors. A link to /dev/null is an empty file, as for systemd. The file of
@@ -29,13 +29,13 @@ from zswapd.host.hints import for_failure
 DEFAULT_FILE = Path("etc/zswapd/zswapd.toml")
 """The config file below the root directory."""
 LARGEST_FILE = 64 << 10
-"""Bytes. tomllib takes time that grows with the square of the parts of a dotted key:
-this bounds it.
+"""Bytes. It bounds the time of tomllib, which grows with the square of the number of parts of a
+dotted key.
 """
 
 _NULL_DEVICE = os.makedev(1, 3)
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
-# The longer ones first: UTF-32 begins like UTF-16.
+# The longer marks come first, because a mark of UTF-32 may begin with that of UTF-16.
 _OTHER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -62,7 +62,7 @@ def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]
         root: where /etc is, for tests.
 
     Raises:
-        ConfigError: it cannot be seen whether there are any.
+        ConfigError: the kernel does not say whether there are any.
     """
     main = file or root / DEFAULT_FILE
     directory = main.with_name(main.name + ".d")
@@ -116,7 +116,7 @@ def read_text(path: Path, *, is_chosen: bool = False) -> str:
         is_chosen: --config names it.
 
     Raises:
-        ConfigError: it cannot be read, is too long, or is no text.
+        ConfigError: the file cannot be read, is too long, or is no text.
     """
     try:
         data = _read(path, is_chosen=is_chosen)
@@ -128,16 +128,16 @@ def read_text(path: Path, *, is_chosen: bool = False) -> str:
         )
     text = _decode(path, data)
     text = text.replace("\r\n", "\n")
-    # lines as of a Macintosh: nothing else ends a line then
+    # without a line feed, carriage returns end the lines, as on an old Macintosh
     return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _read(path: Path, *, is_chosen: bool) -> bytes:
-    """Return what a file holds, at most one byte more than LARGEST_FILE.
+    """Return the bytes of a file, at most LARGEST_FILE + 1.
 
     Raises:
-        OSError: it cannot be read.
-        ConfigError: it is no file.
+        OSError: the file cannot be read.
+        ConfigError: it is no file but, for example, a directory.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
@@ -206,11 +206,10 @@ def position(path: Path, text: str, place: int) -> str:
 
 
 def configured_socket(root: Path = Path("/")) -> Path | None:
-    """Return what `control.socket` is in the config files; None if it is in none.
+    """Return the value of `control.socket` in the config files; None if no file sets it.
 
-    For programs that look for the daemon: a file that cannot be read, or that is wrong in another
-    place, does not keep them from it, since the daemon that runs has read the files as they were
-    before.
+    It is for programs that look for the daemon. A file that cannot be read, or is wrong in another
+    place, is no error here: the running daemon has read the files in an earlier state.
 
     Args:
         root: where /etc is, for tests.
@@ -226,7 +225,7 @@ def configured_socket(root: Path = Path("/")) -> Path | None:
 
 
 def _socket_in(text: str) -> str | None:
-    import tomllib  # it takes as long to import as all else here, and most boxes do not need it
+    import tomllib  # its import takes as long as all others here, and most machines do not need it
 
     try:
         document: dict[str, Any] = tomllib.loads(text)
@@ -238,7 +237,7 @@ def _socket_in(text: str) -> str | None:
 
 
 def _socket_in_lines(text: str) -> str | None:
-    """Return what the setting seems to be in a text that is no TOML."""
+    """Return the probable value of the setting in a text that is no TOML."""
     section, value = "", None
     for line in text.split("\n"):
         if header := _HEADER_LINE.match(line):

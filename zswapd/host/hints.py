@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Hints of errors: the remedy for a failure, by its errno and by the names that exist.
 
-EACCES, EPERM, EROFS and ENOSPC all deny a file, and each needs another command as its remedy.
+EACCES, EPERM, EROFS and ENOSPC all refuse a file, and the remedy for each is another command.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 def for_failure(error: OSError, path: Path | str, otherwise: str) -> str:
-    """Return what to do about a file that cannot be had.
+    """Return the remedy for a file that cannot be used.
 
     Args:
         error: the system's refusal.
         path: the file; it need not exist.
-        otherwise: what can be done whatever the reason is, as a clause: "choose another
-            --mountpoint".
+        otherwise: a remedy that helps for any reason, as a clause: "choose another --mountpoint".
     """
     number = error.errno or 0
     if number in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
@@ -76,12 +75,12 @@ def for_failure(error: OSError, path: Path | str, otherwise: str) -> str:
 
 
 def for_device(error: OSError, device: Path | str, module: str) -> str:
-    """Return what to do about a device node that cannot be had.
+    """Return the remedy for a device node that cannot be used.
 
     Args:
         error: the system's refusal.
         device: the node.
-        module: of the kernel, whose device it is.
+        module: the kernel module of the device.
     """
     if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return f"run it as root: {installation.called_again()}"
@@ -96,7 +95,7 @@ def for_device(error: OSError, device: Path | str, module: str) -> str:
 
 
 def for_capability(name: str) -> str:
-    """Return what to do where a capability is missing: "CAP_SYS_RESOURCE"."""
+    """Return the remedy for a missing capability, such as "CAP_SYS_RESOURCE"."""
     if os.geteuid() != 0:
         return f"run it as root, with the capability {name}: {installation.called_again()}"
     here = installation.found()
@@ -112,12 +111,12 @@ def for_capability(name: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that `name` probably was meant to be."""
+    """Return the one of `names` that is most like `name`; None if none is near."""
     return next(iter(near(name, names)), None)
 
 
 def near(name: str, names: Iterable[str], most: int = 1) -> list[str]:
-    """Return those of `names` that `name` may have been meant to be, the likeliest first."""
+    """Return those of `names` that are like `name`, the nearest first."""
     import difflib
 
     known = {other.lower(): other for other in sorted(names)}
@@ -128,8 +127,8 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
     """Return the hint for an unknown name.
 
     Args:
-        name: what was asked for.
-        names: those that there are.
+        name: the unknown name.
+        names: the names that exist.
         otherwise: the hint if none of them is near.
     """
     meant = nearest(name, names)

@@ -4,9 +4,9 @@
 A hint names the next command to type. The command depends on three things:
 
 - Does systemd run, and does a unit `zswapd.service` start this program? The unit may be that of the
-  Debian package, or made by hand. It does not start a checkout on the same machine.
-- If not, in which directory are the programs? They are beside the running one, and are named as a
-  shell in the current directory needs it.
+  Debian package, or made by hand. The unit does not start a checkout on the same machine.
+- If not, in which directory are the programs? They are beside the running program. A hint names
+  them as a shell in the current directory needs it.
 - Is the caller root, and if not, is there sudo?
 
 All functions return text for a sentence, with each command in backticks. They are called after
@@ -33,23 +33,21 @@ _UNITS = (
     "usr/lib/systemd/system",
     "lib/systemd/system",
 )
-"""Where systemd looks for units, the first one wins (systemd.unit(5))."""
+"""The directories of systemd's units; the first one wins (systemd.unit(5))."""
 _IN_EVERY_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Directories that sudo searches, too (secure_path of sudoers(5))."""
+"""Directories that sudo searches too (secure_path of sudoers(5))."""
 _CONTAINERS = ("run/.containerenv", ".dockerenv", "run/systemd/container")
-"""Files that tell a container: podman's, docker's, those of systemd's interface (systemd-nspawn,
-LXC).
-"""
+"""Files that exist in a container: of podman, docker, systemd's interface (systemd-nspawn, LXC)."""
 
 
 class Installation(NamedTuple):
-    """One way in which the program is on a machine, and the caller.
+    """An installation of the program on a machine, and its caller.
 
-    `found` makes that of this process; tests make others.
+    `found` returns that of this process; tests make others.
     """
 
     directory: Path | None
-    """Where `zswapd` and `zswapctl` are; None if that is not known."""
+    """The directory of `zswapd` and `zswapctl`; None if it is not known."""
     root: Path = Path("/")
     """The root directory."""
     is_root: bool = True
@@ -66,12 +64,12 @@ class Installation(NamedTuple):
 
     @property
     def is_masked(self) -> bool:
-        """Whether that unit is switched off by a link to /dev/null."""
+        """Whether the unit is masked, by a link to /dev/null."""
         first = next(iter(self._units()), None)
         return first is not None and first.is_symlink() and first.readlink().name == "null"
 
     def program(self, name: str) -> str:
-        """Return one of the programs as a shell takes it."""
+        """Return the name or path of one of the programs, quoted for a shell."""
         if self.directory is None or str(self.directory) in _IN_EVERY_PATH:
             return name
         path = self.directory / name
@@ -96,9 +94,10 @@ class Installation(NamedTuple):
         return self.as_root(*unmask, f"systemctl start {UNIT}")
 
     def restart(self, pid: int = 0) -> str:
-        """Return what restarts the daemon.
+        """Return the commands that restart the daemon.
 
-        Both ways swap off first, and end nothing if that does not fit.
+        Both ways begin with swapoff. If the swapped-out data does not fit into memory, the daemon
+        goes on.
 
         Args:
             pid: the supervisor's process id, if that is known.
@@ -152,7 +151,7 @@ class Installation(NamedTuple):
         return any((self.root / name).exists() for name in _CONTAINERS)
 
     def _units(self) -> list[Path]:
-        """Return the unit's files, the one that counts first."""
+        """Return the unit's files; systemd takes the first one."""
         files = [self.root / directory / f"{UNIT}.service" for directory in _UNITS]
         return [file for file in files if os.path.lexists(file)]
 
@@ -166,7 +165,7 @@ class Installation(NamedTuple):
 
 
 def _started_by(unit: Path) -> str:
-    """Return the program that a unit file starts, nothing if it does not say."""
+    """Return the program that a unit file starts; an empty string if it names none."""
     try:
         found = re.findall(
             r"^ExecStart\s*=\s*[-@:+!]*(/\S+)", unit.read_text(errors="replace"), re.MULTILINE
@@ -183,7 +182,7 @@ def found() -> Installation:
     is_root = os.geteuid() == 0
     try:
         here = Path.cwd()
-    except OSError:  # it was removed
+    except OSError:  # the directory was removed
         here = None
     return Installation(
         _directory(), is_root=is_root, has_sudo=shutil.which("sudo") is not None, here=here
@@ -191,20 +190,20 @@ def found() -> Installation:
 
 
 def of_daemon() -> Installation:
-    """Return the installation as the daemon tells of it.
+    """Return the installation for messages of the daemon.
 
-    The daemon's own directory is not that of the reader, so names are absolute.
+    Its names are absolute, because the reader is in another directory than the daemon.
     """
     return found()._replace(here=None)
 
 
 def look_into_log() -> str:
-    """Return where to read why the daemon does as it does."""
+    """Return where to read the daemon's reasons."""
     return f"look into {found().log()}"
 
 
 def restart_daemon() -> str:
-    """Return what restarts the daemon that this process is part of, or is about to be."""
+    """Return the commands that restart the daemon that this process belongs to or becomes."""
     pid = 0
     for above in _processes_above(os.getpid()):
         if _is_daemon(above):

@@ -2,15 +2,14 @@
 """The kernel's numbers that differ between machines, and the requirements on a machine.
 
 Words in shared memory are native (`struct` with "=", `memoryview.cast`): a process that adopts
-them runs on the same machine. So the byte order does not matter. These things do:
+them runs on the same machine. So the byte order does not matter. Two things matter:
 
-- the numbers of some ioctls and mmap flags differ. They are here by the machine's name; all others
-  are the same on every machine that is named;
-- offsets, frame numbers and words of 64 bits are stored by one machine store each, so a process has
-  to be one of 64 bits.
+- The numbers of some ioctls and mmap flags differ. They are here by the machine's name. All others
+  are the same on every machine that is named.
+- Each offset, frame number and word of 64 bits is stored by one machine instruction, so the program
+  needs a process of 64 bits.
 
-A machine that is not named is refused, when the program is built (setup.py) and before anything is
-started.
+The build (setup.py) and every start refuse a machine that is not named.
 
 Source: arch/*/include/uapi/asm/{ioctl,mman}.h of Linux.
 """
@@ -58,7 +57,7 @@ NUMBERS: Final = {
 def numbers(machine: str | None = None) -> Numbers:
     """Return the numbers of a machine, this one by default.
 
-    Those of a machine that is not known are the generic ones: modules can be imported there, and
+    A machine that is not known gets the generic numbers, so that modules can be imported there;
     `check` refuses to start.
     """
     return NUMBERS.get(machine or os.uname().machine, _GENERIC)
@@ -73,11 +72,11 @@ def check(machine: str | None = None, *, longest: int = sys.maxsize) -> None:
     """Refuse a machine whose numbers are not known.
 
     Args:
-        machine: its name; this one by default.
+        machine: the machine's name; this one by default.
         longest: the largest index that this Python has.
 
     Raises:
-        MachineError: it is refused.
+        MachineError: the machine is refused.
     """
     name = machine or os.uname().machine
     if longest < 1 << 32:

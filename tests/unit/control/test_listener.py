@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may supervise: one process, known to all, whatever descriptors its workers have."""
+"""One process may supervise, and all others can find it, whatever descriptors its workers have."""
 
 from __future__ import annotations
 

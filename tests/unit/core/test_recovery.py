@@ -387,7 +387,7 @@ def test_takeover_touches_no_hole(kind: str) -> None:
     core.close()
 
 
-# What nobody may believe.
+# Contents of the arena that recovery must not believe.
 
 
 def test_raw_page_that_imitates_stored_objects_is_only_a_page(core: Core, config: Config) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is let go when the kernel says that a request was interrupted, and who is not."""
+"""Which readers are let go when the kernel says that a request was interrupted."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ async def test_only_whoever_is_killed_is_let_go(
             guard.interrupt(1)
             guard.interrupt(77)  # answered long ago
         nursery.cancel_scope.cancel()
-    # Nobody is told that the other, a direct reader, was killed. If its thread is gone, somebody
-    # else may wait for the data.
+    # The kernel does not say that the other, a direct reader, was killed. If its thread is gone,
+    # another process may wait for the data.
     other = is_let_go and status is not None
     outcome = {True: "let go", False: "answered"}
     assert sorted(ended) == [f"interrupted was {outcome[is_let_go]}", f"other was {outcome[other]}"]

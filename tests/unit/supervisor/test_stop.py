@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stop that is asked for, refused, asked for again: whom is told, and when it is over."""
+"""A stop that is asked for, refused, asked for again: which worker is told, and when it ends."""
 
 from __future__ import annotations
 

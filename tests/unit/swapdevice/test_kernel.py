@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Loop devices and swap for real, over plain files of 64 MiB.
 
-What is undone, by whom, and what swapoff would have killed.
+What a failure undoes, and which process swapoff would have killed.
 """
 
 from __future__ import annotations

@@ -619,7 +619,7 @@ def test_detach_clears_a_loop_device_that_was_made_by_hand(kernel: FakeKernel, f
 
 def test_detach_whose_loop_device_stays_in_use_says_so(kernel: FakeKernel, file: Path) -> None:
     attach(kernel, file)
-    kernel.open = 1  # somebody looks at it
+    kernel.open = 1  # another process has it open
     with pytest.raises(
         SwapDeviceError, match="swapped off, but something still has it open"
     ) as caught:
@@ -815,7 +815,7 @@ async def test_drain_waits_a_moment_for_a_swapon_that_has_begun(
     monkeypatch.setattr(drain, "OPENED_S", 0.1)
     looks = []
     monkeypatch.setattr(drain, "detach", lambda *_, **__: looks.append(1) or [])
-    with trio.fail_after(5):  # who only has it open is no reason to go on for ever
+    with trio.fail_after(5):  # an opener without swap does not stop it for ever
         await drain.drain(
             [Path("/a")], pool_bytes=0, say=print, progressed=lambda: None, is_opened=lambda: True
         )

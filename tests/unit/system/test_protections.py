@@ -116,7 +116,7 @@ def test_protect_with_all_switched_off_keeps_what_is_no_setting(
     assert not found["lock_memory"].on
     assert found["lock_memory"].hint == "set service.lock_memory=true"
     assert found["oom_score_adj"].on
-    # Neither a dump by the kernel, nor the one private mapping in anybody else's.
+    # The kernel makes no dump, and no other program's dump has the one private mapping.
     assert libc.calls == [
         ("prctl", 57, 1, 0, 0, 0),
         ("prctl", 4, 0, 0, 0, 0),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is a real-time task when, and what a forked process still shares.
+"""Which threads are real-time tasks, and when; and what a forked process still shares.
 
-Each case in a process of its own.
+Each case runs in a process of its own.
 """
 
 from __future__ import annotations

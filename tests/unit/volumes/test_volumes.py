@@ -309,7 +309,7 @@ async def test_hung_device_holds_up_its_own_readers_and_turns_away_the_many(
             nursery.start_soon(volume.read, number * PAGE, PAGE)
         await until(lambda: len(box.device.reads) >= 3)
         begin = trio.current_time()
-        for expected in (1.0, 0.0):  # whoever comes later need not find out again
+        for expected in (1.0, 0.0):  # a later read does not wait again
             with pytest.raises(VolumeError, match="11 requests wait"):
                 await volume.read(0, PAGE)
             assert expected - 0.1 <= trio.current_time() - begin < expected + 0.8
@@ -531,7 +531,7 @@ async def test_looks_are_no_more_frequent_than_asked_for_but_at_open(box: Box, p
 async def test_file_that_is_open_is_looked_at_without_being_asked_and_one_that_is_not_is_not(
     box: Box, path: Path, is_inherited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who reads a mapping makes no request."""
+    """A process that reads a mapping makes no request."""
     monkeypatch.setattr(watch, "LEAST_S", 0.02)
     make_file(path, 4)
     left: dict[str, Any] = {}

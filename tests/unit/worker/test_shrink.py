@@ -217,7 +217,7 @@ async def test_shortage_that_goes_on_is_not_left_to_the_next_look(
     async def trim(*, long_only: bool) -> int:
         nonlocal taken
         given = await original(long_only=long_only)
-        if given and taken < 3:  # somebody else has it at once
+        if given and taken < 3:  # another program takes it at once
             taken += 1
             box.have(900)
         return given

@@ -4,16 +4,17 @@
  * realistic page data in a memory cgroup that is too small for it, and checks every byte that
  * comes back from swap.
  *
- * It is in C because it must add no cost to the measurement. It has 2 MiB of its own memory,
- * locked, and takes well under a microsecond to make or to compare a page. It joins the cgroup
- * before it allocates, ends itself after a time limit, and dies with its parent.
+ * It is in C so that it adds no cost to the measurement. Its own memory is 2 MiB, and locked. It
+ * takes well under a microsecond to make or to compare a page. It joins the cgroup before it
+ * allocates, ends itself after a time limit, and dies with its parent.
  *
  * Page data is a function of (seed, index, generation), so the check needs no copy of it. A page is
  * one of five kinds, drawn by weight: running text, records with pointers and counters, sparse
  * integer tables, same-filled (never zero, because the kernel swaps no zero pages), and random
- * bytes that no codec shrinks. The first three kinds start with magic, index and generation, so a
- * wrong page names itself. They go on with 512-byte pieces from a bank; no two pages are equal. lz4
- * compresses the mix to about 0.385 of its size. With --poor all pages are random bytes.
+ * bytes that no codec shrinks. Pages of the first three kinds start with magic, index and
+ * generation, so a wrong page can be identified. 512-byte pieces from a bank follow. No two pages
+ * are equal. lz4 compresses the mix to about 0.385 of its size. With --poor all pages are random
+ * bytes.
  *
  * Each phase prints one JSON line on stdout. With --step it then waits for a line on stdin, so the
  * harness reads its counters between two phases, not during one.
@@ -96,7 +97,7 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }
 
-/* splitmix64: one multiply-xor chain per number, good enough to be incompressible */
+/* splitmix64: one multiply-xor chain per number, so random that no codec shrinks the bytes */
 static uint64_t next_random(uint64_t *state)
 {
     uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
@@ -297,7 +298,7 @@ static void progress(const char *phase, size_t done, size_t total)
 
 /*
  * The first `warm` pages only fill the free memory. The clock starts after them, when every further
- * page pushes another one out.
+ * page pushes another page out.
  */
 static void phase_fill(void)
 {
@@ -312,7 +313,7 @@ static void phase_fill(void)
     report("fill", opt.pages - opt.warm, &before, "");
 }
 
-/* Writes `value` into a file of the cgroup; ignores a missing file and partial success. */
+/* Writes `value` into a file of the cgroup. Ignores a missing file and an incomplete reclaim. */
 static void cgroup_write(const char *file, const char *value)
 {
     char path[4096];
@@ -346,7 +347,7 @@ static size_t resident_pages(void)
 /*
  * Swaps all pages out, so that each fault of the next phase reads from swap. MADV_PAGEOUT writes
  * the pages, but leaves a page with an asynchronous write in the swap cache. Reclaim of the whole
- * cgroup drops these.
+ * cgroup drops these pages.
  */
 static void phase_settle(void)
 {
@@ -410,8 +411,8 @@ static size_t timed;
 static uint64_t timed_ns;
 
 /*
- * Touches a page. Only a touch that faults a page in counts. Memory is full from the phases before,
- * so part of the pages is resident, and each other page has to push one out.
+ * Touches a page. Only a touch that faults the page in counts. The phases before have filled the
+ * memory, so some of the pages are resident, and each other page has to push one out.
  */
 static void timed_touch(size_t index, bool write)
 {
@@ -464,9 +465,9 @@ static void phase_random(void)
 }
 
 /*
- * Works like a program with more data than memory: on random pages, on the same one again at times,
- * with a change of three in ten. So every fault pushes a page out, and a third of these have to be
- * stored anew. Both kinds of touch are timed.
+ * Works like a program with more data than memory: it touches random pages, sometimes the same page
+ * again, and changes three in ten. So every fault pushes a page out, and a third of these pages
+ * have to be stored anew. Reads and changes are both timed.
  */
 static void phase_mixed(void)
 {
@@ -513,7 +514,7 @@ static void phase_rewrite(void)
 }
 
 /*
- * Makes all pages in one buffer: the part of the fill's and the checks' time that is not swapping.
+ * Makes all pages in one buffer. The time is the part of the fill and of the checks without swap.
  */
 static void phase_generate(void)
 {
@@ -623,7 +624,7 @@ static void *allocate(size_t size)
  * a dirty page out, it flushes the TLBs of all processors that ever used the address space, even of
  * one that the process only started on. Between virtual processors this interrupt costs more than
  * the store of the page (half of a fill, measured). So chance would decide the figures of every
- * contender. Both steps before the data may move the process, so each is followed by an exec, which
+ * contender. stay_on() and join_cgroup() may move the process, so each ends with an exec, which
  * makes a new address space.
  */
 static void begin_anew(char **argv)
@@ -646,8 +647,8 @@ static void stay_on(int cpu, char **argv)
 }
 
 /*
- * Joining the cgroup waits for an RCU grace period. The processor that ends the period takes the
- * process over, which is the other one every second time.
+ * The join waits for an RCU grace period. The process goes on where that period ends, which is on
+ * the other processor every second time.
  */
 static void join_cgroup(char **argv)
 {
@@ -695,7 +696,7 @@ int main(int argc, char **argv)
     latencies = allocate(opt.faults * sizeof *latencies);
     make_bank();
     if (mlockall(MCL_CURRENT) != 0)
-        errno = 0; /* without the privilege, its own 2 MiB are swapped too */
+        errno = 0; /* without the privilege, the program's own 2 MiB are swapped too */
     region = allocate(opt.pages * opt.page_size);
     if (madvise(region, opt.pages * opt.page_size, MADV_NOHUGEPAGE) != 0)
         errno = 0; /* a kernel without huge pages */

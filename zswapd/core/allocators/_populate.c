@@ -1,32 +1,31 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Populate a range of the arena in short pieces, with a pause after each, in one call without the
- * GIL. Punch many ranges in another.
+ * One call populates a range of the arena in short pieces, with a pause after each, without the
+ * GIL. Another call punches many ranges.
  *
- * Why pieces: zeroing 8 MiB takes milliseconds. On a machine with busy processors, the refilling
- * thread then runs ahead of a program that swaps. The page path gets no more requests, and its
+ * Why pieces: zeroing 8 MiB takes milliseconds. On a machine with busy processors, a program that
+ * swaps waits while the refilling thread runs. The page path gets no more requests, and its
  * processor becomes idle and pulls that program over. The program counts as cache-cold after half a
- * millisecond without a processor (sched_migration_cost). A program that has run on two processors
- * causes an interrupt (TLB flush) to the second one for every dirty page that it swaps out, from
- * then on. Between virtual processors that halves the rate of swap-out. A piece takes a tenth of a
- * millisecond.
+ * millisecond without a processor (sched_migration_cost). Once it has run on two processors, every
+ * dirty page that it swaps out causes an interrupt (TLB flush) to the second one. Between virtual
+ * processors that halves the rate of swap-out. A piece takes a tenth of a millisecond.
  *
- * Why without the GIL: to take it again between two pieces, the page path would have to wait until
- * this thread gets a processor. And this thread would wait a millisecond for each of a thousand
- * single frames, while the page path evicts more.
+ * Why without the GIL: if this thread took the GIL between two pieces, the page path would have to
+ * wait until this thread gets a processor. And this thread would wait a millisecond for each of
+ * a thousand single frames, while the page path evicts more.
  *
- * Before each piece the call reads the system's free memory. If the machine runs out of it
- * meanwhile, this thread would take, page by page, the memory that other tasks wait for. Those
- * tasks must run before this daemon gets another request (supervisor/ballast.py).
+ * Before each piece the call reads the system's free memory, and stops below the floor. Otherwise
+ * this thread would take, page by page, the memory that other tasks wait for. Those tasks must run
+ * before this daemon gets another request (supervisor/ballast.py).
  *
- * A caller that gives a floor is in no hurry. The pieces then are the work of an idle task
- * (SCHED_IDLE), behind which no program waits, for LEISURE_NS. After that the thread is an ordinary
- * task again; another thread may make it one earlier, since an idle task may get no processor to
- * notice the time. This happens only here, where the thread does not hold the GIL: a holder of the
- * GIL must not wait for an idle processor.
+ * A caller that gives a floor is in no hurry. For LEISURE_NS the thread then is an idle task
+ * (SCHED_IDLE), so that no program waits for it. After that it is an ordinary task again. Another
+ * thread may make it one earlier, since an idle task may get no processor to notice the time. The
+ * thread is an idle task only here, without the GIL: a holder of the GIL must not wait for an idle
+ * processor.
  *
- * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE. The file has its pages then, and only
- * the first touch of each faults.
+ * Limits: Linux. Before 5.14 there is no MADV_POPULATE_WRITE. Then the file has its pages, but the
+ * first touch of each page is a fault.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -43,8 +42,8 @@
 #include <time.h>
 
 /*
- * 50 ms. A job of 8 MiB takes milliseconds on an idle machine. As an idle task beside programs that
- * compute, it would take seconds.
+ * 50 ms. A job of 8 MiB takes milliseconds on an idle machine. As an idle task on a machine with
+ * busy processors, it would take seconds.
  */
 #define LEISURE_NS 50000000ll
 
@@ -93,7 +92,7 @@ static int populate(int fd, char *base, off_t offset, size_t length, int advice,
 	return error;
 }
 
-/* The same, as an idle task for LEISURE_NS. */
+/* Like populate(), but as an idle task for LEISURE_NS. */
 static int populate_at_leisure(int fd, char *base, off_t offset, size_t length, int advice,
 			       size_t piece, struct timespec pause, uint64_t floor, size_t *done)
 {

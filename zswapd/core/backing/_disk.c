@@ -47,7 +47,7 @@
 
 #define KEY_BYTES 64
 #define BLOCK 16
-#define QUICK_NS 400000   /* beside a slower read, the cost of a wake-up does not matter */
+#define QUICK_NS 400000   /* in a slower read, the cost of a wake-up does not matter */
 #define CROWDED_NS 600000 /* off the processor for this time: another task needs the processor */
 #define SKIP_MAX 255      /* jobs */
 
@@ -257,8 +257,8 @@ static int move(const struct job *job, const struct iovec *parts)
 		if (moved < 0)
 			return errno;
 		/*
-		 * What ends within a page is done again from that page on: direct I/O begins
-		 * nowhere else.
+		 * A transfer that ended within a page is repeated from the beginning of that page,
+		 * because direct I/O cannot begin within a page.
 		 */
 		if ((size_t)moved < job->size)
 			return EIO;
@@ -421,7 +421,7 @@ struct queue {
 	int fd;
 	/* A spinning thread takes the waiting jobs before it sleeps or does anything else. */
 	bool has_spinner;
-	unsigned skip;    /* jobs without a spin from here on */
+	unsigned skip;    /* jobs until the next spin */
 	unsigned penalty; /* value of `skip` after the next spin in vain */
 	unsigned long long spin_ns; /* longest spin */
 };
@@ -545,7 +545,7 @@ static void spin(struct queue *self)
 		self->penalty = 0;
 		return;
 	}
-	self->skip = self->penalty; /* 0 after the first: the event loop may just have been busy */
+	self->skip = self->penalty; /* 0 after the first: the event loop may only have been busy */
 	self->penalty = self->penalty < SKIP_MAX ? 2 * self->penalty + 1 : SKIP_MAX;
 }
 

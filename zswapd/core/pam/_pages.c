@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * LZ4 pages in one call each way: a page into a scratch buffer, from there into an object behind
- * its header, and back. zpages.py is the reference. It defines the header and the order in which it
- * is written. Each reads what the other has written. zpages.py alone handles the rare cases (other
- * codecs, raw pages).
+ * its header, and back. zpages.py is the reference. It defines the header and the order of the
+ * writes. Each of the two reads what the other has written. zpages.py alone handles the rare cases
+ * (other codecs, raw pages).
  *
- * Why: for each page, the library's Python module makes a heap buffer, a bytes object and a copy of
- * it. Slices, header fields and checksum are about twenty objects more. In C, a store takes a tenth
- * less time and a load a third less (docs/benchmarks.md).
+ * Why C: for each page, the library's Python module makes a heap buffer, a bytes object and a copy
+ * of it. Slices, header fields and checksum are about twenty objects more. In C, a store takes
+ * a tenth less time and a load a third less (docs/benchmarks.md).
  *
  * Invariants
  * - An object becomes live as in zpages.py: data, then the header behind the live word, then the
@@ -55,8 +55,8 @@ struct zheader {
 };
 
 #define HEADER_BYTES sizeof(struct zheader)
-#define COVERED 8 /* the checksum covers what follows the live word */
-#define DEAD_CHECK 0x5DEAD5A3U /* of a free object: zswapd/core/allocators/base.py */
+#define COVERED 8 /* the checksum covers the bytes behind the live word */
+#define DEAD_CHECK 0x5DEAD5A3U /* `check` of a free object: core/allocators/base.py */
 
 _Static_assert(sizeof(struct zheader) == 24, "the header has no gaps");
 
@@ -65,7 +65,7 @@ typedef struct {
 	PyObject *memory;  /* a memoryview of the arena */
 	size_t page;       /* bytes of a page */
 	int capacity;      /* bytes of scratch */
-	int length;        /* bytes that pack() has left in scratch; 0 before the first */
+	int length;        /* bytes that pack() has left in scratch; 0 before its first call */
 	int codec;
 	char *scratch;
 	LZ4_stream_t stream; /* includes the hash table, 16 KiB */
@@ -98,7 +98,7 @@ static char *object_at(const Packer *self, uint64_t handle, size_t length)
 		   : NULL;
 }
 
-/* The same, but with IndexError if the object is not inside the arena. */
+/* Like object_at(), but with IndexError if the object is not inside the arena. */
 static char *own_object(const Packer *self, PyObject *handle, size_t length)
 {
 	unsigned long long number = PyLong_AsUnsignedLongLong(handle);
@@ -173,7 +173,7 @@ static PyObject *packer_pack(Packer *self, PyObject *page)
 	return PyLong_FromLong((long)self->length << 8 | self->codec);
 }
 
-/* Call crashpoints.reach if a test has armed this crash point: it dies or raises. */
+/* Call crashpoints.reach if a test has armed this crash point. The process dies or it raises. */
 static int reach(const Packer *self, int place, long armed)
 {
 	PyObject *point, *result;

@@ -418,8 +418,8 @@ def test_low_reserve_is_announced_before_it_refuses(make: MakeFrames) -> None:
 def test_low_reserve_is_announced_again_after_a_time_without_holes(
     make: MakeFrames, page_size: int
 ) -> None:
-    # Everything populated and in use: a refill finds nothing to do. Then most goes back to the
-    # system, and the pool grows again: somebody has to be told, or the pool refuses for ever.
+    # All frames are populated and in use, so a refill finds nothing to do. Then most go back to the
+    # system, and the pool grows again. Without a new call of `when_low` it would refuse for ever.
     chunk = chunk_of(page_size)
     frames = make(6 * chunk, reserve=chunk)
     wakes: list[int] = []

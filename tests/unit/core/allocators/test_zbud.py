@@ -50,7 +50,7 @@ def make() -> Iterator[MakePool]:
 
 
 def _chunks(pool: ZbudPool, chunks: int) -> int:
-    """Allocate an object of so many chunks and bring it to life."""
+    """Allocate an object of `chunks` chunks and make it live."""
     handle = pool.alloc(chunks * pool.max_size // NCHUNKS)
     if handle:
         pool.view(handle, 8)[:] = b"\1" * 8

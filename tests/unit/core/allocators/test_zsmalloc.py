@@ -220,7 +220,7 @@ def test_compaction_empties_the_sparsest_zspages(make: MakePool) -> None:
 
 
 def test_compaction_leaves_an_object_that_is_not_alive_yet(make: MakePool) -> None:
-    # Between alloc and the owner's first write nobody knows whose it is, so it cannot be moved.
+    # Between alloc and the owner's first write, the object names no owner, so it cannot be moved.
     pool = make()
     _, _, objects = _shape(pool, 600)
     handles = [_live(pool, 600) for _ in range(3 * objects)]

@@ -324,7 +324,7 @@ class Threads:
             threading.Thread(target=self.queue.work, daemon=True).start()
 
     def wait(self, count: int) -> None:
-        """Wait until so many requests have ended."""
+        """Wait until `count` requests have ended."""
         while len(self.codes) < count:
             assert is_readable(self.queue.fd, 10), (
                 "the queue does not tell that the request has ended"
@@ -384,7 +384,7 @@ def test_nobody_waits_busily_who_is_not_told_to(fd: int) -> None:
     def used(spin_ns: int, tries: int) -> float:
         begin = time.process_time()
         while tries and time.process_time() - begin < 0.03:
-            threads = Threads(1, spin_ns=spin_ns)  # which nobody has held up yet
+            threads = Threads(1, spin_ns=spin_ns)  # no other task has delayed them yet
             threads.queue.submit(store.reading(0, [page]), threads.codes.append)
             threads.wait(1)
             time.sleep(0.06)

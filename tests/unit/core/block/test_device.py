@@ -374,8 +374,8 @@ def test_damaged_page_fails_its_readers_until_it_is_overwritten(
 def test_page_with_a_damaged_header_can_be_got_rid_of_without_hurting_others(
     page_size: int, how: str, kind: str, byte: int, value: int | None
 ) -> None:
-    # Nothing in a damaged header may be believed, also not when the page goes: what it says is a
-    # length or a handle may be somebody else's memory.
+    # A damaged header must not be believed, not even to free the page: its length or its handle
+    # may lead to the memory of another page.
     stack = build(page_size, frames=128)
     device = Device("swap", PAGES * page_size, stack.frontswap, 2, page_size=page_size)
     for number in range(20):

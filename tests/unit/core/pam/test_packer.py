@@ -139,7 +139,7 @@ def test_both_find_the_same_damage(
         # In the header as often as in all of the data.
         stack.arena.view[pampd + at % (HEADER_BYTES if at % 2 else length)] ^= flip
         if stack.zv.key_of(pampd).codec == RAW:
-            return  # who has damaged it without a checksum may have made up a place for its body
+            return  # without a checksum, the damage may have made up a place for the body
         seen = [take(stack, pampd, packer=packer) for packer in (True, False)]
         if isinstance(seen[0], str) and "LZ4" in seen[0]:  # in different words
             assert isinstance(seen[1], str)
@@ -167,7 +167,7 @@ def test_both_come_by_the_same_points(make: Callable[..., Stack], point: str) ->
         seen.append(bytes(stack.arena.view[first * 4096 : first * 4096 + 2100]))
     data = 2100 - HEADER_BYTES
     assert seen[0][-data:] == seen[1][-data:] != bytes(data)
-    # Who reads what is behind a point may rely on what was written before it, and no more.
+    # A reader of what a crash left may rely on what was written before the point, and no more.
     if point != "store_data":
         assert seen[0] == seen[1]
     assert bool(seen[0][4]) is (point == "store_alive"), "it lives too early, or too late"

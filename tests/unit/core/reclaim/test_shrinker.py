@@ -28,7 +28,7 @@ TOTAL = 100_000
 
 
 class Cache:
-    """So many frames in runs of one length, the time that evicting one takes, and a clock."""
+    """`frames` frames in runs of one length, the time to evict a run, and a clock."""
 
     def __init__(self, frames: int, *, run: int = 1, cost_s: float = 0.0) -> None:
         self.frames, self.run, self.cost_s, self.now = frames, run, cost_s, 1000.0
