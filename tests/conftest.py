@@ -10,9 +10,9 @@ Property tests run under the Hypothesis profile "ci" (the default); `--hypothesi
 looks longer.
 
 In two processes (`scripts/test` without arguments, by pytest-xdist) the tests of a file stay
-together. All tests that swap for real or boot a machine run one after the other in one process,
-because the kernel has one set of swap areas. They begin first, because they take longest. The
-process that started the others looks for leftovers.
+together. All tests that swap for real run one after the other in one process, because the kernel
+has one set of swap areas. So do those that boot an emulated machine. Both begin first, because they
+take longest. The process that started the others looks for leftovers.
 
 On a machine where other zswapd daemons come and go while the tests run, `--shared-machine` limits
 the check for leftovers to those that are certainly this run's own.
@@ -62,10 +62,12 @@ settings.register_profile(
 settings.load_profile("ci")
 
 SWAPPING = re.compile(
-    r"tests/((kernel|vm|packages|bench)/|mount/test_disk_refusals\.py"
+    r"tests/((kernel|packages|bench)/|mount/test_disk_refusals\.py"
     r"|unit/swapdevice/test_kernel\.py)"
 )
-"""Tests that swap for real, boot machines, or measure."""
+"""Tests that swap for real, or measure."""
+BOOTING = "tests/vm/"
+"""Tests that boot an emulated machine."""
 TIERS = ("soak", "bench", "vm", "package")
 _BEFORE = pytest.StashKey[leftovers.Leftovers]()
 _LEFT = pytest.StashKey[leftovers.Leftovers]()
@@ -138,19 +140,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "swap" if SWAPPING.match(file) else file
+            return "swap" if SWAPPING.match(file) else BOOTING if file.startswith(BOOTING) else file
 
     return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Switch tiers off, and skip what this machine cannot do;
-    begin with the tests that swap for real.
-    """
-    # Machines are emulated: they come last of these, when the other process has nothing to do.
+    """Switch tiers off, and skip what this machine cannot do; begin with what takes longest."""
     items.sort(
-        key=lambda item: (not SWAPPING.match(item.nodeid), item.nodeid.startswith("tests/vm/"))
+        key=lambda item: (not item.nodeid.startswith(BOOTING), not SWAPPING.match(item.nodeid))
     )
     asked = {*config.getoption("--tier"), *re.findall(r"\w+", config.option.markexpr)}
     for item in items:

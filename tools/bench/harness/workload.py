@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tools.bench.harness import system
 from tools.bench.harness.system import HarnessError
 
 if TYPE_CHECKING:
@@ -186,14 +187,20 @@ class Workload:
             command.append("--progress")
         # With a session of its own, Ctrl-C reaches the harness only, which ends all processes in
         # the right order.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        try:
+            with system.signals_delayed() as in_child:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                    preexec_fn=in_child,  # noqa: PLW1509 - one system call
+                )
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
