@@ -45,11 +45,11 @@ class FailingArena:
         """Populate the table; this never fails."""
         self.arena.populate_table(frame, count)
 
-    def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
+    def populate(self, offset: int, length: int, *, floor: int = 0, is_idle: bool = False) -> int:
         """Populate, or fail like a system without memory."""
         if self.script.fails():
             raise ArenaError("no memory, says the script")
-        return self.arena.populate(offset, length, floor=floor)
+        return self.arena.populate(offset, length, floor=floor, is_idle=is_idle)
 
     def punch_runs(self, _runs: object) -> int:
         """Fail the first call, so that each frame is punched alone."""

@@ -13,6 +13,7 @@ from zswapd.core import compress
 from zswapd.core.core import Core
 from zswapd.core.reclaim.pressure import PressureStatistics
 from zswapd.core.reclaim.shrinker import ShrinkerStatistics
+from zswapd.fuse.held import HeldStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 from zswapd.metrics.snapshot import Snapshot, WorkerStatistics
 from zswapd.volumes.statistics import VolumeStatistics
@@ -75,7 +76,12 @@ def make_snapshot(core: Core) -> Snapshot:
     latency = LatencyStatistics((5, 10) + (0,) * 18 + (2,), 0.25)
     return Snapshot(
         core=core.statistics(),
-        fuse=numbered(SessionStatistics, read_latency=latency, write_latency=latency),
+        fuse=numbered(
+            SessionStatistics,
+            read_latency=latency,
+            write_latency=latency,
+            held=numbered(HeldStatistics, counts=(3, 2) + (0,) * 9 + (1,)),
+        ),
         control=numbered(ControlStatistics),
         pressure=numbered(PressureStatistics, psi="trigger"),
         volumes=(numbered(VolumeStatistics, name="disk"),),

@@ -30,6 +30,7 @@ from zswapd.core.reclaim.shrinker import ShrinkerStatistics
 from zswapd.core.tmem.objnodes import ObjnodeStatistics
 from zswapd.core.tmem.tmem import TmemStatistics
 from zswapd.errors import LostPageError
+from zswapd.fuse.held import HeldStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
 
 # Fields that describe the present. A new field has to be put here or be declared as carried.
@@ -62,7 +63,8 @@ PRESENT: dict[type, str] = {
         " devices backed transfers writeback recompression store_ages"
     ),
     LatencyStatistics: "",
-    SessionStatistics: "read_latency write_latency max_background",
+    HeldStatistics: "waiting",
+    SessionStatistics: "read_latency write_latency held max_background",
     ControlStatistics: "clients",
     ShrinkerStatistics: "ceiling_frames limit_frames",
     PressureStatistics: (

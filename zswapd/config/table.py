@@ -322,6 +322,16 @@ class MemorySection:
         help="Free memory held ready, so that a store does not wait for the kernel.",
         unit="bytes",
     )
+    refill_wait_ms: int = setting(
+        Integer(0, 10_000),
+        250,
+        help=(
+            "Longest time for which a write waits for a refill of the reserve, before it is"
+            " refused; 0 for no wait."
+        ),
+        unit="ms",
+        reloadable=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

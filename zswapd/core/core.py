@@ -32,6 +32,7 @@ from zswapd.core.cache import CacheHalf, CacheStatistics, split
 from zswapd.core.crashpoints import reach
 from zswapd.core.disk import apply_limits
 from zswapd.core.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
+from zswapd.core.memory import StoreMemory
 from zswapd.core.pam.recovery import free_dropped, recover
 from zswapd.core.pam.zv import Zv
 from zswapd.core.reclaim.ages import StoreAges
@@ -204,6 +205,7 @@ class Core:
 
     Attributes:
         devices: block devices by name, `swap` first.
+        store_memory: says whether there is memory for the next stores.
         nodes: index nodes of swap. all_nodes: those of the cache too.
         cache: the ephemeral half; None if the settings rule out cache volumes.
         backed: the devices with slots: all of them, or none.
@@ -241,6 +243,7 @@ class Core:
         )
         self.all_nodes = _make_nodes(config, lenient=inherited is not None)
         self.nodes = self.all_nodes[0]
+        self.store_memory = StoreMemory(self.frames, self.nodes)
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.cache = self._make_cache(config) if cache_frames(config) else None

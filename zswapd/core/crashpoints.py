@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ POINTS: Final[dict[str, tuple[int, str]]] = {
 """The points by name: number, and the state of the core when the point is reached."""
 
 
-HOW: Final = ("kill", "segv", "hang", "memory", "bug")
+HOW: Final = ("kill", "segv", "hang", "sleep", "memory", "bug")
 """The things that can happen at a point.
 
 They are SIGKILL, SIGSEGV, an endless loop, a MemoryError, and another exception.
@@ -207,6 +208,8 @@ def _count() -> None:
         raise MemoryError(ON_PURPOSE)
     if _trigger.how == "bug":
         raise RuntimeError(ON_PURPOSE)
+    while _trigger.how == "sleep":
+        time.sleep(3600)
     if _trigger.how != "hang":
         os.kill(os.getpid(), signal.SIGSEGV if _trigger.how == "segv" else signal.SIGKILL)
     while True:

@@ -120,6 +120,8 @@
 #define SAMPLED 64      /* one in 64 requests is timed, because the clock takes about 30 ns */
 #define LATENCIES 21    /* bounds of 1 us, 2 us, ... 0.52 s, and the rest */
 #define DEFERRED (-EINPROGRESS) /* a result: the request is answered later, by reply() */
+#define STALLED (-EALREADY)     /* a result: the request stays in the buffer until resume() */
+#define STALL_NS 200000
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct libfuse_version; /* this file only passes it on */
@@ -197,6 +199,8 @@ static struct {
 	bool checks_requests;    /* a successor may need the request that is in the buffer */
 	/* The buffer holds a request that a predecessor has read and not answered */
 	bool is_left_over;
+	/* It holds a write that waits for memory, until resume(). No other request is taken */
+	bool is_stalled;
 	char *request; /* its headers; behind those of a WRITE, page-aligned, the data */
 	char *reply;   /* max_io bytes */
 	PyObject **write_views, **read_views; /* by number of pages, 0 … max_io / page */
@@ -520,6 +524,12 @@ static void hook_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t 
 	}
 	n = call_with_view(hook.write, ino, off, view, size);
 	Py_DECREF(view);
+	if (n == STALLED) {
+		stats.write--;
+		hook.is_stalled = true;
+		fuse_reply_none(req);
+		return;
+	}
 	if (n < 0) {
 		reply_later_or_error(req, n);
 		return;
@@ -1025,10 +1035,28 @@ static void note_latency(uint32_t opcode, uint64_t ns)
 	latency->ns += ns;
 }
 
+/*
+ * The queue has requests, so the event loop calls again at once. Its other tasks must run, and the
+ * thread that refills the reserve needs the GIL between two runs of frames.
+ */
+static void rest(void)
+{
+	struct timespec time = {.tv_nsec = STALL_NS};
+	PyThreadState *thread = PyEval_SaveThread();
+
+	nanosleep(&time, NULL);
+	PyEval_RestoreThread(thread);
+}
+
 static int drain(struct fuse_session *se, struct fuse_buf *buf)
 {
 	uint64_t start = now_ns(), begin = 0;
 	uint64_t served = 0;
+
+	if (hook.is_stalled) {
+		rest();
+		return -EINTR;
+	}
 
 	for (;;) {
 		struct fuse_buf request = {.mem = hook.request};
@@ -1068,6 +1096,10 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		if (--sample.left == 0)
 			begin = now_ns();
 		fuse_session_process_buf(se, &request);
+		if (hook.is_stalled) {
+			hook.survivor->active = 0; /* waiting kills no process */
+			return -EINTR;
+		}
 		note_answered();
 		stats.drained += served++ > 0;
 		hook.pace = &hook.paces[hook.deferred > 0     ? DISK
@@ -1478,6 +1510,27 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* Serve the stalled write. It may stall again. */
+static PyObject *py_resume(PyObject *self, PyObject *unused)
+{
+	struct fuse_buf request = {.mem = hook.request};
+
+	(void)self;
+	(void)unused;
+	if (!hook.is_stalled)
+		Py_RETURN_NONE;
+	hook.is_stalled = false;
+	request.size = header()->len;
+	note_active(request.size);
+	fuse_session_process_buf(hook.session, &request);
+	if (hook.is_stalled)
+		hook.survivor->active = 0;
+	else
+		note_answered();
+	hook.quiet_since = now_ns();
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_set_poll_us(PyObject *self, PyObject *number)
 {
 	unsigned long poll_us = PyLong_AsUnsignedLong(number);
@@ -1640,6 +1693,7 @@ static PyMethodDef methods[] = {
     {"takes_part", py_takes_part, METH_NOARGS, PyDoc_STR("takes_part() -> bool")},
     {"reply", py_reply, METH_VARARGS, reply_doc},
     {"on_disk_ready", py_on_disk_ready, METH_VARARGS, PyDoc_STR("on_disk_ready(fd, function)")},
+    {"resume", py_resume, METH_NOARGS, PyDoc_STR("resume()")},
     {"set_poll_us", py_set_poll_us, METH_O, PyDoc_STR("set_poll_us(poll_us)")},
     {"current", py_current, METH_NOARGS, PyDoc_STR("current() -> (number, thread)")},
     {"set_scarce", py_set_scarce, METH_O, PyDoc_STR("set_scarce(free_bytes)")},

@@ -20,8 +20,9 @@ def attach(
     The functions run in the session's thread and must not raise. `read(inode, offset, out)` fills
     `out` from its beginning and returns the number of bytes. `write(inode, offset, data)` returns
     the number of bytes that it took. `fallocate(inode, mode, offset, length)` returns 0. Each may
-    return -errno instead, or -EINPROGRESS if `reply` will answer. The views are valid during the
-    call only, because the next request uses them again. They must not be released.
+    return -errno instead, or -EINPROGRESS if `reply` will answer. `write` may return -EALREADY:
+    the request stays in the buffer until `resume`. The views are valid during the call only,
+    because the next request uses them again. They must not be released.
 
     Args:
         read: fills a view with data.
@@ -85,6 +86,12 @@ def reply(unique: int, error: int, payload: bytes | memoryview) -> None:
         unique: the kernel's number of the request.
         error: an errno, or 0.
         payload: bytes after the header; empty with an errno.
+    """
+
+def resume() -> None:
+    """Serve the write for which `write` returned -EALREADY. It may return that again.
+
+    Until then the write stays in the buffer, and the hook takes no other request.
     """
 
 def on_disk_ready(fd: int, function: Callable[[], object]) -> None:

@@ -140,7 +140,16 @@ class BackedOperations(Operations):
     @serving
     def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
         """Serve a write as `Operations.serve_write` does, or return DEFERRED."""
-        unique = self._unique()
+        return (self.held and self.held.hold(inode, offset, data)) or self._write_as(
+            self._unique(), inode, offset, data
+        )
+
+    @serving
+    def store_held(self, unique: int, inode: int, offset: int, data: memoryview) -> int:
+        """Store a write that was held, or return DEFERRED."""
+        return self._write_as(unique, inode, offset, data)
+
+    def _write_as(self, unique: int, inode: int, offset: int, data: memoryview) -> int:
         try:
             return self._change(inode, partial(self._write, inode, offset, data), _written, unique)
         except SlotsNeeded:

@@ -53,6 +53,7 @@ from zswapd.pages import PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from zswapd.fuse.held import HeldWrites
     from zswapd.fuse.inodes import CachedFile, Directory, Node, TextFile
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,8 @@ class Operations(pyfuse3.Operations):
             answered.
         is_closing: True while block files cannot be opened.
         writers: the open files that may change block files.
+        page_size: as above.
+        held: the writes that wait for memory; None if none should wait.
     """
 
     supports_dot_lookup = True
@@ -189,7 +192,8 @@ class Operations(pyfuse3.Operations):
         self.on_init: Callable[[], object] | None = None
         self.is_closing = False
         self.writers = Writers(directory.block_files)
-        self._page_size = page_size
+        self.held: HeldWrites | None = None
+        self.page_size = page_size
         self._files = directory.block_files
         self._refused_writes = 0
         self._reads = 0
@@ -256,7 +260,17 @@ class Operations(pyfuse3.Operations):
         self._refused_writes += 1
         return -reason.errno_
 
-    serve_write = serving(_write, "serve_write")
+    @serving
+    def serve_write(self, inode: int, offset: int, data: memoryview) -> int:
+        """Store a write as `_write` does, or hold it until there is memory (held.py)."""
+        return (self.held and self.held.hold(inode, offset, data)) or self._write(
+            inode, offset, data
+        )
+
+    @serving
+    def store_held(self, unique: int, inode: int, offset: int, data: memoryview) -> int:
+        """Store a write that was held."""
+        return self._write(inode, offset, data)
 
     def _discard(self, inode: int, mode: int, offset: int, length: int) -> int:
         """Discard a range if `mode` punches or zeroes it; return 0 or -errno."""
@@ -373,7 +387,7 @@ class Operations(pyfuse3.Operations):
         and a monitor computes no ratio for an alarm.
         """
         data = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = self._page_size
+        data.f_bsize = data.f_frsize = self.page_size
         data.f_namemax = 255
         return data
 
@@ -518,7 +532,7 @@ class Operations(pyfuse3.Operations):
             2 + len(list(self.directory.subdirectories(node.inode))) if node.is_directory else 1
         )
         entry.st_size = node.size
-        entry.st_blksize = self._page_size
+        entry.st_blksize = self.page_size
         entry.st_blocks = node.size // 512  # a block file reports no holes
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.born_ns
         entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS

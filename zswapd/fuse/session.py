@@ -27,12 +27,16 @@ import trio
 from zswapd import counters
 from zswapd.errors import MountError
 from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.fuse.deferred import DEFERRED
+from zswapd.fuse.held import NONE_HELD, HeldStatistics, HeldWrites
 from zswapd.fuse.mount import MAX_IO, Mount
 from zswapd.host import installation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
+    from zswapd.core.memory import StoreMemory
     from zswapd.fuse.operations import Operations
 
 log = logging.getLogger(__name__)
@@ -137,7 +141,9 @@ class SessionStatistics:
     read_latency: LatencyStatistics
     """Times of reads that the hook answers. A read that was fetched early takes almost no time."""
     write_latency: LatencyStatistics
-    """Times of writes that the hook answers."""
+    """Times of writes that the hook answers at once."""
+    held: HeldStatistics
+    """Writes that waited for memory."""
     max_background: int
     """Limit of asynchronous requests that the kernel has accepted; 0 for the kernel's default."""
 
@@ -201,6 +207,7 @@ class Session:
         self._shared = shared
         self._adopt = adopt
         self._resend = resend
+        self._can_resend = resend and can_resend()
         self._undo = contextlib.ExitStack()
         self._is_terminating = False
 
@@ -275,6 +282,8 @@ class Session:
             if self._adopt and self._hook.adopt(resend=self._resend):
                 nursery.start_soon(self._poke)
             nursery.start_soon(self.operations.interrupts.run)
+            if self.operations.held is not None:
+                nursery.start_soon(self.operations.held.run)
             await pyfuse3.main(max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
         if self._is_terminating:
@@ -301,6 +310,35 @@ class Session:
         """Set the longest wait for the next request in µs."""
         self._poll_us = poll_us
         self._hook.set_poll_us(poll_us)
+
+    def hold_writes(
+        self, memory: StoreMemory, blame: Callable[[int], None], *, wait_s: float
+    ) -> None:
+        """Have writes wait for memory (held.py). Call it before `serve`.
+
+        Args:
+            memory: says whether there is memory for a write.
+            blame: records the number of the request that is stored; 0 for none.
+            wait_s: longest wait of a write, s; 0 for no waits.
+        """
+        held = HeldWrites(
+            memory,
+            room=MAX_IO if self._can_resend else 0,
+            page_size=self.operations.page_size,
+            unique=self._hook.unique,
+            reply=self._hook.reply,
+            blame=blame,
+            resume=self._hook.resume,
+            deferred=DEFERRED,
+        )
+        held.wait_s = wait_s
+        held.write = self.operations.store_held
+        self.operations.held = held
+
+    def set_refill_wait(self, seconds: float) -> None:
+        """Set the longest time for which a write waits for memory."""
+        if self.operations.held is not None:
+            self.operations.held.wait_s = seconds
 
     def set_scarce(self, free_bytes: int) -> None:
         """Set the free memory in bytes below which this thread becomes real-time."""
@@ -343,6 +381,7 @@ class Session:
             failed_requests=plain.failed_requests,
             read_latency=read_latency,
             write_latency=write_latency,
+            held=self.operations.held.statistics() if self.operations.held else NONE_HELD,
             max_background=hook["max_background"],
         )
 
@@ -380,7 +419,7 @@ class Session:
             shared=self._shared,
             interrupt=self.operations.interrupts.interrupt,
             admit=self.operations.admit,
-            checks_requests=not (self._resend and can_resend()),
+            checks_requests=not self._can_resend,
         )
         undo.callback(self._hook.detach)
         self.operations.writers.when_void = self._hook.forget_writer

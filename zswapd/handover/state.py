@@ -315,6 +315,14 @@ class SharedState:
             undo.pop_all()
         return state
 
+    def blame(self, unique: int) -> None:
+        """Record the number of the request that is answered, in case it kills this process.
+
+        Args:
+            unique: the kernel's number of the request; 0 for none.
+        """
+        self.hook_words[HookWord.ACTIVE] = unique & ~RESENT
+
     def renew(self) -> int:
         """Replace poisoned pages by zeroed memory, and map all pages in.
 

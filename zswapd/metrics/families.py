@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from zswapd.fuse.held import HeldStatistics
     from zswapd.fuse.session import LatencyStatistics
     from zswapd.metrics.snapshot import Snapshot
 
@@ -74,6 +75,10 @@ ROWS = (
         {"read": "fuse.read_bytes", "write": "fuse.written_bytes"}, "operation"),
     Row("request_errors_total", "FUSE requests answered with an errno, including refused writes.",
         "fuse.request_errors"),
+    Row("held_writes_total", "FUSE writes that waited for a refill of the reserve.",
+        "fuse.held.held"),
+    Row("expired_writes_total", "FUSE writes that waited for memory in vain.",
+        "fuse.held.expired"),
     Row("failed_requests_total", "FUSE requests that failed with an error the daemon knows.",
         "fuse.failed_requests"),
     Row("internal_errors_total", "FUSE requests that failed because of a bug in the daemon.",
@@ -389,11 +394,20 @@ _UNBUDDIED = (
 _PROTECTIONS = ("protection_on", "1 if a protection is on.")
 
 
-def _duration(what: str) -> tuple[str, str]:
-    return (
-        f"{what}_duration_seconds",
-        f"Time to answer a request that {what}s pages; one request in 64 is timed.",
-    )
+_HISTOGRAMS = {
+    "load": (
+        "load_duration_seconds",
+        "Time to answer a request that loads pages; one request in 64 is timed.",
+    ),
+    "store": (
+        "store_duration_seconds",
+        "Time to answer a request that stores pages; one request in 64 is timed.",
+    ),
+    "wait": (
+        "store_wait_seconds",
+        "Time for which a request that stores pages waited for a refill of the reserve.",
+    ),
+}
 
 
 class Description(NamedTuple):
@@ -427,8 +441,7 @@ def described() -> Iterator[Description]:
     ):
         yield from (row(name, text, label) for name, text, _field in rows)
     yield row(*_UNBUDDIED, "chunks")
-    for what in ("load", "store"):
-        name, text = _duration(what)
+    for name, text in _HISTOGRAMS.values():
         yield Description(f"zswapd_{name}", "histogram", "", text)
 
 
@@ -483,6 +496,7 @@ def collect(snapshot: Snapshot) -> Iterator[Metric]:
         yield _labelled(f"zswapd_{_UNBUDDIED[0]}", _UNBUDDIED[1], "chunks", used)
     yield _histogram("load", snapshot.fuse.read_latency)
     yield _histogram("store", snapshot.fuse.write_latency)
+    yield _histogram("wait", snapshot.fuse.held, unit_s=1e-3)
 
 
 def _family(row: Row, snapshot: Snapshot, page_size: int) -> Iterator[Metric]:
@@ -511,13 +525,15 @@ def _labelled(name: str, text: str, label: str, values: Mapping[str, Any]) -> Me
     return family
 
 
-def _histogram(what: str, latency: LatencyStatistics) -> Metric:
-    name, text = _duration(what)
+def _histogram(
+    what: str, latency: LatencyStatistics | HeldStatistics, *, unit_s: float = 1e-6
+) -> Metric:
+    name, text = _HISTOGRAMS[what]
     family = HistogramMetricFamily(f"zswapd_{name}", text)
     so_far, buckets = 0, []
     for place, count in enumerate(latency.counts):
         so_far += count
-        bound = "+Inf" if place == len(latency.counts) - 1 else repr(2**place / 1e6)
+        bound = "+Inf" if place == len(latency.counts) - 1 else repr(2**place * unit_s)
         buckets.append((bound, so_far))
     family.add_metric([], buckets, latency.seconds)
     return family

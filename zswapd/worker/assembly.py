@@ -93,6 +93,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     cache = core.cache.cleancache if core.cache else None
     volumes = make_volumes(current, cache, directory, prepared.lanes, left) if cache else None
     transfers, handles = disk.transfers if disk else None, left if is_adopted else None
+    session.hold_writes(core.store_memory, state.blame, wait_s=current.memory.refill_wait_ms / 1000)
     upkeep = _make_upkeep(current, prepared, core, pressure, disk, volumes)
     parts = Parts(
         settings=settings,
@@ -155,6 +156,7 @@ def _connect(parts: Parts, saver: StateSaver) -> None:
         lambda config: parts.state.note_codecs(store_codecs(config)),
         core.apply,
         lambda config: parts.session.set_poll_us(config.fuse.poll_us),
+        lambda config: parts.session.set_refill_wait(config.memory.refill_wait_ms / 1000),
         lambda config: log_setup.set_level(config.log.level),
     )
     if parts.disk:

@@ -30,7 +30,6 @@ from zswapd.fuse.deferred import BackedOperations
 from zswapd.fuse.mount import MAX_IO
 from zswapd.handover.areas import BACKING_CLAIMS, SLOTS, WITNESS
 from zswapd.handover.key import find_key
-from zswapd.handover.state import RESENT, HookWord
 from zswapd.system import set_normal
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class BackedPool:
         self._lowlevel: Any = lowlevel
         page_size = config.context.page_size
         self._lifeline = Lifeline(state.fd)
-        self._hook_words = state.hook_words
+        self._state = state
         self._queue = prepared.queue
         self.set_poll_us(config.fuse.poll_us)
         cipher = Cipher(find_key(state), prepared.lanes) if config.backing.encrypt else None
@@ -176,10 +175,7 @@ class BackedPool:
 
     def operations(self, directory: Directory, page_size: int) -> BackedOperations:
         """Return the request handlers for the files of a mount."""
-        hook, words = self._lowlevel, self._hook_words
-
-        def blame(unique: int) -> None:
-            words[HookWord.ACTIVE] = unique & ~RESENT
+        hook = self._lowlevel
 
         self._operations = BackedOperations(
             directory,
@@ -187,7 +183,7 @@ class BackedPool:
             transfers=self.transfers,
             unique=hook.unique,
             reply=hook.reply,
-            blame=blame,
+            blame=self._state.blame,
             max_io=MAX_IO,
             takes_part=hook.takes_part,
             ahead=AHEAD * page_size,

@@ -108,11 +108,12 @@ class Upkeep:
     def _wake_refill(self) -> None:
         """Wake the refill. The page path calls it when a reserve is low, and when nearly empty."""
         self._refill_wanted.set()
-        if (
-            self._has_leisure
-            and self._core.frames.table.long_frames < self._core.frames.urgent_mark
+        frames = self._core.frames
+        if self._has_leisure and (
+            frames.is_awaited or frames.table.long_frames < frames.urgent_mark
         ):
             self._has_leisure = False
+            frames.hurry()
             self._offload.hurry()
 
     async def refill(self) -> None:
@@ -125,7 +126,7 @@ class Upkeep:
             ):
                 most = self._bytes_to_take()
                 if most < self._core.frames.page_size:
-                    await trio.sleep(RETRY_S)
+                    await self._pause()
                     continue
                 try:
                     await self._refill_nodes()
@@ -134,12 +135,18 @@ class Upkeep:
                     log.warning(
                         "the reserve cannot be refilled: %s", error, extra={"rate_limit": 10}
                     )
-                    await trio.sleep(RETRY_S)
+                    await self._pause()
             # A failed refill has armed the calls, the page path has called, and then frames became
             # free without a refill. So the calls are armed again.
             self._core.frames.rearm()
             for nodes in self._core.all_nodes:
                 nodes.rearm()
+
+    async def _pause(self) -> None:
+        """Wait for memory after a refill without success, or for the next store that needs it."""
+        self._refill_wanted = trio.Event()
+        with trio.move_on_after(RETRY_S):
+            await self._refill_wanted.wait()
 
     async def _refill_nodes(self) -> None:
         for nodes in self._core.all_nodes:
@@ -186,7 +193,8 @@ class Upkeep:
         frames = self._core.frames
         requests = self._requests()
         is_low = frames.table.long_frames < frames.urgent_mark
-        is_urgent, self._refilled_for = is_low and requests != self._refilled_for, requests
+        is_urgent = frames.is_awaited or (is_low and requests != self._refilled_for)
+        self._refilled_for, frames.is_awaited = requests, False
         is_little = is_urgent and free_bytes() < PLENTY_BYTES
         job = frames.begin_refill(
             min(URGENT_BYTES if is_little else REFILL_FRAMES_BYTES, most) // frames.page_size

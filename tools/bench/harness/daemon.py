@@ -125,19 +125,7 @@ class Daemon:
         """Return the daemon's standard output and error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def start(self, stored: Mapping[str, int] | None = None) -> None:
-        """Start the daemon and wait until it is ready.
-
-        Args:
-            stored: open files by name, passed as a service manager passes its stored ones.
-
-        Raises:
-            HarnessError: the daemon ended, or was not ready within `START_LIMIT_S`; the message has
-                the end of its log.
-        """
-        # `exist_ok` would stat the mountpoint, and wait for a worker that hangs.
-        with contextlib.suppress(FileExistsError):
-            self.mountpoint.mkdir()
+    def _command(self) -> list[str]:
         command = [
             *program("zswapd", self._tree),
             "run",
@@ -151,6 +139,22 @@ class Daemon:
         settings = {"control.socket": str(self.socket), "metrics.listen": "", **self._settings}
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
+        return command
+
+    def start(self, stored: Mapping[str, int] | None = None) -> None:
+        """Start the daemon and wait until it is ready.
+
+        Args:
+            stored: open files by name, passed as a service manager passes its stored ones.
+
+        Raises:
+            HarnessError: the daemon ended, or was not ready within `START_LIMIT_S`; the message has
+                the end of its log.
+        """
+        # `exist_ok` would stat the mountpoint, and wait for a worker that hangs.
+        with contextlib.suppress(FileExistsError):
+            self.mountpoint.mkdir()
+        command = self._command()
         environment = {}
         if stored:
             places = " ".join(

@@ -18,7 +18,7 @@
  * this thread would take, page by page, the memory that other tasks wait for. Those tasks must run
  * before this daemon gets another request (supervisor/ballast.py).
  *
- * A caller that gives a floor is in no hurry. For LEISURE_NS the thread then is an idle task
+ * A caller that is in no hurry asks for an idle task. For LEISURE_NS the thread then is one
  * (SCHED_IDLE), so that no program waits for it. After that it is an ordinary task again. Another
  * thread may make it one earlier, since an idle task may get no processor to notice the time. The
  * thread is an idle task only here, without the GIL: a holder of the GIL must not wait for an idle
@@ -129,11 +129,11 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 	size_t done;
 	struct timespec pause = {0, 0};
 	unsigned pause_us;
-	int fd, advice, error;
+	int fd, advice, is_idle, error;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "iKKKiKIK:populate", &fd, &base, &offset, &length, &advice,
-			      &piece, &pause_us, &floor))
+	if (!PyArg_ParseTuple(args, "iKKKiKIKp:populate", &fd, &base, &offset, &length, &advice,
+			      &piece, &pause_us, &floor, &is_idle))
 		return NULL;
 	if (piece == 0 || pause_us >= 1000000) {
 		PyErr_SetString(PyExc_ValueError,
@@ -141,7 +141,7 @@ static PyObject *py_populate(PyObject *self, PyObject *args)
 		return NULL;
 	}
 	pause.tv_nsec = (long)pause_us * 1000;
-	Py_BEGIN_ALLOW_THREADS error = (floor > 0 ? populate_at_leisure : populate)(
+	Py_BEGIN_ALLOW_THREADS error = (is_idle ? populate_at_leisure : populate)(
 	    fd, (char *)(uintptr_t)base, (off_t)offset, (size_t)length, advice, (size_t)piece,
 	    pause, floor, &done);
 	Py_END_ALLOW_THREADS

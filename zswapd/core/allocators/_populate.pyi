@@ -2,7 +2,15 @@
 from array import array
 
 def populate(
-    fd: int, base: int, offset: int, length: int, advice: int, piece: int, pause_us: int, floor: int
+    fd: int,
+    base: int,
+    offset: int,
+    length: int,
+    advice: int,
+    piece: int,
+    pause_us: int,
+    floor: int,
+    is_idle: bool,
 ) -> tuple[int, int]:
     """Populate a byte range of a mapped file, `piece` bytes at a time, with the GIL released.
 
@@ -14,8 +22,8 @@ def populate(
         advice: MADV_POPULATE_WRITE. A kernel without it still gets the pages of the file.
         piece: bytes at a time, whole pages.
         pause_us: µs to sleep between two pieces, below one second.
-        floor: stop before a piece once the system has fewer free bytes; 0 for no floor. With a
-            floor, the call runs as an idle task for its first 50 ms.
+        floor: stop before a piece once the system has fewer free bytes; 0 for no floor.
+        is_idle: run as an idle task for the first 50 ms.
 
     Returns:
         0, or the errno of the piece that failed, or EAGAIN for `floor`; and the number of bytes

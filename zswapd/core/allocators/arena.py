@@ -409,7 +409,7 @@ class Arena:
         # The arena is left out of core dumps: it has the memory of other processes.
         _libc.madvise(self._address, length, _MADV_DONTDUMP)
 
-    def populate(self, offset: int, length: int, *, floor: int = 0) -> int:
+    def populate(self, offset: int, length: int, *, floor: int = 0, is_idle: bool = False) -> int:
         """Back a byte range with memory and map it.
 
         May block for seconds, with the GIL released.
@@ -423,8 +423,8 @@ class Arena:
         Args:
             offset: begin of the range in bytes.
             length: bytes of the range. Whole pages are populated.
-            floor: stop before a piece if the system has fewer free bytes; 0 for no floor. With a
-                floor, the thread also gives way to all other tasks.
+            floor: stop before a piece if the system has fewer free bytes; 0 for no floor.
+            is_idle: the thread gives way to all other tasks for 50 ms.
 
         Returns:
             The number of bytes populated from `offset` on. It is less than `length` only because of
@@ -437,7 +437,15 @@ class Arena:
         start = offset - offset % mmap.PAGESIZE
         whole = round_up(offset + length, mmap.PAGESIZE) - start
         code, done = populate(
-            self.fd, self._address, start, whole, _MADV_POPULATE_WRITE, PIECE_BYTES, PAUSE_US, floor
+            self.fd,
+            self._address,
+            start,
+            whole,
+            _MADV_POPULATE_WRITE,
+            PIECE_BYTES,
+            PAUSE_US,
+            floor,
+            is_idle,
         )
         if code and code != errno.EAGAIN:
             raise ArenaError(

@@ -7,6 +7,7 @@ The thread may block. A job's frames are removed from all counts and lists betwe
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.core.allocators.arena import Arena
+
+
+LEISURE_S = 0.05
+"""Time, s, for which the thread of a job with a floor is an idle task (`_populate.c`).
+
+It counts for the whole job. A job of many runs would otherwise be idle again with each run, and
+would take 0.5 s on a machine with busy processors.
+"""
 
 
 def at_the_watermarks() -> ArenaError:
@@ -43,6 +52,10 @@ class Job:
     """See `PageFrames.accompany`."""
     done: int = 0
     """The number of runs that are populated or punched."""
+    committed: int = 0
+    """The number of runs whose result was entered (`PageFrames.take_finished`)."""
+    is_hurried: bool = False
+    """True if a store waits: the thread is no idle task any more. Any thread may set it."""
 
     def work(self, arena: Arena, floor: int = 0) -> None:
         """Populate or punch the runs, in any thread.
@@ -59,13 +72,19 @@ class Job:
         if not self.populate:
             self._punch(arena)
             return
+        leisure_ends = time.monotonic() + LEISURE_S
         for place, (first, count) in enumerate(self.runs):
             # Populate the chunk's whole part of the table: coalescing reads a run's neighbours.
             for populate in (arena.populate_table, *self.companions):
                 populate(first - first % self.chunk_frames, self.chunk_frames)
             reach(crashpoints.REFILL_TABLE)
             populated = (
-                arena.populate(first * self.page_size, count * self.page_size, floor=floor)
+                arena.populate(
+                    first * self.page_size,
+                    count * self.page_size,
+                    floor=floor,
+                    is_idle=floor > 0 and not self.is_hurried and time.monotonic() < leisure_ends,
+                )
                 // self.page_size
             )
             reach(crashpoints.REFILL_POPULATED)

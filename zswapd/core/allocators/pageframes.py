@@ -10,6 +10,7 @@ can run in another thread and no step takes a lock:
 
     job = frames.begin_refill(n)     main thread: removes the frames from all counts and lists
     job.work(arena)                  any thread: populates or punches; uses nothing of this object
+    frames.take_finished()           main thread: enters what a refill has populated so far
     frames.commit(job)               main thread: enters the result
 
 A successor begins with `adopt`. The kernel says which frames are populated. The seals in the frame
@@ -128,6 +129,7 @@ class PageFrames:
         when_low: called on the page path when the reserve falls below three quarters of its target,
             and again below urgent_mark. It may only set a flag or wake a task. Each call comes once
             until a refill or `rearm`.
+        is_awaited: a store waits for the next refill. The refill clears it when it begins.
         alive: called repeatedly in the long steps of a takeover, so that the watchdog sees
             progress.
         renewed: frames in which a takeover has found poisoned memory, also one that was cut short.
@@ -153,11 +155,12 @@ class PageFrames:
         self.reserve_target = reserve_frames
         self.when_low: Callable[[], None] = _ignore
         self.alive: Callable[[], None] = _ignore
+        self.is_awaited = False
         self.used_frames = self.ephemeral_frames = self.used_frames_max = 0
         self.renewed: set[int] = set()
         self.renewed_pages = 0
         self._companions: list[Callable[[int, int], None]] = []
-        self._refilling = False
+        self._refill: Job | None = None
         self._busy_frames = self._failed = self._refilled = self._trimmed = 0
         self._holes = [
             end - begin
@@ -235,8 +238,27 @@ class PageFrames:
         return (
             self.table.long_frames < self._low_mark
             and self._hole_frames > 0
-            and not self._refilling
+            and self._refill is None
         )
+
+    def can_grow(self) -> bool:
+        """Return whether a refill is under way, or could begin."""
+        return self._refill is not None or self._hole_frames > 0
+
+    @property
+    def refilled_frames(self) -> int:
+        """Frames populated since the start."""
+        return self._refilled
+
+    def await_refill(self) -> None:
+        """Note that a store waits: wake the refill, or have it give no more way to other tasks."""
+        self.is_awaited = True
+        self.when_low()
+
+    def hurry(self) -> None:
+        """Have the refill under way give no more way to other tasks."""
+        if self._refill is not None:
+            self._refill.is_hurried = True
 
     def rearm(self) -> None:
         """Have `when_low` called again at the next fall below the mark.
@@ -260,7 +282,7 @@ class PageFrames:
         are left, or while another refill is under way.
         """
         job = Job(True, self.page_size, self.chunk_frames, companions=self._companions)  # noqa: FBT003 - its own first field
-        if self._refilling:
+        if self._refill is not None:
             return job
         wanted = min(max_frames, self.reserve_target - self.table.long_frames)
         chunk = 0
@@ -274,7 +296,8 @@ class PageFrames:
         for first, count in job.runs:
             self._add_holes(first, -count)
             self._busy_frames += count
-        self._refilling = bool(job.runs)
+        if job.runs:
+            self._refill = job
         return job
 
     def _add_holes(self, first: int, count: int) -> None:
@@ -326,7 +349,26 @@ class PageFrames:
 
         Populated frames become free, punched frames become holes, and the rest is as before.
         """
-        for number, (first, count) in enumerate(job.runs):
+        self._enter(job, len(job.runs))
+        if job.runs:
+            # After a trim too: it made holes, and an earlier refill may have found none.
+            self._call_mark = self._low_mark
+            if job.populate:
+                self._refill = None
+        job.runs = []
+
+    def take_finished(self) -> None:
+        """Enter the frames that the refill under way has populated so far."""
+        if self._refill is not None:
+            # The thread changes runs at or after `done` only, so this part stays as it is.
+            self._enter(self._refill, self._refill.done)
+
+    def _enter(self, job: Job, end: int) -> None:
+        """Enter the results of a job's runs up to run `end`, which is exclusive."""
+        while job.committed < end:
+            number = job.committed
+            first, count = job.runs[number]
+            job.committed = number + 1
             finished = number < job.done
             self._busy_frames -= count
             if job.populate == finished:
@@ -340,12 +382,6 @@ class PageFrames:
             elif finished:
                 self._trimmed += count
             reach(crashpoints.JOB_COMMITTED)
-        if job.runs:
-            # After a trim too: it made holes, and an earlier refill may have found none.
-            self._call_mark = self._low_mark
-            if job.populate:
-                self._refilling = False
-        job.runs = []
 
     def refill_now(self) -> None:
         """Fill the reserve to its target. It blocks: only for the start and for tests.

@@ -170,6 +170,15 @@ class Objnodes:
         """Return whether the reserve is below its target and more nodes may be populated."""
         return self.available() < self._reserve_target and self._populated <= self.capacity
 
+    def can_grow(self) -> bool:
+        """Return whether more nodes may be populated."""
+        return self._populated <= self.capacity
+
+    @property
+    def populated(self) -> int:
+        """The number of populated nodes."""
+        return self._populated - 1
+
     def rearm(self) -> None:
         """Have `when_low` called again at the next fall below the target.
 

@@ -249,8 +249,10 @@ def test_refill_that_stops_at_the_watermarks_keeps_what_it_got(
     job = frames.begin_refill(600)
     populate = Arena.populate
 
-    def half(self: Arena, offset: int, length: int, *, floor: int = 0) -> int:
-        assert floor == 77
+    def half(
+        self: Arena, offset: int, length: int, *, floor: int = 0, is_idle: bool = False
+    ) -> int:
+        assert (floor, is_idle) == (77, True)
         return populate(self, offset, length // 2)
 
     (first, count) = job.runs[0]
@@ -670,3 +672,73 @@ def test_companions_are_populated_before_frames_are_handed_out(make: MakeFrames)
     successor.accompany(lambda first, count: mine.extend(range(first, first + count)))
     successor.adopt()
     assert backed() <= set(mine)
+
+
+def test_frames_of_a_refill_are_usable_as_they_come_along(make: MakeFrames) -> None:
+    frames = make(2000, reserve=1200, refill=False)
+    job = frames.begin_refill(1200)
+    assert len(job.runs) > 1
+    frames.take_finished()
+    assert frames.statistics().free_frames == 0, "nothing is done yet"
+    first, count = job.runs[0]
+    frames.arena.populate_table(first, frames.chunk_frames)
+    frames.arena.populate(first * frames.page_size, count * frames.page_size)
+    job.done = 1
+    frames.take_finished()
+    assert frames.statistics().free_frames == count
+    taken = frames.alloc(1)
+    assert taken == first
+    frames.take_finished()  # once is enough
+    frames.check()
+    frames.commit(job)  # the rest failed
+    frames.check()
+    assert frames.statistics().free_frames == count - 1
+    assert frames.statistics().refilled_frames == count
+    frames.free(taken)
+    frames.refill_now()
+    frames.check()
+    assert frames.statistics().free_frames == 1200
+
+
+def test_only_a_job_without_hurry_is_an_idle_task_and_not_for_longer_than_a_while(
+    make: MakeFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = make(3000, reserve=3000, refill=False)
+    job = frames.begin_refill(3000)
+    seen: list[bool] = []
+    now = [0.0]
+    populate = Arena.populate
+
+    def look(
+        self: Arena, offset: int, length: int, *, floor: int = 0, is_idle: bool = False
+    ) -> int:
+        if floor:
+            seen.append(is_idle)
+            now[0] += 0.04  # each run by itself is short
+            if len(seen) == hurried_at:
+                frames.hurry()
+        return populate(self, offset, length)
+
+    monkeypatch.setattr(Arena, "populate", look)
+    monkeypatch.setattr("zswapd.core.allocators.jobs.time.monotonic", lambda: now[0])
+    hurried_at = 0
+    job.work(frames.arena, 1)
+    assert len(job.runs) >= 4
+    assert seen == [True, True] + [False] * (len(job.runs) - 2), "50 ms for the whole job"
+    frames.commit(job)
+
+    frames = make(3000, reserve=3000, refill=False)
+    job = frames.begin_refill(3000)
+    seen.clear()
+    hurried_at = 1
+    job.work(frames.arena, 1)
+    assert seen == [True] + [False] * (len(job.runs) - 1), "hurry counts for the whole job"
+    frames.commit(job)
+
+
+def test_a_store_that_waits_wakes_the_refill(make: MakeFrames) -> None:
+    frames = make(100, reserve=50)
+    calls: list[bool] = []
+    frames.when_low = lambda: calls.append(frames.is_awaited)
+    frames.await_refill()
+    assert calls == [True]
