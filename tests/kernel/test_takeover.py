@@ -753,7 +753,7 @@ def test_request_that_kills_every_worker_is_answered_with_eio(
         "job_committed:1:memory",  # MemoryError in a background task
         "job_committed:1:bug",
         "store_alive:9000:memory",  # MemoryError in a store, whose bookkeeping is half done
-        "store_indexed:1000:bug",
+        "store_indexed:100:bug",  # a store that replaces a page
         "frames_unsealed:200:bug",
         "page_loaded:9000:memory",  # the kernel kills a process whose page cannot be read
         "page_loaded:9000:bug",
