@@ -114,8 +114,8 @@ def test_reset_gives_back_what_is_configured_for_good(daemon: Daemon) -> None:
         ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "64M"\n', "files"),
         ('[pool]\ncompressor = "lzo"\n[', "TOML"),
         (
-            '[pool]\ncompressor = "lzo"\n[fuse]\nhook = false\n',
-            "fuse.hook is true, the settings say false",
+            '[pool]\ncompressor = "lzo"\nmax_zspage_frames = 4\n',
+            "pool.max_zspage_frames is 8, the settings say 4",
         ),
         ('[pool]\ncompressor = "lzo"\nlimits = 3\n', ":3: unknown setting pool.limits"),
     ],
