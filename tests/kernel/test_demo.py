@@ -78,7 +78,12 @@ def test_interrupted_demo_leaves_nothing(
 
     process.send_signal(number)
     process.send_signal(number)  # an impatient user
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        for log in tmp_path.rglob("zswapd-run-*/log"):
+            print(log.read_text())
+        raise
 
     assert process.returncode == 130, err
     assert "nothing left behind" in out
