@@ -200,21 +200,23 @@ async def test_refused_write_gets_the_errno_of_its_reason(
     ops: Operations, page: int, expected: int
 ) -> None:
     assert ops.serve_write(SWAP, page * PAGE, memoryview(bytes(PAGE))) == -expected
-    with pytest.raises(pyfuse3.FUSEError) as raised:
-        await ops.write(SWAP, page * PAGE, bytes(PAGE))
-    assert raised.value.errno == expected
-    assert ops.statistics().refused_writes == 2
+    assert ops.statistics().refused_writes == 1
     assert ops.statistics().internal_errors == 0
 
 
-async def test_coroutines_read_and_write_as_the_functions_do(ops: Operations) -> None:
-    assert await ops.write(SWAP, SIZE - 3, b"abcdef") == 3
-    assert await ops.read(SWAP, SIZE - 4, 10) == b"\0abc"
-    assert await ops.read(SWAP, SIZE, 10) == b""
-    with pytest.raises(pyfuse3.FUSEError) as raised:
-        await ops.write(SWAP, SIZE, b"x")
-    assert raised.value.errno == errno.ENOSPC
-    assert (ops.statistics().reads, ops.statistics().writes) == (2, 2)
+async def test_coroutines_serve_no_block_file(ops: Operations) -> None:
+    """The hook answers its requests, whatever they are."""
+    for request in (ops.write(SWAP, 0, b"x"), ops.read(SWAP, 0, 10)):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await request
+        assert raised.value.errno == errno.EISDIR
+
+
+def test_requests_across_the_end_are_short(ops: Operations) -> None:
+    assert ops.serve_write(SWAP, SIZE - 3, memoryview(b"abcdef")) == 3
+    assert read(ops, SIZE - 4, 10) == b"\0abc"
+    assert read(ops, SIZE, 10) == b""
+    assert ops.serve_write(SWAP, SIZE, memoryview(b"x")) == -errno.ENOSPC
 
 
 # The directory.
@@ -816,10 +818,4 @@ async def test_changes_through_another_handle_are_refused(ops: Operations) -> No
     info = await ops.open(SWAP, os.O_RDWR, CTX)
     assert ops.admit(SWAP, info.fh) == 0
     assert ops.admit(SWAP, SWAP) == ops.admit(SWAP, info.fh + (1 << 42)) == -errno.ETXTBSY
-    with pytest.raises(pyfuse3.FUSEError) as caught:
-        await ops.write(SWAP, 0, b"x" * PAGE)
-    assert caught.value.errno == errno.ETXTBSY
-    assert read(ops, 0, PAGE) == bytes(PAGE)
-    assert await ops.write(info.fh, 0, b"y" * PAGE) == PAGE
-    assert await ops.read(info.fh, 0, PAGE) == b"y" * PAGE
-    assert ops.statistics().refused_writers == 3
+    assert ops.statistics().refused_writers == 2

@@ -83,15 +83,18 @@ def test_reads_go_on_while_a_write_waits_for_a_refill_that_never_comes(
         writer = threading.Thread(target=fill)
         writer.start()
         wait_for(lambda: daemon.ask("stats")["fuse"]["held"]["waiting"], "no write waits")
-        longest, end = 0.0, time.monotonic() + 1
-        while time.monotonic() < end:
-            begin = time.monotonic()
-            assert os.pread(descriptor, PAGE, 0) == b"r" * PAGE
-            longest = max(longest, time.monotonic() - begin)
-        assert daemon.ask("stats")["fuse"]["held"]["waiting"] == 1
-        writer.join()
-        assert daemon.ask("stats")["fuse"]["held"]["expired"] == 1
-    os.kill(daemon.worker_pid(), signal.SIGKILL)  # a thread that sleeps would delay its end
+        try:
+            longest, end = 0.0, time.monotonic() + 1
+            while time.monotonic() < end:
+                begin = time.monotonic()
+                assert os.pread(descriptor, PAGE, 0) == b"r" * PAGE
+                longest = max(longest, time.monotonic() - begin)
+            assert daemon.ask("stats")["fuse"]["held"]["waiting"] == 1
+            writer.join()
+            assert daemon.ask("stats")["fuse"]["held"]["expired"] == 1
+        finally:
+            os.kill(daemon.worker_pid(), signal.SIGKILL)  # its thread sleeps for ever
+            writer.join()
     assert longest < 0.5, "a reader waited for the writer"
     assert errors, "the write is refused in the end"
 
@@ -116,4 +119,82 @@ def test_held_writes_survive_their_worker(stage: Stage, monkeypatch: pytest.Monk
         writer.join()
         for number, page in enumerate(data):
             assert os.pread(descriptor, PAGE, number * PAGE) == page
+    assert refused(daemon) == 0
+
+
+def test_nothing_is_read_ahead_while_a_write_waits(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write is stored long after it came: pages read ahead before that would be stale."""
+    monkeypatch.setenv("ZSWAPD_CRASH", "refill_table:1:sleep:1")
+    daemon = stage.daemon(
+        size="256M", memory__reserve="8M", memory__refill_wait_ms="1500", service__hang_timeout="0"
+    )
+    last, is_held = (0, b""), threading.Event()
+    with daemon.file.open("r+b", buffering=0) as file:
+        descriptor = file.fileno()
+
+        def fill() -> None:
+            nonlocal last
+            for number in range(4096):
+                last = (number, os.urandom(PAGE))
+                os.pwrite(descriptor, last[1], number * PAGE)
+                if is_held.is_set():
+                    return
+
+        writer = threading.Thread(target=fill)
+        writer.start()
+        try:
+            wait_for(lambda: daemon.ask("stats")["fuse"]["held"]["waiting"], "no write waits")
+            is_held.set()
+            number, page = last
+            before = daemon.ask("stats")["fuse"]["reads_ahead"]
+            for place in range(number - 8, number):
+                os.pread(descriptor, PAGE, place * PAGE)
+                time.sleep(0.01)
+            seen = daemon.ask("stats")["fuse"]
+            assert seen["held"]["waiting"] == 1, "it did not wait for long"
+            assert seen["reads_ahead"] == before
+            writer.join()
+            assert os.pread(descriptor, PAGE, number * PAGE) == page
+        finally:
+            os.kill(daemon.worker_pid(), signal.SIGKILL)  # its thread sleeps for ever
+            writer.join()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_kernel_that_cannot_resend_has_the_write_in_the_buffer(
+    stage: Stage, dies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
+    if dies:
+        monkeypatch.setenv("ZSWAPD_CRASH", "refill_table:1:sleep:1")
+    daemon = stage.daemon(
+        size="256M",
+        memory__reserve="8M",
+        memory__arena="memfd",
+        memory__refill_wait_ms="10000",
+        service__hang_timeout="0",
+    )
+    data = [os.urandom(64 * PAGE) for _ in range(128)]
+    with daemon.file.open("r+b", buffering=0) as file:
+        descriptor = file.fileno()
+
+        def fill() -> None:
+            for place, piece in enumerate(data):
+                assert os.pwrite(descriptor, piece, place * len(piece)) == len(piece)
+
+        writer = threading.Thread(target=fill)
+        writer.start()
+        if dies:
+            wait_for(lambda: daemon.ask("stats")["fuse"]["held"]["waiting"], "no write waits")
+            os.kill(daemon.worker_pid(), signal.SIGKILL)
+        writer.join()
+        for place, piece in enumerate(data):
+            assert os.pread(descriptor, len(piece), place * len(piece)) == piece
+    seen = daemon.ask("stats")["fuse"]
+    assert seen["held"]["stalled"] >= 1
+    assert (seen["held"]["held"], seen["request_errors"]) == (0, 0)
+    assert seen["resent"] == dies, "a stalled write is counted once"
+    assert sum(seen["write_latency"]["counts"]) >= 1, "requests are timed on"
     assert refused(daemon) == 0

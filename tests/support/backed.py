@@ -14,7 +14,8 @@ from zswapd.core.backing.transfers import Transfers
 from zswapd.core.core import Core
 from zswapd.core.disk import CoreDisk
 from zswapd.core.sizing import slot_map_sizes, slots_needed
-from zswapd.fuse.deferred import DEFERRED, BackedOperations
+from zswapd.fuse.deferred import BackedOperations
+from zswapd.fuse.held import DEFERRED
 from zswapd.fuse.inodes import ROOT_INODE, Directory
 from zswapd.fuse.operations import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 

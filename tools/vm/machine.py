@@ -19,6 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
+from tools.bench.harness import system
 from tools.bench.harness.system import HarnessError
 from tools.vm.channel import Channel, Silent
 
@@ -96,15 +97,19 @@ class Machine:
             HarnessError: the machine does not come up.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "qemu.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
         try:
+            with (
+                (self.directory / "qemu.log").open("wb") as log,
+                system.signals_delayed() as in_child,
+            ):
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=in_child,  # noqa: PLW1509 - one system call
+                )
             self._serial = self._connect("serial")
             threading.Thread(target=_swallow, args=(self._serial,), daemon=True).start()
             self._channel = Channel(self._connect("agent"))

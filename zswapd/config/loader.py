@@ -508,7 +508,10 @@ def _find_setting(dest: str, origin: Origin | str) -> Setting:
     if setting is not None:
         return setting
     if dest in RETIRED:
-        raise ConfigError(f"{origin}: {dest} is no setting any more: {RETIRED[dest]}")
+        raise ConfigError(
+            f"{origin}: {dest} is no setting any more: {RETIRED[dest]}",
+            hint="`zswapctl get` lists the settings",
+        )
     section, _, key = dest.partition(".")
     for named in SETTINGS.values():
         if isinstance(named.kind, Named) and dest.startswith(named.dest + "."):

@@ -64,3 +64,7 @@ class StoreMemory:
     def await_refill(self) -> None:
         """Make the refill begin, or go on, as fast as it can: a write waits for it."""
         self._frames.await_refill()
+
+    def end_wait(self) -> None:
+        """Note that no write waits any more, so that the next refill keeps to the watermarks."""
+        self._frames.is_awaited = False

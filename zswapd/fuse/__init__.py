@@ -14,6 +14,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from zswapd.errors import MountError
+from zswapd.host import installation
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -32,3 +35,20 @@ def _load_globally() -> tuple[ModuleType | None, str]:
 
 
 lowlevel, lowlevel_problem = _load_globally()
+
+
+def hook_error(problem: str) -> MountError:
+    """Return the error of a program whose hook cannot be used."""
+    return MountError(
+        f"the FUSE hook cannot be used: {problem}", hint=installation.found().reinstall()
+    )
+
+
+def require_hook() -> None:
+    """Check that the hook was built and can be loaded.
+
+    Raises:
+        MountError: it cannot.
+    """
+    if lowlevel is None:
+        raise hook_error(lowlevel_problem)

@@ -121,7 +121,7 @@
 #define LATENCIES 21    /* bounds of 1 us, 2 us, ... 0.52 s, and the rest */
 #define DEFERRED (-EINPROGRESS) /* a result: the request is answered later, by reply() */
 #define STALLED (-EALREADY)     /* a result: the request stays in the buffer until resume() */
-#define STALL_NS 200000
+#define STALL_NS 200000 /* of sleep between two turns of the event loop meanwhile */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct libfuse_version; /* this file only passes it on */
@@ -894,6 +894,15 @@ static void note_answered(void)
 	hook.survivor->active = 0;
 }
 
+/* Note that a request was answered, or that it waits in the buffer, which kills no process. */
+static void end_request(void)
+{
+	if (hook.is_stalled)
+		hook.survivor->active = 0;
+	else
+		note_answered();
+}
+
 /* If the request is the one that has killed several workers, answer it with EIO at once. */
 static bool answer_poison(void)
 {
@@ -1096,11 +1105,11 @@ static int drain(struct fuse_session *se, struct fuse_buf *buf)
 		if (--sample.left == 0)
 			begin = now_ns();
 		fuse_session_process_buf(se, &request);
+		end_request();
 		if (hook.is_stalled) {
-			hook.survivor->active = 0; /* waiting kills no process */
+			sample.left += sample.left == 0; /* the next request is timed instead */
 			return -EINTR;
 		}
-		note_answered();
 		stats.drained += served++ > 0;
 		hook.pace = &hook.paces[hook.deferred > 0     ? DISK
 					: opcode == FUSE_READ ? READS
@@ -1502,15 +1511,19 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
 	out.unique = unique;
 	parts[1].iov_base = payload.buf;
 	parts[1].iov_len = (size_t)payload.len;
-	stats.errors += error != 0;
-	if (writev(hook.fd, parts, payload.len > 0 ? 2 : 1) != (ssize_t)out.len)
+	if (writev(hook.fd, parts, payload.len > 0 ? 2 : 1) == (ssize_t)out.len)
+		stats.errors += error != 0;
+	else
 		stats.reply_errors++;
 	hook.deferred -= hook.deferred > 0;
 	PyBuffer_Release(&payload);
 	Py_RETURN_NONE;
 }
 
-/* Serve the stalled write. It may stall again. */
+/*
+ * Serve the stalled write. It may stall again. It was counted, and given its digest, when it came:
+ * once a millisecond, that would cost more than the write.
+ */
 static PyObject *py_resume(PyObject *self, PyObject *unused)
 {
 	struct fuse_buf request = {.mem = hook.request};
@@ -1521,12 +1534,9 @@ static PyObject *py_resume(PyObject *self, PyObject *unused)
 		Py_RETURN_NONE;
 	hook.is_stalled = false;
 	request.size = header()->len;
-	note_active(request.size);
+	hook.survivor->active = header()->unique & ~RESENT;
 	fuse_session_process_buf(hook.session, &request);
-	if (hook.is_stalled)
-		hook.survivor->active = 0;
-	else
-		note_answered();
+	end_request();
 	hook.quiet_since = now_ns();
 	Py_RETURN_NONE;
 }

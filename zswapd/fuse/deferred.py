@@ -20,11 +20,12 @@ from __future__ import annotations
 import errno
 import struct
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from zswapd.core.backing.readahead import Ahead
 from zswapd.core.block.backed import BackedDevice, SlotsNeeded
 from zswapd.errors import ConfigError, ZswapdError
+from zswapd.fuse.held import DEFERRED
 from zswapd.fuse.operations import Operations, part_of, serving
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
     from zswapd.core.backing.transfers import SlotRead, Transfers
     from zswapd.fuse.inodes import Directory
-
-DEFERRED: Final = -errno.EINPROGRESS
-"""The result that tells the hook that `reply` will answer; it is DEFERRED in _lowlevel.c."""
 
 
 def _written(n: int) -> bytes:

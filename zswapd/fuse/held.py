@@ -20,6 +20,8 @@ A successor needs no list of them, because the kernel resends what was not answe
 
 from __future__ import annotations
 
+import errno
+import math
 import struct
 import time
 from collections import deque
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
     from zswapd.core.memory import StoreMemory
 
-STALLED: Final = -114
+DEFERRED: Final = -errno.EINPROGRESS
+"""The result that tells the hook that `reply` will answer; it is DEFERRED in _lowlevel.c."""
+STALLED: Final = -errno.EALREADY
 """The result that tells the hook to keep the request; it is STALLED in _lowlevel.c."""
 POLL_S: Final = 0.001
 """Time, s, between two looks at the refill while writes are held. It takes 3 to 5 ms for 8 MiB."""
@@ -81,6 +85,9 @@ class HeldWrites:
 
     Args:
         memory: says whether there is memory for a write, and wakes the refill.
+        write: stores (unique, inode, offset, data); returns the number of bytes, -errno, or
+            DEFERRED if it answers by itself.
+        wait_s: longest wait of a write in seconds; 0 for no waits.
         room: bytes of the room, a multiple of the page; 0 for no room.
         page_size: bytes of a page.
         unique: returns the kernel's number of the present request; 0 for none.
@@ -91,23 +98,21 @@ class HeldWrites:
         clock: returns seconds; for tests.
 
     Attributes:
-        write: stores (unique, inode, offset, data); returns the number of bytes, -errno, or
-            `deferred`, if the write answers later.
-        deferred: the result of a write that is answered later.
-        wait_s: longest wait of a write in seconds; 0 for no waits. It can be set at any time.
+        wait_s: as above. It can be set at any time.
     """
 
     def __init__(
         self,
         memory: StoreMemory,
+        write: Callable[[int, int, int, memoryview], int],
         *,
+        wait_s: float,
         room: int,
         page_size: int,
         unique: Callable[[], int],
         reply: Callable[[int, int, bytes], None],
         blame: Callable[[int], None],
         resume: Callable[[], None],
-        deferred: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory = memory
@@ -119,9 +124,8 @@ class HeldWrites:
         self._blame = blame
         self._resume = resume
         self._clock = clock
-        self.deferred = deferred
-        self.write: Callable[[int, int, int, memoryview], int] = _refuse
-        self.wait_s = 0.25
+        self._write = write
+        self.wait_s = wait_s
         self._queue: deque[_Held] = deque()
         self._end = 0
         self._stalled_at: float | None = None
@@ -135,7 +139,7 @@ class HeldWrites:
         """Hold a write if it should wait for memory.
 
         Returns:
-            0 to store it now, `deferred` if it is held, or STALLED to be called again with the
+            0 to store it now, DEFERRED if it is held, or STALLED to be called again with the
             same request.
         """
         if not self._queue and not self._memory.is_short(self._pages(len(data))):
@@ -175,7 +179,7 @@ class HeldWrites:
         self._end = end
         self._held += 1
         self._wake()
-        return self.deferred
+        return DEFERRED
 
     def _wake(self) -> None:
         self._memory.await_refill()
@@ -186,8 +190,8 @@ class HeldWrites:
         self._expired_at = self._memory.progress()
 
     def _note(self, seconds: float) -> None:
-        milliseconds = int(seconds * 1000)
-        self._counts[min(milliseconds.bit_length(), WAITS - 1)] += 1
+        whole_ms = max(math.ceil(seconds * 1000), 1)
+        self._counts[min((whole_ms - 1).bit_length(), WAITS - 1)] += 1
         self._seconds += seconds
 
     def serve(self) -> None:
@@ -206,14 +210,16 @@ class HeldWrites:
         self._end = 0
         if self._stalled_at is not None:
             self._resume()
+        if not self._queue and self._stalled_at is None:
+            self._memory.end_wait()
 
     def _store(self, held: _Held) -> None:
         self._blame(held.unique)
         try:
-            n = self.write(held.unique, held.inode, held.offset, held.data)
+            n = self._write(held.unique, held.inode, held.offset, held.data)
         finally:
             self._blame(0)
-        if n == self.deferred:
+        if n == DEFERRED:
             return
         payload = b"" if n < 0 else struct.pack("=II", n, 0)  # struct fuse_write_out
         self._reply(held.unique, max(-n, 0), payload)
@@ -237,8 +243,3 @@ class HeldWrites:
             counts=tuple(self._counts),
             seconds=self._seconds,
         )
-
-
-def _refuse(_unique: int, _inode: int, _offset: int, _data: memoryview) -> int:
-    """Refuse a write before the session has set `HeldWrites.write`."""
-    raise NotImplementedError

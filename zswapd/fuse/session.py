@@ -26,11 +26,9 @@ import trio
 
 from zswapd import counters
 from zswapd.errors import MountError
-from zswapd.fuse import lowlevel, lowlevel_problem
-from zswapd.fuse.deferred import DEFERRED
+from zswapd.fuse import hook_error, lowlevel, require_hook
 from zswapd.fuse.held import NONE_HELD, HeldStatistics, HeldWrites
 from zswapd.fuse.mount import MAX_IO, Mount
-from zswapd.host import installation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,8 +199,8 @@ class Session:
         self.operations = operations
         self._mount = Mount(mount, device=device) if isinstance(mount, Path) else mount
         self._is_own_mount = isinstance(mount, Path)
+        require_hook()
         self._hook: Any = lowlevel
-        """`_lowlevel`, whose functions have no annotations; None if it was not built."""
         self._poll_us = poll_us
         self._shared = shared
         self._adopt = adopt
@@ -321,19 +319,17 @@ class Session:
             blame: records the number of the request that is stored; 0 for none.
             wait_s: longest wait of a write, s; 0 for no waits.
         """
-        held = HeldWrites(
+        self.operations.held = HeldWrites(
             memory,
+            self.operations.store_held,
+            wait_s=wait_s,
             room=MAX_IO if self._can_resend else 0,
             page_size=self.operations.page_size,
             unique=self._hook.unique,
             reply=self._hook.reply,
             blame=blame,
             resume=self._hook.resume,
-            deferred=DEFERRED,
         )
-        held.wait_s = wait_s
-        held.write = self.operations.store_held
-        self.operations.held = held
 
     def set_refill_wait(self, seconds: float) -> None:
         """Set the longest time for which a write waits for memory."""
@@ -401,13 +397,11 @@ class Session:
             # look like the mount of a dead daemon.
             undo.callback(self._mount.unmount)
         if not self._hook.hooked():
-            raise _no_hook(
+            raise hook_error(
                 "pyfuse3 was loaded before zswapd.fuse, or its calls of libfuse have other names"
             )
 
     def _attach_hook(self, undo: contextlib.ExitStack) -> None:
-        if self._hook is None:
-            raise _no_hook(lowlevel_problem)
         self._hook.attach(
             self.operations.serve_read,
             self.operations.serve_write,
@@ -437,12 +431,6 @@ _RESEND = (6, 9)
 """The first Linux with FUSE_NOTIFY_RESEND."""
 _BUDGET_US = 2000
 """Longest time in µs for which a full queue delays the event loop's other tasks."""
-
-
-def _no_hook(problem: str) -> MountError:
-    return MountError(
-        f"the FUSE hook cannot be used: {problem}", hint=installation.found().reinstall()
-    )
 
 
 def forget_inode(inode: int) -> None:

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING
 
 from zswapd.control.listener import check_place, is_served
 from zswapd.core.allocators.arena import open_shared_memory
-from zswapd.errors import MountError, VolumeError
-from zswapd.fuse import lowlevel, lowlevel_problem
+from zswapd.errors import VolumeError
+from zswapd.fuse import require_hook
 from zswapd.fuse.mount import Mount
 from zswapd.handover import costs
-from zswapd.host import installation
 from zswapd.metrics.peers import EVERYBODY
 from zswapd.paths import without_links
 from zswapd.supervisor.backing import check_backing
@@ -85,11 +84,7 @@ def _check_as_root(config: Config, *, is_running: bool) -> None:
         return
     check_place(config.control.socket)
     check_backing(config)
-    if lowlevel is None:
-        raise MountError(
-            f"the FUSE hook cannot be used: {lowlevel_problem}",
-            hint=installation.found().reinstall(),
-        )
+    require_hook()
     os.close(open_shared_memory(config.memory.arena)[0])
     Mount(config.fuse.mountpoint).check()
 

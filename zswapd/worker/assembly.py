@@ -247,12 +247,12 @@ def _make_session(
 ) -> Session:
     """Return the session that serves the files of the directory."""
     page_size = config.context.page_size
-    takes_part = lowlevel.takes_part if lowlevel else lambda: False
+    hook: Any = lowlevel
     return Session(
         (
             disk.operations(directory, page_size)
             if disk
-            else Operations(directory, page_size=page_size, takes_part=takes_part)
+            else Operations(directory, page_size=page_size, takes_part=hook.takes_part)
         ),
         resources.mount,
         poll_us=config.fuse.poll_us,

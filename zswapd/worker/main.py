@@ -10,6 +10,7 @@ import trio
 
 from zswapd import system
 from zswapd.control.server import Server
+from zswapd.fuse import require_hook
 from zswapd.fuse.session import MemoryMonitor
 from zswapd.volumes.commands import CacheCommands
 from zswapd.worker.assembly import add_setting_files, build
@@ -54,7 +55,9 @@ def make_worker(config: Config, prepared: Prepared, resources: Resources) -> Wor
 
     Raises:
         ArenaError: this program or these settings cannot read the arena.
+        MountError: the hook cannot be used.
     """
+    require_hook()
     parts, saver = build(config, prepared, resources)
     upgrade = Upgrade(parts, saver)
     cache = parts.core.cache.cleancache if parts.core.cache else None

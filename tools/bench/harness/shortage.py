@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tools.bench.harness import system
 from tools.bench.harness.system import MIB, HarnessError, memory_available
 
 if TYPE_CHECKING:
@@ -114,11 +115,16 @@ class Shortage:
         command = [sys.executable, "-P", "-c", _TAKER, top, str(available // STEP_MIB)]
         try:
             FACTOR.write_text(str(MOST))
-            self._taker = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-            )
+            with system.signals_delayed() as in_child:
+                self._taker = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    preexec_fn=in_child,  # noqa: PLW1509 - one system call
+                )
         except BaseException:
-            FACTOR.write_text(self._before)
+            self.__exit__(None, None, None)
             raise
         return self
 
