@@ -42,6 +42,7 @@ PAGE_PATH = [
     "zswapd/core/crashpoints.py",
     "zswapd/core/frontends/cleancache.py",
     "zswapd/core/frontends/frontswap.py",
+    "zswapd/core/memory.py",
     "zswapd/core/pam/recovery.py",
     "zswapd/core/pam/zbuds.py",
     "zswapd/core/pam/zpages.py",

@@ -25,6 +25,7 @@ AGAIN = (
     "tests/unit/core/block",
     "tests/unit/core/frontends",
     "tests/unit/core/pam",
+    "tests/unit/core/test_memory.py",
     "tests/unit/core/test_objects.py",
     "tests/unit/core/tmem",
     "tests/test_pure.py",

@@ -162,13 +162,11 @@ def test_nothing_is_read_ahead_while_a_write_waits(
             writer.join()
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_kernel_that_cannot_resend_has_the_write_in_the_buffer(
-    stage: Stage, dies: bool, monkeypatch: pytest.MonkeyPatch
+def test_write_that_waits_in_the_buffer_survives_its_worker_without_a_resend(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZSWAPD_NO_RESEND", "1")
-    if dies:
-        monkeypatch.setenv("ZSWAPD_CRASH", "refill_table:1:sleep:1")
+    monkeypatch.setenv("ZSWAPD_CRASH", "refill_table:1:sleep:1")
     daemon = stage.daemon(
         size="256M",
         memory__reserve="8M",
@@ -186,15 +184,12 @@ def test_kernel_that_cannot_resend_has_the_write_in_the_buffer(
 
         writer = threading.Thread(target=fill)
         writer.start()
-        if dies:
-            wait_for(lambda: daemon.ask("stats")["fuse"]["held"]["waiting"], "no write waits")
-            os.kill(daemon.worker_pid(), signal.SIGKILL)
+        wait_for(lambda: daemon.ask("stats")["fuse"]["held"]["waiting"], "no write waits")
+        assert daemon.ask("stats")["fuse"]["held"]["held"] == 0, "only the buffer outlives it"
+        os.kill(daemon.worker_pid(), signal.SIGKILL)
         writer.join()
         for place, piece in enumerate(data):
             assert os.pread(descriptor, len(piece), place * len(piece)) == piece
     seen = daemon.ask("stats")["fuse"]
-    assert seen["held"]["stalled"] >= 1
-    assert (seen["held"]["held"], seen["request_errors"]) == (0, 0)
-    assert seen["resent"] == dies, "a stalled write is counted once"
-    assert sum(seen["write_latency"]["counts"]) >= 1, "requests are timed on"
+    assert (seen["resent"], seen["request_errors"]) == (1, 0)
     assert refused(daemon) == 0

@@ -44,7 +44,10 @@ class StoreMemory:
 
         A pool at its limit is not short: a refill does not help it.
         """
-        frames = self._frames
+        frames, nodes = self._frames, self._nodes
+        needed_nodes = pages // PAGES_PER_NODE + NODES_EXTRA
+        if frames.table.long_frames >= pages + FRAMES_EXTRA and nodes.available() >= needed_nodes:
+            return False
         needed = min(pages * FRAMES_PER_PAGE, pages + FRAMES_EXTRA, frames.reserve_target // 2)
         if frames.table.long_frames < needed:
             frames.take_finished()
@@ -54,8 +57,7 @@ class StoreMemory:
                 and frames.used_frames - frames.ephemeral_frames < frames.limit_frames
             ):
                 return True
-        nodes = self._nodes
-        return nodes.available() < pages // PAGES_PER_NODE + NODES_EXTRA and nodes.can_grow()
+        return nodes.available() < needed_nodes and nodes.can_grow()
 
     def progress(self) -> int:
         """Return a number that changes when a refill has brought memory."""

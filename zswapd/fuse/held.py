@@ -143,9 +143,15 @@ class HeldWrites:
             same request.
         """
         if not self._queue and not self._memory.is_short(self._pages(len(data))):
-            self._stalled_at = None
+            self._end_stall()
             return 0
         return self._hold(inode, offset, data)
+
+    def _end_stall(self) -> None:
+        """Note that the stalled write, if there is one, is stored now."""
+        if self._stalled_at is not None:
+            self._note(self._clock() - self._stalled_at)
+            self._stalled_at = None
 
     def _pages(self, length: int) -> int:
         return length // self._page_size + 2
@@ -157,7 +163,7 @@ class HeldWrites:
     def _hold(self, inode: int, offset: int, data: memoryview) -> int:
         unique = self._unique()
         if not unique or (not self._queue and (self._is_hopeless() or self.wait_s <= 0)):
-            self._stalled_at = None
+            self._end_stall()
             return 0
         now = self._clock()
         begin, end = self._end, self._end + len(data)
@@ -166,9 +172,8 @@ class HeldWrites:
                 self._stalled_at = now
                 self._stalled += 1
             elif not self._queue and now - self._stalled_at >= self.wait_s:
-                self._note(now - self._stalled_at)
+                self._end_stall()
                 self._expire()
-                self._stalled_at = None
                 return 0
             self._wake()
             return STALLED
