@@ -107,6 +107,25 @@ def test_swap_goes_on_while_nothing_can_be_written_to_the_disk(
         daemon.swapoff()
 
 
+@requires_nbd
+def test_full_pool_waits_for_a_slow_disk_and_refuses_nothing(stage: Stage, tmp_path: Path) -> None:
+    """The disk takes 32 requests in 100 ms, and the kernel writes faster than that."""
+    with bad_disk(tmp_path / "disk", 257, delay_ms=100) as disk:
+        daemon = stage.daemon(
+            size="256M", backing__path=str(disk.device), pool__limit="8M", backing__buffers="4M"
+        )
+        daemon.swapon()
+        workload = stage.workload(stage.cgroup(48), 128, "fill")
+        assert next(workload.phases()).mismatches == 0
+        workload.kill()
+        stats = daemon.ask("stats")
+        print(stats["fuse"]["held"], stats["core"]["transfers"])
+        assert stats["core"]["devices"][0]["refused_writes"] == 0
+        assert stats["core"]["transfers"]["refused_writes"] == 0
+        assert stats["fuse"]["held"]["held"] > 0, "the disk was not slow enough"
+        daemon.swapoff()
+
+
 @requires_loop()
 def test_swap_goes_on_on_a_sparse_disk_that_is_full(stage: Stage, tmp_path: Path) -> None:
     with sparse_disk(tmp_path / "small", 257, 3) as disk:

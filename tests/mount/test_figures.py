@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What it costs to have zswapd and to ask it.
 
-Figures, each the best of several, since others use the box.
+Each figure is the best of many tries, because other tests run beside these on the same processors.
 """
 
 from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -35,26 +34,26 @@ def daemon(stage: Stage, port: int) -> Daemon:
     return stage.daemon("64M", memory__reserve="8M", metrics__listen=f"127.0.0.1:{port}")
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
+PATIENCE_S = 30
+
+
+def best_seconds(work: Callable[[], object], limit: float) -> float:
+    """Return the shortest time of `work`; stop once it is within `limit` seconds."""
+    best, end = float("inf"), time.monotonic() + PATIENCE_S
+    while best > limit and time.monotonic() < end:
+        begin = time.monotonic()
+        work()
+        best = min(best, time.monotonic() - begin)
+    return best
 
 
 def test_status_is_there_at_once(daemon: Daemon) -> None:
-    def best(command: list[str]) -> float:
-        return min(
-            seconds(
-                lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)
-            )
-            for _ in range(12)
-        )
-
-    status = best([*program("zswapctl"), "--socket", str(daemon.socket), "status"])
-    # Other tests run beside this one, on other processors: they make both slower.
-    python = best([sys.executable, "-c", "import argparse, json, socket"])
-    print(f"zswapctl status: {status * 1000:.0f} ms; Python itself: {python * 1000:.0f} ms")
-    assert status <= max(0.150, 4 * python)
+    command = [*program("zswapctl"), "--socket", str(daemon.socket), "status"]
+    best = best_seconds(
+        lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30), 0.150
+    )
+    print(f"zswapctl status: {best * 1000:.0f} ms")
+    assert best <= 0.150
 
 
 @pytest.mark.usefixtures("daemon")
@@ -69,7 +68,7 @@ def test_a_scrape_is_short(port: int) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
             assert b"zswapd_stored_pages" in reply.read()
 
-    best = min(seconds(scrape) for _ in range(20))
+    best = best_seconds(scrape, 0.020)
     print(f"a scrape: {best * 1000:.1f} ms")
     assert best <= 0.020
 

@@ -243,11 +243,16 @@ class Core:
         )
         self.all_nodes = _make_nodes(config, lenient=inherited is not None)
         self.nodes = self.all_nodes[0]
-        self.store_memory = StoreMemory(self.frames, self.nodes)
+        self._transfers = backing.transfers if backing else None
+        self.store_memory = StoreMemory(
+            self.frames,
+            self.nodes,
+            has_room=self.zv.has_room,
+            is_disk_busy=self._transfers.is_busy if self._transfers else None,
+        )
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.cache = self._make_cache(config) if cache_frames(config) else None
-        self._transfers = backing.transfers if backing else None
         lost = inherited.lost if inherited else {}
         copies = inherited.lost_copies if inherited else {}
         self.backed = (

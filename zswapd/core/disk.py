@@ -140,6 +140,7 @@ def apply_limits(
     writeback.idle_s = backing.idle_age if backing.writeback else 0
     goes_through = pool.incompressible == "auto"
     zv.keep_poor = pool.incompressible == "store"
+    zv.takes_poor = pool.incompressible != "refuse"
     for device in devices:
         device.poor_pool = zv if goes_through else None
     # Pages stored only because the disk did not take them go to the disk as soon as it takes them.

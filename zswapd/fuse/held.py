@@ -10,9 +10,10 @@ If the room has no place for a write, the request stays in the hook's buffer (`S
 further request is taken until `serve` has made place. A kernel that cannot resend requests (before
 Linux 6.9) gets no room: a successor would find only the request in the buffer.
 
-Each write waits for at most `wait_s`. After that it is stored with the memory that there is, which
-may evict pages of the cache, or it is refused. Further writes then do not wait until a refill has
-brought memory again.
+A write that waits for a refill waits for at most `wait_s`. After that it is stored with the memory
+that there is, which may evict pages of the cache, or it is refused. Further writes then do not wait
+until a refill has brought memory again. A write that waits for the disk behind the pool has no such
+limit: the disk answers, or it is in trouble after some seconds (core/backing/health.py).
 
 Invariants: writes are stored in the order of their arrival. Each one is answered exactly once.
 A successor needs no list of them, because the kernel resends what was not answered.
@@ -129,7 +130,6 @@ class HeldWrites:
         self._queue: deque[_Held] = deque()
         self._end = 0
         self._stalled_at: float | None = None
-        self._expired_at = -1
         self._wanted = trio.Event()
         self._held = self._stalled = self._expired = 0
         self._counts = [0] * WAITS
@@ -156,13 +156,9 @@ class HeldWrites:
     def _pages(self, length: int) -> int:
         return length // self._page_size + 2
 
-    def _is_hopeless(self) -> bool:
-        """Return whether a write has waited in vain and no memory has come since."""
-        return self._expired_at == self._memory.progress()
-
     def _hold(self, inode: int, offset: int, data: memoryview) -> int:
         unique = self._unique()
-        if not unique or (not self._queue and (self._is_hopeless() or self.wait_s <= 0)):
+        if not unique or (not self._queue and self.wait_s <= 0):
             self._end_stall()
             return 0
         now = self._clock()
@@ -171,10 +167,11 @@ class HeldWrites:
             if self._stalled_at is None:
                 self._stalled_at = now
                 self._stalled += 1
-            elif not self._queue and now - self._stalled_at >= self.wait_s:
-                self._end_stall()
+            elif not self._queue and self._is_over(self._stalled_at):
                 self._expire()
-                return 0
+                if not self._memory.is_short(self._pages(len(data))):
+                    self._end_stall()
+                    return 0
             self._wake()
             return STALLED
         self._room[begin:end] = data
@@ -186,13 +183,17 @@ class HeldWrites:
         self._wake()
         return DEFERRED
 
+    def _is_over(self, begin: float) -> bool:
+        """Return whether a write has waited long enough since `begin`."""
+        return not self._memory.waits_for_disk and self._clock() - begin >= self.wait_s
+
     def _wake(self) -> None:
         self._memory.await_refill()
         self._wanted.set()
 
     def _expire(self) -> None:
         self._expired += 1
-        self._expired_at = self._memory.progress()
+        self._memory.give_up()
 
     def _note(self, seconds: float) -> None:
         whole_ms = max(math.ceil(seconds * 1000), 1)
@@ -203,14 +204,14 @@ class HeldWrites:
         """Store the held writes for which there is memory, and those that waited long enough."""
         while self._queue:
             first = self._queue[0]
-            now = self._clock()
-            if self._memory.is_short(self._pages(len(first.data))) and not self._is_hopeless():
-                if now - first.begin < self.wait_s:
+            if self._memory.is_short(self._pages(len(first.data))):
+                if not self._is_over(first.begin):
                     self._memory.await_refill()
                     return
                 self._expire()
+                continue  # to store it, or to have it wait for the disk
             self._queue.popleft()
-            self._note(now - first.begin)
+            self._note(self._clock() - first.begin)
             self._store(first)
         self._end = 0
         if self._stalled_at is not None:

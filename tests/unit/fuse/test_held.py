@@ -29,12 +29,14 @@ class Memory:
         self.refills = 0
         self.awaited = 0
         self.is_awaited = False
+        self.waits_for_disk = False
+        self.given_up_at = -1
 
     def is_short(self, pages: int) -> bool:
-        return self.pages < pages and self.can_grow
+        return self.pages < pages and self.can_grow and self.given_up_at != self.refills
 
-    def progress(self) -> int:
-        return self.refills
+    def give_up(self) -> None:
+        self.given_up_at = self.refills
 
     def await_refill(self) -> None:
         self.awaited += 1
@@ -163,6 +165,21 @@ def test_pool_that_cannot_grow_refuses_at_once() -> None:
     world = World(memory)
     assert world.send(1, 0, b"x" * PAGE) == 0
     assert world.answers == {1: -errno.ENOSPC}
+
+
+def test_wait_for_the_disk_ends_when_the_disk_says_so() -> None:
+    memory = Memory()
+    memory.waits_for_disk = True
+    world = World(memory, room=PAGE)
+    assert world.send(1, 0, b"x" * PAGE) == DEFERRED
+    assert world.send(2, 0, b"y" * PAGE) == STALLED
+    world.now = 8 * WAIT_S
+    world.held.serve()
+    assert world.answers == {}
+    memory.can_grow = False  # it is in trouble
+    world.held.serve()
+    assert world.answers == dict.fromkeys((1, 2), -errno.ENOSPC)
+    assert world.held.statistics().expired == 0
 
 
 def test_later_writes_are_held_behind_one_that_waits() -> None:

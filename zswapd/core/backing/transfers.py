@@ -212,6 +212,17 @@ class Transfers:
         hangs = slot in self._held and self._clock() - self._born > STALL_S
         return not hangs and not self._health.avoids(slot)
 
+    def is_busy(self, pages: int) -> bool:
+        """Say whether writes of `pages` pages should wait for requests that are under way.
+
+        They need not wait if there are buffers for them. They should not if the device is in
+        trouble, or if nothing is under way that could free a buffer.
+        """
+        if len(self._free) - self._reads_only >= pages:
+            return False
+        is_held = self._inherited and self._clock() - self._born <= STALL_S
+        return bool(self._started or is_held) and not self.trouble
+
     def probe(self) -> None:
         """Test whether a device in trouble works again. Call it at intervals."""
         if self._started or not self._health.is_time_to_probe():

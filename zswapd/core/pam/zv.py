@@ -148,6 +148,7 @@ class Zv(ZPages):
 
     Attributes:
         compressor, checksum, keep_poor: as above. They can be set at any time, for later stores.
+        takes_poor: the pool keeps a poor page if it has no other place, whatever `keep_poor` is.
         max_zsize: zv_max_zsize in bytes, by default 7/8 of a page.
         max_mean_zsize: zv_max_mean_zsize in bytes, by default 5/8 of a page.
         limit_frames: pool.limit in frames.
@@ -178,7 +179,7 @@ class Zv(ZPages):
         self._cumul_dist = list(self._curr_dist)
         self._total_frames = total_frames
         self.evict_cache: Callable[[], bool] = _nothing
-        self.keep_poor = keep_poor
+        self.keep_poor = self.takes_poor = keep_poor
         self.max_zsize = frames.page_size // 8 * 7
         self.max_mean_zsize = frames.page_size // 8 * 5
         self.limit_frames = frames.limit_frames
@@ -230,6 +231,18 @@ class Zv(ZPages):
         self.write_packed(handle, pool, oid, index)
         self._count(codec, zsize, zsize)
         return handle
+
+    def has_room(self, frames: int) -> bool:
+        """Return whether the pool can take pages for which it needs `frames` more frames.
+
+        A pool that refuses poor pages may refuse any page.
+        """
+        if not self.takes_poor:
+            return False
+        used = self.frames.used_frames - self.frames.ephemeral_frames
+        if self._is_full and used > self.accept_frames:
+            return False
+        return used + frames <= min(self.limit_frames, self._policy_frames)
 
     def _alloc_after_eviction(self, size: int) -> int:
         """Evict pages of the cache until an object can be allocated.

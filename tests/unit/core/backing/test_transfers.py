@@ -203,6 +203,21 @@ def test_writes_leave_buffers_to_reads() -> None:
     assert world.transfers.statistics().refused_writes == 4
 
 
+def test_writes_wait_for_buffers_only_while_requests_under_way_can_free_some() -> None:
+    world = World()
+    assert not world.transfers.is_busy(6)
+    for slot in range(4):
+        world.transfers.write(slot, bytes(PAGE), world.codes.append)
+    assert not world.transfers.is_busy(3), "nothing is under way yet"
+    world.transfers.kick()
+    assert world.transfers.is_busy(3)
+    assert not world.transfers.is_busy(2)
+    world.now += STALL_S + 1
+    assert not world.transfers.is_busy(3), "it is in trouble"
+    world.disk.finish(0, 0)
+    assert not world.transfers.is_busy(6)
+
+
 def test_nothing_is_taken_while_requests_of_predecessors_hold_all_claims() -> None:
     claims = memoryview(bytearray(8 * CLAIMS)).cast("Q")
     for place in range(CLAIMS):
