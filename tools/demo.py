@@ -175,6 +175,12 @@ def _run(args: argparse.Namespace) -> None:
             f" memory, ratio {fullest.ratio:.2f}",
             flush=True,
         )
+        beside = daemon.ask("stats")["cost"]["beside_pool_bytes"]
+        print(
+            f"the daemon costs {beside / MIB:.0f} MiB beside the pool: effective ratio"
+            f" {fullest.page_bytes / (fullest.pool_bytes + beside):.2f}, and larger with more data",
+            flush=True,
+        )
         workload.kill()
         daemon.swapoff()
         print("swapped off", flush=True)

@@ -109,8 +109,8 @@ def test_swap_goes_on_while_nothing_can_be_written_to_the_disk(
 
 @requires_nbd
 def test_full_pool_waits_for_a_slow_disk_and_refuses_nothing(stage: Stage, tmp_path: Path) -> None:
-    """The disk takes 32 requests in 100 ms, and the kernel writes faster than that."""
-    with bad_disk(tmp_path / "disk", 257, delay_ms=100) as disk:
+    """The disk takes a request of some pages in 20 ms, and the kernel writes faster than that."""
+    with bad_disk(tmp_path / "disk", 257, delay_ms=20) as disk:
         daemon = stage.daemon(
             size="256M", backing__path=str(disk.device), pool__limit="8M", backing__buffers="4M"
         )

@@ -42,6 +42,8 @@ def status_lines(status: StatusReport, attached: Mapping[str, Attachment | None]
     yield from _worker_lines(status["worker"])
     yield ""
     yield from _pool_lines(status["pool"], status["page_size"])
+    if cost := status.get("cost"):  # an older daemon does not send it
+        yield from _wrapped("Cost       ", cost_text(cost))
     if limit := status.get("memory_limit"):  # an older daemon does not send it
         yield from _wrapped(
             "Bounded    ",
@@ -96,6 +98,26 @@ def _pool_lines(pool: PoolReport, page_size: int) -> Iterator[str]:
     yield f"Limit      {used}; {format_size(pool['reserve_bytes'])} held ready"
     refused = ", ".join(f"{count} {reason}" for reason, count in pool["refused"].items() if count)
     yield from _wrapped("Refused    ", refused or "nothing")
+
+
+_COSTS = (
+    ("worker", "worker_bytes"),
+    ("spare", "spare_bytes"),
+    ("supervisor", "supervisor_bytes"),
+    ("programs", "code_bytes"),
+    ("index", "index_bytes"),
+    ("shared state", "state_bytes"),
+    ("held ready", "ready_bytes"),
+)
+"""The parts of the cost, as they are shown, with their keys."""
+
+
+def cost_text(cost: Mapping[str, Any]) -> str:
+    """Return what the daemon costs beside the pool, by part, and the effective ratio."""
+    parts = ", ".join(f"{name} {format_size(cost[key])}" for name, key in _COSTS if cost[key])
+    ratio = cost["effective_ratio"]
+    gain = f"; effective ratio {ratio:.2f}" if ratio else ""
+    return f"{format_size(cost['beside_pool_bytes'])} beside the pool ({parts}){gain}"
 
 
 def _backing_lines(backing: BackingReport, page_size: int) -> Iterator[str]:

@@ -137,7 +137,7 @@ def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = R
     """
     core = now["core"]
     page = core["frames"]["page_size"]
-    head = [*_head_lines(now), *_memory_lines(core, now["pressure"])]
+    head = [*_head_lines(now), *_memory_lines(core, now.get("cost"), now["pressure"])]
     head += [
         *_cache_lines(core, before["core"], seconds),
         *_disk_lines(core, before["core"], seconds),
@@ -180,7 +180,9 @@ def _shortened(lines: list[str], most: int, what: str) -> list[str]:
     return [*lines[:kept], f"and {len(lines) - kept} more {what}: zswapctl status"]
 
 
-def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Iterator[str]:
+def _memory_lines(
+    core: Mapping[str, Any], cost: Mapping[str, Any] | None, pressure: Mapping[str, Any]
+) -> Iterator[str]:
     frames, zv = core["frames"], core["zv"]
     page = frames["page_size"]
     own = frames["used_frames"] - frames["ephemeral_frames"]
@@ -198,6 +200,9 @@ def _memory_lines(core: Mapping[str, Any], pressure: Mapping[str, Any]) -> Itera
     yield f"Arena     {format_size(core['arena_backed_bytes']):>10}   reserve: {ready}"
     waits = f"some {pressure['some_avg10']:.1f} %, all {pressure['full_avg10']:.1f} % of 10 s"
     free = format_size(pressure["spare_pages"] * page)
+    if cost:  # an older daemon does not send it
+        beside, gain = format_size(cost["beside_pool_bytes"]), cost["effective_ratio"]
+        yield f"Cost      {beside:>10}   beside the pool; effective ratio {gain:.2f}"
     yield (
         f"Pressure  tasks waiting: {waits if pressure['psi'] != 'absent' else 'not known'}; {free}"
         " to spare"

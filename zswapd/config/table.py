@@ -318,7 +318,7 @@ class MemorySection:
     )
     reserve: int = setting(
         MemorySize(75),
-        "64M",
+        "min(1%, 16M)",
         help="Free memory held ready, so that a store does not wait for the kernel.",
         unit="bytes",
     )

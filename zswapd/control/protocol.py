@@ -199,6 +199,20 @@ class LimitReport(TypedDict):
     """Path of the file with the limit."""
 
 
+class CostReport(TypedDict):
+    """The memory of the daemon in bytes, by part, as in `CostStatistics`."""
+
+    supervisor_bytes: int
+    worker_bytes: int
+    spare_bytes: int
+    code_bytes: int
+    index_bytes: int
+    state_bytes: int
+    ready_bytes: int
+    beside_pool_bytes: int
+    effective_ratio: float
+
+
 class StatusReport(TypedDict):
     """The result of `status`."""
 
@@ -214,6 +228,7 @@ class StatusReport(TypedDict):
     discard: bool
     """Always True: the kernel's discards arrive."""
     pool: PoolReport
+    cost: CostReport
     backing: BackingReport | None
     """None without a disk."""
     cache: CacheReport | None

@@ -38,11 +38,10 @@ if TYPE_CHECKING:
 
     from zswapd.config import Config
 
-PROCESSES = 144 << 20
-"""Bytes of supervisor, worker and spare with small heaps, without the reserve (PSS, measured).
-
-Without a spare, it is a third less.
-"""
+PROCESSES = 120 << 20
+"""Bytes of supervisor, worker and spare with small heaps, without the reserve (PSS, measured)."""
+SPARE = 34 << 20
+"""The spare's part of PROCESSES."""
 THREAD = 64 << 10
 """Bytes of a waiting thread: its kernel stack, its touched stack, and its part of malloc."""
 CHUNK = 40
@@ -65,7 +64,13 @@ def at_start(config: Config) -> dict[str, int]:
     context = config.context
     chunks = arena_frames(config) * context.page_size >> 21
     costs = {
-        "the processes": PROCESSES + CHUNK * chunks + _large_heaps(config) + _threads(config),
+        "the processes": (
+            PROCESSES
+            - (0 if config.service.spare else SPARE)
+            + CHUNK * chunks
+            + _large_heaps(config)
+            + _threads(config)
+        ),
         "memory.reserve": reserve_frames(config) * context.page_size,
         **_state(config),
     }
@@ -259,6 +264,8 @@ def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
                 f"set {name} to"
                 f" {_size(shrunk // (1 if name == 'memory.reserve' else _workers(config)))} or less"
             )
+    if config.service.spare and over <= SPARE:
+        return "set service.spare to false"
     return "give the daemon more memory, or use less swap"
 
 

@@ -135,6 +135,13 @@ ROWS = (
         "core.frames.refilled_frames", in_frames=True),
     Row("trimmed_bytes_total", "Memory of free frames returned to the system.",
         "core.frames.trimmed_frames", in_frames=True),
+    Row("cost_bytes",
+        "Memory of the daemon beside pool and cache, by part; their sum is what it costs.",
+        {part: f"cost.{part}_bytes" for part in
+         ("supervisor", "worker", "spare", "code", "index", "state", "ready")}, "part"),
+    Row("effective_ratio",
+        "Size of stored and cached pages divided by all memory of the daemon; 0 without pages.",
+        "cost.effective_ratio"),
     Row("failed_get_free_pages_total",
         "Frame requests refused because no populated run was long enough (failed_get_free_pages).",
         "core.frames.failed_get_free_pages"),

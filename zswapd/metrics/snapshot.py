@@ -50,6 +50,34 @@ class WorkerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class CostStatistics:
+    """The memory that the daemon takes, in bytes; worker/cost.py says how it is found.
+
+    Attributes:
+        supervisor_bytes: private memory of the supervisor, with its ballast.
+        worker_bytes: private memory of the worker, without the index.
+        spare_bytes: private memory of the spare.
+        code_bytes: programs and libraries, once for all processes.
+        index_bytes: the index of the stored pages.
+        state_bytes: the shared state, which outlives a worker.
+        ready_bytes: the reserve, other free frames, and the frame table.
+        beside_pool_bytes: all of these together.
+        effective_ratio: size of the pages that are stored and cached, divided by all memory of the
+            daemon, with the pool and the cache; 0 without pages.
+    """
+
+    supervisor_bytes: int
+    worker_bytes: int
+    spare_bytes: int
+    code_bytes: int
+    index_bytes: int
+    state_bytes: int
+    ready_bytes: int
+    beside_pool_bytes: int
+    effective_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The statistics of all parts of a worker.
 
@@ -63,3 +91,4 @@ class Snapshot:
     volumes: tuple[VolumeStatistics, ...]
     shrinker: ShrinkerStatistics | None
     worker: WorkerStatistics
+    cost: CostStatistics

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 2 << 20
-PIECES = 4
+PIECES = 2
 STILL_LOOKS = 2
 """Looks in a row without a request and without free memory, before a piece is freed."""
 _MADV_POPULATE_WRITE = 23

@@ -54,7 +54,7 @@ from zswapd.core.reclaim.pressure import Pressure
 from zswapd.errors import PermissionsError, ZswapdError
 from zswapd.handover.resources import NAMES, STORED
 from zswapd.handover.state import UPGRADE_WANTED, HookWord, Phase, Word
-from zswapd.supervisor import orphan, unresponsive
+from zswapd.supervisor import orphan
 from zswapd.supervisor.acquire import find_resources
 from zswapd.supervisor.arena_lock import ArenaLock
 from zswapd.supervisor.ballast import Ballast
@@ -65,6 +65,7 @@ from zswapd.supervisor.settings import choose
 from zswapd.supervisor.spare import Spare
 from zswapd.supervisor.stop import StopRequest
 from zswapd.supervisor.watchdog import Watchdog
+from zswapd.system.scheduling import SPARE_NAME, WORKER_NAME
 from zswapd.system.signals import CATCHABLE, SignalFile, is_hangup
 from zswapd.worker import prepare as prepare_module
 from zswapd.worker.main import run_worker
@@ -289,7 +290,7 @@ class Supervisor:
         """Serve in the child; never return into the parent's code."""
         code = 1
         self._ballast.close()  # the child has no use for its copy
-        system.set_process_name(unresponsive.WORKER_NAME)
+        system.set_process_name(WORKER_NAME)
         self._words[Word.WORKER_CHECK] = 0
         self._words[Word.WORKER], self._words[Word.WORKER_BORN] = (
             os.getpid(),
@@ -328,7 +329,7 @@ class Supervisor:
         system.become_servant()
         self._ballast.close()
         system.set_idle_priority()
-        system.set_process_name(unresponsive.SPARE_NAME)
+        system.set_process_name(SPARE_NAME)
         return prepare_module.prepare(self._config, is_first=False)
 
     def _drop_spare(self, *, wait: bool) -> None:

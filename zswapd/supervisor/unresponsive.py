@@ -33,14 +33,13 @@ from zswapd.handover.state import MAGIC, SharedState, Word
 from zswapd.host.hints import for_capability
 from zswapd.supervisor.orphan import retire
 from zswapd.supervisor.reaper import born_ticks, exit_status_if_dead
+from zswapd.system.scheduling import SPARE_NAME, WORKER_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
-WORKER_NAME, SPARE_NAME = "zswapd-worker", "zswapd-spare"
-"""The process names of a worker and of a spare."""
 ABORT_S = 0.5
 """Time, s, in which a worker that loops can write its stack into the log."""
 _PIDFD_GETFD = 438

@@ -14,8 +14,8 @@ copies all pages at once.
 
 The interpreter uses this memory for all its objects. Limit: an allocation that is larger than the
 free part of its heap still goes to the kernel. Swap with eight clients that always ask for status,
-counters and metrics takes 2.2 MiB of malloc and 2.6 MiB of pymalloc. SMALL_HEAP is three times
-that. Requests that wait for a disk hold up to their whole length, and need the large heaps.
+counters and metrics takes 2.2 MiB of malloc and 2.6 MiB of pymalloc. SMALL_HEAP is half as much
+again. Requests that wait for a disk hold up to their whole length, and need the large heaps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import re
 import sys
 from pathlib import Path
 
-SMALL_HEAP = 8 << 20
+SMALL_HEAP = 4 << 20
 """Bytes of each heap at the start of a worker with swap only, and of any successor.
 
 A successor that needs large heaps grows them when it is idle.

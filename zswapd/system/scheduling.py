@@ -44,6 +44,10 @@ def set_realtime() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
+WORKER_NAME, SPARE_NAME = "zswapd-worker", "zswapd-spare"
+"""The process names of a worker and of a spare."""
+
+
 def set_process_name(name: str) -> None:
     """Give this process a name for ps, top and the kernel's messages.
 

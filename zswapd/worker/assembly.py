@@ -36,6 +36,7 @@ from zswapd.handover.state import UPGRADE_WANTED, HookWord, Word
 from zswapd.host.installation import restart_daemon
 from zswapd.volumes import mounted
 from zswapd.volumes.mounted import make_volumes
+from zswapd.worker.cost import Cost
 from zswapd.worker.disk import BackedPool
 from zswapd.worker.emptying import identities, make_emptying
 from zswapd.worker.files import add_files
@@ -76,11 +77,10 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
         ArenaError: this program or these settings cannot read the arena.
     """
     state, parent = resources.state, Parent(resources.state, os.getppid())
-    _refresh(state)
+    left = _refreshed(state)
     begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # 0 if the supervisor predates 0.1.0
     parent.heartbeat()
     crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
-    left = state.load()
     settings = Settings(config, left.get("settings", {}))
     current = settings.current
     state.note_codecs(store_codecs(current))
@@ -98,6 +98,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     parts = Parts(
         settings=settings,
         parent=parent,
+        cost=Cost(state, parent.pid),
         state=state,
         listener=resources.listener,
         core=core,
@@ -180,13 +181,14 @@ def add_setting_files(parts: Parts, saver: StateSaver) -> None:
     add_files(parts.directory, first, saver.snapshot, lambda: settings.current, settings.change)
 
 
-def _refresh(state: SharedState) -> None:
-    """Replace poisoned pages of the shared state by other memory."""
+def _refreshed(state: SharedState) -> dict[str, Any]:
+    """Replace poisoned pages of the shared state by other memory; return the saved document."""
     if renewed := state.refresh():
         log.error(
             "%d pages of the shared state had an uncorrectable error: other memory replaces them",
             renewed,
         )
+    return state.load()
 
 
 def _make_directory(core: Core, left: Mapping[str, Any]) -> Directory:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zswapd.system import Protection
     from zswapd.system.offload import Offload
     from zswapd.volumes.manager import Volumes
+    from zswapd.worker.cost import Cost
     from zswapd.worker.disk import BackedPool
     from zswapd.worker.emptying import Emptying
     from zswapd.worker.merging import Merging
@@ -34,6 +35,7 @@ class Parts:
     Attributes:
         settings: the settings that count now.
         parent: the supervisor.
+        cost: samples the memory of all processes of the daemon.
         state: the shared state, which outlives this worker.
         listener: the control socket, which outlives this worker.
         core: stores pages.
@@ -58,6 +60,7 @@ class Parts:
 
     settings: Settings
     parent: Parent
+    cost: Cost
     state: SharedState
     listener: Listener
     core: Core

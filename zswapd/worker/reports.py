@@ -59,6 +59,7 @@ def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
         "page_size": config.context.page_size,
         "discard": True,
         "pool": pool_report(statistics, config.pool.compressor),
+        "cost": plain(parts.cost.statistics(statistics)),
         "backing": parts.disk.report(config, statistics) if parts.disk else None,
         "cache": cache_report(statistics, parts.volumes.statistics() if parts.volumes else ()),
         "files": [

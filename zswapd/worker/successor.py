@@ -115,8 +115,9 @@ class StateSaver:
         """
         parts, bases = self._parts, self._bases
         shrinking, words = parts.shrinking, parts.state.words
+        core = parts.core.statistics(ages_sampled=ages_sampled)
         return Snapshot(
-            core=parts.core.statistics(ages_sampled=ages_sampled),
+            core=core,
             fuse=counters.add(parts.session.statistics(), bases["session"]),
             control=counters.add(self.server.statistics(), bases["control"]),
             pressure=counters.add(parts.pressure.statistics(), bases["pressure"]),
@@ -135,6 +136,7 @@ class StateSaver:
                 uptime_seconds=time.monotonic() - parts.born,
                 protections={item.name: item.on for item in parts.protections},
             ),
+            cost=parts.cost.statistics(core),
         )
 
 

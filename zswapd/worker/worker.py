@@ -118,6 +118,7 @@ class Worker:
                         nursery.start_soon(
                             partial(parts.psi_thread.run, parts.pressure.arm, abandon=True)
                         )
+                    nursery.start_soon(parts.cost.run, parts.psi_thread)
                     nursery.start_soon(self._handle_signals, signals, nursery)
                     await nursery.start(self._saver.server.serve)
                     if parts.exporter:

@@ -333,7 +333,7 @@ def test_get_shows_settings_as_a_config_file_has_them(
         "pool.checksum = true  # default",
         'pool.limit = ""  # default',
         'log.level = "info"  # default',
-        "memory.reserve = 67108864  # 64.0 MiB, default",
+        "memory.reserve = 16777216  # 16.0 MiB, default",
         "swap.files = {}  # default",
     ]
     assert ctl(daemon, "get") == 0

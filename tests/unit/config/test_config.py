@@ -70,7 +70,7 @@ def test_load_without_any_source_gives_the_documented_defaults(root: Path) -> No
     assert loaded.pool.limit is None
     assert (loaded.pool.zv_max_zsize, loaded.pool.zv_max_mean_zsize) == (3584, 2560)
     assert (loaded.pool.zv_page_count_policy_percent, loaded.pool.max_zspage_frames) == (75, 8)
-    assert (loaded.memory.arena, loaded.memory.reserve) == ("auto", 64 << 20)
+    assert (loaded.memory.arena, loaded.memory.reserve) == ("auto", 16 << 20)
     assert (loaded.service.lock_memory, loaded.service.oom_score_adj) == (True, -1000)
     assert loaded.control.socket == Path("/run/zswapd/zswapd.sock")
     assert loaded.log.level == "info"

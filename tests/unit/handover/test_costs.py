@@ -66,7 +66,7 @@ def test_books_that_do_not_fit_memory_are_refused_with_a_size_that_does(
 @pytest.mark.parametrize(
     ("total", "settings"),
     [
-        (256 * MIB, []),
+        (256 * MIB, ["memory.reserve=75%"]),
         (1 * GIB, ["memory.reserve=75%", "swap.size=8G"]),
         (2 * GIB, ["backing.path=/x", "backing.buffers=70%"]),
         (1 * GIB, ["cache.max_volumes=64", "cache.queue_depth=64", "memory.reserve=500M"]),
@@ -84,9 +84,20 @@ def test_what_is_locked_at_start_leaves_a_fifth_of_memory(
     costs.check(configured(tmp_path, *settings, f"{fitting[1]}={fitting[2]}"), tmp_path)
 
 
+def test_box_without_memory_for_a_spare_is_told_so(tmp_path: Path) -> None:
+    config = configured(box(tmp_path, 128 * MIB))
+    with pytest.raises(ConfigError) as refused:
+        costs.check(config, tmp_path)
+    assert "set service.spare to false" in (refused.value.hint or "")
+    costs.check(configured(tmp_path, "service.spare=false"), tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        costs.check(configured(box(tmp_path, 64 * MIB)), tmp_path)
+    assert "more memory" in (refused.value.hint or "")
+
+
 def test_what_is_not_available_now_is_refused_as_a_lack_of_memory(tmp_path: Path) -> None:
-    config = configured(box(tmp_path, 4 * GIB, available=150 * MIB))
-    with pytest.raises(ArenaError, match=r"150\.0 MiB of memory are available"):
+    config = configured(box(tmp_path, 4 * GIB, available=100 * MIB))
+    with pytest.raises(ArenaError, match=r"100\.0 MiB of memory are available"):
         costs.check(config, tmp_path)
 
 
@@ -95,7 +106,7 @@ def test_what_a_cgroup_leaves_is_what_is_available(tmp_path: Path) -> None:
     second(tmp_path, "/sys/fs/cgroup", GIB, usage=GIB - 100 * MIB)
     with pytest.raises(ArenaError, match=r"100\.0 MiB of memory are available"):
         costs.check(configured(tmp_path), tmp_path)
-    second(tmp_path, "/sys/fs/cgroup", 200 * MIB)
+    second(tmp_path, "/sys/fs/cgroup", 120 * MIB)
     with pytest.raises(ConfigError, match=r"memory\.max"):
         costs.check(configured(tmp_path), tmp_path)
 
