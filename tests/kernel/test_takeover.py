@@ -278,9 +278,9 @@ def test_death_right_after_an_answer_is_no_failed_request(
     ):
         os.pwrite(file.fileno(), data, 0)
         worker = daemon.worker_pid()
-        os.kill(worker, signal.SIGSTOP)
         noted = hook_at(state) + 8 * len(state_module.HookWord) + INIT_MAX
-        assert state[noted : noted + 8] == bytes(8), "another word"
+        wait_for(lambda: state[noted : noted + 8] == bytes(8), "the number is not cleared")
+        os.kill(worker, signal.SIGSTOP)
         state[noted : noted + 8] = (2).to_bytes(8, "little")
         os.kill(worker, signal.SIGKILL)
         next_worker(daemon, worker)
@@ -785,10 +785,9 @@ def test_worker_after_worker_fails_and_swap_goes_on(
     assert told["status"]["deaths"] >= 1, daemon.log_text()
     assert told["status"]["poisoned_requests"] == 0
     assert told["stats"]["fuse"]["request_errors"] == 0
-    gives_up = "store" in crash or "page" in crash or "frames" in crash
-    assert bool(told["stats"]["worker"]["broken"]) is (
-        gives_up and crash.endswith(("bug", "memory"))
-    )
+    # The task of the refill commits a job, or a write that waits for it, on the page path.
+    if not crash.startswith("job_"):
+        assert bool(told["stats"]["worker"]["broken"]) is crash.endswith(("bug", "memory"))
 
 
 def test_contents_are_in_no_core_dump_and_gone_after_a_clean_stop(stage: Stage) -> None:
