@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import faulthandler
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from zswapd.handover.resources import Resources
     from zswapd.worker.prepare import Prepared
 
+SWITCH_S: Final = 0.0005
+"""Time, s, after which a thread lets another one have the GIL (5 ms by default).
+
+A refill takes the GIL several times for each 2 MiB, and each time may wait this long for the page
+path. With 5 ms, it falls behind a fast fill, whose writes then wait. In the other direction, the
+page path waits this long for a thread that makes the text of a scrape.
+"""
+
 
 def run_worker(config: Config, prepared: Prepared, resources: Resources) -> int:
     """Serve in this process, which was forked for it; return the exit code.
@@ -37,6 +46,7 @@ def run_worker(config: Config, prepared: Prepared, resources: Resources) -> int:
     """
     system.ignore_signals()
     faulthandler.enable()
+    sys.setswitchinterval(SWITCH_S)
     worker = make_worker(config, prepared, resources)
     code = trio.run(worker.run, instruments=[MemoryMonitor()])
     if code == 0 and not worker.parts.parent.is_alive():  # no other process is there to clear up
