@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import mmap
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,6 @@ from zswapd.system.advice import raise_min_free_kbytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import FrameType
 
 PHASES = ("fill", "seq", "random", "rewrite", "verify")
 TITLES = {
@@ -187,13 +185,6 @@ def _run(args: argparse.Namespace) -> None:
     print(f"stopped, nothing left behind; {time.monotonic() - start:.1f} s in all")
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    print("\ninterrupted: swapping off and cleaning up", flush=True)
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo.
 
@@ -201,15 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 all bytes verified, 1 failed, 2 could not run, 130 interrupted.
     """
     args = _arguments(sys.argv[1:] if argv is None else argv)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     try:
         _check_machine(args.data_mib)
     except HarnessError as exc:
         print(f"scripts/demo: {exc}", file=sys.stderr)
         return 2
     try:
-        _run(args)
+        with system.interruptible("\ninterrupted: swapping off and cleaning up"):
+            _run(args)
     except HarnessError as exc:
         print(f"scripts/demo: {exc}", file=sys.stderr)
         return 1

@@ -365,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         **dict(item.split("=", 1) for item in args.set),
     }
     try:
-        with Daemon(size=f"{args.data_mib * 2}M", settings=settings) as daemon:
+        with (
+            system.interruptible(),
+            Daemon(size=f"{args.data_mib * 2}M", settings=settings) as daemon,
+        ):
             daemon.swapon()
             outcome = torture(
                 plan, daemon, say=lambda line: print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,6 @@ Limits: other programs on the machine make the figures worthless.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -28,16 +27,11 @@ from tools.bench import benchmarks, everything
 from tools.bench.applications import APPLICATIONS
 from tools.bench.applications.runner import application_main
 from tools.bench.harness.figures import progress
-from tools.bench.harness.system import HarnessError
+from tools.bench.harness.system import HarnessError, interruptible
 from tools.bench.workloads import cache, density, disk, profile, raw, scale, shrink, swapoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import FrameType
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _files(argv: Sequence[str]) -> int:
@@ -87,18 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f" scripts/bench {name}"
         )
         return 2
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        return work(argv)
+        with interruptible():
+            return work(argv)
     except HarnessError as exc:
         progress(f"scripts/bench: {exc}")
         return 2
     except KeyboardInterrupt:
         progress("interrupted; swapped off and cleaned up")
         return 130
-    finally:
-        # None: the handler was not set by Python.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import FrameType
 
 MIB = 1 << 20
 HIGHEST_PRIORITY = 32767
@@ -50,6 +51,36 @@ def signals_delayed() -> Iterator[Callable[[], None]]:
 
 def _set_mask(mask: Iterable[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def interruptible(said: str = "") -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first SIGINT, SIGTERM or SIGHUP; ignore these signals then.
+
+    The exception removes what the program has started: a daemon with swap on must not outlive it.
+
+    Args:
+        said: printed before the exception.
+    """
+    is_interrupted = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        if said:
+            print(said, flush=True)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    try:
+        yield
+    finally:
+        # After an interrupt they stay ignored: the program says how it ended, and exits.
+        for number, handler in () if is_interrupted else before.items():
+            # None: the handler was not set by Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class HarnessError(Exception):
