@@ -14,7 +14,7 @@ import pytest
 from tests.vm.conftest import Boot
 from tools.vm.guest import Answers, Box
 
-SETTINGS = {"swap.size": '"2G"', "memory.reserve": '"16M"'}
+SETTINGS = {"swap.size": '"2G"'}
 
 
 def touch_twice_the_memory(box: Box, mib: int, limit: float) -> Answers:
