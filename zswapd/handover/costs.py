@@ -117,19 +117,19 @@ def check(config: Config, root: Path = Path("/")) -> None:
         )
         raise ConfigError(
             f"{config.origins('swap.size', 'swap.files')}: swap files ({files}) are too large for"
-            f" this memory: the books of full ones take {_added(kept)}, more than {BOOKS_PERCENT}%"
+            f" this memory: the books of full ones take {summed(kept)}, more than {BOOKS_PERCENT}%"
             f" of {_memory(config)}",
             hint=_smaller(config, kept),
         )
     if sum(begun.values()) > total * START_PERCENT // 100:
         raise ConfigError(
             f"{config.origins('memory.reserve', 'backing.buffers', 'swap.size')}: what is locked at"
-            f" start takes {_added(begun)}, more than {START_PERCENT}% of {_memory(config)}",
+            f" start takes {summed(begun)}, more than {START_PERCENT}% of {_memory(config)}",
             hint=_less(config, begun, total * START_PERCENT // 100),
         )
     if sum(begun.values()) > available:
         raise ArenaError(
-            f"what is locked at start takes {_added(begun)}, and {format_size(available)} of memory"
+            f"what is locked at start takes {summed(begun)}, and {format_size(available)} of memory"
             " are available",
             hint=f"end what uses much memory; or {_less(config, begun, available)}",
         )
@@ -269,7 +269,8 @@ def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
     return "give the daemon more memory, or use less swap"
 
 
-def _added(costs: Mapping[str, int]) -> str:
+def summed(costs: Mapping[str, int]) -> str:
+    """Return the sum of costs, and the three largest of them, as text."""
     parts = sorted(costs.items(), key=lambda item: -item[1])[:3]
     return (
         f"{format_size(sum(costs.values()))}"
