@@ -19,7 +19,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd.core import core
 from zswapd.core.allocators.arena import label_room
 from zswapd.core.backing.transfers import RUN_MAX
 from zswapd.core.frontends.frontswap import MAX_SWAPFILES
@@ -27,7 +26,7 @@ from zswapd.core.sizing import arena_frames, label, lost_bitmap_bytes, reserve_f
 from zswapd.core.tmem.objnodes import NODE_BYTES, NODE_SLOTS
 from zswapd.errors import ArenaError, ConfigError
 from zswapd.fuse.mount import MAX_IO
-from zswapd.handover.areas import backing_areas, marks_areas, marks_bytes
+from zswapd.handover.areas import backing_areas, lost_copies, marks_areas, marks_bytes
 from zswapd.handover.state import GEOMETRY_BYTES, SLOT_BYTES, hook_bytes
 from zswapd.host import cgroups
 from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
@@ -192,7 +191,7 @@ def _state(config: Config) -> dict[str, int]:
     costs = {
         "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
         "marks of lost pages": (
-            sum(lost_bitmap_bytes(config).values()) + sum(core.areas(config).values())
+            sum(lost_bitmap_bytes(config).values()) + sum(lost_copies(config).values())
         ),
         "marks of recompression": sum(marks_areas(config).values()),
         "the slot map": sum(areas.values()),
