@@ -11,13 +11,15 @@ import errno
 import mmap
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.swap import Stage, next_worker
-from tools.bench.harness.daemon import Daemon
+from tools.bench.harness.daemon import Daemon, program
 
 pytestmark = [pytest.mark.kernel, pytest.mark.mount, pytest.mark.timeout(60)]
 
@@ -47,6 +49,51 @@ def damage(daemon: Daemon, stored: bytes) -> None:
         place = arena.find(stored)
         assert place > 0, "not in the arena"
         arena[place + len(stored) // 2] ^= 4
+
+
+# A process with pages of digits, most of which its memory cgroup swaps out.
+HOLDER = """
+import mmap, os, sys, time
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+memory = mmap.mmap(-1, int(sys.argv[2]) * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for number in range(int(sys.argv[2])):
+    digits = b"".join(b"%d-%d " % (number, index * 7919) for index in range(600))
+    memory[number * 4096 : number * 4096 + 4096] = digits[:4096].ljust(4096)
+print("filled", flush=True)
+time.sleep(1000)
+"""
+HELD = 8192
+
+
+@pytest.fixture
+def holder(stage: Stage) -> Iterator[subprocess.Popen[str]]:
+    """A process whose pages are swapped out; it uses none of them again."""
+    cgroup = stage.cgroup(12)
+    command = [sys.executable, "-c", HOLDER, str(cgroup.path), str(HELD)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("how", ["command", "stop"])
+def test_swapoff_that_meets_a_damaged_page_says_so(
+    stage: Stage, how: str, request: pytest.FixtureRequest
+) -> None:
+    daemon = stage.daemon(size="128M")
+    daemon.swapon()
+    holder = request.getfixturevalue("holder")  # after swapon
+    assert holder.stdout.readline() == "filled\n"
+    damage(daemon, b"%d-0 %d-7919 %d-15838" % ((4000,) * 3))
+    if how == "stop":
+        daemon.terminate()
+        assert "swapped off, but" in daemon.log_text()
+        return
+    command = [*program("zswapctl"), "--socket", str(daemon.socket), "swapoff", "--force"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert "is swapped off" in done.stdout
+    assert "warning: swap: pages could not be read" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["compressed", "raw"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zswapd.cli import output, render, sources
 from zswapd.config import SECTIONS, SETTINGS, describe
 from zswapd.config.kinds import shown
+from zswapd.handover import costs
 from zswapd.host.configfiles import config_files
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
 
     config = sources.load_config(options)
     found = check(config)
+    begun, full = costs.at_start(config), costs.books(config)
     for text in found.warnings:
         print(f"zswapd: warning: {text}", file=sys.stderr)
     for text in found.unchecked:
@@ -63,11 +65,17 @@ def _check(options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     lines = [f"{path}: valid" for path in files] or [
         "there is no config file; the defaults are valid"
     ]
+    lines += [
+        f"memory before the first page: {costs.summed(begun)}",
+        f"books of full swap files: {costs.summed(full)}",
+    ]
     return {
         "ok": True,
         "files": files,
         "warnings": found.warnings,
         "unchecked": found.unchecked,
+        "bytes_at_start": begun,
+        "bytes_of_books": full,
     }, lines
 
 

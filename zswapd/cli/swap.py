@@ -118,7 +118,7 @@ def swapoff(
         show: shows the progress.
 
     Returns:
-        A report: `swapped_off` with the devices.
+        A report: `swapped_off` with the devices, and `warnings`.
 
     Raises:
         HeadroomError: the swapped-out pages do not fit into memory.
@@ -126,13 +126,28 @@ def swapoff(
     """
     status = cast("StatusReport", client.call("status"))
     files = _files_that_are_on(status, names)
+    before = _failed_reads(client)
     try:
         devices = swapdevice.detach(
             *files, force=force, pool_bytes=_pool_bytes(status, files), progress=show.update
         )
     finally:
         show.close()
-    return {"swapped_off": devices}
+    after = _failed_reads(client)
+    warnings = [
+        f"{name}: pages could not be read ({after[name] - count} failed reads), because they were"
+        " damaged or lost. A program with one of these pages is killed when it uses the page; the"
+        " kernel's log and the daemon's log have details"
+        for name, count in before.items()
+        if after.get(name, 0) > count
+    ]
+    return {"swapped_off": devices, "warnings": warnings}
+
+
+def _failed_reads(client: Client) -> dict[str, int]:
+    """Return the number of failed reads of each swap file."""
+    core = cast("dict[str, Any]", client.call("stats"))["core"]
+    return {device["name"]: device["failed_reads"] for device in core.get("devices", ())}
 
 
 def attachments(status: StatusReport) -> dict[str, swapdevice.Attachment | None]:

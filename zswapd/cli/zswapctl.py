@@ -26,7 +26,7 @@ from zswapd.host.configfiles import configured_socket
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from zswapd.control.protocol import StatusReport
     from zswapd.swapdevice import Attachment
@@ -239,14 +239,19 @@ def _swapon(client: Client, options: argparse.Namespace) -> tuple[object, Iterab
         discard=options.discard,
         force=options.force,
     )
-    if not options.json:
-        for warning in report["warnings"]:
-            print(f"zswapctl: warning: {warning}", file=sys.stderr)
+    _warn(report, options)
     return report, [
         f"{row['file']} is swapped on as {row['device']}: {format_size(row['size'])}, priority"
         f" {row['priority']}, {'with' if row['discard'] else 'without'} discard"
         for row in report["swapped_on"]
     ]
+
+
+def _warn(report: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Print the warnings of a report, which has them for `--json` itself."""
+    if not options.json:
+        for warning in report["warnings"]:
+            print(f"zswapctl: warning: {warning}", file=sys.stderr)
 
 
 def _names(options: argparse.Namespace, default: list[str]) -> list[str] | None:
@@ -259,6 +264,7 @@ def _swapoff(client: Client, options: argparse.Namespace) -> tuple[object, Itera
 
     show = swap_module.SwapoffProgress(quiet=options.json)
     report = swap_module.swapoff(client, _names(options, []), force=options.force, show=show)
+    _warn(report, options)
     return report, [f"{device} is swapped off and detached" for device in report["swapped_off"]]
 
 

@@ -37,13 +37,7 @@ from zswapd.core.pam.recovery import free_dropped, recover
 from zswapd.core.pam.zv import Zv
 from zswapd.core.reclaim.ages import StoreAges
 from zswapd.core.reclaim.recompress import STRONGER, Recompression, populate_marks
-from zswapd.core.sizing import (
-    adopt_arena,
-    cache_frames,
-    lost_bitmap_bytes,
-    make_arena,
-    reserve_frames,
-)
+from zswapd.core.sizing import adopt_arena, cache_frames, make_arena, reserve_frames
 from zswapd.core.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
 from zswapd.core.tmem.tmem import Tmem, TmemStatistics
 from zswapd.errors import InvariantError
@@ -63,8 +57,6 @@ if TYPE_CHECKING:
     from zswapd.core.reclaim.writeback import WritebackStatistics
 
 _NODE_RESERVE_BYTES = 1 << 20
-_LOST_COPY = "lost:"
-"""Prefix of the names of the second bitmaps of lost pages in the shared state."""
 COMPACT_MOVES = 128
 """The most objects that one step of compaction moves.
 
@@ -165,20 +157,6 @@ class CoreStatistics:
 
     Empty if no sample was taken.
     """
-
-
-def areas(config: Config) -> dict[str, int]:
-    """Return the memory that must outlive a worker, by name: the second bitmaps of lost pages."""
-    return {_LOST_COPY + name: size for name, size in lost_bitmap_bytes(config).items()}
-
-
-def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
-    """Return the second bitmap of each swap file that has one; older programs make none."""
-    return {
-        name.removeprefix(_LOST_COPY): area
-        for name, area in areas.items()
-        if name.startswith(_LOST_COPY)
-    }
 
 
 def store_codecs(config: Config) -> tuple[str, ...]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from zswapd.core import core
 from zswapd.core.backing.store import KEY_BYTES
 from zswapd.core.backing.transfers import CLAIMS
-from zswapd.core.sizing import slot_map_sizes, witness_sizes
+from zswapd.core.sizing import lost_bitmap_bytes, slot_map_sizes, witness_sizes
 from zswapd.handover.key import COPY_BYTES, KEY, KEY_COPY
 
 if TYPE_CHECKING:
@@ -28,11 +27,27 @@ WITNESS: Final = "held:"
 """Begins the name of a swap file's witness bits, one for each word of the slot map."""
 _MARKS: Final = "tried:"
 """Begins the name of a swap file's marks of recompression."""
+_LOST_COPY: Final = "lost:"
+"""Begins the name of a swap file's second bitmap of lost pages."""
 
 
 def all_areas(config: Config) -> dict[str, int]:
     """Return the size of every area except the bitmaps of lost pages, bytes by name."""
-    return {**core.areas(config), **backing_areas(config), **marks_areas(config)}
+    return {**lost_copies(config), **backing_areas(config), **marks_areas(config)}
+
+
+def lost_copies(config: Config) -> dict[str, int]:
+    """Return the size of each swap file's second bitmap of lost pages, bytes by name."""
+    return {_LOST_COPY + name: size for name, size in lost_bitmap_bytes(config).items()}
+
+
+def lost_copies_in(areas: Mapping[str, memoryview]) -> dict[str, memoryview]:
+    """Return the second bitmap of each swap file that has one; older programs make none."""
+    return {
+        name.removeprefix(_LOST_COPY): area
+        for name, area in areas.items()
+        if name.startswith(_LOST_COPY)
+    }
 
 
 def backing_areas(config: Config) -> dict[str, int]:

@@ -19,7 +19,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zswapd.core import core
 from zswapd.core.allocators.arena import label_room
 from zswapd.core.backing.transfers import RUN_MAX
 from zswapd.core.frontends.frontswap import MAX_SWAPFILES
@@ -27,7 +26,7 @@ from zswapd.core.sizing import arena_frames, label, lost_bitmap_bytes, reserve_f
 from zswapd.core.tmem.objnodes import NODE_BYTES, NODE_SLOTS
 from zswapd.errors import ArenaError, ConfigError
 from zswapd.fuse.mount import MAX_IO
-from zswapd.handover.areas import backing_areas, marks_areas, marks_bytes
+from zswapd.handover.areas import backing_areas, lost_copies, marks_areas, marks_bytes
 from zswapd.handover.state import GEOMETRY_BYTES, SLOT_BYTES, hook_bytes
 from zswapd.host import cgroups
 from zswapd.system.heap import LIBC_HEAP, PYTHON_HEAP, SMALL_HEAP
@@ -117,19 +116,19 @@ def check(config: Config, root: Path = Path("/")) -> None:
         )
         raise ConfigError(
             f"{config.origins('swap.size', 'swap.files')}: swap files ({files}) are too large for"
-            f" this memory: the books of full ones take {_added(kept)}, more than {BOOKS_PERCENT}%"
+            f" this memory: the books of full ones take {summed(kept)}, more than {BOOKS_PERCENT}%"
             f" of {_memory(config)}",
             hint=_smaller(config, kept),
         )
     if sum(begun.values()) > total * START_PERCENT // 100:
         raise ConfigError(
             f"{config.origins('memory.reserve', 'backing.buffers', 'swap.size')}: what is locked at"
-            f" start takes {_added(begun)}, more than {START_PERCENT}% of {_memory(config)}",
+            f" start takes {summed(begun)}, more than {START_PERCENT}% of {_memory(config)}",
             hint=_less(config, begun, total * START_PERCENT // 100),
         )
     if sum(begun.values()) > available:
         raise ArenaError(
-            f"what is locked at start takes {_added(begun)}, and {format_size(available)} of memory"
+            f"what is locked at start takes {summed(begun)}, and {format_size(available)} of memory"
             " are available",
             hint=f"end what uses much memory; or {_less(config, begun, available)}",
         )
@@ -192,7 +191,7 @@ def _state(config: Config) -> dict[str, int]:
     costs = {
         "the shared state": 2 * SLOT_BYTES + GEOMETRY_BYTES + hook_bytes(MAX_IO),
         "marks of lost pages": (
-            sum(lost_bitmap_bytes(config).values()) + sum(core.areas(config).values())
+            sum(lost_bitmap_bytes(config).values()) + sum(lost_copies(config).values())
         ),
         "marks of recompression": sum(marks_areas(config).values()),
         "the slot map": sum(areas.values()),
@@ -269,7 +268,8 @@ def _less(config: Config, begun: Mapping[str, int], allowed: int) -> str:
     return "give the daemon more memory, or use less swap"
 
 
-def _added(costs: Mapping[str, int]) -> str:
+def summed(costs: Mapping[str, int]) -> str:
+    """Return the sum of costs, and the three largest of them, as text."""
     parts = sorted(costs.items(), key=lambda item: -item[1])[:3]
     return (
         f"{format_size(sum(costs.values()))}"

@@ -121,6 +121,7 @@ def make_resources(config: Config) -> Resources:
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(Listener(config.control.socket))
         costs.check(config)
+        log.info("memory before the first page: %s", costs.summed(costs.at_start(config)))
         store = config.backing.path.resolve() if config.backing.path else None
         is_new = store is not None and not store.exists()
         backing = open_backing(config)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from zswapd import log as log_setup
 from zswapd.core import crashpoints
-from zswapd.core.core import Core, Inherited, lost_copies_in, store_codecs
+from zswapd.core.core import Core, Inherited, store_codecs
 from zswapd.core.reclaim.pressure import Pressure
 from zswapd.core.reclaim.shrinker import Shrinker
 from zswapd.errors import ConfigError
@@ -31,7 +31,7 @@ from zswapd.fuse.inodes import Directory
 from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.handover import costs
-from zswapd.handover.areas import marks_bytes, marks_in, marks_of
+from zswapd.handover.areas import lost_copies_in, marks_bytes, marks_in, marks_of
 from zswapd.handover.state import UPGRADE_WANTED, HookWord, Word
 from zswapd.host.installation import restart_daemon
 from zswapd.volumes import mounted

@@ -71,6 +71,7 @@ class Shutdown:
         notifier = system.Notifier()
         notifier.status("stopping: swapping off")
         log.info("%s: stopping", cause)
+        before = self._failed_reads()
         try:
             await self._drain(notifier)
         except SwapDeviceError as error:
@@ -79,7 +80,16 @@ class Shutdown:
             return self._go_on(notifier, f"swapoff cannot be tried: {way_of(error)}", str(error))
         finally:
             notifier.close()
+        if failed := self._failed_reads() - before:
+            log.error(
+                "swapped off, but %d reads met damaged or lost pages: a program with one of these"
+                " pages is killed when it uses the page",
+                failed,
+            )
         return True
+
+    def _failed_reads(self) -> int:
+        return sum(device.statistics().failed_reads for device in self._core.devices.values())
 
     async def _drain(self, notifier: system.Notifier) -> None:
         session = self._session

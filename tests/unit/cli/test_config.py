@@ -83,10 +83,14 @@ def test_check_names_the_files_or_the_line_and_what_would_be_right(
 ) -> None:
     assert zswapd.main(["config", "check", "--config", str(file)]) == 0
     dropin = f"{file}.d/10-more.toml"
-    assert capsys.readouterr().out == f"{file}: valid\n{dropin}: valid\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{file}: valid", f"{dropin}: valid"]
+    assert re.match(r"memory before the first page: \d+\.\d MiB \(the processes: ", lines[2])
+    assert lines[3].startswith("books of full swap files: ")
     assert zswapd.main(["config", "check", "--config", str(file), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["files"]) == (True, [str(file), dropin])
+    assert report["bytes_at_start"]["the processes"] > 100 << 20
     Path(dropin).write_text("[pool]\n\ncompresor = 'lz4'\n")
     assert zswapd.main(["config", "check", "--config", str(file)]) == ConfigError.exit_code
     captured = capsys.readouterr()
