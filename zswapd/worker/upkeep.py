@@ -52,9 +52,6 @@ To apply a bound takes time, and the use of memory below the limit always change
 PLENTY_BYTES = 512 << 20
 """Spare memory above which small heaps are grown, where requests may wait for a disk.
 
-Above it, single frames are punched only when no request comes. A swapoff frees nearly all frames,
-and each punched run makes it wait.
-
 It is also the free memory above which an urgent refill takes REFILL_FRAMES_BYTES. URGENT_BYTES for
 each turn of the event loop is less than a fast fill of the pool takes.
 """
@@ -255,9 +252,7 @@ class Upkeep:
             idle, seen = requests == seen, requests
             garbage_due = garbage_due or not idle or system.has_garbage()
             if core.frames.wants_trim():
-                # Each run that is punched interrupts the processor of the page path (TLB flush).
-                is_patient = not idle and spare_pages() * core.frames.page_size > PLENTY_BYTES
-                while await self.trim(long_only=is_patient):
+                while await self.trim():
                     pass
             if not idle:
                 continue

@@ -226,35 +226,6 @@ async def test_what_is_discarded_goes_back_to_the_system_in_a_moment(
     assert core.arena.backed_bytes() < target + target // 2 + 6 * MIB
 
 
-@pytest.mark.trio
-@pytest.mark.parametrize(("spare", "kept"), [(1 << 20, True), (1 << 10, False)])
-async def test_single_frames_wait_for_an_idle_moment_unless_memory_is_short(
-    core: core_module.Core, monkeypatch: pytest.MonkeyPatch, spare: int, kept: bool
-) -> None:
-    """Each punched run makes a swapoff wait, and a swapoff frees nearly all frames."""
-    upkeep = await run_refill(core, spare, monkeypatch)
-    monkeypatch.setattr("zswapd.worker.upkeep.IDLE_S", 0.05)
-    device, stored = core.devices["swap"], 0
-    while stored < 6 * PAGES:
-        stored += store(core, stored, 256)
-        core.frames.refill_now()
-    for number in range(0, stored, 2):  # every second frame
-        device.discard(number * 4096, 4096)
-    assert core.frames.wants_trim()
-    page = memoryview(bytearray(4096))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(upkeep.keep_house, lambda: None)
-        end = trio.current_time() + 0.5
-        while trio.current_time() < end:
-            device.read_into(4096, page)
-            await trio.sleep(0.001)
-        assert core.frames.wants_trim() is kept
-        with trio.fail_after(10):
-            while core.frames.wants_trim():
-                await trio.sleep(0.02)
-        nursery.cancel_scope.cancel()
-
-
 class FakeLimits:
     """A limit of 64 MiB, and what others have taken below it beside the core's frames."""
 

@@ -333,9 +333,8 @@ class PageFrames:
             long_only: take only runs of at least MAX_RUN frames.
         """
         job = Job(False, self.page_size, self.chunk_frames)  # noqa: FBT003 - its own first field
-        # Short runs do not count as reserve: what they exceed must not be taken from the long ones.
         surplus = (
-            (self.table.long_frames if long_only else self.table.free_frames)
+            self.table.free_frames
             - self.reserve_target
             - (0 if all_of_it else self.reserve_target // 4)
         )
