@@ -156,6 +156,9 @@ require_venv() {
         # Ubuntu 22.04's pip is too old for --config-settings; a newer pip stays.
         pip_install 'pip>=22.1'
         pip_install --config-settings editable_mode=compat -e "$top$extras"
+        # All byte code is written here: a process under `ulimit -f` or on a full disk would leave
+        # a part of a file, which Python then takes for whole ("marshal data too short").
+        quietly "$python" -m compileall -q -f "$top/zswapd" "$top/tools" || die "cannot compile"
         # The stamps of older sources.
         find "$venv" -maxdepth 1 -name '.installed-*' ! -name "${stamp##*/}*" -delete
         touch "$stamp" "$stamp$extras" # each set of extras contains the plain one

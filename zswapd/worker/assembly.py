@@ -98,7 +98,7 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     parts = Parts(
         settings=settings,
         parent=parent,
-        cost=Cost(state, parent.pid),
+        cost=Cost(state, lambda: parent.pid if parent.is_alive() else 0),
         state=state,
         listener=resources.listener,
         core=core,

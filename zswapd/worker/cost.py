@@ -21,6 +21,8 @@ from zswapd.metrics.snapshot import CostStatistics
 from zswapd.system.scheduling import SPARE_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zswapd.core.core import CoreStatistics
     from zswapd.handover.state import SharedState
     from zswapd.system.offload import Offload
@@ -56,11 +58,13 @@ class Cost:
 
     Args:
         state: the shared state.
-        supervisor: process id of the supervisor.
+        supervisor: returns the process id of the supervisor, or 0 if it is dead.
         root: directory of /proc, for tests.
     """
 
-    def __init__(self, state: SharedState, supervisor: int, root: Path = Path("/")) -> None:
+    def __init__(
+        self, state: SharedState, supervisor: Callable[[], int], root: Path = Path("/")
+    ) -> None:
         self._state = state
         self._supervisor = supervisor
         self._proc = root / "proc"
@@ -72,12 +76,11 @@ class Cost:
         except OSError:  # it has ended
             return NOTHING
 
-    def _spare(self) -> int:
+    def _spare(self, supervisor: int) -> int:
         """Return the process id of the spare; 0 if there is none."""
-        supervisor = str(self._supervisor)
         try:
-            children = (self._proc / supervisor / "task" / supervisor / "children").read_text()
-            for child in children.split():
+            children = self._proc / f"{supervisor}/task/{supervisor}/children"
+            for child in children.read_text().split():
                 if (self._proc / child / "comm").read_text().strip() == SPARE_NAME:
                     return int(child)
         except OSError:  # one has ended, or the kernel does not list children
@@ -86,9 +89,10 @@ class Cost:
 
     def sample(self) -> None:
         """Read the memory of all processes. It may wait for memory."""
-        spare = self._spare()
+        supervisor = self._supervisor()
+        spare = self._spare(supervisor) if supervisor else 0
         self._samples = {
-            "supervisor": self._read(self._supervisor),
+            "supervisor": self._read(supervisor) if supervisor else NOTHING,
             "worker": self._read(os.getpid()),
             "spare": self._read(spare) if spare else NOTHING,
         }

@@ -43,7 +43,12 @@ def core() -> Iterator[Core]:
 
 
 @pytest.fixture
-def cost(tmp_path: Path) -> Iterator[Cost]:
+def supervisor() -> list[int]:
+    return [SUPERVISOR]
+
+
+@pytest.fixture
+def cost(tmp_path: Path, supervisor: list[int]) -> Iterator[Cost]:
     children = tmp_path / f"proc/{SUPERVISOR}/task/{SUPERVISOR}/children"
     children.parent.mkdir(parents=True)
     children.write_text(f"{os.getpid()} {SPARE} ")
@@ -51,7 +56,7 @@ def cost(tmp_path: Path) -> Iterator[Cost]:
     write_process(tmp_path, os.getpid(), WORKER_NAME, 40_000, 5000)
     write_process(tmp_path, SPARE, SPARE_NAME, 30_000, 3000)
     state = State(tmp_path / "state")
-    yield Cost(cast("Any", state), SUPERVISOR, tmp_path)
+    yield Cost(cast("Any", state), lambda: supervisor[0], tmp_path)
     os.close(state.fd)
 
 
@@ -94,6 +99,16 @@ def test_process_that_has_ended_costs_nothing(cost: Cost, core: Core, tmp_path: 
     (tmp_path / f"proc/{SUPERVISOR}/task/{SUPERVISOR}/children").unlink()
     cost.sample()
     assert cost.statistics(core.statistics()).supervisor_bytes == 10_000 << 10
+
+
+def test_supervisor_that_is_dead_costs_nothing_whichever_process_has_its_number(
+    cost: Cost, core: Core, supervisor: list[int]
+) -> None:
+    supervisor[0] = 0
+    cost.sample()
+    seen = cost.statistics(core.statistics())
+    assert (seen.supervisor_bytes, seen.spare_bytes) == (0, 0)
+    assert seen.worker_bytes > 0
 
 
 def test_memory_of_this_process_is_what_the_kernel_says() -> None:
