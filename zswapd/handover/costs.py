@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
     from zswapd.config import Config
 
-PROCESSES = 120 << 20
+PROCESSES = 98 << 20
 """Bytes of supervisor, worker and spare with small heaps, without the reserve (PSS, measured)."""
-SPARE = 34 << 20
+SPARE = 15 << 20
 """The spare's part of PROCESSES."""
+COPY = 25 << 20
+"""Bytes of the interpreter and its modules. A spare has a copy where there is a disk."""
 THREAD = 64 << 10
 """Bytes of a waiting thread: its kernel stack, its touched stack, and its part of malloc."""
 CHUNK = 40
@@ -68,6 +70,7 @@ def at_start(config: Config) -> dict[str, int]:
             - (0 if config.service.spare else SPARE)
             + CHUNK * chunks
             + _large_heaps(config)
+            + _copy(config)
             + _threads(config)
         ),
         "memory.reserve": reserve_frames(config) * context.page_size,
@@ -205,6 +208,10 @@ def _large_heaps(config: Config) -> int:
         if config.cache.volumes or config.backing.path
         else 0
     )
+
+
+def _copy(config: Config) -> int:
+    return COPY if config.service.spare and config.backing.path else 0
 
 
 def _threads(config: Config) -> int:

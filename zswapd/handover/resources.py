@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zswapd.control.listener import Listener
+    from zswapd.core.allocators.segment import Segment
     from zswapd.fuse.mount import Mount
     from zswapd.handover.state import SharedState
 
@@ -42,6 +43,7 @@ class Resources:
         backing: descriptor of the disk behind the pool; -1 for none.
         is_new: no worker has served the resources yet.
         made: path of the file behind the pool, if this start has made it; else None.
+        segment: the attachment that keeps the arena locked, before Linux 6.4; else None.
     """
 
     mount: Mount
@@ -51,6 +53,7 @@ class Resources:
     backing: int
     is_new: bool
     made: Path | None = None
+    segment: Segment | None = None
 
     def descriptors(self) -> dict[str, int]:
         """Return the open files by name, in the order of NAMES."""

@@ -15,6 +15,7 @@ failures, and never raise.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -247,7 +248,9 @@ def _directory() -> Path | None:
     """
     import shutil
 
-    script = Path(os.path.abspath(sys.argv[0])) if "/" in sys.argv[0] else None  # noqa: PTH100 - links stay
+    script = None
+    with contextlib.suppress(FileNotFoundError):  # the current directory was removed
+        script = Path(os.path.abspath(sys.argv[0])) if "/" in sys.argv[0] else None  # noqa: PTH100 - links stay
     candidates = [*((script, script.resolve()) if script else ()), Path(sys.executable)]
     found_beside = (path.parent for path in candidates if (path.parent / "zswapd").is_file())
     in_path = shutil.which("zswapd")

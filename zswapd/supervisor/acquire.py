@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zswapd.control.listener import Listener, supervisor_of
+from zswapd.core.allocators.segment import Segment
 from zswapd.core.sizing import lost_bitmap_bytes, make_arena
 from zswapd.errors import AlreadyRunningError, HandoverError, ZswapdError
 from zswapd.fuse.mount import MAX_IO, Mount
@@ -129,7 +130,7 @@ def make_resources(config: Config) -> Resources:
             undo.callback(os.close, backing)
         if store is not None and is_new:
             undo.callback(store.unlink)
-        arena, description = _new_arena(config)
+        arena, segment, description = _new_arena(config)
         undo.callback(os.close, arena)
         mount = undo.enter_context(Mount(config.fuse.mountpoint, left_on=left_on))
         shape = {
@@ -149,20 +150,27 @@ def make_resources(config: Config) -> Resources:
         if backing >= 0:
             make_key(state)
         resources = Resources(
-            mount, listener, state, arena, backing, is_new=True, made=store if is_new else None
+            mount,
+            listener,
+            state,
+            arena,
+            backing,
+            is_new=True,
+            made=store if is_new else None,
+            segment=segment,
         )
         undo.pop_all()
     return resources
 
 
-def _new_arena(config: Config) -> tuple[int, dict[str, Any]]:
-    """Make the arena; return its file and its description.
+def _new_arena(config: Config) -> tuple[int, Segment | None, dict[str, Any]]:
+    """Make the arena; return its file, the attachment that keeps it locked, and its description.
 
     The mapping is closed, because the supervisor never reads the arena.
     """
     arena = make_arena(config)
     try:
-        return os.dup(arena.fd), arena.description()
+        return os.dup(arena.fd), Segment.find(arena.fd), arena.description()
     finally:
         arena.close()
 
@@ -201,6 +209,13 @@ def adopt_resources(
         [Path(path) for path in state.geometry["made"]],
         state.geometry.get("device", 0),
     )
+    arena = descriptors["arena"]
     return Resources(
-        mount, listener, state, descriptors["arena"], descriptors.get("backing", -1), is_new=False
+        mount,
+        listener,
+        state,
+        arena,
+        descriptors.get("backing", -1),
+        is_new=False,
+        segment=Segment.find(arena),
     )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The lock that keeps an arena in memory after a worker's death.
 
-It is needed where the kernel has no noswap tmpfs (before Linux 6.4).
+It is needed where the kernel has neither a noswap tmpfs (Linux 6.4) nor a locked segment
+(core/allocators/segment.py), so for an arena that a program before this one has made.
 
 The kernel does not swap out pages of a memfd while a process has them mapped and locked. A worker
 locks them, and its locks end with it. Until the next worker has locked them, the kernel could swap
@@ -10,7 +11,9 @@ is locked on fault, like all its memory (mlockall). Each look faults in what the
 populated since the last one.
 
 Limit: only the worker locks pages that were populated since the last look (LOOK_S in
-supervisor.py). They are the youngest pages of the arena, which reclaim takes last.
+supervisor.py). They are the youngest pages of the arena, which reclaim takes last. A tool that
+pages memory out proactively (DAMON, memory.reclaim) may take them between two workers. The daemon
+then waits for itself.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class ArenaLock:
     def __init__(self, fd: int, copy: Mapping[str, Any] | None = None) -> None:
         arena = Arena.adopt(os.dup(fd), copy)
         self._arena: Arena | None = arena
-        if arena.kind != "memfd":
+        if arena.is_unevictable:
             arena.close()
             self._arena = None
 

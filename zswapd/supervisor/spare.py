@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The spare: the next worker, forked early, with all the memory that a takeover needs.
+"""The spare: the next worker, forked early, with all that a takeover needs but a few pages.
 
 A worker may die when the machine has no free memory. All reclaimable pages then wait to be swapped
-out through the dead worker. A worker that is forked at that moment needs tens of MiB: copies of the
-pages that it shares with the supervisor, and its heaps. So the spare takes this memory beforehand,
-while a worker serves and reclaim works. It takes it like an ordinary program, locks it, and waits.
-Its promotion takes one byte on a socket, and no memory.
+out through the dead worker. A worker that is forked at that moment needs tens of MiB and threads.
+So the spare takes its heaps, threads and buffers beforehand, while a worker serves and reclaim
+works. It takes them like an ordinary program, locks them, and waits. Its promotion takes one byte
+on a socket.
+
+The spare shares the 25 MiB of the interpreter and its modules with the supervisor, for as long as
+both only wait. On promotion, it copies them at once (`Prepared.owned`), before it touches the
+arena. The memory for that comes from the worker that has just died: 40 MiB, which the kernel frees
+before it tells the supervisor of the death. The spare is real-time, so it runs first, and may
+allocate below the min watermark (system/scheduling.py). With a disk behind the pool, a thread of
+the dead worker may wait for the disk and keep all its memory. Then the spare copies the pages in
+advance.
 
 There may be no spare shortly after a takeover, or because memory is short. Then the supervisor
-forks a worker at once, as a real-time task (system/scheduling.py).
+forks a worker at once, as a real-time task.
 
-Limit: the spare always costs its memory, about 40 MiB (`service.spare = false` saves it).
+Limit: the spare always costs its memory, about 15 MiB, or 40 MiB with a disk (`service.spare =
+false` saves it).
 """
 
 from __future__ import annotations

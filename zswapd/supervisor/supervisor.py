@@ -318,7 +318,7 @@ class Supervisor:
             settle_objects()
             with contextlib.suppress(OSError), system.ordinary_children():
                 self._spare = Spare(
-                    self._prepare_spare, lambda prepared: self._become_worker(lambda: prepared)
+                    self._prepare_spare, lambda prepared: self._become_worker(prepared.owned)
                 )
         elif self._spare.has_ended():
             log.warning("the spare worker %d has died; another one follows", self._spare.pid)
@@ -330,7 +330,9 @@ class Supervisor:
         self._ballast.close()
         system.set_idle_priority()
         system.set_process_name(SPARE_NAME)
-        return prepare_module.prepare(self._config, is_first=False)
+        # A thread of a dead worker that waits for a disk keeps the worker's memory from the spare.
+        owns_memory = self._config.backing.path is not None
+        return prepare_module.prepare(self._config, is_first=False, owns_memory=owns_memory)
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:

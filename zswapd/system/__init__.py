@@ -6,7 +6,14 @@ from zswapd.system.code import populate as populate_code
 from zswapd.system.code import read as read_code
 from zswapd.system.heap import collect_garbage, freeze_garbage_collector, has_garbage
 from zswapd.system.notify import Notifier
-from zswapd.system.protections import Protection, grow_heaps, protect, refreshed, set_idle_priority
+from zswapd.system.protections import (
+    Protection,
+    grow_heaps,
+    protect,
+    refreshed,
+    set_idle_priority,
+    take_own_memory,
+)
 from zswapd.system.scheduling import (
     ordinary_children,
     scarce_bytes,
@@ -41,4 +48,5 @@ __all__ = [
     "set_normal",
     "set_process_name",
     "set_realtime",
+    "take_own_memory",
 ]

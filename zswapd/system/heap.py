@@ -20,11 +20,17 @@ again. Requests that wait for a disk hold up to their whole length, and need the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import mmap
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SMALL_HEAP = 4 << 20
 """Bytes of each heap at the start of a worker with swap only, and of any successor.
@@ -36,7 +42,11 @@ LIBC_HEAP = 32 << 20
 PYTHON_HEAP = 24 << 20
 """Bytes of Python's arenas where requests may wait for a disk."""
 
-_MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
+_MADV_DONTDUMP, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 16, 22, 23
+_PRESENT, _SWAPPED = b"p", b"s"
+_STATES = bytes(ord("p" if top & 128 else "s" if top & 64 else "-") for top in range(256))
+"""The state of a page, by the highest byte of its entry in /proc/self/pagemap."""
+_TOP_BYTE = 7 if sys.byteorder == "little" else 0
 _PRIVATE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p ", re.MULTILINE)
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -76,26 +86,65 @@ def grow_python_heap(size: int) -> int:
     return len(_held) * _WINDOW >> 20
 
 
+def _used_runs(root: Path, states: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (address, bytes) of the runs of pages of private memory whose state is in `states`.
+
+    Without /proc/self/pagemap, all pages count as present.
+    """
+    runs = re.compile(b"[" + states + b"]+")
+    with contextlib.ExitStack() as files:
+        pagemap = None
+        with contextlib.suppress(OSError):
+            pagemap = files.enter_context((root / "proc/self/pagemap").open("rb"))
+        for found in _PRIVATE.finditer((root / "proc/self/maps").read_text()):
+            start, end = int(found[1], 16), int(found[2], 16)
+            pages = (end - start) // mmap.PAGESIZE
+            tops = _PRESENT * pages
+            if pagemap is not None:
+                pagemap.seek(start // mmap.PAGESIZE * 8)
+                # The two bits are the highest ones of an entry of 8 bytes.
+                tops = pagemap.read(pages * 8)[_TOP_BYTE::8].translate(_STATES)
+            for run in runs.finditer(tops):
+                place, count = run.start(), run.end() - run.start()
+                yield start + place * mmap.PAGESIZE, count * mmap.PAGESIZE
+
+
+def _populate(libc: ctypes.CDLL, runs: list[tuple[int, int]], advice: int) -> int:
+    """Populate runs of pages; return their bytes, or -1 before Linux 5.14."""
+    for start, size in runs:
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice) != 0:
+            return -1
+    return sum(size for _, size in runs)
+
+
 def own_memory(libc: ctypes.CDLL, root: Path = Path("/")) -> int:
     """Copy the private memory that this process shares with its parent.
+
+    Memory that no process has touched stays untouched, such as the rest of a thread's stack.
 
     Args:
         libc: the C library, for madvise.
         root: directory of /proc, for tests.
 
     Returns:
-        The bytes; -1 if the copy fails.
+        The bytes of private memory in use; -1 if the copy fails.
     """
-    copied = 0
-    for found in _PRIVATE.finditer((root / "proc/self/maps").read_text()):
-        start, end = int(found[1], 16), int(found[2], 16)
-        if (
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE)
-            != 0
-        ):
-            return -1  # before Linux 5.14 there is no such advice
-        copied += end - start
-    return copied
+    return _populate(libc, list(_used_runs(root, _PRESENT + _SWAPPED)), _MADV_POPULATE_WRITE)
+
+
+def swap_in(libc: ctypes.CDLL, root: Path = Path("/")) -> int:
+    """Read the private memory of this process that is in swap; leave it shared with its parent.
+
+    Memory that is locked on fault is swapped out only before it is locked.
+
+    Args:
+        libc: the C library, for madvise.
+        root: directory of /proc, for tests.
+
+    Returns:
+        The bytes; -1 if the kernel cannot do it.
+    """
+    return _populate(libc, list(_used_runs(root, _SWAPPED)), _MADV_POPULATE_READ)
 
 
 def leave_out_of_core_dumps(libc: ctypes.CDLL, root: Path = Path("/")) -> bool:

@@ -8,8 +8,9 @@ them.
 
 Order and timing: `protect` runs before any thread exists (PR_SET_IO_FLUSHER is per thread and
 inherited) and before the arena is mapped (MCL_FUTURE covers it then, and MCL_ONFAULT keeps it from
-being faulted in whole). The heaps grow first, while allocations may still wait for reclaim in the
-ordinary way.
+being faulted in whole). Memory is locked first: what is taken before could be swapped out before
+it is locked, and would then be in swap when this process has to serve. The heaps grow before
+PR_SET_IO_FLUSHER, while allocations may still wait for reclaim in the ordinary way.
 
 Sources: mlockall(2), prctl(2), proc(5), mallopt(3).
 """
@@ -36,6 +37,7 @@ from zswapd.system.heap import (
     grow_python_heap,
     leave_out_of_core_dumps,
     own_memory,
+    swap_in,
 )
 from zswapd.system.scheduling import NICE, set_idle
 from zswapd.units import format_size
@@ -63,7 +65,7 @@ def protect(
     lock_memory: bool,
     oom_score_adj: int,
     scheduling: str = "normal",
-    is_forked: bool = False,
+    owns_memory: bool = False,
     populates_code: bool = True,
     libc_heap: int = LIBC_HEAP,
     python_heap: int = PYTHON_HEAP,
@@ -75,7 +77,7 @@ def protect(
         lock_memory: lock present and future memory.
         oom_score_adj: the OOM killer's adjustment, -1000 to 1000.
         scheduling: "nice", "rr" or "normal": scheduling of this thread and those that it starts.
-        is_forked: this process shares its memory with the one that forked it.
+        owns_memory: this process was forked, and is to have its memory for itself.
         populates_code: load programs and libraries, if memory is locked. This has to wait while
             they may be in swap that no process serves (code.py).
         libc_heap: bytes by which malloc's heap grows.
@@ -86,14 +88,15 @@ def protect(
         All protections as they are now, including those that are switched off.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    locked = (
+        _lock_memory(libc, root, populates_code=populates_code)
+        if lock_memory
+        else _not_wanted("lock_memory")
+    )
     reached = (
-        *((_own_memory(libc, root),) if is_forked else ()),
+        *((take_own_memory(root),) if owns_memory else ()),
         _grow_heaps(libc, libc_heap, python_heap),
-        (
-            _lock_memory(libc, root, populates_code=populates_code)
-            if lock_memory
-            else _not_wanted("lock_memory")
-        ),
+        locked,
         _set_oom_score_adj(oom_score_adj, root),
         flusher := _set_io_flusher(libc, root),
         _forbid_core_dumps(libc, root),
@@ -160,14 +163,17 @@ def _grow_heaps(libc: ctypes.CDLL, libc_heap: int, python_heap: int) -> Protecti
     return Protection("heap", on=True, detail=f"{detail}, malloc {libc_heap >> 20} MiB")
 
 
-def _own_memory(libc: ctypes.CDLL, root: Path) -> Protection:
+def take_own_memory(root: Path = Path("/")) -> Protection:
     """Copy all pages that are shared with the parent until a write.
 
     A forked Python writes to them all the time, because each use of an object changes its reference
     count. Each first write to a page allocates a page from the kernel, on the page path too.
+
+    Args:
+        root: directory of /proc, for tests.
     """
     name = "own_memory"
-    copied = own_memory(libc, root)
+    copied = own_memory(ctypes.CDLL(None), root)
     if copied < 0:
         hint = "use Linux 5.14 or later"
         return Protection(
@@ -192,6 +198,7 @@ def _lock_memory(libc: ctypes.CDLL, root: Path, *, populates_code: bool) -> Prot
         return Protection(
             name, on=False, detail=f"mlockall: {_last_error()}", hint=for_capability("CAP_IPC_LOCK")
         )
+    swap_in(libc, root)
     if populates_code:
         code.populate(libc, root, waits=True)
     if _status_field(root, "VmLck") == 0:

@@ -11,6 +11,7 @@ take about 2 MiB, and the tables of a swap area 3 bytes a page.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -76,6 +77,19 @@ class Cost:
         except OSError:  # it has ended
             return NOTHING
 
+    def _read_sharing(self, pid: int) -> Process:
+        """Read a process that shares private memory; count a page that two share as half a page.
+
+        The kernel visits each page for it, so it is not for a process that maps the arena. Without
+        CAP_SYS_PTRACE, each page counts as a whole one.
+        """
+        whole = self._read(pid)
+        with contextlib.suppress(OSError, KeyError):
+            rollup = (self._proc / str(pid) / "smaps_rollup").read_text()
+            fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+            return Process(int(fields["Pss_Anon"].split()[0]) << 10, whole.code)
+        return whole
+
     def _spare(self, supervisor: int) -> int:
         """Return the process id of the spare; 0 if there is none."""
         try:
@@ -92,9 +106,9 @@ class Cost:
         supervisor = self._supervisor()
         spare = self._spare(supervisor) if supervisor else 0
         self._samples = {
-            "supervisor": self._read(supervisor) if supervisor else NOTHING,
+            "supervisor": self._read_sharing(supervisor) if supervisor else NOTHING,
             "worker": self._read(os.getpid()),
-            "spare": self._read(spare) if spare else NOTHING,
+            "spare": self._read_sharing(spare) if spare else NOTHING,
         }
 
     async def run(self, thread: Offload) -> None:

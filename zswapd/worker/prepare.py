@@ -8,7 +8,7 @@ need memory and the disk. A worker prepares itself (`prepare`), and a spare does
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zswapd import system
@@ -52,6 +52,10 @@ class Prepared:
     has_small_heaps: bool
     is_cold: bool
 
+    def owned(self) -> Prepared:
+        """Take the pages that this process still shares with the supervisor, before it serves."""
+        return replace(self, protections=(system.take_own_memory(), *self.protections))
+
 
 def load(config: Config) -> None:
     """Import the modules that only some settings need, once for all workers.
@@ -73,7 +77,9 @@ def _exporter(config: Config) -> Exporter | None:
     return Exporter(host.strip("[]"), int(port), config.metrics.users.split())
 
 
-def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepared:
+def prepare(
+    config: Config, *, is_first: bool, is_cold: bool = False, owns_memory: bool = True
+) -> Prepared:
     """Protect this forked process, and take all the memory that its start needs.
 
     Args:
@@ -81,13 +87,15 @@ def prepare(config: Config, *, is_first: bool, is_cold: bool = False) -> Prepare
         is_first: no worker has served yet, so there is time for large heaps, which slow files need.
         is_cold: programs and libraries may be in swap that no process serves. They are read only
             when this process serves.
+        owns_memory: copy the pages that are shared with the supervisor now. Else `Prepared.owned`
+            is to be called.
     """
     is_small = not is_first or not (config.cache.volumes or config.backing.path)
     protections = system.protect(
         lock_memory=config.service.lock_memory,
         oom_score_adj=config.service.oom_score_adj,
         scheduling=config.service.scheduling,
-        is_forked=True,
+        owns_memory=owns_memory,
         populates_code=not is_cold,
         libc_heap=SMALL_HEAP if is_small else LIBC_HEAP,
         python_heap=SMALL_HEAP if is_small else PYTHON_HEAP,

@@ -11,6 +11,7 @@ import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -436,3 +437,20 @@ def test_raise_min_free_kbytes_that_cannot_says_so(
 
 def test_advise_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:
     assert system_module.advise(tmp_path) == ()
+
+
+def test_memory_is_locked_before_more_is_taken(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """What is taken before could be in swap when this process has to serve."""
+    steps: list[str] = []
+
+    def noted(name: str) -> Callable[..., Protection]:
+        def step(*_: object, **__: object) -> Protection:
+            steps.append(name)
+            return Protection(name, on=True, detail="")
+
+        return step
+
+    for name in ("_lock_memory", "take_own_memory", "_grow_heaps"):
+        monkeypatch.setattr(protections, name, noted(name))
+    protections.protect(lock_memory=True, oom_score_adj=0, owns_memory=True, root=root)
+    assert steps == ["_lock_memory", "take_own_memory", "_grow_heaps"]

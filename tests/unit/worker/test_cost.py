@@ -101,6 +101,19 @@ def test_process_that_has_ended_costs_nothing(cost: Cost, core: Core, tmp_path: 
     assert cost.statistics(core.statistics()).supervisor_bytes == 10_000 << 10
 
 
+def test_memory_that_supervisor_and_spare_share_is_counted_once(
+    cost: Cost, core: Core, tmp_path: Path
+) -> None:
+    for pid, half in ((SUPERVISOR, 6000), (SPARE, 26_000), (os.getpid(), 1)):
+        (tmp_path / f"proc/{pid}/smaps_rollup").write_text(
+            f"1000-2000 ---p 0 00:00 0 [rollup]\nPss: 77 kB\nPss_Anon: {half} kB\n"
+        )
+    cost.sample()
+    seen = cost.statistics(core.statistics())
+    assert (seen.supervisor_bytes, seen.spare_bytes) == (6000 << 10, 26_000 << 10)
+    assert seen.worker_bytes > 30_000 << 10, "that of the worker is not walked"
+
+
 def test_supervisor_that_is_dead_costs_nothing_whichever_process_has_its_number(
     cost: Cost, core: Core, supervisor: list[int]
 ) -> None:

@@ -7,8 +7,9 @@ memory goes back to the system frame by frame. There are two kinds, the better o
 - `tmpfs`: an unlinked file on a tmpfs mounted with `noswap` (Linux 6.4). Its pages are never
   swapped out, whether a process maps them or not. A pool that *is* the swap device needs that. The
   mount is detached (fsmount), so it has no path and vanishes with the last descriptor.
-- `memfd`: for older kernels. The pages are safe from swap only while a process keeps them mapped
-  and locked.
+- `memfd`: for older kernels. It is the file of a locked segment (segment.py) where the kernel and
+  the capabilities allow one. Else it is a memfd, whose pages are safe from swap only while a
+  process keeps them mapped and locked.
 
 Layout, version 5 (offsets in frames; F = number of frames):
 
@@ -45,6 +46,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from zswapd.core.allocators._populate import populate, punch
+from zswapd.core.allocators.segment import Segment
 from zswapd.errors import ArenaError
 from zswapd.host.machine import EHWPOISON
 from zswapd.pages import round_up
@@ -312,8 +314,15 @@ class Arena:
             )
         first_frame = head_frames(frames, page_size)
         fd, kind = open_shared_memory(kind)
+        length = (first_frame + frames) * page_size
+        self._segment: Segment | None = None
         try:
-            os.ftruncate(fd, (first_frame + frames) * page_size)
+            os.ftruncate(fd, length)
+            if kind == "memfd":
+                with contextlib.suppress(OSError):
+                    self._segment, locked = Segment.make(length)
+                    os.dup2(locked, fd, inheritable=False)
+                    os.close(locked)
             self._map_file(fd, kind, page_size, first_frame, first_frame + frames, label)
         except (OSError, ValueError) as error:
             os.close(fd)
@@ -354,6 +363,7 @@ class Arena:
         _check_head(head, os.fstat(fd).st_size)
         page_size = head.page_size
         self = cls.__new__(cls)
+        self._segment = Segment.find(fd)
         try:
             label = (
                 copy["label"].encode()
@@ -408,6 +418,11 @@ class Arena:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         # The arena is left out of core dumps: it has the memory of other processes.
         _libc.madvise(self._address, length, _MADV_DONTDUMP)
+
+    @property
+    def is_unevictable(self) -> bool:
+        """Whether the kernel never swaps a page of it out, whatever processes have it mapped."""
+        return self.kind == "tmpfs" or self._segment is not None
 
     def populate(self, offset: int, length: int, *, floor: int = 0, is_idle: bool = False) -> int:
         """Back a byte range with memory and map it.
@@ -625,3 +640,5 @@ class Arena:
             self._map.close()
         os.close(self.fd)
         self.fd = -1
+        if self._segment is not None:
+            self._segment.close()
