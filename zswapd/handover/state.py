@@ -109,6 +109,8 @@ class Word(enum.IntEnum):
     """Checksum of WORKER and WORKER_BORN; 0 if an older program has written them."""
     FILES_CHECK = 17
     """Checksum of the words from FILE_FUSE to FILE_BACKING; 0 likewise."""
+    SPARE_SHARED = 18
+    """Bytes of private memory that the last spare shared with the supervisor when it was ready."""
 
 
 IDENTITY = (Word.WORKER, Word.WORKER_BORN)

@@ -332,7 +332,9 @@ class Supervisor:
         system.set_process_name(SPARE_NAME)
         # A thread of a dead worker that waits for a disk keeps the worker's memory from the spare.
         owns_memory = self._config.backing.path is not None
-        return prepare_module.prepare(self._config, is_first=False, owns_memory=owns_memory)
+        prepared = prepare_module.prepare(self._config, is_first=False, owns_memory=owns_memory)
+        self._words[Word.SPARE_SHARED] = system.shared_bytes()
+        return prepared
 
     def _drop_spare(self, *, wait: bool) -> None:
         if self._spare is not None:

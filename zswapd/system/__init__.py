@@ -4,7 +4,7 @@
 from zswapd.system.advice import advise, raise_min_free_kbytes
 from zswapd.system.code import populate as populate_code
 from zswapd.system.code import read as read_code
-from zswapd.system.heap import collect_garbage, freeze_garbage_collector, has_garbage
+from zswapd.system.heap import collect_garbage, freeze_garbage_collector, has_garbage, shared_bytes
 from zswapd.system.notify import Notifier
 from zswapd.system.protections import (
     Protection,
@@ -48,5 +48,6 @@ __all__ = [
     "set_normal",
     "set_process_name",
     "set_realtime",
+    "shared_bytes",
     "take_own_memory",
 ]

@@ -147,6 +147,21 @@ def swap_in(libc: ctypes.CDLL, root: Path = Path("/")) -> int:
     return _populate(libc, list(_used_runs(root, _SWAPPED)), _MADV_POPULATE_READ)
 
 
+def shared_bytes(root: Path = Path("/")) -> int:
+    """Return the private memory, bytes, that this process shares with others until a write.
+
+    The result is 0 where the kernel does not say it.
+
+    Args:
+        root: directory of /proc, for tests.
+    """
+    with contextlib.suppress(OSError):
+        rollup = (root / "proc/self/smaps_rollup").read_text()
+        if found := re.search(r"^Shared_Dirty: +(\d+) kB", rollup, re.MULTILINE):
+            return int(found[1]) << 10
+    return 0
+
+
 def leave_out_of_core_dumps(libc: ctypes.CDLL, root: Path = Path("/")) -> bool:
     """Leave the present private memory out of core dumps, because pages pass through the heaps.
 

@@ -11,13 +11,13 @@ take about 2 MiB, and the tables of a swap area 3 bytes a page.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from zswapd.handover.state import Word
 from zswapd.metrics.snapshot import CostStatistics
 from zswapd.system.scheduling import SPARE_NAME
 
@@ -77,19 +77,6 @@ class Cost:
         except OSError:  # it has ended
             return NOTHING
 
-    def _read_sharing(self, pid: int) -> Process:
-        """Read a process that shares private memory; count a page that two share as half a page.
-
-        The kernel visits each page for it, so it is not for a process that maps the arena. Without
-        CAP_SYS_PTRACE, each page counts as a whole one.
-        """
-        whole = self._read(pid)
-        with contextlib.suppress(OSError, KeyError):
-            rollup = (self._proc / str(pid) / "smaps_rollup").read_text()
-            fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-            return Process(int(fields["Pss_Anon"].split()[0]) << 10, whole.code)
-        return whole
-
     def _spare(self, supervisor: int) -> int:
         """Return the process id of the spare; 0 if there is none."""
         try:
@@ -106,9 +93,9 @@ class Cost:
         supervisor = self._supervisor()
         spare = self._spare(supervisor) if supervisor else 0
         self._samples = {
-            "supervisor": self._read_sharing(supervisor) if supervisor else NOTHING,
+            "supervisor": self._read(supervisor) if supervisor else NOTHING,
             "worker": self._read(os.getpid()),
-            "spare": self._read_sharing(spare) if spare else NOTHING,
+            "spare": self._read(spare) if spare else NOTHING,
         }
 
     async def run(self, thread: Offload) -> None:
@@ -119,12 +106,13 @@ class Cost:
 
     def statistics(self, core: CoreStatistics) -> CostStatistics:
         """Return the cost by the last sample and a snapshot of the core."""
-        samples, frames = self._samples, core.frames
+        samples, frames, words = self._samples, core.frames, self._state.words
         pool = frames.used_frames * frames.page_size
         parts = {
             "supervisor_bytes": samples["supervisor"].private,
             "worker_bytes": max(samples["worker"].private - core.tmem.objnode_bytes, 0),
-            "spare_bytes": samples["spare"].private,
+            # What it shares is in the supervisor's figure.
+            "spare_bytes": max(samples["spare"].private - words[Word.SPARE_SHARED], 0),
             "code_bytes": max(item.code for item in samples.values()),
             "index_bytes": core.tmem.objnode_bytes,
             "state_bytes": os.fstat(self._state.fd).st_blocks * _BLOCK,

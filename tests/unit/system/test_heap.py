@@ -76,6 +76,14 @@ def test_old_kernel_says_so(root: Path) -> None:
     assert heap.swap_in(as_libc(FakeLibc(-1)), root) == -1
 
 
+def test_shared_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
+    assert heap.shared_bytes(tmp_path) == 0
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/smaps_rollup").write_text("Rss: 9 kB\nShared_Dirty:      120 kB\n")
+    assert heap.shared_bytes(tmp_path) == 120 << 10
+    assert "Shared_Dirty:" in Path("/proc/self/smaps_rollup").read_text()
+
+
 def test_copy_takes_what_is_shared_and_leaves_stacks_of_threads_untouched() -> None:
     code = """if True:
         import ctypes, mmap, os, threading

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.successor import make_config
 from zswapd.core.core import Core
+from zswapd.handover.state import Word
 from zswapd.system.scheduling import SPARE_NAME, WORKER_NAME
 from zswapd.worker.cost import Cost, process_memory
 
@@ -24,6 +25,7 @@ class State:
     def __init__(self, path: Path) -> None:
         path.write_bytes(b"x" * 1536)
         self.fd = os.open(path, os.O_RDONLY)
+        self.words = [0] * len(Word)
 
 
 def write_process(root: Path, pid: int, name: str, anon: int, file: int) -> None:
@@ -48,16 +50,21 @@ def supervisor() -> list[int]:
 
 
 @pytest.fixture
-def cost(tmp_path: Path, supervisor: list[int]) -> Iterator[Cost]:
+def state(tmp_path: Path) -> Iterator[State]:
+    state = State(tmp_path / "state")
+    yield state
+    os.close(state.fd)
+
+
+@pytest.fixture
+def cost(tmp_path: Path, supervisor: list[int], state: State) -> Cost:
     children = tmp_path / f"proc/{SUPERVISOR}/task/{SUPERVISOR}/children"
     children.parent.mkdir(parents=True)
     children.write_text(f"{os.getpid()} {SPARE} ")
     write_process(tmp_path, SUPERVISOR, "zswapd", 10_000, 4000)
     write_process(tmp_path, os.getpid(), WORKER_NAME, 40_000, 5000)
     write_process(tmp_path, SPARE, SPARE_NAME, 30_000, 3000)
-    state = State(tmp_path / "state")
-    yield Cost(cast("Any", state), lambda: supervisor[0], tmp_path)
-    os.close(state.fd)
+    return Cost(cast("Any", state), lambda: supervisor[0], tmp_path)
 
 
 def test_each_part_is_found(cost: Cost, core: Core) -> None:
@@ -102,16 +109,14 @@ def test_process_that_has_ended_costs_nothing(cost: Cost, core: Core, tmp_path: 
 
 
 def test_memory_that_supervisor_and_spare_share_is_counted_once(
-    cost: Cost, core: Core, tmp_path: Path
+    cost: Cost, core: Core, state: State
 ) -> None:
-    for pid, half in ((SUPERVISOR, 6000), (SPARE, 26_000), (os.getpid(), 1)):
-        (tmp_path / f"proc/{pid}/smaps_rollup").write_text(
-            f"1000-2000 ---p 0 00:00 0 [rollup]\nPss: 77 kB\nPss_Anon: {half} kB\n"
-        )
+    state.words[Word.SPARE_SHARED] = 20_000 << 10
     cost.sample()
     seen = cost.statistics(core.statistics())
-    assert (seen.supervisor_bytes, seen.spare_bytes) == (6000 << 10, 26_000 << 10)
-    assert seen.worker_bytes > 30_000 << 10, "that of the worker is not walked"
+    assert (seen.supervisor_bytes, seen.spare_bytes) == (10_000 << 10, 10_000 << 10)
+    state.words[Word.SPARE_SHARED] = 1 << 40
+    assert cost.statistics(core.statistics()).spare_bytes == 0
 
 
 def test_supervisor_that_is_dead_costs_nothing_whichever_process_has_its_number(
