@@ -356,6 +356,7 @@ def test_threads_do_requests_and_say_what_became_of_them(fd: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.slow
 def test_threads_that_wait_busily_leave_nothing_undone(fd: int, count: int) -> None:
     threads, store, rng = Threads(count, spin_ns=200_000), SlotStore(fd, PAGE), random.Random(count)
     some = pages(*range(1, 5))
@@ -376,6 +377,7 @@ def test_threads_that_wait_busily_leave_nothing_undone(fd: int, count: int) -> N
         assert all(out[number] == some[number] for number in numbers)
 
 
+@pytest.mark.slow
 def test_nobody_waits_busily_who_is_not_told_to(fd: int) -> None:
     store = SlotStore(fd, PAGE)
     (page,) = pages(1)

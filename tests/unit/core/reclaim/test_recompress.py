@@ -319,6 +319,7 @@ for turn in range(2):
 """
 
 
+@pytest.mark.slow
 def test_reading_a_page_asks_the_kernel_for_no_memory() -> None:
     done = subprocess.run(
         [sys.executable, "-c", NO_MEMORY], check=True, capture_output=True, text=True, timeout=60
