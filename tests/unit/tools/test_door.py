@@ -62,6 +62,15 @@ def test_a_checkout_without_an_environment_is_told_the_next_command(
     assert "run make dev" in result.stderr
 
 
+@needs_make
+@pytest.mark.parametrize("target", ["check", "quick"])
+def test_a_change_to_a_compiled_file_needs_no_build(target: str, tmp_path: Path) -> None:
+    (tmp_path / ".venv").mkdir()
+    commands = _make("--dry-run", target, directory=tmp_path).stdout
+    assert " -m pytest " in commands
+    assert "ZSWAPD_PURE=1 " in commands
+
+
 @pytest.mark.parametrize(
     "name", ["CONTRIBUTING.md", "README.md", "scripts/dev", ".pre-commit-config.yaml"]
 )
