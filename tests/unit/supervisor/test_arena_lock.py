@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.support import TOP
+from tests.support import TOP, capabilities
 from zswapd.core.allocators.arena import Arena
 from zswapd.supervisor.arena_lock import ArenaLock
 
@@ -42,6 +42,7 @@ IN_A_PROCESS_OF_ITS_OWN = """if True:
 """
 
 
+@capabilities.requires_root()
 @pytest.mark.parametrize(("kind", "words"), [("memfd", "2097152 2048"), ("tmpfs", "0 0")])
 def test_hold_locks_what_another_process_has_populated(kind: str, words: str) -> None:
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).resolve().parents[3]
+from tests.support import TOP
+
 MAKEFILE = (TOP / "Makefile").read_text()
 HOOKS = (TOP / ".pre-commit-config.yaml").read_text()
 WORKFLOW = (TOP / ".github/workflows/check.yml").read_text()

@@ -135,7 +135,10 @@ def test_text_of_the_label_is_found_by_no_probe_and_slots_lie_behind_all_signatu
 ) -> None:
     os.close(take(tmp_path / "store"))
     found = subprocess.run(
-        ["blkid", "-p", str(tmp_path / "store")], check=False, capture_output=True
+        ["blkid", "-p", str(tmp_path / "store")],
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},  # a user's PATH may lack /usr/sbin
+        check=False,
+        capture_output=True,
     )
     assert found.returncode == 2, found.stdout
 
