@@ -370,7 +370,7 @@ def _add_swap_commands(add: Callable[[str, Command, str], argparse.ArgumentParse
     swapon.add_argument(
         "--force",
         action="store_true",
-        help="swap on even if a protection is missing without which machines have hung",
+        help="swap on even if a protection against a hanging machine is off",
     )
     swapoff = add("swapoff", _swapoff, "swap off, if the swapped-out pages fit into memory")
     swapoff.add_argument(
