@@ -113,3 +113,9 @@ def test_hooks_need_no_network_and_are_all_installed() -> None:
     assert installed
     stages = re.findall(r"^ *(?:default_)?stages: \[(.+)\]$", HOOKS, re.MULTILINE)
     assert {stage for line in stages for stage in line.split(", ")} == set(installed[1].split(", "))
+
+
+def test_build_as_root_leaves_no_cache_of_mypy_in_the_checkout() -> None:
+    # The workflow runs `sudo make dev`, and then `make check` as the user.
+    library = (TOP / "scripts/lib.sh").read_text()
+    assert re.search(r"MYPY_CACHE_DIR=\$venv/\S+ \\\n +pip_install .* -e ", library)
