@@ -51,7 +51,7 @@ def find_key(state: SharedState) -> memoryview:
         if xxh3_64_digest(whole) != check:
             _copy_key(state, bytes(key))
         elif whole != key:
-            log.error("the key of the backing has changed in memory: the copy of the key is used")
+            log.error("the key of the backing has changed in memory: its copy is used")
             key[:] = whole
     return key
 
