@@ -155,7 +155,10 @@ require_venv() {
         say "building zswapd and installing what it needs into $venv"
         # Ubuntu 22.04's pip is too old for --config-settings; a newer pip stays.
         pip_install 'pip>=22.1'
-        pip_install --config-settings editable_mode=compat -e "$top$extras"
+        # mypyc's cache stays out of the checkout: after `sudo make dev` it is root's, and mypy, run
+        # by the user, fails where it cannot write.
+        MYPY_CACHE_DIR=$venv/.mypy_cache \
+            pip_install --config-settings editable_mode=compat -e "$top$extras"
         # All byte code is written here: a process under `ulimit -f` or on a full disk would leave
         # a part of a file, which Python then takes for whole ("marshal data too short").
         quietly "$python" -m compileall -q -f "$top/zswapd" "$top/tools" || die "cannot compile"

@@ -7,7 +7,7 @@ machine cannot do what they need; they need not ask themselves. Tests marked `sl
 `make quick` leaves them out.
 
 Property tests run under the Hypothesis profile "ci" (the default); `--hypothesis-profile=thorough`
-looks longer.
+looks longer, and "short", which `make quick` uses, looks less long.
 
 In two processes (`scripts/test` without arguments, by pytest-xdist) the tests of a file stay
 together. All tests that swap for real run one after the other in one process, because the kernel
@@ -55,7 +55,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-# For tests that run a second time on plain Python (test_pure.py).
+# For `make quick`, and for tests that run a second time on plain Python (test_pure.py).
 settings.register_profile(
     "short", max_examples=10, stateful_step_count=25, deadline=None, print_blob=True
 )

@@ -62,7 +62,7 @@ class Leftovers:
 def zswapd_mounts(root: Path = Path("/")) -> list[str]:
     """Return the mountpoints of all zswapd file systems."""
     found = []
-    for line in (root / "proc/self/mounts").read_text().splitlines():
+    for line in (root / "proc/self/mounts").read_text(errors="surrogateescape").splitlines():
         source, mountpoint, fstype, *_ = line.split()
         if fstype == "fuse.zswapd" or (fstype.startswith("fuse") and source == "zswapd"):
             found.append(_unescape(mountpoint))
@@ -74,7 +74,7 @@ def loops(root: Path = Path("/")) -> dict[str, str]:
     found = {}
     for backing in (root / "sys/block").glob("loop*/loop/backing_file"):
         try:
-            found[backing.parts[-3]] = backing.read_text().rstrip("\n")
+            found[backing.parts[-3]] = backing.read_text(errors="surrogateescape").rstrip("\n")
         except OSError:  # detached between the glob and the read
             continue
     return found
@@ -83,7 +83,8 @@ def loops(root: Path = Path("/")) -> dict[str, str]:
 def swaps(root: Path = Path("/")) -> list[str]:
     """Return the paths of all active swap areas."""
     return [
-        _unescape(line.split()[0]) for line in (root / "proc/swaps").read_text().splitlines()[1:]
+        _unescape(line.split()[0])
+        for line in (root / "proc/swaps").read_text(errors="surrogateescape").splitlines()[1:]
     ]
 
 

@@ -22,6 +22,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     return pytester
 
 
+@pytest.mark.slow
 def test_checklogs_fails_what_was_not_announced(
     inner: pytest.Pytester, expect_output: Callable[..., object]
 ) -> None:
@@ -172,6 +173,7 @@ def test_daemon_is_dead_spares_what_answers(tmp_path: Path) -> None:
     assert not leftovers.daemon_is_dead(str(tmp_path / "missing"))
 
 
+@pytest.mark.slow
 def test_tiers_are_off_until_asked_for(inner: pytest.Pytester) -> None:
     inner.makeini("[pytest]\nmarkers =\n soak: x\n bench: x\n mount: x\n kernel: x\n")
     inner.makepyfile("""
@@ -196,6 +198,7 @@ def test_tiers_are_off_until_asked_for(inner: pytest.Pytester) -> None:
     inner.runpytest_subprocess(*plugins, "-m", "bench").assert_outcomes(passed=1, deselected=2)
 
 
+@pytest.mark.slow
 def test_run_that_leaves_a_cgroup_behind_fails(inner: pytest.Pytester) -> None:
     inner.makepyfile("""
         from tests import conftest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Argument types for argparse, which all workloads share.
+"""Arguments for argparse, and their types, which all workloads share.
 
 They refuse a bad argument before the measurement. A file that cannot be written would otherwise
 cost all its minutes.
@@ -67,6 +67,17 @@ def picture(text: str) -> Path:
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text}: a plot is one of {', '.join(PICTURES)}")
     return path
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option --json, the path of a file for the results."""
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything to FILE")
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the options --json, and --check for the exit code."""
+    add_json(parser)
+    parser.add_argument("--check", action="store_true", help="exit 1 if a figure does not hold")
 
 
 def directory(text: str) -> Path:

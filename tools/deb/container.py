@@ -79,17 +79,7 @@ def root() -> Path:
                 "-",
             )
             done = subprocess.run(
-                (
-                    "unshare",
-                    "--mount",
-                    "--pid",
-                    "--fork",
-                    "--kill-child",
-                    "--mount-proc",
-                    "--propagation",
-                    "private",
-                    *command,
-                ),
+                (*image.UNSHARED, *command),
                 check=False,
                 input=SOURCES,
                 capture_output=True,

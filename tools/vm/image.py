@@ -108,6 +108,17 @@ FILES = {
 }
 
 # $1 is the root directory of the new system. /run and /tmp stay out of the image.
+UNSHARED = (
+    "unshare",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "private",
+)
+"""The start of a command that runs in mount and process namespaces of its own."""
 _ESSENTIAL_HOOK = 'cp --recursive --no-target-directory "{files}" "$1"'
 _CUSTOMIZE_HOOK = f"""set -e
 chroot "$1" apt-get install --yes --no-install-recommends \
@@ -246,18 +257,8 @@ def _make_tree(work: Path, tree: Path) -> None:
         f"--essential-hook={_ESSENTIAL_HOOK.format(files=work / 'files')}",
         f"--customize-hook={_CUSTOMIZE_HOOK.format(files=work / 'files')}",
     ]
-    unshare = (
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-        "--propagation",
-        "private",
-    )
     _run(
-        *unshare,
+        *UNSHARED,
         "mmdebstrap",
         *_OPTIONS,
         *hooks,

@@ -80,20 +80,18 @@ def _thaw(client: Client, _: argparse.Namespace) -> tuple[object, Iterable[str]]
     return client.call("cache-thaw"), ["thawed: the cache keeps pages again"]
 
 
-def add_commands(
-    cache: argparse.ArgumentParser, common: Callable[[], argparse.ArgumentParser]
-) -> None:
+def add_commands(cache: argparse.ArgumentParser, shared: argparse.ArgumentParser) -> None:
     """Add the commands of `zswapctl cache`.
 
     Args:
         cache: the parser of `zswapctl cache`.
-        common: returns a parser with the options of every command.
+        shared: the parser with the options of every command.
     """
     commands = cache.add_subparsers(dest="cache_command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Command, text: str, *, named: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(
-            name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[common()]
+            name, help=text, description=text[:1].upper() + text[1:] + ".", parents=[shared]
         )
         command.set_defaults(run=run)
         if named:

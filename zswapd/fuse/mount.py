@@ -33,7 +33,6 @@ from zswapd.paths import nearest_existing, why_unmakeable, without_links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +85,7 @@ class Mount:
         self.open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def open(self) -> None:

@@ -32,7 +32,6 @@ from zswapd.fuse.mount import MAX_IO, Mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from zswapd.core.memory import StoreMemory
     from zswapd.fuse.operations import Operations
@@ -228,12 +227,7 @@ class Session:
         self.open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def open(self) -> None:

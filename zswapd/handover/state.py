@@ -472,9 +472,8 @@ class SharedState:
         document = _read(max(self._slots, key=_serial))
         if document is None and any(bytes(slot) != bytes(len(slot)) for slot in self._slots):
             log.error(
-                "what earlier workers have left in the shared state is damaged: settings and"
-                " volumes of run time, a freeze and counters are forgotten; stored pages are not"
-                " concerned"
+                "the documents that earlier workers saved are damaged: settings and volumes of run"
+                " time, a freeze, and counters are lost; stored pages are not affected"
             )
         return document or {}
 

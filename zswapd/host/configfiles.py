@@ -49,9 +49,10 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_SOCKET_LINE = re.compile(r"""^\s*(?:control\s*\.\s*)?socket\s*=\s*(["'])([^"'\\]+)\1""")
-_DOTTED_SOCKET_LINE = re.compile(r"^\s*control\s*\.")
-_HEADER_LINE = re.compile(r"^\s*\[\s*([^\]]*?)\s*\]")
+_SOCKET_LINE = r"""\s*(?:control\s*\.\s*)?socket\s*=\s*(["'])([^"'\\]+)\1"""
+_DOTTED_SOCKET_LINE = r"\s*control\s*\."
+_HEADER_LINE = r"\s*\[\s*([^\]]*?)\s*\]"
+"""Patterns for re.match, compiled at their use: few commands need them."""
 
 
 def config_files(file: Path | None = None, root: Path = Path("/")) -> list[Path]:
@@ -240,10 +241,10 @@ def _socket_in_lines(text: str) -> str | None:
     """Return the probable value of the setting in a text that is no TOML."""
     section, value = "", None
     for line in text.split("\n"):
-        if header := _HEADER_LINE.match(line):
+        if header := re.match(_HEADER_LINE, line):
             section = header[1]
-        elif (found := _SOCKET_LINE.match(line)) and section == (
-            "" if _DOTTED_SOCKET_LINE.match(line) else "control"
+        elif (found := re.match(_SOCKET_LINE, line)) and section == (
+            "" if re.match(_DOTTED_SOCKET_LINE, line) else "control"
         ):
             value = found[2]
     return value

@@ -157,7 +157,7 @@ def _grow_heaps(libc: ctypes.CDLL, libc_heap: int, python_heap: int) -> Protecti
         return Protection(
             "heap",
             on=False,
-            detail=f"{detail}, but malloc cannot be told to keep its own",
+            detail=f"{detail}, but this malloc has no setting to keep its own memory",
             hint="use glibc",
         )
     return Protection("heap", on=True, detail=f"{detail}, malloc {libc_heap >> 20} MiB")

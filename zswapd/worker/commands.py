@@ -10,6 +10,7 @@ and a command in cli/zswapctl.py.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from zswapd.control.protocol import StatusReport
     from zswapd.core.block.state import PageState
+    from zswapd.core.reclaim.writeback import Writeback
     from zswapd.worker.parts import Parts
     from zswapd.worker.progress import Report
     from zswapd.worker.successor import StateSaver
@@ -90,12 +92,14 @@ class Commands:
     async def _compact(self, report: Report) -> dict[str, Any]:
         core = self._parts.core
         before = core.frames.used_frames
-        told = time.monotonic()
-        while core.compact_step():
-            await trio.lowlevel.checkpoint()
-            if time.monotonic() - told >= progress.PROGRESS_S:
-                told = time.monotonic()
-                await report({"frames_freed": before - core.frames.used_frames})
+
+        async def compact() -> None:
+            while core.compact_step():
+                await trio.lowlevel.checkpoint()
+
+        await run_with_progress(
+            report, lambda: {"frames_freed": before - core.frames.used_frames}, compact
+        )
         return {"frames_before": before, "frames_after": core.frames.used_frames}
 
     async def _pages(self, report: Report, file: str | None = None) -> dict[str, Any]:
@@ -180,7 +184,19 @@ class Commands:
             return {"marked": True}
         before = self._written_back()
         writeback.command(pages, incompressible=incompressible, unused_s=unused)
-        told = time.monotonic()
+
+        def written() -> dict[str, Any]:
+            return {"written_back": self._written_back() - before}
+
+        await run_with_progress(report, written, partial(self._wait_for_writeback, writeback))
+        return written()
+
+    async def _wait_for_writeback(self, writeback: Writeback) -> None:
+        """Wait until the pages of a command are written.
+
+        Raises:
+            BackingError: the disk takes nothing. The rest of the command is dropped.
+        """
         while writeback.commanded or writeback.in_flight:
             if trouble := self._parts.disk.transfers.trouble if self._parts.disk else "":
                 writeback.command(0)
@@ -188,11 +204,7 @@ class Commands:
                     f"the disk behind the pool takes nothing: {trouble}",
                     hint="`dmesg` may show the kernel's reason",
                 )
-            if time.monotonic() - told >= progress.PROGRESS_S:
-                told = time.monotonic()
-                await report({"written_back": self._written_back() - before})
             await trio.sleep(0.01)
-        return {"written_back": self._written_back() - before}
 
     def _written_back(self) -> int:
         """Return the number of pages that were moved from the pool to the disk."""
@@ -209,12 +221,14 @@ class Commands:
         parts.state.note_codecs([STRONGER])
         before, tried = core.zv.statistics(), core.recompression.statistics()
         core.recompression.command()
-        told = time.monotonic()
-        while core.recompression.is_running:
-            await trio.sleep(0.05)
-            if time.monotonic() - told >= progress.PROGRESS_S:
-                told = time.monotonic()
-                await report({"tried": core.recompression.statistics().tried - tried.tried})
+
+        async def wait() -> None:
+            while core.recompression.is_running:
+                await trio.sleep(0.05)
+
+        await run_with_progress(
+            report, lambda: {"tried": core.recompression.statistics().tried - tried.tried}, wait
+        )
         after, now = core.zv.statistics(), core.recompression.statistics()
         return {
             "recompressed": after.recompressed - before.recompressed,

@@ -78,7 +78,7 @@ class Merging:
         self._identities = identities
         self._swapoff_thread = swapoff_thread
         self._is_prompt = is_prompt
-        self.when_changed: Callable[[], None] = _ignore
+        self.when_changed: Callable[[], None] = lambda: None
         self._unmerged: set[str] = set(left.get("loops", ()))
         self._wanted = trio.Event()
         for device in devices:
@@ -166,7 +166,3 @@ class Merging:
                 device.removeprefix("/dev/"),
                 extra={"rate_limit": 60},
             )
-
-
-def _ignore() -> None:
-    """Do nothing."""

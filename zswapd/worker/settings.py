@@ -40,7 +40,7 @@ class Settings:
         self.configured = configured
         self.current, self.changes = with_changes(configured, changes, source=SET_BY)
         self.document = to_document(configured)
-        self.when_applied: Callable[[], None] = _ignore
+        self.when_applied: Callable[[], None] = lambda: None
         self._appliers: list[Callable[[Config], None]] = []
         self._checks: list[Callable[[Config, Config], None]] = []
 
@@ -88,7 +88,3 @@ class Settings:
         for apply in self._appliers:
             apply(config)
         self.when_applied()
-
-
-def _ignore() -> None:
-    """Do nothing."""

@@ -256,6 +256,7 @@ def check_unwritten(
         )
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_said_in_a_line(
     commands: Commands, usual: tuple[list[int], bytes]
 ) -> None:
@@ -271,6 +272,7 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 
 
+@pytest.mark.slow
 def test_output_that_is_cut_short_is_said_too(commands: Commands, tmp_path: Path) -> None:
     # The limit would cut byte code short too, and Python takes such a file for whole.
     environ = environment(PYTHONDONTWRITEBYTECODE="1")
@@ -287,6 +289,7 @@ def close_all() -> None:
         os.close(number)
 
 
+@pytest.mark.slow
 def test_closed_standard_files_are_no_failure(
     commands: Commands, usual: tuple[list[int], bytes]
 ) -> None:
@@ -299,6 +302,7 @@ def test_closed_standard_files_are_no_failure(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_waiting_for_a_reader_that_is_stopped_can_be_interrupted(
     daemon: FakeDaemon, number: signal.Signals
 ) -> None:
@@ -345,6 +349,7 @@ def full_pipe() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("stderr", ["broken", "full", "closed", "stopped"])
+@pytest.mark.slow
 def test_standard_error_that_takes_nothing_changes_nothing(
     stderr: str, commands: Commands, usual: tuple[list[int], bytes], tmp_path: Path
 ) -> None:
@@ -365,6 +370,7 @@ def test_standard_error_that_takes_nothing_changes_nothing(
     assert len(path.read_bytes()) > 1000
 
 
+@pytest.mark.slow
 def test_output_that_does_not_block_is_waited_for(
     commands: Commands, usual: tuple[list[int], bytes]
 ) -> None:
@@ -400,6 +406,7 @@ def test_output_that_does_not_block_is_waited_for(
 
 
 @pytest.mark.parametrize("locale", ["de_DE.ISO-8859-1", "C"])
+@pytest.mark.slow
 def test_every_command_says_the_same_in_any_locale(
     locale: str, locales: Path, commands: Commands, usual: tuple[list[int], bytes], tmp_path: Path
 ) -> None:
@@ -417,6 +424,7 @@ def test_every_command_says_the_same_in_any_locale(
     assert all(line.decode("latin-1").isprintable() for line in said)
 
 
+@pytest.mark.slow
 def test_defaults_are_a_config_file_whatever_the_locale(locales: Path, tmp_path: Path) -> None:
     """TOML is UTF-8, so a character of 8 bits in a comment would have the whole file refused."""
     path = tmp_path / "zswapd.toml"

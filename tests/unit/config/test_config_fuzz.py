@@ -91,6 +91,7 @@ def test_any_of_a_hundred_thousand_files_is(
     look(main, more)
 
 
+@pytest.mark.slow
 def test_looking_again_and_again_takes_no_more_memory(look: Callable[[bytes, bytes], None]) -> None:
     right = b"[swap]\nsize = '1G'\nfiles.more = '2G'\n"
     wrong = [

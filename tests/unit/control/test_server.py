@@ -365,6 +365,7 @@ def test_client_without_the_right_is_a_permissions_error(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(PermissionsError, match="permission denied") as caught:
         Client(tmp_path / "sock")
     assert "as root, too" in (caught.value.hint or "")

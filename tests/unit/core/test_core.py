@@ -113,6 +113,7 @@ def test_self_test_refuses_a_codec_that_does_not_give_back_what_it_got(
         core.self_test()
 
 
+@pytest.mark.slow
 def test_compaction_in_steps_gives_frames_back_and_keeps_every_page(
     core: core_module.Core, config: Config
 ) -> None:

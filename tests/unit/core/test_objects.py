@@ -24,6 +24,8 @@ from zswapd.config import load
 from zswapd.core import compress
 from zswapd.core.core import Core, Inherited
 
+pytestmark = pytest.mark.slow
+
 PAGE = 4096
 PAGES = 6000
 FEW = 0.1

@@ -125,6 +125,7 @@ def compiled(source: str, target: Path, *flags: str | Path) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("const", ["", "const"])
+@pytest.mark.slow
 def test_hook_compiles_with_the_headers_that_declare_a_newer_name(
     tmp_path: Path, name: str, const: str
 ) -> None:
@@ -146,6 +147,7 @@ def test_hook_compiles_with_the_headers_that_declare_a_newer_name(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_session_made_by_a_newer_name_gets_the_hook(tmp_path: Path, name: str) -> None:
     libfuse = compiled(LIBFUSE.replace("NAME", name), tmp_path / "libnewer.so")
     python = f"-I{sysconfig.get_path('include')}"

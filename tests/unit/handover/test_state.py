@@ -285,7 +285,11 @@ def test_documents_damaged_both_are_forgotten_and_the_log_says_so(
     state.save({"number": 2})
     flip(state.fd, mmap.PAGESIZE + 30, 0)
     assert state.load() in ({"number": 1}, {"number": 2})
-    expect_log("settings and volumes of run time", level=logging.ERROR, count=1)
+    expect_log(
+        "settings and volumes of run time, a freeze, and counters are lost",
+        level=logging.ERROR,
+        count=1,
+    )
     flip(state.fd, mmap.PAGESIZE + SLOT_BYTES + 30, 0)
     assert state.load() == {}
 

@@ -6,6 +6,7 @@ in made-up root directories.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_this_environments_programs_are_found(
         sys, "argv", [str(program(tmp_path / "bin") / "zswapctl"), "swapon", "--priority", "5"]
     )
     assert installation.found().directory == tmp_path / "bin"
-    assert installation.called_again().endswith(f"{tmp_path}/bin/zswapctl swapon --priority 5`")
+    assert f"{tmp_path}/bin/zswapctl swapon --priority 5" in installation.called_again()
     link = tmp_path / "zswapctl"
     link.symlink_to(tmp_path / "bin/zswapctl")
     monkeypatch.setattr(sys, "argv", [str(link)])
@@ -201,4 +202,4 @@ def test_restart_names_the_supervisor_above(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(TOP)},
     )
     out, _ = done.communicate(timeout=30)
-    assert f"kill {done.pid}`" in out
+    assert re.search(rf"\bkill {done.pid}\b", out)

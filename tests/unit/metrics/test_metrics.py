@@ -591,6 +591,7 @@ async def test_the_loop_that_serves_pages_survives_a_failed_snapshot_and_a_dead_
 
 
 @capabilities.requires_root()
+@pytest.mark.slow
 def test_the_thread_is_an_ordinary_task_below_the_page_path_once_it_listens() -> None:
     code = """if True:
         import os, sys, trio

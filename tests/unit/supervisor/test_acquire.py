@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import capabilities
 from zswapd import config
 from zswapd.config import Config
 from zswapd.core.allocators.arena import LAYOUT_VERSION as ARENA_LAYOUT
@@ -123,6 +124,7 @@ def test_check_refuses_an_arena_for_other_settings(settings: Config) -> None:
         check(settings, identity(settings, arena_label=ours.replace(":8", ":9")))
 
 
+@capabilities.requires_fuse()
 def test_store_that_was_made_for_an_estate_that_cannot_be_is_removed_again(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     store = tmp_path / "store"

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support import TOP
+from tests.support import TOP, capabilities
 from zswapd.core.allocators.arena import Arena
 from zswapd.core.allocators.segment import Segment
 from zswapd.supervisor.arena_lock import ArenaLock
@@ -54,6 +54,7 @@ IN_A_PROCESS_OF_ITS_OWN = """if True:
 """
 
 
+@capabilities.requires_root()
 @pytest.mark.parametrize(
     ("kinds", "words"), [("memfd plain", "2097152 2048"), ("memfd", "0 0"), ("tmpfs", "0 0")]
 )

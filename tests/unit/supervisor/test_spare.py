@@ -118,6 +118,7 @@ def test_spare_ends_with_its_parent_and_says_nothing(tmp_path: Path, is_heard: b
     )
 
 
+@pytest.mark.slow
 def test_spare_whose_parent_dies_before_it_is_ready_ends_in_silence(tmp_path: Path) -> None:
     code = """
 import os, sys, time

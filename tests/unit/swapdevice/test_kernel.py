@@ -165,6 +165,7 @@ def test_of_two_attaches_at_once_one_is_refused(file: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of no longer than that
 
 
+@pytest.mark.slow
 def test_attach_and_detach_many_times_leaves_no_descriptor(file: Path) -> None:
     swapdevice.detach(*[file] * bool(swapdevice.attach(file, priority=5, discard=True).device))
     before = len(os.listdir("/proc/self/fd"))
@@ -236,6 +237,7 @@ print("verified", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_detach_that_would_kill_a_cgroup_is_refused_by_its_name_and_works_when_there_is_room(
     file: Path,
 ) -> None:

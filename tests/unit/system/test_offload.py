@@ -10,6 +10,7 @@ import time
 import pytest
 import trio
 
+from tests.support import capabilities
 from zswapd.errors import ArenaError
 from zswapd.system.offload import Offload
 
@@ -55,6 +56,7 @@ async def test_all_jobs_run_in_one_thread_that_was_there_before() -> None:
     assert threading.active_count() == before + 1
 
 
+@capabilities.requires_root()
 async def test_idle_task_is_made_an_ordinary_one_while_it_works() -> None:
     offload = Offload()
 

@@ -111,6 +111,7 @@ def test_bash_completes_commands_options_and_settings(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
 @pytest.mark.parametrize("name", ["_zswapd", "_zswapctl"])
+@pytest.mark.slow
 def test_zsh_loads_the_completion(name: str) -> None:
     script = (
         f"fpath=({TOP}/completions $fpath); autoload -Uz compinit; compinit -D -u; autoload +X"

@@ -293,6 +293,7 @@ async def test_read_that_nobody_shares_is_not_tried_again(box: Box, path: Path) 
         assert sorted(box.device.reads) == [(18, 1), (18, 3), (20, 1)]
 
 
+@pytest.mark.slow
 async def test_hung_device_holds_up_its_own_readers_and_turns_away_the_many(
     box: Box, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,6 +529,7 @@ async def test_looks_are_no_more_frequent_than_asked_for_but_at_open(box: Box, p
 
 
 @pytest.mark.parametrize("is_inherited", [False, True])
+@pytest.mark.slow
 async def test_file_that_is_open_is_looked_at_without_being_asked_and_one_that_is_not_is_not(
     box: Box, path: Path, is_inherited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

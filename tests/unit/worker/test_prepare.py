@@ -19,6 +19,7 @@ print("prometheus_client" in sys.modules)
 
 
 @pytest.mark.parametrize(("listen", "imported"), [("", "False"), ("127.0.0.1:1", "True")])
+@pytest.mark.slow
 def test_supervisor_imports_what_the_settings_need_and_no_more(listen: str, imported: str) -> None:
     command = [sys.executable, "-c", PROGRAM, f"metrics.listen={listen}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

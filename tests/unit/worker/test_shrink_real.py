@@ -127,6 +127,7 @@ def shrunk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shrunk]:
     made.close()
 
 
+@pytest.mark.slow
 async def test_a_cache_gives_its_memory_back_and_swap_keeps_its_own(shrunk: Shrunk) -> None:
     assert shrunk.cached > 0.9 * shrunk.frames
     await shrunk.run()

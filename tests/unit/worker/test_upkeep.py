@@ -203,6 +203,7 @@ async def test_heaps_grow_once_in_an_idle_moment_when_requests_may_wait_for_a_di
 
 
 @pytest.mark.trio
+@pytest.mark.slow
 async def test_what_is_discarded_goes_back_to_the_system_in_a_moment(
     core: core_module.Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +266,7 @@ async def store_slowly(core: core_module.Core, pages: int) -> int:
 
 
 @pytest.mark.trio
+@pytest.mark.slow
 async def test_pool_below_a_memory_limit_is_full_before_the_limit_is_met(
     core: core_module.Core,
 ) -> None:

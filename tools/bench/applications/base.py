@@ -76,7 +76,14 @@ class Application(abc.ABC):
     """
 
     name: ClassVar[str]
-    contenders: ClassVar[Sequence[str]]
+    contenders: ClassVar[Sequence[str]] = (
+        "none",
+        "file-slow",
+        "file",
+        "zram-lz4",
+        "nbdkit-zstd",
+        "zswapd",
+    )
     levels: ClassVar[Sequence[Level]]
     short: ClassVar[Sequence[Level]]
     columns: ClassVar[Mapping[str, Column]]

@@ -42,8 +42,8 @@ def no_pressure(runs: Sequence[jobs.JobRun]) -> list[Figure]:
         named = f"no pressure, {level.name}, zswapd ÷ no swap"
         figures += [
             Figure(f"{named}, processor time", median, 1.02, at_least=False),
-            Figure(f"{named}, that is told to within", within, 0.02, at_least=False),
-            Figure(f"{named}, run time is longer by at least", at_least, 1.02, at_least=False),
+            Figure(f"{named}, processor time, known to within", within, 0.02, at_least=False),
+            Figure(f"{named}, run time, lower end of its interval", at_least, 1.02, at_least=False),
         ]
     return figures
 

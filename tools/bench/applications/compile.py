@@ -50,14 +50,6 @@ class Compile(Application):
     """`make -jN` of a library in C; verified by its hash."""
 
     name: ClassVar[str] = "compile"
-    contenders: ClassVar[Sequence[str]] = (
-        "none",
-        "file-slow",
-        "file",
-        "zram-lz4",
-        "nbdkit-zstd",
-        "zswapd",
-    )
     levels: ClassVar[Sequence[Level]] = (
         Level("-j2, no limit", 2, None),
         Level("-j2 in 192 MiB", 2, 192),

@@ -48,14 +48,6 @@ class Database(Application):
     """Redis with more data than memory."""
 
     name: ClassVar[str] = "database"
-    contenders: ClassVar[Sequence[str]] = (
-        "none",
-        "file-slow",
-        "file",
-        "zram-lz4",
-        "nbdkit-zstd",
-        "zswapd",
-    )
     levels: ClassVar[Sequence[Level]] = (
         Level("256 MiB, no limit", 256, None),
         Level("256 in 200 MiB", 256, 200),

@@ -65,9 +65,7 @@ def application_arguments(application: Application, argv: Sequence[str]) -> argp
     parser.add_argument(
         "--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE"
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
+    arguments.add_json(parser)
     args = parser.parse_args(argv)
     args.contenders = args.contenders or list(application.contenders)
     args.chosen = list(application.short if args.quick else application.levels)

@@ -66,14 +66,6 @@ class Tabs(Application):
     """Chromium with N tabs, each looked at in turn."""
 
     name: ClassVar[str] = "tabs"
-    contenders: ClassVar[Sequence[str]] = (
-        "none",
-        "file-slow",
-        "file",
-        "zram-lz4",
-        "nbdkit-zstd",
-        "zswapd",
-    )
     levels: ClassVar[Sequence[Level]] = (
         Level("8 tabs, no limit", 8, None),
         Level("8 tabs", 8, 256),

@@ -17,12 +17,8 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tools.bench.harness.system import HarnessError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 REMOVE_LIMIT_S = 10.0
 
@@ -135,11 +131,6 @@ class MemoryCgroup:
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.05)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the cgroup."""
         self.remove()

@@ -20,13 +20,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from tools.bench.harness import system
 from tools.bench.harness.system import MIB, HarnessError, memory_available
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 FACTOR = Path("/proc/sys/vm/watermark_scale_factor")
 MOST = 3000
@@ -124,16 +121,11 @@ class Shortage:
                     preexec_fn=in_child,  # noqa: PLW1509 - one system call
                 )
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Free the memory and restore the watermarks."""
         try:
             if self._taker is not None:

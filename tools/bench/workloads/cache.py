@@ -305,12 +305,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench cache", description="Reads a slow file through a cache volume."
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
-    )
+    arguments.add_results(parser)
     args = parser.parse_args(argv)
     if absent := system.missing_programs(["nbdkit", "nbdfuse"]):
         raise HarnessError(

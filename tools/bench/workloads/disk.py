@@ -420,9 +420,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="LIST",
         help=f"parts, out of {', '.join(PARTS)} (default all)",
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
+    arguments.add_json(parser)
     args = parser.parse_args(argv)
     if absent := system.missing_programs(["nbdkit", "nbdfuse", "fio"]):
         raise HarnessError(

@@ -332,9 +332,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="96 MiB through 32, one round: not a measurement"
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
+    arguments.add_json(parser)
     args = parser.parse_args(argv)
     if reason := missing():
         raise HarnessError(reason)

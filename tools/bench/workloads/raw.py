@@ -82,10 +82,7 @@ def parse(argv: Sequence[str], contenders: Sequence[str] = CONTENDERS) -> argpar
     parser.add_argument(
         "--plot", type=arguments.picture, metavar="FILE", help="draw the medians into FILE"
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 if a figure does not hold")
+    arguments.add_results(parser)
     args = parser.parse_args(argv)
     if min(args.rounds, args.data_mib, args.memory_mib) < 1 or args.device_mib < 2 * args.data_mib:
         parser.error(

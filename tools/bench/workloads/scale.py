@@ -436,12 +436,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--plot", type=arguments.picture, metavar="FILE", help="draw the costs into FILE"
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
-    )
+    arguments.add_results(parser)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:

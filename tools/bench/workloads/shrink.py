@@ -387,12 +387,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="directory for the file (default the system's)",
     )
-    parser.add_argument(
-        "--json", type=arguments.new_file, metavar="FILE", help="write everything to FILE"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 when a figure that has to hold does not"
-    )
+    arguments.add_results(parser)
     args = parser.parse_args(argv)
     if args.mib < 8:
         parser.error("a cache has 8 MiB at least")

@@ -106,10 +106,6 @@ counters.declare(
 )
 
 
-def _ignore() -> None:
-    """Do nothing."""
-
-
 class PageFrames:
     """The frames of one arena.
 
@@ -153,8 +149,8 @@ class PageFrames:
         )
         self._call_mark = 0
         self.reserve_target = reserve_frames
-        self.when_low: Callable[[], None] = _ignore
-        self.alive: Callable[[], None] = _ignore
+        self.when_low: Callable[[], None] = lambda: None
+        self.alive: Callable[[], None] = lambda: None
         self.is_awaited = False
         self.used_frames = self.ephemeral_frames = self.used_frames_max = 0
         self.renewed: set[int] = set()
@@ -406,7 +402,7 @@ class PageFrames:
         """
         self._companions.append(populate)
         for chunk, holes in enumerate(self._holes):
-            if holes < self._chunk_size(chunk):
+            if holes < self.chunk_frames and holes < self._chunk_size(chunk):
                 populate(chunk * self.chunk_frames, self.chunk_frames)
 
     def trim_now(self) -> int:
@@ -565,8 +561,10 @@ class PageFrames:
         Walks the table: never on the page path.
         """
         for chunk, holes_left in enumerate(self._holes):
-            (frame, end), holes = self._bounds(chunk), holes_left
             self.alive()
+            if holes_left == self.chunk_frames:  # the common case in an arena that is not full
+                continue
+            (frame, end), holes = self._bounds(chunk), holes_left
             while frame < end and holes < end - frame:
                 length, state = self.table.run_at(frame, end)
                 if state == USED and self.table.words[frame * 4] & EPHEMERAL == half:

@@ -48,10 +48,6 @@ def nodes_for(pages: int, objects: int) -> int:
     return (nodes + 1) * objects
 
 
-def _ignore() -> None:
-    """Do nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class ObjnodeStatistics:
     """Nodes in use and in reserve.
@@ -110,7 +106,7 @@ class Objnodes:
         self._counts_offset = length
         self.words = view[:length].cast("Q")
         self.used_slots = view[length:]
-        self.when_low: Callable[[], None] = _ignore
+        self.when_low: Callable[[], None] = lambda: None
         self._low_called = False
         self._free = 0
         self._free_count = 0

@@ -135,7 +135,10 @@ def test_text_of_the_label_is_found_by_no_probe_and_slots_lie_behind_all_signatu
 ) -> None:
     os.close(take(tmp_path / "store"))
     found = subprocess.run(
-        ["blkid", "-p", str(tmp_path / "store")], check=False, capture_output=True
+        ["blkid", "-p", str(tmp_path / "store")],
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},  # a user's PATH may lack /usr/sbin
+        check=False,
+        capture_output=True,
     )
     assert found.returncode == 2, found.stdout
 
@@ -356,6 +359,7 @@ def test_threads_do_requests_and_say_what_became_of_them(fd: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.slow
 def test_threads_that_wait_busily_leave_nothing_undone(fd: int, count: int) -> None:
     threads, store, rng = Threads(count, spin_ns=200_000), SlotStore(fd, PAGE), random.Random(count)
     some = pages(*range(1, 5))
@@ -376,6 +380,7 @@ def test_threads_that_wait_busily_leave_nothing_undone(fd: int, count: int) -> N
         assert all(out[number] == some[number] for number in numbers)
 
 
+@pytest.mark.slow
 def test_nobody_waits_busily_who_is_not_told_to(fd: int) -> None:
     store = SlotStore(fd, PAGE)
     (page,) = pages(1)
