@@ -146,7 +146,8 @@ def _cache_lines(cache: CacheReport, page_size: int) -> Iterator[str]:
 
 
 def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:
-    rows = [("File", "Size", "Stored", "Device", "Swapped out", "Priority")]
+    disk = ["On disk"] if status["backing"] else []
+    rows = [("File", "Size", "Stored", "Memory", *disk, "Device", "Swapped out", "Priority")]
     for file in status["files"]:
         loop = attached.get(file["name"])
         swap = loop.swap if loop else None
@@ -155,6 +156,8 @@ def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None])
                 file["name"],
                 format_size(file["size"]),
                 format_size(file["stored_pages"] * status["page_size"]),
+                format_size(file.get("object_bytes", 0)),  # an older daemon does not send these
+                *[format_size(file.get("disk_pages", 0) * status["page_size"]) for _ in disk],
                 loop.device if loop else "-",
                 format_size(swap.used) if swap else "off",
                 str(swap.priority) if swap else "-",

@@ -19,7 +19,7 @@ exception. A message longer than MAX_REQUEST is not parsed.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, NotRequired, TypedDict
 
 from zswapd.errors import OLD_EXIT_CODES, ControlError, ZswapdError
 from zswapd.host.hints import did_you_mean
@@ -104,6 +104,14 @@ class FileReport(TypedDict):
     name: str
     size: int
     stored_pages: int
+    object_bytes: NotRequired[int]
+    """Bytes that the stored pages take in the pool; an older daemon does not send it."""
+    disk_pages: NotRequired[int]
+    """Pages that are only on the disk behind the pool."""
+    hits: NotRequired[int]
+    """Pages that were read from the pool."""
+    disk_reads: NotRequired[int]
+    """Pages that were read from the disk."""
 
 
 class VolumeReport(TypedDict):

@@ -293,6 +293,17 @@ ROWS = (
 FILE_ROWS = (
     ("file_size_bytes", "Size of a swap file.", "size"),
     ("file_stored_pages", "Pages of a swap file that are stored.", "stored_pages"),
+    (
+        "file_object_bytes",
+        "Bytes that the stored pages of a swap file take in the pool, including headers.",
+        "object_bytes",
+    ),
+    ("file_hits_total", "Pages of a swap file that were read from the pool.", "hits"),
+    (
+        "file_disk_reads_total",
+        "Pages of a swap file that were read from the disk behind the pool.",
+        "disk_reads",
+    ),
     ("file_lost_pages", "Lost pages of a swap file; a read of one gets EIO.", "lost_pages"),
     ("file_pages_read_total", "Pages read from a swap file.", "pages_read"),
     ("file_pages_written_total", "Pages written to a swap file.", "pages_written"),

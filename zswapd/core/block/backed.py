@@ -189,6 +189,7 @@ class BackedDevice(Device):
     def _read_page(self, number: int, out: memoryview) -> None:
         if self._frontswap.load(self.swap_type, number, out):
             self.ages[number] = self.epoch
+            self._hits += 1
             return
         spill = self._spills.get(number) if self._spills else None
         if spill is not None and spill.write is not None:
@@ -230,6 +231,7 @@ class BackedDevice(Device):
                 ),
             )
         out[:] = page
+        self._disk_reads += 1
         if self.unreadable:  # the disk works again
             self.unreadable.pop(number, None)
         if self.promotes and not self._frontswap.frozen:

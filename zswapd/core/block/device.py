@@ -58,6 +58,10 @@ class DeviceStatistics:
     Attributes:
         name, size: the device, and its bytes.
         stored_pages: pages in the pool.
+        object_bytes: bytes that these take in the pool, with headers. Other bytes of the pool's
+            frames belong to no file.
+        hits: pages that were read from the pool.
+        disk_reads: pages that were read from the disk behind the pool.
         pages_read, pages_written, pages_discarded: pages since the start. Reads of zeros count.
         partial_reads, partial_writes: pages that were read or written in part.
         refused_writes: requests that were refused in whole or in part (zram's failed_writes).
@@ -68,6 +72,9 @@ class DeviceStatistics:
     name: str
     size: int
     stored_pages: int
+    object_bytes: int
+    hits: int
+    disk_reads: int
     pages_read: int
     pages_written: int
     pages_discarded: int
@@ -81,8 +88,8 @@ class DeviceStatistics:
 counters.declare(
     DeviceStatistics,
     cumulative=(
-        "pages_read pages_written pages_discarded partial_reads partial_writes refused_writes"
-        " failed_reads"
+        "hits disk_reads pages_read pages_written pages_discarded partial_reads partial_writes"
+        " refused_writes failed_reads"
     ),
 )
 
@@ -167,6 +174,7 @@ class Device:
         self._lost = _bitmap(lost, lost_bytes(size, page_size))
         self._lost_copy = _bitmap(lost_copy, lost_bytes(size, page_size))
         self._lost_pages = 0
+        self._hits = self._disk_reads = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
         self.unreadable: dict[int, tuple[int, ...]] = {}
@@ -185,6 +193,7 @@ class Device:
         length = len(out)
         number = offset // size
         start = 0
+        hits, disk_reads = self._hits, self._disk_reads
         try:
             if offset % size == 0 and length % size == 0:
                 for start in range(0, length, size):
@@ -200,12 +209,17 @@ class Device:
             error.filled = start
             self._note_unreadable(number)
             raise
+        except Exception:  # SlotsNeeded: the caller repeats the whole read
+            self._hits, self._disk_reads = hits, disk_reads
+            raise
 
     def _read_page(self, number: int, out: memoryview) -> None:
-        if not self._frontswap.load(self.swap_type, number, out):
-            if self._lost_pages and self._is_lost(number):
-                self._raise_lost(number)
-            out[:] = self._zeros
+        if self._frontswap.load(self.swap_type, number, out):
+            self._hits += 1
+            return
+        if self._lost_pages and self._is_lost(number):
+            self._raise_lost(number)
+        out[:] = self._zeros
 
     def _read_part(self, number: int, begin: int, out: memoryview) -> int:
         """Read a page from byte `begin` on, as far as `out` has room; return the bytes read."""
@@ -483,6 +497,9 @@ class Device:
             name=self.name,
             size=self.size,
             stored_pages=self._frontswap.pages(self.swap_type),
+            object_bytes=self._frontswap.object_bytes(self.swap_type),
+            hits=self._hits,
+            disk_reads=self._disk_reads,
             pages_read=self._pages_read,
             pages_written=self._pages_written,
             pages_discarded=self._pages_discarded,

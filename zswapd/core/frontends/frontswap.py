@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.crashpoints import reach
-from zswapd.core.pam.base import MAX_INDEX, NO_NEED, RejectReason
+from zswapd.core.pam.base import CLIENT_SHIFT, MAX_CLIENTS, MAX_INDEX, NO_NEED, RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from zswapd.core.pam.base import PageKey, RewritingPam
     from zswapd.core.tmem.tmem import Tmem
 
-MAX_SWAPFILES: Final = 32
-SWIZ_BITS: Final = 8
+MAX_SWAPFILES: Final = MAX_CLIENTS
+SWIZ_BITS: Final = CLIENT_SHIFT
 _SWIZ: Final = 1 << SWIZ_BITS
 _SWIZ_MASK: Final = _SWIZ - 1
 MAX_OFFSET: Final = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
@@ -269,6 +269,10 @@ class Frontswap:
             self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low)
             for low in range(_SWIZ)
         )
+
+    def object_bytes(self, swap_type: int) -> int:
+        """Return the bytes that the objects of a swap file take in the pool, with headers."""
+        return self._pam.object_bytes(swap_type)
 
     def freeze(self) -> None:
         """Refuse stores; each store still flushes the older page."""

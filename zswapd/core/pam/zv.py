@@ -34,7 +34,16 @@ from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.compress.base import RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
-from zswapd.core.pam.base import HEADER, HEADER_BYTES, NO_NEED, NO_ROOM, RejectReason
+from zswapd.core.pam.base import (
+    CLIENT_MASK,
+    CLIENT_SHIFT,
+    HEADER,
+    HEADER_BYTES,
+    MAX_CLIENTS,
+    NO_NEED,
+    NO_ROOM,
+    RejectReason,
+)
 from zswapd.core.pam.zpages import CHECK_MASK, GENERATION_HALF, NO_PAGE, ZPages
 from zswapd.errors import InvariantError
 
@@ -56,6 +65,8 @@ BODY_MASK: Final = (1 << 40) - 1
 
 The upper 24 bits are the checksum of the body.
 """
+RAW_BYTES: Final = HEADER_BYTES + 8
+"""Bytes of a raw page's object, beside its body."""
 BODY_CHECK: Final = (1 << 24) - 1
 """The bits of a whole checksum that a body's checksum keeps. It is never 0."""
 LEAST_GAIN: Final = 16
@@ -67,6 +78,11 @@ EVICTIONS_PER_STORE: Final = 64
 
 Each frees several adjacent frames where the neighbours of the oldest run are ephemeral too.
 """
+
+
+def _object_bytes(codec: int, length: int, page_size: int) -> int:
+    """Return the bytes of a page's object with its header, and of its body."""
+    return RAW_BYTES + page_size if codec == RAW else HEADER_BYTES + length
 
 
 def _nothing() -> bool:
@@ -177,6 +193,7 @@ class Zv(ZPages):
         self._recompressed = self._recompress_saved = 0
         self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
         self._cumul_dist = list(self._curr_dist)
+        self._client_bytes: list[int] = [0] * MAX_CLIENTS
         self._total_frames = total_frames
         self.evict_cache: Callable[[], bool] = _nothing
         self.keep_poor = self.takes_poor = keep_poor
@@ -230,6 +247,7 @@ class Zv(ZPages):
             return -RejectReason.FAILED_ALLOC
         self.write_packed(handle, pool, oid, index)
         self._count(codec, zsize, zsize)
+        self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += HEADER_BYTES + zsize
         return handle
 
     def has_room(self, frames: int) -> bool:
@@ -294,6 +312,7 @@ class Zv(ZPages):
         check = _digest(page) & BODY_CHECK or 1 if self.checksum else 0
         self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
+        self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += RAW_BYTES + self._page_size
         return handle
 
     def _count(self, codec: int, length: int, zsize: int) -> None:
@@ -333,7 +352,7 @@ class Zv(ZPages):
             InvariantError: there is no page at the pampd.
         """
         weight = self.weigh(pampd)
-        codec, length = weight & 0xFF, weight >> 8
+        codec, length = weight & 0xFF, weight >> 8 & 0xFFFF
         if weight == NO_PAGE:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
@@ -348,11 +367,13 @@ class Zv(ZPages):
             self.allocator.free(word & BODY_MASK)
             self._raw -= 1
             self._zbytes -= self._page_size
+            self._client_bytes[weight >> 24] -= RAW_BYTES + self._page_size
             self._curr_dist[-1] -= 1
             return
         else:
             self._same_filled -= codec == SAME_FILLED
             self._zbytes -= length
+            self._client_bytes[weight >> 24] -= HEADER_BYTES + length
             self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] -= 1
         self.allocator.free(pampd)
 
@@ -379,28 +400,31 @@ class Zv(ZPages):
         if not handle:
             return NO_ROOM
         self.write(handle, pool, oid, index, compressor.codec, data)
-        self._enter(compressor.codec, len(data), 1)
+        self._enter(oid, compressor.codec, len(data), 1)
         self._recompressed += 1
         self._recompress_saved += zsize - len(data)
         return handle
 
     # For recovery.py.
 
-    def count_found(self, generation: int, codec: int, length: int) -> None:
+    def count_found(self, oid: int, generation: int, codec: int, length: int) -> None:
         """Count a page that recovery keeps; stores go on from the latest generation found."""
-        self._enter(codec, length, 1)
+        self._enter(oid, codec, length, 1)
         if self._pages > self._pages_max:
             self._pages_max = self._pages
         if not self._generation or (generation - self._generation) & CHECK_MASK < GENERATION_HALF:
             self._generation = generation
 
-    def uncount(self, codec: int, length: int) -> None:
+    def uncount(self, oid: int, codec: int, length: int) -> None:
         """Remove a page from the counts because recovery keeps another copy of it."""
-        self._enter(codec, length, -1)
+        self._enter(oid, codec, length, -1)
 
-    def _enter(self, codec: int, length: int, sign: int) -> None:
+    def _enter(self, oid: int, codec: int, length: int, sign: int) -> None:
         """Add a page to the counts (`sign` 1) or remove it (-1), without counting a store."""
         self._pages += sign
+        self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += sign * _object_bytes(
+            codec, length, self._page_size
+        )
         if codec == RAW:
             self._raw += sign
             self._zbytes += sign * self._page_size
@@ -411,6 +435,10 @@ class Zv(ZPages):
         self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += sign
 
     # The books.
+
+    def object_bytes(self, client: int) -> int:
+        """Return the bytes that the objects of a client take, with headers."""
+        return self._client_bytes[client]
 
     @property
     def raw_pages(self) -> int:
@@ -454,9 +482,9 @@ class Zv(ZPages):
             InvariantError: a count is wrong.
         """
         pages = zbytes = same_filled = raw = 0
-        dist = [0] * len(self._curr_dist)
+        dist, clients = [0] * len(self._curr_dist), [0] * MAX_CLIENTS
         for pampd in pampds:
-            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(
+            _check, generation, oid, _index, length, codec, _pool = _unpack_header(
                 self._memory, pampd
             )
             if not generation:
@@ -465,6 +493,9 @@ class Zv(ZPages):
             same_filled += codec == SAME_FILLED
             raw += codec == RAW
             zbytes += self._page_size if codec == RAW else length
+            clients[oid >> CLIENT_SHIFT & CLIENT_MASK] += _object_bytes(
+                codec, length, self._page_size
+            )
             dist[
                 -1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK
             ] += 1
@@ -475,3 +506,5 @@ class Zv(ZPages):
                 f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages},"
                 f" {zbytes}"
             )
+        if not self._damaged and clients != self._client_bytes:
+            raise InvariantError(f"the accounts are {self._client_bytes}, the pages {clients}")
