@@ -147,7 +147,10 @@ def _cache_lines(cache: CacheReport, page_size: int) -> Iterator[str]:
 
 def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:
     disk = ["On disk"] if status["backing"] else []
-    rows = [("File", "Size", "Stored", "Memory", *disk, "Device", "Swapped out", "Priority")]
+    limit = ["Limit"] if any(file.get("limit_bytes") for file in status["files"]) else []
+    rows = [
+        ("File", "Size", "Stored", "Memory", *limit, *disk, "Device", "Swapped out", "Priority")
+    ]
     for file in status["files"]:
         loop = attached.get(file["name"])
         swap = loop.swap if loop else None
@@ -157,6 +160,7 @@ def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None])
                 format_size(file["size"]),
                 format_size(file["stored_pages"] * status["page_size"]),
                 format_size(file.get("object_bytes", 0)),  # an older daemon does not send these
+                *[_limit(file.get("limit_bytes", 0)) for _ in limit],
                 *[format_size(file.get("disk_pages", 0) * status["page_size"]) for _ in disk],
                 loop.device if loop else "-",
                 format_size(swap.used) if swap else "off",
@@ -164,6 +168,10 @@ def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None])
             )
         )
     yield from table_lines(rows)
+
+
+def _limit(size: int) -> str:
+    return format_size(size) if size else "-"
 
 
 def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:

@@ -114,7 +114,22 @@ def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
         "dict[str, Any]",
         client.call("set", settings=dict(map(parse_assignment, options.assignment))),
     )
+    if any(name.startswith("swap.files.") and name.endswith(".limit") for name in settings):
+        _warn_of_limits(client, settings)
     return settings, render.setting_lines(settings)
+
+
+def _warn_of_limits(client: Client, settings: Mapping[str, Any]) -> None:
+    """Print a warning for each file that has more in the pool than its new limit."""
+    for file in cast("StatusReport", client.call("status"))["files"]:
+        limit, held = file.get("limit_bytes", 0), file.get("object_bytes", 0)
+        if f"swap.files.{file['name']}.limit" in settings and 0 < limit < held:
+            print(
+                f"zswapctl: warning: {file['name']} has {format_size(held)} in the pool, more than"
+                f" its limit of {format_size(limit)}; its oldest pages go to the disk, or its new"
+                " pages are refused if they cannot",
+                file=sys.stderr,
+            )
 
 
 def _reset(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:

@@ -112,6 +112,12 @@ class FileReport(TypedDict):
     """Pages that were read from the pool."""
     disk_reads: NotRequired[int]
     """Pages that were read from the disk."""
+    limit_bytes: NotRequired[int]
+    """Limit of `object_bytes`; 0 for no limit."""
+    limit_hits: NotRequired[int]
+    """Pages that were refused because of that limit."""
+    weight: NotRequired[int]
+    """Weight of the file against the others."""
 
 
 class VolumeReport(TypedDict):

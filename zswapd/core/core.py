@@ -33,6 +33,7 @@ from zswapd.core.crashpoints import reach
 from zswapd.core.disk import apply_limits
 from zswapd.core.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
 from zswapd.core.memory import StoreMemory
+from zswapd.core.pam.accounts import NO_LIMIT
 from zswapd.core.pam.recovery import free_dropped, recover
 from zswapd.core.pam.zv import Zv
 from zswapd.core.reclaim.ages import StoreAges
@@ -161,7 +162,8 @@ class CoreStatistics:
 
 def store_codecs(config: Config) -> tuple[str, ...]:
     """Return the codecs for stores and recompressions from now on."""
-    return (config.pool.compressor, *([STRONGER] if config.pool.recompress_age else []))
+    own = [client.compressor for client in config.clients.values() if client.compressor]
+    return (config.pool.compressor, *own, *([STRONGER] if config.pool.recompress_age else []))
 
 
 def _make_nodes(config: Config, *, lenient: bool) -> list[Objnodes]:
@@ -400,6 +402,7 @@ class Core:
         self.zv.policy_percent = pool.zv_page_count_policy_percent
         self._config = config
         self._apply_limits()
+        self._apply_clients(config)
         self.recompression.age_s = pool.recompress_age
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
@@ -407,6 +410,25 @@ class Core:
             self.cache.eviction.limit_frames = min(
                 (config.cache.limit or 0) // self._page_size, self._total_frames // 2
             )
+
+    def _apply_clients(self, config: Config) -> None:
+        """Apply the settings that each swap file has for itself."""
+        percent = config.pool.accept_threshold_percent
+        for name, device in self.devices.items():
+            client = config.clients[name]
+            device.weight = client.weight
+            device.limit_bytes = NO_LIMIT if client.limit is None else client.limit
+            device.is_kept = client.writeback == "never"
+            # Without a disk, nothing drains a file that was refused: it is accepted as soon as it
+            # is below its limit.
+            self.zv.set_client(
+                device.swap_type,
+                device.limit_bytes,
+                percent if self.writeback and not device.is_kept else 100,
+                compress.get(client.compressor) if client.compressor else None,
+            )
+        if self.writeback:
+            self.writeback.shares.accept_percent = percent
 
     def bound(self, frames: int) -> None:
         """Limit the frames of swap's pages, whatever the settings say; frames in use are kept."""

@@ -222,6 +222,7 @@ ROWS = (
     Row("writeback_sent_pages_total", "Pages that writeback sent to the disk, by trigger.",
         {"command": "core.writeback.by_command",
          "incompressible": "core.writeback.by_incompressible",
+         "file": "core.writeback.by_file",
          "limit": "core.writeback.by_limit", "reserve": "core.writeback.by_reserve",
          "age": "core.writeback.by_age"}, "trigger"),
     Row("writeback_budget_bytes",
@@ -297,6 +298,16 @@ FILE_ROWS = (
         "file_object_bytes",
         "Bytes that the stored pages of a swap file take in the pool, including headers.",
         "object_bytes",
+    ),
+    (
+        "file_limit_bytes",
+        "Limit of the bytes that the pages of a swap file may take in the pool; 0 for no limit.",
+        "limit_bytes",
+    ),
+    (
+        "file_limit_hits_total",
+        "Pages of a swap file that the pool refused because the file was at its limit.",
+        "limit_hits",
     ),
     ("file_hits_total", "Pages of a swap file that were read from the pool.", "hits"),
     (

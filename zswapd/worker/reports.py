@@ -82,6 +82,9 @@ def file_reports(core: CoreStatistics) -> list[FileReport]:
             "disk_pages": disk_pages.get(device.name, 0),
             "hits": device.hits,
             "disk_reads": device.disk_reads,
+            "limit_bytes": device.limit_bytes,
+            "limit_hits": device.limit_hits,
+            "weight": device.weight,
         }
         for device in core.devices
     ]

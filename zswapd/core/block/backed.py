@@ -284,8 +284,10 @@ class BackedDevice(Device):
         reason = self._store(number, page)
         if reason is None:
             return None
-        if self._ticket is not None and self._spill(
-            number, page, self._ticket, 0 if reason in POOR else self.epoch
+        if (
+            self._ticket is not None
+            and not self.is_kept
+            and self._spill(number, page, self._ticket, 0 if reason in POOR else self.epoch)
         ):
             self._refused_writes -= 1
             return None

@@ -38,6 +38,7 @@ from zswapd.core.block.segments import cut
 from zswapd.core.block.state import PageState, pool_state
 from zswapd.core.crashpoints import reach
 from zswapd.core.frontends.frontswap import MAX_OFFSET
+from zswapd.core.pam.accounts import NO_LIMIT
 from zswapd.errors import CorruptedPageError, DiscardError, LostPageError, ZswapdError
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class DeviceStatistics:
         refused_writes: requests that were refused in whole or in part (zram's failed_writes).
         failed_reads: requests that met a damaged or lost page (zram's failed_reads).
         lost_pages: pages without data, because an overwrite was refused or memory was damaged.
+        limit_bytes: limit of `object_bytes`; 0 for no limit.
+        limit_hits: pages that were refused because of that limit.
+        weight: its weight against other devices.
     """
 
     name: str
@@ -83,13 +87,16 @@ class DeviceStatistics:
     refused_writes: int
     failed_reads: int
     lost_pages: int
+    limit_bytes: int
+    limit_hits: int
+    weight: int
 
 
 counters.declare(
     DeviceStatistics,
     cumulative=(
         "hits disk_reads pages_read pages_written pages_discarded partial_reads partial_writes"
-        " refused_writes failed_reads"
+        " refused_writes failed_reads limit_hits"
     ),
 )
 
@@ -177,6 +184,9 @@ class Device:
         self._hits = self._disk_reads = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
+        self.weight = 100
+        self.limit_bytes = NO_LIMIT
+        self.is_kept = False
         self.unreadable: dict[int, tuple[int, ...]] = {}
         self.has_lost_by_damage = False
         self.when_unreadable: Callable[[], object] = do_nothing
@@ -404,6 +414,10 @@ class Device:
         """Return the serial number of a page's store, or 0 if the page is not in the pool."""
         return self._frontswap.generation(self.swap_type, number)
 
+    def object_bytes(self) -> int:
+        """Return the bytes that the pages of the device take in the pool, with headers."""
+        return self._frontswap.object_bytes(self.swap_type)
+
     def in_use(self, number: int, epoch: int) -> bool:
         """Say whether a page was used after an epoch. A device without ages says no."""
         return False
@@ -497,7 +511,7 @@ class Device:
             name=self.name,
             size=self.size,
             stored_pages=self._frontswap.pages(self.swap_type),
-            object_bytes=self._frontswap.object_bytes(self.swap_type),
+            object_bytes=self.object_bytes(),
             hits=self._hits,
             disk_reads=self._disk_reads,
             pages_read=self._pages_read,
@@ -508,4 +522,7 @@ class Device:
             refused_writes=self._refused_writes,
             failed_reads=self._failed_reads,
             lost_pages=self._lost_pages,
+            limit_bytes=self.limit_bytes if self.limit_bytes < NO_LIMIT else 0,
+            limit_hits=self._frontswap.limit_hits(self.swap_type),
+            weight=self.weight,
         )

@@ -274,6 +274,10 @@ class Frontswap:
         """Return the bytes that the objects of a swap file take in the pool, with headers."""
         return self._pam.object_bytes(swap_type)
 
+    def limit_hits(self, swap_type: int) -> int:
+        """Return how many pages were refused because the swap file was at its limit."""
+        return self._pam.limit_hits(swap_type)
+
     def freeze(self) -> None:
         """Refuse stores; each store still flushes the older page."""
         self._frozen = True

@@ -177,6 +177,9 @@ class RewritingPam(Pam, Protocol):
     def object_bytes(self, client: int) -> int:
         """Return the bytes that the objects of a client take, with headers."""
 
+    def limit_hits(self, client: int) -> int:
+        """Return the number of pages that were refused because of a client's limit."""
+
     def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
         """Make a copy of a page with another codec, if that saves enough.
 

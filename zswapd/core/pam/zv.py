@@ -34,6 +34,7 @@ from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.compress.base import RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
+from zswapd.core.pam.accounts import Accounts
 from zswapd.core.pam.base import (
     CLIENT_MASK,
     CLIENT_SHIFT,
@@ -163,6 +164,7 @@ class Zv(ZPages):
         checksum: checksums cover the data of compressed and raw pages too.
 
     Attributes:
+        accounts: what each client keeps, and may keep.
         compressor, checksum, keep_poor: as above. They can be set at any time, for later stores.
         takes_poor: the pool keeps a poor page if it has no other place, whatever `keep_poor` is.
         max_zsize: zv_max_zsize in bytes, by default 7/8 of a page.
@@ -193,7 +195,11 @@ class Zv(ZPages):
         self._recompressed = self._recompress_saved = 0
         self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
         self._cumul_dist = list(self._curr_dist)
-        self._client_bytes: list[int] = [0] * MAX_CLIENTS
+        self.accounts = Accounts()
+        # The same list as in `accounts`: one look-up less for each page.
+        self._client_bytes = self.accounts.object_bytes
+        self._has_limits = False
+        self._own_compressors: dict[int, Compressor] = {}
         self._total_frames = total_frames
         self.evict_cache: Callable[[], bool] = _nothing
         self.keep_poor = self.takes_poor = keep_poor
@@ -220,17 +226,10 @@ class Zv(ZPages):
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page; return its pampd, or the negated RejectReason (see base.Pam)."""
         if not replacing:
-            # The limits do not count the ephemeral half's frames.
-            used = self.frames.used_frames - self.frames.ephemeral_frames
-            if used >= self.limit_frames or (self._is_full and used > self.accept_frames):
-                self._is_full = True
-                self._limit_hit += 1
-                return -RejectReason.POOL_LIMIT_HIT
-            self._is_full = used >= self._policy_frames
-            if self._is_full:
-                self._percent_exceeded += 1
-                return -RejectReason.POLICY_PERCENT_EXCEEDED
-        packed = self.pack(page)
+            refused = self._check_limits(oid)
+            if refused:
+                return refused
+        packed = self._pack_as(oid, page) if self._own_compressors else self.pack(page)
         codec, zsize = packed & 0xFF, packed >> 8
         if codec != SAME_FILLED:
             if zsize > self.max_mean_zsize or zsize > self.max_zsize:
@@ -250,6 +249,22 @@ class Zv(ZPages):
         self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += HEADER_BYTES + zsize
         return handle
 
+    def _check_limits(self, oid: int) -> int:
+        """Count a page for which there is no room; return 0, or the negated reason."""
+        # The limits do not count the ephemeral half's frames.
+        used = self.frames.used_frames - self.frames.ephemeral_frames
+        if used >= self.limit_frames or (self._is_full and used > self.accept_frames):
+            self._is_full = True
+            self._limit_hit += 1
+            return -RejectReason.POOL_LIMIT_HIT
+        self._is_full = used >= self._policy_frames
+        if self._is_full:
+            self._percent_exceeded += 1
+            return -RejectReason.POLICY_PERCENT_EXCEEDED
+        if self._has_limits and self.accounts.refuses(oid >> CLIENT_SHIFT & CLIENT_MASK):
+            return -RejectReason.POOL_LIMIT_HIT
+        return 0
+
     def has_room(self, frames: int) -> bool:
         """Return whether the pool can take pages for which it needs `frames` more frames.
 
@@ -261,6 +276,18 @@ class Zv(ZPages):
         if self._is_full and used > self.accept_frames:
             return False
         return used + frames <= min(self.limit_frames, self._policy_frames)
+
+    def _pack_as(self, oid: int, page: memoryview) -> int:
+        """Compress a page with the codec of its client, which need not be the pool's."""
+        own = self._own_compressors.get(oid >> CLIENT_SHIFT & CLIENT_MASK)
+        if own is None:
+            return self.pack(page)
+        of_pool = self.compressor
+        self.compressor = own
+        try:
+            return self.pack(page)
+        finally:
+            self.compressor = of_pool
 
     def _alloc_after_eviction(self, size: int) -> int:
         """Evict pages of the cache until an object can be allocated.
@@ -434,11 +461,35 @@ class Zv(ZPages):
         self._zbytes += sign * length
         self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += sign
 
+    # Clients.
+
+    def set_client(
+        self, client: int, limit_bytes: int, accept_percent: int, compressor: Compressor | None
+    ) -> None:
+        """Set what a client may keep; pages that it keeps already stay as they are.
+
+        Args:
+            client: its number.
+            limit_bytes: its limit, or accounts.NO_LIMIT.
+            accept_percent: see `Accounts.set_limit`.
+            compressor: codec for its new pages; None for that of the pool.
+        """
+        self.accounts.set_limit(client, limit_bytes, accept_percent)
+        self._has_limits = self.accounts.has_limits()
+        if compressor is None:
+            self._own_compressors.pop(client, None)
+        else:
+            self._own_compressors[client] = compressor
+
     # The books.
 
     def object_bytes(self, client: int) -> int:
         """Return the bytes that the objects of a client take, with headers."""
         return self._client_bytes[client]
+
+    def limit_hits(self, client: int) -> int:
+        """Return the number of pages that were refused because of a client's limit."""
+        return self.accounts.limit_hits[client]
 
     @property
     def raw_pages(self) -> int:
