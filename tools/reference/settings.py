@@ -44,7 +44,7 @@ adopts the swap of a dead daemon.
 
 `systemctl reload`, `zswapctl upgrade` and SIGHUP read the files again. The new settings apply as a
 whole, or not at all if anything in them is not right. The stored pages depend on these settings:
-`fuse.mountpoint`, `control.socket`, `swap.size`, `swap.files`, `pool.allocator`,
+`fuse.mountpoint`, `control.socket`, `swap.size`, sizes of `swap.files`, `pool.allocator`,
 `pool.max_zspage_frames`, `backing.path`, `backing.encrypt`. To change one, run swapoff and restart.
 """
 

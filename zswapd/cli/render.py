@@ -183,6 +183,26 @@ def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
             yield from _wrapped(" " * 23 + "-> ", check["hint"])
 
 
+def duplicate_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of `zswapctl duplicates`."""
+    rows = [("File", "Pages", "Same-filled", "Duplicates", "Share", "Saved")]
+    for one in report["files"]:
+        share = f"{one['duplicates'] / one['pages']:.1%}" if one["pages"] else "-"
+        rows.append(
+            (
+                one["name"] or "all, across files",
+                str(one["pages"]),
+                str(one["same_filled"]),
+                str(one["duplicates"]),
+                share,
+                format_size(one["saved_bytes"]),
+            )
+        )
+    yield from table_lines(rows)
+    if report["sampled_one_in"] > 1:
+        yield f"estimated from one hash in {report['sampled_one_in']}"
+
+
 def page_line(*cells: object) -> str:
     """Return one line of `zswapctl pages`.
 

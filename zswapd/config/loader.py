@@ -135,6 +135,10 @@ class Config:
             if name in self.given
         ]
 
+    def client(self, name: str) -> ClientSection:
+        """Return the settings of a swap file beside its size; the defaults for one without any."""
+        return self.clients.get(name) or _convert_client(name, {}, self.context)
+
     def swap_files(self) -> dict[str, int]:
         """Return the size in bytes of each swap file by name, `swap` first.
 
@@ -230,6 +234,31 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
         for dest, value in settings.items()
     }
     return build({**config.given, **new}, config.context)
+
+
+def with_files(config: Config, sizes: Mapping[str, object], *, source: str) -> Config:
+    """Return the Config with exactly these swap files beside `swap`.
+
+    Settings of other files are left out.
+
+    Args:
+        config: the Config.
+        sizes: the size of each file by name, typed or as text.
+        source: source of the origin of sizes that differ.
+
+    Raises:
+        ConfigError: a name or a size is refused.
+    """
+    given: dict[str, Given] = {}
+    for dest, item in config.given.items():
+        client = clients.split(dest)
+        name = client[0] if client else dest.removeprefix(f"{FILES}.")
+        if not dest.startswith(f"{FILES}.") or name in sizes or name == clients.FIRST:
+            given[dest] = item
+    for name, size in sizes.items():
+        if name != clients.FIRST and config.swap.files.get(name) != size:
+            given[f"{FILES}.{name}"] = Given(size, Origin(source))
+    return build(given, config.context)
 
 
 def reloadable_names() -> list[str]:

@@ -203,3 +203,34 @@ def test_file_that_is_never_written_back_keeps_its_pages_and_is_refused() -> Non
     assert not ticket.left
     # A page that does not compress stays in the pool although the disk would take it.
     assert box.core.statistics().backed[1].bd_count == 0
+
+
+def test_flood_of_one_file_leaves_the_others_their_hot_pages() -> None:
+    """Three files of equal weight: the two that do not flood keep 95 % of their hits."""
+    box = Backed("pool.limit=2M", "swap.files.third=4M")  # 512 frames
+    hot = {"swap": range(100), "third": range(100)}
+    for name, numbers in hot.items():
+        box.fill(name, len(numbers))
+    guest, refused = box.core.backed[1], 0
+    for start in range(0, 6000, 100):
+        for number in range(start, start + 100):
+            ticket = guest.begin()
+            refused += write(box.core, "guest", number % 1024, seed=number // 1024) is not None
+            guest.end()
+            box.disk.finish_all()
+            assert not ticket.left
+        for name, numbers in hot.items():
+            for number in numbers:
+                device = box.core.devices[name]
+                state = device.state_of(number)
+                assert state is not None
+                if state.state != "disk":
+                    assert read(box.core, number, name) == page("noise", number, SIZE)
+        box.settle()
+    assert refused == 0
+    seen = {device.name: device for device in box.core.statistics().devices}
+    for name, numbers in hot.items():
+        assert seen[name].hits >= 0.95 * 60 * len(numbers)
+    on_disk = {one.name: one.bd_count for one in box.core.statistics().backed}
+    assert on_disk["guest"] > 500
+    box.core.check()

@@ -187,6 +187,7 @@ class Device:
         self.weight = 100
         self.limit_bytes = NO_LIMIT
         self.is_kept = False
+        self.has_slots = False
         self.unreadable: dict[int, tuple[int, ...]] = {}
         self.has_lost_by_damage = False
         self.when_unreadable: Callable[[], object] = do_nothing
@@ -364,6 +365,30 @@ class Device:
     def _forget(self, first: int, last: int) -> None:
         """Drop copies of pages first..last outside the pool. Called before the pool drops them."""
 
+    def resize(self, size: int, lost: memoryview, lost_copy: memoryview) -> None:
+        """Set the size. No page beyond it has data or is lost.
+
+        Args:
+            size: bytes, a multiple of the page.
+            lost: the new bitmap of lost pages, with the marks (`copy_marks`).
+            lost_copy: the second one.
+        """
+        length = lost_bytes(size, self._page_size)
+        self._lost, self._lost_copy = _bitmap(lost, length), _bitmap(lost_copy, length)
+        self.size = size
+        self._frontswap.resize(self.swap_type, size // self._page_size)
+
+    def copy_marks(self, lost: memoryview, lost_copy: memoryview) -> None:
+        """Copy the marks of lost pages into new bitmaps, as far as these reach."""
+        shared = min(len(lost), len(self._lost))
+        lost[:shared], lost_copy[:shared] = self._lost[:shared], self._lost_copy[:shared]
+
+    def has_data_beyond(self, size: int, most: int) -> bool:
+        """Return whether one of `most` pages from byte `size` on has data or is lost."""
+        first = size // self._page_size
+        pages = range(first, min(first + most, self.pages))
+        return any(self._has_page(number) or self._is_lost(number) for number in pages)
+
     def invalidate(self) -> int:
         """Drop all pages, as swapoff does; return how many pages the pool had."""
         self._forget(0, self.size // self._page_size - 1)
@@ -413,6 +438,10 @@ class Device:
     def generation(self, number: int) -> int:
         """Return the serial number of a page's store, or 0 if the page is not in the pool."""
         return self._frontswap.generation(self.swap_type, number)
+
+    def pampd_of(self, number: int) -> int:
+        """Return where the pool has a page, or 0."""
+        return self._frontswap.pampd_of(self.swap_type, number)
 
     def object_bytes(self) -> int:
         """Return the bytes that the pages of the device take in the pool, with headers."""

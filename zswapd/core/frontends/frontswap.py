@@ -115,6 +115,15 @@ class Frontswap:
         if when_losing is not None:
             self._when_losing[swap_type] = when_losing
 
+    def remove(self, swap_type: int) -> None:
+        """Remove a swap file. It has no pages."""
+        del self._sizes[swap_type]
+        self._when_losing.pop(swap_type, None)
+
+    def resize(self, swap_type: int, pages: int) -> None:
+        """Set the length of a swap file. It has no pages beyond it."""
+        self._sizes[swap_type] = pages
+
     def store(self, swap_type: int, offset: int, page: memoryview) -> RejectReason | None:
         """Keep a page; return None or the reason of the refusal. Then no older copy is left."""
         if self._frozen:
@@ -223,6 +232,12 @@ class Frontswap:
                 self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
             )
             != 0
+        )
+
+    def pampd_of(self, swap_type: int, offset: int) -> int:
+        """Return the pampd of a page, or 0 if it is not in the pool."""
+        return self._tmem.find(
+            self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
         )
 
     def generation(self, swap_type: int, offset: int) -> int:

@@ -53,6 +53,11 @@ class Shares:
         """Consider clients again that had no old pages."""
         self._passed.clear()
 
+    def begin_anew(self) -> None:
+        """Forget all places: the list of clients has changed."""
+        self._passed.clear()
+        self._draining.clear()
+
     def pass_over(self, place: int) -> None:
         """Leave a client out until the next `look`: it has no old pages."""
         self._passed.add(place)

@@ -226,6 +226,13 @@ class Writeback:
         self._samples = 0
         self._set_epoch()
 
+    def changed(self) -> None:
+        """Begin all searches anew: the list of devices has changed, or the size of one."""
+        self._own = [_Cursor([device]) for device in self._devices]
+        self.shares.begin_anew()
+        self._begin_anew()
+        self._set_epoch()
+
     # Time.
 
     def look(self) -> bool:
