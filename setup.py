@@ -43,6 +43,7 @@ PAGE_PATH = [
     "zswapd/core/frontends/cleancache.py",
     "zswapd/core/frontends/frontswap.py",
     "zswapd/core/memory.py",
+    "zswapd/core/pam/accounts.py",
     "zswapd/core/pam/recovery.py",
     "zswapd/core/pam/zbuds.py",
     "zswapd/core/pam/zpages.py",

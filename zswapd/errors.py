@@ -154,6 +154,13 @@ class VolumeError(ZswapdError):
             self.errno_ = errno_
 
 
+class ClientError(ZswapdError):
+    """A swap file cannot come, go or change its size while the daemon runs; nothing was changed."""
+
+    exit_code = 17
+    errno_ = errno.EBUSY
+
+
 class HandoverError(ZswapdError):
     """A running session cannot be taken over; the worker that serves it goes on."""
 

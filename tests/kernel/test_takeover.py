@@ -538,7 +538,7 @@ def test_upgrade_to_a_program_that_cannot_take_over_is_refused_before_anything_s
     daemon = stage.daemon(size="64M", arguments=["--config", str(config)])
     old = daemon.worker_pid()
     for text, words in (
-        ('[swap.files]\nsecond = "64M"\n', "files"),
+        ("[pool]\nmax_zspage_frames = 4\n", "max_zspage_frames"),
         ('[pool]\ncompressor = "zstandard"\n', "zstandard"),
     ):
         config.write_text(text)

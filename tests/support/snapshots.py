@@ -15,7 +15,12 @@ from zswapd.core.reclaim.pressure import PressureStatistics
 from zswapd.core.reclaim.shrinker import ShrinkerStatistics
 from zswapd.fuse.held import HeldStatistics
 from zswapd.fuse.session import LatencyStatistics, SessionStatistics
-from zswapd.metrics.snapshot import CostStatistics, Snapshot, WorkerStatistics
+from zswapd.metrics.snapshot import (
+    ClientFilesStatistics,
+    CostStatistics,
+    Snapshot,
+    WorkerStatistics,
+)
 from zswapd.volumes.statistics import VolumeStatistics
 
 PAGE = 4096
@@ -92,4 +97,5 @@ def make_snapshot(core: Core) -> Snapshot:
             "1.2.3", 3, 1, 0, 0.125, True, 0, 77.5, {"heap": True, "lock_memory": False}
         ),
         cost=numbered(CostStatistics),
+        files=numbered(ClientFilesStatistics),
     )

@@ -55,7 +55,7 @@ PRESENT: dict[type, str] = {
     ObjnodeStatistics: "curr_objnode_count reserve populated_bytes",
     TmemStatistics: "curr_obj_count curr_objnode_count objnode_bytes objnode_reserve",
     FrontswapStatistics: "frozen",
-    DeviceStatistics: "name size stored_pages lost_pages",
+    DeviceStatistics: "name size stored_pages object_bytes lost_pages limit_bytes weight",
     RecoveryStatistics: "recovered_pages seconds",
     CacheStatistics: "frames limit_frames zsmalloc zbud zbuds cleancache ages",
     CoreStatistics: (

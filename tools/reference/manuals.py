@@ -10,8 +10,9 @@ from tools.reference.commandline import Command, Option, commands, own_options
 from zswapd import __version__, errors
 from zswapd.cli import sources, zswapctl, zswapd
 from zswapd.cli.failures import INTERRUPTED
-from zswapd.config import SECTIONS, SETTINGS, Context
+from zswapd.config import Context
 from zswapd.config.kinds import shown
+from zswapd.config.table import sections
 from zswapd.core import compress
 
 if TYPE_CHECKING:
@@ -147,14 +148,13 @@ def zswapd_toml_5() -> str:
         ".SH DESCRIPTION",
     ]
     lines += [_text(_SOURCES), ".PP", _text(_SIZES), ".PP", _text(_LIVE)]
-    for section, cls in SECTIONS.items():
+    for section, cls, rows in sections():
         lines += [f".SH [{section}]", _text((cls.__doc__ or "").partition(": ")[2], capital=True)]
-        for row in SETTINGS.values():
-            if row.section == section:
-                live = " Can change at run time." if row.reloadable else ""
-                default = shown(row.default_for(CONTEXT))
-                lines += [".TP", f'.BR {_escape(row.key)} " = {_quoted(default)}"']
-                lines += [_text(f"{row.help} Takes {row.kind.describe(CONTEXT)}.{live}")]
+        for row in rows:
+            live = " Can change at run time." if row.reloadable else ""
+            default = shown(row.default_for(CONTEXT))
+            lines += [".TP", f'.BR {_escape(row.key)} " = {_quoted(default)}"']
+            lines += [_text(f"{row.help} Takes {row.kind.describe(CONTEXT)}.{live}")]
     example = (
         "[swap]",
         'size = "min(50%, 4G)"',

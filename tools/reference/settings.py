@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from tools.reference.manuals import CONTEXT
-from zswapd.config import SECTIONS, SETTINGS
 from zswapd.config.kinds import shown
+from zswapd.config.table import sections
 
 _INTRODUCTION = """\
 <!-- Written by scripts/reference from zswapd/config/table.py. -->
@@ -44,7 +44,7 @@ adopts the swap of a dead daemon.
 
 `systemctl reload`, `zswapctl upgrade` and SIGHUP read the files again. The new settings apply as a
 whole, or not at all if anything in them is not right. The stored pages depend on these settings:
-`fuse.mountpoint`, `control.socket`, `swap.size`, `swap.files`, `pool.allocator`,
+`fuse.mountpoint`, `control.socket`, `swap.size`, sizes of `swap.files`, `pool.allocator`,
 `pool.max_zspage_frames`, `backing.path`, `backing.encrypt`. To change one, run swapoff and restart.
 """
 
@@ -52,7 +52,7 @@ whole, or not at all if anything in them is not right. The stored pages depend o
 def configuration_md() -> str:
     """Return the text of docs/configuration.md."""
     lines = [_INTRODUCTION]
-    for section, cls in SECTIONS.items():
+    for section, cls, rows in sections():
         what = (cls.__doc__ or "").partition(": ")[2]
         lines += [
             f"## [{section}]",
@@ -62,18 +62,17 @@ def configuration_md() -> str:
             "| key | default | takes | at run time |",
             "|---|---|---|---|",
         ]
-        for row in SETTINGS.values():
-            if row.section == section:
-                unit = f" ({row.unit})" if row.unit not in {"", "bytes"} else ""
-                cells = (
-                    f"`{row.key}`",
-                    f"`{shown(row.default_for(CONTEXT))}`{unit}",
-                    f"{row.help} Takes {row.kind.describe(CONTEXT)}.",
-                )
-                lines.append(
-                    "| "
-                    + " | ".join(cell.replace("|", "\\|") for cell in cells)
-                    + f" | {'yes' if row.reloadable else ''} |"
-                )
+        for row in rows:
+            unit = f" ({row.unit})" if row.unit not in {"", "bytes"} else ""
+            cells = (
+                f"`{row.key}`",
+                f"`{shown(row.default_for(CONTEXT))}`{unit}",
+                f"{row.help} Takes {row.kind.describe(CONTEXT)}.",
+            )
+            lines.append(
+                "| "
+                + " | ".join(cell.replace("|", "\\|") for cell in cells)
+                + f" | {'yes' if row.reloadable else ''} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zswapd.cli import output, render, sources
 from zswapd.config import SECTIONS, SETTINGS, describe
 from zswapd.config.kinds import shown
+from zswapd.config.table import sections
 from zswapd.handover import costs
 from zswapd.host.configfiles import config_files
 
@@ -103,16 +104,17 @@ def template(context: Context) -> Iterator[str]:
         context: the context of the defaults.
     """
     yield "# Settings of zswapd; see zswapd.toml(5). Each comment has a setting's default."
-    for section, cls in SECTIONS.items():
+    for section, cls, rows in sections():
         yield ""
         yield from _remark((cls.__doc__ or "").partition(": ")[2])
-        yield f"[{section}]"
-        for row in SETTINGS.values():
-            if row.section == section:
-                live = " Can change at run time." if row.reloadable else ""
-                yield ""
-                yield from _remark(f"{row.help} Takes {row.kind.describe(context)}.{live}")
-                yield f"#{row.key} = {shown(row.default_for(context))}"
+        # A table of a file that does not exist would be an error.
+        yield f"[{section}]" if section in SECTIONS else f"#[{section}]"
+        for row in rows:
+            live = " Can change at run time." if row.reloadable else ""
+            yield ""
+            yield from _remark(f"{row.help} Takes {row.kind.describe(context)}.{live}")
+            indent = "" if section in SECTIONS else "  "
+            yield f"#{indent}{row.key} = {shown(row.default_for(context))}"
 
 
 def _remark(text: str) -> list[str]:

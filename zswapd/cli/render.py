@@ -146,7 +146,11 @@ def _cache_lines(cache: CacheReport, page_size: int) -> Iterator[str]:
 
 
 def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None]) -> Iterator[str]:
-    rows = [("File", "Size", "Stored", "Device", "Swapped out", "Priority")]
+    disk = ["On disk"] if status["backing"] else []
+    limit = ["Limit"] if any(file.get("limit_bytes") for file in status["files"]) else []
+    rows = [
+        ("File", "Size", "Stored", "Memory", *limit, *disk, "Device", "Swapped out", "Priority")
+    ]
     for file in status["files"]:
         loop = attached.get(file["name"])
         swap = loop.swap if loop else None
@@ -155,12 +159,19 @@ def _file_lines(status: StatusReport, attached: Mapping[str, Attachment | None])
                 file["name"],
                 format_size(file["size"]),
                 format_size(file["stored_pages"] * status["page_size"]),
+                format_size(file.get("object_bytes", 0)),  # an older daemon does not send these
+                *[_limit(file.get("limit_bytes", 0)) for _ in limit],
+                *[format_size(file.get("disk_pages", 0) * status["page_size"]) for _ in disk],
                 loop.device if loop else "-",
                 format_size(swap.used) if swap else "off",
                 str(swap.priority) if swap else "-",
             )
         )
     yield from table_lines(rows)
+
+
+def _limit(size: int) -> str:
+    return format_size(size) if size else "-"
 
 
 def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
@@ -170,6 +181,26 @@ def _check_lines(checks: Iterable[ProtectionReport]) -> Iterator[str]:
         )
         if not check["on"] and check["hint"]:
             yield from _wrapped(" " * 23 + "-> ", check["hint"])
+
+
+def duplicate_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of `zswapctl duplicates`."""
+    rows = [("File", "Pages", "Same-filled", "Duplicates", "Share", "Saved")]
+    for one in report["files"]:
+        share = f"{one['duplicates'] / one['pages']:.1%}" if one["pages"] else "-"
+        rows.append(
+            (
+                one["name"] or "all, across files",
+                str(one["pages"]),
+                str(one["same_filled"]),
+                str(one["duplicates"]),
+                share,
+                format_size(one["saved_bytes"]),
+            )
+        )
+    yield from table_lines(rows)
+    if report["sampled_one_in"] > 1:
+        yield f"estimated from one hash in {report['sampled_one_in']}"
 
 
 def page_line(*cells: object) -> str:

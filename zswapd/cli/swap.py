@@ -19,7 +19,7 @@ from zswapd.host.hints import no_swap_file
 from zswapd.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from zswapd.control.client import Client
     from zswapd.control.protocol import StatusReport
@@ -57,13 +57,13 @@ def swapon(
                 " `zswapctl status`"
             ),
         )
-    settings = cast("dict[str, Any]", client.call("get", keys=["swap.priority", "swap.discard"]))
+    settings = cast("dict[str, Any]", client.call("get"))
     files = _known(status, _names_that_are_off(status) if names is None else names)
     warnings = _check_protections(status, force=force)
     discard = discard and settings["swap.discard"]["value"]
-    chosen = settings["swap.priority"]["value"] if priority is None else priority
     done: list[dict[str, Any]] = []
     for file in files:
+        chosen = _priority(file.name, settings) if priority is None else priority
         try:
             attached = swapdevice.attach(
                 file, priority=chosen, discard=discard, page_size=status["page_size"]
@@ -82,6 +82,12 @@ def swapon(
             }
         )
     return {"swapped_on": done, "warnings": warnings}
+
+
+def _priority(name: str, settings: Mapping[str, Any]) -> int:
+    """Return the swap priority of a file: its own if it has one, otherwise swap.priority."""
+    own = settings.get(f"swap.files.{name}.priority", {}).get("value")
+    return int(settings["swap.priority"]["value"] if own is None else own)
 
 
 def _take_back(files: Sequence[Path], cause: BaseException) -> None:

@@ -136,7 +136,6 @@ def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = R
         rows: lines of the screen.
     """
     core = now["core"]
-    page = core["frames"]["page_size"]
     head = [*_head_lines(now), *_memory_lines(core, now.get("cost"), now["pressure"])]
     head += [
         *_cache_lines(core, before["core"], seconds),
@@ -144,7 +143,8 @@ def screen(now: Statistics, before: Statistics, seconds: float, *, rows: int = R
     ]
     head += _age_lines(core)
     head += ["", *_rate_lines(now, before, seconds)]
-    files = _shortened(["", *_file_lines(core["devices"], page)], rows - len(head), "files")
+    table = _file_lines(core, before["core"], seconds)
+    files = _shortened(["", *table], rows - len(head), "files")
     left = rows - len(head) - len(files)
     classes = ["", *_class_lines(core, most=min(_CLASSES, left - 2))] if left > 2 else []
     return [line[:WIDTH] for line in [*head, *(classes if len(classes) > 2 else []), *files]]
@@ -367,15 +367,35 @@ def _zbud_rows(zbud: Mapping[str, Any], page_size: int) -> list[tuple[str, ...]]
     ]
 
 
-def _file_lines(devices: list[dict[str, Any]], page_size: int) -> Iterator[str]:
-    rows = [("File", "Size", "Stored", "Lost pages")]
-    rows += [
-        (
-            one["name"],
-            format_size(one["size"]),
-            format_size(one["stored_pages"] * page_size),
-            str(one["lost_pages"]),
+def _file_lines(
+    core: Mapping[str, Any], before: Mapping[str, Any], seconds: float
+) -> Iterator[str]:
+    """Yield the table of files: what each has, and pages read and written a second."""
+    page_size = core["frames"]["page_size"]
+    earlier = {one["name"]: one for one in before["devices"]}
+    on_disk = {one["name"]: one["bd_count"] for one in core["backed"]}
+    rows = [("File", "Size", "Stored", "Memory", "On disk", "Hits/s", "Disk/s", "Out/s", "Lost")]
+    for one in core["devices"]:
+        rates = (
+            f"{_growth(one, earlier.get(one['name'], one), counter) / seconds:.0f}"
+            if seconds > 0
+            else "0"
+            for counter in ("hits", "disk_reads", "pages_written")
         )
-        for one in devices
-    ]
+        rows.append(
+            (
+                one["name"],
+                format_size(one["size"]),
+                format_size(one["stored_pages"] * page_size),
+                format_size(one.get("object_bytes", 0)),  # an older daemon does not send it
+                format_size(on_disk.get(one["name"], 0) * page_size),
+                *rates,
+                str(one["lost_pages"]),
+            )
+        )
     yield from table_lines(rows)
+
+
+def _growth(now: Mapping[str, Any], before: Mapping[str, Any], counter: str) -> int:
+    """Return the growth of a file's counter; 0 if an older daemon does not send it."""
+    return max(int(now.get(counter, 0) - before.get(counter, 0)), 0)

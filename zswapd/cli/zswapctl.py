@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from zswapd import __version__, paths
 from zswapd.cli import cache as cache_module
+from zswapd.cli import files as files_module
 from zswapd.cli import render, standard_files
 from zswapd.cli.failures import guarded
 from zswapd.cli.parsing import Parser, parse
@@ -114,7 +115,22 @@ def _set(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
         "dict[str, Any]",
         client.call("set", settings=dict(map(parse_assignment, options.assignment))),
     )
+    if any(name.startswith("swap.files.") and name.endswith(".limit") for name in settings):
+        _warn_of_limits(client, settings)
     return settings, render.setting_lines(settings)
+
+
+def _warn_of_limits(client: Client, settings: Mapping[str, Any]) -> None:
+    """Print a warning for each file that has more in the pool than its new limit."""
+    for file in cast("StatusReport", client.call("status"))["files"]:
+        limit, held = file.get("limit_bytes", 0), file.get("object_bytes", 0)
+        if f"swap.files.{file['name']}.limit" in settings and 0 < limit < held:
+            print(
+                f"zswapctl: warning: {file['name']} has {format_size(held)} in the pool, more than"
+                f" its limit of {format_size(limit)}; its oldest pages go to the disk, or its new"
+                " pages are refused if they cannot",
+                file=sys.stderr,
+            )
 
 
 def _reset(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -214,6 +230,12 @@ def _writeback(client: Client, options: argparse.Namespace) -> tuple[object, Ite
             else f"{report['written_back']} pages moved from the pool to the disk"
         )
     ]
+
+
+def _duplicates(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
+    file = {"file": options.name} if options.name else {}
+    report = cast("dict[str, Any]", client.call("duplicates", progress=_news(options), **file))
+    return report, render.duplicate_lines(report)
 
 
 def _recompress(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
@@ -409,6 +431,12 @@ def make_parser() -> Parser:
     _add_writeback_command(add)
     add("recompress", _recompress, "compress all pages again with zstd, if that saves enough")
     _add_swap_commands(add)
+    files = commands.add_parser(
+        "files",
+        help="add, remove and resize swap files while the daemon runs",
+        description="Add, remove and resize swap files while the daemon runs.",
+    )
+    files_module.add_commands(files, common)
     cache = commands.add_parser(
         "cache",
         help="show slow files through the cache",
@@ -429,6 +457,12 @@ def make_parser() -> Parser:
         help="amount of memory, such as 64M, 1G or 5%%; a plain number counts page frames",
     )
     add("upgrade", _upgrade, "replace the running program with the installed one, while swap is on")
+    _add_page_commands(add)
+    return parser
+
+
+def _add_page_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    """Add `pages`, `duplicates` and `compact`."""
     pages = add(
         "pages",
         _pages,
@@ -436,8 +470,13 @@ def make_parser() -> Parser:
         " --json one object a line, the sums last",
     )
     pages.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all)")
+    duplicates = add(
+        "duplicates",
+        _duplicates,
+        "estimate how many stored pages are the same page twice, and what one copy would save",
+    )
+    duplicates.add_argument("name", nargs="?", metavar="NAME", help="swap file (default: all)")
     add("compact", _compact, "move stored objects together and free memory")
-    return parser
 
 
 def _add_top_command(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:

@@ -11,6 +11,7 @@ from zswapd.config.loader import (
     load,
     parse_assignment,
     reloadable_names,
+    with_files,
 )
 from zswapd.config.sizes import parse_size
 from zswapd.config.table import SECTIONS, SETTINGS, Setting
@@ -31,4 +32,5 @@ __all__ = [
     "reloadable_names",
     "to_document",
     "with_changes",
+    "with_files",
 ]

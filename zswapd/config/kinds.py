@@ -168,6 +168,32 @@ class Choice(_Word):
 
 
 @dataclass(frozen=True, slots=True)
+class OptionalInteger(Integer):
+    """A whole number, or an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return the range and the meaning of the empty string."""
+        return f'{Integer.describe(self, context)}, or "" for none'
+
+    def convert(self, value: object, context: Context) -> int | None:  # type: ignore[override] # None is the point
+        """Return the number, or None."""
+        return None if value == "" else Integer.convert(self, value, context)
+
+
+@dataclass(frozen=True, slots=True)
+class OptionalChoice(Choice):
+    """One of some words, or an empty string for none."""
+
+    def describe(self, context: Context) -> str:
+        """Return the valid words and the meaning of the empty string."""
+        return f'{Choice.describe(self, context)}, or "" for none'
+
+    def convert(self, value: object, context: Context) -> str:
+        """Return the word, or an empty string."""
+        return "" if value == "" else Choice.convert(self, value, context)
+
+
+@dataclass(frozen=True, slots=True)
 class AbsolutePath(_Word):
     """An absolute path. If `socket` is True, it is short enough for a Unix socket."""
 

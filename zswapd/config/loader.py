@@ -18,15 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zswapd.config import clients
 from zswapd.config.characters import find_strange_character
 from zswapd.config.kinds import Context, Named, shown
 from zswapd.config.sizes import ValueRefused
 from zswapd.config.table import (
+    CLIENT_SETTINGS,
+    FILES,
     RETIRED,
     SECTIONS,
     SETTINGS,
     BackingSection,
     CacheSection,
+    ClientSection,
     ControlSection,
     FuseSection,
     LogSection,
@@ -96,6 +100,8 @@ class Config:
     log: LogSection
     context: Context
     """The context of the checks."""
+    clients: Mapping[str, ClientSection]
+    """The settings of each swap file beside its size, by name."""
     given: Mapping[str, Given]
     """The values that sources wrote, by full name. Each entry of a table has its own full name."""
 
@@ -128,6 +134,10 @@ class Config:
             for name, now in RETIRED.items()
             if name in self.given
         ]
+
+    def client(self, name: str) -> ClientSection:
+        """Return the settings of a swap file beside its size; the defaults for one without any."""
+        return self.clients.get(name) or _convert_client(name, {}, self.context)
 
     def swap_files(self) -> dict[str, int]:
         """Return the size in bytes of each swap file by name, `swap` first.
@@ -169,7 +179,9 @@ def load(
     given: dict[str, Given] = {}
     for path in config_files(file, root):
         given |= _read_file(path, is_chosen=path == file)
-    for dest, text, option in assignments:
+    files = clients.names_in([*given, *(dest for dest, _text, _option in assignments)])
+    for written, text, option in assignments:
+        dest = clients.canonical(written, files)
         given[dest] = Given(text, Origin(option), text=True)
     return build(given, context)
 
@@ -200,11 +212,14 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
     Raises:
         ConfigError: a setting is unknown, cannot change at run time, or its value is refused.
     """
+    files = clients.names_in(config.given)
+    settings = {clients.canonical(dest, files): value for dest, value in settings.items()}
     for dest, value in settings.items():
         setting = _find_setting(dest, source)
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             raise ConfigError(
-                f"{dest} is {len(value)} characters long", hint=f"write {LONGEST_TEXT} at most"
+                f"{clients.spoken(dest)} is {len(value)} characters long",
+                hint=f"write {LONGEST_TEXT} at most",
             )
         if not setting.reloadable:
             raise ConfigError(
@@ -219,6 +234,31 @@ def changed(config: Config, settings: Mapping[str, object], *, source: str) -> C
         for dest, value in settings.items()
     }
     return build({**config.given, **new}, config.context)
+
+
+def with_files(config: Config, sizes: Mapping[str, object], *, source: str) -> Config:
+    """Return the Config with exactly these swap files beside `swap`.
+
+    Settings of other files are left out.
+
+    Args:
+        config: the Config.
+        sizes: the size of each file by name, typed or as text.
+        source: source of the origin of sizes that differ.
+
+    Raises:
+        ConfigError: a name or a size is refused.
+    """
+    given: dict[str, Given] = {}
+    for dest, item in config.given.items():
+        client = clients.split(dest)
+        name = client[0] if client else dest.removeprefix(f"{FILES}.")
+        if not dest.startswith(f"{FILES}.") or name in sizes or name == clients.FIRST:
+            given[dest] = item
+    for name, size in sizes.items():
+        if name != clients.FIRST and config.swap.files.get(name) != size:
+            given[f"{FILES}.{name}"] = Given(size, Origin(source))
+    return build(given, config.context)
 
 
 def reloadable_names() -> list[str]:
@@ -241,11 +281,27 @@ def describe(config: Config, names: Sequence[str] = ()) -> dict[str, dict[str, A
     Raises:
         ConfigError: a name is unknown.
     """
-    rows = [_find_setting(name, "get") for name in names] if names else list(SETTINGS.values())
-    return {row.dest: _describe_one(config, row) for row in rows}
+    files = clients.names_in(config.given)
+    given = [dest for dest in config.given if clients.split(dest)]
+    wanted = [clients.canonical(name, files) for name in names] if names else [*SETTINGS, *given]
+    rows = {name: _find_setting(name, "get") for name in wanted}
+    return {
+        clients.spoken(name if clients.split(name) else row.dest): _describe_one(config, name, row)
+        for name, row in rows.items()
+    }
 
 
-def _describe_one(config: Config, row: Setting) -> dict[str, Any]:
+def _describe_one(config: Config, dest: str, row: Setting) -> dict[str, Any]:
+    client = clients.split(dest)
+    if client is not None:
+        given = config.given.get(dest)
+        return {
+            "value": getattr(config.clients[client[0]], row.key),
+            "written": given.value if given else None,
+            "origin": str(given.origin) if given else "default",
+            "unit": row.unit,
+            "reloadable": row.reloadable,
+        }
     value = config.value(row.dest)
     effective = {"effective": pool_limit_bytes(config)} if row.dest == "pool.limit" else {}
     entries = [
@@ -367,11 +423,7 @@ def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[
         for key, value in keys.items():
             setting = SETTINGS.get(f"{section}.{key}")
             if setting and isinstance(setting.kind, Named) and isinstance(value, dict):
-                for name, entry in value.items():
-                    yield (
-                        f"{setting.dest}.{name}",
-                        Given(entry, Origin(str(path), find_line(text, [section, key, name]))),
-                    )
+                yield from _flatten_entries(setting, value, path, text)
             else:
                 yield (
                     f"{section}.{key}",
@@ -379,6 +431,20 @@ def _flatten(document: Mapping[str, object], path: Path, text: str) -> Iterator[
                 )
         if section not in SECTIONS:  # an empty section; `build` refuses the keys of other ones
             raise _unknown_section(section, Origin(str(path), find_line(text, [section])))
+
+
+def _flatten_entries(
+    setting: Setting, table: Mapping[str, object], path: Path, text: str
+) -> Iterator[tuple[str, Given]]:
+    place = [setting.section, setting.key]
+    for name, entry in table.items():
+        origin = Origin(str(path), find_line(text, [*place, name]))
+        if setting.dest == FILES and isinstance(entry, dict) and entry:
+            for key, (dest, value) in zip(entry, clients.entries(name, entry, origin), strict=True):
+                line = find_line(text, [*place, name, key])
+                yield dest, Given(value, Origin(str(path), line))
+        else:
+            yield f"{setting.dest}.{name}", Given(entry, origin)
 
 
 def build(given: Mapping[str, Given], context: Context) -> Config:
@@ -400,7 +466,14 @@ def build(given: Mapping[str, Given], context: Context) -> Config:
     built: dict[str, Any] = {
         section: SECTIONS[section](**keys) for section, keys in sections.items()
     }
-    config = Config(**built, context=context, given=dict(given))
+    files = {**({} if built["swap"].size is None else {clients.FIRST: 0}), **built["swap"].files}
+    config = Config(
+        **built,
+        clients={name: _convert_client(name, given, context) for name in files},
+        context=context,
+        given=dict(given),
+    )
+    _check_clients(config)
     _check_together(config)
     return config
 
@@ -422,13 +495,43 @@ def _convert(setting: Setting, given: Mapping[str, Given], context: Context) -> 
         raise _refused(setting.dest, item.origin, refused) from None
 
 
+def _convert_client(name: str, given: Mapping[str, Given], context: Context) -> ClientSection:
+    """Return the settings of one swap file beside its size."""
+    values: dict[str, Any] = {}
+    for key, setting in CLIENT_SETTINGS.items():
+        dest = clients.joined(name, key)
+        item = given.get(dest, Given(setting.default, Origin("default")))
+        kind = setting.kind
+        value = (
+            kind.from_text(item.value) if item.text and isinstance(item.value, str) else item.value
+        )
+        try:
+            values[key] = kind.convert(value, context)
+        except ValueRefused as refused:
+            raise _refused(clients.spoken(dest), item.origin, refused) from None
+    return ClientSection(**values)
+
+
+def _check_clients(config: Config) -> None:
+    """Refuse settings of swap files that do not exist."""
+    for dest, item in config.given.items():
+        client = clients.split(dest)
+        if client is not None and client[0] not in config.clients:
+            name = client[0]
+            missing = "swap.size" if name == clients.FIRST else f"{FILES}.{name}.size"
+            raise ConfigError(
+                f"{item.origin}: {clients.spoken(dest)} is set, and there is no swap file {name}",
+                hint=f"set {missing} in the config file, or remove the setting",
+            )
+
+
 def _convert_entries(
     setting: Setting, kind: Named[object], given: Mapping[str, Given], context: Context
 ) -> dict[str, object]:
     entries: dict[str, object] = {}
     for dest, item in given.items():
         name = dest.removeprefix(setting.dest + ".")
-        if dest != setting.dest and name == dest:
+        if (dest != setting.dest and name == dest) or clients.split(dest):
             continue  # another setting's
         try:
             if dest == setting.dest:
@@ -507,6 +610,9 @@ def _find_setting(dest: str, origin: Origin | str) -> Setting:
     setting = SETTINGS.get(dest)
     if setting is not None:
         return setting
+    client = clients.split(dest)
+    if client is not None and client[1] in CLIENT_SETTINGS:
+        return CLIENT_SETTINGS[client[1]]
     if dest in RETIRED:
         raise ConfigError(
             f"{origin}: {dest} is no setting any more: {RETIRED[dest]}",

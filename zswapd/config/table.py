@@ -35,6 +35,8 @@ from zswapd.config.kinds import (
     ListenAddress,
     MemorySize,
     Named,
+    OptionalChoice,
+    OptionalInteger,
     OptionalPath,
     OptionalSize,
     OptionalSwapSize,
@@ -43,7 +45,7 @@ from zswapd.config.kinds import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 T = TypeVar("T")
@@ -135,7 +137,10 @@ class SwapSection:
     files: Mapping[str, int] = setting(
         Named(SwapSize(), reserved=RESERVED_FILE_NAMES),
         {},
-        help="Further swap files, by name.",
+        help=(
+            "Further swap files, by name. An entry is a size, or a table with size and the settings"
+            " of a client."
+        ),
         unit="bytes",
     )
     priority: int = setting(
@@ -483,6 +488,52 @@ class LogSection:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSection:
+    """[swap.files.NAME]: what one swap file may take of the pool, beside its size."""
+
+    limit: int | None = setting(
+        OptionalSize(100),
+        "",
+        help=(
+            "Limit of the bytes that the file's compressed pages take in the pool. Above it, its"
+            " oldest pages go to the disk. Without a disk its writes are refused."
+        ),
+        unit="bytes",
+        reloadable=True,
+    )
+    weight: int = setting(
+        Integer(1, 10_000),
+        100,
+        help=(
+            "The file's share of a full pool, against the sum of all weights. Writeback takes pages"
+            " first from the file that is most above its share."
+        ),
+        reloadable=True,
+    )
+    priority: int | None = setting(
+        OptionalInteger(0, 32767),
+        "",
+        help="Swap priority of this file. If empty: swap.priority.",
+        reloadable=True,
+    )
+    writeback: str = setting(
+        Choice(("disk", "never")),
+        "disk",
+        help=(
+            "never keeps the file's pages off the disk behind the pool. Writes are refused where"
+            " the pool is full. Pages that are on the disk already stay there until they are read."
+        ),
+        reloadable=True,
+    )
+    compressor: str = setting(
+        OptionalChoice(),
+        "",
+        help="Codec for new pages of this file. If empty: pool.compressor.",
+        reloadable=True,
+    )
+
+
 SECTIONS: Mapping[str, type[Any]] = {
     "fuse": FuseSection,
     "swap": SwapSection,
@@ -509,3 +560,17 @@ def _rows() -> dict[str, Setting]:
 
 SETTINGS: Mapping[str, Setting] = _rows()
 """The settings by full name."""
+FILES = "swap.files"
+CLIENT_SETTINGS: Mapping[str, Setting] = {
+    field.name: Setting(section=f"{FILES}.NAME", key=field.name, **field.metadata)
+    for field in dataclasses.fields(ClientSection)
+}
+"""The settings of [swap.files.NAME] by key, without `size`."""
+
+
+def sections() -> Iterator[tuple[str, type[Any], list[Setting]]]:
+    """Yield the name, the class and the settings of each section, for reference pages."""
+    for name, cls in SECTIONS.items():
+        yield name, cls, [row for row in SETTINGS.values() if row.section == name]
+        if name == "swap":
+            yield f"{FILES}.NAME", ClientSection, list(CLIENT_SETTINGS.values())

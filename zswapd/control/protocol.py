@@ -19,7 +19,7 @@ exception. A message longer than MAX_REQUEST is not parsed.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, NotRequired, TypedDict
 
 from zswapd.errors import OLD_EXIT_CODES, ControlError, ZswapdError
 from zswapd.host.hints import did_you_mean
@@ -52,6 +52,8 @@ class Argument(NamedTuple):
     is_needed: bool = False
 
 
+_FILE = Argument("name", "name", "the name of a swap file", is_needed=True)
+_SIZE = Argument("size", "name", "the size of a swap file, as a setting has it", is_needed=True)
 _VOLUME = Argument("name", "name", "the name of a cache volume", is_needed=True)
 
 COMMANDS: Mapping[str, tuple[Argument, ...]] = {
@@ -64,6 +66,7 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
     "thaw": (),
     "compact": (),
     "pages": (Argument("file", "name", "the name of a swap file; none for all"),),
+    "duplicates": (Argument("file", "name", "the name of a swap file; none for all"),),
     "writeback": (
         Argument("pages", "count", "limit of the pages to send"),
         Argument("idle", "flag", "send no pages, only mark all pages as unused"),
@@ -71,6 +74,13 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
         Argument("unused", "count", "send only pages that were unused for this time in seconds"),
     ),
     "recompress": (),
+    "file-add": (
+        _FILE,
+        _SIZE,
+        Argument("settings", "settings", "further settings of the file by key"),
+    ),
+    "file-remove": (_FILE,),
+    "file-resize": (_FILE, _SIZE),
     "cache-add": (
         _VOLUME,
         Argument("path", "name", "absolute path of the backing file", is_needed=True),
@@ -104,6 +114,20 @@ class FileReport(TypedDict):
     name: str
     size: int
     stored_pages: int
+    object_bytes: NotRequired[int]
+    """Bytes that the stored pages take in the pool; an older daemon does not send it."""
+    disk_pages: NotRequired[int]
+    """Pages that are only on the disk behind the pool."""
+    hits: NotRequired[int]
+    """Pages that were read from the pool."""
+    disk_reads: NotRequired[int]
+    """Pages that were read from the disk."""
+    limit_bytes: NotRequired[int]
+    """Limit of `object_bytes`; 0 for no limit."""
+    limit_hits: NotRequired[int]
+    """Pages that were refused because of that limit."""
+    weight: NotRequired[int]
+    """Weight of the file against the others."""
 
 
 class VolumeReport(TypedDict):

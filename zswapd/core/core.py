@@ -31,11 +31,13 @@ from zswapd.core.block.device import Device, DeviceStatistics
 from zswapd.core.cache import CacheHalf, CacheStatistics, split
 from zswapd.core.crashpoints import reach
 from zswapd.core.disk import apply_limits
-from zswapd.core.frontends.frontswap import SWIZ_BITS, Frontswap, FrontswapStatistics
+from zswapd.core.frontends.frontswap import MAX_SWAPFILES, SWIZ_BITS, Frontswap, FrontswapStatistics
 from zswapd.core.memory import StoreMemory
+from zswapd.core.pam.accounts import NO_LIMIT
 from zswapd.core.pam.recovery import free_dropped, recover
 from zswapd.core.pam.zv import Zv
 from zswapd.core.reclaim.ages import StoreAges
+from zswapd.core.reclaim.duplicates import DuplicateSearch
 from zswapd.core.reclaim.recompress import STRONGER, Recompression, populate_marks
 from zswapd.core.sizing import adopt_arena, cache_frames, make_arena, reserve_frames
 from zswapd.core.tmem.objnodes import NODE_BYTES, Objnodes, nodes_for
@@ -44,7 +46,7 @@ from zswapd.errors import InvariantError
 from zswapd.pages import ADDRESS_SPACE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from zswapd.config import Config
     from zswapd.core.allocators.zbud import ZbudPool, ZbudStatistics
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from zswapd.core.reclaim.writeback import WritebackStatistics
 
 _NODE_RESERVE_BYTES = 1 << 20
+SPARE_PAGES_FACTOR = 4
+"""Pages of files that come later, for which the index has address space: 4 times the memory."""
 COMPACT_MOVES = 128
 """The most objects that one step of compaction moves.
 
@@ -78,12 +82,16 @@ class Inherited:
             `lost_bitmap_bytes`. A device without one makes its own.
         tried: marks of pages that recompression has tried, by device, one byte a page. A device
             without them makes its own.
-        more_marks: makes these marks when they are needed. None if the marks do not outlive the
-            process.
+        more_marks: makes these marks when they are needed, or returns {}. None if the marks do not
+            outlive the process.
         counters: the predecessor's statistics after `counters.export`; {} for none.
         alive: called repeatedly during the takeover, so that the watchdog sees progress.
         lost_copies: the second bitmaps of lost pages by device, as `lost`.
         arena_copy: contents of the arena's superblock, if the shared state has a copy.
+        types: the swap type of each device, if files have come or gone since the start; {} for
+            their order in the settings.
+        made: bytes of each swap file at the start, by name, in the order of their types; None if
+            they are those of the settings.
     """
 
     arena_fd: int
@@ -94,6 +102,8 @@ class Inherited:
     more_marks: Callable[[], Mapping[str, memoryview]] | None = None
     lost_copies: Mapping[str, memoryview] = field(default_factory=dict)
     arena_copy: Mapping[str, Any] | None = None
+    types: Mapping[str, int] = field(default_factory=dict)
+    made: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +171,32 @@ class CoreStatistics:
 
 def store_codecs(config: Config) -> tuple[str, ...]:
     """Return the codecs for stores and recompressions from now on."""
-    return (config.pool.compressor, *([STRONGER] if config.pool.recompress_age else []))
+    own = [client.compressor for client in config.clients.values() if client.compressor]
+    return (config.pool.compressor, *own, *([STRONGER] if config.pool.recompress_age else []))
+
+
+def _sizes_and_types(
+    config: Config, types: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return bytes and swap type of each device, both in the order of the types."""
+    sizes = dict(sorted(config.swap_files().items(), key=lambda one: types.get(one[0], 0)))
+    return sizes, {name: types.get(name, place) for place, name in enumerate(sizes)}
 
 
 def _make_nodes(config: Config, *, lenient: bool) -> list[Objnodes]:
     """Return the index nodes of the persistent half, and of the ephemeral half if there is one."""
-    page_size, reserve = config.context.page_size, _NODE_RESERVE_BYTES // NODE_BYTES
+    page_size, most = config.context.page_size, _NODE_RESERVE_BYTES // NODE_BYTES
     pages = [size // page_size for size in config.swap_files().values()]
-    capacities = [sum(nodes_for(count, 1 << SWIZ_BITS) for count in pages), cache_frames(config)]
-    halves = capacities if capacities[1] else capacities[:1]
-    return [Objnodes(capacity, reserve=reserve, lenient=lenient) for capacity in halves]
+    own = sum(nodes_for(count, 1 << SWIZ_BITS) for count in pages)
+    # Files may come while the daemon runs. Address space costs nothing until it is populated.
+    later = nodes_for(SPARE_PAGES_FACTOR * config.context.memory_total // page_size, 1 << SWIZ_BITS)
+    capacities = [own + later + (MAX_SWAPFILES << SWIZ_BITS), cache_frames(config)]
+    reserves = [min(own, most), min(capacities[1], most)]
+    return [
+        Objnodes(capacity, reserve=reserve, lenient=lenient)
+        for capacity, reserve in zip(capacities, reserves, strict=True)
+        if capacity
+    ]
 
 
 class Core:
@@ -201,12 +227,12 @@ class Core:
         self, config: Config, *, inherited: Inherited | None = None, backing: CoreDisk | None = None
     ) -> None:
         started = time.perf_counter()
-        sizes = config.swap_files()
+        sizes, self._types = _sizes_and_types(config, inherited.types if inherited else {})
         self._page_size = page_size = config.context.page_size
-        self._counters = inherited.counters if inherited else {}
+        self._counters = dict(inherited.counters) if inherited else {}
         self._total_frames, self._ceiling = config.context.memory_total // page_size, 1 << 62
         self.arena = (
-            adopt_arena(config, inherited.arena_fd, inherited.arena_copy)
+            adopt_arena(config, inherited.arena_fd, inherited.arena_copy, inherited.made)
             if inherited
             else make_arena(config)
         )
@@ -221,7 +247,7 @@ class Core:
         )
         self.all_nodes = _make_nodes(config, lenient=inherited is not None)
         self.nodes = self.all_nodes[0]
-        self._transfers = backing.transfers if backing else None
+        self._backing, self._transfers = backing, backing.transfers if backing else None
         self.store_memory = StoreMemory(
             self.frames,
             self.nodes,
@@ -231,10 +257,11 @@ class Core:
         self.tmem = Tmem(self.nodes, self.all_nodes[-1])
         self.frontswap = Frontswap(self.tmem, self.zv)
         self.cache = self._make_cache(config) if cache_frames(config) else None
-        lost = inherited.lost if inherited else {}
-        copies = inherited.lost_copies if inherited else {}
+        lost, copies = (inherited.lost, inherited.lost_copies) if inherited else ({}, {})
         self.backed = (
-            backing.devices(sizes, self.frontswap, lost, page_size, copies) if backing else []
+            backing.devices(sizes, self.frontswap, lost, page_size, copies, self._types)
+            if backing
+            else []
         )
         self.devices = self._make_devices(sizes, lost, copies)
         self.writeback = (
@@ -243,8 +270,8 @@ class Core:
             else None
         )
         self.recompression = self._make_recompression(inherited)
-        zv = self.zv
-        self.ages = StoreAges(list(self.devices.values()), lambda: zv.newest)
+        self._aged = list(self.devices.values())
+        self.ages = StoreAges(self._aged, lambda: self.zv.newest)
         self.all_ages = [self.ages, self.cache.ages] if self.cache else [self.ages]
         self.apply(config)
         self._recovery = RecoveryStatistics()
@@ -269,13 +296,91 @@ class Core:
                 name,
                 size,
                 self.frontswap,
-                swap_type,
+                self._types[name],
                 page_size=self._page_size,
                 lost=lost.get(name),
                 lost_copy=copies.get(name),
             )
-            for swap_type, (name, size) in enumerate(sizes.items())
+            for name, size in sizes.items()
         }
+
+    def add_device(
+        self, name: str, size: int, swap_type: int, lost: memoryview, lost_copy: memoryview
+    ) -> Device:
+        """Add an empty device while the core is in use. `apply` has to follow.
+
+        Args:
+            name: see `Device`, as for the others.
+            size: its bytes.
+            swap_type: its frontswap type, which no other device has.
+            lost: its bitmap of lost pages, all zeros.
+            lost_copy: the second one.
+        """
+        self.zv.accounts.object_bytes[swap_type] = self.zv.accounts.limit_hits[swap_type] = 0
+        if self._backing and self.writeback:
+            (device,) = self._backing.devices(
+                {name: size},
+                self.frontswap,
+                {name: lost},
+                self._page_size,
+                {name: lost_copy},
+                {name: swap_type},
+                has_slots=False,
+            )
+            self.backed.append(device)
+            self.writeback.changed()
+            added: Device = device
+        else:
+            added = Device(
+                name,
+                size,
+                self.frontswap,
+                swap_type,
+                page_size=self._page_size,
+                lost=lost,
+                lost_copy=lost_copy,
+            )
+        self.devices[name] = added
+        self._aged.append(added)
+        self._add_marks(added)
+        return added
+
+    def _add_marks(self, device: Device) -> None:
+        """Give recompression marks of its own for a device; a pass populates their memory."""
+        marks = mmap.mmap(-1, device.pages, ADDRESS_SPACE)
+        self.recompression.add(device, memoryview(marks), lambda: populate_marks([marks]))
+
+    def remove_device(self, name: str) -> None:
+        """Remove a device that has no pages, with its counters."""
+        device = self.devices.pop(name)
+        self.recompression.remove(device)
+        self._aged.remove(device)
+        if self.writeback:
+            self.backed[:] = [one for one in self.backed if one is not device]
+            self.writeback.changed()
+        self.frontswap.remove(device.swap_type)
+        self.zv.set_client(device.swap_type, NO_LIMIT, 100, None)
+        for part in ("devices", "backed"):
+            self._counters.get(part, {}).pop(name, None)
+
+    def resize_device(
+        self, name: str, size: int, lost: memoryview, lost_copy: memoryview
+    ) -> Device:
+        """Change the size of a device that has no pages beyond it, and return the device.
+
+        Args:
+            name: the device.
+            size: its new bytes.
+            lost: its new bitmap of lost pages.
+            lost_copy: the second one.
+        """
+        device = self.devices[name]
+        self.recompression.remove(device)
+        device.resize(size, lost, lost_copy)
+        self._add_marks(device)
+        if self.writeback:
+            self.writeback.changed()
+        return device
 
     def _make_allocator(self, config: Config, frames: PageFrames) -> ZsPool | ZbudPool:
         """Return a new allocator for the persistent half."""
@@ -317,10 +422,10 @@ class Core:
         names, zv, frames, writeback = list(self.devices), self.zv, self.frames, self.writeback
 
         def prepare() -> list[memoryview] | None:
-            if more is None:
+            made = more() if more is not None else {}
+            if not made:
                 populate_marks(own.values())
                 return None
-            made = more()
             return [made[name] for name in names]
 
         return Recompression(
@@ -400,6 +505,7 @@ class Core:
         self.zv.policy_percent = pool.zv_page_count_policy_percent
         self._config = config
         self._apply_limits()
+        self._apply_clients(config)
         self.recompression.age_s = pool.recompress_age
         if self.cache:
             self.cache.zbuds.compressor = self.zv.compressor
@@ -407,6 +513,25 @@ class Core:
             self.cache.eviction.limit_frames = min(
                 (config.cache.limit or 0) // self._page_size, self._total_frames // 2
             )
+
+    def _apply_clients(self, config: Config) -> None:
+        """Apply the settings that each swap file has for itself."""
+        percent = config.pool.accept_threshold_percent
+        for name, device in self.devices.items():
+            client = config.client(name)
+            device.weight = client.weight
+            device.limit_bytes = NO_LIMIT if client.limit is None else client.limit
+            device.is_kept = client.writeback == "never" or not device.has_slots
+            # Without a disk, nothing drains a file that was refused: it is accepted as soon as it
+            # is below its limit.
+            self.zv.set_client(
+                device.swap_type,
+                device.limit_bytes,
+                percent if self.writeback and not device.is_kept else 100,
+                compress.get(client.compressor) if client.compressor else None,
+            )
+        if self.writeback:
+            self.writeback.shares.accept_percent = percent
 
     def bound(self, frames: int) -> None:
         """Limit the frames of swap's pages, whatever the settings say; frames in use are kept."""
@@ -439,6 +564,16 @@ class Core:
         before = self.allocator.objects_moved
         self.tmem.compact(self.zv, COMPACT_MOVES)
         return self.allocator.objects_moved - before
+
+    def duplicate_search(self, devices: Sequence[Device]) -> DuplicateSearch:
+        """Return a search for equal pages of some devices."""
+        return DuplicateSearch(
+            devices,
+            self.allocator.memory,
+            self.zv.key_of,
+            page_size=self._page_size,
+            stored=self.zv.statistics().curr_pages,
+        )
 
     def self_test(self) -> None:
         """Test allocator and codecs with pages of every kind (selftest.py).

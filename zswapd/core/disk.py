@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from zswapd.config.loader import BACKED_LIMIT_PERCENT
 from zswapd.core.block.backed import BackedDevice
-from zswapd.core.block.slotmap import SlotMap
+from zswapd.core.block.slotmap import SlotMap, slot_map_bytes
 from zswapd.core.reclaim.writeback import Writeback
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from zswapd.core.frontends.frontswap import Frontswap
     from zswapd.core.pam.zv import Zv
 
+NO_SLOTS = 1 << 50
+"""The base of a device without slots."""
 RESERVE_LOW_DIVISOR = 8
 """The divisor for a low reserve: less than 1/8 of `reserve_target` is free."""
 
@@ -37,11 +39,14 @@ class CoreDisk:
             process and has the length of `sizing.slot_map_sizes`.
         witnesses: the witness bits beside the maps, with the length of `sizing.witness_sizes`. A
             device without them makes its own.
+        bases: the first slot of each device, if files have come or gone since the start; {} for
+            slots in the order of the devices.
     """
 
     transfers: Transfers
     maps: Mapping[str, memoryview]
     witnesses: Mapping[str, memoryview] = field(default_factory=dict)
+    bases: Mapping[str, int] = field(default_factory=dict)
 
     def devices(
         self,
@@ -50,10 +55,13 @@ class CoreDisk:
         lost: Mapping[str, memoryview],
         page_size: int,
         lost_copies: Mapping[str, memoryview] | None = None,
+        types: Mapping[str, int] | None = None,
+        *,
+        has_slots: bool = True,
     ) -> list[BackedDevice]:
         """Return the devices in the order of their swap types.
 
-        Their slots follow each other in that order.
+        Their slots follow each other in that order. A device without a slot map has no slots.
 
         Args:
             sizes: bytes of each device, by name.
@@ -61,20 +69,32 @@ class CoreDisk:
             lost: see `Device`.
             page_size: bytes of a page.
             lost_copies: see `Device`.
+            types: the swap types; None for the order of `sizes`.
+            has_slots: False for devices that have no slots, whatever their names.
         """
         made: list[BackedDevice] = []
         base = 0
         for name, size in sizes.items():
+            # A base beyond all slots: no transfer is taken for one of this device.
+            words = self.maps.get(name) if has_slots else None
+            first = self.bases.get(name, base) if words is not None else NO_SLOTS
             device = BackedDevice(
                 name,
                 size,
                 frontswap,
-                len(made),
+                types[name] if types else len(made),
                 page_size=page_size,
                 lost=lost.get(name),
                 lost_copy=(lost_copies or {}).get(name),
-                slots=SlotMap(self.maps[name], base, self.witnesses.get(name)),
+                slots=SlotMap(
+                    memoryview(bytearray(slot_map_bytes(size, page_size)))
+                    if words is None
+                    else words,
+                    first,
+                    self.witnesses.get(name) if words is not None else None,
+                ),
                 transfers=self.transfers,
+                has_slots=words is not None,
             )
             made.append(device)
             base += size // page_size

@@ -45,13 +45,16 @@ def make_arena(config: Config) -> Arena:
     )
 
 
-def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Arena:
+def adopt_arena(
+    config: Config, fd: int, copy: Mapping[str, Any] | None, made: Mapping[str, int] | None = None
+) -> Arena:
     """Return the arena in an inherited file, if it was made for these settings.
 
     Args:
         config: the settings.
         fd: the file. The caller keeps it.
         copy: contents of the arena's superblock, if the shared state has a copy.
+        made: see `label`.
 
     Raises:
         ArenaError: it was made for other settings. Nothing was changed.
@@ -62,7 +65,7 @@ def adopt_arena(config: Config, fd: int, copy: Mapping[str, Any] | None) -> Aren
     except ArenaError:
         os.close(fd)
         raise
-    page_size, wanted = config.context.page_size, label(config)
+    page_size, wanted = config.context.page_size, label(config, made)
     if arena.page_size == page_size and arena.label == wanted:
         return arena
     theirs = {**parsed_label(arena.label.decode(errors="replace")), "page_size": arena.page_size}
@@ -139,14 +142,19 @@ def slots_needed(config: Config) -> int:
     return sum(config.swap_files().values()) // config.context.page_size
 
 
-def label(config: Config) -> bytes:
+def label(config: Config, made: Mapping[str, int] | None = None) -> bytes:
     """Return the settings that a successor must share, as the arena's label.
 
     Headers contain swap types and offsets, and the frame table contains size classes. The ephemeral
     half is not in the label, since a successor finds no ephemeral page.
+
+    Args:
+        config: the settings.
+        made: bytes of each swap file at the start of the daemon, by name, if files have come or
+            gone since; None for the files of the settings.
     """
     geometry: dict[str, Any] = {
-        "files": list(config.swap_files().items()),
+        "files": list((config.swap_files() if made is None else made).items()),
         "max_zspage_frames": config.pool.max_zspage_frames,
     }
     if config.pool.allocator != "zsmalloc":  # older programs do not have this key

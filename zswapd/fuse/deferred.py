@@ -77,21 +77,37 @@ class BackedOperations(Operations):
     ) -> None:
         super().__init__(directory, page_size=page_size, takes_part=takes_part)
         self._devices: dict[int, BackedDevice] = {}
-        for inode, file in directory.block_files.items():
-            if not isinstance(file, BackedDevice):
-                raise ConfigError(
-                    f"{file.name} has no slots in the backing", hint="report this as a bug"
-                )
-            self._devices[inode] = file
-        files = self._devices.items() if ahead else ()
-        self.aheads = {
-            inode: Ahead(transfers, device.needed, device.size, ahead) for inode, device in files
-        }
+        self._ahead = ahead
+        self.aheads: dict[int, Ahead] = {}
         self._transfers = transfers
+        for inode in directory.block_files:
+            self._add(inode)
         self._unique = unique
         self._send = reply
         self._blame = blame
         self._out = memoryview(bytearray(max_io))
+
+    def _add(self, inode: int) -> None:
+        file = self._files[inode]
+        if not isinstance(file, BackedDevice):
+            raise ConfigError(
+                f"{file.name} has no slots in the backing", hint="report this as a bug"
+            )
+        self._devices[inode] = file
+        if self._ahead and file.has_slots:
+            self.aheads[inode] = Ahead(self._transfers, file.needed, file.size, self._ahead)
+
+    def add_block_file(self, inode: int) -> None:
+        """Serve a block file that was added to the directory."""
+        self._add(inode)
+        super().add_block_file(inode)
+
+    def remove_block_file(self, inode: int) -> None:
+        """Serve a block file no more; it is not in the directory, and not open for writing."""
+        super().remove_block_file(inode)
+        del self._devices[inode]
+        if ahead := self.aheads.pop(inode, None):
+            ahead.look()
 
     @serving
     def serve_read(self, inode: int, offset: int, out: memoryview) -> int:
@@ -126,8 +142,11 @@ class BackedOperations(Operations):
 
         The caller passes `takes_part`, because only the hook's present request can be asked for it.
         """
+        file = self._files.get(inode)
+        if file is None:  # it was removed while its slots were read
+            return -errno.ESTALE
         try:
-            self._files[inode].read_into(offset, self._out[:length])
+            file.read_into(offset, self._out[:length])
         except ZswapdError as error:
             length = part_of(error)
             if not length or not takes_part:

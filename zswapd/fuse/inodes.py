@@ -8,7 +8,8 @@ cache volumes. The tree is therefore a table. This module is synchronous and doe
 A file stays open during a takeover, and the kernel continues to use its inode number. A number
 therefore depends only on the configuration and on names:
 
-- swap files have 2, 3, … in the order of the configuration;
+- swap files have 2, 3, … in the order of the configuration, and further ones if they come at run
+  time (handover/roster.py);
 - directories and text files have a hash of their path;
 - cached files have a number that `volumes/` keeps.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -59,7 +60,7 @@ class BlockFile(Protocol):
 
     @property
     def size(self) -> int:
-        """Size in bytes; it never changes."""
+        """Size in bytes."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `offset` on. Bytes that were never written are zero."""
@@ -183,13 +184,17 @@ class Directory:
         self._names: dict[tuple[int, bytes], Node] = {}
         self.block_files: dict[int, BlockFile] = {}
 
-    def add_block_file(self, file: BlockFile) -> int:
+    def add_block_file(self, file: BlockFile, inode: int = 0) -> int:
         """Add a block file to the root and return its inode.
+
+        Args:
+            file: its data.
+            inode: its number, which no other file had; 0 for the next one.
 
         Raises:
             ConfigError: the name is not a valid file name, or it exists.
         """
-        inode = max(self.block_files, default=ROOT_INODE) + 1
+        inode = inode or max(self.block_files, default=ROOT_INODE) + 1
         name = self._free_name(ROOT_INODE, file.name, "swap")
         self._add(
             Node(inode, ROOT_INODE, name, stat.S_IFREG | 0o600, file.size, self.born_ns, file)
@@ -236,10 +241,25 @@ class Directory:
         mode = stat.S_IFREG | (0o600 if file.writable else 0o400)
         self._add(Node(inode, parent, encoded, mode, 0, self.born_ns, cached=file))
 
+    def inode_of(self, name: str) -> int:
+        """Return the inode of a block file, or 0."""
+        node = self._names.get((ROOT_INODE, name.encode(errors="surrogateescape")))
+        return node.inode if node is not None and node.file is not None else 0
+
+    def resized(self, inode: int) -> None:
+        """Take the present size of a block file."""
+        node = self._nodes[inode]
+        assert node.file is not None
+        self._add(replace(node, size=node.file.size))
+
     def remove(self, inode: int) -> None:
-        """Remove a cached file. Later requests of processes that have it open get ESTALE."""
+        """Remove a block file or a cached file.
+
+        Later requests of processes that have it open get ESTALE.
+        """
         node = self._nodes.pop(inode)
         del self._names[node.parent, node.name]
+        self.block_files.pop(inode, None)
 
     def _free_name(self, parent: int, name: str, kind: str) -> bytes:
         encoded = _checked_name(name, kind)

@@ -205,6 +205,14 @@ class Operations(pyfuse3.Operations):
         if self.on_init is not None:
             self.on_init()
 
+    def add_block_file(self, inode: int) -> None:
+        """Serve a block file that was added to the directory."""
+        self.writers.add(inode)
+
+    def remove_block_file(self, inode: int) -> None:
+        """Serve a block file no more; it is not in the directory, and not open for writing."""
+        self.writers.remove(inode)
+
     def statistics(self) -> OperationsStatistics:
         """Return the counters."""
         return OperationsStatistics(
@@ -423,6 +431,8 @@ class Operations(pyfuse3.Operations):
             await self.writers.until_free(node.inode, request)
         if self.is_closing:
             raise FUSEError(errno.EBUSY)
+        if self.directory.node(node.inode) is None:  # it was removed meanwhile
+            raise FUSEError(errno.ESTALE)
         handle = self.writers.open(node.inode, request)
         if not handle:
             name = node.name.decode(errors="backslashreplace")

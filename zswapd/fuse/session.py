@@ -298,6 +298,16 @@ class Session:
         self._is_terminating = True
         pyfuse3.terminate()
 
+    def add_block_file(self, inode: int) -> None:
+        """Serve a block file that was added to the directory."""
+        self.operations.add_block_file(inode)
+        self._hook.add_inode(inode)
+
+    def remove_block_file(self, inode: int) -> None:
+        """Serve a block file no more; it is not in the directory, and not open for writing."""
+        self._hook.remove_inode(inode)
+        self.operations.remove_block_file(inode)
+
     def set_poll_us(self, poll_us: int) -> None:
         """Set the longest wait for the next request in µs."""
         self._poll_us = poll_us

@@ -68,6 +68,14 @@ class Writers:
         self._writers = {inode: _Writer() for inode in inodes}
         self._given_back = trio.Event()
 
+    def add(self, inode: int) -> None:
+        """Add a new block file, which is open nowhere."""
+        self._writers[inode] = _Writer()
+
+    def remove(self, inode: int) -> None:
+        """Remove a block file, which has no open file for writing."""
+        del self._writers[inode]
+
     def open(self, inode: int, request: int) -> int:
         """Return a new handle, or 0 if another open file may change the file.
 

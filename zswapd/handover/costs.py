@@ -137,6 +137,21 @@ def check(config: Config, root: Path = Path("/")) -> None:
         )
 
 
+def check_files(config: Config) -> None:
+    """Check that there is memory for the books of swap files that come at run time.
+
+    Raises:
+        ConfigError: the books of full files take more than BOOKS_PERCENT of memory.
+    """
+    total, kept = config.context.memory_total, books(config)
+    if sum(kept.values()) > total * BOOKS_PERCENT // 100:
+        raise ConfigError(
+            f"the swap files would be too large for this memory: the books of full ones take"
+            f" {summed(kept)}, more than {BOOKS_PERCENT}% of {_memory(config)}",
+            hint="choose a smaller size",
+        )
+
+
 def check_change(before: Config, after: Config, *, marked: bool, root: Path = Path("/")) -> None:
     """Check that there is memory for the marks of recompression, if a change adds them.
 

@@ -6,16 +6,16 @@ The supervisor and every worker map it.
     page 0     The superblock, then 64-bit words (`Word`): signs of life, phase, counts of workers.
     slots      Two slots for a JSON document (`save`, `load`): settings changed at run time,
                freezes, counters.
-    geometry   A JSON document, written once: page size, swap files, mountpoint. A successor with
-               another geometry is refused. A second copy follows at half of GEOMETRY_BYTES. The
-               copy of the superblock is at the end.
+    geometry   A JSON document: page size, swap files, mountpoint. A successor with another geometry
+               is refused. It is written again when a swap file comes or goes (roster.py). A second
+               copy follows at half of GEOMETRY_BYTES. The copy of the superblock is at the end.
     hook       The survivor page and the request buffer of fuse/_lowlevel.c, which explains them.
     lost       One bit for each page of every swap file: its overwrite was refused
                (core/block/device.py).
     areas      Further memory by name (`area`): a second copy of the bits above; the marks of
                recompression; the key, the claims and the slot maps of a disk behind the pool.
-    extension  Memory that a worker has added at run time (`extend`), from the next page on: marks
-               of recompression.
+    extension  Memory that a worker has added at run time, from the next page on: marks of
+               recompression (`extend`), or the bits of swap files that came later (`add_range`).
 
 All of it is populated when it is made, so the page path never faults on it. One process at a time
 writes words: the worker, or the supervisor while there is no worker.
@@ -57,7 +57,12 @@ LAYOUT_VERSION = 1
 """Layout of this file. A program refuses an unknown layout before a worker is stopped."""
 LAYOUT_WITH_ZSTD = 2
 """The same layout, for an arena with pages that only programs with zstd can read."""
-READABLE_LAYOUTS = (LAYOUT_VERSION, LAYOUT_WITH_ZSTD)
+LAYOUT_WITH_FILES = 4
+"""The same layout with zstd, and swap files that were added, removed or resized (roster.py).
+
+One flipped bit makes none of these numbers from another.
+"""
+READABLE_LAYOUTS = (LAYOUT_VERSION, LAYOUT_WITH_ZSTD, LAYOUT_WITH_FILES)
 SLOT_BYTES = 256 << 10
 """Longest document, including its header of 24 bytes."""
 GEOMETRY_BYTES = 64 << 10
@@ -159,7 +164,7 @@ class SharedState:
 
     Attributes:
         fd: the descriptor.
-        geometry: the document that was written when the file was made.
+        geometry: the document that says what is served, as it was when this object was made.
         hook: the hook's part, page-aligned.
         words: 64-bit words, by `Word`.
         hook_words: 64-bit words, by `HookWord`.
@@ -206,7 +211,7 @@ class SharedState:
             view[page + SLOT_BYTES : page + 2 * SLOT_BYTES],
         )
         self._geometry = view[page + 2 * SLOT_BYTES : page + 2 * SLOT_BYTES + GEOMETRY_BYTES]
-        document = _read(self._geometry) or _read(self._geometry[GEOMETRY_BYTES // 2 :])
+        document = self._read_geometry()
         if document is None:
             raise HandoverError(
                 "the shared state of the running daemon does not say what it serves"
@@ -239,6 +244,93 @@ class SharedState:
             lost_at += round_up(size, 8)
         self._extension_at = round_up(end, page)
         self.extension = view[self._extension_at :]
+
+    def _read_geometry(self) -> dict[str, Any] | None:
+        """Return the geometry that was written last; None if both copies are damaged."""
+        return _read(max(self._geometry, self._geometry[GEOMETRY_BYTES // 2 :], key=_serial))
+
+    def reread_geometry(self) -> None:
+        """Take the geometry that another process may have written since."""
+        self.geometry = self._read_geometry() or self.geometry
+
+    def write_geometry(self, geometry: Mapping[str, Any]) -> None:
+        """Write another geometry, from which on only programs that know rosters take over.
+
+        A death in between leaves the old one or the new one.
+
+        Raises:
+            HandoverError: it is too long for two copies; nothing is written.
+        """
+        serial = max(map(_serial, self._copies_of_geometry())) + 1
+        document = bytearray(GEOMETRY_BYTES // 2 - _COPY.size)
+        _write(memoryview(document), serial, geometry)  # raises before anything is changed
+        self._raise_layout(LAYOUT_WITH_FILES)
+        for copy in self._copies_of_geometry():
+            _write(copy, serial, geometry)
+        self.geometry = dict(geometry)
+
+    def _copies_of_geometry(self) -> tuple[memoryview, memoryview]:
+        half = GEOMETRY_BYTES // 2
+        return self._geometry[:half], self._geometry[half : -_COPY.size]
+
+    def add_range(self, size: int, used: Collection[tuple[int, int]]) -> int:
+        """Allocate memory of zeros behind the areas that outlives this worker; return its offset.
+
+        Args:
+            size: bytes; they are rounded up to pages.
+            used: offset and bytes of each range that is in use.
+
+        Raises:
+            ArenaError: the kernel gives no memory; nothing is added.
+        """
+        length, at = round_up(size, mmap.PAGESIZE), self._extension_at
+        for offset, taken in sorted(used):
+            if offset - at >= length:
+                break
+            at = max(at, offset + round_up(taken, mmap.PAGESIZE))
+        try:
+            os.posix_fallocate(self.fd, at, length)
+        except OSError as error:
+            self.free_range(at, length)
+            raise ArenaError(
+                f"no memory for {size} bytes of shared state: {error.strerror}"
+            ) from error
+        return at
+
+    def added_bytes(self) -> int:
+        """Return the bytes behind the areas, which workers have added."""
+        return os.fstat(self.fd).st_size - self._extension_at
+
+    @property
+    def extension_at(self) -> int:
+        """Offset of the memory behind the areas."""
+        return self._extension_at
+
+    def map_range(self, offset: int, size: int) -> memoryview:
+        """Return memory that `add_range` has allocated, mapped and populated.
+
+        Raises:
+            HandoverError: it cannot be mapped.
+        """
+        length = round_up(size, mmap.PAGESIZE)
+        try:
+            mapped = mmap.mmap(self.fd, length, mmap.MAP_SHARED, offset=offset)
+        except (OSError, ValueError) as error:
+            raise HandoverError(
+                f"shared memory of a swap file cannot be mapped: {error}", hint=restart_daemon()
+            ) from error
+        mapped.madvise(mmap.MADV_DONTDUMP)
+        with contextlib.suppress(OSError):
+            mapped.madvise(_MADV_POPULATE_WRITE)
+        return memoryview(mapped)[:size]
+
+    def free_range(self, offset: int, size: int) -> None:
+        """Give the memory of a range back.
+
+        The file keeps its length, because other processes have it mapped.
+        """
+        with contextlib.suppress(OSError):
+            punch_hole(self.fd, offset, round_up(size, mmap.PAGESIZE))
 
     def extend(self, size: int) -> memoryview:
         """Add memory that outlives this worker; it may block, in any thread.
@@ -347,6 +439,7 @@ class SharedState:
     def refresh(self) -> int:
         """Renew poisoned pages, and restore their data from copies; return the number of pages."""
         renewed = self.renew()
+        self.reread_geometry()
         if renewed:
             self._mended_superblock()
             self._mend()
@@ -400,15 +493,12 @@ class SharedState:
         """Write the copies of superblock and geometry that are damaged or missing."""
         if not self._has_copy():
             self._copy_superblock()
-        first, second = (
-            self._geometry[: GEOMETRY_BYTES // 2],
-            self._geometry[GEOMETRY_BYTES // 2 : -_COPY.size],
-        )
-        for copy in (first, second):
+        serial = max(1, *map(_serial, self._copies_of_geometry()))
+        for copy in self._copies_of_geometry():
             if _read(copy) != self.geometry:
                 # a geometry of more than half of GEOMETRY_BYTES has no copy
                 with contextlib.suppress(HandoverError):
-                    _write(copy, 1, self.geometry)
+                    _write(copy, serial, self.geometry)
 
     def check_words(self, check: Word) -> bool:
         """Say whether words agree with their checksum: WORKER_CHECK or FILES_CHECK."""
@@ -459,9 +549,12 @@ class SharedState:
         Programs that lack one of them then refuse to take over.
         """
         if "zstd" in names:
-            if self.layout != LAYOUT_WITH_ZSTD:
-                self._copy_superblock(LAYOUT_WITH_ZSTD)
-            self._layout_word[0] = LAYOUT_WITH_ZSTD
+            self._raise_layout(LAYOUT_WITH_ZSTD)
+
+    def _raise_layout(self, layout: int) -> None:
+        if self.layout < layout:
+            self._copy_superblock(layout)
+            self._layout_word[0] = layout
 
     def load(self) -> dict[str, Any]:
         """Return the last valid document; {} if there is none.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zswapd import counters
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -78,6 +80,24 @@ class CostStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientFilesStatistics:
+    """Counts of commands that change the swap files.
+
+    Attributes:
+        added, removed, resized: files that came, went, or changed their size.
+        refused: commands that were refused, for example because the file was in use.
+    """
+
+    added: int
+    removed: int
+    resized: int
+    refused: int
+
+
+counters.declare(ClientFilesStatistics, cumulative="added removed resized refused")
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The statistics of all parts of a worker.
 
@@ -92,3 +112,4 @@ class Snapshot:
     shrinker: ShrinkerStatistics | None
     worker: WorkerStatistics
     cost: CostStatistics
+    files: ClientFilesStatistics

@@ -26,6 +26,7 @@ from zswapd.core.sizing import label, parsed_label
 from zswapd.errors import HandoverError
 from zswapd.fuse import lowlevel, lowlevel_problem
 from zswapd.handover.geometry import check_geometry
+from zswapd.handover.roster import made_files
 from zswapd.handover.state import READABLE_LAYOUTS as STATE_LAYOUTS
 from zswapd.host import installation
 from zswapd.host.installation import restart_daemon
@@ -66,7 +67,7 @@ def check(config: Config, running: str) -> None:
                 hint=f"when there is time to swap off: {restart_daemon()}",
             )
     check_geometry(config, shape)
-    made_for, wanted = identity.get("arena_label"), label(config).decode()
+    made_for, wanted = identity.get("arena_label"), label(config, made_files(shape)).decode()
     if made_for is not None and made_for != wanted:  # older programs do not give it
         found = "; ".join(differences(parsed_label(made_for), parsed_label(wanted)))
         raise HandoverError(

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zswapd import log as log_setup
+from zswapd.config import with_files
 from zswapd.core import crashpoints
 from zswapd.core.core import Core, Inherited, store_codecs
 from zswapd.core.reclaim.pressure import Pressure
@@ -32,10 +33,12 @@ from zswapd.fuse.operations import Operations
 from zswapd.fuse.session import Session
 from zswapd.handover import costs
 from zswapd.handover.areas import lost_copies_in, marks_bytes, marks_in, marks_of
+from zswapd.handover.roster import Roster, original_names
 from zswapd.handover.state import UPGRADE_WANTED, HookWord, Word
 from zswapd.host.installation import restart_daemon
 from zswapd.volumes import mounted
 from zswapd.volumes.mounted import make_volumes
+from zswapd.worker.client_files import ClientFiles
 from zswapd.worker.cost import Cost
 from zswapd.worker.disk import BackedPool
 from zswapd.worker.emptying import identities, make_emptying
@@ -43,14 +46,14 @@ from zswapd.worker.files import add_files
 from zswapd.worker.merging import Merging
 from zswapd.worker.parent import Parent
 from zswapd.worker.parts import Parts
-from zswapd.worker.settings import Settings
+from zswapd.worker.settings import FILES_BY, Settings
 from zswapd.worker.shrink import Shrinking
 from zswapd.worker.stop import Shutdown
 from zswapd.worker.successor import StateSaver, restore
 from zswapd.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from zswapd.config import Config
     from zswapd.handover.resources import Resources
@@ -61,12 +64,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Built = tuple[Parts, StateSaver, ClientFiles]
 NO_CEILING = 1 << 62
 """The cache's limit in frames until the shrinker has set a ceiling."""
 
 
-def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Parts, StateSaver]:
-    """Return all parts of a worker, and the saver of their state for a successor.
+def build(config: Config, prepared: Prepared, resources: Resources) -> Built:
+    """Return the parts of a worker, the saver of their state, and the swap files that may change.
 
     Args:
         config: the configured settings.
@@ -81,13 +85,12 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
     begun = state.words[Word.BEGUN] / 1e9 or time.monotonic()  # 0 if the supervisor predates 0.1.0
     parent.heartbeat()
     crashpoints.arm_from_environment(os.environ, state.words[Word.STARTED], is_takeover=True)
-    settings = Settings(config, left.get("settings", {}))
+    roster, settings = _make_settings(config, state, left)
     current = settings.current
     state.note_codecs(store_codecs(current))
     disk = _make_disk(current, prepared, resources)
-    core = _make_core(settings, parent, resources, disk, left)
-    restore(core, left)
-    directory, pressure = _make_directory(core, left), Pressure()
+    core = _make_core(settings, parent, resources, disk, left, roster)
+    directory, pressure = _make_directory(core, left, roster), Pressure()
     is_adopted = state.words[Word.STARTED] > 1 or state.hook_words[HookWord.INIT_SIZE] > 0
     session = _make_session(current, resources, disk, directory, is_adopted=is_adopted)
     cache = core.cache.cleancache if core.cache else None
@@ -124,7 +127,18 @@ def build(config: Config, prepared: Prepared, resources: Resources) -> tuple[Par
         born=float(left.get("born", begun)),
         is_cold=prepared.is_cold,
     )
-    return parts, _make_saver(parts, left)
+    return parts, _make_saver(parts, left), ClientFiles(parts, roster, config.swap_files())
+
+
+def _make_settings(
+    config: Config, state: SharedState, left: Mapping[str, Any]
+) -> tuple[Roster, Settings]:
+    """Return the swap files of the shared state, and the settings with these files."""
+    kind = state.geometry.get("arena", {}).get("kind")
+    roster = Roster(state, page_size=config.context.page_size, is_growable=kind == "tmpfs")
+    sizes = {member.name: member.size for member in roster.members.values()}
+    found = with_files(config, sizes, source=FILES_BY)
+    return roster, Settings(found, left.get("settings", {}))
 
 
 def _make_saver(parts: Parts, left: Mapping[str, Any]) -> StateSaver:
@@ -191,11 +205,11 @@ def _refreshed(state: SharedState) -> dict[str, Any]:
     return state.load()
 
 
-def _make_directory(core: Core, left: Mapping[str, Any]) -> Directory:
+def _make_directory(core: Core, left: Mapping[str, Any], roster: Roster) -> Directory:
     """Return the directory of the mount, with the block files."""
     directory = Directory(born_ns=int(left.get("born_ns", time.time_ns())))
     for device in core.devices.values():
-        directory.add_block_file(device)
+        directory.add_block_file(device, roster.members[device.name].inode)
     return directory
 
 
@@ -218,25 +232,43 @@ def _make_core(
     resources: Resources,
     disk: BackedPool | None,
     left: Mapping[str, Any],
+    roster: Roster,
 ) -> Core:
     """Return the core, rebuilt from the arena. A first worker's arena is empty."""
     state, configured = resources.state, settings.configured
 
     def add_marks() -> Mapping[str, memoryview]:
-        """Add the marks of recompression to the shared state, for later workers too; it blocks."""
+        """Add the marks of recompression to the shared state, for later workers too; it blocks.
+
+        Return {} if the memory behind the areas belongs to files that came later.
+        """
+        if roster.is_changed:
+            return {}
         return marks_of(state.extend(sum(marks_bytes(configured).values())), configured)
 
+    lost, copies = roster.bitmaps()
+    # The marks of the start, and memory that was added for marks, are in the order of its files.
+    extension = memoryview(b"") if roster.is_changed else state.extension
+    originals = original_names(state.geometry)
     inherited = Inherited(
         resources.arena,
-        state.lost(),
-        marks_in(state.areas) or marks_of(state.extension, configured),
+        {**_of(originals, state.lost()), **lost},
+        _of(originals, marks_in(state.areas)) or marks_of(extension, configured),
         left.get("core", {}),
         parent.heartbeat,
         add_marks,
-        lost_copies_in(state.areas),
+        {**_of(originals, lost_copies_in(state.areas)), **copies},
         state.geometry.get("arena"),
+        {member.name: member.swap_type for member in roster.members.values()},
+        roster.made,
     )
-    return Core(settings.current, inherited=inherited, backing=disk.backing if disk else None)
+    core = Core(settings.current, inherited=inherited, backing=disk.backing if disk else None)
+    restore(core, left)
+    return core
+
+
+def _of(names: Collection[str], memory: Mapping[str, memoryview]) -> dict[str, memoryview]:
+    return {name: area for name, area in memory.items() if name in names}
 
 
 def _make_session(

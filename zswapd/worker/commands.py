@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from zswapd.worker.upgrade import Upgrade
 
 _ALL: Final = 1 << 62
+PAUSE_S: Final = 0.0005
+"""Time between two steps of a search for duplicates, in which requests are served."""
 
 
 class Commands:
@@ -66,6 +68,7 @@ class Commands:
             "thaw": self._thaw,
             "compact": self._compact,
             "pages": self._pages,
+            "duplicates": self._duplicates,
             "writeback": self._writeback,
             "recompress": self._recompress,
             "shrink": self._shrink,
@@ -126,6 +129,24 @@ class Commands:
                 for _number, state in rows:
                     counts[state.state] = counts.get(state.state, 0) + 1
         return {"pages": counts}
+
+    async def _duplicates(self, report: Report, file: str | None = None) -> dict[str, Any]:
+        """Estimate how many pages of the pool are equal, 0.5 ms at a time."""
+        core = self._parts.core
+        if file is not None and file not in core.devices:
+            raise no_swap_file(file, list(core.devices))
+        chosen = [core.devices[name] for name in ([file] if file is not None else core.devices)]
+        search, told = core.duplicate_search(chosen), time.monotonic()
+        while not search.is_done:
+            search.step()
+            if time.monotonic() - told >= progress.PROGRESS_S:
+                told = time.monotonic()
+                await report({"pages": search.looked})
+            await trio.sleep(PAUSE_S)
+        return {
+            "files": [reports.plain(one) for one in search.result()],
+            "sampled_one_in": search.stride,
+        }
 
     def _page_row(
         self, codecs: Mapping[int, str], number: int, state: PageState

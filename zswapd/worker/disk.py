@@ -30,6 +30,7 @@ from zswapd.fuse.deferred import BackedOperations
 from zswapd.fuse.mount import MAX_IO
 from zswapd.handover.areas import BACKING_CLAIMS, SLOTS, WITNESS
 from zswapd.handover.key import find_key
+from zswapd.handover.roster import made_files, original_names
 from zswapd.system import set_normal
 
 if TYPE_CHECKING:
@@ -144,15 +145,17 @@ class BackedPool:
             depth=config.backing.threads,
             claims=state.area(BACKING_CLAIMS).cast("Q"),
         )
+        originals, first = original_names(state.geometry), 0
+        bases: dict[str, int] = {}
+        for name, size in made_files(state.geometry).items():
+            bases[name], first = first, first + size // page_size
         maps: Mapping[str, memoryview] = {
-            name: state.area(SLOTS + name) for name in config.swap_files()
+            name: state.area(SLOTS + name) for name in config.swap_files() if name in originals
         }
         witnesses = {
-            name: area
-            for name in config.swap_files()
-            if (area := state.areas.get(WITNESS + name)) is not None
+            name: area for name in maps if (area := state.areas.get(WITNESS + name)) is not None
         }
-        self.backing = CoreDisk(self.transfers, maps, witnesses)
+        self.backing = CoreDisk(self.transfers, maps, witnesses, bases)
         self._operations: BackedOperations | None = None
         self._release()
 

@@ -146,8 +146,8 @@ class Emptying:
         run: Callable[..., Awaitable[Any]],
     ) -> None:
         self.emptied = 0
-        self._devices = devices
-        self._paths = paths
+        self._devices = dict(devices)
+        self._paths = dict(paths)
         self._writers = writers
         self._page_size = page_size
         self._look_at = look
@@ -159,6 +159,16 @@ class Emptying:
         self._headers: dict[int, int] = {}
         self._wanted = trio.Event()
         writers.when_closed = self.look_soon
+
+    def add(self, inode: int, device: Device, path: Path) -> None:
+        """Empty a further file after swapoff."""
+        self._devices[inode], self._paths[inode] = device, path
+
+    def remove(self, inode: int) -> None:
+        """Leave a file out that is not open for writing."""
+        del self._devices[inode], self._paths[inode]
+        self._was_on.pop(inode, None)
+        self._headers.pop(inode, None)
 
     def look_soon(self) -> None:
         """Have the task look at the files."""
@@ -187,8 +197,9 @@ class Emptying:
             nursery.start_soon(self._listen)
             while True:
                 self._wanted = trio.Event()
-                for inode in self._paths:
-                    await self._look(inode)
+                for inode in list(self._paths):
+                    if inode in self._paths:
+                        await self.look(inode)
                 await self._wanted.wait()
 
     async def _listen(self) -> None:
@@ -198,9 +209,12 @@ class Emptying:
                 events.poll(0)
                 self.look_soon()
 
-    async def _look(self, inode: int) -> None:
+    async def look(self, inode: int) -> None:
+        """Look at the kernel's use of a file, and empty it if it was swapped off."""
         written, writers = self._written(inode), self._writers
         state = await self._run(partial(self._look_at, self._paths[inode]))
+        if inode not in self._paths:  # it was removed meanwhile
+            return
         writers.settle(inode, is_attached=state.is_attached)
         if state.is_swapped_on:
             if self._headers.pop(inode, None) is not None:
@@ -208,9 +222,9 @@ class Emptying:
             self._note(inode, writers.handle_of(inode))
             return
         page = await self._first_page(self._devices[inode]) if inode in self._was_on else None
-        handle = writers.handle_of(inode)
         if page is None or inode not in self._was_on:
             return
+        handle = writers.handle_of(inode)
         # Another open file, or a first page that is no swap header: the data is not swap's.
         if handle not in {0, self._was_on[inode]} or page[-len(SWAP_MAGIC) :] != SWAP_MAGIC:
             self._note(inode, None)
@@ -292,11 +306,10 @@ def make_emptying(
     """
     files = directory.block_files
     paths = {inode: session.mountpoint / file.name for inode, file in files.items()}
-    known = identities(session, directory)
     kernel = Kernel()
 
     def look(path: Path) -> FileState:
-        return look_at(path, identity=known.get(path), kernel=kernel)
+        return look_at(path, identity=identities(session, directory).get(path), kernel=kernel)
 
     emptying = Emptying(
         {inode: devices[file.name] for inode, file in files.items()},

@@ -68,13 +68,15 @@ def make_worker(config: Config, prepared: Prepared, resources: Resources) -> Wor
         MountError: the hook cannot be used.
     """
     require_hook()
-    parts, saver = build(config, prepared, resources)
+    parts, saver, files = build(config, prepared, resources)
     upgrade = Upgrade(parts, saver)
     cache = parts.core.cache.cleancache if parts.core.cache else None
     handlers = {
         **Commands(parts, saver, upgrade).handlers(),
+        **files.handlers(),
         **CacheCommands(parts.volumes, cache, saver.save_state).handlers(),
     }
+    saver.files = files
     saver.server = Server(resources.listener, handlers)
     add_setting_files(parts, saver)
-    return Worker(parts, saver, upgrade)
+    return Worker(parts, saver, upgrade, files)

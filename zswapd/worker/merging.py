@@ -73,8 +73,8 @@ class Merging:
         is_prompt: Callable[[], bool],
         left: Mapping[str, Any],
     ) -> None:
-        self._devices = devices
-        self._files = files
+        self._devices = list(devices)
+        self._files = list(files)
         self._identities = identities
         self._swapoff_thread = swapoff_thread
         self._is_prompt = is_prompt
@@ -87,6 +87,17 @@ class Merging:
                 "lost", ()
             )
             device.when_unreadable = self._wake
+
+    def add(self, device: Device, file: Path) -> None:
+        """Watch a further device."""
+        self._devices.append(device)
+        self._files.append(file)
+        device.when_unreadable = self._wake
+
+    def remove(self, device: Device) -> None:
+        """Watch a device no more."""
+        place = self._devices.index(device)
+        del self._devices[place], self._files[place]
 
     def _wake(self) -> None:
         """Wake the task. The page path calls it when a page has become unreadable."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from zswapd.control.protocol import (
         CacheReport,
+        FileReport,
         LimitReport,
         PoolReport,
         ProtectionReport,
@@ -62,14 +63,31 @@ def status_report(parts: Parts, *, takeover_s: float) -> StatusReport:
         "cost": plain(parts.cost.statistics(statistics)),
         "backing": parts.disk.report(config, statistics) if parts.disk else None,
         "cache": cache_report(statistics, parts.volumes.statistics() if parts.volumes else ()),
-        "files": [
-            {"name": device.name, "size": device.size, "stored_pages": device.stored_pages}
-            for device in statistics.devices
-        ],
+        "files": file_reports(statistics),
         "memory_limit": limit_report(parts.pressure.limits.room()),
         "protections": protection_reports(system.refreshed(parts.protections)),
         "advice": protection_reports(system.advise()),
     }
+
+
+def file_reports(core: CoreStatistics) -> list[FileReport]:
+    """Return what each swap file has in the pool and on the disk, and how it was read."""
+    disk_pages = {device.name: device.bd_count for device in core.backed}
+    return [
+        {
+            "name": device.name,
+            "size": device.size,
+            "stored_pages": device.stored_pages,
+            "object_bytes": device.object_bytes,
+            "disk_pages": disk_pages.get(device.name, 0),
+            "hits": device.hits,
+            "disk_reads": device.disk_reads,
+            "limit_bytes": device.limit_bytes,
+            "limit_hits": device.limit_hits,
+            "weight": device.weight,
+        }
+        for device in core.devices
+    ]
 
 
 def pool_report(core: CoreStatistics, compressor: str) -> PoolReport:

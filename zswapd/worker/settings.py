@@ -7,17 +7,28 @@ setting changes its part, and not this file.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from zswapd.config import changed, describe, to_document, with_changes
+from zswapd.config import Config, changed, describe, to_document, with_changes, with_files
+from zswapd.config.table import CLIENT_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from zswapd.config import Config
-
 SET_BY: Final = "zswapctl set"
 """The origin of a setting that was changed at run time."""
+
+
+FILES_BY: Final = "zswapctl files"
+"""The origin of a swap file that came at run time."""
+
+
+class Change(NamedTuple):
+    """Settings that were checked and do not count yet."""
+
+    configured: Config
+    changes: dict[str, object]
+    current: Config
 
 
 class Settings:
@@ -68,6 +79,36 @@ class Settings:
         self._apply({**self.changes, **settings}, changed(self.current, settings, source=SET_BY))
         return self.describe(list(settings))
 
+    def with_files(self, sizes: Mapping[str, object], settings: Mapping[str, object]) -> Change:
+        """Return the settings with other swap files, for `take`.
+
+        Settings of files that are not there any more are left out.
+
+        Args:
+            sizes: the size of each file, by name.
+            settings: further settings to change, by full name.
+
+        Raises:
+            ConfigError: a name, a size or a setting is refused.
+        """
+        configured = with_files(self.configured, sizes, source=FILES_BY)
+        kept = {
+            name: value
+            for name, value in self.changes.items()
+            if not name.startswith("swap.files.") or name in _client_names(configured)
+        }
+        changes = {**kept, **settings}
+        current = changed(configured, changes, source=SET_BY)
+        for check in self._checks:
+            check(self.current, current)
+        return Change(configured, changes, current)
+
+    def take(self, change: Change) -> None:
+        """Let the result of `with_files` count."""
+        self.configured = change.configured
+        self.document = to_document(change.configured)
+        self._apply(change.changes, change.current)
+
     def reset(self, keys: Sequence[str] = ()) -> dict[str, Any]:
         """Give changed settings their configured values again; return these settings.
 
@@ -88,3 +129,8 @@ class Settings:
         for apply in self._appliers:
             apply(config)
         self.when_applied()
+
+
+def _client_names(config: Config) -> set[str]:
+    """Return the full names of all settings that swap files can have for themselves."""
+    return {f"swap.files.{name}.{key}" for name in config.clients for key in CLIENT_SETTINGS}

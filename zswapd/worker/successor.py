@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from zswapd.control.server import Server
     from zswapd.core.core import Core
+    from zswapd.worker.client_files import ClientFiles
     from zswapd.worker.parts import Parts
 
 FRESH_S = 0.02
 """Time, s, in which statistics are returned again. To take them stops the event loop."""
-_COUNTED = ("session", "control", "pressure", "shrinker")
+_COUNTED = ("session", "control", "pressure", "shrinker", "files")
 """Names of the saved counters of earlier workers, without those of the core and of volumes."""
 
 
@@ -37,6 +38,7 @@ class StateSaver:
     Attributes:
         server: the server of the control socket, which counts its requests. It is set before the
             first statistics are taken.
+        files: the swap files that may come and go, likewise.
         checked: the settings that the check before an upgrade has read, for the next supervisor.
         takeover_s: duration of this worker's takeover, s.
     """
@@ -45,6 +47,7 @@ class StateSaver:
         self._parts = parts
         self._bases: dict[str, Any] = {name: left.get(name, {}) for name in _COUNTED}
         self.server: Server
+        self.files: ClientFiles
         self.checked = checked
         self.takeover_s = 0.0
         self._taken: tuple[Snapshot, float] | None = None  # the last snapshot and its time
@@ -89,6 +92,7 @@ class StateSaver:
                 "session": counters.export(now.fuse),
                 "control": counters.export(now.control),
                 "pressure": counters.export(now.pressure),
+                "files": counters.export(now.files),
                 "merging": parts.merging.remembered(),
                 "cache_frozen": bool(core.cache and core.cache.cleancache.frozen),
                 "volumes": parts.volumes.remember() if parts.volumes else {},
@@ -137,6 +141,7 @@ class StateSaver:
                 protections={item.name: item.on for item in parts.protections},
             ),
             cost=parts.cost.statistics(core),
+            files=counters.add(self.files.statistics(), bases["files"]),
         )
 
 

@@ -48,6 +48,7 @@ from zswapd.volumes.mounted import configured
 
 if TYPE_CHECKING:
     from zswapd.system.signals import Received
+    from zswapd.worker.client_files import ClientFiles
     from zswapd.worker.parts import Parts
     from zswapd.worker.successor import StateSaver
     from zswapd.worker.upgrade import Upgrade
@@ -75,10 +76,14 @@ class Worker:
         parts: the parts of this worker.
         saver: saves the state for a successor.
         upgrade: replaces this worker on request.
+        files: the swap files, which may come and go.
     """
 
-    def __init__(self, parts: Parts, saver: StateSaver, upgrade: Upgrade) -> None:
+    def __init__(
+        self, parts: Parts, saver: StateSaver, upgrade: Upgrade, files: ClientFiles
+    ) -> None:
         self.parts = parts
+        self._files = files
         self._saver = saver
         self._upgrade = upgrade
         self._phase = Phase.STARTING
@@ -124,6 +129,7 @@ class Worker:
                     if parts.exporter:
                         parts.exporter.start(self._saver.snapshot)
                     self._say_ready()
+                    nursery.start_soon(self._files.add_configured)
                     self._set_priority()
                     if parts.is_cold:
                         nursery.start_soon(self._warm_up)

@@ -76,7 +76,9 @@ def test_whatever_there_is_it_has_room_for_what_is_wrong(
     ]
     now["core"]["zsmalloc"]["classes"] = classes
     now["core"]["writeback"] = {"sampled_ages": [1, 2, 3, 4, 5]}
-    now["core"]["backed"] = [{"bd_count": 1, "written_back_pages": 1, "written_through_pages": 0}]
+    now["core"]["backed"] = [
+        {"name": "file0", "bd_count": 1, "written_back_pages": 1, "written_through_pages": 0}
+    ]
     lines = screen(now, now, 1.0, rows=rows)
     assert len(lines) <= rows
     text = "\n".join(lines)

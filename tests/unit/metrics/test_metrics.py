@@ -142,7 +142,7 @@ def test_the_disk_behind_the_pool_is_told_of_number_by_number() -> None:
     )
     assert seen["zswapd_writeback_sent_pages_total", "command"] == core.writeback.by_command == 2
     triggers = {label for name, label in seen if name == "zswapd_writeback_sent_pages_total"}
-    assert triggers == {"command", "incompressible", "limit", "reserve", "age"}
+    assert triggers == {"command", "incompressible", "file", "limit", "reserve", "age"}
     assert (
         seen["zswapd_writeback_budget_left_bytes", ""]
         == core.writeback.budget_left_bytes

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.block.device import ADOPTED_PAGES, Device, do_nothing
+from zswapd.core.block.slotmap import SlotMap, slot_map_bytes
 from zswapd.core.block.state import PageState, pool_state
 from zswapd.core.compress.base import RAW
 from zswapd.core.crashpoints import reach
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zswapd.core.backing.transfers import Transfers, Write
-    from zswapd.core.block.slotmap import SlotMap
     from zswapd.core.frontends.frontswap import Frontswap
 
 
@@ -142,6 +142,8 @@ class BackedDevice(Device):
         name, size, frontswap, swap_type, page_size, lost, lost_copy: see `Device`.
         slots: the slot map: which pages are in their slots.
         transfers: reads and writes the slots.
+        has_slots: the backing has room for its pages. A file that came later has none, and its map
+            stays empty.
 
     Attributes:
         ages: the epoch of every page's last use; 0 for a page that is not in the pool, unless it
@@ -166,11 +168,13 @@ class BackedDevice(Device):
         slots: SlotMap,
         transfers: Transfers,
         lost_copy: memoryview | None = None,
+        has_slots: bool = True,
     ) -> None:
         super().__init__(
             name, size, frontswap, swap_type, page_size=page_size, lost=lost, lost_copy=lost_copy
         )
         self._slots = slots
+        self.has_slots = has_slots
         self._transfers = transfers
         self._spills: dict[int, _Spill] = {}
         self._ticket: Ticket | None = None
@@ -189,6 +193,7 @@ class BackedDevice(Device):
     def _read_page(self, number: int, out: memoryview) -> None:
         if self._frontswap.load(self.swap_type, number, out):
             self.ages[number] = self.epoch
+            self._hits += 1
             return
         spill = self._spills.get(number) if self._spills else None
         if spill is not None and spill.write is not None:
@@ -230,6 +235,7 @@ class BackedDevice(Device):
                 ),
             )
         out[:] = page
+        self._disk_reads += 1
         if self.unreadable:  # the disk works again
             self.unreadable.pop(number, None)
         if self.promotes and not self._frontswap.frozen:
@@ -282,8 +288,10 @@ class BackedDevice(Device):
         reason = self._store(number, page)
         if reason is None:
             return None
-        if self._ticket is not None and self._spill(
-            number, page, self._ticket, 0 if reason in POOR else self.epoch
+        if (
+            self._ticket is not None
+            and not self.is_kept
+            and self._spill(number, page, self._ticket, 0 if reason in POOR else self.epoch)
         ):
             self._refused_writes -= 1
             return None
@@ -449,6 +457,18 @@ class BackedDevice(Device):
         if number in self._spills:
             return PageState("writing")
         return PageState("disk") if self._slots.holds(number) else Device.state_of(self, number)
+
+    def resize(self, size: int, lost: memoryview, lost_copy: memoryview) -> None:
+        """Set the size of a device without slots.
+
+        See `Device.resize`.
+        """
+        super().resize(size, lost, lost_copy)
+        pages = size // self._page_size
+        words = memoryview(bytearray(slot_map_bytes(size, self._page_size)))
+        self._slots = SlotMap(words, self._slots.base)
+        ages = self.ages[:pages]
+        self.ages = ages + bytearray(pages - len(ages))
 
     def _forget(self, first: int, last: int) -> None:
         self._slots.clear_range(first, last)

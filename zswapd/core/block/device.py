@@ -38,6 +38,7 @@ from zswapd.core.block.segments import cut
 from zswapd.core.block.state import PageState, pool_state
 from zswapd.core.crashpoints import reach
 from zswapd.core.frontends.frontswap import MAX_OFFSET
+from zswapd.core.pam.accounts import NO_LIMIT
 from zswapd.errors import CorruptedPageError, DiscardError, LostPageError, ZswapdError
 
 if TYPE_CHECKING:
@@ -58,16 +59,26 @@ class DeviceStatistics:
     Attributes:
         name, size: the device, and its bytes.
         stored_pages: pages in the pool.
+        object_bytes: bytes that these take in the pool, with headers. Other bytes of the pool's
+            frames belong to no file.
+        hits: pages that were read from the pool.
+        disk_reads: pages that were read from the disk behind the pool.
         pages_read, pages_written, pages_discarded: pages since the start. Reads of zeros count.
         partial_reads, partial_writes: pages that were read or written in part.
         refused_writes: requests that were refused in whole or in part (zram's failed_writes).
         failed_reads: requests that met a damaged or lost page (zram's failed_reads).
         lost_pages: pages without data, because an overwrite was refused or memory was damaged.
+        limit_bytes: limit of `object_bytes`; 0 for no limit.
+        limit_hits: pages that were refused because of that limit.
+        weight: its weight against other devices.
     """
 
     name: str
     size: int
     stored_pages: int
+    object_bytes: int
+    hits: int
+    disk_reads: int
     pages_read: int
     pages_written: int
     pages_discarded: int
@@ -76,13 +87,16 @@ class DeviceStatistics:
     refused_writes: int
     failed_reads: int
     lost_pages: int
+    limit_bytes: int
+    limit_hits: int
+    weight: int
 
 
 counters.declare(
     DeviceStatistics,
     cumulative=(
-        "pages_read pages_written pages_discarded partial_reads partial_writes refused_writes"
-        " failed_reads"
+        "hits disk_reads pages_read pages_written pages_discarded partial_reads partial_writes"
+        " refused_writes failed_reads limit_hits"
     ),
 )
 
@@ -167,8 +181,13 @@ class Device:
         self._lost = _bitmap(lost, lost_bytes(size, page_size))
         self._lost_copy = _bitmap(lost_copy, lost_bytes(size, page_size))
         self._lost_pages = 0
+        self._hits = self._disk_reads = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
+        self.weight = 100
+        self.limit_bytes = NO_LIMIT
+        self.is_kept = False
+        self.has_slots = False
         self.unreadable: dict[int, tuple[int, ...]] = {}
         self.has_lost_by_damage = False
         self.when_unreadable: Callable[[], object] = do_nothing
@@ -185,6 +204,7 @@ class Device:
         length = len(out)
         number = offset // size
         start = 0
+        hits, disk_reads = self._hits, self._disk_reads
         try:
             if offset % size == 0 and length % size == 0:
                 for start in range(0, length, size):
@@ -200,12 +220,17 @@ class Device:
             error.filled = start
             self._note_unreadable(number)
             raise
+        except Exception:  # SlotsNeeded: the caller repeats the whole read
+            self._hits, self._disk_reads = hits, disk_reads
+            raise
 
     def _read_page(self, number: int, out: memoryview) -> None:
-        if not self._frontswap.load(self.swap_type, number, out):
-            if self._lost_pages and self._is_lost(number):
-                self._raise_lost(number)
-            out[:] = self._zeros
+        if self._frontswap.load(self.swap_type, number, out):
+            self._hits += 1
+            return
+        if self._lost_pages and self._is_lost(number):
+            self._raise_lost(number)
+        out[:] = self._zeros
 
     def _read_part(self, number: int, begin: int, out: memoryview) -> int:
         """Read a page from byte `begin` on, as far as `out` has room; return the bytes read."""
@@ -340,6 +365,30 @@ class Device:
     def _forget(self, first: int, last: int) -> None:
         """Drop copies of pages first..last outside the pool. Called before the pool drops them."""
 
+    def resize(self, size: int, lost: memoryview, lost_copy: memoryview) -> None:
+        """Set the size. No page beyond it has data or is lost.
+
+        Args:
+            size: bytes, a multiple of the page.
+            lost: the new bitmap of lost pages, with the marks (`copy_marks`).
+            lost_copy: the second one.
+        """
+        length = lost_bytes(size, self._page_size)
+        self._lost, self._lost_copy = _bitmap(lost, length), _bitmap(lost_copy, length)
+        self.size = size
+        self._frontswap.resize(self.swap_type, size // self._page_size)
+
+    def copy_marks(self, lost: memoryview, lost_copy: memoryview) -> None:
+        """Copy the marks of lost pages into new bitmaps, as far as these reach."""
+        shared = min(len(lost), len(self._lost))
+        lost[:shared], lost_copy[:shared] = self._lost[:shared], self._lost_copy[:shared]
+
+    def has_data_beyond(self, size: int, most: int) -> bool:
+        """Return whether one of `most` pages from byte `size` on has data or is lost."""
+        first = size // self._page_size
+        pages = range(first, min(first + most, self.pages))
+        return any(self._has_page(number) or self._is_lost(number) for number in pages)
+
     def invalidate(self) -> int:
         """Drop all pages, as swapoff does; return how many pages the pool had."""
         self._forget(0, self.size // self._page_size - 1)
@@ -389,6 +438,14 @@ class Device:
     def generation(self, number: int) -> int:
         """Return the serial number of a page's store, or 0 if the page is not in the pool."""
         return self._frontswap.generation(self.swap_type, number)
+
+    def pampd_of(self, number: int) -> int:
+        """Return where the pool has a page, or 0."""
+        return self._frontswap.pampd_of(self.swap_type, number)
+
+    def object_bytes(self) -> int:
+        """Return the bytes that the pages of the device take in the pool, with headers."""
+        return self._frontswap.object_bytes(self.swap_type)
 
     def in_use(self, number: int, epoch: int) -> bool:
         """Say whether a page was used after an epoch. A device without ages says no."""
@@ -483,6 +540,9 @@ class Device:
             name=self.name,
             size=self.size,
             stored_pages=self._frontswap.pages(self.swap_type),
+            object_bytes=self.object_bytes(),
+            hits=self._hits,
+            disk_reads=self._disk_reads,
             pages_read=self._pages_read,
             pages_written=self._pages_written,
             pages_discarded=self._pages_discarded,
@@ -491,4 +551,7 @@ class Device:
             refused_writes=self._refused_writes,
             failed_reads=self._failed_reads,
             lost_pages=self._lost_pages,
+            limit_bytes=self.limit_bytes if self.limit_bytes < NO_LIMIT else 0,
+            limit_hits=self._frontswap.limit_hits(self.swap_type),
+            weight=self.weight,
         )

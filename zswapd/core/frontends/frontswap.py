@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.crashpoints import reach
-from zswapd.core.pam.base import MAX_INDEX, NO_NEED, RejectReason
+from zswapd.core.pam.base import CLIENT_SHIFT, MAX_CLIENTS, MAX_INDEX, NO_NEED, RejectReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from zswapd.core.pam.base import PageKey, RewritingPam
     from zswapd.core.tmem.tmem import Tmem
 
-MAX_SWAPFILES: Final = 32
-SWIZ_BITS: Final = 8
+MAX_SWAPFILES: Final = MAX_CLIENTS
+SWIZ_BITS: Final = CLIENT_SHIFT
 _SWIZ: Final = 1 << SWIZ_BITS
 _SWIZ_MASK: Final = _SWIZ - 1
 MAX_OFFSET: Final = (MAX_INDEX << SWIZ_BITS) | _SWIZ_MASK
@@ -114,6 +114,15 @@ class Frontswap:
         self._sizes[swap_type] = pages
         if when_losing is not None:
             self._when_losing[swap_type] = when_losing
+
+    def remove(self, swap_type: int) -> None:
+        """Remove a swap file. It has no pages."""
+        del self._sizes[swap_type]
+        self._when_losing.pop(swap_type, None)
+
+    def resize(self, swap_type: int, pages: int) -> None:
+        """Set the length of a swap file. It has no pages beyond it."""
+        self._sizes[swap_type] = pages
 
     def store(self, swap_type: int, offset: int, page: memoryview) -> RejectReason | None:
         """Keep a page; return None or the reason of the refusal. Then no older copy is left."""
@@ -225,6 +234,12 @@ class Frontswap:
             != 0
         )
 
+    def pampd_of(self, swap_type: int, offset: int) -> int:
+        """Return the pampd of a page, or 0 if it is not in the pool."""
+        return self._tmem.find(
+            self._pool, swap_type << SWIZ_BITS | offset & _SWIZ_MASK, offset >> SWIZ_BITS
+        )
+
     def generation(self, swap_type: int, offset: int) -> int:
         """Return the serial number of a page's store, or 0 if the page is not in the pool.
 
@@ -269,6 +284,14 @@ class Frontswap:
             self._tmem.object_pages(self._pool, swap_type << SWIZ_BITS | low)
             for low in range(_SWIZ)
         )
+
+    def object_bytes(self, swap_type: int) -> int:
+        """Return the bytes that the objects of a swap file take in the pool, with headers."""
+        return self._pam.object_bytes(swap_type)
+
+    def limit_hits(self, swap_type: int) -> int:
+        """Return how many pages were refused because the swap file was at its limit."""
+        return self._pam.limit_hits(swap_type)
 
     def freeze(self) -> None:
         """Refuse stores; each store still flushes the older page."""

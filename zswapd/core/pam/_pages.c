@@ -55,6 +55,9 @@ struct zheader {
 };
 
 #define HEADER_BYTES sizeof(struct zheader)
+/* A page's client, from its oid (zswapd/core/pam/base.py). */
+#define CLIENT_SHIFT 8
+#define CLIENT_MASK 31
 #define COVERED 8 /* the checksum covers the bytes behind the live word */
 #define DEAD_CHECK 0x5DEAD5A3U /* `check` of a free object: core/allocators/base.py */
 
@@ -304,7 +307,8 @@ static PyObject *packer_weigh(Packer *self, PyObject *handle)
 		return PyLong_FromLong(NO_PAGE);
 	if (!fits(self, object, header.length) || !is_whole(object, &header))
 		return PyLong_FromLong(WRONG_CHECKSUM);
-	return PyLong_FromLong((long)header.length << 8 | header.codec);
+	return PyLong_FromLong((long)(header.oid >> CLIENT_SHIFT & CLIENT_MASK) << 24 |
+			       (long)header.length << 8 | header.codec);
 }
 
 /* Return whether an object of `room` bytes has the header of a page and a right checksum. */

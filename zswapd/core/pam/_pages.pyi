@@ -73,7 +73,7 @@ class Packer:
         """
 
     def weigh(self, handle: int) -> int:
-        """Return the length of a page's data, times 256, plus its codec.
+        """Return the codec of a page in bits 0-7, its length in bits 8-23, then its client.
 
         The result is NO_PAGE if there is no page. It is WRONG_CHECKSUM if the page is damaged: no
         field of its header can be trusted then.

@@ -40,6 +40,11 @@ HEADER_BYTES: Final = 24
 MAX_POOLS: Final = 256
 MAX_OID: Final = (1 << 64) - 1
 MAX_INDEX: Final = (1 << 32) - 1
+MAX_CLIENTS: Final = 32
+"""Number of clients that have an account. A client is one swap file."""
+CLIENT_SHIFT: Final = 8
+"""The client of a page is `oid >> CLIENT_SHIFT`, as frontswap makes oids."""
+CLIENT_MASK: Final = MAX_CLIENTS - 1
 NO_ROOM: Final = -1
 """The result of `RewritingPam.rewrite` if there is no room for the copy at the moment."""
 NO_NEED: Final = -2
@@ -167,7 +172,13 @@ class Pam(Protocol):
 
 
 class RewritingPam(Pam, Protocol):
-    """A back end that can store a page again with another codec."""
+    """A back end that can store a page again with another codec, and keeps accounts."""
+
+    def object_bytes(self, client: int) -> int:
+        """Return the bytes that the objects of a client take, with headers."""
+
+    def limit_hits(self, client: int) -> int:
+        """Return the number of pages that were refused because of a client's limit."""
 
     def rewrite(self, pampd: int, compressor: Compressor, gain_percent: int) -> int:
         """Make a copy of a page with another codec, if that saves enough.

@@ -148,7 +148,7 @@ class _Recovery:
         other = self._index.adopt_page(pool, oid, index, handle)
         reach(crashpoints.TAKEOVER_PAGE)
         if not other:
-            self._zv.count_found(generation, codec, length)
+            self._zv.count_found(oid, generation, codec, length)
         elif other > 0:
             self._settle(handle, other)
         else:
@@ -226,8 +226,8 @@ class _Recovery:
             loser = other
         if loser == other:
             self._index.replace_page(pool, oid, index, other, handle)
-            self._zv.uncount(its_codec, its_length)
-            self._zv.count_found(generation, codec, length)
+            self._zv.uncount(oid, its_codec, its_length)
+            self._zv.count_found(oid, generation, codec, length)
         self._disclaim(loser)
         self.findings.dropped.append(loser)
         reach(crashpoints.TAKEOVER_DUPLICATE)

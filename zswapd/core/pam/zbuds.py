@@ -156,7 +156,7 @@ class Zbuds(ZPages):
         self.allocator.free(pampd)
         self._pages -= 1
         if weight >= 0:
-            self._zbytes -= weight >> 8
+            self._zbytes -= weight >> 8 & 0xFFFF
         else:
             self._damaged += 1
 

@@ -26,7 +26,7 @@ from zswapd.core.allocators.base import DEAD_CHECK
 from zswapd.core.allocators.frametable import HIGH_SHIFT, LOW_SHIFT
 from zswapd.core.compress.base import LZ4, RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
-from zswapd.core.pam.base import HEADER, HEADER_BYTES, PageKey
+from zswapd.core.pam.base import CLIENT_MASK, CLIENT_SHIFT, HEADER, HEADER_BYTES, PageKey
 from zswapd.errors import CorruptedPageError
 
 if TYPE_CHECKING:
@@ -226,18 +226,18 @@ class ZPages:
         return int(codec)
 
     def weigh(self, handle: int) -> int:
-        """Return the length of a page's data, times 256, plus its codec.
+        """Return the codec of a page in bits 0-7, its length in bits 8-23, then its client.
 
         The result is NO_PAGE if there is no page, and WRONG_CHECKSUM if the page is damaged.
         """
         packer = self.packer
         if packer is not None:
             return packer.weigh(handle)
-        check, generation, _oid, _index, length, codec, _pool = _unpack_header(self._memory, handle)
+        check, generation, oid, _index, length, codec, _pool = _unpack_header(self._memory, handle)
         if not generation and check in (0, DEAD_CHECK):
             return NO_PAGE
         return (
-            length << 8 | codec
+            (oid >> CLIENT_SHIFT & CLIENT_MASK) << 24 | length << 8 | codec
             if self.matches(handle, check, generation, length)
             else WRONG_CHECKSUM
         )

@@ -34,7 +34,17 @@ from zswapd import counters
 from zswapd.core import crashpoints
 from zswapd.core.compress.base import RAW, SAME_FILLED
 from zswapd.core.crashpoints import reach
-from zswapd.core.pam.base import HEADER, HEADER_BYTES, NO_NEED, NO_ROOM, RejectReason
+from zswapd.core.pam.accounts import Accounts
+from zswapd.core.pam.base import (
+    CLIENT_MASK,
+    CLIENT_SHIFT,
+    HEADER,
+    HEADER_BYTES,
+    MAX_CLIENTS,
+    NO_NEED,
+    NO_ROOM,
+    RejectReason,
+)
 from zswapd.core.pam.zpages import CHECK_MASK, GENERATION_HALF, NO_PAGE, ZPages
 from zswapd.errors import InvariantError
 
@@ -56,6 +66,8 @@ BODY_MASK: Final = (1 << 40) - 1
 
 The upper 24 bits are the checksum of the body.
 """
+RAW_BYTES: Final = HEADER_BYTES + 8
+"""Bytes of a raw page's object, beside its body."""
 BODY_CHECK: Final = (1 << 24) - 1
 """The bits of a whole checksum that a body's checksum keeps. It is never 0."""
 LEAST_GAIN: Final = 16
@@ -67,6 +79,11 @@ EVICTIONS_PER_STORE: Final = 64
 
 Each frees several adjacent frames where the neighbours of the oldest run are ephemeral too.
 """
+
+
+def _object_bytes(codec: int, length: int, page_size: int) -> int:
+    """Return the bytes of a page's object with its header, and of its body."""
+    return RAW_BYTES + page_size if codec == RAW else HEADER_BYTES + length
 
 
 def _nothing() -> bool:
@@ -147,6 +164,7 @@ class Zv(ZPages):
         checksum: checksums cover the data of compressed and raw pages too.
 
     Attributes:
+        accounts: what each client keeps, and may keep.
         compressor, checksum, keep_poor: as above. They can be set at any time, for later stores.
         takes_poor: the pool keeps a poor page if it has no other place, whatever `keep_poor` is.
         max_zsize: zv_max_zsize in bytes, by default 7/8 of a page.
@@ -177,6 +195,11 @@ class Zv(ZPages):
         self._recompressed = self._recompress_saved = 0
         self._curr_dist = [0] * (frames.page_size // DIST_CHUNK + 2)
         self._cumul_dist = list(self._curr_dist)
+        self.accounts = Accounts()
+        # The same list as in `accounts`: one look-up less for each page.
+        self._client_bytes = self.accounts.object_bytes
+        self._has_limits = False
+        self._own_compressors: dict[int, Compressor] = {}
         self._total_frames = total_frames
         self.evict_cache: Callable[[], bool] = _nothing
         self.keep_poor = self.takes_poor = keep_poor
@@ -203,17 +226,10 @@ class Zv(ZPages):
     def create(self, pool: int, oid: int, index: int, page: memoryview, *, replacing: bool) -> int:
         """Keep a page; return its pampd, or the negated RejectReason (see base.Pam)."""
         if not replacing:
-            # The limits do not count the ephemeral half's frames.
-            used = self.frames.used_frames - self.frames.ephemeral_frames
-            if used >= self.limit_frames or (self._is_full and used > self.accept_frames):
-                self._is_full = True
-                self._limit_hit += 1
-                return -RejectReason.POOL_LIMIT_HIT
-            self._is_full = used >= self._policy_frames
-            if self._is_full:
-                self._percent_exceeded += 1
-                return -RejectReason.POLICY_PERCENT_EXCEEDED
-        packed = self.pack(page)
+            refused = self._check_limits(oid)
+            if refused:
+                return refused
+        packed = self._pack_as(oid, page) if self._own_compressors else self.pack(page)
         codec, zsize = packed & 0xFF, packed >> 8
         if codec != SAME_FILLED:
             if zsize > self.max_mean_zsize or zsize > self.max_zsize:
@@ -230,7 +246,24 @@ class Zv(ZPages):
             return -RejectReason.FAILED_ALLOC
         self.write_packed(handle, pool, oid, index)
         self._count(codec, zsize, zsize)
+        self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += HEADER_BYTES + zsize
         return handle
+
+    def _check_limits(self, oid: int) -> int:
+        """Count a page for which there is no room; return 0, or the negated reason."""
+        # The limits do not count the ephemeral half's frames.
+        used = self.frames.used_frames - self.frames.ephemeral_frames
+        if used >= self.limit_frames or (self._is_full and used > self.accept_frames):
+            self._is_full = True
+            self._limit_hit += 1
+            return -RejectReason.POOL_LIMIT_HIT
+        self._is_full = used >= self._policy_frames
+        if self._is_full:
+            self._percent_exceeded += 1
+            return -RejectReason.POLICY_PERCENT_EXCEEDED
+        if self._has_limits and self.accounts.refuses(oid >> CLIENT_SHIFT & CLIENT_MASK):
+            return -RejectReason.POOL_LIMIT_HIT
+        return 0
 
     def has_room(self, frames: int) -> bool:
         """Return whether the pool can take pages for which it needs `frames` more frames.
@@ -243,6 +276,18 @@ class Zv(ZPages):
         if self._is_full and used > self.accept_frames:
             return False
         return used + frames <= min(self.limit_frames, self._policy_frames)
+
+    def _pack_as(self, oid: int, page: memoryview) -> int:
+        """Compress a page with the codec of its client, which need not be the pool's."""
+        own = self._own_compressors.get(oid >> CLIENT_SHIFT & CLIENT_MASK)
+        if own is None:
+            return self.pack(page)
+        of_pool = self.compressor
+        self.compressor = own
+        try:
+            return self.pack(page)
+        finally:
+            self.compressor = of_pool
 
     def _alloc_after_eviction(self, size: int) -> int:
         """Evict pages of the cache until an object can be allocated.
@@ -294,6 +339,7 @@ class Zv(ZPages):
         check = _digest(page) & BODY_CHECK or 1 if self.checksum else 0
         self.write(handle, pool, oid, index, RAW, _Q.pack(check << 40 | body))
         self._count(RAW, 8, self._page_size)
+        self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += RAW_BYTES + self._page_size
         return handle
 
     def _count(self, codec: int, length: int, zsize: int) -> None:
@@ -333,7 +379,7 @@ class Zv(ZPages):
             InvariantError: there is no page at the pampd.
         """
         weight = self.weigh(pampd)
-        codec, length = weight & 0xFF, weight >> 8
+        codec, length = weight & 0xFF, weight >> 8 & 0xFFFF
         if weight == NO_PAGE:
             raise InvariantError(f"pampd {pampd:#x} is freed but no page is kept there")
         self._pages -= 1
@@ -348,11 +394,13 @@ class Zv(ZPages):
             self.allocator.free(word & BODY_MASK)
             self._raw -= 1
             self._zbytes -= self._page_size
+            self._client_bytes[weight >> 24] -= RAW_BYTES + self._page_size
             self._curr_dist[-1] -= 1
             return
         else:
             self._same_filled -= codec == SAME_FILLED
             self._zbytes -= length
+            self._client_bytes[weight >> 24] -= HEADER_BYTES + length
             self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] -= 1
         self.allocator.free(pampd)
 
@@ -379,28 +427,31 @@ class Zv(ZPages):
         if not handle:
             return NO_ROOM
         self.write(handle, pool, oid, index, compressor.codec, data)
-        self._enter(compressor.codec, len(data), 1)
+        self._enter(oid, compressor.codec, len(data), 1)
         self._recompressed += 1
         self._recompress_saved += zsize - len(data)
         return handle
 
     # For recovery.py.
 
-    def count_found(self, generation: int, codec: int, length: int) -> None:
+    def count_found(self, oid: int, generation: int, codec: int, length: int) -> None:
         """Count a page that recovery keeps; stores go on from the latest generation found."""
-        self._enter(codec, length, 1)
+        self._enter(oid, codec, length, 1)
         if self._pages > self._pages_max:
             self._pages_max = self._pages
         if not self._generation or (generation - self._generation) & CHECK_MASK < GENERATION_HALF:
             self._generation = generation
 
-    def uncount(self, codec: int, length: int) -> None:
+    def uncount(self, oid: int, codec: int, length: int) -> None:
         """Remove a page from the counts because recovery keeps another copy of it."""
-        self._enter(codec, length, -1)
+        self._enter(oid, codec, length, -1)
 
-    def _enter(self, codec: int, length: int, sign: int) -> None:
+    def _enter(self, oid: int, codec: int, length: int, sign: int) -> None:
         """Add a page to the counts (`sign` 1) or remove it (-1), without counting a store."""
         self._pages += sign
+        self._client_bytes[oid >> CLIENT_SHIFT & CLIENT_MASK] += sign * _object_bytes(
+            codec, length, self._page_size
+        )
         if codec == RAW:
             self._raw += sign
             self._zbytes += sign * self._page_size
@@ -410,7 +461,35 @@ class Zv(ZPages):
         self._zbytes += sign * length
         self._curr_dist[(HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK] += sign
 
+    # Clients.
+
+    def set_client(
+        self, client: int, limit_bytes: int, accept_percent: int, compressor: Compressor | None
+    ) -> None:
+        """Set what a client may keep; pages that it keeps already stay as they are.
+
+        Args:
+            client: its number.
+            limit_bytes: its limit, or accounts.NO_LIMIT.
+            accept_percent: see `Accounts.set_limit`.
+            compressor: codec for its new pages; None for that of the pool.
+        """
+        self.accounts.set_limit(client, limit_bytes, accept_percent)
+        self._has_limits = self.accounts.has_limits()
+        if compressor is None:
+            self._own_compressors.pop(client, None)
+        else:
+            self._own_compressors[client] = compressor
+
     # The books.
+
+    def object_bytes(self, client: int) -> int:
+        """Return the bytes that the objects of a client take, with headers."""
+        return self._client_bytes[client]
+
+    def limit_hits(self, client: int) -> int:
+        """Return the number of pages that were refused because of a client's limit."""
+        return self.accounts.limit_hits[client]
 
     @property
     def raw_pages(self) -> int:
@@ -454,9 +533,9 @@ class Zv(ZPages):
             InvariantError: a count is wrong.
         """
         pages = zbytes = same_filled = raw = 0
-        dist = [0] * len(self._curr_dist)
+        dist, clients = [0] * len(self._curr_dist), [0] * MAX_CLIENTS
         for pampd in pampds:
-            _check, generation, _oid, _index, length, codec, _pool = _unpack_header(
+            _check, generation, oid, _index, length, codec, _pool = _unpack_header(
                 self._memory, pampd
             )
             if not generation:
@@ -465,6 +544,9 @@ class Zv(ZPages):
             same_filled += codec == SAME_FILLED
             raw += codec == RAW
             zbytes += self._page_size if codec == RAW else length
+            clients[oid >> CLIENT_SHIFT & CLIENT_MASK] += _object_bytes(
+                codec, length, self._page_size
+            )
             dist[
                 -1 if codec == RAW else (HEADER_BYTES + length + DIST_CHUNK - 1) // DIST_CHUNK
             ] += 1
@@ -475,3 +557,5 @@ class Zv(ZPages):
                 f"zv counts {self._pages} pages, {self._zbytes} bytes; its index names {pages},"
                 f" {zbytes}"
             )
+        if not self._damaged and clients != self._client_bytes:
+            raise InvariantError(f"the accounts are {self._client_bytes}, the pages {clients}")

@@ -145,13 +145,14 @@ class Recompression:
         prepare: Callable[[], Sequence[memoryview] | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._devices = devices
-        self._marks = tried
+        self._devices = list(devices)
+        self._marks = list(tried)
         self._compressor = compressor
         self._newest = newest
         self._epoch_before = epoch_before
         self._has_room = has_room
         self._prepare = prepare
+        self._unprepared: list[tuple[Recompressible, Callable[[], None]]] = []
         self._clock = clock
         self.age_s = 0
         self._notes: deque[tuple[float, int]] = deque()
@@ -164,7 +165,7 @@ class Recompression:
     @property
     def is_prepared(self) -> bool:
         """Whether the memory of the marks is populated."""
-        return self._prepare is None
+        return self._prepare is None and not self._unprepared
 
     def prepare(self) -> None:
         """Populate the marks before the first pass. It may block, and may run in any thread.
@@ -173,8 +174,30 @@ class Recompression:
             ArenaError: the system has no memory for the marks.
         """
         if self._prepare is not None:
-            self._marks = self._prepare() or self._marks
+            self._marks[:] = self._prepare() or self._marks
             self._prepare = None
+        while self._unprepared:
+            self._unprepared[-1][1]()
+            self._unprepared.pop()
+
+    def add(self, device: Recompressible, marks: memoryview, prepare: Callable[[], None]) -> None:
+        """Recompress a further device from the next pass on.
+
+        Args:
+            device: the device.
+            marks: its marks, all zeros.
+            prepare: populates their memory; may block.
+        """
+        self._devices.append(device)
+        self._marks.append(marks)
+        self._unprepared.append((device, prepare))
+
+    def remove(self, device: Recompressible) -> None:
+        """Leave a device out; a pass under way ends."""
+        place = self._devices.index(device)
+        del self._devices[place], self._marks[place]
+        self._unprepared = [row for row in self._unprepared if row[0] is not device]
+        self.abandon()
 
     def abandon(self) -> None:
         """Cancel the pass."""

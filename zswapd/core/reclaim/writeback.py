@@ -12,10 +12,12 @@ packs the rest. A page that is used while its slot is written stays in the pool.
 Triggers, in this order:
   1. A command.
   2. Incompressible pages take more memory than they may. Then the oldest of them go, and no others.
-  3. The limit. Writeback begins halfway between accept_threshold_percent and the limit, and ends
+  3. The limit of a swap file. Then the oldest pages of this file go (shares.py).
+  4. The limit. Writeback begins halfway between accept_threshold_percent and the limit, and ends
      at that percentage.
-  4. The reserve is nearly empty.
-  5. Age.
+  5. The reserve is nearly empty.
+  6. Age.
+For 4 and 5, the oldest pages go of the swap file that is most above its share.
 A budget bounds all but commands. Pages of the present epoch stay.
 
 A page that is not in the pool has age 0. Pages on the disk that were read once have an age.
@@ -36,6 +38,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zswapd import counters
 from zswapd.core.reclaim.ages import BOUNDS_S, SAMPLE
+from zswapd.core.reclaim.shares import Shareholder, Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +61,7 @@ DAY_S = 86400.0
 _OLDER = bytes([0, *(max(1, age - 128) for age in range(1, 256))])
 
 
-class Aged(Protocol):
+class Aged(Shareholder, Protocol):
     """A device with ages, such as `block.backed.BackedDevice`."""
 
     ages: bytearray
@@ -80,7 +83,8 @@ class WritebackStatistics:
     """Counters of writeback, by trigger.
 
     Attributes:
-        by_command, by_incompressible, by_limit, by_reserve, by_age: pages sent, by trigger.
+        by_command, by_incompressible, by_file, by_limit, by_reserve, by_age: pages sent, by
+            trigger.
         budget_bytes: maximum of bytes a day, 0 for no limit.
         budget_left_bytes: bytes that are left of today's budget.
         budget_stops: times that the budget was used up.
@@ -92,6 +96,7 @@ class WritebackStatistics:
 
     by_command: int
     by_incompressible: int
+    by_file: int
     by_limit: int
     by_reserve: int
     by_age: int
@@ -105,7 +110,9 @@ class WritebackStatistics:
 
 counters.declare(
     WritebackStatistics,
-    cumulative="by_command by_incompressible by_limit by_reserve by_age budget_stops epochs",
+    cumulative=(
+        "by_command by_incompressible by_file by_limit by_reserve by_age budget_stops epochs"
+    ),
 )
 
 
@@ -128,17 +135,25 @@ class _Cursor:
     def find(self) -> tuple[int, int]:
         """Move behind the next page of this epoch and device, or to the next device or epoch.
 
-        Return the page (-1 for none) and the number of looks.
+        Return the page (-1 for none) and the number of looks. A device whose pages stay off the
+        disk has none.
         """
+        if self.device.is_kept:
+            self._skip()
+            return -1, EMPTY_LOOK
         ages, position = self.device.ages, self.position
         number = ages.find(self.age, position)
         if number >= 0:
             self.position = number + 1
             return number, 1 + (number - position >> SCAN_BITS)
-        self._place, self.position = self._place + 1, 0
-        if self._place == len(self._devices):
-            self.age, self._place = self.age + 1, 0
+        self._skip()
         return -1, EMPTY_LOOK + (len(ages) - position >> SCAN_BITS)
+
+    def _skip(self) -> None:
+        """Move to the next device, or to the next epoch."""
+        self._place, self.position = self._place + 1, 0
+        if self._place >= len(self._devices):
+            self.age, self._place = self.age + 1, 0
 
 
 class Writeback:
@@ -163,6 +178,7 @@ class Writeback:
         promotes: whether pages that are read from the disk may return to the pool, while it is not
             nearly full.
         in_flight: pages under way.
+        shares: the choice among the swap files.
         is_looking: whether the last step ran out of time before it had seen all candidates.
     """
 
@@ -197,13 +213,24 @@ class Writeback:
         self._epoch = 2  # epoch 1 is for the pages of a predecessor
         self._began = [clock()] * (EPOCHS + 1)
         self._uses_before = self._uses_seen = uses()
+        self.shares = Shares(devices)
+        self._own = [_Cursor([device]) for device in devices]
         self._cursors = {kind: _Cursor(devices) for kind in ("", "incompressible", "oldest")}
         self._is_draining = False
         self._looks_for_raw = True
         self._commanded, self._commanded_kind, self._commanded_age = 0, "", 0.0
-        self._sent = dict.fromkeys(("command", "incompressible", "limit", "reserve", "age"), 0)
+        self._sent = dict.fromkeys(
+            ("command", "incompressible", "file", "limit", "reserve", "age"), 0
+        )
         self._day, self._spent, self._stops, self._epochs = clock(), 0, 0, 0
         self._samples = 0
+        self._set_epoch()
+
+    def changed(self) -> None:
+        """Begin all searches anew: the list of devices has changed, or the size of one."""
+        self._own = [_Cursor([device]) for device in self._devices]
+        self.shares.begin_anew()
+        self._begin_anew()
         self._set_epoch()
 
     # Time.
@@ -225,11 +252,12 @@ class Writeback:
         if now - self._day >= DAY_S:
             self._day, self._spent = now, 0
         self._looks_for_raw = True
+        self.shares.look()
         # This mark is above the start of writeback. Pages that return must push out colder pages,
         # or the pool would stay as it is.
         has_room = self.promotes and self._used() < (self._start() + self.limit_frames) // 2
-        for device in self._devices:
-            device.promotes = has_room
+        for place, device in enumerate(self._devices):
+            device.promotes = has_room and self.shares.has_room(place)
         return is_busy
 
     def _start(self) -> int:
@@ -257,7 +285,7 @@ class Writeback:
 
     def _begin_anew(self) -> None:
         """Restart the searches at the oldest pages."""
-        for cursor in self._cursors.values():
+        for cursor in (*self._cursors.values(), *self._own):
             cursor.begin_anew()
 
     def _set_epoch(self) -> None:
@@ -302,7 +330,7 @@ class Writeback:
         return self._commanded
 
     def wanted(self) -> str:
-        """Return the trigger: `command`, `incompressible`, `limit`, `reserve` or `age`.
+        """Return the trigger: `command`, `incompressible`, `file`, `limit`, `reserve` or `age`.
 
         The result is empty if there is no trigger.
         """
@@ -312,15 +340,15 @@ class Writeback:
             return ""
         if self._looks_for_raw and self._raw_pages() > self.raw_limit:
             return "incompressible"
+        if self.shares.above_limit() >= 0:
+            return "file"
         used, low = self._used(), self.limit_frames * self.accept_percent // 100
         if used > self._start():
             self._is_draining = True
         elif used <= low:
             self._is_draining = False
-        if self._is_draining:
-            return "limit"
-        if self._is_short():
-            return "reserve"
+        if self._is_draining or self._is_short():
+            return "limit" if self._is_draining else "reserve"
         return "age" if self.idle_s and self._oldest_idle() else ""
 
     def _oldest_idle(self) -> bool:
@@ -335,9 +363,10 @@ class Writeback:
             why: the result of `wanted`.
         """
         begun = looks = 0
-        most = self._missing(why)
         kind = self._commanded_kind if why == "command" else why if why == "incompressible" else ""
-        cursor = self._cursors[kind]
+        place = self._client(why)
+        most = self._missing(why, place)
+        cursor = self._cursors[kind] if place < 0 else self._own[place]
         while (
             looks < PAGES_PER_STEP
             and self.in_flight < min(most, IN_FLIGHT)
@@ -365,15 +394,29 @@ class Writeback:
             cursor.begin_anew()
             if not begun:
                 self._commanded = 0
+                if place >= 0:  # another client may have older pages
+                    self.shares.pass_over(place)
+                    self.is_looking = True
         if why == "incompressible" and not begun:
             self._looks_for_raw = False  # until the next look, so that other triggers get a turn
         return begun
 
-    def _missing(self, why: str) -> int:
+    def _client(self, why: str) -> int:
+        """Return the place of the device whose pages go, or -1 for the oldest pages of all."""
+        if why == "file":
+            return self.shares.above_limit()
+        if why in {"limit", "reserve"} and len(self._devices) > 1:
+            return self.shares.above_share()
+        return -1
+
+    def _missing(self, why: str, place: int) -> int:
         """Return how many pages must leave at least. No more may be under way.
 
         A page takes one frame at most, so fewer pages could not free the frames.
         """
+        if why == "file":
+            over = self._devices[place].object_bytes() - self.shares.low(place)
+            return -(-over // self._page_size)
         if why == "limit":
             return self._used() - self.limit_frames * self.accept_percent // 100
         return self._raw_pages() - self.raw_limit if why == "incompressible" else IN_FLIGHT
@@ -445,6 +488,7 @@ class Writeback:
         return WritebackStatistics(
             by_command=self._sent["command"],
             by_incompressible=self._sent["incompressible"],
+            by_file=self._sent["file"],
             by_limit=self._sent["limit"],
             by_reserve=self._sent["reserve"],
             by_age=self._sent["age"],

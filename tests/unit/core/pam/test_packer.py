@@ -21,7 +21,7 @@ from tests.support.strategies import KINDS, contents, page, page_sizes
 from zswapd.core import compress, crashpoints
 from zswapd.core.compress.base import FIRST_CODEC, LZ4, RAW, SAME_FILLED
 from zswapd.core.pam import zpages
-from zswapd.core.pam.base import HEADER_BYTES
+from zswapd.core.pam.base import CLIENT_MASK, CLIENT_SHIFT, HEADER_BYTES
 from zswapd.errors import CorruptedPageError, InvariantError
 
 pytestmark = pytest.mark.skipif(
@@ -114,7 +114,8 @@ def test_both_write_the_same_bytes_and_read_each_others(
         assert weight > 0
         ((place, generation, oid, index, length, codec, pool),) = seen
         assert place == pampd
-        assert (pool, oid, index, length << 8 | codec) == (*KEY, weight)
+        client = oid >> CLIENT_SHIFT & CLIENT_MASK
+        assert (pool, oid, index, client << 24 | length << 8 | codec) == (*KEY, weight)
         assert generation == stack.zv.newest
     if kind in ("noise", "poor"):  # whose object names the frame that holds it
         objects = [held[8:HEADER_BYTES] for held in objects]

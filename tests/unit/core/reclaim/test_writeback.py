@@ -24,6 +24,7 @@ class Ages:
         self.ages = bytearray(b"\1" * pages)
         self.epoch = 1
         self.promotes = False
+        self.weight, self.limit_bytes, self.is_kept = 100, 1 << 62, False
         self.sent: list[int] = []
         self.absent: set[int] = set()
         self.raw: set[int] = set()
@@ -39,6 +40,9 @@ class Ages:
 
     def generation(self, number: int) -> int:
         return int(number not in self.absent)
+
+    def object_bytes(self) -> int:
+        return PAGE * sum(age > 0 for age in self.ages)
 
     def is_raw(self, number: int) -> bool:
         return number in self.raw
