@@ -138,7 +138,7 @@ def _make_settings(
     roster = Roster(state, page_size=config.context.page_size, is_growable=kind == "tmpfs")
     sizes = {member.name: member.size for member in roster.members.values()}
     found = with_files(config, sizes, source=FILES_BY)
-    return roster, Settings(found, left.get("settings", {}))
+    return roster, Settings(found, left.get("settings", {}), config)
 
 
 def _make_saver(parts: Parts, left: Mapping[str, Any]) -> StateSaver:

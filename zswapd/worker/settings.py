@@ -37,6 +37,7 @@ class Settings:
     Args:
         configured: the settings of the files and the command line.
         changes: the settings that earlier workers were told to change, by full name.
+        whole: the settings with those of swap files that do not exist yet.
 
     Attributes:
         configured: as above.
@@ -47,8 +48,11 @@ class Settings:
         when_applied: called after a change.
     """
 
-    def __init__(self, configured: Config, changes: Mapping[str, object]) -> None:
+    def __init__(
+        self, configured: Config, changes: Mapping[str, object], whole: Config | None = None
+    ) -> None:
         self.configured = configured
+        self._whole = whole or configured
         self.current, self.changes = with_changes(configured, changes, source=SET_BY)
         self.document = to_document(configured)
         self.when_applied: Callable[[], None] = lambda: None
@@ -91,7 +95,7 @@ class Settings:
         Raises:
             ConfigError: a name, a size or a setting is refused.
         """
-        configured = with_files(self.configured, sizes, source=FILES_BY)
+        configured = with_files(self._whole, sizes, source=FILES_BY)
         kept = {
             name: value
             for name, value in self.changes.items()

@@ -423,6 +423,8 @@ ARGUMENTS = {
     "reset": ["--all"],
     "shrink": ["1"],
     "cache add": ["disk", "--backing", "/dev/null"],
+    **{f"files {name}": ["guest", "--size", "1G"] for name in ("add", "resize")},
+    "files remove": ["guest"],
     **{f"cache {name}": ["disk"] for name in ("remove", "invalidate", "resize")},
 }
 """What commands need to be given."""
