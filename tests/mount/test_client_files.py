@@ -130,11 +130,11 @@ def test_five_hundred_files_leave_nothing(daemon: Daemon) -> None:
 
     def cycle(number: int) -> None:
         name = f"guest{number % 7}"
-        daemon.ask("file-add", name=name, size="64M", settings={"limit": "8M"})
+        daemon.ask("files-add", name=name, size="64M", settings={"limit": "8M"})
         path = beside(daemon, name)
         write(path, *range(64))
         assert read(path, 63) == PAGE
-        daemon.ask("file-remove", name=name)
+        daemon.ask("files-remove", name=name)
 
     for number in range(20):
         cycle(number)

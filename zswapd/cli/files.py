@@ -47,19 +47,19 @@ def _add(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[
     settings = {key: value for key in _KEYS if (value := getattr(options, key)) is not None}
     report = cast(
         "dict[str, Any]",
-        client.call("file-add", name=options.name, size=options.size, settings=settings),
+        client.call("files-add", name=options.name, size=options.size, settings=settings),
     )
     return report, [f"{report['file']} is there: {format_size(report['size'])}"]
 
 
 def _remove(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
-    report = cast("dict[str, Any]", client.call("file-remove", name=options.name))
+    report = cast("dict[str, Any]", client.call("files-remove", name=options.name))
     return report, [f"{options.name} is removed, with {report['dropped_pages']} pages"]
 
 
 def _resize(client: Client, options: argparse.Namespace) -> tuple[object, Iterable[str]]:
     report = cast(
-        "dict[str, Any]", client.call("file-resize", name=options.name, size=options.size)
+        "dict[str, Any]", client.call("files-resize", name=options.name, size=options.size)
     )
     return report, [f"{report['file']} is {format_size(report['size'])} long"]
 

@@ -74,13 +74,13 @@ COMMANDS: Mapping[str, tuple[Argument, ...]] = {
         Argument("unused", "count", "send only pages that were unused for this time in seconds"),
     ),
     "recompress": (),
-    "file-add": (
+    "files-add": (
         _FILE,
         _SIZE,
         Argument("settings", "settings", "further settings of the file by key"),
     ),
-    "file-remove": (_FILE,),
-    "file-resize": (_FILE, _SIZE),
+    "files-remove": (_FILE,),
+    "files-resize": (_FILE, _SIZE),
     "cache-add": (
         _VOLUME,
         Argument("path", "name", "absolute path of the backing file", is_needed=True),

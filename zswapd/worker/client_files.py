@@ -74,9 +74,9 @@ class ClientFiles:
     def handlers(self) -> dict[str, Any]:
         """Return the handlers by command."""
         return {
-            "file-add": self._counted(self.add),
-            "file-remove": self._counted(self.remove),
-            "file-resize": self._counted(self.resize),
+            "files-add": self._counted(self.add),
+            "files-remove": self._counted(self.remove),
+            "files-resize": self._counted(self.resize),
         }
 
     def statistics(self) -> ClientFilesStatistics:

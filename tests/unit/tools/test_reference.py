@@ -58,7 +58,8 @@ def test_pages_tell_everything() -> None:
         assert f".BR {row.key} " in pages["man/zswapd.toml.5"], dest
         assert f"`{row.key}`" in pages["docs/configuration.md"], dest
     for command in set(COMMANDS) - {"inherit"}:  # between daemons only
-        assert f".SS {command.replace('cache-', 'cache ')}" in pages["man/zswapctl.8"]
+        spoken = re.sub("^(cache|files)-", r"\1 ", command)
+        assert f".SS {spoken}" in pages["man/zswapctl.8"]
     for cls in (errors.ConfigError, errors.HandoverError):
         assert f".B {cls.exit_code}\n" in pages["man/zswapctl.8"]
     assert "upgrade-check" not in pages["man/zswapd.8"]
