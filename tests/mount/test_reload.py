@@ -111,7 +111,7 @@ def test_reset_gives_back_what_is_configured_for_good(daemon: Daemon) -> None:
     ("text", "reason"),
     [
         ('[pool]\ncompressor = "lzo"\nlimit = "much"\n', ":3: pool.limit is"),
-        ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "64M"\n', "files"),
+        ('[pool]\ncompressor = "lzo"\n[swap]\nfiles.more = "much"\n', ":4: swap.files.more is"),
         ('[pool]\ncompressor = "lzo"\n[', "TOML"),
         (
             '[pool]\ncompressor = "lzo"\nmax_zspage_frames = 4\n',

@@ -96,6 +96,6 @@ def add_commands(
         ("compressor", "CODEC", "codec of its new pages (default: pool.compressor)"),
     ):
         add_.add_argument(f"--{key}", metavar=metavar, help=text)
-    add("remove", _remove, "remove a swap file that is not in use, with its pages")
     resize = add("resize", _resize, "change the size of a swap file that is not in use")
     resize.add_argument("--size", required=True, metavar="SIZE", help=size)
+    add("remove", _remove, "remove a swap file that is not in use, with its pages")

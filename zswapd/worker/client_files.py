@@ -124,7 +124,7 @@ class ClientFiles:
             if name in parts.core.devices or parts.directory.lookup(ROOT_INODE, name.encode()):
                 raise ClientError(
                     f"there is a file {name} already",
-                    hint=f"choose another name, or `zswapctl files resize {name}`",
+                    hint=f"choose another name, or `zswapctl files resize {name} --size SIZE`",
                 )
             self._roster.check_growable()
             own = {f"swap.files.{name}.{key}": value for key, value in (settings or {}).items()}

@@ -38,10 +38,10 @@ REASONS = (
 OUTSIDE = {"docker", "podman"}
 """Programs of the machine around a container, where the hint's command is typed."""
 PACKAGES = {
-    "apt-get", "capsh", "chattr", "df", "dmesg", "free", "fuser", "grep", "journalctl", "kill",
-    "losetup", "ls", "lsattr", "lsblk", "mkdir", "modprobe", "mount", "namei", "ps", "quota",
-    "rm", "su", "sudo", "swapoff", "swapon", "sysctl",
-    "systemctl", "ulimit", "umount", "wipefs",
+    "apt-get", "blkdiscard", "capsh", "chattr", "df", "dmesg", "free", "fuser", "grep",
+    "journalctl", "kill", "losetup", "ls", "lsattr", "lsblk", "mkdir", "modprobe", "mount",
+    "namei", "ps", "quota", "rm", "su", "sudo", "swapoff", "swapon", "sysctl", "systemctl",
+    "ulimit", "umount", "wipefs",
 }  # fmt: skip
 """Of Debian: coreutils, e2fsprogs, kmod, libcap2-bin, procps, psmisc, quota, sudo, systemd,
 util-linux; of bash.
