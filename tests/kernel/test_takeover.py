@@ -364,15 +364,20 @@ def memory_kib(pid: int, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-@pytest.mark.parametrize("has_disk", [False, True])
+@pytest.mark.parametrize("waits_for", ["nothing", "a disk", "a volume"])
 def test_spare_shares_the_interpreter_until_it_is_promoted(
-    stage: Stage, tmp_path: Path, has_disk: bool
+    stage: Stage, tmp_path: Path, waits_for: str
 ) -> None:
-    more = {"backing__path": str(tmp_path / "disk"), "backing__buffers": "4M"} if has_disk else {}
+    (tmp_path / "file").write_bytes(bytes(PAGE))
+    more = {
+        "nothing": {},
+        "a disk": {"backing__path": str(tmp_path / "disk"), "backing__buffers": "4M"},
+        "a volume": {"cache__limit": "4M", "cache__volumes__slow": str(tmp_path / "file")},
+    }[waits_for]
     daemon = stage.daemon(size="64M", **more)
     spare, old = ready_spare(daemon), daemon.worker_pid()
-    # With a disk, a thread of a dead worker may keep the memory that the spare would need.
-    assert (memory_kib(spare, "Shared_Dirty") > 14 << 10) is not has_disk
+    # A thread of a dead worker that waits for a file keeps the memory that the spare would need.
+    assert (memory_kib(spare, "Shared_Dirty") > 14 << 10) is (waits_for == "nothing")
     os.kill(old, signal.SIGKILL)
     assert next_worker(daemon, old)["pid"] == spare
     assert memory_kib(spare, "Shared_Dirty") < 6 << 10

@@ -105,6 +105,11 @@ class Config:
     given: Mapping[str, Given]
     """The values that sources wrote, by full name. Each entry of a table has its own full name."""
 
+    @property
+    def may_wait_for_files(self) -> bool:
+        """Whether requests may wait for a disk behind the pool, or for the files of volumes."""
+        return bool(self.backing.path or self.cache.volumes)
+
     def value(self, dest: str) -> object:
         """Return the typed value of a setting.
 

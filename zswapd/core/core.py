@@ -316,7 +316,7 @@ class Core:
             lost: its bitmap of lost pages, all zeros.
             lost_copy: the second one.
         """
-        self.zv.accounts.object_bytes[swap_type] = self.zv.accounts.limit_hits[swap_type] = 0
+        self.zv.accounts.reset(swap_type)
         if self._backing and self.writeback:
             (device,) = self._backing.devices(
                 {name: size},

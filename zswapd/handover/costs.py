@@ -42,7 +42,10 @@ PROCESSES = 98 << 20
 SPARE = 15 << 20
 """The spare's part of PROCESSES."""
 COPY = 25 << 20
-"""Bytes of the interpreter and its modules. A spare has a copy where there is a disk."""
+"""Bytes of the interpreter and its modules.
+
+A spare has a copy where requests may wait for files.
+"""
 THREAD = 64 << 10
 """Bytes of a waiting thread: its kernel stack, its touched stack, and its part of malloc."""
 CHUNK = 40
@@ -218,15 +221,11 @@ def _state(config: Config) -> dict[str, int]:
 
 
 def _large_heaps(config: Config) -> int:
-    return (
-        LIBC_HEAP + PYTHON_HEAP - 2 * SMALL_HEAP
-        if config.cache.volumes or config.backing.path
-        else 0
-    )
+    return LIBC_HEAP + PYTHON_HEAP - 2 * SMALL_HEAP if config.may_wait_for_files else 0
 
 
 def _copy(config: Config) -> int:
-    return COPY if config.service.spare and config.backing.path else 0
+    return COPY if config.service.spare and config.may_wait_for_files else 0
 
 
 def _threads(config: Config) -> int:

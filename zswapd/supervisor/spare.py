@@ -11,15 +11,15 @@ The spare shares the 25 MiB of the interpreter and its modules with the supervis
 both only wait. On promotion, it copies them at once (`Prepared.owned`), before it touches the
 arena. The memory for that comes from the worker that has just died: 40 MiB, which the kernel frees
 before it tells the supervisor of the death. The spare is real-time, so it runs first, and may
-allocate below the min watermark (system/scheduling.py). With a disk behind the pool, a thread of
-the dead worker may wait for the disk and keep all its memory. Then the spare copies the pages in
-advance.
+allocate below the min watermark (system/scheduling.py). With a disk behind the pool or cache
+volumes, a thread of the dead worker may wait for a file and keep all its memory. Then the spare
+copies the pages in advance.
 
 There may be no spare shortly after a takeover, or because memory is short. Then the supervisor
 forks a worker at once, as a real-time task.
 
-Limit: the spare always costs its memory, about 15 MiB, or 40 MiB with a disk (`service.spare =
-false` saves it).
+Limit: the spare always costs its memory, about 15 MiB, or 40 MiB with a disk or volumes
+(`service.spare = false` saves it).
 """
 
 from __future__ import annotations

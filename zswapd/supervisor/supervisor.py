@@ -330,8 +330,8 @@ class Supervisor:
         self._ballast.close()
         system.set_idle_priority()
         system.set_process_name(SPARE_NAME)
-        # A thread of a dead worker that waits for a disk keeps the worker's memory from the spare.
-        owns_memory = self._config.backing.path is not None
+        # A thread of a dead worker that waits for a file keeps the worker's memory from the spare.
+        owns_memory = self._config.may_wait_for_files
         prepared = prepare_module.prepare(self._config, is_first=False, owns_memory=owns_memory)
         self._words[Word.SPARE_SHARED] = system.shared_bytes()
         return prepared

@@ -90,7 +90,7 @@ def prepare(
         owns_memory: copy the pages that are shared with the supervisor now. Else `Prepared.owned`
             is to be called.
     """
-    is_small = not is_first or not (config.cache.volumes or config.backing.path)
+    is_small = not is_first or not config.may_wait_for_files
     protections = system.protect(
         lock_memory=config.service.lock_memory,
         oom_score_adj=config.service.oom_score_adj,

@@ -27,6 +27,7 @@ from pathlib import Path
 
 _IPC_PRIVATE, _IPC_CREAT, _IPC_RMID, _SHM_LOCK = 0, 0o1000, 0, 11
 _SHM_NORESERVE = 0o10000
+_MADV_DONTDUMP = 16
 _NAME = "/SYSV"
 """Begin of the name that the kernel gives the file of a segment."""
 
@@ -36,6 +37,7 @@ _libc.shmctl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 _libc.shmat.restype = ctypes.c_void_p
 _libc.shmdt.argtypes = [ctypes.c_void_p]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _failure() -> OSError:
@@ -48,17 +50,20 @@ class Segment:
 
     Args:
         number: the kernel's number of the segment.
+        size: its bytes.
 
     Raises:
         OSError: the kernel refuses the attachment.
     """
 
-    def __init__(self, number: int) -> None:
-        self._address = 0
+    def __init__(self, number: int, size: int) -> None:
+        self._address, self._size = 0, size
         address = _libc.shmat(number, None, 0)
         if address == ctypes.c_void_p(-1).value or address is None:
             raise _failure()
         self._address = address
+        # Each mapping of the arena is left out of core dumps: it has the memory of other processes.
+        _libc.madvise(address, size, _MADV_DONTDUMP)
 
     @classmethod
     def make(cls, size: int) -> tuple[Segment, int]:
@@ -74,10 +79,10 @@ class Segment:
         if number < 0:
             raise _failure()
         try:
-            segment = cls(number)
+            segment = cls(number, size)
             if _libc.shmctl(number, _SHM_LOCK, None) != 0:
                 raise _failure()
-            descriptor = os.open(segment._file(size), os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(segment._file(), os.O_RDWR | os.O_CLOEXEC)
         finally:
             _libc.shmctl(number, _IPC_RMID, None)
         return segment, descriptor
@@ -89,15 +94,16 @@ class Segment:
             if not str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(_NAME):
                 return None
             wanted = os.fstat(descriptor)
-            segment = cls(wanted.st_ino)
+            segment = cls(wanted.st_ino, wanted.st_size)
             # Another segment may have the number by now.
-            if os.path.samestat(wanted, segment._file(wanted.st_size).stat()):
+            if os.path.samestat(wanted, segment._file().stat()):
                 return segment
             segment.close()
         return None
 
-    def _file(self, size: int) -> Path:
-        return Path(f"/proc/self/map_files/{self._address:x}-{self._address + size:x}")
+    def _file(self) -> Path:
+        """Return the path of the segment's file."""
+        return Path(f"/proc/self/map_files/{self._address:x}-{self._address + self._size:x}")
 
     def close(self) -> None:
         """Detach the segment."""

@@ -193,7 +193,6 @@ class BackedDevice(Device):
     def _read_page(self, number: int, out: memoryview) -> None:
         if self._frontswap.load(self.swap_type, number, out):
             self.ages[number] = self.epoch
-            self._hits += 1
             return
         spill = self._spills.get(number) if self._spills else None
         if spill is not None and spill.write is not None:
@@ -212,6 +211,7 @@ class BackedDevice(Device):
             )
         else:
             out[:] = self._zeros
+        self._misses += 1
 
     def _read_slot(self, number: int, out: memoryview) -> None:
         try:

@@ -61,7 +61,7 @@ class DeviceStatistics:
         stored_pages: pages in the pool.
         object_bytes: bytes that these take in the pool, with headers. Other bytes of the pool's
             frames belong to no file.
-        hits: pages that were read from the pool.
+        hits: pages that were read from the pool, also in order to change a part of them.
         disk_reads: pages that were read from the disk behind the pool.
         pages_read, pages_written, pages_discarded: pages since the start. Reads of zeros count.
         partial_reads, partial_writes: pages that were read or written in part.
@@ -181,7 +181,7 @@ class Device:
         self._lost = _bitmap(lost, lost_bytes(size, page_size))
         self._lost_copy = _bitmap(lost_copy, lost_bytes(size, page_size))
         self._lost_pages = 0
-        self._hits = self._disk_reads = 0
+        self._misses = self._disk_reads = 0
         self._pages_read = self._pages_written = self._pages_discarded = 0
         self._partial_reads = self._partial_writes = self._refused_writes = self._failed_reads = 0
         self.weight = 100
@@ -204,9 +204,10 @@ class Device:
         length = len(out)
         number = offset // size
         start = 0
-        hits, disk_reads = self._hits, self._disk_reads
+        misses, disk_reads = self._misses, self._disk_reads
+        is_whole = offset % size == 0 and length % size == 0
         try:
-            if offset % size == 0 and length % size == 0:
+            if is_whole:
                 for start in range(0, length, size):
                     self._read_page(number, out[start : start + size])
                     number += 1
@@ -215,22 +216,21 @@ class Device:
                 while start < length:
                     start += self._read_part(number, (offset + start) % size, out[start:])
                     number += 1
-        except ZswapdError as error:  # SlotsNeeded is not one: it is no failure
-            self._failed_reads += 1
-            error.filled = start
-            self._note_unreadable(number)
-            raise
-        except Exception:  # SlotsNeeded: the caller repeats the whole read
-            self._hits, self._disk_reads = hits, disk_reads
+        except Exception as error:
+            if is_whole:  # its pages were not counted as read
+                self._misses, self._disk_reads = misses, disk_reads
+            if isinstance(error, ZswapdError):  # SlotsNeeded is not one: it is no failure
+                self._failed_reads += 1
+                error.filled = start
+                self._note_unreadable(number)
             raise
 
     def _read_page(self, number: int, out: memoryview) -> None:
-        if self._frontswap.load(self.swap_type, number, out):
-            self._hits += 1
-            return
-        if self._lost_pages and self._is_lost(number):
-            self._raise_lost(number)
-        out[:] = self._zeros
+        if not self._frontswap.load(self.swap_type, number, out):
+            if self._lost_pages and self._is_lost(number):
+                self._raise_lost(number)
+            out[:] = self._zeros
+            self._misses += 1
 
     def _read_part(self, number: int, begin: int, out: memoryview) -> int:
         """Read a page from byte `begin` on, as far as `out` has room; return the bytes read."""
@@ -541,7 +541,7 @@ class Device:
             size=self.size,
             stored_pages=self._frontswap.pages(self.swap_type),
             object_bytes=self.object_bytes(),
-            hits=self._hits,
+            hits=self._pages_read + self._partial_reads + self._partial_writes - self._misses,
             disk_reads=self._disk_reads,
             pages_read=self._pages_read,
             pages_written=self._pages_written,

@@ -25,10 +25,12 @@ NO_LIMIT: Final = 1 << 62
 
 
 class Accounts:
-    """The accounts of all clients, by number. The lists are read and changed on the page path.
+    """The accounts of all clients, by number. They are read and changed on the page path.
+
+    The account of the client that was changed last is an attribute, because each change of a number
+    in a list makes an object. Its place in the list is out of date.
 
     Attributes:
-        object_bytes: bytes of each client's objects.
         limits: bytes that each client may keep; NO_LIMIT for no limit.
         resume: bytes at which a client that was refused is accepted again.
         is_full: whether each client was refused and is not down to `resume` yet.
@@ -36,18 +38,35 @@ class Accounts:
     """
 
     def __init__(self) -> None:
-        self.object_bytes: list[int] = [0] * MAX_CLIENTS
+        self._client = self._bytes = 0
+        self._others: list[int] = [0] * MAX_CLIENTS
         self.limits: list[int] = [NO_LIMIT] * MAX_CLIENTS
         self.resume: list[int] = [NO_LIMIT] * MAX_CLIENTS
         self.is_full: list[bool] = [False] * MAX_CLIENTS
         self.limit_hits: list[int] = [0] * MAX_CLIENTS
+
+    def add(self, client: int, change: int) -> None:
+        """Add bytes to an account, or subtract them."""
+        if client != self._client:
+            self._others[self._client] = self._bytes
+            self._client, self._bytes = client, self._others[client]
+        self._bytes += change
+
+    def object_bytes(self, client: int) -> int:
+        """Return the bytes of a client's objects."""
+        return self._bytes if client == self._client else self._others[client]
+
+    def reset(self, client: int) -> None:
+        """Begin the account of a new client, which has no objects."""
+        self.add(client, -self.object_bytes(client))
+        self.limit_hits[client] = 0
 
     def refuses(self, client: int) -> bool:
         """Return whether a client is at its limit, and count the refusal.
 
         It is called only for a client that has a limit.
         """
-        held = self.object_bytes[client]
+        held = self.object_bytes(client)
         if held >= self.limits[client] or (self.is_full[client] and held > self.resume[client]):
             self.is_full[client] = True
             self.limit_hits[client] += 1
